@@ -1,0 +1,43 @@
+# make demo: set up, then pre-train and probe a small model on embedded data (minutes, two CPU cores)
+# make test: set up, lint, and run the tests that CI runs      make test-all: the slow ones too
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test test-all lint format tensorboard clean
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/mae-et demo
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell mae_et finetune tests benchmarks configs docs README.md CONTRIBUTING.md CHANGELOG.md
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/pytest -m 'not slow'
+
+test-all: lint
+	$(BIN)/pytest
+
+tensorboard: $(VENV)/.ready
+	$(BIN)/tensorboard --logdir runs
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

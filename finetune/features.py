@@ -1,0 +1,108 @@
+"""Features of a frozen encoder, computed once for a whole data set.
+
+N images, D width.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mae_et.config import DataConfig
+from mae_et.data import EvalView, eval_loader, normalise, worker_count
+from mae_et.datasets import Split, open_source
+from mae_et.errors import UserError
+from mae_et.model import MaskedAutoencoder
+from mae_et.precision import autocast, autocast_dtype
+
+Pool = Literal["cls", "mean"]
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Score a pre-trained encoder on labelled data, without training it."""
+
+    checkpoint: Path
+    """Run folder, checkpoint, or file of released weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Labelled data; by default what the checkpoint was pre-trained on."""
+    pool: Pool = "mean"
+    """Feature of an image: mean of the patch tokens, or class token."""
+    neighbours: int = 20
+    """Neighbours of kNN (k)."""
+    temperature: float = 0.07
+    """Temperature of kNN's votes."""
+    epochs: int = 100
+    """Passes over the cached features in the linear probe."""
+    untrained: bool = False
+    """Whether the same encoder with fresh weights is scored too."""
+    encoder_heads: int | None = None
+    """Heads of the encoder, where its width is no published one."""
+    decoder_heads: int | None = None
+    """Heads of the decoder, likewise."""
+    batch_size: int = 256
+    """Images per forward pass."""
+    workers: int | None = None
+    """Loader processes; by default the cores, at most 16."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto takes a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast precision of the encoder."""
+    seed: int = 0
+    """Seed of the probe's batches and of fresh weights."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        for name in ("neighbours", "temperature", "epochs", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+class Features(NamedTuple):
+    """Features of a data set."""
+
+    vectors: Tensor
+    """float32 [N D]."""
+    labels: Tensor
+    """int64 [N]."""
+    classes: int
+    """Number of classes."""
+
+
+@torch.no_grad()
+def extract_features(
+    model: MaskedAutoencoder, config: ProbeConfig, split: Split, device: torch.device
+) -> Features:
+    """Encode a split's central views at the model's base size, nothing masked.
+
+    Raises:
+        UserError: the data have no labels, or none of more than one class.
+    """
+    source = open_source(config.data, split, model.channels)
+    if len(source.classes) < 2:
+        raise UserError(
+            "scoring an encoder needs labelled images: folders of at least two classes, "
+            f"not {config.data.root or config.data.source}"
+        )
+    view = EvalView(source, config.data, model.full[0] * model.patch)
+    dtype = autocast_dtype(config.precision, device)
+    model = model.to(device).eval()
+    vectors, labels = [], []
+    for images, batch_labels in eval_loader(view, config.batch_size, worker_count(config.workers)):
+        pixels = normalise(images.to(device), config.data.mean, config.data.std)
+        with autocast(dtype, device):
+            tokens = model.encode(pixels)
+        vectors.append(pool(tokens.float(), config.pool).cpu())
+        labels.append(batch_labels)
+    return Features(torch.cat(vectors), torch.cat(labels), len(source.classes))
+
+
+def pool(tokens: Tensor, how: Pool) -> Tensor:
+    """[B 1+N D] class and patch tokens -> [B D]."""
+    return tokens[:, 0] if how == "cls" else tokens[:, 1:].mean(dim=1)

@@ -1,0 +1,96 @@
+"""Linear probe on cached features: one pass over the images, then many learning rates at once.
+
+As in MAE's recipe a BatchNorm without affine comes before the linear layer; on cached features it
+is their standardisation by the training set. The learning rate is chosen on a tenth of the training
+images that is held out, never on the validation set; the head is then trained on all of them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from finetune.features import Features
+
+LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+MOMENTUM = 0.9
+BATCH = 256
+HELD_OUT = 0.1
+EPSILON = 1e-6
+
+
+class ProbeResult(NamedTuple):
+    """What a linear probe found."""
+
+    accuracy: float
+    """Top-1 on the validation set, in percent."""
+    learning_rate: float
+    """The one that was chosen."""
+    held_out_accuracy: float
+    """Top-1 of the choice on the held-out training images, in percent."""
+
+
+def linear_probe(train: Features, val: Features, epochs: int = 100, seed: int = 0) -> ProbeResult:
+    """Train a linear classifier on features and score it.
+
+    Args:
+        train: features to train on.
+        val: features to score on.
+        epochs: passes over the training features.
+        seed: of the split and the batches.
+    """
+    mean, deviation = train.vectors.mean(0), (train.vectors.var(0, correction=0) + EPSILON).sqrt()
+    inputs, judged = ((f.vectors - mean) / deviation for f in (train, val))
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+    count = max(1, int(len(order) * HELD_OUT))
+    held_out, rest = order[:count], order[count:]
+    heads = train_heads(
+        inputs[rest], train.labels[rest], train.classes, LEARNING_RATES, epochs, seed
+    )
+    scores = accuracies(heads, inputs[held_out], train.labels[held_out])
+    best = int(scores.argmax())
+    rate = LEARNING_RATES[best]
+    final = train_heads(inputs, train.labels, train.classes, (rate,), epochs, seed)
+    accuracy = accuracies(final, judged, val.labels)[0].item()
+    return ProbeResult(accuracy, rate, scores[best].item())
+
+
+def train_heads(
+    inputs: Tensor,
+    labels: Tensor,
+    classes: int,
+    learning_rates: tuple[float, ...],
+    epochs: int,
+    seed: int,
+) -> Tensor:
+    """Train a head for each of R learning rates with momentum SGD and a cosine.
+
+    Heads share the batches and nothing else: the gradient of the summed loss is each head's own.
+
+    Returns:
+        [R D+1 classes], the bias last.
+    """
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    heads = torch.zeros(len(learning_rates), inputs.shape[1], classes)
+    velocity = torch.zeros_like(heads)
+    rates = torch.tensor(learning_rates)[:, None, None]
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.nn.functional.one_hot(labels, classes).float()
+    batches = max(1, len(inputs) // BATCH)
+    for step in range(epochs * batches):
+        if step % batches == 0:
+            chunks = torch.randperm(len(inputs), generator=generator).chunk(batches)
+        chosen = chunks[step % batches]
+        x, y = inputs[chosen], targets[chosen]
+        error = (x @ heads).softmax(dim=-1) - y  # [R B classes], cross-entropy's own gradient
+        gradient = x.T @ error / len(x)
+        velocity = MOMENTUM * velocity + gradient
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / (epochs * batches))))
+        heads -= rates * cosine * velocity
+    return heads
+
+
+def accuracies(heads: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Return each head's top-1, in percent, [R]."""
+    logits = inputs @ heads[:, :-1] + heads[:, -1:]
+    return 100 * (logits.argmax(dim=-1) == labels).float().mean(dim=-1)

@@ -1,0 +1,29 @@
+"""Masked autoencoder pre-training under the EfficientTrain++ frequency curriculum."""
+
+from mae_et.config import PretrainConfig, load_config
+from mae_et.curriculum import Curriculum, Plan, Stage
+from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.frequency import low_frequency_crop
+from mae_et.model import MaskedAutoencoder, Reconstruction
+from mae_et.pretrain import pretrain
+from mae_et.pretrained import load_pretrained
+from mae_et.targets import hog
+from mae_et.version import __version__
+
+__all__ = [
+    "Curriculum",
+    "Interrupted",
+    "MaskedAutoencoder",
+    "Plan",
+    "PretrainConfig",
+    "Reconstruction",
+    "RunFailed",
+    "Stage",
+    "UserError",
+    "__version__",
+    "hog",
+    "load_config",
+    "load_pretrained",
+    "low_frequency_crop",
+    "pretrain",
+]

@@ -1,0 +1,125 @@
+"""Checkpoints: written whole or not at all, found by listing, refused when damaged.
+
+A checkpoint is one file `step-00001234.pt` of tensors and plain types, so that loading runs no
+code. It is written under another name in the same folder, flushed to disk and then renamed; the
+newest one is the highest number that loads. There is no link or index that could disagree with the
+files.
+"""
+
+import contextlib
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from mae_et.atomic import write_atomically
+
+FORMAT = "mae-et/1"
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+@dataclass
+class TrainState:
+    """All that changes while training; everything else is a function of the config and the step."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain types."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from `to_dict`."""
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+
+
+def save_checkpoint(folder: Path, state: TrainState, config: str, plan: dict[str, Any]) -> Path:
+    """Write a checkpoint of a state with its config (YAML) and plan; return its path."""
+    path = folder / f"step-{state.step:08d}.pt"
+    payload = {"format": FORMAT, "config": config, "plan": plan, **state.to_dict()}
+    write_atomically(path, lambda temporary: torch.save(payload, temporary))
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return a folder's checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or is no checkpoint of this format.
+    """
+    try:
+        # torch writes a zip archive with a checksum for each tensor, but does not check it.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{path} is damaged: {damaged} does not match its checksum")
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of a mae-et run")
+    return payload
+
+
+def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Read the newest checkpoint that loads, with a warning for each newer one that does not."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return load_checkpoint(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; taking the checkpoint before it", stacklevel=2)
+    return None
+
+
+def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    """Delete all but the newest `keep_last` and those at multiples of `keep_every` steps.
+
+    Temporary files of writers that were killed go too.
+    """
+    for path in list_checkpoints(folder)[:-keep_last]:
+        if keep_every is None or checkpoint_step(path) % keep_every:
+            path.unlink()
+    for leftover in folder.glob(".step-*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            leftover.unlink()
+
+
+def checkpoint_step(path: Path) -> int:
+    """Return the step that a checkpoint's name says."""
+    return int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
+
+
+def export_encoder(encoder: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write an encoder as safetensors with timm's names: it loads in plain timm, strictly."""
+    tensors: dict[str, Tensor] = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
+    }
+    write_atomically(path, lambda file: file.write_bytes(safetensors_bytes(tensors, metadata)))

@@ -1,0 +1,229 @@
+"""The `mae-et` command: the only file that knows every part.
+
+Exit status: 0 on success, 2 for a user's mistake, 1 for a run that failed, 128 + signal for a run
+that was told to stop. Commands that end with figures print them last, as one line of JSON.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from mae_et.config import (
+    PretrainConfig,
+    add_config_arguments,
+    parse_config,
+    plain,
+)
+from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.version import __version__
+
+Arguments = list[str]
+IMAGENET_1K = 1_281_167
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = _one_line_warning
+    try:
+        return _run(given)
+    except UserError as error:
+        print(f"mae-et: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        # Raised in a loader process it arrives with that process's traceback: the end says it all.
+        print(f"mae-et: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(f"mae-et: {error}", file=sys.stderr)
+        return 128 + error.signal
+    except KeyboardInterrupt:
+        print("mae-et: stopped at once; what was saved before is kept", file=sys.stderr)
+        return 130
+
+
+def _run(given: Arguments) -> int:
+    if given in (["--version"], ["-V"]):
+        print(f"mae-et {__version__}")
+        return 0
+    if not given or given[0] in {"-h", "--help"}:
+        print(usage())
+        return 0 if given else 2
+    name, rest = given[0], given[1:]
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}")
+    COMMANDS[name](rest)
+    return 0
+
+
+def usage() -> str:
+    """Return the list of commands."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [
+        f"  {name:<{width}}{(command.__doc__ or '').splitlines()[0]}"
+        for name, command in COMMANDS.items()
+    ]
+    head = "usage: mae-et COMMAND [--config FILE_OR_NAME ...] [--key value ...]"
+    return "\n".join([head, "", *lines, "", "mae-et COMMAND --help lists a command's keys."])
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def plan(arguments: Arguments) -> None:
+    """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
+    from mae_et.datasets import open_source
+    from mae_et.plan_table import plan_table, summarise
+    from mae_et.pretrain import make_plan
+
+    parser = _parser("plan", PretrainConfig)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument(
+        "--against-epochs",
+        type=float,
+        default=1600.0,
+        help="epochs of the constant-bandwidth baseline",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=None,
+        help="images of an epoch, where the data are not at hand",
+    )
+    config, extra = parse_config(parser, PretrainConfig, arguments)
+    images = extra["images"]
+    if images is None:
+        at_hand = config.data.source == "synthetic" or config.data.root is not None
+        if at_hand:
+            images = len(open_source(config.data, "train", config.model.channels))
+        else:
+            images = IMAGENET_1K
+    resolved = make_plan(config, images)
+    summary = summarise(resolved, extra["against_epochs"])
+    if extra["json"]:
+        _print_json(summary)
+    else:
+        print(plan_table(summary))
+
+
+def pretrain(arguments: Arguments) -> None:
+    """Pre-train a masked autoencoder; goes on by itself where the run folder's run stopped."""
+    from mae_et.pretrain import pretrain
+
+    config, _ = parse_config(_parser("pretrain", PretrainConfig), PretrainConfig, arguments)
+    folder = pretrain(config)
+    _print_run(folder)
+
+
+def knn(arguments: Arguments) -> None:
+    """Score a pre-trained encoder by weighted k-nearest neighbours."""
+    _score(arguments, "knn", linear=False)
+
+
+def linear_probe(arguments: Arguments) -> None:
+    """Score a pre-trained encoder by a linear classifier on its frozen features."""
+    _score(arguments, "linear-probe", knn=False)
+
+
+def reconstruct(arguments: Arguments) -> None:
+    """Write a PNG of images, masked, reconstructed and pasted."""
+    from mae_et.reconstruct import ReconstructConfig, reconstruct
+
+    config, _ = parse_config(
+        _parser("reconstruct", ReconstructConfig), ReconstructConfig, arguments
+    )
+    _print_json({"picture": str(reconstruct(config))})
+
+
+def demo(arguments: Arguments) -> None:
+    """Pre-train, probe and picture a small model: minutes on two CPU cores."""
+    from finetune import ProbeConfig, score_encoder
+    from mae_et.pretrain import pretrain
+
+    parser = _parser("demo", PretrainConfig)
+    config, _ = parse_config(parser, PretrainConfig, ["--config=demo", *arguments])
+    folder = pretrain(config)
+    probe = ProbeConfig(
+        folder,
+        data=config.data,
+        untrained=True,
+        workers=config.efficiency.workers,
+        device=config.efficiency.device,
+    )
+    try:
+        accuracies: dict[str, Any] = score_encoder(probe)
+    except UserError as error:
+        print(f"mae-et: not scored: {error}", file=sys.stderr)
+        accuracies = {}
+    results = json.loads((folder / "results.json").read_text()) | accuracies
+    _invite(folder)
+    _print_json({"run": str(folder)} | results)
+
+
+COMMANDS: dict[str, Callable[[Arguments], None]] = {
+    "demo": demo,
+    "plan": plan,
+    "pretrain": pretrain,
+    "knn": knn,
+    "linear-probe": linear_probe,
+    "reconstruct": reconstruct,
+}
+
+
+# --- shared by the commands -----------------------------------------------------------------------
+
+
+def _score(arguments: Arguments, command: str, **which: bool) -> None:
+    from finetune import ProbeConfig, score_encoder
+
+    parser = _parser(command, ProbeConfig)
+    parser.set_defaults(_data_of_checkpoint(arguments))
+    config, _ = parse_config(parser, ProbeConfig, arguments)
+    _print_json(score_encoder(config, **which))
+
+
+def _data_of_checkpoint(arguments: Arguments) -> dict[str, Any]:
+    """Return, as defaults, the data section that the given checkpoint was pre-trained with."""
+    from mae_et.pretrained import stored_config
+
+    peek = argparse.ArgumentParser(add_help=False)
+    peek.add_argument("--checkpoint")
+    checkpoint = peek.parse_known_args(arguments)[0].checkpoint
+    config = stored_config(Path(checkpoint)) if checkpoint else None
+    return {f"data.{key}": value for key, value in plain(config.data).items()} if config else {}
+
+
+def _parser(command: str, kind: type[Any]) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"mae-et {command}", exit_on_error=False, description=(kind.__doc__ or "").strip()
+    )
+    add_config_arguments(parser, kind)
+    return parser
+
+
+def _print_run(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    _invite(folder)
+    _print_json({"run": str(folder)} | results)
+
+
+def _invite(folder: Path) -> None:
+    print(f"mae-et: look at it with: tensorboard --logdir {folder}", file=sys.stderr)
+
+
+def _print_json(results: dict[str, Any]) -> None:
+    print(json.dumps(results), flush=True)
+
+
+def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"mae-et: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

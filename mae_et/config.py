@@ -1,0 +1,495 @@
+"""What a run is: frozen dataclasses, read from YAML files and flags, refused strictly.
+
+Sections are split by effect. `model`, `data`, `curriculum`, `crop` and `optim` decide the numbers;
+`efficiency` must not change them beyond rounding; `output` never does.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from mae_et.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
+Target = Literal["pixel", "norm_pix", "hog"]
+Duration = int | str
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+def duration_in_steps(duration: Duration, total_steps: int, key: str = "duration") -> int:
+    """Convert a number of steps, or a share of the run such as "5%", to steps (at least 1).
+
+    Raises:
+        UserError: neither a positive whole number nor a percentage in (0, 100].
+    """
+    text = str(duration).strip()
+    if re.fullmatch(r"\d+", text) and int(text) > 0:
+        return int(text)
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+    if share and 0 < float(share[1]) <= 100:
+        return max(1, round(total_steps * float(share[1]) / 100))
+    raise UserError(f"{key} must be a number of steps or a share such as 5%, got {duration!r}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a curriculum."""
+
+    bandwidth: int
+    """Side, in pixels, of the low-frequency crop that the encoder is shown."""
+    share: float
+    """Share of the budget; shares are normalised by their sum."""
+    magnitude: float = 0
+    """RandAugment magnitude, 0 to 10; read only where data.augment is on."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The masked autoencoder."""
+
+    encoder: str = "vit_base_patch16_224"
+    """Name of a timm VisionTransformer with a class token."""
+    image_size: int = 224
+    """Base size: side of the full-spectrum input, in pixels."""
+    patch_size: int | None = None
+    """Side of a patch, in pixels; read from the encoder's name when not given."""
+    channels: int = 3
+    """Channels of the images."""
+    encoder_width: int | None = None
+    """Overrides the encoder's width."""
+    encoder_depth: int | None = None
+    """Overrides the encoder's number of blocks."""
+    encoder_heads: int | None = None
+    """Overrides the encoder's number of heads."""
+    decoder_width: int = 512
+    """Width of the decoder."""
+    decoder_depth: int = 8
+    """Blocks of the decoder."""
+    decoder_heads: int = 16
+    """Heads of the decoder."""
+    mask_ratio: float = 0.75
+    """Share of the patches that the encoder does not see."""
+    target: Target = "norm_pix"
+    """What a masked patch must predict."""
+    hog_cell: int = 8
+    """Side of a HOG cell, in pixels; must divide the patch."""
+    hog_bins: int = 9
+    """Orientations of a HOG histogram."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no model can be built from.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        named = re.search(r"patch(\d+)", self.encoder)
+        _require(
+            self.patch_size is not None or named is not None,
+            f"model.patch_size is needed: the name {self.encoder!r} does not say it",
+        )
+        for name in (
+            "image_size",
+            "channels",
+            "decoder_width",
+            "decoder_depth",
+            "decoder_heads",
+            "hog_cell",
+            "hog_bins",
+            "patch",
+        ):
+            _require(getattr(self, name) > 0, f"model.{name} must be positive")
+        _require(
+            0 < self.mask_ratio < 1,
+            f"model.mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}",
+        )
+        _require(
+            self.image_size % self.patch == 0,
+            f"model.image_size {self.image_size} is not a multiple of the patch size {self.patch}",
+        )
+        _require(
+            self.decoder_width % self.decoder_heads == 0 and self.decoder_width % 4 == 0,
+            f"model.decoder_width {self.decoder_width} must be a multiple of 4 and of "
+            f"model.decoder_heads {self.decoder_heads}",
+        )
+        _require(
+            self.target != "hog" or self.patch % self.hog_cell == 0,
+            f"model.hog_cell {self.hog_cell} does not divide the patch size {self.patch}",
+        )
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, in pixels."""
+        if self.patch_size is not None:
+            return self.patch_size
+        return int(re.findall(r"patch(\d+)", self.encoder)[0])
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how a training view is drawn."""
+
+    name: str | None = None
+    """folder, synthetic, cifar10, cifar100, fashion_mnist, imagenette, wds (tar shards) or
+    hfds/NAME (Hugging Face, through timm); when not given, folder if there is a root, else
+    synthetic."""
+    root: Path | None = None
+    """Folder of the images, or where a download is kept."""
+    train_split: str = "train"
+    """Name of the training split."""
+    val_split: str = "val"
+    """Name of the split that probes and kNN are scored on."""
+    download: bool = True
+    """Whether a missing torchvision data set may be downloaded."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, of images in [0, 1]; one number serves all channels."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Area of a random-resized crop, as shares of the image."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Aspect ratio of a random-resized crop."""
+    flip: float = 0.5
+    """Chance of a horizontal flip."""
+    augment: str | None = None
+    """RandAugment in timm's notation without its magnitude, which is the stage's
+    (rand-mstd0.5-inc1); none by default, as in MAE."""
+    eval_crop: float = 0.875
+    """Share of the resized side that the centre crop keeps in evaluation (224 of 256)."""
+    synthetic_size: int = 64
+    """Side of the synthetic images, in pixels."""
+    synthetic_train: int = 4000
+    """Training images of the synthetic data set."""
+    synthetic_val: int = 1000
+    """Validation images of the synthetic data set."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        _require(len(self.mean) == len(self.std), "data.mean and data.std differ in length")
+        _require(all(value > 0 for value in self.std), "data.std must be positive")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high, f"data.{name} must be two rising positive numbers")
+        _require(self.scale[1] <= 1, "data.scale must not exceed 1")
+        _require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
+        _require(
+            0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}"
+        )
+        _require(
+            self.augment is None
+            or re.fullmatch(r"rand(-(?!m\d)\w+[\d.]*)*", self.augment) is not None,
+            f"data.augment must read like rand-mstd0.5-inc1 (the stage gives the magnitude), "
+            f"got {self.augment!r}",
+        )
+
+    @property
+    def source(self) -> str:
+        """The data set's kind, resolved."""
+        return self.name or ("folder" if self.root else "synthetic")
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """The frequency curriculum."""
+
+    preset: Preset = "etpp"
+    """constant: plain MAE; et: EfficientTrain (ICCV 2023); etpp, etpp_deit, etpp_convnext:
+    EfficientTrain++ (TPAMI 2024); custom: the stages given."""
+    stages: tuple[Stage, ...] = ()
+    """Stages of a custom curriculum."""
+    shares_of: Literal["compute", "images"] = "compute"
+    """What the shares of a custom curriculum divide."""
+    epochs: float = 400
+    """Budget, in epochs at the base size (equivalent epochs)."""
+    cost: Literal["flops", "area"] = "flops"
+    """How an image's cost at a bandwidth is counted: measured FLOPs, or its area."""
+
+    def __post_init__(self) -> None:
+        """Refuse a preset with stages, and a custom curriculum without.
+
+        Raises:
+            UserError: preset and stages contradict each other, or the budget is not positive.
+        """
+        _require(self.epochs > 0, f"curriculum.epochs must be positive, got {self.epochs}")
+        _require(
+            bool(self.stages) == (self.preset == "custom"),
+            "curriculum.stages goes with curriculum.preset custom, and only with it",
+        )
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """How an image is reduced to a bandwidth."""
+
+    method: Literal["fourier", "resize"] = "fourier"
+    """fourier: exact low-frequency crop (the paper); resize: antialiased resizing (the paper's
+    released code)."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, and schedules that are functions of the compute done."""
+
+    batch_size: int = 4096
+    """Images per update, over all processes and accumulation steps; constant over stages."""
+    base_lr: float = 1.5e-4
+    """Learning rate per 256 images of batch."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup: float = 0.05
+    """Share of the compute over which the learning rate rises (40 of 800 epochs in MAE)."""
+    weight_decay: float = 0.05
+    """Weight decay of parameters with two or more dimensions."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end, reached by a cosine; constant when not given."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient; no clipping when not given."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        _require(self.batch_size > 0, "optim.batch_size must be positive")
+        _require(self.base_lr > 0, "optim.base_lr must be positive")
+        _require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
+        _require(0 <= self.warmup < 1, f"optim.warmup is a share in [0, 1), got {self.warmup}")
+        _require(self.weight_decay >= 0, "optim.weight_decay must not be negative")
+        _require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad must be positive")
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate, by the linear scaling rule."""
+        return self.base_lr * self.batch_size / 256
+
+
+@dataclass(frozen=True)
+class EfficiencyConfig:
+    """How fast the same numbers are reached."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto takes a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast precision; auto is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
+    tf32: bool = True
+    """Whether float32 products may run as TF32 on a GPU."""
+    compile: bool = False
+    """Whether torch.compile is used (one graph for each bandwidth)."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass to save memory."""
+    micro_batch: int | dict[int, int] | None = None
+    """Images per forward pass and process. A number holds at the base size and grows as
+    (base / B)^2 for a stage of bandwidth B, at constant memory; a mapping gives it for each
+    bandwidth; by default a process's share of the batch goes through at once."""
+    workers: int | None = None
+    """Loader processes per training process; 0 loads in the training process; by default a
+    process's share of the cores, at most 16."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        sizes = self.micro_batch if isinstance(self.micro_batch, dict) else {0: self.micro_batch}
+        _require(
+            all(size is None or size > 0 for size in sizes.values()),
+            "efficiency.micro_batch must be positive",
+        )
+        _require(
+            self.workers is None or self.workers >= 0, "efficiency.workers must not be negative"
+        )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What a run leaves behind; durations are steps, or a share of the run such as 5%."""
+
+    folder: Path = Path("runs/pretrain")
+    """Run folder; a run resumes by itself from the checkpoints in it."""
+    log_every: Duration = 20
+    """Between two rows of metrics."""
+    checkpoint_every: Duration = "2%"
+    """Between two checkpoints."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: Duration | None = None
+    """Checkpoints that are kept for good, at multiples of this."""
+    reconstruct_every: Duration = "10%"
+    """Between two pictures of reconstructions."""
+    reconstruct_images: int = 8
+    """Images in such a picture; 0 draws none."""
+    tensorboard: bool = True
+    """Whether TensorBoard files are written."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        _require(self.keep_last > 0, "output.keep_last must be at least 1")
+        for name in ("log_every", "checkpoint_every", "keep_every", "reconstruct_every"):
+            duration = getattr(self, name)
+            if duration is not None:
+                duration_in_steps(duration, 1, f"output.{name}")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a masked autoencoder under a frequency curriculum."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    seed: int = 0
+    """Seed of the weights, the order of the data, its augmentation and the masks."""
+
+    def __post_init__(self) -> None:
+        """Refuse sections that contradict each other.
+
+        Raises:
+            UserError: the statistics do not fit the channels.
+        """
+        _require(
+            len(self.data.mean) in {1, self.model.channels},
+            f"data.mean has {len(self.data.mean)} numbers for {self.model.channels} channels",
+        )
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return a config as plain YAML types, in the order of its fields."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [convert(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return convert(dataclasses.asdict(config))
+
+
+def to_yaml(config: Any) -> str:
+    """Return a config as YAML that `load_config` reads back to an equal object."""
+    return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def find_config(name: str) -> Path:
+    """Find a config by path, or by name among the shipped ones (`pretrain/vit_b16_etpp`).
+
+    Raises:
+        UserError: there is none.
+    """
+    package = Path(__file__).parent
+    # An installed wheel carries the folder inside the package; a checkout has it beside.
+    shipped = next(
+        (d for d in (package / "configs", package.parent / "configs") if d.is_dir()), package
+    )
+    for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(
+        p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml")
+    )
+    raise UserError(f"there is no config {name!r}; shipped configs: {', '.join(known)}")
+
+
+Config = TypeVar("Config")
+
+
+def load_config(
+    kind: type[Config], files: list[str | Path] | None = None, flags: list[str] | None = None
+) -> Config:
+    """Build a config from YAML files, later over earlier, then flags (`--optim.base_lr 1e-3`).
+
+    Raises:
+        UserError: an unknown key, a wrong type or an impossible value, in one sentence.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    add_config_arguments(parser, kind)
+    arguments = [f"--config={name}" for name in files or []]
+    return parse_config(parser, kind, arguments + list(flags or []))[0]
+
+
+def add_config_arguments(parser: ArgumentParser, kind: type[Any]) -> None:
+    """Give a parser `--config`, which may be repeated, and a flag for each field of `kind`."""
+    parser.add_argument("--config", action="config", help="YAML file or shipped name; repeatable")
+    parser.add_class_arguments(kind, fail_untyped=True)
+
+
+def parse_config(
+    parser: ArgumentParser, kind: type[Config], arguments: list[str]
+) -> tuple[Config, dict[str, Any]]:
+    """Parse arguments to an instance of `kind`, and the arguments that are not part of it.
+
+    Raises:
+        UserError: whatever the parser or the config refuses, in one sentence.
+    """
+    try:
+        built = parser.instantiate_classes(parser.parse_args(_with_config_paths(arguments)))
+        return _split(kind, dict(built.items()))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(one_sentence(error)) from None
+
+
+def _split(kind: type[Config], values: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    config = kind(**{name: value for name, value in values.items() if name in names})
+    return config, {name: value for name, value in values.items() if name not in names}
+
+
+def _with_config_paths(arguments: list[str]) -> list[str]:
+    """Replace the shipped names given to --config by their paths."""
+    found = list(arguments)
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            found[place] = f"--config={find_config(argument.removeprefix('--config='))}"
+        elif argument == "--config" and place + 1 < len(arguments):
+            found[place + 1] = str(find_config(arguments[place + 1]))
+    return found
+
+
+def one_sentence(error: BaseException) -> str:
+    """Put a parser's message on one line, with types named as a user would."""
+    message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def config_from_text(text: str) -> PretrainConfig:
+    """Read back what `to_yaml` wrote.
+
+    Raises:
+        UserError: the text is no pre-training config.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    add_config_arguments(parser, PretrainConfig)
+    try:
+        built = parser.instantiate_classes(parser.parse_string(text))
+        return _split(PretrainConfig, dict(built.items()))[0]
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(one_sentence(error)) from None

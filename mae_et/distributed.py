@@ -1,0 +1,87 @@
+"""Processes that train together: start, stop, average, agree; a world of one without a launcher."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mae_et.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+
+def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
+    """Return this process's device.
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("efficiency.device is cuda, but torch sees no CUDA device")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A launcher may show each process only its own GPU, which is then number 0.
+    local = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    return torch.device("cuda", local)
+
+
+def start(device: Literal["auto", "cpu", "cuda"] = "auto") -> World:
+    """Join the processes that torchrun (or any launcher that sets RANK and WORLD_SIZE) started.
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World(0, 1, chosen)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return World(dist.get_rank(), size, chosen)
+
+
+def stop(world: World) -> None:
+    """Leave the processes."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def mean(values: Tensor, world: World) -> Tensor:
+    """Return the average of a tensor over all processes."""
+    if world.size == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world.size
+
+
+def agree(flag: bool, world: World) -> bool:
+    """Return whether any process raised its flag; every process must ask."""
+    if world.size == 1:
+        return flag
+    raised = torch.tensor(float(flag), device=world.device)
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return bool(raised.item())
+
+
+def barrier(world: World) -> None:
+    """Wait until every process is here."""
+    if world.size > 1:
+        dist.barrier()

@@ -1,0 +1,25 @@
+"""The two ways in which a run can end badly, told apart so that each gets the right exit status."""
+
+
+class UserError(ValueError):
+    """A wrong command, config or input: one sentence for the user, exit status 2."""
+
+
+class RunFailed(RuntimeError):
+    """A run that started rightly and could not go on: one sentence, exit status 1."""
+
+
+class Interrupted(RuntimeError):
+    """A run that was told to stop, saved its state and can go on.
+
+    Attributes:
+        step: steps done and saved.
+        signal: number of the signal.
+    """
+
+    def __init__(self, step: int, signal: int, folder: str):
+        super().__init__(
+            f"stopped by signal {signal} after step {step}, which is saved in {folder}; the same "
+            "command goes on from there"
+        )
+        self.step, self.signal = step, signal

@@ -1,0 +1,272 @@
+"""The masked autoencoder: a timm VisionTransformer on visible patches, and a light decoder.
+
+B batch, C channels, H W image size, p q patch, N patches, V visible patches, D numbers per patch.
+
+Source: MAE (He et al., CVPR 2022, arXiv 2111.06377). The grid is that of the input, so a stage of
+another bandwidth changes nothing in the weights.
+"""
+
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from einops import rearrange
+from timm.layers import LayerNorm
+from timm.models import checkpoint_seq
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from mae_et.config import ModelConfig, Target
+from mae_et.errors import UserError
+from mae_et.masking import Mask, mask_from_noise
+from mae_et.position import Grid, sincos_positions
+from mae_et.targets import patch_targets, target_width
+
+
+class Reconstruction(NamedTuple):
+    """What a forward pass gives."""
+
+    loss: Tensor
+    """float32 []: mean squared error over the hidden patches."""
+    prediction: Tensor
+    """[B N D]: the decoder's output for every patch."""
+    mask: Tensor
+    """float32 [B N]: 1 where a patch was hidden."""
+    latent: Tensor
+    """[B 1+V width]: class token and visible patches, after the encoder's norm."""
+
+
+class Decoder(nn.Module):
+    """Blocks over visible and mask tokens; predicts every patch."""
+
+    def __init__(
+        self, encoder_width: int, width: int, depth: int, heads: int, outputs: int, full: Grid
+    ):
+        super().__init__()
+        self.full = full
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.Sequential(
+            *(Block(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+        )
+        self.norm = LayerNorm(width)
+        self.pred = nn.Linear(width, outputs)
+        self.gradient_checkpointing = False
+
+    def forward(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
+        """Latent [B 1+V width] -> predictions [B N D]."""
+        tokens = self.embed(latent)
+        cls_token, visible = tokens[:, :1], tokens[:, 1:]
+        hidden = mask.restore.shape[1] - visible.shape[1]
+        masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
+        patches = _gather(torch.cat([visible, masked], dim=1), mask.restore)
+        patches = patches + sincos_positions(grid, self.full, tokens.shape[-1], tokens.device)
+        # The class token's position is zero, as in MAE.
+        tokens = _run(
+            self.blocks, torch.cat([cls_token, patches], dim=1), self.gradient_checkpointing
+        )
+        return self.pred(self.norm(tokens))[:, 1:]
+
+
+class MaskedAutoencoder(nn.Module):
+    """A masked autoencoder for images of any grid.
+
+    Args:
+        encoder: name of a timm VisionTransformer with a class token.
+        image_size: base size in pixels, an integer or (height, width): the full grid, on which
+            positions are laid.
+        patch_size: side of a patch in pixels; the encoder's own by default.
+        channels: channels of the images.
+        encoder_width: overrides the encoder's width.
+        encoder_depth: overrides the encoder's depth.
+        encoder_heads: overrides the encoder's heads.
+        decoder_width: width of the decoder, a multiple of 4.
+        decoder_depth: blocks of the decoder; 0 builds the encoder alone.
+        decoder_heads: heads of the decoder.
+        target: `pixel`, `norm_pix` or `hog`.
+        hog_cell: side of a HOG cell in pixels; divides the patch.
+        hog_bins: orientations of a HOG histogram.
+
+    Raises:
+        UserError: the encoder is unknown to timm, or is no plain ViT with one class token.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "vit_base_patch16_224",
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int | None = None,
+        channels: int = 3,
+        encoder_width: int | None = None,
+        encoder_depth: int | None = None,
+        encoder_heads: int | None = None,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        target: Target = "norm_pix",
+        hog_cell: int = 8,
+        hog_bins: int = 9,
+    ):
+        super().__init__()
+        overrides = {
+            "patch_size": patch_size,
+            "embed_dim": encoder_width,
+            "depth": encoder_depth,
+            "num_heads": encoder_heads,
+        }
+        self.encoder = _build_encoder(encoder, image_size, channels, overrides)
+        self.patch: int = self.encoder.patch_embed.patch_size[0]
+        self.full: Grid = self.encoder.patch_embed.grid_size
+        self.channels = channels
+        self.target: Target = target
+        self.hog_cell, self.hog_bins = hog_cell, hog_bins
+        outputs = target_width(target, self.patch, channels, hog_cell, hog_bins)
+        self.decoder: Decoder | None = None
+        if decoder_depth:
+            self.decoder = Decoder(
+                self.encoder.embed_dim,
+                decoder_width,
+                decoder_depth,
+                decoder_heads,
+                outputs,
+                self.full,
+            )
+        initialise(self)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> "MaskedAutoencoder":
+        """Build the model that a config describes."""
+        names = set(ModelConfig.__dataclass_fields__) - {"mask_ratio"}
+        return cls(**{name: getattr(config, name) for name in names})
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Compute activations again in the backward pass, to save memory."""
+        self.encoder.set_grad_checkpointing(enabled)
+        if self.decoder is not None:
+            self.decoder.gradient_checkpointing = enabled
+
+    def grid(self, images: Tensor) -> Grid:
+        """Return the rows and columns of patches of images [B C H W]."""
+        return images.shape[-2] // self.patch, images.shape[-1] // self.patch
+
+    def encode(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """Encode images [B C H W], or only the patches that a mask keeps -> [B 1+V width]."""
+        embed = self.encoder.patch_embed.proj
+        positions = sincos_positions(
+            self.grid(images), self.full, self.encoder.embed_dim, images.device
+        )
+        # Hidden patches are dropped before the embedding: at 75% that is three quarters of it.
+        pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+        if mask is not None:
+            pixels, positions = _gather(pixels, mask.keep), positions[mask.keep]
+        weight = rearrange(embed.weight, "d c p q -> d (c p q)")
+        patches = nn.functional.linear(pixels, weight, embed.bias) + positions
+        assert self.encoder.cls_token is not None
+        cls_token = self.encoder.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
+        tokens = torch.cat([cls_token, patches], dim=1)
+        return self.encoder.norm(_run(self.encoder.blocks, tokens, self.encoder.grad_checkpointing))
+
+    def forward(
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None
+    ) -> Reconstruction:
+        """Hide patches, reconstruct them, and measure the error.
+
+        Args:
+            images: normalised images [B C H W]; H and W are any multiples of the patch.
+            mask_ratio: share of hidden patches, in (0, 1).
+            noise: [B N]; the N * (1 - mask_ratio) patches with the least noise stay visible. Drawn
+                from torch's generator when not given.
+
+        Raises:
+            ValueError: images that patches do not tile, or a mask ratio that hides all or none.
+            RuntimeError: the model was loaded from a file without a decoder.
+        """
+        if self.decoder is None:
+            raise RuntimeError("this model has no decoder: it can encode, not reconstruct")
+        target = self.targets(images)
+        if noise is None:
+            noise = torch.rand(target.shape[:2], device=images.device)
+        mask = mask_from_noise(noise, mask_ratio)
+        latent = self.encode(images, mask)
+        prediction = self.decoder(latent, mask, self.grid(images))
+        error = (prediction.float() - target).square().mean(dim=-1)
+        # Every image hides as many patches, so this is the mean over images of their means.
+        loss = (error * mask.hidden).sum() / mask.hidden.sum()
+        return Reconstruction(loss, prediction, mask.hidden, latent)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """Return what each patch of normalised images must predict, float32 [B N D]."""
+        return patch_targets(self.target, images, self.patch, self.hog_cell, self.hog_bins)
+
+
+def initialise(model: MaskedAutoencoder) -> None:
+    """Initialise as MAE does: Xavier-uniform products, normal(0.02) tokens, fixed positions."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    embed = model.encoder.patch_embed.proj
+    nn.init.xavier_uniform_(embed.weight.view(embed.out_channels, -1))
+    nn.init.zeros_(embed.bias)
+    assert model.encoder.cls_token is not None
+    assert model.encoder.pos_embed is not None
+    nn.init.normal_(model.encoder.cls_token, std=0.02)
+    if model.decoder is not None:
+        nn.init.normal_(model.decoder.mask_token, std=0.02)
+    # Kept as a parameter so that the encoder's file is a whole timm model; never trained.
+    table = model.encoder.pos_embed.requires_grad_(False)
+    with torch.no_grad():
+        table.zero_()
+        table[0, 1:] = sincos_positions(model.full, model.full, table.shape[-1], table.device)
+
+
+def _build_encoder(
+    name: str, image_size: int | tuple[int, int], channels: int, overrides: dict[str, int | None]
+) -> VisionTransformer:
+    given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        encoder = timm.create_model(
+            name,
+            num_classes=0,
+            global_pool="token",
+            img_size=image_size,
+            in_chans=channels,
+            **given,
+        )
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
+    if not isinstance(encoder, VisionTransformer) or not _is_plain(encoder):
+        raise UserError(
+            f"model.encoder {name!r} is not a plain VisionTransformer with one class token, which "
+            "masked autoencoding needs (vit_small_patch16_224, vit_base_patch16_224, ...)"
+        )
+    if encoder.embed_dim % 4:
+        raise UserError(f"the encoder's width must be a multiple of 4, got {encoder.embed_dim}")
+    return encoder
+
+
+def _is_plain(encoder: VisionTransformer) -> bool:
+    """Whether an encoder is what `MaskedAutoencoder.encode` runs, with nothing left out."""
+    return (
+        encoder.num_prefix_tokens == 1
+        and encoder.cls_token is not None
+        and encoder.pos_embed is not None
+        and encoder.pos_embed.shape[1] == encoder.patch_embed.num_patches + 1
+        and isinstance(encoder.norm_pre, nn.Identity)
+        and isinstance(encoder.norm, nn.LayerNorm)
+        and encoder.patch_embed.proj.bias is not None
+    )
+
+
+def _gather(tokens: Tensor, indices: Tensor) -> Tensor:
+    """[B N D], [B M] -> [B M D]."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def _run(blocks: nn.Sequential, tokens: Tensor, checkpointing: bool) -> Tensor:
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint_seq(blocks, tokens)
+    return blocks(tokens)

@@ -1,0 +1,184 @@
+"""What a run tells: metrics.jsonl, TensorBoard, a progress bar or plain lines, and pictures.
+
+`metrics.jsonl` is the record; the TensorBoard file is written from the same rows. When a run goes
+on from a checkpoint, rows after it are dropped and the event file is written again from those that
+stay, so that no reader sees a step twice.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from torchvision.io import write_png
+from tqdm import tqdm
+
+from mae_et.atomic import write_atomically, write_text_atomically
+from mae_et.config import PretrainConfig, plain, to_yaml
+from mae_et.curriculum import Plan
+
+# Where each number of a row stands in TensorBoard.
+TAGS = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "lr": "schedule/lr",
+    "weight_decay": "schedule/weight_decay",
+    "bandwidth": "schedule/bandwidth",
+    "magnitude": "schedule/magnitude",
+    "epoch": "schedule/epoch",
+    "equivalent_epochs": "schedule/equivalent_epochs",
+    "images_per_second": "speed/images_per_second",
+    "data_wait": "speed/data_wait",
+    "memory_gib": "speed/memory_gib",
+}
+RUN_SECTIONS = ("model", "data", "curriculum", "crop", "optim")
+Row = dict[str, Any]
+
+
+class Monitor:
+    """Writes what the main process of a run reports.
+
+    Args:
+        config: the run's config.
+        plan: its plan.
+        start: steps already done; rows after it are dropped.
+    """
+
+    def __init__(self, config: PretrainConfig, plan: Plan, start: int):
+        self.folder = config.output.folder
+        self.config, self.plan = config, plan
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in read_metrics(self.folder) if row["step"] <= start]
+        self._rewrite(rows)
+        self.record = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.writer = self._open_tensorboard(rows) if config.output.tensorboard else None
+        self.bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=plan.steps, initial=start, unit="step", dynamic_ncols=True)
+
+    def log(self, row: Row) -> None:
+        """Report a row of metrics."""
+        row["time"] = time.time()
+        self.record.write(json.dumps(row) + "\n")
+        self.record.flush()
+        self._scalars(row)
+        line = describe(row, self.plan)
+        if self.bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self.bar.update(row["step"] - self.bar.n)
+            self.bar.set_postfix_str(line.split(" | ", 1)[1], refresh=True)
+
+    def picture(self, step: int, image: Tensor) -> None:
+        """Keep a picture, uint8 [C H W], as PNG and in TensorBoard."""
+        path = self.folder / "reconstructions" / f"step-{step:08d}.png"
+        write_atomically(path, lambda temporary: write_png(image, str(temporary)))
+        if self.writer is not None:
+            self.writer.add_image("reconstructions", image, step)
+
+    def flush(self) -> None:
+        """Put all rows on disk: called before a checkpoint, which promises them."""
+        self.record.flush()
+        os.fsync(self.record.fileno())
+        if self.writer is not None:
+            self.writer.flush()
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Keep the final figures beside the hyper-parameters."""
+        if self.writer is None:
+            return
+        science = {
+            f"{section}.{key}": value if isinstance(value, (bool, int, float)) else str(value)
+            for section in RUN_SECTIONS
+            for key, value in plain(getattr(self.config, section)).items()
+        }
+        final = {f"final/{k}": v for k, v in results.items() if isinstance(v, (int, float))}
+        # `add_hparams` would open a second run; these three summaries are what it writes.
+        file_writer: Any = self.writer.file_writer
+        for summary in hparams(science, final):
+            file_writer.add_summary(summary)
+        for tag, value in final.items():
+            self.writer.add_scalar(tag, value, self.plan.steps)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.record.close()
+        if self.writer is not None:
+            self.writer.close()
+        if self.bar is not None:
+            self.bar.close()
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_text_atomically(self.folder / "metrics.jsonl", text)
+
+    def _open_tensorboard(self, rows: list[Row]) -> SummaryWriter:
+        old = list(self.folder.glob("events.out.tfevents.*"))
+        self.writer = SummaryWriter(str(self.folder))
+        self.writer.add_text("config", f"```yaml\n{to_yaml(self.config)}```")
+        for row in rows:
+            self._scalars(row)
+        for path in sorted((self.folder / "reconstructions").glob("step-*.png")):
+            step = int(path.stem.removeprefix("step-"))
+            if rows and step <= rows[-1]["step"]:
+                self.writer.add_image("reconstructions", _read_png(path), step)
+        self.writer.flush()
+        for path in old:
+            path.unlink()
+        return self.writer
+
+    def _scalars(self, row: Row) -> None:
+        """Write a row against the step, and against the compute done in thousandths of an epoch."""
+        if self.writer is None:
+            return
+        when = row["time"]
+        tags = TAGS | {"loss_of_stage": f"loss_by_stage/{row['stage']}_B{row['bandwidth']}"}
+        compute = round(1000 * row["equivalent_epochs"])
+        for key, tag in tags.items():
+            value = row["loss"] if key == "loss_of_stage" else row[key]
+            self.writer.add_scalar(tag, value, row["step"], walltime=when)
+            self.writer.add_scalar(f"by_compute_{tag}", value, compute, walltime=when)
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """Return the rows of a run's metrics.jsonl; a half-written last line is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def describe(row: Row, plan: Plan) -> str:
+    """Return a row as the line that a log shows."""
+    left = row["seconds"] / max(row["compute"], 1e-9) * (1 - row["compute"])
+    return (
+        f"step {row['step']}/{plan.steps} | stage {row['stage'] + 1}/{len(plan.stages)} "
+        f"B={row['bandwidth']} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | "
+        f"{row['images_per_second']:.0f} img/s | data wait {row['data_wait']:.0%} | "
+        f"ETA {format_seconds(left)}"
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+def _read_png(path: Path) -> Tensor:
+    from torchvision.io import read_image
+
+    return read_image(str(path)).to(torch.uint8)

@@ -1,0 +1,61 @@
+"""AdamW with MAE's parameter groups, and schedules that are pure functions of the compute done."""
+
+import math
+
+import torch
+from torch import nn
+
+from mae_et.config import OptimConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Split trainable parameters: those with fewer than two dimensions are not decayed.
+
+    Tokens have three dimensions and are decayed, as in MAE's recipe.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {
+            "params": [p for p in trainable if p.ndim >= 2],
+            "decayed": True,
+            "weight_decay": weight_decay,
+        },
+        {"params": [p for p in trainable if p.ndim < 2], "decayed": False, "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW over a model's trainable parameters."""
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def lr_at(progress: float, config: OptimConfig) -> float:
+    """Return the learning rate after a share `progress` of the compute, in [0, 1].
+
+    Linear from 0 over the warm-up, then half a cosine to `min_lr`.
+    """
+    if progress < config.warmup:
+        return config.lr * progress / config.warmup
+    cosine = _half_cosine((progress - config.warmup) / (1 - config.warmup))
+    return config.min_lr + (config.lr - config.min_lr) * cosine
+
+
+def weight_decay_at(progress: float, config: OptimConfig) -> float:
+    """Return the weight decay after a share `progress` of the compute, in [0, 1]."""
+    if config.weight_decay_end is None:
+        return config.weight_decay
+    end = config.weight_decay_end
+    return end + (config.weight_decay - end) * _half_cosine(progress)
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, progress: float, config: OptimConfig) -> None:
+    """Set each group's learning rate, which it may scale (`lr_scale`), and weight decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr_at(progress, config) * group.get("lr_scale", 1.0)
+        group["weight_decay"] = weight_decay_at(progress, config) if group["decayed"] else 0.0
+
+
+def _half_cosine(share: float) -> float:
+    """Fall from 1 to 0 as the share goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * share))

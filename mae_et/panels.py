@@ -1,0 +1,92 @@
+"""Pictures of what a masked autoencoder reconstructs.
+
+P panels a row: input, masked input, reconstruction, and the reconstruction pasted into the visible
+patches. A norm_pix model predicts each patch relative to its own mean and deviation; these are put
+back from the input, without which the picture is a grey mosaic. A HOG model predicts gradients,
+which are drawn as oriented strokes: input, masked input, true HOG, predicted HOG.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from mae_et.config import DataConfig
+from mae_et.model import MaskedAutoencoder
+from mae_et.position import Grid
+from mae_et.targets import hog, hog_cells, patch_statistics, unpatchify
+
+GREY = 0.5
+
+
+@torch.no_grad()
+def reconstruction_panels(
+    model: MaskedAutoencoder, images: Tensor, noise: Tensor, mask_ratio: float, data: DataConfig
+) -> Tensor:
+    """Return panels [B P C H W] in [0, 1] for normalised images [B C H W] and noise [B N]."""
+    output = model(images, mask_ratio, noise)
+    grid = model.grid(images)
+    hidden = repeat(
+        output.mask, "b (h w) -> b 1 (h p) (w q)", h=grid[0], p=model.patch, q=model.patch
+    )
+    shown = _displayable(images, data)
+    masked = shown * (1 - hidden) + GREY * hidden
+    prediction = output.prediction.float()
+    if model.target == "hog":
+        cells = model.patch // model.hog_cell
+        predicted = hog_cells(prediction, grid, cells, model.hog_bins)
+        true = hog(images, model.hog_cell, model.hog_bins)
+        last = [hog_strokes(cells, model.hog_cell, shown.shape[1]) for cells in (true, predicted)]
+    else:
+        rebuilt = _displayable(_pixels(model, images, prediction, grid), data)
+        last = [rebuilt, shown * (1 - hidden) + rebuilt * hidden]
+    return torch.stack([shown, masked, *last], dim=1).clamp(0, 1)
+
+
+def picture(panels: Tensor, smallest: int = 96) -> Tensor:
+    """Lay panels [B P C H W] out as one picture [C H' W'], uint8, a row for each image.
+
+    Small images are enlarged by a whole factor, to panels of at least `smallest` pixels.
+    """
+    factor = max(1, math.ceil(smallest / panels.shape[-1]))
+    flat = rearrange(panels, "b p c h w -> (b p) c h w")
+    flat = repeat(flat, "n c h w -> n c (h y) (w x)", y=factor, x=factor)
+    grid = make_grid(flat, nrow=panels.shape[1], padding=4, pad_value=1.0)
+    return (grid * 255).round().to(torch.uint8).cpu()
+
+
+def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
+    """Draw HOG [B C bins h w] as strokes along the edges, [B channels H W] in [0, 1]."""
+    strength = reduce(histograms.clamp(min=0), "b c k h w -> b k h w", "mean")
+    strokes = _stroke_masks(histograms.shape[2], cell, histograms.device)
+    drawn = torch.einsum("bkhw,kyx->bhwyx", strength, strokes)
+    return repeat(drawn, "b h w y x -> b c (h y) (w x)", c=channels).clamp(0, 1)
+
+
+@lru_cache(maxsize=8)
+def _stroke_masks(bins: int, cell: int, device: torch.device) -> Tensor:
+    """[bins cell cell]: a line through the cell's centre for each orientation."""
+    offsets = torch.arange(cell, device=device) - (cell - 1) / 2
+    y, x = torch.meshgrid(offsets, offsets, indexing="ij")
+    angles = (torch.arange(bins, device=device) + 0.5) / bins * math.pi
+    # Orientation is atan2(gx, gy): at angle a the gradient points along (sin a, cos a), and the
+    # edge lies across it, along (cos a, -sin a).
+    distance = x * angles.sin()[:, None, None] + y * angles.cos()[:, None, None]
+    return (1 - distance.abs()).clamp(min=0)
+
+
+def _pixels(model: MaskedAutoencoder, images: Tensor, prediction: Tensor, grid: Grid) -> Tensor:
+    if model.target == "norm_pix":
+        mean, deviation = patch_statistics(images, model.patch)
+        prediction = prediction * deviation + mean
+    return unpatchify(prediction, grid, model.patch)
+
+
+def _displayable(images: Tensor, data: DataConfig) -> Tensor:
+    """Undo the normalisation, and show the first three channels (or the only one) as RGB."""
+    statistics = torch.tensor([data.mean, data.std], device=images.device)[..., None, None]
+    pixels = images * statistics[1] + statistics[0]
+    return pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)

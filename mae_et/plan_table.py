@@ -1,0 +1,61 @@
+"""A plan's figures, for people and for machines."""
+
+from typing import Any
+
+from mae_et.curriculum import Plan
+
+
+def summarise(plan: Plan, against_epochs: float) -> dict[str, Any]:
+    """Return a plan's figures, for people and for machines."""
+    unit = plan.base_cost * plan.dataset_size
+    stages = [
+        {
+            "stage": stage.index,
+            "bandwidth": stage.bandwidth,
+            "magnitude": stage.magnitude,
+            "steps": stage.steps,
+            "epochs": stage.steps * plan.batch_size / plan.dataset_size,
+            "images": stage.steps * plan.batch_size,
+            "compute": stage.steps * plan.batch_size * stage.cost,
+            "share": stage.steps * plan.batch_size * stage.cost / plan.compute,
+        }
+        for stage in plan.stages
+    ]
+    return {
+        "stages": stages,
+        "steps": plan.steps,
+        "images": plan.images,
+        "epochs": plan.images / plan.dataset_size,
+        "equivalent_epochs": plan.compute / unit,
+        "compute": plan.compute,
+        "batch_size": plan.batch_size,
+        "dataset_size": plan.dataset_size,
+        "against_epochs": against_epochs,
+        "speedup": plan.speedup(against_epochs),
+    }
+
+
+def plan_table(summary: dict[str, Any]) -> str:
+    """Return a plan's figures as a table."""
+    head = (
+        f"{'stage':>5} {'B':>5} {'m':>4} {'steps':>10} {'epochs':>9} {'images':>14} "
+        f"{'FLOPs':>10} {'share':>7}"
+    )
+    rows = [
+        f"{s['stage'] + 1:>5} {s['bandwidth']:>5} {s['magnitude']:>4g} {s['steps']:>10,} "
+        f"{s['epochs']:>9.2f} {s['images']:>14,} {s['compute']:>10.3g} {s['share']:>7.2%}"
+        for s in summary["stages"]
+    ]
+    total = (
+        f"{'total':>16} {summary['steps']:>10,} {summary['epochs']:>9.2f} "
+        f"{summary['images']:>14,} {summary['compute']:>10.3g}"
+    )
+    budget = (
+        f"{summary['dataset_size']:,} images, batch {summary['batch_size']:,}: the compute of "
+        f"{summary['equivalent_epochs']:.1f} epochs at full bandwidth"
+    )
+    gain = (
+        f"{summary['speedup']:.2f}x less compute than {summary['against_epochs']:g} epochs at "
+        "constant bandwidth"
+    )
+    return "\n".join([head, *rows, total, "", budget, gain])

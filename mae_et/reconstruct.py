@@ -1,0 +1,112 @@
+"""Picture what a checkpoint reconstructs of given images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torchvision.io import write_png
+
+from mae_et.atomic import write_atomically
+from mae_et.config import DataConfig, Target
+from mae_et.data import EvalView, normalise
+from mae_et.datasets import Folder, list_images, open_source
+from mae_et.distributed import choose_device
+from mae_et.errors import UserError
+from mae_et.frequency import low_frequency_crop
+from mae_et.panels import picture, reconstruction_panels
+from mae_et.pretrained import load_pretrained, stored_config
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Write a PNG: a row for each image, of input, masked input, reconstruction and pasted."""
+
+    checkpoint: Path
+    """Run folder, checkpoint, or file of released weights with a decoder."""
+    images: tuple[Path, ...] = ()
+    """Files or folders of images; by default the validation split of the run's data."""
+    output: Path = Path("reconstruction.png")
+    """The picture."""
+    count: int = 8
+    """Most images in it."""
+    mask_ratio: float = 0.75
+    """Share of hidden patches."""
+    bandwidth: int | None = None
+    """Side of the low-frequency crop that is reconstructed; the base size by default."""
+    target: Target | None = None
+    """What a released file's decoder predicts: norm_pix, or pixel for the `visualize` files."""
+    encoder_heads: int | None = None
+    """Heads of the encoder, where its width is no published one."""
+    decoder_heads: int | None = None
+    """Heads of the decoder, likewise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto takes a GPU where there is one."""
+    seed: int = 0
+    """Seed of the masks."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        if not 0 < self.mask_ratio < 1:
+            raise UserError(
+                f"mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}"
+            )
+        if self.count < 1:
+            raise UserError("count must be at least 1")
+
+
+def reconstruct(config: ReconstructConfig) -> Path:
+    """Write the picture that a config asks for, and return its path.
+
+    Raises:
+        UserError: the checkpoint has no decoder, or there is no image.
+    """
+    model = load_pretrained(
+        config.checkpoint, config.encoder_heads, config.decoder_heads, config.target
+    )
+    if model.decoder is None:
+        raise UserError(f"{config.checkpoint} has no decoder: it cannot reconstruct")
+    size = model.full[0] * model.patch
+    bandwidth = config.bandwidth or size
+    if bandwidth % model.patch or not 0 < bandwidth <= size:
+        raise UserError(
+            f"bandwidth {bandwidth} must be a multiple of the patch size {model.patch} and at most "
+            f"the base size {size}"
+        )
+    run = stored_config(config.checkpoint)
+    data = run.data if run else DataConfig()
+    if config.images:
+        files = [file for path in config.images for file in _files(path)]
+        source = Folder(files, [-1] * len(files), [], model.channels)
+        # A user's own pictures are shown whole in their shorter side.
+        view = EvalView(source, DataConfig(eval_crop=1.0), size)
+    elif run:
+        view = EvalView(open_source(data, "val", model.channels), data, size)
+    else:
+        raise UserError("images must be given for a checkpoint that is no run of ours")
+    device = choose_device(config.device)
+    generator = torch.Generator().manual_seed(config.seed)
+    # Drawn at random, so that a labelled folder shows more than its first class.
+    chosen = torch.randperm(len(view), generator=generator)[: config.count].tolist()
+    pixels = torch.stack([view[place][0] for place in sorted(chosen)]).to(device)
+    pixels = low_frequency_crop(normalise(pixels, data.mean, data.std), bandwidth)
+    noise = torch.rand(len(pixels), (bandwidth // model.patch) ** 2, generator=generator).to(device)
+    try:
+        panels = reconstruction_panels(model.to(device), pixels, noise, config.mask_ratio, data)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    write_atomically(config.output, lambda path: write_png(picture(panels), str(path)))
+    return config.output
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = list_images(path)
+    if not found:
+        raise UserError(f"there is no image in {path}")
+    return found

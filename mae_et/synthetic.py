@@ -1,0 +1,288 @@
+"""Seeded colour images of ten object shapes, so that a demo needs no download.
+
+Each image is one shape over a background with the 1/f amplitude spectrum of natural scenes. The
+shape is filled with a texture of its own (1/f noise and a grating of known frequency) and lit
+together with the background. Position, scale, rotation, colours, textures and light are drawn
+independently of the class, so only the silhouette tells it.
+
+An image depends on nothing but (index, size, seed), on every machine. Its random numbers come from
+`numpy.random.RandomState`, whose streams numpy has frozen for good (NEP 19), unlike those of
+`default_rng`. All arithmetic is float64 until one final rounding to uint8, so differences in the
+last bit between processors and FFT builds vanish in the rounding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.random import RandomState
+from PIL import Image
+from torch.utils.data import Dataset
+
+SMALLEST = 16  # pixels; the finest grating, 8 cycles per image, is at the limit of this size
+
+# Rows: what one unit of brightness, blue-yellow and red-green adds to red, green and blue.
+_OPPONENT = np.array([[1.0, 1.0, 1.0], [0.7, 0.7, -1.4], [1.2, -1.2, 0.0]])
+
+
+def _disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) - 0.9
+
+
+def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.abs(np.hypot(x, y) - 0.72) - 0.23
+
+
+def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
+    return np.maximum(np.abs(x) - width, np.abs(y) - height)
+
+
+def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _box(x, y, 0.8, 0.8)
+
+
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    y = y + 0.25
+    return np.maximum(np.abs(x) * np.sqrt(0.75) + y / 2, -y) - 0.56
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    sector = np.pi / 5
+    angle = np.abs((np.arctan2(x, y) + sector) % (2 * sector) - sector)
+    radius = np.hypot(x, y)
+    notch_x, notch_y = 0.48 * np.cos(sector), 0.48 * np.sin(sector)
+    edge = np.hypot(1 - notch_x, notch_y)  # from the tip at (1, 0) to the notch
+    across, along = (1 - notch_x) / edge, notch_y / edge
+    return (radius * np.cos(angle) - 1) * along + radius * np.sin(angle) * across
+
+
+def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.minimum(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95))
+
+
+def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x = x - 0.15
+    return np.maximum(np.hypot(x, y) - 0.98, 0.8 - np.hypot(x - 0.5, y))
+
+
+def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    side = 0.57  # a square on its corner, and a disc on each of its upper two sides
+    right, left = (y + x) * np.sqrt(0.5), (y - x) * np.sqrt(0.5)
+    lobes = np.minimum(np.hypot(right - side, left), np.hypot(right, left - side)) - side
+    return np.minimum(lobes, _box(right, left, side, side))
+
+
+def _bars(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _box(np.abs(x) - 0.6, y, 0.3, 0.9)
+
+
+def _hourglass(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    slope = np.sqrt(1 + 0.85**2)
+    return np.maximum(np.abs(y) - 0.9, (np.abs(x) - 0.85 * np.abs(y) - 0.1) / slope)
+
+
+# Each takes coordinates in units of half the object's extent, y upwards, and gives the distance to
+# the outline in the same units, negative inside and exact near the outline, corners apart.
+_SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": _disc,
+    "ring": _ring,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "crescent": _crescent,
+    "heart": _heart,
+    "bars": _bars,
+    "hourglass": _hourglass,
+}
+CLASSES: tuple[str, ...] = tuple(_SHAPES)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What is drawn for one image apart from its noise; the same at every image size.
+
+    Lengths are in halves of the image side (the image spans -1 to 1), frequencies in cycles per
+    image side, angles in radians, colours in opponent coordinates (see `_OPPONENT`).
+    """
+
+    label: int
+    extent: float
+    centre: tuple[float, float]
+    angle: float
+    object_colour: np.ndarray
+    ground_colour: np.ndarray
+    steepness: float  # the noise's amplitude falls as frequency ** -steepness
+    spread: np.ndarray  # standard deviation of the background's noise in each opponent channel
+    texture: float  # standard deviation of the object's texture, in brightness
+    grating_share: float  # of the texture's variance
+    grating_wave: tuple[float, float]
+    grating_phase: float
+    light: tuple[float, float]  # relative change of brightness from the centre to each edge
+
+
+def _polar(radius: float, angle: float) -> tuple[float, float]:
+    return float(radius * np.cos(angle)), float(radius * np.sin(angle))
+
+
+def _draw_scene(label: int, stream: RandomState) -> _Scene:
+    uniform = stream.uniform
+    extent = uniform(0.42, 0.75)
+    reach = 1 - 0.8 * extent  # a tenth of the object may leave the image at each edge
+    # Brightness always differs by at least 0.25, so that the object is seen; which of the two is
+    # the brighter is a coin toss, so that pixel values say nothing of the class.
+    middle, gap = uniform(0.4, 0.6), uniform(0.25, 0.4) * (1 if uniform() < 0.5 else -1)
+    object_tint, ground_tint = uniform(-0.09, 0.09, (2, 2))
+    return _Scene(
+        label=label,
+        extent=extent,
+        centre=(uniform(-reach, reach), uniform(-reach, reach)),
+        angle=uniform(-np.pi / 6, np.pi / 6),
+        object_colour=np.array([middle + gap / 2, *object_tint]),
+        ground_colour=np.array([middle - gap / 2, *ground_tint]),
+        steepness=uniform(0.8, 1.2),
+        spread=uniform(0.08, 0.14) * np.array([1.0, 0.15, 0.15]),
+        texture=uniform(0.05, 0.09),
+        grating_share=uniform(0.3, 0.9),
+        grating_wave=_polar(uniform(4.0, 8.0), uniform(0, np.pi)),
+        grating_phase=uniform(0, 2 * np.pi),
+        light=_polar(uniform(0.1, 0.35), uniform(0, 2 * np.pi)),
+    )
+
+
+@lru_cache(maxsize=8)
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel centres from -1 to 1: x as a row, y (upwards) as a column."""
+    line = (2 * np.arange(size) + 1.0) / size - 1
+    return line[None, :], -line[:, None]
+
+
+@lru_cache(maxsize=8)
+def _log_frequency(size: int) -> np.ndarray:
+    """Natural logarithm of the cycles per image at each bin of a real 2-D transform."""
+    rows, columns = np.fft.fftfreq(size, 1 / size), np.fft.rfftfreq(size, 1 / size)
+    frequency = np.hypot(rows[:, None], columns[None, :])
+    frequency[0, 0] = np.inf  # its weight becomes 0, so the noise has no mean of its own
+    return np.log(frequency)
+
+
+def _noise(stream: RandomState, count: int, size: int, steepness: float) -> np.ndarray:
+    """[count, size, size] fields of mean 0 and deviation 1, amplitude ~ frequency ** -steepness.
+
+    They wrap around: each edge continues at the opposite one.
+    """
+    spectrum = np.fft.rfft2(stream.random_sample((count, size, size)))
+    spectrum *= np.exp(-steepness * _log_frequency(size))
+    fields = np.fft.irfft2(spectrum, s=(size, size))
+    return fields / np.sqrt(np.mean(fields**2, axis=(1, 2), keepdims=True))
+
+
+def _coverage(scene: _Scene, size: int) -> np.ndarray:
+    """[size, size] share of each pixel that the object covers, 0 to 1."""
+    x, y = _grid(size)
+    x, y = (x - scene.centre[0]) / scene.extent, (y - scene.centre[1]) / scene.extent
+    cos, sin = np.cos(scene.angle), np.sin(scene.angle)
+    distance = _SHAPES[CLASSES[scene.label]](cos * x + sin * y, cos * y - sin * x)
+    return np.clip(0.5 - distance * (scene.extent * size / 2), 0, 1)
+
+
+def _background(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
+    """[3, size, size] background before lighting, in opponent coordinates."""
+    fields = _noise(stream, 3, size, scene.steepness)
+    return scene.ground_colour[:, None, None] + scene.spread[:, None, None] * fields
+
+
+def _texture(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
+    """[size, size] brightness of the object's texture about its mean."""
+    x, y = _grid(size)
+    phase = np.pi * (scene.grating_wave[0] * x + scene.grating_wave[1] * y) + scene.grating_phase
+    grating = np.sqrt(2 * scene.grating_share) * np.sin(phase)
+    noise = np.sqrt(1 - scene.grating_share) * _noise(stream, 1, size, scene.steepness)[0]
+    return scene.texture * (grating + noise)
+
+
+def _start(index: int, seed: int) -> tuple[_Scene, RandomState]:
+    """The scene of an image, and the stream that its noise is to come from."""
+    # All 128 bits go in as the key of the generator's own mixing: no two (seed, index) share one.
+    words = [seed % 2**32, seed >> 32, index % 2**32, index >> 32]
+    stream = RandomState(words)
+    return _draw_scene(index % len(CLASSES), stream), stream
+
+
+def render(index: int, size: int, seed: int = 0) -> tuple[np.ndarray, int]:
+    """One image and the position of its class in `CLASSES`, a pure function of the arguments.
+
+    The label is `index % 10`, so any run of consecutive indices is balanced to within one. Object,
+    colours and light of an (index, seed) are the same at every size; the noise is not.
+
+    Args:
+        index: which image, from 0 to 2**64 - 1.
+        size: side in pixels, at least 16.
+        seed: which of the unending sequences of images, from 0 to 2**64 - 1.
+
+    Returns:
+        uint8 array [size, size, 3] in red, green, blue, and the label from 0 to 9.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    if size < SMALLEST:
+        raise ValueError(f"size must be at least {SMALLEST} pixels, got {size}")
+    for name, value in (("index", index), ("seed", seed)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{name} must be from 0 to 2**64 - 1, got {value}")
+    scene, stream = _start(index, seed)
+    canvas = _background(scene, stream, size)
+    thing = np.broadcast_to(scene.object_colour[:, None, None], canvas.shape).copy()
+    thing[0] += _texture(scene, stream, size)
+    canvas += _coverage(scene, size) * (thing - canvas)
+    x, y = _grid(size)
+    canvas *= 1 + scene.light[0] * x + scene.light[1] * y
+    colours = canvas.reshape(3, -1).T @ _OPPONENT
+    pixels = np.rint(255 * np.clip(colours, 0, 1)).astype(np.uint8)
+    return pixels.reshape(size, size, 3), scene.label
+
+
+class Synthetic(Dataset[tuple[Image.Image, int]]):
+    """Images `first` to `first + length - 1` of a seed, rendered on first use and then kept.
+
+    Keeping them takes `length * size * size * 3` bytes. Worker processes each render their own
+    copy unless `fill` is called before they start.
+
+    Args:
+        length: number of images, at least 1.
+        size: side in pixels, at least 16.
+        seed: seed of `render`.
+        first: index of the first image; sets that do not overlap make a training and a test set.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    classes = CLASSES
+
+    def __init__(self, length: int, size: int, seed: int = 0, first: int = 0) -> None:
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        render(first, size, seed)  # refuses bad arguments now and not at the first access
+        self.length, self.size, self.seed, self.first = length, size, seed, first
+        self._pixels = np.zeros((length, size, size, 3), np.uint8)
+        self._filled = np.zeros(length, bool)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        """RGB image of `size` x `size` pixels and its label; IndexError outside the set."""
+        i = range(self.length)[i]
+        index = self.first + i
+        if not self._filled[i]:
+            self._pixels[i], _ = render(index, self.size, self.seed)
+            self._filled[i] = True
+        return Image.fromarray(self._pixels[i]), index % len(CLASSES)
+
+    def fill(self) -> None:
+        """Render every image not rendered yet, so that workers forked afterwards share them."""
+        for i in range(self.length):
+            self[i]

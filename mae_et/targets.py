@@ -1,0 +1,148 @@
+"""What a masked patch must predict: its pixels, its normalised pixels, or its HOG.
+
+B batch, C channels, N = h*w patches of p x q pixels, D numbers per patch.
+"""
+
+from functools import lru_cache
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from mae_et.config import Target
+from mae_et.precision import full_precision
+
+NORM_PIX_EPSILON = 1e-6
+
+
+def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:
+    """Return D, the numbers that a patch's target has."""
+    if kind == "hog":
+        return channels * bins * (patch // cell) ** 2
+    return channels * patch * patch
+
+
+def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins: int = 9) -> Tensor:
+    """Return the targets [B N D] of normalised images [B C H W], in float32.
+
+    Call it outside of autocast, or in it: it switches autocast off, for half precision moves
+    gradients across the edges of HOG's bins.
+
+    Raises:
+        ValueError: an unknown kind, or images that patches or cells do not tile.
+    """
+    with full_precision(images.device), torch.no_grad():
+        images = images.float()
+        if kind == "pixel":
+            return patchify(images, patch)
+        if kind == "norm_pix":
+            mean, deviation = patch_statistics(images, patch)
+            return (patchify(images, patch) - mean) / deviation
+        if kind == "hog":
+            if patch % cell:
+                raise ValueError(f"HOG cells of {cell} pixels do not tile a patch of {patch}")
+            return hog_patches(hog(images, cell, bins), patch // cell)
+    raise ValueError(f"target must be one of {', '.join(get_args(Target))}, got {kind!r}")
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """[B C H W] -> [B N D], each patch's pixels in the order row, column, channel.
+
+    Raises:
+        ValueError: the patch does not tile the images.
+    """
+    if images.shape[-2] % patch or images.shape[-1] % patch:
+        raise ValueError(
+            f"images of {images.shape[-2]} x {images.shape[-1]} pixels are not tiled by patches "
+            f"of {patch}"
+        )
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """[B N D] -> [B C H W], the inverse of `patchify`."""
+    return rearrange(
+        patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch
+    )
+
+
+def patch_statistics(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """Return each patch's mean and standard deviation, [B N 1] both.
+
+    The variance is unbiased and 1e-6 is added to it, as in MAE.
+    """
+    patches = patchify(images, patch)
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + NORM_PIX_EPSILON).sqrt()
+
+
+def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
+    """Return histograms of oriented gradients, in MaskFeat's form (Wei et al., CVPR 2022).
+
+    Reflect padding by 1; 3x3 Sobel on each channel; orientation atan2(gx, gy) / pi * bins, floored,
+    modulo bins (unsigned, no interpolation); magnitudes summed over square cells; each cell's and
+    channel's histogram divided by its L2 norm.
+
+    Args:
+        images: normalised images [B C H W], H and W multiples of the cell; computed in float32.
+        cell: side of a cell, in pixels.
+        bins: orientations in [0, pi).
+
+    Returns:
+        float32 [B C bins H/cell W/cell].
+
+    Raises:
+        ValueError: the cell does not tile the images.
+    """
+    if images.shape[-2] % cell or images.shape[-1] % cell:
+        raise ValueError(
+            f"images of {images.shape[-2]} x {images.shape[-1]} pixels are not tiled by HOG cells "
+            f"of {cell}"
+        )
+    with full_precision(images.device):
+        gx, gy = _sobel(images.float())
+        magnitude = torch.hypot(gx, gy)
+        bin_index = (torch.atan2(gx, gy) / torch.pi * bins).floor().long() % bins
+        cells = [
+            rearrange(x, "b c (h p) (w q) -> b c h w (p q)", p=cell, q=cell)
+            for x in (bin_index, magnitude)
+        ]
+        histogram = torch.zeros(*cells[0].shape[:-1], bins, device=images.device)
+        histogram.scatter_add_(-1, *cells)
+        return rearrange(F.normalize(histogram, dim=-1), "b c h w k -> b c k h w")
+
+
+def hog_patches(histograms: Tensor, cells: int) -> Tensor:
+    """[B C bins H W] cells -> [B N D]: a patch's cells, ordered channel, bin, row, column."""
+    return rearrange(histograms, "b c k (h y) (w x) -> b (h w) (c k y x)", y=cells, x=cells)
+
+
+def hog_cells(patches: Tensor, grid: tuple[int, int], cells: int, bins: int) -> Tensor:
+    """[B N D] -> [B C bins H W], the inverse of `hog_patches`."""
+    return rearrange(
+        patches,
+        "b (h w) (c k y x) -> b c k (h y) (w x)",
+        h=grid[0],
+        w=grid[1],
+        k=bins,
+        y=cells,
+        x=cells,
+    )
+
+
+def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each channel's horizontal and vertical gradient, [B C H W] both."""
+    channels = images.shape[1]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    kernels = _sobel_kernels(images.device)
+    gradients = F.conv2d(padded, kernels.repeat(channels, 1, 1, 1), groups=channels)
+    gx, gy = rearrange(gradients, "b (c two) h w -> two b c h w", two=2)
+    return gx, gy
+
+
+@lru_cache(maxsize=8)
+def _sobel_kernels(device: torch.device) -> Tensor:
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]], device=device)
+    return torch.stack([across, across.mT])[:, None]

@@ -1,0 +1,50 @@
+"""What several test files need: a model that fits in a second, and a run that fits in a few."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_et.config import PretrainConfig, load_config
+
+GOLDEN = Path(__file__).parent / "golden"
+
+TINY = """
+model: {encoder: vit_tiny_patch16_224, image_size: 32, patch_size: 8, encoder_width: 32,
+        encoder_depth: 2, encoder_heads: 2, decoder_width: 16, decoder_depth: 1, decoder_heads: 2}
+data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 20}
+curriculum: {preset: custom, epochs: 4.5,
+             stages: [{bandwidth: 16, share: 1}, {bandwidth: 24, share: 1}, {bandwidth: 32, share: 2}]}
+optim: {batch_size: 12, base_lr: 0.02}
+efficiency: {workers: 0, device: cpu}
+output: {log_every: 2, checkpoint_every: 5, reconstruct_every: 50%, reconstruct_images: 2}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Keep sums in one order, whatever the machine's cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path: Path) -> Path:
+    """Return the path of a config that trains in seconds and passes through three stages."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_yaml: Path, tmp_path: Path):
+    """Return a function that builds the small config with flags on top."""
+
+    def build(*flags: str) -> PretrainConfig:
+        return load_config(
+            PretrainConfig, [tiny_yaml], [f"--output.folder={tmp_path / 'run'}", *flags]
+        )
+
+    return build

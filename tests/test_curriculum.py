@@ -1,0 +1,139 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mae_et import Curriculum, Plan, Stage, UserError
+
+IMAGENET = 1_281_167
+
+PATCH = 4
+stages = st.lists(
+    st.builds(
+        Stage,
+        bandwidth=st.integers(2, 16).map(lambda n: n * PATCH),
+        share=st.floats(0.05, 1.0),
+        magnitude=st.integers(0, 10),
+    ),
+    min_size=1,
+    max_size=6,
+)
+budgets = {
+    "epochs": st.floats(20, 200),
+    "size": st.integers(500, 5000),
+    "batch": st.integers(1, 64),
+}
+
+
+@given(stages=stages, shares_of=st.sampled_from(["compute", "images"]), **budgets)
+@settings(max_examples=200, deadline=None)
+def test_steps_add_up_to_the_budget_within_one_step(stages, shares_of, epochs, size, batch) -> None:
+    curriculum = Curriculum(tuple(stages), base=64, patch=PATCH, shares_of=shares_of)
+    plan = curriculum.plan(epochs, size, batch)
+    if shares_of == "images":
+        assert abs(plan.images - epochs * size) <= batch
+    else:
+        assert abs(plan.compute - epochs * size * 64**2) <= batch * 64**2
+
+
+@given(stages=stages, **budgets)
+@settings(max_examples=100, deadline=None)
+def test_each_stage_s_share_of_compute_is_kept_within_one_step(stages, epochs, size, batch) -> None:
+    plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
+    total = math.fsum(stage.share for stage in stages)
+    for asked, planned in zip(stages, plan.stages, strict=True):
+        compute = planned.steps * planned.cost * batch
+        due = epochs * size * 64**2 * asked.share / total
+        assert abs(compute - due) <= batch * 64**2  # half a step at either end
+
+
+@given(stages=stages, **budgets)
+@settings(max_examples=100, deadline=None)
+def test_progress_rises_from_0_to_1_evenly_within_a_stage(stages, epochs, size, batch) -> None:
+    plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
+    assert plan.progress(0) == 0
+    assert plan.progress(plan.steps) == pytest.approx(1)
+    for stage in plan.stages:
+        edges = [plan.progress(stage.start + k) for k in (0, 1, stage.steps - 1, stage.steps)]
+        assert edges[1] - edges[0] == pytest.approx(edges[3] - edges[2])
+        assert edges[0] < edges[3]
+
+
+@given(stages=stages, **budgets)
+@settings(max_examples=50, deadline=None)
+def test_every_step_has_the_stage_that_covers_it(stages, epochs, size, batch) -> None:
+    plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
+    for stage in plan.stages:
+        assert plan.at(stage.start) == stage
+        assert plan.at(stage.start + stage.steps - 1) == stage
+    for outside in (-1, plan.steps):
+        with pytest.raises(IndexError):
+            plan.at(outside)
+    assert Plan.from_dict(plan.to_dict()) == plan
+
+
+def bandwidths(name: str, base: int = 224, patch: int = 16) -> list[int]:
+    return [stage.bandwidth for stage in Curriculum.preset(name, base, patch).stages]  # type: ignore[arg-type]
+
+
+def test_presets_are_the_papers() -> None:
+    assert bandwidths("constant") == [224]
+    assert bandwidths("et") == [160] * 6 + [192] * 2 + [224] * 2
+    assert bandwidths("etpp") == [96] * 2 + [160] * 4 + [224] * 4
+    assert bandwidths("etpp_deit") == [96] * 2 + [160] * 4 + [192] * 2 + [224] * 2
+    assert bandwidths("etpp_convnext") == [160] * 6 + [224] * 4
+    assert [s.magnitude for s in Curriculum.preset("etpp").stages] == list(range(10))
+
+
+def test_stages_of_etpp_have_equal_compute_and_those_of_et_equal_epochs() -> None:
+    plan = Curriculum.preset("etpp", 224, 16).plan(400, IMAGENET, 4096)
+    shares = [s.steps * s.cost * 4096 / plan.compute for s in plan.stages]
+    assert all(abs(share - 0.1) < 1e-4 for share in shares)
+    plan = Curriculum.preset("et", 224, 16).plan(300, IMAGENET, 4096)
+    assert all(abs(s.steps - plan.steps / 10) <= 1 for s in plan.stages)
+    # 0.6 (160/224)^2 + 0.2 (192/224)^2 + 0.2 of 300 epochs
+    assert plan.equivalent_epochs == pytest.approx(300 * 0.6531, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("base", "patch", "expected"),
+    [(128, 16, [64, 96, 128]), (64, 8, [32, 48, 64]), (224, 14, [98, 168, 224]), (384, 16, [176, 288, 384])],
+)  # fmt: skip
+def test_presets_carry_over_to_other_sizes_never_below_the_paper_s_share(
+    base: int, patch: int, expected: list[int]
+) -> None:
+    found = bandwidths("etpp", base, patch)
+    assert sorted(set(found)) == expected
+    for paper, ours in zip((96, 160, 224), expected, strict=True):
+        assert paper / 224 <= ours / base < paper / 224 + patch / base
+
+
+@pytest.mark.parametrize(
+    ("stage", "sentence"),
+    [
+        (Stage(90, 1), "bandwidth 90 is not a multiple of the patch size 16"),
+        (Stage(256, 1), "bandwidth 256 exceeds the base size 224"),
+        (Stage(0, 1), "bandwidth 0 is not a multiple"),
+        (Stage(96, 0), "share must be positive"),
+        (Stage(96, math.nan), "share must be positive"),
+        (Stage(96, 1, 11), "magnitude lies in"),
+    ],
+)
+def test_impossible_stages_are_refused_in_one_sentence(stage: Stage, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Curriculum((stage,), 224, 16)
+
+
+def test_impossible_plans_are_refused_in_one_sentence() -> None:
+    curriculum = Curriculum.preset("etpp", 224, 16)
+    with pytest.raises(UserError, match="larger than the data set of 100 images"):
+        curriculum.plan(10, 100, 101)
+    with pytest.raises(UserError, match="less than one step"):
+        curriculum.plan(0.01, 1000, 1000)
+    with pytest.raises(UserError, match="empty"):
+        curriculum.plan(1, 0, 1)
+    with pytest.raises(UserError, match="is empty"):
+        Curriculum((), 224)
+    with pytest.raises(UserError, match="there is no curriculum"):
+        Curriculum.preset("linear")  # type: ignore[arg-type]

@@ -1,0 +1,215 @@
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from mae_et import synthetic
+from mae_et.synthetic import CLASSES, Synthetic, render
+
+DIGEST = "bb178dd0ae47bd71b7d3408c83bb0ce107d407a798fbe25af15ac302929c664f"
+
+PRINT_DIGEST = """
+import hashlib
+from mae_et.synthetic import render
+print(hashlib.sha256(b"".join(render(i, 64)[0].tobytes() for i in range(20))).hexdigest())
+"""
+
+
+def digest(order) -> str:
+    """Digest of the images of `order` in ascending order of index, rendered in the order given."""
+    images = {index: render(index, 64)[0].tobytes() for index in order}
+    return hashlib.sha256(b"".join(images[index] for index in sorted(images))).hexdigest()
+
+
+def ring_profile(fields: np.ndarray) -> np.ndarray:
+    """Mean log amplitude of square fields at 1, 2, ... cycles per image, up to half of Nyquist."""
+    size = fields.shape[-1]
+    cycles = np.fft.fftfreq(size, 1 / size)
+    ring = np.rint(np.hypot(cycles[:, None], cycles[None, :])).astype(int)
+    amplitude = np.log(np.abs(np.fft.fft2(fields))).mean(0)
+    return np.array([amplitude[ring == r].mean() for r in range(1, size // 4 + 1)])
+
+
+def slope(profile: np.ndarray, lowest: int) -> float:
+    cycles = np.arange(1, len(profile) + 1)
+    return float(np.polyfit(np.log(cycles[lowest - 1 :]), profile[lowest - 1 :], 1)[0])
+
+
+def nearest(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Position in `train` of the row nearest to each row of `test`."""
+    squares = (train**2).sum(1) - 2 * test @ train.T
+    return squares.argmin(1)
+
+
+def centred(mask: np.ndarray) -> np.ndarray:
+    """A mask resampled to 16 x 16 about its centroid, in units of its spread."""
+    size = len(mask)
+    y, x = np.mgrid[:size, :size]
+    weight = mask / mask.sum()
+    mean_y, mean_x = (weight * y).sum(), (weight * x).sum()
+    spread = np.sqrt((weight * ((y - mean_y) ** 2 + (x - mean_x) ** 2)).sum())
+    steps = np.linspace(-2, 2, 16) * spread
+    rows = np.clip(np.rint(mean_y + steps), 0, size - 1).astype(int)
+    columns = np.clip(np.rint(mean_x + steps), 0, size - 1).astype(int)
+    return mask[np.ix_(rows, columns)].ravel()
+
+
+def test_same_arguments_same_bytes_everywhere():
+    """The images of an index and seed are these very bytes, on any machine and in any version."""
+    assert digest(range(20)) == DIGEST
+
+
+def test_independent_of_order_and_process():
+    """An image depends neither on what was rendered before it nor on the process that renders."""
+    assert digest(reversed(range(20))) == DIGEST
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run(
+        [sys.executable, "-c", PRINT_DIGEST], env=environment, capture_output=True, check=True
+    )
+    assert child.stdout.decode().strip() == DIGEST
+
+
+def test_index_and_seed_both_matter():
+    """Different pairs of index and seed give different images, mirrored pairs included."""
+    pairs = [(0, 0), (10, 0), (0, 10), (10, 10), (2**32, 0), (0, 2**32), (2**64 - 1, 2**64 - 1)]
+    assert len({render(index, 32, seed)[0].tobytes() for index, seed in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("size", [16, 31, 64, 96])
+def test_shape_and_type(size):
+    """An image is uint8 [size, size, 3] at any size, odd ones included."""
+    image, label = render(4, size)
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8
+    assert CLASSES[label] == "star"
+
+
+def test_same_scene_at_every_size():
+    """The object of an index lies at the same place at every size."""
+    for index in range(20):
+        scene, _ = synthetic._start(index, 0)
+        fine = synthetic._coverage(scene, 128).reshape(64, 2, 64, 2).mean((1, 3))
+        assert np.abs(fine - synthetic._coverage(scene, 64)).mean() < 0.005
+
+
+@pytest.mark.parametrize(("first", "length"), [(0, 10), (7, 23), (1234, 95), (5, 1000)])
+def test_every_window_is_balanced(first, length):
+    """In any window of consecutive indices the ten classes' counts differ by at most one."""
+    assert len(CLASSES) == len(set(CLASSES)) == 10
+    labels = [render(i, 16)[1] for i in range(first, first + length)]
+    counts = np.bincount(labels, minlength=10)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_background_spectrum_falls_as_one_over_f():
+    """Over many backgrounds log amplitude falls with log frequency at a slope within 0.05 of -1."""
+    scenes = [synthetic._start(i, 0) for i in range(200)]
+    fields = np.stack([synthetic._background(scene, stream, 64)[0] for scene, stream in scenes])
+    assert slope(ring_profile(fields), lowest=3) == pytest.approx(-1, abs=0.05)
+
+
+def test_picture_spectrum_falls_somewhat_faster():
+    """With the outline and grating of the object the slope lies between -1.5 and -1."""
+    window = np.hanning(64)[:, None] * np.hanning(64)[None, :]
+    grey = np.stack([render(i, 64)[0].mean(2) for i in range(200)])
+    fields = (grey - grey.mean((1, 2), keepdims=True)) * window
+    assert -1.5 < slope(ring_profile(fields), lowest=3) < -1
+
+
+def test_grating_has_the_drawn_frequency():
+    """Without its noise the object's texture peaks at the frequency drawn for it, 4 to 8 cycles."""
+    cycles = np.fft.fftfreq(64, 1 / 64)
+    for index in range(20):
+        scene, stream = synthetic._start(index, 0)
+        texture = synthetic._texture(replace(scene, grating_share=1.0), stream, 64)
+        drawn = np.hypot(*scene.grating_wave)
+        assert 4 <= drawn <= 8
+        peak = np.abs(np.fft.fft2(texture * np.hanning(64)[:, None] * np.hanning(64))).argmax()
+        row, column = np.unravel_index(peak, (64, 64))
+        assert np.hypot(cycles[row], cycles[column]) == pytest.approx(drawn, abs=0.75)
+
+
+def test_object_stands_out_with_either_sign():
+    """Object and background differ by 20 grey levels, and each is the brighter about as often."""
+    gaps = []
+    for index in range(300):
+        inside = synthetic._coverage(synthetic._start(index, 0)[0], 64) > 0.5
+        grey = render(index, 64)[0].mean(2)
+        gaps.append(grey[inside].mean() - grey[~inside].mean())
+    assert np.abs(gaps).min() > 20
+    assert 0.4 < np.mean(np.array(gaps) > 0) < 0.6
+
+
+def test_mean_colour_does_not_tell_the_class():
+    """Class means and nearest neighbours of mean colour are right in under 14%; chance is 10%."""
+    colour = np.stack([render(i, 32)[0].mean((0, 1)) for i in range(6000)])
+    label = np.arange(6000) % 10
+    train, test = slice(0, 3000), slice(3000, 6000)
+    means = np.stack([colour[train][label[train] == c].mean(0) for c in range(10)])
+    assert np.mean(nearest(means, colour[test]) == label[test]) < 0.14
+    neighbour = label[train][nearest(colour[train], colour[test])]
+    assert np.mean(neighbour == label[test]) < 0.14
+
+
+def test_silhouette_tells_the_class():
+    """The nearest of a thousand silhouettes, centred and scaled, has the same label in over 95%."""
+    masks = [synthetic._coverage(synthetic._start(i, 0)[0], 64) for i in range(1500)]
+    features = np.stack([centred(mask) for mask in masks])
+    label = np.arange(1500) % 10
+    found = label[nearest(features[:1000], features[1000:])]
+    assert np.mean(found == label[1000:]) > 0.95
+
+
+def test_dataset_serves_render():
+    """Item i of a dataset is image first + i of its seed, the first time and from memory."""
+    data = Synthetic(length=12, size=32, seed=3, first=95)
+    assert len(data) == 12
+    assert data.classes == CLASSES
+    for _ in range(2):
+        for i, (image, label) in enumerate(data):
+            pixels, expected = render(95 + i, 32, seed=3)
+            assert image.mode == "RGB"
+            assert np.array_equal(np.asarray(image), pixels)
+            assert label == expected
+    with pytest.raises(IndexError):
+        data[12]
+
+
+@pytest.mark.parametrize("fill", [True, False])
+def test_dataset_survives_pickling_and_workers(fill):
+    """A pickled copy and a worker process serve the same images, filled beforehand or not."""
+    data = Synthetic(length=6, size=16)
+    if fill:
+        data.fill()
+    expected = [render(i, 16)[0].tobytes() for i in range(6)]
+    assert [image.tobytes() for image, _ in pickle.loads(pickle.dumps(data))] == expected
+    loader = DataLoader(data, batch_size=None, num_workers=1)
+    assert [image.tobytes() for image, _ in loader] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        ({"index": -1, "size": 64}, "index"),
+        ({"index": 2**64, "size": 64}, "index"),
+        ({"index": 0, "size": 15}, "size"),
+        ({"index": 0, "size": 64, "seed": -1}, "seed"),
+    ],
+)
+def test_render_refuses_bad_arguments(arguments, culprit):
+    """An argument out of its range is refused by name."""
+    with pytest.raises(ValueError, match=culprit):
+        render(**arguments)
+
+
+@pytest.mark.parametrize("bad", [{"length": 0}, {"size": 8}, {"seed": -1}, {"first": -1}])
+def test_dataset_refuses_bad_arguments(bad):
+    """A dataset refuses a bad argument when it is made, not at the first image."""
+    with pytest.raises(ValueError, match="must be"):
+        Synthetic(**{"length": 4, "size": 64, **bad})
