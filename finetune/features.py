@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mae_et.config import DataConfig
 from mae_et.data import EvalView, eval_loader, normalise, worker_count
-from mae_et.datasets import Split, open_source
+from mae_et.datasets import open_source
 from mae_et.errors import UserError
+from mae_et.folders import Split
 from mae_et.model import MaskedAutoencoder
 from mae_et.precision import autocast, autocast_dtype
 

@@ -1,6 +1,7 @@
 """Masked autoencoder pre-training under the EfficientTrain++ frequency curriculum."""
 
-from mae_et.config import PretrainConfig, load_config
+from mae_et.config import PretrainConfig
+from mae_et.config_files import load_config
 from mae_et.curriculum import Curriculum, Plan, Stage
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.frequency import low_frequency_crop

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mae_et.atomic import write_atomically
 
 FORMAT = "mae-et/1"
+MODEL_KEY = "mae_et.model"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
@@ -117,9 +118,15 @@ def checkpoint_step(path: Path) -> int:
     return int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
 
 
-def export_encoder(encoder: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write an encoder as safetensors with timm's names: it loads in plain timm, strictly."""
+def export_encoder(encoder: nn.Module, path: Path, model: str) -> None:
+    """Write an encoder as safetensors with timm's names: it loads in plain timm, strictly.
+
+    The model's config (JSON) goes with it, for heads leave no trace in weights. It is the only
+    entry of the metadata, whose order in the file is not fixed: equal weights, equal bytes.
+    """
     tensors: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
     }
-    write_atomically(path, lambda file: file.write_bytes(safetensors_bytes(tensors, metadata)))
+    write_atomically(
+        path, lambda file: file.write_bytes(safetensors_bytes(tensors, {MODEL_KEY: model}))
+    )

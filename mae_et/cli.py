@@ -14,12 +14,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from mae_et.config import (
-    PretrainConfig,
-    add_config_arguments,
-    parse_config,
-    plain,
-)
+from mae_et.config import PretrainConfig
+from mae_et.config_files import add_config_arguments, parse_config, plain
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.version import __version__
 
@@ -37,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mae-et: {error}", file=sys.stderr)
         return 2
     except RunFailed as error:
-        # Raised in a loader process it arrives with that process's traceback: the end says it all.
-        print(f"mae-et: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        # Raised in a loader process it arrives with that process's traceback, which it ends.
+        sentence = str(error).strip().splitlines()[-1].removeprefix("mae_et.errors.RunFailed: ")
+        print(f"mae-et: {sentence}", file=sys.stderr)
         return 1
     except Interrupted as error:
         print(f"mae-et: {error}", file=sys.stderr)

@@ -1,21 +1,15 @@
-"""What a run is: frozen dataclasses, read from YAML files and flags, refused strictly.
+"""What a run is: frozen dataclasses that refuse impossible values.
 
 Sections are split by effect. `model`, `data`, `curriculum`, `crop` and `optim` decide the numbers;
 `efficiency` must not change them beyond rounding; `output` never does.
 """
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from typing import Literal
 
 from mae_et.errors import UserError
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -379,117 +373,3 @@ class PretrainConfig:
             len(self.data.mean) in {1, self.model.channels},
             f"data.mean has {len(self.data.mean)} numbers for {self.model.channels} channels",
         )
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """Return a config as plain YAML types, in the order of its fields."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: convert(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [convert(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return convert(dataclasses.asdict(config))
-
-
-def to_yaml(config: Any) -> str:
-    """Return a config as YAML that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(plain(config), sort_keys=False)
-
-
-def find_config(name: str) -> Path:
-    """Find a config by path, or by name among the shipped ones (`pretrain/vit_b16_etpp`).
-
-    Raises:
-        UserError: there is none.
-    """
-    package = Path(__file__).parent
-    # An installed wheel carries the folder inside the package; a checkout has it beside.
-    shipped = next(
-        (d for d in (package / "configs", package.parent / "configs") if d.is_dir()), package
-    )
-    for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = sorted(
-        p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml")
-    )
-    raise UserError(f"there is no config {name!r}; shipped configs: {', '.join(known)}")
-
-
-Config = TypeVar("Config")
-
-
-def load_config(
-    kind: type[Config], files: list[str | Path] | None = None, flags: list[str] | None = None
-) -> Config:
-    """Build a config from YAML files, later over earlier, then flags (`--optim.base_lr 1e-3`).
-
-    Raises:
-        UserError: an unknown key, a wrong type or an impossible value, in one sentence.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    add_config_arguments(parser, kind)
-    arguments = [f"--config={name}" for name in files or []]
-    return parse_config(parser, kind, arguments + list(flags or []))[0]
-
-
-def add_config_arguments(parser: ArgumentParser, kind: type[Any]) -> None:
-    """Give a parser `--config`, which may be repeated, and a flag for each field of `kind`."""
-    parser.add_argument("--config", action="config", help="YAML file or shipped name; repeatable")
-    parser.add_class_arguments(kind, fail_untyped=True)
-
-
-def parse_config(
-    parser: ArgumentParser, kind: type[Config], arguments: list[str]
-) -> tuple[Config, dict[str, Any]]:
-    """Parse arguments to an instance of `kind`, and the arguments that are not part of it.
-
-    Raises:
-        UserError: whatever the parser or the config refuses, in one sentence.
-    """
-    try:
-        built = parser.instantiate_classes(parser.parse_args(_with_config_paths(arguments)))
-        return _split(kind, dict(built.items()))
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(one_sentence(error)) from None
-
-
-def _split(kind: type[Config], values: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    config = kind(**{name: value for name, value in values.items() if name in names})
-    return config, {name: value for name, value in values.items() if name not in names}
-
-
-def _with_config_paths(arguments: list[str]) -> list[str]:
-    """Replace the shipped names given to --config by their paths."""
-    found = list(arguments)
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            found[place] = f"--config={find_config(argument.removeprefix('--config='))}"
-        elif argument == "--config" and place + 1 < len(arguments):
-            found[place + 1] = str(find_config(arguments[place + 1]))
-    return found
-
-
-def one_sentence(error: BaseException) -> str:
-    """Put a parser's message on one line, with types named as a user would."""
-    message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
-    return re.sub(r"\s+", " ", message).strip()
-
-
-def config_from_text(text: str) -> PretrainConfig:
-    """Read back what `to_yaml` wrote.
-
-    Raises:
-        UserError: the text is no pre-training config.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    add_config_arguments(parser, PretrainConfig)
-    try:
-        built = parser.instantiate_classes(parser.parse_string(text))
-        return _split(PretrainConfig, dict(built.items()))[0]
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(one_sentence(error)) from None

@@ -134,10 +134,11 @@ class MaskedAutoencoder(nn.Module):
         initialise(self)
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> "MaskedAutoencoder":
-        """Build the model that a config describes."""
+    def from_config(cls, config: ModelConfig, decoder: bool = True) -> "MaskedAutoencoder":
+        """Build the model that a config describes, or its encoder alone."""
         names = set(ModelConfig.__dataclass_fields__) - {"mask_ratio"}
-        return cls(**{name: getattr(config, name) for name in names})
+        given = {name: getattr(config, name) for name in names}
+        return cls(**given if decoder else given | {"decoder_depth": 0})
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Compute activations again in the backward pass, to save memory."""

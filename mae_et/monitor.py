@@ -20,7 +20,8 @@ from torchvision.io import write_png
 from tqdm import tqdm
 
 from mae_et.atomic import write_atomically, write_text_atomically
-from mae_et.config import PretrainConfig, plain, to_yaml
+from mae_et.config import PretrainConfig
+from mae_et.config_files import plain, to_yaml
 from mae_et.curriculum import Plan
 
 # Where each number of a row stands in TensorBoard.

@@ -60,10 +60,13 @@ def picture(panels: Tensor, smallest: int = 96) -> Tensor:
 
 def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
     """Draw HOG [B C bins h w] as strokes along the edges, [B channels H W] in [0, 1]."""
-    strength = reduce(histograms.clamp(min=0), "b c k h w -> b k h w", "mean")
+    strength = reduce(histograms, "b c k h w -> b k h w", "mean")
+    # What all orientations of a cell share says nothing; an unsure prediction is nearly all of it.
+    strength = strength - strength.amin(dim=1, keepdim=True)
     strokes = _stroke_masks(histograms.shape[2], cell, histograms.device)
     drawn = torch.einsum("bkhw,kyx->bhwyx", strength, strokes)
-    return repeat(drawn, "b h w y x -> b c (h y) (w x)", c=channels).clamp(0, 1)
+    drawn = drawn / drawn.amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-6)
+    return repeat(drawn, "b h w y x -> b c (h y) (w x)", c=channels)
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ from torch import Tensor
 Grid = tuple[int, int]
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
     """Return the positions of a grid's patches on the full grid.
 
@@ -33,6 +33,11 @@ def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -
     """
     if width % 4:
         raise ValueError(f"the width of sine-cosine positions must be a multiple of 4, got {width}")
+    return _table(grid, full, width, device)
+
+
+@lru_cache(maxsize=64)
+def _table(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
     rows, columns = (
         (torch.arange(g, dtype=torch.float64) + 0.5) * (G / g) - 0.5
         for g, G in zip(grid, full, strict=True)

@@ -5,6 +5,7 @@ A file is recognised by what it holds, never by its name.
 """
 
 import argparse
+import json
 import pathlib
 import pickle
 import re
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mae_et.checkpoint import newest_checkpoint
-from mae_et.config import PretrainConfig, Target, config_from_text
+from mae_et.checkpoint import MODEL_KEY, newest_checkpoint
+from mae_et.config import ModelConfig, PretrainConfig, Target
+from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder
 
@@ -67,6 +68,10 @@ def load_pretrained(
         model = MaskedAutoencoder.from_config(config_of(payload).model)
         model.load_state_dict(payload["model"])
         return model.eval()
+    if MODEL_KEY in payload:
+        model = MaskedAutoencoder.from_config(ModelConfig(**payload[MODEL_KEY]), decoder=False)
+        model.encoder.load_state_dict(payload["model"])
+        return model.eval()
     weights = payload.get("model", payload)
     if not isinstance(weights, dict) or "patch_embed.proj.weight" not in weights:
         raise UserError(f"{path} holds no vision transformer: there is no patch_embed.proj.weight")
@@ -97,7 +102,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             is_pickle = file.read(2) in {b"PK", b"\x80\x02"}
         if not is_pickle:
-            return dict(load_file(path))
+            return _read_safetensors(path)
         # Training checkpoints of MAE carry their arguments; both classes are plain holders.
         with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
@@ -110,6 +115,14 @@ def read_weights(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict):
         raise UserError(f"{path} holds a {type(payload).__name__}, not weights")
     return payload
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Read tensors, and, where our key is in the metadata, the config of their model."""
+    with safe_open(path, framework="pt") as file:
+        described = (file.metadata() or {}).get(MODEL_KEY)
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {MODEL_KEY: json.loads(described), "model": weights} if described else weights
 
 
 def _from_mae_layout(

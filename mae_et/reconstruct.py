@@ -10,9 +10,10 @@ from torchvision.io import write_png
 from mae_et.atomic import write_atomically
 from mae_et.config import DataConfig, Target
 from mae_et.data import EvalView, normalise
-from mae_et.datasets import Folder, list_images, open_source
+from mae_et.datasets import open_source
 from mae_et.distributed import choose_device
 from mae_et.errors import UserError
+from mae_et.folders import Folder, list_images
 from mae_et.frequency import low_frequency_crop
 from mae_et.panels import picture, reconstruction_panels
 from mae_et.pretrained import load_pretrained, stored_config

@@ -100,6 +100,15 @@ CLASSES: tuple[str, ...] = tuple(_SHAPES)
 
 
 @dataclass(frozen=True)
+class _Grating:
+    """A texture of known frequency: stripes in brightness."""
+
+    deviation: float
+    wave: tuple[float, float]
+    phase: float
+
+
+@dataclass(frozen=True)
 class _Scene:
     """What is drawn for one image apart from its noise; the same at every image size.
 
@@ -115,10 +124,8 @@ class _Scene:
     ground_colour: np.ndarray
     steepness: float  # the noise's amplitude falls as frequency ** -steepness
     spread: np.ndarray  # standard deviation of the background's noise in each opponent channel
-    texture: float  # standard deviation of the object's texture, in brightness
-    grating_share: float  # of the texture's variance
-    grating_wave: tuple[float, float]
-    grating_phase: float
+    grating: "_Grating"  # of the object
+    object_noise: float  # standard deviation of the object's own noise, in brightness
     light: tuple[float, float]  # relative change of brightness from the centre to each edge
 
 
@@ -126,9 +133,14 @@ def _polar(radius: float, angle: float) -> tuple[float, float]:
     return float(radius * np.cos(angle)), float(radius * np.sin(angle))
 
 
+def _draw_grating(stream: RandomState) -> _Grating:
+    wave = _polar(stream.uniform(4.0, 8.0), stream.uniform(0, np.pi))
+    return _Grating(stream.uniform(0.03, 0.06), wave, stream.uniform(0, 2 * np.pi))
+
+
 def _draw_scene(label: int, stream: RandomState) -> _Scene:
     uniform = stream.uniform
-    extent = uniform(0.42, 0.75)
+    extent = uniform(0.55, 0.85)
     reach = 1 - 0.8 * extent  # a tenth of the object may leave the image at each edge
     # Brightness always differs by at least 0.25, so that the object is seen; which of the two is
     # the brighter is a coin toss, so that pixel values say nothing of the class.
@@ -142,11 +154,9 @@ def _draw_scene(label: int, stream: RandomState) -> _Scene:
         object_colour=np.array([middle + gap / 2, *object_tint]),
         ground_colour=np.array([middle - gap / 2, *ground_tint]),
         steepness=uniform(0.8, 1.2),
-        spread=uniform(0.08, 0.14) * np.array([1.0, 0.15, 0.15]),
-        texture=uniform(0.05, 0.09),
-        grating_share=uniform(0.3, 0.9),
-        grating_wave=_polar(uniform(4.0, 8.0), uniform(0, np.pi)),
-        grating_phase=uniform(0, 2 * np.pi),
+        spread=uniform(0.02, 0.04) * np.array([1.0, 0.15, 0.15]),
+        grating=_draw_grating(stream),
+        object_noise=uniform(0.01, 0.02),
         light=_polar(uniform(0.1, 0.35), uniform(0, 2 * np.pi)),
     )
 
@@ -187,6 +197,13 @@ def _coverage(scene: _Scene, size: int) -> np.ndarray:
     return np.clip(0.5 - distance * (scene.extent * size / 2), 0, 1)
 
 
+def _stripes(grating: _Grating, size: int) -> np.ndarray:
+    """[size, size] a grating's brightness about its mean."""
+    x, y = _grid(size)
+    phase = np.pi * (grating.wave[0] * x + grating.wave[1] * y) + grating.phase
+    return np.sqrt(2) * grating.deviation * np.sin(phase)
+
+
 def _background(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
     """[3, size, size] background before lighting, in opponent coordinates."""
     fields = _noise(stream, 3, size, scene.steepness)
@@ -195,11 +212,8 @@ def _background(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
 
 def _texture(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
     """[size, size] brightness of the object's texture about its mean."""
-    x, y = _grid(size)
-    phase = np.pi * (scene.grating_wave[0] * x + scene.grating_wave[1] * y) + scene.grating_phase
-    grating = np.sqrt(2 * scene.grating_share) * np.sin(phase)
-    noise = np.sqrt(1 - scene.grating_share) * _noise(stream, 1, size, scene.steepness)[0]
-    return scene.texture * (grating + noise)
+    noise = scene.object_noise * _noise(stream, 1, size, scene.steepness)[0]
+    return _stripes(scene.grating, size) + noise
 
 
 def _start(index: int, seed: int) -> tuple[_Scene, RandomState]:

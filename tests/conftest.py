@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_et.config import PretrainConfig, load_config
+from mae_et.config import PretrainConfig
+from mae_et.config_files import load_config
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -14,7 +15,8 @@ model: {encoder: vit_tiny_patch16_224, image_size: 32, patch_size: 8, encoder_wi
         encoder_depth: 2, encoder_heads: 2, decoder_width: 16, decoder_depth: 1, decoder_heads: 2}
 data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 20}
 curriculum: {preset: custom, epochs: 4.5,
-             stages: [{bandwidth: 16, share: 1}, {bandwidth: 24, share: 1}, {bandwidth: 32, share: 2}]}
+             stages: [{bandwidth: 16, share: 1}, {bandwidth: 24, share: 1},
+                      {bandwidth: 32, share: 2}]}
 optim: {batch_size: 12, base_lr: 0.02}
 efficiency: {workers: 0, device: cpu}
 output: {log_every: 2, checkpoint_every: 5, reconstruct_every: 50%, reconstruct_images: 2}

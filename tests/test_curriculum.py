@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae_et import Curriculum, Plan, Stage, UserError
+from mae_et.config import Preset
 
 IMAGENET = 1_281_167
 
@@ -73,8 +74,8 @@ def test_every_step_has_the_stage_that_covers_it(stages, epochs, size, batch) ->
     assert Plan.from_dict(plan.to_dict()) == plan
 
 
-def bandwidths(name: str, base: int = 224, patch: int = 16) -> list[int]:
-    return [stage.bandwidth for stage in Curriculum.preset(name, base, patch).stages]  # type: ignore[arg-type]
+def bandwidths(name: Preset, base: int = 224, patch: int = 16) -> list[int]:
+    return [stage.bandwidth for stage in Curriculum.preset(name, base, patch).stages]
 
 
 def test_presets_are_the_papers() -> None:
@@ -98,7 +99,8 @@ def test_stages_of_etpp_have_equal_compute_and_those_of_et_equal_epochs() -> Non
 
 @pytest.mark.parametrize(
     ("base", "patch", "expected"),
-    [(128, 16, [64, 96, 128]), (64, 8, [32, 48, 64]), (224, 14, [98, 168, 224]), (384, 16, [176, 288, 384])],
+    [(128, 16, [64, 96, 128]), (64, 8, [32, 48, 64]), (224, 14, [98, 168, 224]),
+     (384, 16, [176, 288, 384])],
 )  # fmt: skip
 def test_presets_carry_over_to_other_sizes_never_below_the_paper_s_share(
     base: int, patch: int, expected: list[int]

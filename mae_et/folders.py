@@ -1,0 +1,179 @@
+"""Folders of images, labelled by the folder that they lie in."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mae_et.config import DataConfig
+from mae_et.errors import UserError
+from mae_et.pictures import EXTENSIONS, Pictures, extensions_of
+from mae_et.shards import UNLABELLED
+
+Split = Literal["train", "val"]
+
+HELD_OUT = 0.2
+
+
+class Files:
+    """Files read as bytes, with a label each; their names are relative to `top`."""
+
+    def __init__(self, names: Sequence[str | Path], labels: Sequence[int], top: Path):
+        self.top = top
+        # Arrays, not lists: they are small, and worker processes share them. Of a list each worker
+        # would in time own a copy, because reading a Python object counts its references.
+        self.names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+        self.labels = np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.path(index).read_bytes(), self.labels[index]
+
+    def path(self, index: int) -> Path:
+        """Return where a file lies."""
+        return self.top / os.fsdecode(self.names[index])
+
+
+class Folder(Pictures):
+    """Image files, with a label each."""
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        channels: int,
+        top: Path = Path(),
+    ):
+        inner = Files(files, labels, top)
+        super().__init__(inner, classes, channels, inner.path)
+
+
+def open_folder(config: DataConfig, split: Split, channels: int) -> Folder:
+    """Open `root/SPLIT/CLASS/*` or `root/SPLIT/*`.
+
+    Where there are no split folders, the images are `root/CLASS/*` or `root/*`, and a fifth of each
+    class is held out as val. Classes are numbered as in the training split; if a file of a split
+    lies in no class folder, all of the split are unlabelled.
+
+    Raises:
+        UserError: a folder is missing or holds no image, or val has a class that train lacks.
+    """
+    root, name = data_root(config), split_name(config, split)
+    train, top = root / config.train_split, root / name
+    if not train.is_dir() and not (root / config.val_split).is_dir() and name == split:
+        return _part_of_folder(root, split, channels)
+    if not top.is_dir():
+        raise UserError(f"data.root {root} has no {split} split: there is no folder {name} in it")
+    files = _some_images(top, channels)
+    others = (
+        image_names(train, extensions_of(channels)) if split == "val" and train.is_dir() else []
+    )
+    classes = _classes(others or files)
+    labels = _labels(files, classes, top)
+    return Folder(files, labels, [] if UNLABELLED in labels else classes, channels, top)
+
+
+def _part_of_folder(root: Path, split: Split, channels: int) -> Folder:
+    files = _some_images(root, channels)
+    classes = _classes(files)
+    labels = _labels(files, classes, root)
+    held_out = _held_out(files, labels)
+    chosen = [i for i in range(len(files)) if (i in held_out) == (split == "val")]
+    if not chosen:
+        raise UserError(f"data.root {root} has too few images for a fifth to be held out as val")
+    return Folder([files[i] for i in chosen], [labels[i] for i in chosen], classes, channels, root)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files below a folder, in an order that depends on their names alone."""
+    return [folder / name for name in image_names(folder)]
+
+
+def image_names(folder: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """Return the image files below a folder, relative to it, in the order of their names.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    try:
+        return list(_walk(str(folder), "", (), extensions))
+    except OSError as error:
+        raise UserError(f"cannot list the folder {error.filename}: {error.strerror}") from None
+
+
+def _walk(
+    folder: str, prefix: str, above: tuple[str, ...], extensions: tuple[str, ...]
+) -> Iterator[str]:
+    here = os.path.realpath(folder)
+    if here in above:  # a link to a folder that it lies in
+        return
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.name.startswith("."):  # .git, .thumbnails, ._photo.jpg
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), extensions)
+        elif entry.name.lower().endswith(extensions):
+            yield prefix + entry.name
+
+
+def _some_images(folder: Path, channels: int) -> list[str]:
+    extensions = extensions_of(channels)
+    files = image_names(folder, extensions)
+    if not files:
+        raise UserError(
+            f"there is no image in {folder} (of {channels} channels: {' '.join(extensions)})"
+        )
+    return files
+
+
+def _classes(files: Sequence[str]) -> list[str]:
+    """Return the names of the class folders, none if a file lies in no folder."""
+    if not all("/" in file for file in files):
+        return []
+    return sorted({file.partition("/")[0] for file in files})
+
+
+def _labels(files: Sequence[str], classes: Sequence[str], top: Path) -> list[int]:
+    own = _classes(files)
+    if not classes or not own:
+        return [UNLABELLED] * len(files)
+    unknown = sorted(set(own) - set(classes))
+    if unknown:
+        raise UserError(f"{top} has classes that the training split lacks: {', '.join(unknown)}")
+    number = {name: place for place, name in enumerate(classes)}
+    return [number[file.partition("/")[0]] for file in files]
+
+
+def _held_out(files: Sequence[str], labels: Sequence[int]) -> set[int]:
+    """Choose a fifth of each class by the hash of the name: steady when files are added."""
+    hashes = [hashlib.sha256(os.fsencode(file)).digest() for file in files]
+    by_class: dict[int, list[int]] = {}
+    for i in sorted(range(len(files)), key=hashes.__getitem__):
+        by_class.setdefault(labels[i], []).append(i)
+    return {i for members in by_class.values() for i in members[: int(len(members) * HELD_OUT)]}
+
+
+def data_root(config: DataConfig) -> Path:
+    """Return the folder that a config names.
+
+    Raises:
+        UserError: it names none, or there is no such folder.
+    """
+    if config.root is None:
+        raise UserError(f"data.root is needed for data.name {config.source}")
+    if not config.root.is_dir():
+        raise UserError(f"data.root {config.root} is not a folder")
+    return config.root
+
+
+def split_name(config: DataConfig, split: Split) -> str:
+    """Return what a config calls a split."""
+    return config.train_split if split == "train" else config.val_split

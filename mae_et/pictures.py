@@ -1,0 +1,118 @@
+"""From a file's bytes to an image with the channels that a run asks for."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from mae_et.config_files import one_sentence
+from mae_et.errors import RunFailed, UserError
+
+Sample = tuple[Image.Image | Tensor, int]
+
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+ARRAYS = (".npy",)
+EXTENSIONS = (
+    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *ARRAYS,
+)  # fmt: skip
+
+
+class Pictures:
+    """A source made of one that gives encoded or PIL images of any mode.
+
+    Args:
+        inner: map-style, `inner[i] -> (bytes or PIL image, label)`.
+        classes: names of the labels.
+        channels: of the images it gives.
+        name: says which image a number means, for the message when it cannot be read.
+    """
+
+    def __init__(
+        self, inner: Any, classes: Sequence[str], channels: int, name: Callable[[int], object]
+    ):
+        self.inner, self.classes, self.channels, self.name = inner, classes, channels, name
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]  # an IndexError outside, as of a list
+        try:
+            content, label = self.inner[index]
+            read = decode if isinstance(content, bytes) else to_channels
+            return read(content, self.channels), int(label)
+        except UserError:
+            raise
+        except Exception as error:  # decoders of damaged files raise whatever they stumble on
+            raise RunFailed(
+                f"cannot read the image {self.name(index)}: {one_sentence(error)}"
+            ) from None
+
+
+def decode(content: bytes, channels: int) -> Image.Image | Tensor:
+    """Decode a picture or a .npy file: the first frame, as it is stored (no EXIF rotation)."""
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        return _array_image(np.load(io.BytesIO(content)), channels)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return to_channels(image, channels)
+    except UnidentifiedImageError:  # its message is about the bytes' place in memory
+        raise ValueError("it is neither a picture nor an array") from None
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Convert a PIL image to the mode that has this many channels, of 8 bits.
+
+    Raises:
+        UserError: PIL has no such mode.
+    """
+    check_channels(channels)
+    if image.mode in SIXTEEN_BIT_MODES:
+        image = _high_byte(image)
+    elif image.mode == "F":
+        raise ValueError("the range of its floating-point numbers is unknown; save it as .npy")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours as at once, without PIL's warning
+    return image.convert(PIL_MODES[channels])
+
+
+def check_channels(channels: int) -> None:
+    """Refuse channels that no picture has.
+
+    Raises:
+        UserError: PIL has no mode of so many channels.
+    """
+    if channels not in PIL_MODES:
+        raise UserError(
+            f"model.channels {channels} needs arrays (.npy, [H W C]); pictures have "
+            f"{', '.join(map(str, PIL_MODES))}"
+        )
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, as PIL does 16-bit colour; of grey it would clip all at 255."""
+    array = np.asarray(image)
+    if array.min() < 0 or array.max() > 0xFFFF:
+        raise ValueError("its numbers exceed 16 bits; save it as .npy")
+    return Image.fromarray((array >> 8).astype(np.uint8))
+
+
+def _array_image(array: np.ndarray, channels: int) -> Tensor:
+    """[H W C] or [H W] -> tensor [C H W]: uint8 as it is, other types as float32, not scaled."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] != channels:
+        raise ValueError(f"an array of shape {array.shape} is no image of {channels} channels")
+    if array.dtype != np.uint8:
+        array = array.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def extensions_of(channels: int) -> tuple[str, ...]:
+    """Return the endings of files that can hold images of so many channels."""
+    return EXTENSIONS if channels in PIL_MODES else ARRAYS

@@ -1,0 +1,38 @@
+"""Signals that ask a run to stop become a flag, which the loop reads between steps."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopFlag:
+    """The signal that asked the run to stop, or None."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopFlag]:
+    """Turn SIGTERM, SIGINT and SIGUSR2 into a flag that the loop reads between steps.
+
+    A second SIGINT stops at once.
+    """
+    flag = StopFlag()
+
+    def raise_flag(number: int, frame: object) -> None:
+        if flag.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.signal = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield flag  # only the main thread may install handlers
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    kept = {number: signal.signal(number, raise_flag) for number in numbers}
+    try:
+        yield flag
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

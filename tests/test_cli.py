@@ -1,0 +1,187 @@
+"""The command line as users meet it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from torchvision.io import read_image
+
+from mae_et import load_config, load_pretrained, pretrain
+from mae_et.cli import COMMANDS, main
+from mae_et.config import PretrainConfig
+from mae_et.monitor import read_metrics
+
+
+def last_json(text: str) -> dict:
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def test_the_headline_plan_costs_a_quarter_of_1600_epochs(capsys) -> None:
+    assert main(["plan", "--config", "pretrain/vit_b16_etpp_hog_400ep", "--json"]) == 0
+    plan = last_json(capsys.readouterr().out)
+    assert plan["dataset_size"] == 1_281_167
+    assert plan["speedup"] == pytest.approx(4.0, rel=0.01)
+    assert len(plan["stages"]) == 10
+    assert sum(s["share"] for s in plan["stages"]) == pytest.approx(1)
+    assert sum(s["steps"] for s in plan["stages"]) == plan["steps"]
+
+
+def test_a_plan_is_a_table_for_people(capsys) -> None:
+    flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
+    assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
+    text = capsys.readouterr().out
+    assert "1,000 images, batch 100: the compute of 400.0 epochs" in text
+    assert "2.00x less compute than 800 epochs" in text
+    assert len([line for line in text.splitlines() if " 160 " in line]) == 4
+
+
+@pytest.fixture
+def mistakes(tmp_path: Path) -> dict[str, list[str]]:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "file").write_text("")
+    tiny = [f"--config={tmp_path / 'tiny.yaml'}", f"--output.folder={tmp_path / 'run'}"]
+    custom = "--curriculum.stages=[{bandwidth: %d, share: 1}]"
+    return {
+        "there is no command 'train'": ["train"],
+        "unrecognized arguments: --optim.lr": ["pretrain", *tiny, "--optim.lr=1"],
+        "bandwidth 20 is not a multiple of the patch size 8": ["pretrain", *tiny, custom % 20],
+        "bandwidth 64 exceeds the base size 32": ["pretrain", *tiny, custom % 64],
+        "there is no image in": ["pretrain", *tiny, f"--data.root={tmp_path / 'empty'}"],
+        "is not a folder": ["pretrain", *tiny, f"--data.root={tmp_path / 'missing'}"],
+        "model.mask_ratio must lie between": ["pretrain", *tiny, "--model.mask_ratio=1.0"],
+        "larger than the data set of 40": ["pretrain", *tiny, "--optim.batch_size=64"],
+        "there is no config 'nope'": ["pretrain", "--config", "nope"],
+        "there is no checkpoint": ["knn", "--checkpoint", str(tmp_path / "missing")],
+        "holds no checkpoint that loads": ["linear-probe", "--checkpoint", str(tmp_path / "empty")],
+        "cannot be read": ["reconstruct", f"--checkpoint={tmp_path / 'file'}"],
+        "torch sees no CUDA device": ["pretrain", *tiny, "--efficiency.device=cuda"],
+        "data.name 'imagenet' is unknown": ["pretrain", *tiny, "--data.name=imagenet"],
+    }
+
+
+def test_mistakes_get_one_sentence_and_exit_status_2(mistakes, capsys, tmp_path) -> None:
+    for sentence, arguments in mistakes.items():
+        assert main(arguments) == 2, sentence
+        shown = capsys.readouterr()
+        assert sentence in shown.err
+        assert shown.err.startswith("mae-et: ")
+        assert shown.err.count("\n") == 1
+        assert not shown.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_model_in_the_run_folder_is_refused(
+    tiny, tiny_yaml, capsys
+) -> None:
+    folder = pretrain(tiny("--output.reconstruct_images=0"))
+    capsys.readouterr()
+    flags = [f"--config={tiny_yaml}", f"--output.folder={folder}", "--model.decoder_depth=2"]
+    assert main(["pretrain", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "holds a checkpoint of another run: model.decoder_depth was 1 and is now 2" in error
+
+
+def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yaml, capsys) -> None:
+    folder = tiny().output.folder
+    assert main(["pretrain", f"--config={tiny_yaml}", f"--output.folder={folder}"]) == 0
+    results = last_json(capsys.readouterr().out)
+    assert results["run"] == str(folder)
+    assert results["loss"] == read_metrics(folder)[-1]["loss"]
+    for command in ("knn", "linear-probe"):
+        assert main([command, f"--checkpoint={folder}", "--workers=0", "--epochs=3"]) == 0
+        figures = last_json(capsys.readouterr().out)
+        assert set(figures) == ({"knn"} if command == "knn" else {"linear", "linear_learning_rate"})
+    photo = folder / "photo.jpg"
+    Image.new("RGB", (50, 30), (200, 10, 10)).save(photo)
+    output = folder / "picture.png"
+    whole, encoder = load_pretrained(folder), load_pretrained(folder / "encoder.safetensors")
+    pixels = torch.randn(1, 3, 32, 32)
+    assert torch.equal(whole.encode(pixels), encoder.encode(pixels))
+    assert encoder.decoder is None
+    for images, rows in (([], 8), ([f"--images=[{photo}]"], 1)):
+        assert main(["reconstruct", f"--checkpoint={folder}", f"--output={output}", *images]) == 0
+        assert last_json(capsys.readouterr().out) == {"picture": str(output)}
+        assert read_image(str(output)).shape == (3, rows * 100 + 4, 404)
+    flags = [f"--checkpoint={folder}", "--bandwidth=20"]
+    assert main(["reconstruct", *flags]) == 2
+
+
+def test_an_unreadable_image_stops_the_run_with_its_name(tiny_yaml, tmp_path, capsys) -> None:
+    for number in range(30):
+        path = tmp_path / "images" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    flags = [f"--data.root={tmp_path / 'images'}", f"--output.folder={tmp_path / 'run'}"]
+    for workers in (0, 1):
+        command = ["pretrain", f"--config={tiny_yaml}", *flags, f"--efficiency.workers={workers}"]
+        assert main(command) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith(f"mae-et: cannot read the image {path}")
+
+
+def test_every_command_has_help(capsys) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    listing = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"  {name} " in listing
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        assert "--config" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+def test_a_killed_command_started_again_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """The real thing: processes of their own, SIGKILL at some moment, workers."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def command(run: str) -> list[str]:
+        flags = ["--curriculum.epochs=20", "--efficiency.workers=1", "--output.checkpoint_every=2"]
+        return [sys.executable, "-m", "mae_et", "pretrain", f"--config={tmp_path / 'tiny.yaml'}",
+                f"--output.folder={tmp_path / run}", *flags]  # fmt: skip
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
+    process = subprocess.Popen(
+        command("killed"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    for line in process.stderr:
+        if line.startswith("step 20/"):
+            break
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    again = subprocess.run(
+        command("killed"), check=True, capture_output=True, text=True, env=environment
+    )
+    assert last_json(again.stdout)["run"].endswith("killed")
+    encoders = [
+        (tmp_path / run / "encoder.safetensors").read_bytes() for run in ("whole", "killed")
+    ]
+    assert encoders[0] == encoders[1]
+    rows = [
+        [(r["step"], r["loss"]) for r in read_metrics(tmp_path / r)] for r in ("whole", "killed")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_the_demo_s_config_is_the_headline_recipe_at_a_small_size() -> None:
+    config = load_config(PretrainConfig, ["demo"])
+    assert (config.curriculum.preset, config.model.target) == ("etpp", "hog")
+    assert config.data.source == "synthetic"

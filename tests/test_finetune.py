@@ -1,0 +1,139 @@
+"""Scores of frozen features, against plain re-statements and scikit-learn's known answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune import (
+    Features,
+    ProbeConfig,
+    extract_features,
+    knn_accuracy,
+    linear_probe,
+    score_encoder,
+)
+from finetune.linear_probe import accuracies, train_heads
+from mae_et import UserError, load_pretrained, pretrain
+from mae_et.data import EvalView, normalise
+from mae_et.datasets import open_source
+
+
+def blobs(count: int, seed: int, classes: int = 4, spread: float = 1.0) -> Features:
+    """Gaussian clouds around fixed centres, in 8 dimensions."""
+    centres = 3 * torch.randn(classes, 8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    noise = spread * torch.randn(count, 8, generator=generator)
+    return Features(centres[labels] + noise, labels, classes)
+
+
+def naive_knn(train: Features, val: Features, k: int, temperature: float) -> float:
+    right = 0
+    for vector, label in zip(val.vectors, val.labels, strict=True):
+        cosines = torch.cosine_similarity(vector[None], train.vectors)
+        votes = [0.0] * train.classes
+        for i in cosines.argsort(descending=True)[:k].tolist():
+            votes[train.labels[i]] += float((cosines[i] / temperature).exp())
+        right += votes.index(max(votes)) == int(label)
+    return 100 * right / len(val.labels)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (500, 0.1)])
+def test_knn_equals_a_naive_vote(k: int, temperature: float) -> None:
+    train, val = blobs(200, 1, spread=3.0), blobs(60, 2, spread=3.0)
+    found = knn_accuracy(train, val, k, temperature)
+    assert found == pytest.approx(naive_knn(train, val, min(k, 200), temperature))
+    assert 25 < found < 100
+
+
+def test_knn_takes_more_images_than_a_chunk() -> None:
+    train, val = blobs(300, 1), blobs(2500, 2)
+    parts = [Features(val.vectors[i::2], val.labels[i::2], 4) for i in range(2)]
+    mean = sum(knn_accuracy(train, part) for part in parts) / 2
+    assert knn_accuracy(train, val) == pytest.approx(mean)
+
+
+def test_the_probe_finds_what_is_linearly_separable_and_nothing_in_noise() -> None:
+    easy = linear_probe(blobs(400, 1), blobs(200, 2), epochs=30)
+    assert easy.accuracy > 97
+    labels = torch.randint(0, 4, (2000,), generator=torch.Generator().manual_seed(3))
+    noise = Features(torch.randn(2000, 8), labels, 4)
+    train, val = (Features(noise.vectors[i::2], labels[i::2], 4) for i in range(2))
+    assert 18 < linear_probe(train, val, epochs=10).accuracy < 32
+
+
+def test_the_probe_does_not_depend_on_scale_or_offset_of_the_features() -> None:
+    train, val = blobs(300, 1, spread=3.0), blobs(300, 2, spread=3.0)
+    moved = [Features(1000 * f.vectors - 50, f.labels, 4) for f in (train, val)]
+    assert linear_probe(*moved, epochs=20).accuracy == pytest.approx(
+        linear_probe(train, val, epochs=20).accuracy, abs=0.4
+    )
+
+
+def test_heads_trained_together_are_those_trained_alone() -> None:
+    data = blobs(300, 1)
+    together = train_heads(data.vectors, data.labels, 4, (0.01, 0.3), 3, seed=0)
+    for place, rate in enumerate((0.01, 0.3)):
+        alone = train_heads(data.vectors, data.labels, 4, (rate,), 3, seed=0)
+        torch.testing.assert_close(alone[0], together[place], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_s_gradient_is_that_of_cross_entropy() -> None:
+    """One full-batch step of SGD from zero equals autograd's."""
+    data = blobs(50, 1)
+    head = train_heads(data.vectors, data.labels, 4, (0.5,), 1, seed=0)[0]
+    layer = torch.nn.Linear(8, 4)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    torch.nn.functional.cross_entropy(layer(data.vectors), data.labels).backward()
+    torch.testing.assert_close(head[:-1], -0.5 * layer.weight.grad.T)
+    torch.testing.assert_close(head[-1], -0.5 * layer.bias.grad)
+    assert accuracies(head[None], data.vectors, data.labels)[0] > 80
+
+
+@pytest.fixture
+def run(tiny) -> Path:
+    return pretrain(tiny("--output.reconstruct_images=0"))
+
+
+def probe(run: Path, tiny, **settings) -> ProbeConfig:
+    return ProbeConfig(run, data=tiny().data, workers=0, device="cpu", epochs=5, **settings)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_features_are_the_encoder_s_tokens_in_the_order_of_the_data(run, tiny, pool: str) -> None:
+    config = probe(run, tiny, pool=pool, batch_size=7)
+    model = load_pretrained(run)
+    features = extract_features(model, config, "val", torch.device("cpu"))
+    assert (len(features.labels), features.classes) == (20, 10)
+    view = EvalView(open_source(config.data, "val"), config.data, 32)
+    image, label = view[11]
+    pixels = normalise(image[None], config.data.mean, config.data.std)
+    tokens = model.encoder.forward_features(pixels)[0]
+    expected = tokens[0] if pool == "cls" else tokens[1:].mean(0)
+    torch.testing.assert_close(features.vectors[11], expected.detach(), rtol=1e-4, atol=1e-5)
+    assert features.labels[11] == label
+
+
+def test_scores_are_of_the_trained_and_of_the_untrained_encoder(run, tiny) -> None:
+    results = score_encoder(probe(run, tiny, untrained=True))
+    assert set(results) == {
+        "knn", "linear", "linear_learning_rate", "untrained_knn", "untrained_linear",
+        "untrained_linear_learning_rate",
+    }  # fmt: skip
+    assert all(0 <= value <= 100 for value in results.values())
+    json.dumps(results)
+    assert score_encoder(probe(run, tiny), linear=False) == {"knn": results["knn"]}
+
+
+def test_data_without_labels_are_refused(run, tiny, tmp_path) -> None:
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "flat" / f"{name}.png")
+    flags = [f"--data.root={tmp_path / 'flat'}"]
+    with pytest.raises(UserError, match="needs labelled images"):
+        score_encoder(probe(run, lambda: tiny(*flags)))

@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+
+from mae_et.config import DataConfig
+from mae_et.model import MaskedAutoencoder
+from mae_et.panels import hog_strokes, picture, reconstruction_panels
+from mae_et.targets import hog
+
+DATA = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+def model(target: str, channels: int = 3) -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return MaskedAutoencoder(
+        "vit_tiny_patch16_224", 32, 8, channels, 32, 1, 2, 16, 1, 2, target=target, hog_cell=4
+    )
+
+
+@pytest.mark.parametrize("target", ["pixel", "norm_pix"])
+def test_a_perfect_prediction_draws_the_input(target: str) -> None:
+    """A norm_pix prediction too, once each patch's mean and deviation are put back."""
+    perfect = model(target)
+    shown = torch.rand(2, 3, 32, 24)
+    statistics = torch.tensor([DATA.mean, DATA.std])[..., None, None]
+    images = (shown - statistics[0]) / statistics[1]
+    perfect.decoder.forward = lambda *_: perfect.targets(images)  # type: ignore[union-attr]
+    panels = reconstruction_panels(perfect, images, torch.rand(2, 12), 0.75, DATA)
+    assert panels.shape == (2, 4, 3, 32, 24)
+    for panel in (0, 2, 3):
+        torch.testing.assert_close(panels[:, panel], shown, rtol=0, atol=1e-4)
+    masked = (panels[:, 1] == 0.5).all(1).float().mean()
+    assert masked == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize(("channels", "mean"), [(1, (0.5,)), (5, (0.5,))])
+def test_other_channels_are_shown_as_rgb(channels: int, mean: tuple[float, ...]) -> None:
+    data = DataConfig(mean=mean, std=mean)
+    panels = reconstruction_panels(
+        model("hog", channels), torch.randn(1, channels, 32, 32), torch.rand(1, 16), 0.5, data
+    )
+    assert panels.shape == (1, 4, 3, 32, 32)
+    assert panels.min() >= 0
+    assert panels.max() <= 1
+
+
+@pytest.mark.parametrize("angle", [0, 45, 90, 135])
+def test_strokes_run_along_the_edges(angle: int) -> None:
+    """The drawing of a grating varies across its stripes and not along them."""
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    radians = math.radians(angle)
+    grating = torch.sin((x * math.cos(radians) + y * math.sin(radians)) / 1.5)
+    drawn = hog_strokes(hog(grating[None, None]), 8)[0, 0, 16:48, 16:48]
+    along = (round(-math.sin(radians)), round(math.cos(radians)))
+    across = (along[1], -along[0])
+
+    def change(step: tuple[int, int]) -> float:
+        return (drawn - drawn.roll((step[1], step[0]), (0, 1)))[1:-1, 1:-1].abs().mean().item()
+
+    assert change(along) < 0.5 * change(across)
+
+
+def test_small_images_are_enlarged_by_whole_pixels() -> None:
+    panels = torch.rand(2, 4, 3, 40, 40)
+    laid_out = picture(panels)
+    assert laid_out.shape == (3, 2 * 124 + 4, 4 * 124 + 4)
+    first = laid_out[:, 4:124, 4:124].float() / 255
+    torch.testing.assert_close(first[:, ::3, ::3], panels[0, 0], rtol=0, atol=0.003)

@@ -1,0 +1,215 @@
+"""The loop, on a model that trains in a second."""
+
+import importlib
+import json
+import math
+import os
+import signal
+
+import pytest
+import timm
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+
+from mae_et import Interrupted, RunFailed, UserError, pretrain
+from mae_et.checkpoint import list_checkpoints, newest_checkpoint
+from mae_et.data import normalise
+from mae_et.monitor import read_metrics
+
+# The package names the function of the same name first.
+module = importlib.import_module("mae_et.pretrain")
+
+
+def losses(folder) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder)]
+
+
+def test_a_run_leaves_what_it_promises(tiny) -> None:
+    config = tiny()
+    folder = pretrain(config)
+    results = json.loads((folder / "results.json").read_text())
+    plan = json.loads((folder / "plan.json").read_text())
+    rows = read_metrics(folder)
+    assert {"config.yaml", "metrics.jsonl", "encoder.safetensors"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert list(folder.glob("events.out.tfevents.*"))
+    pictures = sorted(path.stem for path in (folder / "reconstructions").iterdir())
+    assert pictures == ["step-00000012", "step-00000024", "step-00000025"]
+    assert len(list_checkpoints(folder / "checkpoints")) == config.output.keep_last
+    assert rows[-1]["step"] == results["steps"] == newest_checkpoint(folder / "checkpoints")["step"]
+    assert sum(row["window_steps"] for row in rows) == results["steps"]
+    assert rows[-1]["compute"] == 1
+    assert [s["bandwidth"] for s in results["stages"]] == [16, 24, 32]
+    assert sum(s["images"] for s in results["stages"]) == results["images"]
+    assert len(plan["stages"]) == 3
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+    encoder = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=32, depth=2,
+        num_heads=2,
+    )  # fmt: skip
+    encoder.load_state_dict(load_file(folder / "encoder.safetensors"), strict=True)
+
+
+def test_a_row_belongs_to_one_stage_and_tells_what_was_done(tiny) -> None:
+    folder = pretrain(tiny())
+    plan = module.Plan.from_dict(json.loads((folder / "plan.json").read_text()))
+    for row in read_metrics(folder):
+        first, last = row["step"] - row["window_steps"], row["step"] - 1
+        assert plan.at(first) == plan.at(last)
+        assert row["bandwidth"] == plan.at(last).bandwidth
+        assert row["compute"] == pytest.approx(plan.progress(row["step"]))
+        assert row["epoch"] == pytest.approx(row["step"] * 12 / 40)
+
+
+def test_golden_losses_do_not_move(tiny) -> None:
+    """A change that should not alter numbers keeps these (CONTRIBUTING, proof of value)."""
+    golden = json.loads((GOLDEN / "losses.json").read_text())
+    found = losses(pretrain(tiny("--output.log_every=1", "--seed=1")))
+    assert len(found) == len(golden) >= 20
+    assert found == pytest.approx(golden, rel=2e-5)
+
+
+def test_training_lowers_the_loss(tiny) -> None:
+    """Far below 1, which predicting each patch's mean gives for norm_pix."""
+    found = losses(pretrain(tiny("--curriculum.epochs=60", "--data.scale=[1.0,1.0]")))
+    assert found[-1] < 0.9 * found[0]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--efficiency.micro_batch=3"],
+        ["--efficiency.micro_batch={16: 12, 24: 6, 32: 4}"],
+        ["--efficiency.gradient_checkpointing=true"],
+        ["--efficiency.workers=2"],
+        ["--output.log_every=1", "--output.tensorboard=false"],
+        ["--output.checkpoint_every=3", "--output.reconstruct_images=0"],
+    ],
+)
+def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(tiny, flags) -> None:
+    expected = newest_checkpoint(
+        pretrain(tiny("--output.folder=" + str(tiny().output.folder) + "0")) / "checkpoints"
+    )
+    found = newest_checkpoint(pretrain(tiny(*flags)) / "checkpoints")
+    exact = "micro_batch" not in flags[0]
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(
+            found["model"][name], weight, rtol=0 if exact else 1e-4, atol=0 if exact else 2e-4
+        )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("target", ["norm_pix", "hog"])
+def test_half_precision_trains_to_about_the_same_loss(tiny, precision: str, target: str) -> None:
+    base = str(tiny().output.folder)
+    full = losses(pretrain(tiny(f"--model.target={target}", f"--output.folder={base}-full")))
+    half = losses(pretrain(tiny(f"--model.target={target}", f"--efficiency.precision={precision}")))
+    assert half == pytest.approx(full, rel=0.03)
+    assert half != full
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_losses(tiny) -> None:
+    base = str(tiny().output.folder)
+    eager = losses(pretrain(tiny(f"--output.folder={base}-eager")))
+    compiled = losses(pretrain(tiny("--efficiency.compile=true")))
+    assert compiled == pytest.approx(eager, rel=1e-4)
+
+
+def test_the_resize_method_trains_on_other_pixels(tiny) -> None:
+    base = str(tiny().output.folder)
+    fourier = losses(pretrain(tiny(f"--output.folder={base}-f")))
+    resized = losses(pretrain(tiny("--crop.method=resize")))
+    assert resized != fourier
+    assert resized == pytest.approx(fourier, rel=0.2)
+
+
+def test_clipping_bounds_the_update(tiny) -> None:
+    base = str(tiny().output.folder)
+    free = losses(pretrain(tiny(f"--output.folder={base}-free")))
+    clipped = losses(pretrain(tiny("--optim.clip_grad=0.001")))
+    assert free[0] == pytest.approx(clipped[0], rel=0.02)
+    assert free[-1] != clipped[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tiny, monkeypatch
+) -> None:
+    """Poisoned at step 8: the checkpoint of step 5 stays the newest."""
+    real, calls = normalise, iter(range(1000))
+
+    def poisoned(*arguments):
+        images = real(*arguments)
+        return images * float("nan") if next(calls) == 8 else images
+
+    monkeypatch.setattr("mae_et.step.normalise", poisoned)
+    config = tiny("--output.reconstruct_images=0")
+    with pytest.raises(RunFailed, match=r"loss became nan between steps 9 and 10; the last good"):
+        pretrain(config)
+    saved = newest_checkpoint(config.output.folder / "checkpoints")
+    assert saved["step"] == 5
+    assert all(weight.isfinite().all() for weight in saved["model"].values())
+    assert not (config.output.folder / "results.json").exists()
+
+
+def test_a_finished_run_that_is_started_again_ends_at_once_with_its_figures(tiny) -> None:
+    folder = pretrain(tiny())
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert pretrain(tiny()) == folder
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--optim.base_lr=0.5", "optim.base_lr was 0.02 and is now 0.5"),
+        ("--model.encoder_depth=3", "model.encoder_depth"),
+        ("--seed=9", "seed was 0 and is now 9"),
+        ("--curriculum.epochs=9", "curriculum.epochs"),
+        ("--crop.method=resize", "crop.method"),
+    ],
+)
+def test_a_folder_with_a_run_of_other_numbers_is_refused(tiny, flag: str, key: str) -> None:
+    folder = pretrain(tiny())
+    for finished in (True, False):
+        if not finished:
+            (folder / "results.json").unlink()
+        with pytest.raises(UserError, match="holds a checkpoint of another run") as caught:
+            pretrain(tiny(flag))
+        assert key in str(caught.value)
+
+
+def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(tiny, monkeypatch) -> None:
+    base = str(tiny().output.folder)
+    whole = newest_checkpoint(pretrain(tiny(f"--output.folder={base}-whole")) / "checkpoints")
+    config, real = tiny(), module.train_step
+
+    def signalled(trainer, *rest):
+        if trainer.state.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(trainer, *rest)
+
+    monkeypatch.setattr(module, "train_step", signalled)
+    with pytest.raises(Interrupted) as caught:
+        pretrain(config)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    saved = newest_checkpoint(config.output.folder / "checkpoints")
+    assert saved["step"] == caught.value.step == 8
+    assert caught.value.signal == signal.SIGTERM
+    again = newest_checkpoint(pretrain(config) / "checkpoints")
+    for name, weight in whole["model"].items():
+        assert torch.equal(again["model"][name], weight)
+
+
+def test_bad_batches_are_refused_before_anything_is_written(tiny) -> None:
+    for flags, sentence in {
+        ("--optim.batch_size=41",): "larger than the data set of 40 images",
+        ("--curriculum.epochs=0.01",): "less than one step",
+    }.items():
+        config = tiny(*flags)
+        with pytest.raises(UserError, match=sentence):
+            pretrain(config)
+        assert not config.output.folder.exists()
