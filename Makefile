@@ -8,6 +8,8 @@ export PYTHONUNBUFFERED = 1
 .PHONY: demo test test-all lint format tensorboard clean
 
 $(VENV)/.ready: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'mae-et needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	touch $@

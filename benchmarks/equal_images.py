@@ -83,8 +83,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"| untrained | 0 | 0 | 0 | 0 | {first['untrained_knn']} | {first['untrained_linear']} |",
     ]
     for row in rows:
-        flops = sum(stage["flops"] for stage in row["stages"])
-        base = sum(stage["flops"] for stage in first["stages"])
+        flops = sum(stage["compute"] for stage in row["stages"])
+        base = sum(stage["compute"] for stage in first["stages"])
         seconds = row["training_seconds"]
         lines.append(
             f"| {row['arm']} | {row['images']:,} | {row['equivalent_epochs']:.2f} "

@@ -3,14 +3,14 @@
 N images, D width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mae_et.config import DataConfig
+from mae_et.config import DataConfig, check_statistics
 from mae_et.data import EvalView, eval_loader, normalise, worker_count
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
@@ -27,8 +27,8 @@ class ProbeConfig:
 
     checkpoint: Path
     """Run folder, checkpoint, or file of released weights."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """Labelled data; by default what the checkpoint was pre-trained on."""
+    data: DataConfig | None = None
+    """Labelled data; by default what the checkpoint was pre-trained on, if it says so."""
     pool: Pool = "mean"
     """Feature of an image: mean of the patch tokens, or class token."""
     neighbours: int = 20
@@ -78,25 +78,30 @@ class Features(NamedTuple):
 
 @torch.no_grad()
 def extract_features(
-    model: MaskedAutoencoder, config: ProbeConfig, split: Split, device: torch.device
+    model: MaskedAutoencoder,
+    data: DataConfig,
+    config: ProbeConfig,
+    split: Split,
+    device: torch.device,
 ) -> Features:
     """Encode a split's central views at the model's base size, nothing masked.
 
     Raises:
         UserError: the data have no labels, or none of more than one class.
     """
-    source = open_source(config.data, split, model.channels)
+    check_statistics(data, model.channels)
+    source = open_source(data, split, model.channels)
     if len(source.classes) < 2:
         raise UserError(
             "scoring an encoder needs labelled images: folders of at least two classes, "
-            f"not {config.data.root or config.data.source}"
+            f"not {data.root or data.source}"
         )
-    view = EvalView(source, config.data, model.full[0] * model.patch)
+    view = EvalView(source, data, model.full[0] * model.patch)
     dtype = autocast_dtype(config.precision, device)
     model = model.to(device).eval()
     vectors, labels = [], []
     for images, batch_labels in eval_loader(view, config.batch_size, worker_count(config.workers)):
-        pixels = normalise(images.to(device), config.data.mean, config.data.std)
+        pixels = normalise(images.to(device), data.mean, data.std)
         with autocast(dtype, device):
             tokens = model.encode(pixels)
         vectors.append(pool(tokens.float(), config.pool).cpu())

@@ -30,6 +30,8 @@ def knn_accuracy(
     ):
         cosine, nearest = (vectors @ bank.T).topk(k, dim=1)
         votes = torch.zeros(len(vectors), train.classes)
-        votes.scatter_add_(1, train.labels[nearest], (cosine / temperature).exp())
+        # Relative to the nearest: the votes' ratios are the same and none overflows.
+        weights = ((cosine - cosine[:, :1]) / temperature).exp()
+        votes.scatter_add_(1, train.labels[nearest], weights)
         right += int((votes.argmax(dim=1) == labels).sum())
     return 100 * right / len(val.labels)

@@ -8,6 +8,7 @@ images that is held out, never on the validation set; the head is then trained o
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.features import Features
@@ -30,7 +31,7 @@ class ProbeResult(NamedTuple):
     """Top-1 of the choice on the held-out training images, in percent."""
 
 
-def linear_probe(train: Features, val: Features, epochs: int = 100, seed: int = 0) -> ProbeResult:
+def probe_features(train: Features, val: Features, epochs: int = 100, seed: int = 0) -> ProbeResult:
     """Train a linear classifier on features and score it.
 
     Args:
@@ -75,13 +76,12 @@ def train_heads(
     velocity = torch.zeros_like(heads)
     rates = torch.tensor(learning_rates)[:, None, None]
     generator = torch.Generator().manual_seed(seed)
-    targets = torch.nn.functional.one_hot(labels, classes).float()
     batches = max(1, len(inputs) // BATCH)
     for step in range(epochs * batches):
         if step % batches == 0:
             chunks = torch.randperm(len(inputs), generator=generator).chunk(batches)
         chosen = chunks[step % batches]
-        x, y = inputs[chosen], targets[chosen]
+        x, y = inputs[chosen], F.one_hot(labels[chosen], classes)
         error = (x @ heads).softmax(dim=-1) - y  # [R B classes], cross-entropy's own gradient
         gradient = x.T @ error / len(x)
         velocity = MOMENTUM * velocity + gradient

@@ -1,45 +1,72 @@
-"""kNN and linear accuracy of an encoder, and of the same encoder untrained."""
+"""kNN and linear accuracy of a frozen encoder, and of the same encoder untrained."""
 
-import dataclasses
 from typing import Any
 
 import torch
 
 from finetune.features import ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
-from finetune.linear_probe import linear_probe
+from finetune.linear_probe import probe_features
 from mae_et import distributed
+from mae_et.config import DataConfig
+from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder, initialise
-from mae_et.pretrained import load_pretrained
+from mae_et.pretrained import load_pretrained, stored_config
 
 
-def score_encoder(config: ProbeConfig, knn: bool = True, linear: bool = True) -> dict[str, Any]:
-    """Return accuracies in percent: `knn`, `linear`, and `untrained_*` of them where asked for.
+def knn(config: ProbeConfig) -> dict[str, Any]:
+    """Return the encoder's kNN accuracy, in percent."""
+    return score_encoder(config, linear=False)
+
+
+def linear_probe(config: ProbeConfig) -> dict[str, Any]:
+    """Return the encoder's linear accuracy, in percent, and the learning rate that was chosen."""
+    return score_encoder(config, neighbours=False)
+
+
+def score_encoder(
+    config: ProbeConfig, neighbours: bool = True, linear: bool = True
+) -> dict[str, Any]:
+    """Return the data's name and accuracies in percent: `knn`, `linear`, and `untrained_*` of them.
 
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
     model = load_pretrained(config.checkpoint, config.encoder_heads, config.decoder_heads)
-    results = _score(model, config, knn, linear)
+    data = config.data or _data_of(config)
+    results = {"data": str(data.root or data.source)}
+    results |= _score(model, data, config, neighbours, linear)
     if config.untrained:
         torch.manual_seed(config.seed)
         initialise(model)
-        fresh = _score(model, dataclasses.replace(config), knn, linear)
+        fresh = _score(model, data, config, neighbours, linear)
         results |= {f"untrained_{name}": value for name, value in fresh.items()}
     return results
 
 
+def _data_of(config: ProbeConfig) -> DataConfig:
+    run = stored_config(config.checkpoint)
+    if run is None:
+        raise UserError(
+            f"data must be given (--data.root or --data.name): {config.checkpoint} does not say "
+            "what it was trained on"
+        )
+    return run.data
+
+
 def _score(
-    model: MaskedAutoencoder, config: ProbeConfig, knn: bool, linear: bool
+    model: MaskedAutoencoder, data: DataConfig, config: ProbeConfig, neighbours: bool, linear: bool
 ) -> dict[str, Any]:
     device = distributed.choose_device(config.device)
-    train, val = (extract_features(model, config, split, device) for split in ("train", "val"))
+    train, val = (
+        extract_features(model, data, config, split, device) for split in ("train", "val")
+    )
     results: dict[str, Any] = {}
-    if knn:
+    if neighbours:
         accuracy = knn_accuracy(train, val, config.neighbours, config.temperature)
         results["knn"] = round(accuracy, 2)
     if linear:
-        probe = linear_probe(train, val, config.epochs, config.seed)
+        probe = probe_features(train, val, config.epochs, config.seed)
         results["linear"] = round(probe.accuracy, 2)
         results["linear_learning_rate"] = probe.learning_rate
     return results

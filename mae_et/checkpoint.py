@@ -19,6 +19,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from mae_et.atomic import write_atomically
+from mae_et.model import MaskedAutoencoder
 
 FORMAT = "mae-et/1"
 MODEL_KEY = "mae_et.model"
@@ -29,7 +30,7 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 class TrainState:
     """All that changes while training; everything else is a function of the config and the step."""
 
-    model: nn.Module
+    model: MaskedAutoencoder
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
@@ -49,7 +50,8 @@ class TrainState:
         """Go on from `to_dict`."""
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"] and self.scaler.is_enabled():  # empty of a run that was not in fp16
+            self.scaler.load_state_dict(saved["scaler"])
         self.step, self.seconds = saved["step"], saved["seconds"]
 
 
@@ -98,6 +100,13 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
         except ValueError as error:
             warnings.warn(f"{error}; taking the checkpoint before it", stacklevel=2)
     return None
+
+
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Rename the checkpoints after a step, which did not load, so that they are counted no more."""
+    for path in list_checkpoints(folder):
+        if checkpoint_step(path) > step:
+            path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> None:

@@ -4,11 +4,12 @@ Exit status: 0 on success, 2 for a user's mistake, 1 for a run that failed, 128 
 that was told to stop. Commands that end with figures print them last, as one line of JSON.
 """
 
-import argparse
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _one_line_warning
     try:
         return _run(given)
-    except UserError as error:
-        print(f"mae-et: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
+    except (UserError, RunFailed) as error:
         # Raised in a loader process it arrives with that process's traceback, which it ends.
-        sentence = str(error).strip().splitlines()[-1].removeprefix("mae_et.errors.RunFailed: ")
+        sentence = re.sub(r"^mae_et\.errors\.\w+: ", "", str(error).strip().splitlines()[-1])
         print(f"mae-et: {sentence}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"mae-et: {error}", file=sys.stderr)
         return 1
     except Interrupted as error:
         print(f"mae-et: {error}", file=sys.stderr)
@@ -76,7 +77,7 @@ def usage() -> str:
 def plan(arguments: Arguments) -> None:
     """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
     from mae_et.datasets import open_source
-    from mae_et.plan_table import plan_table, summarise
+    from mae_et.plan_table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.pretrain import make_plan
 
     parser = _parser("plan", PretrainConfig)
@@ -96,13 +97,14 @@ def plan(arguments: Arguments) -> None:
     config, extra = parse_config(parser, PretrainConfig, arguments)
     images = extra["images"]
     if images is None:
-        at_hand = config.data.source == "synthetic" or config.data.root is not None
-        if at_hand:
-            images = len(open_source(config.data, "train", config.model.channels))
-        else:
+        if config.data.source == "folder" and config.data.root is None:
             images = IMAGENET_1K
+            print("mae-et: no data.root: planned for the images of ImageNet-1K", file=sys.stderr)
+        else:
+            images = len(open_source(config.data, "train", config.model.channels))
     resolved = make_plan(config, images)
-    summary = summarise(resolved, extra["against_epochs"])
+    unit = COMPUTE_UNITS[config.curriculum.cost]
+    summary = summarise(resolved, unit, extra["against_epochs"])
     if extra["json"]:
         _print_json(summary)
     else:
@@ -111,21 +113,27 @@ def plan(arguments: Arguments) -> None:
 
 def pretrain(arguments: Arguments) -> None:
     """Pre-train a masked autoencoder; goes on by itself where the run folder's run stopped."""
+    from mae_et.distributed import is_main
     from mae_et.pretrain import pretrain
 
     config, _ = parse_config(_parser("pretrain", PretrainConfig), PretrainConfig, arguments)
     folder = pretrain(config)
-    _print_run(folder)
+    if is_main():
+        _print_run(folder, {})
 
 
 def knn(arguments: Arguments) -> None:
     """Score a pre-trained encoder by weighted k-nearest neighbours."""
-    _score(arguments, "knn", linear=False)
+    import finetune
+
+    _print_json(finetune.knn(_probe_config("knn", arguments)))
 
 
 def linear_probe(arguments: Arguments) -> None:
     """Score a pre-trained encoder by a linear classifier on its frozen features."""
-    _score(arguments, "linear-probe", knn=False)
+    import finetune
+
+    _print_json(finetune.linear_probe(_probe_config("linear-probe", arguments)))
 
 
 def reconstruct(arguments: Arguments) -> None:
@@ -141,26 +149,29 @@ def reconstruct(arguments: Arguments) -> None:
 def demo(arguments: Arguments) -> None:
     """Pre-train, probe and picture a small model: minutes on two CPU cores."""
     from finetune import ProbeConfig, score_encoder
+    from mae_et.distributed import is_main
     from mae_et.pretrain import pretrain
 
     parser = _parser("demo", PretrainConfig)
     config, _ = parse_config(parser, PretrainConfig, ["--config=demo", *arguments])
+    if config.output.folder == Path("runs/demo") and config.data.source != "synthetic":
+        # Other data is another run.
+        name = config.data.root.resolve().name if config.data.root else config.data.source
+        output = replace(config.output, folder=Path(f"runs/demo-{name}"))
+        config = replace(config, output=output)
     folder = pretrain(config)
+    if not is_main():
+        return
+    efficiency = config.efficiency
     probe = ProbeConfig(
-        folder,
-        data=config.data,
-        untrained=True,
-        workers=config.efficiency.workers,
-        device=config.efficiency.device,
+        folder, untrained=True, workers=efficiency.workers, device=efficiency.device
     )
     try:
-        accuracies: dict[str, Any] = score_encoder(probe)
-    except UserError as error:
+        accuracies = score_encoder(probe)
+    except UserError as error:  # unlabelled images, most likely
         print(f"mae-et: not scored: {error}", file=sys.stderr)
         accuracies = {}
-    results = json.loads((folder / "results.json").read_text()) | accuracies
-    _invite(folder)
-    _print_json({"run": str(folder)} | results)
+    _print_run(folder, accuracies)
 
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
@@ -176,24 +187,22 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 # --- shared by the commands -----------------------------------------------------------------------
 
 
-def _score(arguments: Arguments, command: str, **which: bool) -> None:
-    from finetune import ProbeConfig, score_encoder
-
-    parser = _parser(command, ProbeConfig)
-    parser.set_defaults(_data_of_checkpoint(arguments))
-    config, _ = parse_config(parser, ProbeConfig, arguments)
-    _print_json(score_encoder(config, **which))
-
-
-def _data_of_checkpoint(arguments: Arguments) -> dict[str, Any]:
-    """Return, as defaults, the data section that the given checkpoint was pre-trained with."""
+def _probe_config(command: str, arguments: Arguments) -> Any:
+    """Return the config of a probe, on top of the data that its checkpoint was pre-trained with."""
+    from finetune import ProbeConfig
     from mae_et.pretrained import stored_config
 
-    peek = argparse.ArgumentParser(add_help=False)
-    peek.add_argument("--checkpoint")
-    checkpoint = peek.parse_known_args(arguments)[0].checkpoint
-    config = stored_config(Path(checkpoint)) if checkpoint else None
-    return {f"data.{key}": value for key, value in plain(config.data).items()} if config else {}
+    parser = _parser(command, ProbeConfig)
+    given, _ = parse_config(parser, ProbeConfig, arguments)
+    run = stored_config(given.checkpoint)
+    if run is None or given.data is None:
+        return given
+    parser.set_defaults({"data": plain(run.data)})
+    config, _ = parse_config(parser, ProbeConfig, arguments)
+    data = config.data or run.data
+    if data.source != run.data.source and data.root == run.data.root:
+        data = replace(data, root=None)  # the root of the data that were not asked for
+    return replace(config, data=data)
 
 
 def _parser(command: str, kind: type[Any]) -> ArgumentParser:
@@ -204,14 +213,10 @@ def _parser(command: str, kind: type[Any]) -> ArgumentParser:
     return parser
 
 
-def _print_run(folder: Path) -> None:
+def _print_run(folder: Path, accuracies: dict[str, Any]) -> None:
     results = json.loads((folder / "results.json").read_text())
-    _invite(folder)
-    _print_json({"run": str(folder)} | results)
-
-
-def _invite(folder: Path) -> None:
     print(f"mae-et: look at it with: tensorboard --logdir {folder}", file=sys.stderr)
+    _print_json({"run": str(folder)} | results | accuracies)
 
 
 def _print_json(results: dict[str, Any]) -> None:

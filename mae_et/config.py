@@ -4,6 +4,7 @@ Sections are split by effect. `model`, `data`, `curriculum`, `crop` and `optim` 
 `efficiency` must not change them beyond rounding; `output` never does.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,9 @@ class ModelConfig:
             f"model.patch_size is needed: the name {self.encoder!r} does not say it",
         )
         for name in (
+            "encoder_width",
+            "encoder_depth",
+            "encoder_heads",
             "image_size",
             "channels",
             "decoder_width",
@@ -103,9 +107,10 @@ class ModelConfig:
             "decoder_heads",
             "hog_cell",
             "hog_bins",
-            "patch",
+            "patch_size",
         ):
-            _require(getattr(self, name) > 0, f"model.{name} must be positive")
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"model.{name} must be positive, got {value}")
         _require(
             0 < self.mask_ratio < 1,
             f"model.mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}",
@@ -187,6 +192,10 @@ class DataConfig:
             0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}"
         )
         _require(
+            self.root is None or self.source != "synthetic",
+            "data.root is given, but data.name synthetic needs none",
+        )
+        _require(
             self.augment is None
             or re.fullmatch(r"rand(-(?!m\d)\w+[\d.]*)*", self.augment) is not None,
             f"data.augment must read like rand-mstd0.5-inc1 (the stage gives the magnitude), "
@@ -211,7 +220,8 @@ class CurriculumConfig:
     shares_of: Literal["compute", "images"] = "compute"
     """What the shares of a custom curriculum divide."""
     epochs: float = 400
-    """Budget, in epochs at the base size (equivalent epochs)."""
+    """Budget: compute, in epochs at the base size (equivalent epochs); of et, and where shares are
+    of images, plain epochs."""
     cost: Literal["flops", "area"] = "flops"
     """How an image's cost at a bandwidth is counted: measured FLOPs, or its area."""
 
@@ -221,7 +231,14 @@ class CurriculumConfig:
         Raises:
             UserError: preset and stages contradict each other, or the budget is not positive.
         """
-        _require(self.epochs > 0, f"curriculum.epochs must be positive, got {self.epochs}")
+        _require(
+            self.epochs > 0 and math.isfinite(self.epochs),
+            f"curriculum.epochs must be positive, got {self.epochs}",
+        )
+        _require(
+            self.preset == "custom" or self.shares_of == "compute",
+            "curriculum.shares_of goes with curriculum.preset custom; presets set their own",
+        )
         _require(
             bool(self.stages) == (self.preset == "custom"),
             "curriculum.stages goes with curriculum.preset custom, and only with it",
@@ -268,7 +285,13 @@ class OptimConfig:
         _require(self.base_lr > 0, "optim.base_lr must be positive")
         _require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
         _require(0 <= self.warmup < 1, f"optim.warmup is a share in [0, 1), got {self.warmup}")
-        _require(self.weight_decay >= 0, "optim.weight_decay must not be negative")
+        for name in ("weight_decay", "weight_decay_end"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"optim.{name} must not be negative")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas lie in [0, 1), got {self.betas}",
+        )
         _require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad must be positive")
 
     @property
@@ -369,7 +392,28 @@ class PretrainConfig:
         Raises:
             UserError: the statistics do not fit the channels.
         """
+        check_statistics(self.data, self.model.channels)
+        _require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
+        if self.data.augment is not None:
+            _require(self.model.channels == 3, "data.augment needs images of 3 channels")
+            whole = all(stage.magnitude % 1 == 0 for stage in self.curriculum.stages)
+            _require(whole, "data.augment needs stages of whole magnitudes")
+        root, folder = self.data.root, self.output.folder
         _require(
-            len(self.data.mean) in {1, self.model.channels},
-            f"data.mean has {len(self.data.mean)} numbers for {self.model.channels} channels",
+            root is None
+            or self.data.source != "folder"
+            or not folder.absolute().is_relative_to(root.absolute()),
+            f"output.folder {folder} lies in data.root {root}: its pictures would become data",
         )
+
+
+def check_statistics(data: DataConfig, channels: int) -> None:
+    """Refuse statistics that do not fit the channels.
+
+    Raises:
+        UserError: there are neither one nor as many numbers.
+    """
+    _require(
+        len(data.mean) in {1, channels},
+        f"data.mean has {len(data.mean)} numbers for {channels} channels",
+    )

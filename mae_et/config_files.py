@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from mae_et.config import PretrainConfig
 from mae_et.errors import UserError
@@ -48,12 +49,12 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     # A name without its budget, where there is one budget: vit_b16_etpp is vit_b16_etpp_400ep.
-    of_any_budget = list(shipped.glob(f"{name}_[0-9]*ep.yaml"))
-    if len(of_any_budget) == 1:
-        return of_any_budget[0]
     known = sorted(
-        p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml")
+        path.relative_to(shipped).with_suffix("").as_posix() for path in shipped.rglob("*.yaml")
     )
+    of_any_budget = [full for full in known if re.fullmatch(re.escape(name) + r"_\d+ep", full)]
+    if len(of_any_budget) == 1:
+        return shipped / f"{of_any_budget[0]}.yaml"
     raise UserError(f"there is no config {name!r}; shipped configs: {', '.join(known)}")
 
 
@@ -88,14 +89,17 @@ def parse_config(
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
     """
+    paths = _with_config_paths(arguments)
+    return _build(parser, kind, lambda: parser.parse_args(paths))
+
+
+def _build(
+    parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]
+) -> tuple[Config, dict[str, Any]]:
     try:
-        built = parser.instantiate(parser.parse_args(_with_config_paths(arguments)))
-        return _split(kind, dict(built.items()))
+        values = dict(parser.instantiate(parse()).items())
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(one_sentence(error)) from None
-
-
-def _split(kind: type[Config], values: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     config = kind(**{name: value for name, value in values.items() if name in names})
     return config, {name: value for name, value in values.items() if name not in names}
@@ -126,8 +130,4 @@ def config_from_text(text: str) -> PretrainConfig:
     """
     parser = ArgumentParser(exit_on_error=False)
     add_config_arguments(parser, PretrainConfig)
-    try:
-        built = parser.instantiate(parser.parse_string(text))
-        return _split(PretrainConfig, dict(built.items()))[0]
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(one_sentence(error)) from None
+    return _build(parser, PretrainConfig, lambda: parser.parse_string(text))[0]

@@ -33,7 +33,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from mae_et.config import DataConfig
 from mae_et.curriculum import Plan
 from mae_et.datasets import Source
-from mae_et.errors import UserError
+from mae_et.errors import RunFailed, UserError
+from mae_et.signals import STOP_SIGNALS
 
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -82,6 +83,7 @@ class TrainView(Dataset[Batch]):
     def __init__(self, source: Source, config: DataConfig, plan: Plan, patch: int, seed: int):
         self.source, self.seed = source, seed
         self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
+        self.augments = config.augment is not None
         self.transforms = [
             _training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
         ]
@@ -91,6 +93,8 @@ class TrainView(Dataset[Batch]):
 
     def __getitem__(self, draw: Draw) -> Batch:
         image, _ = self.source[draw.sample]
+        if self.augments and isinstance(image, Tensor):
+            raise RunFailed("data.augment works on pictures, but the data are arrays")
         with seeded(sample_seed(self.seed, draw.epoch, draw.sample)):
             view = self.transforms[draw.stage](image)
             noise = torch.rand(self.patches[draw.stage])
@@ -122,8 +126,20 @@ def as_tensor(image: Image.Image | Tensor) -> Tensor:
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return images [B C H W] as float32 with the given statistics; uint8 is taken as [0, 255]."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    statistics = torch.tensor([mean, std], device=images.device)[..., None, None]
-    return (images.float() / scale - statistics[0]) / statistics[1]
+    centre, spread = statistics(mean, std, images.device)
+    return (images.float() / scale - centre) / spread
+
+
+@lru_cache(maxsize=8)
+def statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation as tensors [C 1 1].
+
+    They are cached: a copy to the device for each batch would make it wait.
+    """
+    centre, spread = torch.tensor([mean, std], device=device)[..., None, None]
+    return centre, spread
 
 
 class PlannedBatches(Sampler[list[Draw]]):
@@ -178,16 +194,23 @@ def micro_batch_size(
     (see `EfficiencyConfig.micro_batch`).
 
     Raises:
-        UserError: the processes do not divide the batch.
+        UserError: the processes do not divide the batch, or other bandwidths are named than the
+            curriculum has.
     """
     if plan.batch_size % world:
         raise UserError(f"optim.batch_size {plan.batch_size} is not divided by {world} processes")
     share = plan.batch_size // world
+    bandwidths = {stage.bandwidth for stage in plan.stages}
+    if isinstance(asked, dict) and set(asked) != bandwidths:
+        raise UserError(
+            f"efficiency.micro_batch names the bandwidths {sorted(asked)}, the curriculum has "
+            f"{sorted(bandwidths)}"
+        )
 
     def size(bandwidth: int) -> int:
         limit = share
         if isinstance(asked, dict):
-            limit = min(share, asked.get(bandwidth, share))
+            limit = min(share, asked[bandwidth])
         elif asked is not None:
             limit = min(share, asked * plan.base**2 // bandwidth**2)
         return next(part for part in range(limit, 0, -1) if share % part == 0)
@@ -207,7 +230,9 @@ def worker_count(asked: int | None, world: int = 1) -> int:
     if asked is not None:
         return asked
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return min(16, max(1, len(os.sched_getaffinity(0)) // here))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(16, max(1, cores // here))
 
 
 def train_loader(
@@ -229,10 +254,13 @@ def eval_loader(view: EvalView, batch_size: int, workers: int) -> DataLoader[tup
 
 
 def _leave_signals(worker: int) -> None:
-    """Let the training process decide: a worker must neither die of its signals nor catch them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Let the training process decide.
+
+    Launchers signal the whole group, and a worker that died of it would take the run along before
+    it could save.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _training_transform(config: DataConfig, size: int, magnitude: float) -> Callable:
@@ -244,5 +272,8 @@ def _training_transform(config: DataConfig, size: int, magnitude: float) -> Call
         name, *rest = config.augment.split("-")
         fill = tuple(round(255 * mean) for mean in config.mean)
         recipe = "-".join([name, f"m{magnitude:g}", *rest])
-        steps.append(rand_augment_transform(recipe, {"img_mean": fill}))
+        try:
+            steps.append(rand_augment_transform(recipe, {"img_mean": fill}))
+        except (AssertionError, ValueError, KeyError):
+            raise UserError(f"timm knows no augmentation {recipe!r} (data.augment)") from None
     return Compose(steps)

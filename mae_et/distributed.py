@@ -29,14 +29,17 @@ def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.devi
     """Return this process's device.
 
     Raises:
-        UserError: CUDA is asked for and there is none.
+        UserError: CUDA is asked for and there is none, or there are more processes than GPUs.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("efficiency.device is cuda, but torch sees no CUDA device")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    # A launcher may show each process only its own GPU, which is then number 0.
-    local = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if count == 1:  # a launcher may show each process only its own GPU, which is then number 0
+        return torch.device("cuda", 0)
+    if local >= count:
+        raise UserError(f"this machine has {count} GPUs, too few for process {local} on it")
     return torch.device("cuda", local)
 
 
@@ -53,7 +56,8 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto") -> World:
     if size == 1:
         return World(0, 1, chosen)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # What is agreed on goes over the CPU, so that no process waits for its GPU to ask.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     return World(dist.get_rank(), size, chosen)
 
 
@@ -76,9 +80,23 @@ def agree(flag: bool, world: World) -> bool:
     """Return whether any process raised its flag; every process must ask."""
     if world.size == 1:
         return flag
-    raised = torch.tensor(float(flag), device=world.device)
+    raised = torch.tensor(float(flag))
     dist.all_reduce(raised, dist.ReduceOp.MAX)
     return bool(raised.item())
+
+
+def all_have(value: int, world: World) -> bool:
+    """Return whether all processes have the same integer; every process must ask."""
+    if world.size == 1:
+        return True
+    extremes = torch.tensor([value, -value])
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    return bool(extremes[0] == -extremes[1])
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks, also before it has joined the others."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def barrier(world: World) -> None:

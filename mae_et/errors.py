@@ -1,4 +1,4 @@
-"""The two ways in which a run can end badly, told apart so that each gets the right exit status."""
+"""The ways in which a command ends early, told apart so that each gets its own exit status."""
 
 
 class UserError(ValueError):

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_et.precision import full_precision
+from mae_et.precision import exact_products, full_precision
 
 Method = Literal["fourier", "resize"]
 
@@ -60,8 +60,8 @@ def low_frequency_crop(
         return resized.reshape(*images.shape[:-2], height, width)
     if method != "fourier":
         raise ValueError(f"method must be fourier or resize, got {method!r}")
-    # Autocast would run these products in half precision: the crop is data, not network.
-    with full_precision(images.device):
+    # The crop is data, not network: neither half precision nor TF32 may touch it.
+    with full_precision(images.device), exact_products():
         rows = crop_matrix(full_height, height, images.device, images.dtype)
         columns = crop_matrix(full_width, width, images.device, images.dtype)
         real = rows.real @ images @ columns.real.mT

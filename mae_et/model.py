@@ -88,7 +88,8 @@ class MaskedAutoencoder(nn.Module):
         hog_bins: orientations of a HOG histogram.
 
     Raises:
-        UserError: the encoder is unknown to timm, or is no plain ViT with one class token.
+        UserError: the encoder is unknown to timm, or is no plain ViT with one class token; widths
+            that heads do not divide.
     """
 
     def __init__(
@@ -122,6 +123,11 @@ class MaskedAutoencoder(nn.Module):
         self.hog_cell, self.hog_bins = hog_cell, hog_bins
         outputs = target_width(target, self.patch, channels, hog_cell, hog_bins)
         self.decoder: Decoder | None = None
+        if decoder_depth and (decoder_width % decoder_heads or decoder_width % 4):
+            raise UserError(
+                f"the decoder's width {decoder_width} must be a multiple of 4 and of its "
+                f"{decoder_heads} heads"
+            )
         if decoder_depth:
             self.decoder = Decoder(
                 self.encoder.embed_dim,
@@ -259,6 +265,7 @@ def _is_plain(encoder: VisionTransformer) -> bool:
         and isinstance(encoder.norm_pre, nn.Identity)
         and isinstance(encoder.norm, nn.LayerNorm)
         and encoder.patch_embed.proj.bias is not None
+        and isinstance(encoder.patch_embed.norm, nn.Identity)
     )
 
 

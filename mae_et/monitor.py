@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.io import write_png
+from torchvision.io import read_image, write_png
 from tqdm import tqdm
 
 from mae_et.atomic import write_atomically, write_text_atomically
@@ -58,7 +57,9 @@ class Monitor:
         rows = [row for row in read_metrics(self.folder) if row["step"] <= start]
         self._rewrite(rows)
         self.record = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.writer = self._open_tensorboard(rows) if config.output.tensorboard else None
+        self.writer: SummaryWriter | None = None
+        if config.output.tensorboard:
+            self._open_tensorboard(rows)
         self.bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=plan.steps, initial=start, unit="step", dynamic_ncols=True)
@@ -119,20 +120,20 @@ class Monitor:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_text_atomically(self.folder / "metrics.jsonl", text)
 
-    def _open_tensorboard(self, rows: list[Row]) -> SummaryWriter:
+    def _open_tensorboard(self, rows: list[Row]) -> None:
         old = list(self.folder.glob("events.out.tfevents.*"))
-        self.writer = SummaryWriter(str(self.folder))
+        # From step 0 on: a TensorBoard that is open forgets what it read from the old file.
+        self.writer = SummaryWriter(str(self.folder), purge_step=0)
         self.writer.add_text("config", f"```yaml\n{to_yaml(self.config)}```")
         for row in rows:
             self._scalars(row)
         for path in sorted((self.folder / "reconstructions").glob("step-*.png")):
             step = int(path.stem.removeprefix("step-"))
             if rows and step <= rows[-1]["step"]:
-                self.writer.add_image("reconstructions", _read_png(path), step)
+                self.writer.add_image("reconstructions", read_image(str(path)), step)
         self.writer.flush()
         for path in old:
             path.unlink()
-        return self.writer
 
     def _scalars(self, row: Row) -> None:
         """Write a row against the step, and against the compute done in thousandths of an epoch."""
@@ -143,6 +144,8 @@ class Monitor:
         compute = round(1000 * row["equivalent_epochs"])
         for key, tag in tags.items():
             value = row["loss"] if key == "loss_of_stage" else row[key]
+            if value is None:
+                continue
             self.writer.add_scalar(tag, value, row["step"], walltime=when)
             self.writer.add_scalar(f"by_compute_{tag}", value, compute, walltime=when)
 
@@ -177,9 +180,3 @@ def format_seconds(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}"
-
-
-def _read_png(path: Path) -> Tensor:
-    from torchvision.io import read_image
-
-    return read_image(str(path)).to(torch.uint8)

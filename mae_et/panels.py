@@ -90,6 +90,6 @@ def _pixels(model: MaskedAutoencoder, images: Tensor, prediction: Tensor, grid: 
 
 def _displayable(images: Tensor, data: DataConfig) -> Tensor:
     """Undo the normalisation, and show the first three channels (or the only one) as RGB."""
-    statistics = torch.tensor([data.mean, data.std], device=images.device)[..., None, None]
-    pixels = images * statistics[1] + statistics[0]
+    mean, std = torch.tensor([data.mean, data.std], device=images.device)[..., None, None]
+    pixels = images * std + mean
     return pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)

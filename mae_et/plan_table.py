@@ -4,10 +4,11 @@ from typing import Any
 
 from mae_et.curriculum import Plan
 
+COMPUTE_UNITS = {"flops": "FLOPs", "area": "pixels"}
 
-def summarise(plan: Plan, against_epochs: float) -> dict[str, Any]:
+
+def summarise(plan: Plan, unit: str, against_epochs: float) -> dict[str, Any]:
     """Return a plan's figures, for people and for machines."""
-    unit = plan.base_cost * plan.dataset_size
     stages = [
         {
             "stage": stage.index,
@@ -26,8 +27,9 @@ def summarise(plan: Plan, against_epochs: float) -> dict[str, Any]:
         "steps": plan.steps,
         "images": plan.images,
         "epochs": plan.images / plan.dataset_size,
-        "equivalent_epochs": plan.compute / unit,
+        "equivalent_epochs": plan.equivalent_epochs,
         "compute": plan.compute,
+        "compute_unit": unit,
         "batch_size": plan.batch_size,
         "dataset_size": plan.dataset_size,
         "against_epochs": against_epochs,
@@ -39,7 +41,7 @@ def plan_table(summary: dict[str, Any]) -> str:
     """Return a plan's figures as a table."""
     head = (
         f"{'stage':>5} {'B':>5} {'m':>4} {'steps':>10} {'epochs':>9} {'images':>14} "
-        f"{'FLOPs':>10} {'share':>7}"
+        f"{'compute':>10} {'share':>7}"
     )
     rows = [
         f"{s['stage'] + 1:>5} {s['bandwidth']:>5} {s['magnitude']:>4g} {s['steps']:>10,} "
@@ -51,8 +53,9 @@ def plan_table(summary: dict[str, Any]) -> str:
         f"{summary['images']:>14,} {summary['compute']:>10.3g}"
     )
     budget = (
-        f"{summary['dataset_size']:,} images, batch {summary['batch_size']:,}: the compute of "
-        f"{summary['equivalent_epochs']:.1f} epochs at full bandwidth"
+        f"{summary['dataset_size']:,} images, batch {summary['batch_size']:,}; compute in "
+        f"{summary['compute_unit']}, that of {summary['equivalent_epochs']:.1f} epochs at full "
+        "bandwidth"
     )
     gain = (
         f"{summary['speedup']:.2f}x less compute than {summary['against_epochs']:g} epochs at "

@@ -1,6 +1,7 @@
 """Which floating point a run computes in, and where it must be float32."""
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -18,6 +19,17 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Keep float32 products on a GPU from running as TF32, which has 10 bits of mantissa."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """Return the dtype of a run's autocast, or None for float32.
 
@@ -27,10 +39,15 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     if precision == "auto":
         if device.type != "cuda":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.bfloat16 if _has_bf16() else torch.float16
+    if precision == "bf16" and device.type == "cuda" and not _has_bf16():
         raise UserError("efficiency.precision is bf16, which this GPU does not have; use fp16")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _has_bf16() -> bool:
+    """Whether the GPU computes in bf16; older ones emulate it, slower than float32."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:

@@ -8,12 +8,12 @@ it had never stopped.
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mae_et import distributed
 from mae_et.atomic import write_text_atomically
@@ -23,6 +23,7 @@ from mae_et.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    set_aside_newer,
 )
 from mae_et.config import PretrainConfig, duration_in_steps
 from mae_et.config_files import plain, to_yaml
@@ -40,20 +41,20 @@ from mae_et.data import (
 )
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
-from mae_et.errors import Interrupted, UserError
+from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.frequency import low_frequency_crop
+from mae_et.lock import sole_writer
+from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder
-from mae_et.monitor import RUN_SECTIONS, Monitor, read_metrics
+from mae_et.monitor import Monitor, read_metrics
 from mae_et.optim import build_optimizer, set_schedule
 from mae_et.panels import picture, reconstruction_panels
+from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast_dtype
-from mae_et.pretrained import config_of
+from mae_et.same_run import check_same_data, check_same_run
 from mae_et.signals import StopFlag, stop_signals
-from mae_et.step import Trainer, train_step, wrap
+from mae_et.step import Run, train_step, wrap
 from mae_et.window import Window, summarise_stages
-
-# Processes ask each other every so many steps whether one was told to stop.
-AGREE_EVERY = 10
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -64,119 +65,85 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises:
         UserError: the config, the data or the run folder cannot be used.
-        RunFailed: the loss became infinite or NaN.
+        RunFailed: the loss or a gradient became infinite or NaN, memory ran out, or a loader
+            process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
     world = distributed.start(config.efficiency.device)
     try:
         with stop_signals() as stopped:
             return _pretrain(config, world, stopped)
+    except RunFailed:
+        raise
+    except torch.OutOfMemoryError:
+        raise RunFailed("out of GPU memory: lower efficiency.micro_batch") from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunFailed(
+            "a loader process died, as it does when memory or /dev/shm runs out: lower "
+            "efficiency.workers or efficiency.micro_batch"
+        ) from error
     finally:
         distributed.stop(world)
 
 
 def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
     folder = config.output.folder
-    if (folder / "results.json").exists():
-        _check_same_run(folder, config, newest_checkpoint(folder / "checkpoints"))
-        return folder
-    source = open_source(config.data, "train", config.model.channels)
     saved = newest_checkpoint(folder / "checkpoints")
-    _check_same_run(folder, config, saved)
-    plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source))
-    _check_data(folder, plan, len(source))
-
-    if world.device.type == "cuda" and config.efficiency.tf32:
-        torch.set_float32_matmul_precision("high")
-    torch.manual_seed(config.seed)
-    model = MaskedAutoencoder.from_config(config.model).to(world.device)
-    model.set_gradient_checkpointing(config.efficiency.gradient_checkpointing)
-    dtype = autocast_dtype(config.efficiency.precision, world.device)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
-    state = TrainState(model, build_optimizer(model, config.optim), scaler)
-    if saved:
-        state.restore(saved)
+    finished = (folder / "results.json").exists()
+    check_same_run(config, saved, finished)
+    if not distributed.all_have(saved["step"] if saved else 0, world):
+        raise RunFailed(f"processes see different checkpoints in {folder}; start again")
+    if finished:
+        return folder
+    curriculum = curriculum_of(config)  # refused before the data are looked for
+    source = open_source(config.data, "train", config.model.channels)
+    check_same_data(config, saved, len(source))
+    plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)
+    run = prepare(config, plan, world, saved)
     del saved
-    micro = micro_batch_size(config.efficiency.micro_batch, plan, world.size)
-    trainer = Trainer(config, plan, world, state, wrap(model, config, world), dtype, micro)
-    view = TrainView(source, config.data, plan, model.patch, config.seed)
-    batches = PlannedBatches(plan, config.seed, micro, world.rank, world.size, state.step)
+    view = TrainView(source, config.data, plan, config.model.patch, config.seed)
+    batches = PlannedBatches(
+        plan, config.seed, run.micro_batch, world.rank, world.size, run.state.step
+    )
     workers = worker_count(config.efficiency.workers, world.size)
-    loader = train_loader(view, batches, workers, world.device.type == "cuda")
-    monitor = None
-    if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(folder / "config.yaml", to_yaml(config))
-        write_text_atomically(folder / "plan.json", json.dumps(plan.to_dict(), indent=1))
-        monitor = Monitor(config, plan, state.step)
-    try:
-        _loop(trainer, iter(loader), monitor, source, stopped)
-        if monitor is not None:
-            _finish(trainer, monitor)
-    finally:
-        if monitor is not None:
-            monitor.close()
+    loader = train_loader(view, batches, workers, pin_memory=world.device.type == "cuda")
+    if not world.is_main:
+        train(run, iter(loader), None, source, stopped)
+    else:
+        with sole_writer(folder), open_monitor(run) as monitor:
+            train(run, iter(loader), monitor, source, stopped)
+            finish(run, monitor)
     distributed.barrier(world)
     return folder
 
 
-def _loop(
-    trainer: Trainer,
-    batches: Iterator[Batch],
-    monitor: Monitor | None,
-    source: Source,
-    stopped: StopFlag,
-) -> None:
-    """Train from the state's step to the plan's last."""
-    config, plan, world, state = trainer.config, trainer.plan, trainer.world, trainer.state
-    log_every, save_every, draw_every = (
-        duration_in_steps(d, plan.steps)
-        for d in (
-            config.output.log_every,
-            config.output.checkpoint_every,
-            config.output.reconstruct_every,
-        )
-    )
-    window = Window()
-    while state.step < plan.steps:
-        stage = plan.at(state.step)
-        set_schedule(state.optimizer, plan.progress(state.step), config.optim)
-        micro_batches = window.timed(islice(batches, trainer.accumulation(stage)))
-        window.add(*train_step(trainer, stage, micro_batches))
-        state.step += 1
+def curriculum_of(config: PretrainConfig) -> Curriculum:
+    """Return a config's curriculum, once its smallest stage is known to leave something to do.
 
-        last = state.step == plan.steps
-        asked = world.size == 1 or state.step % AGREE_EVERY == 0
-        stopping = asked and distributed.agree(stopped.signal is not None, world) and not last
-        saving = state.step % save_every == 0 or last or stopping
-        stage_ends = state.step == stage.start + stage.steps
-        if state.step % log_every == 0 or stage_ends or saving:
-            row = window.close(trainer, stage)
-            if monitor is not None:
-                monitor.log(row)
-        drawing = config.output.reconstruct_images > 0 and (state.step % draw_every == 0 or last)
-        if monitor is not None and drawing:
-            with window.paused():
-                monitor.picture(state.step, draw_reconstructions(trainer, source, stage))
-        if monitor is not None and saving:
-            with window.paused():
-                monitor.flush()
-                save(trainer)
-        if stopping:
-            distributed.barrier(world)
-            number = stopped.signal or signal.SIGTERM
-            raise Interrupted(state.step, number, str(config.output.folder))
+    Raises:
+        UserError: see `Curriculum`; or the mask leaves no patch visible, or none hidden.
+    """
+    model = config.model
+    curriculum = Curriculum.from_config(config.curriculum, model.image_size, model.patch)
+    smallest = min(stage.bandwidth for stage in curriculum.stages)
+    try:
+        visible_patches((smallest // model.patch) ** 2, model.mask_ratio)
+    except ValueError as error:
+        raise UserError(f"model.mask_ratio at bandwidth {smallest}: {error}") from None
+    return curriculum
 
 
-def make_plan(config: PretrainConfig, dataset_size: int) -> Plan:
+def make_plan(
+    config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
+) -> Plan:
     """Resolve a config's curriculum for a data set.
 
     Raises:
         UserError: the curriculum, the batch and the data do not fit each other.
     """
-    curriculum = Curriculum.from_config(
-        config.curriculum, config.model.image_size, config.model.patch
-    )
+    curriculum = curriculum or curriculum_of(config)
     cost = None
     if config.curriculum.cost == "flops":
         with torch.device("meta"):
@@ -185,40 +152,115 @@ def make_plan(config: PretrainConfig, dataset_size: int) -> Plan:
     return curriculum.plan(config.curriculum.epochs, dataset_size, config.optim.batch_size, cost)
 
 
-def draw_reconstructions(trainer: Trainer, source: Source, stage: PlannedStage) -> Tensor:
-    """Return a picture of the first images' reconstructions, at the stage's bandwidth."""
-    config, device = trainer.config, trainer.world.device
-    model = trainer.state.model
-    assert isinstance(model, MaskedAutoencoder)
+def prepare(config: PretrainConfig, plan: Plan, world: World, saved: dict[str, Any] | None) -> Run:
+    """Build model and optimizer, as new or as saved."""
+    efficiency = config.efficiency
+    micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
+    if world.device.type == "cuda" and efficiency.tf32:
+        torch.set_float32_matmul_precision("high")
+    torch.manual_seed(config.seed)
+    model = MaskedAutoencoder.from_config(config.model).to(world.device)
+    model.set_gradient_checkpointing(efficiency.gradient_checkpointing)
+    dtype = autocast_dtype(efficiency.precision, world.device)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+    state = TrainState(model, build_optimizer(model, config.optim), scaler)
+    if saved:
+        state.restore(saved)
+    return Run(config, plan, world, state, wrap(model, config, plan, world), dtype, micro_batch)
+
+
+@contextmanager
+def open_monitor(run: Run) -> Iterator[Monitor]:
+    """Write down what is run, set unusable checkpoints aside, and open what it reports to."""
+    folder = run.config.output.folder
+    set_aside_newer(folder / "checkpoints", run.state.step)
+    write_text_atomically(folder / "config.yaml", to_yaml(run.config))
+    write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
+    monitor = Monitor(run.config, run.plan, run.state.step)
+    try:
+        yield monitor
+    finally:
+        monitor.close()
+
+
+def train(
+    run: Run, batches: Iterator[Batch], monitor: Monitor | None, source: Source, stopped: StopFlag
+) -> None:
+    """Train from the state's step to the plan's last; only the main process has a monitor.
+
+    Raises:
+        RunFailed: see `Window.close`.
+        Interrupted: a process was asked to stop; the state is saved.
+    """
+    plan, world, state, output = run.plan, run.world, run.state, run.config.output
+    log_every, save_every, draw_every, keep_every = (
+        duration_in_steps(duration or plan.steps, plan.steps)
+        for duration in (
+            output.log_every, output.checkpoint_every, output.reconstruct_every, output.keep_every
+        )
+    )  # fmt: skip
+    window = Window(world.device)
+    while state.step < plan.steps:
+        stage = plan.at(state.step)
+        set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
+        micro_batches = window.timed(islice(batches, run.accumulation(stage)))
+        window.add(*train_step(run, stage, micro_batches))
+        state.step += 1
+
+        last = state.step == plan.steps
+        stopping = distributed.agree(stopped.signal is not None, world) and not last
+        saving = state.step % save_every == 0 or state.step % keep_every == 0 or last or stopping
+        stage_ends = state.step == stage.start + stage.steps
+        if state.step % log_every == 0 or stage_ends or saving:
+            row = window.close(run, stage)
+            if monitor is not None:
+                monitor.log(row)
+        if monitor is not None and (state.step % draw_every == 0 or last):
+            with window.paused():
+                draw(run, monitor, source, stage)
+        if monitor is not None and saving:
+            with window.paused():
+                save(run, monitor)
+        if stopping:
+            distributed.barrier(world)
+            raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.folder))
+
+
+def draw(run: Run, monitor: Monitor, source: Source, stage: PlannedStage) -> None:
+    """Draw reconstructions of a few images, always the same, at the stage's bandwidth."""
+    config, model = run.config, run.state.model
     view = EvalView(source, config.data, config.model.image_size)
     count = min(config.output.reconstruct_images, len(view))
-    images = torch.stack([view[i][0] for i in range(count)]).to(device)
+    if not count:
+        return
+    places = [place * len(view) // count for place in range(count)]
+    images = torch.stack([view[place][0] for place in places]).to(run.world.device)
     images = normalise(images, config.data.mean, config.data.std)
     images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
     generator = torch.Generator().manual_seed(config.seed)
     noise = torch.rand(count, (stage.bandwidth // model.patch) ** 2, generator=generator)
     panels = reconstruction_panels(
-        model, images, noise.to(device), config.model.mask_ratio, config.data
+        model, images, noise.to(images.device), config.model.mask_ratio, config.data
     )
-    return picture(panels)
+    monitor.picture(run.state.step, picture(panels))
 
 
-def save(trainer: Trainer) -> None:
-    """Write a checkpoint, then delete those that are no longer wanted."""
-    config, plan = trainer.config, trainer.plan
-    folder = config.output.folder / "checkpoints"
-    save_checkpoint(folder, trainer.state, to_yaml(config), plan.to_dict())
-    every = config.output.keep_every
+def save(run: Run, monitor: Monitor) -> None:
+    """Write a checkpoint, after the rows that it promises; delete those no longer wanted."""
+    monitor.flush()
+    output, plan = run.config.output, run.plan
+    folder = output.folder / "checkpoints"
+    save_checkpoint(folder, run.state, to_yaml(run.config), plan.to_dict())
+    every = output.keep_every
     keep_every = None if every is None else duration_in_steps(every, plan.steps)
-    prune_checkpoints(folder, config.output.keep_last, keep_every)
+    prune_checkpoints(folder, output.keep_last, keep_every)
 
 
-def _finish(trainer: Trainer, monitor: Monitor) -> None:
-    """Leave the encoder and the final figures; the last, for it says that the run is done."""
-    folder, config, plan = trainer.config.output.folder, trainer.config, trainer.plan
-    model = trainer.state.model
-    assert isinstance(model, MaskedAutoencoder)
-    export_encoder(model.encoder, folder / "encoder.safetensors", json.dumps(plain(config.model)))
+def finish(run: Run, monitor: Monitor) -> None:
+    """Leave the encoder and the final figures; the latter last, for they say that all is done."""
+    config, plan, folder = run.config, run.plan, run.config.output.folder
+    description = json.dumps(plain(config.model))
+    export_encoder(run.state.model.encoder, folder / "encoder.safetensors", description)
     rows = read_metrics(folder)
     results = {
         "loss": rows[-1]["loss"],
@@ -226,40 +268,11 @@ def _finish(trainer: Trainer, monitor: Monitor) -> None:
         "steps": plan.steps,
         "images": plan.images,
         "equivalent_epochs": plan.equivalent_epochs,
-        "flops": plan.compute,
-        "training_seconds": trainer.state.seconds,
+        "compute": plan.compute,
+        "compute_unit": COMPUTE_UNITS[config.curriculum.cost],
+        "training_seconds": run.state.seconds,
         "stages": summarise_stages(rows, plan),
     }
     monitor.finish(results)
     monitor.flush()
     write_text_atomically(folder / "results.json", json.dumps(results, indent=1))
-
-
-def _check_same_run(folder: Path, config: PretrainConfig, saved: dict[str, Any] | None) -> None:
-    """Refuse a run folder that holds a run of other numbers.
-
-    Raises:
-        UserError: a key that decides the numbers differs; the sentence names the first.
-    """
-    if saved is None:
-        return
-    before, now = plain(config_of(saved)), plain(config)
-    for section in (*RUN_SECTIONS, "seed"):
-        pairs = {section: (before[section], now[section])}
-        if isinstance(now[section], dict):
-            pairs = {f"{section}.{k}": (before[section][k], v) for k, v in now[section].items()}
-        for key, (old, new) in pairs.items():
-            # Where the data lie may change; what they are is checked by their number.
-            if old != new and key not in {"data.root", "data.download"}:
-                raise UserError(
-                    f"{folder} holds a checkpoint of another run: {key} was {old!r} and is now "
-                    f"{new!r}; give another output.folder"
-                )
-
-
-def _check_data(folder: Path, plan: Plan, images: int) -> None:
-    if plan.dataset_size != images:
-        raise UserError(
-            f"{folder} holds a checkpoint of another run: the data had {plan.dataset_size} images "
-            f"and now have {images}; give another output.folder"
-        )

@@ -107,7 +107,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|Unsupported (?:global|class))\W+([\w.]+)", str(error))
+        named = re.search(r"(?:GLOBAL|class)\s+([\w.]+)", str(error))
         held = f"it holds {named[1]}" if named else "it is not a plain file of tensors"
         raise UserError(f"{path} is refused: {held}") from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -132,6 +132,8 @@ def _from_mae_layout(
     decoder_heads: int | None,
     target: Target | None,
 ) -> MaskedAutoencoder:
+    if weights["patch_embed.proj.weight"].ndim != 4 or "pos_embed" not in weights:
+        raise UserError(f"{path} holds no plain vision transformer: no pos_embed or 2-D patches")
     width, channels, patch, _ = weights["patch_embed.proj.weight"].shape
     has_decoder = "decoder_embed.weight" in weights
     decoder_width = weights["decoder_embed.weight"].shape[0] if has_decoder else 512

@@ -8,7 +8,7 @@ import torch
 from torchvision.io import write_png
 
 from mae_et.atomic import write_atomically
-from mae_et.config import DataConfig, Target
+from mae_et.config import DataConfig, Target, check_statistics
 from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
 from mae_et.distributed import choose_device
@@ -80,6 +80,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
         )
     run = stored_config(config.checkpoint)
     data = run.data if run else DataConfig()
+    check_statistics(data, model.channels)
     if config.images:
         files = [file for path in config.images for file in _files(path)]
         source = Folder(files, [-1] * len(files), [], model.channels)
@@ -94,13 +95,17 @@ def reconstruct(config: ReconstructConfig) -> Path:
     # Drawn at random, so that a labelled folder shows more than its first class.
     chosen = torch.randperm(len(view), generator=generator)[: config.count].tolist()
     pixels = torch.stack([view[place][0] for place in sorted(chosen)]).to(device)
-    pixels = low_frequency_crop(normalise(pixels, data.mean, data.std), bandwidth)
+    method = run.crop.method if run else "fourier"
+    pixels = low_frequency_crop(normalise(pixels, data.mean, data.std), bandwidth, method)
     noise = torch.rand(len(pixels), (bandwidth // model.patch) ** 2, generator=generator).to(device)
     try:
         panels = reconstruction_panels(model.to(device), pixels, noise, config.mask_ratio, data)
     except ValueError as error:
         raise UserError(str(error)) from None
-    write_atomically(config.output, lambda path: write_png(picture(panels), str(path)))
+    try:
+        write_atomically(config.output, lambda path: write_png(picture(panels), str(path)))
+    except OSError as error:
+        raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
     return config.output
 
 

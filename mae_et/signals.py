@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
 
 class StopFlag:
     """The signal that asked the run to stop, or None."""
@@ -29,8 +31,7 @@ def stop_signals() -> Iterator[StopFlag]:
     if threading.current_thread() is not threading.main_thread():
         yield flag  # only the main thread may install handlers
         return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-    kept = {number: signal.signal(number, raise_flag) for number in numbers}
+    kept = {number: signal.signal(number, raise_flag) for number in STOP_SIGNALS}
     try:
         yield flag
     finally:

@@ -20,8 +20,8 @@ from mae_et.precision import autocast
 
 
 @dataclass
-class Trainer:
-    """What a step needs and no step changes, but for the state."""
+class Run:
+    """A run: what a step needs, of which only the state changes."""
 
     config: PretrainConfig
     plan: Plan
@@ -39,12 +39,10 @@ class Trainer:
         return self.plan.batch_size // self.world.size // self.micro_batch(stage.bandwidth)
 
 
-def train_step(
-    trainer: Trainer, stage: PlannedStage, batches: Iterator[Batch]
-) -> tuple[Tensor, Tensor]:
+def train_step(run: Run, stage: PlannedStage, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     """Update the weights once; return the loss and the gradient's norm, on the device."""
-    config, state, device = trainer.config, trainer.state, trainer.world.device
-    accumulation = trainer.accumulation(stage)
+    config, state, device = run.config, run.state, run.world.device
+    accumulation = run.accumulation(stage)
     losses = torch.zeros((), device=device)
     for number, batch in enumerate(batches, start=1):
         images = normalise(
@@ -53,9 +51,9 @@ def train_step(
         images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
         noise = batch.noise.to(device, non_blocking=True)
         # Processes exchange gradients once a step, with the last micro-batch.
-        with _no_sync(trainer.network, number < accumulation):
-            with autocast(trainer.dtype, device):
-                loss = trainer.network(images, config.model.mask_ratio, noise).loss / accumulation
+        with _no_sync(run.network, number < accumulation):
+            with autocast(run.dtype, device):
+                loss = run.network(images, config.model.mask_ratio, noise).loss / accumulation
             state.scaler.scale(loss).backward()
         losses += loss.detach()
     state.scaler.unscale_(state.optimizer)
@@ -69,11 +67,14 @@ def train_step(
     return losses, norm
 
 
-def wrap(model: MaskedAutoencoder, config: PretrainConfig, world: World) -> nn.Module:
+def wrap(model: MaskedAutoencoder, config: PretrainConfig, plan: Plan, world: World) -> nn.Module:
     """Compile and distribute a model, as far as the config and the world ask for it."""
     network: nn.Module = model
     if config.efficiency.compile:
-        # One graph for each bandwidth, none of them with symbolic shapes.
+        # One graph for each bandwidth, none of them with symbolic shapes; past its limit of graphs
+        # the compiler would fall back without a word.
+        bandwidths = len({stage.bandwidth for stage in plan.stages})
+        torch._dynamo.config.recompile_limit = 8 + 2 * bandwidths
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
     if world.size > 1:
         devices = [world.device.index] if world.device.type == "cuda" else None

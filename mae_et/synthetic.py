@@ -261,8 +261,8 @@ def render(index: int, size: int, seed: int = 0) -> tuple[np.ndarray, int]:
 class Synthetic(Dataset[tuple[Image.Image, int]]):
     """Images `first` to `first + length - 1` of a seed, rendered on first use and then kept.
 
-    Keeping them takes `length * size * size * 3` bytes. Worker processes each render their own
-    copy unless `fill` is called before they start.
+    Keeping them takes `length * size * size * 3` bytes. Each worker process renders
+    its own copy.
 
     Args:
         length: number of images, at least 1.
@@ -295,8 +295,3 @@ class Synthetic(Dataset[tuple[Image.Image, int]]):
             self._pixels[i], _ = render(index, self.size, self.seed)
             self._filled[i] = True
         return Image.fromarray(self._pixels[i]), index % len(CLASSES)
-
-    def fill(self) -> None:
-        """Render every image not rendered yet, so that workers forked afterwards share them."""
-        for i in range(self.length):
-            self[i]

@@ -3,7 +3,6 @@
 B batch, C channels, N = h*w patches of p x q pixels, D numbers per patch.
 """
 
-from functools import lru_cache
 from typing import get_args
 
 import torch
@@ -133,16 +132,18 @@ def hog_cells(patches: Tensor, grid: tuple[int, int], cells: int, bins: int) -> 
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each channel's horizontal and vertical gradient, [B C H W] both."""
-    channels = images.shape[1]
+    """Return each channel's horizontal and vertical gradient, [B C H W] both.
+
+    The kernels are [[1, 0, -1], [2, 0, -2], [1, 0, -1]] and its transpose. Sums of shifted images,
+    unlike a convolution, are float32 on every device; they are taken in the order of the taps, for
+    the sign of a sum that is nearly zero decides its bin.
+    """
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-    kernels = _sobel_kernels(images.device)
-    gradients = F.conv2d(padded, kernels.repeat(channels, 1, 1, 1), groups=channels)
-    gx, gy = rearrange(gradients, "b (c two) h w -> two b c h w", two=2)
+    height, width = images.shape[-2:]
+
+    def tap(row: int, column: int) -> Tensor:
+        return padded[..., row : row + height, column : column + width]
+
+    gx = tap(0, 0) - tap(0, 2) + 2 * tap(1, 0) - 2 * tap(1, 2) + tap(2, 0) - tap(2, 2)
+    gy = tap(0, 0) + 2 * tap(0, 1) + tap(0, 2) - tap(2, 0) - 2 * tap(2, 1) - tap(2, 2)
     return gx, gy
-
-
-@lru_cache(maxsize=8)
-def _sobel_kernels(device: torch.device) -> Tensor:
-    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]], device=device)
-    return torch.stack([across, across.mT])[:, None]

@@ -2,6 +2,7 @@
 
 import math
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from mae_et.data import Batch
 from mae_et.errors import RunFailed
 from mae_et.monitor import Row
 from mae_et.optim import lr_at, weight_decay_at
-from mae_et.step import Trainer
+from mae_et.step import Run
 
 
 class Window:
     """Steps between two rows of metrics: sums stay on the device until the row is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._restart(time.perf_counter())
 
     def _restart(self, now: float) -> None:
@@ -49,28 +51,33 @@ class Window:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what happens inside out of the time."""
+        """Leave what happens inside out of the time, but not the work that is still queued."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before
 
-    def close(self, trainer: Trainer, stage: PlannedStage) -> Row:
+    def close(self, run: Run, stage: PlannedStage) -> Row:
         """Return the row of the steps since the last one; the only wait for the device.
 
         Raises:
-            RunFailed: the loss of one of them is not finite.
+            RunFailed: the loss of one of them, or the last one's gradient, is not finite.
         """
-        plan, state, world = trainer.plan, trainer.state, trainer.world
+        plan, state, world = run.plan, run.state, run.world
         assert self.loss is not None
         assert self.norm is not None
         numbers = torch.stack([self.loss / self.steps, self.norm.to(self.loss)])
         loss, norm = distributed.mean(numbers, world).tolist()
         now = time.perf_counter()
         seconds = now - self.started
-        if not math.isfinite(loss):
+        # Under fp16 a step whose gradient overflowed is skipped; otherwise the weights are lost.
+        lost = not math.isfinite(norm) and not state.scaler.is_enabled()
+        if lost or not math.isfinite(loss):
+            what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient's norm", norm)
             raise RunFailed(
-                f"the loss became {loss} between steps {state.step - self.steps + 1} and "
-                f"{state.step}; the last good checkpoint is kept in {trainer.config.output.folder}"
+                f"the {what} became {value} between steps {state.step - self.steps + 1} and "
+                f"{state.step}; the last good checkpoint is kept in {run.config.output.folder}"
             )
         state.seconds += seconds
         progress = plan.progress(state.step - 1)
@@ -83,9 +90,9 @@ class Window:
             "equivalent_epochs": plan.progress(state.step) * plan.equivalent_epochs,
             "compute": plan.progress(state.step),
             "loss": loss,
-            "grad_norm": norm,
-            "lr": lr_at(progress, trainer.config.optim),
-            "weight_decay": weight_decay_at(progress, trainer.config.optim),
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "lr": lr_at(progress, run.config.optim),
+            "weight_decay": weight_decay_at(progress, run.config.optim),
             "images_per_second": self.steps * plan.batch_size / seconds,
             "data_wait": self.waited / seconds,
             "memory_gib": peak_memory(world.device) / 2**30,
@@ -98,14 +105,17 @@ class Window:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were held: of the GPU, or of this process."""
+    """Return the most bytes held: of the GPU since the last call, of a process since its start."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def summarise_stages(rows: list[Row], plan: Plan) -> list[dict[str, float]]:
-    """Return bandwidth, images, last loss, images per second and FLOPs of each stage of a run."""
+    """Return bandwidth, images, last loss, images per second and compute of each stage of a run."""
     summary = []
     for stage in plan.stages:
         mine = [row for row in rows if row["stage"] == stage.index]
@@ -117,7 +127,7 @@ def summarise_stages(rows: list[Row], plan: Plan) -> list[dict[str, float]]:
                 "images": images,
                 "loss": mine[-1]["loss"],
                 "images_per_second": round(images / seconds, 1),
-                "flops": stage.cost * images,
+                "compute": stage.cost * images,
             }
         )
     return summary

@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import GOLDEN, TINY
 from PIL import Image
 from torchvision.io import read_image
 
@@ -18,6 +17,7 @@ from mae_et import load_config, load_pretrained, pretrain
 from mae_et.cli import COMMANDS, main
 from mae_et.config import PretrainConfig
 from mae_et.monitor import read_metrics
+from mae_et.synthetic import render
 
 
 def last_json(text: str) -> dict:
@@ -38,7 +38,7 @@ def test_a_plan_is_a_table_for_people(capsys) -> None:
     flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
     assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
     text = capsys.readouterr().out
-    assert "1,000 images, batch 100: the compute of 400.0 epochs" in text
+    assert "1,000 images, batch 100; compute in pixels, that of 400.0 epochs" in text
     assert "2.00x less compute than 800 epochs" in text
     assert len([line for line in text.splitlines() if " 160 " in line]) == 4
 
@@ -49,6 +49,10 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "file").write_text("")
     tiny = [f"--config={tmp_path / 'tiny.yaml'}", f"--output.folder={tmp_path / 'run'}"]
+    golden, heads = (
+        GOLDEN / "mae_tiny_released_format.pth",
+        ["--encoder_heads=3", "--decoder_heads=4"],
+    )
     custom = "--curriculum.stages=[{bandwidth: %d, share: 1}]"
     return {
         "there is no command 'train'": ["train"],
@@ -63,6 +67,20 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
         "there is no checkpoint": ["knn", "--checkpoint", str(tmp_path / "missing")],
         "holds no checkpoint that loads": ["linear-probe", "--checkpoint", str(tmp_path / "empty")],
         "cannot be read": ["reconstruct", f"--checkpoint={tmp_path / 'file'}"],
+        "model.mask_ratio at bandwidth 16": ["pretrain", *tiny, "--model.mask_ratio=0.9"],
+        "cannot be written to": ["pretrain", *tiny, f"--output.folder={tmp_path / 'file'}"],
+        "output.folder %s cannot" % (tmp_path / "file" / "x"): [
+            "pretrain",
+            *tiny,
+            f"--output.folder={tmp_path / 'file' / 'x'}",
+        ],
+        "--checkpoint": ["knn", "--checkpoint"],
+        "count must be at least 1": ["reconstruct", f"--checkpoint={golden}", "--count=0"],
+        "give encoder_heads": ["reconstruct", f"--checkpoint={golden}"],
+        "images must be given": ["reconstruct", f"--checkpoint={golden}", *heads],
+        "data must be given": ["knn", f"--checkpoint={golden}", *heads],
+        "neighbours must be positive": ["knn", f"--checkpoint={golden}", "--neighbours=0"],
+        "efficiency.micro_batch names": ["pretrain", *tiny, "--efficiency.micro_batch={16: 4}"],
         "torch sees no CUDA device": ["pretrain", *tiny, "--efficiency.device=cuda"],
         "data.name 'imagenet' is unknown": ["pretrain", *tiny, "--data.name=imagenet"],
     }
@@ -99,7 +117,9 @@ def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yam
     for command in ("knn", "linear-probe"):
         assert main([command, f"--checkpoint={folder}", "--workers=0", "--epochs=3"]) == 0
         figures = last_json(capsys.readouterr().out)
-        assert set(figures) == ({"knn"} if command == "knn" else {"linear", "linear_learning_rate"})
+        expected = {"knn"} if command == "knn" else {"linear", "linear_learning_rate"}
+        assert set(figures) == expected | {"data"}
+    assert main(["knn", f"--checkpoint={folder}", "--data.synthetic_val=30", "--workers=0"]) == 0
     photo = folder / "photo.jpg"
     Image.new("RGB", (50, 30), (200, 10, 10)).save(photo)
     output = folder / "picture.png"
@@ -142,8 +162,8 @@ def test_every_command_has_help(capsys) -> None:
     assert main(["--version"]) == 0
 
 
-def test_a_killed_command_started_again_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    """The real thing: processes of their own, SIGKILL at some moment, workers."""
+def test_stopped_and_killed_commands_end_like_one_that_was_not(tmp_path: Path) -> None:
+    """The real thing: processes with workers; a SIGTERM to the whole group, then a SIGKILL."""
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def command(run: str) -> list[str]:
@@ -152,20 +172,26 @@ def test_a_killed_command_started_again_ends_like_one_that_was_not(tmp_path: Pat
                 f"--output.folder={tmp_path / run}", *flags]  # fmt: skip
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def signalled(after: str, number: int) -> tuple[int, str]:
+        process = subprocess.Popen(
+            command("killed"), stderr=subprocess.PIPE, text=True, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        for line in process.stderr:
+            if line.startswith(f"step {after}/"):
+                break
+        os.killpg(process.pid, number)
+        rest = process.stderr.read()
+        return process.wait(), rest
+
     subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
-    process = subprocess.Popen(
-        command("killed"),
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    for line in process.stderr:
-        if line.startswith("step 20/"):
-            break
-    time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    status, said = signalled("12", signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM
+    assert "stopped by signal 15 after step" in said
+    assert "Traceback" not in said
+    status, _ = signalled("40", signal.SIGKILL)
+    assert status == -signal.SIGKILL
     assert not (tmp_path / "killed" / "results.json").exists()
     again = subprocess.run(
         command("killed"), check=True, capture_output=True, text=True, env=environment
@@ -175,10 +201,54 @@ def test_a_killed_command_started_again_ends_like_one_that_was_not(tmp_path: Pat
         (tmp_path / run / "encoder.safetensors").read_bytes() for run in ("whole", "killed")
     ]
     assert encoders[0] == encoders[1]
-    rows = [
-        [(r["step"], r["loss"]) for r in read_metrics(tmp_path / r)] for r in ("whole", "killed")
+    # Rows are the same but for the one that the stop added, between two others.
+    losses = [
+        {r["step"]: r["loss"] for r in read_metrics(tmp_path / r)} for r in ("whole", "killed")
     ]
-    assert rows[0] == rows[1]
+    assert set(losses[0]) <= set(losses[1])
+    assert len(losses[1]) <= len(losses[0]) + 1
+
+
+def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data.synthetic_train=200", "--data.synthetic_val=50", "--curriculum.epochs=2"]
+    assert main(["demo", *flags, "--optim.batch_size=16", "--efficiency.workers=0"]) == 0
+    results = last_json(capsys.readouterr().out)
+    assert results["run"] == "runs/demo"
+    for name in ("loss", "knn", "linear", "untrained_knn", "untrained_linear", "compute"):
+        assert results[name] > 0
+    assert [stage["bandwidth"] for stage in results["stages"]] == [32] * 2 + [48] * 4 + [64] * 4
+    assert all(stage["images_per_second"] > 0 for stage in results["stages"])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_demo_takes_a_folder_of_one_s_own_beside_the_embedded_run(
+    tmp_path, capsys, monkeypatch, labelled: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(100):
+        image, label = render(number, 40)
+        path = tmp_path / "photos" / (f"class{label}" if labelled else ".") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    flags = ["--data.root=photos", "--curriculum.epochs=3", "--optim.batch_size=16"]
+    assert main(["demo", *flags, "--efficiency.workers=0"]) == 0
+    shown = capsys.readouterr()
+    results = last_json(shown.out)
+    assert results["run"] == "runs/demo-photos"
+    assert ("linear" in results) == labelled
+    assert ("not scored: scoring an encoder needs labelled images" in shown.err) != labelled
+
+
+@pytest.mark.slow
+def test_the_demo_s_trained_encoder_is_clearly_above_the_untrained_one(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    results = last_json(capsys.readouterr().out)
+    assert results["linear"] > results["untrained_linear"] + 12
+    assert results["knn"] > results["untrained_knn"] + 6
 
 
 def test_the_demo_s_config_is_the_headline_recipe_at_a_small_size() -> None:

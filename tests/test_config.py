@@ -100,6 +100,20 @@ def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
         ("output: {keep_last: 0}", [], "output.keep_last"),
         ("output: {log_every: 5 epochs}", [], "output.log_every must be a number of steps or"),
         ("optim: [1, 2", [], "Problems parsing"),
+        ("optim: {betas: [2, 3]}", [], "optim.betas lie in [0, 1)"),
+        ("optim: {weight_decay_end: -1}", [], "optim.weight_decay_end must not be negative"),
+        ("model: {encoder_heads: 0}", [], "model.encoder_heads must be positive"),
+        ("curriculum: {epochs: .inf}", [], "curriculum.epochs must be positive"),
+        ("curriculum: {shares_of: images}", [], "curriculum.shares_of goes with"),
+        ("seed: -1", [], "seed must lie in"),
+        ("", ["--seed", str(2**64)], "seed must lie in"),
+        ("data: {name: synthetic, root: x}", [], "data.name synthetic needs none"),
+        ("{data: {root: a}, output: {folder: a/b}}", [], "output.folder a/b lies in data.root a"),
+        (
+            "{data: {augment: rand, mean: [1.0], std: [1.0]}, model: {channels: 1}}",
+            [],
+            "data.augment needs images of 3 channels",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_sentence_that_names_the_key(
@@ -113,8 +127,14 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence_that_names_the_key(
 
 
 def test_a_config_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(UserError, match=r"there is no config 'pretrain/nope'; shipped .*demo"):
-        find_config("pretrain/nope")
+    for name in ("pretrain/nope", "/nowhere/nope.yaml", "/tmp", "pretrain/vit_b16_mae", "[", ""):
+        with pytest.raises(UserError, match=r"there is no config .*; shipped .*demo"):
+            find_config(name)
+
+
+def test_a_recipe_may_be_named_without_its_budget_if_there_is_one() -> None:
+    assert find_config("pretrain/vit_b16_etpp").name == "vit_b16_etpp_400ep.yaml"
+    assert find_config("pretrain/vit_b16_etpp_hog").name == "vit_b16_etpp_hog_400ep.yaml"
 
 
 def test_durations_are_steps_or_a_share_of_the_run() -> None:

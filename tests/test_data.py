@@ -84,6 +84,9 @@ def test_a_micro_batch_grows_as_images_shrink_and_divides_a_process_s_share() ->
     assert [size(b) for b in (224, 160, 96)] == [128, 128, 512]  # 128, 250 and 696 of 512
     with pytest.raises(UserError, match="not divided by 3 processes"):
         micro_batch_size(None, plan, 3)
+    for asked in ({96: 64}, {96: 64, 160: 32, 224: 32, 256: 8}):
+        with pytest.raises(UserError, match=r"the curriculum has \[96, 160, 224\]"):
+            micro_batch_size(asked, plan, 8)
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index_alone() -> None:
@@ -129,6 +132,12 @@ def test_augmentation_has_the_stage_s_magnitude() -> None:
         return float(np.mean([(a - b).abs().mean() for a, b in pairs]))
 
     assert change(stage=1) > 1.3 * change(stage=0)
+
+
+@pytest.mark.parametrize("augment", ["rand-foo1", "rand-n2.5"])
+def test_an_augmentation_that_timm_does_not_know_is_refused(augment: str) -> None:
+    with pytest.raises(UserError, match=r"timm knows no augmentation 'rand-m2-"):
+        view(augment)
 
 
 def test_seeding_leaves_the_caller_s_generators_alone() -> None:

@@ -14,19 +14,25 @@ from mae_et.checkpoint import newest_checkpoint
 from mae_et.monitor import read_metrics
 
 
-def run(folder: Path, processes: int, *flags: str) -> subprocess.CompletedProcess:
+def start(folder: Path, processes: int, *flags: str) -> subprocess.Popen:
     (folder / "tiny.yaml").write_text(TINY)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = ["-m", "mae_et", "pretrain", f"--config={folder / 'tiny.yaml'}",
                f"--output.folder={folder / str(processes)}", *flags]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *(launch if processes > 1 else []), *command],
-        capture_output=True, text=True, env=environment, timeout=120,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 
-def test_two_processes_give_one_s_losses_and_weights_and_resume_from_its_checkpoint(
+def run(folder: Path, processes: int, *flags: str) -> subprocess.CompletedProcess:
+    process = start(folder, processes, *flags)
+    out, error = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def test_two_processes_give_one_s_losses_and_weights(
     tmp_path: Path,
 ) -> None:
     for processes in (1, 2):
@@ -41,6 +47,29 @@ def test_two_processes_give_one_s_losses_and_weights_and_resume_from_its_checkpo
         torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=2e-4)
 
 
+def test_two_processes_stop_together_and_go_on_to_the_end_of_one_that_did_not(
+    tmp_path: Path,
+) -> None:
+    """The launcher is told, tells both, and both save one state at the same step."""
+    flags = ["--curriculum.epochs=30", "--efficiency.workers=1"]
+    whole = run(tmp_path, 2, *flags, f"--output.folder={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    assert len(whole.stdout.strip().splitlines()) == 1
+    process = start(tmp_path, 2, *flags)
+    for line in process.stderr:
+        if line.startswith("step 12/"):
+            break
+    process.terminate()
+    said = process.stderr.read()
+    process.wait()
+    saved = newest_checkpoint(tmp_path / "2" / "checkpoints")
+    assert f"stopped by signal 15 after step {saved['step']}" in said
+    assert not (tmp_path / "2" / "results.json").exists()
+    assert run(tmp_path, 2, *flags).returncode == 0
+    encoders = [(tmp_path / r / "encoder.safetensors").read_bytes() for r in ("whole", "2")]
+    assert encoders[0] == encoders[1]
+
+
 def test_processes_that_do_not_divide_the_batch_are_refused_once_each(tmp_path: Path) -> None:
     failed = run(tmp_path, 2, "--optim.batch_size=13")
     assert failed.returncode != 0
@@ -52,6 +81,7 @@ def test_alone_there_is_nothing_to_agree_on() -> None:
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
     assert distributed.agree(True, world)
     assert not distributed.agree(False, world)
+    assert distributed.all_have(7, world)
     values = torch.tensor([1.0, 2.0])
     assert torch.equal(distributed.mean(values, world), values)
     distributed.barrier(world)

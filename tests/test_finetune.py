@@ -1,20 +1,16 @@
-"""Scores of frozen features, against plain re-statements and scikit-learn's known answers."""
+"""Scores of frozen features, against plain re-statements."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from finetune import (
-    Features,
-    ProbeConfig,
-    extract_features,
-    knn_accuracy,
-    linear_probe,
-    score_encoder,
-)
-from finetune.linear_probe import accuracies, train_heads
+import finetune
+from finetune import Features, ProbeConfig, extract_features, score_encoder
+from finetune.knn import knn_accuracy
+from finetune.linear_probe import accuracies, probe_features, train_heads
 from mae_et import UserError, load_pretrained, pretrain
 from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
@@ -31,8 +27,8 @@ def blobs(count: int, seed: int, classes: int = 4, spread: float = 1.0) -> Featu
 
 def naive_knn(train: Features, val: Features, k: int, temperature: float) -> float:
     right = 0
-    for vector, label in zip(val.vectors, val.labels, strict=True):
-        cosines = torch.cosine_similarity(vector[None], train.vectors)
+    for vector, label in zip(val.vectors.double(), val.labels, strict=True):
+        cosines = torch.cosine_similarity(vector[None], train.vectors.double())
         votes = [0.0] * train.classes
         for i in cosines.argsort(descending=True)[:k].tolist():
             votes[train.labels[i]] += float((cosines[i] / temperature).exp())
@@ -40,7 +36,9 @@ def naive_knn(train: Features, val: Features, k: int, temperature: float) -> flo
     return 100 * right / len(val.labels)
 
 
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (500, 0.1)])
+@pytest.mark.parametrize(
+    ("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (500, 0.1), (20, 0.005)]
+)
 def test_knn_equals_a_naive_vote(k: int, temperature: float) -> None:
     train, val = blobs(200, 1, spread=3.0), blobs(60, 2, spread=3.0)
     found = knn_accuracy(train, val, k, temperature)
@@ -56,19 +54,19 @@ def test_knn_takes_more_images_than_a_chunk() -> None:
 
 
 def test_the_probe_finds_what_is_linearly_separable_and_nothing_in_noise() -> None:
-    easy = linear_probe(blobs(400, 1), blobs(200, 2), epochs=30)
+    easy = probe_features(blobs(400, 1), blobs(200, 2), epochs=30)
     assert easy.accuracy > 97
     labels = torch.randint(0, 4, (2000,), generator=torch.Generator().manual_seed(3))
     noise = Features(torch.randn(2000, 8), labels, 4)
     train, val = (Features(noise.vectors[i::2], labels[i::2], 4) for i in range(2))
-    assert 18 < linear_probe(train, val, epochs=10).accuracy < 32
+    assert 18 < probe_features(train, val, epochs=10).accuracy < 32
 
 
 def test_the_probe_does_not_depend_on_scale_or_offset_of_the_features() -> None:
     train, val = blobs(300, 1, spread=3.0), blobs(300, 2, spread=3.0)
     moved = [Features(1000 * f.vectors - 50, f.labels, 4) for f in (train, val)]
-    assert linear_probe(*moved, epochs=20).accuracy == pytest.approx(
-        linear_probe(train, val, epochs=20).accuracy, abs=0.4
+    assert probe_features(*moved, epochs=20).accuracy == pytest.approx(
+        probe_features(train, val, epochs=20).accuracy, abs=0.4
     )
 
 
@@ -106,11 +104,12 @@ def probe(run: Path, tiny, **settings) -> ProbeConfig:
 def test_features_are_the_encoder_s_tokens_in_the_order_of_the_data(run, tiny, pool: str) -> None:
     config = probe(run, tiny, pool=pool, batch_size=7)
     model = load_pretrained(run)
-    features = extract_features(model, config, "val", torch.device("cpu"))
+    data = tiny().data
+    features = extract_features(model, data, config, "val", torch.device("cpu"))
     assert (len(features.labels), features.classes) == (20, 10)
-    view = EvalView(open_source(config.data, "val"), config.data, 32)
+    view = EvalView(open_source(data, "val"), data, 32)
     image, label = view[11]
-    pixels = normalise(image[None], config.data.mean, config.data.std)
+    pixels = normalise(image[None], data.mean, data.std)
     tokens = model.encoder.forward_features(pixels)[0]
     expected = tokens[0] if pool == "cls" else tokens[1:].mean(0)
     torch.testing.assert_close(features.vectors[11], expected.detach(), rtol=1e-4, atol=1e-5)
@@ -120,12 +119,22 @@ def test_features_are_the_encoder_s_tokens_in_the_order_of_the_data(run, tiny, p
 def test_scores_are_of_the_trained_and_of_the_untrained_encoder(run, tiny) -> None:
     results = score_encoder(probe(run, tiny, untrained=True))
     assert set(results) == {
-        "knn", "linear", "linear_learning_rate", "untrained_knn", "untrained_linear",
+        "data", "knn", "linear", "linear_learning_rate", "untrained_knn", "untrained_linear",
         "untrained_linear_learning_rate",
     }  # fmt: skip
+    assert results.pop("data") == "synthetic"
     assert all(0 <= value <= 100 for value in results.values())
     json.dumps(results)
-    assert score_encoder(probe(run, tiny), linear=False) == {"knn": results["knn"]}
+    assert finetune.knn(probe(run, tiny))["knn"] == results["knn"]
+    assert finetune.linear_probe(probe(run, tiny))["linear"] == results["linear"]
+
+
+def test_without_data_a_run_is_scored_on_its_own_and_other_files_are_refused(run, tiny) -> None:
+    config = dataclasses.replace(probe(run, tiny), data=None)
+    assert finetune.knn(config) == finetune.knn(probe(run, tiny))
+    config = dataclasses.replace(config, checkpoint=run / "encoder.safetensors")
+    with pytest.raises(UserError, match="data must be given"):
+        finetune.knn(config)
 
 
 def test_data_without_labels_are_refused(run, tiny, tmp_path) -> None:

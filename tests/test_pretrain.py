@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint
 from mae_et.data import normalise
+from mae_et.lock import sole_writer
 from mae_et.monitor import read_metrics
 
 # The package names the function of the same name first.
@@ -126,7 +128,24 @@ def test_the_resize_method_trains_on_other_pixels(tiny) -> None:
     assert resized == pytest.approx(fourier, rel=0.2)
 
 
-def test_clipping_bounds_the_update(tiny) -> None:
+def test_clipping_bounds_the_gradient_that_the_optimizer_sees(tiny, monkeypatch) -> None:
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def watching(optimizer, *arguments):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        seen.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watching)
+    folder = pretrain(tiny("--optim.clip_grad=0.05", "--output.log_every=1"))
+    rows = read_metrics(folder)
+    assert len(seen) == len(rows)
+    assert all(row["grad_norm"] > 0.05 for row in rows)  # as it was before
+    assert seen == pytest.approx([0.05] * len(rows), rel=1e-3)
+
+
+def test_clipping_changes_the_run(tiny) -> None:
     base = str(tiny().output.folder)
     free = losses(pretrain(tiny(f"--output.folder={base}-free")))
     clipped = losses(pretrain(tiny("--optim.clip_grad=0.001")))
@@ -154,6 +173,90 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert not (config.output.folder / "results.json").exists()
 
 
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_stops_the_run_too(
+    tiny, monkeypatch
+) -> None:
+    """A NaN in the backward pass alone would be saved as the newest checkpoint."""
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    step = module.train_step
+
+    def poisoned(run, *rest):
+        if run.state.step == 9:
+            run.state.model.decoder.pred.register_forward_hook(lambda *a: Poison.apply(a[2]))
+        return step(run, *rest)
+
+    monkeypatch.setattr(module, "train_step", poisoned)
+    config = tiny()
+    with pytest.raises(RunFailed, match=r"gradient's norm became nan between steps 9 and 10"):
+        pretrain(config)
+    assert newest_checkpoint(config.output.folder / "checkpoints")["step"] == 5
+
+
+def test_checkpoints_are_kept_at_multiples_of_what_is_asked_for(tiny) -> None:
+    """Also where none would have been due: 4 and 7 meet at no step before 28."""
+    config = tiny("--output.checkpoint_every=4", "--output.keep_every=7", "--output.keep_last=1")
+    names = [p.name[-6:-3] for p in list_checkpoints(pretrain(config) / "checkpoints")]
+    assert names == ["007", "014", "021", "025"]
+
+
+def test_two_processes_do_not_write_to_one_folder(tiny) -> None:
+    config = tiny()
+    writer = multiprocessing.get_context("fork")
+    ready, done = writer.Event(), writer.Event()
+
+    def hold() -> None:
+        with sole_writer(config.output.folder):
+            ready.set()
+            done.wait(30)
+
+    process = writer.Process(target=hold)
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(UserError, match="another process is writing"):
+        pretrain(config)
+    done.set()
+    process.join()
+    pretrain(config)
+
+
+def test_a_run_may_go_on_in_another_precision(tiny, monkeypatch) -> None:
+    """From bf16, which has no scaler, to fp16, which has one, and on in float32."""
+    step = module.train_step
+    for precision, stop in (("bf16", 6), ("fp16", 12), ("fp32", None)):
+        config = tiny(f"--efficiency.precision={precision}", "--output.checkpoint_every=6")
+        if stop is None:
+            assert (pretrain(config) / "results.json").exists()
+            return
+
+        def signalled(run, *rest, stop=stop):
+            if run.state.step == stop - 1:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            return step(run, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "train_step", signalled)
+            with pytest.raises(Interrupted):
+                pretrain(config)
+
+
+def test_a_loader_process_that_dies_is_told_in_one_sentence(tiny, monkeypatch) -> None:
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("mae_et.data.TrainView.__getitem__", die)
+    with pytest.raises(RunFailed, match=r"a loader process died.*efficiency\.workers"):
+        pretrain(tiny("--efficiency.workers=1"))
+
+
 def test_a_finished_run_that_is_started_again_ends_at_once_with_its_figures(tiny) -> None:
     folder = pretrain(tiny())
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
@@ -173,9 +276,12 @@ def test_a_finished_run_that_is_started_again_ends_at_once_with_its_figures(tiny
 )
 def test_a_folder_with_a_run_of_other_numbers_is_refused(tiny, flag: str, key: str) -> None:
     folder = pretrain(tiny())
-    for finished in (True, False):
-        if not finished:
-            (folder / "results.json").unlink()
+    results, checkpoints = folder / "results.json", folder / "checkpoints"
+    for gone in (None, checkpoints, results):
+        if gone is not None:
+            gone.rename(folder / f"{gone.name}-away")
+        if gone is results:  # back to a run that has checkpoints and is not finished
+            (folder / "checkpoints-away").rename(checkpoints)
         with pytest.raises(UserError, match="holds a checkpoint of another run") as caught:
             pretrain(tiny(flag))
         assert key in str(caught.value)
@@ -186,10 +292,10 @@ def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(tiny, monke
     whole = newest_checkpoint(pretrain(tiny(f"--output.folder={base}-whole")) / "checkpoints")
     config, real = tiny(), module.train_step
 
-    def signalled(trainer, *rest):
-        if trainer.state.step == 7:
+    def signalled(run, *rest):
+        if run.state.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(trainer, *rest)
+        return real(run, *rest)
 
     monkeypatch.setattr(module, "train_step", signalled)
     with pytest.raises(Interrupted) as caught:

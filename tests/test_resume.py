@@ -28,8 +28,8 @@ def run_until(config: PretrainConfig, step: int, where: str) -> None:
         real = getattr(module, where)
 
         def killing(*arguments, **keywords):
-            trainer = arguments[0]
-            if trainer.state.step == step:
+            run = arguments[0]
+            if run.state.step == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **keywords)
 
@@ -144,6 +144,20 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(tiny, unin
     with pytest.warns(UserWarning, match=r"step-00000010\.pt is damaged"):
         folder = pretrain(config)
     same_end(folder, saved)
+    assert (newest.with_name("step-00000010.pt.damaged")).exists()
+
+
+def test_a_damaged_checkpoint_does_not_make_new_ones_look_old(tiny, uninterrupted) -> None:
+    """Were it still counted, each save before its step would be deleted as soon as it was made."""
+    saved, _, _ = uninterrupted
+    config = tiny("--output.keep_last=1", "--output.checkpoint_every=2", "--output.keep_every=4")
+    run_until(config, 17, "train_step")
+    for path in list_checkpoints(config.output.folder / "checkpoints")[-2:]:
+        path.write_bytes(b"")
+    run_until(config, 15, "train_step")
+    newest = list_checkpoints(config.output.folder / "checkpoints")[-1]
+    assert newest.name == "step-00000014.pt"
+    same_end(pretrain(config), saved)
 
 
 def test_killed_many_times_in_a_row_it_still_ends_the_same(tiny, uninterrupted) -> None:

@@ -1,0 +1,51 @@
+import contextlib
+
+import pytest
+import torch
+
+from mae_et import UserError
+from mae_et.precision import autocast, autocast_dtype, exact_products, full_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_takes_bf16_where_a_gpu_computes_in_it_and_does_not_emulate(
+    monkeypatch, native: bool, expected: torch.dtype
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert autocast_dtype("auto", CUDA) == expected
+    assert autocast_dtype("fp32", CUDA) is None
+    if native:
+        assert autocast_dtype("bf16", CUDA) == torch.bfloat16
+    else:
+        with pytest.raises(UserError, match="does not have; use fp16"):
+            autocast_dtype("bf16", CUDA)
+
+
+def test_a_cpu_computes_in_float32_unless_asked() -> None:
+    assert autocast_dtype("auto", CPU) is None
+    assert autocast_dtype("bf16", CPU) == torch.bfloat16
+    x = torch.randn(4, 4)
+    with autocast(torch.bfloat16, CPU):
+        assert (x @ x).dtype == torch.bfloat16
+        with full_precision(CPU):
+            assert (x @ x).dtype == torch.float32
+    with autocast(None, CPU):
+        assert (x @ x).dtype == torch.float32
+
+
+def test_exact_products_put_the_precision_back_also_after_an_error() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with contextlib.suppress(RuntimeError), exact_products():
+            inside = torch.get_float32_matmul_precision()
+            raise RuntimeError
+        assert inside == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

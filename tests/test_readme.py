@@ -1,0 +1,77 @@
+"""What the README tells a newcomer to type is what the code takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import mae_et
+from mae_et.cli import COMMANDS
+from mae_et.config import PretrainConfig
+from mae_et.config_files import find_config, load_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def command_lines() -> list[list[str]]:
+    """Return the arguments of every mae-et command in the README."""
+    shell = "\n".join(text for kind, text in BLOCKS if kind in {"sh", "console"})
+    joined = shell.replace("\\\n", " ")
+    found = re.findall(r"(?:^\$ |^|/)(?:mae-et|torchrun .*-m mae_et) (.*)$", joined, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in found]
+
+
+def test_the_readme_has_the_commands_that_this_test_means_to_check() -> None:
+    assert {words[0] for words in command_lines()} >= {"demo", "plan", "pretrain", "knn"}
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_every_command_is_known_and_its_flags_parse(words: list[str]) -> None:
+    assert words[0] in COMMANDS
+    if words[0] not in {"plan", "pretrain", "demo"}:
+        return
+    flags = words[1:]
+    if "my_cluster.yaml" in flags:  # the reader's own
+        place = flags.index("my_cluster.yaml")
+        del flags[place - 1 : place + 1]
+    assert isinstance(load_config(PretrainConfig, [], flags), PretrainConfig)
+
+
+def test_the_yaml_example_is_a_config(tmp_path: Path) -> None:
+    (text,) = [text for kind, text in BLOCKS if kind == "yaml"]
+    (tmp_path / "mine.yaml").write_text(text)
+    config = load_config(PretrainConfig, [tmp_path / "mine.yaml"])
+    assert [stage.bandwidth for stage in config.curriculum.stages] == [64, 96, 128]
+
+
+def test_the_python_example_runs_as_written(tmp_path: Path) -> None:
+    import torch
+
+    (text,) = [text for kind, text in BLOCKS if kind == "python" and "import mae_et" in text]
+    names = {"images": torch.rand(1, 3, 224, 224)}
+    exec(text, names)
+    assert names["small"].shape == (1, 3, 96, 96)
+    assert names["loss"].isfinite()
+    assert names["plan"].at(0).bandwidth == 96
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
+            assert (ROOT / target).exists(), target
+
+
+def test_every_recipe_that_the_readme_names_is_shipped() -> None:
+    for pattern in re.findall(r"`(vit_\{[^`]+)`", README):
+        for size in ("s16", "b16", "l16", "h14"):
+            for budget in ("800ep", "1600ep"):
+                name = pattern.replace("{s16,b16,l16,h14}", size).replace("{800ep,1600ep}", budget)
+                assert find_config(f"pretrain/{name}").is_file()
+
+
+def test_the_package_offers_what_it_lists() -> None:
+    for name in mae_et.__all__:
+        assert getattr(mae_et, name) is not None
