@@ -4,6 +4,7 @@ from mae_et.config import PretrainConfig
 from mae_et.config_files import load_config
 from mae_et.curriculum import Curriculum, Plan, Stage
 from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.export import export
 from mae_et.frequency import low_frequency_crop
 from mae_et.model import MaskedAutoencoder, Reconstruction
 from mae_et.pretrain import pretrain
@@ -22,6 +23,7 @@ __all__ = [
     "Stage",
     "UserError",
     "__version__",
+    "export",
     "hog",
     "load_config",
     "load_pretrained",

@@ -146,6 +146,21 @@ def reconstruct(arguments: Arguments) -> None:
     _print_json({"picture": str(reconstruct(config))})
 
 
+def export(arguments: Arguments) -> None:
+    """Write a checkpoint in the layout of timm, Hugging Face or MAE."""
+    from mae_et.export import ExportConfig, export
+
+    config, _ = parse_config(_parser("export", ExportConfig), ExportConfig, arguments)
+    path = export(
+        config.checkpoint,
+        config.format,
+        config.output,
+        config.encoder_heads,
+        config.decoder_heads,
+    )
+    _print_json({"format": config.format, "output": str(path)})
+
+
 def demo(arguments: Arguments) -> None:
     """Pre-train, probe and picture a small model: minutes on two CPU cores."""
     from finetune import ProbeConfig, score_encoder
@@ -181,6 +196,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "knn": knn,
     "linear-probe": linear_probe,
     "reconstruct": reconstruct,
+    "export": export,
 }
 
 

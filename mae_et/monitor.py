@@ -25,10 +25,10 @@ from mae_et.curriculum import Plan
 
 # Where each number of a row stands in TensorBoard.
 TAGS = {
-    "loss": "train/loss",
-    "grad_norm": "train/grad_norm",
-    "lr": "schedule/lr",
-    "weight_decay": "schedule/weight_decay",
+    "loss": "loss/train",
+    "grad_norm": "optim/grad_norm",
+    "lr": "optim/lr",
+    "weight_decay": "optim/weight_decay",
     "bandwidth": "schedule/bandwidth",
     "magnitude": "schedule/magnitude",
     "epoch": "schedule/epoch",
@@ -140,14 +140,15 @@ class Monitor:
         if self.writer is None:
             return
         when = row["time"]
-        tags = TAGS | {"loss_of_stage": f"loss_by_stage/{row['stage']}_B{row['bandwidth']}"}
+        tags = TAGS | {"loss_of_stage": f"loss/stage_{row['stage']}_B{row['bandwidth']}"}
         compute = round(1000 * row["equivalent_epochs"])
         for key, tag in tags.items():
             value = row["loss"] if key == "loss_of_stage" else row[key]
             if value is None:
                 continue
             self.writer.add_scalar(tag, value, row["step"], walltime=when)
-            self.writer.add_scalar(f"by_compute_{tag}", value, compute, walltime=when)
+            by_compute = tag.replace("/", "_by_compute/")
+            self.writer.add_scalar(by_compute, value, compute, walltime=when)
 
 
 def read_metrics(folder: Path) -> list[Row]:

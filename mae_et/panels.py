@@ -3,7 +3,8 @@
 P panels a row: input, masked input, reconstruction, and the reconstruction pasted into the visible
 patches. A norm_pix model predicts each patch relative to its own mean and deviation; these are put
 back from the input, without which the picture is a grey mosaic. A HOG model predicts gradients,
-which are drawn as oriented strokes: input, masked input, true HOG, predicted HOG.
+which are drawn as oriented strokes: input, masked input, true HOG, and the predicted HOG of hidden
+patches beside the true one of visible ones.
 """
 
 import math
@@ -20,6 +21,7 @@ from mae_et.position import Grid
 from mae_et.targets import hog, hog_cells, patch_statistics, unpatchify
 
 GREY = 0.5
+STROKE_GAIN = 2.0
 
 
 @torch.no_grad()
@@ -39,7 +41,11 @@ def reconstruction_panels(
         cells = model.patch // model.hog_cell
         predicted = hog_cells(prediction, grid, cells, model.hog_bins)
         true = hog(images, model.hog_cell, model.hog_bins)
-        last = [hog_strokes(cells, model.hog_cell, shown.shape[1]) for cells in (true, predicted)]
+        hidden_cells = reduce(
+            hidden, "b 1 (h p) (w q) -> b 1 1 h w", "max", p=model.hog_cell, q=model.hog_cell
+        )
+        pasted = true * (1 - hidden_cells) + predicted * hidden_cells
+        last = [hog_strokes(cells, model.hog_cell, shown.shape[1]) for cells in (true, pasted)]
     else:
         rebuilt = _displayable(_pixels(model, images, prediction, grid), data)
         last = [rebuilt, shown * (1 - hidden) + rebuilt * hidden]
@@ -65,8 +71,7 @@ def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
     strength = strength - strength.amin(dim=1, keepdim=True)
     strokes = _stroke_masks(histograms.shape[2], cell, histograms.device)
     drawn = torch.einsum("bkhw,kyx->bhwyx", strength, strokes)
-    drawn = drawn / drawn.amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-6)
-    return repeat(drawn, "b h w y x -> b c (h y) (w x)", c=channels)
+    return repeat(STROKE_GAIN * drawn, "b h w y x -> b c (h y) (w x)", c=channels).clamp(0, 1)
 
 
 @lru_cache(maxsize=8)

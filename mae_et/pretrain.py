@@ -233,11 +233,12 @@ def draw(run: Run, monitor: Monitor, source: Source, stage: PlannedStage) -> Non
     count = min(config.output.reconstruct_images, len(view))
     if not count:
         return
-    places = [place * len(view) // count for place in range(count)]
+    generator = torch.Generator().manual_seed(config.seed)
+    # At random, for neighbours are of one class in a folder.
+    places = torch.randperm(len(view), generator=generator)[:count].tolist()
     images = torch.stack([view[place][0] for place in places]).to(run.world.device)
     images = normalise(images, config.data.mean, config.data.std)
     images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
-    generator = torch.Generator().manual_seed(config.seed)
     noise = torch.rand(count, (stage.bandwidth // model.patch) ** 2, generator=generator)
     panels = reconstruction_panels(
         model, images, noise.to(images.device), config.model.mask_ratio, config.data

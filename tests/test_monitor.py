@@ -42,7 +42,7 @@ def test_every_number_of_a_row_stands_in_tensorboard_against_its_step(run: Path)
 
 def test_the_same_curves_stand_against_compute_in_thousandths_of_an_epoch(run: Path) -> None:
     rows, found = read_metrics(run), events(run)
-    scalars = found.Scalars("by_compute_train/loss")
+    scalars = found.Scalars("loss_by_compute/train")
     assert [s.step for s in scalars] == [round(1000 * row["equivalent_epochs"]) for row in rows]
     assert [s.value for s in scalars] == pytest.approx([row["loss"] for row in rows], rel=1e-6)
 
@@ -50,7 +50,7 @@ def test_the_same_curves_stand_against_compute_in_thousandths_of_an_epoch(run: P
 def test_each_stage_has_a_curve_of_its_own(run: Path) -> None:
     rows, found = read_metrics(run), events(run)
     for stage, bandwidth in enumerate((16, 24, 32)):
-        scalars = found.Scalars(f"loss_by_stage/{stage}_B{bandwidth}")
+        scalars = found.Scalars(f"loss/stage_{stage}_B{bandwidth}")
         mine = [row for row in rows if row["stage"] == stage]
         assert [s.step for s in scalars] == [row["step"] for row in mine]
         assert [s.value for s in scalars] == pytest.approx([row["loss"] for row in mine], rel=1e-6)
@@ -104,8 +104,8 @@ def test_a_run_that_goes_on_doubles_no_step_and_drops_rows_after_its_checkpoint(
     assert [r["step"] for r in read_metrics(config.output.folder)] == [2, 4, 6, 8]
     assert len(list(config.output.folder.glob("events.out.tfevents.*"))) == 1
     found = events(config.output.folder)
-    assert [s.step for s in found.Scalars("train/loss")] == [2, 4, 6, 8]
-    assert [s.step for s in found.Scalars("by_compute_train/loss")] == [200, 400, 600, 800]
+    assert [s.step for s in found.Scalars("loss/train")] == [2, 4, 6, 8]
+    assert [s.step for s in found.Scalars("loss_by_compute/train")] == [200, 400, 600, 800]
     assert [i.step for i in found.Images("reconstructions")] == [2, 4, 6, 8]
 
 

@@ -17,8 +17,8 @@ def unpacked(tmp_path_factory) -> Path:
     """Build a wheel from a copy of what git tracks, and unpack it as installing would."""
     folder = tmp_path_factory.mktemp("wheel")
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "mae_et", "finetune", "configs", "setup.cfg", "pyproject.toml",
-         "README.md", "LICENSE"],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "mae_et",
+         "finetune", "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
     if not listing:

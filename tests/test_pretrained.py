@@ -8,11 +8,11 @@ from conftest import GOLDEN
 from safetensors.torch import save_file
 
 from mae_et import UserError, load_pretrained
-from mae_et.pretrained import read_weights
+from mae_et.weights import read_file
 
 
 def released() -> dict[str, torch.Tensor]:
-    return read_weights(GOLDEN / "mae_tiny_released_format.pth")["model"]
+    return read_file(GOLDEN / "mae_tiny_released_format.pth")["model"]
 
 
 def test_heads_that_no_weight_shows_are_asked_for_in_one_sentence() -> None:
@@ -82,7 +82,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         "other.pth": "no vision transformer",
         "list.pth": "holds a list",
         "learned.pth": "positions other than",
-        "extra.pth": "head.weight",
+        "extra.pth": "holds a classifier",
         "flat.pth": "no plain vision transformer",
         "nowhere.pth": "no plain vision transformer",
         "empty": "no checkpoint that loads",

@@ -1,0 +1,272 @@
+"""Read files of weights in the field's layouts, and bring them to one set of names.
+
+A file is recognised by what it holds, never by its name, and nothing in it is executed. The encoder
+takes timm's names, the decoder ours (`mae_et/model.py`), a classifier `weight` and `bias`.
+
+Sources of the layouts: facebookresearch/mae (README, FINETUNE.md; formats only), timm, and the
+`vit_mae` conversion of transformers.
+"""
+
+import argparse
+import json
+import pathlib
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mae_et.checkpoint import MODEL_KEY, newest_checkpoint
+from mae_et.config import ModelConfig, PretrainConfig, Target
+from mae_et.config_files import config_from_text
+from mae_et.errors import UserError
+
+Tensors = dict[str, Tensor]
+
+# How MAE's layout names the decoder's parts, and we do. Its positions are computed, not loaded.
+MAE_DECODER = {
+    "mask_token": "mask_token",
+    "decoder_embed.": "embed.",
+    "decoder_blocks.": "blocks.",
+    "decoder_norm.": "norm.",
+    "decoder_pred.": "pred.",
+}
+# A training checkpoint wraps its weights in one of these.
+WRAPPERS = ("model", "state_dict", "module")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The content of a file, under one set of names."""
+
+    path: Path
+    layout: Literal["run", "encoder", "mae", "hf"]
+    """run: a checkpoint of ours; encoder: an exported encoder of ours; mae: MAE's and timm's names;
+    hf: Hugging Face's ViTMAE."""
+    encoder: Tensors
+    """timm's names."""
+    decoder: Tensors = field(default_factory=dict)
+    """Our names; empty where the file has none."""
+    head: Tensors = field(default_factory=dict)
+    """A classifier's weight and bias, and the running_mean and running_var of a linear probe's
+    normalisation; empty where the file has none."""
+    model: ModelConfig | None = None
+    """The model, of files that say it."""
+    config: PretrainConfig | None = None
+    """The run, of checkpoints of ours."""
+    encoder_heads: int | None = None
+    """Heads of the encoder, of files that say it."""
+    decoder_heads: int | None = None
+    """Heads of the decoder, likewise."""
+    target: Target | None = None
+    """What the decoder predicts, likewise."""
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a run folder, a folder of Hugging Face, or a file.
+
+    Raises:
+        UserError: there is none, it cannot be read without running code, or it holds no vision
+            transformer.
+    """
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}")
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return _hugging_face(path)
+        payload = newest_checkpoint(path / "checkpoints")
+        if payload is None:
+            raise UserError(f"{path} holds no checkpoint that loads")
+    else:
+        payload = read_file(path)
+    if "config" in payload and "plan" in payload:
+        return _run(path, payload)
+    if MODEL_KEY in payload:
+        model = ModelConfig(**payload[MODEL_KEY])
+        return Weights(path, "encoder", payload["model"], model=model)
+    return _mae(path, _unwrap(path, payload))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a file of weights without running anything in it.
+
+    Raises:
+        UserError: the file is unreadable, or holds objects other than tensors and plain types.
+    """
+    try:
+        with path.open("rb") as file:
+            is_pickle = file.read(2) in {b"PK", b"\x80\x02"}
+        if not is_pickle:
+            return _read_safetensors(path)
+        # Training checkpoints of MAE carry their arguments; both classes are plain holders.
+        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|class)\s+([\w.]+)", str(error))
+        held = f"it holds {named[1]}" if named else "it is not a plain file of tensors"
+        raise UserError(f"{path} is refused: {held}") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+    if not isinstance(payload, dict):
+        raise UserError(f"{path} holds a {type(payload).__name__}, not weights")
+    return payload
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Read tensors, and, where our key is in the metadata, the config of their model."""
+    with safe_open(path, framework="pt") as file:
+        described = (file.metadata() or {}).get(MODEL_KEY)
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {MODEL_KEY: json.loads(described), "model": weights} if described else weights
+
+
+def _unwrap(path: Path, payload: dict[str, Any]) -> Tensors:
+    """Find the state dict in a training checkpoint, and take DDP's prefix off."""
+    for name in WRAPPERS:
+        if isinstance(payload.get(name), dict):
+            payload = payload[name]
+            break
+    weights = {
+        name.removeprefix("module."): tensor
+        for name, tensor in payload.items()
+        if isinstance(tensor, Tensor)
+    }
+    if "patch_embed.proj.weight" not in weights:
+        raise UserError(f"{path} holds no vision transformer: there is no patch_embed.proj.weight")
+    if weights["patch_embed.proj.weight"].ndim != 4 or "pos_embed" not in weights:
+        raise UserError(f"{path} holds no plain vision transformer: no pos_embed or 2-D patches")
+    return weights
+
+
+def _run(path: Path, payload: dict[str, Any]) -> Weights:
+    config = config_from_text(payload["config"])
+    encoder, decoder = (
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in payload["model"].items()
+            if name.startswith(prefix)
+        }
+        for prefix in ("encoder.", "decoder.")
+    )
+    return Weights(path, "run", encoder, decoder, model=config.model, config=config)
+
+
+def _mae(path: Path, weights: Tensors) -> Weights:
+    """Split MAE's names: pre-trained, fine-tuned (fc_norm, head) and linear-probe (head.0, head.1).
+
+    timm's names are the same, as far as they go.
+    """
+    encoder, decoder, head = {}, {}, {}
+    for name, tensor in weights.items():
+        theirs = next((prefix for prefix in MAE_DECODER if name.startswith(prefix)), None)
+        if theirs is not None:
+            decoder[MAE_DECODER[theirs] + name.removeprefix(theirs)] = tensor
+        elif name.startswith("head."):
+            head[re.sub(r"^head\.(?:[01]\.)?", "", name)] = tensor
+        elif name != "decoder_pos_embed":
+            encoder[name] = tensor
+    head.pop("num_batches_tracked", None)
+    return Weights(path, "mae", encoder, decoder, head)
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+HF_ENCODER = {
+    r"vit\.embeddings\.cls_token": "cls_token",
+    r"vit\.embeddings\.position_embeddings": "pos_embed",
+    r"vit\.embeddings\.patch_embeddings\.projection\.(\w+)": r"patch_embed.proj.\1",
+    r"vit\.layernorm\.(\w+)": r"norm.\1",
+}
+HF_DECODER = {
+    r"decoder\.mask_token": "mask_token",
+    r"decoder\.decoder_embed\.(\w+)": r"embed.\1",
+    r"decoder\.decoder_norm\.(\w+)": r"norm.\1",
+    r"decoder\.decoder_pred\.(\w+)": r"pred.\1",
+}
+# Of encoder and decoder alike, after `layer.i.`; transformers 5 writes the decoder's blocks as
+# decoder_encoder.layer.j, older ones as decoder_layers.j.
+HF_BLOCK = {
+    r"layernorm_before\.(\w+)": r"norm1.\1",
+    r"layernorm_after\.(\w+)": r"norm2.\1",
+    r"attention\.attention\.(query|key|value)\.(\w+)": r"attn.\1.\2",
+    r"attention\.output\.dense\.(\w+)": r"attn.proj.\1",
+    r"intermediate\.dense\.(\w+)": r"mlp.fc1.\1",
+    r"output\.dense\.(\w+)": r"mlp.fc2.\1",
+}
+HF_BLOCKS = {
+    r"vit\.encoder\.layer\.(\d+)\.(.+)": "encoder",
+    r"decoder\.(?:decoder_layers|decoder_encoder\.layer)\.(\d+)\.(.+)": "decoder",
+}
+
+
+def _hugging_face(folder: Path) -> Weights:
+    """Read a folder that `ViTMAEForPreTraining.save_pretrained` wrote, or we exported.
+
+    Raises:
+        UserError: its model is of another kind, or a tensor's name is unknown.
+    """
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if about.get("model_type") != "vit_mae":
+        raise UserError(f"{folder} holds a {about.get('model_type')!r} model, not a vit_mae")
+    single, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if not single.is_file() and not pickled.is_file():
+        raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+    parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
+    for name, tensor in read_file(single if single.is_file() else pickled).items():
+        if name == "decoder.decoder_pos_embed":
+            continue
+        part, ours = _from_hugging_face(name)
+        if not ours:
+            raise UserError(f"{folder} holds a tensor of unknown name: {name}")
+        parts[part][ours] = tensor
+    return Weights(
+        folder,
+        "hf",
+        _join_qkv(parts["encoder"]),
+        _join_qkv(parts["decoder"]),
+        encoder_heads=about.get("num_attention_heads"),
+        decoder_heads=about.get("decoder_num_attention_heads"),
+        target="norm_pix" if about.get("norm_pix_loss") else "pixel",
+    )
+
+
+def _from_hugging_face(name: str) -> tuple[str, str]:
+    """Return the part and our name of a tensor; an empty name where it is unknown."""
+    for pattern, part in HF_BLOCKS.items():
+        block = re.fullmatch(pattern, name)
+        if block:
+            inner = _translate(block[2], HF_BLOCK)
+            return part, f"blocks.{block[1]}.{inner}" if inner else ""
+    for part, table in (("encoder", HF_ENCODER), ("decoder", HF_DECODER)):
+        ours = _translate(name, table)
+        if ours:
+            return part, ours
+    return "", ""
+
+
+def _translate(name: str, table: dict[str, str]) -> str:
+    for pattern, replacement in table.items():
+        found = re.fullmatch(pattern, name)
+        if found:
+            return found.expand(replacement)
+    return ""
+
+
+def _join_qkv(weights: Tensors) -> Tensors:
+    """Join query, key and value, which timm keeps as one product, in this order."""
+    joined = {}
+    for name, tensor in weights.items():
+        apart = re.fullmatch(r"(.*attn)\.(query|key|value)\.(\w+)", name)
+        if not apart:
+            joined[name] = tensor
+        elif apart[2] == "query":
+            three = [weights[f"{apart[1]}.{part}.{apart[3]}"] for part in ("query", "key", "value")]
+            joined[f"{apart[1]}.qkv.{apart[3]}"] = torch.cat(three)
+    return joined
