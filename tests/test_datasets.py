@@ -115,8 +115,8 @@ def test_splits_may_have_other_names(tmp_path: Path) -> None:
     config = folder(tmp_path, "fit", "test")
     assert values(open_source(config, "train")) == [(5, 0)]
     assert values(open_source(config, "val")) == [(6, 0)]
-    assert "no folder trian" in refusal(folder(tmp_path, "trian", "test"))
-    assert "no folder trian" in refusal(folder(tmp_path, "trian", "tset"))
+    assert "no folder training" in refusal(folder(tmp_path, "training", "test"))
+    assert "no folder training" in refusal(folder(tmp_path, "training", "tset"))
 
 
 @pytest.mark.parametrize(("there", "asked"), [("train", "val"), ("val", "train")])
