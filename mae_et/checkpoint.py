@@ -19,7 +19,6 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from mae_et.atomic import write_atomically
-from mae_et.model import MaskedAutoencoder
 
 FORMAT = "mae-et/1"
 MODEL_KEY = "mae_et.model"
@@ -30,7 +29,7 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 class TrainState:
     """All that changes while training; everything else is a function of the config and the step."""
 
-    model: MaskedAutoencoder
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0

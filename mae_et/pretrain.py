@@ -6,10 +6,8 @@ it had never stopped.
 """
 
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +39,22 @@ from mae_et.data import (
 )
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
-from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.errors import RunFailed, UserError
 from mae_et.frequency import low_frequency_crop
 from mae_et.lock import sole_writer
+from mae_et.loop import steps
 from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder
 from mae_et.monitor import Monitor, read_metrics
-from mae_et.optim import build_optimizer, set_schedule
+from mae_et.optim import build_optimizer
 from mae_et.panels import picture, reconstruction_panels
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast_dtype
+from mae_et.run import Run, wrap
 from mae_et.same_run import check_same_data, check_same_run
 from mae_et.signals import StopFlag, stop_signals
-from mae_et.step import Run, train_step, wrap
-from mae_et.window import Window, summarise_stages
+from mae_et.step import train_step
+from mae_et.window import summarise_stages
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -101,7 +101,7 @@ def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
     source = open_source(config.data, "train", config.model.channels)
     check_same_data(config, saved, len(source))
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)
-    run = prepare(config, plan, world, saved)
+    run, model = prepare(config, plan, world, saved)
     del saved
     view = TrainView(source, config.data, plan, config.model.patch, config.seed)
     batches = PlannedBatches(
@@ -110,11 +110,11 @@ def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
     workers = worker_count(config.efficiency.workers, world.size)
     loader = train_loader(view, batches, workers, pin_memory=world.device.type == "cuda")
     if not world.is_main:
-        train(run, iter(loader), None, source, stopped)
+        train(run, model, iter(loader), None, source, stopped)
     else:
         with sole_writer(folder), open_monitor(run) as monitor:
-            train(run, iter(loader), monitor, source, stopped)
-            finish(run, monitor)
+            train(run, model, iter(loader), monitor, source, stopped)
+            finish(run, model, monitor)
     distributed.barrier(world)
     return folder
 
@@ -152,7 +152,9 @@ def make_plan(
     return curriculum.plan(config.curriculum.epochs, dataset_size, config.optim.batch_size, cost)
 
 
-def prepare(config: PretrainConfig, plan: Plan, world: World, saved: dict[str, Any] | None) -> Run:
+def prepare(
+    config: PretrainConfig, plan: Plan, world: World, saved: dict[str, Any] | None
+) -> tuple[Run, MaskedAutoencoder]:
     """Build model and optimizer, as new or as saved."""
     efficiency = config.efficiency
     micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
@@ -166,7 +168,8 @@ def prepare(config: PretrainConfig, plan: Plan, world: World, saved: dict[str, A
     state = TrainState(model, build_optimizer(model, config.optim), scaler)
     if saved:
         state.restore(saved)
-    return Run(config, plan, world, state, wrap(model, config, plan, world), dtype, micro_batch)
+    network = wrap(model, efficiency, plan, world)
+    return Run(config, plan, world, state, network, dtype, micro_batch), model
 
 
 @contextmanager
@@ -184,51 +187,35 @@ def open_monitor(run: Run) -> Iterator[Monitor]:
 
 
 def train(
-    run: Run, batches: Iterator[Batch], monitor: Monitor | None, source: Source, stopped: StopFlag
+    run: Run,
+    model: MaskedAutoencoder,
+    batches: Iterator[Batch],
+    monitor: Monitor | None,
+    source: Source,
+    stopped: StopFlag,
 ) -> None:
-    """Train from the state's step to the plan's last; only the main process has a monitor.
-
-    Raises:
-        RunFailed: see `Window.close`.
-        Interrupted: a process was asked to stop; the state is saved.
-    """
-    plan, world, state, output = run.plan, run.world, run.state, run.config.output
-    log_every, save_every, draw_every, keep_every = (
-        duration_in_steps(duration or plan.steps, plan.steps)
-        for duration in (
-            output.log_every, output.checkpoint_every, output.reconstruct_every, output.keep_every
-        )
-    )  # fmt: skip
-    window = Window(world.device)
-    while state.step < plan.steps:
-        stage = plan.at(state.step)
-        set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
-        micro_batches = window.timed(islice(batches, run.accumulation(stage)))
-        window.add(*train_step(run, stage, micro_batches))
-        state.step += 1
-
-        last = state.step == plan.steps
-        stopping = distributed.agree(stopped.signal is not None, world) and not last
-        saving = state.step % save_every == 0 or state.step % keep_every == 0 or last or stopping
-        stage_ends = state.step == stage.start + stage.steps
-        if state.step % log_every == 0 or stage_ends or saving:
-            row = window.close(run, stage)
-            if monitor is not None:
-                monitor.log(row)
-        if monitor is not None and (state.step % draw_every == 0 or last):
-            with window.paused():
-                draw(run, monitor, source, stage)
-        if monitor is not None and saving:
-            with window.paused():
-                save(run, monitor)
-        if stopping:
-            distributed.barrier(world)
-            raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.folder))
+    """Train to the end; only the main process has a monitor, and writes."""
+    every = duration_in_steps(run.config.output.reconstruct_every, run.plan.steps)
+    for moment in steps(run, batches, train_step, stopped):
+        if monitor is None:
+            continue
+        if moment.row is not None:
+            monitor.log(moment.row)
+        if run.state.step % every == 0 or moment.last:
+            draw(run, model, monitor, source, moment.stage)
+        if moment.saving:
+            save(run, monitor)
 
 
-def draw(run: Run, monitor: Monitor, source: Source, stage: PlannedStage) -> None:
+def draw(
+    run: Run,
+    model: MaskedAutoencoder,
+    monitor: Monitor,
+    source: Source,
+    stage: PlannedStage,
+) -> None:
     """Draw reconstructions of a few images, always the same, at the stage's bandwidth."""
-    config, model = run.config, run.state.model
+    config = run.config
     view = EvalView(source, config.data, config.model.image_size)
     count = min(config.output.reconstruct_images, len(view))
     if not count:
@@ -257,11 +244,11 @@ def save(run: Run, monitor: Monitor) -> None:
     prune_checkpoints(folder, output.keep_last, keep_every)
 
 
-def finish(run: Run, monitor: Monitor) -> None:
+def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor) -> None:
     """Leave the encoder and the final figures; the latter last, for they say that all is done."""
     config, plan, folder = run.config, run.plan, run.config.output.folder
     description = json.dumps(plain(config.model))
-    export_encoder(run.state.model.encoder, folder / "encoder.safetensors", description)
+    export_encoder(model.encoder, folder / "encoder.safetensors", description)
     rows = read_metrics(folder)
     results = {
         "loss": rows[-1]["loss"],

@@ -6,17 +6,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mae_et import distributed
 from mae_et.curriculum import Plan, PlannedStage
-from mae_et.data import Batch
 from mae_et.errors import RunFailed
 from mae_et.monitor import Row
 from mae_et.optim import lr_at, weight_decay_at
-from mae_et.step import Run
+from mae_et.run import Run
+
+AnyBatch = TypeVar("AnyBatch")
 
 
 class Window:
@@ -33,14 +35,15 @@ class Window:
         self.waited = 0.0
         self.started = now
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         """Pass batches on, and count the time that they were waited for."""
         while True:
             before = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - before
-            if batch is None:
+            try:
+                batch = next(batches)
+            except StopIteration:
                 return
+            self.waited += time.perf_counter() - before
             yield batch
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
@@ -51,9 +54,11 @@ class Window:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what happens inside out of the time, but not the work that is still queued."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        """Leave what happens inside out of the time, if it takes any.
+
+        Work that is still queued on the device is not waited for: a pause in which nothing is done
+        costs nothing, and a longer one waits for it inside.
+        """
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before

@@ -1,0 +1,80 @@
+"""The loop of every training: schedule, step, metrics, when to save and when to stop."""
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from torch import Tensor
+
+from mae_et import distributed
+from mae_et.config import duration_in_steps
+from mae_et.curriculum import PlannedStage
+from mae_et.errors import Interrupted
+from mae_et.monitor import Row
+from mae_et.optim import set_schedule
+from mae_et.run import Run
+from mae_et.signals import StopFlag
+from mae_et.window import Window
+
+AnyBatch = TypeVar("AnyBatch")
+Step = Callable[[Run, PlannedStage, Iterable[AnyBatch]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is due after a step."""
+
+    stage: PlannedStage
+    """The step's stage."""
+    row: Row | None
+    """Metrics to log, where a row is complete."""
+    saving: bool
+    """Whether the state is to be saved."""
+    last: bool
+    """Whether this was the last step."""
+
+
+def steps(
+    run: Run, batches: Iterator[AnyBatch], step: Step[AnyBatch], stopped: StopFlag
+) -> Iterator[Moment]:
+    """Train from the state's step to the plan's last, and say after each step what is due.
+
+    What the caller does between two steps is left out of the measured time. Every process goes
+    through the same moments.
+
+    Args:
+        run: the run.
+        batches: micro-batches, from the state's step on.
+        step: one update of the weights.
+        stopped: raised by a signal.
+
+    Raises:
+        RunFailed: see `Window.close`.
+        Interrupted: a process was asked to stop; raised after the moment in which to save.
+    """
+    plan, world, state, output = run.plan, run.world, run.state, run.config.output
+    log_every, save_every, keep_every = (
+        duration_in_steps(duration or plan.steps, plan.steps)
+        for duration in (output.log_every, output.checkpoint_every, output.keep_every)
+    )
+    window = Window(world.device)
+    while state.step < plan.steps:
+        stage = plan.at(state.step)
+        set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
+        micro_batches = window.timed(islice(batches, run.accumulation(stage)))
+        window.add(*step(run, stage, micro_batches))
+        state.step += 1
+
+        last = state.step == plan.steps
+        stopping = distributed.agree(stopped.signal is not None, world) and not last
+        saving = state.step % save_every == 0 or state.step % keep_every == 0 or last or stopping
+        stage_ends = state.step == stage.start + stage.steps
+        due = state.step % log_every == 0 or stage_ends or saving
+        row = window.close(run, stage) if due else None
+        with window.paused():
+            yield Moment(stage, row, saving, last)
+        if stopping:
+            distributed.barrier(world)
+            raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.folder))

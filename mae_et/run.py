@@ -1,0 +1,50 @@
+"""A run: what its steps need, of which only the state changes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mae_et.checkpoint import TrainState
+from mae_et.config import EfficiencyConfig
+from mae_et.curriculum import Plan, PlannedStage
+from mae_et.distributed import World
+
+
+@dataclass
+class Run:
+    """What the loop and its steps read."""
+
+    config: Any
+    """The run's config: one with `optim`, `output`, `data`, `crop`, `efficiency` and `seed`."""
+    plan: Plan
+    world: World
+    state: TrainState
+    network: nn.Module
+    """The state's model, as it is called: compiled, and wrapped for several processes."""
+    dtype: torch.dtype | None
+    """Autocast dtype; None for float32."""
+    micro_batch: Callable[[int], int]
+    """From a bandwidth to the images of one forward pass."""
+
+    def accumulation(self, stage: PlannedStage) -> int:
+        """Return the micro-batches of one step."""
+        return self.plan.batch_size // self.world.size // self.micro_batch(stage.bandwidth)
+
+
+def wrap(model: nn.Module, efficiency: EfficiencyConfig, plan: Plan, world: World) -> nn.Module:
+    """Compile and distribute a model, as far as the config and the world ask for it."""
+    network = model
+    if efficiency.compile:
+        # One graph for each bandwidth, none of them with symbolic shapes; past its limit of graphs
+        # the compiler would fall back without a word.
+        bandwidths = len({stage.bandwidth for stage in plan.stages})
+        torch._dynamo.config.recompile_limit = 8 + 2 * bandwidths
+        network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    if world.size > 1:
+        devices = [world.device.index] if world.device.type == "cuda" else None
+        network = DistributedDataParallel(network, device_ids=devices)
+    return network
