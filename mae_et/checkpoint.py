@@ -34,6 +34,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0
     seconds: float = 0.0
+    average: nn.Module | None = None
+    """Moving average of the model, of runs that keep one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain types."""
@@ -43,6 +45,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -51,6 +54,8 @@ class TrainState:
         self.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and self.scaler.is_enabled():  # empty of a run that was not in fp16
             self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None and saved["average"] is not None:
+            self.average.load_state_dict(saved["average"])
         self.step, self.seconds = saved["step"], saved["seconds"]
 
 

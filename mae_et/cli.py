@@ -189,10 +189,32 @@ def demo(arguments: Arguments) -> None:
     _print_run(folder, accuracies)
 
 
+def finetune(arguments: Arguments) -> None:
+    """Fine-tune or probe a checkpoint on labelled images."""
+    _classify("finetune", arguments)
+
+
+def supervised(arguments: Arguments) -> None:
+    """Train a timm backbone from scratch, under a curriculum if asked for."""
+    _classify("supervised", arguments)
+
+
+def evaluate(arguments: Arguments) -> None:
+    """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
+    import finetune
+
+    kind = finetune.EvaluateConfig
+    config, _ = parse_config(_parser("evaluate", kind), kind, arguments)
+    _print_json(finetune.evaluate(config))
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "plan": plan,
     "pretrain": pretrain,
+    "finetune": finetune,
+    "supervised": supervised,
+    "evaluate": evaluate,
     "knn": knn,
     "linear-probe": linear_probe,
     "reconstruct": reconstruct,
@@ -201,6 +223,21 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 
 
 # --- shared by the commands -----------------------------------------------------------------------
+
+
+def _classify(command: str, arguments: Arguments) -> None:
+    import finetune
+    from mae_et.distributed import is_main
+
+    kind = finetune.ClassifierConfig
+    # What every other command calls --checkpoint.
+    longer = [re.sub(r"^--checkpoint(?==|$)", "--model.checkpoint", a) for a in arguments]
+    config, _ = parse_config(_parser(command, kind), kind, longer)
+    results = finetune.classify(config)
+    if is_main():
+        folder = config.output.folder
+        print(f"mae-et: look at it with: tensorboard --logdir {folder}", file=sys.stderr)
+        _print_json({"run": str(folder)} | results)
 
 
 def _probe_config(command: str, arguments: Arguments) -> Any:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from mae_et.config import PretrainConfig
 from mae_et.errors import UserError
 
 # The strings under a config's fields are its help.
@@ -122,12 +121,29 @@ def one_sentence(error: BaseException) -> str:
     return re.sub(r"\s+", " ", message).strip()
 
 
-def config_from_text(text: str) -> PretrainConfig:
-    """Read back what `to_yaml` wrote.
+def config_from_text(text: str, kind: type[Config]) -> Config:
+    """Read back what `to_yaml` wrote of a config of a kind.
 
     Raises:
-        UserError: the text is no pre-training config.
+        UserError: the text is no such config.
     """
     parser = ArgumentParser(exit_on_error=False)
-    add_config_arguments(parser, PretrainConfig)
-    return _build(parser, PretrainConfig, lambda: parser.parse_string(text))[0]
+    add_config_arguments(parser, kind)
+    return _build(parser, kind, lambda: parser.parse_string(text))[0]
+
+
+def science(config: Any) -> dict[str, Any]:
+    """Return the keys that decide a run's numbers, with their values as plain types.
+
+    They are written as on the command line (`optim.base_lr`); `efficiency` and `output` do not
+    belong to them.
+    """
+    flat: dict[str, Any] = {}
+    for section, value in plain(config).items():
+        if section in {"efficiency", "output"}:
+            continue
+        if isinstance(value, dict):
+            flat |= {f"{section}.{key}": item for key, item in value.items()}
+        else:
+            flat[section] = value
+    return flat

@@ -12,7 +12,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from mae_et.errors import RunFailed, UserError
 from mae_et.signals import STOP_SIGNALS
 
 BICUBIC = InterpolationMode.BICUBIC
+AnyBatch = TypeVar("AnyBatch")
 
 
 class Draw(NamedTuple):
@@ -85,7 +86,7 @@ class TrainView(Dataset[Batch]):
         self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
         self.augments = config.augment is not None
         self.transforms = [
-            _training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
+            training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
         ]
 
     def __len__(self) -> int:
@@ -236,8 +237,8 @@ def worker_count(asked: int | None, world: int = 1) -> int:
 
 
 def train_loader(
-    view: TrainView, batches: PlannedBatches, workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+    view: Dataset[AnyBatch], batches: PlannedBatches, workers: int, pin_memory: bool
+) -> DataLoader[AnyBatch]:
     """Return a loader of the plan's micro-batches, from its first step to its last."""
     return DataLoader(
         view,
@@ -248,7 +249,9 @@ def train_loader(
     )
 
 
-def eval_loader(view: EvalView, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
+def eval_loader(
+    view: Dataset[tuple[Tensor, int]], batch_size: int, workers: int
+) -> DataLoader[tuple[Tensor, int]]:
     """Return a loader over all samples, in order, the last batch as short as it is."""
     return DataLoader(view, batch_size=batch_size, num_workers=workers)
 
@@ -263,7 +266,12 @@ def _leave_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _training_transform(config: DataConfig, size: int, magnitude: float) -> Callable:
+def training_transform(config: DataConfig, size: int, magnitude: float) -> Callable:
+    """Return random-resized crop, flip and, if asked for, RandAugment of a magnitude.
+
+    Raises:
+        UserError: timm knows no such augmentation.
+    """
     steps: list[Callable] = [
         RandomResizedCrop(size, config.scale, config.ratio, BICUBIC, antialias=True),
         RandomHorizontalFlip(config.flip),

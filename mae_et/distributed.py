@@ -76,6 +76,15 @@ def mean(values: Tensor, world: World) -> Tensor:
     return total / world.size
 
 
+def total(values: Tensor, world: World) -> Tensor:
+    """Return the sum of a tensor on the CPU over all processes."""
+    if world.size == 1:
+        return values
+    summed = values.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
 def agree(flag: bool, world: World) -> bool:
     """Return whether any process raised its flag; every process must ask."""
     if world.size == 1:

@@ -19,8 +19,7 @@ from torchvision.io import read_image, write_png
 from tqdm import tqdm
 
 from mae_et.atomic import write_atomically, write_text_atomically
-from mae_et.config import PretrainConfig
-from mae_et.config_files import plain, to_yaml
+from mae_et.config_files import science, to_yaml
 from mae_et.curriculum import Plan
 
 # Where each number of a row stands in TensorBoard.
@@ -37,7 +36,7 @@ TAGS = {
     "data_wait": "speed/data_wait",
     "memory_gib": "speed/memory_gib",
 }
-RUN_SECTIONS = ("model", "data", "curriculum", "crop", "optim")
+SCORES = "scores.jsonl"
 Row = dict[str, Any]
 
 
@@ -50,16 +49,18 @@ class Monitor:
         start: steps already done; rows after it are dropped.
     """
 
-    def __init__(self, config: PretrainConfig, plan: Plan, start: int):
+    def __init__(self, config: Any, plan: Plan, start: int):
         self.folder = config.output.folder
         self.config, self.plan = config, plan
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read_metrics(self.folder) if row["step"] <= start]
-        self._rewrite(rows)
+        self._rewrite("metrics.jsonl", rows)
+        scores = [row for row in read_metrics(self.folder, SCORES) if row["step"] <= start]
+        self._rewrite(SCORES, scores)
         self.record = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.writer: SummaryWriter | None = None
         if config.output.tensorboard:
-            self._open_tensorboard(rows)
+            self._open_tensorboard(rows, scores)
         self.bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=plan.steps, initial=start, unit="step", dynamic_ncols=True)
@@ -76,6 +77,15 @@ class Monitor:
         else:
             self.bar.update(row["step"] - self.bar.n)
             self.bar.set_postfix_str(line.split(" | ", 1)[1], refresh=True)
+
+    def score(self, step: int, scores: dict[str, float]) -> None:
+        """Report accuracies on held-out data."""
+        row = {"step": step, "time": time.time()} | scores
+        with (self.folder / SCORES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._scores(row)
+        found = " | ".join(f"{key} {value:g}" for key, value in scores.items())
+        tqdm.write(f"step {step}/{self.plan.steps} | validation: {found}", file=sys.stderr)
 
     def picture(self, step: int, image: Tensor) -> None:
         """Keep a picture, uint8 [C H W], as PNG and in TensorBoard."""
@@ -95,15 +105,14 @@ class Monitor:
         """Keep the final figures beside the hyper-parameters."""
         if self.writer is None:
             return
-        science = {
-            f"{section}.{key}": value if isinstance(value, (bool, int, float)) else str(value)
-            for section in RUN_SECTIONS
-            for key, value in plain(getattr(self.config, section)).items()
+        settings = {
+            key: value if isinstance(value, (bool, int, float)) else str(value)
+            for key, value in science(self.config).items()
         }
         final = {f"final/{k}": v for k, v in results.items() if isinstance(v, (int, float))}
         # `add_hparams` would open a second run; these three summaries are what it writes.
         file_writer: Any = self.writer.file_writer
-        for summary in hparams(science, final):
+        for summary in hparams(settings, final):
             file_writer.add_summary(summary)
         for tag, value in final.items():
             self.writer.add_scalar(tag, value, self.plan.steps)
@@ -116,17 +125,20 @@ class Monitor:
         if self.bar is not None:
             self.bar.close()
 
-    def _rewrite(self, rows: list[Row]) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_text_atomically(self.folder / "metrics.jsonl", text)
+    def _rewrite(self, name: str, rows: list[Row]) -> None:
+        if rows or (self.folder / name).exists():
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_text_atomically(self.folder / name, text)
 
-    def _open_tensorboard(self, rows: list[Row]) -> None:
+    def _open_tensorboard(self, rows: list[Row], scores: list[Row]) -> None:
         old = list(self.folder.glob("events.out.tfevents.*"))
         # From step 0 on: a TensorBoard that is open forgets what it read from the old file.
         self.writer = SummaryWriter(str(self.folder), purge_step=0)
         self.writer.add_text("config", f"```yaml\n{to_yaml(self.config)}```")
         for row in rows:
             self._scalars(row)
+        for row in scores:
+            self._scores(row)
         for path in sorted((self.folder / "reconstructions").glob("step-*.png")):
             step = int(path.stem.removeprefix("step-"))
             if rows and step <= rows[-1]["step"]:
@@ -134,6 +146,15 @@ class Monitor:
         self.writer.flush()
         for path in old:
             path.unlink()
+
+    def _scores(self, row: Row) -> None:
+        if self.writer is None:
+            return
+        for key, value in row.items():
+            if key not in {"step", "time"}:
+                self.writer.add_scalar(
+                    f"validation/{key}", value, row["step"], walltime=row["time"]
+                )
 
     def _scalars(self, row: Row) -> None:
         """Write a row against the step, and against the compute done in thousandths of an epoch."""
@@ -151,9 +172,9 @@ class Monitor:
             self.writer.add_scalar(by_compute, value, compute, walltime=when)
 
 
-def read_metrics(folder: Path) -> list[Row]:
-    """Return the rows of a run's metrics.jsonl; a half-written last line is left out."""
-    path = folder / "metrics.jsonl"
+def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
+    """Return the rows of a run's metrics (or scores); a half-written last line is left out."""
+    path = folder / name
     if not path.exists():
         return []
     rows = []

@@ -8,6 +8,7 @@ it had never stopped.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def make_plan(
     if config.curriculum.cost == "flops":
         with torch.device("meta"):
             model = MaskedAutoencoder.from_config(config.model)
-        cost = training_flops(model, config.model.channels, config.model.mask_ratio)
+        forward = partial(model, mask_ratio=config.model.mask_ratio)
+        cost = training_flops(forward, config.model.channels)
     return curriculum.plan(config.curriculum.epochs, dataset_size, config.optim.batch_size, cost)
 
 

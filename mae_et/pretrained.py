@@ -68,14 +68,14 @@ def stored_config(path: Path) -> PretrainConfig | None:
     else:
         payload = read_file(path) if path.is_file() else None
     is_run = payload is not None and "config" in payload and "plan" in payload
-    return config_from_text(payload["config"]) if payload and is_run else None
+    return config_from_text(payload["config"], PretrainConfig) if payload and is_run else None
 
 
 def heads_of(part: str, width: int, given: int | None, published: dict[int, int]) -> int:
     """Return a transformer's number of heads: as given, or as published for its width.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or does not divide the width.
     """
     heads = given or published.get(width)
     if heads is None:
@@ -83,6 +83,8 @@ def heads_of(part: str, width: int, given: int | None, published: dict[int, int]
             f"the {part}'s number of heads cannot be read from weights of width {width}: give "
             f"{part}_heads"
         )
+    if width % heads:
+        raise UserError(f"{part}_heads {heads} does not divide the width {width} of the weights")
     return heads
 
 

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from mae_et.config import PretrainConfig
-from mae_et.config_files import config_from_text, plain
+from mae_et.config_files import config_from_text, science
 from mae_et.errors import UserError
-from mae_et.monitor import RUN_SECTIONS
 
 
-def check_same_run(config: PretrainConfig, saved: dict[str, Any] | None, finished: bool) -> None:
+def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) -> None:
     """Compare a config with that of the folder's checkpoint (or, of a finished run, config.yaml).
 
     A run that goes on may find its data elsewhere, if there are as many (`check_same_data`); one
@@ -20,23 +18,22 @@ def check_same_run(config: PretrainConfig, saved: dict[str, Any] | None, finishe
     folder = config.output.folder
     written = folder / "config.yaml"
     if saved is not None:
-        before = plain(config_from_text(saved["config"]))
+        text = saved["config"]
     elif finished and written.exists():
-        before = plain(config_from_text(written.read_text(encoding="utf-8")))
+        text = written.read_text(encoding="utf-8")
     else:
         return
-    now = plain(config)
+    before, now = science(config_from_text(text, type(config))), science(config)
     may_differ = {"data.download"} if finished else {"data.download", "data.root"}
-    for key, old in _science(before).items():
-        new = _science(now)[key]
-        if old != new and key not in may_differ:
+    for key, old in before.items():
+        if old != now[key] and key not in may_differ:
             raise UserError(
                 f"{folder} holds a checkpoint of another run: {key} was {old!r} and is now "
-                f"{new!r}; give another output.folder"
+                f"{now[key]!r}; give another output.folder"
             )
 
 
-def check_same_data(config: PretrainConfig, saved: dict[str, Any] | None, images: int) -> None:
+def check_same_data(config: Any, saved: dict[str, Any] | None, images: int) -> None:
     """Compare the number of images with that of the folder's checkpoint.
 
     Raises:
@@ -48,11 +45,3 @@ def check_same_data(config: PretrainConfig, saved: dict[str, Any] | None, images
             f"{saved['plan']['dataset_size']} images and now have {images}; give another "
             "output.folder"
         )
-
-
-def _science(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys that decide the numbers, written as on the command line."""
-    flat = {"seed": config["seed"]}
-    for section in RUN_SECTIONS:
-        flat |= {f"{section}.{key}": value for key, value in config[section].items()}
-    return flat

@@ -143,7 +143,7 @@ def _unwrap(path: Path, payload: dict[str, Any]) -> Tensors:
 
 
 def _run(path: Path, payload: dict[str, Any]) -> Weights:
-    config = config_from_text(payload["config"])
+    config = config_from_text(payload["config"], PretrainConfig)
     encoder, decoder = (
         {
             name.removeprefix(prefix): tensor

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune import ClassifierConfig
 from mae_et import PretrainConfig, UserError, load_config
 from mae_et.config import (
     CurriculumConfig,
@@ -55,7 +56,7 @@ configs = st.builds(
 @given(config=configs)
 @settings(max_examples=25, deadline=None)
 def test_a_config_written_as_yaml_reads_back_equal(config: PretrainConfig) -> None:
-    assert config_from_text(to_yaml(config)) == config
+    assert config_from_text(to_yaml(config), PretrainConfig) == config
 
 
 def test_later_files_go_over_earlier_ones_and_flags_over_files(tmp_path: Path) -> None:
@@ -68,7 +69,11 @@ def test_later_files_go_over_earlier_ones_and_flags_over_files(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
-    assert isinstance(load_config(PretrainConfig, [name]), PretrainConfig)
+    if name.startswith("finetune/"):
+        config = load_config(ClassifierConfig, [name], ["--model.checkpoint=somewhere"])
+        assert config.optim.lr > config.optim.min_lr
+    else:
+        assert isinstance(load_config(PretrainConfig, [name]), PretrainConfig)
     assert find_config(name) == CONFIGS / f"{name}.yaml"
 
 

@@ -90,5 +90,5 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence) as caught:
             load_pretrained(tmp_path / name, 3, 4)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="multiple of 4 and of its 5 heads"):
+    with pytest.raises(UserError, match="decoder_heads 5 does not divide the width 32"):
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 5)

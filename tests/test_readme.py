@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 import mae_et
+from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli import COMMANDS
 from mae_et.config import PretrainConfig
 from mae_et.config_files import find_config, load_config
+from mae_et.export import ExportConfig
+from mae_et.reconstruct import ReconstructConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,13 +34,22 @@ def test_the_readme_has_the_commands_that_this_test_means_to_check() -> None:
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
 def test_every_command_is_known_and_its_flags_parse(words: list[str]) -> None:
     assert words[0] in COMMANDS
-    if words[0] not in {"plan", "pretrain", "demo"}:
-        return
-    flags = words[1:]
+    kinds = {
+        "finetune": ClassifierConfig,
+        "evaluate": EvaluateConfig,
+        "knn": ProbeConfig,
+        "linear-probe": ProbeConfig,
+        "reconstruct": ReconstructConfig,
+        "export": ExportConfig,
+    }
+    kind = kinds.get(words[0], PretrainConfig)
+    flags = [re.sub("^--checkpoint$", "--model.checkpoint", word) for word in words[1:]]
+    if kind is not ClassifierConfig:
+        flags = words[1:]
     if "my_cluster.yaml" in flags:  # the reader's own
         place = flags.index("my_cluster.yaml")
         del flags[place - 1 : place + 1]
-    assert isinstance(load_config(PretrainConfig, [], flags), PretrainConfig)
+    assert isinstance(load_config(kind, [], flags), kind)
 
 
 def test_the_yaml_example_is_a_config(tmp_path: Path) -> None:

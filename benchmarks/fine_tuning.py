@@ -1,0 +1,93 @@
+"""What pre-training is worth downstream: fine-tuned and probed, against the same encoder untrained.
+
+    python benchmarks/fine_tuning.py --run RUN --root FOLDER --epochs 4 [--key value ...]
+
+Each encoder is fine-tuned whole and probed linearly with the same recipe and budget (flags go to
+both); the fast probe on cached features stands beside the full one. Finished arms are not run
+again. Prints a Markdown table.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune import ClassifierConfig, ProbeConfig, classify, score_encoder
+from mae_et import load_config, load_pretrained
+from mae_et.atomic import write_text_atomically
+from mae_et.checkpoint import export_encoder
+from mae_et.config_files import plain
+from mae_et.model import initialise
+from mae_et.pretrained import stored_config
+
+COMMON = [
+    "--model.pool=mean", "--data.eval_crop=1.0", "--data.scale=[0.2, 1.0]",
+    "--optim.batch_size=128",
+    "--optim.warmup=0.1", "--output.evaluate_every=25%", "--output.checkpoint_every=10%",
+]  # fmt: skip
+ARMS = {
+    "fine-tuned": ["--optim.base_lr=1.0e-3", "--optim.layer_decay=0.75"],
+    "full probe": [
+        "--model.probe=linear", "--optim.optimizer=lars", "--optim.base_lr=0.2",
+        "--optim.weight_decay=0", "--optim.min_lr=0",
+    ],
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the arms and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", type=Path, required=True, help="run folder of a pre-training")
+    parser.add_argument("--root", type=Path, required=True, help="folder with train/ and val/")
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--folder", type=Path, default=Path("runs/fine_tuning"))
+    known, flags = parser.parse_known_args()
+    config = stored_config(known.run)
+    assert config is not None, f"{known.run} is no run of ours"
+    size = config.model.image_size
+    flags += [f"--data.root={known.root}", f"--model.image_size={size}"]
+    flags += [f"--curriculum={{preset: constant, epochs: {known.epochs}, cost: area}}"]
+    print("| encoder | fine-tuned | full probe | fast probe | kNN |\n|---|---|---|---|---|")
+    for name, weights in (
+        ("untrained", untrained(known.run, known.folder)),
+        ("pre-trained", known.run / "encoder.safetensors"),
+    ):
+        row = [
+            arm(weights, known.folder / name / kind, flags + more) for kind, more in ARMS.items()
+        ]
+        fast = probe(weights, known.folder / name, config.data)
+        print(
+            f"| {name} | {row[0]:.1f} | {row[1]:.1f} | {fast['linear']:.1f} | {fast['knn']:.1f} |"
+        )
+
+
+def untrained(run: Path, folder: Path) -> Path:
+    """Write the run's encoder with fresh weights, and return its file."""
+    path, config = folder / "untrained.safetensors", stored_config(run)
+    assert config is not None
+    if not path.exists():
+        torch.manual_seed(config.seed)
+        model = load_pretrained(run)
+        initialise(model)
+        export_encoder(model.encoder, path, json.dumps(plain(config.model)))
+    return path
+
+
+def arm(weights: Path, folder: Path, flags: list[str]) -> float:
+    """Train a classifier and return its top-1, in percent."""
+    given = [f"--model.checkpoint={weights}", f"--output.folder={folder}", *COMMON, *flags]
+    return float(classify(load_config(ClassifierConfig, [], given))["top1"])
+
+
+def probe(weights: Path, folder: Path, data: Any) -> dict[str, Any]:
+    """Score cached features, or read the scores."""
+    scores = folder / "scores.json"
+    if not scores.exists():
+        write_text_atomically(scores, json.dumps(score_encoder(ProbeConfig(weights, data))))
+    return json.loads(scores.read_text())
+
+
+if __name__ == "__main__":
+    main()

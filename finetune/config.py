@@ -1,0 +1,158 @@
+"""What a classifier's training is: fine-tuning, probing, or training from scratch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mae_et.config import (
+    CropConfig,
+    CurriculumConfig,
+    DataConfig,
+    EfficiencyConfig,
+    OptimConfig,
+    OutputConfig,
+    check_statistics,
+)
+from mae_et.errors import UserError
+
+Pool = Literal["mean", "cls"]
+Probe = Literal["none", "linear", "attentive"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network: a pre-trained encoder with a head, or any timm backbone from scratch."""
+
+    checkpoint: Path | None = None
+    """Run folder, checkpoint, released weights, or folder of Hugging Face's ViTMAE to start from;
+    the network is then the ViT in it."""
+    backbone: str | None = None
+    """Name of a timm model, where there is no checkpoint."""
+    pretrained: bool = False
+    """Whether the backbone's weights are fetched from timm's hub."""
+    image_size: int = 224
+    """Side of the images in the last stage, in pixels."""
+    channels: int = 3
+    """Channels of the images."""
+    pool: Pool = "mean"
+    """Feature of a ViT's image: mean of the patch tokens, or class token."""
+    drop_path: float = 0.0
+    """Chance of dropping a residual branch in the last block (rising linearly to it)."""
+    probe: Probe = "none"
+    """none trains everything; linear and attentive train a head on the frozen encoder."""
+    encoder_heads: int | None = None
+    """Heads of the checkpoint's encoder, where its width is no published one."""
+
+    def __post_init__(self) -> None:
+        """Refuse a network that is named twice, or not at all.
+
+        Raises:
+            UserError: the sentence names the key.
+        """
+        if (self.checkpoint is None) == (self.backbone is None):
+            raise UserError("give either model.checkpoint or model.backbone")
+        if self.probe != "none" and self.checkpoint is None and not self.pretrained:
+            raise UserError("model.probe needs trained weights: give model.checkpoint")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")
+        if self.image_size < 1 or self.channels < 1:
+            raise UserError("model.image_size and model.channels must be positive")
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Regularisation of images and labels, in timm's terms."""
+
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0 is off."""
+    smoothing: float = 0.0
+    """Label smoothing."""
+    erasing: float = 0.0
+    """Chance of erasing a rectangle, filled with noise."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UserError(f"recipe.{name} must not be negative")
+        for name in ("smoothing", "erasing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"recipe.{name} must lie in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ClassifierOptimConfig(OptimConfig):
+    """Optimizer of a classifier."""
+
+    optimizer: Literal["adamw", "lamb", "lars"] = "adamw"
+    """Optimizer."""
+    batch_size: int = 1024
+    """Images per update, over all processes and accumulation steps."""
+    base_lr: float = 5e-4
+    """Learning rate per 256 images of batch."""
+    min_lr: float = 1e-6
+    """Learning rate at the end of the cosine."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Betas of AdamW and LAMB."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one below; 1 is off."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights; none when not given."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"optim.ema must lie in (0, 1), got {self.ema}")
+
+
+@dataclass(frozen=True)
+class ClassifierOutputConfig(OutputConfig):
+    """What a classifier's run leaves behind."""
+
+    folder: Path = Path("runs/finetune")
+    """Run folder; a run resumes by itself from the checkpoints in it."""
+    evaluate_every: int | str = "10%"
+    """Between two evaluations on the validation split."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Train a classifier."""
+
+    model: NetworkConfig
+    data: DataConfig = field(default_factory=lambda: DataConfig(scale=(0.08, 1.0)))
+    curriculum: CurriculumConfig = field(
+        default_factory=lambda: CurriculumConfig(preset="constant", epochs=100, cost="area")
+    )
+    crop: CropConfig = field(default_factory=lambda: CropConfig(method="resize"))
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    optim: ClassifierOptimConfig = field(default_factory=ClassifierOptimConfig)
+    efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
+    output: ClassifierOutputConfig = field(default_factory=ClassifierOutputConfig)
+    seed: int = 0
+    """Seed of new weights, the order of the data, its augmentation and drop path."""
+
+    def __post_init__(self) -> None:
+        """Refuse sections that contradict each other.
+
+        Raises:
+            UserError: the sentence names the keys.
+        """
+        check_statistics(self.data, self.model.channels)
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must lie in [0, 2^63), got {self.seed}")
+        if self.data.augment is not None and self.model.channels != 3:
+            raise UserError("data.augment needs images of 3 channels")

@@ -1,0 +1,208 @@
+"""Score a classifier on a labelled split, every image once, over any number of processes."""
+
+import csv
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from finetune.config import ClassifierConfig, NetworkConfig, Pool
+from finetune.load import build_classifier, vit_around
+from mae_et import distributed
+from mae_et.atomic import write_text_atomically
+from mae_et.config import DataConfig, check_statistics
+from mae_et.config_files import config_from_text
+from mae_et.data import EvalView, eval_loader, normalise, worker_count
+from mae_et.datasets import Source, open_source
+from mae_et.distributed import World
+from mae_et.errors import UserError
+from mae_et.precision import autocast, autocast_dtype
+from mae_et.weights import load_weights, read_file
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier reaches on a split."""
+
+    confusion: Tensor
+    """int64 [classes classes]: images of class i (row) that were taken for class j."""
+    top5: int
+    """Images whose class is among the five likeliest."""
+    loss: float
+    """Mean cross-entropy."""
+
+    @property
+    def images(self) -> int:
+        """Images scored."""
+        return int(self.confusion.sum())
+
+    def summary(self) -> dict[str, Any]:
+        """Return top-1 and top-5 in percent, the loss, and the number of images."""
+        return {
+            "top1": round(100 * int(self.confusion.trace()) / self.images, 3),
+            "top5": round(100 * self.top5 / self.images, 3),
+            "loss": round(self.loss, 5),
+            "images": self.images,
+        }
+
+
+@torch.no_grad()
+def score(
+    network: nn.Module, source: Source, data: DataConfig, size: int, world: World,
+    dtype: torch.dtype | None, batch_size: int, workers: int,
+) -> Scores:  # fmt: skip
+    """Score a network; process r of n takes the images r, r + n, ..., so none is counted twice."""
+    classes = len(source.classes)
+    view = EvalView(source, data, size)
+    mine = Subset(view, range(world.rank, len(view), world.size))
+    sums = torch.zeros(classes * classes + 2, dtype=torch.float64)
+    was_training = network.training
+    network.eval()
+    for images, labels in eval_loader(mine, batch_size, workers):
+        pixels = normalise(images.to(world.device), data.mean, data.std)
+        with autocast(dtype, world.device):
+            logits = network(pixels)
+        logits = logits.float().cpu()
+        likeliest = logits.topk(min(5, classes), dim=1).indices
+        sums[:-2] += torch.bincount(labels * classes + likeliest[:, 0], minlength=classes**2)
+        sums[-2] += (likeliest == labels[:, None]).any(dim=1).sum()
+        sums[-1] += F.cross_entropy(logits, labels, reduction="sum")
+    network.train(was_training)
+    sums = distributed.total(sums, world)
+    confusion = sums[:-2].round().long().view(classes, classes)
+    return Scores(confusion, int(sums[-2].round()), float(sums[-1]) / int(confusion.sum()))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a fine-tuned checkpoint."""
+
+    checkpoint: Path
+    """Run folder of a classifier, or fine-tuned weights in MAE's layout."""
+    data: DataConfig | None = None
+    """Labelled data; by default what the run was trained on."""
+    image_size: int = 224
+    """Side of the images, in pixels, where the checkpoint does not say it."""
+    encoder_heads: int | None = None
+    """Heads of the encoder, where its width is no published one."""
+    output: Path | None = None
+    """Folder for the confusion table and the scores of each class (CSV); none by default."""
+    batch_size: int = 256
+    """Images per forward pass."""
+    workers: int | None = None
+    """Loader processes; by default the cores, at most 16."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto takes a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast precision."""
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Return top-1, top-5 (percent) and loss of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is no classifier, or does not fit the data.
+    """
+    run = stored_classifier(config.checkpoint)
+    data = config.data or (run.data if run else None)
+    if data is None:
+        raise UserError("data must be given (--data.root or --data.name)")
+    world = distributed.start(config.device)
+    try:
+        network, size, channels = _load(config, run)
+        check_statistics(data, channels)
+        source = open_source(data, "val", channels)
+        _check_classes(network, source, config.checkpoint)
+        dtype = autocast_dtype(config.precision, world.device)
+        scores = score(
+            network.to(world.device), source, data, size, world, dtype, config.batch_size,
+            worker_count(config.workers, world.size),
+        )  # fmt: skip
+    finally:
+        distributed.stop(world)
+    if config.output is not None and world.is_main:
+        write_tables(config.output, scores, list(source.classes))
+    return {"data": str(data.root or data.source)} | scores.summary()
+
+
+def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:
+    """Write `confusion.csv` (rows are true classes) and `classes.csv` to a folder."""
+    confusion = scores.confusion.tolist()
+    rows = [["", *classes]]
+    rows += [[name, *map(str, row)] for name, row in zip(classes, confusion, strict=True)]
+    _write_csv(folder / "confusion.csv", rows)
+    counts, right = scores.confusion.sum(1).tolist(), scores.confusion.diagonal().tolist()
+    taken = scores.confusion.sum(0).tolist()
+    each = [["class", "images", "recall", "precision"]]
+    for name, count, good, as_it in zip(classes, counts, right, taken, strict=True):
+        each.append([name, str(count), _percent(good, count), _percent(good, as_it)])
+    _write_csv(folder / "classes.csv", each)
+
+
+def stored_classifier(path: Path) -> ClassifierConfig | None:
+    """Return the config of a classifier's run folder; None for other files."""
+    written = path / "config.yaml"
+    if not (path / "model.safetensors").is_file() or not written.is_file():
+        return None
+    return config_from_text(written.read_text(encoding="utf-8"), ClassifierConfig)
+
+
+def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, int, int]:
+    """Return a classifier, and the size and channels of its images."""
+    if run is not None:
+        about = json.loads((config.checkpoint / "classes.json").read_text(encoding="utf-8"))
+        weights = config.checkpoint / "model.safetensors"
+        network = _network_of(run.model, weights, about)
+        network.load_state_dict(read_file(weights))
+        return network, run.model.image_size, run.model.channels
+    found = load_weights(config.checkpoint)
+    if not found.head:
+        raise UserError(f"{config.checkpoint} is no classifier: it has no head")
+    pool: Pool = "mean" if "fc_norm.weight" in found.encoder else "cls"
+    probe: Literal["linear", "none"] = "linear" if "running_mean" in found.head else "none"
+    vit = vit_around(
+        found, found.head["weight"].shape[0], config.image_size, pool, probe,
+        encoder_heads=config.encoder_heads,
+    )  # fmt: skip
+    return vit, config.image_size, found.encoder["patch_embed.proj.weight"].shape[1]
+
+
+def _network_of(model: NetworkConfig, weights: Path, about: dict[str, Any]) -> nn.Module:
+    """Build a run's network from its own weights: what it started from may be gone."""
+    classes = len(about["classes"])
+    if model.checkpoint is None:
+        return build_classifier(replace(model, pretrained=False), classes)
+    return vit_around(
+        load_weights(weights), classes, model.image_size, model.pool, model.probe,
+        encoder_heads=about["encoder_heads"],
+    )  # fmt: skip
+
+
+def _check_classes(network: nn.Module, source: Source, checkpoint: Path) -> None:
+    has = network.num_classes
+    if has != len(source.classes):
+        raise UserError(
+            f"{checkpoint} tells {has} classes, but the data have {len(source.classes)}"
+        )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2f}" if whole else ""
+
+
+def _write_csv(path: Path, rows: list[list[str]]) -> None:
+    lines: list[str] = []
+    csv.writer(_Lines(lines)).writerows(rows)
+    write_text_atomically(path, "".join(lines))
+
+
+class _Lines:
+    """What csv writes to."""
+
+    def __init__(self, lines: list[str]):
+        self.write = lines.append

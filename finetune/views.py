@@ -1,0 +1,71 @@
+"""Random views of labelled images, and what is done to whole micro-batches of them."""
+
+from typing import NamedTuple
+
+import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from finetune.config import RecipeConfig
+from mae_et.config import DataConfig
+from mae_et.curriculum import Plan
+from mae_et.data import Draw, as_tensor, normalise, sample_seed, seeded, training_transform
+from mae_et.datasets import Source
+
+
+class Labelled(NamedTuple):
+    """A micro-batch of labelled images."""
+
+    images: Tensor
+    """float32 [B C H W], normalised, at the base size."""
+    labels: Tensor
+    """int64 [B]."""
+
+
+class LabelledView(Dataset[Labelled]):
+    """Random-resized crop, flip, RandAugment at the stage's magnitude, random erasing."""
+
+    def __init__(
+        self, source: Source, data: DataConfig, recipe: RecipeConfig, plan: Plan, seed: int
+    ):
+        self.source, self.data, self.seed = source, data, seed
+        self.transforms = [
+            training_transform(data, plan.base, stage.magnitude) for stage in plan.stages
+        ]
+        self.erase = RandomErasing(recipe.erasing, mode="pixel", device="cpu")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, draw: Draw) -> Labelled:
+        image, label = self.source[draw.sample]
+        with seeded(sample_seed(self.seed, draw.epoch, draw.sample)):
+            view = as_tensor(self.transforms[draw.stage](image))
+            pixels = normalise(view[None], self.data.mean, self.data.std)[0]
+            # Erased after normalising, for the noise that fills it is of unit variance.
+            return Labelled(self.erase(pixels), torch.tensor(label))
+
+
+def mix(batch: Labelled, recipe: RecipeConfig, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mix the images of a micro-batch with each other, by mixup or cutmix.
+
+    Args:
+        batch: on its device; an even number of images where anything is mixed.
+        recipe: what is done.
+        classes: number of classes.
+        seed: of this micro-batch.
+
+    Returns:
+        Images, and labels as probabilities [B classes], smoothed.
+    """
+    if not (recipe.mixup or recipe.cutmix):
+        off = recipe.smoothing / classes
+        hot = torch.full((len(batch.labels), classes), off, device=batch.labels.device)
+        return batch.images, hot.scatter_(1, batch.labels[:, None], 1 - recipe.smoothing + off)
+    mixup = Mixup(
+        recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes
+    )
+    with seeded(seed):
+        return mixup(batch.images, batch.labels)

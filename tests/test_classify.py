@@ -1,0 +1,275 @@
+"""Fine-tuning, probes and supervised training, on networks that train in seconds."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GOLDEN
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+
+from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
+from finetune.config import RecipeConfig
+from finetune.evaluate import score, stored_classifier
+from finetune.views import Labelled, LabelledView, mix
+from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
+from mae_et.checkpoint import list_checkpoints, newest_checkpoint
+from mae_et.cli import main
+from mae_et.config import DataConfig
+from mae_et.data import Draw
+from mae_et.distributed import World
+from mae_et.monitor import SCORES, read_metrics
+from mae_et.synthetic import Synthetic
+
+SMALL = """
+model: {image_size: 32, encoder_heads: 2}
+data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 30, scale: [0.5, 1.0]}
+curriculum: {preset: constant, epochs: 4, cost: area}
+optim: {batch_size: 8, base_lr: 0.05, min_lr: 0.0, warmup: 0.2}
+efficiency: {workers: 0, device: cpu}
+output: {log_every: 4, checkpoint_every: 5, evaluate_every: 50%, tensorboard: false}
+"""
+RECIPE = [
+    "--recipe.mixup=0.8", "--recipe.cutmix=1.0", "--recipe.smoothing=0.1", "--recipe.erasing=0.25",
+    "--model.drop_path=0.3", "--optim.layer_decay=0.65", "--optim.ema=0.9",
+]  # fmt: skip
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """Return an encoder that is 32 wide and 2 deep, for images of 32 pixels."""
+    from mae_et.model import MaskedAutoencoder
+
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(
+        "vit_tiny_patch16_224", 32, 8, encoder_width=32, encoder_depth=2, encoder_heads=2,
+        decoder_depth=0,
+    )  # fmt: skip
+    save_file(dict(model.encoder.state_dict()), tmp_path / "encoder.safetensors")
+    return tmp_path / "encoder.safetensors"
+
+
+@pytest.fixture
+def small(encoder: Path, tmp_path: Path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+
+    def build(*flags: str, run: str = "run") -> ClassifierConfig:
+        network = [] if any("backbone" in f for f in flags) else [f"--model.checkpoint={encoder}"]
+        folder = f"--output.folder={tmp_path / run}"
+        return load_config(ClassifierConfig, [tmp_path / "small.yaml"], [*network, folder, *flags])
+
+    return build
+
+
+def test_a_run_leaves_what_it_promises_and_scores_the_same_when_evaluated(small, tmp_path) -> None:
+    config = small(*RECIPE)
+    results = classify(config)
+    folder = config.output.folder
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "plan.json", "classes.json", "metrics.jsonl", SCORES, "results.json",
+            "model.safetensors", "best.safetensors"} <= names  # fmt: skip
+    scores = read_metrics(folder, SCORES)
+    assert [row["step"] for row in scores] == [10, 20]
+    assert results["best_top1"] == max(row["average_top1"] for row in scores)
+    assert results["images"] == 30
+    again = evaluate(EvaluateConfig(folder, device="cpu", workers=0))
+    for key in ("top1", "top5", "loss"):
+        assert again[key] == pytest.approx(results[f"average_{key}"], abs=1e-4)
+    assert stored_classifier(folder) == config
+
+
+def test_training_learns_what_the_classes_are(small, tmp_path) -> None:
+    """Ten classes told apart by colour: nearly all right after a few epochs."""
+    for split in ("train", "val"):
+        for number in range(60 if split == "train" else 20):
+            colour = (25 * (number % 10), 255 - 25 * (number % 10), (number % 10) ** 2)
+            path = tmp_path / "colours" / split / str(number % 10) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), colour).save(path)
+    flags = [f"--data.root={tmp_path / 'colours'}", "--curriculum.epochs=30", "--optim.base_lr=0.1"]
+    assert classify(small(*flags))["top1"] > 90
+
+
+@pytest.mark.parametrize("probe", ["linear", "attentive"])
+def test_a_probe_leaves_the_encoder_as_it_was(small, encoder: Path, probe: str) -> None:
+    flags = [f"--model.probe={probe}", "--optim.optimizer=lars", "--optim.weight_decay=0"]
+    config = small(*flags, "--model.pool=cls")
+    results = classify(config)
+    before, after = load_file(encoder), load_file(config.output.folder / "model.safetensors")
+    shared = set(before) & set(after)
+    assert {"cls_token", "blocks.1.mlp.fc2.weight"} <= shared
+    for name in shared:
+        assert torch.equal(before[name], after[name]), name
+    assert after["head.1.weight" if probe == "linear" else "head.weight"].std() > 0
+    again = evaluate(EvaluateConfig(config.output.folder, device="cpu", workers=0))
+    assert again["top1"] == results["top1"]
+
+
+@pytest.mark.parametrize("flags", [[], RECIPE])
+def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
+    small, monkeypatch, flags
+) -> None:
+    """Bit for bit, drop path, mixing, erasing and moving average included."""
+    import sys
+
+    import finetune.classify  # noqa: F401
+
+    module = sys.modules["finetune.classify"]
+    whole = small(*flags, run="whole")
+    classify(whole)
+    config, real = small(*flags), module.classifier_step
+
+    def signalled(run, *rest, **keywords):
+        if run.state.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *rest, **keywords)
+
+    monkeypatch.setattr(module, "classifier_step", signalled)
+    with pytest.raises(Interrupted):
+        classify(config)
+    monkeypatch.undo()
+    assert newest_checkpoint(config.output.folder / "checkpoints")["step"] == 7
+    classify(config)
+    weights = [(c.output.folder / "model.safetensors").read_bytes() for c in (whole, config)]
+    assert weights[0] == weights[1]
+    scores = [
+        [row["loss"] for row in read_metrics(c.output.folder, SCORES)] for c in (whole, config)
+    ]
+    assert scores[0] == scores[1]
+    assert len(list_checkpoints(config.output.folder / "checkpoints")) == 2
+
+
+def test_supervised_training_goes_through_growing_bandwidths(small) -> None:
+    config = small(
+        "--model.backbone=resnet10t", "--model.image_size=64", "--data.synthetic_size=64",
+        "--curriculum={preset: etpp, epochs: 8, cost: area}", "--data.augment=rand-mstd0.5-inc1",
+        "--optim.optimizer=lamb", "--optim.base_lr=0.01", "--model.encoder_heads=null",
+    )  # fmt: skip
+    results = classify(config)
+    assert [stage["bandwidth"] for stage in results["stages"]] == [32] * 2 + [64] * 8
+    assert results["equivalent_epochs"] == pytest.approx(8, abs=0.2)
+    again = evaluate(EvaluateConfig(config.output.folder, device="cpu", workers=0))
+    assert again["top1"] == results["top1"]
+
+
+def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeypatch) -> None:
+    source = Synthetic(53, 32)
+    data = DataConfig(mean=(0.5,), std=(0.5,), eval_crop=1.0)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    cpu = torch.device("cpu")
+    whole = score(network, source, data, 32, World(0, 1, cpu), None, 8, 0)
+    from mae_et.data import EvalView, normalise
+
+    view = EvalView(source, data, 32)
+    pixels = normalise(torch.stack([view[i][0] for i in range(53)]), data.mean, data.std)
+    labels = torch.tensor([view[i][1] for i in range(53)])
+    with torch.no_grad():
+        logits = network(pixels)
+    assert whole.confusion.tolist() == confusion_matrix(labels, logits.argmax(1)).tolist()
+    summary = whole.summary()
+    top5 = top_k_accuracy_score(labels, logits.numpy(), k=5)
+    assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
+    assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
+    parts = []
+    monkeypatch.setattr("mae_et.distributed.total", lambda sums, world: parts.append(sums) or sums)
+    for rank in range(3):
+        score(network, source, data, 32, World(rank, 3, cpu), None, 8, 0)
+    assert torch.equal(sum(parts)[:-2].long().view(10, 10), whole.confusion)
+
+
+def test_evaluating_writes_tables_and_takes_the_published_layout(small, tmp_path) -> None:
+    config = small()
+    results = classify(config)
+    weights = load_file(config.output.folder / "model.safetensors")
+    torch.save({"model": weights}, tmp_path / "mae_finetuned.pth")
+    found = evaluate(
+        EvaluateConfig(
+            tmp_path / "mae_finetuned.pth", config.data, image_size=32, encoder_heads=2,
+            output=tmp_path / "tables", device="cpu", workers=0,
+        )
+    )  # fmt: skip
+    assert found["top1"] == results["top1"]
+    with (tmp_path / "tables" / "confusion.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 11
+    total = sum(int(n) for row in rows[1:] for n in row[1:])
+    right = sum(int(rows[i + 1][i + 1]) for i in range(10))
+    assert (total, 100 * right / total) == (30, pytest.approx(found["top1"], abs=1e-3))
+    with (tmp_path / "tables" / "classes.csv").open() as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["3"] * 10
+
+
+def test_mixing_mixes_labels_as_it_mixes_images() -> None:
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8).clone()
+    batch = Labelled(images, torch.tensor([0, 1, 2, 3]))
+    mixed, targets = mix(batch._replace(images=images.clone()), RecipeConfig(mixup=0.8), 5, seed=3)
+    share = targets.max(1).values[0]
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    expected = share * torch.arange(4.0) + (1 - share) * torch.arange(4.0).flip(0)
+    flipped = (1 - share) * torch.arange(4.0) + share * torch.arange(4.0).flip(0)
+    found = mixed[:, 0, 0, 0]
+    assert torch.allclose(found, expected) or torch.allclose(found, flipped)
+    same = mix(batch._replace(images=images.clone()), RecipeConfig(mixup=0.8), 5, seed=3)[0]
+    assert torch.equal(same, mixed)
+    plain, hot = mix(batch, RecipeConfig(smoothing=0.1), 5, seed=0)
+    assert torch.equal(plain, images)
+    assert hot[2].tolist() == pytest.approx([0.02, 0.02, 0.92, 0.02, 0.02])
+
+
+def test_a_view_is_a_function_of_its_seed_and_erases_with_noise_of_unit_variance() -> None:
+    plan = Curriculum((Stage(64, 1),), 64).plan(2, 20, 4)
+    data = DataConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    whole = LabelledView(Synthetic(20, 64), data, RecipeConfig(), plan, 0)
+    erased = LabelledView(Synthetic(20, 64), data, RecipeConfig(erasing=0.999), plan, 0)
+    changed = torch.cat(
+        [(erased[Draw(i, 0, 0)].images - whole[Draw(i, 0, 0)].images).flatten() for i in range(20)]
+    )
+    pixels = torch.cat([erased[Draw(i, 0, 0)].images.flatten() for i in range(20)])[changed != 0]
+    assert 0.02 < (changed != 0).float().mean() < 0.4
+    assert abs(pixels.mean()) < 0.05
+    assert abs(pixels.std() - 1) < 0.05
+    assert torch.equal(erased[Draw(3, 1, 0)].images, erased[Draw(3, 1, 0)].images)
+
+
+def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, capsys) -> None:
+    (tmp_path / "flat").mkdir()
+    for number in range(10):
+        Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
+    small()
+    base = ["finetune", f"--config={tmp_path / 'small.yaml'}", f"--output.folder={tmp_path / 'r'}"]
+    mine = [*base, f"--checkpoint={encoder}"]
+    (tmp_path / "short.pth").write_bytes(
+        (GOLDEN / "mae_tiny_released_format.pth").read_bytes()[:999]
+    )
+    for sentence, arguments in {
+        "either model.checkpoint or model.backbone": base,
+        "there is no checkpoint": [*base, "--checkpoint", str(tmp_path / "nowhere")],
+        "cannot be read": [*base, f"--checkpoint={tmp_path / 'short.pth'}"],
+        "encoder_heads 3 does not divide the width 32": [*mine, "--model.encoder_heads=3"],
+        "not a multiple of the patch size": [*mine, "--model.image_size=36"],
+        "needs labelled images": [*mine, f"--data.root={tmp_path / 'flat'}"],
+        "larger than the data set": [*mine, "--optim.batch_size=64"],
+        "micro-batches of even size": [*mine, "--recipe.mixup=1", "--efficiency.micro_batch=1"],
+        "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],
+        "optim.layer_decay must lie": [*mine, "--optim.layer_decay=0"],
+        "is no classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],
+    }.items():
+        assert main(arguments) == 2, sentence
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert sentence in error, error
+
+
+def test_a_finished_run_is_not_trained_again_and_another_is_refused(small, capsys) -> None:
+    results = classify(small())
+    assert classify(small()) == results
+    with pytest.raises(UserError, match=r"recipe\.mixup was 0\.0 and is now 0\.5"):
+        classify(small("--recipe.mixup=0.5"))
+    json.dumps(results)

@@ -1,0 +1,183 @@
+"""Classifiers around checkpoints, in every layout that the field releases."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+
+from finetune.config import NetworkConfig
+from finetune.groups import parameter_groups
+from finetune.load import build_classifier, patch_of, vit_around
+from mae_et import UserError
+from mae_et.weights import load_weights
+
+TINY = GOLDEN / "mae_tiny_released_format.pth"
+
+
+def network(path: Path = TINY, classes: int = 10, **settings) -> torch.nn.Module:
+    config = {"image_size": 64, "encoder_heads": 3} | settings
+    return build_classifier(NetworkConfig(checkpoint=path, **config), classes).eval()
+
+
+def features(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.forward_features(images)
+
+
+def test_the_class_token_classifier_has_the_golden_features() -> None:
+    golden = load_file(GOLDEN / "mae_tiny_expected.safetensors")
+    found = features(network(pool="cls"), golden["images"])
+    torch.testing.assert_close(found, golden["features_unmasked"], rtol=1e-4, atol=1e-5)
+
+
+def test_mean_pooling_has_a_new_norm_and_a_head_of_nearly_zero() -> None:
+    model = network(pool="mean")
+    names = {name for name, _ in model.named_parameters()}
+    assert "fc_norm.weight" in names
+    assert "norm.weight" not in names
+    assert torch.equal(model.fc_norm.weight, torch.ones(48))
+    assert 0 < model.head.weight.abs().max() < 2e-4
+
+
+@pytest.mark.parametrize(("size", "exact"), [(64, True), (96, False), (32, False)])
+def test_positions_are_resampled_as_timm_does(size: int, exact: bool) -> None:
+    table = network(image_size=size).pos_embed
+    original = load_weights(TINY).encoder["pos_embed"]
+    expected = timm.layers.resample_abs_pos_embed(original, [size // 8] * 2, num_prefix_tokens=1)
+    assert table.shape == (1, (size // 8) ** 2 + 1, 48)
+    assert torch.equal(table.detach(), expected)
+    assert (table.shape == original.shape) == exact
+    assert network(image_size=size)(torch.randn(1, 3, size, size)).shape == (1, 10)
+
+
+def test_a_linear_probe_normalises_without_affine_and_trains_its_head_alone() -> None:
+    model = network(pool="cls", probe="linear")
+    assert isinstance(model.head[0], torch.nn.BatchNorm1d)
+    assert (model.head[0].affine, model.head[0].eps) == (False, 1e-6)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"head.1.weight", "head.1.bias"}
+    assert 0.005 < model.head[1].weight.std() < 0.02
+
+
+def test_an_attentive_probe_trains_its_pooling_and_head_alone() -> None:
+    model = network(probe="attentive")
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"attn_pool", "head"}
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+@pytest.mark.parametrize("family", ["encoder", "full"])
+def test_released_layouts_load_strictly(tmp_path: Path, size: str, family: str) -> None:
+    """Every key and shape of the released files, cut to two blocks to fit a test's time."""
+    shapes = json.loads((GOLDEN / "released_key_shapes.json").read_text())[
+        f"pretrain_{family}_{size}"
+    ]
+    kept = {n: s for n, s in shapes.items() if "blocks." not in n or n.split(".")[1] in {"0", "1"}}
+    torch.save({"model": {n: torch.zeros(s) for n, s in kept.items()}}, tmp_path / "mae.pth")
+    weights = load_weights(tmp_path / "mae.pth")
+    assert (len(weights.decoder) > 0) == (family == "full")
+    model = vit_around(weights, 1000, 224, "cls")
+    expected = {n for n in kept if "decoder" not in n and n != "mask_token"}
+    assert set(model.state_dict()) == expected | {"head.weight", "head.bias"}
+    depth = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    assert len(depth) == {"base": 12, "large": 24, "huge": 32}[size]
+
+
+def test_fine_tuned_and_probed_files_bring_their_heads(tmp_path: Path) -> None:
+    encoder = load_weights(TINY).encoder
+    head = {"head.weight": torch.randn(10, 48), "head.bias": torch.randn(10)}
+    tuned = {n: t for n, t in encoder.items() if not n.startswith("norm.")} | head
+    tuned |= {"fc_norm.weight": torch.full((48,), 2.0), "fc_norm.bias": torch.zeros(48)}
+    torch.save({"model": tuned}, tmp_path / "tuned.pth")
+    model = network(tmp_path / "tuned.pth")
+    assert torch.equal(model.head.weight, head["head.weight"])
+    assert torch.equal(model.fc_norm.weight, torch.full((48,), 2.0))
+    probed = encoder | {
+        "head.0.running_mean": torch.randn(48), "head.0.running_var": torch.rand(48),
+        "head.0.num_batches_tracked": torch.tensor(5), "head.1.weight": head["head.weight"],
+        "head.1.bias": head["head.bias"],
+    }  # fmt: skip
+    torch.save({"model": probed}, tmp_path / "probed.pth")
+    model = network(tmp_path / "probed.pth", pool="cls", probe="linear")
+    assert torch.equal(model.head[0].running_mean, probed["head.0.running_mean"])
+    assert torch.equal(model.head[1].bias, head["head.bias"])
+    other = network(tmp_path / "tuned.pth", classes=7)
+    assert other.head.weight.abs().max() < 2e-4  # a head of other classes is a new one
+
+
+def test_tensors_that_are_missing_or_left_over_are_listed(tmp_path: Path) -> None:
+    encoder = load_weights(TINY).encoder
+    without = {n: t for n, t in encoder.items() if n != "blocks.1.mlp.fc1.bias"}
+    torch.save({"model": without}, tmp_path / "without.pth")
+    torch.save({"model": encoder | {"rope": torch.zeros(1)}}, tmp_path / "more.pth")
+    wrong = encoder | {"blocks.1.mlp.fc1.bias": torch.zeros(5)}
+    torch.save({"model": wrong}, tmp_path / "wrong.pth")
+    for name, sentence in {
+        "without.pth": r"lacks tensors: blocks\.1\.mlp\.fc1\.bias$",
+        "more.pth": r"has unknown tensors: rope$",
+        "wrong.pth": r"does not fit: .*blocks\.1\.mlp\.fc1\.bias",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            network(tmp_path / name)
+    with pytest.raises(UserError, match="image_size 60 is not a multiple of the patch size 8"):
+        network(image_size=60)
+
+
+def test_layer_decay_groups_are_those_of_mae_s_fine_tuning() -> None:
+    golden = json.loads((GOLDEN / "layer_decay_vit_base_0.65.json").read_text())
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224", num_classes=1000, global_pool="avg")
+    names = {id(p): name for name, p in model.named_parameters()}
+    ours = {
+        (round(g["lr_scale"], 12), g["weight_decay"]): sorted(names[id(p)] for p in g["params"])
+        for g in parameter_groups(model, 0.05, 0.65)
+    }
+    theirs = {(round(g["lr_scale"], 12), g["weight_decay"]): sorted(g["params"]) for g in golden}
+    assert ours == theirs
+
+
+def test_without_layer_decay_all_layers_learn_alike() -> None:
+    model = network()
+    groups = parameter_groups(model, 0.05, 1.0)
+    assert [group.get("lr_scale", 1) for group in groups] == [1, 1]
+    names = {id(p): name for name, p in model.named_parameters()}
+    plain = {names[id(p)] for p in groups[1]["params"]}
+    assert {"cls_token", "pos_embed", "head.bias", "fc_norm.weight"} <= plain
+    assert not any(name.endswith("proj.weight") for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("resnet18", (64, 96)), ("deit_tiny_patch16_224", (96, 224)),
+     ("swin_tiny_patch4_window7_224", (96, 160, 224)), ("convnext_atto", (64, 96)),
+     ("caformer_s18", (96,))],
+)  # fmt: skip
+def test_backbones_take_every_size_of_their_curriculum_in_one_process(
+    name: str, sizes: tuple[int, ...]
+) -> None:
+    model = build_classifier(NetworkConfig(backbone=name, drop_path=0.1), 5).eval()
+    with torch.no_grad():
+        for size in sizes:
+            assert model(torch.randn(1, 3, size, size)).shape == (1, 5)
+    assert patch_of(model, 224) == (16 if name.startswith("deit") else 32)
+
+
+def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot build model\.backbone 'resnet_none'"):
+        build_classifier(NetworkConfig(backbone="resnet_none"), 5)
+    for settings, sentence in (
+        ({}, "either model.checkpoint or model.backbone"),
+        ({"backbone": "a", "checkpoint": TINY}, "either model.checkpoint or model.backbone"),
+        ({"backbone": "a", "probe": "linear"}, "needs trained weights"),
+        ({"backbone": "a", "drop_path": 1.0}, "drop_path"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            NetworkConfig(**settings)
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="no vision transformer"):
+        network(tmp_path / "x.safetensors")
