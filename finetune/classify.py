@@ -43,6 +43,7 @@ from mae_et.data import PlannedBatches, micro_batch_size, sample_seed, train_loa
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
+from mae_et.folders import classes_without_images
 from mae_et.frequency import low_frequency_crop
 from mae_et.lock import sole_writer
 from mae_et.loop import steps
@@ -138,6 +139,9 @@ def open_data(config: ClassifierConfig) -> Data:
         raise UserError("a classifier needs labelled images: folders of at least two classes")
     if list(train.classes) != list(val.classes):
         raise UserError("the training and validation splits differ in their classes")
+    empty = classes_without_images(val)
+    if empty:
+        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
     return Data(train, val)
 
 

@@ -25,13 +25,15 @@ class NetworkConfig:
 
     checkpoint: Path | None = None
     """Run folder, checkpoint, released weights, or folder of Hugging Face's ViTMAE to start from;
-    the network is then the ViT in it."""
+    the network is then the ViT in it, or the backbone that is named too."""
     backbone: str | None = None
-    """Name of a timm model, where there is no checkpoint."""
+    """Name of a timm model: from scratch, or from a checkpoint of the same model."""
     pretrained: bool = False
     """Whether the backbone's weights are fetched from timm's hub."""
     image_size: int = 224
     """Side of the images in the last stage, in pixels."""
+    patch_size: int | None = None
+    """Side of a ViT's patch, in pixels, to which a checkpoint is resampled; its own by default."""
     channels: int = 3
     """Channels of the images."""
     pool: Pool = "mean"
@@ -44,13 +46,13 @@ class NetworkConfig:
     """Heads of the checkpoint's encoder, where its width is no published one."""
 
     def __post_init__(self) -> None:
-        """Refuse a network that is named twice, or not at all.
+        """Refuse a network that is not named, and other contradictions.
 
         Raises:
             UserError: the sentence names the key.
         """
-        if (self.checkpoint is None) == (self.backbone is None):
-            raise UserError("give either model.checkpoint or model.backbone")
+        if self.checkpoint is None and self.backbone is None:
+            raise UserError("give model.checkpoint or model.backbone")
         if self.probe != "none" and self.checkpoint is None and not self.pretrained:
             raise UserError("model.probe needs trained weights: give model.checkpoint")
         if not 0 <= self.drop_path < 1:

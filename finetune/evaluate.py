@@ -24,30 +24,35 @@ from mae_et.errors import UserError
 from mae_et.precision import autocast, autocast_dtype
 from mae_et.weights import load_weights, read_file
 
+# A table of more classes than this would be larger than what it is made from.
+MOST_CLASSES_IN_TABLE = 2000
+
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier reaches on a split."""
+    """What a classifier reaches on a split of C classes."""
 
-    confusion: Tensor
-    """int64 [classes classes]: images of class i (row) that were taken for class j."""
+    images: Tensor
+    """int64 [C]: images of each class."""
+    right: Tensor
+    """int64 [C]: those taken for what they are."""
+    taken: Tensor
+    """int64 [C]: images taken for each class."""
     top5: int
     """Images whose class is among the five likeliest."""
     loss: float
     """Mean cross-entropy."""
-
-    @property
-    def images(self) -> int:
-        """Images scored."""
-        return int(self.confusion.sum())
+    confusion: Tensor | None
+    """int64 [C C]: images of class i (row) taken for class j; None where C is too large for it."""
 
     def summary(self) -> dict[str, Any]:
         """Return top-1 and top-5 in percent, the loss, and the number of images."""
+        images = int(self.images.sum())
         return {
-            "top1": round(100 * int(self.confusion.trace()) / self.images, 3),
-            "top5": round(100 * self.top5 / self.images, 3),
+            "top1": round(100 * int(self.right.sum()) / images, 3),
+            "top5": round(100 * self.top5 / images, 3),
             "loss": round(self.loss, 5),
-            "images": self.images,
+            "images": images,
         }
 
 
@@ -60,22 +65,35 @@ def score(
     classes = len(source.classes)
     view = EvalView(source, data, size)
     mine = Subset(view, range(world.rank, len(view), world.size))
-    sums = torch.zeros(classes * classes + 2, dtype=torch.float64)
+    images, right, taken = torch.zeros(3, classes, dtype=torch.int64)
+    confusion = None
+    if classes <= MOST_CLASSES_IN_TABLE:
+        confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    sums = torch.zeros(2, dtype=torch.float64)
     was_training = network.training
     network.eval()
-    for images, labels in eval_loader(mine, batch_size, workers):
-        pixels = normalise(images.to(world.device), data.mean, data.std)
+    for pictures, labels in eval_loader(mine, batch_size, workers):
+        pixels = normalise(pictures.to(world.device), data.mean, data.std)
         with autocast(dtype, world.device):
             logits = network(pixels)
         logits = logits.float().cpu()
         likeliest = logits.topk(min(5, classes), dim=1).indices
-        sums[:-2] += torch.bincount(labels * classes + likeliest[:, 0], minlength=classes**2)
-        sums[-2] += (likeliest == labels[:, None]).any(dim=1).sum()
-        sums[-1] += F.cross_entropy(logits, labels, reduction="sum")
+        first = likeliest[:, 0]
+        images += labels.bincount(minlength=classes)
+        right += labels[first == labels].bincount(minlength=classes)
+        taken += first.bincount(minlength=classes)
+        if confusion is not None:
+            confusion += (labels * classes + first).bincount(minlength=classes**2)
+        sums[0] += (likeliest == labels[:, None]).any(dim=1).sum()
+        sums[1] += F.cross_entropy(logits, labels, reduction="sum")
     network.train(was_training)
-    sums = distributed.total(sums, world)
-    confusion = sums[:-2].round().long().view(classes, classes)
-    return Scores(confusion, int(sums[-2].round()), float(sums[-1]) / int(confusion.sum()))
+    images, right, taken, sums = (
+        distributed.total(part, world) for part in (images, right, taken, sums)
+    )
+    if confusion is not None:
+        confusion = distributed.total(confusion, world).view(classes, classes)
+    top5, loss = sums.tolist()
+    return Scores(images, right, taken, round(top5), loss / int(images.sum()), confusion)
 
 
 @dataclass(frozen=True)
@@ -131,17 +149,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:
-    """Write `confusion.csv` (rows are true classes) and `classes.csv` to a folder."""
-    confusion = scores.confusion.tolist()
-    rows = [["", *classes]]
-    rows += [[name, *map(str, row)] for name, row in zip(classes, confusion, strict=True)]
-    _write_csv(folder / "confusion.csv", rows)
-    counts, right = scores.confusion.sum(1).tolist(), scores.confusion.diagonal().tolist()
-    taken = scores.confusion.sum(0).tolist()
+    """Write `classes.csv` and, unless there are too many classes, `confusion.csv` to a folder.
+
+    Rows of the latter are true classes, columns what they were taken for.
+    """
     each = [["class", "images", "recall", "precision"]]
-    for name, count, good, as_it in zip(classes, counts, right, taken, strict=True):
-        each.append([name, str(count), _percent(good, count), _percent(good, as_it)])
+    counts = (scores.images.tolist(), scores.right.tolist(), scores.taken.tolist())
+    for name, images, right, taken in zip(classes, *counts, strict=True):
+        each.append([name, str(images), _percent(right, images), _percent(right, taken)])
     _write_csv(folder / "classes.csv", each)
+    if scores.confusion is not None:
+        rows = [["", *classes]]
+        for name, row in zip(classes, scores.confusion.tolist(), strict=True):
+            rows.append([name, *map(str, row)])
+        _write_csv(folder / "confusion.csv", rows)
 
 
 def stored_classifier(path: Path) -> ClassifierConfig | None:
@@ -175,8 +196,8 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
 def _network_of(model: NetworkConfig, weights: Path, about: dict[str, Any]) -> nn.Module:
     """Build a run's network from its own weights: what it started from may be gone."""
     classes = len(about["classes"])
-    if model.checkpoint is None:
-        return build_classifier(replace(model, pretrained=False), classes)
+    if model.backbone is not None:
+        return build_classifier(replace(model, pretrained=False, checkpoint=None), classes)
     return vit_around(
         load_weights(weights), classes, model.image_size, model.pool, model.probe,
         encoder_heads=about["encoder_heads"],

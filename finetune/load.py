@@ -10,14 +10,14 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed, trunc_normal_
+from timm.layers import resample_abs_pos_embed, resample_patch_embed, trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig, Pool, Probe
 from mae_et.errors import UserError
 from mae_et.pretrained import PUBLISHED_ENCODER_HEADS, heads_of
-from mae_et.weights import Weights, load_weights
+from mae_et.weights import Weights, load_weights, read_file, unwrap
 
 HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
 PROBE_EPSILON = 1e-6
@@ -29,12 +29,16 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
     Raises:
         UserError: the checkpoint or the backbone cannot be used.
     """
-    if config.checkpoint is None:
-        return _backbone(config, classes)
+    if config.backbone is not None:
+        network = _backbone(config, classes)
+        if config.checkpoint is not None:
+            _load_backbone(network, config.checkpoint, config.backbone)
+        return network
+    assert config.checkpoint is not None  # one of the two is given
     weights = load_weights(config.checkpoint)
     network = vit_around(
         weights, classes, config.image_size, config.pool, config.probe, config.drop_path,
-        config.encoder_heads,
+        config.encoder_heads, config.patch_size,
     )  # fmt: skip
     if config.probe != "none":
         freeze_encoder(network)
@@ -44,29 +48,46 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
 def vit_around(
     weights: Weights,
     classes: int,
-    image_size: int,
+    image_size: int | tuple[int, int],
     pool: Pool = "mean",
     probe: Probe = "none",
     drop_path: float = 0.0,
     encoder_heads: int | None = None,
+    patch_size: int | None = None,
 ) -> VisionTransformer:
     """Build a timm ViT with a checkpoint's encoder, and its head where it has as many classes.
 
-    Positions are resampled to the image size (bicubic, antialiased, as timm does).
+    Positions are resampled to the image size (bicubic, antialiased), and the patch embedding to
+    another patch size, both by timm's functions.
+
+    Args:
+        weights: what the checkpoint holds.
+        classes: number of classes.
+        image_size: side of the images in pixels, or (height, width).
+        pool: mean of the patch tokens, or class token.
+        probe: what is trained, which decides the head.
+        drop_path: chance of dropping a residual branch in the last block.
+        encoder_heads: heads of the encoder, where its width is no published one.
+        patch_size: side of a patch in pixels; the checkpoint's own by default.
 
     Raises:
         UserError: sizes do not fit, or tensors are missing or left over; the sentence lists them.
     """
     encoder = dict(weights.encoder)
-    width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
-    if image_size % patch:
+    width, channels, own_patch, _ = encoder["patch_embed.proj.weight"].shape
+    patch = patch_size or own_patch
+    height, width_in_pixels = sides = _sides(image_size)
+    if height % patch or width_in_pixels % patch:
         raise UserError(
             f"model.image_size {image_size} is not a multiple of the patch size {patch}"
         )
+    if patch != own_patch:
+        kernel = encoder["patch_embed.proj.weight"]
+        encoder["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch, patch])
     said = weights.encoder_heads or (weights.model.encoder_heads if weights.model else None)
     network: Any = timm.create_model(
         "vit_base_patch16_224",
-        img_size=image_size,
+        img_size=sides,
         patch_size=patch,
         in_chans=channels,
         embed_dim=width,
@@ -80,7 +101,8 @@ def vit_around(
         norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
         network.head = nn.Sequential(norm, nn.Linear(width, classes))
     _initialise_head(network, HEAD_STD[probe])
-    encoder["pos_embed"] = _positions(encoder["pos_embed"], image_size // patch)
+    grid = [side // patch for side in sides]
+    encoder["pos_embed"] = _positions(encoder["pos_embed"], grid)
     _load(network, encoder, weights.path)
     _load_head(network, weights.head, probe)
     return network
@@ -120,16 +142,47 @@ def _backbone(config: NetworkConfig, classes: int) -> nn.Module:
         raise UserError(f"timm cannot build model.backbone {config.backbone!r}: {reason}") from None
 
 
+def _load_backbone(network: Any, checkpoint: Path, name: str) -> None:
+    """Load a checkpoint of the same timm model; a head of other classes stays new."""
+    path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    theirs, ours = unwrap(read_file(path)), network.state_dict()
+    head = network.default_cfg.get("classifier", "head")
+    heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))
+    kept = {
+        key: tensor
+        for key, tensor in theirs.items()
+        if not (key.startswith(heads) and key in ours and ours[key].shape != tensor.shape)
+    }
+    missing = [key for key in ours if key not in kept and not key.startswith(heads)]
+    wrong = [key for key in kept if key not in ours or ours[key].shape != kept[key].shape]
+    if missing or wrong:
+        listed = "; ".join(
+            f"{word} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+            for word, keys in (("missing", missing), ("unknown or misshapen", wrong))
+            if keys
+        )
+        raise UserError(f"{name} and {path} differ: {listed}")
+    network.load_state_dict(kept, strict=False)
+
+
 def _initialise_head(network: Any, std: float) -> None:
     linear: Any = network.head[-1] if isinstance(network.head, nn.Sequential) else network.head
     trunc_normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)
 
 
-def _positions(table: Tensor, grid: int) -> Tensor:
-    if table.shape[1] == grid * grid + 1:
+def _positions(table: Tensor, grid: list[int]) -> Tensor:
+    """Resample a square table of positions to a grid."""
+    side = round((table.shape[1] - 1) ** 0.5)
+    if grid == [side, side]:
         return table
-    return resample_abs_pos_embed(table, [grid, grid], num_prefix_tokens=1)
+    return resample_abs_pos_embed(table, grid, num_prefix_tokens=1)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _load(network: nn.Module, encoder: dict[str, Tensor], path: Path) -> None:

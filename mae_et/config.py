@@ -147,6 +147,9 @@ class DataConfig:
     synthetic."""
     root: Path | None = None
     """Folder of the images, or where a download is kept."""
+    listing: Path | None = None
+    """Folder in which listings of folders are kept: one of millions of files is walked once. Delete
+    it when files are added or removed."""
     train_split: str = "train"
     """Name of the training split."""
     val_split: str = "val"

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from mae_et.atomic import write_atomically
 from mae_et.config import DataConfig
 from mae_et.errors import UserError
 from mae_et.pictures import EXTENSIONS, Pictures, extensions_of
@@ -67,20 +68,30 @@ def open_folder(config: DataConfig, split: Split, channels: int) -> Folder:
     root, name = data_root(config), split_name(config, split)
     train, top = root / config.train_split, root / name
     if not train.is_dir() and not (root / config.val_split).is_dir() and name == split:
-        return _part_of_folder(root, split, channels)
+        return _part_of_folder(config, root, split, channels)
     if not top.is_dir():
         raise UserError(f"data.root {root} has no {split} split: there is no folder {name} in it")
-    files = _some_images(top, channels)
+    files = _some_images(config, top, channels)
     others = (
-        image_names(train, extensions_of(channels)) if split == "val" and train.is_dir() else []
+        _listing(config, train, extensions_of(channels))
+        if split == "val" and train.is_dir()
+        else []
     )
     classes = _classes(others or files)
     labels = _labels(files, classes, top)
     return Folder(files, labels, [] if UNLABELLED in labels else classes, channels, top)
 
 
-def _part_of_folder(root: Path, split: Split, channels: int) -> Folder:
-    files = _some_images(root, channels)
+def classes_without_images(source: object) -> list[str]:
+    """Return the classes of a folder that none of its images belongs to; none of other sources."""
+    if not isinstance(source, Folder):
+        return []
+    present = set(np.unique(source.inner.labels).tolist())
+    return [name for number, name in enumerate(source.classes) if number not in present]
+
+
+def _part_of_folder(config: DataConfig, root: Path, split: Split, channels: int) -> Folder:
+    files = _some_images(config, root, channels)
     classes = _classes(files)
     labels = _labels(files, classes, root)
     held_out = _held_out(files, labels)
@@ -124,9 +135,32 @@ def _walk(
             yield prefix + entry.name
 
 
-def _some_images(folder: Path, channels: int) -> list[str]:
-    extensions = extensions_of(channels)
+def _listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]) -> list[str]:
+    """List a folder's images, or read the listing that an earlier run kept."""
+    if config.listing is None:
+        return image_names(folder, extensions)
+    key = hashlib.sha256(f"{folder.resolve()}\0{extensions}".encode()).hexdigest()[:16]
+    kept = config.listing / f"{key}.npy"
+    if kept.is_file():
+        try:
+            names = np.load(kept, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"the listing {kept} is damaged ({error}): delete it") from None
+        return [os.fsdecode(name) for name in names.tolist()]
     files = image_names(folder, extensions)
+    array = np.array([os.fsencode(name) for name in files], dtype=np.bytes_)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    write_atomically(kept, write)
+    return files
+
+
+def _some_images(config: DataConfig, folder: Path, channels: int) -> list[str]:
+    extensions = extensions_of(channels)
+    files = _listing(config, folder, extensions)
     if not files:
         raise UserError(
             f"there is no image in {folder} (of {channels} channels: {' '.join(extensions)})"

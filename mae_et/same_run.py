@@ -24,7 +24,7 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     else:
         return
     before, now = science(config_from_text(text, type(config))), science(config)
-    may_differ = {"data.download"} if finished else {"data.download", "data.root"}
+    may_differ = {"data.download", "data.listing"} | (set() if finished else {"data.root"})
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
             raise UserError(

@@ -8,14 +8,18 @@ Sources of the layouts: facebookresearch/mae (README, FINETUNE.md; formats only)
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 import pickle
 import re
-from dataclasses import dataclass, field
+import sys
+import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -34,6 +38,15 @@ MAE_DECODER = {
     "decoder_blocks.": "blocks.",
     "decoder_norm.": "norm.",
     "decoder_pred.": "pred.",
+}
+# First digits of the released files' md5 (facebookresearch/mae, README and FINETUNE.md).
+KNOWN_MD5 = {
+    "8cad7c": "mae_pretrain_vit_base.pth",
+    "b8b06e": "mae_pretrain_vit_large.pth",
+    "9bdbb0": "mae_pretrain_vit_huge.pth",
+    "1b25e9": "mae_finetuned_vit_base.pth",
+    "51f550": "mae_finetuned_vit_large.pth",
+    "2541f2": "mae_finetuned_vit_huge.pth",
 }
 # A training checkpoint wraps its weights in one of these.
 WRAPPERS = ("model", "state_dict", "module")
@@ -67,13 +80,15 @@ class Weights:
 
 
 def load_weights(path: Path) -> Weights:
-    """Read a run folder, a folder of Hugging Face, or a file.
+    """Read a run folder, a folder of Hugging Face, a file, or a model of timm's hub by its name.
 
     Raises:
         UserError: there is none, it cannot be read without running code, or it holds no vision
             transformer.
     """
     if not path.exists():
+        if timm.is_model(str(path)):
+            return _from_hub(path)
         raise UserError(f"there is no checkpoint {path}")
     if path.is_dir():
         if (path / "config.json").is_file():
@@ -88,7 +103,41 @@ def load_weights(path: Path) -> Weights:
     if MODEL_KEY in payload:
         model = ModelConfig(**payload[MODEL_KEY])
         return Weights(path, "encoder", payload["model"], model=model)
-    return _mae(path, _unwrap(path, payload))
+    _report_release(path)
+    return _mae(path, _vit(path, payload))
+
+
+def release_of(path: Path) -> str | None:
+    """Return which released file of MAE a file is, by its md5; None if it is none of them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    return KNOWN_MD5.get(digest[:6])
+
+
+def _report_release(path: Path) -> None:
+    """Say that a file is a released one, or that it bears the name of one and is not."""
+    release = release_of(path)
+    if release is not None:
+        print(f"mae-et: {path} is {release} as released (md5)", file=sys.stderr)
+    elif path.name in KNOWN_MD5.values():
+        warnings.warn(
+            f"{path} is not the released file of that name: its md5 differs", stacklevel=2
+        )
+
+
+def _from_hub(name: Path) -> Weights:
+    """Fetch a pre-trained ViT by timm's name for it (vit_base_patch16_224.mae).
+
+    Raises:
+        UserError: the hub is not reached, or the model is no plain ViT.
+    """
+    try:
+        model: Any = timm.create_model(str(name), pretrained=True, num_classes=0)
+    except Exception as error:  # whatever the hub's client raises
+        reason = " ".join(str(error).split())
+        raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
+    weights = _mae(name, _vit(name, model.state_dict()))
+    return replace(weights, encoder_heads=model.blocks[0].attn.num_heads)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -124,17 +173,22 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {MODEL_KEY: json.loads(described), "model": weights} if described else weights
 
 
-def _unwrap(path: Path, payload: dict[str, Any]) -> Tensors:
+def unwrap(payload: dict[str, Any]) -> Tensors:
     """Find the state dict in a training checkpoint, and take DDP's prefix off."""
     for name in WRAPPERS:
         if isinstance(payload.get(name), dict):
             payload = payload[name]
             break
-    weights = {
+    return {
         name.removeprefix("module."): tensor
         for name, tensor in payload.items()
         if isinstance(tensor, Tensor)
     }
+
+
+def _vit(path: Path, payload: dict[str, Any]) -> Tensors:
+    """Return the weights of a vision transformer, and refuse others."""
+    weights = unwrap(payload)
     if "patch_embed.proj.weight" not in weights:
         raise UserError(f"{path} holds no vision transformer: there is no patch_embed.proj.weight")
     if weights["patch_embed.proj.weight"].ndim != 4 or "pos_embed" not in weights:

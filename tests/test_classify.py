@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,10 +117,6 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
     small, monkeypatch, flags
 ) -> None:
     """Bit for bit, drop path, mixing, erasing and moving average included."""
-    import sys
-
-    import finetune.classify  # noqa: F401
-
     module = sys.modules["finetune.classify"]
     whole = small(*flags, run="whole")
     classify(whole)
@@ -178,10 +175,13 @@ def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeyp
     assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
     assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
     parts = []
-    monkeypatch.setattr("mae_et.distributed.total", lambda sums, world: parts.append(sums) or sums)
-    for rank in range(3):
-        score(network, source, data, 32, World(rank, 3, cpu), None, 8, 0)
-    assert torch.equal(sum(parts)[:-2].long().view(10, 10), whole.confusion)
+    monkeypatch.setattr("mae_et.distributed.total", lambda values, world: values)
+    parts = [score(network, source, data, 32, World(r, 3, cpu), None, 8, 0) for r in range(3)]
+    assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
+    assert torch.equal(sum(part.taken for part in parts), whole.confusion.sum(0))
+    assert sum(part.top5 for part in parts) == whole.top5
+    monkeypatch.setattr(sys.modules[score.__module__], "MOST_CLASSES_IN_TABLE", 9)
+    assert score(network, source, data, 32, World(0, 1, cpu), None, 8, 0).confusion is None
 
 
 def test_evaluating_writes_tables_and_takes_the_published_layout(small, tmp_path) -> None:
@@ -239,6 +239,11 @@ def test_a_view_is_a_function_of_its_seed_and_erases_with_noise_of_unit_variance
 
 
 def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, capsys) -> None:
+    for split, classes in (("train", "ab"), ("val", "a")):
+        for name in classes:
+            path = tmp_path / "lacks" / split / name / "1.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(path)
     (tmp_path / "flat").mkdir()
     for number in range(10):
         Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
@@ -249,12 +254,13 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         (GOLDEN / "mae_tiny_released_format.pth").read_bytes()[:999]
     )
     for sentence, arguments in {
-        "either model.checkpoint or model.backbone": base,
+        "give model.checkpoint or model.backbone": base,
         "there is no checkpoint": [*base, "--checkpoint", str(tmp_path / "nowhere")],
         "cannot be read": [*base, f"--checkpoint={tmp_path / 'short.pth'}"],
         "encoder_heads 3 does not divide the width 32": [*mine, "--model.encoder_heads=3"],
         "not a multiple of the patch size": [*mine, "--model.image_size=36"],
         "needs labelled images": [*mine, f"--data.root={tmp_path / 'flat'}"],
+        "validation split has no image of b": [*mine, f"--data.root={tmp_path / 'lacks'}"],
         "larger than the data set": [*mine, "--optim.batch_size=64"],
         "micro-batches of even size": [*mine, "--recipe.mixup=1", "--efficiency.micro_batch=1"],
         "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],

@@ -2,11 +2,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import timm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune import ClassifierConfig
-from mae_et import PretrainConfig, UserError, load_config
+from mae_et import Curriculum, PretrainConfig, UserError, load_config
 from mae_et.config import (
     CurriculumConfig,
     EfficiencyConfig,
@@ -17,6 +18,7 @@ from mae_et.config import (
     duration_in_steps,
 )
 from mae_et.config_files import config_from_text, find_config, to_yaml
+from mae_et.data import micro_batch_size
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
@@ -69,9 +71,17 @@ def test_later_files_go_over_earlier_ones_and_flags_over_files(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
-    if name.startswith("finetune/"):
-        config = load_config(ClassifierConfig, [name], ["--model.checkpoint=somewhere"])
-        assert config.optim.lr > config.optim.min_lr
+    if name.startswith(("finetune/", "supervised/")):
+        given = [] if name.startswith("supervised/") else ["--model.checkpoint=somewhere"]
+        config = load_config(ClassifierConfig, [name], given)
+        size = config.model.image_size
+        plan = Curriculum.from_config(config.curriculum, size, 16).plan(
+            config.curriculum.epochs, 1_281_167, config.optim.batch_size
+        )
+        micro_batch_size(config.efficiency.micro_batch, plan, 8)  # names its bandwidths
+        assert plan.equivalent_epochs == pytest.approx(config.curriculum.epochs, rel=1e-3)
+        if config.model.backbone is not None:
+            assert timm.is_model(config.model.backbone)
     else:
         assert isinstance(load_config(PretrainConfig, [name]), PretrainConfig)
     assert find_config(name) == CONFIGS / f"{name}.yaml"

@@ -20,9 +20,9 @@ from mae_et.config import DataConfig
 from mae_et.data import EvalView
 from mae_et.datasets import Source, open_source
 from mae_et.errors import RunFailed, UserError
-from mae_et.folders import Folder, image_names, list_images
+from mae_et.folders import Folder, classes_without_images, image_names, list_images
 from mae_et.pictures import PIL_MODES, to_channels
-from mae_et.synthetic import CLASSES
+from mae_et.synthetic import CLASSES, Synthetic
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
            "Bag", "Ankle boot")  # fmt: skip
@@ -723,3 +723,27 @@ def test_converting_leaves_the_given_image_alone() -> None:
     image = picture(3, "RGBA")
     assert to_channels(image, 1).mode == "L"
     assert image.mode == "RGBA"
+
+
+def test_a_listing_is_kept_and_read_again_without_a_walk(tmp_path: Path, monkeypatch) -> None:
+    for number in range(6):
+        save(tmp_path / f"data/train/{'ab'[number % 2]}/{number}.png", number)
+    config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
+    first = values(open_source(config, "train"))
+    (kept,) = (tmp_path / "kept").iterdir()
+    monkeypatch.setattr("mae_et.folders.image_names", lambda *_: pytest.fail("walked again"))
+    assert values(open_source(config, "train")) == first
+    assert len(first) == 6
+    kept.write_bytes(kept.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"listing .* is damaged .*: delete it"):
+        open_source(config, "train")
+
+
+def test_classes_that_no_image_belongs_to_are_named(tmp_path: Path) -> None:
+    for split, classes in (("train", "abc"), ("val", "ac")):
+        for name in classes:
+            save(tmp_path / split / name / "1.png", 1)
+    config = DataConfig(root=tmp_path)
+    assert classes_without_images(open_source(config, "train")) == []
+    assert classes_without_images(open_source(config, "val")) == ["b"]
+    assert classes_without_images(Synthetic(10, 16)) == []

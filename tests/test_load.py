@@ -1,5 +1,6 @@
 """Classifiers around checkpoints, in every layout that the field releases."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
+from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import NetworkConfig
 from finetune.groups import parameter_groups
 from finetune.load import build_classifier, patch_of, vit_around
-from mae_et import UserError
-from mae_et.weights import load_weights
+from mae_et import UserError, load_config
+from mae_et.weights import KNOWN_MD5, load_weights, release_of
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 
@@ -171,8 +173,7 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"cannot build model\.backbone 'resnet_none'"):
         build_classifier(NetworkConfig(backbone="resnet_none"), 5)
     for settings, sentence in (
-        ({}, "either model.checkpoint or model.backbone"),
-        ({"backbone": "a", "checkpoint": TINY}, "either model.checkpoint or model.backbone"),
+        ({}, "give model.checkpoint or model.backbone"),
         ({"backbone": "a", "probe": "linear"}, "needs trained weights"),
         ({"backbone": "a", "drop_path": 1.0}, "drop_path"),
     ):
@@ -181,3 +182,84 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="no vision transformer"):
         network(tmp_path / "x.safetensors")
+
+
+def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
+    weights = load_weights(TINY)
+    model = vit_around(weights, 10, (96, 128), encoder_heads=3, patch_size=16)
+    kernel = timm.layers.resample_patch_embed(weights.encoder["patch_embed.proj.weight"], [16, 16])
+    assert torch.equal(model.patch_embed.proj.weight.detach(), kernel)
+    assert model.pos_embed.shape == (1, 6 * 8 + 1, 48)
+    assert model(torch.randn(1, 3, 96, 128)).shape == (1, 10)
+
+
+def test_a_name_of_timm_s_is_fetched_from_its_hub(monkeypatch) -> None:
+    real = timm.create_model
+
+    def fetched(name: str, pretrained: bool = False, **settings) -> torch.nn.Module:
+        assert name != "vit_tiny_patch16_224" or pretrained
+        return real(name, **settings)
+
+    monkeypatch.setattr(timm, "create_model", fetched)
+    weights = load_weights(Path("vit_tiny_patch16_224"))
+    assert (weights.encoder_heads, len(weights.encoder)) == (3, 150)
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(UserError, match=r"cannot fetch vit_tiny_patch16_224 .*: no route to host"):
+        load_weights(Path("vit_tiny_patch16_224"))
+
+
+def test_released_files_are_known_by_their_md5(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = tmp_path / "mae_pretrain_vit_base.pth"
+    path.write_bytes(TINY.read_bytes())
+    with pytest.warns(UserWarning, match="not the released file of that name"):
+        load_weights(path)
+    digest = hashlib.md5(TINY.read_bytes()).hexdigest()
+    monkeypatch.setitem(KNOWN_MD5, digest[:6], "mae_tiny.pth")
+    load_weights(path)
+    assert "is mae_tiny.pth as released (md5)" in capsys.readouterr().err
+    assert release_of(TINY) == "mae_tiny.pth"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["pretrain_encoder_base", "pretrain_full_base"])
+def test_a_whole_vit_b_of_the_released_layout_is_fine_tuned_and_evaluated(
+    tmp_path: Path, family: str
+) -> None:
+    torch.manual_seed(0)
+    shapes = json.loads((GOLDEN / "released_key_shapes.json").read_text())[family]
+    weights = {name: 0.02 * torch.randn(shape) for name, shape in shapes.items()}
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    flags = [
+        f"--model.checkpoint={tmp_path / 'mae.pth'}", f"--output.folder={tmp_path / 'run'}",
+        "--data.synthetic_size=224", "--data.synthetic_train=32", "--data.synthetic_val=20",
+        "--optim.batch_size=16", "--efficiency.workers=0", "--optim.layer_decay=0.65",
+    ]  # fmt: skip
+    epoch = ["--curriculum={preset: custom, epochs: 1, stages: [{bandwidth: 224, share: 1}]}"]
+    results = classify(
+        load_config(
+            ClassifierConfig, ["finetune/vit_b16"], [*flags, *epoch, "--data.name=synthetic"]
+        )
+    )
+    assert results["images"] == 20
+    found = evaluate(EvaluateConfig(tmp_path / "run", device="cpu", workers=0))
+    assert found["top1"] == results["top1"]
+
+
+def test_a_backbone_takes_over_a_checkpoint_of_its_own_kind(tmp_path: Path) -> None:
+    """As from ImageNet-22K to 1K: all but a head of other classes."""
+    torch.manual_seed(0)
+    first = timm.create_model("resnet10t", num_classes=7)
+    save_file(first.state_dict(), tmp_path / "model.safetensors")
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "timm.pth")
+    for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "timm.pth"):
+        for classes in (7, 3):
+            model = build_classifier(NetworkConfig(checkpoint=path, backbone="resnet10t"), classes)
+            ours, theirs = model.state_dict(), first.state_dict()
+            same = {name for name in ours if torch.equal(ours[name], theirs[name])}
+            assert set(ours) - same == (set() if classes == 7 else {"fc.weight", "fc.bias"})
+    with pytest.raises(UserError, match=r"resnet18 and .* differ: missing "):
+        build_classifier(NetworkConfig(checkpoint=tmp_path, backbone="resnet18"), 7)

@@ -36,6 +36,7 @@ def test_every_command_is_known_and_its_flags_parse(words: list[str]) -> None:
     assert words[0] in COMMANDS
     kinds = {
         "finetune": ClassifierConfig,
+        "supervised": ClassifierConfig,
         "evaluate": EvaluateConfig,
         "knn": ProbeConfig,
         "linear-probe": ProbeConfig,
