@@ -2,7 +2,7 @@
 
 from finetune.classify import classify
 from finetune.config import ClassifierConfig
-from finetune.evaluate import EvaluateConfig, evaluate
+from finetune.evaluate import EvaluateConfig, evaluate, stored_classifier
 from finetune.features import Features, ProbeConfig, extract_features
 from finetune.score import knn, linear_probe, score_encoder
 
@@ -17,4 +17,5 @@ __all__ = [
     "knn",
     "linear_probe",
     "score_encoder",
+    "stored_classifier",
 ]

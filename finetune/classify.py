@@ -7,9 +7,11 @@ Sources: MAE's fine-tuning (arXiv 2111.06377, appendix A), EfficientTrain++ (arX
 """
 
 import copy
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from finetune.config import ClassifierConfig
 from finetune.evaluate import score
 from finetune.groups import build_optimizer
-from finetune.load import build_classifier, patch_of
+from finetune.load import build_classifier, check_sizes, classifier_around, patch_of
 from finetune.views import Labelled, LabelledView, mix
 from mae_et import distributed
 from mae_et.atomic import write_atomically, write_text_atomically
@@ -43,6 +45,7 @@ from mae_et.data import PlannedBatches, micro_batch_size, sample_seed, train_loa
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
+from mae_et.failures import told_in_a_sentence
 from mae_et.folders import classes_without_images
 from mae_et.frequency import low_frequency_crop
 from mae_et.lock import sole_writer
@@ -54,7 +57,10 @@ from mae_et.run import Run, wrap
 from mae_et.same_run import check_same_data, check_same_run
 from mae_et.signals import StopFlag, stop_signals
 from mae_et.step import update
+from mae_et.weights import mae_layout
 from mae_et.window import summarise_stages
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def classify(config: ClassifierConfig) -> dict[str, Any]:
@@ -65,12 +71,13 @@ def classify(config: ClassifierConfig) -> dict[str, Any]:
 
     Raises:
         UserError: the config, the data, the checkpoint or the run folder cannot be used.
-        RunFailed: the loss became infinite or NaN.
+        RunFailed: the loss or a gradient became infinite or NaN, memory ran out, or a loader
+            process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
     world = distributed.start(config.efficiency.device)
     try:
-        with stop_signals() as stopped:
+        with told_in_a_sentence(), stop_signals() as stopped:
             _classify(config, world, stopped)
     finally:
         distributed.stop(world)
@@ -82,7 +89,8 @@ class Data:
     """The two splits."""
 
     train: Source
-    val: Source
+    val: Source | None
+    """None where nothing is evaluated."""
 
     @property
     def classes(self) -> int:
@@ -102,9 +110,12 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     data = open_data(config)
     check_same_data(config, saved, len(data.train))
     torch.manual_seed(config.seed)
-    network = build_classifier(config.model, data.classes)
+    network = build_network(config, saved, data.classes)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, network, len(data.train))
+    sizes = {config.model.image_size} | {stage.bandwidth for stage in plan.stages}
+    check_sizes(network, sizes, config.model.channels)
     run = prepare(config, network, plan, world, saved)
+    del saved
     view = LabelledView(data.train, config.data, config.recipe, plan, config.seed)
     batches = PlannedBatches(
         plan, config.seed, run.micro_batch, world.rank, world.size, run.state.step
@@ -127,22 +138,38 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
 
 
 def open_data(config: ClassifierConfig) -> Data:
-    """Open both splits.
+    """Open both splits, or the training split alone where nothing is evaluated.
 
     Raises:
         UserError: there are no labels, or the splits differ in their classes.
     """
-    train, val = (
-        open_source(config.data, split, config.model.channels) for split in ("train", "val")
-    )
+    train = open_source(config.data, "train", config.model.channels)
     if len(train.classes) < 2:
         raise UserError("a classifier needs labelled images: folders of at least two classes")
+    if config.output.evaluate_every is None:
+        return Data(train, None)
+    val = open_source(config.data, "val", config.model.channels)
     if list(train.classes) != list(val.classes):
         raise UserError("the training and validation splits differ in their classes")
     empty = classes_without_images(val)
     if empty:
         raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
     return Data(train, val)
+
+
+def build_network(
+    config: ClassifierConfig, saved: dict[str, Any] | None, classes: int
+) -> nn.Module:
+    """Build the network anew, or as a saved run had it: what it started from may be gone."""
+    folder = config.output.folder
+    if saved is None:
+        return build_classifier(config.model, classes)
+    if config.model.backbone is not None:
+        return build_classifier(replace(config.model, checkpoint=None, pretrained=False), classes)
+    about = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    weights = mae_layout(folder, saved["model"])
+    weights = replace(weights, encoder_heads=about["encoder_heads"])
+    return classifier_around(config.model, weights, classes)
 
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
@@ -155,7 +182,7 @@ def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan
     curriculum = Curriculum.from_config(config.curriculum, size, patch_of(network, size))
     cost = None
     if config.curriculum.cost == "flops":
-        cost = training_flops(copy.deepcopy(network).to("meta"), channels)
+        cost = training_flops(copy.deepcopy(network).to("meta").eval(), channels)
     return curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size, cost)
 
 
@@ -175,8 +202,14 @@ def prepare(
             raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
     if world.device.type == "cuda" and efficiency.tf32:
         torch.set_float32_matmul_precision("high")
+    smallest = min(micro_batch(stage.bandwidth) for stage in plan.stages)
+    if smallest == 1 and any(isinstance(part, BATCH_NORMS) for part in network.modules()):
+        raise UserError("the network normalises over its batch, so micro-batches need two images")
     if efficiency.gradient_checkpointing:
-        network.set_grad_checkpointing(True)
+        try:
+            network.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise UserError("efficiency.gradient_checkpointing: the network has none") from None
     network = network.to(world.device)
     dtype = autocast_dtype(efficiency.precision, world.device)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
@@ -194,22 +227,37 @@ def train(
     run: Run, batches: Iterator[Labelled], data: Data, monitor: Monitor | None, stopped: StopFlag
 ) -> None:
     """Train to the end and score on the way; only the main process has a monitor, and writes."""
-    output = run.config.output
-    every = duration_in_steps(output.evaluate_every, run.plan.steps)
-    run.state.model.train()
+    output, state = run.config.output, run.state
+    every = math.inf
+    if output.evaluate_every is not None:
+        every = duration_in_steps(output.evaluate_every, run.plan.steps)
+    evaluates = math.isfinite(every)
+    if evaluates and state.step and (state.step % every == 0 or state.step == run.plan.steps):
+        # Stopped between a checkpoint and the scores that were due with it.
+        scored = {row["step"] for row in read_metrics(output.folder, SCORES)}
+        if not distributed.agree(state.step in scored, run.world):
+            evaluate_and_keep(run, data, monitor)
+    state.model.train()
     step = partial(classifier_step, classes=data.classes)
     for moment in steps(run, batches, step, stopped):
         if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
-        if run.state.step % every == 0 or moment.last:
-            evaluate_and_keep(run, data, monitor)
         if monitor is not None and moment.saving:
-            monitor.flush()
-            folder = output.folder / "checkpoints"
-            save_checkpoint(folder, run.state, to_yaml(run.config), run.plan.to_dict())
-            keep = output.keep_every
-            keep_every = None if keep is None else duration_in_steps(keep, run.plan.steps)
-            prune_checkpoints(folder, output.keep_last, keep_every)
+            save(run, monitor)
+        due = state.step % every == 0 or moment.last
+        if evaluates and due and not moment.stopping:
+            evaluate_and_keep(run, data, monitor)
+
+
+def save(run: Run, monitor: Monitor) -> None:
+    """Write a checkpoint, after the rows that it promises; delete those no longer wanted."""
+    monitor.flush()
+    output, plan = run.config.output, run.plan
+    folder = output.folder / "checkpoints"
+    save_checkpoint(folder, run.state, to_yaml(run.config), plan.to_dict())
+    every = output.keep_every
+    keep_every = None if every is None else duration_in_steps(every, plan.steps)
+    prune_checkpoints(folder, output.keep_last, keep_every)
 
 
 def classifier_step(
@@ -223,7 +271,7 @@ def classifier_step(
     config, device = run.config, run.world.device
     key = (config.seed, run.state.step, run.world.rank)
     torch.manual_seed(sample_seed(*key))
-    numbers = iter(range(run.plan.batch_size))
+    numbers = itertools.count()
 
     def loss_of(batch: Labelled) -> Tensor:
         batch = Labelled(*(part.to(device, non_blocking=True) for part in batch))
@@ -241,28 +289,36 @@ def classifier_step(
 
 
 def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
-    """Score the weights, and their average if there is one; keep the better ones as they come."""
-    config = run.config
-    workers = worker_count(config.efficiency.workers, run.world.size)
-    scored: Callable[[nn.Module], dict[str, Any]] = lambda network: score(  # noqa: E731
-        network, data.val, config.data, config.model.image_size, run.world, run.dtype,
-        run.micro_batch(run.plan.base), workers,
-    ).summary()  # fmt: skip
-    scores = scored(run.state.model)
+    """Score the weights that decide (and the raw ones, if they are an average's); keep the best."""
     average: Any = run.state.average
+    scores = evaluate_network(run, data, run.state.model)
     if average is not None:
-        scores |= {f"average_{key}": value for key, value in scored(average.module).items()}
+        raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "loss")}
+        scores = evaluate_network(run, data, average.module) | raw
     if monitor is None:
         return
-    best = best_score(config.output.folder)
+    folder = run.config.output.folder
+    best = best_score(folder)
     monitor.score(run.state.step, scores)
-    if _deciding(scores) > best:
-        write_weights(run, config.output.folder / "best.safetensors")
+    if scores["top1"] > best:
+        write_weights(run, folder / "best.safetensors")
+
+
+def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]:
+    """Score a network on the validation split, over all processes."""
+    assert data.val is not None
+    config = run.config
+    distributed.share_buffers(network, run.world)
+    workers = worker_count(config.efficiency.workers, run.world.size)
+    size, batch = config.model.image_size, run.micro_batch(run.plan.stages[-1].bandwidth)
+    return score(
+        network, data.val, config.data, size, run.world, run.dtype, batch, workers
+    ).summary()
 
 
 def best_score(folder: Path) -> float:
     """Return the best top-1 so far, in percent; -1 where there is none."""
-    return max((_deciding(row) for row in read_metrics(folder, SCORES)), default=-1.0)
+    return max((row["top1"] for row in read_metrics(folder, SCORES)), default=-1.0)
 
 
 def describe(run: Run, data: Data) -> None:
@@ -282,11 +338,12 @@ def finish(run: Run, monitor: Monitor) -> None:
     folder, plan = run.config.output.folder, run.plan
     write_weights(run, folder / "model.safetensors")
     rows, scores = read_metrics(folder), read_metrics(folder, SCORES)
-    best = max(scores, key=_deciding)
-    results = {
-        **{key: value for key, value in scores[-1].items() if key not in {"step", "time"}},
-        "best_top1": _deciding(best),
-        "best_step": best["step"],
+    results: dict[str, Any] = {}
+    if scores:
+        best = max(scores, key=lambda row: row["top1"])
+        results = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
+        results |= {"best_top1": best["top1"], "best_step": best["step"]}
+    results |= {
         "steps": plan.steps,
         "train_images": plan.images,
         "equivalent_epochs": plan.equivalent_epochs,
@@ -307,7 +364,3 @@ def write_weights(run: Run, path: Path) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     content = safetensors_bytes(tensors, {"format": "pt"})
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def _deciding(scores: dict[str, Any]) -> float:
-    return float(scores.get("average_top1", scores["top1"]))

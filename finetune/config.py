@@ -12,6 +12,7 @@ from mae_et.config import (
     OptimConfig,
     OutputConfig,
     check_statistics,
+    duration_in_steps,
 )
 from mae_et.errors import UserError
 
@@ -33,11 +34,12 @@ class NetworkConfig:
     image_size: int = 224
     """Side of the images in the last stage, in pixels."""
     patch_size: int | None = None
-    """Side of a ViT's patch, in pixels, to which a checkpoint is resampled; its own by default."""
+    """Side of a patch, in pixels, to which a checkpoint's ViT is resampled; its own by default."""
     channels: int = 3
     """Channels of the images."""
     pool: Pool = "mean"
-    """Feature of a ViT's image: mean of the patch tokens, or class token."""
+    """Feature that a checkpoint's ViT classifies by: mean of the patch tokens, or class token; a
+    named backbone keeps its own."""
     drop_path: float = 0.0
     """Chance of dropping a residual branch in the last block (rising linearly to it)."""
     probe: Probe = "none"
@@ -53,12 +55,16 @@ class NetworkConfig:
         """
         if self.checkpoint is None and self.backbone is None:
             raise UserError("give model.checkpoint or model.backbone")
-        if self.probe != "none" and self.checkpoint is None and not self.pretrained:
-            raise UserError("model.probe needs trained weights: give model.checkpoint")
+        if self.probe != "none" and self.backbone is not None:
+            raise UserError("model.probe is of a checkpoint's ViT; it does not go with a backbone")
+        if self.probe != "none" and self.drop_path:
+            raise UserError("model.drop_path is of networks that are trained; a probe has none")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")
-        if self.image_size < 1 or self.channels < 1:
-            raise UserError("model.image_size and model.channels must be positive")
+        for name in ("image_size", "channels", "patch_size", "encoder_heads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model.{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True)
@@ -126,8 +132,18 @@ class ClassifierOutputConfig(OutputConfig):
 
     folder: Path = Path("runs/finetune")
     """Run folder; a run resumes by itself from the checkpoints in it."""
-    evaluate_every: int | str = "10%"
-    """Between two evaluations on the validation split."""
+    evaluate_every: int | str | None = "10%"
+    """Between two evaluations on the validation split; null where there is none."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        super().__post_init__()
+        if self.evaluate_every is not None:
+            duration_in_steps(self.evaluate_every, 1, "output.evaluate_every")
 
 
 @dataclass(frozen=True)

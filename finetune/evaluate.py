@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from finetune.config import ClassifierConfig, NetworkConfig, Pool
-from finetune.load import build_classifier, vit_around
+from finetune.load import build_classifier, classifier_around, vit_around
 from mae_et import distributed
 from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig, check_statistics
@@ -21,8 +21,9 @@ from mae_et.data import EvalView, eval_loader, normalise, worker_count
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import UserError
+from mae_et.failures import told_in_a_sentence
 from mae_et.precision import autocast, autocast_dtype
-from mae_et.weights import load_weights, read_file
+from mae_et.weights import load_weights, mae_layout, read_file
 
 # A table of more classes than this would be larger than what it is made from.
 MOST_CLASSES_IN_TABLE = 2000
@@ -102,6 +103,8 @@ class EvaluateConfig:
 
     checkpoint: Path
     """Run folder of a classifier, or fine-tuned weights in MAE's layout."""
+    weights: Literal["last", "best"] = "last"
+    """Which of a run's weights: the last, or those of the best top-1."""
     data: DataConfig | None = None
     """Labelled data; by default what the run was trained on."""
     image_size: int = 224
@@ -119,6 +122,16 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast precision."""
 
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        for name in ("image_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Return top-1, top-5 (percent) and loss of a checkpoint.
@@ -132,15 +145,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError("data must be given (--data.root or --data.name)")
     world = distributed.start(config.device)
     try:
-        network, size, channels = _load(config, run)
-        check_statistics(data, channels)
-        source = open_source(data, "val", channels)
-        _check_classes(network, source, config.checkpoint)
-        dtype = autocast_dtype(config.precision, world.device)
-        scores = score(
-            network.to(world.device), source, data, size, world, dtype, config.batch_size,
-            worker_count(config.workers, world.size),
-        )  # fmt: skip
+        with told_in_a_sentence():
+            network, size, channels = _load(config, run)
+            check_statistics(data, channels)
+            source = open_source(data, "val", channels)
+            _check_classes(network, source, config.checkpoint, run is not None)
+            dtype = autocast_dtype(config.precision, world.device)
+            scores = score(
+                network.to(world.device), source, data, size, world, dtype, config.batch_size,
+                worker_count(config.workers, world.size),
+            )  # fmt: skip
     finally:
         distributed.stop(world)
     if config.output is not None and world.is_main:
@@ -168,21 +182,23 @@ def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:
 def stored_classifier(path: Path) -> ClassifierConfig | None:
     """Return the config of a classifier's run folder; None for other files."""
     written = path / "config.yaml"
-    if not (path / "model.safetensors").is_file() or not written.is_file():
+    if not (path / "classes.json").is_file() or not written.is_file():
         return None
+    if not (path / "model.safetensors").is_file():
+        raise UserError(f"{path} is the folder of a classifier's run that is not finished")
     return config_from_text(written.read_text(encoding="utf-8"), ClassifierConfig)
 
 
 def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, int, int]:
     """Return a classifier, and the size and channels of its images."""
     if run is not None:
-        about = json.loads((config.checkpoint / "classes.json").read_text(encoding="utf-8"))
-        weights = config.checkpoint / "model.safetensors"
-        network = _network_of(run.model, weights, about)
+        names = {"last": "model.safetensors", "best": "best.safetensors"}
+        weights = config.checkpoint / names[config.weights]
+        network = _network_of(run.model, weights, read_classes(config.checkpoint))
         network.load_state_dict(read_file(weights))
         return network, run.model.image_size, run.model.channels
     found = load_weights(config.checkpoint)
-    if not found.head:
+    if not {"weight", "bias"} <= set(found.head):
         raise UserError(f"{config.checkpoint} is no classifier: it has no head")
     pool: Pool = "mean" if "fc_norm.weight" in found.encoder else "cls"
     probe: Literal["linear", "none"] = "linear" if "running_mean" in found.head else "none"
@@ -193,23 +209,26 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
     return vit, config.image_size, found.encoder["patch_embed.proj.weight"].shape[1]
 
 
-def _network_of(model: NetworkConfig, weights: Path, about: dict[str, Any]) -> nn.Module:
-    """Build a run's network from its own weights: what it started from may be gone."""
+def read_classes(folder: Path) -> dict[str, Any]:
+    """Return what a classifier's run folder says of its classes and heads."""
+    return json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+
+
+def _network_of(model: NetworkConfig, path: Path, about: dict[str, Any]) -> nn.Module:
+    """Build a run's network around its own weights: what it started from may be gone."""
     classes = len(about["classes"])
     if model.backbone is not None:
         return build_classifier(replace(model, pretrained=False, checkpoint=None), classes)
-    return vit_around(
-        load_weights(weights), classes, model.image_size, model.pool, model.probe,
-        encoder_heads=about["encoder_heads"],
-    )  # fmt: skip
+    weights = mae_layout(path, read_file(path))
+    return classifier_around(model, replace(weights, encoder_heads=about["encoder_heads"]), classes)
 
 
-def _check_classes(network: nn.Module, source: Source, checkpoint: Path) -> None:
-    has = network.num_classes
-    if has != len(source.classes):
-        raise UserError(
-            f"{checkpoint} tells {has} classes, but the data have {len(source.classes)}"
-        )
+def _check_classes(network: Any, source: Source, checkpoint: Path, is_run: bool) -> None:
+    has, ours = network.num_classes, list(source.classes)
+    if has != len(ours):
+        raise UserError(f"{checkpoint} tells {has} classes, the data have {len(ours)}")
+    if is_run and read_classes(checkpoint)["classes"] != ours:
+        raise UserError(f"{checkpoint} tells other classes than the data have")
 
 
 def _percent(part: int, whole: int) -> str:

@@ -33,14 +33,21 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
             {"params": [p for n, p in named if n not in plain], "weight_decay": weight_decay},
             {"params": [p for n, p in named if n in plain], "weight_decay": 0.0},
         ]
-    return [group | {"decayed": group["weight_decay"] > 0} for group in groups if group["params"]]
+    return [
+        group | {"decayed": any(p.ndim > 1 for p in group["params"]) and group["weight_decay"] > 0}
+        for group in groups
+        if group["params"]
+    ]
 
 
 def build_optimizer(network: Any, config: ClassifierOptimConfig) -> torch.optim.Optimizer:
     """Return the optimizer that a config names, over a network's trainable parameters."""
     groups = parameter_groups(network, config.weight_decay, config.layer_decay)
     if config.optimizer == "lars":
+        for group in groups:
+            # Products adapt their rate also where nothing is decayed, biases and norms never.
+            group["always_adapt"] = any(p.ndim > 1 for p in group["params"])
         return Lars(groups, lr=config.lr, momentum=0.9, trust_coeff=0.001)
     if config.optimizer == "lamb":
-        return Lamb(groups, lr=config.lr, betas=config.betas)
+        return Lamb(groups, lr=config.lr, betas=config.betas, max_grad_norm=config.clip_grad)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

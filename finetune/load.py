@@ -5,6 +5,7 @@ norm (`fc_norm`) and a head of nearly zero, or the class token; a BatchNorm with
 the head of a linear probe.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,25 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
             _load_backbone(network, config.checkpoint, config.backbone)
         return network
     assert config.checkpoint is not None  # one of the two is given
-    weights = load_weights(config.checkpoint)
+    return classifier_around(config, load_weights(config.checkpoint), classes)
+
+
+def classifier_around(config: NetworkConfig, weights: Weights, classes: int) -> nn.Module:
+    """Build what a config asks for around the encoder of weights that are at hand.
+
+    Raises:
+        UserError: see `vit_around`.
+    """
     network = vit_around(
-        weights, classes, config.image_size, config.pool, config.probe, config.drop_path,
-        config.encoder_heads, config.patch_size,
-    )  # fmt: skip
+        weights,
+        classes,
+        config.image_size,
+        config.pool,
+        config.probe,
+        config.drop_path,
+        config.encoder_heads,
+        config.patch_size,
+    )
     if config.probe != "none":
         freeze_encoder(network)
     return network
@@ -96,6 +111,7 @@ def vit_around(
         num_classes=classes,
         global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
         drop_path_rate=drop_path,
+        dynamic_img_size=True,  # for a curriculum's smaller stages
     )
     if probe == "linear":
         norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
@@ -116,10 +132,29 @@ def freeze_encoder(network: nn.Module) -> None:
 
 def patch_of(network: nn.Module, image_size: int) -> int:
     """Return what sizes of images must be multiples of: a ViT's patch, else the usual stride."""
-    embed = getattr(network, "patch_embed", None)
-    if isinstance(network, VisionTransformer) and embed is not None:
-        return int(embed.patch_size[0])
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if patch is not None and patch[0] > 4:  # hierarchical networks begin with 4 and go on to 32
+        return int(patch[0])
     return 32 if image_size % 32 == 0 else 1
+
+
+def check_sizes(network: nn.Module, sizes: set[int], channels: int) -> None:
+    """Refuse sizes of images that a network does not take, before it is trained.
+
+    Raises:
+        UserError: a forward pass at one of them fails.
+    """
+    dry = copy.deepcopy(network).to("meta").eval()
+    for size in sorted(sizes):
+        try:
+            with torch.no_grad():
+                dry(torch.empty(1, channels, size, size, device="meta"))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the network does not take images of {size} pixels, which the curriculum shows "
+                f"it: {reason}"
+            ) from None
 
 
 def _backbone(config: NetworkConfig, classes: int) -> nn.Module:
@@ -128,7 +163,8 @@ def _backbone(config: NetworkConfig, classes: int) -> nn.Module:
         "pretrained": config.pretrained,
         "num_classes": classes,
         "in_chans": config.channels,
-        "drop_path_rate": config.drop_path,
+        # Networks without residual branches refuse to hear of it.
+        **({"drop_path_rate": config.drop_path} if config.drop_path else {}),
     }
     # Tables of positions and windows are laid out for a size; these follow the input's.
     follows: dict[str, Any] = {"img_size": config.image_size, "dynamic_img_size": True}
@@ -191,7 +227,8 @@ def _load(network: nn.Module, encoder: dict[str, Tensor], path: Path) -> None:
         missing, unexpected = network.load_state_dict(encoder, strict=False)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit: {' '.join(str(error).split())}") from None
-    new = [n for n in missing if not n.startswith(("head.", "fc_norm.", "attn_pool.", "norm."))]
+    # A new norm belongs to mean pooling alone; elsewhere the encoder's own must be there.
+    new = [name for name in missing if not name.startswith(("head.", "fc_norm.", "attn_pool."))]
     left = [name for name in unexpected if not name.startswith(("norm.", "fc_norm."))]
     for words, names in (("lacks", new), ("has unknown", left)):
         if names:
@@ -201,12 +238,15 @@ def _load(network: nn.Module, encoder: dict[str, Tensor], path: Path) -> None:
 
 def _load_head(network: Any, head: dict[str, Tensor], probe: Probe) -> None:
     """Take over a classifier's head of as many classes."""
-    if not head or head["weight"].shape[0] != network.num_classes:
+    normalised = "running_mean" in head
+    if not {"weight", "bias"} <= set(head) or normalised != (probe == "linear"):
+        return
+    if head["weight"].shape[0] != network.num_classes:
         return
     ours: Any = network.head[-1] if isinstance(network.head, nn.Sequential) else network.head
     with torch.no_grad():
         ours.weight.copy_(head["weight"])
         ours.bias.copy_(head["bias"])
-        if "running_mean" in head and probe == "linear":
+        if normalised:
             network.head[0].running_mean.copy_(head["running_mean"])
             network.head[0].running_var.copy_(head["running_var"])

@@ -202,10 +202,13 @@ def supervised(arguments: Arguments) -> None:
 def evaluate(arguments: Arguments) -> None:
     """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
     import finetune
+    from mae_et.distributed import is_main
 
-    kind = finetune.EvaluateConfig
-    config, _ = parse_config(_parser("evaluate", kind), kind, arguments)
-    _print_json(finetune.evaluate(config))
+    kind, stored = finetune.EvaluateConfig, finetune.stored_classifier
+    config = _on_top_of_its_data("evaluate", kind, stored, arguments)
+    results = finetune.evaluate(config)
+    if is_main():
+        _print_json(results)
 
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
@@ -241,17 +244,23 @@ def _classify(command: str, arguments: Arguments) -> None:
 
 
 def _probe_config(command: str, arguments: Arguments) -> Any:
-    """Return the config of a probe, on top of the data that its checkpoint was pre-trained with."""
     from finetune import ProbeConfig
     from mae_et.pretrained import stored_config
 
-    parser = _parser(command, ProbeConfig)
-    given, _ = parse_config(parser, ProbeConfig, arguments)
-    run = stored_config(given.checkpoint)
+    return _on_top_of_its_data(command, ProbeConfig, stored_config, arguments)
+
+
+def _on_top_of_its_data(
+    command: str, kind: type[Any], stored: Callable[[Path], Any], arguments: Arguments
+) -> Any:
+    """Return a config whose data keys lie on top of those that its checkpoint was trained with."""
+    parser = _parser(command, kind)
+    given, _ = parse_config(parser, kind, arguments)
+    run = stored(given.checkpoint)
     if run is None or given.data is None:
         return given
     parser.set_defaults({"data": plain(run.data)})
-    config, _ = parse_config(parser, ProbeConfig, arguments)
+    config, _ = parse_config(parser, kind, arguments)
     data = config.data or run.data
     if data.source != run.data.source and data.root == run.data.root:
         data = replace(data, root=None)  # the root of the data that were not asked for

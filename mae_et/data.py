@@ -84,7 +84,6 @@ class TrainView(Dataset[Batch]):
     def __init__(self, source: Source, config: DataConfig, plan: Plan, patch: int, seed: int):
         self.source, self.seed = source, seed
         self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
-        self.augments = config.augment is not None
         self.transforms = [
             training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
         ]
@@ -94,8 +93,6 @@ class TrainView(Dataset[Batch]):
 
     def __getitem__(self, draw: Draw) -> Batch:
         image, _ = self.source[draw.sample]
-        if self.augments and isinstance(image, Tensor):
-            raise RunFailed("data.augment works on pictures, but the data are arrays")
         with seeded(sample_seed(self.seed, draw.epoch, draw.sample)):
             view = self.transforms[draw.stage](image)
             noise = torch.rand(self.patches[draw.stage])
@@ -253,7 +250,9 @@ def eval_loader(
     view: Dataset[tuple[Tensor, int]], batch_size: int, workers: int
 ) -> DataLoader[tuple[Tensor, int]]:
     """Return a loader over all samples, in order, the last batch as short as it is."""
-    return DataLoader(view, batch_size=batch_size, num_workers=workers)
+    return DataLoader(
+        view, batch_size=batch_size, num_workers=workers, worker_init_fn=_leave_signals
+    )
 
 
 def _leave_signals(worker: int) -> None:
@@ -264,6 +263,12 @@ def _leave_signals(worker: int) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _refuse_arrays(image: Image.Image | Tensor) -> Image.Image:
+    if isinstance(image, Tensor):
+        raise RunFailed("data.augment works on pictures, but the data are arrays")
+    return image
 
 
 def training_transform(config: DataConfig, size: int, magnitude: float) -> Callable:
@@ -281,7 +286,9 @@ def training_transform(config: DataConfig, size: int, magnitude: float) -> Calla
         fill = tuple(round(255 * mean) for mean in config.mean)
         recipe = "-".join([name, f"m{magnitude:g}", *rest])
         try:
-            steps.append(rand_augment_transform(recipe, {"img_mean": fill}))
+            how = {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+            steps.append(rand_augment_transform(recipe, how))
         except (AssertionError, ValueError, KeyError):
             raise UserError(f"timm knows no augmentation {recipe!r} (data.augment)") from None
+        steps.insert(-1, _refuse_arrays)
     return Compose(steps)

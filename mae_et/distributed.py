@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_et.errors import UserError
 
@@ -83,6 +83,16 @@ def total(values: Tensor, world: World) -> Tensor:
     summed = values.clone()
     dist.all_reduce(summed)
     return summed
+
+
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Give every process the main one's buffers: running statistics differ, each saw other images.
+
+    DistributedDataParallel does the same before a forward pass in training.
+    """
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def agree(flag: bool, world: World) -> bool:

@@ -34,6 +34,8 @@ class Moment:
     """Whether the state is to be saved."""
     last: bool
     """Whether this was the last step."""
+    stopping: bool
+    """Whether the run stops here, for a signal: there is time to save and for nothing else."""
 
 
 def steps(
@@ -74,7 +76,7 @@ def steps(
         due = state.step % log_every == 0 or stage_ends or saving
         row = window.close(run, stage) if due else None
         with window.paused():
-            yield Moment(stage, row, saving, last)
+            yield Moment(stage, row, saving, last, stopping)
         if stopping:
             distributed.barrier(world)
             raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.folder))

@@ -14,7 +14,6 @@ from torch import Tensor
 Grid = tuple[int, int]
 
 
-@torch.compiler.assume_constant_result
 def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
     """Return the positions of a grid's patches on the full grid.
 
@@ -33,10 +32,16 @@ def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -
     """
     if width % 4:
         raise ValueError(f"the width of sine-cosine positions must be a multiple of 4, got {width}")
-    return _table(grid, full, width, device)
+    if torch.compiler.is_compiling():  # a graph has its own constants
+        return _table(grid, full, width, device)
+    return _cached_table(grid, full, width, device)
 
 
 @lru_cache(maxsize=64)
+def _cached_table(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
+    return _table(grid, full, width, device)
+
+
 def _table(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
     rows, columns = (
         (torch.arange(g, dtype=torch.float64) + 0.5) * (G / g) - 0.5

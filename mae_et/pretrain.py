@@ -41,6 +41,7 @@ from mae_et.data import (
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
+from mae_et.failures import told_in_a_sentence
 from mae_et.frequency import low_frequency_crop
 from mae_et.lock import sole_writer
 from mae_et.loop import steps
@@ -72,19 +73,8 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     world = distributed.start(config.efficiency.device)
     try:
-        with stop_signals() as stopped:
+        with told_in_a_sentence(), stop_signals() as stopped:
             return _pretrain(config, world, stopped)
-    except RunFailed:
-        raise
-    except torch.OutOfMemoryError:
-        raise RunFailed("out of GPU memory: lower efficiency.micro_batch") from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RunFailed(
-            "a loader process died, as it does when memory or /dev/shm runs out: lower "
-            "efficiency.workers or efficiency.micro_batch"
-        ) from error
     finally:
         distributed.stop(world)
 

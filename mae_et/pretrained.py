@@ -41,6 +41,8 @@ def load_pretrained(
             positions.
     """
     weights = load_weights(Path(path))
+    if weights.head:
+        raise UserError(f"{path} holds a classifier (head.*), so it is no masked autoencoder's")
     model = _build(weights, encoder_heads, decoder_heads, target)
     table = model.encoder.pos_embed
     positions = weights.encoder["pos_embed"]
@@ -56,13 +58,13 @@ def load_pretrained(
             model.decoder.load_state_dict(weights.decoder)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit: {' '.join(str(error).split())}") from None
-    if weights.head:
-        raise UserError(f"{path} holds a classifier (head.*), so it is no masked autoencoder's")
     return model.eval()
 
 
 def stored_config(path: Path) -> PretrainConfig | None:
     """Return the config of a run folder or of one of our checkpoints; None for other files."""
+    if path.is_dir() and (path / "classes.json").is_file():
+        return None  # a classifier's run
     if path.is_dir():
         payload = newest_checkpoint(path / "checkpoints")
     else:

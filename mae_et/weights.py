@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from mae_et.checkpoint import MODEL_KEY, newest_checkpoint
@@ -49,7 +49,7 @@ KNOWN_MD5 = {
     "2541f2": "mae_finetuned_vit_huge.pth",
 }
 # A training checkpoint wraps its weights in one of these.
-WRAPPERS = ("model", "state_dict", "module")
+WRAPPERS = ("model", "state_dict", "module", "state_dict_ema", "model_ema")
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ def load_weights(path: Path) -> Weights:
     if path.is_dir():
         if (path / "config.json").is_file():
             return _hugging_face(path)
+        if (path / "classes.json").is_file():
+            return _classifier(path)
         payload = newest_checkpoint(path / "checkpoints")
         if payload is None:
             raise UserError(f"{path} holds no checkpoint that loads")
@@ -104,7 +106,26 @@ def load_weights(path: Path) -> Weights:
         model = ModelConfig(**payload[MODEL_KEY])
         return Weights(path, "encoder", payload["model"], model=model)
     _report_release(path)
+    return mae_layout(path, payload)
+
+
+def mae_layout(path: Path, payload: dict[str, Any]) -> Weights:
+    """Sort tensors in MAE's or timm's layout, as they are or in a training checkpoint.
+
+    Raises:
+        UserError: they are no plain vision transformer's.
+    """
     return _mae(path, _vit(path, payload))
+
+
+def _classifier(folder: Path) -> Weights:
+    """Read the network that a classifier's run ended with."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder} is the folder of a classifier's run that is not finished")
+    about = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    weights = mae_layout(path, read_file(path))
+    return replace(weights, encoder_heads=about["encoder_heads"])
 
 
 def release_of(path: Path) -> str | None:
@@ -136,7 +157,7 @@ def _from_hub(name: Path) -> Weights:
     except Exception as error:  # whatever the hub's client raises
         reason = " ".join(str(error).split())
         raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
-    weights = _mae(name, _vit(name, model.state_dict()))
+    weights = mae_layout(name, model.state_dict())
     return replace(weights, encoder_heads=model.blocks[0].attn.num_heads)
 
 
@@ -158,8 +179,9 @@ def read_file(path: Path) -> dict[str, Any]:
         named = re.search(r"(?:GLOBAL|class)\s+([\w.]+)", str(error))
         held = f"it holds {named[1]}" if named else "it is not a plain file of tensors"
         raise UserError(f"{path} is refused: {held}") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+    except Exception as error:  # damaged files raise what they please
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from None
     if not isinstance(payload, dict):
         raise UserError(f"{path} holds a {type(payload).__name__}, not weights")
     return payload
@@ -182,7 +204,7 @@ def unwrap(payload: dict[str, Any]) -> Tensors:
     return {
         name.removeprefix("module."): tensor
         for name, tensor in payload.items()
-        if isinstance(tensor, Tensor)
+        if isinstance(name, str) and isinstance(tensor, Tensor)
     }
 
 
@@ -191,7 +213,8 @@ def _vit(path: Path, payload: dict[str, Any]) -> Tensors:
     weights = unwrap(payload)
     if "patch_embed.proj.weight" not in weights:
         raise UserError(f"{path} holds no vision transformer: there is no patch_embed.proj.weight")
-    if weights["patch_embed.proj.weight"].ndim != 4 or "pos_embed" not in weights:
+    plain = weights["patch_embed.proj.weight"].ndim == 4 and "pos_embed" in weights
+    if not plain or weights["pos_embed"].ndim != 3:
         raise UserError(f"{path} holds no plain vision transformer: no pos_embed or 2-D patches")
     return weights
 
@@ -267,6 +290,8 @@ def _hugging_face(folder: Path) -> Weights:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(about, dict):
+        raise UserError(f"{folder / 'config.json'} describes no model")
     if about.get("model_type") != "vit_mae":
         raise UserError(f"{folder} holds a {about.get('model_type')!r} model, not a vit_mae")
     single, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
@@ -321,6 +346,9 @@ def _join_qkv(weights: Tensors) -> Tensors:
         if not apart:
             joined[name] = tensor
         elif apart[2] == "query":
-            three = [weights[f"{apart[1]}.{part}.{apart[3]}"] for part in ("query", "key", "value")]
-            joined[f"{apart[1]}.qkv.{apart[3]}"] = torch.cat(three)
+            names = [f"{apart[1]}.{part}.{apart[3]}" for part in ("query", "key", "value")]
+            lacking = [name for name in names if name not in weights]
+            if lacking:
+                raise UserError(f"a ViTMAE's weights lack {', '.join(lacking)}")
+            joined[f"{apart[1]}.qkv.{apart[3]}"] = torch.cat([weights[name] for name in names])
     return joined

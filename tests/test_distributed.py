@@ -1,5 +1,6 @@
 """Two processes over gloo are held to one process with the same global batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,25 +10,28 @@ import pytest
 import torch
 from conftest import TINY
 
+from finetune import EvaluateConfig, evaluate
 from mae_et import UserError, distributed
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.monitor import read_metrics
 
 
-def start(folder: Path, processes: int, *flags: str) -> subprocess.Popen:
-    (folder / "tiny.yaml").write_text(TINY)
+def start(
+    folder: Path, processes: int, *flags: str, command: str = "pretrain", yaml: str = TINY
+) -> subprocess.Popen:
+    (folder / "tiny.yaml").write_text(yaml)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = ["-m", "mae_et", "pretrain", f"--config={folder / 'tiny.yaml'}",
+    words = ["-m", "mae_et", command, f"--config={folder / 'tiny.yaml'}",
                f"--output.folder={folder / str(processes)}", *flags]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *(launch if processes > 1 else []), *command],
+        [sys.executable, *(launch if processes > 1 else []), *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 
-def run(folder: Path, processes: int, *flags: str) -> subprocess.CompletedProcess:
-    process = start(folder, processes, *flags)
+def run(folder: Path, processes: int, *flags: str, **more: str) -> subprocess.CompletedProcess:
+    process = start(folder, processes, *flags, **more)
     out, error = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
@@ -68,6 +72,31 @@ def test_two_processes_stop_together_and_go_on_to_the_end_of_one_that_did_not(
     assert run(tmp_path, 2, *flags).returncode == 0
     encoders = [(tmp_path / r / "encoder.safetensors").read_bytes() for r in ("whole", "2")]
     assert encoders[0] == encoders[1]
+
+
+CLASSIFIER = """
+model: {backbone: resnet10t, image_size: 32}
+data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 31}
+curriculum: {preset: constant, epochs: 3, cost: area}
+optim: {batch_size: 8, base_lr: 0.01}
+recipe: {smoothing: 0.1, erasing: 0.25}
+efficiency: {workers: 0, device: cpu}
+output: {log_every: 1, evaluate_every: 50%, tensorboard: false}
+"""
+
+
+def test_processes_score_the_classifier_that_is_kept(tmp_path: Path) -> None:
+    """An odd number of validation images, each counted once."""
+    results = []
+    for processes in (1, 2):
+        done = run(tmp_path, processes, command="supervised", yaml=CLASSIFIER)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+        folder = tmp_path / str(processes)
+        found = evaluate(EvaluateConfig(folder, device="cpu", workers=0))
+        # With batch norms each process has its own statistics; the scores are of those kept.
+        assert found["loss"] == pytest.approx(results[-1]["loss"], abs=1e-4)
+        assert found["images"] == results[-1]["images"] == 31
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused_once_each(tmp_path: Path) -> None:

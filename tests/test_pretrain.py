@@ -113,11 +113,19 @@ def test_half_precision_trains_to_about_the_same_loss(tiny, precision: str, targ
 
 
 @pytest.mark.slow
-def test_a_compiled_model_gives_the_same_losses(tiny) -> None:
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        ([], 1e-4),
+        (["--model.target=hog", "--efficiency.precision=bf16"], 0.02),
+        (["--efficiency.gradient_checkpointing=true"], 1e-4),
+    ],
+)
+def test_a_compiled_model_gives_the_same_losses(tiny, flags: list[str], tolerance: float) -> None:
     base = str(tiny().output.folder)
-    eager = losses(pretrain(tiny(f"--output.folder={base}-eager")))
-    compiled = losses(pretrain(tiny("--efficiency.compile=true")))
-    assert compiled == pytest.approx(eager, rel=1e-4)
+    eager = losses(pretrain(tiny(f"--output.folder={base}-eager", *flags)))
+    compiled = losses(pretrain(tiny("--efficiency.compile=true", *flags)))
+    assert compiled == pytest.approx(eager, rel=tolerance)
 
 
 def test_the_resize_method_trains_on_other_pixels(tiny) -> None:
