@@ -41,7 +41,14 @@ from mae_et.config import duration_in_steps
 from mae_et.config_files import to_yaml
 from mae_et.cost import training_flops
 from mae_et.curriculum import Curriculum, Plan, PlannedStage
-from mae_et.data import PlannedBatches, micro_batch_size, sample_seed, train_loader, worker_count
+from mae_et.data import (
+    PlannedBatches,
+    batches_of,
+    micro_batch_size,
+    sample_seed,
+    train_loader,
+    worker_count,
+)
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
@@ -122,18 +129,19 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     )
     workers = worker_count(config.efficiency.workers, world.size)
     loader = train_loader(view, batches, workers, pin_memory=world.device.type == "cuda")
-    if not world.is_main:
-        train(run, iter(loader), data, None, stopped)
-    else:
-        with sole_writer(folder):
-            set_aside_newer(folder / "checkpoints", run.state.step)
-            describe(run, data)
-            monitor = Monitor(config, plan, run.state.step)
-            try:
-                train(run, iter(loader), data, monitor, stopped)
-                finish(run, monitor)
-            finally:
-                monitor.close()
+    with batches_of(loader) as loaded:
+        if not world.is_main:
+            train(run, loaded, data, None, stopped)
+        else:
+            with sole_writer(folder):
+                set_aside_newer(folder / "checkpoints", run.state.step)
+                describe(run, data)
+                monitor = Monitor(config, plan, run.state.step)
+                try:
+                    train(run, loaded, data, monitor, stopped)
+                    finish(run, monitor)
+                finally:
+                    monitor.close()
     distributed.barrier(world)
 
 

@@ -17,7 +17,7 @@ from mae_et import distributed
 from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig, check_statistics
 from mae_et.config_files import config_from_text
-from mae_et.data import EvalView, eval_loader, normalise, worker_count
+from mae_et.data import EvalView, batches_of, eval_loader, normalise, worker_count
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import UserError
@@ -73,20 +73,21 @@ def score(
     sums = torch.zeros(2, dtype=torch.float64)
     was_training = network.training
     network.eval()
-    for pictures, labels in eval_loader(mine, batch_size, workers):
-        pixels = normalise(pictures.to(world.device), data.mean, data.std)
-        with autocast(dtype, world.device):
-            logits = network(pixels)
-        logits = logits.float().cpu()
-        likeliest = logits.topk(min(5, classes), dim=1).indices
-        first = likeliest[:, 0]
-        images += labels.bincount(minlength=classes)
-        right += labels[first == labels].bincount(minlength=classes)
-        taken += first.bincount(minlength=classes)
-        if confusion is not None:
-            confusion += (labels * classes + first).bincount(minlength=classes**2)
-        sums[0] += (likeliest == labels[:, None]).any(dim=1).sum()
-        sums[1] += F.cross_entropy(logits, labels, reduction="sum")
+    with batches_of(eval_loader(mine, batch_size, workers)) as batches:
+        for pictures, labels in batches:
+            pixels = normalise(pictures.to(world.device), data.mean, data.std)
+            with autocast(dtype, world.device):
+                logits = network(pixels)
+            logits = logits.float().cpu()
+            likeliest = logits.topk(min(5, classes), dim=1).indices
+            first = likeliest[:, 0]
+            images += labels.bincount(minlength=classes)
+            right += labels[first == labels].bincount(minlength=classes)
+            taken += first.bincount(minlength=classes)
+            if confusion is not None:
+                confusion += (labels * classes + first).bincount(minlength=classes**2)
+            sums[0] += (likeliest == labels[:, None]).any(dim=1).sum()
+            sums[1] += F.cross_entropy(logits, labels, reduction="sum")
     network.train(was_training)
     images, right, taken, sums = (
         distributed.total(part, world) for part in (images, right, taken, sums)

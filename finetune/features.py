@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mae_et.config import DataConfig, check_statistics
-from mae_et.data import EvalView, eval_loader, normalise, worker_count
+from mae_et.data import EvalView, batches_of, eval_loader, normalise, worker_count
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.folders import Split
@@ -100,12 +100,13 @@ def extract_features(
     dtype = autocast_dtype(config.precision, device)
     model = model.to(device).eval()
     vectors, labels = [], []
-    for images, batch_labels in eval_loader(view, config.batch_size, worker_count(config.workers)):
-        pixels = normalise(images.to(device), data.mean, data.std)
-        with autocast(dtype, device):
-            tokens = model.encode(pixels)
-        vectors.append(pool(tokens.float(), config.pool).cpu())
-        labels.append(batch_labels)
+    with batches_of(eval_loader(view, config.batch_size, worker_count(config.workers))) as batches:
+        for images, batch_labels in batches:
+            pixels = normalise(images.to(device), data.mean, data.std)
+            with autocast(dtype, device):
+                tokens = model.encode(pixels)
+            vectors.append(pool(tokens.float(), config.pool).cpu())
+            labels.append(batch_labels)
     return Features(torch.cat(vectors), torch.cat(labels), len(source.classes))
 
 

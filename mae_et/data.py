@@ -12,7 +12,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from mae_et.errors import RunFailed, UserError
 from mae_et.signals import STOP_SIGNALS
 
 BICUBIC = InterpolationMode.BICUBIC
+WORKER_GRACE_SECONDS = 120
 AnyBatch = TypeVar("AnyBatch")
 
 
@@ -248,21 +249,38 @@ def train_loader(
 
 def eval_loader(
     view: Dataset[tuple[Tensor, int]], batch_size: int, workers: int
-) -> DataLoader[tuple[Tensor, int]]:
-    """Return a loader over all samples, in order, the last batch as short as it is."""
+) -> DataLoader[Any]:
+    """Return a loader of images [B C H W] and labels [B], in order, the last batch short."""
     return DataLoader(
         view, batch_size=batch_size, num_workers=workers, worker_init_fn=_leave_signals
     )
+
+
+@contextlib.contextmanager
+def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
+    """Iterate over a loader, and end its processes with the block, however it ends.
+
+    An error keeps the frames that hold the iterator alive, and Python would wait at its exit for
+    processes that wait for work.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        end = getattr(batches, "_shutdown_workers", None)  # absent without workers
+        if end is not None:
+            end()
 
 
 def _leave_signals(worker: int) -> None:
     """Let the training process decide.
 
     Launchers signal the whole group, and a worker that died of it would take the run along before
-    it could save.
+    it could save. It dies a while after the request to terminate, should nobody have ended it.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
 
 
 def _refuse_arrays(image: Image.Image | Tensor) -> Image.Image:

@@ -33,6 +33,7 @@ from mae_et.data import (
     EvalView,
     PlannedBatches,
     TrainView,
+    batches_of,
     micro_batch_size,
     normalise,
     train_loader,
@@ -100,12 +101,13 @@ def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
     )
     workers = worker_count(config.efficiency.workers, world.size)
     loader = train_loader(view, batches, workers, pin_memory=world.device.type == "cuda")
-    if not world.is_main:
-        train(run, model, iter(loader), None, source, stopped)
-    else:
-        with sole_writer(folder), open_monitor(run) as monitor:
-            train(run, model, iter(loader), monitor, source, stopped)
-            finish(run, model, monitor)
+    with batches_of(loader) as loaded:
+        if not world.is_main:
+            train(run, model, loaded, None, source, stopped)
+        else:
+            with sole_writer(folder), open_monitor(run) as monitor:
+                train(run, model, loaded, monitor, source, stopped)
+                finish(run, model, monitor)
     distributed.barrier(world)
     return folder
 

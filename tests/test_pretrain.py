@@ -265,6 +265,27 @@ def test_a_loader_process_that_dies_is_told_in_one_sentence(tiny, monkeypatch) -
         pretrain(tiny("--efficiency.workers=1"))
 
 
+@pytest.mark.parametrize("failure", ["unreadable", "interrupted"])
+def test_no_loader_process_outlives_a_run_that_fails(tiny, monkeypatch, failure: str) -> None:
+    """Held by the error's frames it would wait for work, and Python at its exit for it."""
+    config = tiny("--efficiency.workers=2", "--curriculum.epochs=40")
+    if failure == "unreadable":
+        monkeypatch.setattr("mae_et.synthetic.render", lambda *_: 1 / 0)
+    step = module.train_step
+
+    def signalled(run, *rest):
+        if run.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, *rest)
+
+    monkeypatch.setattr(module, "train_step", signalled)
+    error: type[BaseException] = Interrupted if failure == "interrupted" else Exception
+    with pytest.raises(error) as caught:
+        pretrain(config)
+    assert multiprocessing.active_children() == []
+    assert caught.tb is not None  # the frames are still there
+
+
 def test_a_finished_run_that_is_started_again_ends_at_once_with_its_figures(tiny) -> None:
     folder = pretrain(tiny())
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
