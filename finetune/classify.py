@@ -33,8 +33,6 @@ from mae_et.atomic import write_atomically, write_text_atomically
 from mae_et.checkpoint import (
     TrainState,
     newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
     set_aside_newer,
 )
 from mae_et.config import duration_in_steps
@@ -56,7 +54,7 @@ from mae_et.failures import told_in_a_sentence
 from mae_et.folders import classes_without_images
 from mae_et.frequency import low_frequency_crop
 from mae_et.lock import sole_writer
-from mae_et.loop import steps
+from mae_et.loop import save, steps
 from mae_et.monitor import SCORES, Monitor, read_metrics
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast, autocast_dtype
@@ -255,17 +253,6 @@ def train(
         due = state.step % every == 0 or moment.last
         if evaluates and due and not moment.stopping:
             evaluate_and_keep(run, data, monitor)
-
-
-def save(run: Run, monitor: Monitor) -> None:
-    """Write a checkpoint, after the rows that it promises; delete those no longer wanted."""
-    monitor.flush()
-    output, plan = run.config.output, run.plan
-    folder = output.folder / "checkpoints"
-    save_checkpoint(folder, run.state, to_yaml(run.config), plan.to_dict())
-    every = output.keep_every
-    keep_every = None if every is None else duration_in_steps(every, plan.steps)
-    prune_checkpoints(folder, output.keep_last, keep_every)
 
 
 def classifier_step(

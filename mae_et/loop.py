@@ -9,10 +9,12 @@ from typing import TypeVar
 from torch import Tensor
 
 from mae_et import distributed
+from mae_et.checkpoint import prune_checkpoints, save_checkpoint
 from mae_et.config import duration_in_steps
+from mae_et.config_files import to_yaml
 from mae_et.curriculum import PlannedStage
 from mae_et.errors import Interrupted
-from mae_et.monitor import Row
+from mae_et.monitor import Monitor, Row
 from mae_et.optim import set_schedule
 from mae_et.run import Run
 from mae_et.signals import StopFlag
@@ -80,3 +82,14 @@ def steps(
         if stopping:
             distributed.barrier(world)
             raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.folder))
+
+
+def save(run: Run, monitor: Monitor) -> None:
+    """Write a checkpoint, after the rows that it promises; delete those no longer wanted."""
+    monitor.flush()
+    output, plan = run.config.output, run.plan
+    folder = output.folder / "checkpoints"
+    save_checkpoint(folder, run.state, to_yaml(run.config), plan.to_dict())
+    every = output.keep_every
+    keep_every = None if every is None else duration_in_steps(every, plan.steps)
+    prune_checkpoints(folder, output.keep_last, keep_every)

@@ -150,11 +150,13 @@ class Monitor:
     def _scores(self, row: Row) -> None:
         if self.writer is None:
             return
+        step, when = row["step"], row["time"]
+        compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
         for key, value in row.items():
             if key not in {"step", "time"}:
-                self.writer.add_scalar(
-                    f"validation/{key}", value, row["step"], walltime=row["time"]
-                )
+                self.writer.add_scalar(f"validation/{key}", value, step, walltime=when)
+                by_compute = f"validation_by_compute/{key}"
+                self.writer.add_scalar(by_compute, value, compute, walltime=when)
 
     def _scalars(self, row: Row) -> None:
         """Write a row against the step, and against the compute done in thousandths of an epoch."""

@@ -20,8 +20,6 @@ from mae_et.checkpoint import (
     TrainState,
     export_encoder,
     newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
     set_aside_newer,
 )
 from mae_et.config import PretrainConfig, duration_in_steps
@@ -45,7 +43,7 @@ from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.frequency import low_frequency_crop
 from mae_et.lock import sole_writer
-from mae_et.loop import steps
+from mae_et.loop import save, steps
 from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder
 from mae_et.monitor import Monitor, read_metrics
@@ -225,17 +223,6 @@ def draw(
         model, images, noise.to(images.device), config.model.mask_ratio, config.data
     )
     monitor.picture(run.state.step, picture(panels))
-
-
-def save(run: Run, monitor: Monitor) -> None:
-    """Write a checkpoint, after the rows that it promises; delete those no longer wanted."""
-    monitor.flush()
-    output, plan = run.config.output, run.plan
-    folder = output.folder / "checkpoints"
-    save_checkpoint(folder, run.state, to_yaml(run.config), plan.to_dict())
-    every = output.keep_every
-    keep_every = None if every is None else duration_in_steps(every, plan.steps)
-    prune_checkpoints(folder, output.keep_last, keep_every)
 
 
 def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor) -> None:

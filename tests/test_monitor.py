@@ -11,7 +11,7 @@ from torchvision.io import read_image
 
 from mae_et import pretrain
 from mae_et.curriculum import Curriculum
-from mae_et.monitor import TAGS, Monitor, describe, format_seconds, read_metrics
+from mae_et.monitor import SCORES, TAGS, Monitor, describe, format_seconds, read_metrics
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -107,6 +107,23 @@ def test_a_run_that_goes_on_doubles_no_step_and_drops_rows_after_its_checkpoint(
     assert [s.step for s in found.Scalars("loss/train")] == [2, 4, 6, 8]
     assert [s.step for s in found.Scalars("loss_by_compute/train")] == [200, 400, 600, 800]
     assert [i.step for i in found.Images("reconstructions")] == [2, 4, 6, 8]
+
+
+def test_scores_stand_against_step_and_compute_and_survive_going_on(tiny) -> None:
+    config = tiny()
+    plan = Curriculum.preset("etpp", 32, 8).plan(6, 40, 4)
+    for start, steps in ((0, [10, 20]), (10, [20, 30])):
+        monitor = Monitor(config, plan, start)
+        for step in steps:
+            monitor.score(step, {"top1": float(step)})
+        monitor.close()
+    assert [row["step"] for row in read_metrics(config.output.folder, SCORES)] == [10, 20, 30]
+    found = events(config.output.folder)
+    assert [(s.step, s.value) for s in found.Scalars("validation/top1")] == [
+        (10, 10), (20, 20), (30, 30),
+    ]  # fmt: skip
+    done = [round(1000 * plan.progress(step) * plan.equivalent_epochs) for step in (10, 20, 30)]
+    assert [s.step for s in found.Scalars("validation_by_compute/top1")] == done
 
 
 def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tiny, capsys, monkeypatch) -> None:
