@@ -39,23 +39,17 @@ from mae_et.config import duration_in_steps
 from mae_et.config_files import to_yaml
 from mae_et.cost import training_flops
 from mae_et.curriculum import Curriculum, Plan, PlannedStage
-from mae_et.data import (
-    PlannedBatches,
-    batches_of,
-    micro_batch_size,
-    sample_seed,
-    train_loader,
-    worker_count,
-)
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.folders import classes_without_images
 from mae_et.frequency import low_frequency_crop
+from mae_et.loading import training_batches, worker_count
 from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
 from mae_et.monitor import SCORES, Monitor, read_metrics
+from mae_et.order import micro_batch_size, sample_seed
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast, autocast_dtype
 from mae_et.run import Run, wrap
@@ -122,12 +116,7 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     run = prepare(config, network, plan, world, saved)
     del saved
     view = LabelledView(data.train, config.data, config.recipe, plan, config.seed)
-    batches = PlannedBatches(
-        plan, config.seed, run.micro_batch, world.rank, world.size, run.state.step
-    )
-    workers = worker_count(config.efficiency.workers, world.size)
-    loader = train_loader(view, batches, workers, pin_memory=world.device.type == "cuda")
-    with batches_of(loader) as loaded:
+    with training_batches(run, view) as loaded:
         if not world.is_main:
             train(run, loaded, data, None, stopped)
         else:

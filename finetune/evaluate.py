@@ -17,11 +17,12 @@ from mae_et import distributed
 from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig, check_statistics
 from mae_et.config_files import config_from_text
-from mae_et.data import EvalView, batches_of, eval_loader, normalise, worker_count
+from mae_et.data import EvalView, normalise
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.failures import told_in_a_sentence
+from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.precision import autocast, autocast_dtype
 from mae_et.weights import load_weights, mae_layout, read_file
 

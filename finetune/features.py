@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from mae_et.config import DataConfig, check_statistics
-from mae_et.data import EvalView, batches_of, eval_loader, normalise, worker_count
+from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.folders import Split
+from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.model import MaskedAutoencoder
 from mae_et.precision import autocast, autocast_dtype
 

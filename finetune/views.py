@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 from finetune.config import RecipeConfig
 from mae_et.config import DataConfig
 from mae_et.curriculum import Plan
-from mae_et.data import Draw, as_tensor, normalise, sample_seed, seeded, training_transform
+from mae_et.data import as_tensor, flipped_anew, normalise, seeded, training_transform
 from mae_et.datasets import Source
+from mae_et.order import Draw, sample_seed
 
 
 class Labelled(NamedTuple):
@@ -46,6 +47,12 @@ class LabelledView(Dataset[Labelled]):
             pixels = normalise(view[None], self.data.mean, self.data.std)[0]
             # Erased after normalising, for the noise that fills it is of unit variance.
             return Labelled(self.erase(pixels), torch.tensor(label))
+
+    def renewed(self, batch: Labelled, again: Tensor, seed: int) -> Labelled:
+        """Return a batch in which images that are used again are flipped anew."""
+        generator = torch.Generator().manual_seed(seed)
+        images = flipped_anew(batch.images, again, self.data.flip, generator)
+        return Labelled(images, batch.labels)
 
 
 def mix(batch: Labelled, recipe: RecipeConfig, classes: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -171,6 +171,13 @@ class DataConfig:
     (rand-mstd0.5-inc1); none by default, as in MAE."""
     eval_crop: float = 0.875
     """Share of the resized side that the centre crop keeps in evaluation (224 of 256)."""
+    replay: dict[int, int] | None = None
+    """Times that a loaded image is used, for each bandwidth named ({96: 4, 160: 2}): where loading
+    does not keep up, a batch is completed with images that were loaded shortly before, flipped and
+    masked anew (EfficientTrain++'s replay buffer). By default every image is loaded."""
+    replay_images: int = 4096
+    """Images that each process keeps in memory for that: 150 KB each in pre-training at 224, and
+    600 KB in classifiers."""
     synthetic_size: int = 64
     """Side of the synthetic images, in pixels."""
     synthetic_train: int = 4000
@@ -190,6 +197,10 @@ class DataConfig:
             low, high = getattr(self, name)
             _require(0 < low <= high, f"data.{name} must be two rising positive numbers")
         _require(self.scale[1] <= 1, "data.scale must not exceed 1")
+        _require(
+            all(times > 0 for times in (self.replay or {}).values()) and self.replay_images > 0,
+            "data.replay and data.replay_images must be positive",
+        )
         _require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
         _require(
             0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}"

@@ -1,4 +1,4 @@
-"""From samples to batches: seeded views, and batches drawn in the order that the plan says.
+"""From images to views: seeded random ones to train on, central ones to evaluate.
 
 All randomness is a function of (seed, epoch, sample): crop, flip, augmentation and mask noise. So
 the numbers depend neither on the number of workers, nor on where a run was interrupted, nor on how
@@ -6,20 +6,17 @@ a global batch is spread over processes and micro-batches.
 """
 
 import contextlib
-import hashlib
-import os
 import random
-import signal
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
 from torchvision.transforms import (
     CenterCrop,
     Compose,
@@ -34,19 +31,9 @@ from mae_et.config import DataConfig
 from mae_et.curriculum import Plan
 from mae_et.datasets import Source
 from mae_et.errors import RunFailed, UserError
-from mae_et.signals import STOP_SIGNALS
+from mae_et.order import Draw, sample_seed
 
 BICUBIC = InterpolationMode.BICUBIC
-WORKER_GRACE_SECONDS = 120
-AnyBatch = TypeVar("AnyBatch")
-
-
-class Draw(NamedTuple):
-    """One sample of a batch: which image, in which pass over the data, at which stage."""
-
-    sample: int
-    epoch: int
-    stage: int
 
 
 class Batch(NamedTuple):
@@ -56,12 +43,6 @@ class Batch(NamedTuple):
     """uint8 [B C H W] at the base size (float32 where the files are)."""
     noise: Tensor
     """float32 [B N]: the mask's noise, on the stage's grid."""
-
-
-def sample_seed(*key: int) -> int:
-    """Return a 63-bit seed that is a function of integers, the same on every machine."""
-    digest = hashlib.blake2b(np.asarray(key, dtype="<i8").tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 @contextlib.contextmanager
@@ -84,6 +65,7 @@ class TrainView(Dataset[Batch]):
 
     def __init__(self, source: Source, config: DataConfig, plan: Plan, patch: int, seed: int):
         self.source, self.seed = source, seed
+        self.flip = config.flip
         self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
         self.transforms = [
             training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
@@ -98,6 +80,13 @@ class TrainView(Dataset[Batch]):
             view = self.transforms[draw.stage](image)
             noise = torch.rand(self.patches[draw.stage])
         return Batch(as_tensor(view), noise)
+
+    def renewed(self, batch: Batch, again: Tensor, seed: int) -> Batch:
+        """Return a batch in which images that are used again have a fresh mask and flip."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.rand(batch.noise.shape, generator=generator)
+        images = flipped_anew(batch.images, again, self.flip, generator)
+        return Batch(images, torch.where(again[:, None], noise, batch.noise))
 
 
 class EvalView(Dataset[tuple[Tensor, int]]):
@@ -115,6 +104,18 @@ class EvalView(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.source[index]
         return as_tensor(self.transform(image)), label
+
+
+def flipped_anew(images: Tensor, which: Tensor, chance: float, generator: Generator) -> Tensor:
+    """Return images [B C H W] of which those that are marked [B] are flipped once more or not.
+
+    Of images that were flipped with another chance than a half, a second flip would change the
+    chance; they are left.
+    """
+    coins = torch.rand(len(images), generator=generator) < 0.5
+    if chance != 0.5:
+        return images
+    return torch.where((which & coins)[:, None, None, None], images.flip(-1), images)
 
 
 def as_tensor(image: Image.Image | Tensor) -> Tensor:
@@ -139,148 +140,6 @@ def statistics(
     """
     centre, spread = torch.tensor([mean, std], device=device)[..., None, None]
     return centre, spread
-
-
-class PlannedBatches(Sampler[list[Draw]]):
-    """The plan's batches, for one process, in micro-batches.
-
-    Step s of the run takes the samples s*batch ... (s+1)*batch - 1 of an endless sequence of
-    permutations of the data set; process r takes the r-th equal part of each batch. The stage
-    travels with each sample, so that workers that fetch ahead always apply the right transform.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        seed: int,
-        micro_batch: Callable[[int], int],
-        rank: int = 0,
-        world: int = 1,
-        start: int = 0,
-    ):
-        self.plan, self.seed, self.micro_batch = plan, seed, micro_batch
-        self.rank, self.world, self.start = rank, world, start
-
-    def __len__(self) -> int:
-        share = self.plan.batch_size // self.world
-        steps = (
-            (max(0, s.start + s.steps - max(s.start, self.start)), self.micro_batch(s.bandwidth))
-            for s in self.plan.stages
-        )
-        return sum(count * (share // micro) for count, micro in steps)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        share = self.plan.batch_size // self.world
-        for step in range(self.start, self.plan.steps):
-            stage = self.plan.at(step)
-            micro = self.micro_batch(stage.bandwidth)
-            first = step * self.plan.batch_size + self.rank * share
-            for place in range(first, first + share, micro):
-                yield [self._draw(i, stage.index) for i in range(place, place + micro)]
-
-    def _draw(self, place: int, stage: int) -> Draw:
-        epoch, offset = divmod(place, self.plan.dataset_size)
-        order = permutation(self.plan.dataset_size, self.seed, epoch)
-        return Draw(int(order[offset]), epoch, stage)
-
-
-def micro_batch_size(
-    asked: int | dict[int, int] | None, plan: Plan, world: int
-) -> Callable[[int], int]:
-    """Return a function from a bandwidth to the images of one forward pass of one process.
-
-    It divides a process's share of the batch into equal parts, no larger than what is asked for
-    (see `EfficiencyConfig.micro_batch`).
-
-    Raises:
-        UserError: the processes do not divide the batch, or other bandwidths are named than the
-            curriculum has.
-    """
-    if plan.batch_size % world:
-        raise UserError(f"optim.batch_size {plan.batch_size} is not divided by {world} processes")
-    share = plan.batch_size // world
-    bandwidths = {stage.bandwidth for stage in plan.stages}
-    if isinstance(asked, dict) and set(asked) != bandwidths:
-        raise UserError(
-            f"efficiency.micro_batch names the bandwidths {sorted(asked)}, the curriculum has "
-            f"{sorted(bandwidths)}"
-        )
-
-    def size(bandwidth: int) -> int:
-        limit = share
-        if isinstance(asked, dict):
-            limit = min(share, asked[bandwidth])
-        elif asked is not None:
-            limit = min(share, asked * plan.base**2 // bandwidth**2)
-        return next(part for part in range(limit, 0, -1) if share % part == 0)
-
-    return lru_cache(size)
-
-
-@lru_cache(maxsize=2)
-def permutation(size: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of the samples in an epoch, int64 [size]."""
-    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
-    return torch.randperm(size, generator=generator)
-
-
-def worker_count(asked: int | None, world: int = 1) -> int:
-    """Return the loader processes of one training process: as asked, or its share of the cores."""
-    if asked is not None:
-        return asked
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(16, max(1, cores // here))
-
-
-def train_loader(
-    view: Dataset[AnyBatch], batches: PlannedBatches, workers: int, pin_memory: bool
-) -> DataLoader[AnyBatch]:
-    """Return a loader of the plan's micro-batches, from its first step to its last."""
-    return DataLoader(
-        view,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_signals,
-    )
-
-
-def eval_loader(
-    view: Dataset[tuple[Tensor, int]], batch_size: int, workers: int
-) -> DataLoader[Any]:
-    """Return a loader of images [B C H W] and labels [B], in order, the last batch short."""
-    return DataLoader(
-        view, batch_size=batch_size, num_workers=workers, worker_init_fn=_leave_signals
-    )
-
-
-@contextlib.contextmanager
-def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
-    """Iterate over a loader, and end its processes with the block, however it ends.
-
-    An error keeps the frames that hold the iterator alive, and Python would wait at its exit for
-    processes that wait for work.
-    """
-    batches = iter(loader)
-    try:
-        yield batches
-    finally:
-        end = getattr(batches, "_shutdown_workers", None)  # absent without workers
-        if end is not None:
-            end()
-
-
-def _leave_signals(worker: int) -> None:
-    """Let the training process decide.
-
-    Launchers signal the whole group, and a worker that died of it would take the run along before
-    it could save. It dies a while after the request to terminate, should nobody have ended it.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
 
 
 def _refuse_arrays(image: Image.Image | Tensor) -> Image.Image:

@@ -29,25 +29,22 @@ from mae_et.curriculum import Curriculum, Plan, PlannedStage
 from mae_et.data import (
     Batch,
     EvalView,
-    PlannedBatches,
     TrainView,
-    batches_of,
-    micro_batch_size,
     normalise,
-    train_loader,
-    worker_count,
 )
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.frequency import low_frequency_crop
+from mae_et.loading import training_batches
 from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
 from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder
 from mae_et.monitor import Monitor, read_metrics
 from mae_et.optim import build_optimizer
+from mae_et.order import micro_batch_size
 from mae_et.panels import picture, reconstruction_panels
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast_dtype
@@ -94,12 +91,7 @@ def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
     run, model = prepare(config, plan, world, saved)
     del saved
     view = TrainView(source, config.data, plan, config.model.patch, config.seed)
-    batches = PlannedBatches(
-        plan, config.seed, run.micro_batch, world.rank, world.size, run.state.step
-    )
-    workers = worker_count(config.efficiency.workers, world.size)
-    loader = train_loader(view, batches, workers, pin_memory=world.device.type == "cuda")
-    with batches_of(loader) as loaded:
+    with training_batches(run, view) as loaded:
         if not world.is_main:
             train(run, model, loaded, None, source, stopped)
         else:

@@ -25,9 +25,9 @@ from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint
 from mae_et.cli import main
 from mae_et.config import DataConfig
-from mae_et.data import Draw
 from mae_et.distributed import World
 from mae_et.monitor import SCORES, read_metrics
+from mae_et.order import Draw
 from mae_et.synthetic import Synthetic
 
 SMALL = """
@@ -124,7 +124,10 @@ def test_a_probe_leaves_the_encoder_as_it_was(small, encoder: Path, probe: str) 
 RESNET = ["--model.backbone=resnet10t", "--model.encoder_heads=null", "--optim.optimizer=lamb"]
 
 
-@pytest.mark.parametrize("flags", [[], RECIPE, RESNET])
+REPLAY = ["--data.replay={32: 2}", "--data.replay_images=16"]
+
+
+@pytest.mark.parametrize("flags", [[], RECIPE, RESNET, REPLAY])
 def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
     small, monkeypatch, flags
 ) -> None:

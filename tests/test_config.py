@@ -18,7 +18,7 @@ from mae_et.config import (
     duration_in_steps,
 )
 from mae_et.config_files import config_from_text, find_config, to_yaml
-from mae_et.data import micro_batch_size
+from mae_et.order import micro_batch_size
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))

@@ -92,6 +92,20 @@ def test_killed_and_restarted_is_never_interrupted_bit_for_bit(
     same_end(pretrain(config), saved)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_that_replays_goes_on_with_what_it_would_have_replayed(
+    tiny, workers: int
+) -> None:
+    flags = ["--data.replay={16: 3, 24: 2}", "--data.replay_images=9"]
+    whole = pretrain(tiny(*flags, f"--output.folder={tiny().output.folder}-whole"))
+    saved = newest_checkpoint(whole / "checkpoints")
+    assert saved is not None
+    stages = json.loads((whole / "plan.json").read_text())["stages"]
+    config = tiny(*flags, f"--efficiency.workers={workers}", "--output.checkpoint_every=1")
+    run_until(config, stages[1]["start"] + 2, "train_step")
+    same_end(pretrain(config), saved)
+
+
 def test_killed_between_log_and_checkpoint_no_row_is_doubled_or_missing(
     tiny, uninterrupted
 ) -> None:

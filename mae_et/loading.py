@@ -1,0 +1,148 @@
+"""From views to batches on their way to the device: loader processes, and images used again."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mae_et.order import Draw, PlannedBatches, in_parts, sample_seed
+from mae_et.run import Run
+from mae_et.signals import STOP_SIGNALS
+
+WORKER_GRACE_SECONDS = 120
+AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
+
+
+class View(Protocol[AnyBatch]):
+    """Random views of a source."""
+
+    seed: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw, /) -> AnyBatch: ...
+
+    def renewed(self, batch: AnyBatch, again: Tensor, seed: int) -> AnyBatch:
+        """Return a batch in which images that are used again, marked [B], are seen anew."""
+
+
+@contextlib.contextmanager
+def training_batches(run: Run, view: Any) -> Iterator[Iterator[Any]]:
+    """Load a run's micro-batches, from its state's step to the plan's last.
+
+    Raises:
+        UserError: see `PlannedBatches`.
+    """
+    config, plan, world = run.config, run.plan, run.world
+    batches = PlannedBatches(
+        plan,
+        config.seed,
+        run.micro_batch,
+        world.rank,
+        world.size,
+        run.state.step,
+        config.data.replay,
+        config.data.replay_images,
+    )
+    workers = worker_count(config.efficiency.workers, world.size)
+    pin_memory = world.device.type == "cuda"
+    with batches_of(train_loader(view, batches, workers, pin_memory)) as loaded:
+        yield replayed(loaded, batches, view, pin_memory) if batches.times else loaded
+
+
+def replayed(
+    loaded: Iterator[AnyBatch], batches: PlannedBatches, view: View[AnyBatch], pin_memory: bool
+) -> Iterator[AnyBatch]:
+    """Yield the micro-batches of every step, with the images in them that are used again.
+
+    Args:
+        loaded: what a loader makes of `batches`.
+        batches: the order.
+        view: renews what is used again.
+        pin_memory: whether what is put together is pinned, for a copy to a GPU.
+    """
+    held: dict[Draw, tuple[Tensor, ...]] = {}
+    for step in batches.steps():
+        size = batches.micro_batch(step.stage.bandwidth)
+        if not batches.replays(step.stage):
+            for _ in in_parts(step.loaded, size):
+                yield next(loaded)
+            continue
+        for part in in_parts(step.loaded, size):
+            batch = next(loaded)
+            kind: Any = type(batch)
+            for draw, sample in zip(part, zip(*batch, strict=True), strict=True):
+                # Without a copy each sample would keep the whole batch in memory.
+                held[draw] = tuple(tensor.clone() for tensor in sample)
+        for number, part in enumerate(in_parts(step.used, size)):
+            stacked = (torch.stack(same) for same in zip(*(held[d] for d in part), strict=True))
+            again = torch.arange(len(part)) + number * size >= step.new
+            seed = sample_seed(view.seed, step.step, batches.rank, number)
+            renewed = view.renewed(kind(*stacked), again, seed)
+            yield kind(*(tensor.pin_memory() for tensor in renewed)) if pin_memory else renewed
+        for draw in step.dropped:
+            del held[draw]
+
+
+def worker_count(asked: int | None, world: int = 1) -> int:
+    """Return the loader processes of one training process: as asked, or its share of the cores."""
+    if asked is not None:
+        return asked
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(16, max(1, cores // here))
+
+
+def train_loader(
+    view: Dataset[AnyBatch], batches: PlannedBatches, workers: int, pin_memory: bool
+) -> DataLoader[AnyBatch]:
+    """Return a loader of the plan's micro-batches, from its first step to its last."""
+    return DataLoader(
+        view,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals,
+    )
+
+
+def eval_loader(
+    view: Dataset[tuple[Tensor, int]], batch_size: int, workers: int
+) -> DataLoader[Any]:
+    """Return a loader of images [B C H W] and labels [B], in order, the last batch short."""
+    return DataLoader(
+        view, batch_size=batch_size, num_workers=workers, worker_init_fn=_leave_signals
+    )
+
+
+@contextlib.contextmanager
+def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
+    """Iterate over a loader, and end its processes with the block, however it ends.
+
+    An error keeps the frames that hold the iterator alive, and Python would wait at its exit for
+    processes that wait for work.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        end = getattr(batches, "_shutdown_workers", None)  # absent without workers
+        if end is not None:
+            end()
+
+
+def _leave_signals(worker: int) -> None:
+    """Let the training process decide.
+
+    Launchers signal the whole group, and a worker that died of it would take the run along before
+    it could save. It dies a while after the request to terminate, should nobody have ended it.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))

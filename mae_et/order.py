@@ -1,0 +1,210 @@
+"""Which images a step shows: the plan's batches, and which of their images are used again.
+
+The order is a function of (seed, step): it depends neither on where a run was interrupted nor on
+the number of workers, nor, without replay, on how a batch is spread over processes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from mae_et.curriculum import Plan, PlannedStage
+from mae_et.errors import UserError
+
+_REPLAY = -2  # keeps replay's draws apart from those of a permutation
+
+
+class Draw(NamedTuple):
+    """One sample of a batch: which image, in which pass over the data, at which stage."""
+
+    sample: int
+    epoch: int
+    stage: int
+
+
+class StepDraws(NamedTuple):
+    """What one process needs for one step."""
+
+    step: int
+    stage: PlannedStage
+    loaded: list[Draw]
+    """Samples to be loaded."""
+    used: list[Draw]
+    """Samples that are trained on: those that are new, then those that are used again."""
+    new: int
+    """How many of the used ones are new."""
+    dropped: list[Draw]
+    """Samples that are not used after this step."""
+
+
+def sample_seed(*key: int) -> int:
+    """Return a 63-bit seed that is a function of integers, the same on every machine."""
+    digest = hashlib.blake2b(np.asarray(key, dtype="<i8").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@lru_cache(maxsize=2)
+def permutation(size: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of the samples in an epoch, int64 [size]."""
+    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
+    return torch.randperm(size, generator=generator)
+
+
+class PlannedBatches(Sampler[list[Draw]]):
+    """The samples to load for the plan's batches, for one process, in micro-batches.
+
+    Without replay, step s of the run takes the samples s*batch ... (s+1)*batch - 1 of an endless
+    sequence of permutations of the data set; process r takes the r-th equal part of each batch. The
+    stage travels with each sample, so that workers that fetch ahead always apply the right
+    transform.
+
+    With replay (EfficientTrain++, arXiv 2405.08768, for loaders that do not keep up), a step at a
+    bandwidth of `times` t loads 1/t of its batch, and takes the rest at random from the samples
+    that this process loaded last in the same stage. A run that goes on loads again what it had at
+    hand, when it is drawn: the numbers are those of a run that was never stopped.
+
+    Args:
+        plan: the plan.
+        seed: of the order.
+        micro_batch: from a bandwidth to the images of one forward pass.
+        rank: this process.
+        world: number of processes.
+        start: step to begin with.
+        times: bandwidths at which each loaded sample is used more than once, and how often.
+        kept: samples that a process keeps to draw from.
+
+    Raises:
+        UserError: `times` names a bandwidth that the plan has not, or a batch is not divided.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        seed: int,
+        micro_batch: Callable[[int], int],
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        times: Mapping[int, int] | None = None,
+        kept: int = 0,
+    ):
+        self.plan, self.seed, self.micro_batch = plan, seed, micro_batch
+        self.rank, self.world, self.start = rank, world, start
+        self.times = dict(times or {})
+        # No more than an epoch of its own, so that draws are of two permutations at most.
+        self.kept = min(kept, plan.dataset_size // world)
+        bandwidths = {stage.bandwidth for stage in plan.stages}
+        if not set(self.times) <= bandwidths:
+            raise UserError(
+                f"data.replay names the bandwidths {sorted(self.times)}, the curriculum has "
+                f"{sorted(bandwidths)}"
+            )
+        for bandwidth, count in self.times.items():
+            if plan.batch_size % (count * world):
+                raise UserError(
+                    f"optim.batch_size {plan.batch_size} is not divided by {count} uses of an "
+                    f"image (data.replay at bandwidth {bandwidth}) on {world} processes"
+                )
+        counts = (stage.steps * self._share(stage) * world for stage in plan.stages)
+        self._before = [0, *accumulate(counts)]
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in self.steps():
+            yield from in_parts(step.loaded, self.micro_batch(step.stage.bandwidth))
+
+    def replays(self, stage: PlannedStage) -> bool:
+        """Return whether a stage uses samples again."""
+        return self._times(stage) > 1
+
+    def steps(self) -> Iterator[StepDraws]:
+        """Yield what each step loads and uses, from the first one on."""
+        held: set[Draw] = set()
+        for step in range(self.start, self.plan.steps):
+            stage = self.plan.at(step)
+            new = self._new(step, stage)
+            if not self.replays(stage):
+                yield StepDraws(step, stage, new, new, len(new), [])
+                continue
+            last = (step - stage.start + 1) * len(new)
+            first = max(0, last - self.kept)
+            generator = torch.Generator()
+            generator.manual_seed(sample_seed(self.seed, step, self.rank, _REPLAY))
+            count = (self._times(stage) - 1) * len(new)
+            places = torch.randint(first, last, (count,), generator=generator).tolist()
+            again = [self._own(place, stage) for place in places]
+            loaded = list(dict.fromkeys(d for d in new + again if d not in held))
+            held.update(loaded)
+            following = min(last, max(0, last + len(new) - self.kept))
+            if step + 1 == stage.start + stage.steps:
+                following = last
+            leaving = (self._own(place, stage) for place in range(first, following))
+            dropped = [draw for draw in leaving if draw in held]  # not all were loaded again
+            held.difference_update(dropped)
+            yield StepDraws(step, stage, loaded, new + again, len(new), dropped)
+
+    def _times(self, stage: PlannedStage) -> int:
+        return self.times.get(stage.bandwidth, 1)
+
+    def _share(self, stage: PlannedStage) -> int:
+        """Return the new samples of a step on this process."""
+        return self.plan.batch_size // self._times(stage) // self.world
+
+    def _new(self, step: int, stage: PlannedStage) -> list[Draw]:
+        share = self._share(stage)
+        first = (step - stage.start) * share
+        return [self._own(place, stage) for place in range(first, first + share)]
+
+    def _own(self, place: int, stage: PlannedStage) -> Draw:
+        """Return the sample at a place of this process's own sequence in a stage."""
+        share = self._share(stage)
+        step, offset = divmod(place, share)
+        everyones = self._before[stage.index] + (step * self.world + self.rank) * share + offset
+        epoch, in_epoch = divmod(everyones, self.plan.dataset_size)
+        order = permutation(self.plan.dataset_size, self.seed, epoch)
+        return Draw(int(order[in_epoch]), epoch, stage.index)
+
+
+def in_parts(draws: list[Draw], size: int) -> Iterator[list[Draw]]:
+    """Yield a list in parts of a size, the last one shorter where it does not divide."""
+    for first in range(0, len(draws), size):
+        yield draws[first : first + size]
+
+
+def micro_batch_size(
+    asked: int | dict[int, int] | None, plan: Plan, world: int
+) -> Callable[[int], int]:
+    """Return a function from a bandwidth to the images of one forward pass of one process.
+
+    It divides a process's share of the batch into equal parts, no larger than what is asked for
+    (see `EfficiencyConfig.micro_batch`).
+
+    Raises:
+        UserError: the processes do not divide the batch, or other bandwidths are named than the
+            curriculum has.
+    """
+    if plan.batch_size % world:
+        raise UserError(f"optim.batch_size {plan.batch_size} is not divided by {world} processes")
+    share = plan.batch_size // world
+    bandwidths = {stage.bandwidth for stage in plan.stages}
+    if isinstance(asked, dict) and set(asked) != bandwidths:
+        raise UserError(
+            f"efficiency.micro_batch names the bandwidths {sorted(asked)}, the curriculum has "
+            f"{sorted(bandwidths)}"
+        )
+
+    def size(bandwidth: int) -> int:
+        limit = share
+        if isinstance(asked, dict):
+            limit = min(share, asked[bandwidth])
+        elif asked is not None:
+            limit = min(share, asked * plan.base**2 // bandwidth**2)
+        return next(part for part in range(limit, 0, -1) if share % part == 0)
+
+    return lru_cache(size)

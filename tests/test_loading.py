@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from mae_et import Curriculum, Stage
+from mae_et.config import DataConfig
+from mae_et.data import Batch, TrainView
+from mae_et.loading import replayed, train_loader, worker_count
+from mae_et.order import PlannedBatches, micro_batch_size
+from mae_et.synthetic import Synthetic
+
+PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
+
+
+def view(augment: str | None = None) -> TrainView:
+    return TrainView(Synthetic(50, 32), DataConfig(augment=augment), PLAN, 8, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_changes_nothing(workers: int) -> None:
+    batches = PlannedBatches(PLAN, 0, micro_batch_size(4, PLAN, 1))
+    alone = list(train_loader(view("rand-mstd0.5-inc1"), batches, 0, False))
+    spread = list(train_loader(view("rand-mstd0.5-inc1"), batches, workers, False))
+    assert len(alone) == len(list(batches))
+    for one, other in zip(alone, spread, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.noise, other.noise)
+
+
+def test_a_process_takes_the_workers_asked_for_or_a_share_of_the_cores() -> None:
+    assert worker_count(3) == 3
+    assert 1 <= worker_count(None) <= 16
+
+
+def replay(start: int = 0, micro: int = 4) -> list[Batch]:
+    size = micro_batch_size(micro, PLAN, 1)
+    batches = PlannedBatches(PLAN, 0, size, start=start, times={16: 3}, kept=10)
+    return list(replayed(iter(train_loader(view(), batches, 0, False)), batches, view(), False))
+
+
+def images(batches: list[Batch]) -> torch.Tensor:
+    return torch.cat([batch.images for batch in batches])
+
+
+def test_replay_fills_each_batch_and_shows_again_what_was_loaded() -> None:
+    first = PLAN.stages[0]
+    batches = replay(micro=12)
+    assert len(batches) == PLAN.steps
+    assert {len(batch.images) for batch in batches} == {12}
+    loaded: list[torch.Tensor] = []
+    flips = 0
+    for batch in batches[: first.steps]:
+        loaded += batch.images[:4]  # a third is new
+        for image in batch.images[4:]:
+            as_it_was = any(torch.equal(image, other) for other in loaded[-10:])
+            flipped = any(torch.equal(image.flip(-1), other) for other in loaded[-10:])
+            assert as_it_was or flipped
+            flips += flipped
+        assert len({tuple(noise.tolist()) for noise in batch.noise}) == 12  # masks are all fresh
+    assert 0 < flips < 8 * first.steps
+    assert len(loaded) == 4 * first.steps
+
+
+@pytest.mark.parametrize("start", [1, 5, PLAN.stages[0].steps - 1])
+def test_a_run_that_goes_on_replays_the_same_images_and_masks(start: int) -> None:
+    whole, rest = replay(micro=12)[start:], replay(start, micro=12)
+    assert torch.equal(images(whole), images(rest))
+    for one, other in zip(whole, rest, strict=True):
+        assert torch.equal(one.noise, other.noise)
+
+
+def test_replayed_images_of_unflippable_data_are_not_flipped() -> None:
+    never = TrainView(Synthetic(50, 32), DataConfig(flip=0.0), PLAN, 8, 0)
+    batch = Batch(torch.arange(8).reshape(2, 1, 1, 4), torch.rand(2, 4))
+    for seed in range(10):
+        renewed = never.renewed(batch, torch.tensor([False, True]), seed)
+        assert torch.equal(renewed.images, batch.images)
+        assert torch.equal(renewed.noise[0], batch.noise[0])
+        assert not torch.equal(renewed.noise[1], batch.noise[1])

@@ -1,0 +1,155 @@
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+
+from mae_et import Curriculum, Stage, UserError
+from mae_et.order import (
+    Draw,
+    PlannedBatches,
+    StepDraws,
+    in_parts,
+    micro_batch_size,
+    permutation,
+    sample_seed,
+)
+
+PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
+# Two stages of 8 and 6 steps of 12 images.
+REPLAYED = {"times": {16: 3}, "kept": 10}
+
+
+def draws(**where: int) -> list[list[Draw]]:
+    return list(
+        PlannedBatches(PLAN, 0, micro_batch_size(None, PLAN, where.get("world", 1)), **where)
+    )
+
+
+def flat(parts) -> list[Draw]:
+    return list(itertools.chain.from_iterable(parts))
+
+
+def test_every_epoch_is_a_permutation_and_batches_run_across_its_end() -> None:
+    order = [draw for batch in draws() for draw in batch]
+    assert len(order) == PLAN.images
+    for epoch in range(PLAN.images // 50):
+        window = order[50 * epoch : 50 * (epoch + 1)]
+        assert sorted(draw.sample for draw in window) == list(range(50))
+        assert {draw.epoch for draw in window} == {epoch}
+    assert [d.sample for d in order[:50]] != [d.sample for d in order[50:100]]
+
+
+def test_the_stage_of_a_sample_is_that_of_its_step() -> None:
+    for step, batch in enumerate(draws()):
+        assert {draw.stage for draw in batch} == {PLAN.at(step).index}
+
+
+def test_ranks_split_each_batch_and_together_draw_what_one_process_draws() -> None:
+    alone, ranks = draws(), [draws(rank=r, world=3) for r in range(3)]
+    assert [flat(parts) for parts in zip(*ranks, strict=True)] == alone
+
+
+@pytest.mark.parametrize("start", [0, 1, PLAN.stages[0].steps, PLAN.steps - 1, PLAN.steps])
+def test_a_run_that_goes_on_draws_what_is_left(start: int) -> None:
+    assert draws(start=start) == draws()[start:]
+
+
+@pytest.mark.parametrize("asked", [None, 5, {16: 6, 32: 3}])
+@pytest.mark.parametrize("start", [0, 2])
+def test_micro_batches_divide_a_step_and_change_nothing(asked, start: int) -> None:
+    batches = PlannedBatches(PLAN, 0, micro_batch_size(asked, PLAN, 2), 1, 2, start)
+    parts = list(batches)
+    assert flat(parts) == flat(draws(rank=1, world=2, start=start))
+
+
+def test_a_micro_batch_grows_as_images_shrink_and_divides_a_process_s_share() -> None:
+    plan = Curriculum.preset("etpp", 224, 16).plan(10, 10_000, 4096)
+    size = micro_batch_size(128, plan, 8)
+    assert [size(b) for b in (224, 160, 96)] == [128, 128, 512]  # 128, 250 and 696 of 512
+    with pytest.raises(UserError, match="not divided by 3 processes"):
+        micro_batch_size(None, plan, 3)
+    for asked in ({96: 64}, {96: 64, 160: 32, 224: 32, 256: 8}):
+        with pytest.raises(UserError, match=r"the curriculum has \[96, 160, 224\]"):
+            micro_batch_size(asked, plan, 8)
+
+
+def test_seeds_of_neighbouring_keys_are_unrelated_and_fixed() -> None:
+    assert sample_seed(0, 0, 0) == 1445694884619442965
+    assert len({sample_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}) == 125
+
+
+def test_the_order_of_an_epoch_is_fixed_by_the_seed() -> None:
+    assert torch.equal(permutation(10, 0, 0), permutation(10, 0, 0))
+    assert not torch.equal(permutation(100, 0, 0), permutation(100, 1, 0))
+
+
+def steps(start: int = 0, rank: int = 0, world: int = 1) -> list[StepDraws]:
+    size = micro_batch_size(None, PLAN, world)
+    return list(PlannedBatches(PLAN, 0, size, rank, world, start, **REPLAYED).steps())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_replay_loads_a_share_of_each_batch_and_takes_the_rest_from_what_was_loaded_last(
+    world: int,
+) -> None:
+    for rank in range(world):
+        loaded: list[Draw] = []
+        for step in steps(0, rank, world):
+            replays = step.stage.bandwidth == 16
+            assert len(step.used) == 12 // world
+            assert len(step.loaded) == step.new == 12 // world // (3 if replays else 1)
+            assert step.used[: step.new] == step.loaded
+            loaded += step.loaded
+            if replays:
+                assert set(step.used[step.new :]) <= set(loaded[-10:])
+        assert len(set(loaded)) == len(loaded)
+
+
+def test_replay_uses_each_image_as_often_as_asked_on_average_and_draws_anew_each_step() -> None:
+    first = PLAN.stages[0]
+    uses = Counter(draw for step in steps()[: first.steps] for draw in step.used)
+    assert sum(uses.values()) / len(uses) == 3
+    again = [tuple(step.used[step.new :]) for step in steps()[: first.steps]]
+    assert len(set(again)) == len(again)
+
+
+def test_replay_with_all_processes_goes_through_the_data_in_epochs() -> None:
+    ranks = [steps(0, rank, 2) for rank in range(2)]
+    loaded = flat(flat(step.loaded for step in both) for both in zip(*ranks, strict=True))
+    for epoch in range(len(loaded) // 50):
+        window = loaded[50 * epoch : 50 * (epoch + 1)]
+        assert sorted(draw.sample for draw in window) == list(range(50))
+
+
+@pytest.mark.parametrize("start", [1, 3, 7, PLAN.stages[1].start, PLAN.steps - 1])
+def test_a_replay_that_goes_on_uses_the_same_and_loads_what_it_has_lost(start: int) -> None:
+    whole, rest = steps()[start:], steps(start)
+    assert [step.used for step in rest] == [step.used for step in whole]
+    held: set[Draw] = set()
+    for step in rest:
+        if step.stage.bandwidth != 16:
+            assert step.used == step.loaded
+            continue
+        assert not held & set(step.loaded)
+        held |= set(step.loaded)
+        assert set(step.used) <= held
+        held -= set(step.dropped)
+        assert len(held) <= 10
+    assert not held
+
+
+def test_the_loader_is_asked_for_what_the_steps_load() -> None:
+    batches = PlannedBatches(PLAN, 0, micro_batch_size(3, PLAN, 1), **REPLAYED)
+    parts = [part for step in batches.steps() for part in in_parts(step.loaded, 12)]
+    assert flat(batches) == flat(parts)
+    assert max(map(len, batches)) <= 12
+
+
+@pytest.mark.parametrize(
+    ("times", "sentence"),
+    [({24: 2}, r"names the bandwidths \[24\], the curriculum has \[16, 32\]"), ({16: 5}, "5 uses")],
+)
+def test_replay_that_does_not_fit_the_plan_is_refused(times, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        PlannedBatches(PLAN, 0, micro_batch_size(None, PLAN, 1), times=times, kept=10)
