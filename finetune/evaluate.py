@@ -114,7 +114,8 @@ class EvaluateConfig:
     encoder_heads: int | None = None
     """Heads of the encoder, where its width is no published one."""
     output: Path | None = None
-    """Folder for the confusion table and the scores of each class (CSV); none by default."""
+    """Folder for the scores (results.json), the confusion table and the scores of each class (CSV);
+    none by default."""
     batch_size: int = 256
     """Images per forward pass."""
     workers: int | None = None
@@ -159,9 +160,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             )  # fmt: skip
     finally:
         distributed.stop(world)
+    results = {"data": str(data.root or data.source)} | scores.summary()
     if config.output is not None and world.is_main:
         write_tables(config.output, scores, list(source.classes))
-    return {"data": str(data.root or data.source)} | scores.summary()
+        write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
+    return results
 
 
 def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:

@@ -44,6 +44,8 @@ class ProbeConfig:
     """Heads of the encoder, where its width is no published one."""
     decoder_heads: int | None = None
     """Heads of the decoder, likewise."""
+    output: Path | None = None
+    """Folder for the scores (results.json); they are printed alone by default."""
     batch_size: int = 256
     """Images per forward pass."""
     workers: int | None = None
@@ -75,6 +77,10 @@ class Features(NamedTuple):
     """int64 [N]."""
     classes: int
     """Number of classes."""
+
+    def to(self, device: torch.device) -> "Features":
+        """Return the features on a device."""
+        return Features(self.vectors.to(device), self.labels.to(device), self.classes)
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ def knn_accuracy(
 ) -> float:
     """Return the share of validation images, in percent, that their neighbours' votes get right.
 
+    It is computed where the features are.
+
     Args:
         train: features that vote.
         val: features that are judged.
@@ -29,7 +31,7 @@ def knn_accuracy(
         F.normalize(val.vectors, dim=1).split(CHUNK), val.labels.split(CHUNK), strict=True
     ):
         cosine, nearest = (vectors @ bank.T).topk(k, dim=1)
-        votes = torch.zeros(len(vectors), train.classes)
+        votes = torch.zeros(len(vectors), train.classes, device=vectors.device)
         # Relative to the nearest: the votes' ratios are the same and none overflows.
         weights = ((cosine - cosine[:, :1]) / temperature).exp()
         votes.scatter_add_(1, train.labels[nearest], weights)

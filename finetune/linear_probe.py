@@ -5,6 +5,7 @@ is their standardisation by the training set. The learning rate is chosen on a t
 images that is held out, never on the validation set; the head is then trained on all of them.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class ProbeResult(NamedTuple):
 
 
 def probe_features(train: Features, val: Features, epochs: int = 100, seed: int = 0) -> ProbeResult:
-    """Train a linear classifier on features and score it.
+    """Train a linear classifier on features and score it, where the features are.
 
     Args:
         train: features to train on.
@@ -71,21 +72,22 @@ def train_heads(
     Returns:
         [R D+1 classes], the bias last.
     """
-    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-    heads = torch.zeros(len(learning_rates), inputs.shape[1], classes)
+    device = inputs.device
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1, device=device)], dim=1)
+    heads = torch.zeros(len(learning_rates), inputs.shape[1], classes, device=device)
     velocity = torch.zeros_like(heads)
-    rates = torch.tensor(learning_rates)[:, None, None]
-    generator = torch.Generator().manual_seed(seed)
+    rates = torch.tensor(learning_rates, device=device)[:, None, None]
+    generator = torch.Generator().manual_seed(seed)  # of the CPU: the same order on any device
     batches = max(1, len(inputs) // BATCH)
     for step in range(epochs * batches):
         if step % batches == 0:
-            chunks = torch.randperm(len(inputs), generator=generator).chunk(batches)
+            chunks = torch.randperm(len(inputs), generator=generator).to(device).chunk(batches)
         chosen = chunks[step % batches]
         x, y = inputs[chosen], F.one_hot(labels[chosen], classes)
         error = (x @ heads).softmax(dim=-1) - y  # [R B classes], cross-entropy's own gradient
         gradient = x.T @ error / len(x)
         velocity = MOMENTUM * velocity + gradient
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / (epochs * batches))))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / (epochs * batches)))
         heads -= rates * cosine * velocity
     return heads
 

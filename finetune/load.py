@@ -6,22 +6,24 @@ the head of a linear probe.
 """
 
 import copy
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed, trunc_normal_
+from timm.models import model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig, Pool, Probe
 from mae_et.errors import UserError
-from mae_et.pretrained import PUBLISHED_ENCODER_HEADS, heads_of
-from mae_et.weights import Weights, load_weights, read_file, unwrap
+from mae_et.pretrained import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
+from mae_et.weights import PROBE_EPSILON, Weights, differences, load_weights, read_file, unwrap
 
 HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
-PROBE_EPSILON = 1e-6
 
 
 def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
@@ -106,7 +108,7 @@ def vit_around(
         patch_size=patch,
         in_chans=channels,
         embed_dim=width,
-        depth=len({name.split(".")[1] for name in encoder if name.startswith("blocks.")}),
+        depth=depth_of(encoder),
         num_heads=heads_of("encoder", width, encoder_heads or said, PUBLISHED_ENCODER_HEADS),
         num_classes=classes,
         global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
@@ -179,28 +181,51 @@ def _backbone(config: NetworkConfig, classes: int) -> nn.Module:
 
 
 def _load_backbone(network: Any, checkpoint: Path, name: str) -> None:
-    """Load a checkpoint of the same timm model; a head of other classes stays new."""
+    """Load a checkpoint of the same timm model; a head of other classes stays new.
+
+    What was trained at another size of images or patches is adapted as timm adapts its own weights.
+    """
     path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
-    theirs, ours = unwrap(read_file(path)), network.state_dict()
     head = network.default_cfg.get("classifier", "head")
     heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))
-    kept = {
+    theirs, ours = unwrap(read_file(path)), network.state_dict()
+    kept = _without_other_heads(theirs, ours, heads)
+    if differences(kept, ours, may_lack=heads):
+        kept = _without_other_heads(_adapted(network, theirs), ours, heads)
+    differing = differences(kept, ours, may_lack=heads)
+    if differing:
+        raise UserError(f"{name} and {path} differ: {differing}")
+    network.load_state_dict(kept, strict=False)
+
+
+def _without_other_heads(
+    theirs: dict[str, Tensor], ours: dict[str, Tensor], heads: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Leave out the tensors of a head that tells other classes."""
+    return {
         key: tensor
         for key, tensor in theirs.items()
         if not (key.startswith(heads) and key in ours and ours[key].shape != tensor.shape)
     }
-    missing = [key for key in ours if key not in kept and not key.startswith(heads)]
-    wrong = [key for key in kept if key not in ours or ours[key].shape != kept[key].shape]
-    if missing or wrong:
-        listed = "; ".join(
-            f"{word} {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-            for word, keys in (("missing", missing), ("unknown or misshapen", wrong))
-            if keys
-        )
-        raise UserError(f"{name} and {path} differ: {listed}")
-    network.load_state_dict(kept, strict=False)
+
+
+def _adapted(network: Any, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pass weights through the function by which timm fits its own to a network of this kind.
+
+    It resamples tables of positions, biases of windows and patch embeddings. Weights come back as
+    they are where the network's module has none, or where it cannot make sense of them.
+    """
+    entry = model_entrypoint(network.default_cfg["architecture"])
+    adapt = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
+    if adapt is None:
+        return theirs
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of how timm indexes, which nobody can help
+            return adapt(dict(theirs), network)
+    except Exception:  # unknown names, shapes of another network: what differs is then told
+        return theirs
 
 
 def _initialise_head(network: Any, std: float) -> None:
@@ -223,17 +248,12 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _load(network: nn.Module, encoder: dict[str, Tensor], path: Path) -> None:
     """Load an encoder; only the norms of another pooling and the head may be left over or new."""
-    try:
-        missing, unexpected = network.load_state_dict(encoder, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit: {' '.join(str(error).split())}") from None
     # A new norm belongs to mean pooling alone; elsewhere the encoder's own must be there.
-    new = [name for name in missing if not name.startswith(("head.", "fc_norm.", "attn_pool."))]
-    left = [name for name in unexpected if not name.startswith(("norm.", "fc_norm."))]
-    for words, names in (("lacks", new), ("has unknown", left)):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise UserError(f"{path} {words} tensors: {', '.join(names[:5])}{more}")
+    new, left = ("head.", "fc_norm.", "attn_pool."), ("norm.", "fc_norm.")
+    differing = differences(encoder, network.state_dict(), may_lack=new, may_have=left)
+    if differing:
+        raise UserError(f"{path} does not fit: {differing}")
+    network.load_state_dict(encoder, strict=False)
 
 
 def _load_head(network: Any, head: dict[str, Tensor], probe: Probe) -> None:

@@ -1,5 +1,6 @@
 """kNN and linear accuracy of a frozen encoder, and of the same encoder untrained."""
 
+import json
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from finetune.features import ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import probe_features
 from mae_et import distributed
+from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig
 from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder, initialise
@@ -41,6 +43,8 @@ def score_encoder(
         initialise(model)
         fresh = _score(model, data, config, neighbours, linear)
         results |= {f"untrained_{name}": value for name, value in fresh.items()}
+    if config.output is not None:
+        write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
     return results
 
 
@@ -59,7 +63,8 @@ def _score(
 ) -> dict[str, Any]:
     device = distributed.choose_device(config.device)
     train, val = (
-        extract_features(model, data, config, split, device) for split in ("train", "val")
+        extract_features(model, data, config, split, device).to(device)
+        for split in ("train", "val")
     )
     results: dict[str, Any] = {}
     if neighbours:

@@ -2,53 +2,29 @@
 
 timm: safetensors of a `VisionTransformer`. mae: a `.pth` in the layout of facebookresearch/mae. hf:
 a folder for transformers' `ViTMAEForPreTraining`.
+
+A masked autoencoder is built first, so that what is written is one. A classifier is not: its
+tensors are written as they are, for its positions may have been trained, or be of another size.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
+import timm
 import torch
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
 
 from mae_et.atomic import write_atomically, write_text_atomically
 from mae_et.errors import UserError
+from mae_et.hugging_face import to_hugging_face
 from mae_et.model import MaskedAutoencoder
 from mae_et.position import sincos_positions
-from mae_et.pretrained import load_pretrained
-from mae_et.weights import MAE_DECODER, Tensors
+from mae_et.pretrained import depth_of, masked_autoencoder
+from mae_et.weights import MAE_DECODER, PROBE_EPSILON, Tensors, Weights, differences, load_weights
 
 Format = Literal["timm", "hf", "mae"]
-
-# Our names, in the order in which they are tried, to those that transformers keeps on disk; the
-# decoder's blocks in the spelling that every version reads.
-TO_HF = {
-    r"blocks\.(\d+)\.norm1\.(\w+)": r"{blocks}.\1.layernorm_before.\2",
-    r"blocks\.(\d+)\.norm2\.(\w+)": r"{blocks}.\1.layernorm_after.\2",
-    r"blocks\.(\d+)\.attn\.proj\.(\w+)": r"{blocks}.\1.attention.output.dense.\2",
-    r"blocks\.(\d+)\.mlp\.fc1\.(\w+)": r"{blocks}.\1.intermediate.dense.\2",
-    r"blocks\.(\d+)\.mlp\.fc2\.(\w+)": r"{blocks}.\1.output.dense.\2",
-    r"patch_embed\.proj\.(\w+)": r"vit.embeddings.patch_embeddings.projection.\1",
-    r"cls_token": r"vit.embeddings.cls_token",
-    r"pos_embed": r"{positions}",
-    r"norm\.(\w+)": r"{norm}.\1",
-    r"embed\.(\w+)": r"decoder.decoder_embed.\1",
-    r"pred\.(\w+)": r"decoder.decoder_pred.\1",
-    r"mask_token": r"decoder.mask_token",
-}
-HF_ENCODER = {
-    "blocks": "vit.encoder.layer",
-    "norm": "vit.layernorm",
-    "positions": "vit.embeddings.position_embeddings",
-}
-HF_DECODER = {
-    "blocks": "decoder.decoder_layers",
-    "norm": "decoder.decoder_norm",
-    "positions": "decoder.decoder_pos_embed",
-}
 
 
 @dataclass(frozen=True)
@@ -56,10 +32,10 @@ class ExportConfig:
     """Write a checkpoint in the layout of another library."""
 
     checkpoint: Path
-    """Run folder, checkpoint, or file of released weights."""
+    """Run folder (of pre-training or of a classifier), checkpoint, or file of released weights."""
     format: Format
     """timm: safetensors of the encoder; hf: folder for transformers' ViTMAEForPreTraining; mae:
-    .pth in the layout of facebookresearch/mae."""
+    .pth in the layout of facebookresearch/mae. A classifier keeps its head (timm, mae)."""
     output: Path
     """File to write (timm, mae), or folder (hf)."""
     encoder_heads: int | None = None
@@ -77,105 +53,140 @@ def export(
 ) -> Path:
     """Write a checkpoint for another library.
 
+    A classifier's file holds its head too. In timm it opens as a `VisionTransformer` with as many
+    `num_classes`, the image size that it was trained at, and, by the norm in the file, a
+    `global_pool` of `avg` (`fc_norm`), `token` (`norm`) or `map` (`attn_pool`). A linear probe's
+    normalisation, which timm has not, becomes part of the head's product; `mae` keeps it.
+
     Args:
-        checkpoint: run folder, checkpoint, or file of released weights.
+        checkpoint: run folder, checkpoint, or file of released weights, of a masked autoencoder or
+            of a ViT that classifies; of the latter's folder the last weights are taken.
         format: `timm`, `hf` or `mae`.
         path: the file to write, or the folder for `hf`.
-        encoder_heads: heads of the encoder, where its width is no published one.
+        encoder_heads: heads of the encoder, where its width is no published one; they leave no
+            trace in a classifier's file.
         decoder_heads: heads of the decoder, likewise.
 
     Returns:
         The path.
 
     Raises:
-        UserError: the checkpoint cannot be read, the format cannot hold its decoder, or the path
-            cannot be written.
+        UserError: the checkpoint cannot be read, the format cannot hold its decoder or its head, or
+            the path cannot be written.
     """
-    model, path = load_pretrained(checkpoint, encoder_heads, decoder_heads), Path(path)
-    write = {"timm": _write_timm, "hf": _write_hugging_face, "mae": _write_mae}.get(format)
-    if write is None:
+    if format not in get_args(Format):
         raise UserError(f"format must be timm, hf or mae, got {format!r}")
+    weights, path = load_weights(Path(checkpoint)), Path(path)
     try:
-        write(model, path)
+        if weights.head:
+            _write_classifier(weights, format, path)
+        else:
+            model = masked_autoencoder(weights, encoder_heads, decoder_heads)
+            _write_masked_autoencoder(model, format, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     return path
 
 
-def _write_timm(model: MaskedAutoencoder, path: Path) -> None:
-    content = safetensors_bytes(_contiguous(model.encoder.state_dict()), {"format": "pt"})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+def _write_masked_autoencoder(model: MaskedAutoencoder, format: Format, path: Path) -> None:  # noqa: A002
+    encoder = dict(model.encoder.state_dict())
+    if format == "hf":
+        _write_hugging_face(model, path)
+    elif format == "timm":
+        _write_safetensors(encoder, path)
+    else:
+        _write_mae(encoder | _mae_decoder(model), path)
 
 
-def _write_mae(model: MaskedAutoencoder, path: Path) -> None:
-    weights = dict(model.encoder.state_dict())
+def _write_classifier(weights: Weights, format: Format, path: Path) -> None:  # noqa: A002
+    if format == "hf":
+        raise UserError("format hf holds no classifier, for ViTMAE has none; use timm or mae")
+    _check_classifier(weights)
+    if format == "timm":
+        _write_safetensors(weights.encoder | _head_of_timm(weights.head), path)
+        return
+    if "attn_pool.latent" in weights.encoder:
+        raise UserError(
+            "format mae holds no attentive pooling, which this classifier has; use timm"
+        )
+    _write_mae(weights.encoder | _head_of_mae(weights.head), path)
+
+
+def _check_classifier(weights: Weights) -> None:
+    """Refuse tensors that timm's network of these shapes would not take.
+
+    Raises:
+        UserError: the sentence lists them.
+    """
+    encoder = weights.encoder
+    width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
+    pool = "token" if "norm.weight" in encoder else "avg"
+    with torch.device("meta"):
+        network = timm.create_model(
+            "vit_base_patch16_224",
+            # The table does not tell its sides, and any of as many patches have its shape.
+            img_size=(patch * max(encoder["pos_embed"].shape[1] - 1, 1), patch),
+            patch_size=patch,
+            in_chans=channels,
+            embed_dim=width,
+            depth=depth_of(encoder),
+            num_heads=1,  # of any number of heads the shapes are the same
+            num_classes=len(weights.head.get("weight", weights.head.get("bias", ()))),
+            global_pool="map" if "attn_pool.latent" in encoder else pool,
+        )
+    expected = dict(network.state_dict())
+    statistics = ("running_mean", "running_var")
+    if any(name in weights.head for name in statistics):
+        expected |= {f"head.{name}": torch.empty(width, device="meta") for name in statistics}
+    head = {f"head.{name}": tensor for name, tensor in weights.head.items()}
+    differing = differences(encoder | head, expected)
+    if differing:
+        raise UserError(f"{weights.path} does not fit timm's VisionTransformer: {differing}")
+
+
+def _head_of_timm(head: Tensors) -> Tensors:
+    """Return a linear layer; a probe's normalisation before it is a part of its product."""
+    weight, bias = head["weight"].double(), head["bias"].double()
+    if "running_mean" in head:
+        weight = weight * (head["running_var"].double() + PROBE_EPSILON).rsqrt()
+        bias = bias - weight @ head["running_mean"].double()
+    dtype = head["weight"].dtype
+    return {"head.weight": weight.to(dtype), "head.bias": bias.to(dtype)}
+
+
+def _head_of_mae(head: Tensors) -> Tensors:
+    """Return a linear layer, after a probe's normalisation where there is one."""
+    if "running_mean" not in head:
+        return {f"head.{name}": tensor for name, tensor in head.items()}
+    places = {"running_mean": 0, "running_var": 0, "weight": 1, "bias": 1}
+    # How many batches there were is read, and counts for nothing.
+    counted = {"head.0.num_batches_tracked": torch.tensor(0)}
+    return {f"head.{places[name]}.{name}": tensor for name, tensor in head.items()} | counted
+
+
+def _mae_decoder(model: MaskedAutoencoder) -> Tensors:
     ours_to_theirs = {ours: theirs for theirs, ours in MAE_DECODER.items()}
+    weights = {}
     for name, tensor in _decoder(model).items():
         ours = next((prefix for prefix in ours_to_theirs if name.startswith(prefix)), "")
         weights[ours_to_theirs.get(ours, "decoder_") + name.removeprefix(ours)] = tensor
+    return weights
+
+
+def _write_safetensors(weights: Tensors, path: Path) -> None:
+    content = safetensors_bytes(_contiguous(weights), {"format": "pt"})
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _write_mae(weights: Tensors, path: Path) -> None:
     payload = {"model": _contiguous(weights)}
     write_atomically(path, lambda temporary: torch.save(payload, temporary))
 
 
 def _write_hugging_face(model: MaskedAutoencoder, folder: Path) -> None:
-    if model.decoder is None:
-        raise UserError("format hf needs a decoder, which this checkpoint has not; use timm")
-    if model.target == "hog":
-        raise UserError("format hf holds decoders of pixels, and this one predicts HOG; use timm")
-    if model.full[0] != model.full[1]:
-        raise UserError("format hf holds square models only")
-    weights: Tensors = {}
-    for part, places in ((model.encoder.state_dict(), HF_ENCODER), (_decoder(model), HF_DECODER)):
-        for name, tensor in part.items():
-            weights |= _to_hugging_face(name, tensor, places)
-    content = safetensors_bytes(_contiguous(weights), {"format": "pt"})
-    write_atomically(folder / "model.safetensors", lambda temporary: temporary.write_bytes(content))
-    write_text_atomically(folder / "config.json", json.dumps(_hugging_face_config(model), indent=2))
-
-
-def _to_hugging_face(name: str, tensor: Tensor, places: dict[str, str]) -> Tensors:
-    """Return what one tensor becomes: itself renamed, or query, key and value."""
-    joined = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name)
-    if joined:
-        return {
-            f"{places['blocks']}.{joined[1]}.attention.attention.{part}.{joined[2]}": third
-            for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-        }
-    for pattern, replacement in TO_HF.items():
-        found = re.fullmatch(pattern, name)
-        if found:
-            return {found.expand(replacement).format(**places): tensor}
-    raise UserError(f"format hf has no place for {name}")
-
-
-def _hugging_face_config(model: MaskedAutoencoder) -> dict[str, object]:
-    # timm's blocks are modules of no static type.
-    encoder: Any = model.encoder
-    decoder: Any = model.decoder
-    return {
-        "architectures": ["ViTMAEForPreTraining"],
-        "model_type": "vit_mae",
-        "image_size": model.full[0] * model.patch,
-        "patch_size": model.patch,
-        "num_channels": model.channels,
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": encoder.blocks[0].attn.num_heads,
-        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
-        "decoder_hidden_size": decoder.embed.out_features,
-        "decoder_num_hidden_layers": len(decoder.blocks),
-        "decoder_num_attention_heads": decoder.blocks[0].attn.num_heads,
-        "decoder_intermediate_size": decoder.blocks[0].mlp.fc1.out_features,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        # transformers' own default is 1e-12.
-        "layer_norm_eps": 1e-6,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
-        "mask_ratio": 0.75,
-        "norm_pix_loss": model.target == "norm_pix",
-    }
+    weights, about = to_hugging_face(model, _decoder(model))
+    _write_safetensors(weights, folder / "model.safetensors")
+    write_text_atomically(folder / "config.json", json.dumps(about, indent=2))
 
 
 def _decoder(model: MaskedAutoencoder) -> Tensors:

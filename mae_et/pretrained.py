@@ -10,7 +10,7 @@ from mae_et.config import PretrainConfig, Target
 from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder
-from mae_et.weights import Weights, load_weights, read_file
+from mae_et.weights import Tensors, Weights, differences, load_weights, read_file
 
 # Heads leave no trace in the weights; these are the published models' (MAE, tables 1 and A).
 PUBLISHED_ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
@@ -40,7 +40,22 @@ def load_pretrained(
         UserError: no such file, an unreadable or unknown one, heads that must be given, or learned
             positions.
     """
-    weights = load_weights(Path(path))
+    return masked_autoencoder(load_weights(Path(path)), encoder_heads, decoder_heads, target)
+
+
+def masked_autoencoder(
+    weights: Weights,
+    encoder_heads: int | None = None,
+    decoder_heads: int | None = None,
+    target: Target | None = None,
+) -> MaskedAutoencoder:
+    """Build a masked autoencoder from weights that are at hand; see `load_pretrained`.
+
+    Raises:
+        UserError: they are a classifier's or have learned positions, or tensors are missing or left
+            over.
+    """
+    path = weights.path
     if weights.head:
         raise UserError(f"{path} holds a classifier (head.*), so it is no masked autoencoder's")
     model = _build(weights, encoder_heads, decoder_heads, target)
@@ -52,12 +67,15 @@ def load_pretrained(
             f"{path} has positions other than MAE's fixed sine-cosine table, so it is no masked "
             "autoencoder's (fine-tuned or learned positions)"
         )
-    try:
-        model.encoder.load_state_dict(weights.encoder)
-        if model.decoder is not None:
-            model.decoder.load_state_dict(weights.decoder)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit: {' '.join(str(error).split())}") from None
+    theirs = {
+        f"{part}.{name}": tensor
+        for part, tensors in (("encoder", weights.encoder), ("decoder", weights.decoder))
+        for name, tensor in tensors.items()
+    }
+    differing = differences(theirs, model.state_dict())
+    if differing:
+        raise UserError(f"{path} does not fit: {differing}")
+    model.load_state_dict(theirs)
     return model.eval()
 
 
@@ -105,20 +123,23 @@ def _build(
         patch_size=patch,
         channels=channels,
         encoder_width=width,
-        encoder_depth=_depth(weights.encoder),
+        encoder_depth=depth_of(weights.encoder),
         encoder_heads=heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS),
         target=target or weights.target or "norm_pix",
     )
     if not weights.decoder:
         return model(decoder_depth=0)
+    if "embed.weight" not in weights.decoder:
+        raise UserError(f"{weights.path} has parts of a decoder, but no decoder_embed.weight")
     decoder_width = weights.decoder["embed.weight"].shape[0]
     given = decoder_heads or weights.decoder_heads
     return model(
         decoder_width=decoder_width,
-        decoder_depth=_depth(weights.decoder),
+        decoder_depth=depth_of(weights.decoder),
         decoder_heads=heads_of("decoder", decoder_width, given, PUBLISHED_DECODER_HEADS),
     )
 
 
-def _depth(weights: dict[str, torch.Tensor]) -> int:
+def depth_of(weights: Tensors) -> int:
+    """Return the number of blocks of an encoder or a decoder."""
     return len({name.split(".")[1] for name in weights if name.startswith("blocks.")})

@@ -3,8 +3,8 @@
 A file is recognised by what it holds, never by its name, and nothing in it is executed. The encoder
 takes timm's names, the decoder ours (`mae_et/model.py`), a classifier `weight` and `bias`.
 
-Sources of the layouts: facebookresearch/mae (README, FINETUNE.md; formats only), timm, and the
-`vit_mae` conversion of transformers.
+Sources of the layouts: facebookresearch/mae (README, FINETUNE.md; formats only) and timm; that of
+Hugging Face is in `hugging_face.py`.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from mae_et.checkpoint import MODEL_KEY, newest_checkpoint
 from mae_et.config import ModelConfig, PretrainConfig, Target
 from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
+from mae_et.hugging_face import from_hugging_face, read_description, read_tensors
 
 Tensors = dict[str, Tensor]
 
@@ -48,6 +49,8 @@ KNOWN_MD5 = {
     "51f550": "mae_finetuned_vit_large.pth",
     "2541f2": "mae_finetuned_vit_huge.pth",
 }
+# Of the normalisation before a linear probe's head, which leaves no trace of it in the weights.
+PROBE_EPSILON = 1e-6
 # A training checkpoint wraps its weights in one of these.
 WRAPPERS = ("model", "state_dict", "module", "state_dict_ema", "model_ema")
 
@@ -208,6 +211,36 @@ def unwrap(payload: dict[str, Any]) -> Tensors:
     }
 
 
+def differences(
+    theirs: Tensors, ours: Tensors, may_lack: tuple[str, ...] = (), may_have: tuple[str, ...] = ()
+) -> str:
+    """Say in which tensors weights differ from a network's: how many of each kind, and up to five.
+
+    Args:
+        theirs: the weights, of any shapes.
+        ours: those of the network, to which they should go.
+        may_lack: beginnings of names that need not be among the weights.
+        may_have: beginnings of names that need not be in the network.
+
+    Returns:
+        The missing, unexpected and misshapen, as a part of a sentence; empty where all fit.
+    """
+    kinds = {
+        "missing": [name for name in ours if name not in theirs and not name.startswith(may_lack)],
+        "unexpected": [n for n in theirs if n not in ours and not n.startswith(may_have)],
+        "misshapen": [
+            f"{name} is {list(theirs[name].shape)}, not {list(tensor.shape)}"
+            for name, tensor in ours.items()
+            if name in theirs and theirs[name].shape != tensor.shape
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        for kind, names in kinds.items()
+        if names
+    )
+
+
 def _vit(path: Path, payload: dict[str, Any]) -> Tensors:
     """Return the weights of a vision transformer, and refuse others."""
     weights = unwrap(payload)
@@ -250,105 +283,16 @@ def _mae(path: Path, weights: Tensors) -> Weights:
     return Weights(path, "mae", encoder, decoder, head)
 
 
-# --- Hugging Face ---------------------------------------------------------------------------------
-
-HF_ENCODER = {
-    r"vit\.embeddings\.cls_token": "cls_token",
-    r"vit\.embeddings\.position_embeddings": "pos_embed",
-    r"vit\.embeddings\.patch_embeddings\.projection\.(\w+)": r"patch_embed.proj.\1",
-    r"vit\.layernorm\.(\w+)": r"norm.\1",
-}
-HF_DECODER = {
-    r"decoder\.mask_token": "mask_token",
-    r"decoder\.decoder_embed\.(\w+)": r"embed.\1",
-    r"decoder\.decoder_norm\.(\w+)": r"norm.\1",
-    r"decoder\.decoder_pred\.(\w+)": r"pred.\1",
-}
-# Of encoder and decoder alike, after `layer.i.`; transformers 5 writes the decoder's blocks as
-# decoder_encoder.layer.j, older ones as decoder_layers.j.
-HF_BLOCK = {
-    r"layernorm_before\.(\w+)": r"norm1.\1",
-    r"layernorm_after\.(\w+)": r"norm2.\1",
-    r"attention\.attention\.(query|key|value)\.(\w+)": r"attn.\1.\2",
-    r"attention\.output\.dense\.(\w+)": r"attn.proj.\1",
-    r"intermediate\.dense\.(\w+)": r"mlp.fc1.\1",
-    r"output\.dense\.(\w+)": r"mlp.fc2.\1",
-}
-HF_BLOCKS = {
-    r"vit\.encoder\.layer\.(\d+)\.(.+)": "encoder",
-    r"decoder\.(?:decoder_layers|decoder_encoder\.layer)\.(\d+)\.(.+)": "decoder",
-}
-
-
 def _hugging_face(folder: Path) -> Weights:
-    """Read a folder that `ViTMAEForPreTraining.save_pretrained` wrote, or we exported.
-
-    Raises:
-        UserError: its model is of another kind, or a tensor's name is unknown.
-    """
-    try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(about, dict):
-        raise UserError(f"{folder / 'config.json'} describes no model")
-    if about.get("model_type") != "vit_mae":
-        raise UserError(f"{folder} holds a {about.get('model_type')!r} model, not a vit_mae")
-    single, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if not single.is_file() and not pickled.is_file():
-        raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-    parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
-    for name, tensor in read_file(single if single.is_file() else pickled).items():
-        if name == "decoder.decoder_pos_embed":
-            continue
-        part, ours = _from_hugging_face(name)
-        if not ours:
-            raise UserError(f"{folder} holds a tensor of unknown name: {name}")
-        parts[part][ours] = tensor
+    """Read a folder of transformers' ViTMAE, with or without its decoder, or one we exported."""
+    about = read_description(folder)
+    encoder, decoder = from_hugging_face(folder, read_tensors(folder, read_file))
     return Weights(
         folder,
         "hf",
-        _join_qkv(parts["encoder"]),
-        _join_qkv(parts["decoder"]),
+        encoder,
+        decoder,
         encoder_heads=about.get("num_attention_heads"),
         decoder_heads=about.get("decoder_num_attention_heads"),
         target="norm_pix" if about.get("norm_pix_loss") else "pixel",
     )
-
-
-def _from_hugging_face(name: str) -> tuple[str, str]:
-    """Return the part and our name of a tensor; an empty name where it is unknown."""
-    for pattern, part in HF_BLOCKS.items():
-        block = re.fullmatch(pattern, name)
-        if block:
-            inner = _translate(block[2], HF_BLOCK)
-            return part, f"blocks.{block[1]}.{inner}" if inner else ""
-    for part, table in (("encoder", HF_ENCODER), ("decoder", HF_DECODER)):
-        ours = _translate(name, table)
-        if ours:
-            return part, ours
-    return "", ""
-
-
-def _translate(name: str, table: dict[str, str]) -> str:
-    for pattern, replacement in table.items():
-        found = re.fullmatch(pattern, name)
-        if found:
-            return found.expand(replacement)
-    return ""
-
-
-def _join_qkv(weights: Tensors) -> Tensors:
-    """Join query, key and value, which timm keeps as one product, in this order."""
-    joined = {}
-    for name, tensor in weights.items():
-        apart = re.fullmatch(r"(.*attn)\.(query|key|value)\.(\w+)", name)
-        if not apart:
-            joined[name] = tensor
-        elif apart[2] == "query":
-            names = [f"{apart[1]}.{part}.{apart[3]}" for part in ("query", "key", "value")]
-            lacking = [name for name in names if name not in weights]
-            if lacking:
-                raise UserError(f"a ViTMAE's weights lack {', '.join(lacking)}")
-            joined[f"{apart[1]}.qkv.{apart[3]}"] = torch.cat([weights[name] for name in names])
-    return joined

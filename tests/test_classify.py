@@ -220,9 +220,12 @@ def test_a_run_folder_serves_as_a_start_and_other_uses_are_refused_clearly(small
     assert again["top1"] >= 0
     assert main(["evaluate", f"--checkpoint={folder}", "--data.synthetic_val=20"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 20
-    for command in (["knn"], ["export", "--format=timm", "--output=x"]):
+    for command, sentence in (
+        (["knn"], "holds a classifier"),
+        (["export", "--format=hf", "--output=x"], "format hf holds no classifier"),
+    ):
         assert main([*command, f"--checkpoint={folder}"]) == 2
-        assert "holds a classifier" in capsys.readouterr().err
+        assert sentence in capsys.readouterr().err
     (folder / "model.safetensors").unlink()
     assert main(["evaluate", f"--checkpoint={folder}"]) == 2
     assert "run that is not finished" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -119,13 +120,21 @@ def test_tensors_that_are_missing_or_left_over_are_listed(tmp_path: Path) -> Non
     torch.save({"model": encoder | {"rope": torch.zeros(1)}}, tmp_path / "more.pth")
     wrong = encoder | {"blocks.1.mlp.fc1.bias": torch.zeros(5)}
     torch.save({"model": wrong}, tmp_path / "wrong.pth")
+    several = {n: t for n, t in wrong.items() if not n.startswith("blocks.0.attn")}
+    several |= {f"rope.{i}": torch.zeros(1) for i in range(7)} | {"blocks.0.attn.x": torch.zeros(1)}
+    torch.save({"model": several}, tmp_path / "several.pth")
     for name, sentence in {
-        "without.pth": r"lacks tensors: blocks\.1\.mlp\.fc1\.bias$",
-        "more.pth": r"has unknown tensors: rope$",
-        "wrong.pth": r"does not fit: .*blocks\.1\.mlp\.fc1\.bias",
+        "without.pth": "1 missing (blocks.1.mlp.fc1.bias)",
+        "more.pth": "1 unexpected (rope)",
+        "wrong.pth": "1 misshapen (blocks.1.mlp.fc1.bias is [5], not [192])",
+        "several.pth": "4 missing (blocks.0.attn.qkv.weight, blocks.0.attn.qkv.bias, "
+        "blocks.0.attn.proj.weight, blocks.0.attn.proj.bias); "
+        "8 unexpected (rope.0, rope.1, rope.2, rope.3, rope.4, ...); "
+        "1 misshapen (blocks.1.mlp.fc1.bias is [5], not [192])",
     }.items():
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError) as caught:
             network(tmp_path / name)
+        assert str(caught.value) == f"{tmp_path / name} does not fit: {sentence}"
     with pytest.raises(UserError, match="image_size 60 is not a multiple of the patch size 8"):
         network(image_size=60)
 
@@ -261,5 +270,88 @@ def test_a_backbone_takes_over_a_checkpoint_of_its_own_kind(tmp_path: Path) -> N
             ours, theirs = model.state_dict(), first.state_dict()
             same = {name for name in ours if torch.equal(ours[name], theirs[name])}
             assert set(ours) - same == (set() if classes == 7 else {"fc.weight", "fc.bias"})
-    with pytest.raises(UserError, match=r"resnet18 and .* differ: missing "):
+    with pytest.raises(UserError) as caught:
         build_classifier(NetworkConfig(checkpoint=tmp_path, backbone="resnet18"), 7)
+    told = str(caught.value)
+    assert told.startswith(f"resnet18 and {tmp_path / 'model.safetensors'} differ: ")
+    counts = re.findall(r"(\d+) (missing|unexpected|misshapen) \(([^)]*)\)", told)
+    assert [kind for _, kind, _ in counts] == ["missing", "unexpected", "misshapen"]
+    assert "conv1.weight is [" not in told  # a deep stem has other names
+    for count, _, names in counts:
+        listed = re.split(r", (?![\d ]|not)", names)
+        assert len(listed) == (min(int(count), 5) + (int(count) > 5))
+
+
+@pytest.mark.parametrize(
+    ("trained", "backbone", "size"),
+    [("deit_tiny_patch16_224", "deit_tiny_patch16_224", 96),
+     ("vit_tiny_patch16_224", "deit_tiny_patch16_224", 96),
+     ("vit_small_patch32_224", "vit_small_patch16_224", 64)],
+)  # fmt: skip
+def test_a_vit_backbone_s_checkpoint_of_other_sizes_is_resampled_as_timm_does(
+    tmp_path: Path, trained: str, backbone: str, size: int
+) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(trained, img_size=64, num_classes=7).state_dict()
+    save_file(theirs, tmp_path / "model.safetensors")
+    settings = {"checkpoint": tmp_path, "backbone": backbone, "image_size": size}
+    ours = build_classifier(NetworkConfig(**settings), 7).eval().state_dict()
+    expected = dict(theirs)
+    grid = [size // 16] * 2
+    expected["pos_embed"] = timm.layers.resample_abs_pos_embed(theirs["pos_embed"], grid)
+    kernel = timm.layers.resample_patch_embed(theirs["patch_embed.proj.weight"], [16, 16])
+    expected["patch_embed.proj.weight"] = kernel
+    assert theirs["pos_embed"].shape != ours["pos_embed"].shape
+    assert set(ours) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(ours[name], tensor), name
+    fewer = build_classifier(NetworkConfig(**settings), 3).state_dict()
+    new = {name for name in ours if not torch.equal(ours[name], fewer[name])}
+    assert new == {"head.weight", "head.bias"}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
+def test_a_windowed_backbone_s_checkpoint_of_another_size_is_adapted_as_timm_does(
+    tmp_path: Path,
+) -> None:
+    """Windows larger than a stage's map shrink to it, and the tables of biases with them."""
+    torch.manual_seed(0)
+    name = "swin_tiny_patch4_window7_224"
+    small = build_classifier(NetworkConfig(backbone=name, image_size=64), 7)
+    for key, tensor in small.named_parameters():
+        if "bias_table" in key:
+            torch.nn.init.normal_(tensor)
+    save_file(small.state_dict(), tmp_path / "model.safetensors")
+    large = build_classifier(
+        NetworkConfig(checkpoint=tmp_path, backbone=name, image_size=96), 7
+    ).eval()
+    ours, theirs = large.state_dict(), small.state_dict()
+    resized = {key for key in ours if ours[key].shape != theirs[key].shape}
+    assert resized
+    assert all(key.endswith("relative_position_bias_table") for key in resized)
+    for key, tensor in theirs.items():
+        if key not in resized:
+            assert torch.equal(ours[key], tensor), key
+            continue
+        expected = timm.layers.resize_rel_pos_bias_table(
+            tensor, large.get_submodule(key.rpartition(".")[0]).window_size, ours[key].shape
+        )
+        assert torch.equal(ours[key], expected), key
+    assert large(torch.randn(1, 3, 96, 96)).isfinite().all()
+
+
+def test_a_backbone_s_checkpoint_that_timm_cannot_adapt_is_refused(tmp_path: Path) -> None:
+    """Another depth is no matter of size; and timm's function fails at unknown names."""
+    torch.manual_seed(0)
+    deit = timm.create_model("deit_tiny_patch16_224", img_size=64, depth=11).state_dict()
+    strange = timm.create_model("caformer_s18").state_dict()
+    strange["strange.weight"] = strange.pop("stem.conv.weight")
+    for backbone, weights, sentence in (
+        ("deit_tiny_patch16_224", deit, r"differ: 12 missing \(blocks\.11\.norm1\.weight, "),
+        ("caformer_s18", strange, r"differ: 1 missing \(stem\.conv\.weight\); 1 unexpected"),
+    ):
+        save_file(weights, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=sentence):
+            build_classifier(
+                NetworkConfig(checkpoint=tmp_path, backbone=backbone, image_size=96), 5
+            )

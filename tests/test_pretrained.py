@@ -74,6 +74,11 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     torch.save({"model": flat}, tmp_path / "flat.pth")
     nowhere = {name: w for name, w in released().items() if name != "pos_embed"}
     torch.save({"model": nowhere}, tmp_path / "nowhere.pth")
+    unjoined = {name: w for name, w in released().items() if name != "decoder_embed.weight"}
+    torch.save({"model": unjoined}, tmp_path / "unjoined.pth")
+    bent = released() | {"decoder_norm.bias": torch.zeros(3), "strange": torch.zeros(1)}
+    del bent["blocks.1.norm1.bias"]
+    torch.save({"model": bent}, tmp_path / "bent.pth")
     (tmp_path / "empty").mkdir()
     for name, sentence in {
         "missing.pth": "there is no checkpoint",
@@ -85,6 +90,9 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         "extra.pth": "holds a classifier",
         "flat.pth": "no plain vision transformer",
         "nowhere.pth": "no plain vision transformer",
+        "unjoined.pth": r"parts of a decoder, but no decoder_embed\.weight$",
+        "bent.pth": r"does not fit: 1 missing \(encoder\.blocks\.1\.norm1\.bias\); 1 unexpected "
+        r"\(encoder\.strange\); 1 misshapen \(decoder\.norm\.bias is \[3\], not \[32\]\)$",
         "empty": "no checkpoint that loads",
     }.items():
         with pytest.raises(UserError, match=sentence) as caught:
