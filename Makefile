@@ -1,11 +1,12 @@
 # make demo: set up, then pre-train and probe a small model on embedded data (minutes, two CPU cores)
 # make test: set up, lint, and run the tests that CI runs      make test-all: the slow ones too
+# make slurm-deps: install SLURM (as root), so that the tests of jobs run too
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-all lint format tensorboard clean
+.PHONY: demo test test-all slurm-deps lint format tensorboard clean
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,7 +27,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/codespell mae_et finetune tests benchmarks configs docs README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/codespell mae_et finetune slurm tests benchmarks configs docs README.md CONTRIBUTING.md CHANGELOG.md
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
@@ -37,6 +38,18 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest
+
+# What the tests of jobs need: a SLURM of Debian's, which starts nothing by itself. Without it they skip.
+SLURM_PACKAGES = slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core
+slurm-deps:
+	@if command -v sbatch >/dev/null && command -v mariadbd >/dev/null; then \
+	  echo 'SLURM is here already'; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -q -y --no-install-recommends $(SLURM_PACKAGES); \
+	else \
+	  echo 'as root, on Debian or Ubuntu: apt-get install $(SLURM_PACKAGES)' >&2; exit 2; \
+	fi
 
 tensorboard: $(VENV)/.ready
 	$(BIN)/tensorboard --logdir runs

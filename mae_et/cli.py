@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _one_line_warning
     try:
-        return _run(given)
+        return run(given)
     except (UserError, RunFailed) as error:
         # Raised in a loader process it arrives with that process's traceback, which it ends.
         sentence = re.sub(r"^mae_et\.errors\.\w+: ", "", str(error).strip().splitlines()[-1])
@@ -46,7 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(given: Arguments) -> int:
+def run(given: Arguments) -> int:
+    """Run a command line and return its exit status.
+
+    Raises:
+        UserError: the command line, or what it names, cannot be used.
+        RunFailed: a run could not go on.
+        Interrupted: a run was told to stop, and has saved.
+    """
     if given in (["--version"], ["-V"]):
         print(f"mae-et {__version__}")
         return 0
@@ -116,8 +123,7 @@ def pretrain(arguments: Arguments) -> None:
     from mae_et.distributed import is_main
     from mae_et.pretrain import pretrain
 
-    config, _ = parse_config(_parser("pretrain", PretrainConfig), PretrainConfig, arguments)
-    folder = pretrain(config)
+    folder = pretrain(config_of("pretrain", arguments))
     if is_main():
         _print_run(folder, {})
 
@@ -211,6 +217,27 @@ def evaluate(arguments: Arguments) -> None:
         _print_json(results)
 
 
+def compare(arguments: Arguments) -> None:
+    """Put the results of several runs into one table: --runs '[runs/a,runs/b]'."""
+    from mae_et.compare import compare
+
+    print(compare(config_of("compare", arguments)), flush=True)
+
+
+def submit(arguments: Arguments) -> None:
+    """Submit a command to SLURM, with what follows it, or a sweep of it."""
+    from slurm.cli import submit_command
+
+    submit_command(arguments)
+
+
+def status(arguments: Arguments) -> None:
+    """Tell how runs are: job, step, loss, speed, time left, restarts, last error."""
+    from slurm.cli import status_command
+
+    status_command(arguments)
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "plan": plan,
@@ -222,20 +249,45 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "linear-probe": linear_probe,
     "reconstruct": reconstruct,
     "export": export,
+    "compare": compare,
+    "submit": submit,
+    "status": status,
 }
 
 
 # --- shared by the commands -----------------------------------------------------------------------
 
 
+def config_of(command: str, arguments: Arguments) -> Any:
+    """Return what the arguments of a command mean, for commands whose arguments are a config.
+
+    Raises:
+        UserError: they mean nothing.
+    """
+    import finetune
+    from mae_et.compare import CompareConfig
+
+    kinds: dict[str, type[Any]] = {
+        "pretrain": PretrainConfig,
+        "finetune": finetune.ClassifierConfig,
+        "supervised": finetune.ClassifierConfig,
+        "knn": finetune.ProbeConfig,
+        "linear-probe": finetune.ProbeConfig,
+        "evaluate": finetune.EvaluateConfig,
+        "compare": CompareConfig,
+    }
+    kind = kinds[command]
+    if kind is finetune.ClassifierConfig:  # what every other command calls --checkpoint
+        pattern = r"^--checkpoint(?==|$)"
+        arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]
+    return parse_config(_parser(command, kind), kind, arguments)[0]
+
+
 def _classify(command: str, arguments: Arguments) -> None:
     import finetune
     from mae_et.distributed import is_main
 
-    kind = finetune.ClassifierConfig
-    # What every other command calls --checkpoint.
-    longer = [re.sub(r"^--checkpoint(?==|$)", "--model.checkpoint", a) for a in arguments]
-    config, _ = parse_config(_parser(command, kind), kind, longer)
+    config = config_of(command, arguments)
     results = finetune.classify(config)
     if is_main():
         folder = config.output.folder

@@ -33,17 +33,21 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(plain(config), sort_keys=False)
 
 
+def shipped_configs() -> Path:
+    """Return the folder of the shipped configs."""
+    package = Path(__file__).parent
+    # An installed wheel carries the folder inside the package; a checkout has it beside.
+    folders = (package / "configs", package.parent / "configs")
+    return next((folder for folder in folders if folder.is_dir()), package)
+
+
 def find_config(name: str) -> Path:
     """Find a config by path, or by name among the shipped ones (`pretrain/vit_b16_etpp`).
 
     Raises:
         UserError: there is none.
     """
-    package = Path(__file__).parent
-    # An installed wheel carries the folder inside the package; a checkout has it beside.
-    shipped = next(
-        (d for d in (package / "configs", package.parent / "configs") if d.is_dir()), package
-    )
+    shipped = shipped_configs()
     for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
         if path.is_file():
             return path

@@ -9,6 +9,14 @@ class RunFailed(RuntimeError):
     """A run that started rightly and could not go on: one sentence, exit status 1."""
 
 
+class Diverged(RunFailed):
+    """A run whose loss or gradient is not finite any more: starting it again does not help."""
+
+
+class PeerLost(RunFailed):
+    """A process whose connection to another broke: the other's end is the reason, not its own."""
+
+
 class Interrupted(RuntimeError):
     """A run that was told to stop, saved its state and can go on.
 

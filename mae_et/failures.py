@@ -1,19 +1,26 @@
 """Failures of the machine, told in a sentence."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from mae_et.errors import Interrupted, RunFailed
+from mae_et.errors import Interrupted, PeerLost, RunFailed
+
+# How gloo and NCCL report a process that is gone.
+_PEER_LOST = re.compile(
+    r"gloo.*(Connection|Read error|Write error|Timed out)|NCCL.*(remote|timeout|unhandled)", re.I
+)
 
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """Turn exhausted memory and dead loader processes into a sentence that says what to do.
+    """Turn exhausted memory and dead processes into a sentence that says what to do.
 
     Raises:
         RunFailed: memory ran out, or a loader process died.
+        PeerLost: another training process is gone.
     """
     try:
         yield
@@ -22,6 +29,11 @@ def told_in_a_sentence() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise RunFailed("out of GPU memory: lower efficiency.micro_batch (batch_size)") from None
     except RuntimeError as error:
+        if _PEER_LOST.search(" ".join(str(error).split())):
+            raise PeerLost(
+                "the connection to another process broke: it died, or its machine did (its log may "
+                "say why); what was saved is kept"
+            ) from error
         if "DataLoader worker" not in str(error):
             raise
         raise RunFailed(

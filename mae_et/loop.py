@@ -55,7 +55,7 @@ def steps(
         stopped: raised by a signal.
 
     Raises:
-        RunFailed: see `Window.close`.
+        Diverged: see `Window.close`.
         Interrupted: a process was asked to stop; raised after the moment in which to save.
     """
     plan, world, state, output = run.plan, run.world, run.state, run.config.output

@@ -190,13 +190,17 @@ def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
 
 def describe(row: Row, plan: Plan) -> str:
     """Return a row as the line that a log shows."""
-    left = row["seconds"] / max(row["compute"], 1e-9) * (1 - row["compute"])
     return (
         f"step {row['step']}/{plan.steps} | stage {row['stage'] + 1}/{len(plan.stages)} "
         f"B={row['bandwidth']} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | "
         f"{row['images_per_second']:.0f} img/s | data wait {row['data_wait']:.0%} | "
-        f"ETA {format_seconds(left)}"
+        f"ETA {format_seconds(seconds_left(row))}"
     )
+
+
+def seconds_left(row: Row) -> float:
+    """Return the time that a run needs from a row of metrics on, at its pace so far."""
+    return row["seconds"] / max(row["compute"], 1e-9) * (1 - row["compute"])
 
 
 def format_seconds(seconds: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mae_et import distributed
 from mae_et.curriculum import Plan, PlannedStage
-from mae_et.errors import RunFailed
+from mae_et.errors import Diverged
 from mae_et.monitor import Row
 from mae_et.optim import lr_at, weight_decay_at
 from mae_et.run import Run
@@ -67,7 +67,7 @@ class Window:
         """Return the row of the steps since the last one; the only wait for the device.
 
         Raises:
-            RunFailed: the loss of one of them, or the last one's gradient, is not finite.
+            Diverged: the loss of one of them, or the last one's gradient, is not finite.
         """
         plan, state, world = run.plan, run.state, run.world
         assert self.loss is not None
@@ -80,7 +80,7 @@ class Window:
         lost = not math.isfinite(norm) and not state.scaler.is_enabled()
         if lost or not math.isfinite(loss):
             what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient's norm", norm)
-            raise RunFailed(
+            raise Diverged(
                 f"the {what} became {value} between steps {state.step - self.steps + 1} and "
                 f"{state.step}; the last good checkpoint is kept in {run.config.output.folder}"
             )

@@ -1,9 +1,11 @@
 """What several test files need: a model that fits in a second, and a run that fits in a few."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from slurm_cluster import Cluster, missing_programs, start_cluster
 
 from mae_et.config import PretrainConfig
 from mae_et.config_files import load_config
@@ -50,3 +52,14 @@ def tiny(tiny_yaml: Path, tmp_path: Path):
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """A real SLURM of two nodes on the loopback, with accounting where its programs are."""
+    missing = missing_programs()
+    if missing:
+        pytest.skip(f"SLURM's programs are missing ({', '.join(missing)}): make slurm-deps")
+    accounting = not missing_programs(accounting=True)
+    with start_cluster(tmp_path_factory.mktemp("slurm"), accounting=accounting) as found:
+        yield found

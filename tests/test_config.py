@@ -19,6 +19,7 @@ from mae_et.config import (
 )
 from mae_et.config_files import config_from_text, find_config, to_yaml
 from mae_et.order import micro_batch_size
+from slurm import ClusterConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
@@ -83,7 +84,8 @@ def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
         if config.model.backbone is not None:
             assert timm.is_model(config.model.backbone)
     else:
-        assert isinstance(load_config(PretrainConfig, [name]), PretrainConfig)
+        kind = ClusterConfig if name.startswith("cluster/") else PretrainConfig
+        assert isinstance(load_config(kind, [name]), kind)
     assert find_config(name) == CONFIGS / f"{name}.yaml"
 
 

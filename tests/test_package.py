@@ -18,7 +18,7 @@ def unpacked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "mae_et",
-         "finetune", "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
+         "finetune", "slurm", "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
     if not listing:
@@ -53,8 +53,10 @@ def test_the_wheel_holds_every_config_and_module_and_nothing_else(unpacked: Path
     shipped = unpacked / "mae_et" / "configs"
     assert {p.relative_to(shipped) for p in shipped.rglob("*.yaml")} == tracked
     tops = {p.name for p in unpacked.iterdir()}
-    assert {name for name in tops if not name.endswith(".dist-info")} == {"mae_et", "finetune"}
-    for package in ("mae_et", "finetune"):
+    assert {name for name in tops if not name.endswith(".dist-info")} == {
+        "mae_et", "finetune", "slurm",
+    }  # fmt: skip
+    for package in ("mae_et", "finetune", "slurm"):
         ours = {p.name for p in (ROOT / package).glob("*.py")}
         assert {p.name for p in (unpacked / package).glob("*.py")} == ours
     (info,) = unpacked.glob("*.dist-info")

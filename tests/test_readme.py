@@ -8,7 +8,7 @@ import pytest
 
 import mae_et
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig
-from mae_et.cli import COMMANDS
+from mae_et.cli import COMMANDS, main
 from mae_et.config import PretrainConfig
 from mae_et.config_files import find_config, load_config
 from mae_et.export import ExportConfig
@@ -16,12 +16,15 @@ from mae_et.reconstruct import ReconstructConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/slurm.md")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
 def command_lines() -> list[list[str]]:
-    """Return the arguments of every mae-et command in the README."""
-    shell = "\n".join(text for kind, text in BLOCKS if kind in {"sh", "console"})
+    """Return the arguments of every mae-et command in the README and the pages under docs."""
+    text = README + (ROOT / "docs" / "slurm.md").read_text()
+    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
+    shell = "\n".join(blocks)
     joined = shell.replace("\\\n", " ")
     found = re.findall(r"(?:^\$ |^|/)(?:mae-et|torchrun .*-m mae_et) (.*)$", joined, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
@@ -32,8 +35,21 @@ def test_the_readme_has_the_commands_that_this_test_means_to_check() -> None:
 
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
-def test_every_command_is_known_and_its_flags_parse(words: list[str]) -> None:
+def test_every_command_is_known_and_its_flags_parse(
+    words: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
     assert words[0] in COMMANDS
+    if words[0] == "submit":
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "my_cluster.yaml").write_text(find_config("cluster/example").read_text())
+        assert main([*words, "--dry-run"]) == 0
+        assert "#SBATCH --requeue" in capsys.readouterr().out
+        assert [path.name for path in tmp_path.iterdir()] == ["my_cluster.yaml"]
+        return
+    if words[0] in {"status", "compare"}:  # whose runs are not there
+        assert main(words) == 2
+        assert "there is no run folder" in capsys.readouterr().err
+        return
     kinds = {
         "finetune": ClassifierConfig,
         "supervised": ClassifierConfig,
@@ -72,9 +88,9 @@ def test_the_python_example_runs_as_written(tmp_path: Path) -> None:
 
 
 def test_links_and_pictures_lead_somewhere() -> None:
-    for page in ("README.md", "CONTRIBUTING.md"):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
-            assert (ROOT / target).exists(), target
+            assert ((ROOT / page).parent / target).exists(), target
 
 
 def test_every_recipe_that_the_readme_names_is_shipped() -> None:

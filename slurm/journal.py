@@ -1,0 +1,60 @@
+"""What happened to a run's jobs: `slurm/events.jsonl` in its folder, a line for each event.
+
+Processes of several machines write to it, so each line is appended in one write.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+Event = dict[str, Any]
+Kind = Literal[
+    "submitted", "started", "finished", "failed", "requeued", "stopped", "retried", "given up"
+]
+
+
+def events_file(folder: Path) -> Path:
+    """Return the file of a run folder's events."""
+    return folder / "slurm" / "events.jsonl"
+
+
+def note(folder: Path, event: Kind, **facts: Any) -> None:
+    """Append an event, with the time and, inside a job, the job's id and its restarts."""
+    line = {"time": time.time(), "event": event, **this_job(), **facts}
+    path = events_file(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_events(folder: Path) -> list[Event]:
+    """Return a run's events, oldest first; lines that are not whole are left out."""
+    path = events_file(folder)
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    return events
+
+
+def this_job() -> dict[str, Any]:
+    """Return the id and the restarts of the SLURM job that this process is part of, if it is."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        local = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+        return {"job": local} if local else {}
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}

@@ -1,0 +1,195 @@
+"""One way to hand jobs to submitit's executors: slurm, local and debug."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError
+from submitit.slurm.slurm import _make_sbatch_string
+
+from mae_et.atomic import write_text_atomically
+from mae_et.errors import UserError
+from slurm.config import ClusterConfig
+from slurm.job import Job
+
+PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
+
+
+class Launcher:
+    """Submits jobs: one, or several as an array.
+
+    Args:
+        config: where they run.
+        folder: where submitit keeps its files and logs; shared by the machines.
+        code: folder of the packages that jobs import.
+        name: name of the jobs.
+        jobs: the jobs.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, folder: Path, code: Path, name: str, jobs: Sequence[Job]
+    ):
+        self.config, self.folder, self.code, self.name = config, folder.absolute(), code, name
+        self.jobs = list(jobs)
+        runs = json.dumps([str(job.folder.absolute()) for job in jobs])
+        self.runs = runs
+        digest = hashlib.blake2b(runs.encode(), digest_size=6).hexdigest()
+        self.runs_file = self.folder / f"runs-{digest}.json"
+
+    def script(self, dependency: str | None = None) -> str:
+        """Return the script that sbatch is given."""
+        count = len(self.jobs)
+        command = [sys.executable, "-u", "-m", "submitit.core._submit", str(self.folder)]
+        return _make_sbatch_string(
+            command=shlex.join(command),
+            folder=self.folder,
+            map_count=count if count > 1 else None,
+            **self._parameters(dependency),
+        )
+
+    def check(self) -> str:
+        """Have SLURM judge the script without submitting it; return what it says.
+
+        Raises:
+            UserError: SLURM's programs are missing, or it would refuse.
+        """
+        missing = [name for name in PROGRAMS if shutil.which(name) is None]
+        if missing:
+            raise UserError(
+                f"this machine has no SLURM ({', '.join(missing)} not found); submit from a login "
+                "node, or use --executor local"
+            )
+        done = subprocess.run(
+            ["sbatch", "--test-only"],
+            input=self.script(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = " ".join(done.stderr.replace("sbatch: error: ", "").split())
+        if done.returncode:
+            raise UserError(f"SLURM refuses the job: {said.removeprefix('allocation failure: ')}")
+        found = re.search(r"to start at (\S+) using .* on nodes (\S+)", said)
+        return f"SLURM would start it at {found[1]} on {found[2]}" if found else said
+
+    def submit(self, dependency: str | None = None) -> list[submitit.Job[None]]:
+        """Submit the jobs; return them as submitit does, in order.
+
+        Args:
+            dependency: what they wait for, as sbatch reads it.
+
+        Raises:
+            UserError: SLURM refuses.
+        """
+        executor = self._executor(dependency)
+        write_text_atomically(self.runs_file, self.runs)
+        with self._environment():
+            try:
+                if len(self.jobs) == 1:
+                    return [executor.submit(self.jobs[0])]
+                submitted = []
+                with executor.batch():  # which knows the ids at its end
+                    submitted += [executor.submit(job) for job in self.jobs]
+                return submitted
+            except FailedJobError as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"SLURM refuses the job: {reason}") from None
+
+    def _executor(self, dependency: str | None) -> submitit.Executor:
+        config = self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if config.executor == "debug":
+            return submitit.DebugExecutor(self.folder)
+        if config.executor == "local":
+            local = submitit.LocalExecutor(self.folder, max_num_timeout=config.timeouts)
+            local.update_parameters(
+                timeout_min=config.minutes,
+                tasks_per_node=config.tasks,
+                gpus_per_node=config.gpus_per_node,
+                signal_delay_s=config.signal_delay,
+            )
+            return local
+        slurm = submitit.SlurmExecutor(self.folder, max_num_timeout=config.timeouts)
+        slurm.update_parameters(**self._parameters(dependency))
+        return slurm
+
+    def _parameters(self, dependency: str | None) -> dict[str, Any]:
+        config = self.config
+        parameters: dict[str, Any] = {
+            "job_name": self.name,
+            "time": config.minutes,
+            "nodes": config.nodes,
+            "ntasks_per_node": config.tasks,
+            "cpus_per_task": config.cpus_per_task,
+            "gpus_per_node": config.gpus_per_node or None,
+            "partition": config.partition,
+            "account": config.account,
+            "qos": config.qos,
+            "constraint": config.constraint,
+            "exclude": config.exclude,
+            "mail_user": config.mail_user,
+            "mail_type": config.mail_type if config.mail_user else None,
+            "dependency": dependency,
+            "signal_delay_s": config.signal_delay,
+            "array_parallelism": config.array_parallelism,
+            "wckey": None,
+            "setup": self._setup(),
+            "teardown": self._teardown(),
+            "srun_args": self._srun_arguments(),
+        }
+        memory = {} if config.memory_gb is None else {"mem": f"{round(config.memory_gb * 1024)}M"}
+        parameters["additional_parameters"] = {"requeue": True, **memory, **config.extra}
+        return parameters
+
+    def _setup(self) -> list[str]:
+        exports = [f"export {name}={value}" for name, value in self._variables().items()]
+        # Loader processes and ranks share the cores; torch would start a thread for each of them.
+        threads = 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"'
+        return [*self.config.setup, *exports, threads]
+
+    def _variables(self) -> dict[str, str]:
+        """Return what makes Python import the copied code, and not what lies where it starts."""
+        path = f'{shlex.quote(str(self.code.absolute()))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+        return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+    def _teardown(self) -> list[str]:
+        after = [sys.executable, "-m", "slurm.after", str(self.runs_file)]
+        return [f"{shlex.join(after)} $? {self.config.retries}"]
+
+    def _srun_arguments(self) -> list[str]:
+        # Since SLURM 22.05 srun does not take the cores of a task from the job.
+        cores = self.config.cpus_per_task
+        return [
+            "--kill-on-bad-exit=1",
+            *([f"--cpus-per-task={cores}"] if cores else []),
+            *self.config.srun,
+        ]
+
+    @contextmanager
+    def _environment(self) -> Iterator[None]:
+        """Give a local job, which inherits this process's environment, the copied code."""
+        if self.config.executor != "local":
+            yield
+            return
+        kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+        before = kept["PYTHONPATH"]
+        os.environ["PYTHONPATH"] = f"{self.code.absolute()}{f':{before}' if before else ''}"
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value

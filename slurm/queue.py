@@ -1,0 +1,87 @@
+"""What SLURM says of jobs: squeue, else scontrol, else sacct; and nothing where it is silent."""
+
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job, as SLURM sees it."""
+
+    state: str
+    """SLURM's word: PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ..."""
+    reason: str = ""
+    """Why it waits, or where it runs."""
+
+
+def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
+    """Return what is known of jobs, by their ids; those that SLURM knows nothing of are left out.
+
+    Accounting (sacct) is asked last, for it may be absent, and runs seconds behind.
+    """
+    wanted = set(jobs)
+    if not wanted:
+        return {}
+    known = {job: state for job, state in _queue().items() if job in wanted}
+    for job in wanted - set(known):
+        state = _controller(job)
+        if state is not None:
+            known[job] = state
+    known |= _accounting(wanted - set(known))
+    return known
+
+
+def job_state(job: str) -> str | None:
+    """Return the state of one job, as the controller has it now; None where it is not known."""
+    found = _controller(job)
+    return found.state if found else None
+
+
+def run(*command: str) -> str | None:
+    """Return what one of SLURM's programs prints; None where it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _queue() -> dict[str, JobState]:
+    """Return the user's jobs that wait or run; waiting elements of an array one by one."""
+    output = run("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%R")
+    states = {}
+    for line in (output or "").splitlines():
+        job, state, reason = [*line.strip().split("|", 2), "", ""][:3]
+        states[job] = JobState(state, reason.strip("()") if state == "PENDING" else reason)
+    return states
+
+
+def _controller(job: str) -> JobState | None:
+    output = run("scontrol", "show", "job", "--oneliner", job)
+    state = re.search(r"\bJobState=(\w+)", output or "")
+    if not state:
+        return None
+    reason = re.search(r"\bReason=(\S+)", output or "")
+    said = reason[1] if reason and reason[1] != "None" else ""
+    return JobState(state[1], said)
+
+
+def _accounting(jobs: set[str]) -> dict[str, JobState]:
+    if not jobs:
+        return {}
+    output = run(
+        "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State",
+        f"--jobs={','.join(sorted(jobs))}",
+    )  # fmt: skip
+    states = {}
+    for line in (output or "").splitlines():
+        job, _, state = line.partition("|")
+        if job in jobs and state:
+            states[job] = JobState(state.split()[0])  # "CANCELLED by 1000"
+    return states

@@ -1,0 +1,49 @@
+"""A copy of the code beside the run, so that edits do not change a job that waits."""
+
+import hashlib
+import shutil
+import uuid
+from pathlib import Path
+
+import finetune
+import mae_et
+import slurm
+from mae_et.config_files import shipped_configs
+
+IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def snapshot(folder: Path) -> Path:
+    """Copy the packages of this project to a folder named after their content, and return it.
+
+    The same code is copied once; what the job imports besides (torch, timm) is not copied.
+    """
+    packages = {
+        package.__name__: Path(package.__path__[0]) for package in (mae_et, finetune, slurm)
+    }
+    packages["mae_et/configs"] = shipped_configs()
+    target = folder / f"code-{_digest(packages)}"
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: another submission may copy the same at this moment.
+    temporary = folder / f".code-{uuid.uuid4().hex}"
+    for name, source in packages.items():
+        shutil.copytree(source, temporary / name, ignore=IGNORED, dirs_exist_ok=True)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(temporary)
+    return target
+
+
+def _digest(packages: dict[str, Path]) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for name, source in sorted(packages.items()):
+        for path in sorted(source.rglob("*")):
+            if path.suffix in {".py", ".yaml", ".typed"} and "__pycache__" not in path.parts:
+                digest.update(f"{name}/{path.relative_to(source)}\0".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,215 @@
+"""How runs are: from SLURM where it answers, and from their folders alone where it does not."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_et.errors import UserError
+from mae_et.monitor import format_seconds, read_metrics, seconds_left
+from slurm.journal import Event, events_file, read_events
+from slurm.queue import JobState, job_states
+
+# A row of metrics is awaited for so long before a run without a job counts as stopped.
+SILENCE_SECONDS = 120.0
+SILENCE_ROWS = 10
+ENDED = frozenset(
+    {"finished", "failed", "cancelled", "stopped", "timeout", "node_fail", "out_of_memory"}
+)
+# What the last event of a run says where nobody else does.
+LAST_WORDS = {
+    "finished": "finished", "given up": "failed", "failed": "failed", "stopped": "stopped",
+    "requeued": "queued again", "retried": "queued again",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run at this moment."""
+
+    run: str
+    job: str | None
+    """Id of its last job."""
+    state: str
+    """pending, running, finished, failed, ..., in SLURM's words where they fit."""
+    reason: str
+    """Why it waits, or where it runs."""
+    step: int
+    steps: int | None
+    stage: str
+    """Such as 3/10; empty before the first row of metrics."""
+    bandwidth: int | None
+    loss: float | None
+    images_per_second: float | None
+    eta: float | None
+    """Seconds."""
+    restarts: int
+    """Times that it was started again."""
+    lost: int
+    """Steps that were done and had to be done again, as far as metrics show."""
+    error: str
+    """The last one; empty of finished runs."""
+
+
+def status(folders: Sequence[Path]) -> list[RunStatus]:
+    """Return the state of runs, and of the runs inside of their folders (chains and sweeps).
+
+    Raises:
+        UserError: a folder is none, or holds no run.
+    """
+    runs = [run for folder in folders for run in find_runs(folder)]
+    events = {run: read_events(run) for run in runs}
+    jobs = {run: _last_job(events[run]) for run in runs}
+    known = job_states(job for job in jobs.values() if job)
+    return [_status(run, events[run], jobs[run], known) for run in runs]
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run folders at a path: itself, and those just below it.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}")
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    found = [path for path in (folder, *below) if _is_run(path)]
+    if not found:
+        raise UserError(f"{folder} holds no run")
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return events_file(folder).exists() or (folder / "metrics.jsonl").exists()
+
+
+def _last_job(events: list[Event]) -> str | None:
+    submitted = [event["job"] for event in events if event["event"] == "submitted"]
+    return submitted[-1] if submitted else None
+
+
+def _status(
+    run: Path, events: list[Event], job: str | None, known: dict[str, JobState]
+) -> RunStatus:
+    rows = read_metrics(run)
+    row: dict[str, Any] = rows[-1] if rows else {}
+    plan = _plan(run)
+    starts = [event for event in events if event["event"] == "started"]
+    said = known.get(job) if job else None
+    state = _state(run, events, said, rows)
+    running = state in {"running", "completing"}
+    return RunStatus(
+        run=str(run),
+        job=job,
+        state=state,
+        reason=said.reason if said and state in {"pending", "running"} else "",
+        step=row.get("step", 0),
+        steps=sum(stage["steps"] for stage in plan["stages"]) if plan else None,
+        stage=f"{row['stage'] + 1}/{len(plan['stages'])}" if row and plan else "",
+        bandwidth=row.get("bandwidth"),
+        loss=row.get("loss"),
+        images_per_second=row.get("images_per_second"),
+        eta=seconds_left(row) if row and running else None,
+        restarts=max(0, len(starts) - 1),
+        lost=sum(event.get("lost", 0) for event in starts),
+        error="" if state == "finished" else _error(events, job, state),
+    )
+
+
+def _plan(run: Path) -> dict[str, Any] | None:
+    path = run / "plan.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _state(
+    run: Path, events: list[Event], said: JobState | None, rows: list[dict[str, Any]]
+) -> str:
+    last = events[-1] if events else None
+    if (run / "results.json").exists() or (last and last["event"] == "finished"):
+        return "finished"
+    if said is not None and said.state != "COMPLETED":
+        return said.state.lower()
+    if last and last["event"] in LAST_WORDS:
+        return LAST_WORDS[last["event"]]
+    if (last and last.get("executor") == "local") or rows == []:
+        return "running" if last and _is_alive(last) else "not started"
+    pace = rows[-1].get("window_seconds", 0.0) * SILENCE_ROWS
+    silent = time.time() - rows[-1]["time"] > max(SILENCE_SECONDS, pace)
+    return "stopped" if silent else "running"
+
+
+def _is_alive(event: Event) -> bool:
+    """Return whether the process of a local job is there."""
+    try:
+        os.kill(int(event["job"]), 0)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
+def _error(events: list[Event], job: str | None, state: str) -> str:
+    failures = [e for e in events if e["event"] in {"failed", "given up", "retried"}]
+    if failures:
+        return str(failures[-1].get("sentence", ""))
+    logs = next((e["logs"] for e in reversed(events) if "logs" in e), None)
+    if logs is None or job is None or state not in ENDED:
+        return ""
+    path = Path(logs) / f"{job}_0_log.err"
+    if not path.exists():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def table(found: Iterable[RunStatus]) -> str:
+    """Return statuses as a table for a terminal, with errors below it."""
+    head = [
+        "run", "job", "state", "step", "stage", "B", "loss", "img/s", "ETA", "restarts", "lost",
+    ]  # fmt: skip
+    rows, errors = [head], []
+    for each in found:
+        rows.append([
+            each.run,
+            each.job or "-",
+            each.state + (f" ({each.reason})" if each.reason else ""),
+            f"{each.step}/{each.steps}" if each.steps else "-",
+            each.stage or "-",
+            _shown(each.bandwidth),
+            _shown(each.loss, ".4f"),
+            _shown(each.images_per_second, ".0f"),
+            "-" if each.eta is None else format_seconds(each.eta),
+            str(each.restarts),
+            str(each.lost),
+        ])  # fmt: skip
+        if each.error:
+            errors.append(f"{each.run}: {each.error}")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, *([""] if errors else []), *errors])
+
+
+def _shown(value: float | None, form: str = "") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def watch(folders: Sequence[Path], seconds: float) -> None:
+    """Print the table again and again, until every run has ended or the user interrupts."""
+    while True:
+        found = status(folders)
+        clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+        print(f"{clear}{time.strftime('%H:%M:%S')}\n{table(found)}", flush=True)
+        if all(each.state in ENDED for each in found):
+            return
+        time.sleep(seconds)
+
+
+def as_dicts(found: Iterable[RunStatus]) -> list[dict[str, Any]]:
+    """Return statuses as JSON types."""
+    return [asdict(each) for each in found]

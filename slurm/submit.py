@@ -1,0 +1,174 @@
+"""Submit a command, what follows it, or a sweep: refused before anything is submitted, or not."""
+
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mae_et.config_files import to_yaml
+from mae_et.errors import UserError
+from mae_et.pretrain import curriculum_of
+from mae_et.same_run import check_same_run
+from slurm.config import ClusterConfig, job_name
+from slurm.job import Job
+from slurm.journal import note, read_events
+from slurm.launcher import Launcher
+from slurm.queue import job_states
+from slurm.snapshot import snapshot
+from slurm.task import TRAININGS, Task, arms, following, frozen, task
+
+TABLE_TIME = "30"
+# What the watchdog leaves of the time between the signal and the end, to queue the job again.
+MARGIN_SECONDS = 30
+
+
+def submit(
+    kind: str,
+    arguments: Sequence[str],
+    cluster: ClusterConfig,
+    then: Sequence[str] = (),
+    sweep: Sequence[str] = (),
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Submit a command of mae-et.
+
+    Args:
+        kind: pretrain, finetune, supervised, linear-probe, knn or evaluate.
+        arguments: its arguments on the command line.
+        cluster: where it runs.
+        then: kinds, or kind=RECIPE, that start from its checkpoint once it has succeeded.
+        sweep: `key=value,value`: a run for each combination, as one array, and a table at the end.
+        dry_run: print the script and the resolved config of each job, and submit nothing.
+
+    Returns:
+        The run's folder, and the id of each job by its kind.
+
+    Raises:
+        UserError: the command, the cluster or the folder would not do; nothing is submitted.
+    """
+    first = task(kind, arguments)
+    runs = arms(first, sweep) if sweep else [first]
+    groups = [runs, *([following(run, words) for run in runs] for words in then)]
+    if sweep:
+        groups.append([_table(first.folder, groups)])
+    if cluster.executor != "slurm" and len(groups) > 1:
+        raise UserError(f"--then and --sweep need SLURM, not executor {cluster.executor}")
+    check = _show if dry_run else _check
+    for group in groups:
+        check(group, cluster, first.folder)
+    jobs: dict[str, str] = {}
+    for group in [] if dry_run else groups:
+        jobs[group[0].kind] = _submit(group, cluster, first.folder, _dependency(group, jobs))
+    return {"run": str(first.folder), "jobs": jobs}
+
+
+def _table(folder: Path, groups: list[list[Task]]) -> Task:
+    """Return the task that puts the results of a sweep into one table."""
+    runs = ",".join(str(run.folder) for run in groups[0])
+    return task("compare", [f"--runs=[{runs}]", f"--output={folder / 'results.md'}"])
+
+
+def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path) -> Launcher:
+    """Return what submits tasks of one kind."""
+    if group[0].is_single:
+        cluster = cluster.single()
+    if group[0].kind == "compare":
+        cluster = replace(cluster, gpus_per_node=0, time=TABLE_TIME)
+    name = job_name(cluster, root)
+    if group[0].folder != root:
+        name += f"-{group[0].kind}"
+    grace = max(MARGIN_SECONDS / 2, cluster.signal_delay - MARGIN_SECONDS)
+    jobs = [Job(each.command_line, each.folder.absolute(), grace) for each in group]
+    return Launcher(cluster, root / "slurm", code, name, jobs)
+
+
+def _dependency(group: list[Task], jobs: dict[str, str]) -> str | None:
+    """Return what tasks wait for: their own run, or for the table all that were submitted."""
+    if not jobs:
+        return None
+    if group[0].kind == "compare":
+        return "afterany:" + ":".join(jobs.values())
+    first = next(iter(jobs.values()))
+    return f"{'aftercorr' if len(group) > 1 else 'afterok'}:{first}"
+
+
+def _show(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
+    """Print a group's script, and what its commands resolve to."""
+    launcher = _launcher(group, cluster, root, root / "slurm" / "code")
+    if cluster.executor == "slurm":
+        print(launcher.script())
+    for each in group:
+        print(f"# mae-et {' '.join(each.command_line)}")
+        print(to_yaml(each.config))
+
+
+def _submit(group: list[Task], cluster: ClusterConfig, root: Path, dependency: str | None) -> str:
+    """Submit a group; return the job's id."""
+    folder = root / "slurm"
+    code = snapshot(folder)
+    kept = [frozen(each, folder) for each in group]
+    launcher = _launcher(kept, cluster, root, code)
+    submitted = launcher.submit(dependency)
+    for each, job in zip(kept, submitted, strict=True):
+        facts = {"kind": each.kind, "executor": cluster.executor, "logs": str(folder)}
+        note(each.folder, "submitted", job=job.job_id, restart=0, **facts)
+    if cluster.executor == "debug":
+        for job in submitted:
+            job.result()
+    return submitted[0].job_id.partition("_")[0]
+
+
+# --- before anything is submitted -----------------------------------------------------------------
+
+
+def _check(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
+    """Refuse what would fail later, while the user looks.
+
+    Raises:
+        UserError: in one sentence.
+    """
+    for each in group:
+        _check_folder(each.folder)
+        _check_queue(each.folder)
+        if each.kind in TRAININGS:
+            _check_training(each, cluster)
+    launcher = _launcher(group, cluster, root, root / "slurm")
+    if cluster.executor == "slurm":
+        print(f"mae-et: {group[0].kind}: {launcher.check()}", file=sys.stderr)
+
+
+def _check_folder(folder: Path) -> None:
+    probe = folder / f".writable-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the run folder {folder} cannot be written to: {error.strerror}") from None
+
+
+def _check_queue(folder: Path) -> None:
+    """Refuse a run that another job is still at."""
+    submitted = [event["job"] for event in read_events(folder) if event["event"] == "submitted"]
+    for job, state in job_states(submitted[-3:]).items():
+        if state.state in {"PENDING", "RUNNING", "COMPLETING", "SUSPENDED"}:
+            raise UserError(f"{folder} already has job {job} ({state.state}); scancel it first")
+
+
+def _check_training(each: Task, cluster: ClusterConfig) -> None:
+    config = each.config
+    batch, processes = config.optim.batch_size, cluster.processes
+    if batch % processes:
+        raise UserError(f"optim.batch_size {batch} is not divided by {processes} processes")
+    if each.kind == "pretrain":
+        curriculum_of(config)
+    written = each.folder / "config.yaml"
+    if written.exists():
+        saved = {"config": written.read_text(encoding="utf-8")}
+        check_same_run(config, saved, finished=(each.folder / "results.json").exists())
+    root = config.data.root
+    if root is not None and not root.exists():
+        # Not refused: the machines of a cluster may have disks that this one has not.
+        print(f"mae-et: warning: {root} is not seen from this machine", file=sys.stderr)

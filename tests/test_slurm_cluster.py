@@ -1,0 +1,215 @@
+"""The cluster that other tests run on does what a real one does, and leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+from slurm_cluster import Cluster, ClusterError, missing_programs, start_cluster
+
+MISSING = missing_programs()
+pytestmark = pytest.mark.skipif(
+    bool(MISSING),
+    reason=f"SLURM's programs are not installed ({', '.join(MISSING)}): run make slurm-deps",
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with start_cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def overdue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, str]]:
+    """Give a job on a second cluster two seconds; limits are looked at every 30 seconds only."""
+    with start_cluster(tmp_path_factory.mktemp("overdue"), nodes=1) as started:
+        job = started.submit("--output=/dev/null", "--time=60", "--wrap=sleep 300")
+        started.wait_for_state(job, "RUNNING")
+        started.run("scontrol", "update", f"JobId={job}", "EndTime=now+2seconds")
+        yield started, job
+
+
+def alive(processes: list[int]) -> list[int]:
+    return [process for process in processes if Path(f"/proc/{process}").exists()]
+
+
+def test_nodes_are_idle_with_the_cpus_that_they_claim(cluster: Cluster) -> None:
+    said = cluster.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T %c")
+    assert said.splitlines() == [f"{name} idle 2" for name in cluster.nodes]
+
+
+def test_a_job_runs_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = cluster.submit("--nodes=2", "--ntasks-per-node=2", f"--output={out}",
+                         "--wrap=srun printenv SLURMD_NODENAME")  # fmt: skip
+    cluster.wait_for_state(job, "COMPLETED")
+    assert sorted(out.read_text().split()) == sorted(2 * cluster.nodes)
+
+
+def test_a_job_that_asks_for_too_much_is_refused_with_a_reason(cluster: Cluster) -> None:
+    with pytest.raises(ClusterError, match="Node count specification invalid"):
+        cluster.submit("--nodes=3", "--wrap=true")
+
+
+def test_what_never_comes_is_reported_with_the_queue_and_the_logs(cluster: Cluster) -> None:
+    job = cluster.submit("--hold", "--job-name=held", "--wrap=true")
+    with pytest.raises(ClusterError, match=rf"job {job} is RUNNING: not within 0.1 s") as error:
+        cluster.wait_for_state(job, "RUNNING", seconds=0.1)
+    cluster.run("scancel", job)
+    assert "held" in str(error.value)
+    assert f"submit_batch_job: JobId={job}" in str(error.value)
+
+
+def test_the_high_partition_requeues_a_job_of_the_low_ones(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    both = ["--exclusive", "--nodes=2"]
+    low = cluster.submit(*both, "--partition=low_nograce", "--open-mode=append",
+                         f"--output={out}", "--wrap=echo $SLURM_RESTART_COUNT; sleep 300",
+                         )  # fmt: skip
+    cluster.wait_for_state(low, "RUNNING")
+    high = cluster.submit(*both, "--partition=high", "--output=/dev/null", "--wrap=true")
+    cluster.wait_for_state(high, "COMPLETED")
+    assert (cluster.state(low), cluster.restart_count(low)) == ("PENDING", 1)
+    cluster.start_now(low)
+    cluster.wait_for_state(low, "RUNNING")
+    cluster.wait_for(lambda: out.read_text().splitlines()[-1] == "1", "a second run")
+    cluster.run("scancel", low)
+
+
+def test_a_job_with_grace_is_told_by_the_signal_that_it_asked_for(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    both = ["--exclusive", "--nodes=2"]
+    low = cluster.submit(*both, "--partition=low", "--signal=B:USR2@90", f"--output={out}",
+                         "--wrap=trap 'echo told; exit 0' USR2; echo ready; sleep 300 & wait",
+                         )  # fmt: skip
+    cluster.wait_for(lambda: out.exists() and "ready" in out.read_text(), "the job's start")
+    high = cluster.submit(*both, "--partition=high", "--output=/dev/null", "--wrap=true")
+    cluster.wait_for_state(high, "COMPLETED")
+    assert out.read_text().split()[:2] == ["ready", "told"]
+    # One that ends by itself has ended: it is for the job to requeue itself.
+    assert (cluster.state(low), cluster.restart_count(low)) == ("COMPLETED", 0)
+
+
+def test_submitit_finds_the_cluster_and_returns_a_value(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    executor = submitit.AutoExecutor(folder=tmp_path, cluster="slurm")
+    executor.update_parameters(nodes=2, tasks_per_node=1, timeout_min=60)
+    job = executor.submit(os.getenv, "SLURMD_NODENAME")
+    assert job.results() == list(cluster.nodes)
+
+
+def test_pretended_gpus_are_named_to_a_job(tmp_path: Path) -> None:
+    with start_cluster(tmp_path, nodes=1, gpus=2) as cluster:
+        out = tmp_path / "job"
+        job = cluster.submit("--gpus-per-node=2", f"--output={out}",
+                             "--wrap=srun printenv CUDA_VISIBLE_DEVICES")  # fmt: skip
+        cluster.wait_for_state(job, "COMPLETED")
+        assert out.read_text() == "0,1\n"
+
+
+def test_accounts_are_kept_when_asked_for(tmp_path: Path) -> None:
+    missing = missing_programs(accounting=True)
+    if missing:
+        pytest.skip(f"no programs for accounting ({', '.join(missing)}): run make slurm-deps")
+    with start_cluster(tmp_path, nodes=1, accounting=True) as cluster:
+        job = cluster.submit("--output=/dev/null", "--wrap=true")
+        sacct = ["sacct", "--noheader", "--allocations", "--format=State", f"--jobs={job}"]
+        cluster.wait_for(lambda: cluster.run(*sacct).strip() == "COMPLETED", "accounts of a job")
+
+
+def test_nothing_is_left_of_a_cluster_that_was_stopped_with_a_job_on_it(tmp_path: Path) -> None:
+    """Not even of a job that ignores signals, in a session and an environment of its own."""
+    script = "setsid env -i /bin/sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1; done'"
+    out = tmp_path / "job"
+    with start_cluster(tmp_path / "cluster") as cluster:
+        cluster.submit("--nodes=2", f"--output={out}", f"--wrap=srun {script}")
+        cluster.wait_for(lambda: out.exists() and out.read_text().count("\n") == 2, "both tasks")
+        processes = cluster.processes()
+        assert {int(task) for task in out.read_text().split()} < set(processes)
+        cluster.stop()
+        assert alive(processes) == []
+        cluster.stop()
+    assert not Path(cluster.environment["SLURM_CONF"]).parent.exists()
+    assert (tmp_path / "cluster" / "slurmctld.log").exists()
+
+
+def test_nothing_is_left_after_a_failure_inside_of_the_block(tmp_path: Path) -> None:
+    processes: list[int] = []
+
+    def interrupted() -> None:
+        with start_cluster(tmp_path) as cluster:
+            processes.extend(cluster.processes())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(processes) > 5
+    assert alive(processes) == []
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "bin" / "slurmd"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\necho $PPID > {tmp_path}/supervisor\necho no luck >&2\nexit 3\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    words = r"(?s)slurmd.* ended with 3.*no luck"
+    with pytest.raises(ClusterError, match=words), start_cluster(tmp_path / "cluster"):
+        pytest.fail("it started")
+    supervisor = int((tmp_path / "supervisor").read_text())
+    assert alive([supervisor]) == []
+    assert "Running as primary" in (tmp_path / "cluster" / "slurmctld.log").read_text()
+
+
+def test_a_program_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_cluster, "PROGRAMS", ("sbatch", "no-such-program"))
+    words = r"not installed \(no-such-program\)"
+    with pytest.raises(ClusterError, match=words), start_cluster(tmp_path):
+        pytest.fail("it started")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_by_hand_it_ends_with_the_process_that_started_it(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, slurm_cluster.__file__, f"--folder={tmp_path}"],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        variable, _, configuration = said.removeprefix("export ").strip().partition("=")
+        environment = os.environ | {variable: configuration}
+        job = subprocess.run(["srun", "echo", "hello"], env=environment, capture_output=True)
+        assert job.stdout == b"hello\n"
+        process.send_signal(number)
+    # The supervisor removes it last, when none of the cluster's processes is left.
+    end = time.monotonic() + 10
+    while Path(configuration).parent.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert process.returncode == (-number if number == signal.SIGKILL else 0)
+
+
+@pytest.mark.slow
+def test_a_job_ends_at_its_limit_of_time(overdue: tuple[Cluster, str]) -> None:
+    cluster, job = overdue
+    cluster.wait_for_state(job, "TIMEOUT", seconds=45)

@@ -1,0 +1,303 @@
+"""Submitting without a cluster: scripts, copies, decisions after a job, local jobs, status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from mae_et import UserError
+from mae_et.cli import main
+from mae_et.compare import CompareConfig, compare
+from mae_et.config_files import load_config
+from slurm import ClusterConfig, after, job, status
+from slurm.journal import note, read_events
+from slurm.snapshot import snapshot
+from slurm.status import table
+from slurm.task import arms, following, task
+from slurm.watchdog import EXIT_STATUS
+
+RUN = ["--config=tiny.yaml", "--output.folder=run"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("written", "minutes"),
+    [("90", 90), ("90:30", 91), ("1:30:00", 90), ("1-00", 1440), ("2-12:00:00", 3600)],
+)
+def test_time_is_read_as_slurm_reads_it(written: str, minutes: int) -> None:
+    assert ClusterConfig(time=written).minutes == minutes
+
+
+def test_processes_are_one_for_each_gpu_unless_said_otherwise() -> None:
+    assert ClusterConfig(nodes=2, gpus_per_node=8).processes == 16
+    assert ClusterConfig(nodes=2).processes == 2
+    assert ClusterConfig(tasks_per_node=4).processes == 4
+    one = ClusterConfig(nodes=4, gpus_per_node=8, memory_gb=480, partition="gpu").single()
+    assert (one.processes, one.gpus_per_node, one.memory_gb, one.partition) == (1, 1, 60, "gpu")
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--nodes=0", "nodes must be positive"),
+        ("--executor=local --nodes=2", "local is one machine"),
+        ("--executor=debug --tasks_per_node=2", "debug is one process"),
+        ("--retries=-1", "retries must not be negative"),
+        ("--time=0", "at least a minute"),
+    ],
+)
+def test_an_impossible_cluster_is_refused(flag: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_config(ClusterConfig, [], flag.split())
+
+
+def test_a_dry_run_prints_script_and_config_and_needs_no_slurm(place, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    flags = ["--cluster=nodes_8x8gpu", "--partition=gpu", "--account=lab", "--extra={gres: 'x:1'}"]
+    run = [*RUN, "--optim.batch_size=64", "--data.synthetic_train=64"]
+    assert main(["submit", "pretrain", *run, *flags, "--dry-run", "--then=knn"]) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "--nodes=8", "--gpus-per-node=8", "--ntasks-per-node=8", "--partition=gpu", "--account=lab",
+        "--mem=491520M", "--time=1440", "--signal=USR2@120", "--requeue", "--gres=x:1",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in out
+    assert "--kill-on-bad-exit=1 --cpus-per-task=12" in out
+    assert "encoder_width: 32" in out
+    assert "# mae-et knn --checkpoint=run --output=run/knn" in out
+    assert "#SBATCH --ntasks-per-node=1\n" in out  # a probe is one process
+    assert list(place.iterdir()) == [place / "tiny.yaml"]
+
+
+def test_words_of_the_shell_are_quoted(place, capsys) -> None:
+    flags = ["--output.folder=a b;$(c)", "--name=x y", "--extra={comment: 'a; b'}", "--dry-run"]
+    assert main(["submit", "pretrain", RUN[0], *flags]) == 0
+    script = capsys.readouterr().out.partition("# mae-et")[0]
+    folder = place / "a b;$(c)" / "slurm"
+    assert f"'{folder}'" in script
+    assert "#SBATCH --job-name='x y'" in script
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_without_slurm_nothing_is_submitted(place, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["submit", "pretrain", *RUN]) == 2
+    assert "this machine has no SLURM (sbatch, srun" in capsys.readouterr().err
+    assert read_events(place / "run") == []
+    assert main(["submit", "export"]) == 2
+    assert "'export' cannot be submitted" in capsys.readouterr().err
+
+
+def test_a_job_imports_the_copied_code_and_not_what_lies_where_it_starts(place: Path) -> None:
+    code = snapshot(place / "slurm")
+    assert snapshot(place / "slurm") == code
+    (place / "mae_et").mkdir()
+    (place / "mae_et" / "__init__.py").write_text("raise SystemExit('edited after it was copied')")
+    program = (
+        "import mae_et, finetune, slurm; from mae_et.config_files import find_config; "
+        "print(mae_et.__file__, finetune.__file__, slurm.__file__, find_config('demo'))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=place
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(path.startswith(str(code)) for path in done.stdout.split())
+
+
+def test_a_config_that_is_edited_does_not_change_a_job_that_waits(place: Path) -> None:
+    from slurm.task import frozen
+
+    kept = frozen(task("pretrain", ["--config", "tiny.yaml", "--seed=3"]), place / "run" / "slurm")
+    (place / "tiny.yaml").write_text("seed: 9")
+    again = task("pretrain", kept.arguments)
+    assert again.config.seed == 3
+    assert again.config.model.encoder_width == 32
+
+
+def test_what_follows_starts_from_the_run_and_takes_its_data(place: Path) -> None:
+    first = task("pretrain", [*RUN, "--data.synthetic_train=41"])
+    (place / "recipe.yaml").write_text("model: {image_size: 32}")
+    tuned = following(first, "finetune=recipe.yaml")
+    assert tuned.config.model.checkpoint == Path("run")
+    assert tuned.config.data.synthetic_train == 41
+    assert tuned.folder == Path("run/finetune")
+    large = task("pretrain", ["--config=pretrain/vit_l16_etpp", "--data.root=/x"])
+    followed = following(large, "finetune").config
+    assert followed.optim.layer_decay == 0.75
+    assert followed.data.root == Path("/x")
+    with pytest.raises(UserError, match="'evaluate' cannot follow pretrain"):
+        following(first, "evaluate")
+
+
+def test_a_sweep_has_a_run_for_each_combination(place: Path) -> None:
+    first = task("pretrain", RUN)
+    found = arms(first, ["optim.base_lr=0.1,0.2", "seed=0,1,2"])
+    assert len(found) == len({each.folder for each in found}) == 6
+    assert found[-1].folder == Path("run/base_lr=0.2,seed=2")
+    assert (found[-1].config.optim.base_lr, found[-1].config.seed) == (0.2, 2)
+    with pytest.raises(UserError, match=r"optim\.base_lr"):
+        arms(first, ["optim.base_lr=0.1,fast"])
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch) -> list[str]:
+    """Pretend to be the batch script of a job that runs; return what is asked of SLURM."""
+    asked: list[str] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setattr(after, "still_wanted", lambda: True)
+    monkeypatch.setattr(after, "requeue", lambda: asked.append("requeue"))
+    return asked
+
+
+def test_a_crash_is_tried_again_until_it_makes_no_progress(
+    place: Path, inside, monkeypatch
+) -> None:
+    run = place / "run"
+    steps = iter([100, 200, 200, 200])
+    monkeypatch.setattr(after, "reached", lambda folder: (next(steps), 0))
+    assert [after.main(run, 1, 2) for _ in range(4)] == [1] * 4
+    assert [event["event"] for event in read_events(run)] == ["retried"] * 3 + ["given up"]
+    assert inside == ["requeue"] * 3
+
+
+@pytest.mark.parametrize(
+    ("event", "facts", "expected"),
+    [
+        ("failed", {"kind": "UserError", "sentence": "wrong"}, "given up"),
+        ("failed", {"kind": "Diverged", "sentence": "NaN"}, "given up"),
+        ("failed", {"kind": "RuntimeError", "sentence": "broke"}, "retried"),
+        ("requeued", {"step": 3}, "requeued"),
+        ("finished", {}, "finished"),
+    ],
+)
+def test_what_is_done_after_a_job_depends_on_how_it_ended(
+    place: Path, inside, event, facts: dict, expected: str
+) -> None:
+    note(place, event, **facts)
+    after.main(place, 1, 3)
+    assert read_events(place)[-1]["event"] == expected
+    assert inside == (["requeue"] if expected == "retried" else [])
+
+
+def test_a_job_that_succeeded_or_was_cancelled_is_left_alone(place, inside, monkeypatch) -> None:
+    assert after.main(place, 0, 3) == 0
+    monkeypatch.setattr(after, "still_wanted", lambda: False)
+    assert after.main(place, 143, 3) == 143
+    assert read_events(place) == []
+    assert inside == []
+
+
+def test_ports_are_agreed_on_through_the_folder(place: Path, inside) -> None:
+    port = job.agreed_port(place, 0)
+    assert 1024 <= port < 65536
+    assert job.agreed_port(place, 1) == port
+    assert job.port_file(place).name == "port-7-2"
+
+
+def test_the_watchdog_ends_a_process_that_does_not_come_to_its_end(place: Path) -> None:
+    program = (
+        "import ctypes, signal, sys; from slurm.watchdog import Watchdog\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: print('handled'))\n"
+        "with Watchdog(0.5, lambda number: print('acted', number, flush=True)):\n"
+        "    print('ready', flush=True)\n"
+        "    while True: ctypes.CDLL(None).sleep(60)\n"
+    )
+    stuck = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
+    assert stuck.stdout is not None
+    assert stuck.stdout.readline() == "ready\n"
+    stuck.send_signal(signal.SIGUSR2)
+    out, err = stuck.communicate(timeout=20)
+    assert stuck.returncode == EXIT_STATUS
+    assert f"acted {int(signal.SIGUSR2)}" in out
+    assert "Thread" in err  # where it hung
+
+
+def test_a_local_job_is_interrupted_goes_on_and_is_told_of(place: Path, capsys) -> None:
+    flags = ["--curriculum.epochs=100", "--output.tensorboard=false", "--optim.base_lr=0.001"]
+    assert main(["submit", "pretrain", *RUN, *flags, "--cluster=local"]) == 0
+    pid = int(json.loads(capsys.readouterr().out.splitlines()[-1])["jobs"]["pretrain"])
+    run, end = place / "run", time.monotonic() + 60
+
+    def until(event: str, count: int) -> None:
+        while sum(e["event"] == event for e in read_events(run)) < count:
+            assert time.monotonic() < end, read_events(run)
+            time.sleep(0.1)
+
+    until("started", 1)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (found,) = status([run])
+    assert (found.state, found.job) == ("running", str(pid))
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGUSR2)
+    until("finished", 1)
+    assert [e["event"] for e in read_events(run)].count("requeued") == 1
+    (found,) = status([run])
+    assert (found.state, found.restarts, found.lost, found.error) == ("finished", 1, 0, "")
+
+
+def test_status_works_from_folders_alone(place: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    run = place / "run"
+    assert main(["pretrain", *RUN, "--output.tensorboard=false"]) == 0
+    note(run, "submitted", job="12", restart=0, executor="slurm", logs=str(run / "slurm"))
+    note(run, "started", job="12", restart=0, step=0, lost=0)
+    note(run, "started", job="12", restart=1, step=5, lost=3)
+    (run / "results.json").unlink()
+    note(run, "failed", kind="RunFailed", sentence="no memory left")
+    (found,) = status([place])
+    assert (found.state, found.restarts, found.lost) == ("failed", 1, 3)
+    assert (found.step, found.steps, found.stage, found.bandwidth) == (25, 25, "3/3", 32)
+    lines = table([found]).splitlines()
+    assert lines[0].split()[:4] == ["run", "job", "state", "step"]
+    assert lines[-1].endswith("no memory left")
+    capsys.readouterr()
+    assert main(["status", str(run), "--watch=0.1"]) == 0
+    assert "failed" in capsys.readouterr().out
+    assert main(["status", "nowhere"]) == 2
+    (place / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no run"):
+        status([place / "empty"])
+
+
+def test_a_half_written_event_is_left_out(place: Path) -> None:
+    note(place, "started", step=1)
+    with (place / "slurm" / "events.jsonl").open("a") as file:
+        file.write('{"event": "fin')
+    assert [event["event"] for event in read_events(place)] == ["started"]
+
+
+def test_runs_are_compared_where_they_differ(place: Path, capsys) -> None:
+    for seed in (0, 1):
+        flags = [f"--seed={seed}", f"--output.folder=r{seed}", "--output.tensorboard=false"]
+        assert main(["pretrain", "--config=tiny.yaml", *flags]) == 0
+    (place / "r0" / "knn").mkdir()
+    (place / "r0" / "knn" / "results.json").write_text('{"knn": 31.5}')
+    text = compare(CompareConfig([place / "r0", place / "r1"], place / "table.md"))
+    assert (place / "table.md").read_text().strip() == text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")]
+    head, _, first, second = rows
+    assert head[:2] == ["run", "seed"]
+    assert (first[head.index("seed")], second[head.index("seed")]) == ("0", "1")
+    assert (first[head.index("knn")], second[head.index("knn")]) == ("31.5", "")
+    capsys.readouterr()
+    assert main(["compare", "--runs=[r0,nowhere]"]) == 2
+    assert "there is no run folder nowhere" in capsys.readouterr().err
