@@ -76,6 +76,10 @@ class ModelConfig:
     """Blocks of the decoder."""
     decoder_heads: int = 16
     """Heads of the decoder."""
+    decoder_attention: Literal["self", "cross"] = "self"
+    """self: mask tokens attend to all tokens (MAE); cross: to the visible ones (CrossMAE)."""
+    decoder_share: float = 1.0
+    """Share of the hidden patches that a step predicts, drawn at random (CrossMAE); all in MAE."""
     mask_ratio: float = 0.75
     """Share of the patches that the encoder does not see."""
     target: Target = "norm_pix"
@@ -114,6 +118,10 @@ class ModelConfig:
         _require(
             0 < self.mask_ratio < 1,
             f"model.mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}",
+        )
+        _require(
+            0 < self.decoder_share <= 1,
+            f"model.decoder_share must lie in (0, 1], got {self.decoder_share}",
         )
         _require(
             self.image_size % self.patch == 0,

@@ -129,10 +129,12 @@ def to_hugging_face(
         decoder: its decoder's weights and positions [1 1+N width], under our names.
 
     Raises:
-        UserError: ViTMAE cannot be that model: it has a decoder, of pixels, and square images.
+        UserError: ViTMAE cannot be that model: it has MAE's decoder, of pixels, and square images.
     """
     if model.decoder is None:
         raise UserError("format hf needs a decoder, which this checkpoint has not; use timm")
+    if model.decoder.attention != "self":
+        raise UserError("format hf holds MAE's decoder, and this one is cross; use timm")
     if model.target == "hog":
         raise UserError("format hf holds decoders of pixels, and this one predicts HOG; use timm")
     if model.full[0] != model.full[1]:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from einops import rearrange
-from timm.layers import LayerNorm
 from timm.models import checkpoint_seq
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae_et.config import ModelConfig, Target
+from mae_et.decoders import DECODERS, Attention, Decoder, gather
 from mae_et.errors import UserError
 from mae_et.masking import Mask, mask_from_noise
 from mae_et.position import Grid, sincos_positions
@@ -29,43 +29,11 @@ class Reconstruction(NamedTuple):
     loss: Tensor
     """float32 []: mean squared error over the hidden patches."""
     prediction: Tensor
-    """[B N D]: the decoder's output for every patch."""
+    """[B N D]: the decoder's output for every patch, or [B M D]: for those that are trained on."""
     mask: Tensor
     """float32 [B N]: 1 where a patch was hidden."""
     latent: Tensor
     """[B 1+V width]: class token and visible patches, after the encoder's norm."""
-
-
-class Decoder(nn.Module):
-    """Blocks over visible and mask tokens; predicts every patch."""
-
-    def __init__(
-        self, encoder_width: int, width: int, depth: int, heads: int, outputs: int, full: Grid
-    ):
-        super().__init__()
-        self.full = full
-        self.embed = nn.Linear(encoder_width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.Sequential(
-            *(Block(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
-        )
-        self.norm = LayerNorm(width)
-        self.pred = nn.Linear(width, outputs)
-        self.gradient_checkpointing = False
-
-    def forward(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """Latent [B 1+V width] -> predictions [B N D]."""
-        tokens = self.embed(latent)
-        cls_token, visible = tokens[:, :1], tokens[:, 1:]
-        hidden = mask.restore.shape[1] - visible.shape[1]
-        masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
-        patches = _gather(torch.cat([visible, masked], dim=1), mask.restore)
-        patches = patches + sincos_positions(grid, self.full, tokens.shape[-1], tokens.device)
-        # The class token's position is zero, as in MAE.
-        tokens = _run(
-            self.blocks, torch.cat([cls_token, patches], dim=1), self.gradient_checkpointing
-        )
-        return self.pred(self.norm(tokens))[:, 1:]
 
 
 class MaskedAutoencoder(nn.Module):
@@ -83,6 +51,8 @@ class MaskedAutoencoder(nn.Module):
         decoder_width: width of the decoder, a multiple of 4.
         decoder_depth: blocks of the decoder; 0 builds the encoder alone.
         decoder_heads: heads of the decoder.
+        decoder_attention: `self` is MAE's decoder, `cross` CrossMAE's (see `mae_et.decoders`).
+        decoder_share: share of the hidden patches that a training step predicts, in (0, 1].
         target: `pixel`, `norm_pix` or `hog`.
         hog_cell: side of a HOG cell in pixels; divides the patch.
         hog_bins: orientations of a HOG histogram.
@@ -104,6 +74,8 @@ class MaskedAutoencoder(nn.Module):
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
+        decoder_attention: Attention = "self",
+        decoder_share: float = 1.0,
         target: Target = "norm_pix",
         hog_cell: int = 8,
         hog_bins: int = 9,
@@ -122,6 +94,7 @@ class MaskedAutoencoder(nn.Module):
         self.target: Target = target
         self.hog_cell, self.hog_bins = hog_cell, hog_bins
         outputs = target_width(target, self.patch, channels, hog_cell, hog_bins)
+        self.decoder_share = decoder_share
         self.decoder: Decoder | None = None
         if decoder_depth and (decoder_width % decoder_heads or decoder_width % 4):
             raise UserError(
@@ -129,7 +102,7 @@ class MaskedAutoencoder(nn.Module):
                 f"{decoder_heads} heads"
             )
         if decoder_depth:
-            self.decoder = Decoder(
+            self.decoder = DECODERS[decoder_attention](
                 self.encoder.embed_dim,
                 decoder_width,
                 decoder_depth,
@@ -165,7 +138,7 @@ class MaskedAutoencoder(nn.Module):
         # Hidden patches are dropped before the embedding: at 75% that is three quarters of it.
         pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         if mask is not None:
-            pixels, positions = _gather(pixels, mask.keep), positions[mask.keep]
+            pixels, positions = gather(pixels, mask.keep), positions[mask.keep]
         weight = rearrange(embed.weight, "d c p q -> d (c p q)")
         patches = nn.functional.linear(pixels, weight, embed.bias) + positions
         assert self.encoder.cls_token is not None
@@ -174,7 +147,11 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.norm(_run(self.encoder.blocks, tokens, self.encoder.grad_checkpointing))
 
     def forward(
-        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None
+        self,
+        images: Tensor,
+        mask_ratio: float = 0.75,
+        noise: Tensor | None = None,
+        every_patch: bool = True,
     ) -> Reconstruction:
         """Hide patches, reconstruct them, and measure the error.
 
@@ -183,6 +160,8 @@ class MaskedAutoencoder(nn.Module):
             mask_ratio: share of hidden patches, in (0, 1).
             noise: [B N]; the N * (1 - mask_ratio) patches with the least noise stay visible. Drawn
                 from torch's generator when not given.
+            every_patch: whether every patch is predicted, the visible ones too; otherwise only
+                what is trained on: the decoder's share of the hidden ones, of which the loss is.
 
         Raises:
             ValueError: images that patches do not tile, or a mask ratio that hides all or none.
@@ -195,15 +174,27 @@ class MaskedAutoencoder(nn.Module):
             noise = torch.rand(target.shape[:2], device=images.device)
         mask = mask_from_noise(noise, mask_ratio)
         latent = self.encode(images, mask)
-        prediction = self.decoder(latent, mask, self.grid(images))
-        error = (prediction.float() - target).square().mean(dim=-1)
-        # Every image hides as many patches, so this is the mean over images of their means.
-        loss = (error * mask.hidden).sum() / mask.hidden.sum()
+        grid = self.grid(images)
+        if every_patch:
+            prediction = self.decoder.predict_all(latent, mask, grid)
+            error = (prediction.float() - target).square().mean(dim=-1)
+            loss = (error * mask.hidden).sum() / mask.hidden.sum()
+        else:
+            count = predicted_patches(target.shape[1] - mask.visible, self.decoder_share)
+            prediction = self.decoder(latent, mask, grid, count)
+            asked = mask.order[:, mask.visible : mask.visible + count]
+            # Every image hides as many patches, so this is the mean over images of their means.
+            loss = (prediction.float() - gather(target, asked)).square().mean()
         return Reconstruction(loss, prediction, mask.hidden, latent)
 
     def targets(self, images: Tensor) -> Tensor:
         """Return what each patch of normalised images must predict, float32 [B N D]."""
         return patch_targets(self.target, images, self.patch, self.hog_cell, self.hog_bins)
+
+
+def predicted_patches(hidden: int, share: float) -> int:
+    """Return how many of the hidden patches a share of them is, at least 1."""
+    return max(1, round(hidden * share))
 
 
 def initialise(model: MaskedAutoencoder) -> None:
@@ -267,11 +258,6 @@ def _is_plain(encoder: VisionTransformer) -> bool:
         and encoder.patch_embed.proj.bias is not None
         and isinstance(encoder.patch_embed.norm, nn.Identity)
     )
-
-
-def _gather(tokens: Tensor, indices: Tensor) -> Tensor:
-    """[B N D], [B M] -> [B M D]."""
-    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def _run(blocks: nn.Sequential, tokens: Tensor, checkpointing: bool) -> Tensor:

@@ -131,7 +131,10 @@ def make_plan(
     if config.curriculum.cost == "flops":
         with torch.device("meta"):
             model = MaskedAutoencoder.from_config(config.model)
-        forward = partial(model, mask_ratio=config.model.mask_ratio)
+        # A budget counts MAE's decoder as published, on every patch; that a step leaves out what
+        # its loss does not read saves time, and must not lengthen the run. A share is a choice.
+        published = config.model.decoder_attention == "self" and config.model.decoder_share == 1
+        forward = partial(model, mask_ratio=config.model.mask_ratio, every_patch=published)
         cost = training_flops(forward, config.model.channels)
     return curriculum.plan(config.curriculum.epochs, dataset_size, config.optim.batch_size, cost)
 

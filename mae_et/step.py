@@ -29,7 +29,7 @@ def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple
         images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
         noise = batch.noise.to(device, non_blocking=True)
         with autocast(run.dtype, device):
-            return run.network(images, config.model.mask_ratio, noise).loss
+            return run.network(images, config.model.mask_ratio, noise, every_patch=False).loss
 
     return update(run, stage, batches, loss_of)
 

@@ -126,11 +126,14 @@ def same_end(cluster: Cluster, job: str, folder: Path, whole: Path) -> None:
     assert ours["step"] == theirs["step"]
     for name, weight in theirs["model"].items():
         assert torch.equal(ours["model"][name], weight), name
-    losses = [[(row["step"], row["loss"]) for row in read_metrics(run)] for run in (folder, whole)]
-    steps = [step for step, _ in losses[0]]
+    rows = [read_metrics(run) for run in (folder, whole)]
+    steps = [row["step"] for row in rows[0]]
     assert steps == sorted(set(steps))
-    kept = dict(losses[0])
-    assert all(kept[step] == loss for step, loss in losses[1] if step % 50 == 0)
+    # A row is the mean since the row before it: where a run went on, it is of fewer steps.
+    losses = [{(row["step"], row["window_steps"]): row["loss"] for row in each} for each in rows]
+    shared = losses[0].keys() & losses[1].keys()
+    assert len(shared) >= len(losses[1]) - 10
+    assert all(losses[0][row] == losses[1][row] for row in shared)
 
 
 def test_two_nodes_give_the_losses_of_one_process(submit, place: Path) -> None:

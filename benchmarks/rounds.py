@@ -1,0 +1,51 @@
+"""Compare speeds in interleaved rounds: what drifts on a shared machine drifts for every arm."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Speeds of an arm, one for each round."""
+
+    seconds: tuple[float, ...]
+    """Time of a call."""
+    ratios: tuple[float, ...]
+    """Times faster than the first arm in the same round."""
+
+    @property
+    def median_seconds(self) -> float:
+        """Median time of a call."""
+        return statistics.median(self.seconds)
+
+    def ratio(self, form: str = ".2f") -> str:
+        """Return the median ratio, with the least and the greatest."""
+        low, high = min(self.ratios), max(self.ratios)
+        middle = statistics.median(self.ratios)
+        return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def interleave(
+    arms: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
+) -> dict[str, Speed]:
+    """Call each arm once a round, in turn; the first is what the others are compared with.
+
+    Args:
+        arms: by name; a call must end with the work done (a GPU waited for).
+        rounds: that are counted.
+        warm_up: that are not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(warm_up + rounds):
+        for name, arm in arms.items():
+            start = time.perf_counter()
+            arm()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    first = next(iter(seconds.values()))
+    return {
+        name: Speed(tuple(mine), tuple(a / b for a, b in zip(first, mine, strict=True)))
+        for name, mine in seconds.items()
+    }

@@ -1,0 +1,200 @@
+"""Time of a training step, of the frequency crop in it, and the memory it takes.
+
+    mae-et bench step [--encoder NAME --batch N --rounds N --arms '[reference,ours fp32]']
+
+Every arm runs forward, backward and the optimizer on the same batch in memory; arms take turns. The
+first is the plain reference of `benchmarks/reference.py` at the base size. Memory is the peak of a
+process of its own that does two steps (its resident memory on a CPU).
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.reference import PlainAutoencoder
+from benchmarks.rounds import Speed, interleave
+from mae_et.config import EfficiencyConfig, ModelConfig, OptimConfig
+from mae_et.data import normalise
+from mae_et.distributed import choose_device
+from mae_et.frequency import low_frequency_crop
+from mae_et.masking import visible_patches
+from mae_et.model import MaskedAutoencoder
+from mae_et.optim import build_optimizer
+from mae_et.precision import autocast, autocast_dtype
+from mae_et.window import peak_memory
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BANDWIDTHS = (96, 160, 224)
+# CrossMAE's quarter of all patches is a third of the hidden ones.
+CROSS: dict[str, Any] = {"decoder_attention": "cross", "decoder_share": 1 / 3, "decoder_depth": 4}
+SHALLOW: dict[str, Any] = {"decoder_depth": 2, "decoder_width": 256, "decoder_heads": 8}
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """Compare training steps with a plain reference, in one run."""
+
+    encoder: str = "vit_small_patch16_224"
+    """Name of a timm VisionTransformer."""
+    batch: int = 32
+    """Images of a step."""
+    rounds: int = 5
+    """Rounds that are counted; one more warms up."""
+    compile: bool = False
+    """Whether arms that are compiled run too."""
+    memory: bool = True
+    """Whether the peak of memory is measured too."""
+    device: str = "auto"
+    """Device; auto takes a GPU where there is one."""
+
+
+def arms(config: StepConfig) -> dict[str, partial[Callable[[], object]]]:
+    """Return what builds each arm, by name."""
+    build = partial(ours, config)
+    found: dict[str, partial[Callable[[], object]]] = {
+        "reference, fp32, 224": partial(reference, config),
+        "ours, fp32, 224": partial(build, "fp32", 224, {}),
+        "ours, bf16, 224": partial(build, "bf16", 224, {}),
+        "ours, bf16, 160": partial(build, "bf16", 160, {}),
+        "ours, bf16, 96": partial(build, "bf16", 96, {}),
+        "shallow decoder, bf16, 224": partial(build, "bf16", 224, SHALLOW),
+        "cross decoder, bf16, 224": partial(build, "bf16", 224, CROSS),
+    }
+    if config.compile:
+        found["ours, fp32, compiled, 224"] = partial(build, "fp32", 224, {}, True)
+        found["ours, bf16, compiled, 224"] = partial(build, "bf16", 224, {}, True)
+        found["cross decoder, bf16, compiled, 224"] = partial(build, "bf16", 224, CROSS, True)
+    return found
+
+
+def reference(config: StepConfig) -> Callable[[], object]:
+    """Return a step of the plain reference."""
+    device = choose_device(config.device)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = PlainAutoencoder(config.encoder, 224, 512, 8, 16).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    pixels = torch.randint(256, (config.batch, 3, 224, 224), dtype=torch.uint8, device=device)
+    noise = torch.rand(config.batch, (224 // model.patch) ** 2, device=device)
+    visible = visible_patches(noise.shape[1], 0.75)
+
+    def step() -> None:
+        model(normalise(pixels, MEAN, STD), noise, visible).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wait(device)
+
+    return step
+
+
+def ours(
+    config: StepConfig,
+    precision: Any,
+    bandwidth: int,
+    model: dict[str, Any],
+    compiled: bool = False,
+) -> Callable[[], object]:
+    """Return a step of mae-et, from uint8 images of the base size on."""
+    device = choose_device(config.device)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    network = MaskedAutoencoder.from_config(ModelConfig(encoder=config.encoder, **model)).to(device)
+    optimizer = build_optimizer(network, OptimConfig())
+    dtype = autocast_dtype(EfficiencyConfig(precision=precision).precision, device)
+    pixels = torch.randint(256, (config.batch, 3, 224, 224), dtype=torch.uint8, device=device)
+    noise = torch.rand(config.batch, (bandwidth // network.patch) ** 2, device=device)
+    called: Any = torch.compile(network, dynamic=False) if compiled else network
+
+    def step() -> None:
+        images = low_frequency_crop(normalise(pixels, MEAN, STD), bandwidth)
+        with autocast(dtype, device):
+            loss = called(images, 0.75, noise, every_patch=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait(device)
+
+    return step
+
+
+def wait(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bench_step(config: StepConfig) -> dict[str, Any]:
+    """Measure, print a table, and return its figures."""
+    builders = arms(config)
+    # In processes of their own: what one leaves behind would count for the next.
+    peaks = {name: peak(build) for name, build in builders.items()} if config.memory else {}
+    speeds = interleave({name: build() for name, build in builders.items()}, config.rounds)
+    first = next(iter(builders))
+    print("| step | images/s | times the reference | memory |\n|---|---|---|---|")
+    for name, speed in speeds.items():
+        memory = (
+            f"{peaks[name] / 2**30:.2f} GiB ({peaks[name] / peaks[first]:.2f}x)" if peaks else "-"
+        )
+        print(
+            f"| {name} | {config.batch / speed.median_seconds:.1f} | {speed.ratio()} | {memory} |"
+        )
+    return {
+        name: {
+            "images_per_second": config.batch / speed.median_seconds,
+            "ratios": speed.ratios,
+            "memory_bytes": peaks.get(name),
+        }
+        for name, speed in speeds.items()
+    }
+
+
+def bench_crop(config: StepConfig) -> dict[str, Any]:
+    """Measure the frequency crop beside the step it is part of, print a table, return its figures."""
+    device = choose_device(config.device)  # type: ignore[arg-type]
+    images = torch.randn(config.batch, 3, 224, 224, device=device)
+    builders: dict[str, Callable[[], object]] = {}
+    for bandwidth in BANDWIDTHS:
+        for precision in ("fp32", "bf16"):
+            builders[f"step, {precision}, {bandwidth}"] = ours(config, precision, bandwidth, {})
+        builders[f"crop, {bandwidth}"] = partial(crop, images, bandwidth)
+    speeds = interleave(builders, config.rounds)
+    print("| B | crop | share of a step, fp32 | share of a step, bf16 |\n|---|---|---|---|")
+    shares: dict[str, Any] = {}
+    for bandwidth in BANDWIDTHS:
+        cropped = speeds[f"crop, {bandwidth}"]
+        share = {
+            precision: share_of(cropped, speeds[f"step, {precision}, {bandwidth}"])
+            for precision in ("fp32", "bf16")
+        }
+        each = 1000 * cropped.median_seconds / config.batch
+        print(f"| {bandwidth} | {each:.3f} ms/image | {share['fp32']:.2%} | {share['bf16']:.2%} |")
+        shares[str(bandwidth)] = share
+    return shares
+
+
+def crop(images: torch.Tensor, bandwidth: int) -> None:
+    """Crop, to the end."""
+    low_frequency_crop(images, bandwidth)
+    wait(images.device)
+
+
+def share_of(part: Speed, whole: Speed) -> float:
+    """Return the median over rounds of a part's share."""
+    shares = sorted(a / b for a, b in zip(part.seconds, whole.seconds, strict=True))
+    return shares[len(shares) // 2]
+
+
+def peak(build: Callable[[], Callable[[], object]]) -> int:
+    """Return the most bytes that two steps hold, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (build,))
+
+
+def _peak(build: Callable[[], Callable[[], object]]) -> int:
+    step = build()
+    step()
+    step()
+    return peak_memory(choose_device("auto"))

@@ -1,0 +1,204 @@
+"""From what an encoder made of the visible patches to predictions of the others.
+
+`self` is MAE's decoder: blocks of self-attention over visible and mask tokens. `cross` is
+CrossMAE's (Fu et al., 2024, arXiv 2401.14391) without its mixing of encoder layers: mask tokens
+attend to visible ones alone, so each is predicted by itself, and any share of them can be.
+
+B batch, N patches, V visible patches, M predicted patches, D numbers per patch, W width.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import LayerNorm, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mae_et.masking import Mask
+from mae_et.position import Grid, sincos_positions
+
+Attention = Literal["self", "cross"]
+
+
+class Decoder(nn.Module, ABC):
+    """What all decoders have: embedding, mask token, positions, blocks, norm, head.
+
+    Args:
+        encoder_width: width of the latent.
+        width: W, a multiple of 4 and of the heads.
+        depth: number of blocks.
+        heads: attention heads.
+        outputs: D.
+        full: the full grid, on which positions are laid.
+    """
+
+    attention: Attention
+
+    def __init__(
+        self, encoder_width: int, width: int, depth: int, heads: int, outputs: int, full: Grid
+    ):
+        super().__init__()
+        self.full = full
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.Sequential(*(self.block(width, heads) for _ in range(depth)))
+        self.norm = LayerNorm(width)
+        self.pred = nn.Linear(width, outputs)
+        self.gradient_checkpointing = False
+
+    @abstractmethod
+    def block(self, width: int, heads: int) -> nn.Module:
+        """Build one block."""
+
+    @abstractmethod
+    def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
+        """Class token and visible tokens [B 1+V W], mask tokens [B M W] -> the latter, decoded."""
+
+    def forward(self, latent: Tensor, mask: Mask, grid: Grid, count: int) -> Tensor:
+        """Predict hidden patches.
+
+        Args:
+            latent: class token and visible patches, after the encoder [B 1+V width].
+            mask: which they are.
+            grid: rows and columns of the patches.
+            count: M; those of the hidden patches with the least noise are predicted.
+
+        Returns:
+            Predictions [B M D] of the patches `mask.order[:, V : V + M]`.
+        """
+        tokens = self.embed(latent)
+        positions = sincos_positions(grid, self.full, tokens.shape[-1], tokens.device)
+        shown, asked = mask.order[:, : mask.visible + count].tensor_split([mask.visible], dim=1)
+        # The class token's position is zero, as in MAE.
+        tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[shown]], dim=1)
+        queries = self.mask_token.to(tokens.dtype) + positions[asked]
+        return self.pred(self.norm(self.decode(tokens, queries)))
+
+    @abstractmethod
+    def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
+        """Latent [B 1+V width] -> predictions of every patch [B N D], in the image's order."""
+
+    def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *tokens, use_reentrant=False)
+        return block(*tokens)
+
+
+class SelfDecoder(Decoder):
+    """MAE's decoder. Self-attention knows no order, so tokens stay in that of the mask."""
+
+    attention = "self"
+
+    def block(self, width: int, heads: int) -> nn.Module:
+        """Build a block of a ViT."""
+        return Block(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm)
+
+    def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
+        """Run the blocks; of the last one, only what the head reads."""
+        count, tokens = queries.shape[1], torch.cat([tokens, queries.to(tokens.dtype)], dim=1)
+        for block in self.blocks[:-1]:
+            tokens = self._run(block, tokens)
+        return self._run(LastTokens(self.blocks[-1], count), tokens)
+
+    def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
+        """Visible patches are predicted from their own tokens, which nothing trains."""
+        tokens = self.embed(latent)
+        positions = sincos_positions(grid, self.full, tokens.shape[-1], tokens.device)[mask.order]
+        hidden = mask.order.shape[1] - mask.visible
+        masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
+        patches = torch.cat([tokens[:, 1:], masked], dim=1) + positions
+        tokens = torch.cat([tokens[:, :1], patches], dim=1)
+        for block in self.blocks:
+            tokens = self._run(block, tokens)
+        return gather(self.pred(self.norm(tokens))[:, 1:], mask.restore)
+
+
+class LastTokens(nn.Module):
+    """A timm block of which only the last tokens' outputs are wanted: the others' are not computed.
+
+    It holds no weights of its own.
+
+    Args:
+        block: a pre-norm block with joint queries, keys and values.
+        count: M, how many tokens are wanted.
+    """
+
+    def __init__(self, block: Any, count: int):
+        super().__init__()
+        self.block, self.count = block, count
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B N W] -> [B M W]."""
+        block, attention = self.block, self.block.attn
+        width, heads = tokens.shape[-1], attention.num_heads
+        wanted = tokens[:, -self.count :]
+        normed = block.norm1(tokens)
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        query = F.linear(normed[:, -self.count :], weight[:width], bias[:width])
+        key_value = F.linear(normed, weight[width:], bias[width:])
+        attended = attention.proj(attend(query, key_value, heads))
+        wanted = wanted + attended
+        return wanted + block.mlp(block.norm2(wanted))
+
+
+class CrossDecoder(Decoder):
+    """CrossMAE's decoder: mask tokens attend to the visible ones, which stay as they are."""
+
+    attention = "cross"
+
+    def block(self, width: int, heads: int) -> nn.Module:
+        """Build a block of cross-attention."""
+        return CrossBlock(width, heads)
+
+    def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
+        """Run the blocks."""
+        for block in self.blocks:
+            queries = self._run(block, queries, tokens)
+        return queries
+
+    def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
+        """Each patch is asked for by its place, the visible ones too, which nothing trains."""
+        tokens = self.embed(latent)
+        positions = sincos_positions(grid, self.full, tokens.shape[-1], tokens.device)
+        tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[mask.keep]], dim=1)
+        queries = self.mask_token.to(tokens.dtype) + positions.expand(len(tokens), -1, -1)
+        return self.pred(self.norm(self.decode(tokens, queries)))
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm cross-attention and MLP."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm_context, self.norm2 = (LayerNorm(width) for _ in range(3))
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        """[B M W], [B 1+V W] -> [B M W]."""
+        key_value = self.key_value(self.norm_context(context))
+        attended = attend(self.query(self.norm1(queries)), key_value, self.heads)
+        queries = queries + self.proj(attended)
+        return queries + self.mlp(self.norm2(queries))
+
+
+DECODERS: dict[Attention, type[Decoder]] = {"self": SelfDecoder, "cross": CrossDecoder}
+
+
+def attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
+    """Scaled dot-product attention of queries [B M W] to keys and values [B N 2W] -> [B M W]."""
+    query = rearrange(query, "b m (h d) -> b h m d", h=heads)
+    key, value = rearrange(key_value, "b n (two h d) -> two b h n d", two=2, h=heads)
+    attended = F.scaled_dot_product_attention(query, key, value)
+    return rearrange(attended, "b h m d -> b m (h d)")
+
+
+def gather(tokens: Tensor, indices: Tensor) -> Tensor:
+    """[B N D], [B M] -> [B M D]."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
