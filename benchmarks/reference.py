@@ -1,4 +1,4 @@
-"""A plain masked autoencoder and a plain training step: what the speed of mae-et is measured against.
+"""A plain masked autoencoder: what the speed of mae-et is measured against.
 
 As the method is usually written down, in few lines: a convolution embeds all patches, of which the
 visible ones are then gathered; the decoder runs on all tokens, its head too; float32; AdamW as

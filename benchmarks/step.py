@@ -1,6 +1,7 @@
 """Time of a training step, of the frequency crop in it, and the memory it takes.
 
-    mae-et bench step [--encoder NAME --batch N --rounds N --arms '[reference,ours fp32]']
+    mae-et bench step [--encoder NAME --batch N --rounds N --compile true]
+    mae-et bench crop
 
 Every arm runs forward, backward and the optimizer on the same batch in memory; arms take turns. The
 first is the plain reference of `benchmarks/reference.py` at the base size. Memory is the peak of a
@@ -11,13 +12,13 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from mae_et.benchmarks.reference import PlainAutoencoder
+from mae_et.benchmarks.rounds import Speed, interleave
 
-from benchmarks.reference import PlainAutoencoder
-from benchmarks.rounds import Speed, interleave
-from mae_et.config import EfficiencyConfig, ModelConfig, OptimConfig
+from mae_et.config import ModelConfig, OptimConfig
 from mae_et.data import normalise
 from mae_et.distributed import choose_device
 from mae_et.frequency import low_frequency_crop
@@ -48,7 +49,7 @@ class StepConfig:
     """Whether arms that are compiled run too."""
     memory: bool = True
     """Whether the peak of memory is measured too."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes a GPU where there is one."""
 
 
@@ -73,7 +74,7 @@ def arms(config: StepConfig) -> dict[str, partial[Callable[[], object]]]:
 
 def reference(config: StepConfig) -> Callable[[], object]:
     """Return a step of the plain reference."""
-    device = choose_device(config.device)  # type: ignore[arg-type]
+    device = choose_device(config.device)
     torch.manual_seed(0)
     model = PlainAutoencoder(config.encoder, 224, 512, 8, 16).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
@@ -98,11 +99,11 @@ def ours(
     compiled: bool = False,
 ) -> Callable[[], object]:
     """Return a step of mae-et, from uint8 images of the base size on."""
-    device = choose_device(config.device)  # type: ignore[arg-type]
+    device = choose_device(config.device)
     torch.manual_seed(0)
     network = MaskedAutoencoder.from_config(ModelConfig(encoder=config.encoder, **model)).to(device)
     optimizer = build_optimizer(network, OptimConfig())
-    dtype = autocast_dtype(EfficiencyConfig(precision=precision).precision, device)
+    dtype = autocast_dtype(precision, device)
     pixels = torch.randint(256, (config.batch, 3, 224, 224), dtype=torch.uint8, device=device)
     noise = torch.rand(config.batch, (bandwidth // network.patch) ** 2, device=device)
     called: Any = torch.compile(network, dynamic=False) if compiled else network
@@ -126,7 +127,7 @@ def wait(device: torch.device) -> None:
 
 
 def bench_step(config: StepConfig) -> dict[str, Any]:
-    """Measure, print a table, and return its figures."""
+    """Measure training steps and their memory beside a plain reference's."""
     builders = arms(config)
     # In processes of their own: what one leaves behind would count for the next.
     peaks = {name: peak(build) for name, build in builders.items()} if config.memory else {}
@@ -151,8 +152,8 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
 
 
 def bench_crop(config: StepConfig) -> dict[str, Any]:
-    """Measure the frequency crop beside the step it is part of, print a table, return its figures."""
-    device = choose_device(config.device)  # type: ignore[arg-type]
+    """Measure the frequency crop beside the step that it is part of."""
+    device = choose_device(config.device)
     images = torch.randn(config.batch, 3, 224, 224, device=device)
     builders: dict[str, Callable[[], object]] = {}
     for bandwidth in BANDWIDTHS:

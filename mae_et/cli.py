@@ -224,6 +224,23 @@ def compare(arguments: Arguments) -> None:
     print(compare(config_of("compare", arguments)), flush=True)
 
 
+def bench(arguments: Arguments) -> None:
+    """Measure speed against a plain reference in one run: bench step, loader, crop or run."""
+    from mae_et.benchmarks.command import BENCHMARKS
+
+    if arguments[:1] in (["-h"], ["--help"]):
+        for name, (_, start) in BENCHMARKS.items():
+            print(f"  {name:<8}{(start.__doc__ or '').splitlines()[0]}")
+        print("\nmae-et bench NAME --help lists its keys.")
+        sys.exit(0)
+    if not arguments or arguments[0] not in BENCHMARKS:
+        raise UserError(f"bench needs one of {', '.join(BENCHMARKS)}")
+    kind, measure = BENCHMARKS[arguments[0]]
+    parser = _parser(f"bench {arguments[0]}", kind)
+    config, _ = parse_config(parser, kind, arguments[1:])
+    _print_json(measure(config))
+
+
 def submit(arguments: Arguments) -> None:
     """Submit a command to SLURM, with what follows it, or a sweep of it."""
     from slurm.cli import submit_command
@@ -250,6 +267,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "reconstruct": reconstruct,
     "export": export,
     "compare": compare,
+    "bench": bench,
     "submit": submit,
     "status": status,
 }

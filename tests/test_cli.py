@@ -158,7 +158,9 @@ def test_every_command_has_help(capsys) -> None:
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])
         assert ended.value.code == 0
-        expected = {"submit": "--cluster FILE_OR_NAME", "status": "--watch"}
+        expected = {
+            "submit": "--cluster FILE_OR_NAME", "status": "--watch", "bench": "bench NAME --help",
+        }  # fmt: skip
         assert expected.get(name, "--config") in capsys.readouterr().out
     assert main(["--version"]) == 0
 

@@ -18,7 +18,7 @@ def unpacked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "mae_et",
-         "finetune", "slurm", "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
+         "finetune", "slurm", "configs", "benchmarks/*.py", "benchmarks/*.yaml", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
     if not listing:
@@ -59,5 +59,7 @@ def test_the_wheel_holds_every_config_and_module_and_nothing_else(unpacked: Path
     for package in ("mae_et", "finetune", "slurm"):
         ours = {p.name for p in (ROOT / package).glob("*.py")}
         assert {p.name for p in (unpacked / package).glob("*.py")} == ours
+    measured = {p.name for p in (ROOT / "benchmarks").glob("*.py")}
+    assert {p.name for p in (unpacked / "mae_et" / "benchmarks").glob("*.py")} == measured
     (info,) = unpacked.glob("*.dist-info")
     assert "mae-et = mae_et.cli:main" in (info / "entry_points.txt").read_text()

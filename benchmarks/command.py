@@ -1,0 +1,13 @@
+"""What `mae-et bench` can measure: a config and what it starts, by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mae_et.benchmarks.step import StepConfig, bench_crop, bench_step
+from mae_et.benchmarks.whole_run import WholeRunConfig, bench_run
+
+BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
+    "step": (StepConfig, bench_step),
+    "crop": (StepConfig, bench_crop),
+    "run": (WholeRunConfig, bench_run),
+}

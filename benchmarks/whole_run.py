@@ -1,0 +1,119 @@
+"""Time of whole runs: the curriculum against constant bandwidth, and what writing costs.
+
+    mae-et bench run --root FOLDER [--epochs N --rounds N --config FILE --flags '[--key=value]']
+
+Arms, each a pre-training from the first image read to the last checkpoint, in turn for so many
+rounds:
+
+- constant, plain: what it is measured against. float32, `fourier`, no curriculum.
+- etpp, as many images: the curriculum with the flags given (bf16, a fast loader, ...).
+- constant, as much compute and etpp, as much compute: both with the flags given.
+- etpp, nothing written: as the one before, without metrics, pictures and checkpoints but the last.
+"""
+
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mae_et.benchmarks.rounds import interleave
+
+from mae_et.config import CropConfig, PretrainConfig
+from mae_et.config_files import load_config
+from mae_et.datasets import open_source
+from mae_et.pretrain import make_plan, pretrain
+
+SILENT = [
+    "--output.log_every=100%", "--output.checkpoint_every=100%", "--output.reconstruct_images=0",
+    "--output.tensorboard=false",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WholeRunConfig:
+    """Compare whole pre-trainings: the curriculum, the loader, what is written."""
+
+    root: Path
+    """Folder with train/ and val/."""
+    config: str = str(Path(__file__).parent / "imagenette128.yaml")
+    """Config of every arm."""
+    flags: tuple[str, ...] = ("--efficiency.precision=bf16",)
+    """Further flags of all arms but the plain one."""
+    epochs: float = 1
+    """Epochs of the constant arms."""
+    rounds: int = 3
+    """Rounds that are counted."""
+
+
+def bench_run(config: WholeRunConfig) -> dict[str, Any]:
+    """Measure whole runs: curriculum, loader, what is written."""
+    plain = _config(config, [])
+    ours = _config(config, list(config.flags))
+    images = len(open_source(ours.data, "train", ours.model.channels))
+    equal_compute = make_plan(_with(ours, "etpp", config.epochs), images)
+    fewer = config.epochs * config.epochs * images / equal_compute.images
+    silent = _config(config, [*config.flags, *SILENT])
+    seconds: dict[str, list[float]] = {}
+    runs = {
+        "constant, plain": _with(_plain(plain), "constant", config.epochs),
+        "etpp, as many images": _with(ours, "etpp", fewer),
+        "constant, as much compute": _with(ours, "constant", config.epochs),
+        "etpp, as much compute": _with(ours, "etpp", config.epochs),
+        "etpp, nothing written": _with(silent, "etpp", config.epochs),
+    }
+    arms: dict[str, Callable[[], object]] = {
+        name: partial(_run, each, seconds.setdefault(name, [])) for name, each in runs.items()
+    }
+    interleave(arms, config.rounds, warm_up=0)
+    times = {name: tuple(each) for name, each in seconds.items()}
+    figures: dict[str, Any] = {
+        "seconds": times,
+        "speed_up_at_equal_images": _ratio(times, "constant, plain", "etpp, as many images"),
+        "time_at_equal_compute": _ratio(
+            times, "etpp, as much compute", "constant, as much compute"
+        ),
+        "time_with_writing": _ratio(times, "etpp, as much compute", "etpp, nothing written"),
+    }
+    print("| run | seconds, median (least to most) |\n|---|---|")
+    for name, each in times.items():
+        print(f"| {name} | {statistics.median(each):.1f} ({min(each):.1f} to {max(each):.1f}) |")
+    for name in ("speed_up_at_equal_images", "time_at_equal_compute", "time_with_writing"):
+        middle, low, high = figures[name]
+        print(f"\n{name.replace('_', ' ')}: {middle:.3f} ({low:.3f} to {high:.3f})")
+    return figures
+
+
+def _ratio(times: dict[str, tuple[float, ...]], a: str, b: str) -> tuple[float, float, float]:
+    """Return the median, least and greatest ratio of two arms' times, round by round."""
+    ratios = [x / y for x, y in zip(times[a], times[b], strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def _config(config: WholeRunConfig, flags: list[str]) -> PretrainConfig:
+    return load_config(PretrainConfig, [config.config], [f"--data.root={config.root}", *flags])
+
+
+def _with(config: PretrainConfig, preset: Any, epochs: float) -> PretrainConfig:
+    curriculum = dataclasses.replace(config.curriculum, preset=preset, epochs=epochs)
+    return dataclasses.replace(config, curriculum=curriculum)
+
+
+def _plain(config: PretrainConfig) -> PretrainConfig:
+    efficiency = dataclasses.replace(config.efficiency, precision="fp32")
+    return dataclasses.replace(config, efficiency=efficiency, crop=CropConfig("fourier"))
+
+
+def _run(config: PretrainConfig, seconds: list[float]) -> None:
+    """Pre-train in a folder that goes away, and note how long it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = dataclasses.replace(config.output, folder=Path(folder) / "run")
+        start = time.perf_counter()
+        pretrain(dataclasses.replace(config, output=output))
+        seconds.append(time.perf_counter() - start)
+        json.loads((output.folder / "results.json").read_text())  # it did end
