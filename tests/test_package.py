@@ -18,7 +18,8 @@ def unpacked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "mae_et",
-         "finetune", "slurm", "configs", "benchmarks/*.py", "benchmarks/*.yaml", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
+         "finetune", "slurm", "configs", "benchmarks/*.py", "benchmarks/*.yaml",
+         "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
     if not listing:
