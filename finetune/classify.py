@@ -214,7 +214,7 @@ def prepare(
     state = TrainState(network, optimizer, scaler, average=average)
     if saved:
         state.restore(saved)
-    wrapped = wrap(network, efficiency, plan, world)
+    wrapped = wrap(network, efficiency, plan, world, micro_batch)
     return Run(config, plan, world, state, wrapped, dtype, micro_batch)
 
 

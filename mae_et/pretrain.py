@@ -152,7 +152,7 @@ def prepare(
     state = TrainState(model, build_optimizer(model, config.optim), scaler)
     if saved:
         state.restore(saved)
-    network = wrap(model, efficiency, plan, world)
+    network = wrap(model, efficiency, plan, world, micro_batch)
     return Run(config, plan, world, state, network, dtype, micro_batch), model
 
 
