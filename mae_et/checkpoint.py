@@ -36,6 +36,9 @@ class TrainState:
     seconds: float = 0.0
     average: nn.Module | None = None
     """Moving average of the model, of runs that keep one."""
+    micro_batch: dict[int, int] | None = None
+    """Images of one forward pass at each bandwidth, where they were fitted to the memory: sums are
+    of as many parts again when the run goes on."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain types."""
@@ -46,6 +49,7 @@ class TrainState:
             "step": self.step,
             "seconds": self.seconds,
             "average": None if self.average is None else self.average.state_dict(),
+            "micro_batch": self.micro_batch,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:

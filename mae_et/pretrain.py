@@ -36,6 +36,7 @@ from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
+from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
 from mae_et.loading import training_batches
 from mae_et.lock import sole_writer
@@ -51,7 +52,7 @@ from mae_et.precision import autocast_dtype
 from mae_et.run import Run, wrap
 from mae_et.same_run import check_same_data, check_same_run
 from mae_et.signals import StopFlag, stop_signals
-from mae_et.step import train_step
+from mae_et.step import reconstruction_loss, train_step
 from mae_et.window import summarise_stages
 
 
@@ -152,8 +153,19 @@ def prepare(
     state = TrainState(model, build_optimizer(model, config.optim), scaler)
     if saved:
         state.restore(saved)
-    network = wrap(model, efficiency, plan, world, micro_batch)
-    return Run(config, plan, world, state, network, dtype, micro_batch), model
+    run = Run(config, plan, world, state, model, dtype, micro_batch)
+    if efficiency.micro_batch == "auto":
+        fit_micro_batch(run, saved, partial(pass_on_zeros, run))
+    run.network = wrap(model, efficiency, plan, world, run.micro_batch)
+    return run, model
+
+
+def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
+    """Go forward and backward through the network, on as many black images as are asked for."""
+    model = run.config.model
+    images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
+    noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
+    reconstruction_loss(run, stage, Batch(images, noise)).backward()
 
 
 @contextmanager

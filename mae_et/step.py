@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -20,18 +21,19 @@ AnyBatch = TypeVar("AnyBatch")
 
 def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """Update a masked autoencoder once; return the loss and the gradient's norm."""
+    return update(run, stage, batches, partial(reconstruction_loss, run, stage))
+
+
+def reconstruction_loss(run: Run, stage: PlannedStage, batch: Batch) -> Tensor:
+    """Return the loss of a micro-batch at a stage, float32 []."""
     config, device = run.config, run.world.device
-
-    def loss_of(batch: Batch) -> Tensor:
-        images = normalise(
-            batch.images.to(device, non_blocking=True), config.data.mean, config.data.std
-        )
-        images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
-        noise = batch.noise.to(device, non_blocking=True)
-        with autocast(run.dtype, device):
-            return run.network(images, config.model.mask_ratio, noise).loss
-
-    return update(run, stage, batches, loss_of)
+    images = normalise(
+        batch.images.to(device, non_blocking=True), config.data.mean, config.data.std
+    )
+    images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
+    noise = batch.noise.to(device, non_blocking=True)
+    with autocast(run.dtype, device):
+        return run.network(images, config.model.mask_ratio, noise).loss
 
 
 def update(
