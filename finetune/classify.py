@@ -191,6 +191,8 @@ def prepare(
 ) -> Run:
     """Put a network on its device, with its optimizer, as new or as saved."""
     efficiency = config.efficiency
+    if efficiency.sharding != "none":
+        raise UserError("efficiency.sharding is of pre-training; classifiers fit without")
     micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
     mixes = bool(config.recipe.mixup or config.recipe.cutmix)
     if mixes and any(micro_batch(stage.bandwidth) % 2 for stage in plan.stages):
@@ -252,7 +254,7 @@ def train(
     for moment in steps(run, batches, step, stopped):
         if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
-        if monitor is not None and moment.saving:
+        if moment.saving:
             save(run, monitor)
         due = state.step % every == 0 or moment.last
         if evaluates and due and not moment.stopping:

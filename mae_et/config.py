@@ -333,6 +333,9 @@ class EfficiencyConfig:
     (base / B)^2 for a stage of bandwidth B, at constant memory; a mapping gives it for each
     bandwidth; auto takes the largest equal parts that fit in memory; by default a process's share
     of the batch goes through at once."""
+    sharding: Literal["none", "full"] = "none"
+    """full keeps weights, gradients and optimizer states in shards over all processes (FSDP2), for
+    models that one GPU cannot hold; files stay the same. Of pre-training."""
     workers: int | None = None
     """Loader processes per training process; 0 loads in the training process; by default a
     process's share of the cores, at most 16."""
@@ -348,6 +351,10 @@ class EfficiencyConfig:
         _require(
             all(not isinstance(size, int) or size > 0 for size in sizes),
             "efficiency.micro_batch must be positive",
+        )
+        _require(
+            self.sharding == "none" or not self.compile,
+            "efficiency.compile does not go with efficiency.sharding",
         )
         _require(
             self.workers is None or self.workers >= 0, "efficiency.workers must not be negative"

@@ -50,7 +50,7 @@ def wrap(
         bandwidths = len({stage.bandwidth for stage in plan.stages})
         torch._dynamo.config.recompile_limit = 8 + 2 * bandwidths
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-    if world.size > 1:
+    if world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph
         # spares the search for unused weights, but torch's reducer fails on it (internal assert in

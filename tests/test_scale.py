@@ -8,16 +8,19 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_distributed import run as launch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_et import RunFailed, fitting
+from mae_et import RunFailed, UserError, fitting
 from mae_et.checkpoint import TrainState, newest_checkpoint
 from mae_et.config import EfficiencyConfig
 from mae_et.curriculum import Curriculum, Stage
 from mae_et.distributed import World
 from mae_et.fitting import largest_part, peak_of
+from mae_et.monitor import read_metrics
 from mae_et.run import Run, wrap
+from mae_et.sharding import shard
 from mae_et.step import update
 
 PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
@@ -193,3 +196,64 @@ def test_memory_is_that_of_the_machine_within_its_control_group(tmp_path, monkey
     for name, text in {"max": "9000", "current": "5000", "stat": "a 1\ninactive_file 300"}.items():
         (tmp_path / f"memory.{name}").write_text(text)
     assert fitting._left_in_control_groups(tmp_path) == 4300
+
+
+# --- weights in shards ----------------------------------------------------------------------------
+
+SHARDED = "--efficiency.sharding=full"
+FLAGS = [
+    "--efficiency.micro_batch=3",
+    "--efficiency.gradient_checkpointing=true",
+    "--optim.clip_grad=0.3",
+    "--optim.base_lr=1e-3",
+    "--output.log_every=1",
+]
+
+
+@pytest.mark.slow
+def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(tmp_path) -> None:
+    """Losses, norms, clipping and files are those of one process, also where the run changes."""
+    for processes, flags in ((1, []), (2, [SHARDED])):
+        done = launch(tmp_path, processes, *FLAGS, "--output.keep_last=9", *flags)
+        assert done.returncode == 0, done.stderr
+    one, two = (tmp_path / "1", tmp_path / "2")
+    rows = [read_metrics(folder) for folder in (one, two)]
+    for key in ("loss", "grad_norm"):
+        expected, found = ([row[key] for row in mine] for mine in rows)
+        assert found == pytest.approx(expected, rel=1e-5)
+    expected, found = (newest_checkpoint(folder / "checkpoints") for folder in (one, two))
+    assert_same_states(found, expected)
+    names = sorted(path.name for path in one.iterdir() if not path.name.startswith("events"))
+    found_names = sorted(path.name for path in two.iterdir() if not path.name.startswith("events"))
+    assert found_names == names
+
+    # From the middle on, shards go on in one process, and one process in shards.
+    for folder, processes, flags in ((two, 1, []), (one, 2, [SHARDED])):
+        (folder / "results.json").unlink()
+        for path in sorted((folder / "checkpoints").iterdir())[2:]:
+            path.unlink()
+        where = f"--output.folder={folder}"
+        done = launch(tmp_path, processes, *FLAGS, *flags, where)
+        assert done.returncode == 0, done.stderr
+        assert_same_states(newest_checkpoint(folder / "checkpoints"), expected)
+
+
+def assert_same_states(found: dict, expected: dict) -> None:
+    """Compare two checkpoints' weights and optimizers, to 1e-5, and their layout exactly."""
+    assert set(found) == set(expected)
+    assert list(found["model"]) == list(expected["model"])
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], weight, rtol=1e-5, atol=1e-5)
+    mine, other = found["optimizer"], expected["optimizer"]
+    assert mine["param_groups"] == other["param_groups"]
+    assert list(mine["state"]) == list(other["state"])
+    for number, state in other["state"].items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(mine["state"][number][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_what_shards_cannot_do_is_refused(tiny) -> None:
+    with pytest.raises(UserError, match=r"efficiency\.compile does not go with"):
+        tiny(SHARDED, "--efficiency.compile=true")
+    with pytest.raises(UserError, match="of networks of transformer blocks"):
+        shard(nn.Linear(2, 2), WORLD)
