@@ -43,6 +43,7 @@ from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
+from mae_et.fitting import fit_micro_batch
 from mae_et.folders import classes_without_images
 from mae_et.frequency import low_frequency_crop
 from mae_et.loading import training_batches, worker_count
@@ -190,15 +191,17 @@ def prepare(
 ) -> Run:
     """Put a network on its device, with its optimizer, as new or as saved."""
     efficiency = config.efficiency
+    if efficiency.sharding != "none":
+        raise UserError("efficiency.sharding is of pre-training; classifiers fit without")
     micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
-    if config.recipe.mixup or config.recipe.cutmix:
-        odd = [s.bandwidth for s in plan.stages if micro_batch(s.bandwidth) % 2]
-        if odd:
-            raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
+    mixes = bool(config.recipe.mixup or config.recipe.cutmix)
+    if mixes and any(micro_batch(stage.bandwidth) % 2 for stage in plan.stages):
+        raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
     if world.device.type == "cuda" and efficiency.tf32:
         torch.set_float32_matmul_precision("high")
     smallest = min(micro_batch(stage.bandwidth) for stage in plan.stages)
-    if smallest == 1 and any(isinstance(part, BATCH_NORMS) for part in network.modules()):
+    normalises = any(isinstance(part, BATCH_NORMS) for part in network.modules())
+    if smallest == 1 and normalises:
         raise UserError("the network normalises over its batch, so micro-batches need two images")
     if efficiency.gradient_checkpointing:
         try:
@@ -214,8 +217,22 @@ def prepare(
     state = TrainState(network, optimizer, scaler, average=average)
     if saved:
         state.restore(saved)
-    wrapped = wrap(network, efficiency, plan, world)
-    return Run(config, plan, world, state, wrapped, dtype, micro_batch)
+    run = Run(config, plan, world, state, network, dtype, micro_batch)
+    if efficiency.micro_batch == "auto":
+        attempt = partial(pass_on_zeros, run)
+        fit_micro_batch(run, saved, attempt, multiple=2 if mixes or normalises else 1)
+    run.network = wrap(network, efficiency, plan, world, run.micro_batch)
+    return run
+
+
+def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
+    """Go forward and backward through the network, on as many black images as are asked for."""
+    model, device = run.config.model, run.world.device
+    images = torch.zeros(count, model.channels, *[model.image_size] * 2, device=device)
+    images = low_frequency_crop(images, stage.bandwidth, run.config.crop.method)
+    with autocast(run.dtype, device):
+        logits = run.network(images)
+    F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.int64, device=device)).backward()
 
 
 def train(
@@ -237,7 +254,7 @@ def train(
     for moment in steps(run, batches, step, stopped):
         if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
-        if monitor is not None and moment.saving:
+        if moment.saving:
             save(run, monitor)
         due = state.step % every == 0 or moment.last
         if evaluates and due and not moment.stopping:

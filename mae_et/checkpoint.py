@@ -19,6 +19,12 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from mae_et.atomic import write_atomically
+from mae_et.sharding import (
+    restore_optimizer,
+    restore_weights,
+    whole_optimizer,
+    whole_weights,
+)
 
 FORMAT = "mae-et/1"
 MODEL_KEY = "mae_et.model"
@@ -36,22 +42,41 @@ class TrainState:
     seconds: float = 0.0
     average: nn.Module | None = None
     """Moving average of the model, of runs that keep one."""
+    micro_batch: dict[int, int] | None = None
+    """Images of one forward pass at each bandwidth, where they were fitted to the memory: sums are
+    of as many parts again when the run goes on."""
+
+    sharded: bool = False
+    """Whether model and optimizer lie in shards; they are saved in one piece all the same."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain types."""
+        """Return the state as tensors and plain types; where it is sharded, every process must ask.
+
+        Only the main process then gets all of it.
+        """
+        if self.sharded:
+            model = whole_weights(self.model)
+            optimizer = whole_optimizer(self.model, self.optimizer)
+        else:
+            model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "average": None if self.average is None else self.average.state_dict(),
+            "micro_batch": self.micro_batch,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from `to_dict`."""
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.sharded:
+            restore_weights(self.model, saved["model"])
+            restore_optimizer(self.model, self.optimizer, saved["optimizer"])
+        else:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and self.scaler.is_enabled():  # empty of a run that was not in fp16
             self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None and saved["average"] is not None:
@@ -59,10 +84,17 @@ class TrainState:
         self.step, self.seconds = saved["step"], saved["seconds"]
 
 
-def save_checkpoint(folder: Path, state: TrainState, config: str, plan: dict[str, Any]) -> Path:
-    """Write a checkpoint of a state with its config (YAML) and plan; return its path."""
-    path = folder / f"step-{state.step:08d}.pt"
-    payload = {"format": FORMAT, "config": config, "plan": plan, **state.to_dict()}
+def save_checkpoint(
+    folder: Path, state: TrainState | dict[str, Any], config: str, plan: dict[str, Any]
+) -> Path:
+    """Write a checkpoint of a state (or its `to_dict`), its config (YAML) and plan.
+
+    Returns:
+        The path.
+    """
+    whole = state.to_dict() if isinstance(state, TrainState) else state
+    path = folder / f"step-{whole['step']:08d}.pt"
+    payload = {"format": FORMAT, "config": config, "plan": plan, **whole}
     write_atomically(path, lambda temporary: torch.save(payload, temporary))
     return path
 

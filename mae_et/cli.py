@@ -86,6 +86,7 @@ def plan(arguments: Arguments) -> None:
     from mae_et.datasets import open_source
     from mae_et.plan_table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.pretrain import make_plan
+    from mae_et.throughput import throughput_table
 
     parser = _parser("plan", PretrainConfig)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
@@ -101,6 +102,11 @@ def plan(arguments: Arguments) -> None:
         default=None,
         help="images of an epoch, where the data are not at hand",
     )
+    speed = "images/s at each bandwidth, '{96: 5200, 224: 1200}' or a finished run's folder"
+    parser.add_argument("--throughput", type=str, default=None, help=f"of one GPU: {speed}")
+    parser.add_argument("--loader", type=str, default=None, help=f"of one loader core: {speed}")
+    parser.add_argument("--gpus", type=str, default=None, help="GPU counts: 1,8,64 (1 to 1024)")
+    parser.add_argument("--cores-per-gpu", type=float, default=None, help="loader cores of a GPU")
     config, extra = parse_config(parser, PretrainConfig, arguments)
     images = extra["images"]
     if images is None:
@@ -112,10 +118,32 @@ def plan(arguments: Arguments) -> None:
     resolved = make_plan(config, images)
     unit = COMPUTE_UNITS[config.curriculum.cost]
     summary = summarise(resolved, unit, extra["against_epochs"])
+    speeds = _speeds(resolved, extra)
     if extra["json"]:
-        _print_json(summary)
+        _print_json(summary | ({} if speeds is None else {"throughput": speeds}))
     else:
         print(plan_table(summary))
+        if speeds is not None:
+            print("\n" + throughput_table(speeds))
+
+
+def _speeds(resolved: Any, extra: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the plan's hours, if a throughput is given."""
+    from mae_et.throughput import POWERS, read_speeds, throughput_model
+
+    others = [name for name in ("loader", "gpus", "cores_per_gpu") if extra[name] is not None]
+    if extra["throughput"] is None:
+        if others:
+            raise UserError(f"--{others[0].replace('_', '-')} goes with --throughput")
+        return None
+    gpus = POWERS
+    if extra["gpus"] is not None:
+        if not re.fullmatch(r"\[?\s*\d+(\s*,\s*\d+)*\s*\]?", extra["gpus"].strip()):
+            raise UserError(f"--gpus must read like 1,8,64, got {extra['gpus']!r}")
+        gpus = tuple(int(count) for count in re.findall(r"\d+", extra["gpus"]))
+    loader = None if extra["loader"] is None else read_speeds(extra["loader"], "--loader")
+    trained = read_speeds(extra["throughput"], "--throughput")
+    return throughput_model(resolved, trained, gpus, loader, extra["cores_per_gpu"])
 
 
 def pretrain(arguments: Arguments) -> None:

@@ -336,10 +336,14 @@ class EfficiencyConfig:
     """Whether torch.compile is used (one graph for each bandwidth)."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass to save memory."""
-    micro_batch: int | dict[int, int] | None = None
+    micro_batch: int | dict[int, int] | Literal["auto"] | None = None
     """Images per forward pass and process. A number holds at the base size and grows as
     (base / B)^2 for a stage of bandwidth B, at constant memory; a mapping gives it for each
-    bandwidth; by default a process's share of the batch goes through at once."""
+    bandwidth; auto takes the largest equal parts that fit in memory; by default a process's share
+    of the batch goes through at once."""
+    sharding: Literal["none", "full"] = "none"
+    """full keeps weights, gradients and optimizer states in shards over all processes (FSDP2), for
+    models that one GPU cannot hold; files stay the same. Of pre-training."""
     workers: int | None = None
     """Loader processes per training process; 0 loads in the training process; by default a
     process's share of the cores, at most 16."""
@@ -350,10 +354,15 @@ class EfficiencyConfig:
         Raises:
             UserError: a value is out of range; the sentence names its key.
         """
-        sizes = self.micro_batch if isinstance(self.micro_batch, dict) else {0: self.micro_batch}
+        asked = self.micro_batch
+        sizes = asked.values() if isinstance(asked, dict) else [asked]
         _require(
-            all(size is None or size > 0 for size in sizes.values()),
+            all(not isinstance(size, int) or size > 0 for size in sizes),
             "efficiency.micro_batch must be positive",
+        )
+        _require(
+            self.sharding == "none" or not self.compile,
+            "efficiency.compile does not go with efficiency.sharding",
         )
         _require(
             self.workers is None or self.workers >= 0, "efficiency.workers must not be negative"

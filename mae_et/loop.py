@@ -84,12 +84,18 @@ def steps(
             raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.folder))
 
 
-def save(run: Run, monitor: Monitor) -> None:
-    """Write a checkpoint, after the rows that it promises; delete those no longer wanted."""
+def save(run: Run, monitor: Monitor | None) -> None:
+    """Write a checkpoint, after the rows that it promises; delete those no longer wanted.
+
+    Every process takes part, in case the state is sharded; only the main one has a monitor.
+    """
+    state = run.state.to_dict()
+    if monitor is None:
+        return
     monitor.flush()
     output, plan = run.config.output, run.plan
     folder = output.folder / "checkpoints"
-    save_checkpoint(folder, run.state, to_yaml(run.config), plan.to_dict())
+    save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict())
     every = output.keep_every
     keep_every = None if every is None else duration_in_steps(every, plan.steps)
     prune_checkpoints(folder, output.keep_last, keep_every)

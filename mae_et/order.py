@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -178,12 +178,12 @@ def in_parts(draws: list[Draw], size: int) -> Iterator[list[Draw]]:
 
 
 def micro_batch_size(
-    asked: int | dict[int, int] | None, plan: Plan, world: int
+    asked: int | dict[int, int] | Literal["auto"] | None, plan: Plan, world: int
 ) -> Callable[[int], int]:
     """Return a function from a bandwidth to the images of one forward pass of one process.
 
     It divides a process's share of the batch into equal parts, no larger than what is asked for
-    (see `EfficiencyConfig.micro_batch`).
+    (see `EfficiencyConfig.micro_batch`). With auto it is the share until it is fitted.
 
     Raises:
         UserError: the processes do not divide the batch, or other bandwidths are named than the
@@ -203,7 +203,7 @@ def micro_batch_size(
         limit = share
         if isinstance(asked, dict):
             limit = min(share, asked[bandwidth])
-        elif asked is not None:
+        elif isinstance(asked, int):
             limit = min(share, asked * plan.base**2 // bandwidth**2)
         return next(part for part in range(limit, 0, -1) if share % part == 0)
 

@@ -36,6 +36,7 @@ from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
+from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
 from mae_et.loading import training_batches
 from mae_et.lock import sole_writer
@@ -50,8 +51,9 @@ from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast_dtype
 from mae_et.run import Run, wrap
 from mae_et.same_run import check_same_data, check_same_run
+from mae_et.sharding import shard, whole_weights
 from mae_et.signals import StopFlag, stop_signals
-from mae_et.step import train_step
+from mae_et.step import reconstruction_loss, train_step
 from mae_et.window import summarise_stages
 
 
@@ -94,10 +96,11 @@ def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
     with training_batches(run, view) as loaded:
         if not world.is_main:
             train(run, model, loaded, None, source, stopped)
+            whole_model(run, model)
         else:
             with sole_writer(folder), open_monitor(run) as monitor:
                 train(run, model, loaded, monitor, source, stopped)
-                finish(run, model, monitor)
+                finish(run, whole_model(run, model), monitor)
     distributed.barrier(world)
     return folder
 
@@ -153,10 +156,39 @@ def prepare(
     dtype = autocast_dtype(efficiency.precision, world.device)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     state = TrainState(model, build_optimizer(model, config.optim), scaler)
+    run = Run(config, plan, world, state, model, dtype, micro_batch)
+    if efficiency.micro_batch == "auto":
+        fit_micro_batch(run, saved, partial(pass_on_zeros, run))
+    if efficiency.sharding == "full" and world.size > 1:
+        if scaler.is_enabled():
+            raise UserError("efficiency.sharding full needs efficiency.precision bf16 or fp32")
+        shard(model, world)
+        state.optimizer, state.sharded = build_optimizer(model, config.optim), True
     if saved:
         state.restore(saved)
-    network = wrap(model, efficiency, plan, world)
-    return Run(config, plan, world, state, network, dtype, micro_batch), model
+    run.network = wrap(model, efficiency, plan, world, run.micro_batch)
+    return run, model
+
+
+def whole_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
+    """Return the model, gathered on the main process if it is sharded; every process must ask."""
+    if not run.state.sharded:
+        return model
+    weights = whole_weights(model)
+    if run.world.is_main:
+        with torch.device("meta"):
+            model = MaskedAutoencoder.from_config(run.config.model)
+        model.load_state_dict(weights, assign=True)
+        model = model.to(run.world.device)
+    return model
+
+
+def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
+    """Go forward and backward through the network, on as many black images as are asked for."""
+    model = run.config.model
+    images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
+    noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
+    reconstruction_loss(run, stage, Batch(images, noise)).backward()
 
 
 @contextmanager
@@ -184,12 +216,12 @@ def train(
     """Train to the end; only the main process has a monitor, and writes."""
     every = duration_in_steps(run.config.output.reconstruct_every, run.plan.steps)
     for moment in steps(run, batches, train_step, stopped):
-        if monitor is None:
-            continue
-        if moment.row is not None:
+        if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
         if run.state.step % every == 0 or moment.last:
-            draw(run, model, monitor, source, moment.stage)
+            whole = whole_model(run, model)
+            if monitor is not None:
+                draw(run, whole, monitor, source, moment.stage)
         if moment.saving:
             save(run, monitor)
 

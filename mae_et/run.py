@@ -35,7 +35,13 @@ class Run:
         return self.plan.batch_size // self.world.size // self.micro_batch(stage.bandwidth)
 
 
-def wrap(model: nn.Module, efficiency: EfficiencyConfig, plan: Plan, world: World) -> nn.Module:
+def wrap(
+    model: nn.Module,
+    efficiency: EfficiencyConfig,
+    plan: Plan,
+    world: World,
+    micro_batch: Callable[[int], int],
+) -> nn.Module:
     """Compile and distribute a model, as far as the config and the world ask for it."""
     network = model
     if efficiency.compile:
@@ -44,7 +50,18 @@ def wrap(model: nn.Module, efficiency: EfficiencyConfig, plan: Plan, world: Worl
         bandwidths = len({stage.bandwidth for stage in plan.stages})
         torch._dynamo.config.recompile_limit = 8 + 2 * bandwidths
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-    if world.size > 1:
+    if world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=devices)
+        # Gradients live in the buckets that are exchanged, rather than beside them. A static graph
+        # spares the search for unused weights, but torch's reducer fails on it (internal assert in
+        # expect_autograd_hooks_, torch 2.14) where the first backward pass of a run is one of
+        # several, without an exchange; and it is left off under compile, which has its own buckets.
+        share = plan.batch_size // world.size
+        accumulates = any(micro_batch(stage.bandwidth) < share for stage in plan.stages)
+        network = DistributedDataParallel(
+            network,
+            device_ids=devices,
+            gradient_as_bucket_view=True,
+            static_graph=not accumulates and not efficiency.compile,
+        )
     return network

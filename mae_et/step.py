@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -20,18 +23,19 @@ AnyBatch = TypeVar("AnyBatch")
 
 def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """Update a masked autoencoder once; return the loss and the gradient's norm."""
+    return update(run, stage, batches, partial(reconstruction_loss, run, stage))
+
+
+def reconstruction_loss(run: Run, stage: PlannedStage, batch: Batch) -> Tensor:
+    """Return the loss of a micro-batch at a stage, float32 []."""
     config, device = run.config, run.world.device
-
-    def loss_of(batch: Batch) -> Tensor:
-        images = normalise(
-            batch.images.to(device, non_blocking=True), config.data.mean, config.data.std
-        )
-        images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
-        noise = batch.noise.to(device, non_blocking=True)
-        with autocast(run.dtype, device):
-            return run.network(images, config.model.mask_ratio, noise, every_patch=False).loss
-
-    return update(run, stage, batches, loss_of)
+    images = normalise(
+        batch.images.to(device, non_blocking=True), config.data.mean, config.data.std
+    )
+    images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
+    noise = batch.noise.to(device, non_blocking=True)
+    with autocast(run.dtype, device):
+        return run.network(images, config.model.mask_ratio, noise, every_patch=False).loss
 
 
 def update(
@@ -55,13 +59,15 @@ def update(
     losses = torch.zeros((), device=run.world.device)
     for number, batch in enumerate(batches, start=1):
         # Processes exchange gradients once a step, with the last micro-batch.
-        with _no_sync(run.network, number < accumulation):
+        with _exchange(run.network, number == accumulation):
             loss = loss_of(batch) / accumulation
             state.scaler.scale(loss).backward()
         losses += loss.detach()
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):  # of shards: each process has its part of the sum
+        norm = norm.full_tensor()
     if run.config.optim.clip_grad is not None:
         clip_grads_with_norm_(parameters, run.config.optim.clip_grad, norm)
     state.scaler.step(state.optimizer)
@@ -70,7 +76,9 @@ def update(
     return losses, norm
 
 
-def _no_sync(network: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    if wanted and isinstance(network, DistributedDataParallel):
+def _exchange(network: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(wanted)
+    elif isinstance(network, DistributedDataParallel) and not wanted:
         return network.no_sync()
     return nullcontext()

@@ -1,0 +1,187 @@
+"""Hours of a plan on so many GPUs, computed from speeds that were measured on one.
+
+Pure arithmetic: GPUs and loader cores are taken to add up (no time is counted for exchanging
+gradients, for saving, or for a machine's disks), so hours are the least that such speeds allow.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_et.curriculum import Plan
+from mae_et.errors import UserError
+
+POWERS = tuple(2**power for power in range(11))
+"""GPU counts of a table where none are asked for: 1 ... 1024."""
+
+
+def throughput_model(
+    plan: Plan,
+    images_per_second: Mapping[int, float],
+    gpus: tuple[int, ...] = POWERS,
+    loader: Mapping[int, float] | None = None,
+    cores_per_gpu: float | None = None,
+) -> dict[str, Any]:
+    """Return a plan's hours on each number of GPUs, and what loading asks for.
+
+    Args:
+        plan: the plan.
+        images_per_second: measured training images/s of one GPU at each bandwidth.
+        gpus: numbers of GPUs.
+        loader: measured images/s of one loader core at each bandwidth.
+        cores_per_gpu: loader cores that each GPU has; a stage is as slow as the slower of both.
+
+    Returns:
+        Plain types: `given`, `loading` for each bandwidth, `totals` for each number of GPUs.
+
+    Raises:
+        UserError: a bandwidth is missing, a speed or number is not positive, or cores are given
+            without a loader's speed.
+    """
+    bandwidths = sorted({stage.bandwidth for stage in plan.stages})
+    _check("--throughput", images_per_second, bandwidths)
+    if loader is not None:
+        _check("--loader", loader, bandwidths)
+    if cores_per_gpu is not None and loader is None:
+        raise UserError("--cores-per-gpu needs --loader, the images/s of one loader core")
+    if cores_per_gpu is not None and not (cores_per_gpu > 0 and math.isfinite(cores_per_gpu)):
+        raise UserError(f"--cores-per-gpu must be positive, got {cores_per_gpu}")
+    if not gpus or any(count < 1 for count in gpus):
+        raise UserError(f"--gpus must be positive numbers, got {list(gpus)}")
+
+    loading = []
+    speed = {}
+    for bandwidth in bandwidths:
+        trained = images_per_second[bandwidth]
+        row: dict[str, Any] = {"bandwidth": bandwidth, "images_per_second": trained}
+        speed[bandwidth] = trained
+        if loader is not None:
+            row["loader_images_per_second"] = loader[bandwidth]
+            row["cores_needed_per_gpu"] = trained / loader[bandwidth]
+        if loader is not None and cores_per_gpu is not None:
+            loaded = loader[bandwidth] * cores_per_gpu
+            speed[bandwidth] = min(trained, loaded)
+            row["bottleneck"] = "loader" if loaded < trained else "gpu"
+        row["reached_images_per_second"] = speed[bandwidth]
+        loading.append(row)
+
+    one = math.fsum(stage.steps * plan.batch_size / speed[stage.bandwidth] for stage in plan.stages)
+    # As many images at full bandwidth as the same compute pays for.
+    constant = None
+    if plan.base in speed:
+        constant = plan.compute / plan.base_cost / speed[plan.base]
+    totals = []
+    for count in sorted(set(gpus)):
+        divides = plan.batch_size % count == 0
+        hours = one / count / 3600 if divides else None
+        totals.append(
+            {
+                "gpus": count,
+                "images_per_gpu_and_step": plan.batch_size // count if divides else None,
+                "hours": hours,
+                "gpu_hours": None if hours is None else hours * count,
+                "constant_hours": (
+                    None if constant is None or not divides else constant / count / 3600
+                ),
+            }
+        )
+    return {
+        "given": {
+            "images_per_second": {str(b): images_per_second[b] for b in bandwidths},
+            "loader_images_per_second": (
+                None if loader is None else {str(b): loader[b] for b in bandwidths}
+            ),
+            "cores_per_gpu": cores_per_gpu,
+        },
+        "loading": loading,
+        "totals": totals,
+        "time_against_constant": None if constant is None else one / constant,
+    }
+
+
+def read_speeds(text: str, option: str) -> dict[int, float]:
+    """Read speeds at bandwidths: '{96: 5200, 224: 1200}', or a run folder with `results.json`.
+
+    Of a run, images/s of all stages of a bandwidth are averaged over their time; they are those of
+    all of its GPUs together.
+
+    Raises:
+        UserError: neither of both.
+    """
+    if text.lstrip().startswith("{"):
+        import yaml
+
+        try:
+            pairs = yaml.safe_load(text)
+            return {int(bandwidth): float(speed) for bandwidth, speed in pairs.items()}
+        except (yaml.YAMLError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{option} must read like '{{96: 5200}}', got {text!r}") from None
+    path = Path(text)
+    path = path / "results.json" if path.is_dir() else path
+    images: dict[int, float] = {}
+    seconds: dict[int, float] = {}
+    try:
+        for stage in json.loads(path.read_text(encoding="utf-8"))["stages"]:
+            bandwidth = stage["bandwidth"]
+            images[bandwidth] = images.get(bandwidth, 0) + stage["images"]
+            taken = stage["images"] / stage["images_per_second"]
+            seconds[bandwidth] = seconds.get(bandwidth, 0) + taken
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        raise UserError(
+            f"{option} must read like '{{96: 5200}}', or be the folder of a finished run with its "
+            f"results.json, got {text!r}"
+        ) from None
+    return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
+
+
+def throughput_table(model: dict[str, Any]) -> str:
+    """Return the model as two tables that say what was given and what is computed."""
+    cores = model["given"]["cores_per_gpu"]
+    given = "given: images/s of one GPU (GPU img/s)"
+    if model["given"]["loader_images_per_second"] is not None:
+        given += ", of one loader core (core img/s)"
+    if cores is not None:
+        given += f", {cores:g} loader cores per GPU"
+    head = (
+        f"{'B':>5} {'GPU img/s':>10} {'core img/s':>11} {'cores/GPU needed':>17} "
+        f"{'reached img/s':>14} {'bottleneck':>11}"
+    )
+    lines = [f"{given}; all else is computed", "", head]
+    for row in model["loading"]:
+        loaded, needed = row.get("loader_images_per_second"), row.get("cores_needed_per_gpu")
+        lines.append(
+            f"{row['bandwidth']:>5} {row['images_per_second']:>10,.0f} "
+            f"{'-' if loaded is None else format(loaded, ',.0f'):>11} "
+            f"{'-' if needed is None else format(needed, '.1f'):>17} "
+            f"{row['reached_images_per_second']:>14,.0f} {row.get('bottleneck', '-'):>11}"
+        )
+    head = f"{'GPUs':>5} {'images/GPU':>11} {'hours':>10} {'GPU-hours':>10} {'constant, hours':>16}"
+    lines += ["", head]
+    for row in model["totals"]:
+        if row["hours"] is None:
+            lines.append(f"{row['gpus']:>5} the batch is not divided by so many")
+            continue
+        constant = row["constant_hours"]
+        against = "-" if constant is None else f"{constant:,.2f}"
+        lines.append(
+            f"{row['gpus']:>5} {row['images_per_gpu_and_step']:>11,} {row['hours']:>10,.2f} "
+            f"{row['gpu_hours']:>10,.1f} {against:>16}"
+        )
+    if model["time_against_constant"] is not None:
+        lines.append(
+            f"\n{model['time_against_constant']:.2f}x the time of the same compute at constant "
+            "bandwidth; hours leave out the exchange of gradients, saving and start-up"
+        )
+    return "\n".join(lines)
+
+
+def _check(option: str, speeds: Mapping[int, float], bandwidths: list[int]) -> None:
+    missing = [bandwidth for bandwidth in bandwidths if bandwidth not in speeds]
+    if missing:
+        raise UserError(
+            f"{option} lacks the bandwidths {missing} of the curriculum; it has {sorted(speeds)}"
+        )
+    if any(not (speed > 0 and math.isfinite(speed)) for speed in speeds.values()):
+        raise UserError(f"{option} must be positive images/s, got {dict(speeds)}")

@@ -1,0 +1,259 @@
+"""Many GPUs: gradients are exchanged once a step, micro-batches fit, weights may be sharded."""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_distributed import run as launch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mae_et import RunFailed, UserError, fitting
+from mae_et.checkpoint import TrainState, newest_checkpoint
+from mae_et.config import EfficiencyConfig
+from mae_et.curriculum import Curriculum, Stage
+from mae_et.distributed import World
+from mae_et.fitting import largest_part, peak_of
+from mae_et.monitor import read_metrics
+from mae_et.run import Run, wrap
+from mae_et.sharding import shard
+from mae_et.step import update
+
+PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def alone_in_a_group():
+    """A process group of one, in which DistributedDataParallel runs as among many."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
+    alone_in_a_group, parts: int
+) -> None:
+    model = nn.Linear(3, 1)
+    network = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    exchanged: list[int] = []
+    seen: list[int] = []
+
+    def count(_, bucket):
+        exchanged.append(seen[-1])
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    network.register_comm_hook(None, count)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=None))
+    run = Run(config, PLAN, WORLD, state, network, None, lambda _: 12 // parts)
+
+    def loss_of(number: int):
+        seen.append(number)
+        return network(torch.ones(2, 3)).mean()
+
+    for _ in range(2):
+        update(run, PLAN.stages[0], range(1, parts + 1), loss_of)
+    assert exchanged == [parts, parts]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "compiled", "static"),
+    [(6, False, True), (3, False, False), (6, True, False)],
+)
+def test_the_graph_is_static_only_where_no_stage_accumulates(
+    alone_in_a_group, monkeypatch, micro_batch: int, compiled: bool, static: bool
+) -> None:
+    """Torch's reducer fails on a static graph whose first backward pass exchanges nothing."""
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # takes seconds
+    efficiency = EfficiencyConfig(compile=compiled)
+    two = World(0, 2, torch.device("cpu"))  # its share of 12 images is 6
+    network = wrap(nn.Linear(3, 1), efficiency, PLAN, two, lambda _: micro_batch)
+    assert isinstance(network, DistributedDataParallel)
+    assert network.static_graph is static
+    assert network.gradient_as_bucket_view
+
+
+# --- micro-batches that fit -----------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.integers(0, 100), st.integers(1, 50), st.integers(1, 20_000))
+def test_the_largest_part_that_fits_is_found(share, fixed, slope, limit) -> None:
+    parts = [size for size in range(1, share + 1) if share % size == 0]
+    found = largest_part(lambda size: fixed + slope * size, parts, limit)
+    assert found == max((size for size in parts if fixed + slope * size <= limit), default=0)
+
+
+@given(st.integers(1, 64))
+def test_where_memory_runs_out_all_the_same_a_smaller_part_is_taken(real: int) -> None:
+    """Peaks that tell of a tenth of what is needed, and a device that says so."""
+    parts = [1, 2, 4, 8, 16, 32, 64]
+    found = largest_part(lambda size: size if size <= real else None, parts, 10**9)
+    assert found == max(size for size in parts if size <= real)
+
+
+def test_the_peak_is_of_what_lives_at_once_and_the_same_each_time() -> None:
+    device = torch.device("cpu")
+
+    def work() -> None:
+        one = torch.zeros(1000)
+        two = one + 1
+        del one
+        two.view(10, 100).mul_(2)
+        three = torch.empty(500)
+        del two, three
+
+    assert peak_of(work, device) == peak_of(work, device) == 8000
+
+
+def auto(tiny, monkeypatch, mebibytes: float, *flags: str):
+    """Pre-train with micro-batches that fit in so much memory; return the newest checkpoint."""
+    monkeypatch.setattr(fitting, "available_memory", lambda world: int(mebibytes * 2**20))
+    module = importlib.import_module("mae_et.pretrain")
+    config = tiny("--efficiency.micro_batch=auto", *flags)
+    return newest_checkpoint(module.pretrain(config) / "checkpoints")
+
+
+def test_a_small_memory_is_given_small_parts_and_the_same_weights(
+    tiny, monkeypatch, tmp_path, capsys
+) -> None:
+    """Numbers change by rounding only; with room for all, they do not change."""
+    module = importlib.import_module("mae_et.pretrain")
+    expected = newest_checkpoint(module.pretrain(tiny()) / "checkpoints")
+    roomy = auto(tiny, monkeypatch, 4096, f"--output.folder={tmp_path / 'roomy'}")
+    assert set(roomy["micro_batch"].values()) == {12}
+    for name, weight in expected["model"].items():
+        assert torch.equal(roomy["model"][name], weight)
+    capsys.readouterr()
+    tight = auto(tiny, monkeypatch, 1.235, f"--output.folder={tmp_path / 'tight'}")
+    sizes = tight["micro_batch"]
+    assert sizes == {16: 12, 24: 6, 32: 6}
+    assert all(12 % size == 0 for size in sizes.values())
+    said = [line for line in capsys.readouterr().err.splitlines() if "micro-batches that" in line]
+    assert len(said) == 1
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(tight["model"][name], weight, rtol=1e-4, atol=2e-4)
+
+
+def test_a_run_that_goes_on_takes_the_sizes_that_it_had(tiny, monkeypatch, tmp_path) -> None:
+    """Also where there is more memory by then: it ends with the same weights, bit for bit."""
+    whole = auto(tiny, monkeypatch, 1.235, f"--output.folder={tmp_path / 'whole'}")
+    folder = tmp_path / "halved"
+    auto(tiny, monkeypatch, 1.235, f"--output.folder={folder}", "--output.keep_last=9")
+    (folder / "results.json").unlink()
+    for path in sorted((folder / "checkpoints").iterdir())[2:]:
+        path.unlink()
+    halved = auto(tiny, monkeypatch, 4096, f"--output.folder={folder}")
+    assert halved["micro_batch"] == whole["micro_batch"]
+    for name, weight in whole["model"].items():
+        assert torch.equal(halved["model"][name], weight)
+
+
+def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
+    config = tiny("--efficiency.micro_batch=auto")
+    module = importlib.import_module("mae_et.pretrain")
+    two = World(0, 2, torch.device("cpu"))
+    monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
+    monkeypatch.setattr(module, "wrap", lambda model, *_: model)
+    run, _ = module.prepare(config, module.make_plan(config, 40), two, None)
+    assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
+    assert run.micro_batch(32) == 3
+    assert run.accumulation(run.plan.stages[0]) == 2
+
+
+def test_what_fits_nowhere_is_refused(tiny, monkeypatch) -> None:
+    with pytest.raises(RunFailed, match=r"at bandwidth 16 the smallest part .* does not fit"):
+        auto(tiny, monkeypatch, 0.01)
+
+
+def test_finding_what_fits_leaves_no_trace() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout()).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = torch.get_rng_state()
+    with fitting.without_trace(network):
+        network(torch.rand(2, 1, 5, 5)).sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_memory_is_that_of_the_machine_within_its_control_group(tmp_path, monkeypatch) -> None:
+    available = fitting.available_memory(WORLD)
+    assert 0 < available < 2**50
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert fitting.available_memory(WORLD) < available
+    for name, text in {"max": "9000", "current": "5000", "stat": "a 1\ninactive_file 300"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert fitting._left_in_control_groups(tmp_path) == 4300
+
+
+# --- weights in shards ----------------------------------------------------------------------------
+
+SHARDED = "--efficiency.sharding=full"
+FLAGS = [
+    "--efficiency.micro_batch=3",
+    "--efficiency.gradient_checkpointing=true",
+    "--optim.clip_grad=0.3",
+    "--optim.base_lr=1e-3",
+    "--output.log_every=1",
+]
+
+
+@pytest.mark.slow
+def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(tmp_path) -> None:
+    """Losses, norms, clipping and files are those of one process, also where the run changes."""
+    for processes, flags in ((1, []), (2, [SHARDED])):
+        done = launch(tmp_path, processes, *FLAGS, "--output.keep_last=9", *flags)
+        assert done.returncode == 0, done.stderr
+    one, two = (tmp_path / "1", tmp_path / "2")
+    rows = [read_metrics(folder) for folder in (one, two)]
+    for key in ("loss", "grad_norm"):
+        expected, found = ([row[key] for row in mine] for mine in rows)
+        assert found == pytest.approx(expected, rel=1e-5)
+    expected, found = (newest_checkpoint(folder / "checkpoints") for folder in (one, two))
+    assert_same_states(found, expected)
+    names = sorted(path.name for path in one.iterdir() if not path.name.startswith("events"))
+    found_names = sorted(path.name for path in two.iterdir() if not path.name.startswith("events"))
+    assert found_names == names
+
+    # From the middle on, shards go on in one process, and one process in shards.
+    for folder, processes, flags in ((two, 1, []), (one, 2, [SHARDED])):
+        (folder / "results.json").unlink()
+        for path in sorted((folder / "checkpoints").iterdir())[2:]:
+            path.unlink()
+        where = f"--output.folder={folder}"
+        done = launch(tmp_path, processes, *FLAGS, *flags, where)
+        assert done.returncode == 0, done.stderr
+        assert_same_states(newest_checkpoint(folder / "checkpoints"), expected)
+
+
+def assert_same_states(found: dict, expected: dict) -> None:
+    """Compare two checkpoints' weights and optimizers, to 1e-5, and their layout exactly."""
+    assert set(found) == set(expected)
+    assert list(found["model"]) == list(expected["model"])
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], weight, rtol=1e-5, atol=1e-5)
+    mine, other = found["optimizer"], expected["optimizer"]
+    assert mine["param_groups"] == other["param_groups"]
+    assert list(mine["state"]) == list(other["state"])
+    for number, state in other["state"].items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(mine["state"][number][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_what_shards_cannot_do_is_refused(tiny) -> None:
+    with pytest.raises(UserError, match=r"efficiency\.compile does not go with"):
+        tiny(SHARDED, "--efficiency.compile=true")
+    with pytest.raises(UserError, match="of networks of transformer blocks"):
+        shard(nn.Linear(2, 2), WORLD)
