@@ -127,7 +127,10 @@ RESNET = ["--model.backbone=resnet10t", "--model.encoder_heads=null", "--optim.o
 REPLAY = ["--data.replay={32: 2}", "--data.replay_images=16"]
 
 
-@pytest.mark.parametrize("flags", [[], RECIPE, RESNET, REPLAY])
+RECTANGLE = ["--model.image_size=[16, 64]"]  # of as many patches as the square
+
+
+@pytest.mark.parametrize("flags", [[], RECIPE, RESNET, REPLAY, RECTANGLE])
 def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
     small, monkeypatch, flags
 ) -> None:
