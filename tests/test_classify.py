@@ -381,6 +381,20 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         assert sentence in error, error
 
 
+def test_a_split_that_lacks_a_class_is_not_scored(small, tmp_path) -> None:
+    """Trained without looking at it, the run is refused by it when it is evaluated."""
+    for split, classes in (("train", "abc"), ("val", "ab")):
+        for number in range(8 * len(classes)):
+            path = tmp_path / "lacks" / split / classes[number % len(classes)] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    flags = [f"--data.root={tmp_path / 'lacks'}", "--curriculum.epochs=1"]
+    config = small(*flags, "--output.evaluate_every=null")
+    classify(config)
+    with pytest.raises(UserError, match=r"the validation split has no image of c$"):
+        evaluate(EvaluateConfig(config.output.folder, device="cpu", workers=0))
+
+
 def test_a_finished_run_is_not_trained_again_and_another_is_refused(small, capsys) -> None:
     results = classify(small())
     assert classify(small()) == results

@@ -112,7 +112,7 @@ def test_a_checkpoint_is_fine_tuned_scored_and_exported_at_a_rectangle(command, 
 
 
 def test_a_backbone_is_trained_on_rectangles_under_a_curriculum(command, tmp_path) -> None:
-    flags = ["--model={backbone: resnet10t, image_size: [32, 48], encoder_heads: null}"]
+    flags = ["--model={backbone: test_resnet, image_size: [32, 48], encoder_heads: null}"]
     flags += ["--curriculum={preset: etpp, epochs: 2, cost: area}", f"--output.folder={tmp_path}"]
     results = command("supervised", *flags)
     assert json.loads((tmp_path / "plan.json").read_text())["base_cost"] == 32 * 48
