@@ -10,7 +10,7 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from finetune.config import ClassifierConfig
 from finetune.evaluate import score
 from finetune.groups import build_optimizer
 from finetune.load import build_classifier, check_sizes, classifier_around, patch_of
+from finetune.sizes import base_of, cost_at, in_words, sides_at, sides_of
 from finetune.views import Labelled, LabelledView, mix
 from mae_et import distributed
 from mae_et.atomic import write_atomically, write_text_atomically
@@ -37,7 +38,6 @@ from mae_et.checkpoint import (
 )
 from mae_et.config import duration_in_steps
 from mae_et.config_files import to_yaml
-from mae_et.cost import training_flops
 from mae_et.curriculum import Curriculum, Plan, PlannedStage
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
@@ -112,11 +112,13 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     torch.manual_seed(config.seed)
     network = build_network(config, saved, data.classes)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, network, len(data.train))
-    sizes = {config.model.image_size} | {stage.bandwidth for stage in plan.stages}
+    shown = shown_sides(config, network)
+    sizes = {sides_of(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}
     check_sizes(network, sizes, config.model.channels)
     run = prepare(config, network, plan, world, saved)
     del saved
-    view = LabelledView(data.train, config.data, config.recipe, plan, config.seed)
+    size = config.model.image_size
+    view = LabelledView(data.train, config.data, config.recipe, plan, config.seed, size)
     with training_batches(run, view) as loaded:
         if not world.is_main:
             train(run, loaded, data, None, stopped)
@@ -164,7 +166,7 @@ def build_network(
         return build_classifier(replace(config.model, checkpoint=None, pretrained=False), classes)
     about = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
     weights = mae_layout(folder, saved["model"])
-    weights = replace(weights, encoder_heads=about["encoder_heads"])
+    weights = replace(weights, encoder_heads=about["encoder_heads"], grid=about.get("grid"))
     return classifier_around(config.model, weights, classes)
 
 
@@ -175,11 +177,22 @@ def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan
         UserError: the curriculum, the batch and the data do not fit each other.
     """
     size, channels = config.model.image_size, config.model.channels
-    curriculum = Curriculum.from_config(config.curriculum, size, patch_of(network, size))
-    cost = None
-    if config.curriculum.cost == "flops":
-        cost = training_flops(copy.deepcopy(network).to("meta").eval(), channels)
+    patch = patch_of(network, size)
+    if any(side % patch for side in sides_of(size)):
+        raise UserError(
+            f"model.image_size {in_words(size)} is not a multiple of the patch size {patch}"
+        )
+    curriculum = Curriculum.from_config(config.curriculum, base_of(size), patch)
+    counts = config.curriculum.cost == "flops"
+    dry = copy.deepcopy(network).to("meta").eval() if counts else None
+    cost = cost_at(size, patch, dry, channels)
     return curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size, cost)
+
+
+def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int], tuple[int, int]]:
+    """Return a function from a bandwidth to height and width of what the network is shown."""
+    size = config.model.image_size
+    return partial(sides_at, size, patch=patch_of(network, size))
 
 
 def prepare(
@@ -250,7 +263,8 @@ def train(
         if not distributed.agree(state.step in scored, run.world):
             evaluate_and_keep(run, data, monitor)
     state.model.train()
-    step = partial(classifier_step, classes=data.classes)
+    shown = shown_sides(run.config, state.model)
+    step = partial(classifier_step, classes=data.classes, shown=shown)
     for moment in steps(run, batches, step, stopped):
         if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
@@ -262,7 +276,11 @@ def train(
 
 
 def classifier_step(
-    run: Run, stage: PlannedStage, batches: Iterable[Labelled], classes: int
+    run: Run,
+    stage: PlannedStage,
+    batches: Iterable[Labelled],
+    classes: int,
+    shown: Callable[[int], tuple[int, int]],
 ) -> tuple[Tensor, Tensor]:
     """Update a classifier once; return the loss and the gradient's norm.
 
@@ -277,7 +295,7 @@ def classifier_step(
     def loss_of(batch: Labelled) -> Tensor:
         batch = Labelled(*(part.to(device, non_blocking=True) for part in batch))
         images, targets = mix(batch, config.recipe, classes, sample_seed(*key, next(numbers)))
-        images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
+        images = low_frequency_crop(images, shown(stage.bandwidth), config.crop.method)
         with autocast(run.dtype, device):
             logits = run.network(images)
         return F.cross_entropy(logits.float(), targets)
@@ -328,7 +346,8 @@ def describe(run: Run, data: Data) -> None:
     network: Any = run.state.model
     is_vit = isinstance(run.state.model, VisionTransformer)
     heads = network.blocks[0].attn.num_heads if is_vit else None
-    about = {"classes": list(data.train.classes), "encoder_heads": heads}
+    grid = list(network.patch_embed.grid_size) if is_vit else None
+    about = {"classes": list(data.train.classes), "encoder_heads": heads, "grid": grid}
     write_text_atomically(folder / "config.yaml", to_yaml(run.config))
     write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
     write_text_atomically(folder / "classes.json", json.dumps(about, indent=1))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from finetune.sizes import Size, sides_of
 from mae_et.config import (
     CropConfig,
     CurriculumConfig,
@@ -31,8 +32,9 @@ class NetworkConfig:
     """Name of a timm model: from scratch, or from a checkpoint of the same model."""
     pretrained: bool = False
     """Whether the backbone's weights are fetched from timm's hub."""
-    image_size: int = 224
-    """Side of the images in the last stage, in pixels."""
+    image_size: Size = 224
+    """Side of the images in the last stage, in pixels, or [height, width]; of a rectangle the
+    bandwidths of a curriculum are the shorter side."""
     patch_size: int | None = None
     """Side of a patch, in pixels, to which a checkpoint's ViT is resampled; its own by default."""
     channels: int = 3
@@ -61,7 +63,9 @@ class NetworkConfig:
             raise UserError("model.drop_path is of networks that are trained; a probe has none")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")
-        for name in ("image_size", "channels", "patch_size", "encoder_heads"):
+        if min(sides_of(self.image_size)) < 1:
+            raise UserError(f"model.image_size must be positive, got {self.image_size}")
+        for name in ("channels", "patch_size", "encoder_heads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"model.{name} must be positive, got {value}")

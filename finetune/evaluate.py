@@ -13,15 +13,18 @@ from torch.utils.data import Subset
 
 from finetune.config import ClassifierConfig, NetworkConfig, Pool
 from finetune.load import build_classifier, classifier_around, vit_around
+from finetune.sizes import Size, sides_of
+from finetune.views import central_view
 from mae_et import distributed
 from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig, check_statistics
 from mae_et.config_files import config_from_text
-from mae_et.data import EvalView, normalise
+from mae_et.data import normalise
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.failures import told_in_a_sentence
+from mae_et.folders import classes_without_images
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.precision import autocast, autocast_dtype
 from mae_et.weights import load_weights, mae_layout, read_file
@@ -60,12 +63,12 @@ class Scores:
 
 @torch.no_grad()
 def score(
-    network: nn.Module, source: Source, data: DataConfig, size: int, world: World,
+    network: nn.Module, source: Source, data: DataConfig, size: Size, world: World,
     dtype: torch.dtype | None, batch_size: int, workers: int,
 ) -> Scores:  # fmt: skip
     """Score a network; process r of n takes the images r, r + n, ..., so none is counted twice."""
     classes = len(source.classes)
-    view = EvalView(source, data, size)
+    view = central_view(source, data, size)
     mine = Subset(view, range(world.rank, len(view), world.size))
     images, right, taken = torch.zeros(3, classes, dtype=torch.int64)
     confusion = None
@@ -109,8 +112,8 @@ class EvaluateConfig:
     """Which of a run's weights: the last, or those of the best top-1."""
     data: DataConfig | None = None
     """Labelled data; by default what the run was trained on."""
-    image_size: int = 224
-    """Side of the images, in pixels, where the checkpoint does not say it."""
+    image_size: Size = 224
+    """Side of the images in pixels, or [height, width], where the checkpoint does not say it."""
     encoder_heads: int | None = None
     """Heads of the encoder, where its width is no published one."""
     output: Path | None = None
@@ -131,8 +134,11 @@ class EvaluateConfig:
         Raises:
             UserError: a value is out of range; the sentence names its key.
         """
-        for name in ("image_size", "batch_size"):
-            if getattr(self, name) < 1:
+        for name, smallest in (
+            ("image_size", min(sides_of(self.image_size))),
+            ("batch_size", self.batch_size),
+        ):
+            if smallest < 1:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
 
 
@@ -194,7 +200,7 @@ def stored_classifier(path: Path) -> ClassifierConfig | None:
     return config_from_text(written.read_text(encoding="utf-8"), ClassifierConfig)
 
 
-def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, int, int]:
+def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, Size, int]:
     """Return a classifier, and the size and channels of its images."""
     if run is not None:
         names = {"last": "model.safetensors", "best": "best.safetensors"}
@@ -225,7 +231,8 @@ def _network_of(model: NetworkConfig, path: Path, about: dict[str, Any]) -> nn.M
     if model.backbone is not None:
         return build_classifier(replace(model, pretrained=False, checkpoint=None), classes)
     weights = mae_layout(path, read_file(path))
-    return classifier_around(model, replace(weights, encoder_heads=about["encoder_heads"]), classes)
+    weights = replace(weights, encoder_heads=about["encoder_heads"], grid=about.get("grid"))
+    return classifier_around(model, weights, classes)
 
 
 def _check_classes(network: Any, source: Source, checkpoint: Path, is_run: bool) -> None:
@@ -234,6 +241,9 @@ def _check_classes(network: Any, source: Source, checkpoint: Path, is_run: bool)
         raise UserError(f"{checkpoint} tells {has} classes, the data have {len(ours)}")
     if is_run and read_classes(checkpoint)["classes"] != ours:
         raise UserError(f"{checkpoint} tells other classes than the data have")
+    empty = classes_without_images(source)
+    if empty:
+        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
 
 
 def _percent(part: int, whole: int) -> str:

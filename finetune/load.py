@@ -6,6 +6,7 @@ the head of a linear probe.
 """
 
 import copy
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig, Pool, Probe
+from finetune.sizes import Size, in_words, sides_of
 from mae_et.errors import UserError
 from mae_et.pretrained import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
 from mae_et.weights import PROBE_EPSILON, Weights, differences, load_weights, read_file, unwrap
@@ -65,7 +67,7 @@ def classifier_around(config: NetworkConfig, weights: Weights, classes: int) -> 
 def vit_around(
     weights: Weights,
     classes: int,
-    image_size: int | tuple[int, int],
+    image_size: Size,
     pool: Pool = "mean",
     probe: Probe = "none",
     drop_path: float = 0.0,
@@ -93,10 +95,10 @@ def vit_around(
     encoder = dict(weights.encoder)
     width, channels, own_patch, _ = encoder["patch_embed.proj.weight"].shape
     patch = patch_size or own_patch
-    height, width_in_pixels = sides = _sides(image_size)
+    height, width_in_pixels = sides = sides_of(image_size)
     if height % patch or width_in_pixels % patch:
         raise UserError(
-            f"model.image_size {image_size} is not a multiple of the patch size {patch}"
+            f"model.image_size {in_words(image_size)} is not a multiple of the patch size {patch}"
         )
     if patch != own_patch:
         kernel = encoder["patch_embed.proj.weight"]
@@ -120,7 +122,7 @@ def vit_around(
         network.head = nn.Sequential(norm, nn.Linear(width, classes))
     _initialise_head(network, HEAD_STD[probe])
     grid = [side // patch for side in sides]
-    encoder["pos_embed"] = _positions(encoder["pos_embed"], grid)
+    encoder["pos_embed"] = _positions(weights, grid)
     _load(network, encoder, weights.path)
     _load_head(network, weights.head, probe)
     return network
@@ -132,15 +134,15 @@ def freeze_encoder(network: nn.Module) -> None:
         parameter.requires_grad_(name.startswith(("head.", "attn_pool.")))
 
 
-def patch_of(network: nn.Module, image_size: int) -> int:
+def patch_of(network: nn.Module, image_size: Size) -> int:
     """Return what sizes of images must be multiples of: a ViT's patch, else the usual stride."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if patch is not None and patch[0] > 4:  # hierarchical networks begin with 4 and go on to 32
         return int(patch[0])
-    return 32 if image_size % 32 == 0 else 1
+    return 32 if all(side % 32 == 0 for side in sides_of(image_size)) else 1
 
 
-def check_sizes(network: nn.Module, sizes: set[int], channels: int) -> None:
+def check_sizes(network: nn.Module, sizes: set[tuple[int, int]], channels: int) -> None:
     """Refuse sizes of images that a network does not take, before it is trained.
 
     Raises:
@@ -150,12 +152,12 @@ def check_sizes(network: nn.Module, sizes: set[int], channels: int) -> None:
     for size in sorted(sizes):
         try:
             with torch.no_grad():
-                dry(torch.empty(1, channels, size, size, device="meta"))
+                dry(torch.empty(1, channels, *size, device="meta"))
         except Exception as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"the network does not take images of {size} pixels, which the curriculum shows "
-                f"it: {reason}"
+                f"the network does not take images of {in_words(size)} pixels, which the "
+                f"curriculum shows it: {reason}"
             ) from None
 
 
@@ -234,16 +236,31 @@ def _initialise_head(network: Any, std: float) -> None:
     nn.init.zeros_(linear.bias)
 
 
-def _positions(table: Tensor, grid: list[int]) -> Tensor:
-    """Resample a square table of positions to a grid."""
-    side = round((table.shape[1] - 1) ** 0.5)
-    if grid == [side, side]:
+def _positions(weights: Weights, grid: list[int]) -> Tensor:
+    """Resample a table of positions to a grid.
+
+    It is taken for square where its file does not say of which grid it is, and, where that cannot
+    be, for one of this grid.
+
+    Raises:
+        UserError: it can be neither.
+    """
+    table = weights.encoder["pos_embed"]
+    count = table.shape[1] - 1
+    side = math.isqrt(max(count, 0))
+    own = [side, side]
+    if weights.grid is not None:
+        own = list(weights.grid)
+    elif side * side != count:
+        own = grid
+    if math.prod(own) != count:
+        raise UserError(
+            f"{weights.path} has {count} positions, which are those of no square, nor of "
+            f"{grid[0]} x {grid[1]} patches (model.image_size)"
+        )
+    if own == grid:
         return table
-    return resample_abs_pos_embed(table, grid, num_prefix_tokens=1)
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+    return resample_abs_pos_embed(table, grid, own, num_prefix_tokens=1)
 
 
 def _load(network: nn.Module, encoder: dict[str, Tensor], path: Path) -> None:

@@ -1,17 +1,27 @@
 """Random views of labelled images, and what is done to whole micro-batches of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import CenterCrop, Compose
 
 from finetune.config import RecipeConfig
+from finetune.sizes import Size, sides_of
 from mae_et.config import DataConfig
 from mae_et.curriculum import Plan
-from mae_et.data import as_tensor, flipped_anew, normalise, seeded, training_transform
+from mae_et.data import (
+    EvalView,
+    as_tensor,
+    flipped_anew,
+    normalise,
+    seeded,
+    training_transform,
+)
 from mae_et.datasets import Source
 from mae_et.order import Draw, sample_seed
 
@@ -20,7 +30,7 @@ class Labelled(NamedTuple):
     """A micro-batch of labelled images."""
 
     images: Tensor
-    """float32 [B C H W], normalised, at the base size."""
+    """float32 [B C H W], normalised, at the full size."""
     labels: Tensor
     """int64 [B]."""
 
@@ -29,12 +39,17 @@ class LabelledView(Dataset[Labelled]):
     """Random-resized crop, flip, RandAugment at the stage's magnitude, random erasing."""
 
     def __init__(
-        self, source: Source, data: DataConfig, recipe: RecipeConfig, plan: Plan, seed: int
+        self,
+        source: Source,
+        data: DataConfig,
+        recipe: RecipeConfig,
+        plan: Plan,
+        seed: int,
+        size: Size | None = None,
     ):
         self.source, self.data, self.seed = source, data, seed
-        self.transforms = [
-            training_transform(data, plan.base, stage.magnitude) for stage in plan.stages
-        ]
+        full: Any = size or plan.base  # of what crops to rectangles too
+        self.transforms = [training_transform(data, full, stage.magnitude) for stage in plan.stages]
         self.erase = RandomErasing(recipe.erasing, mode="pixel", device="cpu")
 
     def __len__(self) -> int:
@@ -53,6 +68,24 @@ class LabelledView(Dataset[Labelled]):
         generator = torch.Generator().manual_seed(seed)
         images = flipped_anew(batch.images, again, self.data.flip, generator)
         return Labelled(images, batch.labels)
+
+
+def central_view(source: Source, data: DataConfig, size: Size) -> EvalView:
+    """Return central views with labels: resized to cover the size and its border, then cropped.
+
+    Args:
+        source: labelled images.
+        data: says how much is border (`eval_crop`).
+        size: of the views, in pixels.
+    """
+    height, width = sides = sides_of(size)
+    view = EvalView(source, data, min(sides))
+    if height != width:
+        whole = [round(side / data.eval_crop) for side in sides]
+        view.transform = Compose(
+            [ResizeKeepRatio(whole, interpolation="bicubic"), CenterCrop(sides)]
+        )
+    return view
 
 
 def mix(batch: Labelled, recipe: RecipeConfig, classes: int, seed: int) -> tuple[Tensor, Tensor]:

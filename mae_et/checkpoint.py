@@ -7,6 +7,7 @@ files.
 """
 
 import contextlib
+import pickle
 import re
 import warnings
 import zipfile
@@ -121,11 +122,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except ValueError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is refused: {what_it_holds(error)}") from None
     except Exception as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} is damaged: {first_sentence(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
     return payload
+
+
+def what_it_holds(error: pickle.UnpicklingError) -> str:
+    """Say why a file was not unpickled: what it holds that would have run code, if it is that."""
+    named = re.search(r"(?:GLOBAL|class)\s+([\w.]+)", str(error))
+    return f"it holds {named[1]}" if named else "it is not a plain file of tensors"
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the kind of an error and the first sentence that it says, on one line."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {re.split(r'[.] ', said)[0]}"
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:

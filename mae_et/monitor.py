@@ -151,12 +151,18 @@ class Monitor:
         if self.writer is None:
             return
         step, when = row["step"], row["time"]
-        compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
+        # Steps of runs with other batches are other amounts: images and compute are not.
+        axes = {
+            "validation": step,
+            "validation_by_compute": round(
+                1000 * self.plan.progress(step) * self.plan.equivalent_epochs
+            ),
+            "validation_by_images": step * self.plan.batch_size,
+        }
         for key, value in row.items():
             if key not in {"step", "time"}:
-                self.writer.add_scalar(f"validation/{key}", value, step, walltime=when)
-                by_compute = f"validation_by_compute/{key}"
-                self.writer.add_scalar(by_compute, value, compute, walltime=when)
+                for axis, place in axes.items():
+                    self.writer.add_scalar(f"{axis}/{key}", value, place, walltime=when)
 
     def _scalars(self, row: Row) -> None:
         """Write a row against the step, and against the compute done in thousandths of an epoch."""

@@ -15,6 +15,7 @@ import pickle
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mae_et.checkpoint import MODEL_KEY, newest_checkpoint
+from mae_et.checkpoint import MODEL_KEY, first_sentence, newest_checkpoint, what_it_holds
 from mae_et.config import ModelConfig, PretrainConfig, Target
 from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
@@ -80,6 +81,8 @@ class Weights:
     """Heads of the decoder, likewise."""
     target: Target | None = None
     """What the decoder predicts, likewise."""
+    grid: Sequence[int] | None = None
+    """Rows and columns of the table of positions, likewise."""
 
 
 def load_weights(path: Path) -> Weights:
@@ -128,7 +131,7 @@ def _classifier(folder: Path) -> Weights:
         raise UserError(f"{folder} is the folder of a classifier's run that is not finished")
     about = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
     weights = mae_layout(path, read_file(path))
-    return replace(weights, encoder_heads=about["encoder_heads"])
+    return replace(weights, encoder_heads=about["encoder_heads"], grid=about.get("grid"))
 
 
 def release_of(path: Path) -> str | None:
@@ -179,12 +182,9 @@ def read_file(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|class)\s+([\w.]+)", str(error))
-        held = f"it holds {named[1]}" if named else "it is not a plain file of tensors"
-        raise UserError(f"{path} is refused: {held}") from None
+        raise UserError(f"{path} is refused: {what_it_holds(error)}") from None
     except Exception as error:  # damaged files raise what they please
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from None
+        raise UserError(f"{path} cannot be read: {first_sentence(error)}") from None
     if not isinstance(payload, dict):
         raise UserError(f"{path} holds a {type(payload).__name__}, not weights")
     return payload

@@ -1,4 +1,3 @@
-import warnings
 from pathlib import Path
 
 import pytest
@@ -148,7 +147,7 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"format": "mae-et/1", "x": Evil()}, tmp_path / "step-00000001.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.warns(UserWarning, match=r"00001\.pt is refused: it holds \S+; taking") as told:
         assert newest_checkpoint(tmp_path) is None
+    assert "\n" not in str(told[0].message)
     assert not (tmp_path / "ran").exists()

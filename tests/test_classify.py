@@ -127,7 +127,10 @@ RESNET = ["--model.backbone=resnet10t", "--model.encoder_heads=null", "--optim.o
 REPLAY = ["--data.replay={32: 2}", "--data.replay_images=16"]
 
 
-@pytest.mark.parametrize("flags", [[], RECIPE, RESNET, REPLAY])
+RECTANGLE = ["--model.image_size=[16, 64]"]  # of as many patches as the square
+
+
+@pytest.mark.parametrize("flags", [[], RECIPE, RESNET, REPLAY, RECTANGLE])
 def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
     small, monkeypatch, flags
 ) -> None:
@@ -376,6 +379,20 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         error = capsys.readouterr().err
         assert error.count("\n") == 1, error
         assert sentence in error, error
+
+
+def test_a_split_that_lacks_a_class_is_not_scored(small, tmp_path) -> None:
+    """Trained without looking at it, the run is refused by it when it is evaluated."""
+    for split, classes in (("train", "abc"), ("val", "ab")):
+        for number in range(8 * len(classes)):
+            path = tmp_path / "lacks" / split / classes[number % len(classes)] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    flags = [f"--data.root={tmp_path / 'lacks'}", "--curriculum.epochs=1"]
+    config = small(*flags, "--output.evaluate_every=null")
+    classify(config)
+    with pytest.raises(UserError, match=r"the validation split has no image of c$"):
+        evaluate(EvaluateConfig(config.output.folder, device="cpu", workers=0))
 
 
 def test_a_finished_run_is_not_trained_again_and_another_is_refused(small, capsys) -> None:

@@ -124,6 +124,8 @@ def test_scores_stand_against_step_and_compute_and_survive_going_on(tiny) -> Non
     ]  # fmt: skip
     done = [round(1000 * plan.progress(step) * plan.equivalent_epochs) for step in (10, 20, 30)]
     assert [s.step for s in found.Scalars("validation_by_compute/top1")] == done
+    seen = [step * plan.batch_size for step in (10, 20, 30)]
+    assert [s.step for s in found.Scalars("validation_by_images/top1")] == seen
 
 
 def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tiny, capsys, monkeypatch) -> None:

@@ -1,0 +1,59 @@
+"""Sizes of images: a side in pixels, or height and width, and what a curriculum makes of them."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mae_et.cost import training_flops
+
+Size = int | tuple[int, int]
+
+
+def sides_of(size: Size) -> tuple[int, int]:
+    """Return height and width in pixels."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def base_of(size: Size) -> int:
+    """Return the side that a curriculum's bandwidths are of: the shorter one."""
+    return min(sides_of(size))
+
+
+def sides_at(size: Size, bandwidth: int, patch: int) -> tuple[int, int]:
+    """Return height and width at a bandwidth, which is that of the shorter side.
+
+    The longer side keeps its ratio to it, rounded *up* to a multiple of the patch, as bandwidths of
+    presets are: never less spectrum than asked for. At the full bandwidth it is the size itself.
+
+    Args:
+        size: the base size, of multiples of the patch.
+        bandwidth: a multiple of the patch, at most the shorter side.
+        patch: side of a patch, in pixels.
+    """
+    height, width = (
+        -(-side * bandwidth // (base_of(size) * patch)) * patch for side in sides_of(size)
+    )
+    return height, width
+
+
+def cost_at(
+    size: Size, patch: int, forward: Callable[[Tensor], object] | None, channels: int
+) -> Callable[[int], float]:
+    """Return a function from a bandwidth to the cost of an image: FLOPs, or pixels.
+
+    Args:
+        size: the base size.
+        patch: side of a patch, in pixels.
+        forward: runs a network on the meta device, for FLOPs; None counts pixels.
+        channels: channels of the images.
+    """
+    if forward is None:
+        return lambda bandwidth: float(math.prod(sides_at(size, bandwidth, patch)))
+    return training_flops(forward, channels, lambda bandwidth: sides_at(size, bandwidth, patch))
+
+
+def in_words(size: Size) -> str:
+    """Return a size as a sentence tells it: 224, or 96 x 128."""
+    height, width = sides_of(size)
+    return str(height) if height == width else f"{height} x {width}"
