@@ -8,7 +8,7 @@ B batch, N patches, V visible patches, M predicted patches, D numbers per patch,
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ class Decoder(nn.Module, ABC):
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
         """Latent [B 1+V width] -> predictions of every patch [B N D], in the image's order."""
 
-    def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, *tokens: Tensor | int) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *tokens, use_reentrant=False)
         return block(*tokens)
@@ -95,14 +95,14 @@ class SelfDecoder(Decoder):
 
     def block(self, width: int, heads: int) -> nn.Module:
         """Build a block of a ViT."""
-        return Block(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm)
+        return SelfBlock(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm)
 
     def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
         """Run the blocks; of the last one, only what the head reads."""
         count, tokens = queries.shape[1], torch.cat([tokens, queries.to(tokens.dtype)], dim=1)
         for block in self.blocks[:-1]:
             tokens = self._run(block, tokens)
-        return self._run(LastTokens(self.blocks[-1], count), tokens)
+        return self._run(self.blocks[-1], tokens, count)
 
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
         """Visible patches are predicted from their own tokens, which nothing trains."""
@@ -117,32 +117,22 @@ class SelfDecoder(Decoder):
         return gather(self.pred(self.norm(tokens))[:, 1:], mask.restore)
 
 
-class LastTokens(nn.Module):
-    """A timm block of which only the last tokens' outputs are wanted: the others' are not computed.
+class SelfBlock(Block):
+    """timm's block, of which the outputs of the last tokens alone can be asked for."""
 
-    It holds no weights of its own.
-
-    Args:
-        block: a pre-norm block with joint queries, keys and values.
-        count: M, how many tokens are wanted.
-    """
-
-    def __init__(self, block: Any, count: int):
-        super().__init__()
-        self.block, self.count = block, count
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B N W] -> [B M W]."""
-        block, attention = self.block, self.block.attn
-        width, heads = tokens.shape[-1], attention.num_heads
-        wanted = tokens[:, -self.count :]
-        normed = block.norm1(tokens)
+    def forward(  # type: ignore[override]  # a block's masks are of no use here
+        self, tokens: Tensor, last: int | None = None
+    ) -> Tensor:
+        """[B N W] -> [B N W], or of the last M tokens [B M W]; the others' are not computed."""
+        if last is None:
+            return super().forward(tokens)
+        width, attention = tokens.shape[-1], cast("Any", self.attn)
+        wanted, normed = tokens[:, -last:], self.norm1(tokens)
         weight, bias = attention.qkv.weight, attention.qkv.bias
-        query = F.linear(normed[:, -self.count :], weight[:width], bias[:width])
+        query = F.linear(normed[:, -last:], weight[:width], bias[:width])
         key_value = F.linear(normed, weight[width:], bias[width:])
-        attended = attention.proj(attend(query, key_value, heads))
-        wanted = wanted + attended
-        return wanted + block.mlp(block.norm2(wanted))
+        wanted = wanted + attention.proj(attend(query, key_value, attention.num_heads))
+        return wanted + self.mlp(self.norm2(wanted))
 
 
 class CrossDecoder(Decoder):

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from mae_et.decoders import CrossBlock
 from mae_et.distributed import World
 from mae_et.errors import UserError
 
@@ -37,7 +38,7 @@ def shard(model: nn.Module, world: World) -> None:
     Raises:
         UserError: it has no transformer blocks.
     """
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    blocks = [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
     if not blocks:
         raise UserError("efficiency.sharding is of networks of transformer blocks; this has none")
     mesh = init_device_mesh(world.device.type, (world.size,))

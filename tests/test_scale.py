@@ -136,7 +136,8 @@ def test_a_small_memory_is_given_small_parts_and_the_same_weights(
     capsys.readouterr()
     tight = auto(tiny, monkeypatch, 1.235, f"--output.folder={tmp_path / 'tight'}")
     sizes = tight["micro_batch"]
-    assert sizes == {16: 12, 24: 6, 32: 6}
+    assert sizes[16] == 12 > sizes[32]
+    assert sizes[16] >= sizes[24] >= sizes[32]
     assert all(12 % size == 0 for size in sizes.values())
     said = [line for line in capsys.readouterr().err.splitlines() if "micro-batches that" in line]
     assert len(said) == 1
