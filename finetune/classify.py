@@ -115,7 +115,9 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     check_sizes(network, sizes, config.model.channels)
     run = prepare(config, network, plan, world, saved)
     del saved
-    view = LabelledView(data.train, config.data, config.recipe, plan, config.seed)
+    view = LabelledView(
+        data.train, config.data, config.recipe, plan, config.seed, config.crop.method
+    )
     with training_batches(run, view) as loaded:
         if not world.is_main:
             train(run, loaded, data, None, stopped)
