@@ -212,7 +212,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         speed = f"{row['images_per_second']:.0f}" if row["images_per_second"] else ""
         ratio = "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]) if row["ratio"] else ""
         goal = f"{GOALS[row['size']]}" if row["arm"].startswith("decode") else ""
-        fidelity = f"{row['psnr']:.1f}" if row["psnr"] is not None else ""
+        fidelity = f"{row['psnr']:.2f}" if row["psnr"] is not None else ""
         lines.append(f"| {row['size']} | {row['arm']} | {speed} | {ratio} | {goal} | {fidelity} |")
     return "\n".join(lines)
 

@@ -51,7 +51,7 @@ class PrepareConfig:
     """Channels of the images; 5 and more mean arrays (.npy)."""
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     """Splits that are written."""
-    levels: tuple[int, ...] = (192, 320)
+    levels: tuple[int, ...] = (192, 256, 320)
     """Shorter sides of the smaller pictures, in pixels; the original files are kept beside."""
     quality: int = 95
     """JPEG quality of the smaller pictures, whose colours are not subsampled."""
