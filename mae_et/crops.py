@@ -6,7 +6,8 @@ side, and the box is resized once. The box that is read is the drawn one, rounde
 decoded picture: half a pixel of it at most.
 
 Decoding is simplejpeg's where it is installed (the extra `fast`), else Pillow's; both are
-libjpeg-turbo. Resizing is torch's antialiased bicubic one on uint8, which is Pillow's filter.
+libjpeg-turbo, and differ by a few of 255 levels at most. Resizing is torch's antialiased bicubic
+one on uint8, which is Pillow's filter.
 """
 
 import io

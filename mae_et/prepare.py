@@ -7,7 +7,6 @@ index is there is done, and a preparation that was interrupted goes on behind it
 import hashlib
 import io
 import json
-import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -34,6 +33,7 @@ from mae_et.prepared import (
     index_file,
     row_type,
 )
+from mae_et.shards import TarWriter
 
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif",
            "PPM": "ppm"}  # fmt: skip
@@ -134,12 +134,11 @@ def _prepare_split(config: PrepareConfig, split: Literal["train", "val"]) -> dic
 
 def _check_same(config: PrepareConfig, folder: Path, source: Pictures) -> None:
     """Note what is prepared, and refuse to go on with what was prepared otherwise."""
-    names = hashlib.sha256()
-    for index in range(len(source)):
-        names.update(f"{source.name(index)}\0".encode())
+    kept = getattr(source.inner, "names", None)  # of a folder: relative to it
+    names = kept.tobytes() if kept is not None else b""
     recipe = {
         "images": len(source),
-        "names": names.hexdigest(),
+        "names": hashlib.sha256(names).hexdigest(),
         "levels": list(config.levels),
         "quality": config.quality,
         "shard_images": config.shard_images,
@@ -167,7 +166,7 @@ def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: in
     rows = np.zeros(count, row_type(len(config.levels)))
     levels = [*config.levels, ORIGINAL]
     with ExitStack() as stack:
-        tars = [stack.enter_context(_Archive(archive(folder, shard, level))) for level in levels]
+        tars = [stack.enter_context(TarWriter(archive(folder, shard, level))) for level in levels]
         for number in range(count):
             index = first + number
             with source.named(index):
@@ -191,32 +190,6 @@ def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: in
 def _save(rows: np.ndarray, path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, rows, allow_pickle=False)
-
-
-class _Archive:
-    """A tar that is put in place when it is whole."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> "_Archive":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = self.path.with_name(f".{self.path.name}.part")
-        self.tar = tarfile.open(self.temporary, "w", format=tarfile.USTAR_FORMAT)
-        return self
-
-    def add(self, name: str, content: bytes) -> int:
-        """Add a file; return where its content begins."""
-        entry = tarfile.TarInfo(name)
-        entry.size = len(content)
-        self.tar.addfile(entry, io.BytesIO(content))
-        return self.tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        self.tar.close()
-        if kind is None:
-            write_atomically(self.path, self.temporary.replace)
-        self.temporary.unlink(missing_ok=True)
 
 
 def pictures_of(
