@@ -117,8 +117,10 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     check_sizes(network, sizes, config.model.channels)
     run = prepare(config, network, plan, world, saved)
     del saved
-    size = config.model.image_size
-    view = LabelledView(data.train, config.data, config.recipe, plan, config.seed, size)
+    view = LabelledView(
+        data.train, config.data, config.recipe, plan, config.seed, config.model.image_size,
+        config.crop.method,
+    )  # fmt: skip
     with training_batches(run, view) as loaded:
         if not world.is_main:
             train(run, loaded, data, None, stopped)

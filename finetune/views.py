@@ -16,6 +16,7 @@ from mae_et.config import DataConfig
 from mae_et.curriculum import Plan
 from mae_et.data import (
     EvalView,
+    SmallCrops,
     as_tensor,
     flipped_anew,
     normalise,
@@ -23,6 +24,7 @@ from mae_et.data import (
     training_transform,
 )
 from mae_et.datasets import Source
+from mae_et.frequency import Method
 from mae_et.order import Draw, sample_seed
 
 
@@ -30,7 +32,8 @@ class Labelled(NamedTuple):
     """A micro-batch of labelled images."""
 
     images: Tensor
-    """float32 [B C H W], normalised, at the full size."""
+    """float32 [B C H W], normalised: at the base size, or with crop.method decode at the stage's
+    bandwidth."""
     labels: Tensor
     """int64 [B]."""
 
@@ -46,7 +49,9 @@ class LabelledView(Dataset[Labelled]):
         plan: Plan,
         seed: int,
         size: Size | None = None,
+        method: Method = "resize",
     ):
+        self.crops = SmallCrops(source, data, plan) if method == "decode" else None
         self.source, self.data, self.seed = source, data, seed
         full: Any = size or plan.base  # of what crops to rectangles too
         self.transforms = [training_transform(data, full, stage.magnitude) for stage in plan.stages]
@@ -56,12 +61,19 @@ class LabelledView(Dataset[Labelled]):
         return len(self.source)
 
     def __getitem__(self, draw: Draw) -> Labelled:
+        seed = sample_seed(self.seed, draw.epoch, draw.sample)
+        if self.crops is not None:
+            view, label = self.crops.load(draw, torch.Generator().manual_seed(seed))
+            with seeded(seed):
+                return self._erased(view, label)
         image, label = self.source[draw.sample]
-        with seeded(sample_seed(self.seed, draw.epoch, draw.sample)):
-            view = as_tensor(self.transforms[draw.stage](image))
-            pixels = normalise(view[None], self.data.mean, self.data.std)[0]
-            # Erased after normalising, for the noise that fills it is of unit variance.
-            return Labelled(self.erase(pixels), torch.tensor(label))
+        with seeded(seed):
+            return self._erased(as_tensor(self.transforms[draw.stage](image)), label)
+
+    def _erased(self, view: Tensor, label: int) -> Labelled:
+        """Normalise a view first, for the noise that fills what is erased is of unit variance."""
+        pixels = normalise(view[None], self.data.mean, self.data.std)[0]
+        return Labelled(self.erase(pixels), torch.tensor(label))
 
     def renewed(self, batch: Labelled, again: Tensor, seed: int) -> Labelled:
         """Return a batch in which images that are used again are flipped anew."""

@@ -245,6 +245,13 @@ def evaluate(arguments: Arguments) -> None:
         _print_json(results)
 
 
+def prepare(arguments: Arguments) -> None:
+    """Write a data set as shards at several sizes, for --data.name shards."""
+    from mae_et.prepare import prepare
+
+    _print_json(prepare(config_of("prepare", arguments)))
+
+
 def compare(arguments: Arguments) -> None:
     """Put the results of several runs into one table: --runs '[runs/a,runs/b]'."""
     from mae_et.compare import compare
@@ -294,6 +301,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "linear-probe": linear_probe,
     "reconstruct": reconstruct,
     "export": export,
+    "prepare": prepare,
     "compare": compare,
     "bench": bench,
     "submit": submit,
@@ -312,6 +320,7 @@ def config_of(command: str, arguments: Arguments) -> Any:
     """
     import finetune
     from mae_et.compare import CompareConfig
+    from mae_et.prepare import PrepareConfig
 
     kinds: dict[str, type[Any]] = {
         "pretrain": PretrainConfig,
@@ -321,6 +330,7 @@ def config_of(command: str, arguments: Arguments) -> Any:
         "linear-probe": finetune.ProbeConfig,
         "evaluate": finetune.EvaluateConfig,
         "compare": CompareConfig,
+        "prepare": PrepareConfig,
     }
     kind = kinds[command]
     if kind is finetune.ClassifierConfig:  # what every other command calls --checkpoint

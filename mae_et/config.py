@@ -150,9 +150,9 @@ class DataConfig:
     """Where images come from and how a training view is drawn."""
 
     name: str | None = None
-    """folder, synthetic, cifar10, cifar100, fashion_mnist, imagenette, wds (tar shards) or
-    hfds/NAME (Hugging Face, through timm); when not given, folder if there is a root, else
-    synthetic."""
+    """folder, shards (what mae-et prepare wrote), synthetic, cifar10, cifar100, fashion_mnist,
+    imagenette, wds (tar shards) or hfds/NAME (Hugging Face, through timm); when not given, folder
+    if there is a root, else synthetic."""
     root: Path | None = None
     """Folder of the images, or where a download is kept."""
     listing: Path | None = None
@@ -271,9 +271,10 @@ class CurriculumConfig:
 class CropConfig:
     """How an image is reduced to a bandwidth."""
 
-    method: Literal["fourier", "resize"] = "fourier"
+    method: Literal["fourier", "resize", "decode"] = "fourier"
     """fourier: exact low-frequency crop (the paper); resize: antialiased resizing (the paper's
-    released code)."""
+    released code); decode: resizing in the loader, from a JPEG decoded no finer than needed (the
+    fastest loader)."""
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,16 @@ from torchvision.transforms import (
     RandomResizedCrop,
     Resize,
 )
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mae_et.config import DataConfig
+from mae_et.crops import random_crop
 from mae_et.curriculum import Plan
 from mae_et.datasets import Source
 from mae_et.errors import RunFailed, UserError
+from mae_et.frequency import Method
 from mae_et.order import Draw, sample_seed
+from mae_et.pictures import Pictures
 
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -40,7 +43,8 @@ class Batch(NamedTuple):
     """A micro-batch on its way to the device."""
 
     images: Tensor
-    """uint8 [B C H W] at the base size (float32 where the files are)."""
+    """uint8 [B C H W] (float32 where the files are): at the base size, or with crop.method decode
+    at the stage's bandwidth."""
     noise: Tensor
     """float32 [B N]: the mask's noise, on the stage's grid."""
 
@@ -63,9 +67,18 @@ def seeded(seed: int) -> Iterator[None]:
 class TrainView(Dataset[Batch]):
     """Random views: MAE's random-resized crop and flip, RandAugment at the stage's magnitude."""
 
-    def __init__(self, source: Source, config: DataConfig, plan: Plan, patch: int, seed: int):
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        plan: Plan,
+        patch: int,
+        seed: int,
+        method: Method = "fourier",
+    ):
         self.source, self.seed = source, seed
         self.flip = config.flip
+        self.crops = SmallCrops(source, config, plan) if method == "decode" else None
         self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
         self.transforms = [
             training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
@@ -75,8 +88,13 @@ class TrainView(Dataset[Batch]):
         return len(self.source)
 
     def __getitem__(self, draw: Draw) -> Batch:
+        seed = sample_seed(self.seed, draw.epoch, draw.sample)
+        if self.crops is not None:
+            generator = torch.Generator().manual_seed(seed)
+            crop, _ = self.crops.load(draw, generator)
+            return Batch(crop, torch.rand(self.patches[draw.stage], generator=generator))
         image, _ = self.source[draw.sample]
-        with seeded(sample_seed(self.seed, draw.epoch, draw.sample)):
+        with seeded(seed):
             view = self.transforms[draw.stage](image)
             noise = torch.rand(self.patches[draw.stage])
         return Batch(as_tensor(view), noise)
@@ -87,6 +105,32 @@ class TrainView(Dataset[Batch]):
         noise = torch.rand(batch.noise.shape, generator=generator)
         images = flipped_anew(batch.images, again, self.flip, generator)
         return Batch(images, torch.where(again[:, None], noise, batch.noise))
+
+
+class SmallCrops:
+    """Random crops at the stage's bandwidth, straight from the files, then RandAugment."""
+
+    def __init__(self, source: Source, config: DataConfig, plan: Plan):
+        if not isinstance(source, Pictures):
+            raise UserError("crop.method decode needs a data set of pictures")
+        self.source, self.config = source, config
+        self.sizes = [stage.bandwidth for stage in plan.stages]
+        self.augment = [
+            Compose(augmentation(config, stage.magnitude)) if config.augment else None
+            for stage in plan.stages
+        ]
+
+    def load(self, draw: Draw, generator: Generator) -> tuple[Tensor, int]:
+        """Return a crop [C B B], a function of the generator's state, and its label."""
+        size = self.sizes[draw.stage]
+        crop, label = random_crop(self.source, draw.sample, self.config, size, generator)
+        augment = self.augment[draw.stage]
+        if augment is not None:
+            if crop.dtype != torch.uint8:
+                raise RunFailed("data.augment works on pictures, but the data are arrays")
+            with seeded(int(torch.randint(2**62, (), generator=generator))):
+                crop = pil_to_tensor(augment(to_pil_image(crop)))
+        return crop, label
 
 
 class EvalView(Dataset[tuple[Tensor, int]]):
@@ -158,14 +202,22 @@ def training_transform(config: DataConfig, size: int, magnitude: float) -> Calla
         RandomResizedCrop(size, config.scale, config.ratio, BICUBIC, antialias=True),
         RandomHorizontalFlip(config.flip),
     ]
-    if config.augment:
-        name, *rest = config.augment.split("-")
-        fill = tuple(round(255 * mean) for mean in config.mean)
-        recipe = "-".join([name, f"m{magnitude:g}", *rest])
-        try:
-            how = {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
-            steps.append(rand_augment_transform(recipe, how))
-        except (AssertionError, ValueError, KeyError):
-            raise UserError(f"timm knows no augmentation {recipe!r} (data.augment)") from None
-        steps.insert(-1, _refuse_arrays)
-    return Compose(steps)
+    return Compose(steps + augmentation(config, magnitude))
+
+
+def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:
+    """Return RandAugment of a magnitude, as steps on PIL images; none if it is not asked for.
+
+    Raises:
+        UserError: timm knows no such augmentation.
+    """
+    if not config.augment:
+        return []
+    name, *rest = config.augment.split("-")
+    fill = tuple(round(255 * mean) for mean in config.mean)
+    recipe = "-".join([name, f"m{magnitude:g}", *rest])
+    try:
+        how = {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+        return [_refuse_arrays, rand_augment_transform(recipe, how)]
+    except (AssertionError, ValueError, KeyError):
+        raise UserError(f"timm knows no augmentation {recipe!r} (data.augment)") from None

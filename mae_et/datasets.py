@@ -23,6 +23,7 @@ from mae_et.config_files import one_sentence
 from mae_et.errors import UserError
 from mae_et.folders import Split, data_root, open_folder, split_name
 from mae_et.pictures import Pictures, Sample, check_channels, extensions_of
+from mae_et.prepared import open_prepared
 from mae_et.shards import UNLABELLED, TarShards, shards_of_split
 from mae_et.synthetic import Synthetic
 
@@ -52,6 +53,8 @@ def open_source(config: DataConfig, split: Split, channels: int = 3) -> Source:
     kind = config.source
     if kind == "folder":
         return open_folder(config, split, channels)
+    if kind == "shards":
+        return open_prepared(data_root(config) / split, channels)
     if kind == "wds":
         return _tar_shards(config, split, channels)
     check_channels(channels)  # of pictures; folders and shards may hold arrays
@@ -63,7 +66,7 @@ def open_source(config: DataConfig, split: Split, channels: int = 3) -> Source:
         return _torchvision(config, split, channels)
     if kind.startswith("hfds/"):
         return _hugging_face(config, split, channels)
-    known = ", ".join(["folder", "synthetic", *TORCHVISION, "wds", "hfds/NAME"])
+    known = ", ".join(["folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME"])
     raise UserError(f"data.name {kind!r} is unknown; known: {known}")
 
 

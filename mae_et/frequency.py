@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mae_et.precision import exact_products, full_precision
 
-Method = Literal["fourier", "resize"]
+Method = Literal["fourier", "resize", "decode"]
 
 
 def low_frequency_crop(
@@ -35,7 +35,9 @@ def low_frequency_crop(
         images: floating point, [..., H, W].
         bandwidth: side B of the result in pixels, or (height, width).
         method: `fourier` is the exact crop; `resize` is antialiased bicubic resizing, which stands
-            for it in the paper's released code (28 to 39 dB from the exact crop).
+            for it in the paper's released code (28 to 39 dB from the exact crop). With `decode`
+            the loader has resized images to be trained on, and they pass unchanged; others are
+            resized as with `resize`.
 
     Returns:
         [..., B, B], of the dtype and on the device of the images.
@@ -54,12 +56,12 @@ def low_frequency_crop(
         raise ValueError(f"images must be floating point, got {images.dtype}")
     if (height, width) == (full_height, full_width):
         return images
-    if method == "resize":
+    if method in {"resize", "decode"}:
         flat = images.reshape(-1, 1, full_height, full_width)
         resized = F.interpolate(flat, (height, width), mode="bicubic", antialias=True)
         return resized.reshape(*images.shape[:-2], height, width)
     if method != "fourier":
-        raise ValueError(f"method must be fourier or resize, got {method!r}")
+        raise ValueError(f"method must be fourier, resize or decode, got {method!r}")
     # The crop is data, not network: neither half precision nor TF32 may touch it.
     with full_precision(images.device), exact_products():
         rows = crop_matrix(full_height, height, images.device, images.dtype)

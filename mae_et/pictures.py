@@ -1,8 +1,9 @@
 """From a file's bytes to an image with the channels that a run asks for."""
 
+import contextlib
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,23 @@ ARRAYS = (".npy",)
 EXTENSIONS = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *ARRAYS,
 )  # fmt: skip
+
+
+class Box(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def scaled(self, rows: float, columns: float) -> "Box":
+        """Return the box in a picture that is scaled by these factors."""
+        return Box(self.top * rows, self.left * columns, self.height * rows, self.width * columns)
+
+
+Draw = Callable[[int, int], Box]
+"""From a picture's height and width to a box in it."""
 
 
 class Pictures:
@@ -42,11 +60,35 @@ class Pictures:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]  # an IndexError outside, as of a list
-        try:
+        with self.named(index):
             content, label = self.inner[index]
             read = decode if isinstance(content, bytes) else to_channels
             return read(content, self.channels), int(label)
-        except UserError:
+
+    def stored(self, index: int, draw: Draw, size: int) -> tuple[Any, int, Draw]:
+        """Return what a crop is best read from.
+
+        Args:
+            index: the image.
+            draw: a box in it, given its height and width.
+            size: side of the crop in pixels.
+
+        Returns:
+            Encoded bytes or a PIL image, its label, and the draw of the same box in it.
+        """
+        content, label = self.inner[index]
+        return content, int(label), draw
+
+    @contextlib.contextmanager
+    def named(self, index: int) -> Iterator[None]:
+        """Name the image in the sentence, should it be unreadable.
+
+        Raises:
+            RunFailed: it is.
+        """
+        try:
+            yield
+        except (UserError, RunFailed):
             raise
         except Exception as error:  # decoders of damaged files raise whatever they stumble on
             raise RunFailed(

@@ -92,7 +92,7 @@ def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)
     run, model = prepare(config, plan, world, saved)
     del saved
-    view = TrainView(source, config.data, plan, config.model.patch, config.seed)
+    view = TrainView(source, config.data, plan, config.model.patch, config.seed, config.crop.method)
     with training_batches(run, view) as loaded:
         if not world.is_main:
             train(run, model, loaded, None, source, stopped)

@@ -1,17 +1,19 @@
-"""WebDataset shards, read at random places.
+"""WebDataset shards, read at random places, and written.
 
 timm's reader of such shards streams them, which cannot go on at a given sample. Here the archives
 are indexed once, and an image is then one read at an offset.
 """
 
+import io
 import re
 import tarfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from mae_et.atomic import write_atomically
 from mae_et.errors import UserError
 
 UNLABELLED = -1
@@ -125,3 +127,29 @@ def _check_end(path: Path, end: int) -> None:
 
 def _places(rows: list[tuple[int, int, int]]) -> np.ndarray:
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
+
+
+class TarWriter:
+    """A shard that is written, and put in place when it is whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> "TarWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = self.path.with_name(f".{self.path.name}.part")
+        self.tar = tarfile.open(self.temporary, "w", format=tarfile.USTAR_FORMAT)
+        return self
+
+    def add(self, name: str, content: bytes) -> int:
+        """Add a file; return where its content begins."""
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        self.tar.addfile(entry, io.BytesIO(content))
+        return self.tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self.tar.close()
+        if kind is None:
+            write_atomically(self.path, self.temporary.replace)
+        self.temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from mae_et.cli import COMMANDS, main
 from mae_et.config import PretrainConfig
 from mae_et.config_files import find_config, load_config
 from mae_et.export import ExportConfig
+from mae_et.prepare import PrepareConfig
 from mae_et.reconstruct import ReconstructConfig
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,7 @@ def test_every_command_is_known_and_its_flags_parse(
         "linear-probe": ProbeConfig,
         "reconstruct": ReconstructConfig,
         "export": ExportConfig,
+        "prepare": PrepareConfig,
     }
     kind = kinds.get(words[0], PretrainConfig)
     flags = [re.sub("^--checkpoint$", "--model.checkpoint", word) for word in words[1:]]

@@ -1,0 +1,236 @@
+"""What a core loads: the usual loader against this one's, at each bandwidth.
+
+    python benchmarks/loader.py --root FOLDER [--shards FOLDER] [--sizes 96 160 224] [--rounds 7]
+
+One process, one thread, no workers. The reference is the loader of most recipes: Pillow,
+torchvision's RandomResizedCrop(224, bicubic), flip, ToTensor, Normalize. All arms load the same
+images in turn, round after round, and a ratio is that of two arms of one round. Times are of the
+processor, so that other work on the machine counts little. Files come from the page cache.
+
+The fidelity beside is that to the exact low-frequency crop of the box that was read, in dB (mean of
+the PSNR of pictures); for that of Lanczos, as released, the box is resized to 224 first.
+"""
+
+import argparse
+import io
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ToTensor,
+)
+
+from mae_et import crops, low_frequency_crop
+from mae_et.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from mae_et.crops import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
+from mae_et.curriculum import Curriculum, Stage
+from mae_et.data import TrainView
+from mae_et.datasets import open_source
+from mae_et.folders import Folder
+from mae_et.order import Draw
+from mae_et.pictures import Box, Pictures
+from mae_et.prepare import PrepareConfig, prepare
+
+BASE, PATCH = 224, 16
+GOALS = {96: 4.0, 160: 2.5, 224: 1.5}
+Load = Callable[[int], object]
+
+
+def reference(source: Folder) -> Load:
+    """Return the usual loader of a folder's images."""
+    paths = [source.inner.path(index) for index in range(len(source))]
+    transform = Compose(
+        [
+            RandomResizedCrop(BASE, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC),
+            RandomHorizontalFlip(),
+            ToTensor(),
+            Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+
+    def load(index: int) -> Tensor:
+        with paths[index].open("rb") as file:
+            return transform(Image.open(file).convert("RGB"))
+
+    return load
+
+
+def arms(source: Pictures, shards: Pictures, size: int) -> dict[str, Load]:
+    """Return this loader's ways to a view."""
+    plan = Curriculum((Stage(size, 1),), BASE, PATCH).plan(1, len(source), len(source))
+
+    def view(of: Pictures, method: Any) -> Load:
+        samples = TrainView(of, DataConfig(), plan, PATCH, 0, method)
+        return lambda index: samples[Draw(index, 0, 0)]
+
+    decode = view(source, "decode")
+
+    def with_pillow(index: int) -> None:
+        fast, crops.simplejpeg = crops.simplejpeg, None
+        try:
+            decode(index)
+        finally:
+            crops.simplejpeg = fast
+
+    return {
+        "fourier, resize": view(source, "fourier"),
+        "decode, Pillow": with_pillow,
+        "decode": decode,
+        "decode, prepared shards": view(shards, "decode"),
+    }
+
+
+def speeds(loaders: dict[str, Load], images: int, rounds: int) -> dict[str, list[float]]:
+    """Return each loader's images/s in each round."""
+    found: dict[str, list[float]] = {name: [] for name in loaders}
+    for number in range(-1, rounds):
+        for name, load in loaders.items():
+            start = time.process_time()
+            for index in range(images):
+                load(index)
+            if number >= 0:  # the first is for warming up
+                found[name].append(images / (time.process_time() - start))
+    return found
+
+
+def fidelity(source: Pictures, shards: Pictures, size: int, images: int) -> dict[str, float]:
+    """Return the PSNR of each way, in dB."""
+    found: dict[str, list[float]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for index in range(images):
+        numbers = torch.rand(4 * TRIES, generator=generator).tolist()
+
+        def draw(height: int, width: int, numbers: Sequence[float] = numbers) -> Box:
+            return random_box(height, width, (0.2, 1.0), (0.75, 4 / 3), numbers)
+
+        image = source[index][0]
+        assert isinstance(image, Image.Image)
+        box = draw(image.height, image.width)
+        base, exact = exact_crop(image, box, size)
+        small = base.resize((size, size), Image.Resampling.LANCZOS)
+        resized = low_frequency_crop(_tensor(base) / 255, size, "resize") * 255
+        found.setdefault("Lanczos, as released", []).append(psnr(_tensor(small), exact))
+        found.setdefault("fourier, resize", []).append(psnr(resized, exact))
+        for name, of in (("decode", source), ("decode, prepared shards", shards)):
+            content, _, inner = of.stored(index, draw, size)
+            crop = crop_to(content, 3, inner, size)
+            _, exact = exact_crop(image, box_read(content, inner, image, size), size)
+            found.setdefault(name, []).append(psnr(crop, exact))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def box_read(content: bytes, draw: Any, image: Image.Image, size: int) -> Box:
+    """Return the box that `crop_to` reads, in pixels of the original."""
+    with Image.open(io.BytesIO(content)) as stored:
+        width, height = stored.size
+    box = draw(height, width)
+    scale = coarsest_scale(box, size)
+    inside = whole_pixels(box.scaled(1 / scale, 1 / scale), -(-height // scale), -(-width // scale))
+    top, left, bottom, right = (scale * side for side in inside)
+    read = Box(top, left, min(bottom, height) - top, min(right, width) - left)
+    return read.scaled(image.height / height, image.width / width)
+
+
+def exact_crop(image: Image.Image, box: Box, size: int) -> tuple[Image.Image, Tensor]:
+    """Return a box at the base size, and its exact low-frequency crop in [0, 255]."""
+    right, bottom = box.left + box.width, box.top + box.height
+    corners = (box.left, box.top, min(right, image.width), min(bottom, image.height))
+    base = image.resize((BASE, BASE), Image.Resampling.BICUBIC, box=corners)
+    return base, 255 * low_frequency_crop(_tensor(base) / 255, size).clamp(0, 1)
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """Return the peak signal-to-noise ratio of images in [0, 255], in dB; 60 at most."""
+    error = ((one.float() - other) / 255).square().mean().item()
+    return float(-10 * np.log10(max(error, 1e-6)))
+
+
+def measure(
+    root: Path, prepared: Path, sizes: Sequence[int] = (96, 160, 224), rounds: int = 7
+) -> list[dict[str, Any]]:
+    """Measure all arms at all sizes.
+
+    Args:
+        root: a folder of JPEGs.
+        prepared: the same, prepared (split train).
+        sizes: bandwidths.
+        rounds: how often each arm is timed.
+
+    Returns:
+        A row for each size and arm.
+    """
+    torch.set_num_threads(1)
+    source = open_source(DataConfig(root=root), "train")
+    shards = open_source(DataConfig(name="shards", root=prepared), "train")
+    assert isinstance(source, Folder)
+    assert isinstance(shards, Pictures)
+    rows = []
+    for size in sizes:
+        loaders = {"reference": reference(source)} | arms(source, shards, size)
+        images = min(len(source), 200)
+        found = speeds(loaders, images, rounds)
+        decibels = fidelity(source, shards, size, images) if size < BASE else {}
+        for name in [*found, *(set(decibels) - set(found))]:
+            values = found.get(name, [])
+            ratios = [a / b for a, b in zip(values, found["reference"], strict=False)]
+            rows.append(
+                {
+                    "size": size,
+                    "arm": name,
+                    "images_per_second": median(values) if values else None,
+                    "ratio": [median(ratios), min(ratios), max(ratios)] if ratios else None,
+                    "psnr": decibels.get(name),
+                }
+            )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as Markdown."""
+    lines = [
+        "| B | loader | images/s a core | of the reference (min to max) | goal | PSNR, dB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        speed = f"{row['images_per_second']:.0f}" if row["images_per_second"] else ""
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]) if row["ratio"] else ""
+        goal = f"{GOALS[row['size']]}" if row["arm"].startswith("decode") else ""
+        fidelity = f"{row['psnr']:.2f}" if row["psnr"] is not None else ""
+        lines.append(f"| {row['size']} | {row['arm']} | {speed} | {ratio} | {goal} | {fidelity} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--root", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--shards", type=Path, help="the same, prepared; by default it is now")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 160, 224])
+    parser.add_argument("--rounds", type=int, default=7)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        shards = given.shards or Path(folder)
+        if given.shards is None:
+            prepare(PrepareConfig(shards, DataConfig(root=given.root), splits=("train",)))
+        print(table(measure(given.root, shards, given.sizes, given.rounds)))
+
+
+if __name__ == "__main__":
+    main()

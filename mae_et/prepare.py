@@ -1,0 +1,243 @@
+"""Write a data set as prepared shards (see `prepared.py`): `mae-et prepare`.
+
+A shard's archives are written first and its index last, each whole or not at all; so a shard whose
+index is there is done, and a preparation that was interrupted goes on behind it.
+"""
+
+import hashlib
+import io
+import json
+import zlib
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from mae_et.atomic import write_atomically, write_text_atomically
+from mae_et.config import DataConfig
+from mae_et.datasets import open_source
+from mae_et.errors import UserError
+from mae_et.lock import sole_writer
+from mae_et.pictures import Pictures
+from mae_et.prepared import (
+    ORIGINAL,
+    VERSION,
+    PreparedFiles,
+    archive,
+    index_file,
+    row_type,
+)
+from mae_et.shards import TarWriter
+
+ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif",
+           "PPM": "ppm"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Write a data set as shards at several sizes, for --data.name shards."""
+
+    output: Path
+    """Folder of the shards; what an interrupted preparation left there is gone on with."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The data set: folder, wds or hfds/NAME."""
+    channels: int = 3
+    """Channels of the images; 5 and more mean arrays (.npy)."""
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
+    """Splits that are written."""
+    levels: tuple[int, ...] = (192, 256, 320)
+    """Shorter sides of the smaller pictures, in pixels; the original files are kept beside."""
+    quality: int = 95
+    """JPEG quality of the smaller pictures, whose colours are not subsampled."""
+    shard_images: int = 10_000
+    """Images of a shard."""
+    workers: int = 1
+    """Shards that are written at once."""
+    verify: bool = False
+    """Read all that is in the output again, against its checksums, and write nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        if list(self.levels) != sorted(set(self.levels)) or any(x < 1 for x in self.levels):
+            raise UserError(f"levels must be rising positive numbers, got {list(self.levels)}")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality must lie in [1, 100], got {self.quality}")
+        if self.shard_images < 1 or self.workers < 1 or not self.splits:
+            raise UserError("shard_images, workers and splits must be at least 1")
+        root = self.data.root
+        if root is not None and self.output.absolute().is_relative_to(root.absolute()):
+            raise UserError(f"output {self.output} lies in data.root {root}: it would become data")
+
+
+def prepare(config: PrepareConfig) -> dict[str, Any]:
+    """Write, or verify, what a config asks for.
+
+    Returns:
+        Images, and bytes of each level, of each split.
+
+    Raises:
+        UserError: the data are no encoded pictures, or the output was prepared otherwise.
+        RunFailed: an image cannot be read, or a checksum does not match.
+    """
+    if config.verify:
+        return {split: _verified(config.output / split) for split in config.splits}
+    with sole_writer(config.output):
+        return {split: _prepare_split(config, split) for split in config.splits}
+
+
+def _prepare_split(config: PrepareConfig, split: Literal["train", "val"]) -> dict[str, Any]:
+    source = open_source(config.data, split, config.channels)
+    if not isinstance(source, Pictures) or not isinstance(source.inner[0][0], bytes):
+        raise UserError(f"data.name {config.data.source} has no files to prepare: it is in memory")
+    folder = config.output / split
+    _check_same(config, folder, source)
+    starts = range(0, len(source), config.shard_images)
+    missing = [shard for shard in range(len(starts)) if not index_file(folder, shard).is_file()]
+    write = partial(write_shard, source, config, folder)
+    bar = tqdm(total=len(missing), desc=f"shards of {split}", disable=None)
+    if config.workers == 1:
+        for shard in missing:
+            write(shard)
+            bar.update()
+    else:
+        # Threads, for Pillow decodes, resizes and encodes outside of Python's lock.
+        with ThreadPoolExecutor(config.workers) as pool:
+            done = [pool.submit(write, shard) for shard in missing]
+            try:
+                for each in as_completed(done):
+                    each.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    bar.close()
+    about = {
+        "version": VERSION,
+        "images": len(source),
+        "shards": len(starts),
+        "levels": list(config.levels),
+        "classes": list(source.classes),
+    }
+    write_text_atomically(folder / "split.json", json.dumps(about, indent=1))
+    return _summary(PreparedFiles(folder))
+
+
+def _check_same(config: PrepareConfig, folder: Path, source: Pictures) -> None:
+    """Note what is prepared, and refuse to go on with what was prepared otherwise."""
+    kept = getattr(source.inner, "names", None)  # of a folder: relative to it
+    names = kept.tobytes() if kept is not None else b""
+    recipe = {
+        "images": len(source),
+        "names": hashlib.sha256(names).hexdigest(),
+        "levels": list(config.levels),
+        "quality": config.quality,
+        "shard_images": config.shard_images,
+    }
+    path = folder / "recipe.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in recipe.items():
+            if before.get(key) != value:
+                raise UserError(
+                    f"{folder} was prepared from other data or otherwise ({key} differs); give "
+                    "another output"
+                )
+    write_text_atomically(path, json.dumps(recipe, indent=1))
+
+
+def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: int) -> None:
+    """Write the archives of a shard, then its index.
+
+    Raises:
+        RunFailed: an image cannot be read.
+    """
+    first = shard * config.shard_images
+    count = min(config.shard_images, len(source) - first)
+    rows = np.zeros(count, row_type(len(config.levels)))
+    levels = [*config.levels, ORIGINAL]
+    with ExitStack() as stack:
+        tars = [stack.enter_context(TarWriter(archive(folder, shard, level))) for level in levels]
+        for number in range(count):
+            index = first + number
+            with source.named(index):
+                content, label = source.inner[index]
+                ending, shape, smaller = pictures_of(content, config)
+            row = rows[number]
+            row["height"], row["width"] = shape
+            row["label"] = label
+            for place, file in enumerate([*smaller, content]):
+                if file is None:
+                    continue
+                name = f"{index:09d}"
+                kind = ending if levels[place] == ORIGINAL else "jpg"
+                row["offset"][place] = tars[place].add(f"{name}.{kind}", file)
+                row["size"][place], row["crc32"][place] = len(file), zlib.crc32(file)
+                if label >= 0:
+                    tars[place].add(f"{name}.cls", str(int(label)).encode())
+    write_atomically(index_file(folder, shard), partial(_save, rows))
+
+
+def _save(rows: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, rows, allow_pickle=False)
+
+
+def pictures_of(
+    content: bytes, config: PrepareConfig
+) -> tuple[str, tuple[int, int], list[bytes | None]]:
+    """Return a file's ending, height and width, and its smaller forms, None where it has none.
+
+    Of what is no picture of 8 bits in grey or colours the size is given as 0: it is read whole.
+    """
+    none: list[bytes | None] = [None] * len(config.levels)
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        return "npy", (0, 0), none
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            ending = ENDINGS.get(image.format or "", "img")
+            width, height = image.size
+            if image.mode not in {"RGB", "L"} or "transparency" in image.info:
+                return ending, (0, 0), none
+            image.load()
+            smaller = [_smaller(image, level, config.quality) for level in config.levels]
+            return ending, (height, width), smaller
+    except UnidentifiedImageError:
+        raise ValueError("it is no picture") from None
+
+
+def _smaller(image: Image.Image, level: int, quality: int) -> bytes | None:
+    shorter = min(image.size)
+    if shorter <= level:
+        return None
+    width, height = (max(1, round(side * level / shorter)) for side in image.size)
+    file = io.BytesIO()
+    # Subsampled colours would cost 0.2 to 1 dB in crops that are read from the level.
+    image.resize((width, height), Image.Resampling.LANCZOS).save(
+        file, "JPEG", quality=quality, subsampling=0
+    )
+    return file.getvalue()
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    files = PreparedFiles(folder)
+    for index in tqdm(range(len(files)), desc=f"verifying {folder.name}", disable=None):
+        for place, size in enumerate(files.rows["size"][index]):
+            if size:
+                files.read(index, place)
+    return _summary(files)
+
+
+def _summary(files: PreparedFiles) -> dict[str, Any]:
+    sizes = files.rows["size"].sum(0).tolist()
+    names = [str(level or "original") for level in files.levels]
+    return {"images": len(files), "bytes": dict(zip(names, sizes, strict=True))}

@@ -1,0 +1,194 @@
+"""Prepared shards: a data set at several sizes, in few large files that are read at random places.
+
+`mae-et prepare` writes, for each split:
+
+    FOLDER/train/split.json            classes, levels, number of images and shards; written last
+    FOLDER/train/00000.npy             index of shard 0: one row for each image
+    FOLDER/train/00000-192.tar         its pictures of 192 pixels on the shorter side
+    FOLDER/train/00000-original.tar    its files as they were
+
+Each archive is a WebDataset by itself. A level holds the pictures that are larger than it; what has
+no smaller form (small pictures, arrays, transparency, 16 bits) is read as it was.
+"""
+
+import json
+import os
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_et.errors import RunFailed, UserError
+from mae_et.pictures import Box, Draw, Pictures
+
+VERSION = 1
+ORIGINAL = 0
+LEVEL_DETAIL = 1.25
+OPEN_FILES = 256
+
+
+def row_type(levels: int) -> np.dtype:
+    """Return the type of an index row; the original comes last of the places."""
+    places = (levels + 1,)
+    return np.dtype(
+        [
+            ("offset", "<i8", places),
+            ("size", "<i8", places),  # 0 where an image is not in the level
+            ("crc32", "<u4", places),
+            ("height", "<i4"),  # of the original; 0 where it was not measured
+            ("width", "<i4"),
+            ("label", "<i8"),
+        ]
+    )
+
+
+def archive(folder: Path, shard: int, level: int) -> Path:
+    """Return where a shard's pictures of a level lie."""
+    return folder / f"{shard:05d}-{level or 'original'}.tar"
+
+
+def index_file(folder: Path, shard: int) -> Path:
+    """Return where a shard's index lies."""
+    return folder / f"{shard:05d}.npy"
+
+
+class PreparedFiles:
+    """The encoded images of a prepared split: `files[i] -> (bytes of the original, label)`.
+
+    Args:
+        folder: of the split.
+
+    Raises:
+        UserError: it is not prepared, not to its end, or its index is damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        about = read_description(folder)
+        self.classes: list[str] = about["classes"]
+        self.levels = [*about["levels"], ORIGINAL]
+        parts = [read_index(folder, n, len(self.levels) - 1) for n in range(about["shards"])]
+        self.rows = np.concatenate(parts)
+        self.shards = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        if len(self.rows) != about["images"]:
+            raise UserError(
+                f"{folder} is damaged: its index has {len(self.rows)} images of {about['images']}; "
+                "prepare it again"
+            )
+        self._open: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.read(index, len(self.levels) - 1), int(self.rows["label"][index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # open files belong to their process
+
+    def read(self, index: int, place: int) -> bytes:
+        """Return an image's file at a level, given by its place among the levels.
+
+        Raises:
+            RunFailed: its checksum does not match.
+        """
+        row = self.rows[index]
+        size = int(row["size"][place])
+        # At a position of its own: processes that were forked share the file's.
+        content = os.pread(self._file(index, place), size, int(row["offset"][place]))
+        if zlib.crc32(content) != row["crc32"][place]:
+            raise RunFailed(f"{self.name(index, place)} is damaged: its checksum does not match")
+        return content
+
+    def name(self, index: int, place: int = -1) -> str:
+        """Say where an image lies."""
+        path = archive(self.folder, int(self.shards[index]), self.levels[place])
+        return f"at byte {self.rows['offset'][index][place]} of {path}"
+
+    def _file(self, index: int, place: int) -> int:
+        key = (int(self.shards[index]), self.levels[place])
+        if key not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[key] = os.open(archive(self.folder, *key), os.O_RDONLY)
+        return self._open[key]
+
+
+class Prepared(Pictures):
+    """A prepared split: whole pictures from the originals, small crops from the smallest level."""
+
+    def __init__(self, folder: Path, channels: int):
+        self.files = PreparedFiles(folder)
+        super().__init__(self.files, self.files.classes, channels, self.files.name)
+
+    def stored(self, index: int, draw: Draw, size: int) -> tuple[Any, int, Draw]:
+        """Return the smallest level in which the box leaves enough pixels; see `Pictures.stored`.
+
+        The box is drawn in the original's size, so that it does not depend on the level.
+        """
+        files, row = self.files, self.files.rows[index]
+        height, width = int(row["height"]), int(row["width"])
+        if not height:
+            return super().stored(index, draw, size)
+        box = draw(height, width)
+        side, shorter = min(box.height, box.width), min(height, width)
+        sizes = row["size"].tolist()
+        place = next(
+            (
+                place
+                for place, level in enumerate(files.levels[:-1])
+                if sizes[place] and side * level >= LEVEL_DETAIL * size * shorter
+            ),
+            len(files.levels) - 1,
+        )
+        content = files.read(index, place)
+        return content, int(row["label"]), partial(_same_box, box, height, width)
+
+
+def _same_box(box: Box, height: int, width: int, level_height: int, level_width: int) -> Box:
+    return box.scaled(level_height / height, level_width / width)
+
+
+def open_prepared(folder: Path, channels: int) -> Prepared:
+    """Open a prepared split.
+
+    Raises:
+        UserError: it is not prepared, or not to its end.
+    """
+    return Prepared(folder, channels)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what `split.json` says.
+
+    Raises:
+        UserError: it is missing, or of another version.
+    """
+    path = folder / "split.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is no prepared split: there is no split.json in it, which mae-et prepare "
+            "writes last"
+        )
+    about = json.loads(path.read_text(encoding="utf-8"))
+    if about["version"] != VERSION:
+        raise UserError(f"{path} is of version {about['version']}, this is {VERSION}")
+    return about
+
+
+def read_index(folder: Path, shard: int, levels: int) -> np.ndarray:
+    """Return a shard's index.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = index_file(folder, shard)
+    try:
+        rows = np.load(path, allow_pickle=False)
+        if rows.dtype != row_type(levels):
+            raise ValueError("its rows are of another kind")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"the index {path} is damaged ({error}): prepare it again") from None
+    return rows
