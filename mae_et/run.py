@@ -55,7 +55,7 @@ def wrap(
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph
         # spares the search for unused weights, but torch's reducer fails on it (internal assert in
         # expect_autograd_hooks_, torch 2.14) where the first backward pass of a run is one of
-        # several, without an exchange; and it is left off under compile, which has its own buckets.
+        # several, without an exchange. Under compile it is off: it was not shown there.
         share = plan.batch_size // world.size
         accumulates = any(micro_batch(stage.bandwidth) < share for stage in plan.stages)
         network = DistributedDataParallel(
