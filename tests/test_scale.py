@@ -72,7 +72,7 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
 
 @pytest.mark.parametrize(
     ("micro_batch", "compiled", "static"),
-    [(6, False, True), (3, False, False), (6, True, False)],
+    [(6, False, True), (3, False, False), (6, True, True)],
 )
 def test_the_graph_is_static_only_where_no_stage_accumulates(
     alone_in_a_group, monkeypatch, micro_batch: int, compiled: bool, static: bool
