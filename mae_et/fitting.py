@@ -68,6 +68,8 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
             def peak(size: int, stage: PlannedStage = stage) -> int | None:
                 return peak_of(lambda: attempt(stage, size), world.device)
 
+            if parts:
+                peak(parts[0])  # libraries take their workspaces with the first pass, for good
             sizes[bandwidth] = largest_part(peak, parts, limit) if parts else share
     chosen = torch.tensor(list(sizes.values()))
     if world.size > 1:

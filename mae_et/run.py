@@ -55,13 +55,13 @@ def wrap(
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph
         # spares the search for unused weights, but torch's reducer fails on it (internal assert in
         # expect_autograd_hooks_, torch 2.14) where the first backward pass of a run is one of
-        # several, without an exchange; and it is left off under compile, which has its own buckets.
+        # several, without an exchange.
         share = plan.batch_size // world.size
         accumulates = any(micro_batch(stage.bandwidth) < share for stage in plan.stages)
         network = DistributedDataParallel(
             network,
             device_ids=devices,
             gradient_as_bucket_view=True,
-            static_graph=not accumulates and not efficiency.compile,
+            static_graph=not accumulates,
         )
     return network

@@ -7,6 +7,7 @@ Autocast computes in half precision as without sharding, and master weights stay
 MixedPrecisionPolicy is needed.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ def shard(model: nn.Module, world: World) -> None:
     blocks = [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
     if not blocks:
         raise UserError("efficiency.sharding is of networks of transformer blocks; this has none")
+    # The prediction is a view of the decoder's output. Only the loss is gone back from, and nothing
+    # is added to it in place, which is what torch warns of.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)

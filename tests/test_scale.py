@@ -8,13 +8,18 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_distributed import CLASSIFIER
 from test_distributed import run as launch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from finetune.classify import make_plan, prepare
+from finetune.config import ClassifierConfig
+from finetune.load import build_classifier
 from mae_et import RunFailed, UserError, fitting
 from mae_et.checkpoint import TrainState, newest_checkpoint
 from mae_et.config import EfficiencyConfig
+from mae_et.config_files import load_config
 from mae_et.curriculum import Curriculum, Stage
 from mae_et.distributed import World
 from mae_et.fitting import largest_part, peak_of
@@ -67,7 +72,7 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
 
 @pytest.mark.parametrize(
     ("micro_batch", "compiled", "static"),
-    [(6, False, True), (3, False, False), (6, True, False)],
+    [(6, False, True), (3, False, False), (6, True, True)],
 )
 def test_the_graph_is_static_only_where_no_stage_accumulates(
     alone_in_a_group, monkeypatch, micro_batch: int, compiled: bool, static: bool
@@ -115,11 +120,15 @@ def test_the_peak_is_of_what_lives_at_once_and_the_same_each_time() -> None:
     assert peak_of(work, device) == peak_of(work, device) == 8000
 
 
+SHORT = ["--curriculum.epochs=2.5", "--output.checkpoint_every=4", "--output.tensorboard=false",
+         "--output.reconstruct_images=0"]  # fmt: skip
+
+
 def auto(tiny, monkeypatch, mebibytes: float, *flags: str):
     """Pre-train with micro-batches that fit in so much memory; return the newest checkpoint."""
     monkeypatch.setattr(fitting, "available_memory", lambda world: int(mebibytes * 2**20))
     module = importlib.import_module("mae_et.pretrain")
-    config = tiny("--efficiency.micro_batch=auto", *flags)
+    config = tiny("--efficiency.micro_batch=auto", *SHORT, *flags)
     return newest_checkpoint(module.pretrain(config) / "checkpoints")
 
 
@@ -128,7 +137,7 @@ def test_a_small_memory_is_given_small_parts_and_the_same_weights(
 ) -> None:
     """Numbers change by rounding only; with room for all, they do not change."""
     module = importlib.import_module("mae_et.pretrain")
-    expected = newest_checkpoint(module.pretrain(tiny()) / "checkpoints")
+    expected = newest_checkpoint(module.pretrain(tiny(*SHORT)) / "checkpoints")
     roomy = auto(tiny, monkeypatch, 4096, f"--output.folder={tmp_path / 'roomy'}")
     assert set(roomy["micro_batch"].values()) == {12}
     for name, weight in expected["model"].items():
@@ -157,6 +166,24 @@ def test_a_run_that_goes_on_takes_the_sizes_that_it_had(tiny, monkeypatch, tmp_p
     assert halved["micro_batch"] == whole["micro_batch"]
     for name, weight in whole["model"].items():
         assert torch.equal(halved["model"][name], weight)
+
+
+def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeypatch) -> None:
+    (tmp_path / "tiny.yaml").write_text(CLASSIFIER)
+    flags = ["--efficiency.micro_batch=auto", f"--output.folder={tmp_path / 'run'}"]
+    flags += ["--curriculum.epochs=1", "--output.evaluate_every=null"]
+    config = load_config(ClassifierConfig, [tmp_path / "tiny.yaml"], flags)
+    found = []
+    for mebibytes in (4096, 75):
+        monkeypatch.setattr(fitting, "available_memory", lambda _, m=mebibytes: m * 2**20)
+        network = build_classifier(config.model, 10)
+        network.train()
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        plan = make_plan(config, network, 40)
+        run = prepare(config, network, plan, WORLD, None)
+        assert all(torch.equal(before[n], tensor) for n, tensor in network.state_dict().items())
+        found.append(run.micro_batch(32))
+    assert found == [8, 4]
 
 
 def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
