@@ -1,6 +1,6 @@
 """What a core loads: the usual loader against this one's, at each bandwidth.
 
-    python benchmarks/loader.py --root FOLDER [--shards FOLDER] [--sizes 96 160 224] [--rounds 7]
+    mae-et bench loader --root FOLDER [--shards FOLDER] [--sizes '[96,160,224]'] [--rounds 7]
 
 One process, one thread, no workers. The reference is the loader of most recipes: Pillow,
 torchvision's RandomResizedCrop(224, bicubic), flip, ToTensor, Normalize. All arms load the same
@@ -11,11 +11,11 @@ The fidelity beside is that to the exact low-frequency crop of the box that was 
 the PSNR of pictures); for that of Lanczos, as released, the box is resized to 224 first.
 """
 
-import argparse
 import io
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -217,20 +217,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--root", type=Path, required=True, help="folder of JPEGs")
-    parser.add_argument("--shards", type=Path, help="the same, prepared; by default it is now")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 160, 224])
-    parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
+@dataclass(frozen=True)
+class LoaderConfig:
+    """Compare what a core loads with the usual loader, in one run."""
+
+    root: Path
+    """Folder of JPEGs."""
+    shards: Path | None = None
+    """The same, prepared; by default it is now."""
+    sizes: tuple[int, ...] = (96, 160, 224)
+    """Bandwidths."""
+    rounds: int = 7
+    """Rounds that are counted; one more warms up."""
+
+
+def bench_loader(config: LoaderConfig) -> dict[str, Any]:
+    """Measure what a core loads beside the usual loader, and how true it is."""
     with tempfile.TemporaryDirectory() as folder:
-        shards = given.shards or Path(folder)
-        if given.shards is None:
-            prepare(PrepareConfig(shards, DataConfig(root=given.root), splits=("train",)))
-        print(table(measure(given.root, shards, given.sizes, given.rounds)))
-
-
-if __name__ == "__main__":
-    main()
+        shards = config.shards or Path(folder)
+        if config.shards is None:
+            prepare(PrepareConfig(shards, DataConfig(root=config.root), splits=("train",)))
+        rows = measure(config.root, shards, config.sizes, config.rounds)
+    print(table(rows))
+    return {"rows": rows}

@@ -178,3 +178,6 @@ class ClassifierConfig:
             raise UserError(f"seed must lie in [0, 2^63), got {self.seed}")
         if self.data.augment is not None and self.model.channels != 3:
             raise UserError("data.augment needs images of 3 channels")
+        height, width = sides_of(self.model.image_size)
+        if self.crop.method == "decode" and height != width:
+            raise UserError("crop.method decode makes squares, and model.image_size is none")

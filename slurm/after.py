@@ -19,8 +19,9 @@ from slurm.job import requeue, still_wanted
 from slurm.journal import Event, note, read_events, this_job
 from slurm.progress import reached
 
-# Mistakes of the user, and numbers that are lost: starting again would end the same.
-FINAL = frozenset({"UserError", "Diverged"})
+# Mistakes of the user, numbers that are lost, time limits that came too often (submitit's word):
+# starting again would end the same, or is not wanted.
+FINAL = frozenset({"UserError", "Diverged", "UncompletedJobError"})
 
 
 def main(folder: Path, status: int, retries: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def submit_command(arguments: list[str]) -> None:
     jobs = submit(kind, others, cluster, then, options["sweep"], dry_run)
     if dry_run:
         return
-    print(f"mae-et: look at it with: mae-et status {jobs['run']} --watch 10", file=sys.stderr)
+    run = shlex.quote(jobs["run"])
+    print(f"mae-et: look at it with: mae-et status {run} --watch 10", file=sys.stderr)
     print(json.dumps(jobs), flush=True)
 
 

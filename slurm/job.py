@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
+from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from mae_et.atomic import write_text_atomically
@@ -86,6 +87,10 @@ class Job:
             note(self.folder, "requeued", step=stop.step, signal=stop.signal)
             try:
                 signal.raise_signal(signal.SIGUSR2)  # submitit's handler does not come back
+            except UncompletedJobError as error:  # after as many time limits as are allowed
+                sentence = " ".join(str(error).split())
+                note(self.folder, "given up", sentence=sentence, step=stop.step)
+                raise
             except (subprocess.SubprocessError, OSError) as error:
                 # SLURM refuses where it has queued the job again itself, after a preemption.
                 print(f"mae-et: not queued again by this process: {error}", file=sys.stderr)

@@ -148,7 +148,10 @@ class Launcher:
             "srun_args": self._srun_arguments(),
         }
         memory = {} if config.memory_gb is None else {"mem": f"{round(config.memory_gb * 1024)}M"}
-        parameters["additional_parameters"] = {"requeue": True, **memory, **config.extra}
+        # Otherwise what follows a job that failed would wait for ever.
+        waits = {"kill_on_invalid_dep": "yes"} if dependency else {}
+        further = {"requeue": True, **memory, **waits, **config.extra}
+        parameters["additional_parameters"] = further
         return parameters
 
     def _setup(self) -> list[str]:
@@ -164,7 +167,8 @@ class Launcher:
 
     def _teardown(self) -> list[str]:
         after = [sys.executable, "-m", "slurm.after", str(self.runs_file)]
-        return [f"{shlex.join(after)} $? {self.config.retries}"]
+        # Only of what failed: its imports take seconds. The script ends with the status of either.
+        return [f"status=$?; [ $status = 0 ] || {shlex.join(after)} $status {self.config.retries}"]
 
     def _srun_arguments(self) -> list[str]:
         # Since SLURM 22.05 srun does not take the cores of a task from the job.

@@ -135,18 +135,24 @@ def _state(
         return said.state.lower()
     if last and last["event"] in LAST_WORDS:
         return LAST_WORDS[last["event"]]
-    if (last and last.get("executor") == "local") or rows == []:
-        return "running" if last and _is_alive(last) else "not started"
-    pace = rows[-1].get("window_seconds", 0.0) * SILENCE_ROWS
-    silent = time.time() - rows[-1]["time"] > max(SILENCE_SECONDS, pace)
-    return "stopped" if silent else "running"
+    submitted = next((event for event in reversed(events) if event["event"] == "submitted"), {})
+    if submitted.get("executor") == "local":
+        if _is_alive(submitted["job"]):
+            return "running"
+        return "not started" if last is submitted else "stopped"
+    # What it has left of late, where nobody can be asked: another machine's processes.
+    if last is submitted or not (last or rows):
+        return "not started"
+    seen = max(entry["time"] for entry in (*events[-1:], *rows[-1:]))
+    pace = rows[-1].get("window_seconds", 0.0) * SILENCE_ROWS if rows else 0.0
+    return "stopped" if time.time() - seen > max(SILENCE_SECONDS, pace) else "running"
 
 
-def _is_alive(event: Event) -> bool:
-    """Return whether the process of a local job is there."""
+def _is_alive(process: str) -> bool:
+    """Return whether a local job's process, whose id is the job's, is there."""
     try:
-        os.kill(int(event["job"]), 0)
-    except (KeyError, ValueError, OSError):
+        os.kill(int(process), 0)
+    except (ValueError, OSError):
         return False
     return True
 

@@ -1,5 +1,6 @@
 """Submit a command, what follows it, or a sweep: refused before anything is submitted, or not."""
 
+import json
 import sys
 import uuid
 from collections.abc import Sequence
@@ -66,8 +67,8 @@ def submit(
 
 def _table(folder: Path, groups: list[list[Task]]) -> Task:
     """Return the task that puts the results of a sweep into one table."""
-    runs = ",".join(str(run.folder) for run in groups[0])
-    return task("compare", [f"--runs=[{runs}]", f"--output={folder / 'results.md'}"])
+    runs = json.dumps([str(run.folder) for run in groups[0]])  # names have commas in them
+    return task("compare", [f"--runs={runs}", f"--output={folder / 'results.md'}"])
 
 
 def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path) -> Launcher:
@@ -112,7 +113,7 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path, dependency: s
     launcher = _launcher(kept, cluster, root, code)
     submitted = launcher.submit(dependency)
     for each, job in zip(kept, submitted, strict=True):
-        facts = {"kind": each.kind, "executor": cluster.executor, "logs": str(folder)}
+        facts = {"kind": each.kind, "executor": cluster.executor, "logs": str(folder.absolute())}
         note(each.folder, "submitted", job=job.job_id, restart=0, **facts)
     if cluster.executor == "debug":
         for job in submitted:
@@ -140,6 +141,8 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
+    if "%" in str(folder.absolute()):
+        raise UserError(f"the run folder {folder} has a % in its name, which SLURM would replace")
     probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

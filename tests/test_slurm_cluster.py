@@ -120,6 +120,31 @@ def test_pretended_gpus_are_named_to_a_job(tmp_path: Path) -> None:
         assert out.read_text() == "0,1\n"
 
 
+@pytest.mark.slow
+def test_each_process_takes_a_gpu_of_its_own(tmp_path: Path) -> None:
+    """Whether SLURM shows it all of the machine's or one."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, torch\n"
+        "from mae_et.distributed import choose_device\n"
+        "from slurm.job import join\n"
+        "join(pathlib.Path(__file__).parent / os.environ['SLURM_STEP_ID'])\n"
+        "seen = os.environ['CUDA_VISIBLE_DEVICES'].split(',')\n"
+        "torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: len(seen)\n"
+        "print(len(seen), seen[choose_device().index], os.environ['LOCAL_RANK'])\n"
+    )
+    run = f"{sys.executable} {program}"
+    out = tmp_path / "job"
+    with start_cluster(tmp_path / "cluster", nodes=1, gpus=2) as cluster:
+        cluster.environment["SUBMITIT_EXECUTOR"] = "slurm"
+        job = cluster.submit("--ntasks=2", "--gpus-per-node=2", f"--output={out}",
+                             f"--wrap=srun {run}; srun --gpus-per-task=1 {run}")  # fmt: skip
+        cluster.wait_for_state(job, "COMPLETED", seconds=120)
+    lines = out.read_text().splitlines()
+    assert sorted(lines[:2]) == ["2 0 0", "2 1 1"]
+    assert sorted(lines[2:]) == ["1 0 0", "1 1 1"]
+
+
 def test_accounts_are_kept_when_asked_for(tmp_path: Path) -> None:
     missing = missing_programs(accounting=True)
     if missing:

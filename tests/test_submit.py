@@ -155,6 +155,13 @@ def test_a_sweep_has_a_run_for_each_combination(place: Path) -> None:
         arms(first, ["optim.base_lr=0.1,fast"])
 
 
+def test_the_table_of_a_sweep_takes_names_with_commas(place: Path) -> None:
+    from slurm.submit import _table
+
+    found = arms(task("pretrain", RUN), ["optim.base_lr=0.1,0.2", "seed=0,1"])
+    assert _table(Path("run"), [found]).config.runs == [each.folder for each in found]
+
+
 @pytest.fixture
 def inside(place: Path, monkeypatch) -> list[str]:
     """Pretend to be the batch script of a job that runs; return what is asked of SLURM."""
@@ -182,6 +189,7 @@ def test_a_crash_is_tried_again_until_it_makes_no_progress(
     [
         ("failed", {"kind": "UserError", "sentence": "wrong"}, "given up"),
         ("failed", {"kind": "Diverged", "sentence": "NaN"}, "given up"),
+        ("failed", {"kind": "UncompletedJobError", "sentence": "too often"}, "given up"),
         ("failed", {"kind": "RuntimeError", "sentence": "broke"}, "retried"),
         ("requeued", {"step": 3}, "requeued"),
         ("finished", {}, "finished"),
@@ -233,7 +241,7 @@ def test_a_local_job_is_interrupted_goes_on_and_is_told_of(place: Path, capsys) 
     flags = ["--curriculum.epochs=100", "--output.tensorboard=false", "--optim.base_lr=0.001"]
     assert main(["submit", "pretrain", *RUN, *flags, "--cluster=local"]) == 0
     pid = int(json.loads(capsys.readouterr().out.splitlines()[-1])["jobs"]["pretrain"])
-    run, end = place / "run", time.monotonic() + 60
+    run, end = place / "run", time.monotonic() + 180
 
     def until(event: str, count: int) -> None:
         while sum(e["event"] == event for e in read_events(run)) < count:
@@ -276,6 +284,25 @@ def test_status_works_from_folders_alone(place: Path, capsys, monkeypatch) -> No
     (place / "empty").mkdir()
     with pytest.raises(UserError, match="holds no run"):
         status([place / "empty"])
+
+
+def test_without_slurm_a_run_is_what_it_has_left_of_late(place: Path, monkeypatch) -> None:
+    """The id of its job is not taken for a process of this machine, such as the first."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    run, submitted = place / "run", {"job": "1", "restart": 0, "logs": "slurm"}
+    note(run, "submitted", executor="slurm", **submitted)
+    assert status([run])[0].state == "not started"
+    note(run, "started", job="1", restart=0, step=0, lost=0)
+    assert status([run])[0].state == "running"
+    monkeypatch.setattr(sys.modules["slurm.status"], "SILENCE_SECONDS", 0)
+    assert status([run])[0].state == "stopped"
+    note(run, "submitted", executor="local", **submitted)
+    note(run, "started", job="1", restart=0, step=0, lost=0)
+    assert status([run])[0].state == "running"
+    note(run, "submitted", executor="local", **submitted | {"job": "4999999"})
+    assert status([run])[0].state == "not started"
+    note(run, "started", job="4999999", restart=0, step=0, lost=0)
+    assert status([run])[0].state == "stopped"
 
 
 def test_a_half_written_event_is_left_out(place: Path) -> None:
