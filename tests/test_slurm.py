@@ -142,16 +142,6 @@ def same_end(cluster: Cluster, job: str, folder: Path, whole: Path) -> None:
     assert ours["step"] == theirs["step"]
     for name, weight in theirs["model"].items():
         assert torch.equal(ours["model"][name], weight), name
-<<<<<<< HEAD
-    rows = [read_metrics(run) for run in (folder, whole)]
-    steps = [row["step"] for row in rows[0]]
-    assert steps == sorted(set(steps))
-    # A row is the mean since the row before it: where a run went on, it is of fewer steps.
-    losses = [{(row["step"], row["window_steps"]): row["loss"] for row in each} for each in rows]
-    shared = losses[0].keys() & losses[1].keys()
-    assert len(shared) >= len(losses[1]) - 10
-    assert all(losses[0][row] == losses[1][row] for row in shared)
-=======
     steps = [row["step"] for row in read_metrics(folder)]
     assert steps == sorted(set(steps))
     # A run that went on has a row at the step where it stopped: only like windows are compared.
@@ -162,7 +152,6 @@ def same_end(cluster: Cluster, job: str, folder: Path, whole: Path) -> None:
     shared = ours.keys() & theirs.keys()
     assert len(shared) >= len(theirs) - 10
     assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
->>>>>>> slurm
 
 
 def test_two_nodes_give_the_losses_of_one_process(submit, place: Path) -> None:
