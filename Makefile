@@ -33,11 +33,14 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two processes, a file of tests each: much of the time they wait, for SLURM or for other processes.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
 test: lint
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 # What the tests of jobs need: a SLURM of Debian's, which starts nothing by itself. Without it they skip.
 SLURM_PACKAGES = slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core

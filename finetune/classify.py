@@ -243,8 +243,8 @@ def prepare(
 def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
     """Go forward and backward through the network, on as many black images as are asked for."""
     model, device = run.config.model, run.world.device
-    images = torch.zeros(count, model.channels, *[model.image_size] * 2, device=device)
-    images = low_frequency_crop(images, stage.bandwidth, run.config.crop.method)
+    sides = shown_sides(run.config, run.network)(stage.bandwidth)
+    images = torch.zeros(count, model.channels, *sides, device=device)
     with autocast(run.dtype, device):
         logits = run.network(images)
     F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.int64, device=device)).backward()

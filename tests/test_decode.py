@@ -233,7 +233,8 @@ def test_augmentation_follows_at_the_small_size(pictures: Path) -> None:
 
 def test_classifiers_take_small_crops_too(pictures: Path) -> None:
     source = open_source(DataConfig(root=pictures), "train")
-    view = LabelledView(source, DataConfig(), RecipeConfig(erasing=0.999), PLAN, 0, "decode")
+    recipe = RecipeConfig(erasing=0.999)
+    view = LabelledView(source, DataConfig(), recipe, PLAN, 0, method="decode")
     assert view[Draw(2, 0, 0)].images.shape == (3, 16, 16)
     assert view[Draw(2, 0, 1)].images.shape == (3, 32, 32)
     assert {int(view[Draw(i, 0, 0)].labels) for i in range(12)} == {0, 1}

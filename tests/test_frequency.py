@@ -104,7 +104,7 @@ def test_impossible_bandwidths_are_refused(bandwidth: int, sentence: str) -> Non
 def test_integers_and_unknown_methods_are_refused() -> None:
     with pytest.raises(ValueError, match="floating point"):
         low_frequency_crop(torch.zeros(3, 32, 32, dtype=torch.uint8), 16)
-    with pytest.raises(ValueError, match="fourier or resize"):
+    with pytest.raises(ValueError, match="fourier, resize or decode"):
         low_frequency_crop(images(32), 16, "lanczos")  # type: ignore[arg-type]
 
 
