@@ -25,18 +25,24 @@ from mae_et.model import initialise
 from mae_et.pretrained import stored_config
 
 COMMON = [
-    "--data.eval_crop=1.0", "--data.scale=[0.2, 1.0]", "--optim.batch_size=128",
-    "--optim.warmup=0.1", "--output.evaluate_every=25%", "--output.checkpoint_every=10%",
+    "--data.eval_crop=1.0", "--data.scale=[0.2, 1.0]", "--optim.warmup=0.1",
+    "--output.evaluate_every=25%", "--output.checkpoint_every=10%",
 ]  # fmt: skip
-# The peak rate of MAE's recipe, 6.4, at this batch: LARS's steps are relative to the weights.
-PROBE_LR = 6.4 * 256 / 128
+# LARS's steps are relative to the weights, so that what a probe needs is a number of steps: MAE's
+# 90 epochs of ImageNet at 16384 are 7,000. A small batch has as many on little data.
+PROBE_BATCH = 32
+# The peak rate of MAE's recipe, 6.4, at this batch.
+PROBE_LR = 6.4 * 256 / PROBE_BATCH
+ENCODERS = ("pre-trained", "untrained")
 ARMS = {
     "fine-tuned": [
         # The peak rate of MAE's recipe for ViT-B, 2e-3, at this batch.
-        "--model.pool=mean", "--optim.base_lr=4.0e-3", "--optim.layer_decay=0.75",
+        "--model.pool=mean", "--optim.batch_size=128", "--optim.base_lr=4.0e-3",
+        "--optim.layer_decay=0.75",
     ],
     "full probe": [
         "--model.pool=cls", "--model.probe=linear", "--optim.optimizer=lars",
+        f"--optim.batch_size={PROBE_BATCH}",
         f"--optim.base_lr={PROBE_LR}", "--optim.weight_decay=0", "--optim.min_lr=0",
     ],
 }  # fmt: skip
@@ -49,6 +55,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder with train/ and val/")
     parser.add_argument("--epochs", type=float, default=20, help="of fine-tuning")
     parser.add_argument("--probe-epochs", type=float, default=90, help="of the full linear probe")
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--folder", type=Path, default=Path("runs/fine_tuning"))
     known, flags = parser.parse_known_args()
     config = stored_config(known.run)
@@ -58,13 +65,15 @@ def main() -> None:
     flags += [f"--data.root={known.root}", f"--model.image_size={size}"]
     epochs = {"fine-tuned": known.epochs, "full probe": known.probe_epochs}
     print("| encoder | fine-tuned | linear, full | linear, fast | kNN |\n|---|---|---|---|---|")
-    for name, weights in (
-        ("pre-trained", known.run / "encoder.safetensors"),
-        ("untrained", untrained(known.run, config, known.folder)),
-    ):
+    for name in known.encoders:
+        weights = (
+            known.run / "encoder.safetensors"
+            if name == "pre-trained"
+            else untrained(known.run, config, known.folder)
+        )
         row = [
-            arm(weights, known.folder / name / kind, epochs[kind], flags + more)
-            for kind, more in ARMS.items()
+            fine_tuned(weights, known.folder / name / kind, epochs[kind], flags, kind)
+            for kind in ARMS
         ]
         fast = probe(weights, known.folder / name, config.data)
         print(
@@ -84,10 +93,11 @@ def untrained(run: Path, config: PretrainConfig, folder: Path) -> Path:
     return path
 
 
-def arm(weights: Path, folder: Path, epochs: float, flags: list[str]) -> float:
-    """Train a classifier and return its top-1, in percent."""
+def fine_tuned(weights: Path, folder: Path, epochs: float, flags: list[str], kind: str) -> float:
+    """Train a classifier, one of `ARMS`, on an encoder and return its top-1, in percent."""
     flags = [f"--curriculum={{preset: constant, epochs: {epochs}, cost: area}}", *flags]
-    given = [f"--model.checkpoint={weights}", f"--output.folder={folder}", *COMMON, *flags]
+    own = [f"--model.checkpoint={weights}", f"--output.folder={folder}"]
+    given = [*own, *COMMON, *ARMS[kind], *flags]
     return float(classify(load_config(ClassifierConfig, [], given))["top1"])
 
 

@@ -4,8 +4,8 @@
     mae-et bench crop
 
 Every arm runs forward, backward and the optimizer on the same batch in memory; arms take turns. The
-first is the plain reference of `benchmarks/reference.py` at the base size. Memory is the peak of a
-process of its own that does two steps (its resident memory on a CPU).
+first is the plain reference of `benchmarks/reference.py` at the base size. Memory is what a process
+of its own holds at most while it builds the arm and does two steps, beyond what it held before.
 """
 
 import multiprocessing
@@ -30,6 +30,7 @@ from mae_et.window import peak_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BANDWIDTHS = (96, 160, 224)
+Precision = Literal["fp32", "bf16", "fp16"]
 # CrossMAE's quarter of all patches is a third of the hidden ones.
 CROSS: dict[str, Any] = {"decoder_attention": "cross", "decoder_share": 1 / 3, "decoder_depth": 4}
 SHALLOW: dict[str, Any] = {"decoder_depth": 2, "decoder_width": 256, "decoder_heads": 8}
@@ -45,6 +46,8 @@ class StepConfig:
     """Images of a step."""
     rounds: int = 5
     """Rounds that are counted; one more warms up."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    """Precisions of mae-et's own arms."""
     compile: bool = False
     """Whether arms that are compiled run too."""
     memory: bool = True
@@ -55,20 +58,23 @@ class StepConfig:
 
 def arms(config: StepConfig) -> dict[str, partial[Callable[[], object]]]:
     """Return what builds each arm, by name."""
-    build = partial(ours, config)
     found: dict[str, partial[Callable[[], object]]] = {
-        "reference, fp32, 224": partial(reference, config),
-        "ours, fp32, 224": partial(build, "fp32", 224, {}),
-        "ours, bf16, 224": partial(build, "bf16", 224, {}),
-        "ours, bf16, 160": partial(build, "bf16", 160, {}),
-        "ours, bf16, 96": partial(build, "bf16", 96, {}),
-        "shallow decoder, bf16, 224": partial(build, "bf16", 224, SHALLOW),
-        "cross decoder, bf16, 224": partial(build, "bf16", 224, CROSS),
+        "reference, fp32, 224": partial(reference, config)
     }
-    if config.compile:
-        found["ours, fp32, compiled, 224"] = partial(build, "fp32", 224, {}, True)
-        found["ours, bf16, compiled, 224"] = partial(build, "bf16", 224, {}, True)
-        found["cross decoder, bf16, compiled, 224"] = partial(build, "bf16", 224, CROSS, True)
+    for precision in config.precisions:
+        build = partial(ours, config, precision)
+        found |= {
+            f"ours, {precision}, 224": partial(build, 224),
+            f"ours, {precision}, 160": partial(build, 160),
+            f"ours, {precision}, 96": partial(build, 96),
+            f"shallow decoder, {precision}, 224": partial(build, 224, SHALLOW),
+            f"cross decoder, {precision}, 224": partial(build, 224, CROSS),
+        }
+        if config.compile:
+            found |= {
+                f"ours, {precision}, compiled, 224": partial(build, 224, {}, True),
+                f"cross decoder, {precision}, compiled, 224": partial(build, 224, CROSS, True),
+            }
     return found
 
 
@@ -93,25 +99,39 @@ def reference(config: StepConfig) -> Callable[[], object]:
 
 def ours(
     config: StepConfig,
-    precision: Any,
+    precision: Precision,
     bandwidth: int,
-    model: dict[str, Any],
+    changes: dict[str, Any] | None = None,
     compiled: bool = False,
 ) -> Callable[[], object]:
-    """Return a step of mae-et, from uint8 images of the base size on."""
+    """Return a step of mae-et, with some of the model's keys changed."""
+    model = ModelConfig(encoder=config.encoder, **(changes or {}))
     device = choose_device(config.device)
+    return training_step(model, config.batch, bandwidth, precision, device, compiled)
+
+
+def training_step(
+    model: ModelConfig,
+    batch: int,
+    bandwidth: int,
+    precision: Precision,
+    device: torch.device,
+    compiled: bool = False,
+) -> Callable[[], object]:
+    """Return a step of mae-et, from uint8 images of the base size in memory on."""
     torch.manual_seed(0)
-    network = MaskedAutoencoder.from_config(ModelConfig(encoder=config.encoder, **model)).to(device)
+    network = MaskedAutoencoder.from_config(model).to(device)
     optimizer = build_optimizer(network, OptimConfig())
     dtype = autocast_dtype(precision, device)
-    pixels = torch.randint(256, (config.batch, 3, 224, 224), dtype=torch.uint8, device=device)
-    noise = torch.rand(config.batch, (bandwidth // network.patch) ** 2, device=device)
+    shape = batch, 3, model.image_size, model.image_size
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    noise = torch.rand(batch, (bandwidth // network.patch) ** 2, device=device)
     called: Any = torch.compile(network, dynamic=False) if compiled else network
 
     def step() -> None:
         images = low_frequency_crop(normalise(pixels, MEAN, STD), bandwidth)
         with autocast(dtype, device):
-            loss = called(images, 0.75, noise, every_patch=False).loss
+            loss = called(images, model.mask_ratio, noise, every_patch=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -157,20 +177,22 @@ def bench_crop(config: StepConfig) -> dict[str, Any]:
     images = torch.randn(config.batch, 3, 224, 224, device=device)
     builders: dict[str, Callable[[], object]] = {}
     for bandwidth in BANDWIDTHS:
-        for precision in ("fp32", "bf16"):
-            builders[f"step, {precision}, {bandwidth}"] = ours(config, precision, bandwidth, {})
+        for precision in config.precisions:
+            builders[f"step, {precision}, {bandwidth}"] = ours(config, precision, bandwidth)
         builders[f"crop, {bandwidth}"] = partial(crop, images, bandwidth)
     speeds = interleave(builders, config.rounds)
-    print("| B | crop | share of a step, fp32 | share of a step, bf16 |\n|---|---|---|---|")
+    shares_of = " | ".join(f"share of a step, {precision}" for precision in config.precisions)
+    print(f"| B | crop | {shares_of} |\n|---|---|{'---|' * len(config.precisions)}")
     shares: dict[str, Any] = {}
     for bandwidth in BANDWIDTHS:
         cropped = speeds[f"crop, {bandwidth}"]
         share = {
             precision: share_of(cropped, speeds[f"step, {precision}, {bandwidth}"])
-            for precision in ("fp32", "bf16")
+            for precision in config.precisions
         }
         each = 1000 * cropped.median_seconds / config.batch
-        print(f"| {bandwidth} | {each:.3f} ms/image | {share['fp32']:.2%} | {share['bf16']:.2%} |")
+        columns = " | ".join(f"{value:.2%}" for value in share.values())
+        print(f"| {bandwidth} | {each:.3f} ms/image | {columns} |")
         shares[str(bandwidth)] = share
     return shares
 
@@ -188,14 +210,16 @@ def share_of(part: Speed, whole: Speed) -> float:
 
 
 def peak(build: Callable[[], Callable[[], object]]) -> int:
-    """Return the most bytes that two steps hold, in a process of its own."""
+    """Return the most bytes that an arm and two steps of it take, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (build,))
 
 
 def _peak(build: Callable[[], Callable[[], object]]) -> int:
+    device = choose_device("auto")
+    before = peak_memory(device)  # Python's and torch's own, on a CPU
     step = build()
     step()
     step()
-    return peak_memory(choose_device("auto"))
+    return peak_memory(device) - before

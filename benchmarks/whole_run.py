@@ -1,6 +1,6 @@
 """Time of whole runs: the curriculum against constant bandwidth, and what writing costs.
 
-    mae-et bench run --root FOLDER [--epochs N --rounds N --config FILE --flags '[--key=value]']
+    mae-et bench run --root FOLDER [--epochs N --rounds N --recipe FILE --flags '[--key=value]']
 
 Arms, each a pre-training from the first image read to the last checkpoint, in turn for so many
 rounds:
@@ -41,7 +41,7 @@ class WholeRunConfig:
 
     root: Path
     """Folder with train/ and val/."""
-    config: str = str(Path(__file__).parent / "imagenette128.yaml")
+    recipe: str = str(Path(__file__).parent / "imagenette128.yaml")
     """Config of every arm."""
     flags: tuple[str, ...] = ("--efficiency.precision=bf16",)
     """Further flags of all arms but the plain one."""
@@ -96,7 +96,7 @@ def _ratio(times: dict[str, tuple[float, ...]], a: str, b: str) -> tuple[float, 
 
 
 def _config(config: WholeRunConfig, flags: list[str]) -> PretrainConfig:
-    return load_config(PretrainConfig, [config.config], [f"--data.root={config.root}", *flags])
+    return load_config(PretrainConfig, [config.recipe], [f"--data.root={config.root}", *flags])
 
 
 def _with(config: PretrainConfig, preset: Any, epochs: float) -> PretrainConfig:

@@ -80,6 +80,9 @@ class ModelConfig:
     """self: mask tokens attend to all tokens (MAE); cross: to the visible ones (CrossMAE)."""
     decoder_share: float = 1.0
     """Share of the hidden patches that a step predicts, drawn at random (CrossMAE); all in MAE."""
+    positions: Literal["full_grid", "own_grid"] = "full_grid"
+    """Grid that positions are laid on: the base size's, or (to measure what that is worth) the
+    smaller one of the input itself."""
     mask_ratio: float = 0.75
     """Share of the patches that the encoder does not see."""
     target: Target = "norm_pix"

@@ -33,13 +33,19 @@ class Decoder(nn.Module, ABC):
         depth: number of blocks.
         heads: attention heads.
         outputs: D.
-        full: the full grid, on which positions are laid.
+        full: the full grid, on which positions are laid; None lays them on the input's own.
     """
 
     attention: Attention
 
     def __init__(
-        self, encoder_width: int, width: int, depth: int, heads: int, outputs: int, full: Grid
+        self,
+        encoder_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        outputs: int,
+        full: Grid | None,
     ):
         super().__init__()
         self.full = full
@@ -71,12 +77,16 @@ class Decoder(nn.Module, ABC):
             Predictions [B M D] of the patches `mask.order[:, V : V + M]`.
         """
         tokens = self.embed(latent)
-        positions = sincos_positions(grid, self.full, tokens.shape[-1], tokens.device)
+        positions = self.positions(grid, tokens)
         shown, asked = mask.order[:, : mask.visible + count].tensor_split([mask.visible], dim=1)
         # The class token's position is zero, as in MAE.
         tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[shown]], dim=1)
         queries = self.mask_token.to(tokens.dtype) + positions[asked]
         return self.pred(self.norm(self.decode(tokens, queries)))
+
+    def positions(self, grid: Grid, tokens: Tensor) -> Tensor:
+        """Return the positions of a grid's patches [N W], for tokens [B T W]."""
+        return sincos_positions(grid, self.full or grid, tokens.shape[-1], tokens.device)
 
     @abstractmethod
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
@@ -107,7 +117,9 @@ class SelfDecoder(Decoder):
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
         """Visible patches are predicted from their own tokens, which nothing trains."""
         tokens = self.embed(latent)
-        positions = sincos_positions(grid, self.full, tokens.shape[-1], tokens.device)[mask.order]
+        positions = sincos_positions(grid, self.full or grid, tokens.shape[-1], tokens.device)[
+            mask.order
+        ]
         hidden = mask.order.shape[1] - mask.visible
         masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
         patches = torch.cat([tokens[:, 1:], masked], dim=1) + positions
@@ -153,7 +165,7 @@ class CrossDecoder(Decoder):
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
         """Each patch is asked for by its place, the visible ones too, which nothing trains."""
         tokens = self.embed(latent)
-        positions = sincos_positions(grid, self.full, tokens.shape[-1], tokens.device)
+        positions = self.positions(grid, tokens)
         tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[mask.keep]], dim=1)
         queries = self.mask_token.to(tokens.dtype) + positions.expand(len(tokens), -1, -1)
         return self.pred(self.norm(self.decode(tokens, queries)))

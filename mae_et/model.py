@@ -6,7 +6,7 @@ Source: MAE (He et al., CVPR 2022, arXiv 2111.06377). The grid is that of the in
 another bandwidth changes nothing in the weights.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -76,6 +76,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_heads: int = 16,
         decoder_attention: Attention = "self",
         decoder_share: float = 1.0,
+        positions: Literal["full_grid", "own_grid"] = "full_grid",
         target: Target = "norm_pix",
         hog_cell: int = 8,
         hog_bins: int = 9,
@@ -90,6 +91,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = _build_encoder(encoder, image_size, channels, overrides)
         self.patch: int = self.encoder.patch_embed.patch_size[0]
         self.full: Grid = self.encoder.patch_embed.grid_size
+        self.laid_on = self.full if positions == "full_grid" else None
         self.channels = channels
         self.target: Target = target
         self.hog_cell, self.hog_bins = hog_cell, hog_bins
@@ -108,7 +110,7 @@ class MaskedAutoencoder(nn.Module):
                 decoder_depth,
                 decoder_heads,
                 outputs,
-                self.full,
+                self.laid_on,
             )
         initialise(self)
 
@@ -132,8 +134,9 @@ class MaskedAutoencoder(nn.Module):
     def encode(self, images: Tensor, mask: Mask | None = None) -> Tensor:
         """Encode images [B C H W], or only the patches that a mask keeps -> [B 1+V width]."""
         embed = self.encoder.patch_embed.proj
+        grid = self.grid(images)
         positions = sincos_positions(
-            self.grid(images), self.full, self.encoder.embed_dim, images.device
+            grid, self.laid_on or grid, self.encoder.embed_dim, images.device
         )
         # Hidden patches are dropped before the embedding: at 75% that is three quarters of it.
         pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)

@@ -1,15 +1,21 @@
 """Benchmarks run, and their arithmetic is right; how fast anything is, they say, not tests."""
 
 import json
+import random
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from mae_et.benchmarks.quality import SCORES, QualityConfig, arm_config
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
+from PIL import Image
 
 from mae_et import MaskedAutoencoder
 from mae_et.cli import main
+from mae_et.pretrain import make_plan
 
 
 def test_rounds_are_counted_after_the_warm_up_and_compared_within_a_round() -> None:
@@ -50,6 +56,89 @@ def test_bench_ends_in_one_line_of_figures(what: str, capsys) -> None:
     flags = ["--encoder=vit_tiny_patch16_224", "--batch=1", "--rounds=1", "--memory=false"]
     assert main(["bench", what, *flags, "--device=cpu"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Return a folder of two classes of noise, for training and for validation."""
+    draw = random.Random(0)
+    for split, count in (("train", 16), ("val", 4)):
+        for name in ("dark", "light"):
+            folder = tmp_path / "photographs" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = bytes(draw.randrange(128) + 127 * (name == "light") for _ in range(3072))
+                Image.frombytes("RGB", (32, 32), noise).save(folder / f"{number}.png")
+    return tmp_path / "photographs"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Return the path of the config of a small model."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {encoder: vit_tiny_patch16_224, image_size: 64, encoder_width: 32, "
+        "encoder_depth: 2, encoder_heads: 2, decoder_width: 16, decoder_depth: 1, "
+        "decoder_heads: 2}\n"
+        "data: {eval_crop: 1.0}\n"
+        "optim: {batch_size: 8}\n"
+        "efficiency: {workers: 0, device: cpu, precision: fp32}\n"
+    )
+    return path
+
+
+def test_an_arm_of_equal_images_has_the_budget_that_shows_as_many(
+    photographs: Path, recipe: Path, tmp_path: Path
+) -> None:
+    config = QualityConfig(photographs, recipe=str(recipe), epochs=40)
+    plain, etpp = (
+        arm_config(config, name, 0, tmp_path / name) for name in ("plain", "etpp-equal-images")
+    )
+    assert make_plan(etpp, 32).images == pytest.approx(make_plan(plain, 32).images, rel=0.02)
+    assert etpp.curriculum.epochs < 30
+
+
+@pytest.mark.slow
+def test_quality_gives_arms_as_many_images_or_as_much_time_and_does_not_run_them_twice(
+    photographs: Path, recipe: Path, tmp_path: Path, capsys
+) -> None:
+    arms = ["plain", "etpp-equal-images", "decoder-full", "decoder-cross-equal-time"]
+    command = [
+        "bench", "quality", f"--root={photographs}", f"--recipe={recipe}",
+        f"--folder={tmp_path / 'quality'}", f"--arms=[{','.join(arms)}]", "--epochs=4",
+        "--fine_tune_epochs=1",
+    ]  # fmt: skip
+    assert main(command) == 0
+    rows = {name: each[0] for name, each in _last_line(capsys).items()}
+    assert set(rows) == set(arms)
+    assert rows["etpp-equal-images"]["images"] == pytest.approx(rows["plain"]["images"], abs=8)
+    assert rows["etpp-equal-images"]["equivalent_epochs"] < rows["plain"]["equivalent_epochs"]
+    # Half the depth on a third of the hidden patches is much faster, so it trains on more images.
+    assert rows["decoder-cross-equal-time"]["images"] > rows["decoder-full"]["images"]
+    assert all(0 <= row[score] <= 100 for row in rows.values() for score in SCORES)
+
+    encoders = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert main(command) == 0
+    assert {name: each[0] for name, each in _last_line(capsys).items()} == rows
+    assert {path: path.stat().st_mtime_ns for path in encoders} == encoders
+
+
+@pytest.mark.slow
+def test_whole_runs_are_compared_round_by_round(photographs: Path, recipe: Path, capsys) -> None:
+    command = ["bench", "run", f"--root={photographs}", f"--recipe={recipe}", "--epochs=4"]
+    assert main([*command, "--rounds=2", "--flags=[]"]) == 0
+    figures = _last_line(capsys)
+    assert all(len(each) == 2 for each in figures["seconds"].values())
+    assert len(figures["time_with_writing"]) == 3
+
+
+def test_quality_of_an_unknown_arm_is_refused(tmp_path: Path, capsys) -> None:
+    assert main(["bench", "quality", f"--root={tmp_path}", "--arms=[plainer]"]) == 2
+    assert "arms must be some of plain, plain-2x" in capsys.readouterr().err
+
+
+def _last_line(capsys) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def test_bench_of_nothing_is_refused(capsys) -> None:

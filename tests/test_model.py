@@ -164,3 +164,17 @@ def test_encoders_that_are_no_plain_vit_are_refused(name: str, sentence: str) ->
 def test_images_that_patches_do_not_tile_are_refused() -> None:
     with pytest.raises(ValueError, match="not tiled by patches of 8"):
         small()(torch.randn(1, 3, 30, 32))
+
+
+def test_positions_on_the_inputs_own_grid_are_those_of_a_model_of_that_size() -> None:
+    """What the full grid is measured against: a crop seen as an image of its own."""
+    torch.manual_seed(1)
+    crops, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 4)
+    model, alone = small(positions="own_grid"), small(image_size=16)
+    weights = model.state_dict()
+    del weights["encoder.pos_embed"]  # the table kept for timm; the model computes its own
+    for other in (alone, on_the_full_grid := small()):
+        assert other.load_state_dict(weights, strict=False).missing_keys == ["encoder.pos_embed"]
+    expected = alone(crops, 0.5, noise).loss
+    assert torch.equal(model(crops, 0.5, noise).loss, expected)
+    assert not torch.equal(on_the_full_grid(crops, 0.5, noise).loss, expected)

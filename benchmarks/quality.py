@@ -1,0 +1,234 @@
+"""What curricula, targets, positions and decoders are worth: accuracy for compute and for time.
+
+    mae-et bench quality --root FOLDER --arms '[plain,plain-4x,etpp-hog]' --seeds '[0,1,2]'
+
+Every arm is a pre-training of the same small model on the same data, then scored on the validation
+split by kNN, a linear probe and fine-tuning, with the same recipe for all. Arms that are done are
+not run again, and one that was stopped goes on, so further arms and seeds can be added at any time,
+and several processes can share a folder as long as they are given different arms or seeds.
+"""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_et.benchmarks.fine_tuning import fine_tuned
+from mae_et.benchmarks.rounds import interleave
+from mae_et.benchmarks.step import training_step
+
+from finetune import ProbeConfig, score_encoder
+from mae_et.atomic import write_text_atomically
+from mae_et.config import PretrainConfig
+from mae_et.config_files import load_config
+from mae_et.datasets import open_source
+from mae_et.distributed import choose_device
+from mae_et.errors import UserError
+from mae_et.pretrain import make_plan, pretrain
+from mae_et.pretrained import stored_config
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a pre-training differs from that of the config."""
+
+    flags: tuple[str, ...] = ()
+    """Flags, as on the command line."""
+    budget: float = 1
+    """Times the compute."""
+    images_of: str | None = None
+    """Arm that as many images are seen as in, whatever compute that takes."""
+    time_of: str | None = None
+    """Arm that takes as long, by the time of a step of each, whatever compute that takes."""
+
+
+PLAIN = ("--curriculum.preset=constant",)
+ETPP = ("--curriculum.preset=etpp",)
+HOG = ("--model.target=hog",)
+# Decoders in MAE's proportions to the encoder (2/3 of its width and depth); of a quarter of that
+# depth; and CrossMAE's, of half of it, predicting a quarter of all patches, a third of the hidden.
+FULL = (*PLAIN, "--model.decoder_depth=8")
+SHALLOW = (*PLAIN, "--model.decoder_depth=2")
+CROSS = (
+    *PLAIN, "--model.decoder_depth=4", "--model.decoder_attention=cross",
+    f"--model.decoder_share={1 / 3}",
+)  # fmt: skip
+ARMS = {
+    "plain": Arm(PLAIN),
+    "plain-2x": Arm(PLAIN, budget=2),
+    "plain-4x": Arm(PLAIN, budget=4),
+    "plain-hog": Arm(PLAIN + HOG),
+    "etpp": Arm(ETPP),
+    "etpp-hog": Arm(ETPP + HOG),
+    "etpp-equal-images": Arm(ETPP, images_of="plain"),
+    "etpp-resize": Arm((*ETPP, "--crop.method=resize")),
+    "etpp-own-grid": Arm((*ETPP, "--model.positions=own_grid")),
+    "decoder-full": Arm(FULL),
+    "decoder-shallow": Arm(SHALLOW),
+    "decoder-cross": Arm(CROSS),
+    "decoder-shallow-equal-time": Arm(SHALLOW, time_of="decoder-full"),
+    "decoder-cross-equal-time": Arm(CROSS, time_of="decoder-full"),
+}
+SCORES = ("knn", "linear", "fine_tuned")
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """Compare pre-trainings by what their encoders are worth."""
+
+    root: Path
+    """Folder with train/ and val/."""
+    arms: tuple[str, ...] = ("plain", "plain-2x", "plain-4x", "etpp", "etpp-hog")
+    """Arms, of those that benchmarks/quality.py names."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of every arm."""
+    epochs: float = 8
+    """Compute of an arm whose budget is 1, in epochs at the base size."""
+    fine_tune_epochs: float = 3
+    """Epochs of fine-tuning; 0 leaves it out."""
+    recipe: str = str(Path(__file__).parent / "imagenette128.yaml")
+    """Config of every arm."""
+    flags: tuple[str, ...] = ()
+    """Further flags of every arm."""
+    folder: Path = Path("runs/quality")
+    """Folder of the runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse arms that are not known.
+
+        Raises:
+            UserError: the sentence lists them.
+        """
+        unknown = [arm for arm in self.arms if arm not in ARMS]
+        if unknown or not self.arms or not self.seeds:
+            raise UserError(f"arms must be some of {', '.join(ARMS)}, and seeds be given")
+
+
+def bench_quality(config: QualityConfig) -> dict[str, Any]:
+    """Compare curricula, targets and decoders by kNN, linear and fine-tuned accuracy."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in config.arms:
+        for seed in config.seeds:
+            rows.setdefault(name, []).append(run_arm(config, name, seed))
+            print(f"{name}, seed {seed}: {rows[name][-1]}", flush=True)
+    print(table(rows))
+    return rows
+
+
+def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
+    """Pre-train and score an arm, or read what it left."""
+    folder = config.folder / f"{name}-seed{seed}"
+    pretraining = arm_config(config, name, seed, folder)
+    pretrain(pretraining)
+    results = json.loads((folder / "results.json").read_text())
+    data, efficiency = pretraining.data, pretraining.efficiency
+
+    def features() -> dict[str, Any]:
+        probe = ProbeConfig(
+            folder, data, workers=efficiency.workers, precision=efficiency.precision, seed=seed
+        )
+        return score_encoder(probe)
+
+    def whole() -> dict[str, Any]:
+        flags = [
+            f"--data.root={config.root}", f"--model.image_size={pretraining.model.image_size}",
+            f"--efficiency.precision={efficiency.precision}", f"--seed={seed}",
+            f"--efficiency.workers={efficiency.workers}",
+            f"--optim.batch_size={pretraining.optim.batch_size}",
+        ]  # fmt: skip
+        encoder = folder / "encoder.safetensors"
+        return {
+            "fine_tuned": fine_tuned(
+                encoder, folder / "fine-tuned", config.fine_tune_epochs, flags, "fine-tuned"
+            )
+        }
+
+    scores = _kept(folder / "scores.json", features)
+    if config.fine_tune_epochs:
+        scores |= _kept(folder / f"fine_tuned_{config.fine_tune_epochs:g}.json", whole)
+    return {
+        "images": results["images"],
+        "equivalent_epochs": results["equivalent_epochs"],
+        "compute": results["compute"],
+        "seconds": results["training_seconds"],
+    } | {name: scores[name] for name in SCORES if name in scores}
+
+
+def arm_config(config: QualityConfig, name: str, seed: int, folder: Path) -> PretrainConfig:
+    """Return the config of an arm's pre-training; as it was written, once it has begun."""
+    arm = ARMS[name]
+    begun = stored_config(folder) if (folder / "config.yaml").exists() else None
+    mine = _load(config, arm.flags, seed, folder)
+    epochs = config.epochs * arm.budget
+    if begun is not None:
+        epochs = begun.curriculum.epochs
+    elif arm.images_of is not None:
+        other = _load(config, ARMS[arm.images_of].flags, seed, folder)
+        images = len(open_source(mine.data, "train", mine.model.channels))
+        per_epoch = [
+            make_plan(_budget(each, epochs), images).images / epochs for each in (other, mine)
+        ]
+        epochs *= per_epoch[0] / per_epoch[1]
+    elif arm.time_of is not None:
+        other = _load(config, ARMS[arm.time_of].flags, seed, folder)
+        epochs *= times_faster(mine, other)
+    return _budget(mine, epochs)
+
+
+def times_faster(mine: PretrainConfig, other: PretrainConfig) -> float:
+    """Return how many times faster a step of one config is than another's, at the base size."""
+    steps: dict[str, Callable[[], object]] = {
+        name: training_step(
+            each.model, min(each.optim.batch_size, 32), each.model.image_size, "fp32",
+            choose_device(each.efficiency.device),
+        )
+        for name, each in (("other", other), ("mine", mine))
+    }  # fmt: skip
+    return statistics.median(interleave(steps, 9)["mine"].ratios)
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the arms as Markdown: means over seeds, and their standard deviation."""
+    lines = [
+        "| arm | seeds | images | equivalent epochs | time | kNN | linear | fine-tuned |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    first = next(iter(rows.values()))
+    for name, seeds in rows.items():
+        images, epochs, seconds = (
+            statistics.mean(row[key] for row in seeds)
+            for key in ("images", "equivalent_epochs", "seconds")
+        )
+        times = seconds / statistics.mean(row["seconds"] for row in first)
+        scores = " | ".join(_spread([row[key] for row in seeds if key in row]) for key in SCORES)
+        lines.append(
+            f"| {name} | {len(seeds)} | {images:,.0f} | {epochs:.2f} "
+            f"| {seconds:.0f} s ({times:.2f}x) | {scores} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return "".join(f"{value:.1f}" for value in values) or "-"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def _load(config: QualityConfig, flags: tuple[str, ...], seed: int, folder: Path) -> PretrainConfig:
+    own = [f"--data.root={config.root}", f"--seed={seed}", f"--output.folder={folder}"]
+    return load_config(PretrainConfig, [config.recipe], [*own, *flags, *config.flags])
+
+
+def _budget(config: PretrainConfig, epochs: float) -> PretrainConfig:
+    curriculum = dataclasses.replace(config.curriculum, epochs=epochs)
+    return dataclasses.replace(config, curriculum=curriculum)
+
+
+def _kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a file holds; compute and write it first, if it is not there."""
+    if not path.exists():
+        write_text_atomically(path, json.dumps(compute()))
+    return json.loads(path.read_text())
