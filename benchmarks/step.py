@@ -17,6 +17,8 @@ from typing import Any, Literal
 import torch
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mae_et.config import ModelConfig, OptimConfig
 from mae_et.data import normalise
@@ -140,6 +142,14 @@ def training_step(
     return step
 
 
+def operations(step: Callable[[], object]) -> int:
+    """Return the FLOPs of a step's products, forward and backward."""
+    # The counter does not know fused attention on a CPU; its products are those of the plain form.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
 def wait(device: torch.device) -> None:
     """Wait for a GPU."""
     if device.type == "cuda":
@@ -151,20 +161,26 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
     builders = arms(config)
     # In processes of their own: what one leaves behind would count for the next.
     peaks = {name: peak(build) for name, build in builders.items()} if config.memory else {}
-    speeds = interleave({name: build() for name, build in builders.items()}, config.rounds)
+    steps = {name: build() for name, build in builders.items()}
+    # A compiled step does as many.
+    flops = {name: operations(step) for name, step in steps.items() if "compiled" not in name}
+    speeds = interleave(steps, config.rounds)
     first = next(iter(builders))
-    print("| step | images/s | times the reference | memory |\n|---|---|---|---|")
+    print("| step | images/s | times the reference | FLOPs | memory |\n|---|---|---|---|---|")
     for name, speed in speeds.items():
         memory = (
             f"{peaks[name] / 2**30:.2f} GiB ({peaks[name] / peaks[first]:.2f}x)" if peaks else "-"
         )
+        counted = f"{flops[name] / flops[first]:.3f}x" if name in flops else ""
         print(
-            f"| {name} | {config.batch / speed.median_seconds:.1f} | {speed.ratio()} | {memory} |"
+            f"| {name} | {config.batch / speed.median_seconds:.1f} | {speed.ratio()} | {counted} "
+            f"| {memory} |"
         )
     return {
         name: {
             "images_per_second": config.batch / speed.median_seconds,
             "ratios": speed.ratios,
+            "flops": flops.get(name),
             "memory_bytes": peaks.get(name),
         }
         for name, speed in speeds.items()

@@ -11,6 +11,7 @@ import torch
 from mae_et.benchmarks.quality import SCORES, QualityConfig, arm_config
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
+from mae_et.benchmarks.step import operations
 from PIL import Image
 
 from mae_et import MaskedAutoencoder
@@ -53,7 +54,8 @@ def test_the_plain_reference_has_the_loss_of_the_model() -> None:
 
 @pytest.mark.parametrize("what", ["crop", pytest.param("step", marks=pytest.mark.slow)])
 def test_bench_ends_in_one_line_of_figures(what: str, capsys) -> None:
-    flags = ["--encoder=vit_tiny_patch16_224", "--batch=1", "--rounds=1", "--memory=false"]
+    flags = ["--encoder=vit_tiny_patch16_224", "--batch=1", "--rounds=1", "--memory=false",
+             "--precisions=[fp32]"]  # fmt: skip
     assert main(["bench", what, *flags, "--device=cpu"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
 
@@ -139,6 +141,17 @@ def test_quality_of_an_unknown_arm_is_refused(tmp_path: Path, capsys) -> None:
 
 def _last_line(capsys) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_operations_of_attention_and_of_the_backward_pass_are_counted() -> None:
+    weight = torch.randn(16, 16, requires_grad=True)
+
+    def step() -> None:
+        hidden = (torch.randn(1, 8, 16) @ weight)[:, None]
+        torch.nn.functional.scaled_dot_product_attention(hidden, hidden, hidden).sum().backward()
+
+    # x @ w and its gradient of w; two products of attention, and two gradients of each.
+    assert operations(step) == 2 * 2 * 8 * 16 * 16 + 3 * 2 * 2 * 8 * 8 * 16
 
 
 def test_bench_of_nothing_is_refused(capsys) -> None:
