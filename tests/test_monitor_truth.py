@@ -247,6 +247,8 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
         expect(tag, at, key, rows)
         expect(tag.replace("/", "_by_compute/"), thousandths, key, rows)
     for row in rows:
+        if row.get("spike"):
+            expect("loss/spikes", at, "loss", [row])
         stage = f"stage_{row['stage']}_B{row['bandwidth']}"
         expect(f"loss/{stage}", at, "loss", [row])
         expect(f"loss_by_compute/{stage}", thousandths, "loss", [row])
