@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from mae_et.config import PretrainConfig
-from mae_et.config_files import add_config_arguments, parse_config, plain
+from mae_et.config_files import add_config_arguments, one_sentence, parse_config, plain
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.version import __version__
 
@@ -259,6 +259,22 @@ def compare(arguments: Arguments) -> None:
     print(compare(config_of("compare", arguments)), flush=True)
 
 
+def report(arguments: Arguments) -> None:
+    """Write an HTML file about runs, to open offline: report RUN... [--output report.html]."""
+    from mae_et.report import report
+
+    parser = ArgumentParser(
+        prog="mae-et report", exit_on_error=False, description="Write an HTML file about runs."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="HTML file")
+    try:
+        given = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise UserError(one_sentence(error)) from None
+    _print_json({"report": str(report(given.runs, given.output))})
+
+
 def bench(arguments: Arguments) -> None:
     """Measure speed against a plain reference in one run: bench step, loader, crop or run."""
     from mae_et.benchmarks.command import BENCHMARKS
@@ -303,6 +319,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "export": export,
     "prepare": prepare,
     "compare": compare,
+    "report": report,
     "bench": bench,
     "submit": submit,
     "status": status,

@@ -35,9 +35,8 @@ def compare(config: CompareConfig) -> str:
     Raises:
         UserError: a folder is none.
     """
-    rows = [_row(folder) for folder in config.runs]
-    settings = sorted({key for _, settings, _ in rows for key in settings})
-    varied = [key for key in settings if len({json.dumps(row.get(key)) for _, row, _ in rows}) > 1]
+    rows = [(folder, settings_of(folder), figures_of(folder)) for folder in config.runs]
+    varied = varied_keys([settings for _, settings, _ in rows])
     figures = list(dict.fromkeys(key for _, _, found in rows for key in found))
     head = ["run", *varied, *figures]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -50,23 +49,65 @@ def compare(config: CompareConfig) -> str:
     return table
 
 
-def _row(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Return a folder, its settings by their keys, and its figures."""
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return a run's config by flat keys (`optim.base_lr`), without `output`.
+
+    Raises:
+        UserError: there is no such folder, or its config is damaged.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}")
-    written = folder / "config.yaml"
-    settings = yaml.safe_load(written.read_text(encoding="utf-8")) if written.exists() else {}
+    path = folder / "config.yaml"
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        # No run writes aliases; a few of them can stand for more than fits in memory.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError
+        return _flat(yaml.safe_load(text))
+    except (AttributeError, RecursionError, TypeError, ValueError, yaml.YAMLError):
+        raise UserError(f"{path} is damaged") from None
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    """Return the figures of a run and of what was started from it, as far as they are there.
+
+    Raises:
+        UserError: a file of results is damaged.
+    """
     found = _figures(folder, "")
     for kind in INNER:
         found |= _figures(folder / kind, "" if kind in {"knn", "linear-probe"} else f"{kind} ")
-    return folder, _flat(settings), found
+    return found
+
+
+def table_of(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; empty where there is no file.
+
+    Raises:
+        UserError: it holds no object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError):
+        table = None
+    if not isinstance(table, dict):
+        raise UserError(f"{path} is damaged")
+    return table
+
+
+def varied_keys(settings: list[dict[str, Any]]) -> list[str]:
+    """Return the keys in which configs differ, sorted."""
+    keys = sorted({key for each in settings for key in each})
+    written = {key: {json.dumps(each.get(key), default=str) for each in settings} for key in keys}
+    return [key for key in keys if len(written[key]) > 1]
 
 
 def _figures(folder: Path, prefix: str) -> dict[str, Any]:
-    path = folder / "results.json"
-    if not path.exists():
-        return {}
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = table_of(folder / "results.json")
     return {f"{prefix}{key}": results[key] for key in FIGURES if key in results}
 
 

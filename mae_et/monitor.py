@@ -2,7 +2,7 @@
 
 `metrics.jsonl` is the record; the TensorBoard file is written from the same rows. When a run goes
 on from a checkpoint, rows after it are dropped and the event file is written again from those that
-stay, so that no reader sees a step twice.
+stay, so that no reader sees a step twice; its predecessor stays behind, empty.
 """
 
 import json
@@ -109,7 +109,8 @@ class Monitor:
             key: value if isinstance(value, (bool, int, float)) else str(value)
             for key, value in science(self.config).items()
         }
-        final = {f"final/{k}": v for k, v in results.items() if isinstance(v, (int, float))}
+        # Named so that they stand behind the curves: a point each, for the table of settings.
+        final = {f"summary/{k}": v for k, v in results.items() if isinstance(v, (int, float))}
         # `add_hparams` would open a second run; these three summaries are what it writes.
         file_writer: Any = self.writer.file_writer
         for summary in hparams(settings, final):
@@ -144,8 +145,9 @@ class Monitor:
             if rows and step <= rows[-1]["step"]:
                 self.writer.add_image("reconstructions", read_image(str(path)), step)
         self.writer.flush()
+        # Emptied, not deleted: an open TensorBoard would wait for ever at a file that is gone.
         for path in old:
-            path.unlink()
+            os.truncate(path, 0)
 
     def _scores(self, row: Row) -> None:
         if self.writer is None:

@@ -42,6 +42,7 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_wheel_finds_its_own_configs(unpacked: Path) -> None:
+    assert (unpacked / "mae_et" / "report" / "page.html").is_file()
     where = run(unpacked, "-c", "import mae_et; print(mae_et.__file__)").stdout.strip()
     assert Path(where).is_relative_to(unpacked)
     plan = run(unpacked, "-m", "mae_et", "plan", "--config", "pretrain/vit_b16_etpp", "--json")

@@ -17,13 +17,14 @@ from mae_et.reconstruct import ReconstructConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/slurm.md", "docs/scaling.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/slurm.md", "docs/scaling.md", "docs/monitoring.md")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
 def command_lines() -> list[list[str]]:
     """Return the arguments of every mae-et command in the README and the pages under docs."""
-    text = README + (ROOT / "docs" / "slurm.md").read_text()
+    pages = ("slurm.md", "monitoring.md")
+    text = README + "".join((ROOT / "docs" / page).read_text() for page in pages)
     blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
     shell = "\n".join(blocks)
     joined = shell.replace("\\\n", " ")
@@ -47,7 +48,7 @@ def test_every_command_is_known_and_its_flags_parse(
         assert "#SBATCH --requeue" in capsys.readouterr().out
         assert [path.name for path in tmp_path.iterdir()] == ["my_cluster.yaml"]
         return
-    if words[0] in {"status", "compare"}:  # whose runs are not there
+    if words[0] in {"status", "compare", "report"}:  # whose runs are not there
         assert main(words) == 2
         assert "there is no run folder" in capsys.readouterr().err
         return

@@ -1,0 +1,188 @@
+"""Which curves a report draws, of runs of one kind over each other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mae_et.monitor import Row
+from mae_et.report.charts import Band, Chart, Curve, chart, short
+from mae_et.report.records import Record, number
+
+Place = Callable[[Record, float], float | None]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What curves are drawn against."""
+
+    label: str
+    place: Place
+    """From a run and a step to the place on the axis."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The curves of pre-training runs, or of classifiers."""
+
+    title: str
+    names: list[tuple[str, int]]
+    """Runs and their colours."""
+    notes: list[str]
+    records: list[Record]
+    charts: list[Chart]
+
+
+def groups_of(records: Sequence[Record], colours: dict[str, int]) -> list[Group]:
+    """Return the curves of the pre-training runs, and those of the classifiers."""
+    kinds = {
+        "Pre-training": [record for record in records if not record.is_classifier],
+        "Classifiers": [record for record in records if record.is_classifier],
+    }
+    return [_group(title, found, colours) for title, found in kinds.items() if found]
+
+
+def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
+    compute, clock, images = _compute(records), _clock(records), Axis("images seen", Record.images)
+    draw = _Drawing(records, colours)
+    charts: list[Chart | None] = []
+    if any(record.scores for record in records):
+        charts += [draw.scores("Validation top-1 (%)", axis, "top1") for axis in
+                   (compute, images, clock)]  # fmt: skip
+        charts += [
+            draw.scores("Validation top-5 (%)", compute, "top5"),
+            draw.scores("Validation loss", compute, "loss"),
+        ]
+    charts += [draw.rows("Training loss", axis, "loss") for axis in (compute, clock, images)]
+    charts += [
+        draw.bandwidths(compute) if len(records) > 1 else None,
+        draw.rows("Learning rate", compute, "lr", from_zero=True),
+        draw.rows("Gradient norm", compute, "grad_norm"),
+        draw.rows("Images per second", compute, "images_per_second", from_zero=True),
+        draw.rows("Time spent waiting for data (%)", compute, "data_wait", 100, from_zero=True),
+    ]
+    names = [(record.name, colours[record.name]) for record in records]
+    drawn = [each for each in charts if each is not None]
+    return Group(title, names, _notes(records), records, drawn)
+
+
+def _notes(records: list[Record]) -> list[str]:
+    notes = []
+    if any(len({s.bandwidth for s in r.plan.stages}) > 1 for r in records if r.plan):
+        notes.append(
+            "The training loss is that of the stage's own bandwidth, so it steps where that does: "
+            "stages are compared with themselves, and runs at their ends."
+        )
+    targets = {str(record.settings.get("model.target")) for record in records}
+    if len(targets) > 1:
+        notes.append(f"Losses of different targets ({', '.join(sorted(targets))}) do not compare.")
+    return notes
+
+
+def _compute(records: list[Record]) -> Axis:
+    """Count compute in epochs at the base size where all runs mean the same by it."""
+    plans = [record.plan for record in records if record.plan]
+    epochs = len({(plan.base_cost, plan.dataset_size) for plan in plans}) <= 1
+    units = {record.unit for record in records}
+    if epochs or len(units) > 1:
+        return Axis("compute, in epochs at the base size", Record.epochs)
+    return Axis(f"compute, in {units.pop()}", Record.compute)
+
+
+def _clock(records: list[Record]) -> Axis:
+    longest = max((record.seconds(record.step) or 0.0 for record in records), default=0.0)
+    unit, size = next(
+        (unit, size)
+        for unit, size in (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+        if longest >= 2 * size or size == 1.0
+    )
+
+    def place(record: Record, step: float) -> float | None:
+        seconds = record.seconds(step)
+        return None if seconds is None else seconds / size
+
+    return Axis(f"training time, in {unit}", place)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """Runs that are drawn over each other."""
+
+    records: list[Record]
+    colours: dict[str, int]
+
+    def rows(
+        self, title: str, axis: Axis, key: str, factor: float = 1.0, from_zero: bool = False
+    ) -> Chart | None:
+        """Draw a number of each row of metrics, and of losses mark those that leap."""
+        curves = [self._curve(r, r.rows, axis, key, factor) for r in self.records]
+        marks = _spikes(self.records, axis) if key == "loss" else []
+        return self._chart(title, axis, curves, marks=marks, from_zero=from_zero)
+
+    def scores(self, title: str, axis: Axis, key: str) -> Chart | None:
+        """Draw a validation score, and dashed that of the raw weights, where an average decides."""
+        curves = [self._curve(r, r.scores, axis, key) for r in self.records]
+        raw = [self._curve(r, r.scores, axis, f"raw_{key}", dashed=True) for r in self.records]
+        note = "Dashed: the weights themselves, not their moving average"
+        any_raw = any(curve.points for curve in raw)
+        return self._chart(title, axis, [*curves, *raw], note=note if any_raw else "")
+
+    def bandwidths(self, axis: Axis) -> Chart | None:
+        """Draw the curricula, whole, over each other."""
+        curves = []
+        for record in self.records:
+            stages = record.plan.stages if record.plan else ()
+            edges = [(float(s.start), s.bandwidth) for s in stages]
+            if stages:
+                edges.append((float(stages[-1].start + stages[-1].steps), stages[-1].bandwidth))
+            places = [(axis.place(record, step), float(width)) for step, width in edges]
+            points = [(x, y) for x, y in places if x is not None]
+            curves.append(Curve(record.name, self.colours[record.name], points))
+        return chart("Bandwidth", axis.label, curves, from_zero=True, stairs=True)
+
+    def _curve(
+        self,
+        record: Record,
+        rows: list[Row],
+        axis: Axis,
+        key: str,
+        factor: float = 1.0,
+        dashed: bool = False,
+    ) -> Curve:
+        points, texts = [], []
+        for row in rows:
+            x, y = axis.place(record, row["step"]), number(row, key)
+            if x is not None and y is not None:
+                points.append((x, factor * y))
+                name = f"{record.name}, " if len(self.records) > 1 else ""
+                texts.append(f"{name}step {row['step']:,}: {short(factor * y)}")
+        return Curve(record.name, self.colours[record.name], points, dashed, texts)
+
+    def _chart(self, title: str, axis: Axis, curves: list[Curve], **more: Any) -> Chart | None:
+        bands = _bands(self.records[0], axis) if len(self.records) == 1 else []
+        return chart(title, axis.label, curves, bands, **more)
+
+
+def _spikes(records: list[Record], axis: Axis) -> list[tuple[float, str]]:
+    """Return the places of the rows that were marked as spikes while a run trained."""
+    marks = []
+    for record in records:
+        for row in record.rows:
+            place = axis.place(record, row["step"])
+            if row.get("spike") is True and place is not None:
+                marks.append((place, f"{record.name}: the loss leaps before step {row['step']:,}"))
+    return marks
+
+
+def _bands(record: Record, axis: Axis) -> list[Band]:
+    """Return the stretches of equal bandwidth along an axis, as far as a run has come."""
+    bands: list[Band] = []
+    for stage in record.plan.stages if record.plan else ():
+        start = axis.place(record, stage.start) or 0.0
+        end = axis.place(record, min(stage.start + stage.steps, record.step))
+        if end is None or stage.start >= record.step:
+            break
+        if bands and bands[-1].label == str(stage.bandwidth):
+            bands[-1] = Band(bands[-1].start, end, bands[-1].label)
+        else:
+            bands.append(Band(start, end, str(stage.bandwidth)))
+    return bands if len(bands) > 1 else []

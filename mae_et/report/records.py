@@ -1,0 +1,186 @@
+"""What a report reads of a run folder: whatever is there, of finished runs and of others."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_et.compare import INNER, figures_of, settings_of, table_of
+from mae_et.curriculum import Plan
+from mae_et.errors import UserError
+from mae_et.monitor import SCORES, Row, read_metrics
+
+COMPUTE_UNITS = {"flops": "FLOPs", "area": "pixels"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, as its folder tells of it."""
+
+    folder: Path
+    name: str
+    """What tells it from the other runs of the report."""
+    text: str
+    """Its config, as YAML."""
+    settings: dict[str, Any]
+    """Its config by flat keys such as `optim.base_lr`."""
+    plan: Plan | None
+    rows: list[Row]
+    scores: list[Row]
+    results: dict[str, Any]
+    """Final figures; empty of a run that is not done."""
+    figures: dict[str, Any]
+    """Figures that tell runs apart, also of what was started from it."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done."""
+        return bool(self.results)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it learns from labels."""
+        return "model.mask_ratio" not in self.settings
+
+    @property
+    def step(self) -> int:
+        """Steps done, as far as its rows say."""
+        return int(number(self.rows[-1], "step") or 0) if self.rows else 0
+
+    @property
+    def unit(self) -> str:
+        """What its compute is counted in."""
+        return COMPUTE_UNITS.get(str(self.settings.get("curriculum.cost")), "units")
+
+    @property
+    def share(self) -> float:
+        """Share of the plan's compute that is done, in [0, 1]."""
+        return self.plan.progress(self.step) if self.plan else 0.0
+
+    @property
+    def reached(self) -> dict[str, Any]:
+        """Return the figures, of a run that is not done as far as it has come."""
+        scores = self.scores[-1] if self.scores else {}
+        so_far: dict[str, Any] = {key: number(scores, key) for key in ("top1", "top5")}
+        if self.rows and not self.is_classifier:
+            so_far |= {"loss": number(self.rows[-1], "loss"), "images": self.images(self.step)}
+        if self.rows:
+            so_far["equivalent_epochs"] = self.epochs(self.step)
+            so_far["training_seconds"] = self.seconds(self.step)
+        found = {key: value for key, value in so_far.items() if value is not None} | self.figures
+        if self.is_classifier:
+            found.pop("images", None)  # there it counts those that were scored
+        return found
+
+    def epochs(self, step: float) -> float | None:
+        """Return the compute done after a step, in epochs at the base size."""
+        if self.plan is None:
+            return None
+        return self.plan.progress(int(step)) * self.plan.equivalent_epochs
+
+    def compute(self, step: float) -> float | None:
+        """Return the compute done after a step, in `unit`."""
+        return None if self.plan is None else self.plan.compute_before(int(step))
+
+    def images(self, step: float) -> float | None:
+        """Return the images seen after a step, repeats counted."""
+        return None if self.plan is None else int(step) * self.plan.batch_size
+
+    def seconds(self, step: float) -> float | None:
+        """Return the time trained until the last row at or before a step."""
+        place = bisect_right(self.rows, step, key=lambda row: row["step"])
+        return number(self.rows[place - 1], "seconds") if place else None
+
+
+def read_records(folders: list[Path]) -> list[Record]:
+    """Read run folders.
+
+    Raises:
+        UserError: a folder is none, holds no run, is given twice, or has a file that is damaged.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run folder is given twice")
+    return [_read(*pair) for pair in zip(folders, names_of(folders), strict=True)]
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """Name runs by as much of the ends of their paths as tells them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for mine in parts:
+        length = 2 if mine[-1:] and mine[-1] in INNER else 1  # finetune alone says too little
+        while length < len(mine) and sum(p[-length:] == mine[-length:] for p in parts) > 1:
+            length += 1
+        names.append("/".join(mine[-length:]))
+    return names
+
+
+def number(row: Row, key: str) -> float | None:
+    """Return a row's number, or None where there is none that could be drawn."""
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _read(folder: Path, name: str) -> Record:
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}")
+    if not any((folder / file).exists() for file in ("config.yaml", "metrics.jsonl")):
+        raise UserError(f"{folder} holds no run")
+    config = folder / "config.yaml"
+    return Record(
+        folder,
+        name,
+        config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
+        settings_of(folder),
+        _checked(_plan_of, folder / "plan.json"),
+        _checked(_rows_of, folder / "metrics.jsonl"),
+        _checked(_rows_of, folder / SCORES),
+        table_of(folder / "results.json"),
+        figures_of(folder),
+    )
+
+
+def _checked(read: Callable[[Path], Any], path: Path) -> Any:
+    """Return what a function reads from a file.
+
+    Raises:
+        UserError: it stumbles over the file.
+    """
+    try:
+        return read(path)
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
+        raise e if isinstance(e, UserError) else UserError(f"{path} is damaged") from None
+
+
+def _plan_of(path: Path) -> Plan | None:
+    if not path.exists():
+        return None
+    plan = Plan.from_dict(table_of(path))
+    whole = [plan.base, plan.dataset_size, plan.batch_size]
+    real = [plan.base_cost]
+    for place, stage in enumerate(plan.stages):
+        whole += [stage.index + 1, stage.bandwidth, stage.start + 1, stage.steps]
+        real += [stage.cost, stage.magnitude + 1]
+        if stage.start != sum(before.steps for before in plan.stages[:place]):
+            raise ValueError
+    if not all(isinstance(size, int) and 0 < size < 1e15 for size in whole):
+        raise ValueError
+    if not all(isinstance(size, (int, float)) and 0 < size < 1e30 for size in real):
+        raise ValueError
+    if not plan.stages:
+        raise ValueError
+    return plan
+
+
+def _rows_of(path: Path) -> list[Row]:
+    rows = [row for row in read_metrics(path.parent, path.name) if isinstance(row, dict)]
+    return sorted(
+        (row for row in rows if number(row, "step") is not None), key=lambda row: row["step"]
+    )
