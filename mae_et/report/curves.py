@@ -28,7 +28,6 @@ class Group:
     names: list[tuple[str, int]]
     """Runs and their colours."""
     notes: list[str]
-    records: list[Record]
     charts: list[Chart]
 
 
@@ -62,7 +61,7 @@ def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
     ]
     names = [(record.name, colours[record.name]) for record in records]
     drawn = [each for each in charts if each is not None]
-    return Group(title, names, _notes(records), records, drawn)
+    return Group(title, names, _notes(records), drawn)
 
 
 def _notes(records: list[Record]) -> list[str]:

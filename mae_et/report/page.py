@@ -203,10 +203,12 @@ def _tables(sections: list[Section], groups: list[Group]) -> list[dict[str, Any]
     """Return a table for each group of runs, if there are several runs."""
     if len(sections) < 2:
         return []
-    return [
-        {"title": group.title} | _comparison([s for s in sections if s.record in group.records])
-        for group in groups
-    ]
+    tables = []
+    for group in groups:
+        names = {name for name, _ in group.names}
+        mine = [section for section in sections if section.record.name in names]
+        tables.append({"title": group.title} | _comparison(mine))
+    return tables
 
 
 def _comparison(sections: list[Section]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from mae_et.compare import INNER, figures_of, settings_of, table_of
 from mae_et.curriculum import Plan
 from mae_et.errors import UserError
 from mae_et.monitor import SCORES, Row, read_metrics
-
-COMPUTE_UNITS = {"flops": "FLOPs", "area": "pixels"}
+from mae_et.plan_table import COMPUTE_UNITS
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Record:
     @property
     def is_classifier(self) -> bool:
         """Whether it learns from labels."""
-        return "model.mask_ratio" not in self.settings
+        return "model.backbone" in self.settings or bool(self.scores)
 
     @property
     def step(self) -> int:
@@ -61,7 +60,7 @@ class Record:
 
     @property
     def reached(self) -> dict[str, Any]:
-        """Return the figures, of a run that is not done as far as it has come."""
+        """The figures, of a run that is not done as far as it has come."""
         scores = self.scores[-1] if self.scores else {}
         so_far: dict[str, Any] = {key: number(scores, key) for key in ("top1", "top5")}
         if self.rows and not self.is_classifier:
