@@ -46,7 +46,7 @@ test-all: lint
 # Everything that can go wrong is made to go wrong (docs/reliability.md); bounded, see FAULT_LIMIT.
 FAULT_LIMIT = 30m
 test-faults: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -rs tests/faults
+	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rs tests/faults
 
 # What the tests of jobs need: a SLURM of Debian's, which starts nothing by itself. Without it they skip.
 SLURM_PACKAGES = slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core

@@ -53,9 +53,10 @@ class _Watch:
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
-        for child in multiprocessing.active_children():
-            child.kill()  # loader processes; they may hang too
         time.sleep(PEERS_SECONDS)
+        # Loader processes may hang too. Their end wakes the main thread, so it comes last.
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(EXIT_STATUS)
 
 

@@ -83,7 +83,8 @@ def start(folder: Path, fault: str, *flags: str, processes: int = 1, before=None
 def run(folder: Path, fault: str, *flags: str, processes: int = 1, before=None) -> tuple[int, str]:
     """Return the exit status of the main process and what it said, once all have ended."""
     started = start(folder, fault, *flags, processes=processes, before=before)
-    return [one.end() for one in started][0]
+    first, *_ = [one.end() for one in started]
+    return first
 
 
 def same_weights(folder: Path, other: Path) -> bool:

@@ -49,7 +49,7 @@ def outcome(read: Read, path: Path, good: object) -> str:
 
 
 def sweep(path: Path, read: Read, flips: int) -> Counter[str]:
-    """Flip random bits one at a time, half of them at the file's two ends, and read it each time."""
+    """Flip random bits one at a time, half of them at the file's ends, and read it each time."""
     good, size, chance = read(path), path.stat().st_size, random.Random(0)
     seen: Counter[str] = Counter()
     for number in range(flips):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launch import QUIET, run, same_weights
 
-from mae_et.checkpoint import list_checkpoints, newest_checkpoint
+from mae_et.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
 from mae_et.monitor import read_metrics
 
 
@@ -74,6 +74,25 @@ def test_on_a_full_disk_a_run_ends_in_a_sentence_and_goes_on_when_there_is_room(
     print(f"\nfull at {', '.join(ended)}")
 
 
+@pytest.mark.parametrize("limit", [1, 64, 5000, 32_768, 100_000, 300_000])
+def test_a_checkpoint_that_has_no_room_says_why_wherever_it_is_cut_off(tmp_path, limit) -> None:
+    """Torch itself tells of sums that differ; the one before stays."""
+    from test_checkpoint import state
+
+    save_checkpoint(tmp_path, state(1), "seed: 0", {"plan": 1})
+    second = state(2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(tmp_path, second, "seed: 0", {"plan": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+    assert newest_checkpoint(tmp_path)["step"] == 1
+
+
+@pytest.mark.faults
 def test_a_file_that_may_not_grow_is_told_of_and_the_last_checkpoint_stays(tmp_path) -> None:
     """A quota on the size of a file, which needs no file system of its own."""
     folder = tmp_path / "run"

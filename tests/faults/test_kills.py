@@ -96,7 +96,9 @@ class Strike:
         self._at(Monitor, name, lambda monitor: next(calls) >= rows)
 
     def at_a_random_moment(self) -> None:
-        """Wherever it is by then, at work or at rest."""
+        """Wherever it is by then, at work or at rest; a few steps on at the latest."""
+        self.step += 8
+        self.in_a_step()
         signal.signal(signal.SIGALRM, lambda *_: kill())
         signal.setitimer(signal.ITIMER_REAL, self.chance.uniform(0.02, 0.8))
 
@@ -136,15 +138,15 @@ def attempt(config: PretrainConfig, strike: Strike, place: str) -> int:
 def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
     """Bit for bit: weights, optimizer, encoder, and every row's loss; no row twice, none missing.
 
-    Four in five kills are aimed (in a step, within a checkpoint's bytes, between it and its name,
-    in a line of the log, while files are written again at a start), the others come by the clock;
-    the two changes of stage are aimed at by themselves.
+    Six in seven kills are aimed (in a step, within a checkpoint's bytes, between it and its name,
+    before the older ones are deleted, in a line of the log, while files are written again at a
+    start), the others come by the clock. Both changes of stage are aimed at.
     """
     torch.set_num_threads(1)
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def config(name: str, *flags: str) -> PretrainConfig:
-        shared = ["--curriculum.epochs=60", f"--output.checkpoint_every={EVERY}", *flags]
+        shared = ["--curriculum.epochs=14", f"--output.checkpoint_every={EVERY}", *flags]
         where = f"--output.folder={tmp_path / name}"
         return load_config(PretrainConfig, [tmp_path / "tiny.yaml"], [*shared, where])
 
@@ -161,19 +163,19 @@ def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path
         assert step >= (resumed[-1] if resumed else 0)  # nothing that was saved is lost
         resumed.append(step)
         place = PLACES[number % len(PLACES)]
-        # Runs that are killed at each turn must come to their end all the same.
-        target = min(step + chance.randint(1, 6), plan.steps - 1)
-        ahead = [change for change in changes if step < change <= step + 8]
-        if ahead and place in {"in_a_step", "in_a_checkpoint", "in_a_row_of_the_log"}:
-            target = ahead[0]
+        # Spread over the whole run; where a change of stage is near, at it.
+        target = max(step + chance.randint(1, 3), plan.steps * (number + 1) // (KILLS + 1))
+        ahead = [change for change in changes if abs(change - target) < 3]
+        target = min(ahead[0] if ahead else target, plan.steps - 1)
         workers = f"--efficiency.workers={int(number % 10 == 9)}"
         code = attempt(config("killed", workers), Strike(target, chance), place)
-        assert code == -signal.SIGKILL, (place, code)  # 0: it came to its end before it was struck
+        # 0: it came to its end before it was struck
+        assert code == -signal.SIGKILL, (number, place, step, target, code)
         kills[place] += 1
     done = pretrain(config("killed"))
     assert sum(kills.values()) == KILLS
     assert min(kills[place] for place in PLACES) >= KILLS // len(PLACES)
-    assert resumed[-1] > changes[-1]  # all stages were killed in
+    assert resumed[-1] >= changes[-1]  # it was killed in every stage
     assert same_weights(done, clean)
     encoders = [(folder / "encoder.safetensors").read_bytes() for folder in (done, clean)]
     assert encoders[0] == encoders[1]
