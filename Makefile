@@ -1,12 +1,13 @@
 # make demo: set up, then pre-train and probe a small model on embedded data (minutes, two CPU cores)
 # make test: set up, lint, and run the tests that CI runs      make test-all: the slow ones too
+# make test-faults: kills, full disks, flipped bits, hangs (docs/reliability.md)
 # make slurm-deps: install SLURM (as root), so that the tests of jobs run too
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-all slurm-deps lint format tensorboard clean
+.PHONY: demo test test-all test-faults slurm-deps lint format tensorboard clean
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,10 +38,15 @@ format: $(VENV)/.ready-dev
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test: lint
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not faults'
 
 test-all: lint
-	$(PYTEST)
+	$(PYTEST) -m 'not faults'
+
+# Everything that can go wrong is made to go wrong (docs/reliability.md); bounded, see FAULT_LIMIT.
+FAULT_LIMIT = 30m
+test-faults: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rs tests/faults
 
 # What the tests of jobs need: a SLURM of Debian's, which starts nothing by itself. Without it they skip.
 SLURM_PACKAGES = slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core

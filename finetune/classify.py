@@ -10,6 +10,7 @@ import copy
 import itertools
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save as safetensors_bytes
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from mae_et.checkpoint import (
     newest_checkpoint,
     set_aside_newer,
 )
+from mae_et.checksums import sealed_safetensors
 from mae_et.config import duration_in_steps
 from mae_et.config_files import to_yaml
 from mae_et.curriculum import Curriculum, Plan, PlannedStage
@@ -46,6 +47,7 @@ from mae_et.failures import told_in_a_sentence
 from mae_et.fitting import fit_micro_batch
 from mae_et.folders import classes_without_images
 from mae_et.frequency import low_frequency_crop
+from mae_et.hang import ended_when_it_hangs
 from mae_et.loading import training_batches, worker_count
 from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
@@ -54,7 +56,7 @@ from mae_et.order import micro_batch_size, sample_seed
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast, autocast_dtype
 from mae_et.run import Run, wrap
-from mae_et.same_run import check_same_data, check_same_run
+from mae_et.same_run import as_many_processes, check_same_data, check_same_run, origin_of
 from mae_et.signals import StopFlag, stop_signals
 from mae_et.step import update
 from mae_et.weights import mae_layout
@@ -75,9 +77,10 @@ def classify(config: ClassifierConfig) -> dict[str, Any]:
             process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    world = distributed.start(config.efficiency.device)
+    patience = config.efficiency.step_timeout
+    world = distributed.start(config.efficiency.device, patience)
     try:
-        with told_in_a_sentence(), stop_signals() as stopped:
+        with told_in_a_sentence(), ended_when_it_hangs(patience), stop_signals() as stopped:
             _classify(config, world, stopped)
     finally:
         distributed.stop(world)
@@ -108,7 +111,14 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     if finished:
         return
     data = open_data(config)
-    check_same_data(config, saved, len(data.train))
+    origin = origin_of(data.train, world)
+    check_same_data(config, saved, len(data.train), origin)
+    if saved and not as_many_processes(saved, world):
+        warnings.warn(
+            "this run goes on with another number of processes: the samples stay the same, but "
+            "mixing and drop path are drawn anew for each process",
+            stacklevel=1,
+        )
     torch.manual_seed(config.seed)
     network = build_network(config, saved, data.classes)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, network, len(data.train))
@@ -116,6 +126,7 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     sizes = {sides_of(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}
     check_sizes(network, sizes, config.model.channels)
     run = prepare(config, network, plan, world, saved)
+    run.origin = origin
     del saved
     view = LabelledView(
         data.train, config.data, config.recipe, plan, config.seed, config.model.image_size,
@@ -384,5 +395,5 @@ def write_weights(run: Run, path: Path) -> None:
     average: Any = run.state.average
     network: Any = run.state.model if average is None else average.module
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    content = safetensors_bytes(tensors, {"format": "pt"})
+    content = sealed_safetensors(tensors, {"format": "pt"})
     write_atomically(path, lambda temporary: temporary.write_bytes(content))

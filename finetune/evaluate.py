@@ -25,6 +25,7 @@ from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.folders import classes_without_images
+from mae_et.hang import beat
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.precision import autocast, autocast_dtype
 from mae_et.weights import load_weights, mae_layout, read_file
@@ -79,6 +80,7 @@ def score(
     network.eval()
     with batches_of(eval_loader(mine, batch_size, workers)) as batches:
         for pictures, labels in batches:
+            beat()
             pixels = normalise(pictures.to(world.device), data.mean, data.std)
             with autocast(dtype, world.device):
                 logits = network(pixels)

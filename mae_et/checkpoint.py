@@ -13,13 +13,14 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from mae_et.atomic import write_atomically
+from mae_et.checksums import check_archive, is_whole_archive, seal_archive, sealed_safetensors
+from mae_et.errors import UserError
 from mae_et.sharding import (
     restore_optimizer,
     restore_weights,
@@ -86,18 +87,52 @@ class TrainState:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState | dict[str, Any], config: str, plan: dict[str, Any]
+    folder: Path,
+    state: TrainState | dict[str, Any],
+    config: str,
+    plan: dict[str, Any],
+    origin: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint of a state (or its `to_dict`), its config (YAML) and plan.
+    """Write a checkpoint of a state (or its `to_dict`), its config (YAML), plan and origin.
 
     Returns:
         The path.
     """
     whole = state.to_dict() if isinstance(state, TrainState) else state
     path = folder / f"step-{whole['step']:08d}.pt"
-    payload = {"format": FORMAT, "config": config, "plan": plan, **whole}
-    write_atomically(path, lambda temporary: torch.save(payload, temporary))
+    payload = {"format": FORMAT, "config": config, "plan": plan, "origin": origin, **whole}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            told = _Told(file)
+            try:
+                torch.save(payload, told)  # type: ignore[arg-type]
+            except RuntimeError:
+                if told.failure is None:
+                    raise
+                raise told.failure from None
+        seal_archive(temporary)
+
+    write_atomically(path, write)
     return path
+
+
+class _Told:
+    """A file that keeps why it could not be written to: torch says only that its own sums differ.
+
+    Given a path instead, it says no more.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.flush = file, file.flush
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -114,11 +149,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or is no checkpoint of this format.
     """
     try:
-        # torch writes a zip archive with a checksum for each tensor, but does not check it.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{path} is damaged: {damaged} does not match its checksum")
+        if not check_archive(path):
+            _check_entries(path)
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except ValueError:
         raise
@@ -129,6 +161,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
     return payload
+
+
+def _check_entries(path: Path) -> None:
+    """Check a file of an older version: torch wrote a checksum of each tensor, and checks none."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None or not is_whole_archive(path):
+        raise ValueError(f"{path} is damaged: {damaged or 'its end'} does not match its checksum")
 
 
 def what_it_holds(error: pickle.UnpicklingError) -> str:
@@ -154,10 +194,27 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def set_aside_newer(folder: Path, step: int) -> None:
-    """Rename the checkpoints after a step, which did not load, so that they are counted no more."""
+    """Rename the checkpoints after a step, which did not load, so that they are counted no more.
+
+    Raises:
+        UserError: one loads, so another process has saved it since this one looked.
+    """
     for path in list_checkpoints(folder):
         if checkpoint_step(path) > step:
+            if _loads(path):
+                raise UserError(
+                    f"another process has gone on with the run in {folder.parent} since this one "
+                    f"read step {step}: {path.name} is there; start again"
+                )
             path.rename(path.with_name(f"{path.name}.damaged"))
+
+
+def _loads(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except ValueError:
+        return False
+    return True
 
 
 def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> None:
@@ -181,12 +238,10 @@ def checkpoint_step(path: Path) -> int:
 def export_encoder(encoder: nn.Module, path: Path, model: str) -> None:
     """Write an encoder as safetensors with timm's names: it loads in plain timm, strictly.
 
-    The model's config (JSON) goes with it, for heads leave no trace in weights. It is the only
-    entry of the metadata, whose order in the file is not fixed: equal weights, equal bytes.
+    The model's config (JSON) goes with it, for heads leave no trace in weights, and a checksum.
     """
     tensors: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
     }
-    write_atomically(
-        path, lambda file: file.write_bytes(safetensors_bytes(tensors, {MODEL_KEY: model}))
-    )
+    content = sealed_safetensors(tensors, {MODEL_KEY: model})
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))

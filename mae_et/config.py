@@ -351,6 +351,9 @@ class EfficiencyConfig:
     workers: int | None = None
     """Loader processes per training process; 0 loads in the training process; by default a
     process's share of the cores, at most 16."""
+    step_timeout: float | None = 1800
+    """Seconds without a finished step (or scored batch) after which a process writes down where its
+    threads stand and ends with status 75; null waits for ever."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -370,6 +373,10 @@ class EfficiencyConfig:
         )
         _require(
             self.workers is None or self.workers >= 0, "efficiency.workers must not be negative"
+        )
+        _require(
+            self.step_timeout is None or self.step_timeout > 0,
+            "efficiency.step_timeout must be positive, or null",
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_et.errors import UserError
+
+PATIENCE_MARGIN = 300
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,13 @@ def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.devi
     return torch.device("cuda", local)
 
 
-def start(device: Literal["auto", "cpu", "cuda"] = "auto") -> World:
+def start(device: Literal["auto", "cpu", "cuda"] = "auto", patience: float | None = None) -> World:
     """Join the processes that torchrun (or any launcher that sets RANK and WORLD_SIZE) started.
+
+    Args:
+        device: see `choose_device`.
+        patience: seconds that one waits for the others, plus a margin in which a process that
+            watches over itself reports first; torch's own by default.
 
     Raises:
         UserError: CUDA is asked for and there is none.
@@ -57,7 +65,9 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto") -> World:
         return World(0, 1, chosen)
     if not dist.is_initialized():
         # What is agreed on goes over the CPU, so that no process waits for its GPU to ask.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        wait = None if patience is None else timedelta(seconds=patience + PATIENCE_MARGIN)
+        dist.init_process_group(backend, timeout=wait)
     return World(dist.get_rank(), size, chosen)
 
 

@@ -1,5 +1,6 @@
 """Failures of the machine, told in a sentence."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,15 @@ _PEER_LOST = re.compile(
     r"gloo.*(Connection|Read error|Write error|Timed out)|NCCL.*(remote|timeout|unhandled)", re.I
 )
 
+_NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """Turn exhausted memory and dead processes into a sentence that says what to do.
+    """Turn exhausted memory, full disks and dead processes into a sentence that says what to do.
 
     Raises:
-        RunFailed: memory ran out, or a loader process died.
+        RunFailed: memory or the disk ran out, or a loader process died.
         PeerLost: another training process is gone.
     """
     try:
@@ -28,6 +31,14 @@ def told_in_a_sentence() -> Iterator[None]:
         raise
     except torch.OutOfMemoryError:
         raise RunFailed("out of GPU memory: lower efficiency.micro_batch (batch_size)") from None
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        what = error.filename or "the run's files"
+        raise RunFailed(
+            f"cannot write {what}: {error.strerror}; what was saved is kept, and once there is "
+            "room the same command goes on from there"
+        ) from error
     except RuntimeError as error:
         if _PEER_LOST.search(" ".join(str(error).split())):
             raise PeerLost(

@@ -14,6 +14,7 @@ from mae_et.config import duration_in_steps
 from mae_et.config_files import to_yaml
 from mae_et.curriculum import PlannedStage
 from mae_et.errors import Interrupted
+from mae_et.hang import beat
 from mae_et.monitor import Monitor, Row
 from mae_et.optim import set_schedule
 from mae_et.run import Run
@@ -64,12 +65,14 @@ def steps(
         for duration in (output.log_every, output.checkpoint_every, output.keep_every)
     )
     window = Window(world.device)
+    beat()
     while state.step < plan.steps:
         stage = plan.at(state.step)
         set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
         micro_batches = window.timed(islice(batches, run.accumulation(stage)))
         window.add(*step(run, stage, micro_batches))
         state.step += 1
+        beat()
 
         last = state.step == plan.steps
         stopping = distributed.agree(stopped.signal is not None, world) and not last
@@ -79,6 +82,7 @@ def steps(
         row = window.close(run, stage) if due else None
         with window.paused():
             yield Moment(stage, row, saving, last, stopping)
+        beat()
         if stopping:
             distributed.barrier(world)
             raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.folder))
@@ -95,7 +99,7 @@ def save(run: Run, monitor: Monitor | None) -> None:
     monitor.flush()
     output, plan = run.config.output, run.plan
     folder = output.folder / "checkpoints"
-    save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict())
+    save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.origin)
     every = output.keep_every
     keep_every = None if every is None else duration_in_steps(every, plan.steps)
     prune_checkpoints(folder, output.keep_last, keep_every)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,8 @@ class Monitor:
         tags = TAGS | {"loss_of_stage": f"loss/stage_{row['stage']}_B{row['bandwidth']}"}
         compute = round(1000 * row["equivalent_epochs"])
         for key, tag in tags.items():
-            value = row["loss"] if key == "loss_of_stage" else row[key]
-            if value is None:
+            value = row.get("loss" if key == "loss_of_stage" else key)
+            if not isinstance(value, (int, float)):  # not measured, or lost to a damaged disk
                 continue
             self.writer.add_scalar(tag, value, row["step"], walltime=when)
             by_compute = tag.replace("/", "_by_compute/")
@@ -183,16 +184,27 @@ class Monitor:
 
 
 def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
-    """Return the rows of a run's metrics (or scores); a half-written last line is left out."""
+    """Return the rows of a run's metrics (or scores).
+
+    A half-written last line is left out, and a damaged one before it, with a warning.
+    """
     path = folder / name
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    rows, damaged = [], []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:  # no JSON, or no text
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number < len(lines):
+            damaged.append(number)
+    if damaged:
+        told = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        warnings.warn(f"{path} is damaged: left out line {told}", stacklevel=2)
     return rows
 
 

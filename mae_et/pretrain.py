@@ -38,6 +38,7 @@ from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
+from mae_et.hang import ended_when_it_hangs
 from mae_et.loading import training_batches
 from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
@@ -50,7 +51,7 @@ from mae_et.panels import picture, reconstruction_panels
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast_dtype
 from mae_et.run import Run, wrap
-from mae_et.same_run import check_same_data, check_same_run
+from mae_et.same_run import check_same_data, check_same_run, origin_of
 from mae_et.sharding import shard, whole_weights
 from mae_et.signals import StopFlag, stop_signals
 from mae_et.step import reconstruction_loss, train_step
@@ -69,9 +70,10 @@ def pretrain(config: PretrainConfig) -> Path:
             process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    world = distributed.start(config.efficiency.device)
+    patience = config.efficiency.step_timeout
+    world = distributed.start(config.efficiency.device, patience)
     try:
-        with told_in_a_sentence(), stop_signals() as stopped:
+        with told_in_a_sentence(), ended_when_it_hangs(patience), stop_signals() as stopped:
             return _pretrain(config, world, stopped)
     finally:
         distributed.stop(world)
@@ -88,9 +90,11 @@ def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
         return folder
     curriculum = curriculum_of(config)  # refused before the data are looked for
     source = open_source(config.data, "train", config.model.channels)
-    check_same_data(config, saved, len(source))
+    origin = origin_of(source, world)
+    check_same_data(config, saved, len(source), origin)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)
     run, model = prepare(config, plan, world, saved)
+    run.origin = origin
     del saved
     view = TrainView(source, config.data, plan, config.model.patch, config.seed, config.crop.method)
     with training_batches(run, view) as loaded:
@@ -259,8 +263,8 @@ def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor) -> None:
     export_encoder(model.encoder, folder / "encoder.safetensors", description)
     rows = read_metrics(folder)
     results = {
-        "loss": rows[-1]["loss"],
-        "loss_at_first": rows[0]["loss"],
+        "loss": rows[-1].get("loss") if rows else None,
+        "loss_at_first": rows[0].get("loss") if rows else None,
         "steps": plan.steps,
         "images": plan.images,
         "equivalent_epochs": plan.equivalent_epochs,

@@ -1,7 +1,7 @@
 """A run: what its steps need, of which only the state changes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Run:
     """Autocast dtype; None for float32."""
     micro_batch: Callable[[int], int]
     """From a bandwidth to the images of one forward pass."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What the numbers come from beside the config: see `same_run.origin_of`."""
 
     def accumulation(self, stage: PlannedStage) -> int:
         """Return the micro-batches of one step."""

@@ -1,9 +1,17 @@
 """Refuse to go on in a run folder with other numbers than those of the run in it."""
 
+import hashlib
 from typing import Any
 
+import numpy as np
+
 from mae_et.config_files import config_from_text, science
+from mae_et.datasets import Source
+from mae_et.distributed import World
 from mae_et.errors import UserError
+from mae_et.folders import Files
+from mae_et.prepared import PreparedFiles
+from mae_et.shards import TarShards
 
 
 def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) -> None:
@@ -33,15 +41,65 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
             )
 
 
-def check_same_data(config: Any, saved: dict[str, Any] | None, images: int) -> None:
-    """Compare the number of images with that of the folder's checkpoint.
+def origin_of(source: Source, world: World) -> dict[str, Any]:
+    """Return what a run's numbers come from beside its config: its data, and how many processes."""
+    return {"data": fingerprint(source), "processes": world.size}
+
+
+def fingerprint(source: Source) -> str:
+    """Return a hash of the number, names and labels of a source's images, in their order.
+
+    Names are relative to the root, so that data may move. Contents are not read, except where
+    prepared shards have checksums of them.
+    """
+    digest = hashlib.sha256(repr((len(source), list(source.classes))).encode())
+    inner: Any = getattr(source, "inner", None)
+    if isinstance(inner, Files):
+        arrays = [inner.names, inner.labels]
+    elif isinstance(inner, TarShards):
+        digest.update(repr([path.name for path in inner.paths]).encode())
+        arrays = [inner.places]
+    elif isinstance(inner, PreparedFiles):
+        arrays = [inner.rows]
+    else:  # sets that are numbered, not named
+        arrays = []
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def check_same_data(
+    config: Any, saved: dict[str, Any] | None, images: int, origin: dict[str, Any]
+) -> None:
+    """Compare data and processes with those of the folder's checkpoint.
+
+    Without replay the samples of a step do not depend on the number of processes.
 
     Raises:
-        UserError: they differ.
+        UserError: the images are others, or other images would be replayed.
     """
-    if saved is not None and saved["plan"]["dataset_size"] != images:
+    if saved is None:
+        return
+    folder, before = config.output.folder, saved.get("origin") or {}
+    if saved["plan"]["dataset_size"] != images:
         raise UserError(
-            f"{config.output.folder} holds a checkpoint of another run: the data had "
+            f"{folder} holds a checkpoint of another run: the data had "
             f"{saved['plan']['dataset_size']} images and now have {images}; give another "
             "output.folder"
         )
+    if before.get("data", origin["data"]) != origin["data"]:
+        raise UserError(
+            f"{folder} holds a checkpoint of another run: the data have as many images, but under "
+            "other names, labels or in another order; give another output.folder"
+        )
+    if config.data.replay and before.get("processes", origin["processes"]) != origin["processes"]:
+        raise UserError(
+            f"{folder} holds a checkpoint of {before['processes']} processes, asked to go on "
+            f"with {origin['processes']}: each replays what it loaded itself (data.replay), so "
+            "other images would be used again; start as many processes"
+        )
+
+
+def as_many_processes(saved: dict[str, Any], world: World) -> bool:
+    """Return whether there are as many processes as when a checkpoint was saved, if it says so."""
+    return (saved.get("origin") or {}).get("processes", world.size) == world.size

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mae_et.checkpoint import MODEL_KEY, first_sentence, newest_checkpoint, what_it_holds
+from mae_et.checksums import Damaged, check_archive, check_safetensors
 from mae_et.config import ModelConfig, PretrainConfig, Target
 from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
@@ -178,9 +179,12 @@ def read_file(path: Path) -> dict[str, Any]:
             is_pickle = file.read(2) in {b"PK", b"\x80\x02"}
         if not is_pickle:
             return _read_safetensors(path)
+        check_archive(path)
         # Training checkpoints of MAE carry their arguments; both classes are plain holders.
         with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged as error:
+        raise UserError(str(error)) from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: {what_it_holds(error)}") from None
     except Exception as error:  # damaged files raise what they please
@@ -192,6 +196,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     """Read tensors, and, where our key is in the metadata, the config of their model."""
+    check_safetensors(path)
     with safe_open(path, framework="pt") as file:
         described = (file.metadata() or {}).get(MODEL_KEY)
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

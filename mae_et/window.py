@@ -119,19 +119,21 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def summarise_stages(rows: list[Row], plan: Plan) -> list[dict[str, float]]:
+def summarise_stages(rows: list[Row], plan: Plan) -> list[dict[str, float | None]]:
     """Return bandwidth, images, last loss, images per second and compute of each stage of a run."""
     summary = []
     for stage in plan.stages:
-        mine = [row for row in rows if row["stage"] == stage.index]
-        images = sum(row["window_steps"] for row in mine) * plan.batch_size
-        seconds = sum(row["window_seconds"] for row in mine)
+        mine = [row for row in rows if row.get("stage") == stage.index]
+        images = stage.steps * plan.batch_size
+        seen = sum(row.get("window_steps", 0) for row in mine) * plan.batch_size
+        seconds = sum(row.get("window_seconds", 0.0) for row in mine)
         summary.append(
             {
                 "bandwidth": stage.bandwidth,
                 "images": images,
-                "loss": mine[-1]["loss"],
-                "images_per_second": round(images / seconds, 1),
+                # None where the rows were lost, to a damaged disk.
+                "loss": mine[-1].get("loss") if mine else None,
+                "images_per_second": round(seen / seconds, 1) if seconds else None,
                 "compute": stage.cost * images,
             }
         )

@@ -128,11 +128,11 @@ def test_killed_while_it_writes_a_checkpoint_the_one_before_is_taken(
         torch.set_num_threads(1)
         real = torch.save
 
-        def half(payload, path):
-            real(payload, path)
+        def half(payload, file):
+            real(payload, file)
             if payload["step"] == 10:
-                with open(path, "r+b") as file:  # noqa: PTH123
-                    file.truncate(1000)
+                file.flush()
+                file.file.truncate(1000)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         torch.save = half

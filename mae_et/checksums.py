@@ -1,0 +1,132 @@
+"""Checksums inside the files that they are of, so that file and checksum cannot come apart.
+
+A flipped bit in a zip archive can pass the archive's own CRC-32: entries are covered, the directory
+that says where they lie is not. So a SHA-256 of the whole file is written as the archive's comment,
+which every reader of zip files skips; `head -c -71 FILE | sha256sum` computes it again. safetensors
+has no checksum; there it is an entry of the metadata, computed with zeros in its own place.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+_TAG = b"sha256:"
+_COMMENT = len(_TAG) + 64
+# The last record of a zip archive: its signature, its length, and its last field, that of the
+# comment behind it.
+_END, _END_LENGTH = b"PK\x05\x06", 22
+
+DIGEST_KEY = "mae_et.sha256"
+_ZEROS = "0" * 64
+
+
+class Damaged(ValueError):
+    """A file that does not match its checksum."""
+
+
+def seal_archive(path: Path) -> None:
+    """Write the SHA-256 of an archive without a comment (as `torch.save` makes it) as its comment.
+
+    Raises:
+        ValueError: the file does not end as such an archive does.
+    """
+    with path.open("rb+") as file:
+        if not _ends_without_comment(file):
+            raise ValueError(f"{path} is not an archive without a comment")
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", _COMMENT))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(_TAG + digest.encode("ascii"))
+
+
+def check_archive(path: Path) -> bool:
+    """Compare an archive with the checksum in its comment.
+
+    Returns:
+        Whether there is one: archives of older versions, and of other programs, have none.
+
+    Raises:
+        Damaged: it does not match.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _COMMENT))
+        comment = file.read()
+        if not comment.startswith(_TAG):
+            return False
+        file.seek(0)
+        digest = hashlib.sha256()
+        left = size - _COMMENT
+        while left and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+    if comment != _TAG + digest.hexdigest().encode("ascii"):
+        raise Damaged(f"{path} is damaged: it does not match its checksum")
+    return True
+
+
+def is_whole_archive(path: Path) -> bool:
+    """Return whether a file ends as an archive without a comment does: nothing is cut off."""
+    with path.open("rb") as file:
+        return _ends_without_comment(file)
+
+
+def _ends_without_comment(file: BinaryIO) -> bool:
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - _END_LENGTH))
+    end = file.read()
+    return len(end) == _END_LENGTH and end.startswith(_END) and end.endswith(b"\0\0")
+
+
+def sealed_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return tensors as a safetensors file with its own SHA-256 in the metadata.
+
+    Equal tensors and metadata give equal bytes: the order of the metadata is that of their names.
+    """
+    plain = safetensors_bytes(tensors)
+    length = int.from_bytes(plain[:8], "little")
+    entries = json.loads(plain[8 : 8 + length])
+    described = dict(sorted((metadata | {DIGEST_KEY: _ZEROS}).items()))
+    header = json.dumps({"__metadata__": described} | entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8 bytes
+    content = len(header).to_bytes(8, "little") + header + plain[8 + length :]
+    digest = hashlib.sha256(content).hexdigest()
+    sealed = header.replace(_ZEROS.encode(), digest.encode(), 1)
+    return content[:8] + sealed + content[8 + len(header) :]
+
+
+def check_safetensors(path: Path) -> bool:
+    """Compare a safetensors file with the checksum in its metadata.
+
+    Returns:
+        Whether there is one: files of older versions, and of other programs, have none.
+
+    Raises:
+        Damaged: it does not match.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        header = file.read(min(length, path.stat().st_size))
+        try:
+            described = json.loads(header).get("__metadata__", {})
+        except (ValueError, AttributeError):
+            return False  # no such file at all, as whoever reads it will say
+        if DIGEST_KEY not in described:
+            return False
+        written = str(described[DIGEST_KEY])
+        digest = hashlib.sha256(start)
+        digest.update(header.replace(written.encode(), _ZEROS.encode(), 1))
+        while part := file.read(1 << 20):
+            digest.update(part)
+    if digest.hexdigest() != written:
+        raise Damaged(f"{path} is damaged: it does not match its checksum")
+    return True

@@ -1,0 +1,127 @@
+"""`python driver.py FAULT COMMAND ...`: the command line of mae-et, with one fault put in it.
+
+A fault reads NAME or NAME:key=value,...; `rank` (any) and `step` (0) say where it strikes. It is
+put into this process alone: launched by torchrun, each process has its own.
+"""
+
+import ctypes
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def main(fault: str, arguments: list[str]) -> int:
+    """Run the command line with a fault in it."""
+    name, _, rest = fault.partition(":")
+    facts = dict(pair.split("=") for pair in rest.split(",") if pair)
+    if facts.pop("rank", None) in {None, os.environ.get("RANK", "0")}:
+        FAULTS[name](**facts)
+    from mae_et.cli import main as command_line
+
+    return command_line(arguments)
+
+
+def at_step(step: int, strike) -> None:
+    """Call `strike` instead of a step of pre-training, which then goes on."""
+    module = importlib.import_module("mae_et.pretrain")
+    real = module.train_step
+
+    def struck(run, *rest):
+        if run.state.step == step:
+            strike()
+        return real(run, *rest)
+
+    module.train_step = struck
+
+
+def hang(step: str) -> None:
+    """Wait for ever in C, where no handler of Python's runs."""
+    at_step(int(step), lambda: ctypes.CDLL(None).sleep(10_000))
+
+
+def die(step: str) -> None:
+    """Be killed, as by the kernel when memory runs out."""
+    at_step(int(step), lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def lose_worker(step: str) -> None:
+    """Have a loader process killed by somebody else."""
+    at_step(int(step), lambda: multiprocessing.active_children()[0].kill())
+
+
+def stop_and_go(step: str, seconds: str) -> None:
+    """Be suspended by the kernel for so long, as a job that makes room for another one."""
+
+    def suspend() -> None:
+        if os.fork() == 0:
+            time.sleep(float(seconds))
+            os.kill(os.getppid(), signal.SIGCONT)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    at_step(int(step), suspend)
+
+
+def clock(step: str, jump: str) -> None:
+    """Set the clock of the wall forward or back; imports come later, so all of Python sees it."""
+    real, off = time.time, [0.0]
+    time.time = lambda: real() + off[0]
+    at_step(int(step), lambda: off.__setitem__(0, float(jump)))
+
+
+def slow_disk(seconds: str) -> None:
+    """Have each file take so long to reach the disk."""
+    real = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(float(seconds))
+        real(descriptor)
+
+    os.fsync = slow
+
+
+def record(path: str, stop: str = "-1") -> None:
+    """Write down the images and noise of every sample that is trained on, in their order.
+
+    Before the step `stop` it is told to stop, if there is one.
+    """
+    module = importlib.import_module("mae_et.pretrain")
+    real, rank = module.train_step, int(os.environ.get("RANK", "0"))
+    place = Path(f"{path}-{rank}")
+
+    def told(run, stage, batches):
+        def passing():
+            for batch in batches:
+                rows = zip(batch.images, batch.noise, strict=True)
+                for image, noise in rows:
+                    digest = hashlib.sha256(image.numpy().tobytes() + noise.numpy().tobytes())
+                    with place.open("a") as file:
+                        row = [run.state.step, rank, digest.hexdigest()[:16]]
+                        file.write(json.dumps(row) + "\n")
+                yield batch
+
+        return real(run, stage, passing())
+
+    module.train_step = told
+    at_step(int(stop), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+FAULTS = {
+    "none": lambda: None,
+    "hang": hang,
+    "die": die,
+    "lose_worker": lose_worker,
+    "stop_and_go": stop_and_go,
+    "clock": clock,
+    "slow_disk": slow_disk,
+    "record": record,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

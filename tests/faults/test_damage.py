@@ -1,0 +1,187 @@
+"""Files that are cut off or changed on disk are noticed, or read as if nothing had been."""
+
+import os
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from launch import QUIET, equal, same_weights
+from test_checkpoint import state
+
+from mae_et import UserError, pretrain
+from mae_et.checkpoint import (
+    export_encoder,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from mae_et.monitor import read_metrics
+from mae_et.weights import read_file
+
+Read = Callable[[Path], object]
+
+
+@contextmanager
+def flipped(path: Path, place: int, bit: int) -> Iterator[None]:
+    """Flip a bit of a file, and flip it back."""
+    descriptor = os.open(path, os.O_RDWR)
+    before = os.pread(descriptor, 1, place)
+    os.pwrite(descriptor, bytes([before[0] ^ (1 << bit)]), place)
+    try:
+        yield
+    finally:
+        os.pwrite(descriptor, before, place)
+        os.close(descriptor)
+
+
+def outcome(read: Read, path: Path, good: object) -> str:
+    try:
+        found = read(path)
+    except ValueError:
+        return "noticed"
+    return "the same" if equal(found, good) else "WRONG"
+
+
+def sweep(path: Path, read: Read, flips: int) -> Counter[str]:
+    """Flip random bits one at a time, half of them at the file's ends, and read it each time."""
+    good, size, chance = read(path), path.stat().st_size, random.Random(0)
+    seen: Counter[str] = Counter()
+    for number in range(flips):
+        place = chance.randrange(size)
+        if number % 2:  # headers, directories and comments lie there
+            place = chance.choice([chance.randrange(2000), size - 1 - chance.randrange(15_000)])
+        with flipped(path, place, chance.randrange(8)):
+            seen[outcome(read, path, good)] += 1
+    return seen
+
+
+def checkpoint(folder: Path) -> Path:
+    return save_checkpoint(folder, state(1), "seed: 0", {"plan": 1})
+
+
+def encoder(folder: Path) -> Path:
+    export_encoder(state(1).model.encoder, folder / "encoder.safetensors", '{"channels": 3}')
+    return folder / "encoder.safetensors"
+
+
+@pytest.mark.parametrize("flips", [300, pytest.param(20_000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [(checkpoint, load_checkpoint), (checkpoint, read_file), (encoder, read_file)],
+    ids=["checkpoint", "checkpoint-by-its-path", "encoder"],
+)
+def test_no_flipped_bit_changes_what_is_read(tmp_path, write, read, flips: int) -> None:
+    seen = sweep(write(tmp_path), read, flips)
+    print(f"\n{flips} flipped bits: {dict(seen)}")
+    assert seen["WRONG"] == 0
+    assert seen["noticed"] > 0.99 * flips
+
+
+@pytest.mark.parametrize("cuts", [100, pytest.param(5_000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    ("write", "read"), [(checkpoint, load_checkpoint), (encoder, read_file)],
+    ids=["checkpoint", "encoder"],
+)  # fmt: skip
+def test_a_file_that_is_cut_off_at_any_byte_is_noticed(tmp_path, write, read, cuts: int) -> None:
+    path = write(tmp_path)
+    content, chance = path.read_bytes(), random.Random(1)
+    # Each of the last bytes by itself: the checksum of a checkpoint lies there.
+    places = [*range(len(content) - cuts // 2, len(content)), 0, 1, 7, 8]
+    places += [chance.randrange(len(content)) for _ in range(cuts - len(places))]
+    seen: Counter[str] = Counter()
+    for place in sorted(places, reverse=True):
+        os.truncate(path, place)
+        seen[outcome(read, path, None)] += 1
+    print(f"\ncut off at {len(places)} places: {dict(seen)}")
+    assert seen == {"noticed": len(places)}
+
+
+def test_checkpoints_of_before_there_were_checksums_load_and_are_checked_as_then(tmp_path) -> None:
+    """Torch's own archive, with a CRC-32 of each entry."""
+    path = checkpoint(tmp_path)
+    sealed = load_checkpoint(path)
+    torch.save(sealed, path)
+    assert equal(load_checkpoint(path), sealed)
+    with flipped(path, path.stat().st_size // 2, 3), pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(path)
+    path.write_bytes(path.read_bytes() + b"rest of another file")
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_a_damaged_file_that_is_asked_for_by_name_is_refused_in_one_sentence(tmp_path) -> None:
+    for path in (checkpoint(tmp_path), encoder(tmp_path)):
+        place = path.stat().st_size // 2
+        with flipped(path, place, 1), pytest.raises(UserError) as told:
+            read_file(path)
+        assert str(told.value) == f"{path} is damaged: it does not match its checksum"
+
+
+@pytest.mark.faults
+def test_a_run_whose_newest_checkpoint_is_damaged_takes_the_one_before(tiny, tmp_path) -> None:
+    """At 20 places of the file, with a warning, and to the same end bit for bit."""
+    clean = pretrain(tiny(*QUIET, "--output.keep_last=9", f"--output.folder={tmp_path / 'clean'}"))
+    paths = list_checkpoints(clean / "checkpoints")
+    contents = {path.name: path.read_bytes() for path in paths[:3]}
+    chance = random.Random(2)
+    for number in range(20):
+        folder = tmp_path / f"run-{number}"
+        (folder / "checkpoints").mkdir(parents=True)
+        for name, content in contents.items():
+            (folder / "checkpoints" / name).write_bytes(content)
+        newest = folder / "checkpoints" / paths[2].name
+        size = newest.stat().st_size
+        if number % 2:
+            os.truncate(newest, chance.randrange(size))
+        else:
+            data = bytearray(newest.read_bytes())
+            data[chance.randrange(size)] ^= 1 << chance.randrange(8)
+            newest.write_bytes(data)
+        with pytest.warns(UserWarning, match=r"step-00000015\.pt .*; taking the checkpoint before"):
+            done = pretrain(tiny(*QUIET, f"--output.folder={folder}"))
+        assert same_weights(done, clean)
+        assert newest.with_name(f"{newest.name}.damaged").exists()
+
+
+# --- the record -----------------------------------------------------------------------------------
+
+
+def test_damaged_rows_are_left_out_and_the_others_kept_with_a_warning(tmp_path) -> None:
+    lines = [f'{{"step": {step}, "loss": 0.5}}'.encode() for step in range(1, 9)]
+    lines[2] = lines[2].replace(b"{", b"[")
+    lines[4] = b"\0" * 30  # what a machine that lost its power leaves of a file
+    lines[5] = lines[5].replace(b"loss", b"l\xffss")
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b'\n{"step": 9, "lo')
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl is damaged: left out line 3, 5, 6$"):
+        rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 4, 7, 8]
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.faults)])
+def test_a_run_comes_to_its_end_whatever_became_of_its_record(tiny, times: int) -> None:
+    """The record says what happened; the numbers do not come from it. The encoder is made anew."""
+    config = tiny(*QUIET, "--output.keep_last=9")
+    folder = pretrain(config)
+    record, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    good, chance = record.read_bytes(), random.Random(3)
+    weights = newest_checkpoint(checkpoints)
+    for number in range(times):
+        (folder / "results.json").unlink()
+        list_checkpoints(checkpoints)[-1].unlink()  # the last steps are done again
+        damaged = bytearray(good)
+        for _ in range(20):
+            damaged[chance.randrange(len(good))] ^= 1 << chance.randrange(8)
+        record.write_bytes([damaged, b"", b"\0" * len(good)][number % 3])
+        (folder / "encoder.safetensors").write_bytes(b"damaged")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pretrain(config)
+        assert (folder / "results.json").exists()
+        assert equal(newest_checkpoint(checkpoints)["model"], weights["model"])
+        assert read_file(folder / "encoder.safetensors")

@@ -1,0 +1,121 @@
+"""A run goes on with other processes, micro-batches and workers: the same samples, order, masks."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launch import QUIET, run
+from PIL import Image
+
+from mae_et import UserError, load_config, pretrain
+from mae_et.checkpoint import newest_checkpoint
+from mae_et.config import DataConfig, PretrainConfig
+from mae_et.datasets import open_source
+from mae_et.distributed import World
+from mae_et.monitor import read_metrics
+from mae_et.same_run import fingerprint, origin_of
+
+FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")
+
+
+def samples(recorded: Path, processes: int) -> list[list[str]]:
+    """Return the hashes of image and noise of each step's samples, in the order of the batch."""
+    steps: dict[int, list[str]] = {}
+    for rank in range(processes):
+        for line in Path(f"{recorded}-{rank}").read_text().splitlines():
+            step, _, digest = json.loads(line)
+            steps.setdefault(step, []).append(digest)
+    return [steps[step] for step in sorted(steps)]
+
+
+@pytest.mark.faults
+def test_a_run_goes_on_with_other_processes_micro_batches_and_workers(tmp_path) -> None:
+    """Stopped twice: one process, then two with halved parts and loaders, then one again.
+
+    Image and noise of every sample are those of a run that was left alone, bit for bit and in its
+    order; losses and gradients' norms are the same to rounding.
+    """
+    clean = tmp_path / "clean"
+    code, said = run(clean, f"record:path={tmp_path / 'clean-samples'}", *FLAGS)
+    assert code == 0, said
+    folder = tmp_path / "run"
+    parts = [
+        (1, 8, ["--efficiency.workers=1"]),
+        (2, 17, ["--efficiency.micro_batch=3"]),
+        (1, None, ["--efficiency.micro_batch={16: 12, 24: 4, 32: 2}", "--efficiency.workers=2"]),
+    ]
+    found: list[list[str]] = []
+    for number, (processes, stop, flags) in enumerate(parts):
+        recorded = tmp_path / f"samples-{number}"
+        fault = f"record:path={recorded}" + ("" if stop is None else f",stop={stop}")
+        code, said = run(folder, fault, *FLAGS, *flags, processes=processes)
+        assert code == (0 if stop is None else 128 + signal.SIGTERM), said
+        found += samples(recorded, processes)
+    assert found == samples(tmp_path / "clean-samples", 1)
+    one, other = (read_metrics(place) for place in (clean, folder))
+    for key in ("loss", "grad_norm"):
+        expected = [row[key] for row in one]
+        assert [row[key] for row in other] == pytest.approx(expected, rel=2e-5)
+    print(f"\n{sum(map(len, found))} samples of {len(found)} steps in the same order")
+
+
+def test_another_global_batch_is_refused(tiny) -> None:
+    pretrain(tiny(*QUIET, "--curriculum.epochs=2"))
+    with pytest.raises(UserError, match=r"optim\.batch_size was 12 and is now 6"):
+        pretrain(tiny(*QUIET, "--curriculum.epochs=2", "--optim.batch_size=6"))
+
+
+def picture_folder(place: Path, names: list[str]) -> Path:
+    for number, name in enumerate(names):
+        path = place / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 40, 3), number, np.uint8)).save(path)
+    return place
+
+
+def test_data_under_other_names_are_refused_and_moved_data_are_not(tiny_yaml, tmp_path) -> None:
+    """As many images, so that nothing else would tell: order and labels would differ silently."""
+    names = [f"{'ab'[number % 2]}/{number:03d}.png" for number in range(12)]
+    here = picture_folder(tmp_path / "here", names)
+    moved = picture_folder(tmp_path / "moved", names)
+    other = picture_folder(tmp_path / "other", [name.replace("003", "300") for name in names])
+    flags = [*QUIET, "--curriculum.epochs=9", f"--output.folder={tmp_path / 'run'}"]
+    flags += ["--data.name=folder", "--output.checkpoint_every=4"]
+
+    def config(root: Path) -> PretrainConfig:
+        return load_config(PretrainConfig, [tiny_yaml], [*flags, f"--data.root={root}"])
+
+    folder = pretrain(config(here))
+    saved = newest_checkpoint(folder / "checkpoints")
+    assert saved["origin"]["processes"] == 1
+    (folder / "results.json").unlink()
+    with pytest.raises(UserError, match="as many images, but under other names"):
+        pretrain(config(other))
+    pretrain(config(moved))
+
+
+def test_replay_on_other_processes_is_refused_and_other_runs_are_not(tiny) -> None:
+    """Each process replays what it loaded itself."""
+    from mae_et.same_run import check_same_data
+
+    source = open_source(DataConfig(synthetic_size=32, synthetic_train=40), "train")
+    two = origin_of(source, World(0, 2, None))
+    saved = {"plan": {"dataset_size": 40}, "origin": two}
+    one = origin_of(source, World(0, 1, None))
+    with pytest.raises(UserError, match=r"of 2 processes, asked to go on with 1: each replays"):
+        check_same_data(tiny("--data.replay={16: 3}"), saved, 40, one)
+    check_same_data(tiny("--data.replay={16: 3}"), saved, 40, two)
+    check_same_data(tiny(), saved, 40, one)
+    check_same_data(tiny(), {"plan": {"dataset_size": 40}}, 40, one)  # of an older version
+
+
+def test_a_fingerprint_depends_on_names_and_their_order_alone(tmp_path) -> None:
+    folders = [["a/1.png", "b/2.png"], ["a/1.png", "b/2.png"], ["a/2.png", "b/1.png"], ["a/1.png"]]
+    found = []
+    for number, names in enumerate(folders):
+        root = picture_folder(tmp_path / str(number), names)
+        found.append(fingerprint(open_source(DataConfig(name="folder", root=root), "train")))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
