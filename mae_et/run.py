@@ -12,6 +12,7 @@ from mae_et.checkpoint import TrainState
 from mae_et.config import EfficiencyConfig
 from mae_et.curriculum import Plan, PlannedStage
 from mae_et.distributed import World
+from mae_et.unread import Unread
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Run:
     """Autocast dtype; None for float32."""
     micro_batch: Callable[[int], int]
     """From a bandwidth to the images of one forward pass."""
+    unread: Unread | None = None
+    """Images that could not be read; None where the first one stops the run."""
 
     def accumulation(self, stage: PlannedStage) -> int:
         """Return the micro-batches of one step."""

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mae_et.curriculum import PlannedStage
 from mae_et.data import Batch, normalise
+from mae_et.finite import agreed_norm, leave_out_unless_finite
 from mae_et.frequency import low_frequency_crop
 from mae_et.precision import autocast
 from mae_et.run import Run
@@ -52,6 +53,9 @@ def update(
         batches: its micro-batches.
         loss_of: from a micro-batch to its mean loss; moves it to the device.
 
+    With `optim.skip_nonfinite` the step is left out if the loss or the norm is not finite. Nothing
+    here waits for the device.
+
     Returns:
         The loss, and the gradient's norm before clipping, on the device.
     """
@@ -68,6 +72,10 @@ def update(
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if isinstance(norm, DTensor):  # of shards: each process has its part of the sum
         norm = norm.full_tensor()
+    if run.config.optim.skip_nonfinite:
+        norm = agreed_norm(norm, losses, run.world)
+        if not state.scaler.is_enabled():  # which leaves such steps out itself
+            leave_out_unless_finite(state.optimizer, norm)
     if run.config.optim.clip_grad is not None:
         clip_grads_with_norm_(parameters, run.config.optim.clip_grad, norm)
     state.scaler.step(state.optimizer)
