@@ -131,6 +131,8 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
                 set_aside_newer(folder / "checkpoints", run.state.step)
                 describe(run, data)
                 monitor = Monitor(config, plan, run.state.step)
+                if run.unread is not None:
+                    run.unread.write()
                 try:
                     train(run, loaded, data, monitor, stopped)
                     finish(run, monitor)

@@ -52,23 +52,28 @@ class Streak(NamedTuple):
 
 
 class Lost:
-    """Counts, on the device, the steps whose number is not finite."""
+    """Counts, on the device, the steps of which some of K numbers are not finite."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, kinds: int, device: torch.device):
         self.count, self.first, self.value, self.row, self.longest = torch.zeros(
-            5, dtype=torch.float64, device=device
+            5, kinds, dtype=torch.float64, device=device
         )
 
-    def add(self, values: list[Tensor], step: int) -> Tensor:
-        """Count a step, numbered from 1 in the window; return whether a value is not finite."""
-        lost = torch.zeros_like(values[0], dtype=torch.bool)
-        for value in values:
-            bad = ~value.isfinite()
-            self.value = torch.where(bad & (self.first == 0) & ~lost, value.double(), self.value)
-            lost = lost | bad
-        self.first = torch.where(lost & (self.first == 0), step, self.first)
+    def add(self, values: Tensor, step: int) -> Tensor:
+        """Count a step by its numbers [K]; return which are lost, bool [K].
+
+        A number is lost if it, or one before it, is not finite.
+
+        Args:
+            values: the numbers.
+            step: counted from 1 in the window.
+        """
+        lost = (~values.isfinite()).cumsum(0) > 0
+        fresh = lost & (self.first == 0)
+        self.value = torch.where(fresh, values.double(), self.value)
+        self.first = torch.where(fresh, step, self.first)
         self.count = self.count + lost
-        self.row = torch.where(lost, self.row + 1, 0.0)
+        self.row = (self.row + 1) * lost
         self.longest = torch.maximum(self.longest, self.row)
         return lost
 
@@ -77,13 +82,13 @@ class Lost:
         self.longest = self.row
         self.count = self.first = self.value = torch.zeros_like(self.count)
 
-    def numbers(self) -> list[Tensor]:
-        """Return what `streak` reads, float64 [] each."""
-        return [self.count, self.first, self.value, self.longest]
+    def numbers(self) -> Tensor:
+        """Return what `streak` reads, float64 [K 4]."""
+        return torch.stack([self.count, self.first, self.value, self.longest], dim=1)
 
 
 def streak(each: Tensor) -> Streak:
-    """Return what was lost on any process, from the `numbers` [processes 4] of all."""
+    """Return what was lost on any process, from a kind's `numbers` [processes 4] of all."""
     count, _, _, longest = each.max(dim=0).values.tolist()
     lost = each[each[:, 1] > 0]
     if not len(lost):

@@ -65,7 +65,7 @@ class Monitor:
         self.writer: SummaryWriter | None = None
         if config.output.tensorboard:
             self._open_tensorboard(rows, scores)
-        self.stage_rows = rows[-RECENT:]
+        self.recent = rows[-RECENT:]
         self.bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=plan.steps, initial=start, unit="step", dynamic_ncols=True)
@@ -73,8 +73,8 @@ class Monitor:
     def log(self, row: Row) -> None:
         """Report a row of metrics."""
         row["time"] = time.time()
-        row["spike"] = is_spike(row, self.stage_rows)
-        self.stage_rows = [*self.stage_rows, row][-RECENT:]
+        row["spike"] = is_spike(row, self.recent)
+        self.recent = [*self.recent, row][-RECENT:]
         self.record.write(json.dumps(row) + "\n")
         self.record.flush()
         self._scalars(row)

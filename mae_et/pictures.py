@@ -18,7 +18,8 @@ Sample = tuple[Image.Image | Tensor, int]
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 MOST_PIXELS = 2**29
-"""Of a picture, 1.6 GB in colours: 20,000 x 20,000 is read; what claims more is not unpacked."""
+"""Of a picture, 1.6 GB in colours, twice that while it is converted: 20,000 x 20,000 is read, and
+what claims more than this is not unpacked."""
 # Pillow's own limit, of 89 million, warns; ours is told in a sentence that names the file.
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 Image.init()

@@ -202,6 +202,8 @@ def open_monitor(run: Run) -> Iterator[Monitor]:
     write_text_atomically(folder / "config.yaml", to_yaml(run.config))
     write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
     monitor = Monitor(run.config, run.plan, run.state.step)
+    if run.unread is not None:
+        run.unread.write()
     try:
         yield monitor
     finally:

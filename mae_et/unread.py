@@ -96,13 +96,14 @@ class Unread:
         """
         mine = torch.tensor(self.waiting, dtype=torch.int64).reshape(-1, 3)
         self.waiting = []
+        before = len(self.rows)
         for draw in map(Draw._make, distributed.gathered_rows(mine, self.world).tolist()):
             if draw.sample in self.known:
                 continue
             self.known.add(draw.sample)
             reason = self._reason(draw) if self.world.is_main else ""
             self.rows.append({"step": step, "sample": draw.sample, "reason": reason})
-        if self.world.is_main:
+        if self.world.is_main and len(self.rows) > before:
             self.write()
         size = len(self.view)
         if len(self.known) > self.share * size:
@@ -112,7 +113,7 @@ class Unread:
             )
 
     def write(self) -> None:
-        """Write the record, without what a run that was interrupted noted after its last state."""
+        """Write the record: without what a run that was interrupted noted after its last state."""
         if self.rows or self.record.exists():
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_text_atomically(self.record, text)

@@ -28,7 +28,8 @@ class Window:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.losses, self.updates = Lost(device), Lost(device)
+        self.lost = Lost(2, device)
+        """Of the loss, and of the update."""
         self._restart(time.perf_counter())
 
     def _restart(self, now: float) -> None:
@@ -36,8 +37,7 @@ class Window:
         self.loss: Tensor | None = None
         self.norm: Tensor | None = None
         self.first: Tensor | None = None
-        self.losses.restart()
-        self.updates.restart()
+        self.lost.restart()
         self.waited = 0.0
         self.started = now
 
@@ -55,9 +55,8 @@ class Window:
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Count a step, on the device."""
         self.steps += 1
-        lost = self.losses.add([loss], self.steps)
-        self.updates.add([loss, norm], self.steps)
-        loss = torch.where(lost, 0.0, loss)
+        lost = self.lost.add(torch.stack([loss, norm.to(loss)]), self.steps)
+        loss = torch.where(lost[0], 0.0, loss)
         self.loss = loss if self.loss is None else self.loss + loss
         self.norm = norm
         self.first = loss if self.first is None else self.first
@@ -86,18 +85,13 @@ class Window:
         assert self.norm is not None
         assert self.first is not None
         unread = run.unread
-        good = (self.steps - self.losses.count).to(self.loss)  # 0 / 0 is NaN, and left out below
+        good = (self.steps - self.lost.count[0]).to(self.loss)  # 0 / 0 is NaN, and left out below
         waiting = torch.tensor(float(len(unread.waiting)) if unread else 0.0, device=self.device)
-        each = torch.stack(
-            [
-                number.to(torch.float64)
-                for number in (self.loss / good, self.norm, waiting, self.first,
-                               *self.losses.numbers(), *self.updates.numbers())
-            ]
-        )  # fmt: skip
-        each = distributed.gathered(each, world).cpu()
+        numbers = torch.stack([self.loss / good, self.norm.to(self.loss), self.first, waiting])
+        numbers = torch.cat([numbers.double(), self.lost.numbers().flatten()])
+        each = distributed.gathered(numbers, world).cpu()
         loss, norm = each[:, 0].nanmean().item(), each[:, 1].mean().item()
-        substituted = int(each[:, 2].sum())
+        substituted = int(each[:, 3].sum())
         losses, updates = streak(each[:, 4:8]), streak(each[:, 8:12])
         now = time.perf_counter()
         seconds = now - self.started
@@ -129,7 +123,7 @@ class Window:
             "window_seconds": seconds,
         }
         if state.step == self.steps:
-            row["loss_at_start"] = each[:, 3].mean().item()  # of the first step: of no training
+            row["loss_at_start"] = each[:, 2].mean().item()  # of the first step: of no training
         self._restart(now)
         return row
 

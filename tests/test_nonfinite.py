@@ -180,9 +180,9 @@ def test_no_number_is_read_from_the_device_between_two_rows(
     assert reads
     assert not any(reads)
     with mode:
-        lost = Lost(CPU)
+        lost = Lost(2, CPU)
         for number in range(1, 5):
-            lost.add([torch.tensor(1.0), torch.tensor(math.nan)], number)
+            lost.add(torch.tensor([1.0, math.nan]), number)
         lost.restart()
     assert mode.read == 0
 
@@ -195,13 +195,13 @@ def test_no_number_is_read_from_the_device_between_two_rows(
 )  # fmt: skip
 def test_what_is_counted_on_the_device_is_what_happened(ranks, cuts) -> None:
     """Over windows of any length and any number of processes."""
-    counters = [Lost(CPU) for _ in ranks]
+    counters = [Lost(1, CPU) for _ in ranks]
     edges = [0, cuts[0], cuts[0] + cuts[1], 9]
     for start, end in itertools.pairwise(edges):
         for counter, values in zip(counters, ranks, strict=True):
             for place in range(start, end):
-                counter.add([torch.tensor(values[place])], place - start + 1)
-        found = streak(torch.stack([torch.stack(c.numbers()) for c in counters]))
+                counter.add(torch.tensor([values[place]]), place - start + 1)
+        found = streak(torch.cat([c.numbers() for c in counters]))
         bad = [[not math.isfinite(v) for v in values] for values in ranks]
         assert found.steps == max(sum(b[start:end]) for b in bad)
         firsts = [i - start + 1 for i in range(start, end) if any(b[i] for b in bad)]
