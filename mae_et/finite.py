@@ -5,7 +5,7 @@ so no process waits for its device to ask, and all decide alike.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +21,16 @@ SCALER_PATIENCE = 50
 """Updates in a row that fp16's scaler may leave out in search of its scale: from 2^16 to 2^-34."""
 
 
-def agreed_norm(norm: Tensor, loss: Tensor, world: World) -> Tensor:
-    """Return the gradient's norm, NaN on every process where the loss of any is not finite.
+def mark_lost_loss(gradients: Sequence[Tensor], loss: Tensor, world: World) -> None:
+    """Make the first gradient NaN on every process where the loss of any is not finite.
 
-    A gradient can be finite under a loss that is not, and losses are each process's own.
+    A gradient can be finite under a loss that is not, and losses are each process's own. Whoever
+    looks at gradients then, fp16's scaler too, decides as all others do.
     """
     lost = distributed.anywhere(~loss.isfinite(), world)
-    return torch.where(lost, math.nan, norm)
+    first = gradients[0]
+    local = first.to_local() if isinstance(first, DTensor) else first
+    local.mul_(torch.where(lost, math.nan, 1.0))
 
 
 def leave_out_unless_finite(optimizer: Any, norm: Tensor) -> None:

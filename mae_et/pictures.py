@@ -189,7 +189,7 @@ def _array_image(array: np.ndarray, channels: int) -> Tensor:
     if array.ndim != 3 or array.shape[2] != channels:
         raise ValueError(f"an array of shape {array.shape} is no image of {channels} channels")
     if array.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # to infinity, of which the next lines tell
+        with np.errstate(over="ignore", invalid="ignore"):  # the next lines tell of it
             array = array.astype(np.float32)
         # Here a file can still be named; of a loss that is NaN nobody knows where it came from.
         if not np.isfinite(array).all():

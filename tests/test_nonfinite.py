@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig
 from mae_et import Interrupted, RunFailed, UserError, pretrain
-from mae_et.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
+from mae_et.checkpoint import TrainState, list_checkpoints, load_checkpoint, newest_checkpoint
+from mae_et.curriculum import Curriculum
 from mae_et.data import normalise
+from mae_et.distributed import World
 from mae_et.errors import Diverged
 from mae_et.finite import SCALER_PATIENCE, Lost, streak
 from mae_et.monitor import read_metrics
+from mae_et.run import Run
 from mae_et.spikes import FEWEST, RECENT, has_diverged, is_spike
+from mae_et.step import update
 
 # The package names the function of the same name first.
 module = importlib.import_module("mae_et.pretrain")
@@ -101,6 +106,25 @@ def test_an_update_that_is_left_out_leaves_weights_and_moments_as_they_were(
         for name, moment in moments.items():
             assert torch.equal(after["optimizer"]["state"][number][name], moment)
             assert name != "step" or later["optimizer"]["state"][number][name] == moment + 1
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_lost_loss_over_a_finite_gradient_is_left_out_too(fp16: bool, value: float) -> None:
+    model = torch.nn.Linear(3, 1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=fp16))
+    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=1.0, skip_nonfinite=1))
+    plan = Curriculum.preset("constant", 32, 8).plan(1, 12, 12)
+    run = Run(config, plan, World(0, 1, CPU), state, model, None, lambda _: 12)
+    for lost in (True, False):
+        loss, norm = update(
+            run, plan.stages[0], [0], lambda _, lost=lost: model(torch.ones(2, 3)).sum()
+            + (value if lost else 0.0)
+        )  # fmt: skip
+        assert loss.isfinite().item() is norm.isfinite().item() is not lost
+        assert all(map(torch.equal, model.parameters(), before)) is lost
 
 
 def test_more_in_a_row_than_may_be_left_out_stop_the_run(tiny, poison) -> None:

@@ -85,6 +85,19 @@ def test_a_file_that_cannot_be_read_is_named_in_every_view(tmp_path: Path, name:
         assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "train", {"0.png": encoded(noise(), "PNG")})
+    (tmp_path / "train" / "0.png").chmod(0)
+    view, user = views(tmp_path)[0], os.geteuid()
+    if user == 0:  # who may read everything
+        os.seteuid(65534)
+    try:
+        with pytest.raises(Unreadable, match=r"0\.png: .*Permission denied"):
+            view[Draw(0, 0, 0)]
+    finally:
+        os.seteuid(user)
+
+
 def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
     write(tmp_path / "train", {n: c for n, c in unusual().items() if "animated" in n})
     source = open_source(DataConfig(root=tmp_path), "train")
