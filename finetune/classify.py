@@ -44,6 +44,7 @@ from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
+from mae_et.finite import check_state
 from mae_et.fitting import fit_micro_batch
 from mae_et.folders import classes_without_images
 from mae_et.frequency import low_frequency_crop
@@ -58,6 +59,7 @@ from mae_et.precision import autocast, autocast_dtype
 from mae_et.run import Run, wrap
 from mae_et.same_run import as_many_processes, check_same_data, check_same_run, origin_of
 from mae_et.signals import StopFlag, stop_signals
+from mae_et.spikes import tell
 from mae_et.step import update
 from mae_et.weights import mae_layout
 from mae_et.window import summarise_stages
@@ -73,8 +75,8 @@ def classify(config: ClassifierConfig) -> dict[str, Any]:
 
     Raises:
         UserError: the config, the data, the checkpoint or the run folder cannot be used.
-        RunFailed: the loss or a gradient became infinite or NaN, memory ran out, or a loader
-            process died.
+        RunFailed: the loss or a gradient became infinite or NaN, images cannot be read, memory ran
+            out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
     patience = config.efficiency.step_timeout
@@ -140,6 +142,8 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
                 set_aside_newer(folder / "checkpoints", run.state.step)
                 describe(run, data)
                 monitor = Monitor(config, plan, run.state.step)
+                if run.unread is not None:
+                    run.unread.write()
                 try:
                     train(run, loaded, data, monitor, stopped)
                     finish(run, monitor)
@@ -306,8 +310,10 @@ def classifier_step(
     numbers = itertools.count()
 
     def loss_of(batch: Labelled) -> Tensor:
-        batch = Labelled(*(part.to(device, non_blocking=True) for part in batch))
-        images, targets = mix(batch, config.recipe, classes, sample_seed(*key, next(numbers)))
+        images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
+        images, targets = mix(
+            Labelled(images, labels), config.recipe, classes, sample_seed(*key, next(numbers))
+        )
         images = low_frequency_crop(images, shown(stage.bandwidth), config.crop.method)
         with autocast(run.dtype, device):
             logits = run.network(images)
@@ -321,7 +327,13 @@ def classifier_step(
 
 
 def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
-    """Score the weights that decide (and the raw ones, if they are an average's); keep the best."""
+    """Score the weights that decide (and the raw ones, if they are an average's); keep the best.
+
+    Raises:
+        Diverged: they are not finite.
+        Unreadable: an image is; a score over fewer images would be another score.
+    """
+    check_state(run)
     average: Any = run.state.average
     scores = evaluate_network(run, data, run.state.model)
     if average is not None:
@@ -385,6 +397,7 @@ def finish(run: Run, monitor: Monitor) -> None:
         "training_seconds": run.state.seconds,
         "stages": summarise_stages(rows, plan),
     }
+    results |= tell(rows)
     monitor.finish(results)
     monitor.flush()
     write_text_atomically(folder / "results.json", json.dumps(results, indent=1))

@@ -126,6 +126,8 @@ class ClassifierOptimConfig(OptimConfig):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}")
+        if self.skip_nonfinite and self.optimizer != "adamw":
+            raise UserError("optim.skip_nonfinite is of optim.optimizer adamw alone")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"optim.ema must lie in (0, 1), got {self.ema}")
 

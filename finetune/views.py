@@ -15,6 +15,7 @@ from finetune.sizes import Size, sides_of
 from mae_et.config import DataConfig
 from mae_et.curriculum import Plan
 from mae_et.data import (
+    AS_DRAWN,
     EvalView,
     SmallCrops,
     as_tensor,
@@ -22,6 +23,7 @@ from mae_et.data import (
     normalise,
     seeded,
     training_transform,
+    without_far_ends,
 )
 from mae_et.datasets import Source
 from mae_et.frequency import Method
@@ -36,6 +38,8 @@ class Labelled(NamedTuple):
     bandwidth."""
     labels: Tensor
     """int64 [B]."""
+    unread: Tensor = AS_DRAWN
+    """int64 [B 3]: see `mae_et.data.Batch`."""
 
 
 class LabelledView(Dataset[Labelled]):
@@ -61,12 +65,21 @@ class LabelledView(Dataset[Labelled]):
         return len(self.source)
 
     def __getitem__(self, draw: Draw) -> Labelled:
+        return self.shown(draw, draw.sample)
+
+    def shown(self, draw: Draw, sample: int) -> Labelled:
+        """Return a view of an image as a draw says: of its own image, or of another one.
+
+        Raises:
+            Unreadable: the image cannot be read.
+        """
         seed = sample_seed(self.seed, draw.epoch, draw.sample)
         if self.crops is not None:
-            view, label = self.crops.load(draw, torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            view, label = self.crops.load(sample, draw.stage, generator)
             with seeded(seed):
                 return self._erased(view, label)
-        image, label = self.source[draw.sample]
+        image, label = self.source[sample]
         with seeded(seed):
             return self._erased(as_tensor(self.transforms[draw.stage](image)), label)
 
@@ -79,7 +92,8 @@ class LabelledView(Dataset[Labelled]):
         """Return a batch in which images that are used again are flipped anew."""
         generator = torch.Generator().manual_seed(seed)
         images = flipped_anew(batch.images, again, self.data.flip, generator)
-        return Labelled(images, batch.labels)
+        unread = torch.where(again[:, None], AS_DRAWN, batch.unread)
+        return Labelled(images, batch.labels, unread)
 
 
 def central_view(source: Source, data: DataConfig, size: Size) -> EvalView:
@@ -95,7 +109,11 @@ def central_view(source: Source, data: DataConfig, size: Size) -> EvalView:
     if height != width:
         whole = [round(side / data.eval_crop) for side in sides]
         view.transform = Compose(
-            [ResizeKeepRatio(whole, interpolation="bicubic"), CenterCrop(sides)]
+            [
+                without_far_ends,
+                ResizeKeepRatio(whole, interpolation="bicubic"),
+                CenterCrop(sides),
+            ]
         )
     return view
 

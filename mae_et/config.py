@@ -186,6 +186,11 @@ class DataConfig:
     """Times that a loaded image is used, for each bandwidth named ({96: 4, 160: 2}): where loading
     does not keep up, a batch is completed with images that were loaded shortly before, flipped and
     masked anew (EfficientTrain++'s replay buffer). By default every image is loaded."""
+    broken: Literal["skip", "stop"] = "skip"
+    """What becomes of an image that cannot be read: skip shows another one in its place, names the
+    file once, and stops the run where there are too many; stop does so at the first."""
+    broken_share: float = 0.01
+    """Images that may be unreadable, as a share of all; past it the run stops."""
     replay_images: int = 4096
     """Images that each process keeps in memory for that: 150 KB each in pre-training at 224, and
     600 KB in classifiers."""
@@ -213,6 +218,10 @@ class DataConfig:
             "data.replay and data.replay_images must be positive",
         )
         _require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
+        _require(
+            0 <= self.broken_share <= 1,
+            f"data.broken_share must lie in [0, 1], got {self.broken_share}",
+        )
         _require(
             0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}"
         )
@@ -300,6 +309,9 @@ class OptimConfig:
     """AdamW's betas."""
     clip_grad: float | None = None
     """Largest norm of the gradient; no clipping when not given."""
+    skip_nonfinite: int = 0
+    """Updates in a row that may be left out because the loss or a gradient is NaN or infinite; one
+    more stops the run. 0 stops it at the first."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -319,6 +331,7 @@ class OptimConfig:
             f"optim.betas lie in [0, 1), got {self.betas}",
         )
         _require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad must be positive")
+        _require(self.skip_nonfinite >= 0, "optim.skip_nonfinite must not be negative")
 
     @property
     def lr(self) -> float:

@@ -10,7 +10,6 @@ libjpeg-turbo, and differ by a few of 255 levels at most. Resizing is torch's an
 one on uint8, which is Pillow's filter.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +22,15 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from mae_et.config import DataConfig
-from mae_et.pictures import Box, Draw, Pictures, decode, to_channels
+from mae_et.pictures import (
+    MOST_PIXELS,
+    Box,
+    Draw,
+    Pictures,
+    decode,
+    open_picture,
+    to_channels,
+)
 
 try:
     import simplejpeg
@@ -52,7 +59,7 @@ def random_crop(
         [C size size], uint8 (float32 where the file is), and the label.
 
     Raises:
-        RunFailed: the image cannot be read.
+        Unreadable: the image cannot be read.
     """
     numbers = torch.rand(4 * TRIES + 1, generator=generator, dtype=torch.float64).tolist()
     drawn = partial(random_box, scale=config.scale, ratio=config.ratio, numbers=numbers)
@@ -120,7 +127,7 @@ def _crop_jpeg(content: bytes, channels: int, draw: Draw, size: int) -> Tensor:
     fast = _fast_crop(content, draw, size) if simplejpeg is not None and channels == 3 else None
     if fast is not None:
         return fast
-    with Image.open(io.BytesIO(content)) as image:
+    with open_picture(content) as image:
         width, height = image.size
         box = draw(height, width)
         scale = coarsest_scale(box, size)
@@ -136,7 +143,7 @@ def _fast_crop(content: bytes, draw: Draw, size: int) -> Tensor | None:
     """Do as `_crop_jpeg` for the usual files; None for those that are left to Pillow."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours not in {"YCbCr", "Gray", "RGB"}:
+        if colours not in {"YCbCr", "Gray", "RGB"} or height * width > MOST_PIXELS:
             return None
         box = draw(height, width)
         scale = coarsest_scale(box, size)

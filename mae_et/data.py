@@ -37,6 +37,9 @@ from mae_et.order import Draw, sample_seed
 from mae_et.pictures import Pictures
 
 BICUBIC = InterpolationMode.BICUBIC
+AS_DRAWN = torch.tensor((-1, -1, -1))
+LONGEST = 16
+"""Longer side over shorter one, past which the ends are cut off before a central view is scaled."""
 
 
 class Batch(NamedTuple):
@@ -47,6 +50,8 @@ class Batch(NamedTuple):
     at the stage's bandwidth."""
     noise: Tensor
     """float32 [B N]: the mask's noise, on the stage's grid."""
+    unread: Tensor = AS_DRAWN
+    """int64 [B 3]: the draw whose image could not be read, so that another is here; else -1."""
 
 
 @contextlib.contextmanager
@@ -88,12 +93,20 @@ class TrainView(Dataset[Batch]):
         return len(self.source)
 
     def __getitem__(self, draw: Draw) -> Batch:
+        return self.shown(draw, draw.sample)
+
+    def shown(self, draw: Draw, sample: int) -> Batch:
+        """Return a view of an image under a draw's crop and mask: of its own, or of another one.
+
+        Raises:
+            Unreadable: the image cannot be read.
+        """
         seed = sample_seed(self.seed, draw.epoch, draw.sample)
         if self.crops is not None:
             generator = torch.Generator().manual_seed(seed)
-            crop, _ = self.crops.load(draw, generator)
+            crop, _ = self.crops.load(sample, draw.stage, generator)
             return Batch(crop, torch.rand(self.patches[draw.stage], generator=generator))
-        image, _ = self.source[draw.sample]
+        image, _ = self.source[sample]
         with seeded(seed):
             view = self.transforms[draw.stage](image)
             noise = torch.rand(self.patches[draw.stage])
@@ -104,7 +117,8 @@ class TrainView(Dataset[Batch]):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(batch.noise.shape, generator=generator)
         images = flipped_anew(batch.images, again, self.flip, generator)
-        return Batch(images, torch.where(again[:, None], noise, batch.noise))
+        noise = torch.where(again[:, None], noise, batch.noise)
+        return Batch(images, noise, torch.where(again[:, None], AS_DRAWN, batch.unread))
 
 
 class SmallCrops:
@@ -120,11 +134,14 @@ class SmallCrops:
             for stage in plan.stages
         ]
 
-    def load(self, draw: Draw, generator: Generator) -> tuple[Tensor, int]:
-        """Return a crop [C B B], a function of the generator's state, and its label."""
-        size = self.sizes[draw.stage]
-        crop, label = random_crop(self.source, draw.sample, self.config, size, generator)
-        augment = self.augment[draw.stage]
+    def load(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
+        """Return a crop [C B B], a function of the generator's state, and its label.
+
+        Raises:
+            Unreadable: the image cannot be read.
+        """
+        crop, label = random_crop(self.source, sample, self.config, self.sizes[stage], generator)
+        augment = self.augment[stage]
         if augment is not None:
             if crop.dtype != torch.uint8:
                 raise RunFailed("data.augment works on pictures, but the data are arrays")
@@ -139,7 +156,11 @@ class EvalView(Dataset[tuple[Tensor, int]]):
     def __init__(self, source: Source, config: DataConfig, size: int):
         self.source = source
         self.transform = Compose(
-            [Resize(round(size / config.eval_crop), BICUBIC, antialias=True), CenterCrop(size)]
+            [
+                without_far_ends,
+                Resize(round(size / config.eval_crop), BICUBIC, antialias=True),
+                CenterCrop(size),
+            ]
         )
 
     def __len__(self) -> int:
@@ -160,6 +181,18 @@ def flipped_anew(images: Tensor, which: Tensor, chance: float, generator: Genera
     if chance != 0.5:
         return images
     return torch.where((which & coins)[:, None, None, None], images.flip(-1), images)
+
+
+def without_far_ends(image: Image.Image | Tensor) -> Image.Image | Tensor:
+    """Return the middle of an image that is more than `LONGEST` times as long as it is wide.
+
+    A central crop does not show its ends, and a line of 20,000 pixels would be scaled to 4 GB.
+    """
+    height, width = image.shape[-2:] if isinstance(image, Tensor) else image.size[::-1]
+    most = LONGEST * min(height, width)
+    if max(height, width) <= most:
+        return image
+    return CenterCrop((min(height, most), min(width, most)))(image)
 
 
 def as_tensor(image: Image.Image | Tensor) -> Tensor:

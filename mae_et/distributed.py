@@ -95,6 +95,35 @@ def total(values: Tensor, world: World) -> Tensor:
     return summed
 
 
+def gathered(values: Tensor, world: World) -> Tensor:
+    """Return a tensor of every process, [processes ...], in the order of their ranks."""
+    if world.size == 1:
+        return values[None]
+    each = [torch.empty_like(values) for _ in range(world.size)]
+    dist.all_gather(each, values)
+    return torch.stack(each)
+
+
+def gathered_rows(rows: Tensor, world: World) -> Tensor:
+    """Return the rows [N ...] on the CPU of all processes; each may have another number of them."""
+    if world.size == 1:
+        return rows
+    counts = gathered(torch.tensor(len(rows)), world).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    each = gathered(padded, world)
+    return torch.cat([part[:count] for part, count in zip(each, counts, strict=True)])
+
+
+def anywhere(flag: Tensor, world: World) -> Tensor:
+    """Return, on the device, whether a flag [] is raised on any process, without waiting for it."""
+    if world.size == 1:
+        return flag
+    raised = flag.float()
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return raised > 0
+
+
 def share_buffers(module: nn.Module, world: World) -> None:
     """Give every process the main one's buffers: running statistics differ, each saw other images.
 

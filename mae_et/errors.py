@@ -9,6 +9,10 @@ class RunFailed(RuntimeError):
     """A run that started rightly and could not go on: one sentence, exit status 1."""
 
 
+class Unreadable(RunFailed):
+    """An image that cannot be read; the sentence names it."""
+
+
 class Diverged(RunFailed):
     """A run whose loss or gradient is not finite any more: starting it again does not help."""
 

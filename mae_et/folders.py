@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from mae_et.shards import UNLABELLED
 Split = Literal["train", "val"]
 
 HELD_OUT = 0.2
+MOST_BYTES = 2**31
+"""Of one image file."""
 
 
 class Files:
@@ -33,11 +36,27 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.path(index).read_bytes(), self.labels[index]
+        return _read_file(self.path(index)), self.labels[index]
 
     def path(self, index: int) -> Path:
         """Return where a file lies."""
         return self.top / os.fsdecode(self.names[index])
+
+
+def _read_file(path: Path) -> bytes:
+    """Return a file's bytes; what is called an image may be a pipe, on which reading would wait.
+
+    Raises:
+        OSError: it cannot be opened or read.
+        ValueError: it is no file, or larger than `MOST_BYTES`.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is a pipe or a device, no file")
+        if about.st_size > MOST_BYTES:
+            raise ValueError(f"its {about.st_size} bytes are more than {MOST_BYTES}")
+        return file.read()
 
 
 class Folder(Pictures):
@@ -129,10 +148,17 @@ def _walk(
     for entry in ordered:
         if entry.name.startswith("."):  # .git, .thumbnails, ._photo.jpg
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), extensions)
         elif entry.name.lower().endswith(extensions):
             yield prefix + entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: unreadable, as a file is
+        return False
 
 
 def _listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]) -> list[str]:

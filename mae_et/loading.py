@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from mae_et.order import Draw, PlannedBatches, in_parts, sample_seed
 from mae_et.run import Run
 from mae_et.signals import STOP_SIGNALS
+from mae_et.unread import Substituting, Unread
 
 WORKER_GRACE_SECONDS = 120
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
@@ -27,6 +28,9 @@ class View(Protocol[AnyBatch]):
 
     def __getitem__(self, draw: Draw, /) -> AnyBatch: ...
 
+    def shown(self, draw: Draw, sample: int) -> AnyBatch:
+        """Return a view of an image as a draw says, which may be of another one."""
+
     def renewed(self, batch: AnyBatch, again: Tensor, seed: int) -> AnyBatch:
         """Return a batch in which images that are used again, marked [B], are seen anew."""
 
@@ -34,6 +38,9 @@ class View(Protocol[AnyBatch]):
 @contextlib.contextmanager
 def training_batches(run: Run, view: Any) -> Iterator[Iterator[Any]]:
     """Load a run's micro-batches, from its state's step to the plan's last.
+
+    Unless `data.broken` is stop, other images stand in for those that cannot be read, and the run
+    counts them.
 
     Raises:
         UserError: see `PlannedBatches`.
@@ -51,8 +58,15 @@ def training_batches(run: Run, view: Any) -> Iterator[Iterator[Any]]:
     )
     workers = worker_count(config.efficiency.workers, world.size)
     pin_memory = world.device.type == "cuda"
-    with batches_of(train_loader(view, batches, workers, pin_memory)) as loaded:
-        yield replayed(loaded, batches, view, pin_memory) if batches.times else loaded
+    skips = config.data.broken == "skip"
+    source = Substituting(view) if skips else view
+    with batches_of(train_loader(source, batches, workers, pin_memory)) as loaded:
+        shown = replayed(loaded, batches, view, pin_memory) if batches.times else loaded
+        if skips:
+            folder = config.output.folder
+            run.unread = Unread(view, config.data, folder, world, run.state.step)
+            shown = run.unread.counted(shown)
+        yield shown
 
 
 def replayed(

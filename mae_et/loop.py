@@ -14,6 +14,7 @@ from mae_et.config import duration_in_steps
 from mae_et.config_files import to_yaml
 from mae_et.curriculum import PlannedStage
 from mae_et.errors import Interrupted
+from mae_et.finite import check_state
 from mae_et.hang import beat
 from mae_et.monitor import Monitor, Row
 from mae_et.optim import set_schedule
@@ -92,7 +93,11 @@ def save(run: Run, monitor: Monitor | None) -> None:
     """Write a checkpoint, after the rows that it promises; delete those no longer wanted.
 
     Every process takes part, in case the state is sharded; only the main one has a monitor.
+
+    Raises:
+        Diverged: the state is not finite, and nothing was written.
     """
+    check_state(run)
     state = run.state.to_dict()
     if monitor is None:
         return

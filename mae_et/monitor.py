@@ -22,11 +22,13 @@ from tqdm import tqdm
 from mae_et.atomic import write_atomically, write_text_atomically
 from mae_et.config_files import science, to_yaml
 from mae_et.curriculum import Plan
+from mae_et.spikes import RECENT, is_spike
 
 # Where each number of a row stands in TensorBoard.
 TAGS = {
     "loss": "loss/train",
     "grad_norm": "optim/grad_norm",
+    "left_out": "optim/updates_left_out",
     "lr": "optim/lr",
     "weight_decay": "optim/weight_decay",
     "bandwidth": "schedule/bandwidth",
@@ -34,6 +36,8 @@ TAGS = {
     "epoch": "schedule/epoch",
     "equivalent_epochs": "schedule/equivalent_epochs",
     "images_per_second": "speed/images_per_second",
+    "substituted": "data/substituted",
+    "unreadable": "data/unreadable",
     "data_wait": "speed/data_wait",
     "memory_gib": "speed/memory_gib",
 }
@@ -62,6 +66,7 @@ class Monitor:
         self.writer: SummaryWriter | None = None
         if config.output.tensorboard:
             self._open_tensorboard(rows, scores)
+        self.recent = rows[-RECENT:]
         self.bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=plan.steps, initial=start, unit="step", dynamic_ncols=True)
@@ -69,10 +74,14 @@ class Monitor:
     def log(self, row: Row) -> None:
         """Report a row of metrics."""
         row["time"] = time.time()
+        row["spike"] = is_spike(row, self.recent)
+        self.recent = [*self.recent, row][-RECENT:]
         self.record.write(json.dumps(row) + "\n")
         self.record.flush()
         self._scalars(row)
         line = describe(row, self.plan)
+        if row["spike"]:
+            line += " | the loss leaps"
         if self.bar is None:
             print(line, file=sys.stderr, flush=True)
         else:
@@ -176,11 +185,13 @@ class Monitor:
         compute = round(1000 * row["equivalent_epochs"])
         for key, tag in tags.items():
             value = row.get("loss" if key == "loss_of_stage" else key)
-            if not isinstance(value, (int, float)):  # not measured, or lost to a damaged disk
+            if not isinstance(value, (int, float)):  # not finite, or lost to a damaged disk
                 continue
             self.writer.add_scalar(tag, value, row["step"], walltime=when)
             by_compute = tag.replace("/", "_by_compute/")
             self.writer.add_scalar(by_compute, value, compute, walltime=when)
+        if row.get("spike"):
+            self.writer.add_scalar("loss/spikes", row["loss"], row["step"], walltime=when)
 
 
 def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
@@ -210,9 +221,10 @@ def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
 
 def describe(row: Row, plan: Plan) -> str:
     """Return a row as the line that a log shows."""
+    loss = "lost" if row["loss"] is None else f"{row['loss']:.4f}"
     return (
         f"step {row['step']}/{plan.steps} | stage {row['stage'] + 1}/{len(plan.stages)} "
-        f"B={row['bandwidth']} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | "
+        f"B={row['bandwidth']} | loss {loss} | lr {row['lr']:.2e} | "
         f"{row['images_per_second']:.0f} img/s | data wait {row['data_wait']:.0%} | "
         f"ETA {format_seconds(seconds_left(row))}"
     )

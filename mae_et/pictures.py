@@ -7,16 +7,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from mae_et.config_files import one_sentence
-from mae_et.errors import RunFailed, UserError
+from mae_et.errors import RunFailed, Unreadable, UserError
 
 Sample = tuple[Image.Image | Tensor, int]
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+MOST_PIXELS = 2**29
+"""Of a picture, 1.6 GB in colours, twice that while it is converted: 20,000 x 20,000 is read, and
+what claims more than this is not unpacked."""
+# Pillow's own limit, of 89 million, warns; ours is told in a sentence that names the file.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+Image.init()
+# What a file may be taken for, whatever it is called. Of all that Pillow knows, EPS would start
+# another program.
+FORMATS = tuple(
+    kind
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+    if kind in Image.OPEN  # a build may lack some
+)
 ARRAYS = (".npy",)
 EXTENSIONS = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *ARRAYS,
@@ -84,14 +97,14 @@ class Pictures:
         """Name the image in the sentence, should it be unreadable.
 
         Raises:
-            RunFailed: it is.
+            Unreadable: it is.
         """
         try:
             yield
         except (UserError, RunFailed):
             raise
         except Exception as error:  # decoders of damaged files raise whatever they stumble on
-            raise RunFailed(
+            raise Unreadable(
                 f"cannot read the image {self.name(index)}: {one_sentence(error)}"
             ) from None
 
@@ -99,12 +112,37 @@ class Pictures:
 def decode(content: bytes, channels: int) -> Image.Image | Tensor:
     """Decode a picture or a .npy file: the first frame, as it is stored (no EXIF rotation)."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
-        return _array_image(np.load(io.BytesIO(content)), channels)
+        return _array_image(np.load(io.BytesIO(content), allow_pickle=False), channels)
+    with open_picture(content) as image:
+        return to_channels(image, channels)
+
+
+@contextlib.contextmanager
+def open_picture(content: bytes) -> Iterator[Image.Image]:
+    """Open an encoded picture, which is decoded when its pixels are asked for.
+
+    Raises:
+        ValueError: it is none, or claims more than `MOST_PIXELS`.
+    """
+    if not content:
+        raise ValueError("the file is empty")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return to_channels(image, channels)
-    except UnidentifiedImageError:  # its message is about the bytes' place in memory
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.UnidentifiedImageError:  # its message is about the bytes' place in memory
         raise ValueError("it is neither a picture nor an array") from None
+    with image:
+        check_pixels(*image.size)
+        yield image
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse a picture that is too large to be decoded.
+
+    Raises:
+        ValueError: it has more than `MOST_PIXELS`.
+    """
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"its {width} x {height} pixels are more than {MOST_PIXELS}")
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -151,7 +189,11 @@ def _array_image(array: np.ndarray, channels: int) -> Tensor:
     if array.ndim != 3 or array.shape[2] != channels:
         raise ValueError(f"an array of shape {array.shape} is no image of {channels} channels")
     if array.dtype != np.uint8:
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # the next lines tell of it
+            array = array.astype(np.float32)
+        # Here a file can still be named; of a loss that is NaN nobody knows where it came from.
+        if not np.isfinite(array).all():
+            raise ValueError("its numbers are not all finite in float32")
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 

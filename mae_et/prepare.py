@@ -7,6 +7,7 @@ index is there is done, and a preparation that was interrupted goes on behind it
 import hashlib
 import io
 import json
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -16,24 +17,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from mae_et.atomic import write_atomically, write_text_atomically
 from mae_et.config import DataConfig
 from mae_et.datasets import open_source
-from mae_et.errors import UserError
+from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.lock import sole_writer
-from mae_et.pictures import Pictures
+from mae_et.pictures import Pictures, open_picture
 from mae_et.prepared import (
     ORIGINAL,
     VERSION,
     PreparedFiles,
     archive,
     index_file,
+    read_index,
     row_type,
 )
-from mae_et.shards import TarWriter
+from mae_et.shards import UNLABELLED, TarWriter
 
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif",
            "PPM": "ppm"}  # fmt: skip
@@ -83,11 +85,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Write, or verify, what a config asks for.
 
     Returns:
-        Images, and bytes of each level, of each split.
+        Images, those that cannot be read, and bytes of each level, of each split.
 
     Raises:
         UserError: the data are no encoded pictures, or the output was prepared otherwise.
-        RunFailed: an image cannot be read, or a checksum does not match.
+        RunFailed: an image cannot be read and `data.broken` is stop, or more than
+            `data.broken_share` of them cannot, or a checksum does not match.
     """
     if config.verify:
         return {split: _verified(config.output / split) for split in config.splits}
@@ -97,25 +100,42 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 def _prepare_split(config: PrepareConfig, split: Literal["train", "val"]) -> dict[str, Any]:
     source = open_source(config.data, split, config.channels)
-    if not isinstance(source, Pictures) or not isinstance(source.inner[0][0], bytes):
+    if not isinstance(source, Pictures) or not has_files(source):
         raise UserError(f"data.name {config.data.source} has no files to prepare: it is in memory")
     folder = config.output / split
     _check_same(config, folder, source)
     starts = range(0, len(source), config.shard_images)
     missing = [shard for shard in range(len(starts)) if not index_file(folder, shard).is_file()]
+    holes: dict[int, int] = {}
+
+    def check(shard: int) -> None:
+        """Stop where too many images of the shards so far could not be read."""
+        holes[shard] = len(holes_of(read_index(folder, shard, len(config.levels))))
+        count = sum(holes.values())
+        if count > config.data.broken_share * len(source):
+            raise RunFailed(
+                f"{count} of {len(source)} images of {split} cannot be read, more than "
+                f"data.broken_share {config.data.broken_share:g}; they were named when their "
+                f"shards were written"
+            )
+
+    for shard in set(range(len(starts))) - set(missing):
+        check(shard)
     write = partial(write_shard, source, config, folder)
     bar = tqdm(total=len(missing), desc=f"shards of {split}", disable=None)
     if config.workers == 1:
         for shard in missing:
             write(shard)
+            check(shard)
             bar.update()
     else:
         # Threads, for Pillow decodes, resizes and encodes outside of Python's lock.
         with ThreadPoolExecutor(config.workers) as pool:
-            done = [pool.submit(write, shard) for shard in missing]
+            done = {pool.submit(write, shard): shard for shard in missing}
             try:
                 for each in as_completed(done):
                     each.result()
+                    check(done[each])
                     bar.update()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -155,11 +175,27 @@ def _check_same(config: PrepareConfig, folder: Path, source: Pictures) -> None:
     write_text_atomically(path, json.dumps(recipe, indent=1))
 
 
+def has_files(source: Pictures) -> bool:
+    """Whether a source's images are encoded, by the first that can be read."""
+    for index in range(len(source)):
+        try:
+            with source.named(index):
+                return isinstance(source.inner[index][0], bytes)
+        except Unreadable:
+            continue
+    return True
+
+
+def holes_of(rows: np.ndarray) -> np.ndarray:
+    """Return the places, in an index, of images that could not be read."""
+    return np.flatnonzero(rows["size"][:, -1] == 0)
+
+
 def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: int) -> None:
-    """Write the archives of a shard, then its index.
+    """Write the archives of a shard, then its index; what cannot be read has a row without bytes.
 
     Raises:
-        RunFailed: an image cannot be read.
+        Unreadable: an image cannot be read, and `data.broken` is stop.
     """
     first = shard * config.shard_images
     count = min(config.shard_images, len(source) - first)
@@ -169,12 +205,19 @@ def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: in
         tars = [stack.enter_context(TarWriter(archive(folder, shard, level))) for level in levels]
         for number in range(count):
             index = first + number
-            with source.named(index):
-                content, label = source.inner[index]
-                ending, shape, smaller = pictures_of(content, config)
             row = rows[number]
+            row["label"] = UNLABELLED
+            try:
+                with source.named(index):
+                    content, label = source.inner[index]
+                    row["label"] = label
+                    ending, shape, smaller = pictures_of(content, config)
+            except Unreadable as error:
+                if config.data.broken == "stop":
+                    raise
+                tqdm.write(f"mae-et: {error}; left out", file=sys.stderr)
+                continue
             row["height"], row["width"] = shape
-            row["label"] = label
             for place, file in enumerate([*smaller, content]):
                 if file is None:
                     continue
@@ -202,17 +245,14 @@ def pictures_of(
     none: list[bytes | None] = [None] * len(config.levels)
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         return "npy", (0, 0), none
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            ending = ENDINGS.get(image.format or "", "img")
-            width, height = image.size
-            if image.mode not in {"RGB", "L"} or "transparency" in image.info:
-                return ending, (0, 0), none
-            image.load()
-            smaller = [_smaller(image, level, config.quality) for level in config.levels]
-            return ending, (height, width), smaller
-    except UnidentifiedImageError:
-        raise ValueError("it is no picture") from None
+    with open_picture(content) as image:
+        ending = ENDINGS.get(image.format or "", "img")
+        width, height = image.size
+        if image.mode not in {"RGB", "L"} or "transparency" in image.info:
+            return ending, (0, 0), none
+        image.load()
+        smaller = [_smaller(image, level, config.quality) for level in config.levels]
+        return ending, (height, width), smaller
 
 
 def _smaller(image: Image.Image, level: int, quality: int) -> bytes | None:
@@ -240,4 +280,8 @@ def _verified(folder: Path) -> dict[str, Any]:
 def _summary(files: PreparedFiles) -> dict[str, Any]:
     sizes = files.rows["size"].sum(0).tolist()
     names = [str(level or "original") for level in files.levels]
-    return {"images": len(files), "bytes": dict(zip(names, sizes, strict=True))}
+    return {
+        "images": len(files),
+        "unreadable": len(holes_of(files.rows)),
+        "bytes": dict(zip(names, sizes, strict=True)),
+    }

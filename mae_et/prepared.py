@@ -8,7 +8,8 @@
     FOLDER/train/00000-original.tar    its files as they were
 
 Each archive is a WebDataset by itself. A level holds the pictures that are larger than it; what has
-no smaller form (small pictures, arrays, transparency, 16 bits) is read as it was.
+no smaller form (small pictures, arrays, transparency, 16 bits) is read as it was. An image that
+could not be read keeps its row, with no bytes at any level, so that all others keep their numbers.
 """
 
 import json
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_et.errors import RunFailed, UserError
+from mae_et.errors import Unreadable, UserError
 from mae_et.pictures import Box, Draw, Pictures
 
 VERSION = 1
@@ -92,14 +93,20 @@ class PreparedFiles:
         """Return an image's file at a level, given by its place among the levels.
 
         Raises:
-            RunFailed: its checksum does not match.
+            Unreadable: its checksum does not match, or it could not be read when it was prepared.
         """
         row = self.rows[index]
+        if not row["size"][-1]:
+            number = int(index - np.searchsorted(self.shards, self.shards[index]))
+            raise Unreadable(
+                f"cannot read the image {number} of shard {self.shards[index]} of {self.folder}: "
+                "it could not be read when it was prepared"
+            )
         size = int(row["size"][place])
         # At a position of its own: processes that were forked share the file's.
         content = os.pread(self._file(index, place), size, int(row["offset"][place]))
         if zlib.crc32(content) != row["crc32"][place]:
-            raise RunFailed(f"{self.name(index, place)} is damaged: its checksum does not match")
+            raise Unreadable(f"{self.name(index, place)} is damaged: its checksum does not match")
         return content
 
     def name(self, index: int, place: int = -1) -> str:

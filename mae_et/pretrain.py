@@ -6,13 +6,15 @@ it had never stopped.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mae_et import distributed
 from mae_et.atomic import write_text_atomically
@@ -34,7 +36,7 @@ from mae_et.data import (
 )
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
-from mae_et.errors import RunFailed, UserError
+from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
@@ -54,6 +56,7 @@ from mae_et.run import Run, wrap
 from mae_et.same_run import check_same_data, check_same_run, origin_of
 from mae_et.sharding import shard, whole_weights
 from mae_et.signals import StopFlag, stop_signals
+from mae_et.spikes import last_loss, tell
 from mae_et.step import reconstruction_loss, train_step
 from mae_et.window import summarise_stages
 
@@ -66,8 +69,8 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises:
         UserError: the config, the data or the run folder cannot be used.
-        RunFailed: the loss or a gradient became infinite or NaN, memory ran out, or a loader
-            process died.
+        RunFailed: the loss or a gradient became infinite or NaN, images cannot be read, memory ran
+            out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
     patience = config.efficiency.step_timeout
@@ -203,6 +206,8 @@ def open_monitor(run: Run) -> Iterator[Monitor]:
     write_text_atomically(folder / "config.yaml", to_yaml(run.config))
     write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
     monitor = Monitor(run.config, run.plan, run.state.step)
+    if run.unread is not None:
+        run.unread.write()
     try:
         yield monitor
     finally:
@@ -245,15 +250,26 @@ def draw(
         return
     generator = torch.Generator().manual_seed(config.seed)
     # At random, for neighbours are of one class in a folder.
-    places = torch.randperm(len(view), generator=generator)[:count].tolist()
-    images = torch.stack([view[place][0] for place in places]).to(run.world.device)
+    places = torch.randperm(len(view), generator=generator).tolist()
+    found = list(islice(readable(view, places, config.data.broken == "skip"), count))
+    images = torch.stack(found).to(run.world.device)
     images = normalise(images, config.data.mean, config.data.std)
     images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
-    noise = torch.rand(count, (stage.bandwidth // model.patch) ** 2, generator=generator)
+    noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)
     panels = reconstruction_panels(
         model, images, noise.to(images.device), config.model.mask_ratio, config.data
     )
     monitor.picture(run.state.step, picture(panels))
+
+
+def readable(view: EvalView, places: Iterable[int], skips: bool) -> Iterator[Tensor]:
+    """Yield the images at places, and pass over those that cannot be read, if they are skipped."""
+    for place in places:
+        try:
+            yield view[place][0]
+        except Unreadable:
+            if not skips:
+                raise
 
 
 def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor) -> None:
@@ -263,7 +279,7 @@ def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor) -> None:
     export_encoder(model.encoder, folder / "encoder.safetensors", description)
     rows = read_metrics(folder)
     results = {
-        "loss": rows[-1].get("loss") if rows else None,
+        "loss": last_loss(rows),
         "loss_at_first": rows[0].get("loss") if rows else None,
         "steps": plan.steps,
         "images": plan.images,
@@ -272,7 +288,7 @@ def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor) -> None:
         "compute_unit": COMPUTE_UNITS[config.curriculum.cost],
         "training_seconds": run.state.seconds,
         "stages": summarise_stages(rows, plan),
-    }
+    } | tell(rows)
     monitor.finish(results)
     monitor.flush()
     write_text_atomically(folder / "results.json", json.dumps(results, indent=1))

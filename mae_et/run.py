@@ -12,6 +12,7 @@ from mae_et.checkpoint import TrainState
 from mae_et.config import EfficiencyConfig
 from mae_et.curriculum import Plan, PlannedStage
 from mae_et.distributed import World
+from mae_et.unread import Unread
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Run:
     """From a bandwidth to the images of one forward pass."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What the numbers come from beside the config: see `same_run.origin_of`."""
+    unread: Unread | None = None
+    """Images that could not be read; None where the first one stops the run."""
 
     def accumulation(self, stage: PlannedStage) -> int:
         """Return the micro-batches of one step."""

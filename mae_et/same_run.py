@@ -32,7 +32,9 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     else:
         return
     before, now = science(config_from_text(text, type(config))), science(config)
-    may_differ = {"data.download", "data.listing"} | (set() if finished else {"data.root"})
+    # What is to be done about faults may be decided when they happen.
+    may_differ = {"data.broken", "data.broken_share", "optim.skip_nonfinite"}
+    may_differ |= {"data.download", "data.listing"} | (set() if finished else {"data.root"})
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
             raise UserError(

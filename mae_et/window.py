@@ -14,9 +14,11 @@ from torch import Tensor
 from mae_et import distributed
 from mae_et.curriculum import Plan, PlannedStage
 from mae_et.errors import Diverged
+from mae_et.finite import SCALER_PATIENCE, Lost, Streak, streak
 from mae_et.monitor import Row
 from mae_et.optim import lr_at, weight_decay_at
 from mae_et.run import Run
+from mae_et.spikes import last_loss
 
 AnyBatch = TypeVar("AnyBatch")
 
@@ -26,12 +28,16 @@ class Window:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.lost = Lost(2, device)
+        """Of the loss, and of the update."""
         self._restart(time.perf_counter())
 
     def _restart(self, now: float) -> None:
         self.steps = 0
         self.loss: Tensor | None = None
         self.norm: Tensor | None = None
+        self.first: Tensor | None = None
+        self.lost.restart()
         self.waited = 0.0
         self.started = now
 
@@ -47,10 +53,13 @@ class Window:
             yield batch
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Count a step."""
+        """Count a step, on the device."""
+        self.steps += 1
+        lost = self.lost.add(torch.stack([loss, norm.to(loss)]), self.steps)
+        loss = torch.where(lost[0], 0.0, loss)
         self.loss = loss if self.loss is None else self.loss + loss
         self.norm = norm
-        self.steps += 1
+        self.first = loss if self.first is None else self.first
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -67,23 +76,28 @@ class Window:
         """Return the row of the steps since the last one; the only wait for the device.
 
         Raises:
-            Diverged: the loss of one of them, or the last one's gradient, is not finite.
+            Diverged: of more steps in a row than may be left out, the loss or the gradient is not
+                finite.
+            RunFailed: more images cannot be read than may be.
         """
         plan, state, world = run.plan, run.state, run.world
         assert self.loss is not None
         assert self.norm is not None
-        numbers = torch.stack([self.loss / self.steps, self.norm.to(self.loss)])
-        loss, norm = distributed.mean(numbers, world).tolist()
+        assert self.first is not None
+        unread = run.unread
+        good = (self.steps - self.lost.count[0]).to(self.loss)  # 0 / 0 is NaN, and left out below
+        waiting = torch.tensor(float(len(unread.waiting)) if unread else 0.0, device=self.device)
+        numbers = torch.stack([self.loss / good, self.norm.to(self.loss), self.first, waiting])
+        numbers = torch.cat([numbers.double(), self.lost.numbers().flatten()])
+        each = distributed.gathered(numbers, world).cpu()
+        loss, norm = each[:, 0].nanmean().item(), each[:, 1].mean().item()
+        substituted = int(each[:, 3].sum())
+        losses, updates = streak(each[:, 4:8]), streak(each[:, 8:12])
         now = time.perf_counter()
         seconds = now - self.started
-        # Under fp16 a step whose gradient overflowed is skipped; otherwise the weights are lost.
-        lost = not math.isfinite(norm) and not state.scaler.is_enabled()
-        if lost or not math.isfinite(loss):
-            what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient's norm", norm)
-            raise Diverged(
-                f"the {what} became {value} between steps {state.step - self.steps + 1} and "
-                f"{state.step}; the last good checkpoint is kept in {run.config.output.folder}"
-            )
+        self._check(run, losses, updates)
+        if unread and substituted:
+            unread.agree(state.step)
         state.seconds += seconds
         progress = plan.progress(state.step - 1)
         row: Row = {
@@ -94,8 +108,11 @@ class Window:
             "epoch": state.step * plan.batch_size / plan.dataset_size,
             "equivalent_epochs": plan.progress(state.step) * plan.equivalent_epochs,
             "compute": plan.progress(state.step),
-            "loss": loss,
+            "loss": loss if math.isfinite(loss) else None,
             "grad_norm": norm if math.isfinite(norm) else None,
+            "left_out": updates.steps,
+            "substituted": substituted,
+            "unreadable": len(unread.known) if unread else 0,
             "lr": lr_at(progress, run.config.optim),
             "weight_decay": weight_decay_at(progress, run.config.optim),
             "images_per_second": self.steps * plan.batch_size / seconds,
@@ -105,8 +122,27 @@ class Window:
             "window_steps": self.steps,
             "window_seconds": seconds,
         }
+        if state.step == self.steps:
+            row["loss_at_start"] = each[:, 2].mean().item()  # of the first step: of no training
         self._restart(now)
         return row
+
+    def _check(self, run: Run, losses: Streak, updates: Streak) -> None:
+        """Stop where more was lost in a row than may be.
+
+        Under fp16 the scaler leaves out updates whose gradient overflowed while it looks for its
+        scale.
+        """
+        most = run.config.optim.skip_nonfinite
+        patience = max(most, SCALER_PATIENCE) if run.state.scaler.is_enabled() else most
+        for what, lost, limit in (("loss", losses, most), ("gradient's norm", updates, patience)):
+            if lost.longest > limit:
+                first = f" at step {run.state.step - self.steps + lost.first}" if lost.first else ""
+                in_a_row = f", and {lost.longest} updates in a row were lost" if limit else ""
+                raise Diverged(
+                    f"the {what} became {lost.value}{first}{in_a_row}; the last good checkpoint is "
+                    f"kept in {run.config.output.folder}"
+                )
 
 
 def peak_memory(device: torch.device) -> int:
@@ -132,7 +168,7 @@ def summarise_stages(rows: list[Row], plan: Plan) -> list[dict[str, float | None
                 "bandwidth": stage.bandwidth,
                 "images": images,
                 # None where the rows were lost, to a damaged disk.
-                "loss": mine[-1].get("loss") if mine else None,
+                "loss": last_loss(mine),
                 "images_per_second": round(seen / seconds, 1) if seconds else None,
                 "compute": stage.cost * images,
             }

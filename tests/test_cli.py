@@ -142,11 +142,14 @@ def test_an_unreadable_image_stops_the_run_with_its_name(tiny_yaml, tmp_path, ca
         Image.new("RGB", (40, 40)).save(path)
     path.write_bytes(path.read_bytes()[:60])
     flags = [f"--data.root={tmp_path / 'images'}", f"--output.folder={tmp_path / 'run'}"]
-    for workers in (0, 1):
-        command = ["pretrain", f"--config={tiny_yaml}", *flags, f"--efficiency.workers={workers}"]
-        assert main(command) == 1
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith(f"mae-et: cannot read the image {path}")
+    few = "mae-et: 1 of 24 images cannot be read, more than data.broken_share 0.01: "
+    for policy, sentence in (("stop", f"mae-et: cannot read the image {path}"), ("skip", few)):
+        for workers in (0, 1):
+            more = [f"--efficiency.workers={workers}", f"--data.broken={policy}"]
+            assert main(["pretrain", f"--config={tiny_yaml}", *flags, *more]) == 1
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert error.startswith(sentence)
+            assert str(path) in error
 
 
 def test_every_command_has_help(capsys) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -14,6 +15,7 @@ from finetune import EvaluateConfig, evaluate
 from mae_et import UserError, distributed
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.monitor import read_metrics
+from mae_et.unread import RECORD
 
 
 def start(
@@ -121,3 +123,59 @@ def test_alone_there_is_nothing_to_agree_on() -> None:
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(UserError, match="no CUDA device"):
         distributed.choose_device("cuda")
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Path:
+    """Return a folder of arrays of which two cannot be read and one is too large for float32."""
+    root = tmp_path / "data" / "train"
+    root.mkdir(parents=True)
+    for number in range(40):
+        values = np.random.default_rng(number).random((32, 32, 3), np.float32)
+        np.save(root / f"{number:02d}.npy", values * (1e30 if number == 11 else 1))
+    for number in (5, 30):
+        (root / f"{number:02d}.npy").write_bytes(b"")
+    return root.parent
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_same_updates_and_name_the_same_images(
+    tmp_path: Path, spoilt: Path
+) -> None:
+    """Though each sees its own half: one alone has the NaN, and one alone the file."""
+    flags = [f"--data.root={spoilt}", "--data.broken_share=0.05", "--optim.skip_nonfinite=2",
+             "--output.log_every=1", "--output.reconstruct_images=0"]  # fmt: skip
+    keys = ("step", "left_out", "substituted", "unreadable")
+    found, records = [], []
+    for processes in (1, 2):
+        done = run(tmp_path, processes, *flags)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("stands in for it") == 2
+        rows = read_metrics(tmp_path / str(processes))
+        found.append([[row[key] for key in keys] for row in rows])
+        record = read_metrics(tmp_path / str(processes), RECORD)
+        records.append({(row["step"], row["sample"]) for row in record})
+        weights = newest_checkpoint(tmp_path / str(processes) / "checkpoints")["model"]
+        assert all(weight.isfinite().all() for weight in weights.values())
+    assert found[0] == found[1]
+    assert sum(left_out for _, left_out, *_ in found[0]) > 3
+    assert records[0] == records[1]
+    few = run(
+        tmp_path, 2, *flags, "--data.broken_share=0.03", f"--output.folder={tmp_path / 'few'}"
+    )
+    assert few.returncode == 1
+    assert "2 of 40 images cannot be read, more than data.broken_share 0.03" in few.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--efficiency.sharding=full", "--efficiency.precision=fp16"])
+def test_updates_are_left_out_in_shards_and_in_fp16_too(
+    tmp_path: Path, spoilt: Path, flag: str
+) -> None:
+    flags = [f"--data.root={spoilt}", "--data.broken_share=0.05", "--optim.skip_nonfinite=2",
+             "--output.log_every=1", "--output.reconstruct_images=0"]  # fmt: skip
+    done = run(tmp_path, 2, *flags, flag)
+    assert done.returncode == 0, done.stderr
+    assert sum(row["left_out"] for row in read_metrics(tmp_path / "2")) > 3
+    weights = newest_checkpoint(tmp_path / "2" / "checkpoints")["model"]
+    assert all(weight.isfinite().all() for weight in weights.values())

@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     monkeypatch.setattr("mae_et.step.normalise", poisoned)
     config = tiny("--output.reconstruct_images=0")
-    with pytest.raises(RunFailed, match=r"loss became nan between steps 9 and 10; the last good"):
+    with pytest.raises(RunFailed, match=r"loss became nan at step 9; the last good"):
         pretrain(config)
     saved = newest_checkpoint(config.output.folder / "checkpoints")
     assert saved["step"] == 5
@@ -204,7 +204,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_stops_the_run_too(
 
     monkeypatch.setattr(module, "train_step", poisoned)
     config = tiny()
-    with pytest.raises(RunFailed, match=r"gradient's norm became nan between steps 9 and 10"):
+    with pytest.raises(RunFailed, match=r"gradient's norm became nan at step 10"):
         pretrain(config)
     assert newest_checkpoint(config.output.folder / "checkpoints")["step"] == 5
 

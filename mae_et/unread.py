@@ -1,0 +1,137 @@
+"""Images that cannot be read: another in the place of each, a record, and when it is enough.
+
+Which image stands in is a function of (seed, epoch, sample), as all randomness is, so batches keep
+their size, the other samples their places, and a run that goes on shows what it would have shown.
+What could not be read travels with the batch: it is counted when the batch is trained on, not when
+a loader fetches it ahead.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from mae_et import distributed
+from mae_et.atomic import write_text_atomically
+from mae_et.config import DataConfig
+from mae_et.distributed import World
+from mae_et.errors import RunFailed, Unreadable
+from mae_et.monitor import read_metrics
+from mae_et.order import Draw, sample_seed
+
+TRIES = 20
+RECORD = "unreadable.jsonl"
+_SUBSTITUTE = -3  # keeps these draws apart from those of permutations and replay
+AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
+
+
+class Substituting(Dataset[Any]):
+    """Views in which another image stands in for one that cannot be read.
+
+    It is shown under the crop and mask of the image whose place it takes.
+
+    Args:
+        view: views with `shown(draw, sample)`, which give samples with a field `unread`.
+    """
+
+    def __init__(self, view: Any):
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        try:
+            return self.view[draw]
+        except Unreadable as error:
+            first = error
+        for attempt in range(TRIES):
+            key = (draw.epoch, draw.sample, attempt, _SUBSTITUTE)
+            other = sample_seed(self.view.seed, *key) % len(self.view)
+            try:
+                shown = self.view.shown(draw, other)
+            except Unreadable:
+                continue
+            return shown._replace(unread=torch.tensor(draw))
+        raise RunFailed(f"{first}; nor can {TRIES} others that were drawn to stand in for it")
+
+
+class Unread:
+    """The images of a run that could not be read so far, the same ones on every process.
+
+    Args:
+        view: the run's views; what could not be read is looked at once more, for the reason.
+        config: says how many there may be.
+        folder: the run's, with the record of a run that goes on.
+        world: its processes.
+        start: steps already done; what was recorded after them is forgotten.
+    """
+
+    def __init__(self, view: Any, config: DataConfig, folder: Path, world: World, start: int):
+        self.view, self.world = view, world
+        self.share, self.record = config.broken_share, folder / RECORD
+        self.rows = [row for row in read_metrics(folder, RECORD) if row["step"] <= start]
+        self.known = {row["sample"] for row in self.rows}
+        self.waiting: list[list[int]] = []
+        """Draws of this process since the last row."""
+
+    def counted(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
+        """Pass micro-batches on, and note what could not be read for them."""
+        for batch in batches:
+            unread: Tensor = batch.unread  # type: ignore[attr-defined]
+            self.waiting += unread[unread[:, 0] >= 0].tolist()
+            yield batch
+
+    def agree(self, step: int) -> None:
+        """Tell each process what any of them could not read; the main one writes and names it.
+
+        Raises:
+            RunFailed: there are more than the share.
+        """
+        mine = torch.tensor(self.waiting, dtype=torch.int64).reshape(-1, 3)
+        self.waiting = []
+        before = len(self.rows)
+        for draw in map(Draw._make, distributed.gathered_rows(mine, self.world).tolist()):
+            if draw.sample in self.known:
+                continue
+            self.known.add(draw.sample)
+            reason = self._reason(draw) if self.world.is_main else ""
+            self.rows.append({"step": step, "sample": draw.sample, "reason": reason})
+        if self.world.is_main and len(self.rows) > before:
+            self.write()
+        size = len(self.view)
+        if len(self.known) > self.share * size:
+            raise RunFailed(
+                f"{len(self.known)} of {size} images cannot be read, more than data.broken_share "
+                f"{self.share:g}: {self._first()}"
+            )
+
+    def write(self) -> None:
+        """Write the record: without what a run that was interrupted noted after its last state."""
+        if self.rows or self.record.exists():
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_text_atomically(self.record, text)
+
+    def _reason(self, draw: Draw) -> str:
+        try:
+            self.view.shown(draw, draw.sample)
+        except Unreadable as error:
+            reason = str(error)
+        else:
+            reason = f"the image {self._name(draw.sample)} could not be read, and now can be"
+        tqdm.write(f"mae-et: {reason}; another one stands in for it", file=sys.stderr)
+        return reason
+
+    def _name(self, sample: int) -> object:
+        name = getattr(self.view.source, "name", None)
+        return sample if name is None else name(sample)
+
+    def _first(self, count: int = 3) -> str:
+        names = [str(self._name(row["sample"])) for row in self.rows[:count]]
+        return ", ".join(names) + (", ..." if len(self.rows) > count else "")

@@ -1,0 +1,401 @@
+"""Numbers that are none: named by their step, left out where that is asked for, never saved."""
+
+import importlib
+import itertools
+import json
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from finetune import ClassifierConfig
+from finetune.config import ClassifierOptimConfig, NetworkConfig
+from mae_et import Interrupted, RunFailed, UserError, pretrain
+from mae_et.checkpoint import TrainState, list_checkpoints, load_checkpoint, newest_checkpoint
+from mae_et.curriculum import Curriculum
+from mae_et.data import normalise
+from mae_et.distributed import World
+from mae_et.errors import Diverged
+from mae_et.finite import SCALER_PATIENCE, Lost, streak
+from mae_et.monitor import read_metrics
+from mae_et.run import Run
+from mae_et.spikes import FEWEST, RECENT, has_diverged, is_spike
+from mae_et.step import update
+
+# The package names the function of the same name first.
+module = importlib.import_module("mae_et.pretrain")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Return a function that puts a number among the pixels of some steps, counted from 1."""
+
+    def put(*steps: int, value: float = math.nan) -> None:
+        step = module.train_step
+
+        def poisoned(run, stage, batches):
+            if run.state.step + 1 not in steps:
+                return step(run, stage, batches)
+            with monkeypatch.context() as patch:
+                patch.setattr("mae_et.step.normalise", lambda *a: normalise(*a) * value)
+                return step(run, stage, batches)
+
+        monkeypatch.setattr(module, "train_step", poisoned)
+
+    return put
+
+
+def weights_at(folder, step: int) -> dict:
+    return load_checkpoint(folder / "checkpoints" / f"step-{step:08d}.pt")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_sentence_names_the_step_and_the_checkpoint_before_it_is_kept(
+    tiny, poison, value: float
+) -> None:
+    """Also where a row is far behind: at step 9 of rows at 2, 4, 5, 6, 8 and 10."""
+    poison(9, value=value)
+    with pytest.raises(Diverged, match=r"^the loss became nan at step 9; the last good checkpoint"):
+        pretrain(tiny("--output.reconstruct_images=0"))
+    assert newest_checkpoint(tiny().output.folder / "checkpoints")["step"] == 5
+
+
+def test_a_bad_gradient_in_the_middle_of_a_row_is_found_at_its_step(tiny, monkeypatch) -> None:
+    """Though the loss and the row's last gradient are finite: the next loss would not be."""
+    step = module.train_step
+
+    def poisoned(run, *rest):
+        loss, norm = step(run, *rest)
+        return loss, norm * math.inf if run.state.step == 1 else norm
+
+    monkeypatch.setattr(module, "train_step", poisoned)
+    with pytest.raises(Diverged, match=r"gradient's norm became inf at step 2"):
+        pretrain(tiny("--output.log_every=5", "--optim.skip_nonfinite=0"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip"), [("fp32", ["--optim.clip_grad=0.5"]), ("bf16", []), ("fp16", [])]
+)
+def test_an_update_that_is_left_out_leaves_weights_and_moments_as_they_were(
+    tiny, poison, precision: str, clip: list[str]
+) -> None:
+    """Bit for bit, Adam's step count too; the run goes on, and says how many were left out."""
+    poison(3)
+    folder = pretrain(
+        tiny("--optim.skip_nonfinite=1", "--output.checkpoint_every=1", "--output.keep_last=30",
+             "--output.log_every=1", f"--efficiency.precision={precision}", *clip,
+             "--curriculum.epochs=1.2")
+    )  # fmt: skip
+    rows, results = read_metrics(folder), json.loads((folder / "results.json").read_text())
+    assert [row["left_out"] for row in rows] == [int(row["step"] == 3) for row in rows]
+    assert results["updates_left_out"] == 1
+    assert rows[2]["loss"] is rows[2]["grad_norm"] is None
+    assert all(math.isfinite(row["loss"]) for row in rows if row["step"] != 3)
+    before, after, later = (weights_at(folder, step) for step in (2, 3, 4))
+    for name, weight in before["model"].items():
+        assert torch.equal(after["model"][name], weight)
+    assert any(not torch.equal(later["model"][n], w) for n, w in before["model"].items())
+    for number, moments in before["optimizer"]["state"].items():
+        for name, moment in moments.items():
+            assert torch.equal(after["optimizer"]["state"][number][name], moment)
+            assert name != "step" or later["optimizer"]["state"][number][name] == moment + 1
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_lost_loss_over_a_finite_gradient_is_left_out_too(fp16: bool, value: float) -> None:
+    model = torch.nn.Linear(3, 1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=fp16))
+    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=1.0, skip_nonfinite=1))
+    plan = Curriculum.preset("constant", 32, 8).plan(1, 12, 12)
+    run = Run(config, plan, World(0, 1, CPU), state, model, None, lambda _: 12)
+    for lost in (True, False):
+        loss, norm = update(
+            run, plan.stages[0], [0], lambda _, lost=lost: model(torch.ones(2, 3)).sum()
+            + (value if lost else 0.0)
+        )  # fmt: skip
+        assert loss.isfinite().item() is norm.isfinite().item() is not lost
+        assert all(map(torch.equal, model.parameters(), before)) is lost
+
+
+def test_more_in_a_row_than_may_be_left_out_stop_the_run(tiny, poison) -> None:
+    """Two and two with one between are borne with a bound of two; three are not."""
+    poison(2, 3, 5, 6, 8, 9, 10)
+    config = tiny("--optim.skip_nonfinite=2", "--output.reconstruct_images=0")
+    with pytest.raises(Diverged, match=r"the loss became nan .*and 3 updates in a row were lost"):
+        pretrain(config)
+    assert [row["left_out"] for row in read_metrics(config.output.folder)] == [1, 1, 1, 1, 1]
+    saved = newest_checkpoint(config.output.folder / "checkpoints")
+    assert saved["step"] == 5
+    assert all(weight.isfinite().all() for weight in saved["model"].values())
+
+
+@pytest.mark.slow
+def test_with_nothing_to_leave_out_the_numbers_are_those_without_the_option(tiny) -> None:
+    base = str(tiny().output.folder)
+    plain = pretrain(tiny(f"--output.folder={base}-plain"))
+    ready = pretrain(tiny("--optim.skip_nonfinite=5"))
+    names = ["loss", "grad_norm"]
+    found = [[[row[n] for n in names] for row in read_metrics(f)] for f in (plain, ready)]
+    assert found[0] == found[1]
+    files = [(f / "encoder.safetensors").read_bytes() for f in (plain, ready)]
+    assert files[0] == files[1]
+
+
+def test_weights_that_are_not_finite_are_not_saved_after_a_finite_gradient(tiny, monkeypatch):
+    """A learning rate out of all measure: the step that ends a row ruins the weights itself."""
+    step = module.train_step
+
+    def ruined(run, *rest):
+        result = step(run, *rest)
+        if run.state.step == 9:
+            with torch.no_grad():
+                next(run.state.model.parameters()).view(-1)[0] = math.inf
+        return result
+
+    monkeypatch.setattr(module, "train_step", ruined)
+    config = tiny("--output.reconstruct_images=0")
+    with pytest.raises(Diverged, match=r"is not finite after step 10; it is not saved"):
+        pretrain(config)
+    folder = config.output.folder / "checkpoints"
+    assert [path.name[-6:-3] for path in list_checkpoints(folder)] == ["005"]
+
+
+class NoReading(TorchDispatchMode):
+    """Counts what would have a GPU waited for: numbers that are read from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        self.read += "_local_scalar_dense" in str(operator) or "nonzero" in str(operator)
+        return operator(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize(("skip", "precision"), [(0, "fp32"), (3, "fp32"), (3, "fp16")])
+def test_no_number_is_read_from_the_device_between_two_rows(
+    tiny, monkeypatch, skip: int, precision: str
+) -> None:
+    mode, step = NoReading(), module.train_step
+    reads = []
+
+    def watched(run, stage, batches):
+        before, loaded = mode.read, list(batches)
+        with mode:
+            result = step(run, stage, loaded)
+        reads.append(mode.read - before)
+        return result
+
+    monkeypatch.setattr(module, "train_step", watched)
+    pretrain(
+        tiny(f"--optim.skip_nonfinite={skip}", "--optim.clip_grad=1",
+             f"--efficiency.precision={precision}", "--curriculum.epochs=2")
+    )  # fmt: skip
+    assert reads
+    assert not any(reads)
+    with mode:
+        lost = Lost(2, CPU)
+        for number in range(1, 5):
+            lost.add(torch.tensor([1.0, math.nan]), number)
+        lost.restart()
+    assert mode.read == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.lists(st.sampled_from([1.0, math.nan, math.inf]), min_size=9, max_size=9),
+             min_size=1, max_size=3),
+    st.lists(st.integers(1, 4), min_size=2, max_size=2),
+)  # fmt: skip
+def test_what_is_counted_on_the_device_is_what_happened(ranks, cuts) -> None:
+    """Over windows of any length and any number of processes."""
+    counters = [Lost(1, CPU) for _ in ranks]
+    edges = [0, cuts[0], cuts[0] + cuts[1], 9]
+    for start, end in itertools.pairwise(edges):
+        for counter, values in zip(counters, ranks, strict=True):
+            for place in range(start, end):
+                counter.add(torch.tensor([values[place]]), place - start + 1)
+        found = streak(torch.cat([c.numbers() for c in counters]))
+        bad = [[not math.isfinite(v) for v in values] for values in ranks]
+        assert found.steps == max(sum(b[start:end]) for b in bad)
+        firsts = [i - start + 1 for i in range(start, end) if any(b[i] for b in bad)]
+        assert found.first == (firsts[0] if firsts else 0)
+        if firsts:
+            assert not math.isfinite(found.value)
+        longest = max(_longest(b[:end], start) for b in bad)
+        assert found.longest == longest
+        for counter in counters:
+            counter.restart()
+
+
+def _longest(bad: list[bool], start: int) -> int:
+    """Return the longest row that reaches into what lies from `start` on, or up to it."""
+    best = run = 0
+    for place, lost in enumerate(bad):
+        run = run + 1 if lost else 0
+        if place >= start - 1:
+            best = max(best, run)
+    return best
+
+
+# --- fp16 -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restless_scaler(monkeypatch):
+    """Have the scaler begin too high, and try a higher scale after every three steps."""
+    scaler = torch.amp.GradScaler
+
+    def made(device, enabled):
+        return scaler(device, init_scale=2.0**40, growth_interval=3, enabled=enabled)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", made)
+
+
+def test_the_scale_of_fp16_is_found_again_exactly(tiny, restless_scaler, monkeypatch) -> None:
+    """Stopped in the search, between two trials: weights, scale and its age are the same."""
+    base = str(tiny().output.folder)
+    flags = ["--efficiency.precision=fp16", "--output.log_every=1"]
+    whole = pretrain(tiny(f"--output.folder={base}-whole", *flags))
+    left_out = [row["left_out"] for row in read_metrics(whole)]
+    assert left_out[:10] == [1] * 10
+    assert 0 < sum(left_out[20:]) < 5
+    step = module.train_step
+    for stop in (7, 23):
+
+        def signalled(run, *rest, stop=stop):
+            if run.state.step == stop - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(run, *rest)
+
+        monkeypatch.setattr(module, "train_step", signalled)
+        with pytest.raises(Interrupted):
+            pretrain(tiny(*flags))
+        saved = newest_checkpoint(tiny().output.folder / "checkpoints")
+        assert saved["step"] == stop
+        assert saved["scaler"]["scale"] < 2.0**40
+    monkeypatch.setattr(module, "train_step", step)
+    parts = pretrain(tiny(*flags))
+    first, second = (newest_checkpoint(folder / "checkpoints") for folder in (whole, parts))
+    assert first["scaler"] == second["scaler"]
+    assert all(torch.equal(second["model"][name], w) for name, w in first["model"].items())
+    assert [row["left_out"] for row in read_metrics(parts)] == left_out
+
+
+def test_a_scaler_that_finds_no_scale_stops_the_run(tiny, poison) -> None:
+    """It would halve its scale and leave out updates to the end, with a finite loss."""
+    assert 2.0**16 / 2**SCALER_PATIENCE < 2.0**-24  # less than fp16's smallest number
+    step = module.train_step
+
+    def overflowing(run, *rest):
+        loss, norm = step(run, *rest)
+        return loss, norm * math.inf
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_step", overflowing)
+        patch.setattr("mae_et.window.SCALER_PATIENCE", 12)
+        with pytest.raises(Diverged, match=r"gradient's norm became inf.*13 updates in a row"):
+            pretrain(tiny("--efficiency.precision=fp16", "--output.log_every=1"))
+
+
+# --- spikes, and runs that do not train -----------------------------------------------------------
+
+
+def rows(losses, stage: int = 0) -> list[dict]:
+    return [{"loss": loss, "stage": stage} for loss in losses]
+
+
+NOISY = [1.0 + 0.01 * ((7 * n) % 5 - 2) for n in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "before", "expected"),
+    [
+        (1.02, rows(NOISY), False),
+        (1.2, rows(NOISY), True),
+        (0.2, rows(NOISY), False),  # a fall is none
+        (1.2, rows(NOISY[: FEWEST - 1]), False),  # too little is known
+        (1.2, rows(NOISY, stage=1), False),  # of another stage
+        (1.2, rows([*NOISY, *[9.0] * 5]), True),  # others do not hide it
+        (1.2, rows([9.0] * 30 + NOISY[:RECENT]), True),  # what is long past does not either
+        (1.005, rows([1.0] * 30), False),  # without any noise, a hundredth is let pass
+        (1.02, rows([1.0] * 30), True),
+        (None, rows(NOISY), False),
+        (1.2, rows([None, *NOISY]), True),
+    ],
+)
+def test_a_spike_is_a_leap_above_what_the_stage_has_shown(loss, before, expected: bool) -> None:
+    assert is_spike({"loss": loss, "stage": 0}, before) is expected
+
+
+def test_a_spike_is_marked_in_the_record_and_in_tensorboard(tiny, monkeypatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    step = module.train_step
+
+    def leaping(run, *rest):
+        loss, norm = step(run, *rest)
+        return (loss * 3 if run.state.step == 19 else loss), norm
+
+    monkeypatch.setattr(module, "train_step", leaping)
+    folder = pretrain(
+        tiny("--output.log_every=1", "--curriculum.epochs=9", "--curriculum.preset=constant",
+             "--curriculum.stages=[]")
+    )  # fmt: skip
+    assert [row["step"] for row in read_metrics(folder) if row["spike"]] == [20]
+    assert json.loads((folder / "results.json").read_text())["loss_spikes"] == 1
+    events = EventAccumulator(str(folder)).Reload()
+    assert [scalar.step for scalar in events.Scalars("loss/spikes")] == [20]
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([1.0, 0.9, 0.8, 0.7, 0.6], False),
+        ([1.0, 0.9, 1.1, 1.0, 1.1], True),  # ends where it began
+        ([1.0, 0.9, *[2.5] * 5, *[0.5] * 20], True),  # was lost, and came back
+        ([1.0, 0.9, 2.5, 30.0, *[0.5] * 20], False),  # a spike
+        ([1.0], False),
+    ],
+)
+def test_a_run_has_diverged_if_it_is_far_above_its_start_or_ends_no_lower(losses, expected) -> None:
+    found = rows(losses)
+    found[0]["loss_at_start"] = 1.0
+    assert has_diverged(found) is expected
+
+
+@pytest.mark.parametrize("rate", [0.02, 30.0])
+def test_a_run_that_diverges_on_purpose_is_told_apart_from_one_that_trains(
+    tiny, capsys, rate: float
+) -> None:
+    flags = [f"--optim.base_lr={rate}", "--curriculum.epochs=9", "--optim.warmup=0"]
+    folder = pretrain(tiny(*flags))
+    diverged = rate > 1
+    assert json.loads((folder / "results.json").read_text())["diverged"] is diverged
+    assert has_diverged(read_metrics(folder)) is diverged
+    assert ("the run has diverged" in capsys.readouterr().err) is diverged
+
+
+def test_a_learning_rate_beyond_all_floats_ends_in_a_sentence(tiny) -> None:
+    with pytest.raises(RunFailed, match=r"(became|is not) (nan|inf|finite).*last good checkpoint"):
+        pretrain(tiny("--optim.base_lr=1e36", "--optim.warmup=0"))
+    for path in list_checkpoints(tiny().output.folder / "checkpoints"):
+        assert all(weight.isfinite().all() for weight in load_checkpoint(path)["model"].values())
+
+
+def test_what_cannot_leave_updates_out_is_refused() -> None:
+    network = NetworkConfig(backbone="resnet10t")
+    with pytest.raises(UserError, match=r"optim\.skip_nonfinite is of optim\.optimizer adamw"):
+        ClassifierConfig(network, optim=ClassifierOptimConfig(optimizer="lars", skip_nonfinite=1))
+    with pytest.raises(UserError, match=r"optim\.skip_nonfinite must not be negative"):
+        ClassifierOptimConfig(skip_nonfinite=-1)

@@ -1,0 +1,408 @@
+"""Unusual files are images; unreadable ones are named, counted and replaced, and stop a run."""
+
+import contextlib
+import importlib
+import io
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from hostile import broken, encoded, noise, unreadable, unusual
+from PIL import Image
+
+import mae_et.pictures
+from finetune import ClassifierConfig, classify
+from finetune.config import RecipeConfig
+from finetune.views import LabelledView, central_view
+from mae_et import Interrupted, load_config, pretrain
+from mae_et.config import DataConfig
+from mae_et.curriculum import Curriculum
+from mae_et.data import EvalView, TrainView, as_tensor
+from mae_et.datasets import open_source
+from mae_et.errors import RunFailed, Unreadable, UserError
+from mae_et.loading import replayed, train_loader
+from mae_et.monitor import read_metrics
+from mae_et.order import Draw, PlannedBatches, micro_batch_size
+from mae_et.prepare import PrepareConfig, prepare
+from mae_et.unread import RECORD, TRIES, Substituting
+
+# The package names the function of the same name first.
+module = importlib.import_module("mae_et.pretrain")
+PLAN = Curriculum.preset("etpp", 32, 8).plan(6, 30, 10)
+NEVER = "cannot read the image"
+
+
+def write(root: Path, files: dict[str, bytes]) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (root / name).write_bytes(content)
+    return root
+
+
+def views(root: Path, **data: object) -> list:
+    """Return every kind of view of a folder."""
+    config = DataConfig(root=root, **data)
+    source = open_source(config, "train")
+    return [
+        TrainView(source, config, PLAN, 8, 0),
+        TrainView(source, config, PLAN, 8, 0, "decode"),
+        LabelledView(source, config, RecipeConfig(), PLAN, 0),
+        EvalView(source, config, 32),
+        central_view(source, config, [24, 32]),
+    ]
+
+
+def place_in(view, number: int):
+    """Return what a kind of view is asked by: a draw, or a number."""
+    return number if isinstance(view, EvalView) else Draw(number, 0, len(PLAN.stages) - 1)
+
+
+@pytest.mark.parametrize("name", unusual())
+def test_an_unusual_file_is_an_image_in_every_view(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "train", {name: unusual()[name]})
+    for view, side in zip(views(tmp_path), [(32, 32)] * 4 + [(24, 32)], strict=True):
+        shown = view[place_in(view, 0)][0]
+        assert shown.shape == (3, *side)
+        assert shown.float().isfinite().all()
+
+
+@pytest.mark.parametrize("name", [*broken(), *unreadable()])
+def test_a_file_that_cannot_be_read_is_named_in_every_view(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path / "train", {n: c for n, c in broken().items() if n == name})
+    if name in unreadable():
+        unreadable()[name](root / name)
+    for view in views(tmp_path):
+        with pytest.raises(Unreadable) as caught:
+            view[place_in(view, 0)]
+        assert str(caught.value).startswith(f"{NEVER} {root / name}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "train", {"0.png": encoded(noise(), "PNG")})
+    (tmp_path / "train" / "0.png").chmod(0)
+    view, user = views(tmp_path)[0], os.geteuid()
+    if user == 0:  # who may read everything
+        os.seteuid(65534)
+    try:
+        with pytest.raises(Unreadable, match=r"0\.png: .*Permission denied"):
+            view[Draw(0, 0, 0)]
+    finally:
+        os.seteuid(user)
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "train", {n: c for n, c in unusual().items() if "animated" in n})
+    source = open_source(DataConfig(root=tmp_path), "train")
+    first, second = (as_tensor(noise(seed=seed)).float() for seed in (0, 1))
+    for number in range(3):
+        image = as_tensor(source[number][0]).float()
+        assert (image - first).abs().mean() < 0.7 * (image - second).abs().mean()
+
+
+def test_a_picture_may_have_20_000_pixels_a_side_and_no_more_than_is_said(monkeypatch) -> None:
+    mae_et.pictures.check_pixels(20_000, 20_000)
+    monkeypatch.setattr(mae_et.pictures, "MOST_PIXELS", 40 * 48)
+    mae_et.pictures.decode(encoded(noise(), "PNG"), 3)
+    with pytest.raises(ValueError, match=r"its 49 x 40 pixels are more than 1920"):
+        mae_et.pictures.decode(encoded(noise(40, 49), "PNG"), 3)
+
+
+def test_a_long_image_is_cut_before_it_is_scaled_and_a_usual_one_is_not() -> None:
+    """The middle is what a central view shows, whatever lies at the ends."""
+    config, wide = DataConfig(eval_crop=1.0), noise(10, 160)
+
+    class One:
+        classes = ()
+
+        def __init__(self, image):
+            self.image = image
+
+        def __getitem__(self, _):
+            return self.image, 0
+
+    usual = EvalView(One(wide), config, 16)[0][0]
+    longer = Image.new("RGB", (2160, 10))
+    longer.paste(wide, (1000, 0))
+    assert torch.equal(EvalView(One(longer), config, 16)[0][0], usual)
+
+
+# --- another image in its place -------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a folder of 30 images, and the same of which two are broken."""
+    files = {f"{n:02d}.png": encoded(noise(seed=n), "PNG") for n in range(30)}
+    clean = write(tmp_path / "clean" / "train", files)
+    spoilt = write(tmp_path / "spoilt" / "train", files)
+    (spoilt / "07.png").write_bytes(b"")
+    (spoilt / "21.png").write_bytes(files["21.png"][:200])
+    return clean.parent, spoilt.parent
+
+
+def batches(root: Path, workers: int = 0, start: int = 0, method: str = "fourier", **order) -> list:
+    config = DataConfig(root=root)
+    view = TrainView(open_source(config, "train"), config, PLAN, 8, 0, method)
+    order = PlannedBatches(PLAN, 0, micro_batch_size(5, PLAN, 1), start=start, **order)
+    loader = train_loader(Substituting(view), order, workers, False)
+    return list(replayed(iter(loader), order, view, False))
+
+
+@pytest.mark.parametrize("method", ["fourier", "decode"])
+def test_the_other_samples_of_a_run_do_not_change(folders, method: str) -> None:
+    """Neither their order, nor their crops, nor any mask; and batches keep their size."""
+    clean, spoilt = (batches(root, method=method) for root in folders)
+    replaced = 0
+    for whole, other in zip(clean, spoilt, strict=True):
+        same = other.unread[:, 0] < 0
+        replaced += int((~same).sum())
+        assert torch.equal(whole.noise, other.noise) or method == "decode"
+        assert torch.equal(whole.noise[same], other.noise[same])
+        assert torch.equal(whole.images[same], other.images[same])
+        assert not any(map(torch.equal, whole.images[~same], other.images[~same]))
+        assert set(other.unread[~same, 0].tolist()) <= {7, 21}
+        assert whole.images.shape == other.images.shape
+    epochs = PLAN.steps * PLAN.batch_size / PLAN.dataset_size
+    assert 2 * int(epochs) <= replaced <= 2 * (int(epochs) + 1)
+
+
+def test_what_stands_in_depends_on_neither_workers_nor_where_a_run_goes_on(folders) -> None:
+    alone = batches(folders[1])
+    for found, first in ((batches(folders[1], workers=2), 0), (batches(folders[1], start=4), 0)):
+        tail = alone[len(alone) - len(found) + first :]
+        for expected, other in zip(tail, found, strict=True):
+            assert all(map(torch.equal, expected, other))
+
+
+def test_an_image_that_is_used_again_is_counted_once(folders) -> None:
+    """Replay loads a draw once, and shows it several times."""
+    shown = batches(folders[1], times={PLAN.stages[0].bandwidth: 5}, kept=20)
+    draws = [tuple(d) for batch in shown for d in batch.unread.tolist() if d[0] >= 0]
+    assert len(draws) == len(set(draws)) > 0
+
+
+def test_where_nothing_can_be_read_the_loader_says_so(folders) -> None:
+    root = folders[1]
+    view = views(root)[0]
+    assert Substituting(view)[Draw(7, 0, 0)].unread.tolist() == [7, 0, 0]
+    for path in (root / "train").iterdir():
+        path.unlink()
+    with pytest.raises(RunFailed, match=rf"07\.png.*; nor can {TRIES} others"):
+        Substituting(view)[Draw(7, 0, 0)]
+
+
+def test_a_source_of_any_kind_is_skipped_in(folders, tmp_path: Path) -> None:
+    """Tar shards, and prepared ones, which show what the folder shows, bit for bit."""
+    root = folders[1]
+    shard = tmp_path / "tar" / "all-train-0.tar"
+    shard.parent.mkdir()
+    with tarfile.open(shard, "w") as tar:
+        for path in sorted((root / "train").iterdir()):
+            entry = tarfile.TarInfo(path.name)
+            entry.size = path.stat().st_size
+            tar.addfile(entry, io.BytesIO(path.read_bytes()))
+    ready = tmp_path / "ready"
+    figures = prepare(
+        PrepareConfig(
+            ready, DataConfig(root=root, broken_share=0.1), splits=("train",), levels=(24,)
+        )
+    )
+    assert figures["train"]["unreadable"] == 2
+    sources = {
+        name: open_source(DataConfig(name, where), "train")
+        for name, where in (("folder", root), ("wds", tmp_path / "tar"), ("shards", ready))
+    }
+    for number, epoch in itertools.product(range(30), range(2)):
+        shown = [
+            Substituting(TrainView(source, DataConfig(), PLAN, 8, 0))[Draw(number, epoch, 0)]
+            for source in sources.values()
+        ]
+        assert all(
+            torch.equal(a, b) for one in shown[1:] for a, b in zip(shown[0], one, strict=True)
+        )
+        assert (shown[0].unread[0] >= 0) == (number in {7, 21})
+    with pytest.raises(
+        Unreadable, match=r"image 7 of shard 0 .*could not be read when it was prep"
+    ):
+        sources["shards"][7]
+
+
+def test_preparing_stops_at_the_first_or_past_the_share(folders, tmp_path: Path) -> None:
+    def flags(**data):
+        return PrepareConfig(
+            tmp_path / "ready", DataConfig(root=folders[1], **data), splits=("train",),
+            shard_images=10, workers=2,
+        )  # fmt: skip
+
+    with pytest.raises(Unreadable, match=r"07\.png: the file is empty"):
+        prepare(flags(broken="stop"))
+    with pytest.raises(RunFailed, match=r"2 of 30 images of train cannot be read, more than"):
+        prepare(flags(broken_share=0.05))
+    assert prepare(flags(broken_share=0.07))["train"]["unreadable"] == 2
+
+
+# --- in a run -------------------------------------------------------------------------------------
+
+
+def test_a_run_counts_names_and_goes_on_as_if_it_had_not_been_stopped(
+    tiny, folders, monkeypatch, capsys
+) -> None:
+    def config(name: str):
+        return tiny(f"--data.root={folders[1]}", f"--output.folder={folders[1].parent / name}",
+                    "--data.broken_share=0.1", "--optim.batch_size=6", "--output.log_every=1",
+                    "--output.reconstruct_images=30", "--efficiency.workers=1")  # fmt: skip
+
+    whole = pretrain(config("whole"))
+    said = capsys.readouterr().err
+    for name, reason in (("07.png", "the file is empty"), ("21.png", "truncated")):
+        lines = [line for line in said.splitlines() if name in line]
+        assert len(lines) == 1
+        assert reason in lines[0]
+    rows, results = read_metrics(whole), json.loads((whole / "results.json").read_text())
+    record = read_metrics(whole, RECORD)
+    assert sorted(row["sample"] for row in record) == [7, 21]
+    assert results["unreadable_images"] == rows[-1]["unreadable"] == 2
+    assert results["substituted"] == sum(row["substituted"] for row in rows) > 2
+    first = record[0]["step"]
+    step = module.train_step
+
+    def signalled(run, *rest):
+        if run.state.step == first + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, *rest)
+
+    monkeypatch.setattr(module, "train_step", signalled)
+    with pytest.raises(Interrupted):
+        pretrain(config("parts"))
+    monkeypatch.undo()
+    parts = pretrain(config("parts"))
+    keys = ("step", "loss", "substituted", "unreadable")
+    assert [[r[k] for k in keys] for r in read_metrics(parts)] == [
+        [r[k] for k in keys] for r in rows
+    ]
+    assert read_metrics(parts, RECORD) == record
+    again = json.loads((parts / "results.json").read_text())
+    assert {k: again[k] for k in ("loss", "substituted", "unreadable_images")} == {
+        k: results[k] for k in ("loss", "substituted", "unreadable_images")
+    }
+
+
+def test_a_file_that_goes_away_during_a_run_is_skipped_and_one_that_comes_is_not_seen(
+    tiny, folders, monkeypatch
+) -> None:
+    step = module.train_step
+
+    def changed(run, *rest):
+        if run.state.step == 4:
+            (folders[0] / "train" / "03.png").unlink()
+            shutil.copy(folders[0] / "train" / "04.png", folders[0] / "train" / "035.png")
+        return step(run, *rest)
+
+    monkeypatch.setattr(module, "train_step", changed)
+    config = tiny(f"--data.root={folders[0]}", "--data.broken_share=0.04", "--curriculum.epochs=9",
+                  "--output.reconstruct_images=0")  # fmt: skip
+    folder = pretrain(config)
+    record = read_metrics(folder, RECORD)
+    assert [row["sample"] for row in record] == [3]
+    assert "No such file" in record[0]["reason"]
+
+
+@pytest.mark.slow
+def test_past_the_share_a_run_stops_with_a_sentence_and_a_larger_one_lets_it_go_on(
+    tiny, folders
+) -> None:
+    flags = [f"--data.root={folders[1]}", "--curriculum.epochs=9"]
+    with pytest.raises(
+        RunFailed, match=r"^\d of 30 images cannot be read, more than data\.bro.*png"
+    ):
+        pretrain(tiny(*flags))
+    with pytest.raises(Unreadable, match=NEVER):
+        pretrain(tiny(*flags, "--data.broken=stop"))
+    assert (pretrain(tiny(*flags, "--data.broken_share=0.07")) / "results.json").exists()
+
+
+CLASSIFIER = """
+model: {backbone: resnet10t, image_size: 32}
+curriculum: {preset: constant, epochs: 2, cost: area}
+optim: {batch_size: 10}
+efficiency: {workers: 0, device: cpu}
+output: {evaluate_every: 50%, log_every: 2}
+"""
+
+
+def test_a_classifier_skips_in_training_and_never_in_evaluation(tmp_path: Path) -> None:
+    """A score over fewer images would be another score."""
+    for split, name, count in itertools.product(("train", "val"), "ab", [20]):
+        files = {f"{n}.png": encoded(noise(seed=n), "PNG") for n in range(count)}
+        write(tmp_path / "data" / split / name, files)
+    (tmp_path / "data" / "train" / "a" / "3.png").write_bytes(b"")
+    (tmp_path / "finetune.yaml").write_text(CLASSIFIER)
+    config = load_config(
+        ClassifierConfig,
+        [tmp_path / "finetune.yaml"],
+        [f"--data.root={tmp_path / 'data'}", f"--output.folder={tmp_path / 'run'}",
+         "--data.broken_share=0.03"],
+    )  # fmt: skip
+    results = classify(config)
+    assert results["unreadable_images"] == 1
+    assert results["substituted"] == 2
+    (tmp_path / "run").rename(tmp_path / "before")
+    (tmp_path / "data" / "val" / "b" / "5.png").write_bytes(b"")
+    with pytest.raises(Unreadable, match=r"val/b/5\.png: the file is empty"):
+        classify(config)
+
+
+def test_policies_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.broken_share must lie in"):
+        DataConfig(broken_share=1.5)
+
+
+# --- any bytes ------------------------------------------------------------------------------------
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Return a file of which bytes were flipped, cut, left out, doubled or overwritten."""
+    data = bytearray(content)
+    for _ in range(chance.choice((1, 1, 2, 8, 40))):
+        place = chance.randrange(len(data)) if data else 0
+        length = chance.choice((1, 4, 64))
+        kind = chance.randrange(5)
+        if kind == 0 and data:
+            data[place] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            data[place : place + length] = chance.randbytes(length)
+        elif kind == 2:
+            del data[place : place + length]
+        elif kind == 3:
+            data[place:place] = data[place : place + length]
+        elif chance.random() < 0.2:
+            del data[place:]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_any_bytes_are_an_image_or_one_sentence(tmp_path: Path, count: int) -> None:
+    """Whole or at a bandwidth; nothing else is raised, and nothing takes long."""
+    chance = random.Random(0)
+    files = [c for c in (unusual() | broken()).values() if len(c) < 20_000]
+    root = tmp_path / "train"
+    write(root, {"x.png": b""})
+    view, small = views(tmp_path)[:2]
+    read = 0
+    for number in range(count):
+        content = files[number % len(files)]
+        (root / "x.png").write_bytes(mutated(content, chance))
+        for each in (view, small):
+            with contextlib.suppress(Unreadable):
+                assert each[Draw(0, number, 0)].images.shape[0] == 3
+                read += 1
+    print(f"{count} files in two views: {read} read, {2 * count - read} refused by name")
+    assert 0 < read < 2 * count
