@@ -9,6 +9,7 @@ import yaml
 
 from mae_et.atomic import write_text_atomically
 from mae_et.errors import UserError
+from mae_et.plain_files import read_mapping, read_text
 
 # Figures of results.json that tell runs apart, in the order of the columns.
 FIGURES = (
@@ -55,18 +56,31 @@ def _row(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}")
     written = folder / "config.yaml"
-    settings = yaml.safe_load(written.read_text(encoding="utf-8")) if written.exists() else {}
+    settings = _settings(written) if written.exists() else {}
     found = _figures(folder, "")
     for kind in INNER:
         found |= _figures(folder / kind, "" if kind in {"knn", "linear-probe"} else f"{kind} ")
     return folder, _flat(settings), found
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(read_text(path))
+        json.dumps(settings)  # which refuses what holds itself
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no config: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is no config: it holds a {type(settings).__name__}")
+    return {str(key): value for key, value in settings.items()}
+
+
 def _figures(folder: Path, prefix: str) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.exists():
         return {}
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_mapping(path)
     return {f"{prefix}{key}": results[key] for key in FIGURES if key in results}
 
 

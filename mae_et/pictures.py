@@ -99,7 +99,7 @@ class Pictures:
 def decode(content: bytes, channels: int) -> Image.Image | Tensor:
     """Decode a picture or a .npy file: the first frame, as it is stored (no EXIF rotation)."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
-        return _array_image(np.load(io.BytesIO(content)), channels)
+        return _array_image(np.load(io.BytesIO(content), allow_pickle=False), channels)
     try:
         with Image.open(io.BytesIO(content)) as image:
             return to_channels(image, channels)
