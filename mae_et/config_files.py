@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,9 +151,15 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
         UserError: the text is no such config.
     """
     check_text(text, kind)
+    parser = _parser_of(kind)  # type: ignore[arg-type]  # a class can be hashed
+    return _build(parser, kind, lambda: parser.parse_string(text))[0]
+
+
+@cache  # which takes longer to make than to use
+def _parser_of(kind: type[Any]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     add_config_arguments(parser, kind)
-    return _build(parser, kind, lambda: parser.parse_string(text))[0]
+    return parser
 
 
 def science(config: Any) -> dict[str, Any]:

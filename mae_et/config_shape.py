@@ -7,7 +7,7 @@ both are refused here, before it is asked.
 
 import dataclasses
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -78,7 +78,7 @@ def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
         _check(item, kind, key, depth + 1)
 
 
-def _sections(kind: Any) -> Iterable[type[Any]]:
+def _sections(kind: Any) -> Iterator[type[Any]]:
     """Find the dataclasses in a type: itself, of its items, or among its alternatives."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         yield kind

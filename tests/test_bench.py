@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
-from mae_et.benchmarks.reference import PlainAutoencoder
-from mae_et.benchmarks.rounds import Speed, interleave
 
 from mae_et import MaskedAutoencoder
+from mae_et.benchmarks.reference import PlainAutoencoder
+from mae_et.benchmarks.rounds import Speed, interleave
 from mae_et.cli import main
 
 

@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser
 from safetensors.torch import save as safetensors_bytes
 
 from finetune.config import ClassifierConfig
@@ -28,7 +29,7 @@ from finetune.load import vit_around
 from mae_et.checkpoint import load_checkpoint
 from mae_et.compare import CompareConfig, compare
 from mae_et.config import DataConfig, PretrainConfig
-from mae_et.config_files import config_from_text, load_config, to_yaml
+from mae_et.config_files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, UserError
 from mae_et.model import MaskedAutoencoder
@@ -277,12 +278,19 @@ def read_config(data: bytes, folder: Path) -> None:
         assert config_from_text(to_yaml(found), kind) == found or "nan" in text.lower()
 
 
+@cache
+def flags() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    add_config_arguments(parser, PretrainConfig)
+    return parser
+
+
 def read_flags(data: bytes, folder: Path) -> None:
     words = data.decode("utf-8", errors="replace").split("\0")
     asks = ("--h", "-h", "--print", "--c")  # help, and abbreviations: they print and exit
     if not any(word.startswith(asks) for word in words):
         with suppress(UserError):
-            load_config(PretrainConfig, [], words)
+            parse_config(flags(), PretrainConfig, words)
 
 
 def read_shard(data: bytes, folder: Path) -> None:

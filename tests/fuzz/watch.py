@@ -10,7 +10,7 @@ from typing import Any
 # A module of this name lies nowhere: a file that names it must not have it looked for.
 BAIT = "evil_module"
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen",
-             "pickle.find_class", "socket.connect", "ctypes.dlopen")  # fmt: skip
+             "pickle.find_class", "socket.bind", "socket.connect", "ctypes.dlopen")  # fmt: skip
 
 _seen: list[str] | None = None
 _inside: Path | None = None
@@ -32,7 +32,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def nothing_runs(folder: Path) -> Iterator[None]:
-    """Fail if the block starts a program, unpickles a global, or writes outside of a folder.
+    """Fail if the block starts a program, unpickles a name, opens a port or writes elsewhere.
 
     A hook cannot be taken away again, so it sleeps outside of such blocks.
     """
