@@ -1,13 +1,15 @@
 # make demo: set up, then pre-train and probe a small model on embedded data (minutes, two CPU cores)
 # make test: set up, lint, and run the tests that CI runs      make test-all: the slow ones too
 # make test-faults: kills, full disks, flipped bits, hangs (docs/reliability.md)
+# make coverage: which lines the tests run      make fuzz RUNS=N: every reader, N inputs each
+# make audit: known holes in the dependencies
 # make slurm-deps: install SLURM (as root), so that the tests of jobs run too
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-all test-faults slurm-deps lint format tensorboard clean
+.PHONY: demo test test-all test-faults coverage fuzz audit slurm-deps lint format tensorboard clean
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,6 +50,23 @@ FAULT_LIMIT = 30m
 test-faults: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rs tests/faults
 
+# Of the tests that CI runs, with what they start: jobs, ranks and loader processes.
+coverage: $(VENV)/.ready-dev
+	rm -rf .coverage && mkdir .coverage
+	$(PYTEST) -m 'not slow and not faults' --cov --cov-config=setup.cfg --cov-report=term-missing:skip-covered \
+	  --cov-report=json:.coverage/report.json
+	$(BIN)/python tests/untested.py .coverage/report.json
+
+# Coverage-guided: `make fuzz RUNS=100000` reads so many inputs with each reader of files and flags.
+RUNS ?= 1000
+fuzz: $(VENV)/.ready-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	PYTHONPATH=tests $(BIN)/python -m fuzz --runs $(RUNS)
+
+# Known holes in what is installed; without network it says so, with status 75 (make shows it).
+audit: $(VENV)/.ready-dev
+	@$(BIN)/python tests/audit.py
+
 # What the tests of jobs need: a SLURM of Debian's, which starts nothing by itself. Without it they skip.
 SLURM_PACKAGES = slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core
 slurm-deps:
@@ -61,7 +80,8 @@ slurm-deps:
 	fi
 
 tensorboard: $(VENV)/.ready
-	$(BIN)/tensorboard --logdir runs
+	$(BIN)/tensorboard --logdir runs --host 127.0.0.1
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage \
+	  fuzz-findings

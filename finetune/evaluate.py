@@ -27,8 +27,10 @@ from mae_et.failures import told_in_a_sentence
 from mae_et.folders import classes_without_images
 from mae_et.hang import beat
 from mae_et.loading import batches_of, eval_loader, worker_count
+from mae_et.plain_files import read_text
 from mae_et.precision import autocast, autocast_dtype
-from mae_et.weights import load_weights, mae_layout, read_file
+from mae_et.pretrained import only_read
+from mae_et.weights import load_weights, mae_layout, read_classes, read_file
 
 # A table of more classes than this would be larger than what it is made from.
 MOST_CLASSES_IN_TABLE = 2000
@@ -199,7 +201,8 @@ def stored_classifier(path: Path) -> ClassifierConfig | None:
         return None
     if not (path / "model.safetensors").is_file():
         raise UserError(f"{path} is the folder of a classifier's run that is not finished")
-    return config_from_text(written.read_text(encoding="utf-8"), ClassifierConfig)
+    config = config_from_text(read_text(written), ClassifierConfig)
+    return replace(config, data=only_read(config.data))
 
 
 def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, Size, int]:
@@ -220,11 +223,6 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
         encoder_heads=config.encoder_heads,
     )  # fmt: skip
     return vit, config.image_size, found.encoder["patch_embed.proj.weight"].shape[1]
-
-
-def read_classes(folder: Path) -> dict[str, Any]:
-    """Return what a classifier's run folder says of its classes and heads."""
-    return json.loads((folder / "classes.json").read_text(encoding="utf-8"))
 
 
 def _network_of(model: NetworkConfig, path: Path, about: dict[str, Any]) -> nn.Module:

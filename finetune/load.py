@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from finetune.config import NetworkConfig, Pool, Probe
 from finetune.sizes import Size, in_words, sides_of
 from mae_et.errors import UserError
+from mae_et.hub import create_pretrained
 from mae_et.pretrained import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
 from mae_et.weights import PROBE_EPSILON, Weights, differences, load_weights, read_file, unwrap
 
@@ -163,8 +164,8 @@ def check_sizes(network: nn.Module, sizes: set[tuple[int, int]], channels: int) 
 
 def _backbone(config: NetworkConfig, classes: int) -> nn.Module:
     assert config.backbone is not None
+    create = create_pretrained if config.pretrained else timm.create_model
     common: dict[str, Any] = {
-        "pretrained": config.pretrained,
         "num_classes": classes,
         "in_chans": config.channels,
         # Networks without residual branches refuse to hear of it.
@@ -174,9 +175,9 @@ def _backbone(config: NetworkConfig, classes: int) -> nn.Module:
     follows: dict[str, Any] = {"img_size": config.image_size, "dynamic_img_size": True}
     try:
         try:
-            return timm.create_model(config.backbone, **common, **follows)
+            return create(config.backbone, **common, **follows)
         except TypeError:  # a convolutional network takes any size as it is
-            return timm.create_model(config.backbone, **common)
+            return create(config.backbone, **common)
     except Exception as error:  # unknown names, hubs that are not reached
         reason = " ".join(str(error).split())
         raise UserError(f"timm cannot build model.backbone {config.backbone!r}: {reason}") from None

@@ -9,6 +9,7 @@ import yaml
 
 from mae_et.atomic import write_text_atomically
 from mae_et.errors import UserError
+from mae_et.plain_files import read_mapping, read_text
 
 # Figures of results.json that tell runs apart, in the order of the columns.
 FIGURES = (
@@ -60,7 +61,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.exists():
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_text(path)
     try:
         # No run writes aliases; a few of them can stand for more than fits in memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
@@ -88,15 +89,7 @@ def table_of(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it holds no object.
     """
-    if not path.exists():
-        return {}
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (RecursionError, ValueError):
-        table = None
-    if not isinstance(table, dict):
-        raise UserError(f"{path} is damaged")
-    return table
+    return read_mapping(path) if path.exists() else {}
 
 
 def varied_keys(settings: list[dict[str, Any]]) -> list[str]:

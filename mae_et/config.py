@@ -98,7 +98,7 @@ class ModelConfig:
         Raises:
             UserError: a value is out of range; the sentence names its key.
         """
-        named = re.search(r"patch(\d+)", self.encoder)
+        named = re.search(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)
         _require(
             self.patch_size is not None or named is not None,
             f"model.patch_size is needed: the name {self.encoder!r} does not say it",
@@ -145,7 +145,7 @@ class ModelConfig:
         """Side of a patch, in pixels."""
         if self.patch_size is not None:
             return self.patch_size
-        return int(re.findall(r"patch(\d+)", self.encoder)[0])
+        return int(re.findall(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)[0])
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from mae_et.config_shape import check_flags, check_text
 from mae_et.errors import UserError
 
 # The strings under a config's fields are its help.
@@ -62,6 +64,8 @@ def find_config(name: str) -> Path:
 
 
 Config = TypeVar("Config")
+# What jsonargparse raises of a text that is no config, and a config's own checks of odd numbers.
+REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
 
 def load_config(
@@ -92,31 +96,46 @@ def parse_config(
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
     """
-    paths = _with_config_paths(arguments)
-    return _build(parser, kind, lambda: parser.parse_args(paths))
+    words = _with_config_paths(arguments, kind)
+    check_flags(words, kind)
+    return _build(parser, kind, lambda: parser.parse_args(words))
 
 
 def _build(
     parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]
 ) -> tuple[Config, dict[str, Any]]:
+    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     try:
         values = dict(parser.instantiate(parse()).items())
-    except (ArgumentError, ValueError, TypeError) as error:
+        config = kind(**{name: value for name, value in values.items() if name in names})
+    except REFUSALS as error:
         raise UserError(one_sentence(error)) from None
-    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    config = kind(**{name: value for name, value in values.items() if name in names})
     return config, {name: value for name, value in values.items() if name not in names}
 
 
-def _with_config_paths(arguments: list[str]) -> list[str]:
-    """Replace the shipped names given to --config by their paths."""
+def _with_config_paths(arguments: list[str], kind: type[Any]) -> list[str]:
+    """Replace the shipped names given to --config by their paths, and read what is there."""
     found = list(arguments)
     for place, argument in enumerate(arguments):
         if argument.startswith("--config="):
-            found[place] = f"--config={find_config(argument.removeprefix('--config='))}"
+            found[place] = f"--config={_checked(argument.removeprefix('--config='), kind)}"
         elif argument == "--config" and place + 1 < len(arguments):
-            found[place + 1] = str(find_config(arguments[place + 1]))
+            found[place + 1] = str(_checked(arguments[place + 1], kind))
     return found
+
+
+def _checked(name: str, kind: type[Any]) -> Path:
+    """Find a config's file, and refuse what is no config before the parser reads it.
+
+    Raises:
+        UserError: there is none, or it is none; the sentence names the file.
+    """
+    path = find_config(name)
+    try:
+        check_text(path.read_text(encoding="utf-8"), kind)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {one_sentence(error)}") from None
+    return path
 
 
 def one_sentence(error: BaseException) -> str:
@@ -131,9 +150,16 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
     Raises:
         UserError: the text is no such config.
     """
+    check_text(text, kind)
+    parser = _parser_of(kind)  # type: ignore[arg-type]  # a class can be hashed
+    return _build(parser, kind, lambda: parser.parse_string(text))[0]
+
+
+@cache  # which takes longer to make than to use
+def _parser_of(kind: type[Any]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     add_config_arguments(parser, kind)
-    return _build(parser, kind, lambda: parser.parse_string(text))[0]
+    return parser
 
 
 def science(config: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from mae_et.arrays import read_array
 from mae_et.atomic import write_atomically
 from mae_et.config import DataConfig
 from mae_et.errors import UserError
@@ -169,10 +170,9 @@ def _listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]) -> l
     kept = config.listing / f"{key}.npy"
     if kept.is_file():
         try:
-            names = np.load(kept, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            return _checked_names(read_array(kept))
+        except (OSError, ValueError) as error:
             raise UserError(f"the listing {kept} is damaged ({error}): delete it") from None
-        return [os.fsdecode(name) for name in names.tolist()]
     files = image_names(folder, extensions)
     array = np.array([os.fsencode(name) for name in files], dtype=np.bytes_)
 
@@ -182,6 +182,22 @@ def _listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]) -> l
 
     write_atomically(kept, write)
     return files
+
+
+def _checked_names(array: np.ndarray) -> list[str]:
+    """Return the names of a listing, all of which lie below its folder.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if array.ndim != 1 or (array.dtype.kind != "S" and array.size):
+        raise ValueError("it is no list of names")
+    names = [os.fsdecode(name) for name in array.tolist()]
+    for name in names:
+        # Links below the folder are followed, as they are when it is walked.
+        if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise ValueError(f"{name!r} lies outside of the folder")
+    return names
 
 
 def _some_images(config: DataConfig, folder: Path, channels: int) -> list[str]:

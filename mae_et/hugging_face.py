@@ -6,7 +6,6 @@ table holds them for both directions; what only some writers do is undone before
 Source: the `vit_mae` conversion of transformers.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder
+from mae_et.plain_files import read_mapping
 
 # Our names and theirs, after the number of a block.
 BLOCK = {
@@ -63,7 +63,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or its model is of another kind.
     """
-    about = _read_json(folder / "config.json")
+    about = read_mapping(folder / "config.json")
     if about.get("model_type") != "vit_mae":
         raise UserError(f"{folder} holds a {about.get('model_type')!r} model, not a vit_mae")
     return about
@@ -150,18 +150,8 @@ def to_hugging_face(
     return renamed, _describe(model)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a description")
-    return content
-
-
 def _read_shards(index: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Tensor]:
-    placed = _read_json(index).get("weight_map")
+    placed = read_mapping(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{index} has no weight_map, which says where each tensor is")
     tensors: dict[str, Tensor] = {}

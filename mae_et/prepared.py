@@ -12,7 +12,6 @@ no smaller form (small pictures, arrays, transparency, 16 bits) is read as it wa
 could not be read keeps its row, with no bytes at any level, so that all others keep their numbers.
 """
 
-import json
 import os
 import zlib
 from functools import partial
@@ -21,8 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from mae_et.arrays import read_array
 from mae_et.errors import Unreadable, UserError
 from mae_et.pictures import Box, Draw, Pictures
+from mae_et.plain_files import read_mapping
+from mae_et.shards import MOST_CLASSES
 
 VERSION = 1
 ORIGINAL = 0
@@ -78,7 +80,15 @@ class PreparedFiles:
                 f"{folder} is damaged: its index has {len(self.rows)} images of {about['images']}; "
                 "prepare it again"
             )
+        self._check_labels()
         self._open: dict[tuple[int, int], int] = {}
+
+    def _check_labels(self) -> None:
+        labels = self.rows["label"]
+        # Sets without names of classes have labels all the same.
+        most = len(self.classes) or MOST_CLASSES
+        if len(labels) and not (labels.min() >= -1 and labels.max() < most):
+            raise UserError(f"{self.folder} is damaged: a label is none of its {most} classes")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,7 +103,8 @@ class PreparedFiles:
         """Return an image's file at a level, given by its place among the levels.
 
         Raises:
-            Unreadable: its checksum does not match, or it could not be read when it was prepared.
+            Unreadable: its checksum does not match, it ends beyond the archive, or it could not be
+                read when it was prepared.
         """
         row = self.rows[index]
         if not row["size"][-1]:
@@ -102,9 +113,13 @@ class PreparedFiles:
                 f"cannot read the image {number} of shard {self.shards[index]} of {self.folder}: "
                 "it could not be read when it was prepared"
             )
-        size = int(row["size"][place])
+        size, offset = int(row["size"][place]), int(row["offset"][place])
+        file = self._file(index, place)
+        # Memory is taken before a byte is read.
+        if offset + size > os.fstat(file).st_size:
+            raise Unreadable(f"{self.name(index, place)} is damaged: the archive ends before it")
         # At a position of its own: processes that were forked share the file's.
-        content = os.pread(self._file(index, place), size, int(row["offset"][place]))
+        content = os.pread(file, size, offset)
         if zlib.crc32(content) != row["crc32"][place]:
             raise Unreadable(f"{self.name(index, place)} is damaged: its checksum does not match")
         return content
@@ -179,10 +194,32 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{folder} is no prepared split: there is no split.json in it, which mae-et prepare "
             "writes last"
         )
-    about = json.loads(path.read_text(encoding="utf-8"))
+    about = read_mapping(path)
+    try:
+        if about["version"] == VERSION:
+            _check_description(about)
+    except (ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {reason})") from None
     if about["version"] != VERSION:
         raise UserError(f"{path} is of version {about['version']}, this is {VERSION}")
     return about
+
+
+def _check_description(about: dict[str, Any]) -> None:
+    """Refuse what is no description: levels are parts of file names, so they must be numbers.
+
+    Raises:
+        ValueError: a value is of another kind, or out of range.
+        KeyError, TypeError: one is missing, or it is no mapping.
+    """
+    numbers = [about["images"], about["shards"], *about["levels"]]
+    # A truth value is an int to Python.
+    if not all(type(number) is int and 0 < number < 2**40 for number in numbers):
+        raise ValueError("images, shards and levels must be positive whole numbers")
+    classes = about["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes must be a list of names")
 
 
 def read_index(folder: Path, shard: int, levels: int) -> np.ndarray:
@@ -193,9 +230,12 @@ def read_index(folder: Path, shard: int, levels: int) -> np.ndarray:
     """
     path = index_file(folder, shard)
     try:
-        rows = np.load(path, allow_pickle=False)
-        if rows.dtype != row_type(levels):
+        rows = read_array(path)
+        if rows.dtype != row_type(levels) or rows.ndim != 1:
             raise ValueError("its rows are of another kind")
-    except (OSError, ValueError, EOFError) as error:
+        numbers = [rows[name] for name in ("offset", "size", "height", "width")]
+        if any(len(rows) and each.min() < 0 for each in numbers):
+            raise ValueError("it has a negative place or size")
+    except (OSError, ValueError) as error:
         raise UserError(f"the index {path} is damaged ({error}): prepare it again") from None
     return rows

@@ -1,12 +1,13 @@
 """Build masked autoencoders from checkpoints, ours and released ones."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from mae_et.checkpoint import newest_checkpoint
-from mae_et.config import PretrainConfig, Target
+from mae_et.config import DataConfig, PretrainConfig, Target
 from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder
@@ -88,7 +89,22 @@ def stored_config(path: Path) -> PretrainConfig | None:
     else:
         payload = read_file(path) if path.is_file() else None
     is_run = payload is not None and "config" in payload and "plan" in payload
-    return config_from_text(payload["config"], PretrainConfig) if payload and is_run else None
+    if not (payload and is_run):
+        return None
+    config = config_from_text(payload["config"], PretrainConfig)
+    return replace(config, data=only_read(config.data))
+
+
+def only_read(data: DataConfig) -> DataConfig:
+    """Return the data that a file names, so that nothing is written where the file says.
+
+    A checkpoint may be a stranger's. Listings are kept, and a data set is downloaded, only into
+    folders that the user names; where a file names none, ours (`data/NAME`) is as good.
+    """
+    root = data.root
+    if root is not None and data.source.startswith("hfds/") and not root.is_dir():
+        root = None  # where their cache would be made
+    return replace(data, root=root, listing=None, download=data.download and data.root is None)
 
 
 def heads_of(part: str, width: int, given: int | None, published: dict[int, int]) -> int:

@@ -17,6 +17,8 @@ from mae_et.atomic import write_atomically
 from mae_et.errors import UserError
 
 UNLABELLED = -1
+MOST_CLASSES = 1_000_000
+LONGEST_LABEL = 64
 
 
 def shards_of_split(root: Path, split: Literal["train", "val"], train: str, val: str) -> list[Path]:
@@ -104,11 +106,23 @@ def _index(path: Path, extensions: Collection[str]) -> np.ndarray:
                     images[key] = (entry.offset_data, entry.size)
                 elif extension == ".cls":
                     content = archive.extractfile(entry)
-                    labels[key] = int(content.read()) if content else UNLABELLED
+                    labels[key] = _label(content.read(LONGEST_LABEL)) if content else UNLABELLED
             _check_end(path, archive.offset)
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a readable WebDataset shard: {error}") from None
     return _places([(*place, labels.get(key, UNLABELLED)) for key, place in images.items()])
+
+
+def _label(content: bytes) -> int:
+    """Read a label; classes are numbered from 0, so a large one would be a table of that size.
+
+    Raises:
+        ValueError: it is no number of a class.
+    """
+    label = int(content)
+    if not UNLABELLED <= label < MOST_CLASSES:
+        raise ValueError(f"the label {label} is no class (0 to {MOST_CLASSES - 1})")
+    return label
 
 
 def _key_and_extension(name: str) -> tuple[str, str]:

@@ -25,7 +25,9 @@ def is_spike(row: Row, before: Sequence[Row]) -> bool:
     the median absolute deviation, so that earlier spikes do not hide later ones. Of fewer than
     `FEWEST` rows nothing is said.
     """
-    losses = [r["loss"] for r in before if r.get("stage") == row["stage"] and r.get("loss") is not None]
+    losses = [
+        r["loss"] for r in before if r.get("stage") == row["stage"] and r.get("loss") is not None
+    ]
     recent = losses[-RECENT:]
     if row["loss"] is None or len(recent) < FEWEST:
         return False

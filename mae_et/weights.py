@@ -30,7 +30,9 @@ from mae_et.checksums import Damaged, check_archive, check_safetensors
 from mae_et.config import ModelConfig, PretrainConfig, Target
 from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
+from mae_et.hub import create_pretrained
 from mae_et.hugging_face import from_hugging_face, read_description, read_tensors
+from mae_et.plain_files import read_mapping
 
 Tensors = dict[str, Tensor]
 
@@ -107,6 +109,17 @@ def load_weights(path: Path) -> Weights:
             raise UserError(f"{path} holds no checkpoint that loads")
     else:
         payload = read_file(path)
+    try:
+        return _sorted(path, payload)
+    except UserError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # What it holds is named as ours, and is of another kind.
+        raise UserError(f"{path} holds no weights of ours: {first_sentence(error)}") from None
+
+
+def _sorted(path: Path, payload: dict[str, Any]) -> Weights:
+    """Recognise a file's layout by what it holds, and sort its tensors."""
     if "config" in payload and "plan" in payload:
         return _run(path, payload)
     if MODEL_KEY in payload:
@@ -130,9 +143,28 @@ def _classifier(folder: Path) -> Weights:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{folder} is the folder of a classifier's run that is not finished")
-    about = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    about = read_classes(folder)
     weights = mae_layout(path, read_file(path))
     return replace(weights, encoder_heads=about["encoder_heads"], grid=about.get("grid"))
+
+
+def read_classes(folder: Path) -> dict[str, Any]:
+    """Return what a classifier's run folder says of its classes, heads and positions.
+
+    Raises:
+        UserError: it cannot be read, or says it in other kinds.
+    """
+    path = folder / "classes.json"
+    about = read_mapping(path)
+    classes, heads, grid = about.get("classes"), about.get("encoder_heads"), about.get("grid")
+    if not (
+        isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and (heads is None or type(heads) is int)
+        and (grid is None or (isinstance(grid, list) and [type(n) for n in grid] == [int, int]))
+    ):
+        raise UserError(f"{path} is damaged: it says no classes, heads or grid")
+    return about | {"encoder_heads": heads}
 
 
 def release_of(path: Path) -> str | None:
@@ -160,7 +192,7 @@ def _from_hub(name: Path) -> Weights:
         UserError: the hub is not reached, or the model is no plain ViT.
     """
     try:
-        model: Any = timm.create_model(str(name), pretrained=True, num_classes=0)
+        model = create_pretrained(str(name), num_classes=0)
     except Exception as error:  # whatever the hub's client raises
         reason = " ".join(str(error).split())
         raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None

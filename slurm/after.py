@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from slurm.job import requeue, still_wanted
-from slurm.journal import Event, note, read_events, this_job
+from slurm.journal import Event, log_file, note, read_events, this_job
 from slurm.progress import reached
 
 # Mistakes of the user, numbers that are lost, time limits that came too often (submitit's word):
@@ -58,9 +58,8 @@ def main(folder: Path, status: int, retries: int) -> int:
 
 def killed_task(folder: Path, job: str, events: list[Event]) -> str:
     """Return what srun wrote last of a process that was killed; empty where it wrote nothing."""
-    logs = next((Path(event["logs"]) for event in events if "logs" in event), folder / "slurm")
-    path = logs / f"{job}_0_log.err"
-    if not path.exists():
+    path = log_file(folder, events, job) or folder / "slurm" / f"{job}_0_log.err"
+    if not path.is_file():
         return ""
     text = path.read_text(encoding="utf-8", errors="replace")
     found = re.findall(r"^srun: error: (\S+: task \S+: .*)$", text, re.MULTILINE)

@@ -76,8 +76,28 @@ class ClusterConfig:
             raise UserError("cluster: executor local is one machine, so nodes must be 1")
         if self.executor == "debug" and self.tasks > 1:
             raise UserError("cluster: executor debug is one process, so tasks_per_node must be 1")
+        self._check_words()
         if self.minutes < 1:
             raise UserError(f"cluster: time must be at least a minute, got {self.time}")
+
+    def _check_words(self) -> None:
+        """Refuse what would end a line of the batch script, and so begin a command.
+
+        Quotes keep a shell from reading a word; of a comment, such as `#SBATCH --job-name='...'`,
+        nothing but its line keeps it.
+
+        Raises:
+            UserError: a control character, or a parameter that is no name of one.
+        """
+        words = {name: value for name, value in self.__dict__.items() if isinstance(value, str)}
+        words |= {f"extra.{name}": str(value) for name, value in self.extra.items()}
+        words |= {f"srun[{place}]": word for place, word in enumerate(self.srun)}
+        for name, value in words.items():
+            if not value.isprintable():
+                raise UserError(f"cluster: {name} has a control character in it: {value!r}")
+        for name in self.extra:
+            if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
+                raise UserError(f"cluster: extra has {name!r}, which is no parameter of sbatch")
 
     @property
     def tasks(self) -> int:

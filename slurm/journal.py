@@ -5,6 +5,7 @@ Processes of several machines write to it, so each line is appended in one write
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -41,11 +42,36 @@ def read_events(folder: Path) -> list[Event]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and "event" in event:
+        if isinstance(event, dict) and _is_whole(event):
             events.append(event)
     return events
+
+
+def _is_whole(event: Event) -> bool:
+    """Return whether a line says what every event says, in the kinds that readers count on."""
+    job = event.get("job", "")
+    return (
+        isinstance(event.get("event"), str)
+        and isinstance(event.get("time"), (int, float))
+        and isinstance(event.get("lost", 0), (int, float))
+        and (job is None or isinstance(job, str))
+    )
+
+
+def log_file(run: Path, events: list[Event], job: str) -> Path | None:
+    """Return where a job's first process writes its errors; None where no event says it.
+
+    The folder is told by a file, so only a place where jobs of this run write is believed: `slurm`
+    in the run's folder, or in that of the run or sweep that it is part of.
+    """
+    logs = next((event["logs"] for event in reversed(events) if "logs" in event), None)
+    whole = run.absolute()
+    places = [folder / "slurm" for folder in (whole, *list(whole.parents)[:2])]
+    if not isinstance(logs, str) or Path(logs) not in places or not re.fullmatch(r"\w+", job):
+        return None
+    return Path(logs) / f"{job}_0_log.err"
 
 
 def this_job() -> dict[str, Any]:

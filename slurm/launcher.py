@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,23 @@ from slurm.config import ClusterConfig
 from slurm.job import Job
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that nobody but this user writes to: its jobs are pickled, and its code runs.
+
+    submitit hands a job over as a pickle in it, which the job loads: whoever can write it can run
+    code as this user.
+
+    Raises:
+        UserError: it is another user's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = folder.stat()
+    if facts.st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to another user, who could change the job in it")
+    if facts.st_mode & 0o022:
+        folder.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
 
 
 class Launcher:
@@ -107,7 +125,7 @@ class Launcher:
 
     def _executor(self, dependency: str | None) -> submitit.Executor:
         config = self.config
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
         if config.executor == "debug":
             return submitit.DebugExecutor(self.folder)
         if config.executor == "local":

@@ -23,7 +23,8 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
 
     Accounting (sacct) is asked last, for it may be absent, and runs seconds behind.
     """
-    wanted = set(jobs)
+    # They come out of files, and go to a command line.
+    wanted = {job for job in jobs if re.fullmatch(r"\d+(_\d+)?", job, re.ASCII)}
     if not wanted:
         return {}
     known = {job: state for job, state in _queue().items() if job in wanted}

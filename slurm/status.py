@@ -11,7 +11,7 @@ from typing import Any
 
 from mae_et.errors import UserError
 from mae_et.monitor import format_seconds, read_metrics, seconds_left
-from slurm.journal import Event, events_file, read_events
+from slurm.journal import Event, events_file, log_file, read_events
 from slurm.queue import JobState, job_states
 
 # A row of metrics is awaited for so long before a run without a job counts as stopped.
@@ -88,14 +88,14 @@ def _is_run(folder: Path) -> bool:
 
 
 def _last_job(events: list[Event]) -> str | None:
-    submitted = [event["job"] for event in events if event["event"] == "submitted"]
+    submitted = [event.get("job") for event in events if event["event"] == "submitted"]
     return submitted[-1] if submitted else None
 
 
 def _status(
     run: Path, events: list[Event], job: str | None, known: dict[str, JobState]
 ) -> RunStatus:
-    rows = read_metrics(run)
+    rows = _rows(run)
     row: dict[str, Any] = rows[-1] if rows else {}
     plan = _plan(run)
     starts = [event for event in events if event["event"] == "started"]
@@ -116,13 +116,32 @@ def _status(
         eta=seconds_left(row) if row and running else None,
         restarts=max(0, len(starts) - 1),
         lost=sum(event.get("lost", 0) for event in starts),
-        error="" if state == "finished" else _error(events, job, state),
+        error="" if state == "finished" else _error(run, events, job, state),
     )
 
 
 def _plan(run: Path) -> dict[str, Any] | None:
     path = run / "plan.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        return plan if all(stage["steps"] >= 0 for stage in plan["stages"]) else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics that can be told of."""
+    try:
+        rows = read_metrics(run)
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [row for row in rows if isinstance(row, dict) and _tells_numbers(row)]
+
+
+def _tells_numbers(row: dict[str, Any]) -> bool:
+    given = [row.get(key) for key in ("step", "stage", "time", "seconds", "compute")]
+    shown = [row.get(key, 0) for key in ("bandwidth", "loss", "images_per_second")]
+    return all(isinstance(each, (int, float)) for each in (*given, *shown))
 
 
 def _state(
@@ -137,7 +156,7 @@ def _state(
         return LAST_WORDS[last["event"]]
     submitted = next((event for event in reversed(events) if event["event"] == "submitted"), {})
     if submitted.get("executor") == "local":
-        if _is_alive(submitted["job"]):
+        if _is_alive(submitted.get("job") or ""):
             return "running"
         return "not started" if last is submitted else "stopped"
     # What it has left of late, where nobody can be asked: another machine's processes.
@@ -152,20 +171,19 @@ def _is_alive(process: str) -> bool:
     """Return whether a local job's process, whose id is the job's, is there."""
     try:
         os.kill(int(process), 0)
-    except (ValueError, OSError):
+    except (ValueError, OSError, OverflowError):
         return False
     return True
 
 
-def _error(events: list[Event], job: str | None, state: str) -> str:
+def _error(run: Path, events: list[Event], job: str | None, state: str) -> str:
     failures = [e for e in events if e["event"] in {"failed", "given up", "retried"}]
     if failures:
         return str(failures[-1].get("sentence", ""))
-    logs = next((e["logs"] for e in reversed(events) if "logs" in e), None)
-    if logs is None or job is None or state not in ENDED:
+    if job is None or state not in ENDED:
         return ""
-    path = Path(logs) / f"{job}_0_log.err"
-    if not path.exists():
+    path = log_file(run, events, job)
+    if path is None or not path.is_file():
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -192,13 +210,19 @@ def table(found: Iterable[RunStatus]) -> str:
             str(each.lost),
         ])  # fmt: skip
         if each.error:
-            errors.append(f"{each.run}: {each.error}")
+            errors.append(_printable(f"{each.run}: {each.error}"))
+    rows = [[_printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
     return "\n".join([*lines, *([""] if errors else []), *errors])
+
+
+def _printable(text: str) -> str:
+    """Leave out what a terminal would obey: it comes out of files."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _shown(value: float | None, form: str = "") -> str:

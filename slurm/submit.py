@@ -1,6 +1,7 @@
 """Submit a command, what follows it, or a sweep: refused before anything is submitted, or not."""
 
 import json
+import shlex
 import sys
 import uuid
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ def submit(
         groups.append([_table(first.folder, groups)])
     if cluster.executor != "slurm" and len(groups) > 1:
         raise UserError(f"--then and --sweep need SLURM, not executor {cluster.executor}")
+    _check_root(first.folder)
     check = _show if dry_run else _check
     for group in groups:
         check(group, cluster, first.folder)
@@ -101,7 +103,8 @@ def _show(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
     if cluster.executor == "slurm":
         print(launcher.script())
     for each in group:
-        print(f"# mae-et {' '.join(each.command_line)}")
+        line = shlex.join(each.command_line).replace("\n", "\\n")  # a comment is one line
+        print(f"# mae-et {line}")
         print(to_yaml(each.config))
 
 
@@ -138,6 +141,21 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
     launcher = _launcher(group, cluster, root, root / "slurm")
     if cluster.executor == "slurm":
         print(f"mae-et: {group[0].kind}: {launcher.check()}", file=sys.stderr)
+
+
+def _check_root(root: Path) -> None:
+    """Refuse a run folder whose path means something else in a batch script or in PYTHONPATH.
+
+    Raises:
+        UserError: it holds such a character.
+    """
+    path = str(root.absolute())
+    strange = sorted({each for each in path if each in ":\\'\"" or not each.isprintable()})
+    if strange:
+        raise UserError(
+            f"the run folder {path!r} has {' '.join(map(repr, strange))} in its path, which SLURM "
+            "or Python would read otherwise"
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,0 +1,92 @@
+"""What a config's text may be: mappings of plain values, and nothing that would be imported.
+
+jsonargparse imports, and for a value of any type calls, whatever class a `class_path` names, and
+reads a file where a section is given as text. A config may come out of a stranger's checkpoint, so
+both are refused here, before it is asked.
+"""
+
+import dataclasses
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from mae_et.errors import UserError
+
+# What makes a mapping a class to jsonargparse, and its note of where a section was read from.
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "__path__")
+MOST_NESTED = 16
+
+
+def check_text(text: str, kind: type[Any]) -> None:
+    """Refuse a text that is no plain config of a kind; values are checked by the parser.
+
+    Raises:
+        UserError: it is no YAML mapping, names a class, or has text or a list for a section.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"Problems parsing config: {' '.join(str(error).split())}") from None
+    if not isinstance(value, (dict, type(None))):
+        raise UserError(f"a config is a mapping of keys, not {_shown(value)}")
+    if "config" in (value or {}):
+        raise UserError("a config cannot name another one (key config); give --config twice")
+    _check(value, kind, "")
+
+
+def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
+    """Refuse flags that name a class, or give text for a section.
+
+    Raises:
+        UserError: one does; the sentence names the key.
+    """
+    words = list(arguments)
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name == "--config":
+            continue
+        if not equals:
+            value = words[place + 1] if place + 1 < len(words) else ""
+        try:
+            given = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            given = value  # text; the parser judges it
+        for part in reversed(name.removeprefix("--").split(".")):
+            given = {part: given}
+        _check(given, kind, "")
+
+
+def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
+    if depth > MOST_NESTED:  # or it holds itself
+        raise UserError(f"{key}: nested deeper than any config")
+    if isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, (str, int)):
+                raise UserError(f"{key or 'a config'}: {name!r} is no key")
+            if name in CLASS_KEYS:
+                raise UserError(f"{key or 'a config'}: {name} is refused: a config names no class")
+    section = next(_sections(kind), None)
+    if section is not None and not isinstance(value, (dict, list)) and value is not None:
+        raise UserError(f"{key}: a section is a mapping of keys, not {_shown(value)}")
+    hints = get_type_hints(section) if section is not None else {}
+    items = value.items() if isinstance(value, dict) else ()
+    for name, item in items:
+        _check(item, hints.get(name, Any), f"{key}.{name}" if key else str(name), depth + 1)
+    for item in value if isinstance(value, list) else ():
+        _check(item, kind, key, depth + 1)
+
+
+def _sections(kind: Any) -> Iterator[type[Any]]:
+    """Find the dataclasses in a type: itself, of its items, or among its alternatives."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        yield kind
+    elif get_origin(kind) in {Union, types.UnionType, tuple, list}:
+        for part in get_args(kind):
+            yield from _sections(part)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

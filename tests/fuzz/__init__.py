@@ -1,0 +1,1 @@
+"""Every reader of files and flags, given what no writer wrote: it refuses, and runs nothing."""

@@ -1,0 +1,47 @@
+"""Readers refuse what no writer wrote, in the way that they say, and run nothing that is in it.
+
+The same laws as `make fuzz`, on changed copies of valid files that are the same in every run.
+"""
+
+import random
+from pathlib import Path
+
+import pytest
+from fuzz.targets import TARGETS
+from fuzz.watch import nothing_runs
+
+CHANGED = 12
+
+
+def changed(seed: bytes, chance: random.Random) -> bytes:
+    """Return a copy with bits flipped, a piece cut out, doubled or put in, or its end lost."""
+    content = bytearray(seed)
+    first = 1 if len(content) > 1 else 0
+    for _ in range(chance.choice((1, 1, 3))):
+        at = chance.randrange(first, len(content) + 1)
+        size = chance.choice((1, 1, 4, 40))
+        kind = chance.randrange(5)
+        if kind == 0 and at < len(content):
+            content[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            del content[at : at + size]
+        elif kind == 2:
+            content[at:at] = content[at : at + size]
+        elif kind == 3:
+            content[at : at + size] = bytes(chance.randrange(256) for _ in range(size))
+        else:
+            del content[max(at, first) :]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_valid_and_changed_files_load_or_are_refused_as_stated(name: str, tmp_path: Path) -> None:
+    target = TARGETS[name]
+    chance = random.Random(name)
+    inputs = [b"", b"\0", *target.seeds()]
+    inputs += [changed(chance.choice(inputs[2:]), chance) for _ in range(CHANGED)]
+    for number, data in enumerate(inputs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with nothing_runs(tmp_path):
+            target.read(data, folder)

@@ -1,0 +1,183 @@
+"""Parsers of curricula, configs and checkpoints: what is valid round-trips, all else is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fuzz.targets import flags, run_checkpoint
+from fuzz.watch import nothing_runs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune.config import ClassifierConfig
+from mae_et import Curriculum, Plan, Stage, UserError
+from mae_et.checkpoint import load_checkpoint, newest_checkpoint
+from mae_et.config import CurriculumConfig, PretrainConfig
+from mae_et.config_files import config_from_text, parse_config, plain, to_yaml
+from slurm.config import ClusterConfig
+
+SAME: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": True,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
+PATCH = 4
+stages = st.lists(
+    st.builds(
+        Stage,
+        bandwidth=st.integers(1, 16).map(lambda n: n * PATCH),
+        share=st.floats(0.01, 100),
+        magnitude=st.integers(0, 10),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def refused(read: Callable[[], Any], kind: type[Exception] = UserError) -> tuple[Any, str]:
+    """Return what is read, and what is said where it is refused; no other error is caught."""
+    try:
+        return read(), ""
+    except kind as error:
+        return None, str(error)
+
+
+# --- curricula ------------------------------------------------------------------------------------
+
+
+@given(
+    stages=stages, shares_of=st.sampled_from(["compute", "images"]),
+    epochs=st.floats(0.1, 1000), size=st.integers(1, 10_000), batch=st.integers(1, 512),
+)  # fmt: skip
+@settings(max_examples=80, **SAME)
+def test_a_plan_is_refused_or_shares_its_budget_in_steps_that_follow_on(
+    stages, shares_of, epochs, size, batch
+) -> None:
+    curriculum = Curriculum(tuple(stages), 64, PATCH, shares_of)
+    plan, refusal = refused(lambda: curriculum.plan(epochs, size, batch))
+    if plan is None:
+        assert "larger than the data set" in refusal or "less than one step" in refusal
+        return
+    start, done, due, total = 0, 0.0, 0.0, sum(stage.share for stage in stages)
+    for asked, planned in zip(stages, plan.stages, strict=True):
+        assert planned.start == start
+        assert planned.steps >= 1
+        unit = 1.0 if shares_of == "images" else (planned.bandwidth / 64) ** 2
+        done += planned.steps * batch * unit
+        due += epochs * size * asked.share / total
+        # A running sum: never more than half a step (of this stage) from what was due.
+        assert abs(done - due) <= batch * unit * 0.5 + 1e-6 * due
+        start += planned.steps
+    assert plan.steps == start
+    for again in (plan.to_dict(), yaml.safe_load(yaml.safe_dump(plan.to_dict()))):
+        again["stages"] = list(again["stages"])
+        assert Plan.from_dict(again) == plan
+
+
+@given(stages=stages, epochs=st.floats(0.01, 5000))
+@settings(max_examples=15, **SAME)
+def test_a_curriculum_in_yaml_reads_back_equal(stages, epochs) -> None:
+    asked = CurriculumConfig("custom", tuple(stages), epochs=epochs)
+    text = yaml.safe_dump({"curriculum": plain(asked)})
+    assert config_from_text(text, PretrainConfig).curriculum == asked
+
+
+# --- configs --------------------------------------------------------------------------------------
+
+KEYS = [
+    "model", "encoder", "image_size", "patch_size", "data", "root", "listing", "mean", "replay",
+    "curriculum", "preset", "stages", "bandwidth", "share", "epochs", "optim", "batch_size",
+    "betas", "efficiency", "micro_batch", "output", "folder", "log_every", "seed", "class_path",
+    "init_args", "config", "time", "nodes", "extra", "srun", "recipe", "backbone", "",
+]  # fmt: skip
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from(["vit_tiny_patch16_224", "5%", "etpp", "custom", "auto", "1e-3",
+                     "evil_module.X", "/etc/hostname", "${x}", "rand-mstd0.5"]),
+)  # fmt: skip
+TREES = st.recursive(
+    VALUES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS) | st.integers(0, 300), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+CONFIGS = st.dictionaries(st.sampled_from(KEYS), TREES, min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, ClassifierConfig, ClusterConfig])
+@given(tree=CONFIGS)
+@settings(max_examples=15, **SAME)
+def test_any_yaml_is_a_config_or_one_sentence(kind: type, tree, tmp_path: Path) -> None:
+    with nothing_runs(tmp_path):
+        found, refusal = refused(lambda: config_from_text(yaml.safe_dump(tree), kind))
+    assert "\n" not in refusal
+    if found is not None:
+        again = config_from_text(to_yaml(found), kind)
+        assert again == found or ".nan" in to_yaml(found)  # which differs from itself
+
+
+@given(text=st.text(max_size=60))
+@settings(max_examples=15, **SAME)
+def test_any_text_is_a_config_or_one_sentence(text: str, tmp_path: Path) -> None:
+    with nothing_runs(tmp_path):
+        assert "\n" not in refused(lambda: config_from_text(text, PretrainConfig))[1]
+
+
+@given(
+    words=st.lists(
+        st.tuples(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3), VALUES).map(
+            lambda pair: f"--{'.'.join(pair[0])}={pair[1]}"
+        ),
+        min_size=1, max_size=3,
+    )
+)  # fmt: skip
+@settings(max_examples=20, **SAME)
+def test_any_flags_are_a_config_or_one_sentence(words: list[str], tmp_path: Path) -> None:
+    with nothing_runs(tmp_path):
+        assert "\n" not in refused(lambda: parse_config(flags(), PretrainConfig, words))[1]
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def loads_or_refuses(content: bytes, folder: Path) -> None:
+    path = folder / "step-00000001.pt"
+    path.write_bytes(content)
+    with nothing_runs(folder):
+        payload, refusal = refused(lambda: load_checkpoint(path), ValueError)
+    assert str(path) in refusal if payload is None else payload["format"] == "mae-et/1"
+
+
+@given(content=st.binary(max_size=200) | st.binary(max_size=200).map(lambda end: b"PK\3\4" + end))
+@settings(max_examples=50, **SAME)
+def test_any_bytes_are_a_checkpoint_or_a_value_error(content: bytes, tmp_path: Path) -> None:
+    loads_or_refuses(content, tmp_path)
+
+
+@given(data=st.data())
+@settings(max_examples=50, **SAME)
+def test_a_changed_checkpoint_loads_or_is_a_value_error(data, tmp_path: Path) -> None:
+    content = bytearray(run_checkpoint())
+    at = data.draw(st.integers(0, len(content) - 1))
+    change = data.draw(st.sampled_from(["flip", "cut", "drop", "put"]))
+    if change == "flip":
+        content[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif change == "cut":
+        del content[at:]
+    elif change == "drop":
+        del content[at : at + data.draw(st.integers(1, 64))]
+    else:
+        content[at:at] = data.draw(st.binary(min_size=1, max_size=16))
+    loads_or_refuses(bytes(content), tmp_path)
+
+
+def test_a_valid_checkpoint_loads(tmp_path: Path) -> None:
+    """Otherwise the two laws above would hold of a loader that refuses all."""
+    (tmp_path / "step-00000001.pt").write_bytes(run_checkpoint())
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found["step"] == 1

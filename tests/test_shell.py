@@ -1,0 +1,215 @@
+"""What a shell is handed stays one word, whatever it holds; what no quotes can hold is refused."""
+
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fuzz.watch import nothing_runs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mae_et import UserError
+from mae_et.cli import main
+from slurm.config import ClusterConfig
+from slurm.job import Job
+from slurm.journal import note, read_events
+from slurm.launcher import Launcher, make_private
+from slurm.queue import job_states
+from slurm.status import status, table
+from slurm.submit import submit
+
+HOSTILE = [
+    "a b", "a'b", 'a"b', "$(touch canary)", "`touch canary`", "a; touch canary", "a|touch canary",
+    "a && touch canary", "a\ntouch canary", "a\r\ntouch canary", "a\ttouch canary", "-x",
+    "--wrap=touch canary", "$HOME", "*", "~", "#", "!!", "\\", "a\\", "\x1b[2J", "é", "a:b", "%j",
+    "a\x00b", "a\u2028touch canary", "{a,b}", "<x", ">canary", "&",
+]  # fmt: skip
+GONE = "99999999"  # no process has such a number
+STUB = """#!/bin/sh
+printf '%s\\0' "$@" >> "{words}"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch) -> Path:
+    """A folder in which srun and Python only note their arguments."""
+    for name in ("srun", "python"):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(STUB.format(words=tmp_path / f"{name}.words"))
+        path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+def run(script: str, place: Path) -> list[str]:
+    """Run a batch script; return the words that srun was given."""
+    (place / "srun.words").unlink(missing_ok=True)
+    environment = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "HOME": "/nowhere"}
+    done = subprocess.run(
+        ["bash"], input=script, text=True, capture_output=True, env=environment, cwd=place
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(place.rglob("canary"))
+    return (place / "srun.words").read_text().split("\0")[:-1]
+
+
+def launcher(config: ClusterConfig, place: Path, root: str = "run", name: str = "job") -> Launcher:
+    folder = place / root
+    return Launcher(config, folder / "slurm", folder / "code", name, [Job([], folder)])
+
+
+def directives(script: str) -> dict[str, str]:
+    """Return what sbatch is told, as it reads it: words in quotes, up to the end of a line."""
+    lines = [line for line in script.split("\n") if line.startswith("#SBATCH ")]
+    words = [shlex.split(line.removeprefix("#SBATCH ")) for line in lines]
+    assert all(len(each) == 1 for each in words), lines
+    return dict(word[0].removeprefix("--").partition("=")[::2] for word in words)
+
+
+def holds(word: str, place: Path) -> None:
+    """Check every place that a user's word goes to in a batch script."""
+    settings = {
+        "name": word, "partition": word, "account": word, "qos": word, "constraint": word,
+        "exclude": word, "mail_user": word, "mail_type": word, "extra": {"comment": word},
+        "srun": [word],
+    }  # fmt: skip
+    if not word.isprintable():
+        with pytest.raises(UserError, match="control character"):
+            ClusterConfig(**settings)
+        return
+    config = ClusterConfig(**settings)
+    script = launcher(config, place, name=word).script("afterok:1")
+    told = directives(script)
+    for key in ("job-name", "partition", "account", "qos", "constraint", "exclude", "comment",
+                "mail-user", "mail-type"):  # fmt: skip
+        assert told[key] == word
+    words = run(script, place)
+    assert words[words.index("--kill-on-bad-exit=1") + 1] == word
+
+
+@pytest.mark.parametrize("word", HOSTILE, ids=ascii)
+def test_a_hostile_word_stays_one_word_or_is_refused(word: str, place: Path) -> None:
+    holds(word, place)
+
+
+@given(st.text(st.sampled_from(" '\"$()`;&|<>\\\n\r\t#!*?~%{}[]=-aé\u2028\x00"), min_size=1))
+@settings(
+    max_examples=40, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+def test_any_word_stays_one_word_or_is_refused(place: Path, word: str) -> None:
+    holds(word, place)
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "plain"], ids=ascii)
+def test_a_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Path) -> None:
+    """Its path goes to srun, to Python, to PYTHONPATH, and into sbatch's own patterns."""
+    from slurm.submit import _check_root
+
+    root = Path(name)
+    bad = [each for each in name if each in ":\\'\"" or not each.isprintable()]
+    if bad:
+        with pytest.raises(UserError, match="which SLURM or Python would read otherwise"):
+            _check_root(root)
+        return
+    _check_root(root)
+    script = launcher(ClusterConfig(), place, name).script()
+    folder = str(place / name / "slurm")
+    words = run(script, place)
+    assert words[-1] == folder
+    assert words[words.index("--output") + 1] == f"{folder}/%j_%t_log.out"
+    assert directives(script)["output"] == f"{folder}/%j_0_log.out"
+    # The script's last lines run when srun fails: the same words then reach `slurm.after`.
+    failing = script.replace("\nsrun ", "\nfalse ")
+    (place / "python.words").unlink(missing_ok=True)
+    environment = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "HOME": "/nowhere"}
+    subprocess.run(["bash"], input=failing, text=True, env=environment, cwd=place)
+    said = (place / "python.words").read_text().split("\0")[:-1]
+    assert said[:2] == ["-m", "slurm.after"]
+    assert said[2].startswith(f"{folder}/runs-")
+    assert said[3:] == ["1", "3"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a:b", "a'b"])
+def test_a_run_folder_that_is_refused_is_refused_before_a_dry_run_too(name: str, place) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match="would read otherwise"):
+            submit("pretrain", [f"--output.folder={name}"], ClusterConfig(), dry_run=dry_run)
+    assert not (place / name).exists()
+
+
+def test_a_dry_run_is_a_script_whatever_its_arguments(place: Path, capsys) -> None:
+    """People pipe it into a file: what is said of the command stays a comment."""
+    root = "--data.root=x\ntouch canary; $(touch canary)"
+    flags = ["--data.name=cifar10", "--executor=slurm", "--output.folder=run", "--dry-run"]
+    assert main(["submit", "pretrain", root, *flags]) == 0
+    told = [line for line in capsys.readouterr().out.split("\n") if line.startswith("# mae-et")]
+    assert len(told) == 1
+    assert "touch canary" in told[0]
+
+
+@pytest.mark.parametrize("key", ["a b", "x\ntouch canary", "-x", "", "a=b", "a;b", "é"])
+def test_a_parameter_of_sbatch_is_a_name(key: str) -> None:
+    with pytest.raises(UserError, match=r"no parameter of sbatch"):
+        ClusterConfig(extra={key: "1"})
+
+
+def test_the_folder_of_a_job_s_pickle_is_its_user_s_alone(tmp_path: Path, monkeypatch) -> None:
+    """Who can write a pickle there can run code as this user; SLURM's jobs load no other one."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    folder.chmod(0o777)
+    make_private(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(UserError, match="belongs to another user"):
+        make_private(folder)
+
+
+# --- status: it reads files, runs SLURM's programs, and prints ------------------------------------
+
+
+def test_ids_of_jobs_out_of_files_are_numbers_before_slurm_is_asked(tmp_path: Path) -> None:
+    with nothing_runs(tmp_path):
+        assert job_states(["-x", "--help", "7; touch canary", "$(x)", "DEBUG_1", "7\n"]) == {}
+
+
+def test_status_reads_logs_of_its_own_run_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("slurm.queue.run", lambda *_: None)
+    run = tmp_path / "runs" / "one"
+    (run / "slurm").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    for folder in (tmp_path / "secret", run / "slurm"):
+        (folder / f"{GONE}_0_log.err").write_text(f"from {folder.name}\x1b[2J\n")
+    said = []
+    for logs in (tmp_path / "secret", run / "slurm" / ".." / ".." / ".." / "secret", run / "slurm"):
+        note(run, "submitted", job=GONE, logs=str(logs), executor="local")
+        note(run, "started", job=GONE)
+        said.append(status([run])[0].error)
+    assert said == ["", "", "from slurm\x1b[2J"]
+    assert "\x1b" not in table(status([run]))  # a terminal would obey it
+
+
+def test_lines_of_other_kinds_are_no_events(tmp_path: Path) -> None:
+    note(tmp_path, "started", job="1")
+    with (tmp_path / "slurm" / "events.jsonl").open("a") as file:
+        for line in ({"event": 3}, {"event": "x"}, [], {"event": "x", "time": 1, "job": ["-x"]}):
+            file.write(json.dumps(line) + "\n")
+        file.write("[" * 100_000 + "\n")
+    assert [event["event"] for event in read_events(tmp_path)] == ["started"]
+
+
+def test_status_opens_no_port(tmp_path: Path, capsys) -> None:
+    note(tmp_path, "started", job="1")
+    with nothing_runs(tmp_path):  # to bind a socket is one of the things that it sees
+        assert main(["status", str(tmp_path)]) == 0
+    assert str(tmp_path) in capsys.readouterr().out
