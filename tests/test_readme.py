@@ -17,7 +17,7 @@ from mae_et.reconstruct import ReconstructConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/slurm.md", "docs/scaling.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/slurm.md", "docs/scaling.md", "docs/reliability.md")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
