@@ -52,7 +52,7 @@ from mae_et.hang import ended_when_it_hangs
 from mae_et.loading import training_batches, worker_count
 from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
-from mae_et.monitor import SCORES, Monitor, read_metrics
+from mae_et.monitor import SCORES, Monitor, Row, read_metrics
 from mae_et.order import micro_batch_size, sample_seed
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast, autocast_dtype
@@ -362,7 +362,12 @@ def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]
 
 def best_score(folder: Path) -> float:
     """Return the best top-1 so far, in percent; -1 where there is none."""
-    return max((row["top1"] for row in read_metrics(folder, SCORES)), default=-1.0)
+    return max((row["top1"] for row in read_scores(folder)), default=-1.0)
+
+
+def read_scores(folder: Path) -> list[Row]:
+    """Return the scores so far; rows that have lost theirs, to a damaged disk, are left out."""
+    return [row for row in read_metrics(folder, SCORES) if "top1" in row]
 
 
 def describe(run: Run, data: Data) -> None:
@@ -382,7 +387,7 @@ def finish(run: Run, monitor: Monitor) -> None:
     """Leave the weights and the final figures; the latter last, for they say that all is done."""
     folder, plan = run.config.output.folder, run.plan
     write_weights(run, folder / "model.safetensors")
-    rows, scores = read_metrics(folder), read_metrics(folder, SCORES)
+    rows, scores = read_metrics(folder), read_scores(folder)
     results: dict[str, Any] = {}
     if scores:
         best = max(scores, key=lambda row: row["top1"])

@@ -36,8 +36,8 @@ def told_in_a_sentence() -> Iterator[None]:
             raise
         what = error.filename or "the run's files"
         raise RunFailed(
-            f"cannot write {what}: {error.strerror}; what was saved is kept, and once there is "
-            "room the same command goes on from there"
+            f"cannot write {what}: {error.strerror}; what was saved is kept, and the same "
+            "command goes on from there"
         ) from error
     except RuntimeError as error:
         if _PEER_LOST.search(" ".join(str(error).split())):

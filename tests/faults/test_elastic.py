@@ -15,7 +15,7 @@ from mae_et.config import DataConfig, PretrainConfig
 from mae_et.datasets import open_source
 from mae_et.distributed import World
 from mae_et.monitor import read_metrics
-from mae_et.same_run import fingerprint, origin_of
+from mae_et.same_run import as_many_processes, check_same_data, fingerprint, origin_of
 
 FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")
 
@@ -98,8 +98,6 @@ def test_data_under_other_names_are_refused_and_moved_data_are_not(tiny_yaml, tm
 
 def test_replay_on_other_processes_is_refused_and_other_runs_are_not(tiny) -> None:
     """Each process replays what it loaded itself."""
-    from mae_et.same_run import check_same_data
-
     source = open_source(DataConfig(synthetic_size=32, synthetic_train=40), "train")
     two = origin_of(source, World(0, 2, None))
     saved = {"plan": {"dataset_size": 40}, "origin": two}
@@ -109,6 +107,14 @@ def test_replay_on_other_processes_is_refused_and_other_runs_are_not(tiny) -> No
     check_same_data(tiny("--data.replay={16: 3}"), saved, 40, two)
     check_same_data(tiny(), saved, 40, one)
     check_same_data(tiny(), {"plan": {"dataset_size": 40}}, 40, one)  # of an older version
+
+
+def test_a_classifier_is_told_that_it_goes_on_with_other_processes() -> None:
+    """Checkpoints of older versions do not say how many there were."""
+    saved = {"origin": {"processes": 2}}
+    assert as_many_processes(saved, World(0, 2, None))
+    assert not as_many_processes(saved, World(0, 1, None))
+    assert as_many_processes({}, World(0, 1, None))
 
 
 def test_a_fingerprint_depends_on_names_and_their_order_alone(tmp_path) -> None:
