@@ -25,9 +25,7 @@ def is_spike(row: Row, before: Sequence[Row]) -> bool:
     the median absolute deviation, so that earlier spikes do not hide later ones. Of fewer than
     `FEWEST` rows nothing is said.
     """
-    losses = [
-        r["loss"] for r in before if r.get("stage") == row["stage"] and r.get("loss") is not None
-    ]
+    losses = _losses([each for each in before if each.get("stage") == row["stage"]])
     recent = losses[-RECENT:]
     if row["loss"] is None or len(recent) < FEWEST:
         return False
@@ -42,7 +40,7 @@ def has_diverged(rows: Sequence[Row]) -> bool:
     It was lost if the median loss of any `LAST` rows that follow each other is above twice the loss
     of its first step; and it is no better if that of its last ones is not below it.
     """
-    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+    losses = _losses(rows)
     if len(losses) < 2:
         return False
     start = rows[0].get("loss_at_start") or losses[0]
@@ -70,4 +68,9 @@ def tell(rows: Sequence[Row]) -> dict[str, Any]:
 
 def last_loss(rows: Sequence[Row]) -> float | None:
     """Return the loss of the last row that has one: of lost steps there is none."""
-    return next((row["loss"] for row in reversed(rows) if row.get("loss") is not None), None)
+    return next(reversed(_losses(rows)), None)
+
+
+def _losses(rows: Sequence[Row]) -> list[float]:
+    """Return the losses of the rows that have one."""
+    return [row["loss"] for row in rows if row.get("loss") is not None]

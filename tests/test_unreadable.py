@@ -115,6 +115,17 @@ def test_a_picture_may_have_20_000_pixels_a_side_and_no_more_than_is_said(monkey
         mae_et.pictures.decode(encoded(noise(40, 49), "PNG"), 3)
 
 
+@pytest.mark.slow
+def test_a_picture_of_20_000_pixels_a_side_is_shown_in_every_view(tmp_path: Path) -> None:
+    """It takes 4 GiB where all of it is decoded."""
+    (tmp_path / "train").mkdir()
+    noise(500, 500).resize((20_000, 20_000), Image.Resampling.NEAREST).save(
+        tmp_path / "train" / "0.jpg", quality=50
+    )
+    for view in views(tmp_path)[:4]:
+        assert view[place_in(view, 0)][0].shape == (3, 32, 32)
+
+
 def test_a_long_image_is_cut_before_it_is_scaled_and_a_usual_one_is_not() -> None:
     """The middle is what a central view shows, whatever lies at the ends."""
     config, wide = DataConfig(eval_crop=1.0), noise(10, 160)
