@@ -80,7 +80,7 @@ def low_pass(images: Tensor, bandwidth: int) -> Tensor:
         spectrum = torch.fft.fft2(images)
         for axis in (-2, -1):
             size = images.shape[axis]
-            frequency = size * torch.fft.fftfreq(size, device=images.device)
+            frequency = (size * torch.fft.fftfreq(size, device=images.device)).round()
             kept = frequency.abs() <= bandwidth / 2  # both ends: the result is real
             spectrum = spectrum * (kept[:, None] if axis == -2 else kept)
         return torch.fft.ifft2(spectrum).real
