@@ -1,17 +1,20 @@
 """Searches: what they find, what their trials cost, and that a stop changes nothing."""
 
+import contextlib
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from slurm_cluster import Cluster
 
 from mae_et import Interrupted, UserError, load_config, pretrain
 from mae_et.checkpoint import newest_checkpoint, save_checkpoint
@@ -24,8 +27,10 @@ from mae_et.pretrain import make_plan
 from mae_et.search import SearchConfig, search
 from mae_et.search.config import PAPER_BANDWIDTHS
 from mae_et.search.journal import Journal, drop_half_line
+from mae_et.search.search import check_same_data
 from mae_et.search.sequential import stage_trial
 from mae_et.search.trials import Trials, branch_off, run_here
+from slurm.journal import read_events
 
 STRATEGIES = ("sequential", "greedy", "bayes")
 SMALL = (
@@ -144,21 +149,16 @@ def test_bayes_gives_up_what_lies_below_the_median_and_never_more_than_it_starte
     assert found["bandwidths"] == [32, 32, 32]
 
 
-def test_a_trial_that_diverges_is_the_worst_and_the_search_goes_on(small) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_trial_that_diverges_is_the_worst_and_the_search_goes_on(small, strategy) -> None:
     def diverging(configs, until=None):
         return ["the loss became nan" if "B016" in str(c.output.folder) else pretend([c])[0]
                 for c in configs]  # fmt: skip
 
-    for strategy in STRATEGIES:
-        config = small(f"--search.strategy={strategy}")
-        config = small(
-            f"--search.strategy={strategy}", f"--output.folder={config.output.folder}-{strategy}"
-        )
-        found = search(config, lambda folder: 1.0, diverging)
-        assert 16 not in found["bandwidths"]
-        assert "the loss became nan" in (config.output.folder / "results.md").read_text() or (
-            strategy == "bayes"
-        )
+    config = small(f"--search.strategy={strategy}", "--search.trials=4")
+    found = search(config, lambda folder: 1.0, diverging)
+    assert 16 not in found["bandwidths"]
+    assert "the loss became nan" in (config.output.folder / "results.md").read_text()
 
 
 def test_a_run_that_diverges_is_told_from_one_that_fails(small, monkeypatch) -> None:
@@ -237,8 +237,44 @@ def counting(folder: Path) -> float:
     return sum(float(weight.double().abs().sum()) for weight in state.values()) % 10
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_search_that_is_cut_off_at_every_turn_asks_the_same_and_nothing_twice(
+    small, tmp_path: Path, strategy: str
+) -> None:
+    """Before a run, after it, before its score: the journal of a search that was left alone."""
+    flags = [f"--search.strategy={strategy}", "--search.trials=8", "--search.prune_from=0.5"]
+    turns = itertools.count()
+    cut_off = False
+
+    def turn() -> None:
+        if cut_off and next(turns) % 5 == 0:
+            raise KeyboardInterrupt
+
+    def running(configs, until=None):
+        turn()
+        done = pretend(configs, until)
+        turn()
+        return done
+
+    def objective(folder: Path) -> float:
+        turn()
+        return (7 * sum(place * b for place, b in enumerate(shown(folder), 1)) % 31) / 3
+
+    expected = search(small(*flags, f"--output.folder={tmp_path / 'whole'}"), objective, running)
+    cut_off, found = True, None
+    while found is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            found = search(small(*flags), objective, running)
+    assert next(turns) > expected["trials"]
+    same = {"bandwidths", "value", "trial", "trials", "equivalent_epochs"}
+    assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+    journals = [Path(each["search"], "journal.jsonl").read_text() for each in (found, expected)]
+    assert journals[0] == journals[1]
+
+
 @pytest.mark.parametrize(
-    "strategy", ["sequential", "bayes", pytest.param("greedy", marks=pytest.mark.slow)]
+    "strategy",
+    ["sequential", *(pytest.param(name, marks=pytest.mark.slow) for name in ("greedy", "bayes"))],
 )
 def test_a_search_that_is_stopped_again_and_again_finds_the_same(
     small, tmp_path: Path, strategy: str, monkeypatch
@@ -285,7 +321,9 @@ def test_a_search_that_is_stopped_again_and_again_finds_the_same(
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", ["bayes", *(pytest.param(n, marks=pytest.mark.slow) for n in STRATEGIES[:2])]
+)
 def test_a_search_ends_with_a_curriculum_that_pretrain_takes(
     tiny_yaml: Path, tmp_path: Path, strategy: str, capsys
 ) -> None:
@@ -313,6 +351,11 @@ def test_a_search_ends_with_a_curriculum_that_pretrain_takes(
         assert main(["pretrain", f"--config={results['curriculum']}"]) == 0
 
 
+def known(journal: Path) -> int:
+    """Return how many lines a journal has."""
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(tiny_yaml: Path, tmp_path: Path) -> None:
     """By kill -9 at moments of all kinds; the result is that of a search that was left alone."""
@@ -322,22 +365,28 @@ def test_a_search_that_is_killed_goes_on(tiny_yaml: Path, tmp_path: Path) -> Non
     whole = subprocess.run(
         [*command, f"--output.folder={tmp_path / 'a'}"], capture_output=True, check=True
     )
-    kills = 0
-    while kills < 40:
+    journal, kills, out = tmp_path / "b" / "journal.jsonl", 0, ""
+    while not out:
         process = subprocess.Popen(
-            [*command, f"--output.folder={tmp_path / 'b'}"], stdout=-1, stderr=-1
+            [*command, f"--output.folder={tmp_path / 'b'}"], stdout=-1, stderr=-1, text=True
         )
-        try:
-            out, _ = process.communicate(timeout=6 + kills % 5)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
+        due = known(journal) + 3
+        while process.poll() is None and known(journal) < due:
+            time.sleep(0.02)
+        time.sleep(0.1 * kills)  # in the middle of what comes after
+        process.kill()
+        out, err = process.communicate()
+        assert process.returncode in {0, -signal.SIGKILL}, err
+        kills += process.returncode != 0
     assert kills > 1
     first, second = (json.loads(text.splitlines()[-1]) for text in (whole.stdout, out))
     same = ("bandwidths", "value", "trial", "trials")
     assert [first[key] for key in same] == [second[key] for key in same]
+
+
+def by_trials(found: dict) -> dict:
+    """Return the part of a search's figures that does not depend on where it ran."""
+    return {key: found[key] for key in ("bandwidths", "value", "trial", "trials")}
 
 
 @pytest.mark.slow
@@ -350,8 +399,38 @@ def test_trials_are_jobs_where_there_is_a_cluster(tiny_yaml: Path, tmp_path: Pat
         command = ["search", f"--config={tiny_yaml}", *flags, f"--output.folder={folder}"]
         assert main(command) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-    assert found[0]["bandwidths"] == found[1]["bandwidths"]
-    assert found[0]["value"] == found[1]["value"]
+    assert by_trials(found[0]) == by_trials(found[1])
+
+
+@pytest.mark.slow
+def test_trials_are_an_array_on_slurm(
+    cluster: Cluster, tiny_yaml: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """On a real SLURM; a search that is stopped while it waits finds its jobs again."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    monkeypatch.setenv("PATH", cluster.environment["PATH"])
+    (tmp_path / "here.yaml").write_text("{partition: main, cpus_per_task: 1, time: '30'}")
+    folder = tmp_path / "search"
+    flags = [*SMALL, "--search.stages=2", "--search.strategy=bayes", "--search.trials=4",
+             "--search.at_once=3", "--search.held_out=0.3",
+             f"--search.cluster={tmp_path / 'here.yaml'}"]  # fmt: skip
+    command = ["search", f"--config={tiny_yaml}", *flags, f"--output.folder={folder}"]
+
+    def interrupted(_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slurm.trials.time.sleep", interrupted)
+        assert main(command) == 130
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["trials"] == 4
+    for trial in (folder / "trials").iterdir():
+        events = [event["event"] for event in read_events(trial)]
+        assert events.count("submitted") == 1
+        assert events[-1] == "finished"
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -391,7 +470,10 @@ def test_a_folder_with_another_search_is_refused_and_more_trials_are_not(small) 
     with pytest.raises(UserError, match=r"holds another search: search\.stages was 3 and is now 4"):
         search(small(*flags, "--search.stages=4"), lambda folder: 1.0, pretend)
     found = search(small(*flags, "--search.trials=5"), lambda folder: 1.0, pretend)
-    assert found["trials"] <= 5
+    assert found["trials"] == 5
+    folder = small().output.folder
+    with pytest.raises(UserError, match="holds a search on 40 images, and there are now 41"):
+        check_same_data(Journal(folder / "journal.jsonl"), folder, 41)
 
 
 def test_an_objective_that_is_no_number_is_told(small, tmp_path: Path, monkeypatch, capsys) -> None:

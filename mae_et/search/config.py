@@ -42,7 +42,8 @@ class SearchOptions:
     """Of bayes: curricula to try; more may be asked for later."""
     prune_from: float | None = 0.6
     """Of bayes: share of the compute after which, at each stage's end, a trial that lies below the
-    median of those before it is given up; none is when not given, or on a cluster."""
+    median of those before it is given up (the objective is then given runs that are not finished);
+    none is when not given, or on a cluster."""
     magnitude: int = 9
     """RandAugment magnitude of the last stage, to which it rises from 0 (0 to 10). Read where
     data.augment is on; bayes then searches it."""

@@ -5,6 +5,7 @@ config -> trials that are runs -> scores in a journal -> the best stages -> `cur
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mae_et.atomic import write_text_atomically
@@ -61,9 +62,26 @@ def search(
         check_same_search(config)
         write_text_atomically(folder / "config.yaml", to_yaml(config))
         journal = Journal(folder / "journal.jsonl")
+        check_same_data(journal, folder, images)
         trials = Trials(journal, objective, run, together)
         found = STRATEGIES[config.search.strategy](config, images, trials)
         return report(config, images, found, journal)
+
+
+def check_same_data(journal: Journal, folder: Path, images: int) -> None:
+    """Note how many images there are; refuse to go on with another number of them.
+
+    Raises:
+        UserError: there are more, or fewer.
+    """
+    before = next((fact["images"] for fact in journal.facts if "images_of" in fact), None)
+    if before is None:
+        journal.note({"images_of": "train", "images": images})
+    elif before != images:
+        raise UserError(
+            f"{folder} holds a search on {before} images, and there are now {images}; give another "
+            "output.folder"
+        )
 
 
 def check_same_search(config: SearchConfig) -> None:
