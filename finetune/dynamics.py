@@ -1,7 +1,7 @@
 """Learning dynamics: what an encoder sees at each moment of its training, by frequency.
 
-The reason for the curriculum (EfficientTrain, arXiv 2211.09703, figure 3; EfficientTrain++, arXiv
-2405.08768, figure 4): networks learn low frequencies first. Here the kept checkpoints of a run are
+The reason for the curriculum (EfficientTrain, arXiv 2211.09703; EfficientTrain++, arXiv
+2405.08768): networks learn low frequencies first. Here the kept checkpoints of a run are
 scored on validation images of which only the low frequencies are left, at their full size. The
 neighbours, or the probe, are of whole training images.
 """

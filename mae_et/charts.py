@@ -24,7 +24,7 @@ class Chart:
     steps: bool = False
     """Whether lines are stairs."""
     dots: bool = False
-    """Whether points are not joined, apart from the last line's."""
+    """Whether points at whole numbers are not joined; the last line lies behind them."""
 
 
 def save_charts(path: Path, charts: Sequence[Chart]) -> bool:
@@ -32,6 +32,7 @@ def save_charts(path: Path, charts: Sequence[Chart]) -> bool:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         warnings.warn(f"{path.name} is not drawn: pip install 'mae-et[search]'", stacklevel=2)
         return False
@@ -40,11 +41,15 @@ def save_charts(path: Path, charts: Sequence[Chart]) -> bool:
         axes = figure.add_subplot(1, len(charts), place + 1)
         axes.set(title=chart.title, xlabel=chart.across, ylabel=chart.up)
         for number, (name, (x, y)) in enumerate(chart.lines.items()):
-            joined = not chart.dots or number == len(chart.lines) - 1
+            behind = chart.dots and number == len(chart.lines) - 1
             axes.plot(
-                x, y, label=name, marker="" if chart.steps else "o", markersize=4,
-                linestyle="-" if joined else "", drawstyle="steps-post" if chart.steps else None,
+                x, y, label=name, markersize=4, zorder=1 if behind else 2,
+                color="0.6" if behind else None, marker="" if chart.steps or behind else "o",
+                linestyle="" if chart.dots and not behind else "-",
+                drawstyle="steps-post" if chart.steps else None,
             )  # fmt: skip
+        if chart.dots:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if len(chart.lines) > 1:
             axes.legend(fontsize="small")

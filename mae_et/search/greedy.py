@@ -2,8 +2,7 @@
 
 Stages are of equal epochs. A run at full bandwidth sets the score to reach; then, for ever fewer
 stages from the beginning, these take the smallest bandwidth with which a whole run reaches it. The
-result is cheaper than constant bandwidth, by what the objective allows. Source: arXiv 2211.09703,
-algorithm 1.
+result is cheaper than constant bandwidth, by what the objective allows. Source: arXiv 2211.09703.
 """
 
 from collections.abc import Sequence

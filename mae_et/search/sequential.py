@@ -3,7 +3,7 @@
 For each stage in order, every bandwidth is trained for the stage's share of the compute, from the
 state that the stages before it ended with, and then for a short while at full bandwidth; the best
 one is kept, and the next stage starts from where it was before that short training. The cost is
-linear in stages times candidates. Source: arXiv 2405.08768, section 4.2.
+linear in stages times candidates. Source: arXiv 2405.08768.
 
 All runs branch off one line, so the learning rate must not depend on where a line will end: it
 rises, stays, and falls over the short training alone (`optim.decay`).
