@@ -209,6 +209,12 @@ def test_a_trial_that_branches_off_is_the_run_of_all_its_stages(small, tmp_path:
     assert sum(json.loads(row)["window_steps"] for row in rows) == second.plan.steps
 
 
+def test_a_trial_replays_at_the_bandwidths_that_it_has(small) -> None:
+    config = small("--data.replay={16: 2, 24: 3}")
+    assert stage_trial(config, 40, [], 16, None).config.data.replay == {16: 2}
+    assert stage_trial(config, 40, [], 32, None).config.data.replay is None
+
+
 def test_a_run_pauses_after_a_step_and_goes_on_from_there(tiny, tmp_path: Path) -> None:
     config = tiny()
     for step in (1, 7, 7, 8):

@@ -172,8 +172,13 @@ class SearchConfig(PretrainConfig):
         """Return the run of a curriculum, in a folder of its own."""
         run = self.pretraining
         curriculum = CurriculumConfig("custom", stages, shares_of, epochs, self.curriculum.cost)
+        shown = {stage.bandwidth for stage in stages}  # a run refuses replay of other bandwidths
+        replay = {b: times for b, times in (run.data.replay or {}).items() if b in shown}
         return replace(
-            run, curriculum=curriculum, output=replace(run.output, folder=folder, keep_every=None)
+            run,
+            curriculum=curriculum,
+            data=replace(run.data, replay=replay or None),
+            output=replace(run.output, folder=folder, keep_every=None),
         )
 
 
