@@ -3,18 +3,21 @@
 N images, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
 from mae_et.config import DataConfig, check_statistics
 from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.folders import Split
+from mae_et.frequency import low_pass
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.model import MaskedAutoencoder
 from mae_et.precision import autocast, autocast_dtype
@@ -90,8 +93,19 @@ def extract_features(
     config: ProbeConfig,
     split: Split,
     device: torch.device,
+    chosen: Sequence[int] | None = None,
+    bandwidth: int | None = None,
 ) -> Features:
     """Encode a split's central views at the model's base size, nothing masked.
+
+    Args:
+        model: its encoder is taken.
+        data: the data set.
+        config: how.
+        split: the split.
+        device: where.
+        chosen: images that are encoded, in this order; all by default.
+        bandwidth: low frequencies that the images keep, at their full size; all by default.
 
     Raises:
         UserError: the data have no labels, or none of more than one class.
@@ -103,13 +117,17 @@ def extract_features(
             "scoring an encoder needs labelled images: folders of at least two classes, "
             f"not {data.root or data.source}"
         )
-    view = EvalView(source, data, model.full[0] * model.patch)
+    view: Dataset[tuple[Tensor, int]] = EvalView(source, data, model.full[0] * model.patch)
+    if chosen is not None:
+        view = Subset(view, chosen)
     dtype = autocast_dtype(config.precision, device)
     model = model.to(device).eval()
     vectors, labels = [], []
     with batches_of(eval_loader(view, config.batch_size, worker_count(config.workers))) as batches:
         for images, batch_labels in batches:
             pixels = normalise(images.to(device), data.mean, data.std)
+            if bandwidth is not None:
+                pixels = low_pass(pixels, bandwidth)
             with autocast(dtype, device):
                 tokens = model.encode(pixels)
             vectors.append(pool(tokens.float(), config.pool).cpu())

@@ -32,6 +32,24 @@ class ProbeResult(NamedTuple):
     """Top-1 of the choice on the held-out training images, in percent."""
 
 
+class Probe(NamedTuple):
+    """A trained linear classifier of features, and how its learning rate was chosen."""
+
+    mean: Tensor
+    """[D] of the training features."""
+    deviation: Tensor
+    """[D]."""
+    head: Tensor
+    """[1 D+1 classes], the bias last."""
+    learning_rate: float
+    held_out_accuracy: float
+
+    def accuracy(self, judged: Features) -> float:
+        """Return its top-1 on other features, in percent."""
+        inputs = (judged.vectors - self.mean) / self.deviation
+        return accuracies(self.head, inputs, judged.labels)[0].item()
+
+
 def probe_features(train: Features, val: Features, epochs: int = 100, seed: int = 0) -> ProbeResult:
     """Train a linear classifier on features and score it, where the features are.
 
@@ -41,8 +59,14 @@ def probe_features(train: Features, val: Features, epochs: int = 100, seed: int 
         epochs: passes over the training features.
         seed: of the split and the batches.
     """
+    probe = train_probe(train, epochs, seed)
+    return ProbeResult(probe.accuracy(val), probe.learning_rate, probe.held_out_accuracy)
+
+
+def train_probe(train: Features, epochs: int = 100, seed: int = 0) -> Probe:
+    """Train a linear classifier on features; see `probe_features`."""
     mean, deviation = train.vectors.mean(0), (train.vectors.var(0, correction=0) + EPSILON).sqrt()
-    inputs, judged = ((f.vectors - mean) / deviation for f in (train, val))
+    inputs = (train.vectors - mean) / deviation
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     count = max(1, int(len(order) * HELD_OUT))
     held_out, rest = order[:count], order[count:]
@@ -53,8 +77,7 @@ def probe_features(train: Features, val: Features, epochs: int = 100, seed: int 
     best = int(scores.argmax())
     rate = LEARNING_RATES[best]
     final = train_heads(inputs, train.labels, train.classes, (rate,), epochs, seed)
-    accuracy = accuracies(final, judged, val.labels)[0].item()
-    return ProbeResult(accuracy, rate, scores[best].item())
+    return Probe(mean, deviation, final, rate, scores[best].item())
 
 
 def train_heads(

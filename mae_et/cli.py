@@ -5,6 +5,7 @@ that was told to stop. Commands that end with figures print them last, as one li
 """
 
 import json
+import pkgutil
 import re
 import sys
 import warnings
@@ -275,6 +276,62 @@ def report(arguments: Arguments) -> None:
     _print_json({"report": str(report(given.runs, given.output))})
 
 
+def search(arguments: Arguments) -> None:
+    """Search a curriculum for a data set and a model; goes on by itself where it stopped."""
+    import finetune
+    from mae_et.search import search
+    from mae_et.search.trials import Objective, run_here
+
+    config = config_of("search", arguments)
+    options = config.search
+    objective: Objective
+    if options.objective in {"knn", "linear"}:
+        objective = finetune.HeldOut(
+            options.objective, options.held_out, options.images, config.seed,
+            config.efficiency.workers, config.efficiency.device,
+        )  # fmt: skip
+        objective.check(config.data, config.model.channels)
+    else:
+        objective = _function(options.objective, "search.objective")
+    run = run_here
+    if options.cluster is not None:
+        from slurm.trials import ClusterRunner
+
+        run = ClusterRunner(options.cluster, config.output.folder)
+    results = search(config, objective, run, together=options.cluster is not None)
+    stages = ", ".join(str(bandwidth) for bandwidth in results["bandwidths"])
+    print(
+        f"mae-et: found {stages}: {options.objective} {results['value']:.2f}; train with: "
+        f"mae-et pretrain --config {results['curriculum']}",
+        file=sys.stderr,
+    )
+    _print_json(results)
+
+
+def _function(name: str, key: str) -> Callable[[Path], float]:
+    """Return what `package.module:function` names, of a package or of the current folder.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{key} {name} is not found: {error}") from None
+    if not callable(found):
+        raise UserError(f"{key} {name} is no function")
+    return found
+
+
+def dynamics(arguments: Arguments) -> None:
+    """Score a run's kept checkpoints on validation images of ever less detail."""
+    import finetune
+
+    _print_json(finetune.dynamics(config_of("dynamics", arguments)))
+
+
 def bench(arguments: Arguments) -> None:
     """Measure speed against a plain reference in one run: bench step, loader, crop or run."""
     from mae_et.benchmarks.command import BENCHMARKS
@@ -320,6 +377,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "prepare": prepare,
     "compare": compare,
     "report": report,
+    "search": search,
+    "dynamics": dynamics,
     "bench": bench,
     "submit": submit,
     "status": status,
@@ -338,6 +397,7 @@ def config_of(command: str, arguments: Arguments) -> Any:
     import finetune
     from mae_et.compare import CompareConfig
     from mae_et.prepare import PrepareConfig
+    from mae_et.search import SearchConfig
 
     kinds: dict[str, type[Any]] = {
         "pretrain": PretrainConfig,
@@ -348,6 +408,8 @@ def config_of(command: str, arguments: Arguments) -> Any:
         "evaluate": finetune.EvaluateConfig,
         "compare": CompareConfig,
         "prepare": PrepareConfig,
+        "search": SearchConfig,
+        "dynamics": finetune.DynamicsConfig,
     }
     kind = kinds[command]
     if kind is finetune.ClassifierConfig:  # what every other command calls --checkpoint

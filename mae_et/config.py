@@ -301,6 +301,10 @@ class OptimConfig:
     """Learning rate at the end of the cosine."""
     warmup: float = 0.05
     """Share of the compute over which the learning rate rises (40 of 800 epochs in MAE)."""
+    decay: float | None = None
+    """Share of the compute at the end over which the learning rate falls, in a straight line; it is
+    constant from the warm-up to there, so that runs of other lengths can branch off. By default it
+    falls as half a cosine from the warm-up on."""
     weight_decay: float = 0.05
     """Weight decay of parameters with two or more dimensions."""
     weight_decay_end: float | None = None
@@ -323,6 +327,10 @@ class OptimConfig:
         _require(self.base_lr > 0, "optim.base_lr must be positive")
         _require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
         _require(0 <= self.warmup < 1, f"optim.warmup is a share in [0, 1), got {self.warmup}")
+        _require(
+            self.decay is None or 0 < self.decay <= 1 - self.warmup,
+            f"optim.decay is a share in (0, 1], and with optim.warmup at most 1, got {self.decay}",
+        )
         for name in ("weight_decay", "weight_decay_end"):
             value = getattr(self, name)
             _require(value is None or value >= 0, f"optim.{name} must not be negative")

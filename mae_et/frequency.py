@@ -71,6 +71,21 @@ def low_frequency_crop(
         return real - corner[..., None, None] * torch.outer(rows.signs, columns.signs)
 
 
+def low_pass(images: Tensor, bandwidth: int) -> Tensor:
+    """Blur images [..., H, W] of floating point: keep a bandwidth's frequencies, and the size.
+
+    The crop of what is returned, at the same bandwidth, is the crop of the images.
+    """
+    with full_precision(images.device):
+        spectrum = torch.fft.fft2(images)
+        for axis in (-2, -1):
+            size = images.shape[axis]
+            frequency = (size * torch.fft.fftfreq(size, device=images.device)).round()
+            kept = frequency.abs() <= bandwidth / 2  # both ends: the result is real
+            spectrum = spectrum * (kept[:, None] if axis == -2 else kept)
+        return torch.fft.ifft2(spectrum).real
+
+
 class CropMatrix:
     """One axis of the crop: `A = real + i * outer(signs, wave)`.
 

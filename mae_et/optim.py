@@ -33,10 +33,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 def lr_at(progress: float, config: OptimConfig) -> float:
     """Return the learning rate after a share `progress` of the compute, in [0, 1].
 
-    Linear from 0 over the warm-up, then half a cosine to `min_lr`.
+    Linear from 0 over the warm-up, then half a cosine to `min_lr`; or constant, and linear to
+    `min_lr` over the last share `decay` (warm-up, stable, decay: Hägele et al., arXiv 2405.18392).
     """
     if progress < config.warmup:
         return config.lr * progress / config.warmup
+    if config.decay is not None:
+        return config.min_lr + (config.lr - config.min_lr) * min(1.0, (1 - progress) / config.decay)
     cosine = _half_cosine((progress - config.warmup) / (1 - config.warmup))
     return config.min_lr + (config.lr - config.min_lr) * cosine
 

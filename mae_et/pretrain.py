@@ -36,7 +36,7 @@ from mae_et.data import (
 )
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
-from mae_et.errors import RunFailed, Unreadable, UserError
+from mae_et.errors import Interrupted, RunFailed, Unreadable, UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
@@ -55,14 +55,19 @@ from mae_et.precision import autocast_dtype
 from mae_et.run import Run, wrap
 from mae_et.same_run import check_same_data, check_same_run, origin_of
 from mae_et.sharding import shard, whole_weights
-from mae_et.signals import StopFlag, stop_signals
+from mae_et.signals import PAUSE, StopFlag, stop_signals
 from mae_et.spikes import last_loss, tell
 from mae_et.step import reconstruction_loss, train_step
 from mae_et.window import summarise_stages
 
 
-def pretrain(config: PretrainConfig) -> Path:
+def pretrain(config: PretrainConfig, until: int | None = None) -> Path:
     """Pre-train as a config says, going on from the run folder's newest checkpoint.
+
+    Args:
+        config: the run.
+        until: step after which to stop, with the state saved, for a later call to go on; by default
+            the run goes to its end.
 
     Returns:
         The run folder, with `encoder.safetensors` (a timm model) and `results.json` in it.
@@ -77,19 +82,25 @@ def pretrain(config: PretrainConfig) -> Path:
     world = distributed.start(config.efficiency.device, patience)
     try:
         with told_in_a_sentence(), ended_when_it_hangs(patience), stop_signals() as stopped:
-            return _pretrain(config, world, stopped)
+            return _pretrain(config, world, stopped, until)
+    except Interrupted as stop:
+        if stop.signal != PAUSE:
+            raise
+        return config.output.folder
     finally:
         distributed.stop(world)
 
 
-def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
+def _pretrain(
+    config: PretrainConfig, world: World, stopped: StopFlag, until: int | None = None
+) -> Path:
     folder = config.output.folder
     saved = newest_checkpoint(folder / "checkpoints")
     finished = (folder / "results.json").exists()
     check_same_run(config, saved, finished)
     if not distributed.all_have(saved["step"] if saved else 0, world):
         raise RunFailed(f"processes see different checkpoints in {folder}; start again")
-    if finished:
+    if finished or (until is not None and saved is not None and saved["step"] >= until):
         return folder
     curriculum = curriculum_of(config)  # refused before the data are looked for
     source = open_source(config.data, "train", config.model.channels)
@@ -102,11 +113,11 @@ def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag) -> Path:
     view = TrainView(source, config.data, plan, config.model.patch, config.seed, config.crop.method)
     with training_batches(run, view) as loaded:
         if not world.is_main:
-            train(run, model, loaded, None, source, stopped)
+            train(run, model, loaded, None, source, stopped, until)
             whole_model(run, model)
         else:
             with sole_writer(folder), open_monitor(run) as monitor:
-                train(run, model, loaded, monitor, source, stopped)
+                train(run, model, loaded, monitor, source, stopped, until)
                 finish(run, whole_model(run, model), monitor)
     distributed.barrier(world)
     return folder
@@ -221,9 +232,11 @@ def train(
     monitor: Monitor | None,
     source: Source,
     stopped: StopFlag,
+    until: int | None = None,
 ) -> None:
-    """Train to the end; only the main process has a monitor, and writes."""
+    """Train to the end, or up to a step; only the main process has a monitor, and writes."""
     every = duration_in_steps(run.config.output.reconstruct_every, run.plan.steps)
+    pause_at(until, run, stopped)
     for moment in steps(run, batches, train_step, stopped):
         if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
@@ -233,6 +246,13 @@ def train(
                 draw(run, whole, monitor, source, moment.stage)
         if moment.saving:
             save(run, monitor)
+        pause_at(until, run, stopped)
+
+
+def pause_at(until: int | None, run: Run, stopped: StopFlag) -> None:
+    """Have the loop stop after its next step, if that is the step to stop after."""
+    if until is not None and run.state.step + 1 >= until and stopped.signal is None:
+        stopped.signal = PAUSE
 
 
 def draw(

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+# What a run that is to stop at a step takes for its signal; none that is sent.
+PAUSE = signal.SIGTSTP
 
 
 class StopFlag:

@@ -113,6 +113,15 @@ def _split(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     return own, others
 
 
+def cluster_of(name: str) -> ClusterConfig:
+    """Return the cluster of a file, or a shipped one by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    return load_config(ClusterConfig, [_cluster_file(name)])
+
+
 def _cluster_file(name: str) -> Path:
     """Find a cluster's file by its path, or among the shipped ones by its name alone.
 

@@ -67,6 +67,21 @@ def submit(
     return {"run": str(first.folder), "jobs": jobs}
 
 
+def submit_together(tasks: list[Task], cluster: ClusterConfig, root: Path) -> str:
+    """Submit tasks of one kind as one job, of several as an array; return its id.
+
+    Args:
+        tasks: the tasks.
+        cluster: where they run.
+        root: folder in which code and logs are kept.
+
+    Raises:
+        UserError: the cluster or a folder would not do; nothing is submitted.
+    """
+    _check(tasks, cluster, root)
+    return _submit(tasks, cluster, root, None)
+
+
 def _table(folder: Path, groups: list[list[Task]]) -> Task:
     """Return the task that puts the results of a sweep into one table."""
     runs = json.dumps([str(run.folder) for run in groups[0]])  # names have commas in them

@@ -7,28 +7,28 @@ from pathlib import Path
 import pytest
 
 import mae_et
-from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig
+from finetune import ClassifierConfig, DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli import COMMANDS, main
 from mae_et.config import PretrainConfig
 from mae_et.config_files import find_config, load_config
 from mae_et.export import ExportConfig
 from mae_et.prepare import PrepareConfig
 from mae_et.reconstruct import ReconstructConfig
+from mae_et.search import SearchConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = (
-    "README.md",
-    "CONTRIBUTING.md",
-    *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
-)
+GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+PAGES = ("README.md", "CONTRIBUTING.md", *GUIDES)
+CHECKED = ("slurm", "monitoring", "curriculum")
+# What the reader is to have written: its content in the page's own YAML, or any.
+OWN = {"my_run.yaml", "photos.yaml", "classify.yaml", "runs/search/curriculum.yaml"}
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
 def command_lines() -> list[list[str]]:
     """Return the arguments of every mae-et command in the README and the pages under docs."""
-    pages = ("slurm.md", "monitoring.md")
-    text = README + "".join((ROOT / "docs" / page).read_text() for page in pages)
+    text = "".join([README, *((ROOT / "docs" / f"{page}.md").read_text() for page in CHECKED)])
     blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
     shell = "\n".join(blocks)
     joined = shell.replace("\\\n", " ")
@@ -65,14 +65,17 @@ def test_every_command_is_known_and_its_flags_parse(
         "reconstruct": ReconstructConfig,
         "export": ExportConfig,
         "prepare": PrepareConfig,
+        "search": SearchConfig,
+        "dynamics": DynamicsConfig,
     }
     kind = kinds.get(words[0], PretrainConfig)
     flags = [re.sub("^--checkpoint$", "--model.checkpoint", word) for word in words[1:]]
     if kind is not ClassifierConfig:
         flags = words[1:]
-    if "my_cluster.yaml" in flags:  # the reader's own
-        place = flags.index("my_cluster.yaml")
-        del flags[place - 1 : place + 1]
+    for own in OWN | {"my_cluster.yaml"}:  # the reader's own
+        if own in flags:
+            place = flags.index(own)
+            del flags[place - 1 : place + 1]
     assert isinstance(load_config(kind, [], flags), kind)
 
 

@@ -1,0 +1,213 @@
+"""Learning dynamics: what an encoder sees at each moment of its training, by frequency.
+
+The reason for the curriculum (EfficientTrain, arXiv 2211.09703; EfficientTrain++, arXiv
+2405.08768): networks learn low frequencies first. Here the kept checkpoints of a run are
+scored on validation images of which only the low frequencies are left, at their full size. The
+neighbours, or the probe, are of whole training images.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.features import Features, ProbeConfig, extract_features
+from finetune.held_out import HeldOut
+from finetune.knn import knn_accuracy
+from finetune.linear_probe import train_probe
+from mae_et import distributed
+from mae_et.atomic import write_text_atomically
+from mae_et.charts import Chart, save_charts
+from mae_et.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
+from mae_et.config import DataConfig, PretrainConfig
+from mae_et.config_files import config_from_text, plain
+from mae_et.curriculum import Plan
+from mae_et.datasets import open_source
+from mae_et.errors import UserError
+from mae_et.lock import sole_writer
+from mae_et.monitor import Row, read_metrics
+from mae_et.pretrained import load_pretrained, stored_config
+
+RECORD = "dynamics.jsonl"
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """Score the kept checkpoints of a run on low-passed validation images (output.keep_every)."""
+
+    run: Path
+    """Run folder of mae-et pretrain."""
+    by: Literal["knn", "linear"] = "knn"
+    """Accuracy of neighbours, or of a linear probe, among whole training images."""
+    bandwidths: tuple[int, ...] = ()
+    """Low frequencies that the validation images keep, as a bandwidth in pixels; by default
+    eighths of the base size: 1, 2, 3, 4, 6, 8."""
+    images: int | None = None
+    """Training images that vote or are probed, drawn at random; all by default."""
+    output: Path | None = None
+    """Folder for the table and the chart; RUN/dynamics by default."""
+    batch_size: int = 256
+    """Images per forward pass."""
+    workers: int | None = None
+    """Loader processes; by default the cores, at most 16."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto takes a GPU where there is one."""
+    seed: int = 0
+    """Seed of the probe and of the images that are drawn."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UserError: a value is out of range; the sentence names its key.
+        """
+        for name in ("images", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name} must be positive, got {value}")
+        if any(bandwidth <= 0 for bandwidth in self.bandwidths):
+            raise UserError(f"bandwidths must be positive, got {list(self.bandwidths)}")
+
+
+def dynamics(config: DynamicsConfig) -> dict[str, Any]:
+    """Score each kept checkpoint once; write `dynamics.md` and `dynamics.png`.
+
+    Returns:
+        The folder, the bandwidths, and the last checkpoint's accuracies in percent.
+
+    Raises:
+        UserError: the run has no checkpoints, or the data cannot be used.
+    """
+    paths = list_checkpoints(config.run / "checkpoints")
+    run = stored_config(config.run) if paths else None
+    if run is None:
+        raise UserError(f"{config.run} holds no checkpoints of mae-et pretrain")
+    if len(paths) <= run.output.keep_last and run.output.keep_every is None:
+        print(
+            f"mae-et: {config.run} keeps its last {len(paths)} checkpoints only: pre-train with "
+            "output.keep_every to see more of its way",
+            file=sys.stderr,
+        )
+    bandwidths = bandwidths_of(config, run.model.image_size)
+    folder = config.output or config.run / "dynamics"
+    with sole_writer(folder):
+        check_same_settings(folder, config, bandwidths)
+        known = {row["step"]: row for row in read_metrics(folder, RECORD)}
+        for path in paths:
+            if checkpoint_step(path) not in known:
+                row = score_checkpoint(config, path, bandwidths)
+                known[row["step"]] = row
+                # Whole, not appended: a line that was cut off would hide those after it.
+                lines = (json.dumps(known[step]) + "\n" for step in sorted(known))
+                write_text_atomically(folder / RECORD, "".join(lines))
+        rows = [known[step] for step in sorted(known)]
+        write_text_atomically(folder / "dynamics.md", table(rows, bandwidths))
+        draw(folder / "dynamics.png", config, rows, bandwidths)
+    last = dict(zip(map(str, bandwidths), rows[-1]["accuracies"], strict=True))
+    return {"dynamics": str(folder), "by": config.by, "checkpoints": len(rows), "last": last}
+
+
+def bandwidths_of(config: DynamicsConfig, base: int) -> tuple[int, ...]:
+    """Return the bandwidths, rising.
+
+    Raises:
+        UserError: one is larger than the images.
+    """
+    for bandwidth in config.bandwidths:
+        if bandwidth > base:
+            raise UserError(f"bandwidths: {bandwidth} is larger than the images, {base}")
+    eighths = (max(1, round(base * part / 8)) for part in (1, 2, 3, 4, 6, 8))
+    return tuple(sorted(set(config.bandwidths or eighths)))
+
+
+def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[int, ...]) -> None:
+    """Refuse to put figures of other settings into one table.
+
+    Raises:
+        UserError: a setting differs; the sentence names the first.
+    """
+    settings = json.loads(json.dumps(plain(config) | {"bandwidths": bandwidths}))
+    for free in ("batch_size", "workers", "device", "output"):
+        del settings[free]
+    written = folder / "settings.json"
+    if written.exists():
+        before = json.loads(written.read_text(encoding="utf-8"))
+        for key, value in settings.items():
+            if before.get(key) != value:
+                raise UserError(
+                    f"{folder} holds dynamics of other settings: {key} was {before.get(key)!r} and "
+                    f"is now {value!r}; give another output"
+                )
+    write_text_atomically(written, json.dumps(settings, indent=1))
+
+
+def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, ...]) -> Row:
+    """Return a checkpoint's step, compute and accuracies."""
+    saved = load_checkpoint(path)
+    run = config_from_text(saved["config"], PretrainConfig)
+    plan = Plan.from_dict(saved["plan"])
+    step, data = saved["step"], run.data
+    del saved
+    model = load_pretrained(path)
+    device = distributed.choose_device(config.device)
+    probing = ProbeConfig(
+        path, batch_size=config.batch_size, workers=config.workers, device=config.device
+    )
+    chosen = _some(config, data, model.channels)
+    train = extract_features(model, data, probing, "train", device, chosen).to(device)
+    probe = train_probe(train, probing.epochs, config.seed) if config.by == "linear" else None
+    accuracies = []
+    for bandwidth in bandwidths:
+        whole = None if bandwidth == run.model.image_size else bandwidth
+        val = extract_features(model, data, probing, "val", device, bandwidth=whole).to(device)
+        found = probe.accuracy(val) if probe else _knn(train, val, probing)
+        accuracies.append(round(found, 2))
+    stage = plan.at(max(0, step - 1))
+    print(f"mae-et: step {step}: {accuracies}", file=sys.stderr, flush=True)
+    return {
+        "step": step,
+        "equivalent_epochs": round(plan.progress(step) * plan.equivalent_epochs, 4),
+        "trained_at": stage.bandwidth,
+        "accuracies": accuracies,
+    }
+
+
+def _knn(train: Features, val: Features, config: ProbeConfig) -> float:
+    return knn_accuracy(train, val, config.neighbours, config.temperature)
+
+
+def _some(config: DynamicsConfig, data: DataConfig, channels: int) -> list[int] | None:
+    if config.images is None:
+        return None
+    images = len(open_source(data, "train", channels))
+    votes, judged = HeldOut(images=config.images, seed=config.seed).split(images)
+    return [*votes, *judged]
+
+
+def table(rows: list[Row], bandwidths: tuple[int, ...]) -> str:
+    """Return accuracies as a Markdown table: a row for each checkpoint."""
+    shown = " | ".join(f"val at {bandwidth}" for bandwidth in bandwidths)
+    lines = [f"| step | equivalent epochs | trained at | {shown} |"]
+    lines.append("|" + "---|" * (3 + len(bandwidths)))
+    for row in rows:
+        cells = " | ".join(f"{accuracy:.1f}" for accuracy in row["accuracies"])
+        head = f"| {row['step']} | {row['equivalent_epochs']:.2f} | {row['trained_at']} | "
+        lines.append(f"{head}{cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[int, ...]) -> None:
+    """Draw accuracies against compute: a line for each bandwidth, and as shares of the last."""
+    across = [row["equivalent_epochs"] for row in rows]
+    lines, shares = {}, {}
+    for place, bandwidth in enumerate(bandwidths):
+        up = [row["accuracies"][place] for row in rows]
+        lines[f"B = {bandwidth}"] = (across, up)
+        shares[f"B = {bandwidth}"] = (across, [value / (up[-1] or 1) for value in up])
+    axis = "compute, equivalent epochs"
+    charts = [
+        Chart("Validation images of low frequencies", axis, f"{config.by} accuracy, %", lines),
+        Chart("The same, relative to the end", axis, "share of the last accuracy", shares),
+    ]
+    save_charts(path, charts)

@@ -1,0 +1,83 @@
+"""How good a frozen encoder is on training images whose labels are held out.
+
+A choice that is made by it leaves the validation split for what is reported.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from finetune.features import Features, ProbeConfig, extract_features
+from finetune.knn import knn_accuracy
+from finetune.linear_probe import probe_features
+from mae_et import distributed
+from mae_et.config import DataConfig
+from mae_et.datasets import open_source
+from mae_et.errors import UserError
+from mae_et.order import sample_seed
+from mae_et.pretrained import load_pretrained, stored_config
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Accuracy, in percent, on a share of the labelled training images that the rest votes on."""
+
+    by: Literal["knn", "linear"] = "knn"
+    share: float = 0.1
+    """Held out, of the images that are looked at."""
+    images: int | None = None
+    """Training images that are looked at; all when not given."""
+    seed: int = 0
+    """Of what is looked at, what is held out, and of the probe."""
+    workers: int | None = None
+    """Loader processes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def check(self, data: DataConfig, channels: int) -> None:
+        """Refuse data on which there is nothing to measure.
+
+        Raises:
+            UserError: they have no labels, or are too few.
+        """
+        source = open_source(data, "train", channels)
+        if len(source.classes) < 2:
+            raise UserError(
+                f"an accuracy of {self.by} needs labelled images: folders of at least two classes, "
+                f"not {data.root or data.source}"
+            )
+        first, second = self.split(len(source))
+        if not first or not second:
+            raise UserError(
+                f"{len(source)} training images are too few to hold {self.share:g} of them out"
+            )
+
+    def split(self, images: int) -> tuple[list[int], list[int]]:
+        """Return the images that vote, and those that are held out, of so many."""
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, images))
+        order = torch.randperm(images, generator=generator)[: self.images].tolist()
+        held_out = round(self.share * len(order))
+        return sorted(order[held_out:]), sorted(order[:held_out])
+
+    def __call__(self, folder: Path) -> float:
+        """Return the accuracy of a run folder's encoder.
+
+        Raises:
+            UserError: the run or its data cannot be used.
+        """
+        run = stored_config(folder)
+        if run is None:
+            raise UserError(f"{folder} is no run folder of mae-et pretrain")
+        model = load_pretrained(folder)
+        device = distributed.choose_device(self.device)
+        config = ProbeConfig(folder, workers=self.workers, device=self.device, seed=self.seed)
+        votes, judged = self.split(len(open_source(run.data, "train", model.channels)))
+        found = extract_features(model, run.data, config, "train", device, [*votes, *judged])
+        vectors, labels = (tensor.to(device) for tensor in (found.vectors, found.labels))
+        count = len(votes)
+        train = Features(vectors[:count], labels[:count], found.classes)
+        val = Features(vectors[count:], labels[count:], found.classes)
+        if self.by == "knn":
+            return knn_accuracy(train, val, config.neighbours, config.temperature)
+        return probe_features(train, val, config.epochs, self.seed).accuracy

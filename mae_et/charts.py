@@ -1,0 +1,58 @@
+"""Charts as PNG, by matplotlib, which the extra `search` installs."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mae_et.atomic import write_atomically
+
+Points = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Axes with lines on them, a legend where there is more than one."""
+
+    title: str
+    across: str
+    """Label of the horizontal axis."""
+    up: str
+    """Label of the vertical axis."""
+    lines: Mapping[str, Points] = field(default_factory=dict)
+    """Points that are joined, by their name."""
+    steps: bool = False
+    """Whether lines are stairs."""
+    dots: bool = False
+    """Whether points at whole numbers are not joined; the last line lies behind them."""
+
+
+def save_charts(path: Path, charts: Sequence[Chart]) -> bool:
+    """Draw charts side by side to a PNG; without matplotlib warn, and return False."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        warnings.warn(f"{path.name} is not drawn: pip install 'mae-et[search]'", stacklevel=2)
+        return False
+    figure = Figure(figsize=(5.5 * len(charts), 4), layout="constrained")
+    for place, chart in enumerate(charts):
+        axes = figure.add_subplot(1, len(charts), place + 1)
+        axes.set(title=chart.title, xlabel=chart.across, ylabel=chart.up)
+        for number, (name, (x, y)) in enumerate(chart.lines.items()):
+            behind = chart.dots and number == len(chart.lines) - 1
+            axes.plot(
+                x, y, label=name, markersize=4, zorder=1 if behind else 2,
+                color="0.6" if behind else None, marker="" if chart.steps or behind else "o",
+                linestyle="" if chart.dots and not behind else "-",
+                drawstyle="steps-post" if chart.steps else None,
+            )  # fmt: skip
+        if chart.dots:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if len(chart.lines) > 1:
+            axes.legend(fontsize="small")
+    FigureCanvasAgg(figure)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return True

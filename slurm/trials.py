@@ -1,0 +1,84 @@
+"""Trials of a search as jobs: those that do not wait for each other at once, then waited for."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_et.atomic import write_text_atomically
+from mae_et.config import PretrainConfig
+from mae_et.config_files import to_yaml
+from mae_et.errors import RunFailed
+from slurm.cli import cluster_of
+from slurm.journal import read_events
+from slurm.status import ENDED, status
+from slurm.submit import submit_together
+from slurm.task import task
+
+POLL_SECONDS = 5.0
+# Looks in a row at which a job that was submitted is still nowhere to be seen.
+PATIENCE = 24
+
+
+class ClusterRunner:
+    """Trains runs as jobs of a cluster, and waits for them.
+
+    Jobs outlive the search: one that is started again waits for those that are still there.
+
+    Args:
+        cluster: file, or name among the shipped ones.
+        folder: of the search; code and logs of the jobs are kept in it.
+    """
+
+    def __init__(self, cluster: str, folder: Path):
+        self.cluster, self.folder = cluster_of(cluster), folder
+
+    def __call__(
+        self, configs: Sequence[PretrainConfig], until: int | None = None
+    ) -> list[str | None]:
+        """Train; return why each run diverged, None for those that did not.
+
+        Raises:
+            UserError: the cluster refuses.
+            RunFailed: a job ended without its run, for another reason.
+        """
+        if until is not None:
+            raise NotImplementedError("jobs run to their end")
+        folders = [config.output.folder for config in configs]
+        started = [config for config in configs if not self._is_there(config.output.folder)]
+        if started:
+            tasks = []
+            for config in started:
+                written = config.output.folder / "trial.yaml"
+                write_text_atomically(written, to_yaml(config))
+                tasks.append(task("pretrain", [f"--config={written}"]))
+            job = submit_together(tasks, self.cluster, self.folder)
+            print(f"mae-et: search: {len(tasks)} trials as job {job}", file=sys.stderr, flush=True)
+        missing = 0
+        while True:
+            states = [each.state for folder in folders for each in status([folder])[:1]]
+            missing = missing + 1 if "not started" in states else 0
+            if missing > PATIENCE or all(state in ENDED for state in states):
+                break
+            time.sleep(POLL_SECONDS)
+        return [self._outcome(folder) for folder in folders]
+
+    def _is_there(self, folder: Path) -> bool:
+        """Return whether a run is finished, or a job is still at it."""
+        if (folder / "results.json").exists():
+            return True
+        if not read_events(folder):
+            return False
+        return status([folder])[0].state in {"pending", "running", "completing", "queued again"}
+
+    def _outcome(self, folder: Path) -> str | None:
+        if (folder / "results.json").exists():
+            return None
+        failures = [event for event in read_events(folder) if event["event"] == "failed"]
+        if failures and failures[-1].get("kind") == "Diverged":
+            return str(failures[-1]["sentence"])
+        (found, *_) = status([folder])
+        raise RunFailed(
+            f"the job {found.job} of {folder} ended without its run ({found.state}): "
+            f"{found.error or 'see its logs'}; the same command starts it again"
+        )

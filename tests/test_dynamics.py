@@ -1,0 +1,67 @@
+"""Learning dynamics: kept checkpoints, scored once each, on images of which less is left."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_et import pretrain
+from mae_et.cli import main
+from mae_et.frequency import low_frequency_crop, low_pass
+
+
+@pytest.mark.parametrize(("size", "bandwidth"), [(32, 8), (32, 7), (15, 6), (32, 32)])
+def test_a_low_pass_keeps_the_crop_of_its_bandwidth_and_nothing_above(
+    size: int, bandwidth: int
+) -> None:
+    images = torch.rand(2, 3, size, size, dtype=torch.float64)
+    blurred = low_pass(images, bandwidth)
+    assert blurred.shape == images.shape
+    assert blurred.dtype == images.dtype
+    expected = low_frequency_crop(images, bandwidth)
+    torch.testing.assert_close(low_frequency_crop(blurred, bandwidth), expected)
+    torch.testing.assert_close(low_pass(blurred, bandwidth), blurred)
+    frequency = (size * torch.fft.fftfreq(size)).round()
+    above = (frequency.abs()[:, None] > bandwidth / 2) | (frequency.abs() > bandwidth / 2)
+    assert (torch.fft.fft2(blurred)[..., above].abs() < 1e-9).all()
+    torch.testing.assert_close(blurred.mean((-1, -2)), images.mean((-1, -2)))
+
+
+def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
+    folder = pretrain(tiny("--output.keep_every=10", "--output.keep_last=1"))
+    command = ["dynamics", f"--run={folder}", "--bandwidths=[8,32]", "--workers=0"]
+    assert main(command) == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert results["checkpoints"] == 3  # steps 10, 20 and the last
+    found = folder / "dynamics"
+    assert {"dynamics.md", "dynamics.png", "dynamics.jsonl"} <= {p.name for p in found.iterdir()}
+    before = (found / "dynamics.jsonl").read_text()
+    rows = [json.loads(line) for line in before.splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 25]
+    # At the full bandwidth it is kNN as ever.
+    assert main(["knn", f"--checkpoint={folder}", "--workers=0"]) == 0
+    knn = json.loads(capsys.readouterr().out.splitlines()[-1])["knn"]
+    assert rows[-1]["accuracies"][-1] == knn == results["last"]["32"]
+    # What was cut off is done again, and nothing else.
+    (found / "dynamics.jsonl").write_text(before[: -len(before.splitlines()[-1]) // 2])
+    assert main(command) == 0
+    assert "step 25:" in (said := capsys.readouterr().err)
+    assert "step 10:" not in said
+    assert (found / "dynamics.jsonl").read_text() == before
+    assert main([*command, "--by=linear"]) == 2
+    assert "dynamics of other settings: by was 'knn'" in capsys.readouterr().err
+    assert main([*command, "--by=linear", f"--output={folder / 'linear'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "holds no checkpoints of mae-et pretrain"),
+        (["--images=0"], "images must be positive"),
+        (["--bandwidths=[0]"], "bandwidths must be positive"),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, flags: list[str], sentence: str, capsys) -> None:
+    assert main(["dynamics", f"--run={tmp_path}", *flags]) == 2
+    assert sentence in capsys.readouterr().err

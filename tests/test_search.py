@@ -1,0 +1,519 @@
+"""Searches: what they find, what their trials cost, and that a stop changes nothing."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from slurm_cluster import Cluster
+
+from mae_et import Interrupted, UserError, load_config, pretrain
+from mae_et.checkpoint import newest_checkpoint, save_checkpoint
+from mae_et.cli import main
+from mae_et.config import PretrainConfig
+from mae_et.config_files import to_yaml
+from mae_et.curriculum import Curriculum
+from mae_et.errors import Diverged
+from mae_et.pretrain import make_plan
+from mae_et.search import SearchConfig, search
+from mae_et.search.config import PAPER_BANDWIDTHS
+from mae_et.search.journal import Journal, drop_half_line
+from mae_et.search.search import check_same_data
+from mae_et.search.sequential import stage_trial
+from mae_et.search.trials import Trials, branch_off, run_here
+from slurm.journal import read_events
+
+STRATEGIES = ("sequential", "greedy", "bayes")
+SMALL = (
+    "--curriculum.preset=etpp", "--curriculum.stages=[]", "--curriculum.epochs=6",
+    "--curriculum.cost=area", "--search.candidates=[16,24,32]", "--search.stages=3",
+    "--search.trials=6", "--search.finetune=0.2", "--optim.base_lr=0.005",
+    "--output.reconstruct_images=0", "--output.tensorboard=false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def small(tiny_yaml: Path, tmp_path: Path):
+    """Return a function that builds a search of seconds, with flags on top."""
+
+    def build(*flags: str) -> SearchConfig:
+        given = [f"--output.folder={tmp_path / 'search'}", *SMALL, *flags]
+        return load_config(SearchConfig, [tiny_yaml], given)
+
+    return build
+
+
+def pretend(configs: Sequence[PretrainConfig], until: int | None = None) -> list[None]:
+    """Leave of each run what a search reads of it, without training."""
+    for config in configs:
+        folder, step = config.output.folder, until or config.output.keep_every or 1
+        state = {key: {} for key in ("model", "optimizer", "scaler")} | {"step": step, "seconds": 0}
+        save_checkpoint(folder / "checkpoints", state, to_yaml(config), {})
+        (folder / "config.yaml").write_text(to_yaml(config))
+        (folder / "metrics.jsonl").touch()
+    return [None for _ in configs]
+
+
+def shown(folder: Path, what: str = "bandwidth") -> list[int]:
+    """Return the bandwidths of a trial's curriculum."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    return [stage[what] for stage in config["curriculum"]["stages"]]
+
+
+# --- what is found --------------------------------------------------------------------------------
+
+
+def test_sequential_finds_the_best_stages_one_by_one(small) -> None:
+    """Of an objective that adds up over stages, the best curriculum is the best of each stage."""
+    best = [16, 32, 24]
+
+    def objective(folder: Path) -> float:
+        stages = shown(folder)[:-1]  # without the short training at full bandwidth
+        return -sum(abs(a - b) for a, b in zip(stages, best, strict=False))
+
+    found = search(small(), objective, pretend)
+    assert found["bandwidths"] == best
+    assert found["trials"] == 3 * 3
+
+
+def test_greedy_finds_the_least_bandwidths_that_reach_constant_bandwidth(small) -> None:
+    """Where the mean may not fall below 26, the first two of four stages can be at 16 or 24."""
+
+    def objective(folder: Path) -> float:
+        stages = shown(folder)
+        return min(26.0, sum(stages) / len(stages))
+
+    found = search(small("--search.strategy=greedy", "--search.stages=4"), objective, pretend)
+    # Three stages: 24 reaches it (26), 16 does not (20). Two: 16 does not (16, 16, 24, 32: 22).
+    assert found["bandwidths"] == [24, 24, 24, 32]
+    config = load_config(PretrainConfig, [found["curriculum"]])
+    assert config.curriculum.shares_of == "images"
+    assert make_plan(config, 40).equivalent_epochs < 6
+
+
+def test_greedy_counts_what_is_within_the_tolerance(small) -> None:
+    def objective(folder: Path) -> float:
+        return sum(shown(folder))
+
+    flags = ["--search.strategy=greedy", "--search.tolerance=8"]
+    assert search(small(*flags), objective, pretend)["bandwidths"] == [24, 32, 32]
+
+
+def test_bayes_finds_a_known_optimum_and_never_lets_bandwidths_fall(small) -> None:
+    best = [16, 24, 24]
+
+    def objective(folder: Path) -> float:
+        return -sum(abs(a - b) for a, b in zip(shown(folder), best, strict=True))
+
+    config = small("--search.strategy=bayes", "--search.trials=9", "--search.prune_from=null")
+    found = search(config, objective, pretend)
+    assert found["bandwidths"] == best
+    for fact in json.loads((config.output.folder / "results.json").read_text())["table"]:
+        assert fact["bandwidths"] == sorted(fact["bandwidths"])
+
+
+def test_bayes_searches_the_end_magnitude_where_there_is_augmentation(small) -> None:
+    def objective(folder: Path) -> float:
+        return -abs(shown(folder, "magnitude")[-1] - 4)
+
+    flags = ["--search.strategy=bayes", "--search.prune_from=null", "--search.trials=20"]
+    found = search(small(*flags, "--data.augment=rand-mstd0.5"), objective, pretend)
+    assert found["magnitudes"] == [0, 2, 4]
+
+
+def test_bayes_gives_up_what_lies_below_the_median_and_never_more_than_it_started(small) -> None:
+    asked: list[tuple[str, int | None]] = []
+
+    def watching(configs, until=None):
+        asked.extend((config.output.folder.name, until) for config in configs)
+        return pretend(configs, until)
+
+    def objective(folder: Path) -> float:
+        return float(sum(shown(folder)))
+
+    config = small("--search.strategy=bayes", "--search.trials=10", "--search.prune_from=0.5")
+    found = search(config, objective, watching)
+    table = json.loads((config.output.folder / "results.json").read_text())["table"]
+    pruned = {fact["trial"] for fact in table if "given up after stage" in (fact["failed"] or "")}
+    assert pruned
+    assert not pruned & {name for name, until in asked if until is None}
+    assert found["bandwidths"] == [32, 32, 32]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_trial_that_diverges_is_the_worst_and_the_search_goes_on(small, strategy) -> None:
+    def diverging(configs, until=None):
+        return ["the loss became nan" if "B016" in str(c.output.folder) else pretend([c])[0]
+                for c in configs]  # fmt: skip
+
+    config = small(f"--search.strategy={strategy}", "--search.trials=4")
+    found = search(config, lambda folder: 1.0, diverging)
+    assert 16 not in found["bandwidths"]
+    assert "the loss became nan" in (config.output.folder / "results.md").read_text()
+
+
+def test_a_run_that_diverges_is_told_from_one_that_fails(small, monkeypatch) -> None:
+    def diverge(config, until):
+        raise Diverged("the loss became nan")
+
+    monkeypatch.setattr("mae_et.search.trials.pretrain", diverge)
+    assert run_here([small().pretraining]) == ["the loss became nan"]
+
+
+# --- what a trial is ------------------------------------------------------------------------------
+
+
+def test_every_candidate_of_a_stage_costs_the_same_within_a_step(small) -> None:
+    config = small("--data.synthetic_train=400", "--curriculum.epochs=30")
+    trials, parent = [], None
+    for chosen in ([], [24], [24, 16]):
+        trials = [stage_trial(config, 400, chosen, b, parent) for b in config.candidates]
+        one = trials[0].plan
+        step = one.base_cost * one.batch_size
+        assert max(t.plan.compute for t in trials) - min(t.plan.compute for t in trials) <= step
+        parent = trials[len(chosen) and 0 if chosen == [24] else 1]
+    whole = Curriculum(config.stages_of([16, 24, 32]), 32, 8).plan(30, 400, 12)
+    other = Curriculum(config.stages_of([32, 32, 32]), 32, 8).plan(30, 400, 12)
+    assert abs(whole.compute - other.compute) <= 32 * 32 * 12
+
+
+def test_a_trial_that_branches_off_is_the_run_of_all_its_stages(small, tmp_path: Path) -> None:
+    """To the last bit but rounding of the schedule: what it inherits is as if trained anew."""
+    config = small()
+    trials = Trials(Journal(tmp_path / "journal.jsonl"), lambda folder: 0.0, run_here)
+    first = stage_trial(config, 40, [], 24, None)
+    second = stage_trial(config, 40, [24], 16, first)
+    trials.scores([first])
+    trials.scores([second])
+    folder = tmp_path / "whole"
+    whole = load_config(PretrainConfig, [second.folder / "config.yaml"],
+                        [f"--output.folder={folder}"])  # fmt: skip
+    pretrain(whole)
+    expected = newest_checkpoint(folder / "checkpoints")
+    found = newest_checkpoint(second.folder / "checkpoints")
+    assert expected["step"] == found["step"] == second.plan.steps
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], weight, rtol=1e-3, atol=2e-4)
+    rows = (second.folder / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert sum(json.loads(row)["window_steps"] for row in rows) == second.plan.steps
+
+
+def test_a_trial_replays_at_the_bandwidths_that_it_has(small) -> None:
+    config = small("--data.replay={16: 2, 24: 3}")
+    assert stage_trial(config, 40, [], 16, None).config.data.replay == {16: 2}
+    assert stage_trial(config, 40, [], 32, None).config.data.replay is None
+
+
+def test_a_run_pauses_after_a_step_and_goes_on_from_there(tiny, tmp_path: Path) -> None:
+    config = tiny()
+    for step in (1, 7, 7, 8):
+        pretrain(config, step)
+        assert newest_checkpoint(config.output.folder / "checkpoints")["step"] == step
+        assert not (config.output.folder / "results.json").exists()
+    pretrain(config)
+    whole = pretrain(tiny(f"--output.folder={tmp_path / 'whole'}"))
+    expected = newest_checkpoint(whole / "checkpoints")["model"]
+    found = newest_checkpoint(config.output.folder / "checkpoints")["model"]
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_candidates_are_the_papers_carried_to_the_base_and_the_patch() -> None:
+    assert SearchConfig().candidates == PAPER_BANDWIDTHS
+    small = load_config(SearchConfig, [], ["--model.image_size=64", "--model.patch_size=8"])
+    assert small.candidates == (32, 40, 48, 56, 64)
+
+
+# --- whole searches -------------------------------------------------------------------------------
+
+
+def counting(folder: Path) -> float:
+    """Score a run by its weights: a function of them, to the last bit."""
+    state = newest_checkpoint(folder / "checkpoints")["model"]
+    return sum(float(weight.double().abs().sum()) for weight in state.values()) % 10
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_search_that_is_cut_off_at_every_turn_asks_the_same_and_nothing_twice(
+    small, tmp_path: Path, strategy: str
+) -> None:
+    """Before a run, after it, before its score: the journal of a search that was left alone."""
+    flags = [f"--search.strategy={strategy}", "--search.trials=8", "--search.prune_from=0.5"]
+    turns = itertools.count()
+    cut_off = False
+
+    def turn() -> None:
+        if cut_off and next(turns) % 5 == 0:
+            raise KeyboardInterrupt
+
+    def running(configs, until=None):
+        turn()
+        done = pretend(configs, until)
+        turn()
+        return done
+
+    def objective(folder: Path) -> float:
+        turn()
+        return (7 * sum(place * b for place, b in enumerate(shown(folder), 1)) % 31) / 3
+
+    expected = search(small(*flags, f"--output.folder={tmp_path / 'whole'}"), objective, running)
+    cut_off, found = True, None
+    while found is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            found = search(small(*flags), objective, running)
+    assert next(turns) > expected["trials"]
+    same = {"bandwidths", "value", "trial", "trials", "equivalent_epochs"}
+    assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+    journals = [Path(each["search"], "journal.jsonl").read_text() for each in (found, expected)]
+    assert journals[0] == journals[1]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["sequential", *(pytest.param(name, marks=pytest.mark.slow) for name in ("greedy", "bayes"))],
+)
+def test_a_search_that_is_stopped_again_and_again_finds_the_same(
+    small, tmp_path: Path, strategy: str, monkeypatch
+) -> None:
+    """Stopped by signals in the middle of trials and between them: the same scores, each once."""
+    flags = [f"--search.strategy={strategy}", "--search.trials=4", "--search.stages=2",
+             "--curriculum.epochs=4"]  # fmt: skip
+    expected = search(small(*flags, f"--output.folder={tmp_path / 'whole'}"), counting)
+
+    stopped = small(*flags)
+    calls = itertools.count()
+    step = sys.modules["mae_et.pretrain"].train_step
+
+    def signalled(run, *rest):
+        if next(calls) % 17 == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, *rest)
+
+    scored: list[Path] = []
+
+    def objective(folder: Path) -> float:
+        scored.append(folder)
+        if len(scored) % 3 == 2:
+            raise KeyboardInterrupt
+        return counting(folder)
+
+    found, starts = None, 0
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["mae_et.pretrain"], "train_step", signalled)
+        while found is None:
+            starts += 1
+            assert starts < 60
+            try:
+                found = search(stopped, objective)
+            except (Interrupted, KeyboardInterrupt):
+                continue
+    assert starts > 3
+    same = {"bandwidths", "value", "trial", "trials", "equivalent_epochs"}
+    assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+    tables = [json.loads((folder / "results.json").read_text())["table"]
+              for folder in (tmp_path / "whole", stopped.output.folder)]  # fmt: skip
+    for fact in itertools.chain(*tables):
+        fact.pop("seconds")
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    "strategy", ["bayes", *(pytest.param(n, marks=pytest.mark.slow) for n in STRATEGIES[:2])]
+)
+def test_a_search_ends_with_a_curriculum_that_pretrain_takes(
+    tiny_yaml: Path, tmp_path: Path, strategy: str, capsys
+) -> None:
+    """By the command, scored by kNN on held-out training images."""
+    folder = tmp_path / "search"
+    flags = [f"--config={tiny_yaml}", f"--output.folder={folder}", *SMALL, "--search.stages=2",
+             "--curriculum.epochs=4", "--search.trials=3", f"--search.strategy={strategy}",
+             "--search.held_out=0.3"]  # fmt: skip
+    assert main(["search", *flags]) == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 <= results["value"] <= 100
+    config = load_config(PretrainConfig, [results["curriculum"]])
+    assert [s.bandwidth for s in config.curriculum.stages] == results["bandwidths"]
+    make_plan(config, 40)
+    assert {"results.json", "results.md", "search.png", "journal.jsonl"} <= {
+        path.name for path in folder.iterdir()
+    }
+    # Started again it has nothing left to do, and says the same.
+    begun = sorted(path.stat().st_mtime_ns for path in (folder / "trials").rglob("*"))
+    assert main(["search", *flags]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
+    assert begun == sorted(path.stat().st_mtime_ns for path in (folder / "trials").rglob("*"))
+    if strategy == "bayes":
+        assert main(["search", *flags, "--search.trials=4"]) == 0
+        assert main(["pretrain", f"--config={results['curriculum']}"]) == 0
+
+
+def known(journal: Path) -> int:
+    """Return how many lines a journal has."""
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on(tiny_yaml: Path, tmp_path: Path) -> None:
+    """By kill -9 at moments of all kinds; the result is that of a search that was left alone."""
+    command = [sys.executable, "-m", "mae_et", "search", f"--config={tiny_yaml}", *SMALL,
+               "--search.strategy=bayes", "--search.trials=5", "--search.held_out=0.3",
+               "--curriculum.epochs=12"]  # fmt: skip
+    whole = subprocess.run(
+        [*command, f"--output.folder={tmp_path / 'a'}"], capture_output=True, check=True
+    )
+    journal, kills, out = tmp_path / "b" / "journal.jsonl", 0, ""
+    while not out:
+        process = subprocess.Popen(
+            [*command, f"--output.folder={tmp_path / 'b'}"], stdout=-1, stderr=-1, text=True
+        )
+        due = known(journal) + 3
+        while process.poll() is None and known(journal) < due:
+            time.sleep(0.02)
+        time.sleep(0.1 * kills)  # in the middle of what comes after
+        process.kill()
+        out, err = process.communicate()
+        assert process.returncode in {0, -signal.SIGKILL}, err
+        kills += process.returncode != 0
+    assert kills > 1
+    first, second = (json.loads(text.splitlines()[-1]) for text in (whole.stdout, out))
+    same = ("bandwidths", "value", "trial", "trials")
+    assert [first[key] for key in same] == [second[key] for key in same]
+
+
+def by_trials(found: dict) -> dict:
+    """Return the part of a search's figures that does not depend on where it ran."""
+    return {key: found[key] for key in ("bandwidths", "value", "trial", "trials")}
+
+
+@pytest.mark.slow
+def test_trials_are_jobs_where_there_is_a_cluster(tiny_yaml: Path, tmp_path: Path, capsys) -> None:
+    """Processes of this machine stand for the cluster; the result is that of one process."""
+    found = []
+    for cluster in ([], ["--search.cluster=local"]):
+        folder = tmp_path / f"search{len(cluster)}"
+        flags = [*SMALL, "--search.stages=2", "--search.held_out=0.3", *cluster]
+        command = ["search", f"--config={tiny_yaml}", *flags, f"--output.folder={folder}"]
+        assert main(command) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert by_trials(found[0]) == by_trials(found[1])
+
+
+@pytest.mark.slow
+def test_trials_are_an_array_on_slurm(
+    cluster: Cluster, tiny_yaml: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """On a real SLURM; a search that is stopped while it waits finds its jobs again."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    monkeypatch.setenv("PATH", cluster.environment["PATH"])
+    (tmp_path / "here.yaml").write_text("{partition: main, cpus_per_task: 1, time: '30'}")
+    folder = tmp_path / "search"
+    flags = [*SMALL, "--search.stages=2", "--search.strategy=bayes", "--search.trials=4",
+             "--search.at_once=3", "--search.held_out=0.3",
+             f"--search.cluster={tmp_path / 'here.yaml'}"]  # fmt: skip
+    command = ["search", f"--config={tiny_yaml}", *flags, f"--output.folder={folder}"]
+
+    def interrupted(_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slurm.trials.time.sleep", interrupted)
+        assert main(command) == 130
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["trials"] == 4
+    for trial in (folder / "trials").iterdir():
+        events = [event["event"] for event in read_events(trial)]
+        assert events.count("submitted") == 1
+        assert events[-1] == "finished"
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--search.candidates=[20,32]"], "search.candidates: 20 is no multiple of the patch"),
+        (["--search.candidates=[32]"], "search.candidates needs at least two"),
+        (["--search.finetune=0"], "search.finetune is a share"),
+        (["--search.stages=0"], "search.stages must be positive"),
+        (["--search.strategy=greedy", "--search.stages=1"], "at least 2: greedy"),
+        (["--search.objective=accuracy"], "search.objective must be knn, linear or"),
+        (["--search.objective=nowhere:function"], "nowhere:function is not found"),
+        (["--search.objective=json:nothing"], "json:nothing is not found"),
+        (["--search.cluster=nowhere"], "there is no cluster 'nowhere'"),
+        (["--optim.warmup=0.9"], "optim.warmup 0.9 is longer than the first of the 3 stages"),
+        (["--search.epochs=0.01"], "less than one step"),
+        (["--data.synthetic_train=12", "--search.held_out=0.01"], "too few to hold 0.01 of them"),
+        (["--search.magnitude=11"], "search.magnitude lies in"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence_before_anything_is_trained(
+    tiny_yaml: Path, tmp_path: Path, flags: list[str], sentence: str, capsys
+) -> None:
+    folder = tmp_path / "search"
+    command = ["search", f"--config={tiny_yaml}", f"--output.folder={folder}", *SMALL, *flags]
+    assert main(command) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (folder / "trials").exists()
+
+
+def test_a_folder_with_another_search_is_refused_and_more_trials_are_not(small) -> None:
+    flags = ["--search.strategy=bayes", "--search.prune_from=null", "--search.trials=2"]
+    search(small(*flags), lambda folder: 1.0, pretend)
+    with pytest.raises(UserError, match=r"holds another search: search\.stages was 3 and is now 4"):
+        search(small(*flags, "--search.stages=4"), lambda folder: 1.0, pretend)
+    found = search(small(*flags, "--search.trials=5"), lambda folder: 1.0, pretend)
+    assert found["trials"] == 5
+    folder = small().output.folder
+    with pytest.raises(UserError, match="holds a search on 40 images, and there are now 41"):
+        check_same_data(Journal(folder / "journal.jsonl"), folder, 41)
+
+
+def test_an_objective_that_is_no_number_is_told(small, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "mine.py").write_text("def score(folder):\n    return float('nan')\n")
+    monkeypatch.chdir(tmp_path)
+    command = ["search", f"--config={tmp_path / 'tiny.yaml'}", "--output.folder=s", *SMALL]
+    assert main([*command, "--search.objective=mine:score", "--curriculum.epochs=4"]) == 1
+    assert "search.objective returned nan" in capsys.readouterr().err
+
+
+def test_a_journal_drops_the_line_that_a_killed_writer_left(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).note({"trial": "a", "value": 1})
+    with path.open("a") as file:
+        file.write('{"trial": "b", "va')
+    journal = Journal(path)
+    journal.note({"trial": "c", "value": 2})
+    assert [fact["trial"] for fact in Journal(path).facts] == ["a", "c"]
+    drop_half_line(tmp_path / "none")
+
+
+def test_a_branch_needs_the_checkpoint_that_it_starts_from(small) -> None:
+    config = small()
+    first = stage_trial(config, 40, [], 24, None)
+    second = stage_trial(config, 40, [24], 16, first)
+    with pytest.raises(Exception, match="the search cannot go on from"):
+        branch_off(second)
+
+
+def test_the_config_that_is_written_is_whole(small) -> None:
+    found = search(small(), lambda folder: 1.0, pretend)
+    text = Path(found["curriculum"]).read_text()
+    assert text.startswith("# Found by mae-et search (sequential, 9 trials")
+    assert set(yaml.safe_load(text)) == {
+        "model", "data", "curriculum", "crop", "optim", "efficiency", "output", "seed",
+    }  # fmt: skip
+    assert yaml.safe_load(text)["optim"]["decay"] is None
