@@ -122,7 +122,7 @@ def test_when_a_rank_is_killed_the_other_ends_by_itself_and_says_so(tmp_path, vi
 def test_when_a_rank_hangs_every_rank_ends_with_its_stacks_in_the_log(tmp_path) -> None:
     """Within the time-out and a margin; the same command then goes on.
 
-    The one that hangs ends with status 75; the other too, unless it first sees that the first ended.
+    The one that hangs ends with status 75; the other too, unless it sees the first end before.
     """
     folder, limit = tmp_path / "run", 8
     timeout = f"--efficiency.step_timeout={limit}"
