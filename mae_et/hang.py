@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
-PEERS_SECONDS = 5.0
+PEERS_SECONDS = 10.0
 """Between the report and the end: peers that wait for this process get to report too, for a
 launcher kills them as soon as one has ended."""
 LOOKS = 20
-"""In the time that is allowed."""
+"""In the time that is allowed, or one a second: peers then report at about the same time."""
 
 
 class _Watch:
@@ -30,7 +30,7 @@ class _Watch:
         self.over = threading.Event()
 
     def look(self) -> None:
-        slice_ = self.seconds / LOOKS
+        slice_ = min(1.0, self.seconds / LOOKS)
         before = time.monotonic()
         while not self.over.wait(slice_):
             now = time.monotonic()

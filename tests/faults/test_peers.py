@@ -120,7 +120,10 @@ def test_when_a_rank_is_killed_the_other_ends_by_itself_and_says_so(tmp_path, vi
 
 @pytest.mark.faults
 def test_when_a_rank_hangs_every_rank_ends_with_its_stacks_in_the_log(tmp_path) -> None:
-    """Within the time-out and a margin, status 75; the same command then goes on."""
+    """Within the time-out and a margin; the same command then goes on.
+
+    The one that hangs ends with status 75; the other too, unless it sees the first end before.
+    """
     folder, limit = tmp_path / "run", 8
     timeout = f"--efficiency.step_timeout={limit}"
     pair = start(folder, "hang:rank=1,step=7", *QUIET, timeout, processes=2)
@@ -129,11 +132,11 @@ def test_when_a_rank_hangs_every_rank_ends_with_its_stacks_in_the_log(tmp_path) 
     began = time.monotonic()
     ends = [one.end() for one in pair]
     assert time.monotonic() - began < 3 * limit + hang.PEERS_SECONDS + 10
-    assert [code for code, _ in ends] == [hang.EXIT_STATUS] * 2
+    assert ends[1][0] == hang.EXIT_STATUS
+    assert ends[0][0] in {1, hang.EXIT_STATUS}
     for rank, (_, said) in enumerate(ends):
         assert f"mae-et: process {rank} has finished no step in {limit} s" in said
-    assert "in hang" not in ends[0][1] or "driver.py" not in ends[0][1]
-    assert "driver.py" in ends[1][1]  # where it hangs, by file and line
+    assert ["in struck" in said for _, said in ends] == [False, True]  # where it hangs
     assert run(folder, "none", *QUIET, processes=2)[0] == 0
 
 
@@ -167,7 +170,7 @@ def test_a_process_that_hangs_ends_with_its_stack_and_status(tmp_path) -> None:
     assert code == hang.EXIT_STATUS
     assert "process 0 has finished no step in 3 s (efficiency.step_timeout)" in said
     assert "most recent call first" in said
-    assert "driver.py" in said
+    assert "in struck" in said  # the function that hangs
 
 
 @pytest.mark.faults
