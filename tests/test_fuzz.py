@@ -7,8 +7,20 @@ import random
 from pathlib import Path
 
 import pytest
-from fuzz.targets import TARGETS
+from fuzz.targets import (
+    TARGETS,
+    encoder,
+    header_of,
+    mae_file,
+    pickle_of,
+    run_checkpoint,
+    with_header,
+    with_pickle,
+)  # fmt: skip
 from fuzz.watch import nothing_runs
+
+from mae_et.checkpoint import load_checkpoint
+from mae_et.weights import load_weights
 
 CHANGED = 12
 
@@ -45,3 +57,13 @@ def test_valid_and_changed_files_load_or_are_refused_as_stated(name: str, tmp_pa
         folder.mkdir()
         with nothing_runs(tmp_path):
             target.read(data, folder)
+
+
+def test_what_the_targets_take_apart_and_put_together_again_still_loads(tmp_path: Path) -> None:
+    """Otherwise they would be refused before a reader came to what is changed in them."""
+    path = tmp_path / "step-00000001.pt"
+    path.write_bytes(with_pickle(run_checkpoint(), pickle_of(run_checkpoint())))
+    assert load_checkpoint(path)["step"] == 1
+    path.write_bytes(with_pickle(mae_file(), pickle_of(mae_file())))
+    assert "pos_embed" in load_weights(path).encoder
+    assert with_header(encoder(), header_of(encoder())) == encoder()
