@@ -163,6 +163,7 @@ def test_every_command_has_help(capsys) -> None:
         assert ended.value.code == 0
         expected = {
             "submit": "--cluster FILE_OR_NAME", "status": "--watch", "bench": "bench NAME --help",
+            "report": "--output",
         }  # fmt: skip
         assert expected.get(name, "--config") in capsys.readouterr().out
     assert main(["--version"]) == 0
