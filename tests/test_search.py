@@ -145,6 +145,7 @@ def test_bayes_gives_up_what_lies_below_the_median_and_never_more_than_it_starte
     table = json.loads((config.output.folder / "results.json").read_text())["table"]
     pruned = {fact["trial"] for fact in table if "given up after stage" in (fact["failed"] or "")}
     assert pruned
+    assert all(fact["equivalent_epochs"] < 5 for fact in table if fact["trial"] in pruned)
     assert not pruned & {name for name, until in asked if until is None}
     assert found["bandwidths"] == [32, 32, 32]
 

@@ -173,6 +173,6 @@ def settled(trials: Trials, trial: Trial, ask: Any, steps: dict[int, int]) -> fl
         if stage not in ask.storage.get_trial(ask._trial_id).intermediate_values:
             ask.report(value, stage)
         if ask.should_prune():
-            trials.settle(trial, None, failed=f"given up after stage {stage}, at {value:.2f}")
+            trials.settle(trial, None, f"given up after stage {stage}, at {value:.2f}", step)
             break
     return trials.scores([trial])[0]

@@ -134,15 +134,25 @@ class Trials:
         self.journal.note({**key, "value": value})
         return value
 
-    def settle(self, trial: Trial, value: float | None, failed: str | None = None) -> None:
-        """Write a trial's score down."""
+    def settle(
+        self, trial: Trial, value: float | None, failed: str | None = None, step: int | None = None
+    ) -> None:
+        """Write a trial's score down.
+
+        Args:
+            trial: the trial.
+            value: its score; None where it has none.
+            failed: why it has none.
+            step: the last one that was trained, of trials that are given up.
+        """
+        share = 1.0 if step is None else trial.plan.progress(step)
         fact: Fact = {
             "trial": trial.name,
             "value": value,
             "bandwidths": [stage.bandwidth for stage in trial.plan.stages],
             "magnitudes": [stage.magnitude for stage in trial.plan.stages],
-            "images": trial.plan.images,
-            "equivalent_epochs": round(trial.equivalent_epochs, 4),
+            "images": trial.plan.images if step is None else step * trial.plan.batch_size,
+            "equivalent_epochs": round(share * trial.equivalent_epochs, 4),
             "seconds": seconds_of(trial),
             "failed": failed,
         }
