@@ -12,57 +12,47 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
-from finetune.evaluate import score
 from finetune.groups import build_optimizer
 from finetune.load import build_classifier, check_sizes, classifier_around, patch_of
+from finetune.outcome import describe, evaluate_and_keep, finish
 from finetune.sizes import base_of, cost_at, in_words, sides_at, sides_of
+from finetune.splits import Data, open_data
 from finetune.views import Labelled, LabelledView, mix
 from mae_et import distributed
-from mae_et.atomic import write_atomically, write_text_atomically
 from mae_et.checkpoint import (
     TrainState,
     newest_checkpoint,
     set_aside_newer,
 )
-from mae_et.checksums import sealed_safetensors
 from mae_et.config import duration_in_steps
-from mae_et.config_files import to_yaml
 from mae_et.curriculum import Curriculum, Plan, PlannedStage
-from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
-from mae_et.finite import check_state
 from mae_et.fitting import fit_micro_batch
-from mae_et.folders import classes_without_images
 from mae_et.frequency import low_frequency_crop
 from mae_et.hang import ended_when_it_hangs
-from mae_et.loading import training_batches, worker_count
+from mae_et.loading import training_batches
 from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
-from mae_et.monitor import SCORES, Monitor, Row, read_metrics
+from mae_et.monitor import SCORES, Monitor, read_metrics
 from mae_et.order import micro_batch_size, sample_seed
-from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.precision import autocast, autocast_dtype
 from mae_et.run import Run, wrap
 from mae_et.same_run import as_many_processes, check_same_data, check_same_run, origin_of
 from mae_et.signals import StopFlag, stop_signals
-from mae_et.spikes import tell
 from mae_et.step import update
 from mae_et.weights import mae_layout
-from mae_et.window import summarise_stages
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -87,20 +77,6 @@ def classify(config: ClassifierConfig) -> dict[str, Any]:
     finally:
         distributed.stop(world)
     return json.loads((config.output.folder / "results.json").read_text(encoding="utf-8"))
-
-
-@dataclass(frozen=True)
-class Data:
-    """The two splits."""
-
-    train: Source
-    val: Source | None
-    """None where nothing is evaluated."""
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.train.classes)
 
 
 def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None:
@@ -150,26 +126,6 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
                 finally:
                     monitor.close()
     distributed.barrier(world)
-
-
-def open_data(config: ClassifierConfig) -> Data:
-    """Open both splits, or the training split alone where nothing is evaluated.
-
-    Raises:
-        UserError: there are no labels, or the splits differ in their classes.
-    """
-    train = open_source(config.data, "train", config.model.channels)
-    if len(train.classes) < 2:
-        raise UserError("a classifier needs labelled images: folders of at least two classes")
-    if config.output.evaluate_every is None:
-        return Data(train, None)
-    val = open_source(config.data, "val", config.model.channels)
-    if list(train.classes) != list(val.classes):
-        raise UserError("the training and validation splits differ in their classes")
-    empty = classes_without_images(val)
-    if empty:
-        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
-    return Data(train, val)
 
 
 def build_network(
@@ -324,94 +280,3 @@ def classifier_step(
     if average is not None:
         average.update(run.state.model, run.state.step)
     return result
-
-
-def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
-    """Score the weights that decide (and the raw ones, if they are an average's); keep the best.
-
-    Raises:
-        Diverged: they are not finite.
-        Unreadable: an image is; a score over fewer images would be another score.
-    """
-    check_state(run)
-    average: Any = run.state.average
-    scores = evaluate_network(run, data, run.state.model)
-    if average is not None:
-        raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "loss")}
-        scores = evaluate_network(run, data, average.module) | raw
-    if monitor is None:
-        return
-    folder = run.config.output.folder
-    best = best_score(folder)
-    monitor.score(run.state.step, scores)
-    if scores["top1"] > best:
-        write_weights(run, folder / "best.safetensors")
-
-
-def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]:
-    """Score a network on the validation split, over all processes."""
-    assert data.val is not None
-    config = run.config
-    distributed.share_buffers(network, run.world)
-    workers = worker_count(config.efficiency.workers, run.world.size)
-    size, batch = config.model.image_size, run.micro_batch(run.plan.stages[-1].bandwidth)
-    return score(
-        network, data.val, config.data, size, run.world, run.dtype, batch, workers
-    ).summary()
-
-
-def best_score(folder: Path) -> float:
-    """Return the best top-1 so far, in percent; -1 where there is none."""
-    return max((row["top1"] for row in read_scores(folder)), default=-1.0)
-
-
-def read_scores(folder: Path) -> list[Row]:
-    """Return the scores so far; rows that have lost theirs, to a damaged disk, are left out."""
-    return [row for row in read_metrics(folder, SCORES) if "top1" in row]
-
-
-def describe(run: Run, data: Data) -> None:
-    """Write down what is trained."""
-    folder = run.config.output.folder
-    network: Any = run.state.model
-    is_vit = isinstance(run.state.model, VisionTransformer)
-    heads = network.blocks[0].attn.num_heads if is_vit else None
-    grid = list(network.patch_embed.grid_size) if is_vit else None
-    about = {"classes": list(data.train.classes), "encoder_heads": heads, "grid": grid}
-    write_text_atomically(folder / "config.yaml", to_yaml(run.config))
-    write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
-    write_text_atomically(folder / "classes.json", json.dumps(about, indent=1))
-
-
-def finish(run: Run, monitor: Monitor) -> None:
-    """Leave the weights and the final figures; the latter last, for they say that all is done."""
-    folder, plan = run.config.output.folder, run.plan
-    write_weights(run, folder / "model.safetensors")
-    rows, scores = read_metrics(folder), read_scores(folder)
-    results: dict[str, Any] = {}
-    if scores:
-        best = max(scores, key=lambda row: row["top1"])
-        results = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
-        results |= {"best_top1": best["top1"], "best_step": best["step"]}
-    results |= {
-        "steps": plan.steps,
-        "train_images": plan.images,
-        "equivalent_epochs": plan.equivalent_epochs,
-        "compute": plan.compute,
-        "compute_unit": COMPUTE_UNITS[run.config.curriculum.cost],
-        "training_seconds": run.state.seconds,
-        "stages": summarise_stages(rows, plan),
-    }
-    results |= tell(rows)
-    monitor.finish(results)
-    monitor.flush()
-    write_text_atomically(folder / "results.json", json.dumps(results, indent=1))
-
-
-def write_weights(run: Run, path: Path) -> None:
-    """Write the weights that decide (the average where there is one), with timm's names."""
-    average: Any = run.state.average
-    network: Any = run.state.model if average is None else average.module
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    content = sealed_safetensors(tensors, {"format": "pt"})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))

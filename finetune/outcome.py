@@ -1,0 +1,113 @@
+"""What a classifier's run leaves in its folder: scores, the best weights, and the last; figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from finetune.evaluate import score
+from finetune.splits import Data
+from mae_et import distributed
+from mae_et.atomic import write_atomically, write_text_atomically
+from mae_et.checksums import sealed_safetensors
+from mae_et.config_files import to_yaml
+from mae_et.finite import check_state
+from mae_et.loading import worker_count
+from mae_et.monitor import SCORES, Monitor, Row, read_metrics
+from mae_et.plan_table import COMPUTE_UNITS
+from mae_et.run import Run
+from mae_et.spikes import tell
+from mae_et.window import summarise_stages
+
+
+def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
+    """Score the weights that decide (and the raw ones, if they are an average's); keep the best.
+
+    Raises:
+        Diverged: they are not finite.
+        Unreadable: an image is; a score over fewer images would be another score.
+    """
+    check_state(run)
+    average: Any = run.state.average
+    scores = evaluate_network(run, data, run.state.model)
+    if average is not None:
+        raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "loss")}
+        scores = evaluate_network(run, data, average.module) | raw
+    if monitor is None:
+        return
+    folder = run.config.output.folder
+    best = best_score(folder)
+    monitor.score(run.state.step, scores)
+    if scores["top1"] > best:
+        write_weights(run, folder / "best.safetensors")
+
+
+def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]:
+    """Score a network on the validation split, over all processes."""
+    assert data.val is not None
+    config = run.config
+    distributed.share_buffers(network, run.world)
+    workers = worker_count(config.efficiency.workers, run.world.size)
+    size, batch = config.model.image_size, run.micro_batch(run.plan.stages[-1].bandwidth)
+    return score(
+        network, data.val, config.data, size, run.world, run.dtype, batch, workers
+    ).summary()
+
+
+def best_score(folder: Path) -> float:
+    """Return the best top-1 so far, in percent; -1 where there is none."""
+    return max((row["top1"] for row in read_scores(folder)), default=-1.0)
+
+
+def read_scores(folder: Path) -> list[Row]:
+    """Return the scores so far; rows that have lost theirs, to a damaged disk, are left out."""
+    return [row for row in read_metrics(folder, SCORES) if "top1" in row]
+
+
+def describe(run: Run, data: Data) -> None:
+    """Write down what is trained."""
+    folder = run.config.output.folder
+    network: Any = run.state.model
+    is_vit = isinstance(run.state.model, VisionTransformer)
+    heads = network.blocks[0].attn.num_heads if is_vit else None
+    grid = list(network.patch_embed.grid_size) if is_vit else None
+    about = {"classes": list(data.train.classes), "encoder_heads": heads, "grid": grid}
+    write_text_atomically(folder / "config.yaml", to_yaml(run.config))
+    write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
+    write_text_atomically(folder / "classes.json", json.dumps(about, indent=1))
+
+
+def finish(run: Run, monitor: Monitor) -> None:
+    """Leave the weights and the final figures; the latter last, for they say that all is done."""
+    folder, plan = run.config.output.folder, run.plan
+    write_weights(run, folder / "model.safetensors")
+    rows, scores = read_metrics(folder), read_scores(folder)
+    results: dict[str, Any] = {}
+    if scores:
+        best = max(scores, key=lambda row: row["top1"])
+        results = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
+        results |= {"best_top1": best["top1"], "best_step": best["step"]}
+    results |= {
+        "steps": plan.steps,
+        "train_images": plan.images,
+        "equivalent_epochs": plan.equivalent_epochs,
+        "compute": plan.compute,
+        "compute_unit": COMPUTE_UNITS[run.config.curriculum.cost],
+        "training_seconds": run.state.seconds,
+        "stages": summarise_stages(rows, plan),
+    }
+    results |= tell(rows)
+    monitor.finish(results)
+    monitor.flush()
+    write_text_atomically(folder / "results.json", json.dumps(results, indent=1))
+
+
+def write_weights(run: Run, path: Path) -> None:
+    """Write the weights that decide (the average where there is one), with timm's names."""
+    average: Any = run.state.average
+    network: Any = run.state.model if average is None else average.module
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    content = sealed_safetensors(tensors, {"format": "pt"})
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
