@@ -121,6 +121,7 @@ def test_bayes_finds_a_known_optimum_and_never_lets_bandwidths_fall(small) -> No
         assert fact["bandwidths"] == sorted(fact["bandwidths"])
 
 
+@pytest.mark.slow
 def test_bayes_searches_the_end_magnitude_where_there_is_augmentation(small) -> None:
     def objective(folder: Path) -> float:
         return -abs(shown(folder, "magnitude")[-1] - 4)
@@ -279,10 +280,8 @@ def test_a_search_that_is_cut_off_at_every_turn_asks_the_same_and_nothing_twice(
     assert journals[0] == journals[1]
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    ["sequential", *(pytest.param(name, marks=pytest.mark.slow) for name in ("greedy", "bayes"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_search_that_is_stopped_again_and_again_finds_the_same(
     small, tmp_path: Path, strategy: str, monkeypatch
 ) -> None:
