@@ -1,4 +1,4 @@
-"""Processes that train together: start, stop, average, agree; a world of one without a launcher."""
+"""Processes that train together: start, stop, gather, agree; a world of one without a launcher."""
 
 import os
 from dataclasses import dataclass
@@ -75,15 +75,6 @@ def stop(world: World) -> None:
     """Leave the processes."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def mean(values: Tensor, world: World) -> Tensor:
-    """Return the average of a tensor over all processes."""
-    if world.size == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / world.size
 
 
 def total(values: Tensor, world: World) -> Tensor:

@@ -114,7 +114,8 @@ def test_alone_there_is_nothing_to_agree_on() -> None:
     assert not distributed.agree(False, world)
     assert distributed.all_have(7, world)
     values = torch.tensor([1.0, 2.0])
-    assert torch.equal(distributed.mean(values, world), values)
+    assert torch.equal(distributed.gathered(values, world), values[None])
+    assert torch.equal(distributed.gathered_rows(values, world), values)
     distributed.barrier(world)
     distributed.stop(world)
 
