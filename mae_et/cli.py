@@ -292,6 +292,11 @@ def search(arguments: Arguments) -> None:
         )  # fmt: skip
         objective.check(config.data, config.model.channels)
     else:
+        if not any(word.startswith("--search.objective") for word in arguments):
+            raise UserError(
+                f"search.objective {options.objective} names code, which a file may not: give it "
+                "on the command line"
+            )
         objective = _function(options.objective, "search.objective")
     run = run_here
     if options.cluster is not None:

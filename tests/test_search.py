@@ -470,6 +470,15 @@ def test_mistakes_are_told_in_a_sentence_before_anything_is_trained(
     assert not (folder / "trials").exists()
 
 
+def test_a_file_cannot_name_the_code_that_judges_a_run(
+    tiny_yaml: Path, tmp_path: Path, capsys
+) -> None:
+    tiny_yaml.write_text(f"{tiny_yaml.read_text()}search: {{objective: 'json:loads'}}\n")
+    command = ["search", f"--config={tiny_yaml}", f"--output.folder={tmp_path / 's'}", *SMALL]
+    assert main(command) == 2
+    assert "search.objective json:loads names code, which a file may not" in capsys.readouterr().err
+
+
 def test_a_folder_with_another_search_is_refused_and_more_trials_are_not(small) -> None:
     flags = ["--search.strategy=bayes", "--search.prune_from=null", "--search.trials=2"]
     search(small(*flags), lambda folder: 1.0, pretend)
