@@ -310,7 +310,7 @@ def test_mistakes_get_a_sentence(tmp_path: Path, capsys, monkeypatch) -> None:
     (tmp_path / "empty").mkdir()
     damaged = {
         "plan.json": '{"stages": [], "base": 1}', "results.json": "[1]", "config.yaml": "a: [",
-        "knn/results.json": "{", "metrics.jsonl": b"\xff\n",
+        "knn/results.json": "{",
     }  # fmt: skip
     mistakes = {
         "there is no run folder nowhere": ["nowhere"],
@@ -323,7 +323,7 @@ def test_mistakes_get_a_sentence(tmp_path: Path, capsys, monkeypatch) -> None:
     for name, content in damaged.items():
         run = written(tmp_path / f"no-{name}".replace("/", "-"))
         (run / name).parent.mkdir(exist_ok=True)
-        (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (run / name).write_text(content)
         mistakes[f"{run.name}/{name} "] = [run.name]
     bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in ("ab", "bc", "cd"))
     written(tmp_path / "bomb", **{"config.yaml": bomb})

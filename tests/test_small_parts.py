@@ -82,7 +82,10 @@ def test_a_run_s_stages_are_summed_from_its_rows() -> None:
     plan = Curriculum.preset("constant", 64, 8).plan(2, 100, 10)
     rows = [{"stage": 0, "window_steps": 2, "window_seconds": 4.0, "loss": loss} for loss in (3, 1)]
     (stage,) = summarise_stages(rows, plan)
-    assert (stage["images"], stage["images_per_second"], stage["loss"]) == (40, 5.0, 1)
+    assert stage["images"] == 200  # of the plan: rows can be lost to a damaged disk
+    assert (stage["images_per_second"], stage["loss"]) == (5.0, 1)
+    (lost,) = summarise_stages([], plan)
+    assert (lost["images"], lost["images_per_second"], lost["loss"]) == (200, None, None)
 
 
 def test_time_left_is_time_taken_in_the_ratio_of_compute() -> None:
