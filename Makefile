@@ -65,6 +65,7 @@ fuzz: $(VENV)/.ready-dev
 
 # Known holes in what is installed; without network it says so, with status 75 (make shows it).
 audit: $(VENV)/.ready-dev
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[audit]'
 	@$(BIN)/python tests/audit.py
 
 # What the tests of jobs need: a SLURM of Debian's, which starts nothing by itself. Without it they skip.
