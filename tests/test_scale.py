@@ -239,10 +239,14 @@ FLAGS = [
 
 
 @pytest.mark.slow
-def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(tmp_path) -> None:
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(
+    tmp_path, decoder: str
+) -> None:
     """Losses, norms, clipping and files are those of one process, also where the run changes."""
+    common = [*FLAGS, f"--model.decoder_attention={decoder}"]
     for processes, flags in ((1, []), (2, [SHARDED])):
-        done = launch(tmp_path, processes, *FLAGS, "--output.keep_last=9", *flags)
+        done = launch(tmp_path, processes, *common, "--output.keep_last=9", *flags)
         assert done.returncode == 0, done.stderr
     one, two = (tmp_path / "1", tmp_path / "2")
     rows = [read_metrics(folder) for folder in (one, two)]
@@ -261,7 +265,7 @@ def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(tmp_
         for path in sorted((folder / "checkpoints").iterdir())[2:]:
             path.unlink()
         where = f"--output.folder={folder}"
-        done = launch(tmp_path, processes, *FLAGS, *flags, where)
+        done = launch(tmp_path, processes, *common, *flags, where)
         assert done.returncode == 0, done.stderr
         assert_same_states(newest_checkpoint(folder / "checkpoints"), expected)
 

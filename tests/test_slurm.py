@@ -395,9 +395,15 @@ def test_a_sweep_is_an_array_and_ends_in_a_table(
     losses = [json.loads((place / "sweep" / row[0] / "results.json").read_text()) for row in cells]
     assert [row[head.index("loss")] for row in cells] == [f"{x['loss']:.6g}" for x in losses]
     assert len({row[head.index("loss")] for row in cells}) == 3
-    assert main(["status", "sweep", "--json"]) == 0
-    states = {row["state"] for row in json.loads(capsys.readouterr().out)}
-    assert states == {"finished"}
+
+    def all_finished() -> bool:
+        """Whether SLURM too has seen the jobs end, which can be after what they wrote is there."""
+        assert main(["status", "sweep", "--json"]) == 0
+        states = {row["state"] for row in json.loads(capsys.readouterr().out)}
+        assert states <= {"finished", "running"}
+        return states == {"finished"}
+
+    wait(all_finished, "the ends of the jobs", 60)
 
 
 @pytest.mark.parametrize(

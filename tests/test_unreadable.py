@@ -253,7 +253,8 @@ def test_preparing_stops_at_the_first_or_past_the_share(folders, tmp_path: Path)
             shard_images=10, workers=2,
         )  # fmt: skip
 
-    with pytest.raises(Unreadable, match=r"07\.png: the file is empty"):
+    # Two shards at a time: either may be the first to come upon one.
+    with pytest.raises(Unreadable, match=r"07\.png: the file is empty|21\.png: .* truncated"):
         prepare(flags(broken="stop"))
     with pytest.raises(RunFailed, match=r"2 of 30 images of train cannot be read, more than"):
         prepare(flags(broken_share=0.05))
