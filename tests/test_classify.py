@@ -234,6 +234,7 @@ def test_a_run_folder_serves_as_a_start_and_other_uses_are_refused_clearly(small
     assert "run that is not finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_supervised_training_goes_through_growing_bandwidths(small) -> None:
     config = small(
         "--model.backbone=resnet10t", "--model.image_size=64", "--data.synthetic_size=64",

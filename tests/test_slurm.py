@@ -230,6 +230,7 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
     assert 0 <= second["lost"] < 60
 
 
+@pytest.mark.slow
 def test_a_crash_is_tried_again_so_often_and_its_reason_is_kept(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:

@@ -237,6 +237,7 @@ def test_the_watchdog_ends_a_process_that_does_not_come_to_its_end(place: Path) 
     assert "Thread" in err  # where it hung
 
 
+@pytest.mark.slow
 def test_a_local_job_is_interrupted_goes_on_and_is_told_of(place: Path, capsys) -> None:
     flags = ["--curriculum.epochs=100", "--output.tensorboard=false", "--optim.base_lr=0.001"]
     assert main(["submit", "pretrain", *RUN, *flags, "--cluster=local"]) == 0

@@ -24,6 +24,7 @@ def last_sentence(said: str) -> str:
     return said.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_second_of_two_runs_in_one_folder_is_refused(tmp_path) -> None:
     """Exit status 2, and the first goes on unharmed."""
     folder = tmp_path / "run"
