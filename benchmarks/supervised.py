@@ -2,7 +2,8 @@
 
     python benchmarks/supervised.py --root FOLDER --epochs 4 [--key value ...]
 
-Three arms from the same initial weights, as in `equal_images.py`. Finished arms are not run again.
+Three arms from the same initial weights: `constant`; `etpp` until it has seen as many images; `etpp`
+until it has done as much compute. Finished arms are not run again.
 Prints a Markdown table.
 """
 

@@ -27,6 +27,7 @@ from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.lock import sole_writer
 from mae_et.monitor import Row, read_metrics
+from mae_et.plain_files import keep_settings
 from mae_et.pretrained import load_pretrained, stored_config
 
 RECORD = "dynamics.jsonl"
@@ -127,19 +128,15 @@ def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[
     Raises:
         UserError: a setting differs; the sentence names the first.
     """
-    settings = json.loads(json.dumps(plain(config) | {"bandwidths": bandwidths}))
+    settings = plain(config) | {"bandwidths": bandwidths}
     for free in ("batch_size", "workers", "device", "output"):
         del settings[free]
-    written = folder / "settings.json"
-    if written.exists():
-        before = json.loads(written.read_text(encoding="utf-8"))
-        for key, value in settings.items():
-            if before.get(key) != value:
-                raise UserError(
-                    f"{folder} holds dynamics of other settings: {key} was {before.get(key)!r} and "
-                    f"is now {value!r}; give another output"
-                )
-    write_text_atomically(written, json.dumps(settings, indent=1))
+    keep_settings(
+        folder / "settings.json",
+        settings,
+        f"{folder} holds dynamics of other settings: {{key}} was {{before}} and is now {{now}}; "
+        "give another output",
+    )
 
 
 def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, ...]) -> Row:

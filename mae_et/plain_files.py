@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mae_et.atomic import write_text_atomically
 from mae_et.errors import UserError
 
 
@@ -34,3 +35,26 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a description")
     return content
+
+
+def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
+    """Note in a JSON file what a folder was made with; refuse to go on with anything else.
+
+    Args:
+        path: the file.
+        settings: by name.
+        sentence: of the refusal, with `{key}`, `{before}` and `{now}` for the first that differs.
+
+    Raises:
+        UserError: a setting differs, or the file is damaged.
+    """
+    now = json.loads(json.dumps(settings))
+    before = read_mapping(path) if path.exists() else now
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise UserError(
+                sentence.replace("{key}", key)
+                .replace("{before}", repr(before.get(key)))
+                .replace("{now}", repr(value))
+            )
+    write_text_atomically(path, json.dumps(now, indent=1))

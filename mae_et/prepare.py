@@ -26,6 +26,7 @@ from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.lock import sole_writer
 from mae_et.pictures import Pictures, open_picture
+from mae_et.plain_files import keep_settings
 from mae_et.prepared import (
     ORIGINAL,
     VERSION,
@@ -163,16 +164,12 @@ def _check_same(config: PrepareConfig, folder: Path, source: Pictures) -> None:
         "quality": config.quality,
         "shard_images": config.shard_images,
     }
-    path = folder / "recipe.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in recipe.items():
-            if before.get(key) != value:
-                raise UserError(
-                    f"{folder} was prepared from other data or otherwise ({key} differs); give "
-                    "another output"
-                )
-    write_text_atomically(path, json.dumps(recipe, indent=1))
+    keep_settings(
+        folder / "recipe.json",
+        recipe,
+        f"{folder} was prepared from other data or otherwise ({{key}} differs); give another "
+        "output",
+    )
 
 
 def has_files(source: Pictures) -> bool:
