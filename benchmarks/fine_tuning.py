@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from finetune import ClassifierConfig, ProbeConfig, classify, score_encoder
-from mae_et import load_config, load_pretrained
+from mae_et import load_config
 from mae_et.atomic import write_text_atomically
 from mae_et.checkpoint import export_encoder
 from mae_et.config import DataConfig, PretrainConfig
 from mae_et.config_files import plain
 from mae_et.errors import UserError
-from mae_et.model import initialise
+from mae_et.model import MaskedAutoencoder
 from mae_et.pretrained import stored_config
 
 COMMON = [
@@ -69,7 +69,7 @@ def main() -> None:
         weights = (
             known.run / "encoder.safetensors"
             if name == "pre-trained"
-            else untrained(known.run, config, known.folder)
+            else untrained(config, known.folder / "untrained.safetensors")
         )
         row = [
             fine_tuned(weights, known.folder / name / kind, epochs[kind], flags, kind)
@@ -82,13 +82,11 @@ def main() -> None:
         )
 
 
-def untrained(run: Path, config: PretrainConfig, folder: Path) -> Path:
-    """Write the run's encoder with fresh weights, and return its file."""
-    path = folder / "untrained.safetensors"
+def untrained(config: PretrainConfig, path: Path) -> Path:
+    """Write the encoder of a config's pre-training with fresh weights, and return its file."""
     if not path.exists():
         torch.manual_seed(config.seed)
-        model = load_pretrained(run)
-        initialise(model)
+        model = MaskedAutoencoder.from_config(config.model, decoder=False)
         export_encoder(model.encoder, path, json.dumps(plain(config.model)))
     return path
 

@@ -11,12 +11,14 @@ and several processes can share a folder as long as they are given different arm
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_et.benchmarks.fine_tuning import fine_tuned
+from mae_et.benchmarks.arms import ARMS
+from mae_et.benchmarks.fine_tuning import fine_tuned, untrained
+from mae_et.benchmarks.quality_table import SCORES, Rows, draw, equal_accuracy, table
 from mae_et.benchmarks.rounds import interleave
 from mae_et.benchmarks.step import training_step
 
@@ -32,57 +34,13 @@ from mae_et.pretrained import stored_config
 
 
 @dataclass(frozen=True)
-class Arm:
-    """How a pre-training differs from that of the config."""
-
-    flags: tuple[str, ...] = ()
-    """Flags, as on the command line."""
-    budget: float = 1
-    """Times the compute."""
-    images_of: str | None = None
-    """Arm that as many images are seen as in, whatever compute that takes."""
-    time_of: str | None = None
-    """Arm that takes as long, by the time of a step of each, whatever compute that takes."""
-
-
-PLAIN = ("--curriculum.preset=constant",)
-ETPP = ("--curriculum.preset=etpp",)
-HOG = ("--model.target=hog",)
-# Decoders in MAE's proportions to the encoder (2/3 of its width and depth); of a quarter of that
-# depth; and CrossMAE's, of half of it, predicting a quarter of all patches, a third of the hidden.
-FULL = (*PLAIN, "--model.decoder_depth=8")
-SHALLOW = (*PLAIN, "--model.decoder_depth=2")
-CROSS = (
-    *PLAIN, "--model.decoder_depth=4", "--model.decoder_attention=cross",
-    f"--model.decoder_share={1 / 3}",
-)  # fmt: skip
-ARMS = {
-    "plain": Arm(PLAIN),
-    "plain-2x": Arm(PLAIN, budget=2),
-    "plain-4x": Arm(PLAIN, budget=4),
-    "plain-hog": Arm(PLAIN + HOG),
-    "etpp": Arm(ETPP),
-    "etpp-hog": Arm(ETPP + HOG),
-    "etpp-equal-images": Arm(ETPP, images_of="plain"),
-    "etpp-resize": Arm((*ETPP, "--crop.method=resize")),
-    "etpp-own-grid": Arm((*ETPP, "--model.positions=own_grid")),
-    "decoder-full": Arm(FULL),
-    "decoder-shallow": Arm(SHALLOW),
-    "decoder-cross": Arm(CROSS),
-    "decoder-shallow-equal-time": Arm(SHALLOW, time_of="decoder-full"),
-    "decoder-cross-equal-time": Arm(CROSS, time_of="decoder-full"),
-}
-SCORES = ("knn", "linear", "fine_tuned")
-
-
-@dataclass(frozen=True)
 class QualityConfig:
     """Compare pre-trainings by what their encoders are worth."""
 
     root: Path
     """Folder with train/ and val/."""
     arms: tuple[str, ...] = ("plain", "plain-2x", "plain-4x", "etpp", "etpp-hog")
-    """Arms, of those that benchmarks/quality.py names."""
+    """Arms, of those that benchmarks/arms.py names."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of every arm."""
     epochs: float = 8
@@ -109,12 +67,13 @@ class QualityConfig:
 
 def bench_quality(config: QualityConfig) -> dict[str, Any]:
     """Compare curricula, targets and decoders by kNN, linear and fine-tuned accuracy."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: Rows = {}
     for name in config.arms:
         for seed in config.seeds:
             rows.setdefault(name, []).append(run_arm(config, name, seed))
             print(f"{name}, seed {seed}: {rows[name][-1]}", flush=True)
-    print(table(rows))
+    print(table(rows), equal_accuracy(rows), sep="\n\n")
+    draw(config.folder / "quality.png", rows)
     return rows
 
 
@@ -122,13 +81,18 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
     """Pre-train and score an arm, or read what it left."""
     folder = config.folder / f"{name}-seed{seed}"
     pretraining = arm_config(config, name, seed, folder)
-    pretrain(pretraining)
-    results = json.loads((folder / "results.json").read_text())
+    encoder = folder / "encoder.safetensors"
+    if ARMS[name].budget:
+        pretrain(pretraining)
+        results = json.loads((folder / "results.json").read_text())
+    else:
+        untrained(pretraining, encoder)
+        results = dict.fromkeys(("images", "equivalent_epochs", "compute", "training_seconds"), 0)
     data, efficiency = pretraining.data, pretraining.efficiency
 
     def features() -> dict[str, Any]:
         probe = ProbeConfig(
-            folder, data, workers=efficiency.workers, precision=efficiency.precision, seed=seed
+            encoder, data, workers=efficiency.workers, precision=efficiency.precision, seed=seed
         )
         return score_encoder(probe)
 
@@ -139,7 +103,6 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
             f"--efficiency.workers={efficiency.workers}",
             f"--optim.batch_size={pretraining.optim.batch_size}",
         ]  # fmt: skip
-        encoder = folder / "encoder.safetensors"
         return {
             "fine_tuned": fine_tuned(
                 encoder, folder / "fine-tuned", config.fine_tune_epochs, flags, "fine-tuned"
@@ -162,7 +125,7 @@ def arm_config(config: QualityConfig, name: str, seed: int, folder: Path) -> Pre
     arm = ARMS[name]
     begun = stored_config(folder) if (folder / "config.yaml").exists() else None
     mine = _load(config, arm.flags, seed, folder)
-    epochs = config.epochs * arm.budget
+    epochs = config.epochs * (arm.budget or 1)  # what is untrained has the config of plain MAE
     if begun is not None:
         epochs = begun.curriculum.epochs
     elif arm.images_of is not None:
@@ -175,7 +138,14 @@ def arm_config(config: QualityConfig, name: str, seed: int, folder: Path) -> Pre
     elif arm.time_of is not None:
         other = _load(config, ARMS[arm.time_of].flags, seed, folder)
         epochs *= times_faster(mine, other)
-    return _budget(mine, epochs)
+    mine = _budget(mine, epochs)
+    if arm.replay:
+        bandwidths = sorted(
+            {stage.bandwidth for stage in make_plan(mine, mine.optim.batch_size).stages}
+        )
+        replay = dict(zip(bandwidths[:-1], arm.replay, strict=False))
+        mine = dataclasses.replace(mine, data=dataclasses.replace(mine.data, replay=replay))
+    return mine
 
 
 def times_faster(mine: PretrainConfig, other: PretrainConfig) -> float:
@@ -188,33 +158,6 @@ def times_faster(mine: PretrainConfig, other: PretrainConfig) -> float:
         for name, each in (("other", other), ("mine", mine))
     }  # fmt: skip
     return statistics.median(interleave(steps, 9)["mine"].ratios)
-
-
-def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the arms as Markdown: means over seeds, and their standard deviation."""
-    lines = [
-        "| arm | seeds | images | equivalent epochs | time | kNN | linear | fine-tuned |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    first = next(iter(rows.values()))
-    for name, seeds in rows.items():
-        images, epochs, seconds = (
-            statistics.mean(row[key] for row in seeds)
-            for key in ("images", "equivalent_epochs", "seconds")
-        )
-        times = seconds / statistics.mean(row["seconds"] for row in first)
-        scores = " | ".join(_spread([row[key] for row in seeds if key in row]) for key in SCORES)
-        lines.append(
-            f"| {name} | {len(seeds)} | {images:,.0f} | {epochs:.2f} "
-            f"| {seconds:.0f} s ({times:.2f}x) | {scores} |"
-        )
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return "".join(f"{value:.1f}" for value in values) or "-"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def _load(config: QualityConfig, flags: tuple[str, ...], seed: int, folder: Path) -> PretrainConfig:

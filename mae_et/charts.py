@@ -25,29 +25,38 @@ class Chart:
     """Whether lines are stairs."""
     dots: bool = False
     """Whether points at whole numbers are not joined; the last line lies behind them."""
+    spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Half the length of the error bar at each point of a line."""
+    doublings: bool = False
+    """Whether the horizontal axis is logarithmic, in powers of two."""
 
 
-def save_charts(path: Path, charts: Sequence[Chart]) -> bool:
-    """Draw charts side by side to a PNG; without matplotlib warn, and return False."""
+def save_charts(path: Path, charts: Sequence[Chart], rows: int = 1) -> bool:
+    """Draw charts side by side, in rows, to a PNG; without matplotlib warn, and return False."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.ticker import MaxNLocator, ScalarFormatter
     except ImportError:
         warnings.warn(f"{path.name} is not drawn: pip install 'mae-et[search]'", stacklevel=2)
         return False
-    figure = Figure(figsize=(5.5 * len(charts), 4), layout="constrained")
+    columns = -(-len(charts) // rows)
+    figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
     for place, chart in enumerate(charts):
-        axes = figure.add_subplot(1, len(charts), place + 1)
+        axes = figure.add_subplot(rows, columns, place + 1)
         axes.set(title=chart.title, xlabel=chart.across, ylabel=chart.up)
         for number, (name, (x, y)) in enumerate(chart.lines.items()):
             behind = chart.dots and number == len(chart.lines) - 1
-            axes.plot(
-                x, y, label=name, markersize=4, zorder=1 if behind else 2,
+            axes.errorbar(
+                x, y, yerr=chart.spread.get(name), label=name, capsize=3, markersize=4,
+                zorder=1 if behind else 2,
                 color="0.6" if behind else None, marker="" if chart.steps or behind else "o",
                 linestyle="" if chart.dots and not behind else "-",
                 drawstyle="steps-post" if chart.steps else None,
             )  # fmt: skip
+        if chart.doublings:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(ScalarFormatter())
         if chart.dots:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

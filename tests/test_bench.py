@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from mae_et.benchmarks.quality import SCORES, QualityConfig, arm_config
+from mae_et.benchmarks.quality import QualityConfig, arm_config
+from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
 from mae_et.benchmarks.step import operations
@@ -104,7 +105,14 @@ def test_an_arm_of_equal_images_has_the_budget_that_shows_as_many(
 def test_quality_gives_arms_as_many_images_or_as_much_time_and_does_not_run_them_twice(
     photographs: Path, recipe: Path, tmp_path: Path, capsys
 ) -> None:
-    arms = ["plain", "etpp-equal-images", "decoder-full", "decoder-cross-equal-time"]
+    arms = [
+        "untrained",
+        "plain",
+        "etpp-replay",
+        "etpp-equal-images",
+        "decoder-full",
+        "decoder-cross-equal-time",
+    ]
     command = [
         "bench", "quality", f"--root={photographs}", f"--recipe={recipe}",
         f"--folder={tmp_path / 'quality'}", f"--arms=[{','.join(arms)}]", "--epochs=4",
@@ -136,7 +144,41 @@ def test_whole_runs_are_compared_round_by_round(photographs: Path, recipe: Path,
 
 def test_quality_of_an_unknown_arm_is_refused(tmp_path: Path, capsys) -> None:
     assert main(["bench", "quality", f"--root={tmp_path}", "--arms=[plainer]"]) == 2
-    assert "arms must be some of plain, plain-2x" in capsys.readouterr().err
+    assert "arms must be some of untrained, plain, plain-2x" in capsys.readouterr().err
+
+
+def test_replay_is_of_the_smaller_bandwidths_of_the_arm(photographs: Path, recipe: Path) -> None:
+    config = QualityConfig(photographs, recipe=str(recipe), epochs=40)
+    arm = arm_config(config, "etpp-replay", 0, Path("none"))
+    shown = sorted({stage.bandwidth for stage in make_plan(arm, 32).stages})
+    assert arm.data.replay == dict(zip(shown[:-1], (4, 2), strict=False))
+
+
+def _figures(epochs: float, seconds: float, *scores: float) -> dict[str, Any]:
+    costs = {"images": 64, "equivalent_epochs": epochs, "seconds": seconds}
+    return costs | dict(zip(SCORES, scores, strict=True))
+
+
+def test_equal_accuracy_is_read_off_the_curve_of_plain_mae(tmp_path: Path) -> None:
+    """Half the way from 2x to 4x is 2.83x on a logarithmic axis; beyond the curve only a bound."""
+    rows = {
+        "untrained": [_figures(0, 0, 25, 25, 25)],
+        "plain": [_figures(4, 100, 29, 40, 50), _figures(4, 100, 31, 40, 50)],
+        "plain-2x": [_figures(8, 200, 34, 50, 60)],
+        "plain-4x": [_figures(16, 400, 38, 60, 70)],
+        "etpp-hog": [_figures(4, 200, 36, 65, 49)],
+    }
+    assert "| etpp-hog | 2.83x (1.41x) | > 4.00x (> 2.00x) | < 1.00x (< 0.50x) |" in (
+        equal_accuracy(rows)
+    )
+    assert "| plain | 2 | 64 | 4.00 | 100 s (1.00x) | 30.0 ± 1.4 | 40.0 ± 0.0 | 50.0 ± 0.0 |" in (
+        table(rows)
+    )
+    assert equal_accuracy({"plain": rows["plain"], "etpp-hog": rows["etpp-hog"]}) == ""
+    pytest.importorskip("matplotlib")
+    draw(tmp_path / "quality.png", rows)
+    with Image.open(tmp_path / "quality.png") as picture:
+        assert picture.size == (1980, 960)
 
 
 def _last_line(capsys) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Pre-trainings that `mae-et bench quality` compares."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a pre-training differs from that of the config."""
+
+    flags: tuple[str, ...] = ()
+    """Flags, as on the command line."""
+    budget: float = 1
+    """Times the compute; 0 leaves the encoder untrained."""
+    images_of: str | None = None
+    """Arm that as many images are seen as in, whatever compute that takes."""
+    time_of: str | None = None
+    """Arm that takes as long, by the time of a step of each, whatever compute that takes."""
+    replay: tuple[int, ...] = ()
+    """Times that an image is seen once it is loaded, from the smallest bandwidth on."""
+
+
+PLAIN = ("--curriculum.preset=constant",)
+ETPP = ("--curriculum.preset=etpp",)
+HOG = ("--model.target=hog",)
+# Decoders in MAE's proportions to the encoder (2/3 of its width and depth); of a quarter of that
+# depth; and CrossMAE's, of half of it, predicting a quarter of all patches, a third of the hidden.
+FULL = (*PLAIN, "--model.decoder_depth=8")
+SHALLOW = (*PLAIN, "--model.decoder_depth=2")
+CROSS = (
+    *PLAIN, "--model.decoder_depth=4", "--model.decoder_attention=cross",
+    f"--model.decoder_share={1 / 3}",
+)  # fmt: skip
+ARMS = {
+    "untrained": Arm(PLAIN, budget=0),
+    "plain": Arm(PLAIN),
+    "plain-2x": Arm(PLAIN, budget=2),
+    "plain-4x": Arm(PLAIN, budget=4),
+    "plain-8x": Arm(PLAIN, budget=8),
+    "plain-hog": Arm(PLAIN + HOG),
+    "plain-hog-4x": Arm(PLAIN + HOG, budget=4),
+    "etpp": Arm(ETPP),
+    "etpp-hog": Arm(ETPP + HOG),
+    "etpp-equal-images": Arm(ETPP, images_of="plain"),
+    "etpp-resize": Arm((*ETPP, "--crop.method=resize")),
+    "etpp-own-grid": Arm((*ETPP, "--model.positions=own_grid")),
+    # The release's buffer: 4 times in the first stages, 2 in the next, off at full bandwidth.
+    "etpp-replay": Arm(ETPP, replay=(4, 2)),
+    "decoder-full": Arm(FULL),
+    "decoder-shallow": Arm(SHALLOW),
+    "decoder-cross": Arm(CROSS),
+    "decoder-shallow-equal-time": Arm(SHALLOW, time_of="decoder-full"),
+    "decoder-cross-equal-time": Arm(CROSS, time_of="decoder-full"),
+}
+# Plain MAE at growing compute: the curve that other arms are read against.
+CURVE = ("plain", "plain-2x", "plain-4x", "plain-8x")

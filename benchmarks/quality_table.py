@@ -1,0 +1,119 @@
+"""What `mae-et bench quality` found: as tables, and as a chart against compute and time."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mae_et.benchmarks.arms import CURVE
+
+from mae_et.charts import Chart, save_charts
+
+Rows = dict[str, list[dict[str, Any]]]
+"""Figures of each arm's seeds."""
+
+SCORES = {"knn": "kNN", "linear": "linear", "fine_tuned": "fine-tuned"}
+COSTS = {"equivalent_epochs": "compute, equivalent epochs", "seconds": "time, s"}
+
+
+def table(rows: Rows) -> str:
+    """Return the arms as Markdown: means over seeds, and their standard deviation."""
+    lines = [
+        "| arm | seeds | images | equivalent epochs | time | kNN | linear | fine-tuned |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    first = next((name for name in rows if mean(rows[name], "seconds")), None)
+    for name, seeds in rows.items():
+        times = mean(seeds, "seconds") / mean(rows[first], "seconds") if first else 0
+        scores = " | ".join(_spread(seeds, score) for score in SCORES)
+        lines.append(
+            f"| {name} | {len(seeds)} | {mean(seeds, 'images'):,.0f} "
+            f"| {mean(seeds, 'equivalent_epochs'):.2f} "
+            f"| {mean(seeds, 'seconds'):.0f} s ({times:.2f}x) | {scores} |"
+        )
+    return "\n".join(lines)
+
+
+def equal_accuracy(rows: Rows) -> str:
+    """Return, as Markdown, how many times an arm's compute and time plain MAE takes to equal it.
+
+    Between two budgets of plain MAE its accuracy is taken to be linear in the logarithm of what was
+    spent; beyond them nothing is said but that it is more, or less.
+    """
+    curve = [name for name in CURVE if name in rows]
+    others = [name for name in rows if name not in (*CURVE, "untrained")]
+    if len(curve) < 2 or not others:
+        return ""
+    lines = [
+        "Times its compute (its time) that plain MAE takes for the same accuracy:", "",
+        "| arm | " + " | ".join(SCORES.values()) + " |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for name in others:
+        cells = []
+        for score in SCORES:
+            goal = mean(rows[name], score)
+            if goal is None or any(mean(rows[each], score) is None for each in curve):
+                cells.append("-")
+                continue
+            ratios = []
+            for cost in COSTS:
+                points = [(mean(rows[each], cost), mean(rows[each], score)) for each in curve]
+                sign, needed = _needed(points, goal)
+                ratios.append(f"{sign}{needed / mean(rows[name], cost):.2f}x")
+            cells.append(f"{ratios[0]} ({ratios[1]})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(path: Path, rows: Rows) -> None:
+    """Draw each score against compute, and below it against time, with deviations over seeds."""
+    charts = []
+    for cost, label in COSTS.items():
+        for score, title in SCORES.items():
+            lines, spread = {}, {}
+            for name, arms in {"plain": CURVE, **{n: (n,) for n in rows if n not in CURVE}}.items():
+                known = [each for each in arms if each in rows and mean(rows[each], score)]
+                if not known or not mean(rows[known[0]], cost):
+                    continue  # what is untrained has no place on a logarithmic axis
+                lines[name] = (
+                    [mean(rows[each], cost) for each in known],
+                    [mean(rows[each], score) for each in known],
+                )
+                spread[name] = [_deviation(rows[each], score) for each in known]
+            if lines:
+                charts.append(
+                    Chart(title, label, "accuracy, %", lines, spread=spread, doublings=True)
+                )
+    if charts:
+        save_charts(path, charts, rows=len(COSTS))
+
+
+def mean(seeds: Sequence[dict[str, Any]], key: str) -> Any:
+    """Return the mean over the seeds that have a figure, or None."""
+    values = [row[key] for row in seeds if key in row]
+    return statistics.mean(values) if values else None
+
+
+def _needed(points: Sequence[tuple[float, float]], goal: float) -> tuple[str, float]:
+    """Return what a curve of (cost, score) costs where it first reaches a score, and its sign."""
+    if goal <= points[0][1]:
+        return ("" if goal == points[0][1] else "< "), points[0][0]
+    for (cost, score), (more, better) in pairwise(points):
+        if goal <= better:
+            share = (goal - score) / (better - score)
+            return "", math.exp(math.log(cost) + share * math.log(more / cost))
+    return "> ", points[-1][0]
+
+
+def _deviation(seeds: Sequence[dict[str, Any]], key: str) -> float:
+    values = [row[key] for row in seeds if key in row]
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _spread(seeds: Sequence[dict[str, Any]], key: str) -> str:
+    value = mean(seeds, key)
+    if value is None:
+        return "-"
+    return f"{value:.1f}" + (f" ± {_deviation(seeds, key):.1f}" if len(seeds) > 1 else "")
