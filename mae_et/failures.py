@@ -30,7 +30,10 @@ def told_in_a_sentence() -> Iterator[None]:
     except (RunFailed, Interrupted):
         raise
     except torch.OutOfMemoryError:
-        raise RunFailed("out of GPU memory: lower efficiency.micro_batch (batch_size)") from None
+        raise RunFailed(
+            "CUDA out of memory: --efficiency.micro_batch auto finds what fits; or lower it "
+            "(batch_size where features are computed)"
+        ) from None
     except OSError as error:
         if error.errno not in _NOT_WRITTEN:
             raise

@@ -17,8 +17,9 @@ PARSE = "mae_et.cli:config_of"
 TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
 KINDS = (*TRAININGS, *PROBES, "evaluate", "compare")
-# Published recipes of fine-tuning, by the encoder's width in words.
+# Recipes of fine-tuning, by the encoder's width in words.
 RECIPES = {
+    "vit_small_patch16": "finetune/vit_s16",
     "vit_base_patch16": "finetune/vit_b16",
     "vit_large_patch16": "finetune/vit_l16",
     "vit_huge_patch14": "finetune/vit_h14",
@@ -116,7 +117,7 @@ def _recipe_of(first: Task) -> str:
         if encoder.startswith(start):
             return recipe
     raise UserError(
-        f"--then finetune: there is no published recipe for {encoder!r}; give one, as "
+        f"--then finetune: there is no recipe for {encoder!r}; give one, as "
         "finetune=my_recipe.yaml"
     )
 

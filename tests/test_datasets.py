@@ -637,7 +637,7 @@ needs_datasets = pytest.mark.skipif(
 
 def test_hugging_face_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert "mae-et[hf]" in refusal(DataConfig(name="hfds/cifar10"))
+    assert "'.[hf]'" in refusal(DataConfig(name="hfds/cifar10"))
 
 
 @pytest.fixture

@@ -417,7 +417,7 @@ def test_a_sweep_is_an_array_and_ends_in_a_table(
         (["--output.folder=run%j"], "has a % in its name"),
         (["--optim.base_lr=fast"], "optim.base_lr"),
         (["--optim.batch_size=15"], "not divided by 2 processes"),
-        (["--then=finetune"], "no published recipe"),
+        (["--then=finetune"], "no recipe"),
         (["--cluster=nowhere"], "there is no cluster 'nowhere'"),
         (["--time=soon"], "time must read like"),
         (["--sweep=seed"], "--sweep must read like"),

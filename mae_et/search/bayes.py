@@ -75,7 +75,7 @@ def import_optuna() -> Any:
         import optuna
     except ImportError:
         raise UserError(
-            "search.strategy bayes needs the extra search: pip install 'mae-et[search]'"
+            "search.strategy bayes needs the extra search: pip install '.[search]' (in the clone)"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
