@@ -56,7 +56,7 @@ class NetworkConfig:
             UserError: the sentence names the key.
         """
         if self.checkpoint is None and self.backbone is None:
-            raise UserError("give model.checkpoint or model.backbone")
+            raise UserError("give --checkpoint (model.checkpoint) or model.backbone")
         if self.probe != "none" and self.backbone is not None:
             raise UserError("model.probe is of a checkpoint's ViT; it does not go with a backbone")
         if self.probe != "none" and self.drop_path:

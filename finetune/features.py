@@ -16,7 +16,7 @@ from mae_et.config import DataConfig, check_statistics
 from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
-from mae_et.folders import Split
+from mae_et.folders import Split, split_name
 from mae_et.frequency import low_pass
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.model import MaskedAutoencoder
@@ -113,9 +113,15 @@ def extract_features(
     check_statistics(data, model.channels)
     source = open_source(data, split, model.channels)
     if len(source.classes) < 2:
+        cause = "has no classes"
+        if source.classes:
+            cause = "has one class"
+        elif data.source == "folder":
+            name = split_name(data, split)
+            cause += f", for not all of its images lie in class folders ({name}/CLASS/*)"
         raise UserError(
-            "scoring an encoder needs labelled images: folders of at least two classes, "
-            f"not {data.root or data.source}"
+            f"the {split} split of {data.root or data.source} {cause}: scoring an encoder needs "
+            "labelled images of at least two classes"
         )
     view: Dataset[tuple[Tensor, int]] = EvalView(source, data, model.full[0] * model.patch)
     if chosen is not None:

@@ -38,7 +38,9 @@ def save_charts(path: Path, charts: Sequence[Chart], rows: int = 1) -> bool:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator, ScalarFormatter
     except ImportError:
-        warnings.warn(f"{path.name} is not drawn: pip install '.[search]' (in the clone)", stacklevel=2)
+        warnings.warn(
+            f"{path.name} is not drawn: pip install '.[search]' (in the clone)", stacklevel=2
+        )
         return False
     columns = -(-len(charts) // rows)
     figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")

@@ -17,7 +17,14 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mae_et.config import PretrainConfig
-from mae_et.config_files import add_config_arguments, one_sentence, parse_config, plain
+from mae_et.config_files import (
+    add_config_arguments,
+    find_config,
+    one_sentence,
+    parse_config,
+    plain,
+)
+from mae_et.config_shape import unknown_keys
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.version import __version__
 
@@ -254,7 +261,7 @@ def prepare(arguments: Arguments) -> None:
 
 
 def compare(arguments: Arguments) -> None:
-    """Put the results of several runs into one table: --runs '[runs/a,runs/b]'."""
+    """Put the results of several runs into one table: compare RUN... [--output table.md]."""
     from mae_et.compare import compare
 
     print(compare(config_of("compare", arguments)), flush=True)
@@ -338,7 +345,7 @@ def dynamics(arguments: Arguments) -> None:
 
 
 def bench(arguments: Arguments) -> None:
-    """Measure speed against a plain reference in one run: bench step, loader, crop or run."""
+    """Measure speed against a plain reference in one run: step, loader, crop, quality, run."""
     from mae_et.benchmarks.command import BENCHMARKS
 
     if arguments[:1] in (["-h"], ["--help"]):
@@ -417,10 +424,76 @@ def config_of(command: str, arguments: Arguments) -> Any:
         "dynamics": finetune.DynamicsConfig,
     }
     kind = kinds[command]
-    if kind is finetune.ClassifierConfig:  # what every other command calls --checkpoint
-        pattern = r"^--checkpoint(?==|$)"
-        arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]
-    return parse_config(_parser(command, kind), kind, arguments)[0]
+    try:
+        if kind is finetune.ClassifierConfig:
+            return _classifier_config(command, kind, arguments)
+        if kind is CompareConfig:
+            arguments = _runs_as_flag(arguments)
+        return parse_config(_parser(command, kind), kind, arguments)[0]
+    except UserError:
+        _refuse_config_of_another(command, kinds, arguments)
+        raise
+
+
+def _classifier_config(command: str, kind: type[Any], arguments: Arguments) -> Any:
+    """Return a classifier's config; fine-tuning without data takes those of its checkpoint."""
+    from mae_et.pretrained import stored_config
+    from slurm.task import SOURCE_KEYS
+
+    pattern = r"^--checkpoint(?==|$)"  # what every other command calls it
+    arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]
+    parser = _parser(command, kind)
+    parser.description = "--checkpoint PATH is short for --model.checkpoint PATH."
+    config, _ = parse_config(parser, kind, arguments)
+    start = config.model.checkpoint
+    given = config.data.name or config.data.root
+    if command != "finetune" or given or start is None or not start.exists():
+        return config
+    run = stored_config(start)
+    if run is None:
+        return config
+    data = plain(run.data) | {"name": run.data.source}
+    parser.set_defaults({f"data.{key}": data[key] for key in SOURCE_KEYS})
+    return parse_config(parser, kind, arguments)[0]
+
+
+def _runs_as_flag(arguments: Arguments) -> Arguments:
+    """Put run folders that are given without a flag behind --runs."""
+    runs, others = [], []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            runs.append(word)
+            continue
+        others.append(word)
+        if word.startswith("--") and "=" not in word:
+            others += [value for value in [next(words, None)] if value is not None]
+    return [*([f"--runs={json.dumps(runs)}"] if runs else []), *others]
+
+
+def _refuse_config_of_another(
+    command: str, kinds: dict[str, type[Any]], arguments: Arguments
+) -> None:
+    """Say of a file that it is a config of another command, if that is what is wrong.
+
+    Raises:
+        UserError: it is.
+    """
+    flags = zip(arguments, [*arguments[1:], ""], strict=False)
+    names = [after if word == "--config" else word.removeprefix("--config=")
+             for word, after in flags if word.partition("=")[0] == "--config"]  # fmt: skip
+    for name in names:
+        try:
+            path = find_config(name)
+            text = path.read_text(encoding="utf-8")
+            if not unknown_keys(text, kinds[command]):
+                continue
+            others = [other for other, kind in kinds.items() if not unknown_keys(text, kind)]
+        except Exception:  # no file, or no YAML: the sentence that there is says so
+            return
+        if others:
+            other = path.parent.name if path.parent.name in others else others[0]
+            raise UserError(f"{path} is a config of mae-et {other}, not of mae-et {command}")
 
 
 def _classify(command: str, arguments: Arguments) -> None:
@@ -428,6 +501,12 @@ def _classify(command: str, arguments: Arguments) -> None:
     from mae_et.distributed import is_main
 
     config = config_of(command, arguments)
+    if command == "finetune" and not (config.data.name or config.data.root):
+        start = config.model.checkpoint or config.model.backbone
+        raise UserError(
+            f"data must be given (--data.root or --data.name): {start} does not say what it was "
+            "trained on"
+        )
     results = finetune.classify(config)
     if is_main():
         folder = config.output.folder

@@ -25,7 +25,7 @@ class CompareConfig:
     """Put the results of several runs side by side."""
 
     runs: list[Path]
-    """Run folders."""
+    """Run folders; also without the flag: compare runs/a runs/b."""
     output: Path | None = None
     """Markdown file for the table; it is printed alone by default."""
 

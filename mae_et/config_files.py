@@ -1,6 +1,7 @@
 """Configs in files and flags: layered, refused strictly, written back whole."""
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from mae_et.config_shape import check_flags, check_text
+from mae_et.config_shape import check_flags, check_text, is_switch
 from mae_et.errors import UserError
 
 # The strings under a config's fields are its help.
@@ -96,9 +97,24 @@ def parse_config(
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
     """
-    words = _with_config_paths(arguments, kind)
+    words = _with_config_paths(_with_switches(arguments, kind), kind)
     check_flags(words, kind)
-    return _build(parser, kind, lambda: parser.parse_args(words))
+    try:
+        return _build(parser, kind, lambda: parser.parse_args(words))
+    except UserError as error:
+        raise UserError(f"{error}{_suggestion(str(error), parser)}") from None
+
+
+def _suggestion(sentence: str, parser: ArgumentParser) -> str:
+    """Return what an unknown flag may have been meant for, as the end of a sentence."""
+    unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", sentence)
+    if not unknown:
+        return ""
+    options = [option for action in parser._actions for option in action.option_strings]
+    last = unknown[1].lstrip("-").rpartition(".")[2]
+    meant = [option for option in options if option.endswith(f".{last}")]
+    meant = meant or difflib.get_close_matches(unknown[1], options, n=2, cutoff=0.75)
+    return f"; did you mean {' or '.join(meant[:2])}?" if meant else ""
 
 
 def _build(
@@ -111,6 +127,16 @@ def _build(
     except REFUSALS as error:
         raise UserError(one_sentence(error)) from None
     return config, {name: value for name, value in values.items() if name not in names}
+
+
+def _with_switches(arguments: list[str], kind: type[Any]) -> list[str]:
+    """Give `true` to switches without a value: --untrained, --efficiency.compile."""
+    found = list(arguments)
+    for place, word in enumerate(arguments):
+        bare = place + 1 == len(arguments) or arguments[place + 1].startswith("--")
+        if bare and word.startswith("--") and is_switch(word.removeprefix("--"), kind):
+            found[place] = f"{word}=true"
+    return found
 
 
 def _with_config_paths(arguments: list[str], kind: type[Any]) -> list[str]:

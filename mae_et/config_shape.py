@@ -58,6 +58,31 @@ def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
         _check(given, kind, "")
 
 
+def unknown_keys(text: str, kind: type[Any]) -> list[str]:
+    """Return the keys of a config's text that a kind of config does not have."""
+    return list(_unknown(yaml.safe_load(text), kind, ""))
+
+
+def _unknown(value: Any, kind: Any, prefix: str) -> Iterator[str]:
+    section = next(_sections(kind), None)
+    if section is None or not isinstance(value, dict):
+        return
+    hints = get_type_hints(section)
+    for name, item in value.items():
+        if name in hints:
+            yield from _unknown(item, hints[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def is_switch(key: str, kind: Any) -> bool:
+    """Return whether a key (`efficiency.compile`) is true or false, and nothing else."""
+    for part in key.split("."):
+        section = next(_sections(kind), None)
+        kind = get_type_hints(section).get(part) if section is not None else None
+    return kind is bool
+
+
 def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
     if depth > MOST_NESTED:  # or it holds itself
         raise UserError(f"{key}: nested deeper than any config")

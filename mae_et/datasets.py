@@ -223,7 +223,9 @@ class HuggingFaceImages:
 def _hugging_face(config: DataConfig, split: Split, channels: int) -> Source:
     """Open `hfds/NAME` of the hub, or `hfds/FOLDER` of any folder that `datasets` understands."""
     if importlib.util.find_spec("datasets") is None:
-        raise UserError(f"data.name {config.source} needs the extra hf: pip install '.[hf]' (in the clone)")
+        raise UserError(
+            f"data.name {config.source} needs the extra hf: pip install '.[hf]' (in the clone)"
+        )
     from timm.data.readers.reader_hfds import ReaderHfds
 
     def open_split(name: str) -> HuggingFaceImages:

@@ -181,7 +181,8 @@ class Monitor:
         if self.writer is None:
             return
         when = row["time"]
-        tags = TAGS | {"loss_of_stage": f"loss/stage_{row['stage']}_B{row['bandwidth']}"}
+        # Counted from 1 wherever a person reads it, as in a plan; from 0 in metrics.jsonl.
+        tags = TAGS | {"loss_of_stage": f"loss/stage_{row['stage'] + 1}_B{row['bandwidth']}"}
         compute = round(1000 * row["equivalent_epochs"])
         for key, tag in tags.items():
             value = row.get("loss" if key == "loss_of_stage" else key)

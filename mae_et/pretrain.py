@@ -148,6 +148,12 @@ def make_plan(
         UserError: the curriculum, the batch and the data do not fit each other.
     """
     curriculum = curriculum or curriculum_of(config)
+    batch, data = config.optim.batch_size, config.data
+    if batch > dataset_size and data.name is None and data.root is None:
+        raise UserError(
+            f"optim.batch_size {batch} is larger than the data set of {dataset_size} images (the "
+            "synthetic set, for want of data.root or data.name)"
+        )
     cost = None
     if config.curriculum.cost == "flops":
         with torch.device("meta"):
@@ -157,7 +163,7 @@ def make_plan(
         published = config.model.decoder_attention == "self" and config.model.decoder_share == 1
         forward = partial(model, mask_ratio=config.model.mask_ratio, every_patch=published)
         cost = training_flops(forward, config.model.channels)
-    return curriculum.plan(config.curriculum.epochs, dataset_size, config.optim.batch_size, cost)
+    return curriculum.plan(config.curriculum.epochs, dataset_size, batch, cost)
 
 
 def prepare(

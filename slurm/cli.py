@@ -28,7 +28,7 @@ USAGE = """usage: mae-et submit COMMAND [--cluster FILE_OR_NAME] [--KEY value ..
   --then KIND[=RECIPE],... what starts from its checkpoint once it has succeeded
                            (linear-probe, knn, finetune=my_recipe.yaml; evaluate after finetune)
   --sweep KEY=A,B,...      a run for each value, as one array, and a table at the end; repeatable
-  --dry-run                print the script and the resolved config, submit nothing
+  --dry-run                check, print the script and the resolved config, submit nothing
 
 What is not a key of the cluster goes to COMMAND: {kinds}.
 Keys of the cluster (in the file, or as flags over it):
@@ -70,7 +70,11 @@ def status_command(arguments: list[str]) -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of runs")
     parser.add_argument(
-        "--watch", type=float, help="seconds between two looks, until every run has ended"
+        "--watch",
+        type=float,
+        nargs="?",
+        const=10.0,
+        help="seconds between two looks (10 by default), until every run has ended",
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     try:

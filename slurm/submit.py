@@ -1,6 +1,7 @@
 """Submit a command, what follows it, or a sweep: refused before anything is submitted, or not."""
 
 import json
+import os
 import shlex
 import sys
 import uuid
@@ -14,6 +15,7 @@ from mae_et.errors import UserError
 from mae_et.pretrain import curriculum_of
 from mae_et.same_run import check_same_run
 from slurm.config import ClusterConfig, job_name
+from slurm.data_check import check_classes, check_root
 from slurm.job import Job
 from slurm.journal import note, read_events
 from slurm.launcher import Launcher
@@ -42,7 +44,8 @@ def submit(
         cluster: where it runs.
         then: kinds, or kind=RECIPE, that start from its checkpoint once it has succeeded.
         sweep: `key=value,value`: a run for each combination, as one array, and a table at the end.
-        dry_run: print the script and the resolved config of each job, and submit nothing.
+        dry_run: check what needs no SLURM, print the script and the resolved config of each job,
+            and submit nothing.
 
     Returns:
         The run's folder, and the id of each job by its kind.
@@ -57,10 +60,13 @@ def submit(
         groups.append([_table(first.folder, groups)])
     if cluster.executor != "slurm" and len(groups) > 1:
         raise UserError(f"--then and --sweep need SLURM, not executor {cluster.executor}")
-    _check_root(first.folder)
-    check = _show if dry_run else _check
+    _check_path(first.folder)
+    for follower in (each for group in groups[1:] for each in group if each.kind != "compare"):
+        check_classes(follower.config.data or first.config.data)
     for group in groups:
-        check(group, cluster, first.folder)
+        _check(group, cluster, first.folder, dry_run)
+    for group in groups if dry_run else []:
+        _show(group, cluster, first.folder)
     jobs: dict[str, str] = {}
     for group in [] if dry_run else groups:
         jobs[group[0].kind] = _submit(group, cluster, first.folder, _dependency(group, jobs))
@@ -142,23 +148,25 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path, dependency: s
 # --- before anything is submitted -----------------------------------------------------------------
 
 
-def _check(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
-    """Refuse what would fail later, while the user looks.
+def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool = False) -> None:
+    """Refuse what would fail later, while the user looks; a dry run writes and needs nothing.
 
     Raises:
         UserError: in one sentence.
     """
     for each in group:
-        _check_folder(each.folder)
+        _check_folder(each.folder, dry_run)
         _check_queue(each.folder)
         if each.kind in TRAININGS:
             _check_training(each, cluster)
+    if dry_run:
+        return
     launcher = _launcher(group, cluster, root, root / "slurm")
     if cluster.executor == "slurm":
         print(f"mae-et: {group[0].kind}: {launcher.check()}", file=sys.stderr)
 
 
-def _check_root(root: Path) -> None:
+def _check_path(root: Path) -> None:
     """Refuse a run folder whose path means something else in a batch script or in PYTHONPATH.
 
     Raises:
@@ -173,9 +181,16 @@ def _check_root(root: Path) -> None:
         )
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, dry_run: bool) -> None:
     if "%" in str(folder.absolute()):
         raise UserError(f"the run folder {folder} has a % in its name, which SLURM would replace")
+    if dry_run:
+        there = next(
+            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+        )
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise UserError(f"the run folder {folder} cannot be written to: see {there}")
+        return
     probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +219,4 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
     if written.exists():
         saved = {"config": written.read_text(encoding="utf-8")}
         check_same_run(config, saved, finished=(each.folder / "results.json").exists())
-    root = config.data.root
-    if root is not None and not root.exists():
-        # Not refused: the machines of a cluster may have disks that this one has not.
-        print(f"mae-et: warning: {root} is not seen from this machine", file=sys.stderr)
+    check_root(config.data)

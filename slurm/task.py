@@ -101,7 +101,7 @@ def following(first: Task, words: str) -> Task:
     found = task(kind, given)
     if found.config.data.root is None:
         data = first.config.data
-        values = {key: getattr(data, key) for key in SOURCE_KEYS}
+        values = {key: getattr(data, key) for key in SOURCE_KEYS} | {"name": data.source}
         flags = [f"--data.{key}={_written(v)}" for key, v in values.items() if v is not None]
         return task(kind, [*given, *flags])
     return found
@@ -117,8 +117,7 @@ def _recipe_of(first: Task) -> str:
         if encoder.startswith(start):
             return recipe
     raise UserError(
-        f"--then finetune: there is no recipe for {encoder!r}; give one, as "
-        "finetune=my_recipe.yaml"
+        f"--then finetune: there is no recipe for {encoder!r}; give one, as finetune=my_recipe.yaml"
     )
 
 

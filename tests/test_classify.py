@@ -347,7 +347,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         (GOLDEN / "mae_tiny_released_format.pth").read_bytes()[:999]
     )
     for sentence, arguments in {
-        "give model.checkpoint or model.backbone": base,
+        "give --checkpoint (model.checkpoint) or model.backbone": base,
         "there is no checkpoint": [*base, "--checkpoint", str(tmp_path / "nowhere")],
         "cannot be read": [*base, f"--checkpoint={tmp_path / 'short.pth'}"],
         "encoder_heads 3 does not divide the width 32": [*mine, "--model.encoder_heads=3"],

@@ -182,7 +182,7 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"cannot build model\.backbone 'resnet_none'"):
         build_classifier(NetworkConfig(backbone="resnet_none"), 5)
     for settings, sentence in (
-        ({}, "give model.checkpoint or model.backbone"),
+        ({}, r"give --checkpoint \(model.checkpoint\) or model.backbone"),
         ({"backbone": "a", "probe": "linear"}, "does not go with a backbone"),
         ({"backbone": "a", "drop_path": 1.0}, "drop_path"),
     ):

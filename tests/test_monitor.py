@@ -50,7 +50,7 @@ def test_the_same_curves_stand_against_compute_in_thousandths_of_an_epoch(run: P
 def test_each_stage_has_a_curve_of_its_own(run: Path) -> None:
     rows, found = read_metrics(run), events(run)
     for stage, bandwidth in enumerate((16, 24, 32)):
-        scalars = found.Scalars(f"loss/stage_{stage}_B{bandwidth}")
+        scalars = found.Scalars(f"loss/stage_{stage + 1}_B{bandwidth}")
         mine = [row for row in rows if row["stage"] == stage]
         assert [s.step for s in scalars] == [row["step"] for row in mine]
         assert [s.value for s in scalars] == pytest.approx([row["loss"] for row in mine], rel=1e-6)

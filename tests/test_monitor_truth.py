@@ -251,7 +251,7 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
     for row in rows:
         if row.get("spike"):
             expect("loss/spikes", at, "loss", [row])
-        stage = f"stage_{row['stage']}_B{row['bandwidth']}"
+        stage = f"stage_{row['stage'] + 1}_B{row['bandwidth']}"
         expect(f"loss/{stage}", at, "loss", [row])
         expect(f"loss_by_compute/{stage}", thousandths, "loss", [row])
     for key in set(scores[0]) - {"step", "time"} if scores else ():

@@ -22,7 +22,13 @@ GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", *GUIDES)
 CHECKED = ("slurm", "monitoring", "curriculum")
 # What the reader is to have written: its content in the page's own YAML, or any.
-OWN = {"my_changes.yaml", "my_run.yaml", "photos.yaml", "classify.yaml", "runs/search/curriculum.yaml"}
+OWN = {
+    "my_changes.yaml",
+    "my_run.yaml",
+    "photos.yaml",
+    "classify.yaml",
+    "runs/search/curriculum.yaml",
+}
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 

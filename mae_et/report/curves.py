@@ -45,13 +45,14 @@ def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
     draw = _Drawing(records, colours)
     charts: list[Chart | None] = []
     if any(record.scores for record in records):
-        charts += [draw.scores("Validation top-1 (%)", axis, "top1") for axis in
-                   (compute, images, clock)]  # fmt: skip
+        charts += [draw.scores(f"Validation top-1 (%) by {by}", axis, "top1") for by, axis in
+                   (("compute", compute), ("images", images), ("time", clock))]  # fmt: skip
         charts += [
             draw.scores("Validation top-5 (%)", compute, "top5"),
             draw.scores("Validation loss", compute, "loss"),
         ]
-    charts += [draw.rows("Training loss", axis, "loss") for axis in (compute, clock, images)]
+    charts += [draw.rows(f"Training loss by {by}", axis, "loss") for by, axis in
+               (("compute", compute), ("time", clock), ("images", images))]  # fmt: skip
     charts += [
         draw.bandwidths(compute) if len(records) > 1 else None,
         draw.rows("Learning rate", compute, "lr", from_zero=True),
