@@ -16,7 +16,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mae_et.config import PretrainConfig
+from mae_et.config import SOURCE_KEYS, PretrainConfig
 from mae_et.config_files import (
     add_config_arguments,
     find_config,
@@ -438,7 +438,6 @@ def config_of(command: str, arguments: Arguments) -> Any:
 def _classifier_config(command: str, kind: type[Any], arguments: Arguments) -> Any:
     """Return a classifier's config; fine-tuning without data takes those of its checkpoint."""
     from mae_et.pretrained import stored_config
-    from slurm.task import SOURCE_KEYS
 
     pattern = r"^--checkpoint(?==|$)"  # what every other command calls it
     arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]

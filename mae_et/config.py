@@ -15,6 +15,12 @@ from mae_et.errors import UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# The keys of `data` that say where images come from, and not how they are shown.
+SOURCE_KEYS = (
+    "name", "root", "listing", "train_split", "val_split", "mean", "std",
+    "synthetic_size", "synthetic_train", "synthetic_val",
+)  # fmt: skip
+
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
 Target = Literal["pixel", "norm_pix", "hog"]
 Duration = int | str

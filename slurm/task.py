@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mae_et.config import SOURCE_KEYS
 from mae_et.config_files import find_config
 from mae_et.errors import UserError
 
@@ -24,11 +25,6 @@ RECIPES = {
     "vit_large_patch16": "finetune/vit_l16",
     "vit_huge_patch14": "finetune/vit_h14",
 }
-# The keys that say where images come from.
-SOURCE_KEYS = (
-    "name", "root", "listing", "train_split", "val_split", "mean", "std",
-    "synthetic_size", "synthetic_train", "synthetic_val",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
