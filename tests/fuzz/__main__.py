@@ -32,7 +32,7 @@ def main() -> int:
     try:
         import atheris  # noqa: F401
     except ImportError:
-        print("fuzz: atheris is not installed: pip install '.[fuzz]' (in the clone)", file=sys.stderr)
+        print("fuzz: atheris is not installed: pip install '.[fuzz]'", file=sys.stderr)
         return 2
     if given.inside:
         _fuzz(given.inside, given.runs, given.seconds)
