@@ -502,6 +502,8 @@ def _classify(command: str, arguments: Arguments) -> None:
     config = config_of(command, arguments)
     if command == "finetune" and not (config.data.name or config.data.root):
         start = config.model.checkpoint or config.model.backbone
+        if config.model.checkpoint is not None and not config.model.checkpoint.exists():
+            raise UserError(f"there is no checkpoint {start}")
         raise UserError(
             f"data must be given (--data.root or --data.name): {start} does not say what it was "
             "trained on"

@@ -342,7 +342,8 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
     small()
     base = ["finetune", f"--config={tmp_path / 'small.yaml'}", f"--output.folder={tmp_path / 'r'}"]
-    mine = [*base, f"--checkpoint={encoder}"]
+    base.append("--data.name=synthetic")
+    mine, folder = [*base, f"--checkpoint={encoder}"], ["--data.name=folder"]
     (tmp_path / "short.pth").write_bytes(
         (GOLDEN / "mae_tiny_released_format.pth").read_bytes()[:999]
     )
@@ -352,8 +353,8 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         "cannot be read": [*base, f"--checkpoint={tmp_path / 'short.pth'}"],
         "encoder_heads 3 does not divide the width 32": [*mine, "--model.encoder_heads=3"],
         "not a multiple of the patch size": [*mine, "--model.image_size=36"],
-        "needs labelled images": [*mine, f"--data.root={tmp_path / 'flat'}"],
-        "validation split has no image of b": [*mine, f"--data.root={tmp_path / 'lacks'}"],
+        "needs labelled images": [*mine, *folder, f"--data.root={tmp_path / 'flat'}"],
+        "validation split has no image of b": [*mine, *folder, f"--data.root={tmp_path / 'lacks'}"],
         "larger than the data set": [*mine, "--optim.batch_size=64"],
         "micro-batches of even size": [*mine, "--recipe.mixup=1", "--efficiency.micro_batch=1"],
         "model.drop_path is of networks": [*mine, "--model.probe=linear", "--model.drop_path=0.1"],
