@@ -102,6 +102,7 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
             f"--efficiency.precision={efficiency.precision}", f"--seed={seed}",
             f"--efficiency.workers={efficiency.workers}",
             f"--optim.batch_size={pretraining.optim.batch_size}",
+            "--output.evaluate_every=100%",
         ]  # fmt: skip
         return {
             "fine_tuned": fine_tuned(

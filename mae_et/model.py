@@ -53,6 +53,8 @@ class MaskedAutoencoder(nn.Module):
         decoder_heads: heads of the decoder.
         decoder_attention: `self` is MAE's decoder, `cross` CrossMAE's (see `mae_et.decoders`).
         decoder_share: share of the hidden patches that a training step predicts, in (0, 1].
+        positions: `full_grid` lays those of a smaller grid on the full one, `own_grid` gives it
+            a table of its own, as plain MAE of that size has (for comparison).
         target: `pixel`, `norm_pix` or `hog`.
         hog_cell: side of a HOG cell in pixels; divides the patch.
         hog_bins: orientations of a HOG histogram.

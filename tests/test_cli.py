@@ -195,7 +195,7 @@ def test_stopped_and_killed_commands_end_like_one_that_was_not(tmp_path: Path) -
     subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
     status, said = signalled("12", signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
-    assert "stopped by signal 15 after step" in said
+    assert "stopped by SIGTERM after step" in said
     assert "Traceback" not in said
     status, _ = signalled("40", signal.SIGKILL)
     assert status == -signal.SIGKILL
