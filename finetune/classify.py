@@ -91,10 +91,10 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     data = open_data(config)
     origin = origin_of(data.train, world)
     check_same_data(config, saved, len(data.train), origin)
-    if saved and not as_many_processes(saved, world):
+    if saved and world.is_main and not as_many_processes(saved, world):
         warnings.warn(
             "this run goes on with another number of processes: the samples stay the same, but "
-            "mixing and drop path are drawn anew for each process",
+            "where there are mixing, drop path or batch norms, each process has its own",
             stacklevel=1,
         )
     torch.manual_seed(config.seed)

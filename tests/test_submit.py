@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from mae_et import UserError
+from mae_et import UserError, hang
 from mae_et.cli import main
 from mae_et.compare import CompareConfig, compare
 from mae_et.config_files import load_config
@@ -202,6 +202,15 @@ def test_what_is_done_after_a_job_depends_on_how_it_ended(
     after.main(place, 1, 3)
     assert read_events(place)[-1]["event"] == expected
     assert inside == (["requeue"] if expected == "retried" else [])
+
+
+def test_a_job_in_which_nothing_moved_is_tried_again_and_named_so(place: Path, inside) -> None:
+    """The process that hangs notes nothing itself; its peer has only lost it."""
+    note(place, "failed", kind="PeerLost", sentence="the connection to another process broke")
+    assert after.main(place, hang.EXIT_STATUS, 3) == hang.EXIT_STATUS
+    last = read_events(place)[-1]
+    assert last["event"] == "retried"
+    assert last["sentence"].startswith("no step was finished in efficiency.step_timeout")
 
 
 def test_a_job_that_succeeded_or_was_cancelled_is_left_alone(place, inside, monkeypatch) -> None:
