@@ -7,7 +7,6 @@ it had never stopped.
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,48 +16,32 @@ import torch
 from torch import Tensor
 
 from mae_et import distributed
-from mae_et.atomic import write_text_atomically
-from mae_et.checkpoint import (
-    TrainState,
-    export_encoder,
-    newest_checkpoint,
-    set_aside_newer,
-)
+from mae_et.checkpoint import TrainState, export_encoder
 from mae_et.config import PretrainConfig, duration_in_steps
-from mae_et.config_files import plain, to_yaml
-from mae_et.cost import training_flops
-from mae_et.curriculum import Curriculum, Plan, PlannedStage
-from mae_et.data import (
-    Batch,
-    EvalView,
-    TrainView,
-    normalise,
-)
+from mae_et.config_files import plain
+from mae_et.curriculum import Plan, PlannedStage
+from mae_et.data import Batch, EvalView, TrainView, normalise
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
-from mae_et.errors import Interrupted, RunFailed, Unreadable, UserError
-from mae_et.failures import told_in_a_sentence
+from mae_et.errors import Interrupted, Unreadable, UserError
 from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
-from mae_et.hang import ended_when_it_hangs
 from mae_et.loading import training_batches
-from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
-from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder
 from mae_et.monitor import Monitor, read_metrics
 from mae_et.optim import build_optimizer
 from mae_et.order import micro_batch_size
 from mae_et.panels import picture, reconstruction_panels
-from mae_et.plan_table import COMPUTE_UNITS
+from mae_et.planning import curriculum_of, make_plan
 from mae_et.precision import autocast_dtype
 from mae_et.run import Run, wrap
-from mae_et.same_run import check_same_data, check_same_run, origin_of
+from mae_et.same_run import check_same_data, origin_of
 from mae_et.sharding import shard, whole_weights
-from mae_et.signals import PAUSE, StopFlag, stop_signals
-from mae_et.spikes import last_loss, tell
+from mae_et.signals import PAUSE, StopFlag
+from mae_et.spikes import last_loss
+from mae_et.spine import begin, conclude, joined, recording
 from mae_et.step import reconstruction_loss, train_step
-from mae_et.window import summarise_stages
 
 
 def pretrain(config: PretrainConfig, until: int | None = None) -> Path:
@@ -78,30 +61,19 @@ def pretrain(config: PretrainConfig, until: int | None = None) -> Path:
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    patience = config.efficiency.step_timeout
-    world = distributed.start(config.efficiency.device, patience)
     try:
-        with told_in_a_sentence(), ended_when_it_hangs(patience), stop_signals() as stopped:
-            return _pretrain(config, world, stopped, until)
+        with joined(config.efficiency) as (world, stopped):
+            _pretrain(config, world, stopped, until)
     except Interrupted as stop:
         if stop.signal != PAUSE:
             raise
-        return config.output.folder
-    finally:
-        distributed.stop(world)
+    return config.output.folder
 
 
-def _pretrain(
-    config: PretrainConfig, world: World, stopped: StopFlag, until: int | None = None
-) -> Path:
-    folder = config.output.folder
-    saved = newest_checkpoint(folder / "checkpoints")
-    finished = (folder / "results.json").exists()
-    check_same_run(config, saved, finished)
-    if not distributed.all_have(saved["step"] if saved else 0, world):
-        raise RunFailed(f"processes see different checkpoints in {folder}; start again")
+def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag, until: int | None) -> None:
+    saved, finished = begin(config, world)
     if finished or (until is not None and saved is not None and saved["step"] >= until):
-        return folder
+        return
     curriculum = curriculum_of(config)  # refused before the data are looked for
     source = open_source(config.data, "train", config.model.channels)
     origin = origin_of(source, world)
@@ -111,53 +83,10 @@ def _pretrain(
     run.origin = origin
     del saved
     view = TrainView(source, config.data, plan, config.model.patch, config.seed, config.crop.method)
-    with training_batches(run, view) as loaded:
-        if not world.is_main:
-            train(run, model, loaded, None, source, stopped, until)
-            whole_model(run, model)
-        else:
-            with sole_writer(folder), open_monitor(run) as monitor:
-                train(run, model, loaded, monitor, source, stopped, until)
-                finish(run, whole_model(run, model), monitor)
+    with training_batches(run, view) as loaded, recording(run) as monitor:
+        train(run, model, loaded, monitor, source, stopped, until)
+        finish(run, model, monitor)
     distributed.barrier(world)
-    return folder
-
-
-def curriculum_of(config: PretrainConfig) -> Curriculum:
-    """Return a config's curriculum, once its smallest stage is known to leave something to do.
-
-    Raises:
-        UserError: see `Curriculum`; or the mask leaves no patch visible, or none hidden.
-    """
-    model = config.model
-    curriculum = Curriculum.from_config(config.curriculum, model.image_size, model.patch)
-    smallest = min(stage.bandwidth for stage in curriculum.stages)
-    try:
-        visible_patches((smallest // model.patch) ** 2, model.mask_ratio)
-    except ValueError as error:
-        raise UserError(f"model.mask_ratio at bandwidth {smallest}: {error}") from None
-    return curriculum
-
-
-def make_plan(
-    config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
-) -> Plan:
-    """Resolve a config's curriculum for a data set.
-
-    Raises:
-        UserError: the curriculum, the batch and the data do not fit each other.
-    """
-    curriculum = curriculum or curriculum_of(config)
-    cost = None
-    if config.curriculum.cost == "flops":
-        with torch.device("meta"):
-            model = MaskedAutoencoder.from_config(config.model)
-        # A budget counts MAE's decoder as published, on every patch; that a step leaves out what
-        # its loss does not read saves time, and must not lengthen the run. A share is a choice.
-        published = config.model.decoder_attention == "self" and config.model.decoder_share == 1
-        forward = partial(model, mask_ratio=config.model.mask_ratio, every_patch=published)
-        cost = training_flops(forward, config.model.channels)
-    return curriculum.plan(config.curriculum.epochs, dataset_size, config.optim.batch_size, cost)
 
 
 def prepare(
@@ -207,22 +136,6 @@ def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
     images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
     noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
     reconstruction_loss(run, stage, Batch(images, noise)).backward()
-
-
-@contextmanager
-def open_monitor(run: Run) -> Iterator[Monitor]:
-    """Write down what is run, set unusable checkpoints aside, and open what it reports to."""
-    folder = run.config.output.folder
-    set_aside_newer(folder / "checkpoints", run.state.step)
-    write_text_atomically(folder / "config.yaml", to_yaml(run.config))
-    write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
-    monitor = Monitor(run.config, run.plan, run.state.step)
-    if run.unread is not None:
-        run.unread.write()
-    try:
-        yield monitor
-    finally:
-        monitor.close()
 
 
 def train(
@@ -292,23 +205,18 @@ def readable(view: EvalView, places: Iterable[int], skips: bool) -> Iterator[Ten
                 raise
 
 
-def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor) -> None:
-    """Leave the encoder and the final figures; the latter last, for they say that all is done."""
-    config, plan, folder = run.config, run.plan, run.config.output.folder
-    description = json.dumps(plain(config.model))
+def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor | None) -> None:
+    """Leave the encoder and the final figures."""
+    model = whole_model(run, model)
+    if monitor is None:
+        return
+    folder = run.config.output.folder
+    description = json.dumps(plain(run.config.model))
     export_encoder(model.encoder, folder / "encoder.safetensors", description)
     rows = read_metrics(folder)
-    results = {
+    figures = {
         "loss": last_loss(rows),
         "loss_at_first": rows[0].get("loss") if rows else None,
-        "steps": plan.steps,
-        "images": plan.images,
-        "equivalent_epochs": plan.equivalent_epochs,
-        "compute": plan.compute,
-        "compute_unit": COMPUTE_UNITS[config.curriculum.cost],
-        "training_seconds": run.state.seconds,
-        "stages": summarise_stages(rows, plan),
-    } | tell(rows)
-    monitor.finish(results)
-    monitor.flush()
-    write_text_atomically(folder / "results.json", json.dumps(results, indent=1))
+        "images": run.plan.images,
+    }
+    conclude(run, monitor, rows, figures)
