@@ -40,7 +40,7 @@ from mae_et.loading import training_batches
 from mae_et.loop import save, steps
 from mae_et.monitor import SCORES, Monitor, read_metrics
 from mae_et.order import micro_batch_size, sample_seed
-from mae_et.precision import autocast, autocast_dtype
+from mae_et.precision import autocast, set_precision
 from mae_et.run import Run, wrap
 from mae_et.same_run import as_many_processes, check_same_data, origin_of
 from mae_et.signals import StopFlag
@@ -156,8 +156,6 @@ def prepare(
     mixes = bool(config.recipe.mixup or config.recipe.cutmix)
     if mixes and any(micro_batch(stage.bandwidth) % 2 for stage in plan.stages):
         raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
-    if world.device.type == "cuda" and efficiency.tf32:
-        torch.set_float32_matmul_precision("high")
     smallest = min(micro_batch(stage.bandwidth) for stage in plan.stages)
     normalises = any(isinstance(part, BATCH_NORMS) for part in network.modules())
     if smallest == 1 and normalises:
@@ -168,8 +166,7 @@ def prepare(
         except (AssertionError, AttributeError):
             raise UserError("efficiency.gradient_checkpointing: the network has none") from None
     network = network.to(world.device)
-    dtype = autocast_dtype(efficiency.precision, world.device)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+    dtype, scaler = set_precision(efficiency, world.device)
     ema = config.optim.ema
     average = None if ema is None else ModelEmaV3(network, decay=ema)
     optimizer = build_optimizer(network, config.optim)

@@ -368,7 +368,8 @@ class EfficiencyConfig:
     of the batch goes through at once."""
     sharding: Literal["none", "full"] = "none"
     """full keeps weights, gradients and optimizer states in shards over all processes (FSDP2), for
-    models that one GPU cannot hold; files stay the same. Of pre-training."""
+    models that one GPU cannot hold (efficiency.micro_batch auto, which tries out the whole, is not
+    for those); files stay the same. Of pre-training."""
     workers: int | None = None
     """Loader processes per training process; 0 loads in the training process; by default a
     process's share of the cores, at most 16."""

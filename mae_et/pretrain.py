@@ -34,7 +34,7 @@ from mae_et.optim import build_optimizer
 from mae_et.order import micro_batch_size
 from mae_et.panels import picture, reconstruction_panels
 from mae_et.planning import curriculum_of, make_plan
-from mae_et.precision import autocast_dtype
+from mae_et.precision import set_precision
 from mae_et.run import Run, wrap
 from mae_et.same_run import check_same_data, origin_of
 from mae_et.sharding import shard, whole_weights
@@ -95,18 +95,19 @@ def prepare(
     """Build model and optimizer, as new or as saved."""
     efficiency = config.efficiency
     micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
-    if world.device.type == "cuda" and efficiency.tf32:
-        torch.set_float32_matmul_precision("high")
+    dtype, scaler = set_precision(efficiency, world.device)
     torch.manual_seed(config.seed)
-    model = MaskedAutoencoder.from_config(config.model).to(world.device)
+    model = MaskedAutoencoder.from_config(config.model)
+    shards = efficiency.sharding == "full" and world.size > 1
+    fits = efficiency.micro_batch == "auto"
+    if fits or not shards:  # shards are moved block by block: one GPU may not hold the whole
+        model = model.to(world.device)
     model.set_gradient_checkpointing(efficiency.gradient_checkpointing)
-    dtype = autocast_dtype(efficiency.precision, world.device)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     state = TrainState(model, build_optimizer(model, config.optim), scaler)
     run = Run(config, plan, world, state, model, dtype, micro_batch)
-    if efficiency.micro_batch == "auto":
+    if fits:
         fit_micro_batch(run, saved, partial(pass_on_zeros, run))
-    if efficiency.sharding == "full" and world.size > 1:
+    if shards:
         if scaler.is_enabled():
             raise UserError("efficiency.sharding full needs efficiency.precision bf16 or fp32")
         shard(model, world)
@@ -118,7 +119,7 @@ def prepare(
 
 
 def whole_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
-    """Return the model, gathered on the main process if it is sharded; every process must ask."""
+    """Return the model; of shards, gathered on the main process's CPU: every process must ask."""
     if not run.state.sharded:
         return model
     weights = whole_weights(model)
@@ -126,7 +127,6 @@ def whole_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
         with torch.device("meta"):
             model = MaskedAutoencoder.from_config(run.config.model)
         model.load_state_dict(weights, assign=True)
-        model = model.to(run.world.device)
     return model
 
 
@@ -148,17 +148,20 @@ def train(
     until: int | None = None,
 ) -> None:
     """Train to the end, or up to a step; only the main process has a monitor, and writes."""
-    every = duration_in_steps(run.config.output.reconstruct_every, run.plan.steps)
+    state = run.state
+    if state.step and draws(run):
+        # Stopped between a checkpoint and the picture that was due with it.
+        missing = monitor is not None and not monitor.has_picture(state.step)
+        if distributed.agree(missing, run.world):
+            draw(run, whole_model(run, model), monitor, source)
     pause_at(until, run, stopped)
     for moment in steps(run, batches, train_step, stopped):
         if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
-        if run.state.step % every == 0 or moment.last:
-            whole = whole_model(run, model)
-            if monitor is not None:
-                draw(run, whole, monitor, source, moment.stage)
         if moment.saving:
             save(run, monitor)
+        if draws(run) and not moment.stopping:
+            draw(run, whole_model(run, model), monitor, source)
         pause_at(until, run, stopped)
 
 
@@ -168,24 +171,26 @@ def pause_at(until: int | None, run: Run, stopped: StopFlag) -> None:
         stopped.signal = PAUSE
 
 
-def draw(
-    run: Run,
-    model: MaskedAutoencoder,
-    monitor: Monitor,
-    source: Source,
-    stage: PlannedStage,
-) -> None:
+def draws(run: Run) -> bool:
+    """Return whether a picture is due with the state as it is."""
+    output, step, last = run.config.output, run.state.step, run.plan.steps
+    due = step % duration_in_steps(output.reconstruct_every, last) == 0 or step == last
+    return due and output.reconstruct_images > 0
+
+
+def draw(run: Run, model: MaskedAutoencoder, monitor: Monitor | None, source: Source) -> None:
     """Draw reconstructions of a few images, always the same, at the stage's bandwidth."""
-    config = run.config
-    view = EvalView(source, config.data, config.model.image_size)
-    count = min(config.output.reconstruct_images, len(view))
-    if not count:
+    if monitor is None:
         return
+    config, stage = run.config, run.plan.at(run.state.step - 1)
+    view = EvalView(source, config.data, config.model.image_size)
     generator = torch.Generator().manual_seed(config.seed)
     # At random, for neighbours are of one class in a folder.
     places = torch.randperm(len(view), generator=generator).tolist()
-    found = list(islice(readable(view, places, config.data.broken == "skip"), count))
-    images = torch.stack(found).to(run.world.device)
+    readables = readable(view, places, config.data.broken == "skip")
+    found = list(islice(readables, config.output.reconstruct_images))
+    # Where the model is: gathered from shards, on the CPU.
+    images = torch.stack(found).to(next(model.parameters()).device)
     images = normalise(images, config.data.mean, config.data.std)
     images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
     noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)
