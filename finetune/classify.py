@@ -142,11 +142,7 @@ def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int],
 
 
 def prepare(
-    config: ClassifierConfig,
-    network: Any,
-    plan: Plan,
-    world: World,
-    saved: dict[str, Any] | None,
+    config: ClassifierConfig, network: Any, plan: Plan, world: World, saved: dict[str, Any] | None
 ) -> Run:
     """Put a network on its device, with its optimizer, as new or as saved."""
     efficiency = config.efficiency
@@ -169,8 +165,7 @@ def prepare(
     dtype, scaler = set_precision(efficiency, world.device)
     ema = config.optim.ema
     average = None if ema is None else ModelEmaV3(network, decay=ema)
-    optimizer = build_optimizer(network, config.optim)
-    state = TrainState(network, optimizer, scaler, average=average)
+    state = TrainState(network, build_optimizer(network, config.optim), scaler, average=average)
     if saved:
         state.restore(saved)
     run = Run(config, plan, world, state, network, dtype, micro_batch)

@@ -293,11 +293,12 @@ def test_what_shards_cannot_do_is_refused(tiny) -> None:
 
 
 def test_a_model_in_shards_is_whole_on_the_cpu_alone(tiny, monkeypatch) -> None:
-    """`meta` stands for a GPU that could not hold it; auto, which tries the whole, puts it there."""
+    """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
     module = importlib.import_module("mae_et.pretrain")
     two, seen = World(0, 2, torch.device("meta")), []
     monkeypatch.setattr(module, "fit_micro_batch", lambda *_: None)
-    monkeypatch.setattr(module, "shard", lambda m, _: seen.append(next(m.parameters()).device.type))
+    device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
+    monkeypatch.setattr(module, "shard", lambda model, _: seen.append(device_of(model)))
     for flags in ([], ["--efficiency.micro_batch=auto"]):
         config = tiny(SHARDED, *flags)
         run, model = module.prepare(config, make_pretraining_plan(config, 40), two, None)
