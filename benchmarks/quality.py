@@ -29,7 +29,8 @@ from mae_et.config_files import load_config
 from mae_et.datasets import open_source
 from mae_et.distributed import choose_device
 from mae_et.errors import UserError
-from mae_et.pretrain import make_plan, pretrain
+from mae_et.planning import make_plan
+from mae_et.pretrain import pretrain
 from mae_et.pretrained import stored_config
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from finetune.config import Pool
 from mae_et.config import DataConfig, check_statistics
 from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
@@ -21,8 +22,6 @@ from mae_et.frequency import low_pass
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.model import MaskedAutoencoder
 from mae_et.precision import autocast, autocast_dtype
-
-Pool = Literal["cls", "mean"]
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def plan(arguments: Arguments) -> None:
     """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
     from mae_et.datasets import open_source
     from mae_et.plan_table import COMPUTE_UNITS, plan_table, summarise
-    from mae_et.pretrain import make_plan
+    from mae_et.planning import make_plan
     from mae_et.throughput import throughput_table
 
     parser = _parser("plan", PretrainConfig)

@@ -7,6 +7,16 @@ class UserError(ValueError):
     """A wrong command, config or input: one sentence for the user, exit status 2."""
 
 
+def require(condition: bool, sentence: str) -> None:
+    """Refuse what does not hold.
+
+    Raises:
+        UserError: it does not, as the sentence says.
+    """
+    if not condition:
+        raise UserError(sentence)
+
+
 class RunFailed(RuntimeError):
     """A run that started rightly and could not go on: one sentence, exit status 1."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mae_et.config_files import to_yaml
 from mae_et.errors import UserError
-from mae_et.pretrain import curriculum_of
+from mae_et.planning import curriculum_of
 from mae_et.same_run import check_same_run
 from slurm.config import ClusterConfig, job_name
 from slurm.job import Job

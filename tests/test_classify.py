@@ -372,6 +372,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
             "--model.encoder_heads=null",
         ],
         "batch_size must be positive": ["evaluate", f"--checkpoint={encoder}", "--batch_size=0"],
+        "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],
         "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],
         "optim.layer_decay must lie": [*mine, "--optim.layer_decay=0"],
         "is no classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],
