@@ -38,10 +38,11 @@ def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
     if monitor is None:
         return
     folder = run.config.output.folder
-    best = best_score(folder)
-    monitor.score(run.state.step, scores)
-    if scores["top1"] > best:
+    # The weights first: where the scores are not written down they are made up for, and so are
+    # weights; where they are, nothing is done again.
+    if scores["top1"] > best_score(folder):
         write_weights(run, folder / "best.safetensors")
+    monitor.score(run.state.step, scores)
 
 
 def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]:

@@ -184,6 +184,28 @@ def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monke
     assert scores[0] == scores[1]
 
 
+@pytest.mark.parametrize("place", ["write_weights", "Monitor.score"])
+def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_alone(
+    small, monkeypatch, place: str
+) -> None:
+    """Whichever of them is written first: the best weights are those of the step that is named."""
+    whole = small("--output.checkpoint_every=10", run="whole")
+    expected = classify(whole)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    config = small("--output.checkpoint_every=10")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"finetune.outcome.{place}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    results = classify(config)
+    assert results["best_step"] == expected["best_step"]
+    best = [(c.output.folder / "best.safetensors").read_bytes() for c in (whole, config)]
+    assert best[0] == best[1]
+
+
 def test_a_curriculum_shows_a_checkpoint_s_vit_smaller_images_too(small) -> None:
     results = classify(small("--curriculum={preset: etpp, epochs: 8, cost: flops}"))
     assert [stage["bandwidth"] for stage in results["stages"]] == [16] * 2 + [24] * 4 + [32] * 4
