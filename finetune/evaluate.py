@@ -23,7 +23,6 @@ from mae_et.data import normalise
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
 from mae_et.errors import UserError
-from mae_et.failures import told_in_a_sentence
 from mae_et.folders import classes_without_images
 from mae_et.hang import beat
 from mae_et.loading import batches_of, eval_loader, worker_count
@@ -158,16 +157,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError("data must be given (--data.root or --data.name)")
     world = distributed.start(config.device)
     try:
-        with told_in_a_sentence():
-            network, size, channels = _load(config, run)
-            check_statistics(data, channels)
-            source = open_source(data, "val", channels)
-            _check_classes(network, source, config.checkpoint, run is not None)
-            dtype = autocast_dtype(config.precision, world.device)
-            scores = score(
-                network.to(world.device), source, data, size, world, dtype, config.batch_size,
-                worker_count(config.workers, world.size),
-            )  # fmt: skip
+        network, size, channels = _load(config, run)
+        check_statistics(data, channels)
+        source = open_source(data, "val", channels)
+        _check_classes(network, source, config.checkpoint, run is not None)
+        dtype = autocast_dtype(config.precision, world.device)
+        scores = score(
+            network.to(world.device), source, data, size, world, dtype, config.batch_size,
+            worker_count(config.workers, world.size),
+        )  # fmt: skip
     finally:
         distributed.stop(world)
     results = {"data": str(data.root or data.source)} | scores.summary()

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mae_et.config import PretrainConfig
 from mae_et.config_files import add_config_arguments, one_sentence, parse_config, plain
 from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.failures import told_in_a_sentence
 from mae_et.version import __version__
 
 Arguments = list[str]
@@ -52,7 +53,7 @@ def run(given: Arguments) -> int:
 
     Raises:
         UserError: the command line, or what it names, cannot be used.
-        RunFailed: a run could not go on.
+        RunFailed: a run could not go on, or memory or the disk ran out.
         Interrupted: a run was told to stop, and has saved.
     """
     if given in (["--version"], ["-V"]):
@@ -64,7 +65,8 @@ def run(given: Arguments) -> int:
     name, rest = given[0], given[1:]
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}")
-    COMMANDS[name](rest)
+    with told_in_a_sentence():
+        COMMANDS[name](rest)
     return 0
 
 
