@@ -14,13 +14,14 @@ from torch.utils.data import Subset
 from finetune.config import ClassifierConfig, NetworkConfig, Pool
 from finetune.load import build_classifier, classifier_around, vit_around
 from finetune.sizes import Size, sides_of
+from finetune.splits import open_labelled
 from finetune.views import central_view
 from mae_et import distributed
 from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig, check_statistics
 from mae_et.config_files import config_from_text
 from mae_et.data import normalise
-from mae_et.datasets import Source, open_source
+from mae_et.datasets import Source
 from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.folders import classes_without_images
@@ -159,7 +160,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     try:
         network, size, channels = _load(config, run)
         check_statistics(data, channels)
-        source = open_source(data, "val", channels)
+        source = open_labelled(data, "val", channels, "an evaluation")
         _check_classes(network, source, config.checkpoint, run is not None)
         dtype = autocast_dtype(config.precision, world.device)
         scores = score(

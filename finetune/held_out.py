@@ -12,6 +12,7 @@ import torch
 from finetune.features import Features, ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import probe_features
+from finetune.splits import open_labelled
 from mae_et import distributed
 from mae_et.config import DataConfig
 from mae_et.datasets import open_source
@@ -39,14 +40,9 @@ class HeldOut:
         """Refuse data on which there is nothing to measure.
 
         Raises:
-            UserError: they have no labels, or are too few.
+            UserError: images have no labels, or are too few.
         """
-        source = open_source(data, "train", channels)
-        if len(source.classes) < 2:
-            raise UserError(
-                f"an accuracy of {self.by} needs labelled images: folders of at least two classes, "
-                f"not {data.root or data.source}"
-            )
+        source = open_labelled(data, "train", channels, f"an accuracy of {self.by}")
         first, second = self.split(len(source))
         if not first or not second:
             raise UserError(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from finetune.linear_probe import accuracies, probe_features, train_heads
 from mae_et import UserError, load_pretrained, pretrain
 from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
+from mae_et.synthetic import Synthetic
 
 
 def blobs(count: int, seed: int, classes: int = 4, spread: float = 1.0) -> Features:
@@ -135,6 +137,16 @@ def test_without_data_a_run_is_scored_on_its_own_and_other_files_are_refused(run
     config = dataclasses.replace(config, checkpoint=run / "encoder.safetensors")
     with pytest.raises(UserError, match="data must be given"):
         finetune.knn(config)
+
+
+def test_images_without_a_label_are_not_scored(run, tiny, monkeypatch) -> None:
+    """The labels are counted, and no image is read."""
+    monkeypatch.setattr(Synthetic, "labels", np.array([-1] * 2 + [0] * 18), raising=False)
+    for score in (score_encoder, lambda config: finetune.HeldOut()(config.checkpoint)):
+        with pytest.raises(UserError, match=r"encoder needs labelled images: 2 of \d+ images of"):
+            score(probe(run, tiny))
+    with pytest.raises(UserError, match="of knn needs labelled images: 2 of"):
+        finetune.HeldOut().check(tiny().data, 3)
 
 
 def test_data_without_labels_are_refused(run, tiny, tmp_path) -> None:
