@@ -29,7 +29,7 @@ from mae_et.hang import beat
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.plain_files import read_text
 from mae_et.precision import autocast, autocast_dtype
-from mae_et.pretrained import only_read
+from mae_et.stored import only_read
 from mae_et.weights import load_weights, mae_layout, read_classes, read_file
 
 # A table of more classes than this would be larger than what it is made from.

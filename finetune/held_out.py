@@ -18,7 +18,8 @@ from mae_et.config import DataConfig
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.order import sample_seed
-from mae_et.pretrained import load_pretrained, stored_config
+from mae_et.pretrained import masked_autoencoder
+from mae_et.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,11 @@ class HeldOut:
         Raises:
             UserError: the run or its data cannot be used.
         """
-        run = stored_config(folder)
+        weights = load_weights(folder)
+        run = weights.config
         if run is None:
             raise UserError(f"{folder} is no run folder of mae-et pretrain")
-        model = load_pretrained(folder)
+        model = masked_autoencoder(weights)
         device = distributed.choose_device(self.device)
         config = ProbeConfig(folder, workers=self.workers, device=self.device, seed=self.seed)
         votes, judged = self.split(len(open_source(run.data, "train", model.channels)))

@@ -450,8 +450,8 @@ def _on_top_of_its_data(
     """Return a config whose data keys lie on top of those that its checkpoint was trained with."""
     parser = _parser(command, kind)
     given, _ = parse_config(parser, kind, arguments)
-    run = stored(given.checkpoint)
-    if run is None or given.data is None:
+    run = None if given.data is None else stored(given.checkpoint)
+    if run is None:
         return given
     parser.set_defaults({"data": plain(run.data)})
     config, _ = parse_config(parser, kind, arguments)

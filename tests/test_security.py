@@ -28,7 +28,8 @@ from mae_et.config import DataConfig, PretrainConfig
 from mae_et.config_files import config_from_text, load_config, to_yaml
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed
-from mae_et.pretrained import only_read, stored_config
+from mae_et.pretrained import stored_config
+from mae_et.stored import only_read
 from mae_et.weights import load_weights
 from slurm.config import ClusterConfig
 
