@@ -71,10 +71,12 @@ def describe(run: Run, data: Data) -> None:
     """Write down what is trained."""
     folder = run.config.output.folder
     network: Any = run.state.model
-    is_vit = isinstance(run.state.model, VisionTransformer)
-    heads = network.blocks[0].attn.num_heads if is_vit else None
-    grid = list(network.patch_embed.grid_size) if is_vit else None
-    about = {"classes": list(data.train.classes), "encoder_heads": heads, "grid": grid}
+    about: dict[str, Any] = {"classes": list(data.train.classes)}
+    if isinstance(run.state.model, VisionTransformer):  # what leaves no trace in its weights
+        heads = (part.num_heads for part in network.blocks.modules() if hasattr(part, "num_heads"))
+        about["encoder"] = network.default_cfg["architecture"]
+        about["encoder_heads"] = next(heads)
+        about["grid"] = list(network.patch_embed.grid_size)
     write_text_atomically(folder / "config.yaml", to_yaml(run.config))
     write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
     write_text_atomically(folder / "classes.json", json.dumps(about, indent=1))

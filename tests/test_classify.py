@@ -209,6 +209,27 @@ def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_
     assert best[0] == best[1]
 
 
+def test_a_run_goes_on_from_a_sound_description_alone(small, monkeypatch) -> None:
+    config = small()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[classify.__module__], "finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    path = config.output.folder / "classes.json"
+    about = json.loads(path.read_text())
+    for damage in ({"classes": 3}, {"encoder": "hf-hub:some/body"}, {"encoder_heads": "2"}):
+        path.write_text(json.dumps(about | damage))
+        with pytest.raises(UserError, match=r"classes\.json is damaged"):
+            classify(config)
+    path.write_text(json.dumps(about | {"classes": ["a"]}))
+    with pytest.raises(UserError, match=r"do not fit: 2 misshapen \(head\.weight is \[10, 32\]"):
+        classify(config)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_images_without_a_label_are_refused_before_training(small, tmp_path: Path) -> None:
     """Of shards of which some have no .cls, and of prepared ones of them."""
     for split in ("train", "val"):
