@@ -12,7 +12,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
 from finetune.groups import build_optimizer
-from finetune.load import build_classifier, check_sizes, classifier_around, patch_of
+from finetune.load import build_classifier, check_sizes, network_of_run, patch_of
 from finetune.outcome import describe, evaluate_and_keep, finish
 from finetune.sizes import base_of, cost_at, in_words, sides_at, sides_of
 from finetune.splits import Data, open_data
@@ -46,7 +45,6 @@ from mae_et.same_run import as_many_processes, check_same_data, origin_of
 from mae_et.signals import StopFlag
 from mae_et.spine import begin, joined, recording
 from mae_et.step import update
-from mae_et.weights import mae_layout
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -105,15 +103,9 @@ def build_network(
     config: ClassifierConfig, saved: dict[str, Any] | None, classes: int
 ) -> nn.Module:
     """Build the network anew, or as a saved run had it: what it started from may be gone."""
-    folder = config.output.folder
     if saved is None:
         return build_classifier(config.model, classes)
-    if config.model.backbone is not None:
-        return build_classifier(replace(config.model, checkpoint=None, pretrained=False), classes)
-    about = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-    weights = mae_layout(folder, saved["model"])
-    weights = replace(weights, encoder_heads=about["encoder_heads"], grid=about.get("grid"))
-    return classifier_around(config.model, weights, classes)
+    return network_of_run(config.model, config.output.folder, saved["model"])
 
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from finetune.config import Pool
+from finetune.splits import open_labelled
 from mae_et.config import DataConfig, check_statistics
 from mae_et.data import EvalView, normalise
-from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.folders import Split
 from mae_et.frequency import low_pass
@@ -107,15 +107,10 @@ def extract_features(
         bandwidth: low frequencies that the images keep, at their full size; all by default.
 
     Raises:
-        UserError: the data have no labels, or none of more than one class.
+        UserError: images have no labels, or none of more than one class.
     """
     check_statistics(data, model.channels)
-    source = open_source(data, split, model.channels)
-    if len(source.classes) < 2:
-        raise UserError(
-            "scoring an encoder needs labelled images: folders of at least two classes, "
-            f"not {data.root or data.source}"
-        )
+    source = open_labelled(data, split, model.channels, "scoring an encoder")
     view: Dataset[tuple[Tensor, int]] = EvalView(source, data, model.full[0] * model.patch)
     if chosen is not None:
         view = Subset(view, chosen)

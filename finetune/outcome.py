@@ -35,10 +35,11 @@ def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
     if monitor is None:
         return
     folder = run.config.output.folder
-    best = best_score(folder)
-    monitor.score(run.state.step, scores)
-    if scores["top1"] > best:
+    # The weights first: where the scores are not written down they are made up for, and so are
+    # weights; where they are, nothing is done again.
+    if scores["top1"] > best_score(folder):
         write_weights(run, folder / "best.safetensors")
+    monitor.score(run.state.step, scores)
 
 
 def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]:
@@ -66,10 +67,12 @@ def read_scores(folder: Path) -> list[Row]:
 def describe(run: Run, data: Data) -> str:
     """Return what is trained, beside its config and plan, as JSON."""
     network: Any = run.state.model
-    is_vit = isinstance(run.state.model, VisionTransformer)
-    heads = network.blocks[0].attn.num_heads if is_vit else None
-    grid = list(network.patch_embed.grid_size) if is_vit else None
-    about = {"classes": list(data.train.classes), "encoder_heads": heads, "grid": grid}
+    about: dict[str, Any] = {"classes": list(data.train.classes)}
+    if isinstance(run.state.model, VisionTransformer):  # what leaves no trace in its weights
+        heads = (part.num_heads for part in network.blocks.modules() if hasattr(part, "num_heads"))
+        about["encoder"] = network.default_cfg["architecture"]
+        about["encoder_heads"] = next(heads)
+        about["grid"] = list(network.patch_embed.grid_size)
     return json.dumps(about, indent=1)
 
 

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mae_et.config import PretrainConfig
 from mae_et.config_files import add_config_arguments, one_sentence, parse_config, plain
 from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.failures import told_in_a_sentence
 from mae_et.version import __version__
 
 Arguments = list[str]
@@ -52,7 +53,7 @@ def run(given: Arguments) -> int:
 
     Raises:
         UserError: the command line, or what it names, cannot be used.
-        RunFailed: a run could not go on.
+        RunFailed: a run could not go on, or memory or the disk ran out.
         Interrupted: a run was told to stop, and has saved.
     """
     if given in (["--version"], ["-V"]):
@@ -64,7 +65,8 @@ def run(given: Arguments) -> int:
     name, rest = given[0], given[1:]
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}")
-    COMMANDS[name](rest)
+    with told_in_a_sentence():
+        COMMANDS[name](rest)
     return 0
 
 
@@ -448,8 +450,8 @@ def _on_top_of_its_data(
     """Return a config whose data keys lie on top of those that its checkpoint was trained with."""
     parser = _parser(command, kind)
     given, _ = parse_config(parser, kind, arguments)
-    run = stored(given.checkpoint)
-    if run is None or given.data is None:
+    run = None if given.data is None else stored(given.checkpoint)
+    if run is None:
         return given
     parser.set_defaults({"data": plain(run.data)})
     config, _ = parse_config(parser, kind, arguments)

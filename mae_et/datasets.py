@@ -71,6 +71,13 @@ def open_source(config: DataConfig, split: Split, channels: int = 3) -> Source:
     raise UserError(f"data.name {kind!r} is unknown; known: {known}")
 
 
+def count_unlabelled(source: Source) -> int:
+    """Return how many images of a source have no label; the images are not read."""
+    labels = getattr(getattr(source, "inner", None), "labels", None)
+    # torchvision's sets, and synthetic ones, say no labels beforehand, and always have them.
+    return 0 if labels is None else int((np.asarray(labels) == UNLABELLED).sum())
+
+
 # --- tar shards -----------------------------------------------------------------------------------
 
 
@@ -216,8 +223,16 @@ class HuggingFaceImages:
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         row = self.rows[index]
         content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-        label = row.get("label")
-        return content, label if self.classes and isinstance(label, int) else UNLABELLED
+        return content, self._label(row.get("label"))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of each image, int64 [N]: the column is read, and no image."""
+        found = self.rows["label"][:] if self.classes else [None] * len(self)
+        return np.fromiter(map(self._label, found), np.int64, len(self))
+
+    def _label(self, found: Any) -> int:
+        return found if self.classes and isinstance(found, int) else UNLABELLED
 
 
 def _hugging_face(config: DataConfig, split: Split, channels: int) -> Source:

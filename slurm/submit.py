@@ -51,6 +51,12 @@ def submit(
         UserError: the command, the cluster or the folder would not do; nothing is submitted.
     """
     first = task(kind, arguments)
+    following_kinds = [words.partition("=")[0] for words in then]
+    for each in following_kinds:
+        if following_kinds.count(each) > 1:
+            raise UserError(
+                f"--then: {each} is given twice, and both would be in {first.folder / each}"
+            )
     runs = arms(first, sweep) if sweep else [first]
     groups = [runs, *([following(run, words) for run in runs] for words in then)]
     if sweep:

@@ -32,7 +32,8 @@ from mae_et.datasets import open_source
 from mae_et.errors import RunFailed
 from mae_et.pictures import MOST_PIXELS, decode
 from mae_et.plain_pickle import unpickling_plainly
-from mae_et.pretrained import only_read, stored_config
+from mae_et.pretrained import stored_config
+from mae_et.stored import only_read
 from mae_et.weights import load_weights
 from slurm.config import ClusterConfig
 

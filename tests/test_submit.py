@@ -94,6 +94,14 @@ def test_words_of_the_shell_are_quoted(place, capsys) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+def test_two_jobs_of_one_folder_are_refused(place, capsys) -> None:
+    for then in ("finetune=a.yaml,finetune=b.yaml", "knn,linear-probe,knn"):
+        assert main(["submit", "pretrain", *RUN, "--dry-run", f"--then={then}"]) == 2
+        kind = then[-3:] if then.endswith("knn") else "finetune"
+        told = f"--then: {kind} is given twice, and both would be in run/{kind}"
+        assert told in capsys.readouterr().err
+
+
 def test_without_slurm_nothing_is_submitted(place, monkeypatch, capsys) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["submit", "pretrain", *RUN]) == 2
