@@ -29,7 +29,8 @@ from mae_et.config_files import load_config
 from mae_et.datasets import open_source
 from mae_et.distributed import choose_device
 from mae_et.errors import UserError
-from mae_et.pretrain import make_plan, pretrain
+from mae_et.planning import make_plan
+from mae_et.pretrain import pretrain
 from mae_et.pretrained import stored_config
 
 
@@ -102,6 +103,7 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
             f"--efficiency.precision={efficiency.precision}", f"--seed={seed}",
             f"--efficiency.workers={efficiency.workers}",
             f"--optim.batch_size={pretraining.optim.batch_size}",
+            "--output.evaluate_every=100%",
         ]  # fmt: skip
         return {
             "fine_tuned": fine_tuned(

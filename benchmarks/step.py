@@ -160,7 +160,11 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
     """Measure training steps and their memory beside a plain reference's."""
     builders = arms(config)
     # In processes of their own: what one leaves behind would count for the next.
-    peaks = {name: peak(build) for name, build in builders.items()} if config.memory else {}
+    peaks = (
+        {name: peak(build, choose_device(config.device)) for name, build in builders.items()}
+        if config.memory
+        else {}
+    )
     steps = {name: build() for name, build in builders.items()}
     # A compiled step does as many.
     flops = {name: operations(step) for name, step in steps.items() if "compiled" not in name}
@@ -225,15 +229,14 @@ def share_of(part: Speed, whole: Speed) -> float:
     return shares[len(shares) // 2]
 
 
-def peak(build: Callable[[], Callable[[], object]]) -> int:
+def peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int:
     """Return the most bytes that an arm and two steps of it take, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_peak, (build,))
+        return pool.apply(_peak, (build, device))
 
 
-def _peak(build: Callable[[], Callable[[], object]]) -> int:
-    device = choose_device("auto")
+def _peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int:
     before = peak_memory(device)  # Python's and torch's own, on a CPU
     step = build()
     step()

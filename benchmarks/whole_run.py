@@ -27,7 +27,8 @@ from mae_et.benchmarks.rounds import interleave
 from mae_et.config import CropConfig, PretrainConfig
 from mae_et.config_files import load_config
 from mae_et.datasets import open_source
-from mae_et.pretrain import make_plan, pretrain
+from mae_et.planning import make_plan
+from mae_et.pretrain import pretrain
 
 SILENT = [
     "--output.log_every=100%", "--output.checkpoint_every=100%", "--output.reconstruct_images=0",

@@ -12,7 +12,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,36 +22,29 @@ from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
 from finetune.groups import build_optimizer
-from finetune.load import build_classifier, check_sizes, classifier_around, patch_of
+from finetune.load import build_classifier, check_sizes, network_of_run, patch_of
 from finetune.outcome import describe, evaluate_and_keep, finish
 from finetune.sizes import base_of, cost_at, in_words, sides_at, sides_of
 from finetune.splits import Data, open_data
 from finetune.views import Labelled, LabelledView, mix
 from mae_et import distributed
-from mae_et.checkpoint import (
-    TrainState,
-    newest_checkpoint,
-    set_aside_newer,
-)
+from mae_et.checkpoint import TrainState
 from mae_et.config import duration_in_steps
 from mae_et.curriculum import Curriculum, Plan, PlannedStage
 from mae_et.distributed import World
-from mae_et.errors import RunFailed, UserError
-from mae_et.failures import told_in_a_sentence
+from mae_et.errors import UserError
 from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
-from mae_et.hang import ended_when_it_hangs
 from mae_et.loading import training_batches
-from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
 from mae_et.monitor import SCORES, Monitor, read_metrics
 from mae_et.order import micro_batch_size, sample_seed
-from mae_et.precision import autocast, autocast_dtype
+from mae_et.precision import autocast, set_precision
 from mae_et.run import Run, wrap
-from mae_et.same_run import as_many_processes, check_same_data, check_same_run, origin_of
-from mae_et.signals import StopFlag, stop_signals
+from mae_et.same_run import as_many_processes, check_same_data, origin_of
+from mae_et.signals import StopFlag
+from mae_et.spine import begin, joined, recording
 from mae_et.step import update
-from mae_et.weights import mae_layout
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -69,32 +61,22 @@ def classify(config: ClassifierConfig) -> dict[str, Any]:
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    patience = config.efficiency.step_timeout
-    world = distributed.start(config.efficiency.device, patience)
-    try:
-        with told_in_a_sentence(), ended_when_it_hangs(patience), stop_signals() as stopped:
-            _classify(config, world, stopped)
-    finally:
-        distributed.stop(world)
+    with joined(config.efficiency) as (world, stopped):
+        _classify(config, world, stopped)
     return json.loads((config.output.folder / "results.json").read_text(encoding="utf-8"))
 
 
 def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None:
-    folder = config.output.folder
-    saved = newest_checkpoint(folder / "checkpoints")
-    finished = (folder / "results.json").exists()
-    check_same_run(config, saved, finished)
-    if not distributed.all_have(saved["step"] if saved else 0, world):
-        raise RunFailed(f"processes see different checkpoints in {folder}; start again")
+    saved, finished = begin(config, world)
     if finished:
         return
     data = open_data(config)
     origin = origin_of(data.train, world)
     check_same_data(config, saved, len(data.train), origin)
-    if saved and not as_many_processes(saved, world):
+    if saved and world.is_main and not as_many_processes(saved, world):
         warnings.warn(
             "this run goes on with another number of processes: the samples stay the same, but "
-            "mixing and drop path are drawn anew for each process",
+            "where there are mixing, drop path or batch norms, each process has its own",
             stacklevel=1,
         )
     torch.manual_seed(config.seed)
@@ -110,21 +92,10 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
         data.train, config.data, config.recipe, plan, config.seed, config.model.image_size,
         config.crop.method,
     )  # fmt: skip
-    with training_batches(run, view) as loaded:
-        if not world.is_main:
-            train(run, loaded, data, None, stopped)
-        else:
-            with sole_writer(folder):
-                set_aside_newer(folder / "checkpoints", run.state.step)
-                describe(run, data)
-                monitor = Monitor(config, plan, run.state.step)
-                if run.unread is not None:
-                    run.unread.write()
-                try:
-                    train(run, loaded, data, monitor, stopped)
-                    finish(run, monitor)
-                finally:
-                    monitor.close()
+    about = {"classes.json": describe(run, data)}
+    with training_batches(run, view) as loaded, recording(run, about) as monitor:
+        train(run, loaded, data, monitor, stopped)
+        finish(run, monitor)
     distributed.barrier(world)
 
 
@@ -132,15 +103,9 @@ def build_network(
     config: ClassifierConfig, saved: dict[str, Any] | None, classes: int
 ) -> nn.Module:
     """Build the network anew, or as a saved run had it: what it started from may be gone."""
-    folder = config.output.folder
     if saved is None:
         return build_classifier(config.model, classes)
-    if config.model.backbone is not None:
-        return build_classifier(replace(config.model, checkpoint=None, pretrained=False), classes)
-    about = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-    weights = mae_layout(folder, saved["model"])
-    weights = replace(weights, encoder_heads=about["encoder_heads"], grid=about.get("grid"))
-    return classifier_around(config.model, weights, classes)
+    return network_of_run(config.model, config.output.folder, saved["model"])
 
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
@@ -169,11 +134,7 @@ def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int],
 
 
 def prepare(
-    config: ClassifierConfig,
-    network: Any,
-    plan: Plan,
-    world: World,
-    saved: dict[str, Any] | None,
+    config: ClassifierConfig, network: Any, plan: Plan, world: World, saved: dict[str, Any] | None
 ) -> Run:
     """Put a network on its device, with its optimizer, as new or as saved."""
     efficiency = config.efficiency
@@ -183,8 +144,6 @@ def prepare(
     mixes = bool(config.recipe.mixup or config.recipe.cutmix)
     if mixes and any(micro_batch(stage.bandwidth) % 2 for stage in plan.stages):
         raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
-    if world.device.type == "cuda" and efficiency.tf32:
-        torch.set_float32_matmul_precision("high")
     smallest = min(micro_batch(stage.bandwidth) for stage in plan.stages)
     normalises = any(isinstance(part, BATCH_NORMS) for part in network.modules())
     if smallest == 1 and normalises:
@@ -195,12 +154,10 @@ def prepare(
         except (AssertionError, AttributeError):
             raise UserError("efficiency.gradient_checkpointing: the network has none") from None
     network = network.to(world.device)
-    dtype = autocast_dtype(efficiency.precision, world.device)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+    dtype, scaler = set_precision(efficiency, world.device)
     ema = config.optim.ema
     average = None if ema is None else ModelEmaV3(network, decay=ema)
-    optimizer = build_optimizer(network, config.optim)
-    state = TrainState(network, optimizer, scaler, average=average)
+    state = TrainState(network, build_optimizer(network, config.optim), scaler, average=average)
     if saved:
         state.restore(saved)
     run = Run(config, plan, world, state, network, dtype, micro_batch)

@@ -1,5 +1,6 @@
 """What a classifier's training is: fine-tuning, probing, or training from scratch."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -91,8 +92,8 @@ class RecipeConfig:
             UserError: a value is out of range; the sentence names its key.
         """
         for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise UserError(f"recipe.{name} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"recipe.{name} must not be negative, got {getattr(self, name)}")
         for name in ("smoothing", "erasing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"recipe.{name} must lie in [0, 1), got {getattr(self, name)}")

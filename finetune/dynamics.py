@@ -28,7 +28,8 @@ from mae_et.errors import UserError
 from mae_et.lock import sole_writer
 from mae_et.monitor import Row, read_metrics
 from mae_et.plain_files import keep_settings
-from mae_et.pretrained import load_pretrained, stored_config
+from mae_et.pretrained import masked_autoencoder, stored_config
+from mae_et.weights import weights_in
 
 RECORD = "dynamics.jsonl"
 
@@ -145,8 +146,8 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     run = config_from_text(saved["config"], PretrainConfig)
     plan = Plan.from_dict(saved["plan"])
     step, data = saved["step"], run.data
+    model = masked_autoencoder(weights_in(path, saved))
     del saved
-    model = load_pretrained(path)
     device = distributed.choose_device(config.device)
     probing = ProbeConfig(
         path, batch_size=config.batch_size, workers=config.workers, device=config.device

@@ -11,26 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from finetune.config import ClassifierConfig, NetworkConfig, Pool
-from finetune.load import build_classifier, classifier_around, vit_around
+from finetune.config import ClassifierConfig, Pool
+from finetune.load import network_of_run, vit_around
 from finetune.sizes import Size, sides_of
+from finetune.splits import open_labelled
 from finetune.views import central_view
 from mae_et import distributed
 from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig, check_statistics
 from mae_et.config_files import config_from_text
 from mae_et.data import normalise
-from mae_et.datasets import Source, open_source
+from mae_et.datasets import Source
 from mae_et.distributed import World
 from mae_et.errors import UserError
-from mae_et.failures import told_in_a_sentence
 from mae_et.folders import classes_without_images
 from mae_et.hang import beat
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.plain_files import read_text
 from mae_et.precision import autocast, autocast_dtype
-from mae_et.pretrained import only_read
-from mae_et.weights import load_weights, mae_layout, read_classes, read_file
+from mae_et.stored import only_read, read_classes
+from mae_et.weights import load_weights, read_file
 
 # A table of more classes than this would be larger than what it is made from.
 MOST_CLASSES_IN_TABLE = 2000
@@ -158,16 +158,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError("data must be given (--data.root or --data.name)")
     world = distributed.start(config.device)
     try:
-        with told_in_a_sentence():
-            network, size, channels = _load(config, run)
-            check_statistics(data, channels)
-            source = open_source(data, "val", channels)
-            _check_classes(network, source, config.checkpoint, run is not None)
-            dtype = autocast_dtype(config.precision, world.device)
-            scores = score(
-                network.to(world.device), source, data, size, world, dtype, config.batch_size,
-                worker_count(config.workers, world.size),
-            )  # fmt: skip
+        network, size, channels = _load(config, run)
+        check_statistics(data, channels)
+        source = open_labelled(data, "val", channels, "an evaluation")
+        _check_classes(network, source, config.checkpoint, run is not None)
+        dtype = autocast_dtype(config.precision, world.device)
+        scores = score(
+            network.to(world.device), source, data, size, world, dtype, config.batch_size,
+            worker_count(config.workers, world.size),
+        )  # fmt: skip
     finally:
         distributed.stop(world)
     results = {"data": str(data.root or data.source)} | scores.summary()
@@ -210,8 +209,7 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
     if run is not None:
         names = {"last": "model.safetensors", "best": "best.safetensors"}
         weights = config.checkpoint / names[config.weights]
-        network = _network_of(run.model, weights, read_classes(config.checkpoint))
-        network.load_state_dict(read_file(weights))
+        network = network_of_run(run.model, config.checkpoint, read_file(weights))
         return network, run.model.image_size, run.model.channels
     found = load_weights(config.checkpoint)
     if not {"weight", "bias"} <= set(found.head):
@@ -223,16 +221,6 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
         encoder_heads=config.encoder_heads,
     )  # fmt: skip
     return vit, config.image_size, found.encoder["patch_embed.proj.weight"].shape[1]
-
-
-def _network_of(model: NetworkConfig, path: Path, about: dict[str, Any]) -> nn.Module:
-    """Build a run's network around its own weights: what it started from may be gone."""
-    classes = len(about["classes"])
-    if model.backbone is not None:
-        return build_classifier(replace(model, pretrained=False, checkpoint=None), classes)
-    weights = mae_layout(path, read_file(path))
-    weights = replace(weights, encoder_heads=about["encoder_heads"], grid=about.get("grid"))
-    return classifier_around(model, weights, classes)
 
 
 def _check_classes(network: Any, source: Source, checkpoint: Path, is_run: bool) -> None:

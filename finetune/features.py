@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from finetune.config import Pool
+from finetune.splits import open_labelled
 from mae_et.config import DataConfig, check_statistics
 from mae_et.data import EvalView, normalise
-from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.folders import Split, split_name
 from mae_et.frequency import low_pass
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.model import MaskedAutoencoder
 from mae_et.precision import autocast, autocast_dtype
-
-Pool = Literal["cls", "mean"]
 
 
 @dataclass(frozen=True)
@@ -108,21 +107,10 @@ def extract_features(
         bandwidth: low frequencies that the images keep, at their full size; all by default.
 
     Raises:
-        UserError: the data have no labels, or none of more than one class.
+        UserError: images have no labels, or none of more than one class.
     """
     check_statistics(data, model.channels)
-    source = open_source(data, split, model.channels)
-    if len(source.classes) < 2:
-        cause = "has no classes"
-        if source.classes:
-            cause = "has one class"
-        elif data.source == "folder":
-            name = split_name(data, split)
-            cause += f", for not all of its images lie in class folders ({name}/CLASS/*)"
-        raise UserError(
-            f"the {split} split of {data.root or data.source} {cause}: scoring an encoder needs "
-            "labelled images of at least two classes"
-        )
+    source = open_labelled(data, split, model.channels, "scoring an encoder")
     view: Dataset[tuple[Tensor, int]] = EvalView(source, data, model.full[0] * model.patch)
     if chosen is not None:
         view = Subset(view, chosen)

@@ -12,12 +12,14 @@ import torch
 from finetune.features import Features, ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import probe_features
+from finetune.splits import open_labelled
 from mae_et import distributed
 from mae_et.config import DataConfig
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.order import sample_seed
-from mae_et.pretrained import load_pretrained, stored_config
+from mae_et.pretrained import masked_autoencoder
+from mae_et.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,9 @@ class HeldOut:
         """Refuse data on which there is nothing to measure.
 
         Raises:
-            UserError: they have no labels, or are too few.
+            UserError: images have no labels, or are too few.
         """
-        source = open_source(data, "train", channels)
-        if len(source.classes) < 2:
-            raise UserError(
-                f"an accuracy of {self.by} needs labelled images: folders of at least two classes, "
-                f"not {data.root or data.source}"
-            )
+        source = open_labelled(data, "train", channels, f"an accuracy of {self.by}")
         first, second = self.split(len(source))
         if not first or not second:
             raise UserError(
@@ -66,10 +63,11 @@ class HeldOut:
         Raises:
             UserError: the run or its data cannot be used.
         """
-        run = stored_config(folder)
+        weights = load_weights(folder)
+        run = weights.config
         if run is None:
             raise UserError(f"{folder} is no run folder of mae-et pretrain")
-        model = load_pretrained(folder)
+        model = masked_autoencoder(weights)
         device = distributed.choose_device(self.device)
         config = ProbeConfig(folder, workers=self.workers, device=self.device, seed=self.seed)
         votes, judged = self.split(len(open_source(run.data, "train", model.channels)))

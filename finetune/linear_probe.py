@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.features import Features
+from mae_et.weights import PROBE_EPSILON
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 MOMENTUM = 0.9
 BATCH = 256
 HELD_OUT = 0.1
-EPSILON = 1e-6
 
 
 class ProbeResult(NamedTuple):
@@ -65,7 +65,8 @@ def probe_features(train: Features, val: Features, epochs: int = 100, seed: int 
 
 def train_probe(train: Features, epochs: int = 100, seed: int = 0) -> Probe:
     """Train a linear classifier on features; see `probe_features`."""
-    mean, deviation = train.vectors.mean(0), (train.vectors.var(0, correction=0) + EPSILON).sqrt()
+    mean, variance = train.vectors.mean(0), train.vectors.var(0, correction=0)
+    deviation = (variance + PROBE_EPSILON).sqrt()
     inputs = (train.vectors - mean) / deviation
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     count = max(1, int(len(order) * HELD_OUT))

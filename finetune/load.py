@@ -9,6 +9,7 @@ import copy
 import math
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,18 @@ from finetune.config import NetworkConfig, Pool, Probe
 from finetune.sizes import Size, in_words, sides_of
 from mae_et.errors import UserError
 from mae_et.hub import create_pretrained
+from mae_et.model import create_vit
 from mae_et.pretrained import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
-from mae_et.weights import PROBE_EPSILON, Weights, differences, load_weights, read_file, unwrap
+from mae_et.stored import read_classes
+from mae_et.weights import (
+    PROBE_EPSILON,
+    Weights,
+    classifier_layout,
+    differences,
+    load_weights,
+    read_file,
+    unwrap,
+)
 
 HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
 
@@ -42,6 +53,29 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
         return network
     assert config.checkpoint is not None  # one of the two is given
     return classifier_around(config, load_weights(config.checkpoint), classes)
+
+
+def network_of_run(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:
+    """Build the network of a run around its own weights, for what it started from may be gone.
+
+    Args:
+        config: of the run.
+        folder: of the run, which says the classes and what else weights do not.
+        tensors: the weights, under timm's names.
+
+    Raises:
+        UserError: they do not fit each other, or what the folder says is damaged.
+    """
+    classes = len(read_classes(folder)["classes"])
+    if config.backbone is not None:
+        network = build_classifier(replace(config, pretrained=False, checkpoint=None), classes)
+    else:
+        network = classifier_around(config, classifier_layout(folder, tensors), classes)
+    differing = differences(tensors, network.state_dict())
+    if differing:
+        raise UserError(f"the weights of {folder} do not fit: {differing}")
+    network.load_state_dict(tensors)
+    return network
 
 
 def classifier_around(config: NetworkConfig, weights: Weights, classes: int) -> nn.Module:
@@ -87,7 +121,8 @@ def vit_around(
         pool: mean of the patch tokens, or class token.
         probe: what is trained, which decides the head.
         drop_path: chance of dropping a residual branch in the last block.
-        encoder_heads: heads of the encoder, where its width is no published one.
+        encoder_heads: heads of the encoder, where the weights do not say them and their width is no
+            published one.
         patch_size: side of a patch in pixels; the checkpoint's own by default.
 
     Raises:
@@ -104,19 +139,23 @@ def vit_around(
     if patch != own_patch:
         kernel = encoder["patch_embed.proj.weight"]
         encoder["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch, patch])
-    said = weights.encoder_heads or (weights.model.encoder_heads if weights.model else None)
-    network: Any = timm.create_model(
-        "vit_base_patch16_224",
+    if weights.model is not None:
+        heads = weights.model.encoder_heads  # None: as many as the architecture has
+    else:
+        given = weights.encoder_heads or encoder_heads
+        heads = heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS)
+    network = create_vit(
+        weights.architecture,
         img_size=sides,
         patch_size=patch,
         in_chans=channels,
         embed_dim=width,
         depth=depth_of(encoder),
-        num_heads=heads_of("encoder", width, encoder_heads or said, PUBLISHED_ENCODER_HEADS),
         num_classes=classes,
         global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
         drop_path_rate=drop_path,
         dynamic_img_size=True,  # for a curriculum's smaller stages
+        **({} if heads is None else {"num_heads": heads}),
     )
     if probe == "linear":
         norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)

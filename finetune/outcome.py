@@ -10,16 +10,13 @@ from torch import nn
 from finetune.evaluate import score
 from finetune.splits import Data
 from mae_et import distributed
-from mae_et.atomic import write_atomically, write_text_atomically
+from mae_et.atomic import write_atomically
 from mae_et.checksums import sealed_safetensors
-from mae_et.config_files import to_yaml
 from mae_et.finite import check_state
 from mae_et.loading import worker_count
 from mae_et.monitor import SCORES, Monitor, Row, read_metrics
-from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.run import Run
-from mae_et.spikes import tell
-from mae_et.window import summarise_stages
+from mae_et.spine import conclude
 
 
 def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
@@ -38,10 +35,11 @@ def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
     if monitor is None:
         return
     folder = run.config.output.folder
-    best = best_score(folder)
-    monitor.score(run.state.step, scores)
-    if scores["top1"] > best:
+    # The weights first: where the scores are not written down they are made up for, and so are
+    # weights; where they are, nothing is done again.
+    if scores["top1"] > best_score(folder):
         write_weights(run, folder / "best.safetensors")
+    monitor.score(run.state.step, scores)
 
 
 def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]:
@@ -66,42 +64,31 @@ def read_scores(folder: Path) -> list[Row]:
     return [row for row in read_metrics(folder, SCORES) if "top1" in row]
 
 
-def describe(run: Run, data: Data) -> None:
-    """Write down what is trained."""
-    folder = run.config.output.folder
+def describe(run: Run, data: Data) -> str:
+    """Return what is trained, beside its config and plan, as JSON."""
     network: Any = run.state.model
-    is_vit = isinstance(run.state.model, VisionTransformer)
-    heads = network.blocks[0].attn.num_heads if is_vit else None
-    grid = list(network.patch_embed.grid_size) if is_vit else None
-    about = {"classes": list(data.train.classes), "encoder_heads": heads, "grid": grid}
-    write_text_atomically(folder / "config.yaml", to_yaml(run.config))
-    write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
-    write_text_atomically(folder / "classes.json", json.dumps(about, indent=1))
+    about: dict[str, Any] = {"classes": list(data.train.classes)}
+    if isinstance(run.state.model, VisionTransformer):  # what leaves no trace in its weights
+        heads = (part.num_heads for part in network.blocks.modules() if hasattr(part, "num_heads"))
+        about["encoder"] = network.default_cfg["architecture"]
+        about["encoder_heads"] = next(heads)
+        about["grid"] = list(network.patch_embed.grid_size)
+    return json.dumps(about, indent=1)
 
 
-def finish(run: Run, monitor: Monitor) -> None:
-    """Leave the weights and the final figures; the latter last, for they say that all is done."""
-    folder, plan = run.config.output.folder, run.plan
+def finish(run: Run, monitor: Monitor | None) -> None:
+    """Leave the weights and the final figures."""
+    if monitor is None:
+        return
+    folder = run.config.output.folder
     write_weights(run, folder / "model.safetensors")
-    rows, scores = read_metrics(folder), read_scores(folder)
-    results: dict[str, Any] = {}
-    if scores:
+    figures: dict[str, Any] = {}
+    if scores := read_scores(folder):
         best = max(scores, key=lambda row: row["top1"])
-        results = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
-        results |= {"best_top1": best["top1"], "best_step": best["step"]}
-    results |= {
-        "steps": plan.steps,
-        "train_images": plan.images,
-        "equivalent_epochs": plan.equivalent_epochs,
-        "compute": plan.compute,
-        "compute_unit": COMPUTE_UNITS[run.config.curriculum.cost],
-        "training_seconds": run.state.seconds,
-        "stages": summarise_stages(rows, plan),
-    }
-    results |= tell(rows)
-    monitor.finish(results)
-    monitor.flush()
-    write_text_atomically(folder / "results.json", json.dumps(results, indent=1))
+        figures = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
+        figures |= {"best_top1": best["top1"], "best_step": best["step"]}
+    figures |= {"train_images": run.plan.images}
+    conclude(run, monitor, read_metrics(folder), figures)
 
 
 def write_weights(run: Run, path: Path) -> None:

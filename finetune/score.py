@@ -13,7 +13,8 @@ from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig
 from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder, initialise
-from mae_et.pretrained import load_pretrained, stored_config
+from mae_et.pretrained import masked_autoencoder
+from mae_et.weights import Weights, load_weights
 
 
 def knn(config: ProbeConfig) -> dict[str, Any]:
@@ -34,8 +35,9 @@ def score_encoder(
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
-    model = load_pretrained(config.checkpoint, config.encoder_heads, config.decoder_heads)
-    data = config.data or _data_of(config)
+    weights = load_weights(config.checkpoint)
+    model = masked_autoencoder(weights, config.encoder_heads, config.decoder_heads)
+    data = config.data or _data_of(weights)
     results = {"data": str(data.root or data.source)}
     results |= _score(model, data, config, neighbours, linear)
     if config.untrained:
@@ -48,14 +50,13 @@ def score_encoder(
     return results
 
 
-def _data_of(config: ProbeConfig) -> DataConfig:
-    run = stored_config(config.checkpoint)
-    if run is None:
+def _data_of(weights: Weights) -> DataConfig:
+    if weights.config is None:
         raise UserError(
-            f"data must be given (--data.root or --data.name): {config.checkpoint} does not say "
-            "what it was trained on"
+            f"data must be given (--data.root or --data.name): {weights.path} does not say what it "
+            "was trained on"
         )
-    return run.data
+    return weights.config.data
 
 
 def _score(

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from finetune.config import ClassifierConfig
-from mae_et.datasets import Source, open_source
+from mae_et.config import DataConfig
+from mae_et.datasets import Source, count_unlabelled, open_source
 from mae_et.errors import UserError
-from mae_et.folders import classes_without_images
+from mae_et.folders import Split, classes_without_images, split_name
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,49 @@ class Data:
         return len(self.train.classes)
 
 
+def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -> Source:
+    """Open a split of which every image has a label.
+
+    Args:
+        data: the data set.
+        split: the split.
+        channels: of the images.
+        purpose: what needs the labels, as the sentence begins.
+
+    Raises:
+        UserError: there are no classes, or images without a label.
+    """
+    source = open_source(data, split, channels)
+    name = split_name(data, split)
+    if len(source.classes) < 2:
+        cause = "has no classes"
+        if source.classes:
+            cause = "has one class"
+        elif data.source == "folder":
+            cause += f", for not all of its images lie in class folders ({name}/CLASS/*)"
+        raise UserError(
+            f"the {split} split of {data.root or data.source} {cause}: {purpose} needs labelled "
+            "images of at least two classes"
+        )
+    lacking = count_unlabelled(source)
+    if lacking:
+        raise UserError(
+            f"{purpose} needs labelled images: {lacking} of {len(source)} images of "
+            f"{name} have no label"
+        )
+    return source
+
+
 def open_data(config: ClassifierConfig) -> Data:
     """Open both splits, or the training split alone where nothing is evaluated.
 
     Raises:
         UserError: there are no labels, or the splits differ in their classes.
     """
-    train = open_source(config.data, "train", config.model.channels)
-    if len(train.classes) < 2:
-        raise UserError("a classifier needs labelled images: folders of at least two classes")
+    train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     if config.output.evaluate_every is None:
         return Data(train, None)
-    val = open_source(config.data, "val", config.model.channels)
+    val = open_labelled(config.data, "val", config.model.channels, "a classifier")
     if list(train.classes) != list(val.classes):
         raise UserError("the training and validation splits differ in their classes")
     empty = classes_without_images(val)

@@ -88,19 +88,18 @@ class TrainState:
 
 def save_checkpoint(
     folder: Path,
-    state: TrainState | dict[str, Any],
+    state: dict[str, Any],
     config: str,
     plan: dict[str, Any],
     origin: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint of a state (or its `to_dict`), its config (YAML), plan and origin.
+    """Write a checkpoint of a state (`TrainState.to_dict`), its config (YAML), plan and origin.
 
     Returns:
         The path.
     """
-    whole = state.to_dict() if isinstance(state, TrainState) else state
-    path = folder / f"step-{whole['step']:08d}.pt"
-    payload = {"format": FORMAT, "config": config, "plan": plan, "origin": origin, **whole}
+    path = folder / f"step-{state['step']:08d}.pt"
+    payload = {"format": FORMAT, "config": config, "plan": plan, "origin": origin, **state}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:

@@ -26,6 +26,7 @@ from mae_et.config_files import (
 )
 from mae_et.config_shape import unknown_keys
 from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.failures import told_in_a_sentence
 from mae_et.version import __version__
 
 Arguments = list[str]
@@ -59,7 +60,7 @@ def run(given: Arguments) -> int:
 
     Raises:
         UserError: the command line, or what it names, cannot be used.
-        RunFailed: a run could not go on.
+        RunFailed: a run could not go on, or memory or the disk ran out.
         Interrupted: a run was told to stop, and has saved.
     """
     if given in (["--version"], ["-V"]):
@@ -71,7 +72,8 @@ def run(given: Arguments) -> int:
     name, rest = given[0], given[1:]
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}")
-    COMMANDS[name](rest)
+    with told_in_a_sentence():
+        COMMANDS[name](rest)
     return 0
 
 
@@ -93,7 +95,7 @@ def plan(arguments: Arguments) -> None:
     """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
     from mae_et.datasets import open_source
     from mae_et.plan_table import COMPUTE_UNITS, plan_table, summarise
-    from mae_et.pretrain import make_plan
+    from mae_et.planning import make_plan
     from mae_et.throughput import throughput_table
 
     parser = _parser("plan", PretrainConfig)
@@ -528,8 +530,8 @@ def _on_top_of_its_data(
     """Return a config whose data keys lie on top of those that its checkpoint was trained with."""
     parser = _parser(command, kind)
     given, _ = parse_config(parser, kind, arguments)
-    run = stored(given.checkpoint)
-    if run is None or given.data is None:
+    run = None if given.data is None else stored(given.checkpoint)
+    if run is None:
         return given
     parser.set_defaults({"data": plain(run.data)})
     config, _ = parse_config(parser, kind, arguments)

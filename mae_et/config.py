@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,11 +24,6 @@ SOURCE_KEYS = (
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
 Target = Literal["pixel", "norm_pix", "hog"]
 Duration = int | str
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UserError(sentence)
 
 
 def duration_in_steps(duration: Duration, total_steps: int, key: str = "duration") -> int:
@@ -105,7 +100,7 @@ class ModelConfig:
             UserError: a value is out of range; the sentence names its key.
         """
         named = re.search(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)
-        _require(
+        require(
             self.patch_size is not None or named is not None,
             f"model.patch_size is needed: the name {self.encoder!r} does not say it",
         )
@@ -123,25 +118,25 @@ class ModelConfig:
             "patch_size",
         ):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"model.{name} must be positive, got {value}")
-        _require(
+            require(value is None or value > 0, f"model.{name} must be positive, got {value}")
+        require(
             0 < self.mask_ratio < 1,
             f"model.mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}",
         )
-        _require(
+        require(
             0 < self.decoder_share <= 1,
             f"model.decoder_share must lie in (0, 1], got {self.decoder_share}",
         )
-        _require(
+        require(
             self.image_size % self.patch == 0,
             f"model.image_size {self.image_size} is not a multiple of the patch size {self.patch}",
         )
-        _require(
+        require(
             self.decoder_width % self.decoder_heads == 0 and self.decoder_width % 4 == 0,
             f"model.decoder_width {self.decoder_width} must be a multiple of 4 and of "
             f"model.decoder_heads {self.decoder_heads}",
         )
-        _require(
+        require(
             self.target != "hog" or self.patch % self.hog_cell == 0,
             f"model.hog_cell {self.hog_cell} does not divide the patch size {self.patch}",
         )
@@ -213,29 +208,28 @@ class DataConfig:
         Raises:
             UserError: a value is out of range; the sentence names its key.
         """
-        _require(len(self.mean) == len(self.std), "data.mean and data.std differ in length")
-        _require(all(value > 0 for value in self.std), "data.std must be positive")
+        require(len(self.mean) == len(self.std), "data.mean and data.std differ in length")
+        require(all(map(math.isfinite, self.mean)), "data.mean must be finite")
+        require(all(0 < value < math.inf for value in self.std), "data.std must be positive")
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
-            _require(0 < low <= high, f"data.{name} must be two rising positive numbers")
-        _require(self.scale[1] <= 1, "data.scale must not exceed 1")
-        _require(
+            require(0 < low <= high < math.inf, f"data.{name} must be two rising positive numbers")
+        require(self.scale[1] <= 1, "data.scale must not exceed 1")
+        require(
             all(times > 0 for times in (self.replay or {}).values()) and self.replay_images > 0,
             "data.replay and data.replay_images must be positive",
         )
-        _require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
-        _require(
+        require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
+        require(
             0 <= self.broken_share <= 1,
             f"data.broken_share must lie in [0, 1], got {self.broken_share}",
         )
-        _require(
-            0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}"
-        )
-        _require(
+        require(0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}")
+        require(
             self.root is None or self.source != "synthetic",
             "data.root is given, but data.name synthetic needs none",
         )
-        _require(
+        require(
             self.augment is None
             or re.fullmatch(r"rand(-(?!m\d)\w+[\d.]*)*", self.augment) is not None,
             f"data.augment must read like rand-mstd0.5-inc1 (the stage gives the magnitude), "
@@ -271,15 +265,15 @@ class CurriculumConfig:
         Raises:
             UserError: preset and stages contradict each other, or the budget is not positive.
         """
-        _require(
+        require(
             self.epochs > 0 and math.isfinite(self.epochs),
             f"curriculum.epochs must be positive, got {self.epochs}",
         )
-        _require(
+        require(
             self.preset == "custom" or self.shares_of == "compute",
             "curriculum.shares_of goes with curriculum.preset custom; presets set their own",
         )
-        _require(
+        require(
             bool(self.stages) == (self.preset == "custom"),
             "curriculum.stages goes with curriculum.preset custom, and only with it",
         )
@@ -329,23 +323,26 @@ class OptimConfig:
         Raises:
             UserError: a value is out of range; the sentence names its key.
         """
-        _require(self.batch_size > 0, "optim.batch_size must be positive")
-        _require(self.base_lr > 0, "optim.base_lr must be positive")
-        _require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
-        _require(0 <= self.warmup < 1, f"optim.warmup is a share in [0, 1), got {self.warmup}")
-        _require(
+        require(self.batch_size > 0, "optim.batch_size must be positive")
+        require(0 < self.base_lr < math.inf, f"optim.base_lr must be positive, got {self.base_lr}")
+        require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
+        require(0 <= self.warmup < 1, f"optim.warmup is a share in [0, 1), got {self.warmup}")
+        require(
             self.decay is None or 0 < self.decay <= 1 - self.warmup,
             f"optim.decay is a share in (0, 1], and with optim.warmup at most 1, got {self.decay}",
         )
         for name in ("weight_decay", "weight_decay_end"):
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"optim.{name} must not be negative")
-        _require(
+            require(
+                value is None or 0 <= value < math.inf,
+                f"optim.{name} must not be negative, got {value}",
+            )
+        require(
             all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas lie in [0, 1), got {self.betas}",
         )
-        _require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad must be positive")
-        _require(self.skip_nonfinite >= 0, "optim.skip_nonfinite must not be negative")
+        require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad must be positive")
+        require(self.skip_nonfinite >= 0, "optim.skip_nonfinite must not be negative")
 
     @property
     def lr(self) -> float:
@@ -374,7 +371,8 @@ class EfficiencyConfig:
     of the batch goes through at once."""
     sharding: Literal["none", "full"] = "none"
     """full keeps weights, gradients and optimizer states in shards over all processes (FSDP2), for
-    models that one GPU cannot hold; files stay the same. Of pre-training."""
+    models that one GPU cannot hold (efficiency.micro_batch auto, which tries out the whole, is not
+    for those); files stay the same. Of pre-training."""
     workers: int | None = None
     """Loader processes per training process; 0 loads in the training process; by default a
     process's share of the cores, at most 16."""
@@ -390,20 +388,20 @@ class EfficiencyConfig:
         """
         asked = self.micro_batch
         sizes = asked.values() if isinstance(asked, dict) else [asked]
-        _require(
+        require(
             all(not isinstance(size, int) or size > 0 for size in sizes),
             "efficiency.micro_batch must be positive",
         )
-        _require(
+        require(
             self.sharding == "none" or not self.compile,
             "efficiency.compile does not go with efficiency.sharding",
         )
-        _require(
+        require(
             self.workers is None or self.workers >= 0, "efficiency.workers must not be negative"
         )
-        _require(
-            self.step_timeout is None or self.step_timeout > 0,
-            "efficiency.step_timeout must be positive, or null",
+        require(
+            self.step_timeout is None or 0 < self.step_timeout <= 1e8,
+            "efficiency.step_timeout must be positive (and at most 1e8, three years), or null",
         )
 
 
@@ -434,7 +432,11 @@ class OutputConfig:
         Raises:
             UserError: a value is out of range; the sentence names its key.
         """
-        _require(self.keep_last > 0, "output.keep_last must be at least 1")
+        require(self.keep_last > 0, "output.keep_last must be at least 1")
+        require(
+            self.reconstruct_images >= 0,
+            f"output.reconstruct_images must not be negative, got {self.reconstruct_images}",
+        )
         for name in ("log_every", "checkpoint_every", "keep_every", "reconstruct_every"):
             duration = getattr(self, name)
             if duration is not None:
@@ -462,13 +464,13 @@ class PretrainConfig:
             UserError: the statistics do not fit the channels.
         """
         check_statistics(self.data, self.model.channels)
-        _require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
+        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
         if self.data.augment is not None:
-            _require(self.model.channels == 3, "data.augment needs images of 3 channels")
+            require(self.model.channels == 3, "data.augment needs images of 3 channels")
             whole = all(stage.magnitude % 1 == 0 for stage in self.curriculum.stages)
-            _require(whole, "data.augment needs stages of whole magnitudes")
+            require(whole, "data.augment needs stages of whole magnitudes")
         root, folder = self.data.root, self.output.folder
-        _require(
+        require(
             root is None
             or self.data.source != "folder"
             or not folder.absolute().is_relative_to(root.absolute()),
@@ -482,7 +484,7 @@ def check_statistics(data: DataConfig, channels: int) -> None:
     Raises:
         UserError: there are neither one nor as many numbers.
     """
-    _require(
+    require(
         len(data.mean) in {1, channels},
         f"data.mean has {len(data.mean)} numbers for {channels} channels",
     )

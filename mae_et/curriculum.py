@@ -31,6 +31,11 @@ _PAPER_BANDWIDTHS: dict[str, tuple[int, ...]] = {
 }
 
 
+def carried_over(bandwidth: int, base: int, patch: int) -> int:
+    """Carry a bandwidth of the papers, at base 224, to another base and up to the patch."""
+    return -(-bandwidth * base // (_PAPER_BASE * patch)) * patch
+
+
 @dataclass(frozen=True)
 class PlannedStage:
     """A stage in whole steps."""
@@ -176,7 +181,7 @@ class Curriculum:
                 f"presets: constant, {', '.join(_PAPER_BANDWIDTHS)}"
             )
         stages = tuple(
-            Stage(-(-bandwidth * base // (_PAPER_BASE * patch)) * patch, 0.1, magnitude)
+            Stage(carried_over(bandwidth, base, patch), 0.1, magnitude)
             for magnitude, bandwidth in enumerate(_PAPER_BANDWIDTHS[name])
         )
         return cls(stages, base, patch, "images" if name == "et" else "compute")

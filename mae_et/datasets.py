@@ -18,12 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from mae_et import plain_pickle
 from mae_et.config import DataConfig
 from mae_et.config_files import one_sentence
 from mae_et.errors import UserError
 from mae_et.folders import Split, data_root, open_folder, split_name
 from mae_et.pictures import Pictures, Sample, check_channels, extensions_of
+from mae_et.plain_pickle import unpickling_plainly
 from mae_et.prepared import open_prepared
 from mae_et.shards import UNLABELLED, TarShards, shards_of_split
 from mae_et.synthetic import Synthetic
@@ -69,6 +69,13 @@ def open_source(config: DataConfig, split: Split, channels: int = 3) -> Source:
         return _hugging_face(config, split, channels)
     known = ", ".join(["folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME"])
     raise UserError(f"data.name {kind!r} is unknown; known: {known}")
+
+
+def count_unlabelled(source: Source) -> int:
+    """Return how many images of a source have no label; the images are not read."""
+    labels = getattr(getattr(source, "inner", None), "labels", None)
+    # torchvision's sets, and synthetic ones, say no labels beforehand, and always have them.
+    return 0 if labels is None else int((np.asarray(labels) == UNLABELLED).sum())
 
 
 # --- tar shards -----------------------------------------------------------------------------------
@@ -138,8 +145,6 @@ def _torchvision_set(name: str, root: Path, split: Split, download: bool = False
     from torchvision import datasets
     from torchvision.datasets import cifar
 
-    # It compares checksums before it unpickles; what it unpickles with need not trust them.
-    cifar.pickle = plain_pickle
     if name == "imagenette":
         there = root / "imagenette2"
         if download and not there.is_dir():
@@ -153,7 +158,9 @@ def _torchvision_set(name: str, root: Path, split: Split, download: bool = False
         "cifar100": datasets.CIFAR100,
         "fashion_mnist": datasets.FashionMNIST,
     }
-    return kinds[name](root, train=split == "train", download=download)
+    # It compares checksums before it unpickles; what it unpickles with need not trust them.
+    with unpickling_plainly(cifar):
+        return kinds[name](root, train=split == "train", download=download)
 
 
 def _download(name: str, root: Path, split: Split) -> Any:
@@ -216,8 +223,16 @@ class HuggingFaceImages:
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         row = self.rows[index]
         content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-        label = row.get("label")
-        return content, label if self.classes and isinstance(label, int) else UNLABELLED
+        return content, self._label(row.get("label"))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of each image, int64 [N]: the column is read, and no image."""
+        found = self.rows["label"][:] if self.classes else [None] * len(self)
+        return np.fromiter(map(self._label, found), np.int64, len(self))
+
+    def _label(self, found: Any) -> int:
+        return found if self.classes and isinstance(found, int) else UNLABELLED
 
 
 def _hugging_face(config: DataConfig, split: Split, channels: int) -> Source:

@@ -117,9 +117,7 @@ class SelfDecoder(Decoder):
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
         """Visible patches are predicted from their own tokens, which nothing trains."""
         tokens = self.embed(latent)
-        positions = sincos_positions(grid, self.full or grid, tokens.shape[-1], tokens.device)[
-            mask.order
-        ]
+        positions = self.positions(grid, tokens)[mask.order]
         hidden = mask.order.shape[1] - mask.visible
         masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
         patches = torch.cat([tokens[:, 1:], masked], dim=1) + positions

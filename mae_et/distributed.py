@@ -39,10 +39,13 @@ def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.devi
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if count == 1:  # a launcher may show each process only its own GPU, which is then number 0
-        return torch.device("cuda", 0)
+    if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return torch.device("cuda", 0)  # a launcher may show each process only its own GPU
     if local >= count:
-        raise UserError(f"this machine has {count} GPUs, too few for process {local} on it")
+        raise UserError(
+            f"this machine has {count} GPU{'s' if count > 1 else ''}, too few for process {local} "
+            "on it (counted from 0)"
+        )
     return torch.device("cuda", local)
 
 

@@ -1,8 +1,20 @@
 """The ways in which a command ends early, told apart so that each gets its own exit status."""
 
+from signal import Signals
+
 
 class UserError(ValueError):
     """A wrong command, config or input: one sentence for the user, exit status 2."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Refuse what does not hold.
+
+    Raises:
+        UserError: it does not, as the sentence says.
+    """
+    if not condition:
+        raise UserError(sentence)
 
 
 class RunFailed(RuntimeError):
@@ -31,7 +43,7 @@ class Interrupted(RuntimeError):
 
     def __init__(self, step: int, signal: int, folder: str):
         super().__init__(
-            f"stopped by signal {signal} after step {step}, which is saved in {folder}; the same "
-            "command goes on from there"
+            f"stopped by {Signals(signal).name} after step {step}, which is saved in {folder}; "
+            "the same command goes on from there"
         )
         self.step, self.signal = step, signal

@@ -8,23 +8,25 @@ tensors are written as they are, for its positions may have been trained, or be 
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import timm
 import torch
 from safetensors.torch import save as safetensors_bytes
 
 from mae_et.atomic import write_atomically, write_text_atomically
 from mae_et.errors import UserError
 from mae_et.hugging_face import to_hugging_face
-from mae_et.model import MaskedAutoencoder
+from mae_et.model import MaskedAutoencoder, create_vit
 from mae_et.position import sincos_positions
 from mae_et.pretrained import depth_of, masked_autoencoder
 from mae_et.weights import MAE_DECODER, PROBE_EPSILON, Tensors, Weights, differences, load_weights
 
 Format = Literal["timm", "hf", "mae"]
+# Parts of a block that MAE's code builds.
+MAE_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,20 @@ def _write_masked_autoencoder(model: MaskedAutoencoder, format: Format, path: Pa
     elif format == "timm":
         _write_safetensors(encoder, path)
     else:
+        _check_mae_blocks(encoder)
         _write_mae(encoder | _mae_decoder(model), path)
+
+
+def _check_mae_blocks(encoder: Tensors) -> None:
+    """Refuse blocks that MAE's code does not build, such as those with LayerScale.
+
+    Raises:
+        UserError: the sentence names a tensor that it would not know.
+    """
+    for name in encoder:
+        block = re.fullmatch(r"blocks\.\d+\.(.*)\.(?:weight|bias|gamma)", name)
+        if block and block[1] not in MAE_BLOCK:
+            raise UserError(f"format mae has no place for {name}; use timm")
 
 
 def _write_classifier(weights: Weights, format: Format, path: Path) -> None:  # noqa: A002
@@ -122,8 +137,8 @@ def _check_classifier(weights: Weights) -> None:
     width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
     pool = "token" if "norm.weight" in encoder else "avg"
     with torch.device("meta"):
-        network = timm.create_model(
-            "vit_base_patch16_224",
+        network = create_vit(
+            weights.architecture,
             # The table does not tell its sides, and any of as many patches have its shape.
             img_size=(patch * max(encoder["pos_embed"].shape[1] - 1, 1), patch),
             patch_size=patch,

@@ -9,9 +9,11 @@ import torch
 
 from mae_et.errors import Interrupted, PeerLost, RunFailed
 
-# How gloo and NCCL report a process that is gone.
+# How gloo and NCCL report a process that is gone. NCCL's "unhandled cuda error" is this process's.
 _PEER_LOST = re.compile(
-    r"gloo.*(Connection|Read error|Write error|Timed out)|NCCL.*(remote|timeout|unhandled)", re.I
+    r"gloo.*(Connection|Read error|Write error|Timed out)"
+    r"|NCCL.*(remote|timeout|unhandled system error)",
+    re.I,
 )
 
 _NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
@@ -46,7 +48,7 @@ def told_in_a_sentence() -> Iterator[None]:
         if _PEER_LOST.search(" ".join(str(error).split())):
             raise PeerLost(
                 "the connection to another process broke: it died, or its machine did (its log may "
-                "say why); what was saved is kept"
+                f"say why); what was saved is kept; torch says: {str(error).splitlines()[0]}"
             ) from error
         if "DataLoader worker" not in str(error):
             raise

@@ -256,7 +256,9 @@ def without_trace(network: nn.Module) -> Iterator[None]:
     """Put gradients, buffers, mode and generators back as they were."""
     training = network.training
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    with torch.random.fork_rng():
+    device = next(network.parameters()).device
+    # Of this process's GPU alone: by default it is those of every GPU of the machine.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             network.train()
             yield

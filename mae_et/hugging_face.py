@@ -145,7 +145,7 @@ def to_hugging_face(
         for name, tensor in parts[part].items():
             theirs = _rename(name, table)
             if not theirs:
-                raise UserError(f"format hf has no place for {name}")
+                raise UserError(f"format hf has no place for {name}; use timm")
             renamed[theirs] = tensor
     return renamed, _describe(model)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import timm
 import torch
 from einops import rearrange
+from timm.layers import PatchEmbed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ class MaskedAutoencoder(nn.Module):
         decoder_heads: heads of the decoder.
         decoder_attention: `self` is MAE's decoder, `cross` CrossMAE's (see `mae_et.decoders`).
         decoder_share: share of the hidden patches that a training step predicts, in (0, 1].
+        positions: `full_grid` lays those of a smaller grid on the full one, `own_grid` gives it
+            a table of its own, as plain MAE of that size has (for comparison).
         target: `pixel`, `norm_pix` or `hog`.
         hog_cell: side of a HOG cell in pixels; divides the patch.
         hog_bins: orientations of a HOG histogram.
@@ -228,17 +231,9 @@ def _build_encoder(
     name: str, image_size: int | tuple[int, int], channels: int, overrides: dict[str, int | None]
 ) -> VisionTransformer:
     given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
-    try:
-        encoder = timm.create_model(
-            name,
-            num_classes=0,
-            global_pool="token",
-            img_size=image_size,
-            in_chans=channels,
-            **given,
-        )
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
+    encoder = create_vit(
+        name, num_classes=0, global_pool="token", img_size=image_size, in_chans=channels, **given
+    )
     if not isinstance(encoder, VisionTransformer) or not _is_plain(encoder):
         raise UserError(
             f"model.encoder {name!r} is not a plain VisionTransformer with one class token, which "
@@ -249,10 +244,25 @@ def _build_encoder(
     return encoder
 
 
+def create_vit(name: str, **settings: Any) -> Any:
+    """Create a timm model that should be a ViT, with settings in the place of its own.
+
+    Raises:
+        UserError: timm knows no such model, or it takes no such settings.
+    """
+    if not timm.is_model(name):  # a file may name others, which would be looked for on a hub
+        raise UserError(f"timm cannot build the encoder {name!r}: it knows no model of this name")
+    try:
+        return timm.create_model(name, **settings)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
+
+
 def _is_plain(encoder: VisionTransformer) -> bool:
     """Whether an encoder is what `MaskedAutoencoder.encode` runs, with nothing left out."""
     return (
-        encoder.num_prefix_tokens == 1
+        isinstance(encoder.patch_embed, PatchEmbed)
+        and encoder.num_prefix_tokens == 1
         and encoder.cls_token is not None
         and encoder.pos_embed is not None
         and encoder.pos_embed.shape[1] == encoder.patch_embed.num_patches + 1

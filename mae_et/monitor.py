@@ -99,10 +99,17 @@ class Monitor:
 
     def picture(self, step: int, image: Tensor) -> None:
         """Keep a picture, uint8 [C H W], as PNG and in TensorBoard."""
-        path = self.folder / "reconstructions" / f"step-{step:08d}.png"
+        path = self._picture(step)
         write_atomically(path, lambda temporary: write_png(image, str(temporary)))
         if self.writer is not None:
             self.writer.add_image("reconstructions", image, step)
+
+    def has_picture(self, step: int) -> bool:
+        """Return whether the picture of a step is kept."""
+        return self._picture(step).exists()
+
+    def _picture(self, step: int) -> Path:
+        return self.folder / "reconstructions" / f"step-{step:08d}.png"
 
     def flush(self) -> None:
         """Put all rows on disk: called before a checkpoint, which promises them."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from mae_et.config import EfficiencyConfig
 from mae_et.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -28,6 +29,29 @@ def exact_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def set_precision(
+    efficiency: EfficiencyConfig, device: torch.device
+) -> tuple[torch.dtype | None, torch.amp.GradScaler]:
+    """Prepare a training's floating point; return its autocast dtype, and the scaler for it.
+
+    Raises:
+        UserError: bf16 is asked for on a GPU that lacks it.
+    """
+    allow_tf32(efficiency.tf32, device)
+    dtype = autocast_dtype(efficiency.precision, device)
+    return dtype, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def allow_tf32(allowed: bool, device: torch.device) -> None:
+    """Say for the whole process whether float32 products on a GPU may run as TF32.
+
+    Convolutions have a switch of their own, which torch turns on.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

@@ -96,15 +96,21 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if config.verify:
         return {split: _verified(config.output / split) for split in config.splits}
     with sole_writer(config.output):
-        return {split: _prepare_split(config, split) for split in config.splits}
+        # A split that is missing is told now, rather than after hours of work on the one before.
+        sources = {split: _open_split(config, split) for split in config.splits}
+        return {split: _prepare_split(config, split, each) for split, each in sources.items()}
 
 
-def _prepare_split(config: PrepareConfig, split: Literal["train", "val"]) -> dict[str, Any]:
+def _open_split(config: PrepareConfig, split: Literal["train", "val"]) -> Pictures:
     source = open_source(config.data, split, config.channels)
     if not isinstance(source, Pictures) or not has_files(source):
         raise UserError(f"data.name {config.data.source} has no files to prepare: it is in memory")
+    _check_same(config, config.output / split, source)
+    return source
+
+
+def _prepare_split(config: PrepareConfig, split: str, source: Pictures) -> dict[str, Any]:
     folder = config.output / split
-    _check_same(config, folder, source)
     starts = range(0, len(source), config.shard_images)
     missing = [shard for shard in range(len(starts)) if not index_file(folder, shard).is_file()]
     holes: dict[int, int] = {}

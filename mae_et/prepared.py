@@ -84,7 +84,7 @@ class PreparedFiles:
         self._open: dict[tuple[int, int], int] = {}
 
     def _check_labels(self) -> None:
-        labels = self.rows["label"]
+        labels = self.labels
         # Sets without names of classes have labels all the same.
         most = len(self.classes) or MOST_CLASSES
         if len(labels) and not (labels.min() >= -1 and labels.max() < most):
@@ -93,8 +93,13 @@ class PreparedFiles:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of each image, int64 [N]."""
+        return self.rows["label"]
+
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.read(index, len(self.levels) - 1), int(self.rows["label"][index])
+        return self.read(index, len(self.levels) - 1), int(self.labels[index])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # open files belong to their process

@@ -7,7 +7,6 @@ it had never stopped.
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,48 +16,32 @@ import torch
 from torch import Tensor
 
 from mae_et import distributed
-from mae_et.atomic import write_text_atomically
-from mae_et.checkpoint import (
-    TrainState,
-    export_encoder,
-    newest_checkpoint,
-    set_aside_newer,
-)
+from mae_et.checkpoint import TrainState, export_encoder
 from mae_et.config import PretrainConfig, duration_in_steps
-from mae_et.config_files import plain, to_yaml
-from mae_et.cost import training_flops
-from mae_et.curriculum import Curriculum, Plan, PlannedStage
-from mae_et.data import (
-    Batch,
-    EvalView,
-    TrainView,
-    normalise,
-)
+from mae_et.config_files import plain
+from mae_et.curriculum import Plan, PlannedStage
+from mae_et.data import Batch, EvalView, TrainView, normalise
 from mae_et.datasets import Source, open_source
 from mae_et.distributed import World
-from mae_et.errors import Interrupted, RunFailed, Unreadable, UserError
-from mae_et.failures import told_in_a_sentence
+from mae_et.errors import Interrupted, Unreadable, UserError
 from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
-from mae_et.hang import ended_when_it_hangs
 from mae_et.loading import training_batches
-from mae_et.lock import sole_writer
 from mae_et.loop import save, steps
-from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder
 from mae_et.monitor import Monitor, read_metrics
 from mae_et.optim import build_optimizer
 from mae_et.order import micro_batch_size
 from mae_et.panels import picture, reconstruction_panels
-from mae_et.plan_table import COMPUTE_UNITS
-from mae_et.precision import autocast_dtype
+from mae_et.planning import curriculum_of, make_plan
+from mae_et.precision import set_precision
 from mae_et.run import Run, wrap
-from mae_et.same_run import check_same_data, check_same_run, origin_of
+from mae_et.same_run import check_same_data, origin_of
 from mae_et.sharding import shard, whole_weights
-from mae_et.signals import PAUSE, StopFlag, stop_signals
-from mae_et.spikes import last_loss, tell
+from mae_et.signals import PAUSE, StopFlag
+from mae_et.spikes import last_loss
+from mae_et.spine import begin, conclude, joined, recording
 from mae_et.step import reconstruction_loss, train_step
-from mae_et.window import summarise_stages
 
 
 def pretrain(config: PretrainConfig, until: int | None = None) -> Path:
@@ -78,30 +61,19 @@ def pretrain(config: PretrainConfig, until: int | None = None) -> Path:
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    patience = config.efficiency.step_timeout
-    world = distributed.start(config.efficiency.device, patience)
     try:
-        with told_in_a_sentence(), ended_when_it_hangs(patience), stop_signals() as stopped:
-            return _pretrain(config, world, stopped, until)
+        with joined(config.efficiency) as (world, stopped):
+            _pretrain(config, world, stopped, until)
     except Interrupted as stop:
         if stop.signal != PAUSE:
             raise
-        return config.output.folder
-    finally:
-        distributed.stop(world)
+    return config.output.folder
 
 
-def _pretrain(
-    config: PretrainConfig, world: World, stopped: StopFlag, until: int | None = None
-) -> Path:
-    folder = config.output.folder
-    saved = newest_checkpoint(folder / "checkpoints")
-    finished = (folder / "results.json").exists()
-    check_same_run(config, saved, finished)
-    if not distributed.all_have(saved["step"] if saved else 0, world):
-        raise RunFailed(f"processes see different checkpoints in {folder}; start again")
+def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag, until: int | None) -> None:
+    saved, finished = begin(config, world)
     if finished or (until is not None and saved is not None and saved["step"] >= until):
-        return folder
+        return
     curriculum = curriculum_of(config)  # refused before the data are looked for
     source = open_source(config.data, "train", config.model.channels)
     origin = origin_of(source, world)
@@ -111,59 +83,10 @@ def _pretrain(
     run.origin = origin
     del saved
     view = TrainView(source, config.data, plan, config.model.patch, config.seed, config.crop.method)
-    with training_batches(run, view) as loaded:
-        if not world.is_main:
-            train(run, model, loaded, None, source, stopped, until)
-            whole_model(run, model)
-        else:
-            with sole_writer(folder), open_monitor(run) as monitor:
-                train(run, model, loaded, monitor, source, stopped, until)
-                finish(run, whole_model(run, model), monitor)
+    with training_batches(run, view) as loaded, recording(run) as monitor:
+        train(run, model, loaded, monitor, source, stopped, until)
+        finish(run, model, monitor)
     distributed.barrier(world)
-    return folder
-
-
-def curriculum_of(config: PretrainConfig) -> Curriculum:
-    """Return a config's curriculum, once its smallest stage is known to leave something to do.
-
-    Raises:
-        UserError: see `Curriculum`; or the mask leaves no patch visible, or none hidden.
-    """
-    model = config.model
-    curriculum = Curriculum.from_config(config.curriculum, model.image_size, model.patch)
-    smallest = min(stage.bandwidth for stage in curriculum.stages)
-    try:
-        visible_patches((smallest // model.patch) ** 2, model.mask_ratio)
-    except ValueError as error:
-        raise UserError(f"model.mask_ratio at bandwidth {smallest}: {error}") from None
-    return curriculum
-
-
-def make_plan(
-    config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
-) -> Plan:
-    """Resolve a config's curriculum for a data set.
-
-    Raises:
-        UserError: the curriculum, the batch and the data do not fit each other.
-    """
-    curriculum = curriculum or curriculum_of(config)
-    batch, data = config.optim.batch_size, config.data
-    if batch > dataset_size and data.name is None and data.root is None:
-        raise UserError(
-            f"optim.batch_size {batch} is larger than the data set of {dataset_size} images (the "
-            "synthetic set, for want of data.root or data.name)"
-        )
-    cost = None
-    if config.curriculum.cost == "flops":
-        with torch.device("meta"):
-            model = MaskedAutoencoder.from_config(config.model)
-        # A budget counts MAE's decoder as published, on every patch; that a step leaves out what
-        # its loss does not read saves time, and must not lengthen the run. A share is a choice.
-        published = config.model.decoder_attention == "self" and config.model.decoder_share == 1
-        forward = partial(model, mask_ratio=config.model.mask_ratio, every_patch=published)
-        cost = training_flops(forward, config.model.channels)
-    return curriculum.plan(config.curriculum.epochs, dataset_size, batch, cost)
 
 
 def prepare(
@@ -172,18 +95,19 @@ def prepare(
     """Build model and optimizer, as new or as saved."""
     efficiency = config.efficiency
     micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
-    if world.device.type == "cuda" and efficiency.tf32:
-        torch.set_float32_matmul_precision("high")
+    dtype, scaler = set_precision(efficiency, world.device)
     torch.manual_seed(config.seed)
-    model = MaskedAutoencoder.from_config(config.model).to(world.device)
+    model = MaskedAutoencoder.from_config(config.model)
+    shards = efficiency.sharding == "full" and world.size > 1
+    fits = efficiency.micro_batch == "auto"
+    if fits or not shards:  # shards are moved block by block: one GPU may not hold the whole
+        model = model.to(world.device)
     model.set_gradient_checkpointing(efficiency.gradient_checkpointing)
-    dtype = autocast_dtype(efficiency.precision, world.device)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     state = TrainState(model, build_optimizer(model, config.optim), scaler)
     run = Run(config, plan, world, state, model, dtype, micro_batch)
-    if efficiency.micro_batch == "auto":
+    if fits:
         fit_micro_batch(run, saved, partial(pass_on_zeros, run))
-    if efficiency.sharding == "full" and world.size > 1:
+    if shards:
         if scaler.is_enabled():
             raise UserError("efficiency.sharding full needs efficiency.precision bf16 or fp32")
         shard(model, world)
@@ -195,7 +119,7 @@ def prepare(
 
 
 def whole_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
-    """Return the model, gathered on the main process if it is sharded; every process must ask."""
+    """Return the model; of shards, gathered on the main process's CPU: every process must ask."""
     if not run.state.sharded:
         return model
     weights = whole_weights(model)
@@ -203,7 +127,6 @@ def whole_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
         with torch.device("meta"):
             model = MaskedAutoencoder.from_config(run.config.model)
         model.load_state_dict(weights, assign=True)
-        model = model.to(run.world.device)
     return model
 
 
@@ -213,22 +136,6 @@ def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
     images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
     noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
     reconstruction_loss(run, stage, Batch(images, noise)).backward()
-
-
-@contextmanager
-def open_monitor(run: Run) -> Iterator[Monitor]:
-    """Write down what is run, set unusable checkpoints aside, and open what it reports to."""
-    folder = run.config.output.folder
-    set_aside_newer(folder / "checkpoints", run.state.step)
-    write_text_atomically(folder / "config.yaml", to_yaml(run.config))
-    write_text_atomically(folder / "plan.json", json.dumps(run.plan.to_dict(), indent=1))
-    monitor = Monitor(run.config, run.plan, run.state.step)
-    if run.unread is not None:
-        run.unread.write()
-    try:
-        yield monitor
-    finally:
-        monitor.close()
 
 
 def train(
@@ -241,17 +148,20 @@ def train(
     until: int | None = None,
 ) -> None:
     """Train to the end, or up to a step; only the main process has a monitor, and writes."""
-    every = duration_in_steps(run.config.output.reconstruct_every, run.plan.steps)
+    state = run.state
+    if state.step and draws(run):
+        # Stopped between a checkpoint and the picture that was due with it.
+        missing = monitor is not None and not monitor.has_picture(state.step)
+        if distributed.agree(missing, run.world):
+            draw(run, whole_model(run, model), monitor, source)
     pause_at(until, run, stopped)
     for moment in steps(run, batches, train_step, stopped):
         if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
-        if run.state.step % every == 0 or moment.last:
-            whole = whole_model(run, model)
-            if monitor is not None:
-                draw(run, whole, monitor, source, moment.stage)
         if moment.saving:
             save(run, monitor)
+        if draws(run) and not moment.stopping:
+            draw(run, whole_model(run, model), monitor, source)
         pause_at(until, run, stopped)
 
 
@@ -261,24 +171,26 @@ def pause_at(until: int | None, run: Run, stopped: StopFlag) -> None:
         stopped.signal = PAUSE
 
 
-def draw(
-    run: Run,
-    model: MaskedAutoencoder,
-    monitor: Monitor,
-    source: Source,
-    stage: PlannedStage,
-) -> None:
+def draws(run: Run) -> bool:
+    """Return whether a picture is due with the state as it is."""
+    output, step, last = run.config.output, run.state.step, run.plan.steps
+    due = step % duration_in_steps(output.reconstruct_every, last) == 0 or step == last
+    return due and output.reconstruct_images > 0
+
+
+def draw(run: Run, model: MaskedAutoencoder, monitor: Monitor | None, source: Source) -> None:
     """Draw reconstructions of a few images, always the same, at the stage's bandwidth."""
-    config = run.config
-    view = EvalView(source, config.data, config.model.image_size)
-    count = min(config.output.reconstruct_images, len(view))
-    if not count:
+    if monitor is None:
         return
+    config, stage = run.config, run.plan.at(run.state.step - 1)
+    view = EvalView(source, config.data, config.model.image_size)
     generator = torch.Generator().manual_seed(config.seed)
     # At random, for neighbours are of one class in a folder.
     places = torch.randperm(len(view), generator=generator).tolist()
-    found = list(islice(readable(view, places, config.data.broken == "skip"), count))
-    images = torch.stack(found).to(run.world.device)
+    readables = readable(view, places, config.data.broken == "skip")
+    found = list(islice(readables, config.output.reconstruct_images))
+    # Where the model is: gathered from shards, on the CPU.
+    images = torch.stack(found).to(next(model.parameters()).device)
     images = normalise(images, config.data.mean, config.data.std)
     images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
     noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)
@@ -298,23 +210,18 @@ def readable(view: EvalView, places: Iterable[int], skips: bool) -> Iterator[Ten
                 raise
 
 
-def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor) -> None:
-    """Leave the encoder and the final figures; the latter last, for they say that all is done."""
-    config, plan, folder = run.config, run.plan, run.config.output.folder
-    description = json.dumps(plain(config.model))
+def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor | None) -> None:
+    """Leave the encoder and the final figures."""
+    model = whole_model(run, model)
+    if monitor is None:
+        return
+    folder = run.config.output.folder
+    description = json.dumps(plain(run.config.model))
     export_encoder(model.encoder, folder / "encoder.safetensors", description)
     rows = read_metrics(folder)
-    results = {
+    figures = {
         "loss": last_loss(rows),
         "loss_at_first": rows[0].get("loss") if rows else None,
-        "steps": plan.steps,
-        "images": plan.images,
-        "equivalent_epochs": plan.equivalent_epochs,
-        "compute": plan.compute,
-        "compute_unit": COMPUTE_UNITS[config.curriculum.cost],
-        "training_seconds": run.state.seconds,
-        "stages": summarise_stages(rows, plan),
-    } | tell(rows)
-    monitor.finish(results)
-    monitor.flush()
-    write_text_atomically(folder / "results.json", json.dumps(results, indent=1))
+        "images": run.plan.images,
+    }
+    conclude(run, monitor, rows, figures)

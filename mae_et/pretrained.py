@@ -1,16 +1,15 @@
 """Build masked autoencoders from checkpoints, ours and released ones."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from mae_et.checkpoint import newest_checkpoint
-from mae_et.config import DataConfig, PretrainConfig, Target
-from mae_et.config_files import config_from_text
+from mae_et.config import PretrainConfig, Target
 from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder
+from mae_et.stored import config_in, config_of
 from mae_et.weights import Tensors, Weights, differences, load_weights, read_file
 
 # Heads leave no trace in the weights; these are the published models' (MAE, tables 1 and A).
@@ -81,30 +80,22 @@ def masked_autoencoder(
 
 
 def stored_config(path: Path) -> PretrainConfig | None:
-    """Return the config of a run folder or of one of our checkpoints; None for other files."""
-    if path.is_dir() and (path / "classes.json").is_file():
-        return None  # a classifier's run
+    """Return the config of a run folder or of one of our checkpoints; None for other files.
+
+    What is going to be loaded says it too, in `Weights.config`, and need not be read twice.
+    """
     if path.is_dir():
+        if (path / "classes.json").is_file():
+            return None  # a classifier's run
+        found = config_of(path)
+        if found is not None:
+            return found
         payload = newest_checkpoint(path / "checkpoints")
     else:
         payload = read_file(path) if path.is_file() else None
-    is_run = payload is not None and "config" in payload and "plan" in payload
-    if not (payload and is_run):
+    if payload is None or not {"config", "plan"} <= payload.keys():
         return None
-    config = config_from_text(payload["config"], PretrainConfig)
-    return replace(config, data=only_read(config.data))
-
-
-def only_read(data: DataConfig) -> DataConfig:
-    """Return the data that a file names, so that nothing is written where the file says.
-
-    A checkpoint may be a stranger's. Listings are kept, and a data set is downloaded, only into
-    folders that the user names; where a file names none, ours (`data/NAME`) is as good.
-    """
-    root = data.root
-    if root is not None and data.source.startswith("hfds/") and not root.is_dir():
-        root = None  # where their cache would be made
-    return replace(data, root=root, listing=None, download=data.download and data.root is None)
+    return config_in(payload["config"])
 
 
 def heads_of(part: str, width: int, given: int | None, published: dict[int, int]) -> int:

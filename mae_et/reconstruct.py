@@ -16,7 +16,8 @@ from mae_et.errors import UserError
 from mae_et.folders import Folder, list_images
 from mae_et.frequency import low_frequency_crop
 from mae_et.panels import picture, reconstruction_panels
-from mae_et.pretrained import load_pretrained, stored_config
+from mae_et.pretrained import masked_autoencoder
+from mae_et.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
     Raises:
         UserError: the checkpoint has no decoder, or there is no image.
     """
-    model = load_pretrained(
-        config.checkpoint, config.encoder_heads, config.decoder_heads, config.target
-    )
+    weights = load_weights(config.checkpoint)
+    model = masked_autoencoder(weights, config.encoder_heads, config.decoder_heads, config.target)
     if model.decoder is None:
         raise UserError(f"{config.checkpoint} has no decoder: it cannot reconstruct")
     size = model.full[0] * model.patch
@@ -78,7 +78,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
             f"bandwidth {bandwidth} must be a multiple of the patch size {model.patch} and at most "
             f"the base size {size}"
         )
-    run = stored_config(config.checkpoint)
+    run = weights.config
     data = run.data if run else DataConfig()
     check_statistics(data, model.channels)
     if config.images:

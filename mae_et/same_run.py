@@ -1,6 +1,7 @@
 """Refuse to go on in a run folder with other numbers than those of the run in it."""
 
 import hashlib
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,27 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     # What is to be done about faults may be decided when they happen.
     may_differ = {"data.broken", "data.broken_share", "optim.skip_nonfinite"}
     may_differ |= {"data.download", "data.listing"} | (set() if finished else {"data.root"})
+    check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
+
+
+def check_same_settings(
+    said: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
+) -> None:
+    """Compare the settings of two configs that decide numbers.
+
+    Args:
+        said: what a folder holds if they differ: the sentence begins so.
+        before: those in the folder.
+        now: those asked for.
+        may_differ: keys that may differ.
+
+    Raises:
+        UserError: another key differs; the sentence names the first.
+    """
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
             raise UserError(
-                f"{folder} holds a checkpoint of another run: {key} was {old!r} and is now "
-                f"{now[key]!r}; give another output.folder"
+                f"{said}: {key} was {old!r} and is now {now[key]!r}; give another output.folder"
             )
 
 

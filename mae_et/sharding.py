@@ -34,7 +34,8 @@ _GIVEN = StateDictOptions(full_state_dict=True)
 def shard(model: nn.Module, world: World) -> None:
     """Shard a model in place, block by block, and then what is outside of blocks.
 
-    An optimizer over its parameters must be built afterwards.
+    What lies on the CPU is moved to the world's device so, never all of it at once. An optimizer
+    over its parameters must be built afterwards.
 
     Raises:
         UserError: it has no transformer blocks.

@@ -69,7 +69,7 @@ class TarShards:
     def __init__(self, paths: Sequence[Path], extensions: Collection[str]):
         self.paths = list(paths)
         found = [_index(path, extensions) for path in self.paths]
-        # Arrays, not lists: see datasets.Folder.
+        # Arrays, not lists: see folders.Files.
         self.shards = np.repeat(np.arange(len(found)), [len(places) for places in found])
         self.places = np.concatenate(found) if found else _places([])
 

@@ -28,11 +28,10 @@ from torch import Tensor
 from mae_et.checkpoint import MODEL_KEY, first_sentence, newest_checkpoint, what_it_holds
 from mae_et.checksums import Damaged, check_archive, check_safetensors
 from mae_et.config import ModelConfig, PretrainConfig, Target
-from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
 from mae_et.hub import create_pretrained
 from mae_et.hugging_face import from_hugging_face, read_description, read_tensors
-from mae_et.plain_files import read_mapping
+from mae_et.stored import PLAIN, config_in, config_of, read_classes
 
 Tensors = dict[str, Tensor]
 
@@ -77,7 +76,9 @@ class Weights:
     model: ModelConfig | None = None
     """The model, of files that say it."""
     config: PretrainConfig | None = None
-    """The run, of checkpoints of ours."""
+    """The run, of checkpoints and run folders of ours; its data are only read."""
+    architecture: str = PLAIN
+    """timm's name of a ViT from which the encoder differs in its sizes alone."""
     encoder_heads: int | None = None
     """Heads of the encoder, of files that say it."""
     decoder_heads: int | None = None
@@ -106,9 +107,18 @@ def load_weights(path: Path) -> Weights:
             return _classifier(path)
         payload = newest_checkpoint(path / "checkpoints")
         if payload is None:
-            raise UserError(f"{path} holds no checkpoint that loads")
+            return _finished(path)
     else:
         payload = read_file(path)
+    return weights_in(path, payload)
+
+
+def weights_in(path: Path, payload: dict[str, Any]) -> Weights:
+    """Sort what a file holds that is read already.
+
+    Raises:
+        UserError: it is no vision transformer.
+    """
     try:
         return _sorted(path, payload)
     except UserError:
@@ -124,7 +134,7 @@ def _sorted(path: Path, payload: dict[str, Any]) -> Weights:
         return _run(path, payload)
     if MODEL_KEY in payload:
         model = ModelConfig(**payload[MODEL_KEY])
-        return Weights(path, "encoder", payload["model"], model=model)
+        return Weights(path, "encoder", payload["model"], model=model, architecture=model.encoder)
     _report_release(path)
     return mae_layout(path, payload)
 
@@ -138,33 +148,35 @@ def mae_layout(path: Path, payload: dict[str, Any]) -> Weights:
     return _mae(path, _vit(path, payload))
 
 
+def _finished(folder: Path) -> Weights:
+    """Read the encoder that a run ended with, whose checkpoints may have been deleted since."""
+    path = folder / "encoder.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no checkpoint that loads")
+    return replace(weights_in(path, read_file(path)), config=config_of(folder))
+
+
 def _classifier(folder: Path) -> Weights:
     """Read the network that a classifier's run ended with."""
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{folder} is the folder of a classifier's run that is not finished")
-    about = read_classes(folder)
-    weights = mae_layout(path, read_file(path))
-    return replace(weights, encoder_heads=about["encoder_heads"], grid=about.get("grid"))
+    return classifier_layout(folder, read_file(path))
 
 
-def read_classes(folder: Path) -> dict[str, Any]:
-    """Return what a classifier's run folder says of its classes, heads and positions.
+def classifier_layout(folder: Path, tensors: Tensors) -> Weights:
+    """Sort the tensors of a classifier's run, with what its folder says that they do not.
 
     Raises:
-        UserError: it cannot be read, or says it in other kinds.
+        UserError: they are no plain vision transformer's, or the folder's description is damaged.
     """
-    path = folder / "classes.json"
-    about = read_mapping(path)
-    classes, heads, grid = about.get("classes"), about.get("encoder_heads"), about.get("grid")
-    if not (
-        isinstance(classes, list)
-        and all(isinstance(name, str) for name in classes)
-        and (heads is None or type(heads) is int)
-        and (grid is None or (isinstance(grid, list) and [type(n) for n in grid] == [int, int]))
-    ):
-        raise UserError(f"{path} is damaged: it says no classes, heads or grid")
-    return about | {"encoder_heads": heads}
+    about = read_classes(folder)
+    return replace(
+        mae_layout(folder, tensors),
+        architecture=about["encoder"],
+        encoder_heads=about["encoder_heads"],
+        grid=about.get("grid"),
+    )
 
 
 def release_of(path: Path) -> str | None:
@@ -290,7 +302,7 @@ def _vit(path: Path, payload: dict[str, Any]) -> Tensors:
 
 
 def _run(path: Path, payload: dict[str, Any]) -> Weights:
-    config = config_from_text(payload["config"], PretrainConfig)
+    config = config_in(payload["config"])
     encoder, decoder = (
         {
             name.removeprefix(prefix): tensor
@@ -299,7 +311,10 @@ def _run(path: Path, payload: dict[str, Any]) -> Weights:
         }
         for prefix in ("encoder.", "decoder.")
     )
-    return Weights(path, "run", encoder, decoder, model=config.model, config=config)
+    return Weights(
+        path, "run", encoder, decoder, model=config.model, config=config,
+        architecture=config.model.encoder,
+    )  # fmt: skip
 
 
 def _mae(path: Path, weights: Tensors) -> Weights:

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from mae_et import distributed
 from mae_et.curriculum import Plan, PlannedStage
+from mae_et.distributed import World
 from mae_et.errors import Diverged
 from mae_et.finite import SCALER_PATIENCE, Lost, Streak, streak
 from mae_et.monitor import Row
@@ -21,6 +22,23 @@ from mae_et.run import Run
 from mae_et.spikes import last_loss
 
 AnyBatch = TypeVar("AnyBatch")
+
+
+class Sums(NamedTuple):
+    """What the steps of a window come to over all processes, on the host."""
+
+    loss: float
+    """Mean over the steps whose loss is finite; NaN if none is."""
+    norm: float
+    """Of the gradient, at the last step."""
+    first: float
+    """Loss of the first step."""
+    substituted: int
+    """Images that could not be read, and were others' instead."""
+    losses: Streak
+    """Losses that were not finite."""
+    updates: Streak
+    """Updates that were left out."""
 
 
 class Window:
@@ -81,22 +99,12 @@ class Window:
             RunFailed: more images cannot be read than may be.
         """
         plan, state, world = run.plan, run.state, run.world
-        assert self.loss is not None
-        assert self.norm is not None
-        assert self.first is not None
         unread = run.unread
-        good = (self.steps - self.lost.count[0]).to(self.loss)  # 0 / 0 is NaN, and left out below
-        waiting = torch.tensor(float(len(unread.waiting)) if unread else 0.0, device=self.device)
-        numbers = torch.stack([self.loss / good, self.norm.to(self.loss), self.first, waiting])
-        numbers = torch.cat([numbers.double(), self.lost.numbers().flatten()])
-        each = distributed.gathered(numbers, world).cpu()
-        loss, norm = each[:, 0].nanmean().item(), each[:, 1].mean().item()
-        substituted = int(each[:, 3].sum())
-        losses, updates = streak(each[:, 4:8]), streak(each[:, 8:12])
+        sums = self._gather(len(unread.waiting) if unread else 0, world)
         now = time.perf_counter()
         seconds = now - self.started
-        self._check(run, losses, updates)
-        if unread and substituted:
+        self._check(run, sums.losses, sums.updates)
+        if unread and sums.substituted:
             unread.agree(state.step)
         state.seconds += seconds
         progress = plan.progress(state.step - 1)
@@ -108,10 +116,10 @@ class Window:
             "epoch": state.step * plan.batch_size / plan.dataset_size,
             "equivalent_epochs": plan.progress(state.step) * plan.equivalent_epochs,
             "compute": plan.progress(state.step),
-            "loss": loss if math.isfinite(loss) else None,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "left_out": updates.steps,
-            "substituted": substituted,
+            "loss": sums.loss if math.isfinite(sums.loss) else None,
+            "grad_norm": sums.norm if math.isfinite(sums.norm) else None,
+            "left_out": sums.updates.steps,
+            "substituted": sums.substituted,
             "unreadable": len(unread.known) if unread else 0,
             "lr": lr_at(progress, run.config.optim),
             "weight_decay": weight_decay_at(progress, run.config.optim),
@@ -123,9 +131,27 @@ class Window:
             "window_seconds": seconds,
         }
         if state.step == self.steps:
-            row["loss_at_start"] = each[:, 2].mean().item()  # of the first step: of no training
+            row["loss_at_start"] = sums.first  # of the first step: of no training
         self._restart(now)
         return row
+
+    def _gather(self, substituted: int, world: World) -> "Sums":
+        """Bring every process's numbers together, in one exchange and one copy to the host."""
+        assert self.loss is not None
+        assert self.norm is not None
+        assert self.first is not None
+        good = (self.steps - self.lost.count[0]).to(self.loss)  # 0 / 0 is NaN, and left out below
+        count = self.loss.new_tensor(substituted)
+        mine = torch.stack([self.loss / good, self.norm.to(self.loss), self.first, count]).double()
+        losses, updates = self.lost.numbers()
+        packed = torch.stack([mine, losses, updates])  # [3 4]
+        each = distributed.gathered(packed.flatten(), world).cpu().unflatten(1, packed.shape)
+        of_all, losses, updates = each.unbind(dim=1)
+        loss, norm, first, count = of_all.unbind(dim=1)
+        return Sums(
+            loss.nanmean().item(), norm.mean().item(), first.mean().item(), int(count.sum()),
+            streak(losses), streak(updates),
+        )  # fmt: skip
 
     def _check(self, run: Run, losses: Streak, updates: Streak) -> None:
         """Stop where more was lost in a row than may be.

@@ -15,6 +15,7 @@ import re
 import sys
 from pathlib import Path
 
+from mae_et import hang
 from slurm.job import requeue, still_wanted
 from slurm.journal import Event, log_file, note, read_events, this_job
 from slurm.progress import reached
@@ -22,6 +23,11 @@ from slurm.progress import reached
 # Mistakes of the user, numbers that are lost, time limits that came too often (submitit's word):
 # starting again would end the same, or is not wanted.
 FINAL = frozenset({"UserError", "Diverged", "UncompletedJobError"})
+# What a process that ends itself in the midst of a step cannot note.
+ENDS = {
+    hang.EXIT_STATUS: "no step was finished in efficiency.step_timeout; the log of each process "
+    "says where it stood"
+}
 
 
 def main(folder: Path, status: int, retries: int) -> int:
@@ -37,7 +43,7 @@ def main(folder: Path, status: int, retries: int) -> int:
     # Those that lost a peer tell of its end, not of its reason.
     reasons = [event for event in failures if event["kind"] != "PeerLost"]
     sentence = reasons[0]["sentence"] if reasons else killed_task(folder, job["job"], events)
-    sentence = sentence or f"srun ended with status {status}"
+    sentence = sentence or ENDS.get(status) or f"srun ended with status {status}"
     if reasons and reasons[0]["kind"] in FINAL:
         note(folder, "given up", sentence=sentence)
         return status

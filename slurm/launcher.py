@@ -160,7 +160,7 @@ class Launcher:
             "dependency": dependency,
             "signal_delay_s": config.signal_delay,
             "array_parallelism": config.array_parallelism,
-            "wckey": None,
+            "wckey": None,  # submitit's own key, which clusters that track others refuse
             "setup": self._setup(),
             "teardown": self._teardown(),
             "srun_args": self._srun_arguments(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from mae_et.config_files import to_yaml
 from mae_et.errors import UserError
-from mae_et.pretrain import curriculum_of
+from mae_et.planning import curriculum_of
 from mae_et.same_run import check_same_run
 from slurm.config import ClusterConfig, job_name
 from slurm.data_check import check_classes, check_root
@@ -54,6 +54,12 @@ def submit(
         UserError: the command, the cluster or the folder would not do; nothing is submitted.
     """
     first = task(kind, arguments)
+    following_kinds = [words.partition("=")[0] for words in then]
+    for each in following_kinds:
+        if following_kinds.count(each) > 1:
+            raise UserError(
+                f"--then: {each} is given twice, and both would be in {first.folder / each}"
+            )
     runs = arms(first, sweep) if sweep else [first]
     groups = [runs, *([following(run, words) for run in runs] for words in then)]
     if sweep:

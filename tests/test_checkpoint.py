@@ -42,12 +42,12 @@ def state(step: int = 0) -> TrainState:
 
 def save(folder: Path, *steps: int) -> None:
     for step in steps:
-        save_checkpoint(folder, state(step), "seed: 0", {"plan": 1})
+        save_checkpoint(folder, state(step).to_dict(), "seed: 0", {"plan": 1})
 
 
 def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     saved = state(3)
-    save_checkpoint(tmp_path, saved, "seed: 0", {"steps": 9})
+    save_checkpoint(tmp_path, saved.to_dict(), "seed: 0", {"steps": 9})
     payload = newest_checkpoint(tmp_path)
     assert payload is not None
     assert (payload["config"], payload["plan"]) == ("seed: 0", {"steps": 9})

@@ -1,6 +1,7 @@
 """Fine-tuning, probes and supervised training, on networks that train in seconds."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -28,6 +29,8 @@ from mae_et.config import DataConfig
 from mae_et.distributed import World
 from mae_et.monitor import SCORES, read_metrics
 from mae_et.order import Draw
+from mae_et.prepare import PrepareConfig, prepare
+from mae_et.shards import TarWriter
 from mae_et.synthetic import Synthetic
 
 SMALL = """
@@ -182,6 +185,70 @@ def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monke
         for c in (whole, config)
     ]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("place", ["write_weights", "Monitor.score"])
+def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_alone(
+    small, monkeypatch, place: str
+) -> None:
+    """Whichever of them is written first: the best weights are those of the step that is named."""
+    whole = small("--output.checkpoint_every=10", run="whole")
+    expected = classify(whole)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    config = small("--output.checkpoint_every=10")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"finetune.outcome.{place}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    results = classify(config)
+    assert results["best_step"] == expected["best_step"]
+    best = [(c.output.folder / "best.safetensors").read_bytes() for c in (whole, config)]
+    assert best[0] == best[1]
+
+
+def test_a_run_goes_on_from_a_sound_description_alone(small, monkeypatch) -> None:
+    config = small()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[classify.__module__], "finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    path = config.output.folder / "classes.json"
+    about = json.loads(path.read_text())
+    for damage in ({"classes": 3}, {"encoder": "hf-hub:some/body"}, {"encoder_heads": "2"}):
+        path.write_text(json.dumps(about | damage))
+        with pytest.raises(UserError, match=r"classes\.json is damaged"):
+            classify(config)
+    path.write_text(json.dumps(about | {"classes": ["a"]}))
+    with pytest.raises(UserError, match=r"do not fit: 2 misshapen \(head\.weight is \[10, 32\]"):
+        classify(config)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_images_without_a_label_are_refused_before_training(small, tmp_path: Path) -> None:
+    """Of shards of which some have no .cls, and of prepared ones of them."""
+    for split in ("train", "val"):
+        with TarWriter(tmp_path / "tars" / split / "0.tar") as shard:
+            for number in range(12):
+                shard.add(f"{number}.png", png_of(number))
+                if split == "val" or number < 9:
+                    shard.add(f"{number}.cls", str(number % 3).encode())
+    prepare(PrepareConfig(tmp_path / "shards", DataConfig(name="wds", root=tmp_path / "tars")))
+    for name, root in (("wds", "tars"), ("shards", "shards")):
+        flags = [f"--data.name={name}", f"--data.root={tmp_path / root}"]
+        with pytest.raises(UserError, match="3 of 12 images of train have no label"):
+            classify(small(*flags))
+
+
+def png_of(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(file, "png")
+    return file.getvalue()
 
 
 def test_a_curriculum_shows_a_checkpoint_s_vit_smaller_images_too(small) -> None:
@@ -373,6 +440,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
             "--model.encoder_heads=null",
         ],
         "batch_size must be positive": ["evaluate", f"--checkpoint={encoder}", "--batch_size=0"],
+        "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],
         "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],
         "optim.layer_decay must lie": [*mine, "--optim.layer_decay=0"],
         "is no classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],

@@ -34,6 +34,25 @@ def test_the_headline_plan_costs_a_quarter_of_1600_epochs(capsys) -> None:
     assert sum(s["steps"] for s in plan["stages"]) == plan["steps"]
 
 
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), "out of GPU memory: lower"),
+     (RuntimeError("DataLoader worker (pid 3) is killed by signal"), "a loader process died, as")],
+)  # fmt: skip
+def test_failures_of_the_machine_are_a_sentence_of_every_command(
+    failure: Exception, sentence: str, monkeypatch, capsys
+) -> None:
+    def fails(_: list[str]) -> None:
+        raise failure
+
+    for name in COMMANDS:
+        monkeypatch.setitem(COMMANDS, name, fails)
+        assert main([name]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith(f"mae-et: {sentence}")
+        assert told.count("\n") == 1
+
+
 def test_a_plan_is_a_table_for_people(capsys) -> None:
     flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
     assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
@@ -195,7 +214,7 @@ def test_stopped_and_killed_commands_end_like_one_that_was_not(tmp_path: Path) -
     subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
     status, said = signalled("12", signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
-    assert "stopped by signal 15 after step" in said
+    assert "stopped by SIGTERM after step" in said
     assert "Traceback" not in said
     status, _ = signalled("40", signal.SIGKILL)
     assert status == -signal.SIGKILL

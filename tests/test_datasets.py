@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 import mae_et.datasets as sources
 from mae_et.config import DataConfig
 from mae_et.data import EvalView
-from mae_et.datasets import Source, open_source
+from mae_et.datasets import Source, count_unlabelled, open_source
 from mae_et.errors import RunFailed, UserError
 from mae_et.folders import Folder, classes_without_images, image_names, list_images
 from mae_et.pictures import PIL_MODES, to_channels
@@ -692,6 +692,25 @@ def test_what_hugging_face_refuses_is_told_in_one_sentence(
     source = open_source(hugging("Set"), "train")
     with pytest.raises(RunFailed, match=r"1 of hfds/.*: it is neither a picture"):
         source[1]  # and not another sample in its place
+
+
+@needs_datasets
+def test_images_of_a_hugging_face_set_that_have_no_label_are_counted(
+    tmp_path: Path, hugging: Callable[..., DataConfig]
+) -> None:
+    import datasets
+
+    save(tmp_path / "0.png", 7)
+    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["Cat", "Dog"])}
+    )
+    rows = datasets.Dataset.from_dict({"image": [image] * 4, "label": [0, -1, None, 1]}, features)
+    (tmp_path / "Set").mkdir()
+    rows.to_parquet(tmp_path / "Set" / "train.parquet")
+    source = open_source(hugging("Set"), "train")
+    assert [label for _, label in values(source)] == [0, -1, -1, 1]
+    assert count_unlabelled(source) == 2
 
 
 # --- the embedded set, and names ------------------------------------------------------------------

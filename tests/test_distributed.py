@@ -69,7 +69,7 @@ def test_two_processes_stop_together_and_go_on_to_the_end_of_one_that_did_not(
     said = process.stderr.read()
     process.wait()
     saved = newest_checkpoint(tmp_path / "2" / "checkpoints")
-    assert f"stopped by signal 15 after step {saved['step']}" in said
+    assert f"stopped by SIGTERM after step {saved['step']}" in said
     assert not (tmp_path / "2" / "results.json").exists()
     assert run(tmp_path, 2, *flags).returncode == 0
     encoders = [(tmp_path / r / "encoder.safetensors").read_bytes() for r in ("whole", "2")]

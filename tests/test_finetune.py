@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +14,11 @@ from finetune import Features, ProbeConfig, extract_features, score_encoder
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import accuracies, probe_features, train_heads
 from mae_et import UserError, load_pretrained, pretrain
+from mae_et.checkpoint import list_checkpoints
+from mae_et.cli import main
 from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
+from mae_et.synthetic import Synthetic
 
 
 def blobs(count: int, seed: int, classes: int = 4, spread: float = 1.0) -> Features:
@@ -135,6 +140,50 @@ def test_without_data_a_run_is_scored_on_its_own_and_other_files_are_refused(run
     config = dataclasses.replace(config, checkpoint=run / "encoder.safetensors")
     with pytest.raises(UserError, match="data must be given"):
         finetune.knn(config)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[Path]:
+    """Return the checkpoints that are read, as they are."""
+    found: list[Path] = []
+    real = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **k: found.append(path) or real(path, **k))
+    return found
+
+
+def test_a_checkpoint_is_read_once_by_whatever_uses_it(run, tmp_path, reads) -> None:
+    picture = f"--output={tmp_path / 'p.png'}"
+    for command in (["knn"], ["knn", "--data.synthetic_val=20"], ["reconstruct", picture]):
+        assert main([*command, f"--checkpoint={run}", "--device=cpu"]) == 0
+        assert len(reads) == 1, command
+        reads.clear()
+    finetune.HeldOut(workers=0, device="cpu")(run)
+    assert len(reads) == 1
+    reads.clear()
+    assert main(["dynamics", f"--run={run}", "--bandwidths=[8]", "--workers=0"]) == 0
+    assert len(set(reads)) == len(reads) == len(list_checkpoints(run / "checkpoints"))
+
+
+def test_a_finished_run_without_its_checkpoints_has_its_encoder(run, tiny, capsys) -> None:
+    expected = finetune.knn(dataclasses.replace(probe(run, tiny), data=None))
+    shutil.rmtree(run / "checkpoints")
+    assert finetune.knn(dataclasses.replace(probe(run, tiny), data=None)) == expected
+    assert load_pretrained(run).decoder is None
+    assert main(["reconstruct", f"--checkpoint={run}"]) == 2
+    assert "has no decoder" in capsys.readouterr().err
+    (run / "encoder.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no checkpoint that loads"):
+        load_pretrained(run)
+
+
+def test_images_without_a_label_are_not_scored(run, tiny, monkeypatch) -> None:
+    """The labels are counted, and no image is read."""
+    monkeypatch.setattr(Synthetic, "labels", np.array([-1] * 2 + [0] * 18), raising=False)
+    for score in (score_encoder, lambda config: finetune.HeldOut()(config.checkpoint)):
+        with pytest.raises(UserError, match=r"encoder needs labelled images: 2 of \d+ images of"):
+            score(probe(run, tiny))
+    with pytest.raises(UserError, match="of knn needs labelled images: 2 of"):
+        finetune.HeldOut().check(tiny().data, 3)
 
 
 def test_data_without_labels_are_refused(run, tiny, tmp_path) -> None:

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from mae_et import UserError
-from mae_et.precision import autocast, autocast_dtype, exact_products, full_precision
+from mae_et.precision import (
+    allow_tf32,
+    autocast,
+    autocast_dtype,
+    exact_products,
+    full_precision,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -49,3 +55,17 @@ def test_exact_products_put_the_precision_back_also_after_an_error() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_tf32_is_allowed_to_products_and_convolutions_alike_and_on_a_gpu_alone() -> None:
+    """Torch allows it to convolutions by itself; a run before in this process may have, too."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        for allowed, products in ((True, "high"), (False, "highest")):
+            allow_tf32(allowed, CUDA)
+            allow_tf32(not allowed, CPU)
+            assert torch.get_float32_matmul_precision() == products
+            assert torch.backends.cudnn.allow_tf32 is allowed
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -339,6 +339,38 @@ def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(tiny, monke
         assert torch.equal(again["model"][name], weight)
 
 
+def test_a_picture_comes_after_the_checkpoint_and_waits_where_the_run_is_told_to_stop(
+    tiny, monkeypatch
+) -> None:
+    """Drawing takes time that may not be left to save; the same command draws it then."""
+    flags = ["--output.reconstruct_every=6", "--output.checkpoint_every=6"]
+    whole = pretrain(tiny(f"--output.folder={tiny().output.folder}-whole", *flags))
+    config, step, draw = tiny(*flags), module.train_step, module.draw
+    checkpoints, drawn = config.output.folder / "checkpoints", []
+
+    def signalled(run, *rest):
+        if run.state.step == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, *rest)
+
+    def watched(run, *rest):
+        assert newest_checkpoint(checkpoints)["step"] == run.state.step
+        drawn.append(run.state.step)
+        draw(run, *rest)
+
+    monkeypatch.setattr(module, "draw", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_step", signalled)
+        with pytest.raises(Interrupted):
+            pretrain(config)
+    assert drawn == [6]
+    pretrain(config)
+    assert drawn == [6, 12, 18, 24, 25]
+    for path in (whole / "reconstructions").iterdir():
+        again = config.output.folder / "reconstructions" / path.name
+        assert again.read_bytes() == path.read_bytes()
+
+
 def test_bad_batches_are_refused_before_anything_is_written(tiny) -> None:
     for flags, sentence in {
         ("--optim.batch_size=41",): "larger than the data set of 40 images",

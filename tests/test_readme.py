@@ -120,3 +120,39 @@ def test_every_recipe_that_the_readme_names_is_shipped() -> None:
 def test_the_package_offers_what_it_lists() -> None:
     for name in mae_et.__all__:
         assert getattr(mae_et, name) is not None
+
+
+FAULT_COMMANDS = sorted(
+    {
+        command.replace("T/", "tests/faults/", 1)
+        for page in GUIDES
+        if page.startswith("docs/reliability")
+        for command in re.findall(r"`(?:pytest )?([^`]*\.py[^`]*)`", (ROOT / page).read_text())
+        if command.startswith(("T/", "tests/", "-"))
+    }
+)
+
+
+def test_the_reliability_pages_have_the_commands_that_this_test_means_to_check() -> None:
+    assert len(FAULT_COMMANDS) > 60
+
+
+@pytest.mark.parametrize("command", FAULT_COMMANDS)
+def test_every_command_about_a_fault_selects_a_test(command: str) -> None:
+    """Each part of `-k` has a test with its words in the name, or in the values that it is given.
+
+    Read from the text, for pytest takes seconds to collect a file.
+    """
+    words = shlex.split(command)
+    (path,) = (ROOT / word for word in words if word.endswith(".py"))
+    tests = [part for part in path.read_text().split("\n\n\n") if "def test_" in part]
+    assert tests
+    for part in words[words.index("-k") + 1].split(" or ") if "-k" in words else []:
+        wanted = part.split(" and ")
+        assert any(all(word in head_of(test) for word in wanted) for test in tests), part
+
+
+def head_of(test: str) -> str:
+    """Return a test's marks and name, with numbers as pytest writes them."""
+    marks, _, rest = test.partition("def test_")
+    return re.sub(r"(?<=\d)_(?=\d)", "", marks) + rest.partition("(")[0]

@@ -24,6 +24,7 @@ from mae_et.curriculum import Curriculum, Stage
 from mae_et.distributed import World
 from mae_et.fitting import largest_part, peak_of
 from mae_et.monitor import read_metrics
+from mae_et.planning import make_plan as make_pretraining_plan
 from mae_et.run import Run, wrap
 from mae_et.sharding import shard
 from mae_et.step import update
@@ -192,7 +193,7 @@ def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
     two = World(0, 2, torch.device("cpu"))
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
     monkeypatch.setattr(module, "wrap", lambda model, *_: model)
-    run, _ = module.prepare(config, module.make_plan(config, 40), two, None)
+    run, _ = module.prepare(config, make_pretraining_plan(config, 40), two, None)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
     assert run.micro_batch(32) == 3
     assert run.accumulation(run.plan.stages[0]) == 2
@@ -289,3 +290,21 @@ def test_what_shards_cannot_do_is_refused(tiny) -> None:
         tiny(SHARDED, "--efficiency.compile=true")
     with pytest.raises(UserError, match="of networks of transformer blocks"):
         shard(nn.Linear(2, 2), WORLD)
+
+
+def test_a_model_in_shards_is_whole_on_the_cpu_alone(tiny, monkeypatch) -> None:
+    """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
+    module = importlib.import_module("mae_et.pretrain")
+    two, seen = World(0, 2, torch.device("meta")), []
+    monkeypatch.setattr(module, "fit_micro_batch", lambda *_: None)
+    device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
+    monkeypatch.setattr(module, "shard", lambda model, _: seen.append(device_of(model)))
+    for flags in ([], ["--efficiency.micro_batch=auto"]):
+        config = tiny(SHARDED, *flags)
+        run, model = module.prepare(config, make_pretraining_plan(config, 40), two, None)
+    assert seen == ["cpu", "meta"]
+    whole = {name: torch.ones_like(t, device="cpu") for name, t in model.state_dict().items()}
+    monkeypatch.setattr(module, "whole_weights", lambda _: whole)
+    gathered = module.whole_model(run, model)
+    assert all(torch.equal(gathered.state_dict()[name], t) for name, t in whole.items())
+    assert {p.device.type for p in gathered.parameters()} == {"cpu"}

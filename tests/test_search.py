@@ -23,7 +23,7 @@ from mae_et.config import PretrainConfig
 from mae_et.config_files import to_yaml
 from mae_et.curriculum import Curriculum
 from mae_et.errors import Diverged
-from mae_et.pretrain import make_plan
+from mae_et.planning import make_plan
 from mae_et.search import SearchConfig, search
 from mae_et.search.config import PAPER_BANDWIDTHS
 from mae_et.search.journal import Journal, drop_half_line

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,16 +20,20 @@ from fuzz.targets import classifier, hugging_face, prepared, run_checkpoint
 from fuzz.watch import BAIT, nothing_runs
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision.datasets import cifar
 
 from finetune.config import ClassifierConfig
-from mae_et import UserError
+from mae_et import UserError, plain_pickle
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.cli import main
 from mae_et.config import DataConfig, PretrainConfig
 from mae_et.config_files import config_from_text, load_config, to_yaml
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed
-from mae_et.pretrained import only_read, stored_config
+from mae_et.pictures import MOST_PIXELS, decode
+from mae_et.plain_pickle import unpickling_plainly
+from mae_et.pretrained import stored_config
+from mae_et.stored import only_read
 from mae_et.weights import load_weights
 from slurm.config import ClusterConfig
 
@@ -189,6 +194,33 @@ def test_cifar_s_batches_even_where_their_checksums_are_those_published(
         (top / name).write_bytes(pickle.dumps({"data": payload, "label_names": payload}))
     with pytest.raises(UserError, match=r"posix.mkdir, which is refused"):
         open_source(DataConfig(name="cifar10", root=tmp_path, download=False), "train")
+
+
+def test_what_the_program_around_us_reads_its_own_files_with_stays_as_it_was(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Pillow's limit and torchvision's unpickling are ours while we read, in any thread."""
+    before = cifar.pickle, Image.MAX_IMAGE_PIXELS
+    assert cifar.pickle is pickle
+    seen, real = [], Image.open
+
+    def watched(*given, **more):
+        seen.append(Image.MAX_IMAGE_PIXELS)
+        return real(*given, **more)
+
+    monkeypatch.setattr(Image, "open", watched)
+    save_png(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: decode(content, 3), range(200)))
+    assert set(seen) == {MOST_PIXELS}
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(UserError):
+        open_source(DataConfig(name="cifar10", root=tmp_path, download=False), "train")
+    with suppress(KeyError), unpickling_plainly(cifar):
+        assert cifar.pickle is plain_pickle
+        raise KeyError
+    assert (cifar.pickle, Image.MAX_IMAGE_PIXELS) == before
 
 
 CONFIGS = [

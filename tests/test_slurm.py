@@ -17,7 +17,7 @@ import torch
 from conftest import TINY
 from slurm_cluster import Cluster, start_cluster
 
-from mae_et import PretrainConfig, load_config, pretrain
+from mae_et import PretrainConfig, hang, load_config, pretrain
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.cli import main
 from mae_et.monitor import read_metrics
@@ -341,6 +341,45 @@ def test_a_process_that_hangs_is_ended_and_the_run_goes_on(
     restart_soon(cluster, job)
     same_end(cluster, job, folder, uninterrupted)
     assert "ended where it hung" in events(folder, "failed")[0]["sentence"]
+
+
+# The interpreter imports it at its start: one process of a job's first start hangs in a step.
+HANGS_ONCE = """
+import os, sys
+first = "SLURM_RESTART_COUNT" not in os.environ and "submitit.core._submit" in sys.orig_argv
+if first and os.environ.get("SLURM_PROCID") == "{rank}":
+    sys.path.append("{faults}")
+    import driver
+    driver.FAULTS["hang"](step="{step}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_finishes_no_step_ends_and_the_job_is_queued_again(
+    start, cluster: Cluster, uninterrupted: Path, place: Path, rank: int
+) -> None:
+    """It hangs in C; nobody signals. The other waits for it in a collective, until its own time.
+
+    Both say where they stand, the job ends with status 75, and goes on from its last checkpoint.
+    """
+    step, faults = 100, Path(__file__).with_name("faults")
+    (place / "fault").mkdir()
+    text = HANGS_ONCE.format(rank=rank, faults=faults, step=step)
+    (place / "fault" / "sitecustomize.py").write_text(text)
+    setup = f"--setup=['export PYTHONPATH={place / 'fault'}:$PYTHONPATH']"
+    job, folder = start(setup, "--efficiency.step_timeout=10")
+    restart_soon(cluster, job)
+    same_end(cluster, job, folder, uninterrupted)
+    logs = [(folder / "slurm" / f"{job}_{number}_log.err").read_text() for number in (0, 1)]
+    for number, log in enumerate(logs):
+        assert f"process {number} has finished no step in 10 s (efficiency.step_timeout)" in log
+        assert ("in struck" in log) == (number == rank)  # where it hangs
+    assert f"task {rank}: Exited with exit code {hang.EXIT_STATUS}" in logs[0]  # srun's word
+    (retried,) = events(folder, "retried")
+    assert "no step was finished in efficiency.step_timeout" in retried["sentence"]
+    _, second = events(folder, "started")
+    assert (retried["step"], second["step"], second["lost"]) == (60, 60, step - 60)
 
 
 def test_cancelling_saves_and_does_not_come_back(start, cluster: Cluster) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from mae_et import UserError
+from mae_et import UserError, hang
 from mae_et.cli import main
 from mae_et.compare import CompareConfig, compare
 from mae_et.config_files import load_config
@@ -92,6 +92,14 @@ def test_words_of_the_shell_are_quoted(place, capsys) -> None:
     assert "#SBATCH --job-name='x y'" in script
     checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_two_jobs_of_one_folder_are_refused(place, capsys) -> None:
+    for then in ("finetune=a.yaml,finetune=b.yaml", "knn,linear-probe,knn"):
+        assert main(["submit", "pretrain", *RUN, "--dry-run", f"--then={then}"]) == 2
+        kind = then[-3:] if then.endswith("knn") else "finetune"
+        told = f"--then: {kind} is given twice, and both would be in run/{kind}"
+        assert told in capsys.readouterr().err
 
 
 def test_without_slurm_nothing_is_submitted(place, monkeypatch, capsys) -> None:
@@ -202,6 +210,15 @@ def test_what_is_done_after_a_job_depends_on_how_it_ended(
     after.main(place, 1, 3)
     assert read_events(place)[-1]["event"] == expected
     assert inside == (["requeue"] if expected == "retried" else [])
+
+
+def test_a_job_in_which_nothing_moved_is_tried_again_and_named_so(place: Path, inside) -> None:
+    """The process that hangs notes nothing itself; its peer has only lost it."""
+    note(place, "failed", kind="PeerLost", sentence="the connection to another process broke")
+    assert after.main(place, hang.EXIT_STATUS, 3) == hang.EXIT_STATUS
+    last = read_events(place)[-1]
+    assert last["event"] == "retried"
+    assert last["sentence"].startswith("no step was finished in efficiency.step_timeout")
 
 
 def test_a_job_that_succeeded_or_was_cancelled_is_left_alone(place, inside, monkeypatch) -> None:

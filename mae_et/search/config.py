@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from mae_et.config import CurriculumConfig, OutputConfig, PretrainConfig, Stage
-from mae_et.errors import UserError
+from mae_et.curriculum import carried_over
+from mae_et.errors import require
 
 # The bandwidths that both papers choose from, at their base size.
-PAPER_BASE = 224
 PAPER_BANDWIDTHS = (96, 128, 160, 192, 224)
 
 
@@ -71,27 +71,30 @@ class SearchOptions:
         """
         for name in ("stages", "trials", "at_once", "images"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"search.{name} must be positive, got {value}")
-        _require(
+            require(value is None or value > 0, f"search.{name} must be positive, got {value}")
+        require(
             self.epochs is None or (self.epochs > 0 and math.isfinite(self.epochs)),
             f"search.epochs must be positive, got {self.epochs}",
         )
         for name in ("finetune", "held_out"):
             value = getattr(self, name)
-            _require(0 < value < 1, f"search.{name} is a share in (0, 1), got {value}")
-        _require(
+            require(0 < value < 1, f"search.{name} is a share in (0, 1), got {value}")
+        require(
             self.prune_from is None or 0 < self.prune_from < 1,
             f"search.prune_from is a share in (0, 1), got {self.prune_from}",
         )
-        _require(self.tolerance >= 0, "search.tolerance must not be negative")
-        _require(
+        require(
+            0 <= self.tolerance < math.inf,
+            f"search.tolerance must not be negative, got {self.tolerance}",
+        )
+        require(
             0 <= self.magnitude <= 10, f"search.magnitude lies in [0, 10], got {self.magnitude}"
         )
-        _require(
+        require(
             self.strategy != "greedy" or self.stages > 1,
             "search.stages must be at least 2: greedy leaves the last stage at full bandwidth",
         )
-        _require(
+        require(
             self.objective in {"knn", "linear"}
             or re.fullmatch(r"[\w.]+:[\w.]+", self.objective) is not None,
             f"search.objective must be knn, linear or package.module:function, "
@@ -118,18 +121,18 @@ class SearchConfig(PretrainConfig):
         super().__post_init__()
         base, patch = self.model.image_size, self.model.patch
         for bandwidth in self.search.candidates:
-            _require(
+            require(
                 0 < bandwidth <= base and bandwidth % patch == 0,
                 f"search.candidates: {bandwidth} is no multiple of the patch size {patch} "
                 f"up to the base size {base}",
             )
-        _require(len(self.candidates) > 1, "search.candidates needs at least two bandwidths")
+        require(len(self.candidates) > 1, "search.candidates needs at least two bandwidths")
 
     @property
     def candidates(self) -> tuple[int, ...]:
         """The bandwidths to choose from, rising."""
         base, patch = self.model.image_size, self.model.patch
-        carried = (-(-b * base // (PAPER_BASE * patch)) * patch for b in PAPER_BANDWIDTHS)
+        carried = (carried_over(bandwidth, base, patch) for bandwidth in PAPER_BANDWIDTHS)
         return tuple(sorted(set(self.search.candidates or carried)))
 
     @property
@@ -180,8 +183,3 @@ class SearchConfig(PretrainConfig):
             data=replace(run.data, replay=replay or None),
             output=replace(run.output, folder=folder, keep_every=None),
         )
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UserError(sentence)

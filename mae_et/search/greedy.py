@@ -8,7 +8,7 @@ result is cheaper than constant bandwidth, by what the objective allows. Source:
 from collections.abc import Sequence
 
 from mae_et.errors import RunFailed
-from mae_et.pretrain import make_plan
+from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
 from mae_et.search.trials import Trial, Trials

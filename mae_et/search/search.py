@@ -13,6 +13,7 @@ from mae_et.config_files import config_from_text, science, to_yaml
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.lock import sole_writer
+from mae_et.same_run import check_same_settings
 from mae_et.search.bayes import bayes
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
@@ -98,9 +99,4 @@ def check_same_search(config: SearchConfig) -> None:
     # The trials' budget is curriculum.epochs where search.epochs is not given.
     for settings in (before, now):
         settings["search.epochs"] = settings["search.epochs"] or settings["curriculum.epochs"]
-    for key, old in before.items():
-        if old != now[key] and key not in MAY_DIFFER:
-            raise UserError(
-                f"{config.output.folder} holds another search: {key} was {old!r} and is now "
-                f"{now[key]!r}; give another output.folder"
-            )
+    check_same_settings(f"{config.output.folder} holds another search", before, now, MAY_DIFFER)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from mae_et.config import Stage
 from mae_et.curriculum import Plan
 from mae_et.errors import RunFailed, UserError
-from mae_et.pretrain import make_plan
+from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
 from mae_et.search.trials import Fork, Trial, Trials

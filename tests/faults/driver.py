@@ -2,6 +2,8 @@
 
 A fault reads NAME or NAME:key=value,...; `rank` (any) and `step` (0) say where it strikes. It is
 put into this process alone: launched by torchrun, each process has its own.
+
+Faults at a step strike in pre-training and in classifiers alike.
 """
 
 import ctypes
@@ -27,17 +29,28 @@ def main(fault: str, arguments: list[str]) -> int:
     return command_line(arguments)
 
 
+SPINES = {"mae_et.pretrain": "train_step", "finetune.classify": "classifier_step"}
+
+
+def replace_steps(around) -> None:
+    """Put what `around` makes of a step in its place, in whatever is trained."""
+    for spine, name in SPINES.items():
+        module = importlib.import_module(spine)
+        setattr(module, name, around(getattr(module, name)))
+
+
 def at_step(step: int, strike) -> None:
-    """Call `strike` instead of a step of pre-training, which then goes on."""
-    module = importlib.import_module("mae_et.pretrain")
-    real = module.train_step
+    """Call `strike` before a step, which then goes on."""
 
-    def struck(run, *rest):
-        if run.state.step == step:
-            strike()
-        return real(run, *rest)
+    def around(real):
+        def struck(run, *rest, **keywords):
+            if run.state.step == step:
+                strike()
+            return real(run, *rest, **keywords)
 
-    module.train_step = struck
+        return struck
+
+    replace_steps(around)
 
 
 def hang(step: str) -> None:
@@ -87,28 +100,29 @@ def slow_disk(seconds: str) -> None:
 
 
 def record(path: str, stop: str = "-1") -> None:
-    """Write down the images and noise of every sample that is trained on, in their order.
+    """Write down every sample that is trained on: its image, and its noise or label, in order.
 
     Before the step `stop` it is told to stop, if there is one.
     """
-    module = importlib.import_module("mae_et.pretrain")
-    real, rank = module.train_step, int(os.environ.get("RANK", "0"))
+    rank = int(os.environ.get("RANK", "0"))
     place = Path(f"{path}-{rank}")
 
-    def told(run, stage, batches):
-        def passing():
-            for batch in batches:
-                rows = zip(batch.images, batch.noise, strict=True)
-                for image, noise in rows:
-                    digest = hashlib.sha256(image.numpy().tobytes() + noise.numpy().tobytes())
-                    with place.open("a") as file:
-                        row = [run.state.step, rank, digest.hexdigest()[:16]]
-                        file.write(json.dumps(row) + "\n")
-                yield batch
+    def around(real):
+        def told(run, stage, batches, **keywords):
+            def passing():
+                for batch in batches:
+                    for image, other in zip(*batch[:2], strict=True):
+                        digest = hashlib.sha256(image.numpy().tobytes() + other.numpy().tobytes())
+                        with place.open("a") as file:
+                            row = [run.state.step, rank, digest.hexdigest()[:16]]
+                            file.write(json.dumps(row) + "\n")
+                    yield batch
 
-        return real(run, stage, passing())
+            return real(run, stage, passing(), **keywords)
 
-    module.train_step = told
+        return told
+
+    replace_steps(around)
     at_step(int(stop), lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 

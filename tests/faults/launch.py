@@ -15,6 +15,17 @@ from driver import main
 from mae_et.checkpoint import newest_checkpoint
 
 DRIVER = Path(__file__).with_name("driver.py")
+CLASSIFIER = """
+data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 30, scale: [0.5, 1.0],
+       augment: rand-mstd0.5-inc1}
+curriculum: {preset: custom, epochs: 3, cost: area,
+             stages: [{bandwidth: 16, share: 1}, {bandwidth: 32, share: 2}]}
+recipe: {smoothing: 0.1, erasing: 0.25}
+optim: {batch_size: 8, base_lr: 0.05, ema: 0.9, warmup: 0.2}
+efficiency: {workers: 0, device: cpu}
+output: {log_every: 1, checkpoint_every: 5, evaluate_every: 25%, tensorboard: false}
+"""
+CONFIGS = {"pretrain": TINY, "finetune": CLASSIFIER, "supervised": CLASSIFIER}
 QUIET = ("--output.tensorboard=false", "--output.reconstruct_images=0")
 FORK = multiprocessing.get_context("fork")
 
@@ -22,11 +33,14 @@ FORK = multiprocessing.get_context("fork")
 class Started:
     """One rank of a run in a process of its own, forked: torch is there already."""
 
-    def __init__(self, folder: Path, fault: str, flags: tuple[str, ...], rank: int, before=None):
+    def __init__(
+        self, folder: Path, fault: str, flags: tuple[str, ...], rank: int, before=None,
+        command: str = "pretrain",
+    ):  # fmt: skip
         config = folder.with_name(f"{folder.name}.yaml")
-        config.write_text(TINY)
+        config.write_text(CONFIGS[command])
         self.said = folder.with_name(f"{folder.name}-{rank}.log")
-        words = ["pretrain", f"--config={config}", f"--output.folder={folder}", *flags]
+        words = [command, f"--config={config}", f"--output.folder={folder}", *flags]
 
         def target() -> None:
             descriptor = os.open(self.said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
@@ -63,10 +77,13 @@ def end_children() -> None:
         child.kill()
 
 
-def start(folder: Path, fault: str, *flags: str, processes: int = 1, before=None) -> list[Started]:
-    """Start pre-training with a fault in it; the run folder is `folder`."""
+def start(
+    folder: Path, fault: str, *flags: str, processes: int = 1, before=None,
+    command: str = "pretrain",
+) -> list[Started]:  # fmt: skip
+    """Start a training with a fault in it; the run folder is `folder`."""
     if processes == 1:
-        return [Started(folder, fault, flags, 0, before)]
+        return [Started(folder, fault, flags, 0, before, command)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -77,12 +94,16 @@ def start(folder: Path, fault: str, *flags: str, processes: int = 1, before=None
             LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
         )  # fmt: skip
 
-    return [Started(folder, fault, flags, r, partial(place, r)) for r in range(processes)]
+    ranks = range(processes)
+    return [Started(folder, fault, flags, r, partial(place, r), command) for r in ranks]
 
 
-def run(folder: Path, fault: str, *flags: str, processes: int = 1, before=None) -> tuple[int, str]:
+def run(
+    folder: Path, fault: str, *flags: str, processes: int = 1, before=None,
+    command: str = "pretrain",
+) -> tuple[int, str]:  # fmt: skip
     """Return the exit status of the main process and what it said, once all have ended."""
-    started = start(folder, fault, *flags, processes=processes, before=before)
+    started = start(folder, fault, *flags, processes=processes, before=before, command=command)
     first, *_ = [one.end() for one in started]
     return first
 

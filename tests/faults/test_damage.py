@@ -62,7 +62,7 @@ def sweep(path: Path, read: Read, flips: int) -> Counter[str]:
 
 
 def checkpoint(folder: Path) -> Path:
-    return save_checkpoint(folder, state(1), "seed: 0", {"plan": 1})
+    return save_checkpoint(folder, state(1).to_dict(), "seed: 0", {"plan": 1})
 
 
 def encoder(folder: Path) -> Path:

@@ -79,13 +79,13 @@ def test_a_checkpoint_that_has_no_room_says_why_wherever_it_is_cut_off(tmp_path,
     """Torch itself tells of sums that differ; the one before stays."""
     from test_checkpoint import state
 
-    save_checkpoint(tmp_path, state(1), "seed: 0", {"plan": 1})
+    save_checkpoint(tmp_path, state(1).to_dict(), "seed: 0", {"plan": 1})
     second = state(2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            save_checkpoint(tmp_path, second, "seed: 0", {"plan": 1})
+            save_checkpoint(tmp_path, second.to_dict(), "seed: 0", {"plan": 1})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]

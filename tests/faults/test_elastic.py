@@ -14,14 +14,15 @@ from mae_et.checkpoint import newest_checkpoint
 from mae_et.config import DataConfig, PretrainConfig
 from mae_et.datasets import open_source
 from mae_et.distributed import World
-from mae_et.monitor import read_metrics
+from mae_et.monitor import SCORES, read_metrics
 from mae_et.same_run import as_many_processes, check_same_data, fingerprint, origin_of
 
 FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")
+VIT = ("--model.image_size=32", "--model.backbone=test_vit")
 
 
 def samples(recorded: Path, processes: int) -> list[list[str]]:
-    """Return the hashes of image and noise of each step's samples, in the order of the batch."""
+    """Return the hashes of each step's samples, which `record` wrote, in the order of the batch."""
     steps: dict[int, list[str]] = {}
     for rank in range(processes):
         for line in Path(f"{recorded}-{rank}").read_text().splitlines():
@@ -59,6 +60,56 @@ def test_a_run_goes_on_with_other_processes_micro_batches_and_workers(tmp_path) 
         expected = [row[key] for row in one]
         assert [row[key] for row in other] == pytest.approx(expected, rel=2e-5)
     print(f"\n{sum(map(len, found))} samples of {len(found)} steps in the same order")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("command", ["supervised", "finetune"])
+def test_a_classifier_goes_on_with_other_processes(tmp_path, command: str) -> None:
+    """Without mixing, drop path and batch norms, so that the numbers too are the same to rounding.
+
+    Image (augmented and erased) and label of every sample are those of a run that was left alone,
+    bit for bit and in its order. Whoever goes on with another number of processes is told so.
+    """
+    flags = VIT
+    if command == "finetune":
+        code, said = run(tmp_path / "encoder", "none", *QUIET, "--curriculum.epochs=1")
+        assert code == 0, said
+        flags = ("--model.image_size=32", f"--model.checkpoint={tmp_path / 'encoder'}")
+        flags += ("--optim.layer_decay=0.65",)
+    clean, folder = tmp_path / "clean", tmp_path / "run"
+    fault = f"record:path={tmp_path / 'clean-samples'}"
+    code, said = run(clean, fault, *flags, command=command)
+    assert code == 0, said
+    parts = [
+        (1, 5, False, ["--efficiency.workers=1"]),
+        (2, 11, True, ["--efficiency.micro_batch=3"]),
+        (2, 15, False, []),
+        (1, 25, True, ["--efficiency.micro_batch={16: 4, 32: 2}", "--efficiency.workers=2"]),
+        (1, None, False, []),
+    ]
+    found: list[list[str]] = []
+    for number, (processes, stop, differs, more) in enumerate(parts):
+        recorded = tmp_path / f"samples-{number}"
+        fault = f"record:path={recorded}" + ("" if stop is None else f",stop={stop}")
+        code, said = run(folder, fault, *flags, *more, processes=processes, command=command)
+        assert code == (0 if stop is None else 128 + signal.SIGTERM), said
+        assert said.count("goes on with another number of processes") == differs
+        found += samples(recorded, processes)
+    assert found == samples(tmp_path / "clean-samples", 1)
+    assert len({digest for step in found for digest in step}) == 8 * len(found)  # none alike
+    for name, bounds in (
+        ("metrics.jsonl", {"loss": 2e-5, "grad_norm": 1e-4}),
+        (SCORES, {"loss": 2e-5, "raw_loss": 2e-5}),
+    ):
+        one, other = (read_metrics(place, name) for place in (clean, folder))
+        assert [row["step"] for row in other] == [row["step"] for row in one]
+        for key, bound in bounds.items():
+            pairs = [(a[key], b[key]) for a, b in zip(one, other, strict=True)]
+            apart = max(abs(a - b) / abs(a) for a, b in pairs)
+            print(f"\n{command}, {name}: {len(pairs)} x {key}, apart by {apart:.1e} at most")
+            assert apart < bound
+    ends = [json.loads((place / "results.json").read_text()) for place in (clean, folder)]
+    assert [(end["steps"], end["images"]) for end in ends] == [(len(found), 30)] * 2
 
 
 def test_another_global_batch_is_refused(tiny) -> None:

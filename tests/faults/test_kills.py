@@ -18,6 +18,7 @@ import torch
 from conftest import TINY
 from launch import same_weights
 
+from finetune import ClassifierConfig, classify
 from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint
 from mae_et.monitor import Monitor, read_metrics
@@ -187,16 +188,53 @@ def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path
 
 
 @pytest.mark.faults
+def test_a_classifier_killed_with_its_best_weights_written_and_their_score_not(tmp_path) -> None:
+    """And the other way round: the best weights are in the end those of the step that is named."""
+    torch.set_num_threads(1)
+    outcome = importlib.import_module("finetune.outcome")
+
+    def config(name: str) -> ClassifierConfig:
+        flags = [
+            "--model={backbone: test_vit, image_size: 32}", f"--output.folder={tmp_path / name}",
+            "--data={name: synthetic, synthetic_size: 32, synthetic_train: 16, synthetic_val: 10}",
+            "--optim={batch_size: 8, base_lr: 0.05}", "--curriculum.epochs=4",
+            "--efficiency={workers: 0, device: cpu}",
+            "--output={evaluate_every: 2, checkpoint_every: 2, tensorboard: false}",
+        ]  # fmt: skip
+        return load_config(ClassifierConfig, [], flags)
+
+    expected = classify(config("clean"))
+    for owner, name in ((outcome, "write_weights"), (outcome.Monitor, "score")):
+        for when in ("before", "after"):
+
+            def target(owner=owner, name=name, when=when) -> None:
+                real = getattr(owner, name)
+                setattr(owner, name, lambda *given: (when == "after" and real(*given), kill()))
+                classify(config("killed"))
+
+            process = FORK.Process(target=target)
+            process.start()
+            process.join(120)
+            assert process.exitcode == -signal.SIGKILL, (name, when)
+    found = classify(config("killed"))
+    assert (found["best_step"], found["top1"]) == (expected["best_step"], expected["top1"])
+    best = [(tmp_path / run / "best.safetensors").read_bytes() for run in ("clean", "killed")]
+    assert best[0] == best[1]
+
+
+@pytest.mark.faults
 def test_nothing_that_a_kill_leaves_is_in_the_way_when_the_run_is_at_its_end(tmp_path) -> None:
     """Killed while the encoder and the final figures are written, it writes them again."""
     torch.set_num_threads(1)
     (tmp_path / "tiny.yaml").write_text(TINY)
     flags = ["--curriculum.epochs=2", f"--output.folder={tmp_path / 'run'}"]
     config = load_config(PretrainConfig, [tmp_path / "tiny.yaml"], flags)
+    spine = importlib.import_module("mae_et.spine")
     for name in ("export_encoder", "summarise_stages", "finish"):
 
         def target(name=name) -> None:
-            setattr(module, name, lambda *_: kill())
+            owner = spine if name == "summarise_stages" else module
+            setattr(owner, name, lambda *_: kill())
             pretrain(config)
 
         process = FORK.Process(target=target)

@@ -34,8 +34,9 @@ from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, UserError
 from mae_et.model import MaskedAutoencoder
 from mae_et.pictures import EXTENSIONS
-from mae_et.pretrained import masked_autoencoder, only_read
+from mae_et.pretrained import masked_autoencoder
 from mae_et.shards import TarShards
+from mae_et.stored import only_read
 from mae_et.throughput import read_speeds
 from mae_et.weights import load_weights
 from slurm.config import ClusterConfig

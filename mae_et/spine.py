@@ -1,0 +1,111 @@
+"""What the spines of pre-training and of classifiers share: how a run begins, reports and ends."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
+
+from mae_et import distributed
+from mae_et.atomic import write_text_atomically
+from mae_et.checkpoint import newest_checkpoint, set_aside_newer
+from mae_et.config import EfficiencyConfig
+from mae_et.config_files import to_yaml
+from mae_et.distributed import World
+from mae_et.errors import RunFailed
+from mae_et.failures import told_in_a_sentence
+from mae_et.hang import ended_when_it_hangs
+from mae_et.lock import sole_writer
+from mae_et.monitor import Monitor, Row
+from mae_et.plan_table import COMPUTE_UNITS
+from mae_et.run import Run
+from mae_et.same_run import check_same_run
+from mae_et.signals import StopFlag, stop_signals
+from mae_et.spikes import tell
+from mae_et.window import summarise_stages
+
+
+@contextmanager
+def joined(efficiency: EfficiencyConfig) -> Iterator[tuple[World, StopFlag]]:
+    """Join the other processes, and be ready for signals, a hang and failures of the machine.
+
+    Raises:
+        UserError: the device is not there.
+        RunFailed: memory or the disk ran out, or another process died.
+    """
+    patience = efficiency.step_timeout
+    world = distributed.start(efficiency.device, patience)
+    try:
+        with told_in_a_sentence(), ended_when_it_hangs(patience), stop_signals() as stopped:
+            yield world, stopped
+    finally:
+        distributed.stop(world)
+
+
+def begin(config: Any, world: World) -> tuple[dict[str, Any] | None, bool]:
+    """Return the newest checkpoint of a run's folder, and whether the run is finished.
+
+    Raises:
+        UserError: the folder holds a run of other numbers.
+        RunFailed: processes see different checkpoints.
+    """
+    folder = config.output.folder
+    saved = newest_checkpoint(folder / "checkpoints")
+    finished = (folder / "results.json").exists()
+    check_same_run(config, saved, finished)
+    if not distributed.all_have(saved["step"] if saved else 0, world):
+        raise RunFailed(f"processes see different checkpoints in {folder}; start again")
+    return saved, finished
+
+
+@contextmanager
+def recording(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Monitor | None]:
+    """Keep other writers out of the run's folder, write down what is run, and open its monitor.
+
+    Only the main process writes; the others get None.
+
+    Args:
+        run: the run.
+        files: what else is written down, by name.
+
+    Raises:
+        UserError: another process writes to the folder, or has gone on with the run.
+    """
+    if not run.world.is_main:
+        yield None
+        return
+    folder = run.config.output.folder
+    with sole_writer(folder):
+        set_aside_newer(folder / "checkpoints", run.state.step)
+        plan = json.dumps(run.plan.to_dict(), indent=1)
+        texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **(files or {})}
+        for name, text in texts.items():
+            write_text_atomically(folder / name, text)
+        with closing(Monitor(run.config, run.plan, run.state.step)) as monitor:
+            if run.unread is not None:
+                run.unread.write()
+            yield monitor
+
+
+def conclude(run: Run, monitor: Monitor, rows: list[Row], figures: dict[str, Any]) -> None:
+    """Leave the final figures: written last, for `results.json` says that all is done.
+
+    Args:
+        run: the run.
+        monitor: what it reports to.
+        rows: its metrics.
+        figures: what its kind of run ends with, beside what every run does.
+    """
+    plan, folder = run.plan, run.config.output.folder
+    results = {
+        **figures,
+        "steps": plan.steps,
+        "equivalent_epochs": plan.equivalent_epochs,
+        "compute": plan.compute,
+        "compute_unit": COMPUTE_UNITS[run.config.curriculum.cost],
+        "training_seconds": run.state.seconds,
+        "stages": summarise_stages(rows, plan),
+        **tell(rows),
+    }
+    monitor.finish(results)
+    monitor.flush()
+    write_text_atomically(folder / "results.json", json.dumps(results, indent=1))
