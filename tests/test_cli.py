@@ -263,7 +263,7 @@ def test_the_demo_takes_a_folder_of_one_s_own_beside_the_embedded_run(
     results = last_json(shown.out)
     assert results["run"] == "runs/demo-photos"
     assert ("linear" in results) == labelled
-    assert ("not scored: scoring an encoder needs labelled images" in shown.err) != labelled
+    assert ("scoring an encoder needs labelled images" in shown.err) != labelled
 
 
 @pytest.mark.slow
