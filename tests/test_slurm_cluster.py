@@ -220,12 +220,14 @@ def test_by_hand_it_ends_with_the_process_that_started_it(
     )  # fmt: skip
     with process:
         assert process.stdout is not None
-        said = process.stdout.readline()
-        variable, _, configuration = said.removeprefix("export ").strip().partition("=")
-        environment = os.environ | {variable: configuration}
-        job = subprocess.run(["srun", "echo", "hello"], env=environment, capture_output=True)
-        assert job.stdout == b"hello\n"
-        process.send_signal(number)
+        try:
+            said = process.stdout.readline()
+            variable, _, configuration = said.removeprefix("export ").strip().partition("=")
+            environment = os.environ | {variable: configuration}
+            job = subprocess.run(["srun", "echo", "hello"], env=environment, capture_output=True)
+            assert job.stdout == b"hello\n", job.stderr
+        finally:  # or a failure would wait for it for ever
+            process.send_signal(number)
     # The supervisor removes it last, when none of the cluster's processes is left.
     end = time.monotonic() + 10
     while Path(configuration).parent.exists():
