@@ -17,7 +17,7 @@ from finetune.splits import open_labelled
 from mae_et.config import DataConfig, check_statistics
 from mae_et.data import EvalView, normalise
 from mae_et.errors import UserError
-from mae_et.folders import Split, split_name
+from mae_et.folders import Split
 from mae_et.frequency import low_pass
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.model import MaskedAutoencoder

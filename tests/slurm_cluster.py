@@ -553,6 +553,7 @@ def _main() -> int:
     if options.supervise:
         parent, scratch = options.supervise
         return _supervise(int(parent), _Layout(Path(scratch), options.folder, **size))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell's & started us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     folder = options.folder or Path(tempfile.mkdtemp(prefix="slurm-logs-"))
     try:
