@@ -1,6 +1,7 @@
 """What `mae-et bench quality` found: as tables, and as a chart against compute and time."""
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
@@ -73,8 +74,8 @@ def draw(path: Path, rows: Rows) -> None:
     for cost, label in COSTS.items():
         for score, title in SCORES.items():
             lines, spread = {}, {}
-            for name, arms in {"plain": CURVE, **{n: (n,) for n in rows if n not in CURVE}}.items():
-                known = [each for each in arms if each in rows and mean(rows[each], score)]
+            for name, arms in budgets(rows).items():
+                known = [each for each in arms if mean(rows[each], score)]
                 if not known or not mean(rows[known[0]], cost):
                     continue  # what is untrained has no place on a logarithmic axis
                 lines[name] = (
@@ -88,6 +89,14 @@ def draw(path: Path, rows: Rows) -> None:
                 )
     if charts:
         save_charts(path, charts, rows=len(COSTS))
+
+
+def budgets(rows: Rows) -> dict[str, list[str]]:
+    """Return the arms that differ in their budget alone, the cheapest first, by their name."""
+    lines: dict[str, list[str]] = {}
+    for name in sorted(rows, key=lambda name: mean(rows[name], "equivalent_epochs")):
+        lines.setdefault(re.sub(r"-\d+x$", "", name), []).append(name)
+    return lines
 
 
 def mean(seeds: Sequence[dict[str, Any]], key: str) -> Any:
