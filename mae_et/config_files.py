@@ -188,7 +188,7 @@ def _parser_of(kind: type[Any]) -> ArgumentParser:
     return parser
 
 
-def science(config: Any) -> dict[str, Any]:
+def numeric_keys(config: Any) -> dict[str, Any]:
     """Return the keys that decide a run's numbers, with their values as plain types.
 
     They are written as on the command line (`optim.base_lr`); `efficiency` and `output` do not

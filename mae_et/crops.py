@@ -25,7 +25,7 @@ from mae_et.config import DataConfig
 from mae_et.pictures import (
     MOST_PIXELS,
     Box,
-    Draw,
+    BoxDraw,
     Pictures,
     decode,
     open_picture,
@@ -102,7 +102,7 @@ def random_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def crop_to(content: Any, channels: int, draw: Draw, size: int) -> Tensor:
+def crop_to(content: Any, channels: int, draw: BoxDraw, size: int) -> Tensor:
     """Return a box of a picture at a size.
 
     Args:
@@ -123,7 +123,7 @@ def crop_to(content: Any, channels: int, draw: Draw, size: int) -> Tensor:
     return _resized(image, draw(*image.shape[-2:]), size)
 
 
-def _crop_jpeg(content: bytes, channels: int, draw: Draw, size: int) -> Tensor:
+def _crop_jpeg(content: bytes, channels: int, draw: BoxDraw, size: int) -> Tensor:
     fast = _fast_crop(content, draw, size) if simplejpeg is not None and channels == 3 else None
     if fast is not None:
         return fast
@@ -139,7 +139,7 @@ def _crop_jpeg(content: bytes, channels: int, draw: Draw, size: int) -> Tensor:
     return _resized(pixels, box.scaled(1 / scale, 1 / scale), size)
 
 
-def _fast_crop(content: bytes, draw: Draw, size: int) -> Tensor | None:
+def _fast_crop(content: bytes, draw: BoxDraw, size: int) -> Tensor | None:
     """Do as `_crop_jpeg` for the usual files; None for those that are left to Pillow."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)

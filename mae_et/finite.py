@@ -54,7 +54,7 @@ class Streak(NamedTuple):
     """Most steps in a row, those before the window that they go on from included."""
 
 
-class Lost:
+class NonFinite:
     """Counts, on the device, the steps of which some of K numbers are not finite."""
 
     def __init__(self, kinds: int, device: torch.device):

@@ -64,7 +64,7 @@ _watch: _Watch | None = None
 
 
 @contextmanager
-def ended_when_it_hangs(seconds: float | None) -> Iterator[None]:
+def hang_watchdog(seconds: float | None) -> Iterator[None]:
     """End this process with status 75 if no `beat` comes in so many seconds, from the first one on.
 
     Args:

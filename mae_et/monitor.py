@@ -20,7 +20,7 @@ from torchvision.io import read_image, write_png
 from tqdm import tqdm
 
 from mae_et.atomic import write_atomically, write_text_atomically
-from mae_et.config_files import science, to_yaml
+from mae_et.config_files import numeric_keys, to_yaml
 from mae_et.curriculum import Plan
 from mae_et.spikes import RECENT, is_spike
 
@@ -124,7 +124,7 @@ class Monitor:
             return
         settings = {
             key: value if isinstance(value, (bool, int, float)) else str(value)
-            for key, value in science(self.config).items()
+            for key, value in numeric_keys(self.config).items()
         }
         # Named so that they stand behind the curves: a point each, for the table of settings.
         final = {f"summary/{k}": v for k, v in results.items() if isinstance(v, (int, float))}

@@ -49,7 +49,7 @@ class Box(NamedTuple):
         return Box(self.top * rows, self.left * columns, self.height * rows, self.width * columns)
 
 
-Draw = Callable[[int, int], Box]
+BoxDraw = Callable[[int, int], Box]
 """From a picture's height and width to a box in it."""
 
 
@@ -78,7 +78,7 @@ class Pictures:
             read = decode if isinstance(content, bytes) else to_channels
             return read(content, self.channels), int(label)
 
-    def stored(self, index: int, draw: Draw, size: int) -> tuple[Any, int, Draw]:
+    def stored(self, index: int, draw: BoxDraw, size: int) -> tuple[Any, int, BoxDraw]:
         """Return what a crop is best read from.
 
         Args:

@@ -22,7 +22,7 @@ import numpy as np
 
 from mae_et.arrays import read_array
 from mae_et.errors import Unreadable, UserError
-from mae_et.pictures import Box, Draw, Pictures
+from mae_et.pictures import Box, BoxDraw, Pictures
 from mae_et.plain_files import read_mapping
 from mae_et.shards import MOST_CLASSES
 
@@ -150,7 +150,7 @@ class Prepared(Pictures):
         self.files = PreparedFiles(folder)
         super().__init__(self.files, self.files.classes, channels, self.files.name)
 
-    def stored(self, index: int, draw: Draw, size: int) -> tuple[Any, int, Draw]:
+    def stored(self, index: int, draw: BoxDraw, size: int) -> tuple[Any, int, BoxDraw]:
         """Return the smallest level in which the box leaves enough pixels; see `Pictures.stored`.
 
         The box is drawn in the original's size, so that it does not depend on the level.

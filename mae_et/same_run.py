@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_et.config_files import config_from_text, science
+from mae_et.config_files import config_from_text, numeric_keys
 from mae_et.datasets import Source
 from mae_et.distributed import World
 from mae_et.errors import UserError
@@ -32,7 +32,7 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
         text = written.read_text(encoding="utf-8")
     else:
         return
-    before, now = science(config_from_text(text, type(config))), science(config)
+    before, now = numeric_keys(config_from_text(text, type(config))), numeric_keys(config)
     # What is to be done about faults may be decided when they happen.
     may_differ = {"data.broken", "data.broken_share", "optim.skip_nonfinite"}
     may_differ |= {"data.download", "data.listing"} | (set() if finished else {"data.root"})

@@ -48,7 +48,7 @@ def has_diverged(rows: Sequence[Row]) -> bool:
     return any(middle > 2 * start for middle in middles) or median(losses[-LAST:]) >= start
 
 
-def tell(rows: Sequence[Row]) -> dict[str, Any]:
+def diagnosis(rows: Sequence[Row]) -> dict[str, Any]:
     """Return a run's final figures of what went wrong, and say so where it does not train."""
     diverged = has_diverged(rows)
     if diverged:

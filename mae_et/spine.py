@@ -13,14 +13,14 @@ from mae_et.config_files import to_yaml
 from mae_et.distributed import World
 from mae_et.errors import RunFailed
 from mae_et.failures import told_in_a_sentence
-from mae_et.hang import ended_when_it_hangs
+from mae_et.hang import hang_watchdog
 from mae_et.lock import sole_writer
 from mae_et.monitor import Monitor, Row
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.run import Run
 from mae_et.same_run import check_same_run
 from mae_et.signals import StopFlag, stop_signals
-from mae_et.spikes import tell
+from mae_et.spikes import diagnosis
 from mae_et.window import summarise_stages
 
 
@@ -35,7 +35,7 @@ def joined(efficiency: EfficiencyConfig) -> Iterator[tuple[World, StopFlag]]:
     patience = efficiency.step_timeout
     world = distributed.start(efficiency.device, patience)
     try:
-        with told_in_a_sentence(), ended_when_it_hangs(patience), stop_signals() as stopped:
+        with told_in_a_sentence(), hang_watchdog(patience), stop_signals() as stopped:
             yield world, stopped
     finally:
         distributed.stop(world)
@@ -104,7 +104,7 @@ def conclude(run: Run, monitor: Monitor, rows: list[Row], figures: dict[str, Any
         "compute_unit": COMPUTE_UNITS[run.config.curriculum.cost],
         "training_seconds": run.state.seconds,
         "stages": summarise_stages(rows, plan),
-        **tell(rows),
+        **diagnosis(rows),
     }
     monitor.finish(results)
     monitor.flush()

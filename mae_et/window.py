@@ -15,7 +15,7 @@ from mae_et import distributed
 from mae_et.curriculum import Plan, PlannedStage
 from mae_et.distributed import World
 from mae_et.errors import Diverged
-from mae_et.finite import SCALER_PATIENCE, Lost, Streak, streak
+from mae_et.finite import SCALER_PATIENCE, NonFinite, Streak, streak
 from mae_et.monitor import Row
 from mae_et.optim import lr_at, weight_decay_at
 from mae_et.run import Run
@@ -46,7 +46,7 @@ class Window:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.lost = Lost(2, device)
+        self.lost = NonFinite(2, device)
         """Of the loss, and of the update."""
         self._restart(time.perf_counter())
 

@@ -22,7 +22,7 @@ from mae_et.curriculum import Curriculum
 from mae_et.data import normalise
 from mae_et.distributed import World
 from mae_et.errors import Diverged
-from mae_et.finite import SCALER_PATIENCE, Lost, streak
+from mae_et.finite import SCALER_PATIENCE, NonFinite, streak
 from mae_et.monitor import read_metrics
 from mae_et.run import Run
 from mae_et.spikes import FEWEST, RECENT, has_diverged, is_spike
@@ -204,7 +204,7 @@ def test_no_number_is_read_from_the_device_between_two_rows(
     assert reads
     assert not any(reads)
     with mode:
-        lost = Lost(2, CPU)
+        lost = NonFinite(2, CPU)
         for number in range(1, 5):
             lost.add(torch.tensor([1.0, math.nan]), number)
         lost.restart()
@@ -219,7 +219,7 @@ def test_no_number_is_read_from_the_device_between_two_rows(
 )  # fmt: skip
 def test_what_is_counted_on_the_device_is_what_happened(ranks, cuts) -> None:
     """Over windows of any length and any number of processes."""
-    counters = [Lost(1, CPU) for _ in ranks]
+    counters = [NonFinite(1, CPU) for _ in ranks]
     edges = [0, cuts[0], cuts[0] + cuts[1], 9]
     for start, end in itertools.pairwise(edges):
         for counter, values in zip(counters, ranks, strict=True):

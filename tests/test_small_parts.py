@@ -16,7 +16,7 @@ from mae_et.arrays import read_array
 from mae_et.atomic import write_text_atomically
 from mae_et.checkpoint import checkpoint_step, first_sentence, set_aside_newer, what_it_holds
 from mae_et.config import DataConfig, check_statistics
-from mae_et.config_files import one_sentence, science
+from mae_et.config_files import numeric_keys, one_sentence
 from mae_et.config_shape import check_flags, check_text
 from mae_et.crops import whole_pixels
 from mae_et.data import as_tensor, flipped_anew
@@ -155,7 +155,7 @@ def test_a_shape_of_a_config_is_checked_before_its_values() -> None:
 
 
 def test_what_decides_numbers_is_neither_effort_nor_output() -> None:
-    keys = science(PretrainConfig())
+    keys = numeric_keys(PretrainConfig())
     assert "optim.base_lr" in keys
     assert "seed" in keys
     assert not [key for key in keys if key.startswith(("output", "efficiency"))]

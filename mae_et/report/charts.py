@@ -57,7 +57,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Chart:
+class SvgChart:
     """A chart in pixels."""
 
     title: str
@@ -79,7 +79,7 @@ def chart(
     from_zero: bool = False,
     stairs: bool = False,
     note: str = "",
-) -> Chart | None:
+) -> SvgChart | None:
     """Lay curves out; None where no curve has a point.
 
     Args:
@@ -106,7 +106,7 @@ def chart(
     up = _scale(low, high, HEIGHT - BOTTOM, TOP)
     cut = f"{above} higher {'value is' if above == 1 else 'values are'} cut off" if above else ""
     places = [(across(band.start), across(min(band.end, right)), band.label) for band in bands]
-    return Chart(
+    return SvgChart(
         title,
         x_label,
         ". ".join(part for part in (note, cut) if part),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_et.monitor import Row
-from mae_et.report.charts import Band, Chart, Curve, chart, short
+from mae_et.report.charts import Band, Curve, SvgChart, chart, short
 from mae_et.report.records import Record, number
 
 Place = Callable[[Record, float], float | None]
@@ -28,7 +28,7 @@ class Group:
     names: list[tuple[str, int]]
     """Runs and their colours."""
     notes: list[str]
-    charts: list[Chart]
+    charts: list[SvgChart]
 
 
 def groups_of(records: Sequence[Record], colours: dict[str, int]) -> list[Group]:
@@ -43,7 +43,7 @@ def groups_of(records: Sequence[Record], colours: dict[str, int]) -> list[Group]
 def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
     compute, clock, images = _compute(records), _clock(records), Axis("images seen", Record.images)
     draw = _Drawing(records, colours)
-    charts: list[Chart | None] = []
+    charts: list[SvgChart | None] = []
     if any(record.scores for record in records):
         charts += [draw.scores(f"Validation top-1 (%) by {by}", axis, "top1") for by, axis in
                    (("compute", compute), ("images", images), ("time", clock))]  # fmt: skip
@@ -112,13 +112,13 @@ class _Drawing:
 
     def rows(
         self, title: str, axis: Axis, key: str, factor: float = 1.0, from_zero: bool = False
-    ) -> Chart | None:
+    ) -> SvgChart | None:
         """Draw a number of each row of metrics, and of losses mark those that leap."""
         curves = [self._curve(r, r.rows, axis, key, factor) for r in self.records]
         marks = _spikes(self.records, axis) if key == "loss" else []
         return self._chart(title, axis, curves, marks=marks, from_zero=from_zero)
 
-    def scores(self, title: str, axis: Axis, key: str) -> Chart | None:
+    def scores(self, title: str, axis: Axis, key: str) -> SvgChart | None:
         """Draw a validation score, and dashed that of the raw weights, where an average decides."""
         curves = [self._curve(r, r.scores, axis, key) for r in self.records]
         raw = [self._curve(r, r.scores, axis, f"raw_{key}", dashed=True) for r in self.records]
@@ -126,7 +126,7 @@ class _Drawing:
         any_raw = any(curve.points for curve in raw)
         return self._chart(title, axis, [*curves, *raw], note=note if any_raw else "")
 
-    def bandwidths(self, axis: Axis) -> Chart | None:
+    def bandwidths(self, axis: Axis) -> SvgChart | None:
         """Draw the curricula, whole, over each other."""
         curves = []
         for record in self.records:
@@ -157,7 +157,7 @@ class _Drawing:
                 texts.append(f"{name}step {row['step']:,}: {short(factor * y)}")
         return Curve(record.name, self.colours[record.name], points, dashed, texts)
 
-    def _chart(self, title: str, axis: Axis, curves: list[Curve], **more: Any) -> Chart | None:
+    def _chart(self, title: str, axis: Axis, curves: list[Curve], **more: Any) -> SvgChart | None:
         bands = _bands(self.records[0], axis) if len(self.records) == 1 else []
         return chart(title, axis.label, curves, bands, **more)
 

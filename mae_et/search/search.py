@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.atomic import write_text_atomically
-from mae_et.config_files import config_from_text, science, to_yaml
+from mae_et.config_files import config_from_text, numeric_keys, to_yaml
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.lock import sole_writer
@@ -95,7 +95,7 @@ def check_same_search(config: SearchConfig) -> None:
     if not written.exists():
         return
     text = written.read_text(encoding="utf-8")
-    before, now = science(config_from_text(text, SearchConfig)), science(config)
+    before, now = numeric_keys(config_from_text(text, SearchConfig)), numeric_keys(config)
     # The trials' budget is curriculum.epochs where search.epochs is not given.
     for settings in (before, now):
         settings["search.epochs"] = settings["search.epochs"] or settings["curriculum.epochs"]

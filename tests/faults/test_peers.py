@@ -188,14 +188,14 @@ def test_the_watch_waits_for_the_first_step_and_can_be_left_out(monkeypatch) -> 
     """Opening data may take longer than a step; null never ends anything."""
     ended = []
     monkeypatch.setattr(hang._Watch, "end", lambda watch: ended.append(watch))
-    with hang.ended_when_it_hangs(0.1):
+    with hang.hang_watchdog(0.1):
         time.sleep(0.4)
         assert not ended
         hang.beat()
         time.sleep(0.8)
     assert ended
     ended.clear()
-    with hang.ended_when_it_hangs(None):
+    with hang.hang_watchdog(None):
         hang.beat()
         time.sleep(0.3)
     hang.beat()  # outside of any run
