@@ -29,7 +29,7 @@ from mae_et.config_files import load_config
 from mae_et.datasets import open_source
 from mae_et.distributed import choose_device
 from mae_et.errors import UserError
-from mae_et.planning import make_plan
+from mae_et.planning import curriculum_of, make_plan
 from mae_et.pretrain import pretrain
 from mae_et.pretrained import stored_config
 
@@ -142,9 +142,7 @@ def arm_config(config: QualityConfig, name: str, seed: int, folder: Path) -> Pre
         epochs *= times_faster(mine, other)
     mine = _budget(mine, epochs)
     if arm.replay:
-        bandwidths = sorted(
-            {stage.bandwidth for stage in make_plan(mine, mine.optim.batch_size).stages}
-        )
+        bandwidths = sorted({stage.bandwidth for stage in curriculum_of(mine).stages})
         replay = dict(zip(bandwidths[:-1], arm.replay, strict=False))
         mine = dataclasses.replace(mine, data=dataclasses.replace(mine.data, replay=replay))
     return mine

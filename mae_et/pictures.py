@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +20,6 @@ SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 MOST_PIXELS = 2**29
 """Of a picture, 1.6 GB in colours, twice that while it is converted: 20,000 x 20,000 is read, and
 what claims more than this is not unpacked."""
-_opening = threading.Lock()
 Image.init()
 # What a file may be taken for, whatever it is called. Of all that Pillow knows, EPS would start
 # another program.
@@ -127,29 +125,15 @@ def open_picture(content: bytes) -> Iterator[Image.Image]:
     if not content:
         raise ValueError("the file is empty")
     try:
-        with _our_limit():
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        # Pillow's own limit, of 89 million pixels, warns; ours is told in a sentence. It stays, for
+        # Pillow looks again whenever a part is cut out, and belongs to the process, not a thread.
+        Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError:  # its message is about the bytes' place in memory
         raise ValueError("it is neither a picture nor an array") from None
     with image:
         check_pixels(*image.size)
         yield image
-
-
-@contextlib.contextmanager
-def _our_limit() -> Iterator[None]:
-    """Have Pillow open what `check_pixels` lets pass.
-
-    Its own limit, of 89 million, warns or refuses, and may be another of the program that we are
-    part of: it is put back. It is looked at while a file is opened, not when its pixels are read.
-    """
-    with _opening:  # one thread at a time, or one would put back the limit of another
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = MOST_PIXELS
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
 
 
 def check_pixels(width: int, height: int) -> None:
