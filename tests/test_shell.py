@@ -113,15 +113,15 @@ def test_any_word_stays_one_word_or_is_refused(place: Path, word: str) -> None:
 @pytest.mark.parametrize("name", [*HOSTILE, "plain"], ids=ascii)
 def test_a_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Path) -> None:
     """Its path goes to srun, to Python, to PYTHONPATH, and into sbatch's own patterns."""
-    from slurm.submit import _check_root
+    from slurm.submit import _check_path
 
     root = Path(name)
     bad = [each for each in name if each in ":\\'\"" or not each.isprintable()]
     if bad:
         with pytest.raises(UserError, match="which SLURM or Python would read otherwise"):
-            _check_root(root)
+            _check_path(root)
         return
-    _check_root(root)
+    _check_path(root)
     script = launcher(ClusterConfig(), place, name).script()
     folder = str(place / name / "slurm")
     words = run(script, place)
