@@ -1,5 +1,6 @@
 """What several test files need: a model that fits in a second, and a run that fits in a few."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,16 @@ def tiny_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch) -> Path:
+    """Return the current folder: a new one with tiny.yaml in it, and on no job of a cluster."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    return tmp_path
 
 
 @pytest.fixture

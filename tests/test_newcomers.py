@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, TINY
+from conftest import GOLDEN
 from PIL import Image
 
 from finetune import ProbeConfig
@@ -18,15 +18,6 @@ from mae_et.cli import config_of, main
 from mae_et.config import DataConfig
 
 RUN = ["--config=tiny.yaml", "--output.folder=run"]
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-    return tmp_path
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 
 from mae_et import UserError, hang
 from mae_et.cli import main
@@ -23,15 +22,6 @@ from slurm.task import arms, following, task
 from slurm.watchdog import EXIT_STATUS
 
 RUN = ["--config=tiny.yaml", "--output.folder=run"]
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-    return tmp_path
 
 
 @pytest.mark.parametrize(
