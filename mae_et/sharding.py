@@ -62,6 +62,8 @@ def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
     States are named by numbers in the order of the groups; only the main process gets them.
     """
+    if not optimizer.state:  # before a first step; torch would take one, of zeros, and count it
+        return optimizer.state_dict()
     named: Any = get_optimizer_state_dict(model, optimizer, options=_GATHERED)
     if not named:
         return {}
@@ -83,6 +85,9 @@ def restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 ) -> None:
     """Load into an optimizer of a sharded model what one without sharding saved."""
+    if not saved["state"]:
+        optimizer.load_state_dict(saved)
+        return
     names = {number: name for name, number in _numbers(model, optimizer).items()}
     groups = [
         group | {"params": [names[number] for number in group["params"]]}

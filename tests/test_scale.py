@@ -1,6 +1,7 @@
 """Many GPUs: gradients are exchanged once a step, micro-batches fit, weights may be sharded."""
 
 import importlib
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_distributed import CLASSIFIER
 from test_distributed import run as launch
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +28,13 @@ from mae_et.fitting import largest_part, peak_of
 from mae_et.monitor import read_metrics
 from mae_et.planning import make_plan as make_pretraining_plan
 from mae_et.run import Run, wrap
-from mae_et.sharding import shard
+from mae_et.sharding import (
+    restore_optimizer,
+    restore_weights,
+    shard,
+    whole_optimizer,
+    whole_weights,
+)
 from mae_et.step import update
 
 PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
@@ -237,6 +245,57 @@ FLAGS = [
     "--optim.base_lr=1e-3",
     "--output.log_every=1",
 ]
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """Two groups, one of them decayed, in another order than the model's."""
+    vectors, matrices = ([p for p in model.parameters() if (p.ndim > 1) == w] for w in (0, 1))
+    groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices}]
+    return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def test_shards_save_what_one_process_does_and_load_it(alone_in_a_group) -> None:
+    """One shard of all holds what many do; slow tests have the same of two processes."""
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), Block(8, 2), nn.Linear(8, 2))
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for step in range(steps):
+            images = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+
+    whole, sharded = network(), network()
+    shard(sharded, WORLD)
+    optimizers = [optimizer_of(model) for model in (whole, sharded)]
+    before = whole_optimizer(sharded, optimizers[1])
+    assert before == optimizers[0].state_dict()
+    assert before["state"] == {}
+    restore_optimizer(sharded, optimizers[1], before)
+    for model, optimizer in zip((whole, sharded), optimizers, strict=True):
+        train(model, optimizer, 3)
+    weights, state = whole_weights(sharded), whole_optimizer(sharded, optimizers[1])
+    expected, expected_state = whole.state_dict(), optimizers[0].state_dict()
+    assert list(weights) == list(expected)
+    torch.testing.assert_close(weights, expected)
+    assert state["param_groups"] == expected_state["param_groups"]
+    assert list(state["state"]) == list(expected_state["state"])
+    torch.testing.assert_close(state["state"], expected_state["state"])
+
+    # What was saved in one piece goes on in shards as it does in one piece.
+    expected, expected_state = deepcopy((expected, expected_state))
+    again = network()
+    shard(again, WORLD)
+    optimizer = optimizer_of(again)
+    restore_weights(again, expected)
+    restore_optimizer(again, optimizer, expected_state)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    train(again, optimizer, 2)
+    train(whole, optimizers[0], 2)
+    torch.testing.assert_close(whole_weights(again), whole.state_dict())
 
 
 @pytest.mark.slow
