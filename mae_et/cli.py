@@ -16,20 +16,13 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mae_et.config import SOURCE_KEYS, PretrainConfig
-from mae_et.config_files import (
-    add_config_arguments,
-    find_config,
-    one_sentence,
-    parse_config,
-    plain,
-)
-from mae_et.config_shape import unknown_keys
+from mae_et.arguments import Arguments, config_of, on_top_of_its_data, parser_of
+from mae_et.config import PretrainConfig
+from mae_et.config_files import one_sentence, parse_config
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.version import __version__
 
-Arguments = list[str]
 IMAGENET_1K = 1_281_167
 
 
@@ -96,9 +89,9 @@ def plan(arguments: Arguments) -> None:
     from mae_et.datasets import open_source
     from mae_et.plan_table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.planning import make_plan
-    from mae_et.throughput import throughput_table
+    from mae_et.throughput import asked_for, throughput_table
 
-    parser = _parser("plan", PretrainConfig)
+    parser = parser_of("plan", PretrainConfig)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument(
         "--against-epochs",
@@ -128,32 +121,13 @@ def plan(arguments: Arguments) -> None:
     resolved = make_plan(config, images)
     unit = COMPUTE_UNITS[config.curriculum.cost]
     summary = summarise(resolved, unit, extra["against_epochs"])
-    speeds = _speeds(resolved, extra)
+    speeds = asked_for(resolved, extra)
     if extra["json"]:
         _print_json(summary | ({} if speeds is None else {"throughput": speeds}))
     else:
         print(plan_table(summary))
         if speeds is not None:
             print("\n" + throughput_table(speeds))
-
-
-def _speeds(resolved: Any, extra: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the plan's hours, if a throughput is given."""
-    from mae_et.throughput import POWERS, read_speeds, throughput_model
-
-    others = [name for name in ("loader", "gpus", "cores_per_gpu") if extra[name] is not None]
-    if extra["throughput"] is None:
-        if others:
-            raise UserError(f"--{others[0].replace('_', '-')} goes with --throughput")
-        return None
-    gpus = POWERS
-    if extra["gpus"] is not None:
-        if not re.fullmatch(r"\[?\s*\d+(\s*,\s*\d+)*\s*\]?", extra["gpus"].strip()):
-            raise UserError(f"--gpus must read like 1,8,64, got {extra['gpus']!r}")
-        gpus = tuple(int(count) for count in re.findall(r"\d+", extra["gpus"]))
-    loader = None if extra["loader"] is None else read_speeds(extra["loader"], "--loader")
-    trained = read_speeds(extra["throughput"], "--throughput")
-    return throughput_model(resolved, trained, gpus, loader, extra["cores_per_gpu"])
 
 
 def pretrain(arguments: Arguments) -> None:
@@ -185,7 +159,7 @@ def reconstruct(arguments: Arguments) -> None:
     from mae_et.reconstruct import ReconstructConfig, reconstruct
 
     config, _ = parse_config(
-        _parser("reconstruct", ReconstructConfig), ReconstructConfig, arguments
+        parser_of("reconstruct", ReconstructConfig), ReconstructConfig, arguments
     )
     _print_json({"picture": str(reconstruct(config))})
 
@@ -194,7 +168,7 @@ def export(arguments: Arguments) -> None:
     """Write a checkpoint in the layout of timm, Hugging Face or MAE."""
     from mae_et.export import ExportConfig, export
 
-    config, _ = parse_config(_parser("export", ExportConfig), ExportConfig, arguments)
+    config, _ = parse_config(parser_of("export", ExportConfig), ExportConfig, arguments)
     path = export(
         config.checkpoint,
         config.format,
@@ -211,7 +185,7 @@ def demo(arguments: Arguments) -> None:
     from mae_et.distributed import is_main
     from mae_et.pretrain import pretrain
 
-    parser = _parser("demo", PretrainConfig)
+    parser = parser_of("demo", PretrainConfig)
     config, _ = parse_config(parser, PretrainConfig, ["--config=demo", *arguments])
     if config.output.folder == Path("runs/demo") and config.data.source != "synthetic":
         # Other data is another run.
@@ -249,7 +223,7 @@ def evaluate(arguments: Arguments) -> None:
     from mae_et.distributed import is_main
 
     kind, stored = finetune.EvaluateConfig, finetune.stored_classifier
-    config = _on_top_of_its_data("evaluate", kind, stored, arguments)
+    config = on_top_of_its_data("evaluate", kind, stored, arguments)
     results = finetune.evaluate(config)
     if is_main():
         _print_json(results)
@@ -358,7 +332,7 @@ def bench(arguments: Arguments) -> None:
     if not arguments or arguments[0] not in BENCHMARKS:
         raise UserError(f"bench needs one of {', '.join(BENCHMARKS)}")
     kind, measure = BENCHMARKS[arguments[0]]
-    parser = _parser(f"bench {arguments[0]}", kind)
+    parser = parser_of(f"bench {arguments[0]}", kind)
     config, _ = parse_config(parser, kind, arguments[1:])
     _print_json(measure(config))
 
@@ -402,101 +376,6 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 # --- shared by the commands -----------------------------------------------------------------------
 
 
-def config_of(command: str, arguments: Arguments) -> Any:
-    """Return what the arguments of a command mean, for commands whose arguments are a config.
-
-    Raises:
-        UserError: they mean nothing.
-    """
-    import finetune
-    from mae_et.compare import CompareConfig
-    from mae_et.prepare import PrepareConfig
-    from mae_et.search import SearchConfig
-
-    kinds: dict[str, type[Any]] = {
-        "pretrain": PretrainConfig,
-        "finetune": finetune.ClassifierConfig,
-        "supervised": finetune.ClassifierConfig,
-        "knn": finetune.ProbeConfig,
-        "linear-probe": finetune.ProbeConfig,
-        "evaluate": finetune.EvaluateConfig,
-        "compare": CompareConfig,
-        "prepare": PrepareConfig,
-        "search": SearchConfig,
-        "dynamics": finetune.DynamicsConfig,
-    }
-    kind = kinds[command]
-    try:
-        if kind is finetune.ClassifierConfig:
-            return _classifier_config(command, kind, arguments)
-        if kind is CompareConfig:
-            arguments = _runs_as_flag(arguments)
-        return parse_config(_parser(command, kind), kind, arguments)[0]
-    except UserError:
-        _refuse_config_of_another(command, kinds, arguments)
-        raise
-
-
-def _classifier_config(command: str, kind: type[Any], arguments: Arguments) -> Any:
-    """Return a classifier's config; fine-tuning without data takes those of its checkpoint."""
-    from mae_et.pretrained import stored_config
-
-    pattern = r"^--checkpoint(?==|$)"  # what every other command calls it
-    arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]
-    parser = _parser(command, kind)
-    parser.description = "--checkpoint PATH is short for --model.checkpoint PATH."
-    config, _ = parse_config(parser, kind, arguments)
-    start = config.model.checkpoint
-    given = config.data.name or config.data.root
-    if command != "finetune" or given or start is None or not start.exists():
-        return config
-    run = stored_config(start)
-    if run is None:
-        return config
-    data = plain(run.data) | {"name": run.data.source}
-    parser.set_defaults({f"data.{key}": data[key] for key in SOURCE_KEYS})
-    return parse_config(parser, kind, arguments)[0]
-
-
-def _runs_as_flag(arguments: Arguments) -> Arguments:
-    """Put run folders that are given without a flag behind --runs."""
-    runs, others = [], []
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("-"):
-            runs.append(word)
-            continue
-        others.append(word)
-        if word.startswith("--") and "=" not in word:
-            others += [value for value in [next(words, None)] if value is not None]
-    return [*([f"--runs={json.dumps(runs)}"] if runs else []), *others]
-
-
-def _refuse_config_of_another(
-    command: str, kinds: dict[str, type[Any]], arguments: Arguments
-) -> None:
-    """Say of a file that it is a config of another command, if that is what is wrong.
-
-    Raises:
-        UserError: it is.
-    """
-    flags = zip(arguments, [*arguments[1:], ""], strict=False)
-    names = [after if word == "--config" else word.removeprefix("--config=")
-             for word, after in flags if word.partition("=")[0] == "--config"]  # fmt: skip
-    for name in names:
-        try:
-            path = find_config(name)
-            text = path.read_text(encoding="utf-8")
-            if not unknown_keys(text, kinds[command]):
-                continue
-            others = [other for other, kind in kinds.items() if not unknown_keys(text, kind)]
-        except Exception:  # no file, or no YAML: the sentence that there is says so
-            return
-        if others:
-            other = path.parent.name if path.parent.name in others else others[0]
-            raise UserError(f"{path} is a config of mae-et {other}, not of mae-et {command}")
-
-
 def _classify(command: str, arguments: Arguments) -> None:
     import finetune
     from mae_et.distributed import is_main
@@ -521,32 +400,7 @@ def _probe_config(command: str, arguments: Arguments) -> Any:
     from finetune import ProbeConfig
     from mae_et.pretrained import stored_config
 
-    return _on_top_of_its_data(command, ProbeConfig, stored_config, arguments)
-
-
-def _on_top_of_its_data(
-    command: str, kind: type[Any], stored: Callable[[Path], Any], arguments: Arguments
-) -> Any:
-    """Return a config whose data keys lie on top of those that its checkpoint was trained with."""
-    parser = _parser(command, kind)
-    given, _ = parse_config(parser, kind, arguments)
-    run = None if given.data is None else stored(given.checkpoint)
-    if run is None:
-        return given
-    parser.set_defaults({"data": plain(run.data)})
-    config, _ = parse_config(parser, kind, arguments)
-    data = config.data or run.data
-    if data.source != run.data.source and data.root == run.data.root:
-        data = replace(data, root=None)  # the root of the data that were not asked for
-    return replace(config, data=data)
-
-
-def _parser(command: str, kind: type[Any]) -> ArgumentParser:
-    parser = ArgumentParser(
-        prog=f"mae-et {command}", exit_on_error=False, description=(kind.__doc__ or "").strip()
-    )
-    add_config_arguments(parser, kind)
-    return parser
+    return on_top_of_its_data(command, ProbeConfig, stored_config, arguments)
 
 
 def _print_run(folder: Path, accuracies: dict[str, Any]) -> None:

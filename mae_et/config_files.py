@@ -113,6 +113,8 @@ def _suggestion(sentence: str, parser: ArgumentParser) -> str:
     options = [option for action in parser._actions for option in action.option_strings]
     last = unknown[1].lstrip("-").rpartition(".")[2]
     meant = [option for option in options if option.endswith(f".{last}")]
+    # lr of base_lr and min_lr, in the order in which they are described
+    meant = meant or [o for o in options if last in o.rpartition(".")[2].split("_")]
     meant = meant or difflib.get_close_matches(unknown[1], options, n=2, cutoff=0.75)
     return f"; did you mean {' or '.join(meant[:2])}?" if meant else ""
 

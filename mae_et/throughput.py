@@ -6,6 +6,7 @@ gradients, for saving, or for a machine's disks), so hours are the least that su
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,32 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
             f"results.json, got {text!r}"
         ) from None
     return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
+
+
+def asked_for(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `throughput_model` of what `mae-et plan` was given; None without `throughput`.
+
+    Args:
+        plan: the plan.
+        options: `throughput`, `loader`, `gpus` as text and `cores_per_gpu`; None where not given.
+
+    Raises:
+        UserError: see `throughput_model` and `read_speeds`; GPU counts are no list of numbers, or
+            an option is given without `throughput`.
+    """
+    if options["throughput"] is None:
+        for name in ("loader", "gpus", "cores_per_gpu"):
+            if options[name] is not None:
+                raise UserError(f"--{name.replace('_', '-')} goes with --throughput")
+        return None
+    gpus = POWERS
+    if options["gpus"] is not None:
+        if not re.fullmatch(r"\[?\s*\d+(\s*,\s*\d+)*\s*\]?", options["gpus"].strip()):
+            raise UserError(f"--gpus must read like 1,8,64, got {options['gpus']!r}")
+        gpus = tuple(int(count) for count in re.findall(r"\d+", options["gpus"]))
+    loader = None if options["loader"] is None else read_speeds(options["loader"], "--loader")
+    trained = read_speeds(options["throughput"], "--throughput")
+    return throughput_model(plan, trained, gpus, loader, options["cores_per_gpu"])
 
 
 def throughput_table(model: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from mae_et.config_files import find_config
 from mae_et.errors import UserError
 
 # Named, not imported: the command line is above this package.
-PARSE = "mae_et.cli:config_of"
+PARSE = "mae_et.arguments:config_of"
 TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
 KINDS = (*TRAININGS, *PROBES, "evaluate", "compare")

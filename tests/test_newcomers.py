@@ -14,7 +14,8 @@ from PIL import Image
 from finetune import ProbeConfig
 from finetune.features import extract_features
 from mae_et import MaskedAutoencoder, UserError, pretrain
-from mae_et.cli import config_of, main
+from mae_et.arguments import config_of
+from mae_et.cli import main
 from mae_et.config import DataConfig
 
 RUN = ["--config=tiny.yaml", "--output.folder=run"]
@@ -113,6 +114,7 @@ def test_a_batch_too_large_for_data_that_nobody_asked_for_says_so(place: Path, c
     [
         (["pretrain", "--batch_size=8"], "did you mean --optim.batch_size?"),
         (["pretrain", "--optim.base_lrr=8"], "did you mean --optim.base_lr"),
+        (["pretrain", "--lr=8"], "did you mean --optim.base_lr or --optim.min_lr?"),
         (["knn", "--checkpoint=x", "--neighbors=8"], "did you mean --neighbours?"),
         (["pretrain", "--config=finetune/vit_b16"], "is a config of mae-et finetune, not of"),
         (["pretrain", "--config", "supervised/resnet50"], "is a config of mae-et supervised"),
