@@ -41,9 +41,10 @@ class ClusterRunner:
         Raises:
             UserError: the cluster refuses.
             RunFailed: a job ended without its run, for another reason.
+            ValueError: `until` is given.
         """
         if until is not None:
-            raise NotImplementedError("jobs run to their end")
+            raise ValueError("a job runs to its end: until must be None")
         folders = [config.output.folder for config in configs]
         started = [config for config in configs if not self._is_there(config.output.folder)]
         if started:
