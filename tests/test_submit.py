@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mae_et import UserError, hang
+from mae_et import RunFailed, UserError, hang
 from mae_et.cli import main
 from mae_et.compare import CompareConfig, compare
+from mae_et.config import PretrainConfig
 from mae_et.config_files import load_config
-from slurm import ClusterConfig, after, job, status
+from slurm import ClusterConfig, after, job, status, trials
 from slurm.journal import note, read_events
 from slurm.snapshot import snapshot
 from slurm.status import table
@@ -336,3 +337,48 @@ def test_runs_are_compared_where_they_differ(place: Path, capsys) -> None:
     capsys.readouterr()
     assert main(["compare", "--runs=[r0,nowhere]"]) == 2
     assert "there is no run folder nowhere" in capsys.readouterr().err
+
+
+def test_a_job_is_queued_again_by_its_number(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    scontrol = tmp_path / "scontrol"
+    for status_of, queued in ((0, True), (1, False)):
+        scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit {status_of}\n')
+        scontrol.chmod(0o755)
+        assert job.requeue() is queued
+        assert (tmp_path / "asked").read_text() == "requeue 12\n"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not job.requeue()
+
+
+def test_trials_of_a_search_are_submitted_waited_for_and_not_started_twice(
+    place: Path, monkeypatch, capsys
+) -> None:
+    """A cluster whose jobs run in this process stands for a real one."""
+    monkeypatch.setattr(trials, "POLL_SECONDS", 0)
+    (place / "here.yaml").write_text("executor: debug\n")
+    runner = trials.ClusterRunner("here.yaml", place / "search")
+    one, other = (
+        load_config(PretrainConfig, ["tiny.yaml"], [f"--output.folder=search/{n}"]) for n in (1, 2)
+    )
+    assert runner([one]) == [None]
+    submitted: list[str] = []
+
+    def fails(tasks, *_) -> str:
+        submitted.extend(str(each.folder) for each in tasks)
+        note(place / "search/2", "submitted", job="7", restart=0, kind="pretrain", executor="local")
+        note(
+            place / "search/2", "failed", job="7", restart=0, kind=kind, sentence="the loss is nan"
+        )
+        return "7"
+
+    monkeypatch.setattr(trials, "submit_together", fails)
+    kind = "Diverged"
+    assert runner([one, other]) == [None, "the loss is nan"]
+    kind = "OutOfMemoryError"  # not what was tried: the search ends, and goes on when asked again
+    with pytest.raises(RunFailed, match=r"search/2 ended without its run .failed.: the loss is"):
+        runner([one, other])
+    assert submitted == ["search/2"] * 2
+    with pytest.raises(ValueError, match="runs to its end"):
+        runner([one], 3)
