@@ -37,6 +37,7 @@ ARMS = {
     "plain-4x": Arm(PLAIN, budget=4),
     "plain-8x": Arm(PLAIN, budget=8),
     "plain-hog": Arm(PLAIN + HOG),
+    "plain-hog-2x": Arm(PLAIN + HOG, budget=2),
     "plain-hog-4x": Arm(PLAIN + HOG, budget=4),
     "etpp": Arm(ETPP),
     "etpp-2x": Arm(ETPP, budget=2),
@@ -53,5 +54,8 @@ ARMS = {
     "decoder-shallow-equal-time": Arm(SHALLOW, time_of="decoder-full"),
     "decoder-cross-equal-time": Arm(CROSS, time_of="decoder-full"),
 }
-# Plain MAE at growing compute: the curve that other arms are read against.
-CURVE = ("plain", "plain-2x", "plain-4x", "plain-8x")
+# Plain MAE at growing compute, by target: the curves that other arms are read against.
+CURVES = {
+    "plain MAE": ("plain", "plain-2x", "plain-4x", "plain-8x"),
+    "plain MAE with HOG": ("plain-hog", "plain-hog-2x", "plain-hog-4x"),
+}

@@ -164,6 +164,8 @@ def test_equal_accuracy_is_read_off_the_curve_of_plain_mae(tmp_path: Path) -> No
     rows = {
         "untrained": [_figures(0, 0, 25, 25, 25)],
         "plain": [_figures(4, 100, 29, 40, 50), _figures(4, 100, 31, 40, 50)],
+        "plain-hog": [_figures(4, 150, 26, 63, 45)],
+        "plain-hog-4x": [_figures(16, 600, 46, 67, 53)],
         "plain-2x": [_figures(8, 200, 34, 50, 60)],
         "plain-4x": [_figures(16, 400, 38, 60, 70)],
         "etpp-hog": [_figures(4, 200, 36, 65, 49)],
@@ -171,9 +173,16 @@ def test_equal_accuracy_is_read_off_the_curve_of_plain_mae(tmp_path: Path) -> No
     assert "| etpp-hog | 2.83x (1.41x) | > 4.00x (> 2.00x) | < 1.00x (< 0.50x) |" in (
         equal_accuracy(rows)
     )
+    of_pixels, of_hog = equal_accuracy(rows).split("plain MAE with HOG")
+    assert "| plain-hog | < 1.00x" in of_pixels
+    # Half the way from 1x to 4x is 2x, of the same target.
+    assert "| etpp-hog | 2.00x (1.50x) | 2.00x (1.50x) | 2.00x (1.50x) |" in of_hog
+    assert of_hog.count("| plain") == 0
     assert "| plain | 2 | 64 | 4.00 | 100 s (1.00x) | 30.0 ± 1.4 | 40.0 ± 0.0 | 50.0 ± 0.0 |" in (
         table(rows)
     )
+    busy = [_figures(4, seconds, 30, 40, 50) for seconds in (100, 101, 900)]
+    assert "| 101 s (1.00x) |" in table({"plain": busy})
     assert equal_accuracy({"plain": rows["plain"], "etpp-hog": rows["etpp-hog"]}) == ""
     pytest.importorskip("matplotlib")
     draw(tmp_path / "quality.png", rows)
