@@ -36,6 +36,8 @@ ACCOUNTING = ("slurmdbd", "sacct", "mariadbd", "mariadb-install-db")
 
 # Seconds until a daemon must answer: far more than any needs, for a machine under load.
 PATIENCE = 30.0
+# Times as long as a job needs where two cores are free, that is waited for it.
+BUSY = 3
 
 # prctl's numbers, from linux/prctl.h.
 SET_PARENT_DEATH_SIGNAL = 1
@@ -123,11 +125,13 @@ class Cluster:
         Args:
             predicate: What to ask.
             what: What is waited for, in words, for the error.
-            seconds: How long to wait.
+            seconds: How long that may take where two cores are free; `BUSY` times as long is
+                waited.
 
         Raises:
             ClusterError: It did not come about; the message has the queue and the logs' ends.
         """
+        seconds *= BUSY
         end = time.monotonic() + seconds
         while not (answer := predicate()):
             if time.monotonic() > end:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
-from slurm_cluster import Cluster, start_cluster
+from slurm_cluster import BUSY, Cluster, start_cluster
 
 from mae_et import PretrainConfig, hang, load_config, pretrain
 from mae_et.checkpoint import newest_checkpoint
@@ -84,6 +84,7 @@ def uninterrupted(cluster: Cluster, tmp_path_factory) -> Path:
 
 
 def wait(predicate: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    seconds *= BUSY
     end = time.monotonic() + seconds
     while not (found := predicate()):
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
