@@ -76,7 +76,8 @@ class Unread:
     def __init__(self, view: Any, config: DataConfig, folder: Path, world: World, start: int):
         self.view, self.world = view, world
         self.share, self.record = config.broken_share, folder / RECORD
-        self.rows = [row for row in read_metrics(folder, RECORD) if row["step"] <= start]
+        found = read_metrics(folder, RECORD, lambda row: row.get("sample") in range(len(view)))
+        self.rows = [row for row in found if row["step"] <= start]
         self.known = {row["sample"] for row in self.rows}
         self.waiting: list[list[int]] = []
         """Draws of this process since the last row."""
