@@ -5,6 +5,7 @@ on from a checkpoint, rows after it are dropped and the event file is written ag
 stay, so that no reader sees a step twice; its predecessor stays behind, empty.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.io import read_image, write_png
+from torchvision.io import encode_png, read_image
 from tqdm import tqdm
 
 from mae_et.atomic import write_atomically, write_text_atomically
@@ -86,7 +87,7 @@ class Monitor:
         if row["spike"]:
             line += " | the loss leaps"
         if self.bar is None:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
         else:
             self.bar.update(row["step"] - self.bar.n)
             self.bar.set_postfix_str(line.split(" | ", 1)[1], refresh=True)
@@ -98,12 +99,13 @@ class Monitor:
             file.write(json.dumps(row) + "\n")
         self._scores(row)
         found = " | ".join(f"{key} {value:g}" for key, value in scores.items())
-        tqdm.write(f"step {step}/{self.plan.steps} | validation: {found}", file=sys.stderr)
+        say(f"step {step}/{self.plan.steps} | validation: {found}")
 
     def picture(self, step: int, image: Tensor) -> None:
         """Keep a picture, uint8 [C H W], as PNG and in TensorBoard."""
         path = self._picture(step)
-        write_atomically(path, lambda temporary: write_png(image, str(temporary)))
+        content = encode_png(image).numpy().tobytes()
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
         if self.writer is not None:
             self.writer.add_image("reconstructions", image, step)
 
@@ -209,6 +211,16 @@ class Monitor:
             self.writer.add_scalar(by_compute, value, compute, walltime=when)
         if row.get("spike"):
             self.writer.add_scalar("loss/spikes", row["loss"], row["step"], walltime=when)
+
+
+def say(line: str) -> None:
+    """Print a line to stderr, above a progress bar; it ends no run that nobody reads it any more.
+
+    A terminal may be closed, and what a pipe leads to may end; metrics.jsonl has the same.
+    """
+    with contextlib.suppress(OSError):
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def read_metrics(

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import signal
 import time
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from mae_et.checkpoint import (
     set_aside_newer,
     what_it_holds,
 )
-from mae_et.config import DataConfig, EfficiencyConfig, check_statistics
+from mae_et.cli import main
+from mae_et.config import DataConfig, EfficiencyConfig, Stage, check_statistics
 from mae_et.config_files import load_config, numeric_keys, one_sentence, to_yaml
 from mae_et.config_shape import check_flags, check_text
 from mae_et.crops import whole_pixels
@@ -43,6 +45,7 @@ from mae_et.plain_files import read_mapping, read_text
 from mae_et.plain_pickle import load
 from mae_et.pretrained import depth_of, heads_of
 from mae_et.same_run import check_same_run
+from mae_et.signals import stop_signals
 from mae_et.stored import config_of
 from mae_et.weights import differences, unwrap
 from mae_et.window import peak_memory, summarise_stages
@@ -364,3 +367,25 @@ def test_the_name_of_an_image_is_one_line_without_what_a_terminal_obeys(tmp_path
     source = open_source(DataConfig(root=tmp_path / "..", train_split=tmp_path.name), "train")
     with pytest.raises(Unreadable, match=r"red\?\[31m\?line\.png: the file is empty$"):
         source[0]
+
+
+def test_a_terminal_that_is_closed_asks_a_run_to_stop_but_not_under_nohup() -> None:
+    with stop_signals() as flag:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.signal == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_signals() as flag:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.signal is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_numbers_beyond_all_are_refused_in_a_plan(capsys) -> None:
+    with pytest.raises(UserError, match="share must be positive, got 1e\\+308"):
+        Curriculum((Stage(16, 1e308), Stage(32, 1e308)), 32, 8)
+    for images in ("0", "-5", "9" * 400):
+        assert main(["plan", f"--images={images}"]) == 2
+        assert "images must lie in (0, 1e15), got" in capsys.readouterr().err
