@@ -141,8 +141,15 @@ def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[
 
 
 def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, ...]) -> Row:
-    """Return a checkpoint's step, compute and accuracies."""
-    saved = load_checkpoint(path)
+    """Return a checkpoint's step, compute and accuracies.
+
+    Raises:
+        UserError: it does not load.
+    """
+    try:
+        saved = load_checkpoint(path)
+    except ValueError as error:
+        raise UserError(f"{error}; delete it to score the others") from None
     run = config_from_text(saved["config"], PretrainConfig)
     plan = Plan.from_dict(saved["plan"])
     step, data = saved["step"], run.data

@@ -7,6 +7,7 @@ files.
 """
 
 import contextlib
+import errno
 import pickle
 import re
 import warnings
@@ -30,7 +31,12 @@ from mae_et.sharding import (
 
 FORMAT = "mae-et/1"
 MODEL_KEY = "mae_et.model"
-_NAME = re.compile(r"step-(\d{8})\.pt")
+_NAME = re.compile(r"step-(\d{8,})\.pt")
+# Why a file may not be read at this moment, or by this user, while it is whole.
+_NOT_NOW = frozenset({
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+    errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN,
+})  # fmt: skip
 
 
 @dataclass
@@ -138,7 +144,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return a folder's checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=checkpoint_step)  # which may have more than eight digits
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -146,6 +153,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is damaged, or is no checkpoint of this format.
+        OSError: the system refuses to read it now, which says nothing about its bytes.
     """
     try:
         if not check_archive(path):
@@ -156,6 +164,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {what_it_holds(error)}") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NOT_NOW:
+            raise
         raise ValueError(f"{path} is damaged: {first_sentence(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
@@ -184,11 +194,13 @@ def first_sentence(error: Exception) -> str:
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Read the newest checkpoint that loads, with a warning for each newer one that does not."""
-    for path in reversed(list_checkpoints(folder)):
+    paths = list_checkpoints(folder)
+    for place, path in reversed(list(enumerate(paths))):
         try:
             return load_checkpoint(path)
         except ValueError as error:
-            warnings.warn(f"{error}; taking the checkpoint before it", stacklevel=2)
+            then = "taking the checkpoint before it" if place else "there is none before it"
+            warnings.warn(f"{error}; {then}", stacklevel=2)
     return None
 
 

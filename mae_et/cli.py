@@ -112,6 +112,8 @@ def plan(arguments: Arguments) -> None:
     parser.add_argument("--cores-per-gpu", type=float, default=None, help="loader cores of a GPU")
     config, extra = parse_config(parser, PretrainConfig, arguments)
     images = extra["images"]
+    if images is not None and not 0 < images < 10**15:
+        raise UserError(f"images must lie in (0, 1e15), got {str(images)[:40]}")
     if images is None:
         if config.data.source == "folder" and config.data.root is None:
             images = IMAGENET_1K

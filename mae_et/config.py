@@ -22,6 +22,7 @@ SOURCE_KEYS = (
 )  # fmt: skip
 
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
+MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to end again
 Target = Literal["pixel", "norm_pix", "hog"]
 Duration = int | str
 
@@ -397,7 +398,8 @@ class EfficiencyConfig:
             "efficiency.compile does not go with efficiency.sharding",
         )
         require(
-            self.workers is None or self.workers >= 0, "efficiency.workers must not be negative"
+            self.workers is None or 0 <= self.workers <= MOST_WORKERS,
+            f"efficiency.workers must lie in [0, {MOST_WORKERS}], got {self.workers}",
         )
         require(
             self.step_timeout is None or 0 < self.step_timeout <= 1e8,

@@ -156,7 +156,7 @@ class Curriculum:
                 f"curriculum: bandwidth {stage.bandwidth} is not a multiple of the patch size "
                 f"{self.patch}"
             )
-        if not (stage.share > 0 and math.isfinite(stage.share)):
+        if not 0 < stage.share < 1e100:
             raise UserError(f"curriculum: a stage's share must be positive, got {stage.share}")
         if not 0 <= stage.magnitude <= 10:
             raise UserError(

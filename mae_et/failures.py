@@ -16,6 +16,9 @@ _PEER_LOST = re.compile(
     re.I,
 )
 
+# How torch reports it on a CPU; sizes beyond all count as too large for any memory.
+_NO_MEMORY = re.compile(r"can't allocate memory|Storage size calculation overflowed")
+
 _NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
@@ -36,6 +39,8 @@ def told_in_a_sentence() -> Iterator[None]:
             "CUDA out of memory: --efficiency.micro_batch auto finds what fits; or lower it "
             "(batch_size where features are computed)"
         ) from None
+    except MemoryError as error:
+        raise RunFailed(_out_of_memory(error)) from None
     except OSError as error:
         if error.errno not in _NOT_WRITTEN:
             raise
@@ -50,9 +55,16 @@ def told_in_a_sentence() -> Iterator[None]:
                 "the connection to another process broke: it died, or its machine did (its log may "
                 f"say why); what was saved is kept; torch says: {str(error).splitlines()[0]}"
             ) from error
+        if _NO_MEMORY.search(str(error)):
+            raise RunFailed(_out_of_memory(error)) from None
         if "DataLoader worker" not in str(error):
             raise
         raise RunFailed(
             "a loader process died, as it does when memory or /dev/shm runs out: lower "
             "efficiency.workers (workers) or efficiency.micro_batch (batch_size)"
         ) from error
+
+
+def _out_of_memory(error: Exception) -> str:
+    said = " ".join(str(error).split()) or "nothing more is said of it"
+    return f"out of memory: sizes of the model, the images or a batch are too large: {said}"

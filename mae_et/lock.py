@@ -1,7 +1,9 @@
 """One writer for a run folder."""
 
 import contextlib
+import errno
 import fcntl
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     The lock ends with this process, however it ends, and is not inherited by its workers.
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written to.
+        UserError: another process holds it, or the folder cannot be written to or locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,6 +27,29 @@ def sole_writer(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is writing a run to output.folder {folder}") from None
+        except OSError as error:
+            if error.errno in {errno.EACCES, errno.EAGAIN}:
+                sentence = f"another process is writing a run to output.folder {folder}"
+            else:  # a file system that knows no locks
+                sentence = f"output.folder {folder} cannot be locked: {error.strerror}"
+            raise UserError(sentence) from None
         yield
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder if need be, and refuse one in which no file can be made.
+
+    It may be a link to another disk; without a look, hours of training would go by before the first
+    checkpoint fails.
+
+    Raises:
+        UserError: it is read-only, somebody else's, or no folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise UserError(f"the folder {folder} cannot be written to: {error.strerror}") from None

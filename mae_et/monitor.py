@@ -5,18 +5,20 @@ on from a checkpoint, rows after it are dropped and the event file is written ag
 stay, so that no reader sees a step twice; its predecessor stays behind, empty.
 """
 
+import contextlib
 import json
 import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.io import read_image, write_png
+from torchvision.io import encode_png, read_image
 from tqdm import tqdm
 
 from mae_et.atomic import write_atomically, write_text_atomically
@@ -58,9 +60,11 @@ class Monitor:
         self.folder = config.output.folder
         self.config, self.plan = config, plan
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(self.folder) if row["step"] <= start]
+        found = read_metrics(self.folder, is_whole=_can_be_shown)
+        rows = [row for row in found if row["step"] <= start]
         self._rewrite("metrics.jsonl", rows)
-        scores = [row for row in read_metrics(self.folder, SCORES) if row["step"] <= start]
+        found = read_metrics(self.folder, SCORES, is_whole=_is_of_numbers)
+        scores = [row for row in found if row["step"] <= start]
         self._rewrite(SCORES, scores)
         self.record = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.writer: SummaryWriter | None = None
@@ -83,7 +87,7 @@ class Monitor:
         if row["spike"]:
             line += " | the loss leaps"
         if self.bar is None:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
         else:
             self.bar.update(row["step"] - self.bar.n)
             self.bar.set_postfix_str(line.split(" | ", 1)[1], refresh=True)
@@ -95,12 +99,13 @@ class Monitor:
             file.write(json.dumps(row) + "\n")
         self._scores(row)
         found = " | ".join(f"{key} {value:g}" for key, value in scores.items())
-        tqdm.write(f"step {step}/{self.plan.steps} | validation: {found}", file=sys.stderr)
+        say(f"step {step}/{self.plan.steps} | validation: {found}")
 
     def picture(self, step: int, image: Tensor) -> None:
         """Keep a picture, uint8 [C H W], as PNG and in TensorBoard."""
         path = self._picture(step)
-        write_atomically(path, lambda temporary: write_png(image, str(temporary)))
+        content = encode_png(image).numpy().tobytes()
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
         if self.writer is not None:
             self.writer.add_image("reconstructions", image, step)
 
@@ -158,9 +163,15 @@ class Monitor:
         for row in scores:
             self._scores(row)
         for path in sorted((self.folder / "reconstructions").glob("step-*.png")):
-            step = int(path.stem.removeprefix("step-"))
-            if rows and step <= rows[-1]["step"]:
-                self.writer.add_image("reconstructions", read_image(str(path)), step)
+            digits = path.stem.removeprefix("step-")
+            if not (digits.isdecimal() and rows and int(digits) <= rows[-1]["step"]):
+                continue
+            try:
+                image = read_image(str(path))
+            except RuntimeError:
+                warnings.warn(f"{path} is damaged: it is left out of TensorBoard", stacklevel=2)
+                continue
+            self.writer.add_image("reconstructions", image, int(digits))
         self.writer.flush()
         # Emptied, not deleted: an open TensorBoard would wait for ever at a file that is gone.
         for path in old:
@@ -202,10 +213,29 @@ class Monitor:
             self.writer.add_scalar("loss/spikes", row["loss"], row["step"], walltime=when)
 
 
-def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
+def say(line: str) -> None:
+    """Print a line to stderr, above a progress bar; it ends no run that nobody reads it any more.
+
+    A terminal may be closed, and what a pipe leads to may end; metrics.jsonl has the same.
+    """
+    with contextlib.suppress(OSError):
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def read_metrics(
+    folder: Path,
+    name: str = "metrics.jsonl",
+    is_whole: Callable[[Row], bool] = lambda _: True,
+) -> list[Row]:
     """Return the rows of a run's metrics (or scores).
 
     A half-written last line is left out, and a damaged one before it, with a warning.
+
+    Args:
+        folder: the run's.
+        name: of the record.
+        is_whole: tells whether a row holds what the reader needs; others are damaged.
     """
     path = folder / name
     if not path.exists():
@@ -215,9 +245,9 @@ def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:  # no JSON, or no text
+        except (ValueError, RecursionError):  # no JSON, or no text
             row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and is_whole(row):
             rows.append(row)
         elif number < len(lines):
             damaged.append(number)
@@ -225,6 +255,23 @@ def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
         told = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
         warnings.warn(f"{path} is damaged: left out line {told}", stacklevel=2)
     return rows
+
+
+def _is_of_numbers(row: Row) -> bool:
+    """Return whether all that a row holds are numbers, or none, and it has a step and a time."""
+    numbers = [value for value in row.values() if value is not None]
+    return "time" in row and all(
+        isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+        for value in numbers
+    )
+
+
+def _can_be_shown(row: Row) -> bool:
+    """Return whether a row of metrics says where its numbers stand; a flipped bit is in a name."""
+    places = [row.get(key) for key in ("time", "stage", "bandwidth", "equivalent_epochs")]
+    return _is_of_numbers(row) and all(
+        isinstance(place, (int, float)) and abs(place) < 1e15 for place in places
+    )
 
 
 def describe(row: Row, plan: Plan) -> str:

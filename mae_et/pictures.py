@@ -102,9 +102,10 @@ class Pictures:
         except (UserError, RunFailed):
             raise
         except Exception as error:  # decoders of damaged files raise whatever they stumble on
-            raise Unreadable(
-                f"cannot read the image {self.name(index)}: {one_sentence(error)}"
-            ) from None
+            said = f"cannot read the image {self.name(index)}: {one_sentence(error)}"
+            # A name may hold what a terminal obeys, and ends of lines.
+            printable = "".join(each if each.isprintable() else "?" for each in said)
+            raise Unreadable(printable) from None
 
 
 def decode(content: bytes, channels: int) -> Image.Image | Tensor:

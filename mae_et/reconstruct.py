@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torchvision.io import write_png
+from torchvision.io import encode_png
 
 from mae_et.atomic import write_atomically
 from mae_et.config import DataConfig, Target, check_statistics
@@ -103,7 +103,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
     except ValueError as error:
         raise UserError(str(error)) from None
     try:
-        write_atomically(config.output, lambda path: write_png(picture(panels), str(path)))
+        content = encode_png(picture(panels)).numpy().tobytes()
+        write_atomically(config.output, lambda path: path.write_bytes(content))
     except OSError as error:
         raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
     return config.output

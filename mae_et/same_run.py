@@ -11,6 +11,7 @@ from mae_et.datasets import Source
 from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.folders import Files
+from mae_et.plain_files import read_text
 from mae_et.prepared import PreparedFiles
 from mae_et.shards import TarShards
 
@@ -29,10 +30,17 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     if saved is not None:
         text = saved["config"]
     elif finished and written.exists():
-        text = written.read_text(encoding="utf-8")
+        text = read_text(written)
     else:
         return
-    before, now = numeric_keys(config_from_text(text, type(config))), numeric_keys(config)
+    try:
+        before = numeric_keys(config_from_text(text, type(config)))
+    except UserError as error:
+        raise UserError(
+            f"{folder} holds a run of another command, or of another version of mae-et: {error}; "
+            "give another output.folder"
+        ) from None
+    now = numeric_keys(config)
     # What is to be done about faults may be decided when they happen.
     may_differ = {"data.broken", "data.broken_share", "optim.skip_nonfinite"}
     may_differ |= {"data.download", "data.listing"} | (set() if finished else {"data.root"})

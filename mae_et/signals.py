@@ -5,7 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+# SIGHUP comes when the terminal of a run is closed, or its connection lost.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 # What a run that is to stop at a step takes for its signal; none that is sent.
 PAUSE = signal.SIGTSTP
 
@@ -19,9 +20,9 @@ class StopFlag:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Turn SIGTERM, SIGINT and SIGUSR2 into a flag that the loop reads between steps.
+    """Turn SIGTERM, SIGINT, SIGUSR2 and SIGHUP into a flag that the loop reads between steps.
 
-    A second SIGINT stops at once.
+    A second SIGINT stops at once. Under nohup SIGHUP stays ignored.
     """
     flag = StopFlag()
 
@@ -33,7 +34,10 @@ def stop_signals() -> Iterator[StopFlag]:
     if threading.current_thread() is not threading.main_thread():
         yield flag  # only the main thread may install handlers
         return
-    kept = {number: signal.signal(number, raise_flag) for number in STOP_SIGNALS}
+    wanted = set(STOP_SIGNALS)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        wanted.remove(signal.SIGHUP)
+    kept = {number: signal.signal(number, raise_flag) for number in wanted}
     try:
         yield flag
     finally:

@@ -3,6 +3,7 @@
 Both are functions of the record, so a run that goes on marks what it would have marked.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from statistics import median
@@ -52,11 +53,12 @@ def diagnosis(rows: Sequence[Row]) -> dict[str, Any]:
     """Return a run's final figures of what went wrong, and say so where it does not train."""
     diverged = has_diverged(rows)
     if diverged:
-        print(
-            "mae-et: warning: the loss went far above where it began, or ends no lower: the run "
-            "has diverged (optim.base_lr may be why)",
-            file=sys.stderr,
-        )
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            print(
+                "mae-et: warning: the loss went far above where it began, or ends no lower: the "
+                "run has diverged (optim.base_lr may be why)",
+                file=sys.stderr,
+            )
     return {
         "diverged": diverged,
         "loss_spikes": sum(bool(row.get("spike")) for row in rows),

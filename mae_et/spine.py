@@ -1,21 +1,24 @@
 """What the spines of pre-training and of classifiers share: how a run begins, reports and ends."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from mae_et import distributed
 from mae_et.atomic import write_text_atomically
-from mae_et.checkpoint import newest_checkpoint, set_aside_newer
+from mae_et.checkpoint import list_checkpoints, newest_checkpoint, set_aside_newer
 from mae_et.config import EfficiencyConfig
 from mae_et.config_files import to_yaml
 from mae_et.distributed import World
-from mae_et.errors import RunFailed
+from mae_et.errors import RunFailed, UserError
 from mae_et.failures import told_in_a_sentence
 from mae_et.hang import hang_watchdog
-from mae_et.lock import sole_writer
+from mae_et.lock import check_writable, sole_writer
 from mae_et.monitor import Monitor, Row
+from mae_et.plain_files import read_mapping
 from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.run import Run
 from mae_et.same_run import check_same_run
@@ -45,16 +48,42 @@ def begin(config: Any, world: World) -> tuple[dict[str, Any] | None, bool]:
     """Return the newest checkpoint of a run's folder, and whether the run is finished.
 
     Raises:
-        UserError: the folder holds a run of other numbers.
+        UserError: the folder holds a run of other numbers, or checkpoints of which none loads.
         RunFailed: processes see different checkpoints.
     """
     folder = config.output.folder
-    saved = newest_checkpoint(folder / "checkpoints")
-    finished = (folder / "results.json").exists()
+    checkpoints = folder / "checkpoints"
+    saved = newest_checkpoint(checkpoints)
+    finished = _is_finished(folder, saved)
+    if saved is None and not finished and (damaged := list_checkpoints(checkpoints)):
+        # Beginning anew would throw away the record, and days of work, without being asked to.
+        raise UserError(
+            f"none of the {len(damaged)} checkpoints in {checkpoints} loads, and nothing was "
+            "changed: put a copy of one back, or delete them to begin at step 0"
+        )
     check_same_run(config, saved, finished)
     if not distributed.all_have(saved["step"] if saved else 0, world):
         raise RunFailed(f"processes see different checkpoints in {folder}; start again")
     return saved, finished
+
+
+def _is_finished(folder: Path, saved: dict[str, Any] | None) -> bool:
+    """Return whether a run has its final figures; damaged ones are written again from its state.
+
+    Raises:
+        UserError: they are damaged, and there is no state.
+    """
+    path = folder / "results.json"
+    if not path.exists():
+        return False
+    try:
+        read_mapping(path)
+    except UserError as error:
+        if saved is None:
+            raise
+        warnings.warn(f"{error}; it is written again", stacklevel=2)
+        return False
+    return True
 
 
 @contextmanager
@@ -68,13 +97,15 @@ def recording(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Moni
         files: what else is written down, by name.
 
     Raises:
-        UserError: another process writes to the folder, or has gone on with the run.
+        UserError: another process writes to the folder, or has gone on with the run; or nobody can
+            write checkpoints there.
     """
     if not run.world.is_main:
         yield None
         return
     folder = run.config.output.folder
     with sole_writer(folder):
+        check_writable(folder / "checkpoints")
         set_aside_newer(folder / "checkpoints", run.state.step)
         plan = json.dumps(run.plan.to_dict(), indent=1)
         texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **(files or {})}

@@ -34,7 +34,11 @@ def config_of(folder: Path) -> PretrainConfig | None:
     path = folder / "config.yaml"
     if (folder / "classes.json").is_file() or not path.is_file():
         return None  # a classifier's run has another config
-    return config_in(read_text(path))
+    text = read_text(path)
+    try:
+        return config_in(text)
+    except UserError as error:
+        raise UserError(f"{path} is damaged, or of another version of mae-et: {error}") from None
 
 
 def only_read(data: DataConfig) -> DataConfig:

@@ -7,7 +7,6 @@ a loader fetches it ahead.
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from mae_et import distributed
 from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig
 from mae_et.distributed import World
 from mae_et.errors import RunFailed, Unreadable
-from mae_et.monitor import read_metrics
+from mae_et.monitor import read_metrics, say
 from mae_et.order import Draw, sample_seed
 
 TRIES = 20
@@ -76,7 +74,8 @@ class Unread:
     def __init__(self, view: Any, config: DataConfig, folder: Path, world: World, start: int):
         self.view, self.world = view, world
         self.share, self.record = config.broken_share, folder / RECORD
-        self.rows = [row for row in read_metrics(folder, RECORD) if row["step"] <= start]
+        found = read_metrics(folder, RECORD, lambda row: row.get("sample") in range(len(view)))
+        self.rows = [row for row in found if row["step"] <= start]
         self.known = {row["sample"] for row in self.rows}
         self.waiting: list[list[int]] = []
         """Draws of this process since the last row."""
@@ -125,7 +124,7 @@ class Unread:
             reason = str(error)
         else:
             reason = f"the image {self._name(draw.sample)} could not be read, and now can be"
-        tqdm.write(f"mae-et: {reason}; another one stands in for it", file=sys.stderr)
+        say(f"mae-et: {reason}; another one stands in for it")
         return reason
 
     def _name(self, sample: int) -> object:

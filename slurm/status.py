@@ -17,6 +17,7 @@ from slurm.queue import JobState, job_states
 # A row of metrics is awaited for so long before a run without a job counts as stopped.
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
+BEYOND_ALL = 1e30  # any number of a row
 ENDED = frozenset(
     {"finished", "failed", "cancelled", "stopped", "timeout", "node_fail", "out_of_memory"}
 )
@@ -140,8 +141,11 @@ def _rows(run: Path) -> list[dict[str, Any]]:
 
 def _tells_numbers(row: dict[str, Any]) -> bool:
     given = [row.get(key) for key in ("step", "stage", "time", "seconds", "compute")]
-    shown = [row.get(key, 0) for key in ("bandwidth", "loss", "images_per_second")]
-    return all(isinstance(each, (int, float)) for each in (*given, *shown))
+    shown = [row.get(key) or 0 for key in ("bandwidth", "loss", "images_per_second")]
+    # A flipped bit makes an infinity of digits, of which no time left can be told.
+    return all(
+        isinstance(each, (int, float)) and abs(each) < BEYOND_ALL for each in (*given, *shown)
+    )
 
 
 def _state(

@@ -12,6 +12,7 @@ from typing import Any
 
 from mae_et.config_files import to_yaml
 from mae_et.errors import UserError
+from mae_et.plain_files import read_text
 from mae_et.planning import curriculum_of
 from mae_et.same_run import check_same_run
 from slurm.config import ClusterConfig, job_name
@@ -223,6 +224,6 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
         curriculum_of(config)
     written = each.folder / "config.yaml"
     if written.exists():
-        saved = {"config": written.read_text(encoding="utf-8")}
+        saved = {"config": read_text(written)}
         check_same_run(config, saved, finished=(each.folder / "results.json").exists())
     check_root(config.data)

@@ -1,7 +1,11 @@
 """An example, or a law, of small public functions that larger tests pass through without a word."""
 
+import errno
 import json
+import os
 import pickle
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +13,46 @@ import pytest
 import torch
 from torch import nn
 
+from finetune.dynamics import DynamicsConfig, score_checkpoint
 from finetune.load import freeze_encoder
 from finetune.sizes import base_of, cost_at, in_words, sides_of
 from mae_et import Curriculum, PretrainConfig, UserError
 from mae_et.arrays import read_array
 from mae_et.atomic import write_text_atomically
-from mae_et.checkpoint import checkpoint_step, first_sentence, set_aside_newer, what_it_holds
-from mae_et.config import DataConfig, check_statistics
-from mae_et.config_files import numeric_keys, one_sentence
+from mae_et.checkpoint import (
+    checkpoint_step,
+    first_sentence,
+    list_checkpoints,
+    set_aside_newer,
+    what_it_holds,
+)
+from mae_et.cli import main
+from mae_et.config import DataConfig, EfficiencyConfig, Stage, check_statistics
+from mae_et.config_files import load_config, numeric_keys, one_sentence, to_yaml
 from mae_et.config_shape import check_flags, check_text
 from mae_et.crops import whole_pixels
 from mae_et.data import as_tensor, flipped_anew
+from mae_et.datasets import open_source
 from mae_et.distributed import World, share_buffers
+from mae_et.errors import RunFailed, Unreadable
+from mae_et.failures import told_in_a_sentence
 from mae_et.folders import data_root, split_name
 from mae_et.frequency import crop_matrix
+from mae_et.lock import check_writable, sole_writer
 from mae_et.monitor import format_seconds, seconds_left
 from mae_et.pictures import Box, check_channels, extensions_of
 from mae_et.plain_files import read_mapping, read_text
 from mae_et.plain_pickle import load
 from mae_et.pretrained import depth_of, heads_of
+from mae_et.same_run import check_same_run
+from mae_et.signals import stop_signals
+from mae_et.stored import config_of
 from mae_et.weights import differences, unwrap
 from mae_et.window import peak_memory, summarise_stages
 from slurm import after
 from slurm.config import ClusterConfig, job_name
 from slurm.journal import events_file, log_file, note, read_events, this_job
-from slurm.status import as_dicts, find_runs, status
+from slurm.status import as_dicts, find_runs, status, table
 from slurm.task import Task
 
 
@@ -257,3 +276,116 @@ def test_status_is_json(tmp_path: Path, monkeypatch) -> None:
     note(tmp_path, "started", job="7")
     (about,) = json.loads(json.dumps(as_dicts(status([tmp_path]))))
     assert about["run"] == str(tmp_path)
+
+
+def test_memory_that_is_not_there_is_told_in_a_sentence() -> None:
+    """Of a picture, of numpy and of torch on a CPU: no traceback, whatever size is asked for."""
+
+    def of_numpy() -> None:
+        np.empty(10**15)
+
+    def of_torch() -> None:
+        torch.empty(10**15)
+
+    def beyond() -> None:
+        torch.empty(2**40, 2**40)
+
+    for ask in (of_numpy, of_torch, beyond):
+        with pytest.raises(RunFailed, match=r"^out of memory: sizes of"), told_in_a_sentence():
+            ask()
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers_past_eight_digits(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000, 2):
+        (tmp_path / f"step-{step:08d}.pt").touch()
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [2, 10**8 - 1, 10**8]
+
+
+@pytest.mark.parametrize("key", ["seconds", "compute", "loss", "time"])
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1" + "0" * 400])
+def test_status_passes_over_rows_whose_numbers_are_none(tmp_path: Path, key, value) -> None:
+    """A flipped bit can make them so, and the time that is left is computed from them."""
+    row = {"step": 1, "stage": 0, "time": time.time(), "seconds": 1.0, "compute": 0.5}
+    lost = json.dumps(row | {"step": 2, key: 0}).replace(f'"{key}": 0', f'"{key}": {value}')
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{lost}\n{'[' * 100_000}\n{{}}\n")
+    with pytest.warns(UserWarning, match="left out line 3"):
+        (found,) = status([tmp_path])
+    assert (found.state, found.step, round(found.eta or 0)) == ("running", 1, 1)
+    assert "0:00:01" in table([found])
+
+
+def test_a_folder_without_locks_is_not_called_busy(tmp_path: Path, monkeypatch) -> None:
+    for code, sentence in ((errno.ENOLCK, "cannot be locked: No"), (errno.EAGAIN, "another proc")):
+
+        def refused(*_: object, code: int = code) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("fcntl.lockf", refused)
+        with pytest.raises(UserError, match=sentence), sole_writer(tmp_path):
+            pass
+
+
+def test_a_folder_for_checkpoints_that_takes_no_file_is_refused(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "checkpoints")
+    assert list((tmp_path / "new" / "checkpoints").iterdir()) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name in ("file", "link"):
+        with pytest.raises(UserError, match=f"{name} cannot be written to: File exists"):
+            check_writable(tmp_path / name)
+
+
+def test_a_run_of_another_command_or_version_is_named_so(tmp_path: Path) -> None:
+    """The flag that is not accepted is none that the user gave."""
+    config = load_config(PretrainConfig, [], [f"--output.folder={tmp_path}"])
+    saved = {"config": to_yaml(config) + "new_key: 3\n"}
+    sentence = r"holds a run of another command, or of another version of mae-et: \S.*new_key"
+    with pytest.raises(UserError, match=sentence):
+        check_same_run(config, saved, finished=False)
+    (tmp_path / "config.yaml").write_text(saved["config"])
+    with pytest.raises(UserError, match=r"config\.yaml is damaged, or of another version of"):
+        config_of(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        check_same_run(config, None, finished=True)
+
+
+def test_loader_processes_are_as_many_as_a_machine_can_start() -> None:
+    for workers in (-1, 10**6):
+        with pytest.raises(UserError, match=rf"efficiency\.workers must lie in .*, got {workers}$"):
+            EfficiencyConfig(workers=workers)
+
+
+def test_dynamics_name_a_checkpoint_that_does_not_load(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.pt").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"00001\.pt is damaged: .*; delete it to score the others"):
+        score_checkpoint(DynamicsConfig(tmp_path), tmp_path / "step-00000001.pt", (8,))
+
+
+def test_the_name_of_an_image_is_one_line_without_what_a_terminal_obeys(tmp_path: Path) -> None:
+    (tmp_path / "red\x1b[31m\nline.png").write_bytes(b"")
+    source = open_source(DataConfig(root=tmp_path / "..", train_split=tmp_path.name), "train")
+    with pytest.raises(Unreadable, match=r"red\?\[31m\?line\.png: the file is empty$"):
+        source[0]
+
+
+def test_a_terminal_that_is_closed_asks_a_run_to_stop_but_not_under_nohup() -> None:
+    with stop_signals() as flag:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.signal == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_signals() as flag:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.signal is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_numbers_beyond_all_are_refused_in_a_plan(capsys) -> None:
+    with pytest.raises(UserError, match="share must be positive, got 1e\\+308"):
+        Curriculum((Stage(16, 1e308), Stage(32, 1e308)), 32, 8)
+    for images in ("0", "-5", "9" * 400):
+        assert main(["plan", f"--images={images}"]) == 2
+        assert "images must lie in (0, 1e15), got" in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """Files that are cut off or changed on disk are noticed, or read as if nothing had been."""
 
+import errno
+import json
+import math
 import os
 import random
 import warnings
@@ -20,6 +23,7 @@ from mae_et.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    set_aside_newer,
 )
 from mae_et.monitor import read_metrics
 from mae_et.weights import read_file
@@ -149,6 +153,44 @@ def test_a_run_whose_newest_checkpoint_is_damaged_takes_the_one_before(tiny, tmp
         assert newest.with_name(f"{newest.name}.damaged").exists()
 
 
+def test_no_run_begins_anew_over_checkpoints_of_which_none_loads(tiny) -> None:
+    """Nor is anything of it changed: whoever has a copy can put it back."""
+    config = tiny(*QUIET)
+    folder = pretrain(config, until=5)
+    (path,) = list_checkpoints(folder / "checkpoints")
+    whole, record = path.read_bytes(), (folder / "metrics.jsonl").read_bytes()
+    path.write_bytes(whole[:5000])
+    with (
+        pytest.warns(UserWarning, match="there is none before it"),
+        pytest.raises(UserError, match=r"none of the 1 checkpoints in \S+ loads, and nothing was"),
+    ):
+        pretrain(config)
+    assert (folder / "metrics.jsonl").read_bytes() == record
+    assert path.read_bytes() == whole[:5000]
+    path.write_bytes(whole)
+    pretrain(config, until=6)
+    assert newest_checkpoint(folder / "checkpoints")["step"] == 6
+
+
+def test_a_checkpoint_that_may_not_be_read_at_present_is_not_called_damaged(
+    tmp_path, monkeypatch
+) -> None:
+    """A server that went away, or a file of somebody else, costs no interval."""
+    path = tmp_path / "step-00000001.pt"
+    path.write_bytes(b"")
+    for code in (errno.EACCES, errno.ESTALE):
+
+        def refused(path: Path, code: int = code) -> bool:
+            raise OSError(code, "refused", str(path))
+
+        monkeypatch.setattr("mae_et.checkpoint.check_archive", refused)
+        with pytest.raises(OSError, match="refused"):
+            newest_checkpoint(tmp_path)
+        with pytest.raises(OSError, match="refused"):
+            set_aside_newer(tmp_path, 0)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # --- the record -----------------------------------------------------------------------------------
 
 
@@ -166,7 +208,7 @@ def test_damaged_rows_are_left_out_and_the_others_kept_with_a_warning(tmp_path) 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.faults)])
 def test_a_run_comes_to_its_end_whatever_became_of_its_record(tiny, times: int) -> None:
     """The record says what happened; the numbers do not come from it. The encoder is made anew."""
-    config = tiny(*QUIET, "--output.keep_last=9")
+    config = tiny("--output.keep_last=9")  # with TensorBoard, which reads every number again
     folder = pretrain(config)
     record, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
     good, chance = record.read_bytes(), random.Random(3)
@@ -185,3 +227,45 @@ def test_a_run_comes_to_its_end_whatever_became_of_its_record(tiny, times: int) 
         assert (folder / "results.json").exists()
         assert equal(newest_checkpoint(checkpoints)["model"], weights["model"])
         assert read_file(folder / "encoder.safetensors")
+
+
+def test_rows_and_pictures_that_are_none_any_more_do_not_stop_a_run_that_goes_on(tiny) -> None:
+    """A flipped bit in a name or a number leaves JSON, and a row that TensorBoard cannot show."""
+    config = tiny()
+    folder = pretrain(config, until=13)  # with a picture
+    record, (picture,) = folder / "metrics.jsonl", (folder / "reconstructions").iterdir()
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    harm = [
+        {"time": None}, {"stage": "0"}, {"bandwidth": []}, {"equivalent_epochs": math.inf},
+        {"loss": "1.1"}, {"left_out": 10**400},
+    ]  # fmt: skip
+    assert len(rows) > len(harm)
+    lines = [json.dumps(row | lost) for row, lost in zip(rows, harm, strict=False)]
+    record.write_text("\n".join([*lines, json.dumps(rows[-1])]) + "\n")
+    (folder / "unreadable.jsonl").write_text('{"step": 1}\n{"step": 2, "sample": 4000}\n')
+    (folder / "scores.jsonl").write_text('{"step": 1, "time": 0.5, "top1": "x"}\n{}\n')
+    picture.write_bytes(picture.read_bytes()[:50])
+    picture.with_name("step-last.png").write_bytes(b"")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pretrain(config, until=14)
+    said = [str(each.message) for each in told]
+    assert any(f"{record} is damaged: left out line 1, 2, 3, 4, 5, ..." in each for each in said)
+    assert any(f"{picture} is damaged: it is left out of TensorBoard" in each for each in said)
+    assert [row["step"] for row in read_metrics(folder)] == [13, 14]
+
+
+def test_final_figures_that_are_damaged_are_written_again_from_the_last_state(tiny) -> None:
+    config = tiny(*QUIET, "--curriculum.epochs=1")
+    folder = pretrain(config)
+    results = folder / "results.json"
+    expected = json.loads(results.read_text())
+    results.write_text('{"loss": ')
+    with pytest.warns(UserWarning, match=r"results\.json cannot be read: .*; it is written again"):
+        pretrain(config)
+    assert json.loads(results.read_text()) == expected
+    results.write_text("")
+    for path in list_checkpoints(folder / "checkpoints"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"results\.json cannot be read"):
+        pretrain(config)

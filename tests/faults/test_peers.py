@@ -1,5 +1,7 @@
 """Processes that die, hang or meet in one folder; clocks that jump."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from conftest import TINY
 from launch import DRIVER, QUIET, Started, run, same_weights, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mae_et import UserError, hang
+from mae_et import UserError, hang, pretrain
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint, set_aside_newer
 from mae_et.config import EfficiencyConfig
 from mae_et.monitor import read_metrics
@@ -57,6 +59,19 @@ def test_a_run_does_not_go_back_behind_what_another_process_has_saved_meanwhile(
     list_checkpoints(folder)[-1].write_bytes(b"damaged")
     set_aside_newer(folder, 5)
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000005.pt"]
+
+
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.EIO])
+def test_a_run_goes_on_when_nobody_reads_its_lines_any_more(tiny, monkeypatch, code: int) -> None:
+    """Its pipe or terminal is gone: what it would have said is in its record."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(code, "gone")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    folder = pretrain(tiny(*QUIET), until=3)
+    assert [row["step"] for row in read_metrics(folder)] == [2, 3]
 
 
 @pytest.mark.faults
