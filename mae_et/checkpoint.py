@@ -144,7 +144,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return a folder's checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file()]
     return sorted(found, key=checkpoint_step)  # which may have more than eight digits
 
 

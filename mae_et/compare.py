@@ -34,7 +34,7 @@ def compare(config: CompareConfig) -> str:
     """Return a Markdown table of runs: a row for each, unfinished ones with what they have.
 
     Raises:
-        UserError: a folder is none.
+        UserError: a folder is none, or the output cannot be written.
     """
     rows = [(folder, settings_of(folder), figures_of(folder)) for folder in config.runs]
     varied = varied_keys([settings for _, settings, _ in rows])
@@ -43,10 +43,13 @@ def compare(config: CompareConfig) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for folder, row, found in rows:
         cells = [_cell(row.get(key)) for key in varied] + [_cell(found.get(k)) for k in figures]
-        lines.append("| " + " | ".join([folder.name, *cells]) + " |")
+        lines.append("| " + " | ".join([_cell(folder.name), *cells]) + " |")
     table = "\n".join(lines)
     if config.output is not None:
-        write_text_atomically(config.output, table + "\n")
+        try:
+            write_text_atomically(config.output, table + "\n")
+        except OSError as error:
+            raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
     return table
 
 
@@ -117,4 +120,5 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")  # which would end the row, or the cell

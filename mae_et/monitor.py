@@ -62,6 +62,12 @@ class Monitor:
         self.folder.mkdir(parents=True, exist_ok=True)
         found = read_metrics(self.folder, is_whole=_can_be_shown)
         rows = [row for row in found if row["step"] <= start]
+        if found and start == 0:
+            warnings.warn(
+                f"{self.folder} has a record up to step {found[-1]['step']}, but no checkpoint: "
+                "the run begins again at step 0",
+                stacklevel=2,
+            )
         self._rewrite("metrics.jsonl", rows)
         found = read_metrics(self.folder, SCORES, is_whole=_is_of_numbers)
         scores = [row for row in found if row["step"] <= start]
@@ -154,7 +160,7 @@ class Monitor:
             write_text_atomically(self.folder / name, text)
 
     def _open_tensorboard(self, rows: list[Row], scores: list[Row]) -> None:
-        old = list(self.folder.glob("events.out.tfevents.*"))
+        old = [path for path in self.folder.glob("events.out.tfevents.*") if path.is_file()]
         # From step 0 on: a TensorBoard that is open forgets what it read from the old file.
         self.writer = SummaryWriter(str(self.folder), purge_step=0)
         self.writer.add_text("config", f"```yaml\n{to_yaml(self.config)}```")

@@ -72,6 +72,9 @@ def pretrain(config: PretrainConfig, until: int | None = None) -> Path:
 
 def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag, until: int | None) -> None:
     saved, finished = begin(config, world)
+    # An encoder that was deleted since is written again, from the last state.
+    encoder = config.output.folder / "encoder.safetensors"
+    finished = finished and (saved is None or encoder.exists())
     if finished or (until is not None and saved is not None and saved["step"] >= until):
         return
     curriculum = curriculum_of(config)  # refused before the data are looked for

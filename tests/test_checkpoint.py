@@ -95,6 +95,14 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, share: float) -> None:
         load_checkpoint(path)
 
 
+def test_a_folder_with_the_name_of_a_checkpoint_is_none_and_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.pt").mkdir()
+    save(tmp_path, 2, 3)
+    prune_checkpoints(tmp_path, keep_last=1, keep_every=None)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003.pt"]
+    assert (tmp_path / "step-00000001.pt").is_dir()
+
+
 def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001.pt"
     torch.save({"model": {}}, path)

@@ -334,7 +334,11 @@ def test_runs_are_compared_where_they_differ(place: Path, capsys) -> None:
     assert head[:2] == ["run", "seed"]
     assert (first[head.index("seed")], second[head.index("seed")]) == ("0", "1")
     assert (first[head.index("knn")], second[head.index("knn")]) == ("31.5", "")
+    (place / "a|b\nc").mkdir()
+    assert "| a\\|b c |" in compare(CompareConfig([place / "r0", place / "a|b\nc"]))
     capsys.readouterr()
+    assert main(["compare", "r0", "--output=r0"]) == 2
+    assert capsys.readouterr().err == "mae-et: output r0 cannot be written: Is a directory\n"
     assert main(["compare", "--runs=[r0,nowhere]"]) == 2
     assert "there is no run folder nowhere" in capsys.readouterr().err
 

@@ -269,3 +269,24 @@ def test_final_figures_that_are_damaged_are_written_again_from_the_last_state(ti
         path.unlink()
     with pytest.raises(UserError, match=r"results\.json cannot be read"):
         pretrain(config)
+
+
+def test_an_encoder_that_was_deleted_is_written_again_from_the_last_state(tiny) -> None:
+    config = tiny(*QUIET, "--curriculum.epochs=1")
+    encoder = pretrain(config) / "encoder.safetensors"
+    expected = encoder.read_bytes()
+    encoder.unlink()
+    pretrain(config)
+    assert encoder.read_bytes() == expected
+
+
+def test_a_record_without_a_checkpoint_is_begun_again_with_a_warning(tiny) -> None:
+    config = tiny(*QUIET, "--curriculum.epochs=1")
+    folder = pretrain(config)
+    steps = [row["step"] for row in read_metrics(folder)]
+    (folder / "results.json").unlink()
+    for path in list_checkpoints(folder / "checkpoints"):
+        path.unlink()
+    with pytest.warns(UserWarning, match=f"record up to step {steps[-1]}, but no checkpoint"):
+        pretrain(config)
+    assert [row["step"] for row in read_metrics(folder)] == steps
