@@ -104,8 +104,10 @@ def draw(path: Path, rows: Rows) -> None:
 def budgets(rows: Rows) -> dict[str, list[str]]:
     """Return the arms that differ in their budget alone, the cheapest first, by their name."""
     lines: dict[str, list[str]] = {}
-    for name in sorted(rows, key=lambda name: mean(rows[name], "equivalent_epochs")):
+    for name in rows:
         lines.setdefault(re.sub(r"-\d+x$", "", name), []).append(name)
+    for names in lines.values():
+        names.sort(key=lambda name: mean(rows[name], "equivalent_epochs"))
     return lines
 
 
