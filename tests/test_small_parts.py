@@ -370,11 +370,12 @@ def test_the_name_of_an_image_is_one_line_without_what_a_terminal_obeys(tmp_path
 
 
 def test_a_terminal_that_is_closed_asks_a_run_to_stop_but_not_under_nohup() -> None:
-    with stop_signals() as flag:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert flag.signal == signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may be under nohup
     try:
+        with stop_signals() as flag:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.signal == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         with stop_signals() as flag:
             os.kill(os.getpid(), signal.SIGHUP)
         assert flag.signal is None
