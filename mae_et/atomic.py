@@ -24,6 +24,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.close(folder)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed, where none is at work any more."""
+    for leftover in folder.glob(".*.[0-9]*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

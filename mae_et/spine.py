@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_et import distributed
-from mae_et.atomic import write_text_atomically
+from mae_et.atomic import remove_leftovers, write_text_atomically
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint, set_aside_newer
 from mae_et.config import EfficiencyConfig
 from mae_et.config_files import to_yaml
@@ -106,6 +106,8 @@ def recording(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Moni
     folder = run.config.output.folder
     with sole_writer(folder):
         check_writable(folder / "checkpoints")
+        for place in (folder, folder / "reconstructions"):
+            remove_leftovers(place)
         set_aside_newer(folder / "checkpoints", run.state.step)
         plan = json.dumps(run.plan.to_dict(), indent=1)
         texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **(files or {})}

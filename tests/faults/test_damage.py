@@ -290,3 +290,15 @@ def test_a_record_without_a_checkpoint_is_begun_again_with_a_warning(tiny) -> No
     with pytest.warns(UserWarning, match=f"record up to step {steps[-1]}, but no checkpoint"):
         pretrain(config)
     assert [row["step"] for row in read_metrics(folder)] == steps
+
+
+def test_temporary_files_of_a_killed_writer_are_deleted_and_no_others(tiny) -> None:
+    config = tiny(*QUIET, "--curriculum.epochs=1")
+    folder = config.output.folder
+    (folder / "reconstructions").mkdir(parents=True)
+    left = [folder / ".config.yaml.17796.tmp", folder / "reconstructions/.step-00000001.png.5.tmp"]
+    mine = [folder / ".notes.tmp", folder / "notes.5.tmp"]
+    for path in (*left, *mine):
+        path.touch()
+    pretrain(config)
+    assert [path for path in (*left, *mine) if path.exists()] == mine
