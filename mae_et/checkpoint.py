@@ -6,7 +6,6 @@ newest one is the highest number that loads. There is no link or index that coul
 files.
 """
 
-import contextlib
 import errno
 import pickle
 import re
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from mae_et.atomic import write_atomically
+from mae_et.atomic import remove_leftovers, write_atomically
 from mae_et.checksums import check_archive, is_whole_archive, seal_archive, sealed_safetensors
 from mae_et.errors import UserError
 from mae_et.sharding import (
@@ -236,9 +235,7 @@ def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> N
     for path in list_checkpoints(folder)[:-keep_last]:
         if keep_every is None or checkpoint_step(path) % keep_every:
             path.unlink()
-    for leftover in folder.glob(".step-*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            leftover.unlink()
+    remove_leftovers(folder)
 
 
 def checkpoint_step(path: Path) -> int:
