@@ -89,7 +89,7 @@ def plan(arguments: Arguments) -> None:
     from mae_et.datasets import open_source
     from mae_et.plan_table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.planning import make_plan
-    from mae_et.throughput import asked_for, throughput_table
+    from mae_et.throughput import throughput_from_options, throughput_table
 
     parser = parser_of("plan", PretrainConfig)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
@@ -123,7 +123,7 @@ def plan(arguments: Arguments) -> None:
     resolved = make_plan(config, images)
     unit = COMPUTE_UNITS[config.curriculum.cost]
     summary = summarise(resolved, unit, extra["against_epochs"])
-    speeds = asked_for(resolved, extra)
+    speeds = throughput_from_options(resolved, extra)
     if extra["json"]:
         _print_json(summary | ({} if speeds is None else {"throughput": speeds}))
     else:

@@ -137,7 +137,7 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
     return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
 
 
-def asked_for(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any] | None:
+def throughput_from_options(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return `throughput_model` of what `mae-et plan` was given; None without `throughput`.
 
     Args:
