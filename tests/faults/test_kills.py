@@ -36,7 +36,8 @@ def kill() -> None:
 class Strike:
     """A place to be killed at, put into a process that is thrown away."""
 
-    def __init__(self, step: int, chance: random.Random):
+    def __init__(self, step: int, chance: random.Random, last: int = 10**9):
+        self.last = last
         self.step, self.chance = step, chance
 
     def in_a_step(self) -> None:
@@ -98,7 +99,7 @@ class Strike:
 
     def at_a_random_moment(self) -> None:
         """Wherever it is by then, at work or at rest; a few steps on at the latest."""
-        self.step += 8
+        self.step = min(self.step + 8, self.last)
         self.in_a_step()
         signal.signal(signal.SIGALRM, lambda *_: kill())
         signal.setitimer(signal.ITIMER_REAL, self.chance.uniform(0.02, 0.8))
@@ -169,7 +170,7 @@ def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path
         ahead = [change for change in changes if abs(change - target) < 3]
         target = min(ahead[0] if ahead else target, plan.steps - 1)
         workers = f"--efficiency.workers={int(number % 10 == 9)}"
-        code = attempt(config("killed", workers), Strike(target, chance), place)
+        code = attempt(config("killed", workers), Strike(target, chance, plan.steps - 1), place)
         # 0: it came to its end before it was struck
         assert code == -signal.SIGKILL, (number, place, step, target, code)
         kills[place] += 1
