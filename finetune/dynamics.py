@@ -17,7 +17,6 @@ from finetune.held_out import HeldOut
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import train_probe
 from mae_et import distributed
-from mae_et.atomic import write_text_atomically
 from mae_et.charts import Chart, save_charts
 from mae_et.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
 from mae_et.config import DataConfig, PretrainConfig
@@ -25,9 +24,10 @@ from mae_et.config_files import config_from_text, plain
 from mae_et.curriculum import Plan
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
-from mae_et.lock import sole_writer
+from mae_et.io.atomic import write_text_atomically
+from mae_et.io.lock import sole_writer
+from mae_et.io.plain_files import keep_settings
 from mae_et.monitor import Row, read_metrics
-from mae_et.plain_files import keep_settings
 from mae_et.pretrained import masked_autoencoder, stored_config
 from mae_et.weights import weights_in
 

@@ -17,7 +17,6 @@ from finetune.sizes import Size, sides_of
 from finetune.splits import open_labelled
 from finetune.views import central_view
 from mae_et import distributed
-from mae_et.atomic import write_text_atomically
 from mae_et.config import DataConfig, check_statistics
 from mae_et.config_files import config_from_text
 from mae_et.data import normalise
@@ -26,8 +25,9 @@ from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.folders import classes_without_images
 from mae_et.hang import beat
+from mae_et.io.atomic import write_text_atomically
+from mae_et.io.plain_files import read_text
 from mae_et.loading import batches_of, eval_loader, worker_count
-from mae_et.plain_files import read_text
 from mae_et.precision import autocast, autocast_dtype
 from mae_et.stored import only_read, read_classes
 from mae_et.weights import load_weights, read_file

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mae_et.atomic import write_atomically
+from mae_et.io.atomic import write_atomically
 
 Points = tuple[Sequence[float], Sequence[float]]
 

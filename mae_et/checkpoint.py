@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from mae_et.atomic import remove_leftovers, write_atomically
 from mae_et.checksums import check_archive, is_whole_archive, seal_archive, sealed_safetensors
 from mae_et.errors import UserError
+from mae_et.io.atomic import remove_leftovers, write_atomically
 from mae_et.sharding import (
     restore_optimizer,
     restore_weights,

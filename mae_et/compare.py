@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from mae_et.atomic import write_text_atomically
 from mae_et.errors import UserError
-from mae_et.plain_files import read_mapping, read_text
+from mae_et.io.atomic import write_text_atomically
+from mae_et.io.plain_files import read_mapping, read_text
 
 # Figures of results.json that tell runs apart, in the order of the columns.
 FIGURES = (

@@ -16,9 +16,9 @@ from typing import Literal, get_args
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from mae_et.atomic import write_atomically, write_text_atomically
 from mae_et.errors import UserError
 from mae_et.hugging_face import to_hugging_face
+from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.model import MaskedAutoencoder, create_vit
 from mae_et.position import sincos_positions
 from mae_et.pretrained import depth_of, masked_autoencoder

@@ -20,13 +20,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mae_et.atomic import write_atomically, write_text_atomically
 from mae_et.config import DataConfig
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, Unreadable, UserError
-from mae_et.lock import sole_writer
+from mae_et.io.atomic import write_atomically, write_text_atomically
+from mae_et.io.lock import sole_writer
+from mae_et.io.plain_files import keep_settings
 from mae_et.pictures import Pictures, open_picture
-from mae_et.plain_files import keep_settings
 from mae_et.prepared import (
     ORIGINAL,
     VERSION,

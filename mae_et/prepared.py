@@ -22,8 +22,8 @@ import numpy as np
 
 from mae_et.arrays import read_array
 from mae_et.errors import Unreadable, UserError
+from mae_et.io.plain_files import read_mapping
 from mae_et.pictures import Box, BoxDraw, Pictures
-from mae_et.plain_files import read_mapping
 from mae_et.shards import MOST_CLASSES
 
 VERSION = 1

@@ -11,7 +11,7 @@ from mae_et.datasets import Source
 from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.folders import Files
-from mae_et.plain_files import read_text
+from mae_et.io.plain_files import read_text
 from mae_et.prepared import PreparedFiles
 from mae_et.shards import TarShards
 

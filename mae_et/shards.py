@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mae_et.atomic import write_atomically
 from mae_et.errors import UserError
+from mae_et.io.atomic import write_atomically
 
 UNLABELLED = -1
 MOST_CLASSES = 1_000_000

@@ -9,7 +9,7 @@ import timm
 from mae_et.config import DataConfig, PretrainConfig
 from mae_et.config_files import config_from_text
 from mae_et.errors import UserError
-from mae_et.plain_files import read_mapping, read_text
+from mae_et.io.plain_files import read_mapping, read_text
 
 # Of the encoder in files that say of no other; its sizes are read from the tensors.
 PLAIN = "vit_base_patch16_224"

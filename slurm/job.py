@@ -21,8 +21,8 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
-from mae_et.atomic import write_text_atomically
 from mae_et.errors import Interrupted
+from mae_et.io.atomic import write_text_atomically
 from slurm.journal import note, this_job
 from slurm.progress import reached
 from slurm.queue import job_state

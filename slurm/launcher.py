@@ -18,8 +18,8 @@ import submitit
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from mae_et.atomic import write_text_atomically
 from mae_et.errors import UserError
+from mae_et.io.atomic import write_text_atomically
 from slurm.config import ClusterConfig
 from slurm.job import Job
 

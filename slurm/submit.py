@@ -12,7 +12,7 @@ from typing import Any
 
 from mae_et.config_files import to_yaml
 from mae_et.errors import UserError
-from mae_et.plain_files import read_text
+from mae_et.io.plain_files import read_text
 from mae_et.planning import curriculum_of
 from mae_et.same_run import check_same_run
 from slurm.config import ClusterConfig, job_name

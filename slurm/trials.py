@@ -5,10 +5,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_et.atomic import write_text_atomically
 from mae_et.config import PretrainConfig
 from mae_et.config_files import to_yaml
 from mae_et.errors import RunFailed
+from mae_et.io.atomic import write_text_atomically
 from slurm.cli import cluster_of
 from slurm.journal import read_events
 from slurm.status import ENDED, status

@@ -5,7 +5,6 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from mae_et.atomic import write_atomically
 from mae_et.checkpoint import (
     TrainState,
     export_encoder,
@@ -16,6 +15,7 @@ from mae_et.checkpoint import (
     save_checkpoint,
 )
 from mae_et.config import OptimConfig
+from mae_et.io.atomic import write_atomically
 from mae_et.model import MaskedAutoencoder
 from mae_et.optim import build_optimizer
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint
 from mae_et.data import normalise
-from mae_et.lock import sole_writer
+from mae_et.io.lock import sole_writer
 from mae_et.monitor import read_metrics
 
 # The package names the function of the same name first.

@@ -18,7 +18,6 @@ from finetune.load import freeze_encoder
 from finetune.sizes import base_of, cost_at, in_words, sides_of
 from mae_et import Curriculum, PretrainConfig, UserError
 from mae_et.arrays import read_array
-from mae_et.atomic import write_text_atomically
 from mae_et.checkpoint import (
     checkpoint_step,
     first_sentence,
@@ -38,10 +37,11 @@ from mae_et.errors import RunFailed, Unreadable
 from mae_et.failures import told_in_a_sentence
 from mae_et.folders import data_root, split_name
 from mae_et.frequency import crop_matrix
-from mae_et.lock import check_writable, sole_writer
+from mae_et.io.atomic import write_text_atomically
+from mae_et.io.lock import check_writable, sole_writer
+from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitor import format_seconds, seconds_left
 from mae_et.pictures import Box, check_channels, extensions_of
-from mae_et.plain_files import read_mapping, read_text
 from mae_et.plain_pickle import load
 from mae_et.pretrained import depth_of, heads_of
 from mae_et.same_run import check_same_run

@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from mae_et.atomic import write_atomically
 from mae_et.compare import FIGURES, varied_keys
 from mae_et.errors import UserError
+from mae_et.io.atomic import write_atomically
 from mae_et.monitor import format_seconds
 from mae_et.report.charts import COLOURS, short
 from mae_et.report.curves import Group, groups_of

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mae_et.atomic import write_text_atomically
 from mae_et.config_files import config_from_text, numeric_keys, to_yaml
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
-from mae_et.lock import sole_writer
+from mae_et.io.atomic import write_text_atomically
+from mae_et.io.lock import sole_writer
 from mae_et.same_run import check_same_settings
 from mae_et.search.bayes import bayes
 from mae_et.search.config import SearchConfig

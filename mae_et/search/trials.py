@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_et.atomic import write_text_atomically
 from mae_et.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mae_et.config import PretrainConfig
 from mae_et.config_files import to_yaml
 from mae_et.curriculum import Plan
 from mae_et.errors import Diverged, RunFailed
+from mae_et.io.atomic import write_text_atomically
 from mae_et.monitor import read_metrics
 from mae_et.pretrain import pretrain
 from mae_et.search.journal import Fact, Journal

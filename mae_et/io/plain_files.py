@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mae_et.atomic import write_text_atomically
 from mae_et.errors import UserError
+from mae_et.io.atomic import write_text_atomically
 
 
 def read_text(path: Path) -> str:
