@@ -26,12 +26,12 @@ from finetune import ProbeConfig, score_encoder
 from mae_et.config import PretrainConfig
 from mae_et.config_files import load_config
 from mae_et.datasets import open_source
-from mae_et.distributed import choose_device
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.planning import curriculum_of, make_plan
 from mae_et.pretrain import pretrain
 from mae_et.pretrained import stored_config
+from mae_et.runtime.distributed import choose_device
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_et.config import ModelConfig, OptimConfig
 from mae_et.data import normalise
-from mae_et.distributed import choose_device
 from mae_et.frequency import low_frequency_crop
 from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder
 from mae_et.optim import build_optimizer
-from mae_et.precision import autocast, autocast_dtype
+from mae_et.runtime.distributed import choose_device
+from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.window import peak_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -27,11 +27,9 @@ from finetune.outcome import describe, evaluate_and_keep, finish
 from finetune.sizes import base_of, cost_at, in_words, sides_at, sides_of
 from finetune.splits import Data, open_data
 from finetune.views import Labelled, LabelledView, mix
-from mae_et import distributed
 from mae_et.checkpoint import TrainState
 from mae_et.config import duration_in_steps
 from mae_et.curriculum import Curriculum, Plan, PlannedStage
-from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
@@ -39,10 +37,12 @@ from mae_et.loading import training_batches
 from mae_et.loop import save, steps
 from mae_et.monitor import SCORES, Monitor, read_metrics
 from mae_et.order import micro_batch_size, sample_seed
-from mae_et.precision import autocast, set_precision
 from mae_et.run import Run, wrap
+from mae_et.runtime import distributed
+from mae_et.runtime.distributed import World
+from mae_et.runtime.precision import autocast, set_precision
+from mae_et.runtime.signals import StopFlag
 from mae_et.same_run import as_many_processes, check_same_data, origin_of
-from mae_et.signals import StopFlag
 from mae_et.spine import begin, joined, recording
 from mae_et.step import update
 

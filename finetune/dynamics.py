@@ -16,7 +16,6 @@ from finetune.features import Features, ProbeConfig, extract_features
 from finetune.held_out import HeldOut
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import train_probe
-from mae_et import distributed
 from mae_et.charts import Chart, save_charts
 from mae_et.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
 from mae_et.config import DataConfig, PretrainConfig
@@ -29,6 +28,7 @@ from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings
 from mae_et.monitor import Row, read_metrics
 from mae_et.pretrained import masked_autoencoder, stored_config
+from mae_et.runtime import distributed
 from mae_et.weights import weights_in
 
 RECORD = "dynamics.jsonl"

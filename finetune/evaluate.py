@@ -16,19 +16,19 @@ from finetune.load import network_of_run, vit_around
 from finetune.sizes import Size, sides_of
 from finetune.splits import open_labelled
 from finetune.views import central_view
-from mae_et import distributed
 from mae_et.config import DataConfig, check_statistics
 from mae_et.config_files import config_from_text
 from mae_et.data import normalise
 from mae_et.datasets import Source
-from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.folders import classes_without_images
-from mae_et.hang import beat
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import read_text
 from mae_et.loading import batches_of, eval_loader, worker_count
-from mae_et.precision import autocast, autocast_dtype
+from mae_et.runtime import distributed
+from mae_et.runtime.distributed import World
+from mae_et.runtime.precision import autocast, autocast_dtype
+from mae_et.runtime.watchdog import beat
 from mae_et.stored import only_read, read_classes
 from mae_et.weights import load_weights, read_file
 

@@ -21,7 +21,7 @@ from mae_et.folders import Split
 from mae_et.frequency import low_pass
 from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.model import MaskedAutoencoder
-from mae_et.precision import autocast, autocast_dtype
+from mae_et.runtime.precision import autocast, autocast_dtype
 
 
 @dataclass(frozen=True)

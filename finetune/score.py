@@ -8,12 +8,12 @@ import torch
 from finetune.features import ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import probe_features
-from mae_et import distributed
 from mae_et.config import DataConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.model import MaskedAutoencoder, initialise
 from mae_et.pretrained import masked_autoencoder
+from mae_et.runtime import distributed
 from mae_et.weights import Weights, load_weights
 
 

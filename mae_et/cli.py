@@ -20,7 +20,7 @@ from mae_et.arguments import Arguments, config_of, on_top_of_its_data, parser_of
 from mae_et.config import PretrainConfig
 from mae_et.config_files import one_sentence, parse_config
 from mae_et.errors import Interrupted, RunFailed, UserError
-from mae_et.failures import told_in_a_sentence
+from mae_et.runtime.system_errors import told_in_a_sentence
 from mae_et.version import __version__
 
 IMAGENET_1K = 1_281_167
@@ -134,8 +134,8 @@ def plan(arguments: Arguments) -> None:
 
 def pretrain(arguments: Arguments) -> None:
     """Pre-train a masked autoencoder; goes on by itself where the run folder's run stopped."""
-    from mae_et.distributed import is_main
     from mae_et.pretrain import pretrain
+    from mae_et.runtime.distributed import is_main
 
     folder = pretrain(config_of("pretrain", arguments))
     if is_main():
@@ -184,8 +184,8 @@ def export(arguments: Arguments) -> None:
 def demo(arguments: Arguments) -> None:
     """Pre-train, probe and picture a small model: minutes on two CPU cores."""
     from finetune import ProbeConfig, score_encoder
-    from mae_et.distributed import is_main
     from mae_et.pretrain import pretrain
+    from mae_et.runtime.distributed import is_main
 
     parser = parser_of("demo", PretrainConfig)
     config, _ = parse_config(parser, PretrainConfig, ["--config=demo", *arguments])
@@ -222,7 +222,7 @@ def supervised(arguments: Arguments) -> None:
 def evaluate(arguments: Arguments) -> None:
     """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
     import finetune
-    from mae_et.distributed import is_main
+    from mae_et.runtime.distributed import is_main
 
     kind, stored = finetune.EvaluateConfig, finetune.stored_classifier
     config = on_top_of_its_data("evaluate", kind, stored, arguments)
@@ -380,7 +380,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 
 def _classify(command: str, arguments: Arguments) -> None:
     import finetune
-    from mae_et.distributed import is_main
+    from mae_et.runtime.distributed import is_main
 
     config = config_of(command, arguments)
     if command == "finetune" and not (config.data.name or config.data.root):

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mae_et.curriculum import PlannedStage
-from mae_et.distributed import World
 from mae_et.errors import RunFailed
 from mae_et.order import micro_batch_size
 from mae_et.run import Run
+from mae_et.runtime.distributed import World
 
 MARGIN = 0.1
 """Share of the memory that is left free, for what two sizes do not tell."""

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_et.precision import exact_products, full_precision
+from mae_et.runtime.precision import exact_products, full_precision
 
 Method = Literal["fourier", "resize", "decode"]
 

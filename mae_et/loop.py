@@ -8,18 +8,18 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from mae_et import distributed
 from mae_et.checkpoint import prune_checkpoints, save_checkpoint
 from mae_et.config import duration_in_steps
 from mae_et.config_files import to_yaml
 from mae_et.curriculum import PlannedStage
 from mae_et.errors import Interrupted
 from mae_et.finite import check_state
-from mae_et.hang import beat
 from mae_et.monitor import Monitor, Row
 from mae_et.optim import set_schedule
 from mae_et.run import Run
-from mae_et.signals import StopFlag
+from mae_et.runtime import distributed
+from mae_et.runtime.signals import StopFlag
+from mae_et.runtime.watchdog import beat
 from mae_et.window import Window
 
 AnyBatch = TypeVar("AnyBatch")

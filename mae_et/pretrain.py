@@ -15,14 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_et import distributed
 from mae_et.checkpoint import TrainState, export_encoder
 from mae_et.config import PretrainConfig, duration_in_steps
 from mae_et.config_files import plain
 from mae_et.curriculum import Plan, PlannedStage
 from mae_et.data import Batch, EvalView, TrainView, normalise
 from mae_et.datasets import Source, open_source
-from mae_et.distributed import World
 from mae_et.errors import Interrupted, Unreadable, UserError
 from mae_et.fitting import fit_micro_batch
 from mae_et.frequency import low_frequency_crop
@@ -34,11 +32,13 @@ from mae_et.optim import build_optimizer
 from mae_et.order import micro_batch_size
 from mae_et.panels import picture, reconstruction_panels
 from mae_et.planning import curriculum_of, make_plan
-from mae_et.precision import set_precision
 from mae_et.run import Run, wrap
+from mae_et.runtime import distributed
+from mae_et.runtime.distributed import World
+from mae_et.runtime.precision import set_precision
+from mae_et.runtime.signals import PAUSE, StopFlag
 from mae_et.same_run import check_same_data, origin_of
 from mae_et.sharding import shard, whole_weights
-from mae_et.signals import PAUSE, StopFlag
 from mae_et.spikes import last_loss
 from mae_et.spine import begin, conclude, joined, recording
 from mae_et.step import reconstruction_loss, train_step

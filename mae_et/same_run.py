@@ -8,11 +8,11 @@ import numpy as np
 
 from mae_et.config_files import config_from_text, numeric_keys
 from mae_et.datasets import Source
-from mae_et.distributed import World
 from mae_et.errors import UserError
 from mae_et.folders import Files
 from mae_et.io.plain_files import read_text
 from mae_et.prepared import PreparedFiles
+from mae_et.runtime.distributed import World
 from mae_et.shards import TarShards
 
 

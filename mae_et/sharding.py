@@ -24,8 +24,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from mae_et.decoders import CrossBlock
-from mae_et.distributed import World
 from mae_et.errors import UserError
+from mae_et.runtime.distributed import World
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _GIVEN = StateDictOptions(full_state_dict=True)

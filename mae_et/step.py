@@ -16,8 +16,8 @@ from mae_et.curriculum import PlannedStage
 from mae_et.data import Batch, normalise
 from mae_et.finite import leave_out_unless_finite, mark_lost_loss
 from mae_et.frequency import low_frequency_crop
-from mae_et.precision import autocast
 from mae_et.run import Run
+from mae_et.runtime.precision import autocast
 
 AnyBatch = TypeVar("AnyBatch")
 

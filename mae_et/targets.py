@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mae_et.config import Target
-from mae_et.precision import full_precision
+from mae_et.runtime.precision import full_precision
 
 NORM_PIX_EPSILON = 1e-6
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mae_et import distributed
 from mae_et.config import DataConfig
-from mae_et.distributed import World
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
 from mae_et.monitor import read_metrics, say
 from mae_et.order import Draw, sample_seed
+from mae_et.runtime import distributed
+from mae_et.runtime.distributed import World
 
 TRIES = 20
 RECORD = "unreadable.jsonl"

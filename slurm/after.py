@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from mae_et import hang
+from mae_et.runtime import watchdog
 from slurm.job import requeue, still_wanted
 from slurm.journal import Event, log_file, note, read_events, this_job
 from slurm.progress import reached
@@ -25,8 +25,8 @@ from slurm.progress import reached
 FINAL = frozenset({"UserError", "Diverged", "UncompletedJobError"})
 # What a process that ends itself in the midst of a step cannot note.
 ENDS = {
-    hang.EXIT_STATUS: "no step was finished in efficiency.step_timeout; the log of each process "
-    "says where it stood"
+    watchdog.EXIT_STATUS: "no step was finished in efficiency.step_timeout; the log of each "
+    "process says where it stood"
 }
 
 

@@ -2,9 +2,10 @@
 
 submitit's way with signals alone does not do for training: its handler runs in rank 0 only, at any
 moment, and not at all while the process waits in a collective. Here a signal raises the run's flag
-(`mae_et/signals.py`); at the next step the processes agree, save once, and rank 0 calls submitit's
-own handler, which queues the job again. What a job needs to go on lies in the run folder, so it
-does not matter who queued it again: submitit, SLURM after a preemption, or `slurm.after`.
+(`mae_et/runtime/signals.py`); at the next step the processes agree, save once, and rank 0 calls
+submitit's own handler, which queues the job again. What a job needs to go on lies in the run
+folder, so it does not matter who queued it again: submitit, SLURM after a preemption, or
+`slurm.after`.
 """
 
 import os
@@ -130,8 +131,8 @@ def node() -> str:
 def join(folder: Path) -> int:
     """Set the environment that torch.distributed reads, from submitit's; return the rank.
 
-    Every GPU that SLURM shows stays visible: `mae_et.distributed` takes the one of the local rank,
-    or the only one.
+    Every GPU that SLURM shows stays visible: `mae_et.runtime.distributed` takes the one of the
+    local rank, or the only one.
 
     Args:
         folder: shared by the machines; the main process leaves its port there.

@@ -26,10 +26,10 @@ from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint
 from mae_et.cli import main
 from mae_et.config import DataConfig
-from mae_et.distributed import World
 from mae_et.monitor import SCORES, read_metrics
 from mae_et.order import Draw
 from mae_et.prepare import PrepareConfig, prepare
+from mae_et.runtime.distributed import World
 from mae_et.shards import TarWriter
 from mae_et.synthetic import Synthetic
 
@@ -335,7 +335,7 @@ def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeyp
     assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
     assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
     parts = []
-    monkeypatch.setattr("mae_et.distributed.total", lambda values, world: values)
+    monkeypatch.setattr("mae_et.runtime.distributed.total", lambda values, world: values)
     parts = [score(network, source, data, 32, World(r, 3, cpu), None, 8, 0) for r in range(3)]
     assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
     assert torch.equal(sum(part.taken for part in parts), whole.confusion.sum(0))

@@ -12,9 +12,10 @@ import torch
 from conftest import TINY
 
 from finetune import EvaluateConfig, evaluate
-from mae_et import UserError, distributed
+from mae_et import UserError
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.monitor import read_metrics
+from mae_et.runtime import distributed
 from mae_et.unread import RECORD
 
 

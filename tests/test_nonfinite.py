@@ -20,11 +20,11 @@ from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoint import TrainState, list_checkpoints, load_checkpoint, newest_checkpoint
 from mae_et.curriculum import Curriculum
 from mae_et.data import normalise
-from mae_et.distributed import World
 from mae_et.errors import Diverged
 from mae_et.finite import SCALER_PATIENCE, NonFinite, streak
 from mae_et.monitor import read_metrics
 from mae_et.run import Run
+from mae_et.runtime.distributed import World
 from mae_et.spikes import FEWEST, RECENT, has_diverged, is_spike
 from mae_et.step import update
 

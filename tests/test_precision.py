@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mae_et import UserError
-from mae_et.precision import (
+from mae_et.runtime.precision import (
     allow_tf32,
     autocast,
     autocast_dtype,

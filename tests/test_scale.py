@@ -23,11 +23,11 @@ from mae_et.checkpoint import TrainState, newest_checkpoint
 from mae_et.config import EfficiencyConfig
 from mae_et.config_files import load_config
 from mae_et.curriculum import Curriculum, Stage
-from mae_et.distributed import World
 from mae_et.fitting import largest_part, peak_of
 from mae_et.monitor import read_metrics
 from mae_et.planning import make_plan as make_pretraining_plan
 from mae_et.run import Run, wrap
+from mae_et.runtime.distributed import World
 from mae_et.sharding import (
     restore_optimizer,
     restore_weights,

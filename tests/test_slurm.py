@@ -17,10 +17,11 @@ import torch
 from conftest import TINY
 from slurm_cluster import BUSY, Cluster, start_cluster
 
-from mae_et import PretrainConfig, hang, load_config, pretrain
+from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.cli import main
 from mae_et.monitor import read_metrics
+from mae_et.runtime import watchdog
 from slurm.journal import read_events
 
 # Long enough to be interrupted, with checkpoints far between: what is lost can be counted.
@@ -376,7 +377,7 @@ def test_a_process_that_finishes_no_step_ends_and_the_job_is_queued_again(
     for number, log in enumerate(logs):
         assert f"process {number} has finished no step in 10 s (efficiency.step_timeout)" in log
         assert ("in struck" in log) == (number == rank)  # where it hangs
-    assert f"task {rank}: Exited with exit code {hang.EXIT_STATUS}" in logs[0]  # srun's word
+    assert f"task {rank}: Exited with exit code {watchdog.EXIT_STATUS}" in logs[0]  # srun's word
     (retried,) = events(folder, "retried")
     assert "no step was finished in efficiency.step_timeout" in retried["sentence"]
     _, second = events(folder, "started")

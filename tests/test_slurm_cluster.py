@@ -126,7 +126,7 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import os, pathlib, torch\n"
-        "from mae_et.distributed import choose_device\n"
+        "from mae_et.runtime.distributed import choose_device\n"
         "from slurm.job import join\n"
         "join(pathlib.Path(__file__).parent / os.environ['SLURM_STEP_ID'])\n"
         "seen = os.environ['CUDA_VISIBLE_DEVICES'].split(',')\n"

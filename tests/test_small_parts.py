@@ -32,9 +32,7 @@ from mae_et.config_shape import check_flags, check_text
 from mae_et.crops import whole_pixels
 from mae_et.data import as_tensor, flipped_anew
 from mae_et.datasets import open_source
-from mae_et.distributed import World, share_buffers
 from mae_et.errors import RunFailed, Unreadable
-from mae_et.failures import told_in_a_sentence
 from mae_et.folders import data_root, split_name
 from mae_et.frequency import crop_matrix
 from mae_et.io.atomic import write_text_atomically
@@ -44,8 +42,10 @@ from mae_et.monitor import format_seconds, seconds_left
 from mae_et.pictures import Box, check_channels, extensions_of
 from mae_et.plain_pickle import load
 from mae_et.pretrained import depth_of, heads_of
+from mae_et.runtime.distributed import World, share_buffers
+from mae_et.runtime.signals import stop_signals
+from mae_et.runtime.system_errors import told_in_a_sentence
 from mae_et.same_run import check_same_run
-from mae_et.signals import stop_signals
 from mae_et.stored import config_of
 from mae_et.weights import differences, unwrap
 from mae_et.window import peak_memory, summarise_stages

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mae_et import RunFailed, UserError, hang
+from mae_et import RunFailed, UserError
 from mae_et.cli import main
 from mae_et.compare import CompareConfig, compare
 from mae_et.config import PretrainConfig
 from mae_et.config_files import load_config
+from mae_et.runtime import watchdog
 from slurm import ClusterConfig, after, job, status, trials
 from slurm.journal import note, read_events
 from slurm.snapshot import snapshot
@@ -206,7 +207,7 @@ def test_what_is_done_after_a_job_depends_on_how_it_ended(
 def test_a_job_in_which_nothing_moved_is_tried_again_and_named_so(place: Path, inside) -> None:
     """The process that hangs notes nothing itself; its peer has only lost it."""
     note(place, "failed", kind="PeerLost", sentence="the connection to another process broke")
-    assert after.main(place, hang.EXIT_STATUS, 3) == hang.EXIT_STATUS
+    assert after.main(place, watchdog.EXIT_STATUS, 3) == watchdog.EXIT_STATUS
     last = read_events(place)[-1]
     assert last["event"] == "retried"
     assert last["sentence"].startswith("no step was finished in efficiency.step_timeout")

@@ -13,8 +13,8 @@ from mae_et import UserError, load_config, pretrain
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.config import DataConfig, PretrainConfig
 from mae_et.datasets import open_source
-from mae_et.distributed import World
 from mae_et.monitor import SCORES, read_metrics
+from mae_et.runtime.distributed import World
 from mae_et.same_run import as_many_processes, check_same_data, fingerprint, origin_of
 
 FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")

@@ -14,10 +14,11 @@ from conftest import TINY
 from launch import DRIVER, QUIET, Started, run, same_weights, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mae_et import UserError, hang, pretrain
+from mae_et import UserError, pretrain
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint, set_aside_newer
 from mae_et.config import EfficiencyConfig
 from mae_et.monitor import read_metrics
+from mae_et.runtime import watchdog
 
 SHORT = (*QUIET, "--curriculum.epochs=2")
 
@@ -147,9 +148,9 @@ def test_when_a_rank_hangs_every_rank_ends_with_its_stacks_in_the_log(tmp_path) 
         time.sleep(0.05)
     began = time.monotonic()
     ends = [one.end() for one in pair]
-    assert time.monotonic() - began < 3 * limit + hang.PEERS_SECONDS + 10
-    assert ends[1][0] == hang.EXIT_STATUS
-    assert ends[0][0] in {1, hang.EXIT_STATUS}
+    assert time.monotonic() - began < 3 * limit + watchdog.PEERS_SECONDS + 10
+    assert ends[1][0] == watchdog.EXIT_STATUS
+    assert ends[0][0] in {1, watchdog.EXIT_STATUS}
     for rank, (_, said) in enumerate(ends):
         assert f"mae-et: process {rank} has finished no step in {limit} s" in said
     assert ["in struck" in said for _, said in ends] == [False, True]  # where it hangs
@@ -183,7 +184,7 @@ def test_a_process_that_hangs_ends_with_its_stack_and_status(tmp_path) -> None:
     folder = tmp_path / "run"
     flags = (*SHORT, "--efficiency.step_timeout=3", "--efficiency.workers=1")
     code, said = run(folder, "hang:step=3", *flags)
-    assert code == hang.EXIT_STATUS
+    assert code == watchdog.EXIT_STATUS
     assert "process 0 has finished no step in 3 s (efficiency.step_timeout)" in said
     assert "most recent call first" in said
     assert "in struck" in said  # the function that hangs
@@ -202,18 +203,18 @@ def test_a_process_that_was_suspended_has_not_hung(tmp_path) -> None:
 def test_the_watch_waits_for_the_first_step_and_can_be_left_out(monkeypatch) -> None:
     """Opening data may take longer than a step; null never ends anything."""
     ended = []
-    monkeypatch.setattr(hang._Watch, "end", lambda watch: ended.append(watch))
-    with hang.hang_watchdog(0.1):
+    monkeypatch.setattr(watchdog._Watch, "end", lambda watch: ended.append(watch))
+    with watchdog.hang_watchdog(0.1):
         time.sleep(0.4)
         assert not ended
-        hang.beat()
+        watchdog.beat()
         time.sleep(0.8)
     assert ended
     ended.clear()
-    with hang.hang_watchdog(None):
-        hang.beat()
+    with watchdog.hang_watchdog(None):
+        watchdog.beat()
         time.sleep(0.3)
-    hang.beat()  # outside of any run
+    watchdog.beat()  # outside of any run
     assert not ended
     with pytest.raises(UserError, match=r"step_timeout must be positive \(and at most 1e8"):
         EfficiencyConfig(step_timeout=0)
