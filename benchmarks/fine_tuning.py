@@ -17,8 +17,8 @@ import torch
 from finetune import ClassifierConfig, ProbeConfig, classify, score_encoder
 from mae_et import load_config
 from mae_et.checkpoint import export_encoder
-from mae_et.config import DataConfig, PretrainConfig
-from mae_et.config_files import plain
+from mae_et.config.files import plain
+from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.model import MaskedAutoencoder

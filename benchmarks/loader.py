@@ -34,7 +34,7 @@ from torchvision.transforms import (
 )
 
 from mae_et import crops, low_frequency_crop
-from mae_et.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.crops import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
 from mae_et.curriculum import Curriculum, Stage
 from mae_et.data import TrainView

@@ -20,7 +20,7 @@ from mae_et.benchmarks.rounds import Speed, interleave
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_et.config import ModelConfig, OptimConfig
+from mae_et.config.schema import ModelConfig, OptimConfig
 from mae_et.data import normalise
 from mae_et.frequency import low_frequency_crop
 from mae_et.masking import visible_patches

@@ -28,7 +28,7 @@ from finetune.sizes import base_of, cost_at, in_words, sides_at, sides_of
 from finetune.splits import Data, open_data
 from finetune.views import Labelled, LabelledView, mix
 from mae_et.checkpoint import TrainState
-from mae_et.config import duration_in_steps
+from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum import Curriculum, Plan, PlannedStage
 from mae_et.errors import UserError
 from mae_et.fitting import fit_micro_batch

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.sizes import Size, sides_of
-from mae_et.config import (
+from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,
     DataConfig,

@@ -18,8 +18,8 @@ from finetune.knn import knn_accuracy
 from finetune.linear_probe import train_probe
 from mae_et.charts import Chart, save_charts
 from mae_et.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
-from mae_et.config import DataConfig, PretrainConfig
-from mae_et.config_files import config_from_text, plain
+from mae_et.config.files import config_from_text, plain
+from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum import Plan
 from mae_et.datasets import open_source
 from mae_et.errors import UserError

@@ -16,8 +16,8 @@ from finetune.load import network_of_run, vit_around
 from finetune.sizes import Size, sides_of
 from finetune.splits import open_labelled
 from finetune.views import central_view
-from mae_et.config import DataConfig, check_statistics
-from mae_et.config_files import config_from_text
+from mae_et.config.files import config_from_text
+from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.data import normalise
 from mae_et.datasets import Source
 from mae_et.errors import UserError

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from finetune.config import Pool
 from finetune.splits import open_labelled
-from mae_et.config import DataConfig, check_statistics
+from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.data import EvalView, normalise
 from mae_et.errors import UserError
 from mae_et.folders import Split

@@ -13,7 +13,7 @@ from finetune.features import Features, ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import probe_features
 from finetune.splits import open_labelled
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.order import sample_seed

@@ -8,7 +8,7 @@ import torch
 from finetune.features import ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import probe_features
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.model import MaskedAutoencoder, initialise

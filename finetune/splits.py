@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from finetune.config import ClassifierConfig
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.datasets import Source, count_unlabelled, open_source
 from mae_et.errors import UserError
 from mae_et.folders import Split, classes_without_images, split_name

@@ -12,7 +12,7 @@ from torchvision.transforms import CenterCrop, Compose
 
 from finetune.config import RecipeConfig
 from finetune.sizes import Size, sides_of
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.curriculum import Plan
 from mae_et.data import (
     AS_DRAWN,

@@ -1,7 +1,7 @@
 """Masked autoencoder pre-training under the EfficientTrain++ frequency curriculum."""
 
-from mae_et.config import PretrainConfig
-from mae_et.config_files import load_config
+from mae_et.config.files import load_config
+from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum import Curriculum, Plan, Stage
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.export import export

@@ -12,9 +12,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from mae_et.config import SOURCE_KEYS, PretrainConfig
-from mae_et.config_files import add_config_arguments, find_config, parse_config, plain
-from mae_et.config_shape import unknown_keys
+from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
+from mae_et.config.schema import SOURCE_KEYS, PretrainConfig
+from mae_et.config.untrusted import unknown_keys
 from mae_et.errors import UserError
 
 Arguments = list[str]

@@ -17,8 +17,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mae_et.arguments import Arguments, config_of, on_top_of_its_data, parser_of
-from mae_et.config import PretrainConfig
-from mae_et.config_files import one_sentence, parse_config
+from mae_et.config.files import one_sentence, parse_config
+from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.runtime.system_errors import told_in_a_sentence
 from mae_et.version import __version__

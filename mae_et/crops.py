@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.pictures import (
     MOST_PIXELS,
     Box,

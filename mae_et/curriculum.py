@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from mae_et.config import CurriculumConfig, Preset, Stage
+from mae_et.config.schema import CurriculumConfig, Preset, Stage
 from mae_et.errors import UserError
 
 __all__ = ["Curriculum", "Plan", "PlannedStage", "Stage"]

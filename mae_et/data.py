@@ -27,7 +27,7 @@ from torchvision.transforms import (
 )
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.crops import random_crop
 from mae_et.curriculum import Plan
 from mae_et.datasets import Source

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from mae_et.config import DataConfig
-from mae_et.config_files import one_sentence
+from mae_et.config.files import one_sentence
+from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
 from mae_et.folders import Split, data_root, open_folder, split_name
 from mae_et.pictures import Pictures, Sample, check_channels, extensions_of

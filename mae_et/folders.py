@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from mae_et.arrays import read_array
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 from mae_et.pictures import EXTENSIONS, Pictures, extensions_of

@@ -16,7 +16,7 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mae_et.config import ModelConfig, Target
+from mae_et.config.schema import ModelConfig, Target
 from mae_et.decoders import DECODERS, Attention, Decoder, gather
 from mae_et.errors import UserError
 from mae_et.masking import Mask, mask_from_noise

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from mae_et.config import OptimConfig
+from mae_et.config.schema import OptimConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

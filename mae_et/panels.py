@@ -15,7 +15,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.model import MaskedAutoencoder
 from mae_et.position import Grid
 from mae_et.targets import hog, hog_cells, patch_statistics, unpatchify

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae_et.config_files import one_sentence
+from mae_et.config.files import one_sentence
 from mae_et.errors import RunFailed, Unreadable, UserError
 
 Sample = tuple[Image.Image | Tensor, int]

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from mae_et.config import PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.cost import training_flops
 from mae_et.curriculum import Curriculum, Plan
 from mae_et.errors import UserError

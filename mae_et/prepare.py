@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.atomic import write_atomically, write_text_atomically

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mae_et.checkpoint import TrainState, export_encoder
-from mae_et.config import PretrainConfig, duration_in_steps
-from mae_et.config_files import plain
+from mae_et.config.files import plain
+from mae_et.config.schema import PretrainConfig, duration_in_steps
 from mae_et.curriculum import Plan, PlannedStage
 from mae_et.data import Batch, EvalView, TrainView, normalise
 from mae_et.datasets import Source, open_source

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mae_et.checkpoint import newest_checkpoint
-from mae_et.config import PretrainConfig, Target
+from mae_et.config.schema import PretrainConfig, Target
 from mae_et.errors import UserError
 from mae_et.model import MaskedAutoencoder
 from mae_et.stored import config_in, config_of

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torchvision.io import encode_png
 
-from mae_et.config import DataConfig, Target, check_statistics
+from mae_et.config.schema import DataConfig, Target, check_statistics
 from mae_et.data import EvalView, normalise
 from mae_et.datasets import open_source
 from mae_et.errors import UserError

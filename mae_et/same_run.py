@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_et.config_files import config_from_text, numeric_keys
+from mae_et.config.files import config_from_text, numeric_keys
 from mae_et.datasets import Source
 from mae_et.errors import UserError
 from mae_et.folders import Files

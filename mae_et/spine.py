@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint, set_aside_newer
-from mae_et.config import EfficiencyConfig
-from mae_et.config_files import to_yaml
+from mae_et.config.files import to_yaml
+from mae_et.config.schema import EfficiencyConfig
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
 from mae_et.monitor import read_metrics, say

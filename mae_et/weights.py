@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mae_et.checkpoint import MODEL_KEY, first_sentence, newest_checkpoint, what_it_holds
 from mae_et.checksums import Damaged, check_archive, check_safetensors
-from mae_et.config import ModelConfig, PretrainConfig, Target
+from mae_et.config.schema import ModelConfig, PretrainConfig, Target
 from mae_et.errors import UserError
 from mae_et.hub import create_pretrained
 from mae_et.hugging_face import from_hugging_face, read_description, read_tensors

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mae_et.config_files import (
+from mae_et.config.files import (
     add_config_arguments,
     find_config,
     load_config,

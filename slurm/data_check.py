@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
 from mae_et.folders import EXTENSIONS, data_root, split_name
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import finetune
 import mae_et
 import slurm
-from mae_et.config_files import shipped_configs
+from mae_et.config.files import shipped_configs
 
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 

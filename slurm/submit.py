@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mae_et.config_files import to_yaml
+from mae_et.config.files import to_yaml
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.planning import curriculum_of

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_et.config import SOURCE_KEYS
-from mae_et.config_files import find_config
+from mae_et.config.files import find_config
+from mae_et.config.schema import SOURCE_KEYS
 from mae_et.errors import UserError
 
 # Named, not imported: the command line is above this package.

@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_et.config import PretrainConfig
-from mae_et.config_files import to_yaml
+from mae_et.config.files import to_yaml
+from mae_et.config.schema import PretrainConfig
 from mae_et.errors import RunFailed
 from mae_et.io.atomic import write_text_atomically
 from slurm.cli import cluster_of

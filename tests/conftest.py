@@ -8,8 +8,8 @@ import pytest
 import torch
 from slurm_cluster import Cluster, missing_programs, start_cluster
 
-from mae_et.config import PretrainConfig
-from mae_et.config_files import load_config
+from mae_et.config.files import load_config
+from mae_et.config.schema import PretrainConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 

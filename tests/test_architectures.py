@@ -13,7 +13,7 @@ from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, ev
 from finetune.load import vit_around
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoint import export_encoder
-from mae_et.config_files import plain, to_yaml
+from mae_et.config.files import plain, to_yaml
 from mae_et.export import Format
 from mae_et.model import MaskedAutoencoder
 from mae_et.weights import load_weights

@@ -14,7 +14,7 @@ from mae_et.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from mae_et.config import OptimConfig
+from mae_et.config.schema import OptimConfig
 from mae_et.io.atomic import write_atomically
 from mae_et.model import MaskedAutoencoder
 from mae_et.optim import build_optimizer

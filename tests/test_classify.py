@@ -25,7 +25,7 @@ from finetune.views import Labelled, LabelledView, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint
 from mae_et.cli import main
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.monitor import SCORES, read_metrics
 from mae_et.order import Draw
 from mae_et.prepare import PrepareConfig, prepare

@@ -15,7 +15,7 @@ from torchvision.io import read_image
 
 from mae_et import load_config, load_pretrained, pretrain
 from mae_et.cli import COMMANDS, main
-from mae_et.config import PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.monitor import read_metrics
 from mae_et.synthetic import render
 

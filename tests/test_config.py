@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from finetune import ClassifierConfig
 from mae_et import Curriculum, PretrainConfig, UserError, load_config
-from mae_et.config import (
+from mae_et.config.files import config_from_text, find_config, to_yaml
+from mae_et.config.schema import (
     CurriculumConfig,
     EfficiencyConfig,
     ModelConfig,
@@ -17,7 +18,6 @@ from mae_et.config import (
     Stage,
     duration_in_steps,
 )
-from mae_et.config_files import config_from_text, find_config, to_yaml
 from mae_et.order import micro_batch_size
 from slurm import ClusterConfig
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae_et import Curriculum, Plan, Stage, UserError
-from mae_et.config import Preset
+from mae_et.config.schema import Preset
 
 IMAGENET = 1_281_167
 

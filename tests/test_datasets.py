@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import mae_et.datasets as sources
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.data import EvalView
 from mae_et.datasets import Source, count_unlabelled, open_source
 from mae_et.errors import RunFailed, UserError

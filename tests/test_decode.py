@@ -16,7 +16,7 @@ import mae_et.crops as crops
 from finetune.config import RecipeConfig
 from finetune.views import LabelledView
 from mae_et import Curriculum, Stage, UserError, low_frequency_crop
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.crops import TRIES, coarsest_scale, crop_to, random_box
 from mae_et.data import TrainView
 from mae_et.datasets import open_source

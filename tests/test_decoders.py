@@ -5,7 +5,7 @@ import torch
 from test_model import small
 
 from mae_et import MaskedAutoencoder, UserError
-from mae_et.config import ModelConfig
+from mae_et.config.schema import ModelConfig
 from mae_et.decoders import gather
 from mae_et.export import export
 from mae_et.model import predicted_patches

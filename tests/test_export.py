@@ -14,7 +14,7 @@ from finetune.config import Pool, Probe
 from finetune.load import vit_around
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.cli import main
-from mae_et.config_files import to_yaml
+from mae_et.config.files import to_yaml
 from mae_et.hugging_face import to_hugging_face
 from mae_et.model import MaskedAutoencoder
 from mae_et.weights import load_weights, read_file

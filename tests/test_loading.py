@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mae_et import Curriculum, Stage
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.data import Batch, TrainView
 from mae_et.loading import replayed, train_loader, worker_count
 from mae_et.order import PlannedBatches, micro_batch_size

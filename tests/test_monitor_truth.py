@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from finetune import ClassifierConfig, classify
 from mae_et import load_config, pretrain
-from mae_et.config import PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted
 from mae_et.model import MaskedAutoencoder
 from mae_et.monitor import SCORES, TAGS, read_metrics

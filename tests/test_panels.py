@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.model import MaskedAutoencoder
 from mae_et.panels import hog_strokes, picture, reconstruction_panels
 from mae_et.targets import hog

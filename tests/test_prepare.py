@@ -13,7 +13,7 @@ from test_decode import jpeg, natural
 import mae_et.prepare as preparing
 from mae_et import Curriculum, Stage, UserError
 from mae_et.cli import main
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.data import TrainView
 from mae_et.datasets import Source, open_source
 from mae_et.errors import RunFailed

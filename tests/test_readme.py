@@ -9,8 +9,8 @@ import pytest
 import mae_et
 from finetune import ClassifierConfig, DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli import COMMANDS, main
-from mae_et.config import PretrainConfig
-from mae_et.config_files import find_config, load_config
+from mae_et.config.files import find_config, load_config
+from mae_et.config.schema import PretrainConfig
 from mae_et.export import ExportConfig
 from mae_et.prepare import PrepareConfig
 from mae_et.reconstruct import ReconstructConfig

@@ -20,8 +20,8 @@ from finetune.config import ClassifierConfig
 from finetune.load import build_classifier
 from mae_et import RunFailed, UserError, fitting
 from mae_et.checkpoint import TrainState, newest_checkpoint
-from mae_et.config import EfficiencyConfig
-from mae_et.config_files import load_config
+from mae_et.config.files import load_config
+from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum import Curriculum, Stage
 from mae_et.fitting import largest_part, peak_of
 from mae_et.monitor import read_metrics

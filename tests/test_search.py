@@ -19,8 +19,8 @@ from slurm_cluster import Cluster
 from mae_et import Interrupted, UserError, load_config, pretrain
 from mae_et.checkpoint import newest_checkpoint, save_checkpoint
 from mae_et.cli import main
-from mae_et.config import PretrainConfig
-from mae_et.config_files import to_yaml
+from mae_et.config.files import to_yaml
+from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum import Curriculum
 from mae_et.errors import Diverged
 from mae_et.planning import make_plan

@@ -27,8 +27,8 @@ from finetune.config import ClassifierConfig
 from mae_et import UserError, plain_pickle
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.cli import main
-from mae_et.config import DataConfig, PretrainConfig
-from mae_et.config_files import config_from_text, load_config, to_yaml
+from mae_et.config.files import config_from_text, load_config, to_yaml
+from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed
 from mae_et.plain_pickle import unpickling_plainly

@@ -26,9 +26,9 @@ from mae_et.checkpoint import (
     what_it_holds,
 )
 from mae_et.cli import main
-from mae_et.config import DataConfig, EfficiencyConfig, Stage, check_statistics
-from mae_et.config_files import load_config, numeric_keys, one_sentence, to_yaml
-from mae_et.config_shape import check_flags, check_text
+from mae_et.config.files import load_config, numeric_keys, one_sentence, to_yaml
+from mae_et.config.schema import DataConfig, EfficiencyConfig, Stage, check_statistics
+from mae_et.config.untrusted import check_flags, check_text
 from mae_et.crops import whole_pixels
 from mae_et.data import as_tensor, flipped_anew
 from mae_et.datasets import open_source

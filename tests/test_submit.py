@@ -13,8 +13,8 @@ import pytest
 from mae_et import RunFailed, UserError
 from mae_et.cli import main
 from mae_et.compare import CompareConfig, compare
-from mae_et.config import PretrainConfig
-from mae_et.config_files import load_config
+from mae_et.config.files import load_config
+from mae_et.config.schema import PretrainConfig
 from mae_et.runtime import watchdog
 from slurm import ClusterConfig, after, job, status, trials
 from slurm.journal import note, read_events
@@ -109,7 +109,7 @@ def test_a_job_imports_the_copied_code_and_not_what_lies_where_it_starts(place: 
     (place / "mae_et").mkdir()
     (place / "mae_et" / "__init__.py").write_text("raise SystemExit('edited after it was copied')")
     program = (
-        "import mae_et, finetune, slurm; from mae_et.config_files import find_config; "
+        "import mae_et, finetune, slurm; from mae_et.config.files import find_config; "
         "print(mae_et.__file__, finetune.__file__, slurm.__file__, find_config('demo'))"
     )
     environment = os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}

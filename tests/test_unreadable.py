@@ -22,7 +22,7 @@ from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
 from finetune.views import LabelledView, central_view
 from mae_et import Interrupted, load_config, pretrain
-from mae_et.config import DataConfig
+from mae_et.config.schema import DataConfig
 from mae_et.curriculum import Curriculum
 from mae_et.data import EvalView, TrainView, as_tensor
 from mae_et.datasets import open_source

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from mae_et.config import EfficiencyConfig
+from mae_et.config.schema import EfficiencyConfig
 from mae_et.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mae_et.config import CurriculumConfig, OutputConfig, PretrainConfig, Stage
+from mae_et.config.schema import CurriculumConfig, OutputConfig, PretrainConfig, Stage
 from mae_et.curriculum import carried_over
 from mae_et.errors import require
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_et.config import Stage
+from mae_et.config.schema import Stage
 
 
 @dataclass(frozen=True)

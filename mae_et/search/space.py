@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from mae_et.config import Stage
+from mae_et.config.schema import Stage
 from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig
 from mae_et.search.trials import Trial

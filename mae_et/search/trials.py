@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_et.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from mae_et.config import PretrainConfig
-from mae_et.config_files import to_yaml
+from mae_et.config.files import to_yaml
+from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum import Plan
 from mae_et.errors import Diverged, RunFailed
 from mae_et.io.atomic import write_text_atomically

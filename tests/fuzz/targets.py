@@ -28,8 +28,8 @@ from finetune.evaluate import stored_classifier
 from finetune.load import vit_around
 from mae_et.checkpoint import load_checkpoint
 from mae_et.compare import CompareConfig, compare
-from mae_et.config import DataConfig, PretrainConfig
-from mae_et.config_files import add_config_arguments, config_from_text, parse_config, to_yaml
+from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
+from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, UserError
 from mae_et.model import MaskedAutoencoder

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from mae_et.config_shape import check_flags, check_text, is_switch
+from mae_et.config.untrusted import check_flags, check_text, is_switch
 from mae_et.errors import UserError
 
 # The strings under a config's fields are its help.
