@@ -36,7 +36,7 @@ from torchvision.transforms import (
 from mae_et import crops, low_frequency_crop
 from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.crops import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
-from mae_et.curriculum import Curriculum, Stage
+from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import TrainView
 from mae_et.datasets import open_source
 from mae_et.folders import Folder

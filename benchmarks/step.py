@@ -21,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_et.config.schema import ModelConfig, OptimConfig
+from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data import normalise
-from mae_et.frequency import low_frequency_crop
 from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder
 from mae_et.optim import build_optimizer

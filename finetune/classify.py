@@ -29,10 +29,10 @@ from finetune.splits import Data, open_data
 from finetune.views import Labelled, LabelledView, mix
 from mae_et.checkpoint import TrainState
 from mae_et.config.schema import duration_in_steps
-from mae_et.curriculum import Curriculum, Plan, PlannedStage
+from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
 from mae_et.errors import UserError
 from mae_et.fitting import fit_micro_batch
-from mae_et.frequency import low_frequency_crop
 from mae_et.loading import training_batches
 from mae_et.loop import save, steps
 from mae_et.monitor import SCORES, Monitor, read_metrics

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mae_et.cost import training_flops
+from mae_et.curriculum.flops import training_flops
 
 Size = int | tuple[int, int]
 

@@ -13,7 +13,8 @@ from torchvision.transforms import CenterCrop, Compose
 from finetune.config import RecipeConfig
 from finetune.sizes import Size, sides_of
 from mae_et.config.schema import DataConfig
-from mae_et.curriculum import Plan
+from mae_et.curriculum.frequency import Method
+from mae_et.curriculum.schedule import Plan
 from mae_et.data import (
     AS_DRAWN,
     EvalView,
@@ -26,7 +27,6 @@ from mae_et.data import (
     without_far_ends,
 )
 from mae_et.datasets import Source
-from mae_et.frequency import Method
 from mae_et.order import Draw, sample_seed
 
 

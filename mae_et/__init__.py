@@ -2,10 +2,10 @@
 
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum import Curriculum, Plan, Stage
+from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.export import export
-from mae_et.frequency import low_frequency_crop
 from mae_et.model import MaskedAutoencoder, Reconstruction
 from mae_et.pretrain import pretrain
 from mae_et.pretrained import load_pretrained

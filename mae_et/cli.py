@@ -86,10 +86,10 @@ def usage() -> str:
 
 def plan(arguments: Arguments) -> None:
     """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
+    from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
+    from mae_et.curriculum.throughput import throughput_from_options, throughput_table
     from mae_et.datasets import open_source
-    from mae_et.plan_table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.planning import make_plan
-    from mae_et.throughput import throughput_from_options, throughput_table
 
     parser = parser_of("plan", PretrainConfig)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mae_et.curriculum import PlannedStage
+from mae_et.curriculum.schedule import PlannedStage
 from mae_et.errors import RunFailed
 from mae_et.order import micro_batch_size
 from mae_et.run import Run

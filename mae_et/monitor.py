@@ -22,7 +22,7 @@ from torchvision.io import encode_png, read_image
 from tqdm import tqdm
 
 from mae_et.config.files import numeric_keys, to_yaml
-from mae_et.curriculum import Plan
+from mae_et.curriculum.schedule import Plan
 from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.spikes import RECENT, is_spike
 

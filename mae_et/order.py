@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from mae_et.curriculum import Plan, PlannedStage
+from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import UserError
 
 _REPLAY = -2  # keeps replay's draws apart from those of a permutation

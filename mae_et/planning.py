@@ -5,8 +5,8 @@ from functools import partial
 import torch
 
 from mae_et.config.schema import PretrainConfig
-from mae_et.cost import training_flops
-from mae_et.curriculum import Curriculum, Plan
+from mae_et.curriculum.flops import training_flops
+from mae_et.curriculum.schedule import Curriculum, Plan
 from mae_et.errors import UserError
 from mae_et.masking import visible_patches
 from mae_et.model import MaskedAutoencoder

@@ -18,12 +18,12 @@ from torch import Tensor
 from mae_et.checkpoint import TrainState, export_encoder
 from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig, duration_in_steps
-from mae_et.curriculum import Plan, PlannedStage
+from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data import Batch, EvalView, TrainView, normalise
 from mae_et.datasets import Source, open_source
 from mae_et.errors import Interrupted, Unreadable, UserError
 from mae_et.fitting import fit_micro_batch
-from mae_et.frequency import low_frequency_crop
 from mae_et.loading import training_batches
 from mae_et.loop import save, steps
 from mae_et.model import MaskedAutoencoder

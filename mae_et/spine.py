@@ -10,12 +10,12 @@ from typing import Any
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint, set_aside_newer
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import EfficiencyConfig
+from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import read_mapping
 from mae_et.monitor import Monitor, Row
-from mae_et.plan_table import COMPUTE_UNITS
 from mae_et.run import Run
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World

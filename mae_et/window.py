@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from mae_et.curriculum import Plan, PlannedStage
+from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import Diverged
 from mae_et.finite import SCALER_PATIENCE, NonFinite, Streak, streak
 from mae_et.monitor import Row

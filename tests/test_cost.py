@@ -2,7 +2,7 @@ import pytest
 import torch
 from oracles import mae_flops
 
-from mae_et.cost import training_flops
+from mae_et.curriculum.flops import training_flops
 from mae_et.model import MaskedAutoencoder
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mae_et import Curriculum, Stage, UserError
 from mae_et.config.schema import DataConfig
-from mae_et.curriculum import Plan
+from mae_et.curriculum.schedule import Plan
 from mae_et.data import EvalView, TrainView, normalise, seeded
 from mae_et.loading import eval_loader
 from mae_et.order import Draw

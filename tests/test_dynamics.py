@@ -8,7 +8,7 @@ import torch
 
 from mae_et import pretrain
 from mae_et.cli import main
-from mae_et.frequency import low_frequency_crop, low_pass
+from mae_et.curriculum.frequency import low_frequency_crop, low_pass
 
 
 @pytest.mark.parametrize(("size", "bandwidth"), [(32, 8), (32, 7), (15, 6), (32, 32)])

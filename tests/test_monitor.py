@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.io import read_image
 
 from mae_et import pretrain
-from mae_et.curriculum import Curriculum
+from mae_et.curriculum.schedule import Curriculum
 from mae_et.monitor import SCORES, TAGS, Monitor, describe, format_seconds, read_metrics
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mae_et import pretrain
 from mae_et.cli import main
-from mae_et.curriculum import Curriculum
+from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
 from mae_et.monitor import read_metrics
 from mae_et.report import report

@@ -22,7 +22,7 @@ from mae_et import RunFailed, UserError, fitting
 from mae_et.checkpoint import TrainState, newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
-from mae_et.curriculum import Curriculum, Stage
+from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.fitting import largest_part, peak_of
 from mae_et.monitor import read_metrics
 from mae_et.planning import make_plan as make_pretraining_plan

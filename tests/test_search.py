@@ -21,7 +21,7 @@ from mae_et.checkpoint import newest_checkpoint, save_checkpoint
 from mae_et.cli import main
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum import Curriculum
+from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import Diverged
 from mae_et.planning import make_plan
 from mae_et.search import SearchConfig, search

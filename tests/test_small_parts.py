@@ -30,11 +30,11 @@ from mae_et.config.files import load_config, numeric_keys, one_sentence, to_yaml
 from mae_et.config.schema import DataConfig, EfficiencyConfig, Stage, check_statistics
 from mae_et.config.untrusted import check_flags, check_text
 from mae_et.crops import whole_pixels
+from mae_et.curriculum.frequency import crop_matrix
 from mae_et.data import as_tensor, flipped_anew
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.folders import data_root, split_name
-from mae_et.frequency import crop_matrix
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import read_mapping, read_text

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mae_et import UserError
 from mae_et.cli import main
-from mae_et.curriculum import Curriculum
-from mae_et.throughput import POWERS, read_speeds, throughput_model, throughput_table
+from mae_et.curriculum.schedule import Curriculum
+from mae_et.curriculum.throughput import POWERS, read_speeds, throughput_model, throughput_table
 
 PLAN = Curriculum.preset("etpp", 224, 16).plan(40, 100_000, 1024)
 FLAT = "--throughput={96: 1, 160: 1, 224: 3}"

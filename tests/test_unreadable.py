@@ -23,7 +23,7 @@ from finetune.config import RecipeConfig
 from finetune.views import LabelledView, central_view
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.schema import DataConfig
-from mae_et.curriculum import Curriculum
+from mae_et.curriculum.schedule import Curriculum
 from mae_et.data import EvalView, TrainView, as_tensor
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, Unreadable, UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae_et.config.schema import CurriculumConfig, OutputConfig, PretrainConfig, Stage
-from mae_et.curriculum import carried_over
+from mae_et.curriculum.schedule import carried_over
 from mae_et.errors import require
 
 # The bandwidths that both papers choose from, at their base size.

@@ -12,7 +12,7 @@ rises, stays, and falls over the short training alone (`optim.decay`).
 from dataclasses import replace
 
 from mae_et.config.schema import Stage
-from mae_et.curriculum import Plan
+from mae_et.curriculum.schedule import Plan
 from mae_et.errors import RunFailed, UserError
 from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig

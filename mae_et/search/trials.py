@@ -15,7 +15,7 @@ from pathlib import Path
 from mae_et.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum import Plan
+from mae_et.curriculum.schedule import Plan
 from mae_et.errors import Diverged, RunFailed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.monitor import read_metrics

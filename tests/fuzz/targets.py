@@ -30,6 +30,7 @@ from mae_et.checkpoint import load_checkpoint
 from mae_et.compare import CompareConfig, compare
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
+from mae_et.curriculum.throughput import read_speeds
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, UserError
 from mae_et.model import MaskedAutoencoder
@@ -37,7 +38,6 @@ from mae_et.pictures import EXTENSIONS
 from mae_et.pretrained import masked_autoencoder
 from mae_et.shards import TarShards
 from mae_et.stored import only_read
-from mae_et.throughput import read_speeds
 from mae_et.weights import load_weights
 from slurm.config import ClusterConfig
 from slurm.status import status, table

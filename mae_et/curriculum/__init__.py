@@ -1,0 +1,1 @@
+"""Which bandwidth when, the low-frequency crop, and what it costs."""
