@@ -21,7 +21,7 @@ from mae_et.config.files import plain
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.pretrained import stored_config
 
 COMMON = [

@@ -12,7 +12,7 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mae_et.position import sincos_positions
+from mae_et.models.pos_embed import sincos_positions
 
 
 class PlainAutoencoder(nn.Module):

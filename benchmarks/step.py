@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae_et.config.schema import ModelConfig, OptimConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data import normalise
-from mae_et.masking import visible_patches
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.masking import visible_patches
 from mae_et.optim import build_optimizer
 from mae_et.runtime.distributed import choose_device
 from mae_et.runtime.precision import autocast, autocast_dtype

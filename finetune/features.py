@@ -20,7 +20,7 @@ from mae_et.data import EvalView, normalise
 from mae_et.errors import UserError
 from mae_et.folders import Split
 from mae_et.loading import batches_of, eval_loader, worker_count
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.precision import autocast, autocast_dtype
 
 

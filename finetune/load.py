@@ -24,7 +24,7 @@ from finetune.config import NetworkConfig, Pool, Probe
 from finetune.sizes import Size, in_words, sides_of
 from mae_et.errors import UserError
 from mae_et.hub import create_pretrained
-from mae_et.model import create_vit
+from mae_et.models.mae import create_vit
 from mae_et.pretrained import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
 from mae_et.stored import read_classes
 from mae_et.weights import (

@@ -11,7 +11,7 @@ from finetune.linear_probe import probe_features
 from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.model import MaskedAutoencoder, initialise
+from mae_et.models.mae import MaskedAutoencoder, initialise
 from mae_et.pretrained import masked_autoencoder
 from mae_et.runtime import distributed
 from mae_et.weights import Weights, load_weights

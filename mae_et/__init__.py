@@ -6,10 +6,10 @@ from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.export import export
-from mae_et.model import MaskedAutoencoder, Reconstruction
+from mae_et.models.mae import MaskedAutoencoder, Reconstruction
+from mae_et.models.targets import hog
 from mae_et.pretrain import pretrain
 from mae_et.pretrained import load_pretrained
-from mae_et.targets import hog
 from mae_et.version import __version__
 
 __all__ = [

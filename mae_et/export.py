@@ -19,8 +19,8 @@ from safetensors.torch import save as safetensors_bytes
 from mae_et.errors import UserError
 from mae_et.hugging_face import to_hugging_face
 from mae_et.io.atomic import write_atomically, write_text_atomically
-from mae_et.model import MaskedAutoencoder, create_vit
-from mae_et.position import sincos_positions
+from mae_et.models.mae import MaskedAutoencoder, create_vit
+from mae_et.models.pos_embed import sincos_positions
 from mae_et.pretrained import depth_of, masked_autoencoder
 from mae_et.weights import MAE_DECODER, PROBE_EPSILON, Tensors, Weights, differences, load_weights
 

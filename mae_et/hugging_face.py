@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 
 # Our names and theirs, after the number of a block.
 BLOCK = {

@@ -16,9 +16,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from mae_et.config.schema import DataConfig
-from mae_et.model import MaskedAutoencoder
-from mae_et.position import Grid
-from mae_et.targets import hog, hog_cells, patch_statistics, unpatchify
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.pos_embed import Grid
+from mae_et.models.targets import hog, hog_cells, patch_statistics, unpatchify
 
 GREY = 0.5
 STROKE_GAIN = 2.0

@@ -8,8 +8,8 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.flops import training_flops
 from mae_et.curriculum.schedule import Curriculum, Plan
 from mae_et.errors import UserError
-from mae_et.masking import visible_patches
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.masking import visible_patches
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:

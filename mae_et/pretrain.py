@@ -26,7 +26,7 @@ from mae_et.errors import Interrupted, Unreadable, UserError
 from mae_et.fitting import fit_micro_batch
 from mae_et.loading import training_batches
 from mae_et.loop import save, steps
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitor import Monitor, read_metrics
 from mae_et.optim import build_optimizer
 from mae_et.order import micro_batch_size

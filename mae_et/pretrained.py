@@ -8,7 +8,7 @@ import torch
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.config.schema import PretrainConfig, Target
 from mae_et.errors import UserError
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.stored import config_in, config_of
 from mae_et.weights import Tensors, Weights, differences, load_weights, read_file
 

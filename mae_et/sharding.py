@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from mae_et.decoders import CrossBlock
 from mae_et.errors import UserError
+from mae_et.models.decoders import CrossBlock
 from mae_et.runtime.distributed import World
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,7 +1,7 @@
 """Read files of weights in the field's layouts, and bring them to one set of names.
 
 A file is recognised by what it holds, never by its name, and nothing in it is executed. The encoder
-takes timm's names, the decoder ours (`mae_et/model.py`), a classifier `weight` and `bias`.
+takes timm's names, the decoder ours (`mae_et/models/mae.py`), a classifier `weight` and `bias`.
 
 Sources of the layouts: facebookresearch/mae (README, FINETUNE.md; formats only) and timm; that of
 Hugging Face is in `hugging_face.py`.

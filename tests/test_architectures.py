@@ -15,7 +15,7 @@ from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoint import export_encoder
 from mae_et.config.files import plain, to_yaml
 from mae_et.export import Format
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.weights import load_weights
 
 SMALL = ["--model.encoder_width=48", "--model.encoder_depth=2", "--model.encoder_heads=4"]

@@ -16,7 +16,7 @@ from mae_et.checkpoint import (
 )
 from mae_et.config.schema import OptimConfig
 from mae_et.io.atomic import write_atomically
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.optim import build_optimizer
 
 

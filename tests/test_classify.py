@@ -50,7 +50,7 @@ RECIPE = [
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
     """Return an encoder that is 32 wide and 2 deep, for images of 32 pixels."""
-    from mae_et.model import MaskedAutoencoder
+    from mae_et.models.mae import MaskedAutoencoder
 
     torch.manual_seed(0)
     model = MaskedAutoencoder(

@@ -3,7 +3,7 @@ import torch
 from oracles import mae_flops
 
 from mae_et.curriculum.flops import training_flops
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 
 
 def test_flops_are_those_counted_by_hand() -> None:

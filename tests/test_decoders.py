@@ -6,9 +6,9 @@ from test_model import small
 
 from mae_et import MaskedAutoencoder, UserError
 from mae_et.config.schema import ModelConfig
-from mae_et.decoders import gather
 from mae_et.export import export
-from mae_et.model import predicted_patches
+from mae_et.models.decoders import gather
+from mae_et.models.mae import predicted_patches
 
 
 def gradients(model: MaskedAutoencoder, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.cli import main
 from mae_et.config.files import to_yaml
 from mae_et.hugging_face import to_hugging_face
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.weights import load_weights, read_file
 
 HEADS = {"encoder_heads": 3, "decoder_heads": 4}

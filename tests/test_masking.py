@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_et.masking import mask_from_noise, visible_patches
+from mae_et.models.masking import mask_from_noise, visible_patches
 
 
 @given(patches=st.integers(2, 256), ratio=st.floats(0.01, 0.99), seed=st.integers(0, 9))

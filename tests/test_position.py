@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mae_et.position import sincos_positions
+from mae_et.models.pos_embed import sincos_positions
 
 CPU = torch.device("cpu")
 

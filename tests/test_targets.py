@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from skimage.feature import hog as skimage_hog
 
 from mae_et import hog
-from mae_et.targets import (
+from mae_et.models.targets import (
     hog_cells,
     hog_patches,
     patch_statistics,

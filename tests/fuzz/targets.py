@@ -33,7 +33,7 @@ from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.throughput import read_speeds
 from mae_et.datasets import open_source
 from mae_et.errors import RunFailed, UserError
-from mae_et.model import MaskedAutoencoder
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.pictures import EXTENSIONS
 from mae_et.pretrained import masked_autoencoder
 from mae_et.shards import TarShards

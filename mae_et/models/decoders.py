@@ -18,8 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mae_et.masking import Mask
-from mae_et.position import Grid, sincos_positions
+from mae_et.models.masking import Mask
+from mae_et.models.pos_embed import Grid, sincos_positions
 
 Attention = Literal["self", "cross"]
 

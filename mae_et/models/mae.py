@@ -17,11 +17,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae_et.config.schema import ModelConfig, Target
-from mae_et.decoders import DECODERS, Attention, Decoder, gather
 from mae_et.errors import UserError
-from mae_et.masking import Mask, mask_from_noise
-from mae_et.position import Grid, sincos_positions
-from mae_et.targets import patch_targets, target_width
+from mae_et.models.decoders import DECODERS, Attention, Decoder, gather
+from mae_et.models.masking import Mask, mask_from_noise
+from mae_et.models.pos_embed import Grid, sincos_positions
+from mae_et.models.targets import patch_targets, target_width
 
 
 class Reconstruction(NamedTuple):
@@ -52,7 +52,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_width: width of the decoder, a multiple of 4.
         decoder_depth: blocks of the decoder; 0 builds the encoder alone.
         decoder_heads: heads of the decoder.
-        decoder_attention: `self` is MAE's decoder, `cross` CrossMAE's (see `mae_et.decoders`).
+        decoder_attention: `self` is MAE's decoder, `cross` CrossMAE's (`mae_et.models.decoders`).
         decoder_share: share of the hidden patches that a training step predicts, in (0, 1].
         positions: `full_grid` lays those of a smaller grid on the full one, `own_grid` gives it
             a table of its own, as plain MAE of that size has (for comparison).

@@ -1,0 +1,1 @@
+"""The masked autoencoder: encoder, decoders, masks, position embeddings, targets."""
