@@ -33,16 +33,17 @@ from torchvision.transforms import (
     ToTensor,
 )
 
-from mae_et import crops, low_frequency_crop
+from mae_et import low_frequency_crop
 from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from mae_et.crops import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
 from mae_et.curriculum.schedule import Curriculum, Stage
-from mae_et.data import TrainView
-from mae_et.datasets import open_source
-from mae_et.folders import Folder
-from mae_et.order import Draw
-from mae_et.pictures import Box, Pictures
-from mae_et.prepare import PrepareConfig, prepare
+from mae_et.data import jpeg_crop
+from mae_et.data.datasets import open_source
+from mae_et.data.decoding import Box, Pictures
+from mae_et.data.image_folder import Folder
+from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
+from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.sampler import Draw
+from mae_et.data.transforms import TrainView
 
 BASE, PATCH = 224, 16
 GOALS = {96: 4.0, 160: 2.5, 224: 1.5}
@@ -79,11 +80,11 @@ def arms(source: Pictures, shards: Pictures, size: int) -> dict[str, Load]:
     decode = view(source, "decode")
 
     def with_pillow(index: int) -> None:
-        fast, crops.simplejpeg = crops.simplejpeg, None
+        fast, jpeg_crop.simplejpeg = jpeg_crop.simplejpeg, None
         try:
             decode(index)
         finally:
-            crops.simplejpeg = fast
+            jpeg_crop.simplejpeg = fast
 
     return {
         "fourier, resize": view(source, "fourier"),

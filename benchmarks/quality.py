@@ -25,7 +25,7 @@ from mae_et.benchmarks.step import training_step
 from finetune import ProbeConfig, score_encoder
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
-from mae_et.datasets import open_source
+from mae_et.data.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.planning import curriculum_of, make_plan

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_et.config.schema import ModelConfig, OptimConfig
 from mae_et.curriculum.frequency import low_frequency_crop
-from mae_et.data import normalise
+from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.masking import visible_patches
 from mae_et.optim import build_optimizer

@@ -26,7 +26,7 @@ from mae_et.benchmarks.rounds import interleave
 
 from mae_et.config.files import load_config
 from mae_et.config.schema import CropConfig, PretrainConfig
-from mae_et.datasets import open_source
+from mae_et.data.datasets import open_source
 from mae_et.planning import make_plan
 from mae_et.pretrain import pretrain
 

@@ -31,12 +31,12 @@ from mae_et.checkpoint import TrainState
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
+from mae_et.data.loader import training_batches
+from mae_et.data.sampler import micro_batch_size, sample_seed
 from mae_et.errors import UserError
 from mae_et.fitting import fit_micro_batch
-from mae_et.loading import training_batches
 from mae_et.loop import save, steps
 from mae_et.monitor import SCORES, Monitor, read_metrics
-from mae_et.order import micro_batch_size, sample_seed
 from mae_et.run import Run, wrap
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World

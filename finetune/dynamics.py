@@ -21,7 +21,7 @@ from mae_et.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.schedule import Plan
-from mae_et.datasets import open_source
+from mae_et.data.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer

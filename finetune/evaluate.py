@@ -18,13 +18,13 @@ from finetune.splits import open_labelled
 from finetune.views import central_view
 from mae_et.config.files import config_from_text
 from mae_et.config.schema import DataConfig, check_statistics
-from mae_et.data import normalise
-from mae_et.datasets import Source
+from mae_et.data.datasets import Source
+from mae_et.data.image_folder import classes_without_images
+from mae_et.data.loader import batches_of, eval_loader, worker_count
+from mae_et.data.transforms import normalise
 from mae_et.errors import UserError
-from mae_et.folders import classes_without_images
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import read_text
-from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World
 from mae_et.runtime.precision import autocast, autocast_dtype

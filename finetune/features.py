@@ -16,10 +16,10 @@ from finetune.config import Pool
 from finetune.splits import open_labelled
 from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
-from mae_et.data import EvalView, normalise
+from mae_et.data.image_folder import Split
+from mae_et.data.loader import batches_of, eval_loader, worker_count
+from mae_et.data.transforms import EvalView, normalise
 from mae_et.errors import UserError
-from mae_et.folders import Split
-from mae_et.loading import batches_of, eval_loader, worker_count
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.precision import autocast, autocast_dtype
 

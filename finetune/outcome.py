@@ -10,9 +10,9 @@ from torch import nn
 from finetune.evaluate import score
 from finetune.splits import Data
 from mae_et.checksums import sealed_safetensors
+from mae_et.data.loader import worker_count
 from mae_et.finite import check_state
 from mae_et.io.atomic import write_atomically
-from mae_et.loading import worker_count
 from mae_et.monitor import SCORES, Monitor, Row, read_metrics
 from mae_et.run import Run
 from mae_et.runtime import distributed

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from finetune.config import ClassifierConfig
 from mae_et.config.schema import DataConfig
-from mae_et.datasets import Source, count_unlabelled, open_source
+from mae_et.data.datasets import Source, count_unlabelled, open_source
+from mae_et.data.image_folder import Split, classes_without_images, split_name
 from mae_et.errors import UserError
-from mae_et.folders import Split, classes_without_images, split_name
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from finetune.sizes import Size, sides_of
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan
-from mae_et.data import (
+from mae_et.data.datasets import Source
+from mae_et.data.sampler import Draw, sample_seed
+from mae_et.data.transforms import (
     AS_DRAWN,
     EvalView,
     SmallCrops,
@@ -26,8 +28,6 @@ from mae_et.data import (
     training_transform,
     without_far_ends,
 )
-from mae_et.datasets import Source
-from mae_et.order import Draw, sample_seed
 
 
 class Labelled(NamedTuple):
@@ -39,7 +39,7 @@ class Labelled(NamedTuple):
     labels: Tensor
     """int64 [B]."""
     unread: Tensor = AS_DRAWN
-    """int64 [B 3]: see `mae_et.data.Batch`."""
+    """int64 [B 3]: see `mae_et.data.transforms.Batch`."""
 
 
 class LabelledView(Dataset[Labelled]):

@@ -28,7 +28,7 @@ def config_of(command: str, arguments: Arguments) -> Any:
     """
     import finetune
     from mae_et.compare import CompareConfig
-    from mae_et.prepare import PrepareConfig
+    from mae_et.data.prepare import PrepareConfig
     from mae_et.search import SearchConfig
 
     kinds: dict[str, type[Any]] = {

@@ -88,7 +88,7 @@ def plan(arguments: Arguments) -> None:
     """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
     from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.curriculum.throughput import throughput_from_options, throughput_table
-    from mae_et.datasets import open_source
+    from mae_et.data.datasets import open_source
     from mae_et.planning import make_plan
 
     parser = parser_of("plan", PretrainConfig)
@@ -233,7 +233,7 @@ def evaluate(arguments: Arguments) -> None:
 
 def prepare(arguments: Arguments) -> None:
     """Write a data set as shards at several sizes, for --data.name shards."""
-    from mae_et.prepare import prepare
+    from mae_et.data.prepare import prepare
 
     _print_json(prepare(config_of("prepare", arguments)))
 

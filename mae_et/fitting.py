@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mae_et.curriculum.schedule import PlannedStage
+from mae_et.data.sampler import micro_batch_size
 from mae_et.errors import RunFailed
-from mae_et.order import micro_batch_size
 from mae_et.run import Run
 from mae_et.runtime.distributed import World
 

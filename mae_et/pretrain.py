@@ -20,16 +20,16 @@ from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig, duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
-from mae_et.data import Batch, EvalView, TrainView, normalise
-from mae_et.datasets import Source, open_source
+from mae_et.data.datasets import Source, open_source
+from mae_et.data.loader import training_batches
+from mae_et.data.sampler import micro_batch_size
+from mae_et.data.transforms import Batch, EvalView, TrainView, normalise
 from mae_et.errors import Interrupted, Unreadable, UserError
 from mae_et.fitting import fit_micro_batch
-from mae_et.loading import training_batches
 from mae_et.loop import save, steps
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitor import Monitor, read_metrics
 from mae_et.optim import build_optimizer
-from mae_et.order import micro_batch_size
 from mae_et.panels import picture, reconstruction_panels
 from mae_et.planning import curriculum_of, make_plan
 from mae_et.run import Run, wrap

@@ -9,10 +9,10 @@ from torchvision.io import encode_png
 
 from mae_et.config.schema import DataConfig, Target, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
-from mae_et.data import EvalView, normalise
-from mae_et.datasets import open_source
+from mae_et.data.datasets import open_source
+from mae_et.data.image_folder import Folder, list_images
+from mae_et.data.transforms import EvalView, normalise
 from mae_et.errors import UserError
-from mae_et.folders import Folder, list_images
 from mae_et.io.atomic import write_atomically
 from mae_et.panels import picture, reconstruction_panels
 from mae_et.pretrained import masked_autoencoder

@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mae_et.checkpoint import TrainState
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.data.bad_images import Unread
 from mae_et.runtime.distributed import World
-from mae_et.unread import Unread
 
 
 @dataclass

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from mae_et.config.files import config_from_text, numeric_keys
-from mae_et.datasets import Source
+from mae_et.data.datasets import Source
+from mae_et.data.image_folder import Files
+from mae_et.data.prepared_shards import PreparedFiles
+from mae_et.data.webdataset import TarShards
 from mae_et.errors import UserError
-from mae_et.folders import Files
 from mae_et.io.plain_files import read_text
-from mae_et.prepared import PreparedFiles
 from mae_et.runtime.distributed import World
-from mae_et.shards import TarShards
 
 
 def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) -> None:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from mae_et.config.schema import DataConfig
+from mae_et.data.image_folder import EXTENSIONS, data_root, split_name
 from mae_et.errors import UserError
-from mae_et.folders import EXTENSIONS, data_root, split_name
 
 # Sources that are nothing without data.root.
 ROOTED = ("folder", "shards", "wds")

@@ -26,12 +26,12 @@ from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint
 from mae_et.cli import main
 from mae_et.config.schema import DataConfig
+from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.sampler import Draw
+from mae_et.data.synthetic import Synthetic
+from mae_et.data.webdataset import TarWriter
 from mae_et.monitor import SCORES, read_metrics
-from mae_et.order import Draw
-from mae_et.prepare import PrepareConfig, prepare
 from mae_et.runtime.distributed import World
-from mae_et.shards import TarWriter
-from mae_et.synthetic import Synthetic
 
 SMALL = """
 model: {image_size: 32, encoder_heads: 2}
@@ -322,7 +322,7 @@ def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeyp
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
     cpu = torch.device("cpu")
     whole = score(network, source, data, 32, World(0, 1, cpu), None, 8, 0)
-    from mae_et.data import EvalView, normalise
+    from mae_et.data.transforms import EvalView, normalise
 
     view = EvalView(source, data, 32)
     pixels = normalise(torch.stack([view[i][0] for i in range(53)]), data.mean, data.std)

@@ -9,10 +9,10 @@ from PIL import Image
 from mae_et import Curriculum, Stage, UserError
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Plan
-from mae_et.data import EvalView, TrainView, normalise, seeded
-from mae_et.loading import eval_loader
-from mae_et.order import Draw
-from mae_et.synthetic import Synthetic
+from mae_et.data.loader import eval_loader
+from mae_et.data.sampler import Draw
+from mae_et.data.synthetic import Synthetic
+from mae_et.data.transforms import EvalView, TrainView, normalise, seeded
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 SOURCE = Synthetic(50, 32)

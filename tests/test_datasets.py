@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import mae_et.datasets as sources
+import mae_et.data.datasets as sources
 from mae_et.config.schema import DataConfig
-from mae_et.data import EvalView
-from mae_et.datasets import Source, count_unlabelled, open_source
+from mae_et.data.datasets import Source, count_unlabelled, open_source
+from mae_et.data.decoding import PIL_MODES, to_channels
+from mae_et.data.image_folder import Folder, classes_without_images, image_names, list_images
+from mae_et.data.synthetic import CLASSES, Synthetic
+from mae_et.data.transforms import EvalView
 from mae_et.errors import RunFailed, UserError
-from mae_et.folders import Folder, classes_without_images, image_names, list_images
-from mae_et.pictures import PIL_MODES, to_channels
-from mae_et.synthetic import CLASSES, Synthetic
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
            "Bag", "Ankle boot")  # fmt: skip
@@ -750,7 +750,9 @@ def test_a_listing_is_kept_and_read_again_without_a_walk(tmp_path: Path, monkeyp
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
     first = values(open_source(config, "train"))
     (kept,) = (tmp_path / "kept").iterdir()
-    monkeypatch.setattr("mae_et.folders.image_names", lambda *_: pytest.fail("walked again"))
+    monkeypatch.setattr(
+        "mae_et.data.image_folder.image_names", lambda *_: pytest.fail("walked again")
+    )
     assert values(open_source(config, "train")) == first
     assert len(first) == 6
     kept.write_bytes(kept.read_bytes()[:50])

@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-import mae_et.crops as crops
+import mae_et.data.jpeg_crop as crops
 from finetune.config import RecipeConfig
 from finetune.views import LabelledView
 from mae_et import Curriculum, Stage, UserError, low_frequency_crop
 from mae_et.config.schema import DataConfig
-from mae_et.crops import TRIES, coarsest_scale, crop_to, random_box
-from mae_et.data import TrainView
-from mae_et.datasets import open_source
+from mae_et.data.datasets import open_source
+from mae_et.data.decoding import Box
+from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_to, random_box
+from mae_et.data.sampler import Draw
+from mae_et.data.synthetic import Synthetic
+from mae_et.data.transforms import TrainView
 from mae_et.errors import RunFailed
-from mae_et.order import Draw
-from mae_et.pictures import Box
 from mae_et.pretrain import pretrain
-from mae_et.synthetic import Synthetic
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 SCALE, RATIO = (0.2, 1.0), (0.75, 4 / 3)

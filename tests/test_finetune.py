@@ -16,9 +16,9 @@ from finetune.linear_probe import accuracies, probe_features, train_heads
 from mae_et import UserError, load_pretrained, pretrain
 from mae_et.checkpoint import list_checkpoints
 from mae_et.cli import main
-from mae_et.data import EvalView, normalise
-from mae_et.datasets import open_source
-from mae_et.synthetic import Synthetic
+from mae_et.data.datasets import open_source
+from mae_et.data.synthetic import Synthetic
+from mae_et.data.transforms import EvalView, normalise
 
 
 def blobs(count: int, seed: int, classes: int = 4, spread: float = 1.0) -> Features:

@@ -3,10 +3,10 @@ import torch
 
 from mae_et import Curriculum, Stage
 from mae_et.config.schema import DataConfig
-from mae_et.data import Batch, TrainView
-from mae_et.loading import replayed, train_loader, worker_count
-from mae_et.order import PlannedBatches, micro_batch_size
-from mae_et.synthetic import Synthetic
+from mae_et.data.loader import replayed, train_loader, worker_count
+from mae_et.data.sampler import PlannedBatches, micro_batch_size
+from mae_et.data.synthetic import Synthetic
+from mae_et.data.transforms import Batch, TrainView
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 

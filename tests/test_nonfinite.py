@@ -19,7 +19,7 @@ from finetune.config import ClassifierOptimConfig, NetworkConfig
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoint import TrainState, list_checkpoints, load_checkpoint, newest_checkpoint
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.data import normalise
+from mae_et.data.transforms import normalise
 from mae_et.errors import Diverged
 from mae_et.finite import SCALER_PATIENCE, NonFinite, streak
 from mae_et.monitor import read_metrics

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mae_et import Curriculum, Stage, UserError
-from mae_et.order import (
+from mae_et.data.sampler import (
     Draw,
     PlannedBatches,
     StepDraws,

@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from test_decode import jpeg, natural
 
-import mae_et.prepare as preparing
+import mae_et.data.prepare as preparing
 from mae_et import Curriculum, Stage, UserError
 from mae_et.cli import main
 from mae_et.config.schema import DataConfig
-from mae_et.data import TrainView
-from mae_et.datasets import Source, open_source
+from mae_et.data.datasets import Source, open_source
+from mae_et.data.decoding import Box, Pictures
+from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.prepared_shards import Prepared, archive, index_file
+from mae_et.data.sampler import Draw
+from mae_et.data.transforms import TrainView
 from mae_et.errors import RunFailed
-from mae_et.order import Draw
-from mae_et.pictures import Box, Pictures
-from mae_et.prepare import PrepareConfig, prepare
-from mae_et.prepared import Prepared, archive, index_file
 from mae_et.pretrain import pretrain
 
 LEVELS = (48, 72)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoint import list_checkpoints, newest_checkpoint
-from mae_et.data import normalise
+from mae_et.data.transforms import normalise
 from mae_et.io.lock import sole_writer
 from mae_et.monitor import read_metrics
 
@@ -260,7 +260,7 @@ def test_a_loader_process_that_dies_is_told_in_one_sentence(tiny, monkeypatch) -
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("mae_et.data.TrainView.__getitem__", die)
+    monkeypatch.setattr("mae_et.data.transforms.TrainView.__getitem__", die)
     with pytest.raises(RunFailed, match=r"a loader process died.*efficiency\.workers"):
         pretrain(tiny("--efficiency.workers=1"))
 
@@ -270,7 +270,7 @@ def test_no_loader_process_outlives_a_run_that_fails(tiny, monkeypatch, failure:
     """Held by the error's frames it would wait for work, and Python at its exit for it."""
     config = tiny("--efficiency.workers=2", "--curriculum.epochs=40")
     if failure == "unreadable":
-        monkeypatch.setattr("mae_et.synthetic.render", lambda *_: 1 / 0)
+        monkeypatch.setattr("mae_et.data.synthetic.render", lambda *_: 1 / 0)
     step = module.train_step
 
     def signalled(run, *rest):

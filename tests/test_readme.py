@@ -11,8 +11,8 @@ from finetune import ClassifierConfig, DynamicsConfig, EvaluateConfig, ProbeConf
 from mae_et.cli import COMMANDS, main
 from mae_et.config.files import find_config, load_config
 from mae_et.config.schema import PretrainConfig
+from mae_et.data.prepare import PrepareConfig
 from mae_et.export import ExportConfig
-from mae_et.prepare import PrepareConfig
 from mae_et.reconstruct import ReconstructConfig
 from mae_et.search import SearchConfig
 

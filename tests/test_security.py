@@ -24,14 +24,15 @@ from safetensors.torch import save_file
 from torchvision.datasets import cifar
 
 from finetune.config import ClassifierConfig
-from mae_et import UserError, plain_pickle
+from mae_et import UserError
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.cli import main
 from mae_et.config.files import config_from_text, load_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
-from mae_et.datasets import open_source
+from mae_et.data import plain_pickle
+from mae_et.data.datasets import open_source
+from mae_et.data.plain_pickle import unpickling_plainly
 from mae_et.errors import RunFailed
-from mae_et.plain_pickle import unpickling_plainly
 from mae_et.pretrained import stored_config
 from mae_et.stored import only_read
 from mae_et.weights import load_weights
@@ -210,7 +211,8 @@ def test_torchvision_unpickles_as_it_did_once_its_set_is_read(tmp_path: Path) ->
 def test_importing_does_not_move_the_limit_of_pictures() -> None:
     """It is moved once one is read, and then stays: Pillow looks at it again in every crop."""
     program = (
-        "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; import mae_et.pictures as ours; "
+        "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; "
+        "import mae_et.data.decoding as ours; "
         "import io; png = io.BytesIO(); Image.new('L', (2, 2)).save(png, 'PNG'); "
         "assert Image.MAX_IMAGE_PIXELS == before; ours.decode(png.getvalue(), 1); "
         "assert Image.MAX_IMAGE_PIXELS == ours.MOST_PIXELS"

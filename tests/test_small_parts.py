@@ -17,7 +17,6 @@ from finetune.dynamics import DynamicsConfig, score_checkpoint
 from finetune.load import freeze_encoder
 from finetune.sizes import base_of, cost_at, in_words, sides_of
 from mae_et import Curriculum, PretrainConfig, UserError
-from mae_et.arrays import read_array
 from mae_et.checkpoint import (
     checkpoint_step,
     first_sentence,
@@ -29,18 +28,19 @@ from mae_et.cli import main
 from mae_et.config.files import load_config, numeric_keys, one_sentence, to_yaml
 from mae_et.config.schema import DataConfig, EfficiencyConfig, Stage, check_statistics
 from mae_et.config.untrusted import check_flags, check_text
-from mae_et.crops import whole_pixels
 from mae_et.curriculum.frequency import crop_matrix
-from mae_et.data import as_tensor, flipped_anew
-from mae_et.datasets import open_source
+from mae_et.data.arrays import read_array
+from mae_et.data.datasets import open_source
+from mae_et.data.decoding import Box, check_channels, extensions_of
+from mae_et.data.image_folder import data_root, split_name
+from mae_et.data.jpeg_crop import whole_pixels
+from mae_et.data.plain_pickle import load
+from mae_et.data.transforms import as_tensor, flipped_anew
 from mae_et.errors import RunFailed, Unreadable
-from mae_et.folders import data_root, split_name
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitor import format_seconds, seconds_left
-from mae_et.pictures import Box, check_channels, extensions_of
-from mae_et.plain_pickle import load
 from mae_et.pretrained import depth_of, heads_of
 from mae_et.runtime.distributed import World, share_buffers
 from mae_et.runtime.signals import stop_signals

@@ -17,21 +17,21 @@ import torch
 from hostile import broken, encoded, noise, unreadable, unusual
 from PIL import Image
 
-import mae_et.pictures
+import mae_et.data.decoding
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
 from finetune.views import LabelledView, central_view
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.data import EvalView, TrainView, as_tensor
-from mae_et.datasets import open_source
+from mae_et.data.bad_images import RECORD, TRIES, Substituting
+from mae_et.data.datasets import open_source
+from mae_et.data.loader import replayed, train_loader
+from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.sampler import Draw, PlannedBatches, micro_batch_size
+from mae_et.data.transforms import EvalView, TrainView, as_tensor
 from mae_et.errors import RunFailed, Unreadable, UserError
-from mae_et.loading import replayed, train_loader
 from mae_et.monitor import read_metrics
-from mae_et.order import Draw, PlannedBatches, micro_batch_size
-from mae_et.prepare import PrepareConfig, prepare
-from mae_et.unread import RECORD, TRIES, Substituting
 
 # The package names the function of the same name first.
 module = importlib.import_module("mae_et.pretrain")

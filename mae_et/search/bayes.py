@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.curriculum.schedule import Plan
+from mae_et.data.sampler import sample_seed
 from mae_et.errors import RunFailed, UserError
-from mae_et.order import sample_seed
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
 from mae_et.search.journal import drop_half_line

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys, to_yaml
-from mae_et.datasets import open_source
+from mae_et.data.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer

@@ -12,7 +12,7 @@ from PIL import Image
 from mae_et import UserError, load_config, pretrain
 from mae_et.checkpoint import newest_checkpoint
 from mae_et.config.schema import DataConfig, PretrainConfig
-from mae_et.datasets import open_source
+from mae_et.data.datasets import open_source
 from mae_et.monitor import SCORES, read_metrics
 from mae_et.runtime.distributed import World
 from mae_et.same_run import as_many_processes, check_same_data, fingerprint, origin_of

@@ -31,12 +31,12 @@ from mae_et.compare import CompareConfig, compare
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.throughput import read_speeds
-from mae_et.datasets import open_source
+from mae_et.data.datasets import open_source
+from mae_et.data.decoding import EXTENSIONS
+from mae_et.data.webdataset import TarShards
 from mae_et.errors import RunFailed, UserError
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.pictures import EXTENSIONS
 from mae_et.pretrained import masked_autoencoder
-from mae_et.shards import TarShards
 from mae_et.stored import only_read
 from mae_et.weights import load_weights
 from slurm.config import ClusterConfig
@@ -135,7 +135,7 @@ def shard() -> bytes:
 
 @cache
 def prepared() -> dict[str, bytes]:
-    from mae_et.prepared import row_type
+    from mae_et.data.prepared_shards import row_type
 
     content = b"not a picture, which shows as a sentence"
     rows = np.zeros(2, row_type(1))

@@ -21,13 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from mae_et.config.schema import DataConfig
-from mae_et.datasets import open_source
-from mae_et.errors import RunFailed, Unreadable, UserError
-from mae_et.io.atomic import write_atomically, write_text_atomically
-from mae_et.io.lock import sole_writer
-from mae_et.io.plain_files import keep_settings
-from mae_et.pictures import Pictures, open_picture
-from mae_et.prepared import (
+from mae_et.data.datasets import open_source
+from mae_et.data.decoding import Pictures, open_picture
+from mae_et.data.prepared_shards import (
     ORIGINAL,
     VERSION,
     PreparedFiles,
@@ -36,7 +32,11 @@ from mae_et.prepared import (
     read_index,
     row_type,
 )
-from mae_et.shards import UNLABELLED, TarWriter
+from mae_et.data.webdataset import UNLABELLED, TarWriter
+from mae_et.errors import RunFailed, Unreadable, UserError
+from mae_et.io.atomic import write_atomically, write_text_atomically
+from mae_et.io.lock import sole_writer
+from mae_et.io.plain_files import keep_settings
 
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif",
            "PPM": "ppm"}  # fmt: skip

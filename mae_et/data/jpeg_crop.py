@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from mae_et.config.schema import DataConfig
-from mae_et.pictures import (
+from mae_et.data.decoding import (
     MOST_PIXELS,
     Box,
     BoxDraw,

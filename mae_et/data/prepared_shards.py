@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from mae_et.arrays import read_array
+from mae_et.data.arrays import read_array
+from mae_et.data.decoding import Box, BoxDraw, Pictures
+from mae_et.data.webdataset import MOST_CLASSES
 from mae_et.errors import Unreadable, UserError
 from mae_et.io.plain_files import read_mapping
-from mae_et.pictures import Box, BoxDraw, Pictures
-from mae_et.shards import MOST_CLASSES
 
 VERSION = 1
 ORIGINAL = 0

@@ -20,13 +20,13 @@ from PIL import Image
 
 from mae_et.config.files import one_sentence
 from mae_et.config.schema import DataConfig
+from mae_et.data.decoding import Pictures, Sample, check_channels, extensions_of
+from mae_et.data.image_folder import Split, data_root, open_folder, split_name
+from mae_et.data.plain_pickle import unpickling_plainly
+from mae_et.data.prepared_shards import open_prepared
+from mae_et.data.synthetic import Synthetic
+from mae_et.data.webdataset import UNLABELLED, TarShards, shards_of_split
 from mae_et.errors import UserError
-from mae_et.folders import Split, data_root, open_folder, split_name
-from mae_et.pictures import Pictures, Sample, check_channels, extensions_of
-from mae_et.plain_pickle import unpickling_plainly
-from mae_et.prepared import open_prepared
-from mae_et.shards import UNLABELLED, TarShards, shards_of_split
-from mae_et.synthetic import Synthetic
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -28,13 +28,13 @@ from torchvision.transforms import (
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mae_et.config.schema import DataConfig
-from mae_et.crops import random_crop
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan
-from mae_et.datasets import Source
+from mae_et.data.datasets import Source
+from mae_et.data.decoding import Pictures
+from mae_et.data.jpeg_crop import random_crop
+from mae_et.data.sampler import Draw, sample_seed
 from mae_et.errors import RunFailed, UserError
-from mae_et.order import Draw, sample_seed
-from mae_et.pictures import Pictures
 
 BICUBIC = InterpolationMode.BICUBIC
 AS_DRAWN = torch.tensor((-1, -1, -1))

@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from mae_et.arrays import read_array
 from mae_et.config.schema import DataConfig
+from mae_et.data.arrays import read_array
+from mae_et.data.decoding import EXTENSIONS, Pictures, extensions_of
+from mae_et.data.webdataset import UNLABELLED
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
-from mae_et.pictures import EXTENSIONS, Pictures, extensions_of
-from mae_et.shards import UNLABELLED
 
 Split = Literal["train", "val"]
 

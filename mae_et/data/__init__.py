@@ -1,0 +1,1 @@
+"""From files to micro-batches: datasets, decoding, transforms, sampler, loader."""
