@@ -16,13 +16,13 @@ import torch
 
 from finetune import ClassifierConfig, ProbeConfig, classify, score_encoder
 from mae_et import load_config
-from mae_et.checkpoint import export_encoder
+from mae_et.checkpoints.load import stored_config
+from mae_et.checkpoints.store import export_encoder
 from mae_et.config.files import plain
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.pretrained import stored_config
 
 COMMON = [
     "--data.eval_crop=1.0", "--data.scale=[0.2, 1.0]", "--optim.warmup=0.1",

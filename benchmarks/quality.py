@@ -23,6 +23,7 @@ from mae_et.benchmarks.rounds import interleave
 from mae_et.benchmarks.step import training_step
 
 from finetune import ProbeConfig, score_encoder
+from mae_et.checkpoints.load import stored_config
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_source
@@ -30,7 +31,6 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.planning import curriculum_of, make_plan
 from mae_et.pretrain import pretrain
-from mae_et.pretrained import stored_config
 from mae_et.runtime.distributed import choose_device
 
 

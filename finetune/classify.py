@@ -27,7 +27,7 @@ from finetune.outcome import describe, evaluate_and_keep, finish
 from finetune.sizes import base_of, cost_at, in_words, sides_at, sides_of
 from finetune.splits import Data, open_data
 from finetune.views import Labelled, LabelledView, mix
-from mae_et.checkpoint import TrainState
+from mae_et.checkpoints.store import TrainState
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage

@@ -17,7 +17,9 @@ from finetune.held_out import HeldOut
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import train_probe
 from mae_et.charts import Chart, save_charts
-from mae_et.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
+from mae_et.checkpoints.formats import weights_in
+from mae_et.checkpoints.load import masked_autoencoder, stored_config
+from mae_et.checkpoints.store import checkpoint_step, list_checkpoints, load_checkpoint
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.schedule import Plan
@@ -27,9 +29,7 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings
 from mae_et.monitor import Row, read_metrics
-from mae_et.pretrained import masked_autoencoder, stored_config
 from mae_et.runtime import distributed
-from mae_et.weights import weights_in
 
 RECORD = "dynamics.jsonl"
 

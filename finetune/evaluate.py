@@ -16,6 +16,8 @@ from finetune.load import network_of_run, vit_around
 from finetune.sizes import Size, sides_of
 from finetune.splits import open_labelled
 from finetune.views import central_view
+from mae_et.checkpoints.formats import load_weights, read_file
+from mae_et.checkpoints.run_config import only_read, read_classes
 from mae_et.config.files import config_from_text
 from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.data.datasets import Source
@@ -29,8 +31,6 @@ from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World
 from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.runtime.watchdog import beat
-from mae_et.stored import only_read, read_classes
-from mae_et.weights import load_weights, read_file
 
 # A table of more classes than this would be larger than what it is made from.
 MOST_CLASSES_IN_TABLE = 2000

@@ -13,13 +13,13 @@ from finetune.features import Features, ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import probe_features
 from finetune.splits import open_labelled
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_source
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
-from mae_et.pretrained import masked_autoencoder
 from mae_et.runtime import distributed
-from mae_et.weights import load_weights
 
 
 @dataclass(frozen=True)

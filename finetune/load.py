@@ -22,12 +22,7 @@ from torch import Tensor, nn
 
 from finetune.config import NetworkConfig, Pool, Probe
 from finetune.sizes import Size, in_words, sides_of
-from mae_et.errors import UserError
-from mae_et.hub import create_pretrained
-from mae_et.models.mae import create_vit
-from mae_et.pretrained import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
-from mae_et.stored import read_classes
-from mae_et.weights import (
+from mae_et.checkpoints.formats import (
     PROBE_EPSILON,
     Weights,
     classifier_layout,
@@ -36,6 +31,11 @@ from mae_et.weights import (
     read_file,
     unwrap,
 )
+from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
+from mae_et.checkpoints.run_config import read_classes
+from mae_et.checkpoints.timm_hub import create_pretrained
+from mae_et.errors import UserError
+from mae_et.models.mae import create_vit
 
 HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from finetune.evaluate import score
 from finetune.splits import Data
-from mae_et.checksums import sealed_safetensors
+from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.data.loader import worker_count
 from mae_et.finite import check_state
 from mae_et.io.atomic import write_atomically

@@ -8,13 +8,13 @@ import torch
 from finetune.features import ProbeConfig, extract_features
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import probe_features
+from mae_et.checkpoints.formats import Weights, load_weights
+from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.models.mae import MaskedAutoencoder, initialise
-from mae_et.pretrained import masked_autoencoder
 from mae_et.runtime import distributed
-from mae_et.weights import Weights, load_weights
 
 
 def knn(config: ProbeConfig) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def parser_of(command: str, kind: type[Any]) -> ArgumentParser:
 
 def _classifier_config(command: str, kind: type[Any], arguments: Arguments) -> Any:
     """Return a classifier's config; fine-tuning without data takes those of its checkpoint."""
-    from mae_et.pretrained import stored_config
+    from mae_et.checkpoints.load import stored_config
 
     pattern = r"^--checkpoint(?==|$)"  # what every other command calls it
     arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]

@@ -168,7 +168,7 @@ def reconstruct(arguments: Arguments) -> None:
 
 def export(arguments: Arguments) -> None:
     """Write a checkpoint in the layout of timm, Hugging Face or MAE."""
-    from mae_et.export import ExportConfig, export
+    from mae_et.checkpoints.export import ExportConfig, export
 
     config, _ = parse_config(parser_of("export", ExportConfig), ExportConfig, arguments)
     path = export(
@@ -400,7 +400,7 @@ def _classify(command: str, arguments: Arguments) -> None:
 
 def _probe_config(command: str, arguments: Arguments) -> Any:
     from finetune import ProbeConfig
-    from mae_et.pretrained import stored_config
+    from mae_et.checkpoints.load import stored_config
 
     return on_top_of_its_data(command, ProbeConfig, stored_config, arguments)
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from mae_et.checkpoint import prune_checkpoints, save_checkpoint
+from mae_et.checkpoints.store import prune_checkpoints, save_checkpoint
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.schedule import PlannedStage

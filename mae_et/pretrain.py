@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_et.checkpoint import TrainState, export_encoder
+from mae_et.checkpoints.store import TrainState, export_encoder
 from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig, duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop

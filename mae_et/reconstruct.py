@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torchvision.io import encode_png
 
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig, Target, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import open_source
@@ -15,9 +17,7 @@ from mae_et.data.transforms import EvalView, normalise
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 from mae_et.panels import picture, reconstruction_panels
-from mae_et.pretrained import masked_autoencoder
 from mae_et.runtime.distributed import choose_device
-from mae_et.weights import load_weights
 
 
 @dataclass(frozen=True)

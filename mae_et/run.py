@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_et.checkpoint import TrainState
+from mae_et.checkpoints.store import TrainState
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.bad_images import Unread

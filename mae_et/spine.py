@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from mae_et.checkpoint import list_checkpoints, newest_checkpoint, set_aside_newer
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint, set_aside_newer
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.table import COMPUTE_UNITS

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mae_et.checkpoint import checkpoint_step, list_checkpoints
+from mae_et.checkpoints.store import checkpoint_step, list_checkpoints
 from mae_et.monitor import read_metrics
 
 

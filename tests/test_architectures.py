@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
 from finetune.load import vit_around
 from mae_et import UserError, export, load_config, load_pretrained
-from mae_et.checkpoint import export_encoder
+from mae_et.checkpoints.export import Format
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.store import export_encoder
 from mae_et.config.files import plain, to_yaml
-from mae_et.export import Format
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.weights import load_weights
 
 SMALL = ["--model.encoder_width=48", "--model.encoder_depth=2", "--model.encoder_heads=4"]
 ENCODERS = {

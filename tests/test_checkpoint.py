@@ -5,7 +5,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from mae_et.checkpoint import (
+from mae_et.checkpoints.store import (
     TrainState,
     export_encoder,
     list_checkpoints,

@@ -13,7 +13,7 @@ from conftest import TINY
 
 from finetune import EvaluateConfig, evaluate
 from mae_et import UserError
-from mae_et.checkpoint import newest_checkpoint
+from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.data.bad_images import RECORD
 from mae_et.monitor import read_metrics
 from mae_et.runtime import distributed

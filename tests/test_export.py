@@ -13,11 +13,11 @@ from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Pool, Probe
 from finetune.load import vit_around
 from mae_et import UserError, export, load_config, load_pretrained
+from mae_et.checkpoints.formats import load_weights, read_file
+from mae_et.checkpoints.hugging_face import to_hugging_face
 from mae_et.cli import main
 from mae_et.config.files import to_yaml
-from mae_et.hugging_face import to_hugging_face
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.weights import load_weights, read_file
 
 HEADS = {"encoder_heads": 3, "decoder_heads": 4}
 TINY = GOLDEN / "mae_tiny_released_format.pth"

@@ -14,7 +14,7 @@ from finetune import Features, ProbeConfig, extract_features, score_encoder
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import accuracies, probe_features, train_heads
 from mae_et import UserError, load_pretrained, pretrain
-from mae_et.checkpoint import list_checkpoints
+from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli import main
 from mae_et.data.datasets import open_source
 from mae_et.data.synthetic import Synthetic

@@ -19,8 +19,8 @@ from fuzz.targets import (
 )  # fmt: skip
 from fuzz.watch import nothing_runs
 
-from mae_et.checkpoint import load_checkpoint
-from mae_et.weights import load_weights
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.store import load_checkpoint
 
 CHANGED = 12
 

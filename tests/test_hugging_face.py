@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune.load import vit_around
 from mae_et import UserError, export, load_pretrained
-from mae_et.hugging_face import NAMES, from_hugging_face, to_hugging_face
-from mae_et.weights import Weights, load_weights
+from mae_et.checkpoints.formats import Weights, load_weights
+from mae_et.checkpoints.hugging_face import NAMES, from_hugging_face, to_hugging_face
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 

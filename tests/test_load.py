@@ -16,7 +16,7 @@ from finetune.config import NetworkConfig
 from finetune.groups import parameter_groups
 from finetune.load import build_classifier, patch_of, vit_around
 from mae_et import UserError, load_config
-from mae_et.weights import KNOWN_MD5, load_weights, release_of
+from mae_et.checkpoints.formats import KNOWN_MD5, load_weights, release_of
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 

@@ -17,7 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig
 from mae_et import Interrupted, RunFailed, UserError, pretrain
-from mae_et.checkpoint import TrainState, list_checkpoints, load_checkpoint, newest_checkpoint
+from mae_et.checkpoints.store import (
+    TrainState,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.data.transforms import normalise
 from mae_et.errors import Diverged

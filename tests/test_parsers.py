@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from finetune.config import ClassifierConfig
 from mae_et import Curriculum, Plan, Stage, UserError
-from mae_et.checkpoint import load_checkpoint, newest_checkpoint
+from mae_et.checkpoints.store import load_checkpoint, newest_checkpoint
 from mae_et.config.files import config_from_text, parse_config, plain, to_yaml
 from mae_et.config.schema import CurriculumConfig, PretrainConfig
 from slurm.config import ClusterConfig

@@ -14,7 +14,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from mae_et import Interrupted, RunFailed, UserError, pretrain
-from mae_et.checkpoint import list_checkpoints, newest_checkpoint
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.data.transforms import normalise
 from mae_et.io.lock import sole_writer
 from mae_et.monitor import read_metrics

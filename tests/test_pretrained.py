@@ -8,7 +8,7 @@ from conftest import GOLDEN
 from safetensors.torch import save_file
 
 from mae_et import UserError, load_pretrained
-from mae_et.weights import read_file
+from mae_et.checkpoints.formats import read_file
 
 
 def released() -> dict[str, torch.Tensor]:

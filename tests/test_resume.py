@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mae_et import PretrainConfig, pretrain
-from mae_et.checkpoint import list_checkpoints, newest_checkpoint
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.monitor import read_metrics
 
 FORK = multiprocessing.get_context("fork")

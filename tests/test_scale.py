@@ -19,7 +19,7 @@ from finetune.classify import make_plan, prepare
 from finetune.config import ClassifierConfig
 from finetune.load import build_classifier
 from mae_et import RunFailed, UserError, fitting
-from mae_et.checkpoint import TrainState, newest_checkpoint
+from mae_et.checkpoints.store import TrainState, newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage

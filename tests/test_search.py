@@ -17,7 +17,7 @@ import yaml
 from slurm_cluster import Cluster
 
 from mae_et import Interrupted, UserError, load_config, pretrain
-from mae_et.checkpoint import newest_checkpoint, save_checkpoint
+from mae_et.checkpoints.store import newest_checkpoint, save_checkpoint
 from mae_et.cli import main
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig

@@ -25,7 +25,10 @@ from torchvision.datasets import cifar
 
 from finetune.config import ClassifierConfig
 from mae_et import UserError
-from mae_et.checkpoint import newest_checkpoint
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.load import stored_config
+from mae_et.checkpoints.run_config import only_read
+from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.cli import main
 from mae_et.config.files import config_from_text, load_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
@@ -33,9 +36,6 @@ from mae_et.data import plain_pickle
 from mae_et.data.datasets import open_source
 from mae_et.data.plain_pickle import unpickling_plainly
 from mae_et.errors import RunFailed
-from mae_et.pretrained import stored_config
-from mae_et.stored import only_read
-from mae_et.weights import load_weights
 from slurm.config import ClusterConfig
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,10 @@ from finetune.dynamics import DynamicsConfig, score_checkpoint
 from finetune.load import freeze_encoder
 from finetune.sizes import base_of, cost_at, in_words, sides_of
 from mae_et import Curriculum, PretrainConfig, UserError
-from mae_et.checkpoint import (
+from mae_et.checkpoints.formats import differences, unwrap
+from mae_et.checkpoints.load import depth_of, heads_of
+from mae_et.checkpoints.run_config import config_of
+from mae_et.checkpoints.store import (
     checkpoint_step,
     first_sentence,
     list_checkpoints,
@@ -41,13 +44,10 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitor import format_seconds, seconds_left
-from mae_et.pretrained import depth_of, heads_of
 from mae_et.runtime.distributed import World, share_buffers
 from mae_et.runtime.signals import stop_signals
 from mae_et.runtime.system_errors import told_in_a_sentence
 from mae_et.same_run import check_same_run
-from mae_et.stored import config_of
-from mae_et.weights import differences, unwrap
 from mae_et.window import peak_memory, summarise_stages
 from slurm import after
 from slurm.config import ClusterConfig, job_name

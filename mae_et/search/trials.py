@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_et.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, save_checkpoint
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Plan

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY
 from driver import main
 
-from mae_et.checkpoint import newest_checkpoint
+from mae_et.checkpoints.store import newest_checkpoint
 
 DRIVER = Path(__file__).with_name("driver.py")
 CLASSIFIER = """

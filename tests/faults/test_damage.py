@@ -17,7 +17,8 @@ from launch import QUIET, equal, same_weights
 from test_checkpoint import state
 
 from mae_et import UserError, pretrain
-from mae_et.checkpoint import (
+from mae_et.checkpoints.formats import read_file
+from mae_et.checkpoints.store import (
     export_encoder,
     list_checkpoints,
     load_checkpoint,
@@ -26,7 +27,6 @@ from mae_et.checkpoint import (
     set_aside_newer,
 )
 from mae_et.monitor import read_metrics
-from mae_et.weights import read_file
 
 Read = Callable[[Path], object]
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_may_not_be_read_at_present_is_not_called_damaged(
         def refused(path: Path, code: int = code) -> bool:
             raise OSError(code, "refused", str(path))
 
-        monkeypatch.setattr("mae_et.checkpoint.check_archive", refused)
+        monkeypatch.setattr("mae_et.checkpoints.store.check_archive", refused)
         with pytest.raises(OSError, match="refused"):
             newest_checkpoint(tmp_path)
         with pytest.raises(OSError, match="refused"):

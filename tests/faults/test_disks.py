@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launch import QUIET, run, same_weights
 
-from mae_et.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint, save_checkpoint
 from mae_et.monitor import read_metrics
 
 

@@ -10,7 +10,7 @@ from launch import QUIET, run
 from PIL import Image
 
 from mae_et import UserError, load_config, pretrain
-from mae_et.checkpoint import newest_checkpoint
+from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.data.datasets import open_source
 from mae_et.monitor import SCORES, read_metrics

@@ -15,7 +15,12 @@ from launch import DRIVER, QUIET, Started, run, same_weights, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mae_et import UserError, pretrain
-from mae_et.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint, set_aside_newer
+from mae_et.checkpoints.store import (
+    list_checkpoints,
+    newest_checkpoint,
+    save_checkpoint,
+    set_aside_newer,
+)
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.monitor import read_metrics
 from mae_et.runtime import watchdog

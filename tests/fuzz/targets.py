@@ -26,7 +26,10 @@ from safetensors.torch import save as safetensors_bytes
 from finetune.config import ClassifierConfig
 from finetune.evaluate import stored_classifier
 from finetune.load import vit_around
-from mae_et.checkpoint import load_checkpoint
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.checkpoints.run_config import only_read
+from mae_et.checkpoints.store import load_checkpoint
 from mae_et.compare import CompareConfig, compare
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
@@ -36,9 +39,6 @@ from mae_et.data.decoding import EXTENSIONS
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import RunFailed, UserError
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.pretrained import masked_autoencoder
-from mae_et.stored import only_read
-from mae_et.weights import load_weights
 from slurm.config import ClusterConfig
 from slurm.status import status, table
 
@@ -179,7 +179,7 @@ def run_folder() -> dict[str, bytes]:
 
 @cache
 def hugging_face() -> dict[str, bytes]:
-    from mae_et.hugging_face import to_hugging_face
+    from mae_et.checkpoints.hugging_face import to_hugging_face
 
     model = network()
     decoder: dict[str, torch.Tensor] = dict(model.decoder.state_dict())  # type: ignore[union-attr]

@@ -16,13 +16,20 @@ from typing import Literal, get_args
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from mae_et.checkpoints.formats import (
+    MAE_DECODER,
+    PROBE_EPSILON,
+    Tensors,
+    Weights,
+    differences,
+    load_weights,
+)
+from mae_et.checkpoints.hugging_face import to_hugging_face
+from mae_et.checkpoints.load import depth_of, masked_autoencoder
 from mae_et.errors import UserError
-from mae_et.hugging_face import to_hugging_face
 from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.models.mae import MaskedAutoencoder, create_vit
 from mae_et.models.pos_embed import sincos_positions
-from mae_et.pretrained import depth_of, masked_autoencoder
-from mae_et.weights import MAE_DECODER, PROBE_EPSILON, Tensors, Weights, differences, load_weights
 
 Format = Literal["timm", "hf", "mae"]
 # Parts of a block that MAE's code builds.

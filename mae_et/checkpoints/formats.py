@@ -25,13 +25,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mae_et.checkpoint import MODEL_KEY, first_sentence, newest_checkpoint, what_it_holds
-from mae_et.checksums import Damaged, check_archive, check_safetensors
+from mae_et.checkpoints.checksums import Damaged, check_archive, check_safetensors
+from mae_et.checkpoints.hugging_face import from_hugging_face, read_description, read_tensors
+from mae_et.checkpoints.run_config import PLAIN, config_in, config_of, read_classes
+from mae_et.checkpoints.store import MODEL_KEY, first_sentence, newest_checkpoint, what_it_holds
+from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.config.schema import ModelConfig, PretrainConfig, Target
 from mae_et.errors import UserError
-from mae_et.hub import create_pretrained
-from mae_et.hugging_face import from_hugging_face, read_description, read_tensors
-from mae_et.stored import PLAIN, config_in, config_of, read_classes
 
 Tensors = dict[str, Tensor]
 

@@ -18,7 +18,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from mae_et.checksums import check_archive, is_whole_archive, seal_archive, sealed_safetensors
+from mae_et.checkpoints.checksums import (
+    check_archive,
+    is_whole_archive,
+    seal_archive,
+    sealed_safetensors,
+)
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 from mae_et.sharding import (

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from mae_et.checkpoint import newest_checkpoint
+from mae_et.checkpoints.formats import Tensors, Weights, differences, load_weights, read_file
+from mae_et.checkpoints.run_config import config_in, config_of
+from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.schema import PretrainConfig, Target
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.stored import config_in, config_of
-from mae_et.weights import Tensors, Weights, differences, load_weights, read_file
 
 # Heads leave no trace in the weights; these are the published models' (MAE, tables 1 and A).
 PUBLISHED_ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}

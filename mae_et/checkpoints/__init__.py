@@ -1,0 +1,1 @@
+"""Checkpoints of ours and of others: read, recognised, written, exported."""
