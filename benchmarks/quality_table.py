@@ -10,7 +10,7 @@ from typing import Any
 
 from mae_et.benchmarks.arms import CURVES
 
-from mae_et.charts import Chart, save_charts
+from mae_et.monitoring.plots import Chart, save_charts
 
 Rows = dict[str, list[dict[str, Any]]]
 """Figures of each arm's seeds."""

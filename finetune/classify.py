@@ -36,7 +36,7 @@ from mae_et.data.sampler import micro_batch_size, sample_seed
 from mae_et.errors import UserError
 from mae_et.fitting import fit_micro_batch
 from mae_et.loop import save, steps
-from mae_et.monitor import SCORES, Monitor, read_metrics
+from mae_et.monitoring.logger import SCORES, Monitor, read_metrics
 from mae_et.run import Run, wrap
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World

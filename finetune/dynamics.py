@@ -16,7 +16,6 @@ from finetune.features import Features, ProbeConfig, extract_features
 from finetune.held_out import HeldOut
 from finetune.knn import knn_accuracy
 from finetune.linear_probe import train_probe
-from mae_et.charts import Chart, save_charts
 from mae_et.checkpoints.formats import weights_in
 from mae_et.checkpoints.load import masked_autoencoder, stored_config
 from mae_et.checkpoints.store import checkpoint_step, list_checkpoints, load_checkpoint
@@ -28,7 +27,8 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings
-from mae_et.monitor import Row, read_metrics
+from mae_et.monitoring.logger import Row, read_metrics
+from mae_et.monitoring.plots import Chart, save_charts
 from mae_et.runtime import distributed
 
 RECORD = "dynamics.jsonl"

@@ -240,14 +240,14 @@ def prepare(arguments: Arguments) -> None:
 
 def compare(arguments: Arguments) -> None:
     """Put the results of several runs into one table: compare RUN... [--output table.md]."""
-    from mae_et.compare import compare
+    from mae_et.monitoring.compare import compare
 
     print(compare(config_of("compare", arguments)), flush=True)
 
 
 def report(arguments: Arguments) -> None:
     """Write an HTML file about runs, to open offline: report RUN... [--output report.html]."""
-    from mae_et.report import report
+    from mae_et.monitoring.report import report
 
     parser = ArgumentParser(
         prog="mae-et report", exit_on_error=False, description="Write an HTML file about runs."

@@ -14,7 +14,7 @@ from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.schedule import PlannedStage
 from mae_et.errors import Interrupted
 from mae_et.finite import check_state
-from mae_et.monitor import Monitor, Row
+from mae_et.monitoring.logger import Monitor, Row
 from mae_et.optim import set_schedule
 from mae_et.run import Run
 from mae_et.runtime import distributed

@@ -28,9 +28,10 @@ from mae_et.errors import Interrupted, Unreadable, UserError
 from mae_et.fitting import fit_micro_batch
 from mae_et.loop import save, steps
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.monitor import Monitor, read_metrics
+from mae_et.monitoring.divergence import last_loss
+from mae_et.monitoring.logger import Monitor, read_metrics
+from mae_et.monitoring.reconstructions import picture, reconstruction_panels
 from mae_et.optim import build_optimizer
-from mae_et.panels import picture, reconstruction_panels
 from mae_et.planning import curriculum_of, make_plan
 from mae_et.run import Run, wrap
 from mae_et.runtime import distributed
@@ -39,7 +40,6 @@ from mae_et.runtime.precision import set_precision
 from mae_et.runtime.signals import PAUSE, StopFlag
 from mae_et.same_run import check_same_data, origin_of
 from mae_et.sharding import shard, whole_weights
-from mae_et.spikes import last_loss
 from mae_et.spine import begin, conclude, joined, recording
 from mae_et.step import reconstruction_loss, train_step
 

@@ -16,7 +16,7 @@ from mae_et.data.image_folder import Folder, list_images
 from mae_et.data.transforms import EvalView, normalise
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
-from mae_et.panels import picture, reconstruction_panels
+from mae_et.monitoring.reconstructions import picture, reconstruction_panels
 from mae_et.runtime.distributed import choose_device
 
 

@@ -14,7 +14,7 @@ from conftest import TINY
 from test_monitor_truth import ENDS, run_until
 
 from mae_et import PretrainConfig, load_config, pretrain
-from mae_et.monitor import read_metrics
+from mae_et.monitoring.logger import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -30,7 +30,7 @@ from mae_et.data.prepare import PrepareConfig, prepare
 from mae_et.data.sampler import Draw
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.webdataset import TarWriter
-from mae_et.monitor import SCORES, read_metrics
+from mae_et.monitoring.logger import SCORES, read_metrics
 from mae_et.runtime.distributed import World
 
 SMALL = """

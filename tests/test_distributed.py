@@ -15,7 +15,7 @@ from finetune import EvaluateConfig, evaluate
 from mae_et import UserError
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.data.bad_images import RECORD
-from mae_et.monitor import read_metrics
+from mae_et.monitoring.logger import read_metrics
 from mae_et.runtime import distributed
 
 

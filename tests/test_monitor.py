@@ -11,7 +11,7 @@ from torchvision.io import read_image
 
 from mae_et import pretrain
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.monitor import SCORES, TAGS, Monitor, describe, format_seconds, read_metrics
+from mae_et.monitoring.logger import SCORES, TAGS, Monitor, describe, format_seconds, read_metrics
 
 
 def events(folder: Path) -> EventAccumulator:

@@ -28,7 +28,7 @@ from mae_et import load_config, pretrain
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.monitor import SCORES, TAGS, read_metrics
+from mae_et.monitoring.logger import SCORES, TAGS, read_metrics
 from mae_et.optim import lr_at, weight_decay_at
 
 FORK = multiprocessing.get_context("fork")

@@ -27,10 +27,10 @@ from mae_et.curriculum.schedule import Curriculum
 from mae_et.data.transforms import normalise
 from mae_et.errors import Diverged
 from mae_et.finite import SCALER_PATIENCE, NonFinite, streak
-from mae_et.monitor import read_metrics
+from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
+from mae_et.monitoring.logger import read_metrics
 from mae_et.run import Run
 from mae_et.runtime.distributed import World
-from mae_et.spikes import FEWEST, RECENT, has_diverged, is_spike
 from mae_et.step import update
 
 # The package names the function of the same name first.

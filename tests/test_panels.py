@@ -6,7 +6,7 @@ import torch
 from mae_et.config.schema import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.targets import hog
-from mae_et.panels import hog_strokes, picture, reconstruction_panels
+from mae_et.monitoring.reconstructions import hog_strokes, picture, reconstruction_panels
 
 DATA = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 

@@ -16,10 +16,20 @@ from mae_et import pretrain
 from mae_et.cli import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
-from mae_et.monitor import read_metrics
-from mae_et.report import report
-from mae_et.report.charts import BOTTOM, HEIGHT, TOP, Band, Curve, chart, short, thinned, ticks
-from mae_et.report.records import names_of
+from mae_et.monitoring.logger import read_metrics
+from mae_et.monitoring.report import report
+from mae_et.monitoring.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    TOP,
+    Band,
+    Curve,
+    chart,
+    short,
+    thinned,
+    ticks,
+)
+from mae_et.monitoring.report.records import names_of
 
 NUMBERS = st.floats(-1e12, 1e12)
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;"

@@ -24,7 +24,7 @@ from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.fitting import largest_part, peak_of
-from mae_et.monitor import read_metrics
+from mae_et.monitoring.logger import read_metrics
 from mae_et.planning import make_plan as make_pretraining_plan
 from mae_et.run import Run, wrap
 from mae_et.runtime.distributed import World

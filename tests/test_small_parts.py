@@ -43,7 +43,7 @@ from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import read_mapping, read_text
-from mae_et.monitor import format_seconds, seconds_left
+from mae_et.monitoring.logger import format_seconds, seconds_left
 from mae_et.runtime.distributed import World, share_buffers
 from mae_et.runtime.signals import stop_signals
 from mae_et.runtime.system_errors import told_in_a_sentence

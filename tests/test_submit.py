@@ -12,9 +12,9 @@ import pytest
 
 from mae_et import RunFailed, UserError
 from mae_et.cli import main
-from mae_et.compare import CompareConfig, compare
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
+from mae_et.monitoring.compare import CompareConfig, compare
 from mae_et.runtime import watchdog
 from slurm import ClusterConfig, after, job, status, trials
 from slurm.journal import note, read_events

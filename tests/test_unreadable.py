@@ -31,7 +31,7 @@ from mae_et.data.prepare import PrepareConfig, prepare
 from mae_et.data.sampler import Draw, PlannedBatches, micro_batch_size
 from mae_et.data.transforms import EvalView, TrainView, as_tensor
 from mae_et.errors import RunFailed, Unreadable, UserError
-from mae_et.monitor import read_metrics
+from mae_et.monitoring.logger import read_metrics
 
 # The package names the function of the same name first.
 module = importlib.import_module("mae_et.pretrain")

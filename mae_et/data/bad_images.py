@@ -19,7 +19,7 @@ from mae_et.config.schema import DataConfig
 from mae_et.data.sampler import Draw, sample_seed
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
-from mae_et.monitor import read_metrics, say
+from mae_et.monitoring.logger import read_metrics, say
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mae_et.charts import Chart, save_charts
 from mae_et.config.files import to_yaml
 from mae_et.io.atomic import write_text_atomically
+from mae_et.monitoring.plots import Chart, save_charts
 from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found

@@ -13,7 +13,7 @@ from mae_et import UserError, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.data.datasets import open_source
-from mae_et.monitor import SCORES, read_metrics
+from mae_et.monitoring.logger import SCORES, read_metrics
 from mae_et.runtime.distributed import World
 from mae_et.same_run import as_many_processes, check_same_data, fingerprint, origin_of
 

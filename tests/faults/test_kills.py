@@ -21,7 +21,7 @@ from launch import same_weights
 from finetune import ClassifierConfig, classify
 from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.monitor import Monitor, read_metrics
+from mae_et.monitoring.logger import Monitor, read_metrics
 
 FORK = multiprocessing.get_context("fork")
 KILLS = 50

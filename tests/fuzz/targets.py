@@ -30,7 +30,6 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.run_config import only_read
 from mae_et.checkpoints.store import load_checkpoint
-from mae_et.compare import CompareConfig, compare
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.throughput import read_speeds
@@ -39,6 +38,7 @@ from mae_et.data.decoding import EXTENSIONS
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import RunFailed, UserError
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.monitoring.compare import CompareConfig, compare
 from slurm.config import ClusterConfig
 from slurm.status import status, table
 

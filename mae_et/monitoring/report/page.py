@@ -8,15 +8,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from mae_et.compare import FIGURES, varied_keys
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
-from mae_et.monitor import format_seconds
-from mae_et.report.charts import COLOURS, short
-from mae_et.report.curves import Group, groups_of
-from mae_et.report.pictures import pictures
-from mae_et.report.records import Record, number, read_records
-from mae_et.report.stages import stages, staircase
+from mae_et.monitoring.compare import FIGURES, varied_keys
+from mae_et.monitoring.logger import format_seconds
+from mae_et.monitoring.report.charts import COLOURS, short
+from mae_et.monitoring.report.curves import Group, groups_of
+from mae_et.monitoring.report.images import pictures
+from mae_et.monitoring.report.records import Record, number, read_records
+from mae_et.monitoring.report.stages import stages, staircase
 from mae_et.version import __version__
 
 PLAIN = {"top1": "top-1", "top5": "top-5", "best_top1": "best top-1",

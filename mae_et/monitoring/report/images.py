@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mae_et.report.records import Record
+from mae_et.monitoring.report.records import Record
 
 PICTURES = 4
 WIDTH = 920  # pixels: four panels of 224 and their frames

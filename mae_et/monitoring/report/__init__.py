@@ -6,6 +6,6 @@ all that comes from them is escaped by the template engine, and the page's own p
 scripts.
 """
 
-from mae_et.report.page import report
+from mae_et.monitoring.report.page import report
 
 __all__ = ["report"]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mae_et.config.files import numeric_keys, to_yaml
 from mae_et.curriculum.schedule import Plan
 from mae_et.io.atomic import write_atomically, write_text_atomically
-from mae_et.spikes import RECENT, is_spike
+from mae_et.monitoring.divergence import RECENT, is_spike
 
 # Where each number of a row stands in TensorBoard.
 TAGS = {

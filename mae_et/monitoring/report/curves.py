@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mae_et.monitor import Row
-from mae_et.report.charts import Band, Curve, SvgChart, chart, short
-from mae_et.report.records import Record, number
+from mae_et.monitoring.logger import Row
+from mae_et.monitoring.report.charts import Band, Curve, SvgChart, chart, short
+from mae_et.monitoring.report.records import Record, number
 
 Place = Callable[[Record, float], float | None]
 

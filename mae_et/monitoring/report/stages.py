@@ -3,7 +3,7 @@
 from typing import Any
 
 from mae_et.curriculum.schedule import Plan
-from mae_et.report.records import Record, number
+from mae_et.monitoring.report.records import Record, number
 
 
 def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Metrics, TensorBoard, reconstructions, comparisons and the offline report."""
