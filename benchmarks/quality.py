@@ -29,9 +29,9 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.planning import curriculum_of, make_plan
 from mae_et.pretrain import pretrain
 from mae_et.runtime.distributed import choose_device
+from mae_et.training.plan import curriculum_of, make_plan
 
 
 @dataclass(frozen=True)

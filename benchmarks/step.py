@@ -25,10 +25,10 @@ from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.masking import visible_patches
-from mae_et.optim import build_optimizer
 from mae_et.runtime.distributed import choose_device
 from mae_et.runtime.precision import autocast, autocast_dtype
-from mae_et.window import peak_memory
+from mae_et.training.metrics import peak_memory
+from mae_et.training.optim import build_optimizer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BANDWIDTHS = (96, 160, 224)

@@ -27,8 +27,8 @@ from mae_et.benchmarks.rounds import interleave
 from mae_et.config.files import load_config
 from mae_et.config.schema import CropConfig, PretrainConfig
 from mae_et.data.datasets import open_source
-from mae_et.planning import make_plan
 from mae_et.pretrain import pretrain
+from mae_et.training.plan import make_plan
 
 SILENT = [
     "--output.log_every=100%", "--output.checkpoint_every=100%", "--output.reconstruct_images=0",

@@ -34,17 +34,17 @@ from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import micro_batch_size, sample_seed
 from mae_et.errors import UserError
-from mae_et.fitting import fit_micro_batch
-from mae_et.loop import save, steps
 from mae_et.monitoring.logger import SCORES, Monitor, read_metrics
-from mae_et.run import Run, wrap
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World
 from mae_et.runtime.precision import autocast, set_precision
 from mae_et.runtime.signals import StopFlag
-from mae_et.same_run import as_many_processes, check_same_data, origin_of
-from mae_et.spine import begin, joined, recording
-from mae_et.step import update
+from mae_et.training.loop import save, steps
+from mae_et.training.micro_batch import fit_micro_batch
+from mae_et.training.resume import as_many_processes, check_same_data, origin_of
+from mae_et.training.run import Run, wrap
+from mae_et.training.session import begin, joined, recording
+from mae_et.training.step import update
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

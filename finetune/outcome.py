@@ -11,12 +11,12 @@ from finetune.evaluate import score
 from finetune.splits import Data
 from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.data.loader import worker_count
-from mae_et.finite import check_state
 from mae_et.io.atomic import write_atomically
 from mae_et.monitoring.logger import SCORES, Monitor, Row, read_metrics
-from mae_et.run import Run
 from mae_et.runtime import distributed
-from mae_et.spine import conclude
+from mae_et.training.nonfinite import check_state
+from mae_et.training.run import Run
+from mae_et.training.session import conclude
 
 
 def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:

@@ -89,7 +89,7 @@ def plan(arguments: Arguments) -> None:
     from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.curriculum.throughput import throughput_from_options, throughput_table
     from mae_et.data.datasets import open_source
-    from mae_et.planning import make_plan
+    from mae_et.training.plan import make_plan
 
     parser = parser_of("plan", PretrainConfig)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")

@@ -25,23 +25,23 @@ from mae_et.data.loader import training_batches
 from mae_et.data.sampler import micro_batch_size
 from mae_et.data.transforms import Batch, EvalView, TrainView, normalise
 from mae_et.errors import Interrupted, Unreadable, UserError
-from mae_et.fitting import fit_micro_batch
-from mae_et.loop import save, steps
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.divergence import last_loss
 from mae_et.monitoring.logger import Monitor, read_metrics
 from mae_et.monitoring.reconstructions import picture, reconstruction_panels
-from mae_et.optim import build_optimizer
-from mae_et.planning import curriculum_of, make_plan
-from mae_et.run import Run, wrap
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World
 from mae_et.runtime.precision import set_precision
 from mae_et.runtime.signals import PAUSE, StopFlag
-from mae_et.same_run import check_same_data, origin_of
-from mae_et.sharding import shard, whole_weights
-from mae_et.spine import begin, conclude, joined, recording
-from mae_et.step import reconstruction_loss, train_step
+from mae_et.training.fsdp import shard, whole_weights
+from mae_et.training.loop import save, steps
+from mae_et.training.micro_batch import fit_micro_batch
+from mae_et.training.optim import build_optimizer
+from mae_et.training.plan import curriculum_of, make_plan
+from mae_et.training.resume import check_same_data, origin_of
+from mae_et.training.run import Run, wrap
+from mae_et.training.session import begin, conclude, joined, recording
+from mae_et.training.step import reconstruction_loss, train_step
 
 
 def pretrain(config: PretrainConfig, until: int | None = None) -> Path:

@@ -13,8 +13,8 @@ from typing import Any
 from mae_et.config.files import to_yaml
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
-from mae_et.planning import curriculum_of
-from mae_et.same_run import check_same_run
+from mae_et.training.plan import curriculum_of
+from mae_et.training.resume import check_same_run
 from slurm.config import ClusterConfig, job_name
 from slurm.data_check import check_classes, check_root
 from slurm.job import Job

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mae_et import MaskedAutoencoder
 from mae_et.cli import main
-from mae_et.planning import make_plan
+from mae_et.training.plan import make_plan
 
 
 def test_rounds_are_counted_after_the_warm_up_and_compared_within_a_round() -> None:

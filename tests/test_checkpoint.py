@@ -17,7 +17,7 @@ from mae_et.checkpoints.store import (
 from mae_et.config.schema import OptimConfig
 from mae_et.io.atomic import write_atomically
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.optim import build_optimizer
+from mae_et.training.optim import build_optimizer
 
 
 def state(step: int = 0) -> TrainState:

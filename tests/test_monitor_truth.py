@@ -29,7 +29,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import SCORES, TAGS, read_metrics
-from mae_et.optim import lr_at, weight_decay_at
+from mae_et.training.optim import lr_at, weight_decay_at
 
 FORK = multiprocessing.get_context("fork")
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}

@@ -26,12 +26,12 @@ from mae_et.checkpoints.store import (
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.data.transforms import normalise
 from mae_et.errors import Diverged
-from mae_et.finite import SCALER_PATIENCE, NonFinite, streak
 from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
 from mae_et.monitoring.logger import read_metrics
-from mae_et.run import Run
 from mae_et.runtime.distributed import World
-from mae_et.step import update
+from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, streak
+from mae_et.training.run import Run
+from mae_et.training.step import update
 
 # The package names the function of the same name first.
 module = importlib.import_module("mae_et.pretrain")
@@ -49,7 +49,7 @@ def poison(monkeypatch):
             if run.state.step + 1 not in steps:
                 return step(run, stage, batches)
             with monkeypatch.context() as patch:
-                patch.setattr("mae_et.step.normalise", lambda *a: normalise(*a) * value)
+                patch.setattr("mae_et.training.step.normalise", lambda *a: normalise(*a) * value)
                 return step(run, stage, batches)
 
         monkeypatch.setattr(module, "train_step", poisoned)
@@ -308,7 +308,7 @@ def test_a_scaler_that_finds_no_scale_stops_the_run(tiny, poison) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "train_step", overflowing)
-        patch.setattr("mae_et.window.SCALER_PATIENCE", 12)
+        patch.setattr("mae_et.training.metrics.SCALER_PATIENCE", 12)
         with pytest.raises(Diverged, match=r"gradient's norm became inf.*13 updates in a row"):
             pretrain(tiny("--efficiency.precision=fp16", "--output.log_every=1"))
 

@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         images = real(*arguments)
         return images * float("nan") if next(calls) == 8 else images
 
-    monkeypatch.setattr("mae_et.step.normalise", poisoned)
+    monkeypatch.setattr("mae_et.training.step.normalise", poisoned)
     config = tiny("--output.reconstruct_images=0")
     with pytest.raises(RunFailed, match=r"loss became nan at step 9; the last good"):
         pretrain(config)

@@ -18,24 +18,25 @@ from torch.nn.parallel import DistributedDataParallel
 from finetune.classify import make_plan, prepare
 from finetune.config import ClassifierConfig
 from finetune.load import build_classifier
-from mae_et import RunFailed, UserError, fitting
+from mae_et import RunFailed, UserError
 from mae_et.checkpoints.store import TrainState, newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
-from mae_et.fitting import largest_part, peak_of
 from mae_et.monitoring.logger import read_metrics
-from mae_et.planning import make_plan as make_pretraining_plan
-from mae_et.run import Run, wrap
 from mae_et.runtime.distributed import World
-from mae_et.sharding import (
+from mae_et.training import micro_batch
+from mae_et.training.fsdp import (
     restore_optimizer,
     restore_weights,
     shard,
     whole_optimizer,
     whole_weights,
 )
-from mae_et.step import update
+from mae_et.training.micro_batch import largest_part, peak_of
+from mae_et.training.plan import make_plan as make_pretraining_plan
+from mae_et.training.run import Run, wrap
+from mae_et.training.step import update
 
 PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
 WORLD = World(0, 1, torch.device("cpu"))
@@ -135,7 +136,7 @@ SHORT = ["--curriculum.epochs=2.5", "--output.checkpoint_every=4", "--output.ten
 
 def auto(tiny, monkeypatch, mebibytes: float, *flags: str):
     """Pre-train with micro-batches that fit in so much memory; return the newest checkpoint."""
-    monkeypatch.setattr(fitting, "available_memory", lambda world: int(mebibytes * 2**20))
+    monkeypatch.setattr(micro_batch, "available_memory", lambda world: int(mebibytes * 2**20))
     module = importlib.import_module("mae_et.pretrain")
     config = tiny("--efficiency.micro_batch=auto", *SHORT, *flags)
     return newest_checkpoint(module.pretrain(config) / "checkpoints")
@@ -184,7 +185,7 @@ def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeyp
     config = load_config(ClassifierConfig, [tmp_path / "tiny.yaml"], flags)
     found = []
     for mebibytes in (4096, 75):
-        monkeypatch.setattr(fitting, "available_memory", lambda _, m=mebibytes: m * 2**20)
+        monkeypatch.setattr(micro_batch, "available_memory", lambda _, m=mebibytes: m * 2**20)
         network = build_classifier(config.model, 10)
         network.train()
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -216,7 +217,7 @@ def test_finding_what_fits_leaves_no_trace() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout()).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = torch.get_rng_state()
-    with fitting.without_trace(network):
+    with micro_batch.without_trace(network):
         network(torch.rand(2, 1, 5, 5)).sum().backward()
     assert torch.equal(torch.get_rng_state(), state)
     assert not network.training
@@ -226,13 +227,13 @@ def test_finding_what_fits_leaves_no_trace() -> None:
 
 
 def test_memory_is_that_of_the_machine_within_its_control_group(tmp_path, monkeypatch) -> None:
-    available = fitting.available_memory(WORLD)
+    available = micro_batch.available_memory(WORLD)
     assert 0 < available < 2**50
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert fitting.available_memory(WORLD) < available
+    assert micro_batch.available_memory(WORLD) < available
     for name, text in {"max": "9000", "current": "5000", "stat": "a 1\ninactive_file 300"}.items():
         (tmp_path / f"memory.{name}").write_text(text)
-    assert fitting._left_in_control_groups(tmp_path) == 4300
+    assert micro_batch._left_in_control_groups(tmp_path) == 4300
 
 
 # --- weights in shards ----------------------------------------------------------------------------

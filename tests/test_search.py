@@ -23,13 +23,13 @@ from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import Diverged
-from mae_et.planning import make_plan
 from mae_et.search import SearchConfig, search
 from mae_et.search.config import PAPER_BANDWIDTHS
 from mae_et.search.journal import Journal, drop_half_line
 from mae_et.search.search import check_same_data
 from mae_et.search.sequential import stage_trial
 from mae_et.search.trials import Trials, branch_off, run_here
+from mae_et.training.plan import make_plan
 from slurm.journal import read_events
 
 STRATEGIES = ("sequential", "greedy", "bayes")

@@ -47,8 +47,8 @@ from mae_et.monitoring.logger import format_seconds, seconds_left
 from mae_et.runtime.distributed import World, share_buffers
 from mae_et.runtime.signals import stop_signals
 from mae_et.runtime.system_errors import told_in_a_sentence
-from mae_et.same_run import check_same_run
-from mae_et.window import peak_memory, summarise_stages
+from mae_et.training.metrics import peak_memory, summarise_stages
+from mae_et.training.resume import check_same_run
 from slurm import after
 from slurm.config import ClusterConfig, job_name
 from slurm.journal import events_file, log_file, note, read_events, this_job

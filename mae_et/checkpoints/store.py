@@ -26,7 +26,7 @@ from mae_et.checkpoints.checksums import (
 )
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
-from mae_et.sharding import (
+from mae_et.training.fsdp import (
     restore_optimizer,
     restore_weights,
     whole_optimizer,

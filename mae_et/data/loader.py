@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mae_et.data.bad_images import Substituting, Unread
 from mae_et.data.sampler import Draw, PlannedBatches, in_parts, sample_seed
-from mae_et.run import Run
 from mae_et.runtime.signals import STOP_SIGNALS
+from mae_et.training.run import Run
 
 WORKER_GRACE_SECONDS = 120
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])

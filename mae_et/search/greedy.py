@@ -8,10 +8,10 @@ result is cheaper than constant bandwidth, by what the objective allows. Source:
 from collections.abc import Sequence
 
 from mae_et.errors import RunFailed
-from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
 from mae_et.search.trials import Trial, Trials
+from mae_et.training.plan import make_plan
 
 
 def greedy(config: SearchConfig, images: int, trials: Trials) -> Found:

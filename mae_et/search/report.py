@@ -8,10 +8,10 @@ from typing import Any
 from mae_et.config.files import to_yaml
 from mae_et.io.atomic import write_text_atomically
 from mae_et.monitoring.plots import Chart, save_charts
-from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
 from mae_et.search.journal import Fact, Journal
+from mae_et.training.plan import make_plan
 
 
 def report(config: SearchConfig, images: int, found: Found, journal: Journal) -> dict[str, Any]:

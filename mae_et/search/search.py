@@ -13,7 +13,6 @@ from mae_et.data.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
-from mae_et.same_run import check_same_settings
 from mae_et.search.bayes import bayes
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
@@ -22,6 +21,7 @@ from mae_et.search.journal import Journal
 from mae_et.search.report import report
 from mae_et.search.sequential import sequential
 from mae_et.search.trials import Objective, Runner, Trials, run_here
+from mae_et.training.resume import check_same_settings
 
 Strategy = Callable[[SearchConfig, int, Trials], Found]
 STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "greedy": greedy, "bayes": bayes}

@@ -14,10 +14,10 @@ from dataclasses import replace
 from mae_et.config.schema import Stage
 from mae_et.curriculum.schedule import Plan
 from mae_et.errors import RunFailed, UserError
-from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
 from mae_et.search.trials import Fork, Trial, Trials
+from mae_et.training.plan import make_plan
 
 
 def sequential(config: SearchConfig, images: int, trials: Trials) -> Found:

@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 from mae_et.config.schema import Stage
-from mae_et.planning import make_plan
 from mae_et.search.config import SearchConfig
 from mae_et.search.trials import Trial
+from mae_et.training.plan import make_plan
 
 Point = dict[str, int]
 MAGNITUDE, HIGHEST_MAGNITUDE = "magnitude", 10

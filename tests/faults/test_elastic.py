@@ -15,7 +15,7 @@ from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.data.datasets import open_source
 from mae_et.monitoring.logger import SCORES, read_metrics
 from mae_et.runtime.distributed import World
-from mae_et.same_run import as_many_processes, check_same_data, fingerprint, origin_of
+from mae_et.training.resume import as_many_processes, check_same_data, fingerprint, origin_of
 
 FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")
 VIT = ("--model.image_size=32", "--model.backbone=test_vit")

@@ -73,7 +73,7 @@ class Strike:
         self._at(Path, "replace", lambda path: self._due(re.findall(r"^\.step-(\d+)", path.name)))
 
     def between_name_and_pruning(self) -> None:
-        loop = importlib.import_module("mae_et.loop")
+        loop = importlib.import_module("mae_et.training.loop")
         steps = lambda folder: [path.stem[-8:] for path in list_checkpoints(folder)]  # noqa: E731
         self._at(loop, "prune_checkpoints", lambda folder: self._due(steps(folder)))
 
@@ -230,7 +230,7 @@ def test_nothing_that_a_kill_leaves_is_in_the_way_when_the_run_is_at_its_end(tmp
     (tmp_path / "tiny.yaml").write_text(TINY)
     flags = ["--curriculum.epochs=2", f"--output.folder={tmp_path / 'run'}"]
     config = load_config(PretrainConfig, [tmp_path / "tiny.yaml"], flags)
-    spine = importlib.import_module("mae_et.spine")
+    spine = importlib.import_module("mae_et.training.session")
     for name in ("export_encoder", "summarise_stages", "finish"):
 
         def target(name=name) -> None:

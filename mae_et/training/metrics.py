@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import Diverged
-from mae_et.finite import SCALER_PATIENCE, NonFinite, Streak, streak
 from mae_et.monitoring.divergence import last_loss
 from mae_et.monitoring.logger import Row
-from mae_et.optim import lr_at, weight_decay_at
-from mae_et.run import Run
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World
+from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak, streak
+from mae_et.training.optim import lr_at, weight_decay_at
+from mae_et.training.run import Run
 
 AnyBatch = TypeVar("AnyBatch")
 

@@ -17,14 +17,14 @@ from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import Monitor, Row
-from mae_et.run import Run
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import told_in_a_sentence
 from mae_et.runtime.watchdog import hang_watchdog
-from mae_et.same_run import check_same_run
-from mae_et.window import summarise_stages
+from mae_et.training.metrics import summarise_stages
+from mae_et.training.resume import check_same_run
+from mae_et.training.run import Run
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from mae_et.curriculum.schedule import PlannedStage
 from mae_et.data.sampler import micro_batch_size
 from mae_et.errors import RunFailed
-from mae_et.run import Run
 from mae_et.runtime.distributed import World
+from mae_et.training.run import Run
 
 MARGIN = 0.1
 """Share of the memory that is left free, for what two sizes do not tell."""

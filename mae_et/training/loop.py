@@ -13,14 +13,14 @@ from mae_et.config.files import to_yaml
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.schedule import PlannedStage
 from mae_et.errors import Interrupted
-from mae_et.finite import check_state
 from mae_et.monitoring.logger import Monitor, Row
-from mae_et.optim import set_schedule
-from mae_et.run import Run
 from mae_et.runtime import distributed
 from mae_et.runtime.signals import StopFlag
 from mae_et.runtime.watchdog import beat
-from mae_et.window import Window
+from mae_et.training.metrics import Window
+from mae_et.training.nonfinite import check_state
+from mae_et.training.optim import set_schedule
+from mae_et.training.run import Run
 
 AnyBatch = TypeVar("AnyBatch")
 Step = Callable[[Run, PlannedStage, Iterable[AnyBatch]], tuple[Tensor, Tensor]]

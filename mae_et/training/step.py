@@ -15,9 +15,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import PlannedStage
 from mae_et.data.transforms import Batch, normalise
-from mae_et.finite import leave_out_unless_finite, mark_lost_loss
-from mae_et.run import Run
 from mae_et.runtime.precision import autocast
+from mae_et.training.nonfinite import leave_out_unless_finite, mark_lost_loss
+from mae_et.training.run import Run
 
 AnyBatch = TypeVar("AnyBatch")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mae_et.errors import Diverged
-from mae_et.run import Run
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import World
+from mae_et.training.run import Run
 
 SCALER_PATIENCE = 50
 """Updates in a row that fp16's scaler may leave out in search of its scale: from 2^16 to 2^-34."""
