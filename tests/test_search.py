@@ -25,8 +25,8 @@ from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import Diverged
 from mae_et.search import SearchConfig, search
 from mae_et.search.config import PAPER_BANDWIDTHS
+from mae_et.search.driver import check_same_data
 from mae_et.search.journal import Journal, drop_half_line
-from mae_et.search.search import check_same_data
 from mae_et.search.sequential import stage_trial
 from mae_et.search.trials import Trials, branch_off, run_here
 from mae_et.training.plan import make_plan

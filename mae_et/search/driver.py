@@ -18,7 +18,7 @@ from mae_et.search.config import SearchConfig
 from mae_et.search.found import Found
 from mae_et.search.greedy import greedy
 from mae_et.search.journal import Journal
-from mae_et.search.report import report
+from mae_et.search.results import report
 from mae_et.search.sequential import sequential
 from mae_et.search.trials import Objective, Runner, Trials, run_here
 from mae_et.training.resume import check_same_settings
