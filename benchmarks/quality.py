@@ -29,7 +29,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_source
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.pretrain import pretrain
+from mae_et.pretraining import pretrain
 from mae_et.runtime.distributed import choose_device
 from mae_et.training.plan import curriculum_of, make_plan
 

@@ -27,7 +27,7 @@ from mae_et.benchmarks.rounds import interleave
 from mae_et.config.files import load_config
 from mae_et.config.schema import CropConfig, PretrainConfig
 from mae_et.data.datasets import open_source
-from mae_et.pretrain import pretrain
+from mae_et.pretraining import pretrain
 from mae_et.training.plan import make_plan
 
 SILENT = [

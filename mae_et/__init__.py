@@ -9,7 +9,7 @@ from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.models.mae import MaskedAutoencoder, Reconstruction
 from mae_et.models.targets import hog
-from mae_et.pretrain import pretrain
+from mae_et.pretraining import pretrain
 from mae_et.version import __version__
 
 __all__ = [

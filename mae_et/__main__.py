@@ -11,6 +11,6 @@ with suppress(OSError):  # the folder may be gone
     if Path(__file__).resolve().parent.parent != here.resolve():
         sys.path[:] = [path for path in sys.path if path not in {"", str(here)}]
 
-from mae_et.cli import main
+from mae_et.cli.main import main
 
 sys.exit(main())

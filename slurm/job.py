@@ -30,7 +30,7 @@ from slurm.queue import job_state
 from slurm.watchdog import Watchdog
 
 # Named, not imported: the command line is above this package.
-COMMAND_LINE = "mae_et.cli:run"
+COMMAND_LINE = "mae_et.cli.main:run"
 PORT_SECONDS = 300
 
 

@@ -14,7 +14,7 @@ from mae_et.config.schema import SOURCE_KEYS
 from mae_et.errors import UserError
 
 # Named, not imported: the command line is above this package.
-PARSE = "mae_et.arguments:config_of"
+PARSE = "mae_et.cli.arguments:config_of"
 TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
 KINDS = (*TRAININGS, *PROBES, "evaluate", "compare")

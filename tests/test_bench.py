@@ -16,7 +16,7 @@ from mae_et.benchmarks.step import operations
 from PIL import Image
 
 from mae_et import MaskedAutoencoder
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.training.plan import make_plan
 
 

@@ -24,7 +24,7 @@ from finetune.load import build_classifier
 from finetune.views import Labelled, LabelledView, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.config.schema import DataConfig
 from mae_et.data.prepare import PrepareConfig, prepare
 from mae_et.data.sampler import Draw

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.io import read_image
 
 from mae_et import load_config, load_pretrained, pretrain
-from mae_et.cli import COMMANDS, main
+from mae_et.cli.main import COMMANDS, main
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.synthetic import render
 from mae_et.monitoring.logger import read_metrics

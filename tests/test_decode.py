@@ -24,7 +24,7 @@ from mae_et.data.sampler import Draw
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import TrainView
 from mae_et.errors import RunFailed
-from mae_et.pretrain import pretrain
+from mae_et.pretraining import pretrain
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 SCALE, RATIO = (0.2, 1.0), (0.75, 4 / 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mae_et import pretrain
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_frequency_crop, low_pass
 
 

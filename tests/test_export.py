@@ -15,7 +15,7 @@ from finetune.load import vit_around
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.formats import load_weights, read_file
 from mae_et.checkpoints.hugging_face import to_hugging_face
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
 from mae_et.models.mae import MaskedAutoencoder
 

@@ -15,7 +15,7 @@ from finetune.knn import knn_accuracy
 from finetune.linear_probe import accuracies, probe_features, train_heads
 from mae_et import UserError, load_pretrained, pretrain
 from mae_et.checkpoints.store import list_checkpoints
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.data.datasets import open_source
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import EvalView, normalise

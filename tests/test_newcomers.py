@@ -14,8 +14,8 @@ from PIL import Image
 from finetune import ProbeConfig
 from finetune.features import extract_features
 from mae_et import MaskedAutoencoder, UserError, pretrain
-from mae_et.arguments import config_of
-from mae_et.cli import main
+from mae_et.cli.arguments import config_of
+from mae_et.cli.main import main
 from mae_et.config.schema import DataConfig
 
 RUN = ["--config=tiny.yaml", "--output.folder=run"]

@@ -34,7 +34,7 @@ from mae_et.training.run import Run
 from mae_et.training.step import update
 
 # The package names the function of the same name first.
-module = importlib.import_module("mae_et.pretrain")
+module = importlib.import_module("mae_et.pretraining")
 CPU = torch.device("cpu")
 
 

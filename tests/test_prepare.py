@@ -12,7 +12,7 @@ from test_decode import jpeg, natural
 
 import mae_et.data.prepare as preparing
 from mae_et import Curriculum, Stage, UserError
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import Source, open_source
 from mae_et.data.decoding import Box, Pictures
@@ -21,7 +21,7 @@ from mae_et.data.prepared_shards import Prepared, archive, index_file
 from mae_et.data.sampler import Draw
 from mae_et.data.transforms import TrainView
 from mae_et.errors import RunFailed
-from mae_et.pretrain import pretrain
+from mae_et.pretraining import pretrain
 
 LEVELS = (48, 72)
 

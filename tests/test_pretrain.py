@@ -20,7 +20,7 @@ from mae_et.io.lock import sole_writer
 from mae_et.monitoring.logger import read_metrics
 
 # The package names the function of the same name first.
-module = importlib.import_module("mae_et.pretrain")
+module = importlib.import_module("mae_et.pretraining")
 
 
 def losses(folder) -> list[float]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_et import pretrain
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
 from mae_et.monitoring.logger import read_metrics

@@ -17,7 +17,7 @@ from mae_et.monitoring.logger import read_metrics
 FORK = multiprocessing.get_context("fork")
 
 # The package names the function of the same name first.
-module = importlib.import_module("mae_et.pretrain")
+module = importlib.import_module("mae_et.pretraining")
 
 
 def run_until(config: PretrainConfig, step: int, where: str) -> None:

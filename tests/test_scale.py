@@ -137,7 +137,7 @@ SHORT = ["--curriculum.epochs=2.5", "--output.checkpoint_every=4", "--output.ten
 def auto(tiny, monkeypatch, mebibytes: float, *flags: str):
     """Pre-train with micro-batches that fit in so much memory; return the newest checkpoint."""
     monkeypatch.setattr(micro_batch, "available_memory", lambda world: int(mebibytes * 2**20))
-    module = importlib.import_module("mae_et.pretrain")
+    module = importlib.import_module("mae_et.pretraining")
     config = tiny("--efficiency.micro_batch=auto", *SHORT, *flags)
     return newest_checkpoint(module.pretrain(config) / "checkpoints")
 
@@ -146,7 +146,7 @@ def test_a_small_memory_is_given_small_parts_and_the_same_weights(
     tiny, monkeypatch, tmp_path, capsys
 ) -> None:
     """Numbers change by rounding only; with room for all, they do not change."""
-    module = importlib.import_module("mae_et.pretrain")
+    module = importlib.import_module("mae_et.pretraining")
     expected = newest_checkpoint(module.pretrain(tiny(*SHORT)) / "checkpoints")
     roomy = auto(tiny, monkeypatch, 4096, f"--output.folder={tmp_path / 'roomy'}")
     assert set(roomy["micro_batch"].values()) == {12}
@@ -198,7 +198,7 @@ def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeyp
 
 def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
     config = tiny("--efficiency.micro_batch=auto")
-    module = importlib.import_module("mae_et.pretrain")
+    module = importlib.import_module("mae_et.pretraining")
     two = World(0, 2, torch.device("cpu"))
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
     monkeypatch.setattr(module, "wrap", lambda model, *_: model)
@@ -354,7 +354,7 @@ def test_what_shards_cannot_do_is_refused(tiny) -> None:
 
 def test_a_model_in_shards_is_whole_on_the_cpu_alone(tiny, monkeypatch) -> None:
     """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
-    module = importlib.import_module("mae_et.pretrain")
+    module = importlib.import_module("mae_et.pretraining")
     two, seen = World(0, 2, torch.device("meta")), []
     monkeypatch.setattr(module, "fit_micro_batch", lambda *_: None)
     device_of = lambda model: next(model.parameters()).device.type  # noqa: E731

@@ -18,7 +18,7 @@ from slurm_cluster import Cluster
 
 from mae_et import Interrupted, UserError, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint, save_checkpoint
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum
@@ -292,7 +292,7 @@ def test_a_search_that_is_stopped_again_and_again_finds_the_same(
 
     stopped = small(*flags)
     calls = itertools.count()
-    step = sys.modules["mae_et.pretrain"].train_step
+    step = sys.modules["mae_et.pretraining"].train_step
 
     def signalled(run, *rest):
         if next(calls) % 17 == 11:
@@ -309,7 +309,7 @@ def test_a_search_that_is_stopped_again_and_again_finds_the_same(
 
     found, starts = None, 0
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["mae_et.pretrain"], "train_step", signalled)
+        patch.setattr(sys.modules["mae_et.pretraining"], "train_step", signalled)
         while found is None:
             starts += 1
             assert starts < 60

@@ -29,7 +29,7 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.run_config import only_read
 from mae_et.checkpoints.store import newest_checkpoint
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.config.files import config_from_text, load_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.data import plain_pickle

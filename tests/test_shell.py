@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mae_et import UserError
-from mae_et.cli import main
+from mae_et.cli.main import main
 from slurm.config import ClusterConfig
 from slurm.job import Job
 from slurm.journal import note, read_events

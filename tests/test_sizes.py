@@ -16,7 +16,7 @@ from finetune.sizes import sides_at
 from finetune.views import central_view
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.flops import training_flops
 

@@ -19,7 +19,7 @@ from slurm_cluster import BUSY, Cluster, start_cluster
 
 from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.monitoring.logger import read_metrics
 from mae_et.runtime import watchdog
 from slurm.journal import read_events

@@ -27,7 +27,7 @@ from mae_et.checkpoints.store import (
     set_aside_newer,
     what_it_holds,
 )
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.config.files import load_config, numeric_keys, one_sentence, to_yaml
 from mae_et.config.schema import DataConfig, EfficiencyConfig, Stage, check_statistics
 from mae_et.config.untrusted import check_flags, check_text

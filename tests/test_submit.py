@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mae_et import RunFailed, UserError
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.monitoring.compare import CompareConfig, compare

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mae_et import UserError
-from mae_et.cli import main
+from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.curriculum.throughput import POWERS, read_speeds, throughput_model, throughput_table
 

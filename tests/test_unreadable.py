@@ -34,7 +34,7 @@ from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.monitoring.logger import read_metrics
 
 # The package names the function of the same name first.
-module = importlib.import_module("mae_et.pretrain")
+module = importlib.import_module("mae_et.pretraining")
 PLAN = Curriculum.preset("etpp", 32, 8).plan(6, 30, 10)
 NEVER = "cannot read the image"
 

@@ -24,12 +24,12 @@ def main(fault: str, arguments: list[str]) -> int:
     facts = dict(pair.split("=") for pair in rest.split(",") if pair)
     if facts.pop("rank", None) in {None, os.environ.get("RANK", "0")}:
         FAULTS[name](**facts)
-    from mae_et.cli import main as command_line
+    from mae_et.cli.main import main as command_line
 
     return command_line(arguments)
 
 
-SPINES = {"mae_et.pretrain": "train_step", "finetune.classify": "classifier_step"}
+SPINES = {"mae_et.pretraining": "train_step", "finetune.classify": "classifier_step"}
 
 
 def replace_steps(around) -> None:

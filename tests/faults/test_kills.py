@@ -26,7 +26,7 @@ from mae_et.monitoring.logger import Monitor, read_metrics
 FORK = multiprocessing.get_context("fork")
 KILLS = 50
 EVERY = 2  # steps between two checkpoints
-module = importlib.import_module("mae_et.pretrain")
+module = importlib.import_module("mae_et.pretraining")
 
 
 def kill() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mae_et.arguments import Arguments, config_of, on_top_of_its_data, parser_of
+from mae_et.cli.arguments import Arguments, config_of, on_top_of_its_data, parser_of
 from mae_et.config.files import one_sentence, parse_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted, RunFailed, UserError
@@ -134,7 +134,7 @@ def plan(arguments: Arguments) -> None:
 
 def pretrain(arguments: Arguments) -> None:
     """Pre-train a masked autoencoder; goes on by itself where the run folder's run stopped."""
-    from mae_et.pretrain import pretrain
+    from mae_et.pretraining import pretrain
     from mae_et.runtime.distributed import is_main
 
     folder = pretrain(config_of("pretrain", arguments))
@@ -158,7 +158,7 @@ def linear_probe(arguments: Arguments) -> None:
 
 def reconstruct(arguments: Arguments) -> None:
     """Write a PNG of images, masked, reconstructed and pasted."""
-    from mae_et.reconstruct import ReconstructConfig, reconstruct
+    from mae_et.reconstruction import ReconstructConfig, reconstruct
 
     config, _ = parse_config(
         parser_of("reconstruct", ReconstructConfig), ReconstructConfig, arguments
@@ -184,7 +184,7 @@ def export(arguments: Arguments) -> None:
 def demo(arguments: Arguments) -> None:
     """Pre-train, probe and picture a small model: minutes on two CPU cores."""
     from finetune import ProbeConfig, score_encoder
-    from mae_et.pretrain import pretrain
+    from mae_et.pretraining import pretrain
     from mae_et.runtime.distributed import is_main
 
     parser = parser_of("demo", PretrainConfig)

@@ -1,0 +1,1 @@
+"""The `mae-et` command: its commands, and what their arguments mean."""
