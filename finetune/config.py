@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from finetune.sizes import Size, sides_of
+from finetune.image_size import Size, sides_of
 from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,

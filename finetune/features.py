@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from finetune.config import Pool
-from finetune.splits import open_labelled
+from finetune.datasets import open_labelled
 from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.image_folder import Split

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
-from finetune.load import vit_around
+from finetune.model import vit_around
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.export import Format
 from mae_et.checkpoints.formats import load_weights
@@ -91,7 +91,7 @@ def test_other_architectures_are_fine_tuned_gone_on_with_scored_and_exported(
 
     first = config(exported, "tuned")
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["finetune.classify"], "finish", stopped)
+        patch.setattr(sys.modules["finetune.classifier"], "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
             classify(first)
     results = classify(first)  # around its own checkpoint

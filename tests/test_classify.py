@@ -18,10 +18,10 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import ClassifierOptimConfig, RecipeConfig
-from finetune.evaluate import score, stored_classifier
-from finetune.groups import build_optimizer
-from finetune.load import build_classifier
-from finetune.views import Labelled, LabelledView, mix
+from finetune.evaluation import score, stored_classifier
+from finetune.model import build_classifier
+from finetune.param_groups import build_optimizer
+from finetune.transforms import Labelled, LabelledView, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
@@ -138,7 +138,7 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
     small, monkeypatch, flags
 ) -> None:
     """Bit for bit, drop path, mixing, erasing and moving average included."""
-    module = sys.modules["finetune.classify"]
+    module = sys.modules["finetune.classifier"]
     whole = small(*flags, run="whole")
     classify(whole)
     config, real = small(*flags), module.classifier_step
@@ -200,7 +200,7 @@ def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_
 
     config = small("--output.checkpoint_every=10")
     with monkeypatch.context() as patch:
-        patch.setattr(f"finetune.outcome.{place}", killed)
+        patch.setattr(f"finetune.results.{place}", killed)
         with pytest.raises(KeyboardInterrupt):
             classify(config)
     results = classify(config)

@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 
 import mae_et.data.jpeg_crop as crops
 from finetune.config import RecipeConfig
-from finetune.views import LabelledView
+from finetune.transforms import LabelledView
 from mae_et import Curriculum, Stage, UserError, low_frequency_crop
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_source

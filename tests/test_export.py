@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Pool, Probe
-from finetune.load import vit_around
+from finetune.model import vit_around
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.formats import load_weights, read_file
 from mae_et.checkpoints.hugging_face import to_hugging_face

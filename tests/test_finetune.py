@@ -11,8 +11,8 @@ import torch
 
 import finetune
 from finetune import Features, ProbeConfig, extract_features, score_encoder
-from finetune.knn import knn_accuracy
-from finetune.linear_probe import accuracies, probe_features, train_heads
+from finetune.linear_classifier import accuracies, probe_features, train_heads
+from finetune.nearest_neighbours import knn_accuracy
 from mae_et import UserError, load_pretrained, pretrain
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.main import main

@@ -9,7 +9,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
-from finetune.load import vit_around
+from finetune.model import vit_around
 from mae_et import UserError, export, load_pretrained
 from mae_et.checkpoints.formats import Weights, load_weights
 from mae_et.checkpoints.hugging_face import NAMES, from_hugging_face, to_hugging_face

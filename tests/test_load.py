@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import NetworkConfig
-from finetune.groups import parameter_groups
-from finetune.load import build_classifier, patch_of, vit_around
+from finetune.model import build_classifier, patch_of, vit_around
+from finetune.param_groups import parameter_groups
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import KNOWN_MD5, load_weights, release_of
 

@@ -15,9 +15,9 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune.classify import make_plan, prepare
+from finetune.classifier import make_plan, prepare
 from finetune.config import ClassifierConfig
-from finetune.load import build_classifier
+from finetune.model import build_classifier
 from mae_et import RunFailed, UserError
 from mae_et.checkpoints.store import TrainState, newest_checkpoint
 from mae_et.config.files import load_config

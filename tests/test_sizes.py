@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 
-from finetune.load import vit_around
-from finetune.sizes import sides_at
-from finetune.views import central_view
+from finetune.image_size import sides_at
+from finetune.model import vit_around
+from finetune.transforms import central_view
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.cli.main import main

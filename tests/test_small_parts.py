@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.dynamics import DynamicsConfig, score_checkpoint
-from finetune.load import freeze_encoder
-from finetune.sizes import base_of, cost_at, in_words, sides_of
+from finetune.image_size import base_of, cost_at, in_words, sides_of
+from finetune.learning_dynamics import DynamicsConfig, score_checkpoint
+from finetune.model import freeze_encoder
 from mae_et import Curriculum, PretrainConfig, UserError
 from mae_et.checkpoints.formats import differences, unwrap
 from mae_et.checkpoints.load import depth_of, heads_of

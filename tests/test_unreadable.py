@@ -20,7 +20,7 @@ from PIL import Image
 import mae_et.data.decoding
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
-from finetune.views import LabelledView, central_view
+from finetune.transforms import LabelledView, central_view
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Curriculum

@@ -29,7 +29,7 @@ def main(fault: str, arguments: list[str]) -> int:
     return command_line(arguments)
 
 
-SPINES = {"mae_et.pretraining": "train_step", "finetune.classify": "classifier_step"}
+SPINES = {"mae_et.pretraining": "train_step", "finetune.classifier": "classifier_step"}
 
 
 def replace_steps(around) -> None:

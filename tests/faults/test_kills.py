@@ -192,7 +192,7 @@ def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path
 def test_a_classifier_killed_with_its_best_weights_written_and_their_score_not(tmp_path) -> None:
     """And the other way round: the best weights are in the end those of the step that is named."""
     torch.set_num_threads(1)
-    outcome = importlib.import_module("finetune.outcome")
+    outcome = importlib.import_module("finetune.results")
 
     def config(name: str) -> ClassifierConfig:
         flags = [

@@ -24,8 +24,8 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import save as safetensors_bytes
 
 from finetune.config import ClassifierConfig
-from finetune.evaluate import stored_classifier
-from finetune.load import vit_around
+from finetune.evaluation import stored_classifier
+from finetune.model import vit_around
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.run_config import only_read

@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
+from finetune.datasets import open_labelled
 from finetune.features import Features, ProbeConfig, extract_features
-from finetune.knn import knn_accuracy
-from finetune.linear_probe import probe_features
-from finetune.splits import open_labelled
+from finetune.linear_classifier import probe_features
+from finetune.nearest_neighbours import knn_accuracy
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from finetune.features import ProbeConfig, extract_features
-from finetune.knn import knn_accuracy
-from finetune.linear_probe import probe_features
+from finetune.linear_classifier import probe_features
+from finetune.nearest_neighbours import knn_accuracy
 from mae_et.checkpoints.formats import Weights, load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig

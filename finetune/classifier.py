@@ -21,12 +21,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
-from finetune.groups import build_optimizer
-from finetune.load import build_classifier, check_sizes, network_of_run, patch_of
-from finetune.outcome import describe, evaluate_and_keep, finish
-from finetune.sizes import base_of, cost_at, in_words, sides_at, sides_of
-from finetune.splits import Data, open_data
-from finetune.views import Labelled, LabelledView, mix
+from finetune.datasets import Data, open_data
+from finetune.image_size import base_of, cost_at, in_words, sides_at, sides_of
+from finetune.model import build_classifier, check_sizes, network_of_run, patch_of
+from finetune.param_groups import build_optimizer
+from finetune.results import describe, evaluate_and_keep, finish
+from finetune.transforms import Labelled, LabelledView, mix
 from mae_et.checkpoints.store import TrainState
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop

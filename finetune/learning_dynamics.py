@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.features import Features, ProbeConfig, extract_features
-from finetune.held_out import HeldOut
-from finetune.knn import knn_accuracy
-from finetune.linear_probe import train_probe
+from finetune.linear_classifier import train_probe
+from finetune.nearest_neighbours import knn_accuracy
+from finetune.objective import HeldOut
 from mae_et.checkpoints.formats import weights_in
 from mae_et.checkpoints.load import masked_autoencoder, stored_config
 from mae_et.checkpoints.store import checkpoint_step, list_checkpoints, load_checkpoint

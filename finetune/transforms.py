@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import CenterCrop, Compose
 
 from finetune.config import RecipeConfig
-from finetune.sizes import Size, sides_of
+from finetune.image_size import Size, sides_of
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan

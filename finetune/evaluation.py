@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from finetune.config import ClassifierConfig, Pool
-from finetune.load import network_of_run, vit_around
-from finetune.sizes import Size, sides_of
-from finetune.splits import open_labelled
-from finetune.views import central_view
+from finetune.datasets import open_labelled
+from finetune.image_size import Size, sides_of
+from finetune.model import network_of_run, vit_around
+from finetune.transforms import central_view
 from mae_et.checkpoints.formats import load_weights, read_file
 from mae_et.checkpoints.run_config import only_read, read_classes
 from mae_et.config.files import config_from_text

@@ -7,8 +7,8 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from finetune.evaluate import score
-from finetune.splits import Data
+from finetune.datasets import Data
+from finetune.evaluation import score
 from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.data.loader import worker_count
 from mae_et.io.atomic import write_atomically

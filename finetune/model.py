@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig, Pool, Probe
-from finetune.sizes import Size, in_words, sides_of
+from finetune.image_size import Size, in_words, sides_of
 from mae_et.checkpoints.formats import (
     PROBE_EPSILON,
     Weights,
