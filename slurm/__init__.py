@@ -4,7 +4,7 @@ Only this package imports submitit.
 """
 
 from slurm.config import ClusterConfig
-from slurm.status import status
-from slurm.submit import submit
+from slurm.run_status import status
+from slurm.submission import submit
 
 __all__ = ["ClusterConfig", "status", "submit"]

@@ -17,10 +17,10 @@ from mae_et.config.files import (
     shipped_configs,
 )
 from mae_et.errors import UserError
+from slurm.command import KINDS
 from slurm.config import ClusterConfig
-from slurm.status import as_dicts, status, table, watch
-from slurm.submit import submit
-from slurm.task import KINDS
+from slurm.run_status import as_dicts, status, table, watch
+from slurm.submission import submit
 
 USAGE = """usage: mae-et submit COMMAND [--cluster FILE_OR_NAME] [--KEY value ...] [arguments]
 

@@ -5,7 +5,7 @@ moment, and not at all while the process waits in a collective. Here a signal ra
 (`mae_et/runtime/signals.py`); at the next step the processes agree, save once, and rank 0 calls
 submitit's own handler, which queues the job again. What a job needs to go on lies in the run
 folder, so it does not matter who queued it again: submitit, SLURM after a preemption, or
-`slurm.after`.
+`slurm.retry`.
 """
 
 import os
@@ -26,7 +26,7 @@ from mae_et.errors import Interrupted
 from mae_et.io.atomic import write_text_atomically
 from slurm.journal import note, this_job
 from slurm.progress import reached
-from slurm.queue import job_state
+from slurm.squeue import job_state
 from slurm.watchdog import Watchdog
 
 # Named, not imported: the command line is above this package.

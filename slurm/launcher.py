@@ -184,7 +184,7 @@ class Launcher:
         return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
     def _teardown(self) -> list[str]:
-        after = [sys.executable, "-m", "slurm.after", str(self.runs_file)]
+        after = [sys.executable, "-m", "slurm.retry", str(self.runs_file)]
         # Only of what failed: its imports take seconds. The script ends with the status of either.
         return [f"status=$?; [ $status = 0 ] || {shlex.join(after)} $status {self.config.retries}"]
 

@@ -10,10 +10,10 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.errors import RunFailed
 from mae_et.io.atomic import write_text_atomically
 from slurm.cli import cluster_of
+from slurm.command import task
 from slurm.journal import read_events
-from slurm.status import ENDED, status
-from slurm.submit import submit_together
-from slurm.task import task
+from slurm.run_status import ENDED, status
+from slurm.submission import submit_together
 
 POLL_SECONDS = 5.0
 # Looks in a row at which a job that was submitted is still nowhere to be seen.

@@ -19,9 +19,9 @@ from slurm.config import ClusterConfig
 from slurm.job import Job
 from slurm.journal import note, read_events
 from slurm.launcher import Launcher, make_private
-from slurm.queue import job_states
-from slurm.status import status, table
-from slurm.submit import submit
+from slurm.run_status import status, table
+from slurm.squeue import job_states
+from slurm.submission import submit
 
 HOSTILE = [
     "a b", "a'b", 'a"b', "$(touch canary)", "`touch canary`", "a; touch canary", "a|touch canary",
@@ -113,7 +113,7 @@ def test_any_word_stays_one_word_or_is_refused(place: Path, word: str) -> None:
 @pytest.mark.parametrize("name", [*HOSTILE, "plain"], ids=ascii)
 def test_a_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Path) -> None:
     """Its path goes to srun, to Python, to PYTHONPATH, and into sbatch's own patterns."""
-    from slurm.submit import _check_path
+    from slurm.submission import _check_path
 
     root = Path(name)
     bad = [each for each in name if each in ":\\'\"" or not each.isprintable()]
@@ -128,13 +128,13 @@ def test_a_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Pat
     assert words[-1] == folder
     assert words[words.index("--output") + 1] == f"{folder}/%j_%t_log.out"
     assert directives(script)["output"] == f"{folder}/%j_0_log.out"
-    # The script's last lines run when srun fails: the same words then reach `slurm.after`.
+    # The script's last lines run when srun fails: the same words then reach `slurm.retry`.
     failing = script.replace("\nsrun ", "\nfalse ")
     (place / "python.words").unlink(missing_ok=True)
     environment = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "HOME": "/nowhere"}
     subprocess.run(["bash"], input=failing, text=True, env=environment, cwd=place)
     said = (place / "python.words").read_text().split("\0")[:-1]
-    assert said[:2] == ["-m", "slurm.after"]
+    assert said[:2] == ["-m", "slurm.retry"]
     assert said[2].startswith(f"{folder}/runs-")
     assert said[3:] == ["1", "3"]
 
@@ -184,7 +184,7 @@ def test_ids_of_jobs_out_of_files_are_numbers_before_slurm_is_asked(tmp_path: Pa
 
 
 def test_status_reads_logs_of_its_own_run_alone(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("slurm.queue.run", lambda *_: None)
+    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
     run = tmp_path / "runs" / "one"
     (run / "slurm").mkdir(parents=True)
     (tmp_path / "secret").mkdir()

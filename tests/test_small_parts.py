@@ -49,11 +49,11 @@ from mae_et.runtime.signals import stop_signals
 from mae_et.runtime.system_errors import told_in_a_sentence
 from mae_et.training.metrics import peak_memory, summarise_stages
 from mae_et.training.resume import check_same_run
-from slurm import after
+from slurm import retry
+from slurm.command import Task
 from slurm.config import ClusterConfig, job_name
 from slurm.journal import events_file, log_file, note, read_events, this_job
-from slurm.status import as_dicts, find_runs, status, table
-from slurm.task import Task
+from slurm.run_status import as_dicts, find_runs, status, table
 
 
 def test_sizes_are_sides_in_pixels() -> None:
@@ -266,13 +266,13 @@ def test_what_srun_says_last_of_a_killed_process_is_its_reason(tmp_path: Path) -
     events = read_events(tmp_path)
     path = log_file(tmp_path, events, "7")
     assert path == tmp_path / "slurm" / "7_0_log.err"
-    assert after.killed_task(tmp_path, "7", events) == ""
+    assert retry.killed_task(tmp_path, "7", events) == ""
     path.write_text("srun: error: n1: task 0: Killed\nsrun: error: n1: task 1: Terminated\n")
-    assert after.killed_task(tmp_path, "7", events) == "n1: task 0: Killed"
+    assert retry.killed_task(tmp_path, "7", events) == "n1: task 0: Killed"
 
 
 def test_status_is_json(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("slurm.queue.run", lambda *_: None)
+    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
     note(tmp_path, "started", job="7")
     (about,) = json.loads(json.dumps(as_dicts(status([tmp_path]))))
     assert about["run"] == str(tmp_path)

@@ -16,11 +16,11 @@ from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.monitoring.compare import CompareConfig, compare
 from mae_et.runtime import watchdog
-from slurm import ClusterConfig, after, job, status, trials
+from slurm import ClusterConfig, job, retry, status, trials
+from slurm.command import arms, following, task
 from slurm.journal import note, read_events
+from slurm.run_status import table
 from slurm.snapshot import snapshot
-from slurm.status import table
-from slurm.task import arms, following, task
 from slurm.watchdog import EXIT_STATUS
 
 RUN = ["--config=tiny.yaml", "--output.folder=run"]
@@ -121,7 +121,7 @@ def test_a_job_imports_the_copied_code_and_not_what_lies_where_it_starts(place: 
 
 
 def test_a_config_that_is_edited_does_not_change_a_job_that_waits(place: Path) -> None:
-    from slurm.task import frozen
+    from slurm.command import frozen
 
     kept = frozen(task("pretrain", ["--config", "tiny.yaml", "--seed=3"]), place / "run" / "slurm")
     (place / "tiny.yaml").write_text("seed: 9")
@@ -156,7 +156,7 @@ def test_a_sweep_has_a_run_for_each_combination(place: Path) -> None:
 
 
 def test_the_table_of_a_sweep_takes_names_with_commas(place: Path) -> None:
-    from slurm.submit import _table
+    from slurm.submission import _table
 
     found = arms(task("pretrain", RUN), ["optim.base_lr=0.1,0.2", "seed=0,1"])
     assert _table(Path("run"), [found]).config.runs == [each.folder for each in found]
@@ -168,8 +168,8 @@ def inside(place: Path, monkeypatch) -> list[str]:
     asked: list[str] = []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    monkeypatch.setattr(after, "still_wanted", lambda: True)
-    monkeypatch.setattr(after, "requeue", lambda: asked.append("requeue"))
+    monkeypatch.setattr(retry, "still_wanted", lambda: True)
+    monkeypatch.setattr(retry, "requeue", lambda: asked.append("requeue"))
     return asked
 
 
@@ -178,8 +178,8 @@ def test_a_crash_is_tried_again_until_it_makes_no_progress(
 ) -> None:
     run = place / "run"
     steps = iter([100, 200, 200, 200])
-    monkeypatch.setattr(after, "reached", lambda folder: (next(steps), 0))
-    assert [after.main(run, 1, 2) for _ in range(4)] == [1] * 4
+    monkeypatch.setattr(retry, "reached", lambda folder: (next(steps), 0))
+    assert [retry.main(run, 1, 2) for _ in range(4)] == [1] * 4
     assert [event["event"] for event in read_events(run)] == ["retried"] * 3 + ["given up"]
     assert inside == ["requeue"] * 3
 
@@ -199,7 +199,7 @@ def test_what_is_done_after_a_job_depends_on_how_it_ended(
     place: Path, inside, event, facts: dict, expected: str
 ) -> None:
     note(place, event, **facts)
-    after.main(place, 1, 3)
+    retry.main(place, 1, 3)
     assert read_events(place)[-1]["event"] == expected
     assert inside == (["requeue"] if expected == "retried" else [])
 
@@ -207,16 +207,16 @@ def test_what_is_done_after_a_job_depends_on_how_it_ended(
 def test_a_job_in_which_nothing_moved_is_tried_again_and_named_so(place: Path, inside) -> None:
     """The process that hangs notes nothing itself; its peer has only lost it."""
     note(place, "failed", kind="PeerLost", sentence="the connection to another process broke")
-    assert after.main(place, watchdog.EXIT_STATUS, 3) == watchdog.EXIT_STATUS
+    assert retry.main(place, watchdog.EXIT_STATUS, 3) == watchdog.EXIT_STATUS
     last = read_events(place)[-1]
     assert last["event"] == "retried"
     assert last["sentence"].startswith("no step was finished in efficiency.step_timeout")
 
 
 def test_a_job_that_succeeded_or_was_cancelled_is_left_alone(place, inside, monkeypatch) -> None:
-    assert after.main(place, 0, 3) == 0
-    monkeypatch.setattr(after, "still_wanted", lambda: False)
-    assert after.main(place, 143, 3) == 143
+    assert retry.main(place, 0, 3) == 0
+    monkeypatch.setattr(retry, "still_wanted", lambda: False)
+    assert retry.main(place, 143, 3) == 143
     assert read_events(place) == []
     assert inside == []
 
@@ -304,7 +304,7 @@ def test_without_slurm_a_run_is_what_it_has_left_of_late(place: Path, monkeypatc
     assert status([run])[0].state == "not started"
     note(run, "started", job="1", restart=0, step=0, lost=0)
     assert status([run])[0].state == "running"
-    monkeypatch.setattr(sys.modules["slurm.status"], "SILENCE_SECONDS", 0)
+    monkeypatch.setattr(sys.modules["slurm.run_status"], "SILENCE_SECONDS", 0)
     assert status([run])[0].state == "stopped"
     note(run, "submitted", executor="local", **submitted)
     note(run, "started", job="1", restart=0, step=0, lost=0)

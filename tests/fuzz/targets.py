@@ -40,7 +40,7 @@ from mae_et.errors import RunFailed, UserError
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.compare import CompareConfig, compare
 from slurm.config import ClusterConfig
-from slurm.status import status, table
+from slurm.run_status import status, table
 
 MODEL = {
     "encoder": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 8, "encoder_width": 8,
@@ -336,7 +336,7 @@ def _read_images(config: DataConfig) -> None:
 
 def read_run(data: bytes, folder: Path) -> None:
     lay_out(run_folder(), data, folder)
-    with patch("slurm.queue.run", return_value=None):  # SLURM's programs
+    with patch("slurm.squeue.run", return_value=None):  # SLURM's programs
         table(status([folder]))
     with suppress(UserError):
         compare(CompareConfig([folder]))

@@ -15,14 +15,14 @@ from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.training.plan import curriculum_of
 from mae_et.training.resume import check_same_run
+from slurm.command import TRAININGS, Task, arms, following, frozen, task
 from slurm.config import ClusterConfig, job_name
-from slurm.data_check import check_classes, check_root
 from slurm.job import Job
 from slurm.journal import note, read_events
 from slurm.launcher import Launcher
-from slurm.queue import job_states
+from slurm.preflight import check_classes, check_root
 from slurm.snapshot import snapshot
-from slurm.task import TRAININGS, Task, arms, following, frozen, task
+from slurm.squeue import job_states
 
 TABLE_TIME = "30"
 # What the watchdog leaves of the time between the signal and the end, to queue the job again.

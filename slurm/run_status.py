@@ -12,7 +12,7 @@ from typing import Any
 from mae_et.errors import UserError
 from mae_et.monitoring.logger import format_seconds, read_metrics, seconds_left
 from slurm.journal import Event, events_file, log_file, read_events
-from slurm.queue import JobState, job_states
+from slurm.squeue import JobState, job_states
 
 # A row of metrics is awaited for so long before a run without a job counts as stopped.
 SILENCE_SECONDS = 120.0
