@@ -2,7 +2,7 @@
 
 The batch script calls it with the exit status of srun, on the job's first machine:
 
-    python -m slurm.after RUNS STATUS RETRIES
+    python -m slurm.retry RUNS STATUS RETRIES
 
 RUNS is a file with the folders of the runs, one for each element of an array. The script ends with
 the same status. When the job was taken away (cancelled, preempted, out of time) it is killed
