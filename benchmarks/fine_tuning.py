@@ -25,7 +25,7 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.models.mae import MaskedAutoencoder
 
 COMMON = [
-    "--data.eval_crop=1.0", "--data.scale=[0.2, 1.0]", "--optim.warmup=0.1",
+    "--data.eval_crop=1.0", "--data.scale=[0.2, 1.0]", "--optim.warmup_fraction=0.1",
     "--output.evaluate_every=25%", "--output.checkpoint_every=10%",
 ]  # fmt: skip
 # LARS's steps are relative to the weights, so that what a probe needs is a number of steps: MAE's
@@ -94,7 +94,7 @@ def untrained(config: PretrainConfig, path: Path) -> Path:
 def fine_tuned(weights: Path, folder: Path, epochs: float, flags: list[str], kind: str) -> float:
     """Train a classifier, one of `ARMS`, on an encoder and return its top-1, in percent."""
     flags = [f"--curriculum={{preset: constant, epochs: {epochs}, cost: area}}", *flags]
-    own = [f"--model.checkpoint={weights}", f"--output.folder={folder}"]
+    own = [f"--model.checkpoint={weights}", f"--output.dir={folder}"]
     given = [*own, *COMMON, *ARMS[kind], *flags]
     return float(classify(load_config(ClassifierConfig, [], given))["top1"])
 

@@ -37,13 +37,13 @@ from mae_et import low_frequency_crop
 from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box, Pictures
 from mae_et.data.image_folder import Folder
 from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
 from mae_et.data.prepare import PrepareConfig, prepare
-from mae_et.data.sampler import Draw
-from mae_et.data.transforms import TrainView
+from mae_et.data.sampler import SampleIndex
+from mae_et.data.transforms import TrainDataset
 
 BASE, PATCH = 224, 16
 GOALS = {96: 4.0, 160: 2.5, 224: 1.5}
@@ -74,8 +74,8 @@ def arms(source: Pictures, shards: Pictures, size: int) -> dict[str, Load]:
     plan = Curriculum((Stage(size, 1),), BASE, PATCH).plan(1, len(source), len(source))
 
     def view(of: Pictures, method: Any) -> Load:
-        samples = TrainView(of, DataConfig(), plan, PATCH, 0, method)
-        return lambda index: samples[Draw(index, 0, 0)]
+        samples = TrainDataset(of, DataConfig(), plan, PATCH, 0, method)
+        return lambda index: samples[SampleIndex(index, 0, 0)]
 
     decode = view(source, "decode")
 
@@ -178,8 +178,8 @@ def measure(
         A row for each size and arm.
     """
     torch.set_num_threads(1)
-    source = open_source(DataConfig(root=root), "train")
-    shards = open_source(DataConfig(name="shards", root=prepared), "train")
+    source = open_dataset(DataConfig(root=root), "train")
+    shards = open_dataset(DataConfig(name="shards", root=prepared), "train")
     assert isinstance(source, Folder)
     assert isinstance(shards, Pictures)
     rows = []

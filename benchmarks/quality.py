@@ -26,7 +26,7 @@ from finetune import ProbeConfig, score_encoder
 from mae_et.checkpoints.load import stored_config
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.pretraining import pretrain
@@ -93,7 +93,11 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
 
     def features() -> dict[str, Any]:
         probe = ProbeConfig(
-            encoder, data, workers=efficiency.workers, precision=efficiency.precision, seed=seed
+            encoder,
+            data,
+            num_workers=efficiency.num_workers,
+            precision=efficiency.precision,
+            seed=seed,
         )
         return score_encoder(probe)
 
@@ -101,7 +105,7 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
         flags = [
             f"--data.root={config.root}", f"--model.image_size={pretraining.model.image_size}",
             f"--efficiency.precision={efficiency.precision}", f"--seed={seed}",
-            f"--efficiency.workers={efficiency.workers}",
+            f"--efficiency.num_workers={efficiency.num_workers}",
             f"--optim.batch_size={pretraining.optim.batch_size}",
             "--output.evaluate_every=100%",
         ]  # fmt: skip
@@ -132,7 +136,7 @@ def arm_config(config: QualityConfig, name: str, seed: int, folder: Path) -> Pre
         epochs = begun.curriculum.epochs
     elif arm.images_of is not None:
         other = _load(config, ARMS[arm.images_of].flags, seed, folder)
-        images = len(open_source(mine.data, "train", mine.model.channels))
+        images = len(open_dataset(mine.data, "train", mine.model.channels))
         per_epoch = [
             make_plan(_budget(each, epochs), images).images / epochs for each in (other, mine)
         ]
@@ -161,7 +165,7 @@ def times_faster(mine: PretrainConfig, other: PretrainConfig) -> float:
 
 
 def _load(config: QualityConfig, flags: tuple[str, ...], seed: int, folder: Path) -> PretrainConfig:
-    own = [f"--data.root={config.root}", f"--seed={seed}", f"--output.folder={folder}"]
+    own = [f"--data.root={config.root}", f"--seed={seed}", f"--output.dir={folder}"]
     return load_config(PretrainConfig, [config.recipe], [*own, *flags, *config.flags])
 
 

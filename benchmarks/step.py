@@ -35,7 +35,7 @@ BANDWIDTHS = (96, 160, 224)
 Precision = Literal["fp32", "bf16", "fp16"]
 # CrossMAE's quarter of all patches is a third of the hidden ones.
 CROSS: dict[str, Any] = {"decoder_attention": "cross", "decoder_share": 1 / 3, "decoder_depth": 4}
-SHALLOW: dict[str, Any] = {"decoder_depth": 2, "decoder_width": 256, "decoder_heads": 8}
+SHALLOW: dict[str, Any] = {"decoder_depth": 2, "decoder_embed_dim": 256, "decoder_num_heads": 8}
 
 
 @dataclass(frozen=True)

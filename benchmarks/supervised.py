@@ -15,7 +15,7 @@ from mae_et import Curriculum, load_config
 COMMON = """
 model: {backbone: resnet18, image_size: 128}
 data: {eval_crop: 1.0, scale: [0.2, 1.0]}
-optim: {batch_size: 64, base_lr: 4.0e-3, warmup: 0.1, weight_decay: 0.05}
+optim: {batch_size: 64, base_lr: 4.0e-3, warmup_fraction: 0.1, weight_decay: 0.05}
 recipe: {smoothing: 0.1}
 output: {evaluate_every: 25%, checkpoint_every: 10%, log_every: 50}
 """
@@ -42,7 +42,7 @@ def main() -> None:
         ("etpp-equal-compute", "etpp", known.epochs),
     ):
         curriculum = f"--curriculum={{preset: {preset}, epochs: {epochs}, cost: area}}"
-        given = [f"--data.root={known.root}", f"--output.folder={known.folder / name}", curriculum]
+        given = [f"--data.root={known.root}", f"--output.dir={known.folder / name}", curriculum]
         row = classify(load_config(ClassifierConfig, [common], [*given, *flags]))
         first = first or row
         print(

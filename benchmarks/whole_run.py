@@ -26,7 +26,7 @@ from mae_et.benchmarks.rounds import interleave
 
 from mae_et.config.files import load_config
 from mae_et.config.schema import CropConfig, PretrainConfig
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.pretraining import pretrain
 from mae_et.training.plan import make_plan
 
@@ -56,7 +56,7 @@ def bench_run(config: WholeRunConfig) -> dict[str, Any]:
     """Measure whole runs: curriculum, loader, what is written."""
     plain = _config(config, [])
     ours = _config(config, list(config.flags))
-    images = len(open_source(ours.data, "train", ours.model.channels))
+    images = len(open_dataset(ours.data, "train", ours.model.channels))
     equal_compute = make_plan(_with(ours, "etpp", config.epochs), images)
     fewer = config.epochs * config.epochs * images / equal_compute.images
     silent = _config(config, [*config.flags, *SILENT])
@@ -113,8 +113,8 @@ def _plain(config: PretrainConfig) -> PretrainConfig:
 def _run(config: PretrainConfig, seconds: list[float]) -> None:
     """Pre-train in a folder that goes away, and note how long it took."""
     with tempfile.TemporaryDirectory() as folder:
-        output = dataclasses.replace(config.output, folder=Path(folder) / "run")
+        output = dataclasses.replace(config.output, dir=Path(folder) / "run")
         start = time.perf_counter()
         pretrain(dataclasses.replace(config, output=output))
         seconds.append(time.perf_counter() - start)
-        json.loads((output.folder / "results.json").read_text())  # it did end
+        json.loads((output.dir / "results.json").read_text())  # it did end

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
 from finetune.datasets import Data, open_data
-from finetune.image_size import base_of, cost_at, in_words, sides_at, sides_of
+from finetune.image_size import base_of, cost_at, format_size, sides_at, sides_of
 from finetune.model import build_classifier, check_sizes, network_of_run, patch_of
 from finetune.param_groups import build_optimizer
-from finetune.results import describe, evaluate_and_keep, finish
-from finetune.transforms import Labelled, LabelledView, mix
+from finetune.results import describe, evaluate_and_save, finish
+from finetune.transforms import Labelled, LabelledTrainDataset, mix
 from mae_et.checkpoints.store import TrainState
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
@@ -34,16 +34,16 @@ from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import micro_batch_size, sample_seed
 from mae_et.errors import UserError
-from mae_et.monitoring.logger import SCORES, Monitor, read_metrics
+from mae_et.monitoring.logger import SCORES, RunLogger, read_metrics
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast, set_precision
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.loop import save, steps
 from mae_et.training.micro_batch import fit_micro_batch
-from mae_et.training.resume import as_many_processes, check_same_data, origin_of
+from mae_et.training.resume import check_same_data, provenance_of, same_world_size
 from mae_et.training.run import Run, wrap
-from mae_et.training.session import begin, joined, recording
+from mae_et.training.session import distributed_session, find_checkpoint, run_records
 from mae_et.training.step import update
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -61,19 +61,19 @@ def classify(config: ClassifierConfig) -> dict[str, Any]:
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    with joined(config.efficiency) as (world, stopped):
+    with distributed_session(config.efficiency) as (world, stopped):
         _classify(config, world, stopped)
-    return json.loads((config.output.folder / "results.json").read_text(encoding="utf-8"))
+    return json.loads((config.output.dir / "results.json").read_text(encoding="utf-8"))
 
 
-def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None:
-    saved, finished = begin(config, world)
+def _classify(config: ClassifierConfig, world: DistributedContext, stopped: StopFlag) -> None:
+    saved, finished = find_checkpoint(config, world)
     if finished:
         return
     data = open_data(config)
-    origin = origin_of(data.train, world)
+    origin = provenance_of(data.train, world)
     check_same_data(config, saved, len(data.train), origin)
-    if saved and world.is_main and not as_many_processes(saved, world):
+    if saved and world.is_main and not same_world_size(saved, world):
         warnings.warn(
             "this run goes on with another number of processes: the samples stay the same, but "
             "where there are mixing, drop path or batch norms, each process has its own",
@@ -88,12 +88,12 @@ def _classify(config: ClassifierConfig, world: World, stopped: StopFlag) -> None
     run = prepare(config, network, plan, world, saved)
     run.origin = origin
     del saved
-    view = LabelledView(
+    view = LabelledTrainDataset(
         data.train, config.data, config.recipe, plan, config.seed, config.model.image_size,
         config.crop.method,
     )  # fmt: skip
     about = {"classes.json": describe(run, data)}
-    with training_batches(run, view) as loaded, recording(run, about) as monitor:
+    with training_batches(run, view) as loaded, run_records(run, about) as monitor:
         train(run, loaded, data, monitor, stopped)
         finish(run, monitor)
     distributed.barrier(world)
@@ -105,7 +105,7 @@ def build_network(
     """Build the network anew, or as a saved run had it: what it started from may be gone."""
     if saved is None:
         return build_classifier(config.model, classes)
-    return network_of_run(config.model, config.output.folder, saved["model"])
+    return network_of_run(config.model, config.output.dir, saved["model"])
 
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
@@ -118,7 +118,7 @@ def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan
     patch = patch_of(network, size)
     if any(side % patch for side in sides_of(size)):
         raise UserError(
-            f"model.image_size {in_words(size)} is not a multiple of the patch size {patch}"
+            f"model.image_size {format_size(size)} is not a multiple of the patch size {patch}"
         )
     curriculum = Curriculum.from_config(config.curriculum, base_of(size), patch)
     counts = config.curriculum.cost == "flops"
@@ -134,7 +134,11 @@ def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int],
 
 
 def prepare(
-    config: ClassifierConfig, network: Any, plan: Plan, world: World, saved: dict[str, Any] | None
+    config: ClassifierConfig,
+    network: Any,
+    plan: Plan,
+    world: DistributedContext,
+    saved: dict[str, Any] | None,
 ) -> Run:
     """Put a network on its device, with its optimizer, as new or as saved."""
     efficiency = config.efficiency
@@ -155,9 +159,9 @@ def prepare(
             raise UserError("efficiency.gradient_checkpointing: the network has none") from None
     network = network.to(world.device)
     dtype, scaler = set_precision(efficiency, world.device)
-    ema = config.optim.ema
-    average = None if ema is None else ModelEmaV3(network, decay=ema)
-    state = TrainState(network, build_optimizer(network, config.optim), scaler, average=average)
+    decay = config.optim.ema
+    ema = None if decay is None else ModelEmaV3(network, decay=decay)
+    state = TrainState(network, build_optimizer(network, config.optim), scaler, ema=ema)
     if saved:
         state.restore(saved)
     run = Run(config, plan, world, state, network, dtype, micro_batch)
@@ -179,7 +183,7 @@ def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
 
 
 def train(
-    run: Run, batches: Iterator[Labelled], data: Data, monitor: Monitor | None, stopped: StopFlag
+    run: Run, batches: Iterator[Labelled], data: Data, monitor: RunLogger | None, stopped: StopFlag
 ) -> None:
     """Train to the end and score on the way; only the main process has a monitor, and writes."""
     output, state = run.config.output, run.state
@@ -189,9 +193,9 @@ def train(
     evaluates = math.isfinite(every)
     if evaluates and state.step and (state.step % every == 0 or state.step == run.plan.steps):
         # Stopped between a checkpoint and the scores that were due with it.
-        scored = {row["step"] for row in read_metrics(output.folder, SCORES)}
-        if not distributed.agree(state.step in scored, run.world):
-            evaluate_and_keep(run, data, monitor)
+        scored = {row["step"] for row in read_metrics(output.dir, SCORES)}
+        if not distributed.any_rank(state.step in scored, run.world):
+            evaluate_and_save(run, data, monitor)
     state.model.train()
     shown = shown_sides(run.config, state.model)
     step = partial(classifier_step, classes=data.classes, shown=shown)
@@ -202,7 +206,7 @@ def train(
             save(run, monitor)
         due = state.step % every == 0 or moment.last
         if evaluates and due and not moment.stopping:
-            evaluate_and_keep(run, data, monitor)
+            evaluate_and_save(run, data, monitor)
 
 
 def classifier_step(
@@ -233,7 +237,7 @@ def classifier_step(
         return F.cross_entropy(logits.float(), targets)
 
     result = update(run, stage, batches, loss_of)
-    average: Any = run.state.average
-    if average is not None:
-        average.update(run.state.model, run.state.step)
+    ema: Any = run.state.ema
+    if ema is not None:
+        ema.update(run.state.model, run.state.step)
     return result

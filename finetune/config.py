@@ -47,7 +47,7 @@ class NetworkConfig:
     """Chance of dropping a residual branch in the last block (rising linearly to it)."""
     probe: Probe = "none"
     """none trains everything; linear and attentive train a head on the frozen encoder."""
-    encoder_heads: int | None = None
+    encoder_num_heads: int | None = None
     """Heads of the checkpoint's encoder, where its width is no published one."""
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class NetworkConfig:
             raise UserError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")
         if min(sides_of(self.image_size)) < 1:
             raise UserError(f"model.image_size must be positive, got {self.image_size}")
-        for name in ("channels", "patch_size", "encoder_heads"):
+        for name in ("channels", "patch_size", "encoder_num_heads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"model.{name} must be positive, got {value}")
@@ -127,8 +127,8 @@ class ClassifierOptimConfig(OptimConfig):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}")
-        if self.skip_nonfinite and self.optimizer != "adamw":
-            raise UserError("optim.skip_nonfinite is of optim.optimizer adamw alone")
+        if self.max_skipped_updates and self.optimizer != "adamw":
+            raise UserError("optim.max_skipped_updates is of optim.optimizer adamw alone")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"optim.ema must lie in (0, 1), got {self.ema}")
 
@@ -137,7 +137,7 @@ class ClassifierOptimConfig(OptimConfig):
 class ClassifierOutputConfig(OutputConfig):
     """What a classifier's run leaves behind."""
 
-    folder: Path = Path("runs/finetune")
+    dir: Path = Path("runs/finetune")
     """Run folder; a run resumes by itself from the checkpoints in it."""
     evaluate_every: int | str | None = "10%"
     """Between two evaluations on the validation split; null where there is none."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from finetune.config import ClassifierConfig
 from mae_et.config.schema import DataConfig
-from mae_et.data.datasets import Source, count_unlabelled, open_source
+from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.image_folder import Split, classes_without_images, split_name
 from mae_et.errors import UserError
 
@@ -13,8 +13,8 @@ from mae_et.errors import UserError
 class Data:
     """The two splits."""
 
-    train: Source
-    val: Source | None
+    train: ImageDataset
+    val: ImageDataset | None
     """None where nothing is evaluated."""
 
     @property
@@ -23,7 +23,7 @@ class Data:
         return len(self.train.classes)
 
 
-def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -> Source:
+def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -> ImageDataset:
     """Open a split of which every image has a label.
 
     Args:
@@ -35,7 +35,7 @@ def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -
     Raises:
         UserError: there are no classes, or images without a label.
     """
-    source = open_source(data, split, channels)
+    source = open_dataset(data, split, channels)
     name = split_name(data, split)
     if len(source.classes) < 2:
         cause = "has no classes"

@@ -17,10 +17,10 @@ from finetune.image_size import Size, sides_of
 from finetune.model import network_of_run, vit_around
 from finetune.transforms import central_view
 from mae_et.checkpoints.formats import load_weights, read_file
-from mae_et.checkpoints.run_config import only_read, read_classes
+from mae_et.checkpoints.run_config import read_classes, read_only
 from mae_et.config.files import config_from_text
 from mae_et.config.schema import DataConfig, check_statistics
-from mae_et.data.datasets import Source
+from mae_et.data.datasets import ImageDataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.loader import batches_of, eval_loader, worker_count
 from mae_et.data.transforms import normalise
@@ -28,9 +28,9 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import read_text
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast, autocast_dtype
-from mae_et.runtime.watchdog import beat
+from mae_et.runtime.watchdog import heartbeat
 
 # A table of more classes than this would be larger than what it is made from.
 MOST_CLASSES_IN_TABLE = 2000
@@ -66,8 +66,8 @@ class Scores:
 
 @torch.no_grad()
 def score(
-    network: nn.Module, source: Source, data: DataConfig, size: Size, world: World,
-    dtype: torch.dtype | None, batch_size: int, workers: int,
+    network: nn.Module, source: ImageDataset, data: DataConfig, size: Size,
+    world: DistributedContext, dtype: torch.dtype | None, batch_size: int, workers: int,
 ) -> Scores:  # fmt: skip
     """Score a network; process r of n takes the images r, r + n, ..., so none is counted twice."""
     classes = len(source.classes)
@@ -82,7 +82,7 @@ def score(
     network.eval()
     with batches_of(eval_loader(mine, batch_size, workers)) as batches:
         for pictures, labels in batches:
-            beat()
+            heartbeat()
             pixels = normalise(pictures.to(world.device), data.mean, data.std)
             with autocast(dtype, world.device):
                 logits = network(pixels)
@@ -98,10 +98,10 @@ def score(
             sums[1] += F.cross_entropy(logits, labels, reduction="sum")
     network.train(was_training)
     images, right, taken, sums = (
-        distributed.total(part, world) for part in (images, right, taken, sums)
+        distributed.all_reduce_sum(part, world) for part in (images, right, taken, sums)
     )
     if confusion is not None:
-        confusion = distributed.total(confusion, world).view(classes, classes)
+        confusion = distributed.all_reduce_sum(confusion, world).view(classes, classes)
     top5, loss = sums.tolist()
     return Scores(images, right, taken, round(top5), loss / int(images.sum()), confusion)
 
@@ -118,14 +118,14 @@ class EvaluateConfig:
     """Labelled data; by default what the run was trained on."""
     image_size: Size = 224
     """Side of the images in pixels, or [height, width], where the checkpoint does not say it."""
-    encoder_heads: int | None = None
+    encoder_num_heads: int | None = None
     """Heads of the encoder, where its width is no published one."""
     output: Path | None = None
     """Folder for the scores (results.json), the confusion table and the scores of each class (CSV);
     none by default."""
     batch_size: int = 256
     """Images per forward pass."""
-    workers: int | None = None
+    num_workers: int | None = None
     """Loader processes; by default the cores, at most 16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes a GPU where there is one."""
@@ -156,7 +156,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     data = config.data or (run.data if run else None)
     if data is None:
         raise UserError("data must be given (--data.root or --data.name)")
-    world = distributed.start(config.device)
+    world = distributed.initialize(config.device)
     try:
         network, size, channels = _load(config, run)
         check_statistics(data, channels)
@@ -165,10 +165,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         dtype = autocast_dtype(config.precision, world.device)
         scores = score(
             network.to(world.device), source, data, size, world, dtype, config.batch_size,
-            worker_count(config.workers, world.size),
+            worker_count(config.num_workers, world.size),
         )  # fmt: skip
     finally:
-        distributed.stop(world)
+        distributed.shutdown(world)
     results = {"data": str(data.root or data.source)} | scores.summary()
     if config.output is not None and world.is_main:
         write_tables(config.output, scores, list(source.classes))
@@ -201,7 +201,7 @@ def stored_classifier(path: Path) -> ClassifierConfig | None:
     if not (path / "model.safetensors").is_file():
         raise UserError(f"{path} is the folder of a classifier's run that is not finished")
     config = config_from_text(read_text(written), ClassifierConfig)
-    return replace(config, data=only_read(config.data))
+    return replace(config, data=read_only(config.data))
 
 
 def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, Size, int]:
@@ -218,12 +218,12 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
     probe: Literal["linear", "none"] = "linear" if "running_mean" in found.head else "none"
     vit = vit_around(
         found, found.head["weight"].shape[0], config.image_size, pool, probe,
-        encoder_heads=config.encoder_heads,
+        encoder_num_heads=config.encoder_num_heads,
     )  # fmt: skip
     return vit, config.image_size, found.encoder["patch_embed.proj.weight"].shape[1]
 
 
-def _check_classes(network: Any, source: Source, checkpoint: Path, is_run: bool) -> None:
+def _check_classes(network: Any, source: ImageDataset, checkpoint: Path, is_run: bool) -> None:
     has, ours = network.num_classes, list(source.classes)
     if has != len(ours):
         raise UserError(f"{checkpoint} tells {has} classes, the data have {len(ours)}")

@@ -18,7 +18,7 @@ from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.image_folder import Split
 from mae_et.data.loader import batches_of, eval_loader, worker_count
-from mae_et.data.transforms import EvalView, normalise
+from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.precision import autocast, autocast_dtype
@@ -42,15 +42,15 @@ class ProbeConfig:
     """Passes over the cached features in the linear probe."""
     untrained: bool = False
     """Whether the same encoder with fresh weights is scored too."""
-    encoder_heads: int | None = None
+    encoder_num_heads: int | None = None
     """Heads of the encoder, where its width is no published one."""
-    decoder_heads: int | None = None
+    decoder_num_heads: int | None = None
     """Heads of the decoder, likewise."""
     output: Path | None = None
     """Folder for the scores (results.json); they are printed alone by default."""
     batch_size: int = 256
     """Images per forward pass."""
-    workers: int | None = None
+    num_workers: int | None = None
     """Loader processes; by default the cores, at most 16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes a GPU where there is one."""
@@ -111,13 +111,15 @@ def extract_features(
     """
     check_statistics(data, model.channels)
     source = open_labelled(data, split, model.channels, "scoring an encoder")
-    view: Dataset[tuple[Tensor, int]] = EvalView(source, data, model.full[0] * model.patch)
+    view: Dataset[tuple[Tensor, int]] = EvalDataset(source, data, model.full[0] * model.patch)
     if chosen is not None:
         view = Subset(view, chosen)
     dtype = autocast_dtype(config.precision, device)
     model = model.to(device).eval()
     vectors, labels = [], []
-    with batches_of(eval_loader(view, config.batch_size, worker_count(config.workers))) as batches:
+    with batches_of(
+        eval_loader(view, config.batch_size, worker_count(config.num_workers))
+    ) as batches:
         for images, batch_labels in batches:
             pixels = normalise(images.to(device), data.mean, data.std)
             if bandwidth is not None:

@@ -53,7 +53,7 @@ def cost_at(
     return training_flops(forward, channels, lambda bandwidth: sides_at(size, bandwidth, patch))
 
 
-def in_words(size: Size) -> str:
+def format_size(size: Size) -> str:
     """Return a size as a sentence tells it: 224, or 96 x 128."""
     height, width = sides_of(size)
     return str(height) if height == width else f"{height} x {width}"

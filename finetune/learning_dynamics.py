@@ -22,7 +22,7 @@ from mae_et.checkpoints.store import checkpoint_step, list_checkpoints, load_che
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.schedule import Plan
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
@@ -51,7 +51,7 @@ class DynamicsConfig:
     """Folder for the table and the chart; RUN/dynamics by default."""
     batch_size: int = 256
     """Images per forward pass."""
-    workers: int | None = None
+    num_workers: int | None = None
     """Loader processes; by default the cores, at most 16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes a GPU where there is one."""
@@ -130,7 +130,7 @@ def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[
         UserError: a setting differs; the sentence names the first.
     """
     settings = plain(config) | {"bandwidths": bandwidths}
-    for free in ("batch_size", "workers", "device", "output"):
+    for free in ("batch_size", "num_workers", "device", "output"):
         del settings[free]
     keep_settings(
         folder / "settings.json",
@@ -157,7 +157,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     del saved
     device = distributed.choose_device(config.device)
     probing = ProbeConfig(
-        path, batch_size=config.batch_size, workers=config.workers, device=config.device
+        path, batch_size=config.batch_size, num_workers=config.num_workers, device=config.device
     )
     chosen = _some(config, data, model.channels)
     train = extract_features(model, data, probing, "train", device, chosen).to(device)
@@ -185,7 +185,7 @@ def _knn(train: Features, val: Features, config: ProbeConfig) -> float:
 def _some(config: DynamicsConfig, data: DataConfig, channels: int) -> list[int] | None:
     if config.images is None:
         return None
-    images = len(open_source(data, "train", channels))
+    images = len(open_dataset(data, "train", channels))
     votes, judged = HeldOut(images=config.images, seed=config.seed).split(images)
     return [*votes, *judged]
 

@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig, Pool, Probe
-from finetune.image_size import Size, in_words, sides_of
+from finetune.image_size import Size, format_size, sides_of
 from mae_et.checkpoints.formats import (
     PROBE_EPSILON,
     Weights,
@@ -91,7 +91,7 @@ def classifier_around(config: NetworkConfig, weights: Weights, classes: int) -> 
         config.pool,
         config.probe,
         config.drop_path,
-        config.encoder_heads,
+        config.encoder_num_heads,
         config.patch_size,
     )
     if config.probe != "none":
@@ -106,7 +106,7 @@ def vit_around(
     pool: Pool = "mean",
     probe: Probe = "none",
     drop_path: float = 0.0,
-    encoder_heads: int | None = None,
+    encoder_num_heads: int | None = None,
     patch_size: int | None = None,
 ) -> VisionTransformer:
     """Build a timm ViT with a checkpoint's encoder, and its head where it has as many classes.
@@ -121,8 +121,8 @@ def vit_around(
         pool: mean of the patch tokens, or class token.
         probe: what is trained, which decides the head.
         drop_path: chance of dropping a residual branch in the last block.
-        encoder_heads: heads of the encoder, where the weights do not say them and their width is no
-            published one.
+        encoder_num_heads: heads of the encoder; required where the weights do not record them and
+            their width is not a published one.
         patch_size: side of a patch in pixels; the checkpoint's own by default.
 
     Raises:
@@ -134,15 +134,16 @@ def vit_around(
     height, width_in_pixels = sides = sides_of(image_size)
     if height % patch or width_in_pixels % patch:
         raise UserError(
-            f"model.image_size {in_words(image_size)} is not a multiple of the patch size {patch}"
+            f"model.image_size {format_size(image_size)} is not a multiple of the patch size "
+            f"{patch}"
         )
     if patch != own_patch:
         kernel = encoder["patch_embed.proj.weight"]
         encoder["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch, patch])
     if weights.model is not None:
-        heads = weights.model.encoder_heads  # None: as many as the architecture has
+        heads = weights.model.encoder_num_heads  # None: as many as the architecture has
     else:
-        given = weights.encoder_heads or encoder_heads
+        given = weights.encoder_num_heads or encoder_num_heads
         heads = heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS)
     network = create_vit(
         weights.architecture,
@@ -196,7 +197,7 @@ def check_sizes(network: nn.Module, sizes: set[tuple[int, int]], channels: int) 
         except Exception as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"the network does not take images of {in_words(size)} pixels, which the "
+                f"the network does not take images of {format_size(size)} pixels, which the "
                 f"curriculum shows it: {reason}"
             ) from None
 

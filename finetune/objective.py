@@ -16,7 +16,7 @@ from finetune.nearest_neighbours import knn_accuracy
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
 from mae_et.runtime import distributed
@@ -33,7 +33,7 @@ class HeldOut:
     """Training images that are looked at; all when not given."""
     seed: int = 0
     """Of what is looked at, what is held out, and of the probe."""
-    workers: int | None = None
+    num_workers: int | None = None
     """Loader processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -69,8 +69,10 @@ class HeldOut:
             raise UserError(f"{folder} is no run folder of mae-et pretrain")
         model = masked_autoencoder(weights)
         device = distributed.choose_device(self.device)
-        config = ProbeConfig(folder, workers=self.workers, device=self.device, seed=self.seed)
-        votes, judged = self.split(len(open_source(run.data, "train", model.channels)))
+        config = ProbeConfig(
+            folder, num_workers=self.num_workers, device=self.device, seed=self.seed
+        )
+        votes, judged = self.split(len(open_dataset(run.data, "train", model.channels)))
         found = extract_features(model, run.data, config, "train", device, [*votes, *judged])
         vectors, labels = (tensor.to(device) for tensor in (found.vectors, found.labels))
         count = len(votes)

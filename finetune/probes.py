@@ -36,7 +36,7 @@ def score_encoder(
         UserError: the checkpoint or the data cannot be used.
     """
     weights = load_weights(config.checkpoint)
-    model = masked_autoencoder(weights, config.encoder_heads, config.decoder_heads)
+    model = masked_autoencoder(weights, config.encoder_num_heads, config.decoder_num_heads)
     data = config.data or _data_of(weights)
     results = {"data": str(data.root or data.source)}
     results |= _score(model, data, config, neighbours, linear)

@@ -12,14 +12,14 @@ from finetune.evaluation import score
 from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.data.loader import worker_count
 from mae_et.io.atomic import write_atomically
-from mae_et.monitoring.logger import SCORES, Monitor, Row, read_metrics
+from mae_et.monitoring.logger import SCORES, Row, RunLogger, read_metrics
 from mae_et.runtime import distributed
 from mae_et.training.nonfinite import check_state
 from mae_et.training.run import Run
-from mae_et.training.session import conclude
+from mae_et.training.session import write_results
 
 
-def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
+def evaluate_and_save(run: Run, data: Data, monitor: RunLogger | None) -> None:
     """Score the weights that decide (and the raw ones, if they are an average's); keep the best.
 
     Raises:
@@ -27,14 +27,14 @@ def evaluate_and_keep(run: Run, data: Data, monitor: Monitor | None) -> None:
         Unreadable: an image is; a score over fewer images would be another score.
     """
     check_state(run)
-    average: Any = run.state.average
+    ema: Any = run.state.ema
     scores = evaluate_network(run, data, run.state.model)
-    if average is not None:
+    if ema is not None:
         raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "loss")}
-        scores = evaluate_network(run, data, average.module) | raw
+        scores = evaluate_network(run, data, ema.module) | raw
     if monitor is None:
         return
-    folder = run.config.output.folder
+    folder = run.config.output.dir
     # The weights first: where the scores are not written down they are made up for, and so are
     # weights; where they are, nothing is done again.
     if scores["top1"] > best_score(folder):
@@ -46,8 +46,8 @@ def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]
     """Score a network on the validation split, over all processes."""
     assert data.val is not None
     config = run.config
-    distributed.share_buffers(network, run.world)
-    workers = worker_count(config.efficiency.workers, run.world.size)
+    distributed.broadcast_buffers(network, run.world)
+    workers = worker_count(config.efficiency.num_workers, run.world.size)
     size, batch = config.model.image_size, run.micro_batch(run.plan.stages[-1].bandwidth)
     return score(
         network, data.val, config.data, size, run.world, run.dtype, batch, workers
@@ -71,16 +71,16 @@ def describe(run: Run, data: Data) -> str:
     if isinstance(run.state.model, VisionTransformer):  # what leaves no trace in its weights
         heads = (part.num_heads for part in network.blocks.modules() if hasattr(part, "num_heads"))
         about["encoder"] = network.default_cfg["architecture"]
-        about["encoder_heads"] = next(heads)
+        about["encoder_num_heads"] = next(heads)
         about["grid"] = list(network.patch_embed.grid_size)
     return json.dumps(about, indent=1)
 
 
-def finish(run: Run, monitor: Monitor | None) -> None:
+def finish(run: Run, monitor: RunLogger | None) -> None:
     """Leave the weights and the final figures."""
     if monitor is None:
         return
-    folder = run.config.output.folder
+    folder = run.config.output.dir
     write_weights(run, folder / "model.safetensors")
     figures: dict[str, Any] = {}
     if scores := read_scores(folder):
@@ -88,13 +88,13 @@ def finish(run: Run, monitor: Monitor | None) -> None:
         figures = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
         figures |= {"best_top1": best["top1"], "best_step": best["step"]}
     figures |= {"train_images": run.plan.images}
-    conclude(run, monitor, read_metrics(folder), figures)
+    write_results(run, monitor, read_metrics(folder), figures)
 
 
 def write_weights(run: Run, path: Path) -> None:
     """Write the weights that decide (the average where there is one), with timm's names."""
-    average: Any = run.state.average
-    network: Any = run.state.model if average is None else average.module
+    ema: Any = run.state.ema
+    network: Any = run.state.model if ema is None else ema.module
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     content = sealed_safetensors(tensors, {"format": "pt"})
     write_atomically(path, lambda temporary: temporary.write_bytes(content))

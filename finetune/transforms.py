@@ -15,11 +15,11 @@ from finetune.image_size import Size, sides_of
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan
-from mae_et.data.datasets import Source
-from mae_et.data.sampler import Draw, sample_seed
+from mae_et.data.datasets import ImageDataset
+from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.transforms import (
     AS_DRAWN,
-    EvalView,
+    EvalDataset,
     SmallCrops,
     as_tensor,
     flipped_anew,
@@ -42,12 +42,12 @@ class Labelled(NamedTuple):
     """int64 [B 3]: see `mae_et.data.transforms.Batch`."""
 
 
-class LabelledView(Dataset[Labelled]):
+class LabelledTrainDataset(Dataset[Labelled]):
     """Random-resized crop, flip, RandAugment at the stage's magnitude, random erasing."""
 
     def __init__(
         self,
-        source: Source,
+        source: ImageDataset,
         data: DataConfig,
         recipe: RecipeConfig,
         plan: Plan,
@@ -64,10 +64,10 @@ class LabelledView(Dataset[Labelled]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: Draw) -> Labelled:
+    def __getitem__(self, draw: SampleIndex) -> Labelled:
         return self.shown(draw, draw.sample)
 
-    def shown(self, draw: Draw, sample: int) -> Labelled:
+    def shown(self, draw: SampleIndex, sample: int) -> Labelled:
         """Return a view of an image as a draw says: of its own image, or of another one.
 
         Raises:
@@ -96,7 +96,7 @@ class LabelledView(Dataset[Labelled]):
         return Labelled(images, batch.labels, unread)
 
 
-def central_view(source: Source, data: DataConfig, size: Size) -> EvalView:
+def central_view(source: ImageDataset, data: DataConfig, size: Size) -> EvalDataset:
     """Return central views with labels: resized to cover the size and its border, then cropped.
 
     Args:
@@ -105,7 +105,7 @@ def central_view(source: Source, data: DataConfig, size: Size) -> EvalView:
         size: of the views, in pixels.
     """
     height, width = sides = sides_of(size)
-    view = EvalView(source, data, min(sides))
+    view = EvalDataset(source, data, min(sides))
     if height != width:
         whole = [round(side / data.eval_crop) for side in sides]
         view.transform = Compose(

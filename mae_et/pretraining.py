@@ -20,37 +20,37 @@ from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig, duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
-from mae_et.data.datasets import Source, open_source
+from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import micro_batch_size
-from mae_et.data.transforms import Batch, EvalView, TrainView, normalise
+from mae_et.data.transforms import Batch, EvalDataset, TrainDataset, normalise
 from mae_et.errors import Interrupted, Unreadable, UserError
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.divergence import last_loss
-from mae_et.monitoring.logger import Monitor, read_metrics
+from mae_et.monitoring.logger import RunLogger, read_metrics
 from mae_et.monitoring.reconstructions import picture, reconstruction_panels
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import set_precision
 from mae_et.runtime.signals import PAUSE, StopFlag
-from mae_et.training.fsdp import shard, whole_weights
+from mae_et.training.fsdp import full_state_dict, shard
 from mae_et.training.loop import save, steps
 from mae_et.training.micro_batch import fit_micro_batch
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import curriculum_of, make_plan
-from mae_et.training.resume import check_same_data, origin_of
+from mae_et.training.resume import check_same_data, provenance_of
 from mae_et.training.run import Run, wrap
-from mae_et.training.session import begin, conclude, joined, recording
+from mae_et.training.session import distributed_session, find_checkpoint, run_records, write_results
 from mae_et.training.step import reconstruction_loss, train_step
 
 
-def pretrain(config: PretrainConfig, until: int | None = None) -> Path:
+def pretrain(config: PretrainConfig, stop_after_step: int | None = None) -> Path:
     """Pre-train as a config says, going on from the run folder's newest checkpoint.
 
     Args:
         config: the run.
-        until: step after which to stop, with the state saved, for a later call to go on; by default
-            the run goes to its end.
+        stop_after_step: step after which to save the state and return, for a later call to resume;
+            by default the run goes to its end.
 
     Returns:
         The run folder, with `encoder.safetensors` (a timm model) and `results.json` in it.
@@ -62,38 +62,47 @@ def pretrain(config: PretrainConfig, until: int | None = None) -> Path:
         Interrupted: a signal asked to stop; the state is saved.
     """
     try:
-        with joined(config.efficiency) as (world, stopped):
-            _pretrain(config, world, stopped, until)
+        with distributed_session(config.efficiency) as (world, stopped):
+            _pretrain(config, world, stopped, stop_after_step)
     except Interrupted as stop:
         if stop.signal != PAUSE:
             raise
-    return config.output.folder
+    return config.output.dir
 
 
-def _pretrain(config: PretrainConfig, world: World, stopped: StopFlag, until: int | None) -> None:
-    saved, finished = begin(config, world)
+def _pretrain(
+    config: PretrainConfig,
+    world: DistributedContext,
+    stopped: StopFlag,
+    stop_after_step: int | None,
+) -> None:
+    saved, finished = find_checkpoint(config, world)
     # An encoder that was deleted since is written again, from the last state.
-    encoder = config.output.folder / "encoder.safetensors"
+    encoder = config.output.dir / "encoder.safetensors"
     finished = finished and (saved is None or encoder.exists())
-    if finished or (until is not None and saved is not None and saved["step"] >= until):
+    if finished or (
+        stop_after_step is not None and saved is not None and saved["step"] >= stop_after_step
+    ):
         return
     curriculum = curriculum_of(config)  # refused before the data are looked for
-    source = open_source(config.data, "train", config.model.channels)
-    origin = origin_of(source, world)
+    source = open_dataset(config.data, "train", config.model.channels)
+    origin = provenance_of(source, world)
     check_same_data(config, saved, len(source), origin)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)
     run, model = prepare(config, plan, world, saved)
     run.origin = origin
     del saved
-    view = TrainView(source, config.data, plan, config.model.patch, config.seed, config.crop.method)
-    with training_batches(run, view) as loaded, recording(run) as monitor:
-        train(run, model, loaded, monitor, source, stopped, until)
+    view = TrainDataset(
+        source, config.data, plan, config.model.patch, config.seed, config.crop.method
+    )
+    with training_batches(run, view) as loaded, run_records(run) as monitor:
+        train(run, model, loaded, monitor, source, stopped, stop_after_step)
         finish(run, model, monitor)
     distributed.barrier(world)
 
 
 def prepare(
-    config: PretrainConfig, plan: Plan, world: World, saved: dict[str, Any] | None
+    config: PretrainConfig, plan: Plan, world: DistributedContext, saved: dict[str, Any] | None
 ) -> tuple[Run, MaskedAutoencoder]:
     """Build model and optimizer, as new or as saved."""
     efficiency = config.efficiency
@@ -125,7 +134,7 @@ def whole_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
     """Return the model; of shards, gathered on the main process's CPU: every process must ask."""
     if not run.state.sharded:
         return model
-    weights = whole_weights(model)
+    weights = full_state_dict(model)
     if run.world.is_main:
         with torch.device("meta"):
             model = MaskedAutoencoder.from_config(run.config.model)
@@ -145,19 +154,19 @@ def train(
     run: Run,
     model: MaskedAutoencoder,
     batches: Iterator[Batch],
-    monitor: Monitor | None,
-    source: Source,
+    monitor: RunLogger | None,
+    source: ImageDataset,
     stopped: StopFlag,
-    until: int | None = None,
+    stop_after_step: int | None = None,
 ) -> None:
     """Train to the end, or up to a step; only the main process has a monitor, and writes."""
     state = run.state
     if state.step and draws(run):
         # Stopped between a checkpoint and the picture that was due with it.
         missing = monitor is not None and not monitor.has_picture(state.step)
-        if distributed.agree(missing, run.world):
+        if distributed.any_rank(missing, run.world):
             draw(run, whole_model(run, model), monitor, source)
-    pause_at(until, run, stopped)
+    pause_at(stop_after_step, run, stopped)
     for moment in steps(run, batches, train_step, stopped):
         if monitor is not None and moment.row is not None:
             monitor.log(moment.row)
@@ -165,12 +174,16 @@ def train(
             save(run, monitor)
         if draws(run) and not moment.stopping:
             draw(run, whole_model(run, model), monitor, source)
-        pause_at(until, run, stopped)
+        pause_at(stop_after_step, run, stopped)
 
 
-def pause_at(until: int | None, run: Run, stopped: StopFlag) -> None:
+def pause_at(stop_after_step: int | None, run: Run, stopped: StopFlag) -> None:
     """Have the loop stop after its next step, if that is the step to stop after."""
-    if until is not None and run.state.step + 1 >= until and stopped.signal is None:
+    if (
+        stop_after_step is not None
+        and run.state.step + 1 >= stop_after_step
+        and stopped.signal is None
+    ):
         stopped.signal = PAUSE
 
 
@@ -181,16 +194,18 @@ def draws(run: Run) -> bool:
     return due and output.reconstruct_images > 0
 
 
-def draw(run: Run, model: MaskedAutoencoder, monitor: Monitor | None, source: Source) -> None:
+def draw(
+    run: Run, model: MaskedAutoencoder, monitor: RunLogger | None, source: ImageDataset
+) -> None:
     """Draw reconstructions of a few images, always the same, at the stage's bandwidth."""
     if monitor is None:
         return
     config, stage = run.config, run.plan.at(run.state.step - 1)
-    view = EvalView(source, config.data, config.model.image_size)
+    view = EvalDataset(source, config.data, config.model.image_size)
     generator = torch.Generator().manual_seed(config.seed)
     # At random, for neighbours are of one class in a folder.
     places = torch.randperm(len(view), generator=generator).tolist()
-    readables = readable(view, places, config.data.broken == "skip")
+    readables = readable(view, places, config.data.on_error == "skip")
     found = list(islice(readables, config.output.reconstruct_images))
     # Where the model is: gathered from shards, on the CPU.
     images = torch.stack(found).to(next(model.parameters()).device)
@@ -203,7 +218,7 @@ def draw(run: Run, model: MaskedAutoencoder, monitor: Monitor | None, source: So
     monitor.picture(run.state.step, picture(panels))
 
 
-def readable(view: EvalView, places: Iterable[int], skips: bool) -> Iterator[Tensor]:
+def readable(view: EvalDataset, places: Iterable[int], skips: bool) -> Iterator[Tensor]:
     """Yield the images at places, and pass over those that cannot be read, if they are skipped."""
     for place in places:
         try:
@@ -213,12 +228,12 @@ def readable(view: EvalView, places: Iterable[int], skips: bool) -> Iterator[Ten
                 raise
 
 
-def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor | None) -> None:
+def finish(run: Run, model: MaskedAutoencoder, monitor: RunLogger | None) -> None:
     """Leave the encoder and the final figures."""
     model = whole_model(run, model)
     if monitor is None:
         return
-    folder = run.config.output.folder
+    folder = run.config.output.dir
     description = json.dumps(plain(run.config.model))
     export_encoder(model.encoder, folder / "encoder.safetensors", description)
     rows = read_metrics(folder)
@@ -227,4 +242,4 @@ def finish(run: Run, model: MaskedAutoencoder, monitor: Monitor | None) -> None:
         "loss_at_first": rows[0].get("loss") if rows else None,
         "images": run.plan.images,
     }
-    conclude(run, monitor, rows, figures)
+    write_results(run, monitor, rows, figures)

@@ -11,9 +11,9 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig, Target, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import Folder, list_images
-from mae_et.data.transforms import EvalView, normalise
+from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 from mae_et.monitoring.reconstructions import picture, reconstruction_panels
@@ -38,9 +38,9 @@ class ReconstructConfig:
     """Side of the low-frequency crop that is reconstructed; the base size by default."""
     target: Target | None = None
     """What a released file's decoder predicts: norm_pix, or pixel for the `visualize` files."""
-    encoder_heads: int | None = None
+    encoder_num_heads: int | None = None
     """Heads of the encoder, where its width is no published one."""
-    decoder_heads: int | None = None
+    decoder_num_heads: int | None = None
     """Heads of the decoder, likewise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes a GPU where there is one."""
@@ -68,7 +68,9 @@ def reconstruct(config: ReconstructConfig) -> Path:
         UserError: the checkpoint has no decoder, or there is no image.
     """
     weights = load_weights(config.checkpoint)
-    model = masked_autoencoder(weights, config.encoder_heads, config.decoder_heads, config.target)
+    model = masked_autoencoder(
+        weights, config.encoder_num_heads, config.decoder_num_heads, config.target
+    )
     if model.decoder is None:
         raise UserError(f"{config.checkpoint} has no decoder: it cannot reconstruct")
     size = model.full[0] * model.patch
@@ -85,9 +87,9 @@ def reconstruct(config: ReconstructConfig) -> Path:
         files = [file for path in config.images for file in _files(path)]
         source = Folder(files, [-1] * len(files), [], model.channels)
         # A user's own pictures are shown whole in their shorter side.
-        view = EvalView(source, DataConfig(eval_crop=1.0), size)
+        view = EvalDataset(source, DataConfig(eval_crop=1.0), size)
     elif run:
-        view = EvalView(open_source(data, "val", model.channels), data, size)
+        view = EvalDataset(open_dataset(data, "val", model.channels), data, size)
     else:
         raise UserError("images must be given for a checkpoint that is no run of ours")
     device = choose_device(config.device)

@@ -62,7 +62,7 @@ def task(kind: str, arguments: Sequence[str]) -> Task:
     given = list(arguments)
     config = pkgutil.resolve_name(PARSE)(kind, given)
     if kind in TRAININGS:
-        return Task(kind, given, config.output.folder, config)
+        return Task(kind, given, config.output.dir, config)
     if kind == "compare":
         return Task(kind, given, config.output.parent, config)
     if config.output is None:
@@ -93,7 +93,7 @@ def following(first: Task, words: str) -> Task:
         given = [f"--config={recipe}"] if recipe else []
         return task(kind, [*given, *start, f"--output={folder}"])
     recipe = recipe or _recipe_of(first)
-    given = [f"--config={recipe}", *start, f"--output.folder={folder}"]
+    given = [f"--config={recipe}", *start, f"--output.dir={folder}"]
     found = task(kind, given)
     if found.config.data.root is None:
         data = first.config.data
@@ -138,7 +138,7 @@ def arms(first: Task, sweep: Sequence[str]) -> list[Task]:
         name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)
         folder = first.folder / name.replace("/", "_")
         flags = [f"--{key}={value}" for key, value in combination]
-        output = "--output.folder" if first.kind in TRAININGS else "--output"
+        output = "--output.dir" if first.kind in TRAININGS else "--output"
         found.append(task(first.kind, [*first.arguments, *flags, f"{output}={folder}"]))
     return found
 

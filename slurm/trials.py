@@ -34,23 +34,23 @@ class ClusterRunner:
         self.cluster, self.folder = cluster_of(cluster), folder
 
     def __call__(
-        self, configs: Sequence[PretrainConfig], until: int | None = None
+        self, configs: Sequence[PretrainConfig], stop_after_step: int | None = None
     ) -> list[str | None]:
         """Train; return why each run diverged, None for those that did not.
 
         Raises:
             UserError: the cluster refuses.
             RunFailed: a job ended without its run, for another reason.
-            ValueError: `until` is given.
+            ValueError: `stop_after_step` is given.
         """
-        if until is not None:
+        if stop_after_step is not None:
             raise ValueError("a job runs to its end: until must be None")
-        folders = [config.output.folder for config in configs]
-        started = [config for config in configs if not self._is_there(config.output.folder)]
+        folders = [config.output.dir for config in configs]
+        started = [config for config in configs if not self._is_there(config.output.dir)]
         if started:
             tasks = []
             for config in started:
-                written = config.output.folder / "trial.yaml"
+                written = config.output.dir / "trial.yaml"
                 write_text_atomically(written, to_yaml(config))
                 tasks.append(task("pretrain", [f"--config={written}"]))
             job = submit_together(tasks, self.cluster, self.folder)

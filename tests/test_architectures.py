@@ -18,11 +18,11 @@ from mae_et.checkpoints.store import export_encoder
 from mae_et.config.files import plain, to_yaml
 from mae_et.models.mae import MaskedAutoencoder
 
-SMALL = ["--model.encoder_width=48", "--model.encoder_depth=2", "--model.encoder_heads=4"]
+SMALL = ["--model.encoder_embed_dim=48", "--model.encoder_depth=2", "--model.encoder_num_heads=4"]
 ENCODERS = {
     # The architecture's own 3, where 6 are published for this width.
-    "few heads": ["--model.encoder=vit_tiny_patch16_224", "--model.encoder_heads=null",
-                  "--model.encoder_width=384", "--model.encoder_depth=1"],
+    "few heads": ["--model.encoder=vit_tiny_patch16_224", "--model.encoder_num_heads=null",
+                  "--model.encoder_embed_dim=384", "--model.encoder_depth=1"],
     "longer product": ["--model.encoder=vit_giant_patch14_224", *SMALL],
     "LayerScale": ["--model.encoder=vit_small_patch16_36x1_224", *SMALL],
     "parallel": ["--model.encoder=vit_small_patch16_18x2_224", *SMALL],
@@ -60,7 +60,7 @@ def test_the_vit_built_from_a_run_gives_the_tokens_that_were_pre_trained(
 
 def test_heads_that_a_run_s_weights_say_are_not_argued_with(tiny, tmp_path: Path) -> None:
     _, path = checkpoint(tiny, tmp_path / "run.pt", *ENCODERS["few heads"])
-    network = vit_around(load_weights(path), 5, 32, encoder_heads=6)
+    network = vit_around(load_weights(path), 5, 32, encoder_num_heads=6)
     assert network.blocks[0].attn.num_heads == 3
 
 
@@ -81,10 +81,10 @@ def test_other_architectures_are_fine_tuned_gone_on_with_scored_and_exported(
 
     def config(start: Path, name: str) -> ClassifierConfig:
         flags = [
-            f"--model.checkpoint={start}", f"--output.folder={tmp_path / name}",
+            f"--model.checkpoint={start}", f"--output.dir={tmp_path / name}",
             "--model.image_size=32", "--data.name=synthetic", "--data.synthetic_size=32",
             "--data.synthetic_train=16", "--data.synthetic_val=10", "--optim.batch_size=8",
-            "--curriculum.epochs=2", "--efficiency={workers: 0, device: cpu}",
+            "--curriculum.epochs=2", "--efficiency={num_workers: 0, device: cpu}",
             "--output.tensorboard=false", "--output.checkpoint_every=1",
         ]  # fmt: skip
         return load_config(ClassifierConfig, [], flags)
@@ -95,10 +95,10 @@ def test_other_architectures_are_fine_tuned_gone_on_with_scored_and_exported(
         with pytest.raises(KeyboardInterrupt):
             classify(first)
     results = classify(first)  # around its own checkpoint
-    found = evaluate(EvaluateConfig(tmp_path / "tuned", device="cpu", workers=0))
+    found = evaluate(EvaluateConfig(tmp_path / "tuned", device="cpu", num_workers=0))
     assert (found["top1"], found["loss"]) == (results["top1"], pytest.approx(results["loss"]))
     assert classify(config(tmp_path / "tuned", "again"))["images"] == 10
-    assert "knn" in knn(ProbeConfig(path, device="cpu", workers=0))
+    assert "knn" in knn(ProbeConfig(path, device="cpu", num_workers=0))
     # Both open in timm under the name of the architecture.
     for start, classes in ((path, 0), (tmp_path / "tuned", 10)):
         network = timm.create_model(

@@ -42,7 +42,7 @@ def test_the_plain_reference_has_the_loss_of_the_model() -> None:
     torch.manual_seed(0)
     plain = PlainAutoencoder("vit_tiny_patch16_224", 32, 32, 2, 2)
     ours = MaskedAutoencoder(
-        "vit_tiny_patch16_224", 32, decoder_width=32, decoder_depth=2, decoder_heads=2
+        "vit_tiny_patch16_224", 32, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=2
     )
     weights = ours.encoder.state_dict()
     plain.encoder.load_state_dict(weights)
@@ -80,12 +80,12 @@ def recipe(tmp_path: Path) -> Path:
     """Return the path of the config of a small model."""
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "model: {encoder: vit_tiny_patch16_224, image_size: 64, encoder_width: 32, "
-        "encoder_depth: 2, encoder_heads: 2, decoder_width: 16, decoder_depth: 1, "
-        "decoder_heads: 2}\n"
+        "model: {encoder: vit_tiny_patch16_224, image_size: 64, encoder_embed_dim: 32, "
+        "encoder_depth: 2, encoder_num_heads: 2, decoder_embed_dim: 16, decoder_depth: 1, "
+        "decoder_num_heads: 2}\n"
         "data: {eval_crop: 1.0}\n"
         "optim: {batch_size: 8}\n"
-        "efficiency: {workers: 0, device: cpu, precision: fp32}\n"
+        "efficiency: {num_workers: 0, device: cpu, precision: fp32}\n"
     )
     return path
 

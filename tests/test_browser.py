@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 def config_in(folder: Path) -> PretrainConfig:
     (folder / "tiny.yaml").write_text(TINY)
-    return load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.folder={folder}/run"])
+    return load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
 
 
 def test_tensorboard_shows_curves_reconstructions_and_hyper_parameters(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_tensorboard_shows_curves_reconstructions_and_hyper_parameters(tmp_path:
 def test_a_tensorboard_that_is_open_follows_a_run_that_goes_on(tmp_path: Path, reader: str) -> None:
     """It shows no step twice, and none that was done in vain."""
     config = config_in(tmp_path)
-    folder = config.output.folder
+    folder = config.output.dir
     folder.mkdir()
     with tensorboard(folder, f"--load_fast={reader}") as url:
 

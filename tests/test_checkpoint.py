@@ -30,9 +30,9 @@ def state(step: int = 0) -> TrainState:
         32,
         1,
         2,
-        decoder_width=16,
+        decoder_embed_dim=16,
         decoder_depth=1,
-        decoder_heads=2,
+        decoder_num_heads=2,
     )
     optimizer = build_optimizer(model, OptimConfig())
     model(torch.randn(2, 3, 32, 32)).loss.backward()

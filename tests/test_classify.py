@@ -21,24 +21,24 @@ from finetune.config import ClassifierOptimConfig, RecipeConfig
 from finetune.evaluation import score, stored_classifier
 from finetune.model import build_classifier
 from finetune.param_groups import build_optimizer
-from finetune.transforms import Labelled, LabelledView, mix
+from finetune.transforms import Labelled, LabelledTrainDataset, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.config.schema import DataConfig
 from mae_et.data.prepare import PrepareConfig, prepare
-from mae_et.data.sampler import Draw
+from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.webdataset import TarWriter
 from mae_et.monitoring.logger import SCORES, read_metrics
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 
 SMALL = """
-model: {image_size: 32, encoder_heads: 2}
+model: {image_size: 32, encoder_num_heads: 2}
 data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 30, scale: [0.5, 1.0]}
 curriculum: {preset: constant, epochs: 4, cost: area}
-optim: {batch_size: 8, base_lr: 0.05, min_lr: 0.0, warmup: 0.2}
-efficiency: {workers: 0, device: cpu}
+optim: {batch_size: 8, base_lr: 0.05, min_lr: 0.0, warmup_fraction: 0.2}
+efficiency: {num_workers: 0, device: cpu}
 output: {log_every: 4, checkpoint_every: 5, evaluate_every: 50%, tensorboard: false}
 """
 RECIPE = [
@@ -54,7 +54,7 @@ def encoder(tmp_path: Path) -> Path:
 
     torch.manual_seed(0)
     model = MaskedAutoencoder(
-        "vit_tiny_patch16_224", 32, 8, encoder_width=32, encoder_depth=2, encoder_heads=2,
+        "vit_tiny_patch16_224", 32, 8, encoder_embed_dim=32, encoder_depth=2, encoder_num_heads=2,
         decoder_depth=0,
     )  # fmt: skip
     save_file(dict(model.encoder.state_dict()), tmp_path / "encoder.safetensors")
@@ -67,7 +67,7 @@ def small(encoder: Path, tmp_path: Path):
 
     def build(*flags: str, run: str = "run") -> ClassifierConfig:
         network = [] if any("backbone" in f for f in flags) else [f"--model.checkpoint={encoder}"]
-        folder = f"--output.folder={tmp_path / run}"
+        folder = f"--output.dir={tmp_path / run}"
         return load_config(ClassifierConfig, [tmp_path / "small.yaml"], [*network, folder, *flags])
 
     return build
@@ -76,7 +76,7 @@ def small(encoder: Path, tmp_path: Path):
 def test_a_run_leaves_what_it_promises_and_scores_the_same_when_evaluated(small, tmp_path) -> None:
     config = small(*RECIPE)
     results = classify(config)
-    folder = config.output.folder
+    folder = config.output.dir
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "plan.json", "classes.json", "metrics.jsonl", SCORES, "results.json",
             "model.safetensors", "best.safetensors"} <= names  # fmt: skip
@@ -84,11 +84,11 @@ def test_a_run_leaves_what_it_promises_and_scores_the_same_when_evaluated(small,
     assert [row["step"] for row in scores] == [10, 20]
     assert results["best_top1"] == max(row["top1"] for row in scores)
     assert results["images"] == 30
-    again = evaluate(EvaluateConfig(folder, device="cpu", workers=0))
+    again = evaluate(EvaluateConfig(folder, device="cpu", num_workers=0))
     for key in ("top1", "top5", "loss"):
         assert again[key] == pytest.approx(results[key], abs=1e-4)
     assert results["raw_loss"] != results["loss"]
-    best = evaluate(EvaluateConfig(folder, weights="best", device="cpu", workers=0))
+    best = evaluate(EvaluateConfig(folder, weights="best", device="cpu", num_workers=0))
     assert best["top1"] == results["best_top1"]
     assert stored_classifier(folder) == config
 
@@ -110,7 +110,7 @@ def test_a_probe_leaves_the_encoder_as_it_was(small, encoder: Path, probe: str) 
     flags = [f"--model.probe={probe}", "--optim.optimizer=lars", "--optim.weight_decay=0"]
     config = small(*flags, "--model.pool=cls")
     results = classify(config)
-    before, after = load_file(encoder), load_file(config.output.folder / "model.safetensors")
+    before, after = load_file(encoder), load_file(config.output.dir / "model.safetensors")
     shared = set(before) & set(after)
     assert {"cls_token", "blocks.1.mlp.fc2.weight"} <= shared
     for name in shared:
@@ -120,11 +120,11 @@ def test_a_probe_leaves_the_encoder_as_it_was(small, encoder: Path, probe: str) 
     torch.manual_seed(config.seed)
     assert not torch.equal(after[head], build_classifier(config.model, 10).state_dict()[head])
     assert after[head].shape == fresh.shape
-    again = evaluate(EvaluateConfig(config.output.folder, device="cpu", workers=0))
+    again = evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
     assert again["top1"] == results["top1"]
 
 
-RESNET = ["--model.backbone=resnet10t", "--model.encoder_heads=null", "--optim.optimizer=lamb"]
+RESNET = ["--model.backbone=resnet10t", "--model.encoder_num_heads=null", "--optim.optimizer=lamb"]
 
 
 REPLAY = ["--data.replay={32: 2}", "--data.replay_images=16"]
@@ -152,17 +152,15 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
     with pytest.raises(Interrupted):
         classify(config)
     monkeypatch.undo()
-    assert newest_checkpoint(config.output.folder / "checkpoints")["step"] == 7
+    assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 7
     if config.model.checkpoint is not None:
         config.model.checkpoint.unlink()  # a run that goes on does not need what it started from
     classify(config)
-    weights = [(c.output.folder / "model.safetensors").read_bytes() for c in (whole, config)]
+    weights = [(c.output.dir / "model.safetensors").read_bytes() for c in (whole, config)]
     assert weights[0] == weights[1]
-    scores = [
-        [row["loss"] for row in read_metrics(c.output.folder, SCORES)] for c in (whole, config)
-    ]
+    scores = [[row["loss"] for row in read_metrics(c.output.dir, SCORES)] for c in (whole, config)]
     assert scores[0] == scores[1]
-    assert len(list_checkpoints(config.output.folder / "checkpoints")) == 2
+    assert len(list_checkpoints(config.output.dir / "checkpoints")) == 2
 
 
 def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monkeypatch) -> None:
@@ -181,7 +179,7 @@ def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monke
             classify(config)
     classify(config)
     scores = [
-        [(row["step"], row["loss"]) for row in read_metrics(c.output.folder, SCORES)]
+        [(row["step"], row["loss"]) for row in read_metrics(c.output.dir, SCORES)]
         for c in (whole, config)
     ]
     assert scores[0] == scores[1]
@@ -205,7 +203,7 @@ def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_
             classify(config)
     results = classify(config)
     assert results["best_step"] == expected["best_step"]
-    best = [(c.output.folder / "best.safetensors").read_bytes() for c in (whole, config)]
+    best = [(c.output.dir / "best.safetensors").read_bytes() for c in (whole, config)]
     assert best[0] == best[1]
 
 
@@ -215,9 +213,9 @@ def test_a_run_goes_on_from_a_sound_description_alone(small, monkeypatch) -> Non
         patch.setattr(sys.modules[classify.__module__], "finish", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             classify(config)
-    path = config.output.folder / "classes.json"
+    path = config.output.dir / "classes.json"
     about = json.loads(path.read_text())
-    for damage in ({"classes": 3}, {"encoder": "hf-hub:some/body"}, {"encoder_heads": "2"}):
+    for damage in ({"classes": 3}, {"encoder": "hf-hub:some/body"}, {"encoder_num_heads": "2"}):
         path.write_text(json.dumps(about | damage))
         with pytest.raises(UserError, match=r"classes\.json is damaged"):
             classify(config)
@@ -285,7 +283,7 @@ def test_lars_adapts_products_and_not_biases_also_without_decay() -> None:
 
 def test_a_run_folder_serves_as_a_start_and_other_uses_are_refused_clearly(small, capsys) -> None:
     classify(small())
-    folder = small().output.folder
+    folder = small().output.dir
     again = classify(small(f"--model.checkpoint={folder}", run="again"))
     assert again["top1"] >= 0
     assert main(["evaluate", f"--checkpoint={folder}", "--data.synthetic_val=20"]) == 0
@@ -306,12 +304,12 @@ def test_supervised_training_goes_through_growing_bandwidths(small) -> None:
     config = small(
         "--model.backbone=resnet10t", "--model.image_size=64", "--data.synthetic_size=64",
         "--curriculum={preset: etpp, epochs: 8, cost: area}", "--data.augment=rand-mstd0.5-inc1",
-        "--optim.optimizer=lamb", "--optim.base_lr=0.01", "--model.encoder_heads=null",
+        "--optim.optimizer=lamb", "--optim.base_lr=0.01", "--model.encoder_num_heads=null",
     )  # fmt: skip
     results = classify(config)
     assert [stage["bandwidth"] for stage in results["stages"]] == [32] * 2 + [64] * 8
     assert results["equivalent_epochs"] == pytest.approx(8, abs=0.2)
-    again = evaluate(EvaluateConfig(config.output.folder, device="cpu", workers=0))
+    again = evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
     assert again["top1"] == results["top1"]
 
 
@@ -321,10 +319,10 @@ def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeyp
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
     cpu = torch.device("cpu")
-    whole = score(network, source, data, 32, World(0, 1, cpu), None, 8, 0)
-    from mae_et.data.transforms import EvalView, normalise
+    whole = score(network, source, data, 32, DistributedContext(0, 1, cpu), None, 8, 0)
+    from mae_et.data.transforms import EvalDataset, normalise
 
-    view = EvalView(source, data, 32)
+    view = EvalDataset(source, data, 32)
     pixels = normalise(torch.stack([view[i][0] for i in range(53)]), data.mean, data.std)
     labels = torch.tensor([view[i][1] for i in range(53)])
     with torch.no_grad():
@@ -336,23 +334,29 @@ def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeyp
     assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
     parts = []
     monkeypatch.setattr("mae_et.runtime.distributed.total", lambda values, world: values)
-    parts = [score(network, source, data, 32, World(r, 3, cpu), None, 8, 0) for r in range(3)]
+    parts = [
+        score(network, source, data, 32, DistributedContext(r, 3, cpu), None, 8, 0)
+        for r in range(3)
+    ]
     assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
     assert torch.equal(sum(part.taken for part in parts), whole.confusion.sum(0))
     assert sum(part.top5 for part in parts) == whole.top5
     monkeypatch.setattr(sys.modules[score.__module__], "MOST_CLASSES_IN_TABLE", 9)
-    assert score(network, source, data, 32, World(0, 1, cpu), None, 8, 0).confusion is None
+    assert (
+        score(network, source, data, 32, DistributedContext(0, 1, cpu), None, 8, 0).confusion
+        is None
+    )
 
 
 def test_evaluating_writes_tables_and_takes_the_published_layout(small, tmp_path) -> None:
     config = small()
     results = classify(config)
-    weights = load_file(config.output.folder / "model.safetensors")
+    weights = load_file(config.output.dir / "model.safetensors")
     torch.save({"model": weights}, tmp_path / "mae_finetuned.pth")
     found = evaluate(
         EvaluateConfig(
-            tmp_path / "mae_finetuned.pth", data=config.data, image_size=32, encoder_heads=2,
-            output=tmp_path / "tables", device="cpu", workers=0,
+            tmp_path / "mae_finetuned.pth", data=config.data, image_size=32, encoder_num_heads=2,
+            output=tmp_path / "tables", device="cpu", num_workers=0,
         )
     )  # fmt: skip
     assert found["top1"] == results["top1"]
@@ -386,16 +390,21 @@ def test_mixing_mixes_labels_as_it_mixes_images() -> None:
 def test_a_view_is_a_function_of_its_seed_and_erases_with_noise_of_unit_variance() -> None:
     plan = Curriculum((Stage(64, 1),), 64).plan(2, 20, 4)
     data = DataConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
-    whole = LabelledView(Synthetic(20, 64), data, RecipeConfig(), plan, 0)
-    erased = LabelledView(Synthetic(20, 64), data, RecipeConfig(erasing=0.999), plan, 0)
+    whole = LabelledTrainDataset(Synthetic(20, 64), data, RecipeConfig(), plan, 0)
+    erased = LabelledTrainDataset(Synthetic(20, 64), data, RecipeConfig(erasing=0.999), plan, 0)
     changed = torch.cat(
-        [(erased[Draw(i, 0, 0)].images - whole[Draw(i, 0, 0)].images).flatten() for i in range(20)]
+        [
+            (erased[SampleIndex(i, 0, 0)].images - whole[SampleIndex(i, 0, 0)].images).flatten()
+            for i in range(20)
+        ]
     )
-    pixels = torch.cat([erased[Draw(i, 0, 0)].images.flatten() for i in range(20)])[changed != 0]
+    pixels = torch.cat([erased[SampleIndex(i, 0, 0)].images.flatten() for i in range(20)])[
+        changed != 0
+    ]
     assert 0.02 < (changed != 0).float().mean() < 0.4
     assert abs(pixels.mean()) < 0.05
     assert abs(pixels.std() - 1) < 0.05
-    assert torch.equal(erased[Draw(3, 1, 0)].images, erased[Draw(3, 1, 0)].images)
+    assert torch.equal(erased[SampleIndex(3, 1, 0)].images, erased[SampleIndex(3, 1, 0)].images)
 
 
 def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, capsys) -> None:
@@ -408,7 +417,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
     for number in range(10):
         Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
     small()
-    base = ["finetune", f"--config={tmp_path / 'small.yaml'}", f"--output.folder={tmp_path / 'r'}"]
+    base = ["finetune", f"--config={tmp_path / 'small.yaml'}", f"--output.dir={tmp_path / 'r'}"]
     base.append("--data.name=synthetic")
     mine, folder = [*base, f"--checkpoint={encoder}"], ["--data.name=folder"]
     (tmp_path / "short.pth").write_bytes(
@@ -418,7 +427,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         "give --checkpoint (model.checkpoint) or model.backbone": base,
         "there is no checkpoint": [*base, "--checkpoint", str(tmp_path / "nowhere")],
         "cannot be read": [*base, f"--checkpoint={tmp_path / 'short.pth'}"],
-        "encoder_heads 3 does not divide the width 32": [*mine, "--model.encoder_heads=3"],
+        "encoder_num_heads 3 does not divide the width 32": [*mine, "--model.encoder_num_heads=3"],
         "not a multiple of the patch size": [*mine, "--model.image_size=36"],
         "needs labelled images": [*mine, *folder, f"--data.root={tmp_path / 'flat'}"],
         "validation split has no image of b": [*mine, *folder, f"--data.root={tmp_path / 'lacks'}"],
@@ -432,12 +441,12 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
             *base,
             "--model.backbone=vgg11",
             "--efficiency.gradient_checkpointing=true",
-            "--model.encoder_heads=null",
+            "--model.encoder_num_heads=null",
         ],
         "does not take images of 32 pixels": [
             *base,
             "--model.backbone=maxvit_rmlp_pico_rw_256",
-            "--model.encoder_heads=null",
+            "--model.encoder_num_heads=null",
         ],
         "batch_size must be positive": ["evaluate", f"--checkpoint={encoder}", "--batch_size=0"],
         "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],
@@ -462,7 +471,7 @@ def test_a_split_that_lacks_a_class_is_not_scored(small, tmp_path) -> None:
     config = small(*flags, "--output.evaluate_every=null")
     classify(config)
     with pytest.raises(UserError, match=r"the validation split has no image of c$"):
-        evaluate(EvaluateConfig(config.output.folder, device="cpu", workers=0))
+        evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
 
 
 def test_a_finished_run_is_not_trained_again_and_another_is_refused(small, capsys) -> None:

@@ -67,10 +67,10 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
     (tmp_path / "empty").mkdir()
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "file").write_text("")
-    tiny = [f"--config={tmp_path / 'tiny.yaml'}", f"--output.folder={tmp_path / 'run'}"]
+    tiny = [f"--config={tmp_path / 'tiny.yaml'}", f"--output.dir={tmp_path / 'run'}"]
     golden, heads = (
         GOLDEN / "mae_tiny_released_format.pth",
-        ["--encoder_heads=3", "--decoder_heads=4"],
+        ["--encoder_num_heads=3", "--decoder_num_heads=4"],
     )
     custom = "--curriculum.stages=[{bandwidth: %d, share: 1}]"
     return {
@@ -87,15 +87,15 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
         "holds no checkpoint that loads": ["linear-probe", "--checkpoint", str(tmp_path / "empty")],
         "cannot be read": ["reconstruct", f"--checkpoint={tmp_path / 'file'}"],
         "model.mask_ratio at bandwidth 16": ["pretrain", *tiny, "--model.mask_ratio=0.9"],
-        "cannot be written to": ["pretrain", *tiny, f"--output.folder={tmp_path / 'file'}"],
-        "output.folder %s cannot" % (tmp_path / "file" / "x"): [
+        "cannot be written to": ["pretrain", *tiny, f"--output.dir={tmp_path / 'file'}"],
+        "output.dir %s cannot" % (tmp_path / "file" / "x"): [
             "pretrain",
             *tiny,
-            f"--output.folder={tmp_path / 'file' / 'x'}",
+            f"--output.dir={tmp_path / 'file' / 'x'}",
         ],
         "--checkpoint": ["knn", "--checkpoint"],
         "count must be at least 1": ["reconstruct", f"--checkpoint={golden}", "--count=0"],
-        "give encoder_heads": ["reconstruct", f"--checkpoint={golden}"],
+        "give encoder_num_heads": ["reconstruct", f"--checkpoint={golden}"],
         "images must be given": ["reconstruct", f"--checkpoint={golden}", *heads],
         "data must be given": ["knn", f"--checkpoint={golden}", *heads],
         "neighbours must be positive": ["knn", f"--checkpoint={golden}", "--neighbours=0"],
@@ -121,24 +121,26 @@ def test_a_checkpoint_of_another_model_in_the_run_folder_is_refused(
 ) -> None:
     folder = pretrain(tiny("--output.reconstruct_images=0"))
     capsys.readouterr()
-    flags = [f"--config={tiny_yaml}", f"--output.folder={folder}", "--model.decoder_depth=2"]
+    flags = [f"--config={tiny_yaml}", f"--output.dir={folder}", "--model.decoder_depth=2"]
     assert main(["pretrain", *flags]) == 2
     error = capsys.readouterr().err
     assert "holds a checkpoint of another run: model.decoder_depth was 1 and is now 2" in error
 
 
 def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yaml, capsys) -> None:
-    folder = tiny().output.folder
-    assert main(["pretrain", f"--config={tiny_yaml}", f"--output.folder={folder}"]) == 0
+    folder = tiny().output.dir
+    assert main(["pretrain", f"--config={tiny_yaml}", f"--output.dir={folder}"]) == 0
     results = last_json(capsys.readouterr().out)
     assert results["run"] == str(folder)
     assert results["loss"] == read_metrics(folder)[-1]["loss"]
     for command in ("knn", "linear-probe"):
-        assert main([command, f"--checkpoint={folder}", "--workers=0", "--epochs=3"]) == 0
+        assert main([command, f"--checkpoint={folder}", "--num_workers=0", "--epochs=3"]) == 0
         figures = last_json(capsys.readouterr().out)
         expected = {"knn"} if command == "knn" else {"linear", "linear_learning_rate"}
         assert set(figures) == expected | {"data"}
-    assert main(["knn", f"--checkpoint={folder}", "--data.synthetic_val=30", "--workers=0"]) == 0
+    assert (
+        main(["knn", f"--checkpoint={folder}", "--data.synthetic_val=30", "--num_workers=0"]) == 0
+    )
     photo = folder / "photo.jpg"
     Image.new("RGB", (50, 30), (200, 10, 10)).save(photo)
     output = folder / "picture.png"
@@ -160,11 +162,11 @@ def test_an_unreadable_image_stops_the_run_with_its_name(tiny_yaml, tmp_path, ca
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 40)).save(path)
     path.write_bytes(path.read_bytes()[:60])
-    flags = [f"--data.root={tmp_path / 'images'}", f"--output.folder={tmp_path / 'run'}"]
-    few = "mae-et: 1 of 24 images cannot be read, more than data.broken_share 0.01: "
+    flags = [f"--data.root={tmp_path / 'images'}", f"--output.dir={tmp_path / 'run'}"]
+    few = "mae-et: 1 of 24 images cannot be read, more than data.max_bad_fraction 0.01: "
     for policy, sentence in (("stop", f"mae-et: cannot read the image {path}"), ("skip", few)):
         for workers in (0, 1):
-            more = [f"--efficiency.workers={workers}", f"--data.broken={policy}"]
+            more = [f"--efficiency.num_workers={workers}", f"--data.on_error={policy}"]
             assert main(["pretrain", f"--config={tiny_yaml}", *flags, *more]) == 1
             error = capsys.readouterr().err.strip().splitlines()[-1]
             assert error.startswith(sentence)
@@ -193,9 +195,13 @@ def test_stopped_and_killed_commands_end_like_one_that_was_not(tmp_path: Path) -
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def command(run: str) -> list[str]:
-        flags = ["--curriculum.epochs=20", "--efficiency.workers=1", "--output.checkpoint_every=2"]
+        flags = [
+            "--curriculum.epochs=20",
+            "--efficiency.num_workers=1",
+            "--output.checkpoint_every=2",
+        ]
         return [sys.executable, "-m", "mae_et", "pretrain", f"--config={tmp_path / 'tiny.yaml'}",
-                f"--output.folder={tmp_path / run}", *flags]  # fmt: skip
+                f"--output.dir={tmp_path / run}", *flags]  # fmt: skip
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -238,7 +244,7 @@ def test_stopped_and_killed_commands_end_like_one_that_was_not(tmp_path: Path) -
 def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--data.synthetic_train=200", "--data.synthetic_val=50", "--curriculum.epochs=2"]
-    assert main(["demo", *flags, "--optim.batch_size=16", "--efficiency.workers=0"]) == 0
+    assert main(["demo", *flags, "--optim.batch_size=16", "--efficiency.num_workers=0"]) == 0
     results = last_json(capsys.readouterr().out)
     assert results["run"] == "runs/demo"
     for name in ("loss", "knn", "linear", "untrained_knn", "untrained_linear", "compute"):
@@ -258,7 +264,7 @@ def test_the_demo_takes_a_folder_of_one_s_own_beside_the_embedded_run(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     flags = ["--data.root=photos", "--curriculum.epochs=3", "--optim.batch_size=16"]
-    assert main(["demo", *flags, "--efficiency.workers=0"]) == 0
+    assert main(["demo", *flags, "--efficiency.num_workers=0"]) == 0
     shown = capsys.readouterr()
     results = last_json(shown.out)
     assert results["run"] == "runs/demo-photos"

@@ -10,32 +10,36 @@ from mae_et import Curriculum, Stage, UserError
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.loader import eval_loader
-from mae_et.data.sampler import Draw
+from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.transforms import EvalView, TrainView, normalise, seeded
+from mae_et.data.transforms import EvalDataset, TrainDataset, normalise, seeded
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 SOURCE = Synthetic(50, 32)
 
 
-def view(augment: str | None = None, seed: int = 0, plan: Plan = PLAN) -> TrainView:
-    return TrainView(SOURCE, DataConfig(augment=augment), plan, 8, seed)
+def view(augment: str | None = None, seed: int = 0, plan: Plan = PLAN) -> TrainDataset:
+    return TrainDataset(SOURCE, DataConfig(augment=augment), plan, 8, seed)
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index_alone() -> None:
-    first = view()[Draw(7, 1, 1)]
+    first = view()[SampleIndex(7, 1, 1)]
     random.seed(1)
     torch.manual_seed(1)
-    again = view()[Draw(7, 1, 1)]
+    again = view()[SampleIndex(7, 1, 1)]
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.noise, again.noise)
-    for other in (view()[Draw(7, 2, 1)], view(seed=1)[Draw(7, 1, 1)], view()[Draw(8, 1, 1)]):
+    for other in (
+        view()[SampleIndex(7, 2, 1)],
+        view(seed=1)[SampleIndex(7, 1, 1)],
+        view()[SampleIndex(8, 1, 1)],
+    ):
         assert not torch.equal(first.images, other.images)
         assert not torch.equal(first.noise, other.noise)
 
 
 def test_a_sample_keeps_its_crop_from_stage_to_stage_and_gets_noise_for_the_stage_s_grid() -> None:
-    early, late = view()[Draw(3, 0, 0)], view()[Draw(3, 0, 1)]
+    early, late = view()[SampleIndex(3, 0, 0)], view()[SampleIndex(3, 0, 1)]
     assert torch.equal(early.images, late.images)
     assert early.images.dtype == torch.uint8
     assert early.images.shape == (3, 32, 32)
@@ -49,7 +53,8 @@ def test_augmentation_has_the_stage_s_magnitude() -> None:
 
     def change(stage: int) -> float:
         pairs = [
-            (v[Draw(i, 0, stage)].images.float() for v in (plain, augmented)) for i in range(30)
+            (v[SampleIndex(i, 0, stage)].images.float() for v in (plain, augmented))
+            for i in range(30)
         ]
         return float(np.mean([(a - b).abs().mean() for a, b in pairs]))
 
@@ -84,10 +89,10 @@ def test_an_evaluation_view_is_the_resized_centre() -> None:
         __len__: Callable = lambda self: 1
         __getitem__: Callable = lambda self, i: (image, 0)
 
-    pixels, label = EvalView(One(), DataConfig(eval_crop=1.0), 32)[0]
+    pixels, label = EvalDataset(One(), DataConfig(eval_crop=1.0), 32)[0]
     assert (pixels.shape, label) == ((3, 32, 32), 0)
     assert pixels[0].min() > 240
-    batches = list(eval_loader(EvalView(SOURCE, DataConfig(), 32), 16, 0))
+    batches = list(eval_loader(EvalDataset(SOURCE, DataConfig(), 32), 16, 0))
     assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
 
 

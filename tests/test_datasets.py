@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 
 import mae_et.data.datasets as sources
 from mae_et.config.schema import DataConfig
-from mae_et.data.datasets import Source, count_unlabelled, open_source
+from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.decoding import PIL_MODES, to_channels
 from mae_et.data.image_folder import Folder, classes_without_images, image_names, list_images
 from mae_et.data.synthetic import CLASSES, Synthetic
-from mae_et.data.transforms import EvalView
+from mae_et.data.transforms import EvalDataset
 from mae_et.errors import RunFailed, UserError
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
@@ -48,7 +48,7 @@ def folder(root: Path, train_split: str = "train", val_split: str = "val") -> Da
     return DataConfig(root=root, train_split=train_split, val_split=val_split)
 
 
-def values(source: Source) -> list[tuple[int, int]]:
+def values(source: ImageDataset) -> list[tuple[int, int]]:
     """Return each image's first grey value, and its label."""
     found = []
     for i in range(len(source)):
@@ -61,7 +61,7 @@ def values(source: Source) -> list[tuple[int, int]]:
 def refusal(config: DataConfig, split: sources.Split = "train", channels: int = 3) -> str:
     """Return the one sentence in which a data set is refused."""
     with pytest.raises(UserError) as raised:
-        open_source(config, split, channels)
+        open_dataset(config, split, channels)
     sentence = str(raised.value)
     assert "\n" not in sentence
     return sentence
@@ -75,7 +75,7 @@ def test_a_folder_with_splits_and_classes_is_read_in_the_order_of_names(tmp_path
         save(tmp_path / name, value)
     save(tmp_path / "val/b/3.png", 3)
     (tmp_path / "train/a/notes.txt").write_text("no image")
-    train, val = open_source(folder(tmp_path), "train"), open_source(folder(tmp_path), "val")
+    train, val = open_dataset(folder(tmp_path), "train"), open_dataset(folder(tmp_path), "val")
     assert list(train.classes) == ["a", "b"]
     assert values(train) == [(2, 0), (0, 1), (1, 1)]
     assert values(val) == [(3, 1)]
@@ -84,7 +84,7 @@ def test_a_folder_with_splits_and_classes_is_read_in_the_order_of_names(tmp_path
 def test_labels_of_val_are_numbered_as_in_train_even_if_val_lacks_classes(tmp_path: Path) -> None:
     for name in ("train/a/0.png", "train/b/0.png", "train/c/0.png", "val/c/0.png"):
         save(tmp_path / name)
-    val = open_source(folder(tmp_path), "val")
+    val = open_dataset(folder(tmp_path), "val")
     assert [label for _, label in values(val)] == [2]
     assert list(val.classes) == ["a", "b", "c"]
 
@@ -93,19 +93,19 @@ def test_a_class_that_only_val_has_is_refused_by_name(tmp_path: Path) -> None:
     for name in ("train/a/0.png", "val/a/0.png", "val/zebra/0.png"):
         save(tmp_path / name)
     assert "zebra" in refusal(folder(tmp_path), "val")
-    assert len(open_source(folder(tmp_path), "train")) == 1
+    assert len(open_dataset(folder(tmp_path), "train")) == 1
 
 
 def test_a_split_with_a_file_outside_the_class_folders_is_unlabelled(tmp_path: Path) -> None:
     for name in ("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/loose.png"):
         save(tmp_path / name)
-    val = open_source(folder(tmp_path), "val")
+    val = open_dataset(folder(tmp_path), "val")
     assert {label for _, label in values(val)} == {-1}
     assert list(val.classes) == []
     save(tmp_path / "train/loose.png")
     (tmp_path / "val/loose.png").unlink()
     for split in ("train", "val"):
-        source = open_source(folder(tmp_path), split)
+        source = open_dataset(folder(tmp_path), split)
         assert {label for _, label in values(source)} == {-1}
 
 
@@ -113,8 +113,8 @@ def test_splits_may_have_other_names(tmp_path: Path) -> None:
     save(tmp_path / "fit/a/0.png", 5)
     save(tmp_path / "test/a/0.png", 6)
     config = folder(tmp_path, "fit", "test")
-    assert values(open_source(config, "train")) == [(5, 0)]
-    assert values(open_source(config, "val")) == [(6, 0)]
+    assert values(open_dataset(config, "train")) == [(5, 0)]
+    assert values(open_dataset(config, "val")) == [(6, 0)]
     assert "no folder training" in refusal(folder(tmp_path, "training", "test"))
     assert "no folder training" in refusal(folder(tmp_path, "training", "tset"))
 
@@ -131,7 +131,7 @@ def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path: Path) -> Non
     for name, count in (("a", 10), ("b", 25), ("c", 4)):
         for i in range(count):
             save(tmp_path / name / f"{i}.png")
-    train, val = (open_source(folder(tmp_path), split) for split in ("train", "val"))
+    train, val = (open_dataset(folder(tmp_path), split) for split in ("train", "val"))
     assert isinstance(train, Folder)
     assert isinstance(val, Folder)
     names = [{str(s.name(i)) for i in range(len(s))} for s in (train, val)]
@@ -143,7 +143,7 @@ def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path: Path) -> Non
 
 def test_what_is_held_out_depends_on_names_alone_and_survives_additions(tmp_path: Path) -> None:
     def held_out(root: Path) -> set[str]:
-        source = open_source(folder(root), "val")
+        source = open_dataset(folder(root), "val")
         assert isinstance(source, Folder)
         return {str(Path(str(source.name(i))).relative_to(root)) for i in range(len(source))}
 
@@ -162,14 +162,14 @@ def test_what_is_held_out_depends_on_names_alone_and_survives_additions(tmp_path
 def test_too_few_images_to_hold_one_out_are_refused_for_val_only(tmp_path: Path) -> None:
     for i in range(4):
         save(tmp_path / f"{i}.png")
-    assert len(open_source(folder(tmp_path), "train")) == 4
+    assert len(open_dataset(folder(tmp_path), "train")) == 4
     assert "too few images" in refusal(folder(tmp_path), "val")
 
 
 def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     for i in range(10):
         save(tmp_path / f"{i}.png", i)
-    train, val = open_source(folder(tmp_path), "train"), open_source(folder(tmp_path), "val")
+    train, val = open_dataset(folder(tmp_path), "train"), open_dataset(folder(tmp_path), "val")
     assert sorted(values(train) + values(val)) == [(i, -1) for i in range(10)]
     assert len(val) == 2
     assert list(train.classes) == []
@@ -199,7 +199,7 @@ def test_hidden_files_are_skipped_and_links_followed_but_never_in_circles(tmp_pa
     (tmp_path / "photos/linked/circle").symlink_to(tmp_path / "photos")
     (tmp_path / "photos/circle").symlink_to(".")
     assert image_names(tmp_path / "photos") == ["a.JPG", "e.jpg", "linked/c.jpg", "linked/d.jpg"]
-    assert len(open_source(folder(tmp_path / "photos"), "train")) == 4
+    assert len(open_dataset(folder(tmp_path / "photos"), "train")) == 4
 
 
 def test_a_name_that_is_no_valid_text_is_read_like_any_other(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_name_that_is_no_valid_text_is_read_like_any_other(tmp_path: Path) -> 
     for i in range(9):
         with open(os.fsencode(tmp_path) + b"/\xff%d.png" % i, "wb") as file:  # noqa: PTH123
             file.write(content)
-    train, val = open_source(folder(tmp_path), "train"), open_source(folder(tmp_path), "val")
+    train, val = open_dataset(folder(tmp_path), "train"), open_dataset(folder(tmp_path), "val")
     assert values(train) + values(val) == [(9, -1)] * 10
 
 
@@ -260,7 +260,7 @@ def test_arrays_of_any_channels_are_read_through_to_a_view(
     if channels == 1:
         (tmp_path / "preview.png").unlink()
         np.save(tmp_path / "0.npy", array[..., 0])
-    source = open_source(folder(tmp_path), "train", channels)
+    source = open_dataset(folder(tmp_path), "train", channels)
     image, label = source[0]
     assert len(source) == 1
     assert isinstance(image, torch.Tensor)
@@ -268,7 +268,7 @@ def test_arrays_of_any_channels_are_read_through_to_a_view(
     np.testing.assert_array_equal(
         image.numpy(), array.astype(image.numpy().dtype).transpose(2, 0, 1)
     )
-    view, _ = EvalView(source, DataConfig(), 16)[0]
+    view, _ = EvalDataset(source, DataConfig(), 16)[0]
     assert view.shape == (channels, 16, 16)
     assert label == -1
 
@@ -356,8 +356,8 @@ def test_a_rotation_in_the_exif_data_is_left_alone_as_in_mae(tmp_path: Path) -> 
 def test_a_source_travels_to_loader_processes(tmp_path: Path) -> None:
     for i in range(4):
         save(tmp_path / f"{i}.png", i)
-    source = pickle.loads(pickle.dumps(open_source(folder(tmp_path), "train", 1)))
-    loader = DataLoader(EvalView(source, DataConfig(eval_crop=1.0), 4), 2, num_workers=1)
+    source = pickle.loads(pickle.dumps(open_dataset(folder(tmp_path), "train", 1)))
+    loader = DataLoader(EvalDataset(source, DataConfig(eval_crop=1.0), 4), 2, num_workers=1)
     assert [int(image[0, 0, 0]) for images, _ in loader for image in images] == [0, 1, 2, 3]
 
 
@@ -384,7 +384,7 @@ def shards(root: Path, **splits: str) -> DataConfig:
 def test_shards_are_read_at_random_places_in_the_order_of_names(tmp_path: Path) -> None:
     write_shard(tmp_path / "1.tar", {"b.cls": b"1", "b.jpg": encoded(70, "JPEG")})
     write_shard(tmp_path / "0.tar", {"a.png": encoded(5), "a.cls": b"3\n", "c.png": encoded(6)})
-    source = open_source(shards(tmp_path), "train")
+    source = open_dataset(shards(tmp_path), "train")
     assert values(source) == [(5, 3), (6, -1), (70, 1)]
     assert source[-1][1] == 1
     assert list(source.classes) == ["0", "1", "2", "3"]
@@ -397,13 +397,13 @@ def test_a_key_ends_at_the_first_dot_of_the_file_s_name(tmp_path: Path) -> None:
         "c.JPG": encoded(5), "c.json": b"{}", "long/" + 120 * "n" + "/d.png": encoded(6),
     }  # fmt: skip
     write_shard(tmp_path / "0.tar", files)
-    assert values(open_source(shards(tmp_path), "train")) == [(1, 4), (2, -1), (5, -1), (6, -1)]
+    assert values(open_dataset(shards(tmp_path), "train")) == [(1, 4), (2, -1), (5, -1), (6, -1)]
 
 
 def test_shards_may_hold_arrays(tmp_path: Path) -> None:
     array = np.arange(4 * 4 * 7, dtype=np.uint8).reshape(4, 4, 7)
     write_shard(tmp_path / "0.tar", {"a.npy": _npy(array), "a.png": encoded(0)})
-    image, _ = open_source(shards(tmp_path), "train", 7)[0]
+    image, _ = open_dataset(shards(tmp_path), "train", 7)[0]
     assert isinstance(image, torch.Tensor)
     assert torch.equal(image, torch.from_numpy(array).permute(2, 0, 1))
 
@@ -413,10 +413,10 @@ def test_shards_of_a_split_lie_in_its_folder_or_bear_its_name(tmp_path: Path) ->
                  "by/set-retrieval-000.tar", "one/0.tar", "one/x_val_1.tar"):  # fmt: skip
         write_shard(tmp_path / name, {"a.png": encoded(len(name))})
     for root, train, val in (("in", 14, 12), ("by", 20, 18), ("one", 9, 15)):
-        assert values(open_source(shards(tmp_path / root), "train")) == [(train, -1)]
-        assert values(open_source(shards(tmp_path / root), "val")) == [(val, -1)]
+        assert values(open_dataset(shards(tmp_path / root), "train")) == [(train, -1)]
+        assert values(open_dataset(shards(tmp_path / root), "val")) == [(val, -1)]
     other = shards(tmp_path / "by", val_split="retrieval")
-    assert values(open_source(other, "val")) == [(24, -1)]
+    assert values(open_dataset(other, "val")) == [(24, -1)]
 
 
 def test_shards_without_a_val_split_or_an_image_are_refused(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_unreadable_image_in_a_shard_fails_the_run_by_its_place(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "0.tar", {"a.png": encoded(0), "b.png": b"noise"})
-    source = open_source(shards(tmp_path), "train")
+    source = open_dataset(shards(tmp_path), "train")
     with pytest.raises(RunFailed, match=rf"at byte 1536 of {path}: it is neither a picture"):
         source[1]
 
@@ -493,7 +493,7 @@ def test_cifar_is_read_from_its_files(
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     write_cifar(tmp_path, hundred=name == "cifar100")
     config = DataConfig(name=name, root=tmp_path)
-    train, val = (open_source(config, split, channels) for split in ("train", "val"))
+    train, val = (open_dataset(config, split, channels) for split in ("train", "val"))
     assert len(train.classes) == (100 if name == "cifar100" else 10)
     assert train.classes[1] == "class 1"
     last = 1 if name == "cifar100" else 5  # number of the test batch
@@ -519,7 +519,7 @@ def test_imagenette_is_read_where_it_lies_and_not_downloaded_again(
     write_imagenette(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     config = DataConfig(name="imagenette", root=tmp_path)
-    train, val = open_source(config, "train"), open_source(config, "val")
+    train, val = open_dataset(config, "train"), open_dataset(config, "val")
     assert list(train.classes) == ["tench", "English springer", "cassette player"]
     assert values(val) == [(0, 0), (40, 1), (80, 2)]
     assert [label for _, label in values(train)] == [0, 0, 1, 1, 2, 2]
@@ -543,7 +543,7 @@ def test_processes_that_start_together_download_once(
     lengths: list[int] = []
     config = DataConfig(name="imagenette", root=tmp_path / "new")
     threads = [
-        threading.Thread(target=lambda: lengths.append(len(open_source(config, "train"))))
+        threading.Thread(target=lambda: lengths.append(len(open_dataset(config, "train"))))
         for _ in range(3)
     ]
     for thread in threads:
@@ -566,7 +566,7 @@ def test_an_interrupted_download_does_not_pass_for_the_whole_set(
     monkeypatch.setattr("torchvision.datasets.imagenette.download_and_extract_archive", download)
     config = DataConfig(name="imagenette", root=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        open_source(config, "train")
+        open_dataset(config, "train")
     assert list(tmp_path.glob("[!.]*")) == []
 
 
@@ -604,7 +604,7 @@ def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_fashion_mnist_is_read_from_debian_s_package(debian: Path, offline: None) -> None:
     config = DataConfig(name="fashion_mnist")
-    train, val = (open_source(config, split, 1) for split in ("train", "val"))
+    train, val = (open_dataset(config, split, 1) for split in ("train", "val"))
     assert [train[i][1] for i in range(5)] == [4, 5, 6, 7, 8]
     assert len(val) == 3
     with pytest.raises(IndexError):
@@ -612,7 +612,7 @@ def test_fashion_mnist_is_read_from_debian_s_package(debian: Path, offline: None
     assert tuple(train.classes) == FASHION
     pixels = np.asarray(val[2][0])
     assert (pixels == np.arange(2 * 784, 3 * 784).reshape(28, 28) % 251).all()
-    coloured = open_source(config, "val", 3)[2][0]
+    coloured = open_dataset(config, "val", 3)[2][0]
     assert (np.asarray(coloured) == pixels[..., None]).all()
 
 
@@ -657,12 +657,12 @@ def test_a_local_hugging_face_set_gives_images_labels_and_classes(
 ) -> None:
     for value, place in enumerate(("train/Cat", "train/Dog", "validation/Cat", "validation/Dog")):
         save(tmp_path / "Set" / place / "0.png", value)
-    train, val = (open_source(hugging("Set"), split) for split in ("train", "val"))
+    train, val = (open_dataset(hugging("Set"), split) for split in ("train", "val"))
     assert list(train.classes) == list(val.classes) == ["Cat", "Dog"]
     assert values(train) == [(0, 0), (1, 1)]
     assert values(val) == [(2, 0), (3, 1)]
     assert values(pickle.loads(pickle.dumps(val))) == values(val)
-    image, _ = open_source(hugging("Set", val_split="train"), "val", 1)[1]
+    image, _ = open_dataset(hugging("Set", val_split="train"), "val", 1)[1]
     assert np.asarray(image).tolist() == [[1] * 6] * 4
 
 
@@ -672,7 +672,7 @@ def test_a_hugging_face_set_without_labels_is_unlabelled(
 ) -> None:
     for i in range(3):
         save(tmp_path / f"Flat/{i}.png", i)
-    source = open_source(hugging("Flat"), "train")
+    source = open_dataset(hugging("Flat"), "train")
     assert list(source.classes) == []
     assert values(source) == [(0, -1), (1, -1), (2, -1)]
 
@@ -689,7 +689,7 @@ def test_what_hugging_face_refuses_is_told_in_one_sentence(
     (tmp_path / "text").mkdir()
     (tmp_path / "text/train.csv").write_text("a,b\n1,2\n")
     assert "no column image holds images; other columns: a, b" in refusal(hugging("text"))
-    source = open_source(hugging("Set"), "train")
+    source = open_dataset(hugging("Set"), "train")
     with pytest.raises(RunFailed, match=r"1 of hfds/.*: it is neither a picture"):
         source[1]  # and not another sample in its place
 
@@ -708,7 +708,7 @@ def test_images_of_a_hugging_face_set_that_have_no_label_are_counted(
     rows = datasets.Dataset.from_dict({"image": [image] * 4, "label": [0, -1, None, 1]}, features)
     (tmp_path / "Set").mkdir()
     rows.to_parquet(tmp_path / "Set" / "train.parquet")
-    source = open_source(hugging("Set"), "train")
+    source = open_dataset(hugging("Set"), "train")
     assert [label for _, label in values(source)] == [0, -1, -1, 1]
     assert count_unlabelled(source) == 2
 
@@ -719,8 +719,8 @@ def test_images_of_a_hugging_face_set_that_have_no_label_are_counted(
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_embedded_splits_are_disjoint_windows_in_any_mode(channels: int) -> None:
     config = DataConfig(synthetic_size=16, synthetic_train=12, synthetic_val=5)
-    train, val = (open_source(config, split, channels) for split in ("train", "val"))
-    longer = open_source(DataConfig(synthetic_size=16, synthetic_train=17), "train", channels)
+    train, val = (open_dataset(config, split, channels) for split in ("train", "val"))
+    longer = open_dataset(DataConfig(synthetic_size=16, synthetic_train=17), "train", channels)
     assert (len(train), len(val)) == (12, 5)
     assert tuple(train.classes) == tuple(CLASSES)
     for i in range(17):
@@ -748,16 +748,16 @@ def test_a_listing_is_kept_and_read_again_without_a_walk(tmp_path: Path, monkeyp
     for number in range(6):
         save(tmp_path / f"data/train/{'ab'[number % 2]}/{number}.png", number)
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
-    first = values(open_source(config, "train"))
+    first = values(open_dataset(config, "train"))
     (kept,) = (tmp_path / "kept").iterdir()
     monkeypatch.setattr(
         "mae_et.data.image_folder.image_names", lambda *_: pytest.fail("walked again")
     )
-    assert values(open_source(config, "train")) == first
+    assert values(open_dataset(config, "train")) == first
     assert len(first) == 6
     kept.write_bytes(kept.read_bytes()[:50])
     with pytest.raises(UserError, match=r"listing .* is damaged .*: delete it"):
-        open_source(config, "train")
+        open_dataset(config, "train")
 
 
 def test_classes_that_no_image_belongs_to_are_named(tmp_path: Path) -> None:
@@ -765,6 +765,6 @@ def test_classes_that_no_image_belongs_to_are_named(tmp_path: Path) -> None:
         for name in classes:
             save(tmp_path / split / name / "1.png", 1)
     config = DataConfig(root=tmp_path)
-    assert classes_without_images(open_source(config, "train")) == []
-    assert classes_without_images(open_source(config, "val")) == ["b"]
+    assert classes_without_images(open_dataset(config, "train")) == []
+    assert classes_without_images(open_dataset(config, "val")) == ["b"]
     assert classes_without_images(Synthetic(10, 16)) == []

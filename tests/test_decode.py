@@ -14,15 +14,15 @@ from torchvision.transforms import RandomResizedCrop
 
 import mae_et.data.jpeg_crop as crops
 from finetune.config import RecipeConfig
-from finetune.transforms import LabelledView
+from finetune.transforms import LabelledTrainDataset
 from mae_et import Curriculum, Stage, UserError, low_frequency_crop
 from mae_et.config.schema import DataConfig
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box
 from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_to, random_box
-from mae_et.data.sampler import Draw
+from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.transforms import TrainView
+from mae_et.data.transforms import TrainDataset
 from mae_et.errors import RunFailed
 from mae_et.pretraining import pretrain
 
@@ -88,27 +88,31 @@ def test_boxes_are_distributed_as_torchvision_s_and_lie_in_the_picture(height, w
 def test_a_sample_is_a_function_of_seed_epoch_and_index_and_leaves_global_generators_alone(
     pictures: Path,
 ) -> None:
-    source = open_source(DataConfig(root=pictures), "train")
+    source = open_dataset(DataConfig(root=pictures), "train")
 
-    def view(seed: int = 0) -> TrainView:
-        return TrainView(source, DataConfig(), PLAN, 8, seed, "decode")
+    def view(seed: int = 0) -> TrainDataset:
+        return TrainDataset(source, DataConfig(), PLAN, 8, seed, "decode")
 
     state = torch.get_rng_state()
-    first = view()[Draw(3, 1, 1)]
+    first = view()[SampleIndex(3, 1, 1)]
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(9)
-    again = pickle.loads(pickle.dumps(view()))[Draw(3, 1, 1)]  # as in a spawned worker
+    again = pickle.loads(pickle.dumps(view()))[SampleIndex(3, 1, 1)]  # as in a spawned worker
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.noise, again.noise)
-    for other in (view()[Draw(3, 2, 1)], view(1)[Draw(3, 1, 1)], view()[Draw(4, 1, 1)]):
+    for other in (
+        view()[SampleIndex(3, 2, 1)],
+        view(1)[SampleIndex(3, 1, 1)],
+        view()[SampleIndex(4, 1, 1)],
+    ):
         assert not torch.equal(first.images, other.images)
         assert not torch.equal(first.noise, other.noise)
 
 
 def test_a_stage_gets_its_size_and_a_sample_keeps_its_box(pictures: Path) -> None:
-    source = open_source(DataConfig(root=pictures), "train")
-    view = TrainView(source, DataConfig(), PLAN, 8, 0, "decode")
-    early, late = view[Draw(3, 0, 0)], view[Draw(3, 0, 1)]
+    source = open_dataset(DataConfig(root=pictures), "train")
+    view = TrainDataset(source, DataConfig(), PLAN, 8, 0, "decode")
+    early, late = view[SampleIndex(3, 0, 0)], view[SampleIndex(3, 0, 1)]
     assert (early.images.shape, late.images.shape) == ((3, 16, 16), (3, 32, 32))
     assert early.images.dtype == torch.uint8
     assert (early.noise.shape, late.noise.shape) == ((4,), (16,))
@@ -117,9 +121,9 @@ def test_a_stage_gets_its_size_and_a_sample_keeps_its_box(pictures: Path) -> Non
 
 
 def test_the_drawn_share_is_flipped(pictures: Path) -> None:
-    source = open_source(DataConfig(root=pictures), "train")
+    source = open_dataset(DataConfig(root=pictures), "train")
     never, always = (
-        TrainView(source, DataConfig(flip=chance), PLAN, 8, 0, "decode")[Draw(1, 0, 0)]
+        TrainDataset(source, DataConfig(flip=chance), PLAN, 8, 0, "decode")[SampleIndex(1, 0, 0)]
         for chance in (0, 1)
     )
     assert torch.equal(never.images.flip(-1), always.images)
@@ -180,21 +184,21 @@ def test_pictures_are_not_rotated_as_elsewhere() -> None:
 def test_arrays_keep_their_type_and_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     np.save(tmp_path / "train" / "0.npy", np.ones((40, 50, 5), np.float32))
-    view = TrainView(
-        open_source(DataConfig(root=tmp_path), "train", 5), DataConfig(), PLAN, 8, 0, "decode"
+    view = TrainDataset(
+        open_dataset(DataConfig(root=tmp_path), "train", 5), DataConfig(), PLAN, 8, 0, "decode"
     )
-    assert view[Draw(0, 0, 0)].images.dtype == torch.float32
+    assert view[SampleIndex(0, 0, 0)].images.dtype == torch.float32
     (tmp_path / "train" / "1.jpg").write_bytes(jpeg(natural(64, 64))[:900])
-    view = TrainView(
-        open_source(DataConfig(root=tmp_path), "train"), DataConfig(), PLAN, 8, 0, "decode"
+    view = TrainDataset(
+        open_dataset(DataConfig(root=tmp_path), "train"), DataConfig(), PLAN, 8, 0, "decode"
     )
     with pytest.raises(RunFailed, match=r"cannot read the image .*1\.jpg"):
-        view[Draw(1, 0, 0)]
+        view[SampleIndex(1, 0, 0)]
 
 
 def test_what_is_no_picture_is_refused() -> None:
     with pytest.raises(UserError, match=r"crop\.method decode"):
-        TrainView(Synthetic(50, 32), DataConfig(), PLAN, 8, 0, "decode")
+        TrainDataset(Synthetic(50, 32), DataConfig(), PLAN, 8, 0, "decode")
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -220,25 +224,25 @@ def test_it_is_as_near_to_the_exact_crop_as_lanczos_is(size: int) -> None:
 
 
 def test_augmentation_follows_at_the_small_size(pictures: Path) -> None:
-    source = open_source(DataConfig(root=pictures), "train")
+    source = open_dataset(DataConfig(root=pictures), "train")
     config = DataConfig(augment="rand-inc1")
-    view = TrainView(source, config, PLAN, 8, 0, "decode")
-    again = TrainView(source, config, PLAN, 8, 0, "decode")
-    plain = TrainView(source, DataConfig(), PLAN, 8, 0, "decode")
-    draws = [Draw(i, 0, 1) for i in range(6)]
+    view = TrainDataset(source, config, PLAN, 8, 0, "decode")
+    again = TrainDataset(source, config, PLAN, 8, 0, "decode")
+    plain = TrainDataset(source, DataConfig(), PLAN, 8, 0, "decode")
+    draws = [SampleIndex(i, 0, 1) for i in range(6)]
     assert all(torch.equal(view[d].images, again[d].images) for d in draws)
     assert any(not torch.equal(view[d].images, plain[d].images) for d in draws)
     assert view[draws[0]].images.shape == (3, 32, 32)
 
 
 def test_classifiers_take_small_crops_too(pictures: Path) -> None:
-    source = open_source(DataConfig(root=pictures), "train")
+    source = open_dataset(DataConfig(root=pictures), "train")
     recipe = RecipeConfig(erasing=0.999)
-    view = LabelledView(source, DataConfig(), recipe, PLAN, 0, method="decode")
-    assert view[Draw(2, 0, 0)].images.shape == (3, 16, 16)
-    assert view[Draw(2, 0, 1)].images.shape == (3, 32, 32)
-    assert {int(view[Draw(i, 0, 0)].labels) for i in range(12)} == {0, 1}
-    assert torch.equal(view[Draw(2, 0, 0)].images, view[Draw(2, 0, 0)].images)
+    view = LabelledTrainDataset(source, DataConfig(), recipe, PLAN, 0, method="decode")
+    assert view[SampleIndex(2, 0, 0)].images.shape == (3, 16, 16)
+    assert view[SampleIndex(2, 0, 1)].images.shape == (3, 32, 32)
+    assert {int(view[SampleIndex(i, 0, 0)].labels) for i in range(12)} == {0, 1}
+    assert torch.equal(view[SampleIndex(2, 0, 0)].images, view[SampleIndex(2, 0, 0)].images)
 
 
 def test_a_run_s_losses_do_not_depend_on_workers(tiny, pictures: Path, tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_a_run_s_losses_do_not_depend_on_workers(tiny, pictures: Path, tmp_path:
     for workers in (0, 1):
         folder = pretrain(
             tiny("--crop.method=decode", f"--data.root={pictures}", "--curriculum.epochs=6",
-                 f"--efficiency.workers={workers}", f"--output.folder={tmp_path / str(workers)}")
+                 f"--efficiency.num_workers={workers}", f"--output.dir={tmp_path / str(workers)}")
         )  # fmt: skip
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         rows.append([json.loads(line)["loss"] for line in lines])

@@ -86,7 +86,7 @@ def test_layouts_of_mae_s_decoder_refuse_another(tmp_path) -> None:
 
     (tmp_path / "tiny.yaml").write_text(TINY)
     flags = [
-        f"--output.folder={tmp_path / 'run'}", "--model.decoder_attention=cross",
+        f"--output.dir={tmp_path / 'run'}", "--model.decoder_attention=cross",
         "--model.decoder_share=0.5",
     ]  # fmt: skip
     run = pretrain(load_config(PretrainConfig, [str(tmp_path / "tiny.yaml")], flags))

@@ -25,7 +25,7 @@ def start(
     (folder / "tiny.yaml").write_text(yaml)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     words = ["-m", "mae_et", command, f"--config={folder / 'tiny.yaml'}",
-               f"--output.folder={folder / str(processes)}", *flags]  # fmt: skip
+               f"--output.dir={folder / str(processes)}", *flags]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *(launch if processes > 1 else []), *words],
@@ -58,8 +58,8 @@ def test_two_processes_stop_together_and_go_on_to_the_end_of_one_that_did_not(
     tmp_path: Path,
 ) -> None:
     """The launcher is told, tells both, and both save one state at the same step."""
-    flags = ["--curriculum.epochs=30", "--efficiency.workers=1"]
-    whole = run(tmp_path, 2, *flags, f"--output.folder={tmp_path / 'whole'}")
+    flags = ["--curriculum.epochs=30", "--efficiency.num_workers=1"]
+    whole = run(tmp_path, 2, *flags, f"--output.dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert len(whole.stdout.strip().splitlines()) == 1
     process = start(tmp_path, 2, *flags)
@@ -83,7 +83,7 @@ data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 31}
 curriculum: {preset: constant, epochs: 3, cost: area}
 optim: {batch_size: 8, base_lr: 0.01}
 recipe: {smoothing: 0.1, erasing: 0.25}
-efficiency: {workers: 0, device: cpu}
+efficiency: {num_workers: 0, device: cpu}
 output: {log_every: 1, evaluate_every: 50%, tensorboard: false}
 """
 
@@ -96,7 +96,7 @@ def test_processes_score_the_classifier_that_is_kept(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
         folder = tmp_path / str(processes)
-        found = evaluate(EvaluateConfig(folder, device="cpu", workers=0))
+        found = evaluate(EvaluateConfig(folder, device="cpu", num_workers=0))
         # With batch norms each process has its own statistics; the scores are of those kept.
         assert found["loss"] == pytest.approx(results[-1]["loss"], abs=1e-4)
         assert found["images"] == results[-1]["images"] == 31
@@ -109,16 +109,16 @@ def test_processes_that_do_not_divide_the_batch_are_refused_once_each(tmp_path: 
 
 
 def test_alone_there_is_nothing_to_agree_on() -> None:
-    world = distributed.start("cpu")
+    world = distributed.initialize("cpu")
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
-    assert distributed.agree(True, world)
-    assert not distributed.agree(False, world)
-    assert distributed.all_have(7, world)
+    assert distributed.any_rank(True, world)
+    assert not distributed.any_rank(False, world)
+    assert distributed.all_ranks_equal(7, world)
     values = torch.tensor([1.0, 2.0])
-    assert torch.equal(distributed.gathered(values, world), values[None])
-    assert torch.equal(distributed.gathered_rows(values, world), values)
+    assert torch.equal(distributed.all_gather(values, world), values[None])
+    assert torch.equal(distributed.all_gather_rows(values, world), values)
     distributed.barrier(world)
-    distributed.stop(world)
+    distributed.shutdown(world)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -145,9 +145,10 @@ def test_two_processes_leave_out_the_same_updates_and_name_the_same_images(
     tmp_path: Path, spoilt: Path
 ) -> None:
     """Though each sees its own half: one alone has the NaN, and one alone the file."""
-    flags = [f"--data.root={spoilt}", "--data.broken_share=0.05", "--optim.skip_nonfinite=2",
-             "--output.log_every=1", "--output.reconstruct_images=0"]  # fmt: skip
-    keys = ("step", "left_out", "substituted", "unreadable")
+    flags = [f"--data.root={spoilt}", "--data.max_bad_fraction=0.05",
+             "--optim.max_skipped_updates=2", "--output.log_every=1",
+             "--output.reconstruct_images=0"]  # fmt: skip
+    keys = ("step", "skipped_updates", "substituted", "unreadable")
     found, records = [], []
     for processes in (1, 2):
         done = run(tmp_path, processes, *flags)
@@ -160,24 +161,25 @@ def test_two_processes_leave_out_the_same_updates_and_name_the_same_images(
         weights = newest_checkpoint(tmp_path / str(processes) / "checkpoints")["model"]
         assert all(weight.isfinite().all() for weight in weights.values())
     assert found[0] == found[1]
-    assert sum(left_out for _, left_out, *_ in found[0]) > 3
+    assert sum(skipped_updates for _, skipped_updates, *_ in found[0]) > 3
     assert records[0] == records[1]
     few = run(
-        tmp_path, 2, *flags, "--data.broken_share=0.03", f"--output.folder={tmp_path / 'few'}"
+        tmp_path, 2, *flags, "--data.max_bad_fraction=0.03", f"--output.dir={tmp_path / 'few'}"
     )
     assert few.returncode == 1
-    assert "2 of 40 images cannot be read, more than data.broken_share 0.03" in few.stderr
+    assert "2 of 40 images cannot be read, more than data.max_bad_fraction 0.03" in few.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--efficiency.sharding=full", "--efficiency.precision=fp16"])
-def test_updates_are_left_out_in_shards_and_in_fp16_too(
+def test_updates_are_skipped_in_shards_and_in_fp16_too(
     tmp_path: Path, spoilt: Path, flag: str
 ) -> None:
-    flags = [f"--data.root={spoilt}", "--data.broken_share=0.05", "--optim.skip_nonfinite=2",
-             "--output.log_every=1", "--output.reconstruct_images=0"]  # fmt: skip
+    flags = [f"--data.root={spoilt}", "--data.max_bad_fraction=0.05",
+             "--optim.max_skipped_updates=2", "--output.log_every=1",
+             "--output.reconstruct_images=0"]  # fmt: skip
     done = run(tmp_path, 2, *flags, flag)
     assert done.returncode == 0, done.stderr
-    assert sum(row["left_out"] for row in read_metrics(tmp_path / "2")) > 3
+    assert sum(row["skipped_updates"] for row in read_metrics(tmp_path / "2")) > 3
     weights = newest_checkpoint(tmp_path / "2" / "checkpoints")["model"]
     assert all(weight.isfinite().all() for weight in weights.values())

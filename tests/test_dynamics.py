@@ -30,7 +30,7 @@ def test_a_low_pass_keeps_the_crop_of_its_bandwidth_and_nothing_above(
 
 def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
     folder = pretrain(tiny("--output.keep_every=10", "--output.keep_last=1"))
-    command = ["dynamics", f"--run={folder}", "--bandwidths=[8,32]", "--workers=0"]
+    command = ["dynamics", f"--run={folder}", "--bandwidths=[8,32]", "--num_workers=0"]
     assert main(command) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results["checkpoints"] == 3  # steps 10, 20 and the last
@@ -40,7 +40,7 @@ def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
     rows = [json.loads(line) for line in before.splitlines()]
     assert [row["step"] for row in rows] == [10, 20, 25]
     # At the full bandwidth it is kNN as ever.
-    assert main(["knn", f"--checkpoint={folder}", "--workers=0"]) == 0
+    assert main(["knn", f"--checkpoint={folder}", "--num_workers=0"]) == 0
     knn = json.loads(capsys.readouterr().out.splitlines()[-1])["knn"]
     assert rows[-1]["accuracies"][-1] == knn == results["last"]["32"]
     # What was cut off is done again, and nothing else.

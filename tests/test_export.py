@@ -19,7 +19,7 @@ from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
 from mae_et.models.mae import MaskedAutoencoder
 
-HEADS = {"encoder_heads": 3, "decoder_heads": 4}
+HEADS = {"encoder_num_heads": 3, "decoder_num_heads": 4}
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 
 
@@ -127,8 +127,8 @@ def test_what_a_layout_cannot_hold_is_refused_in_one_sentence(tmp_path: Path, ti
 
 def test_rectangles_are_refused_by_hugging_face_s_layout() -> None:
     model = MaskedAutoencoder(
-        image_size=(32, 64), patch_size=8, encoder_width=32, encoder_depth=1, encoder_heads=2,
-        decoder_width=16, decoder_depth=1, decoder_heads=2,
+        image_size=(32, 64), patch_size=8, encoder_embed_dim=32, encoder_depth=1,
+        encoder_num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
     )  # fmt: skip
     assert model.decoder is not None
     with pytest.raises(UserError, match="format hf holds square models only"):
@@ -138,7 +138,7 @@ def test_rectangles_are_refused_by_hugging_face_s_layout() -> None:
 def classifier_of(tmp_path: Path, pool: Pool, probe: Probe) -> tuple[torch.nn.Module, Path]:
     """Return a classifier of 7 classes with trained positions, and the folder of its run."""
     torch.manual_seed(0)
-    network = vit_around(load_weights(TINY), 7, 96, pool, probe, encoder_heads=3).eval()
+    network = vit_around(load_weights(TINY), 7, 96, pool, probe, encoder_num_heads=3).eval()
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and name != "head.0.running_var":
@@ -148,7 +148,7 @@ def classifier_of(tmp_path: Path, pool: Pool, probe: Probe) -> tuple[torch.nn.Mo
     folder = tmp_path / "run"
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
-    about = {"classes": list("abcdefg"), "encoder_heads": 3}
+    about = {"classes": list("abcdefg"), "encoder_num_heads": 3}
     (folder / "classes.json").write_text(json.dumps(about))
     return network, folder
 
@@ -191,7 +191,7 @@ def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
             export(checkpoint, "mae", tmp_path / "mae.pth")
         return
     path = export(checkpoint, "mae", tmp_path / "mae.pth")
-    ours = vit_around(load_weights(path), 7, 96, pool, probe, encoder_heads=3).eval()
+    ours = vit_around(load_weights(path), 7, 96, pool, probe, encoder_num_heads=3).eval()
     with torch.no_grad():
         assert torch.equal(ours(images), logits)
     names = set(read_file(path)["model"])
@@ -202,10 +202,10 @@ def test_a_fine_tuned_run_scores_the_same_after_export(tmp_path: Path, capsys) -
     """Through the command line, for images larger than those of pre-training."""
     encoder = export(TINY, "timm", tmp_path / "encoder.safetensors", **HEADS)
     flags = [
-        f"--model.checkpoint={encoder}", "--model.encoder_heads=3", "--model.image_size=72",
+        f"--model.checkpoint={encoder}", "--model.encoder_num_heads=3", "--model.image_size=72",
         "--data.synthetic_size=72", "--data.synthetic_train=16", "--data.synthetic_val=20",
         "--optim.batch_size=8", "--optim.base_lr=0.1", "--curriculum.epochs=2",
-        "--efficiency.workers=0", "--efficiency.device=cpu", f"--output.folder={tmp_path / 'run'}",
+        "--efficiency.num_workers=0", "--efficiency.device=cpu", f"--output.dir={tmp_path / 'run'}",
     ]  # fmt: skip
     results = classify(load_config(ClassifierConfig, [], flags))
     trained = load_weights(tmp_path / "run").encoder["pos_embed"]
@@ -219,7 +219,7 @@ def test_a_fine_tuned_run_scores_the_same_after_export(tmp_path: Path, capsys) -
         data = load_config(ClassifierConfig, [], flags).data
         scores = evaluate(
             EvaluateConfig(
-                output, data=data, image_size=72, encoder_heads=3, workers=0, device="cpu"
+                output, data=data, image_size=72, encoder_num_heads=3, num_workers=0, device="cpu"
             )
         )
         assert {name: scores[name] for name in ("top1", "loss")} == {

@@ -16,9 +16,9 @@ from finetune.nearest_neighbours import knn_accuracy
 from mae_et import UserError, load_pretrained, pretrain
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.main import main
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.transforms import EvalView, normalise
+from mae_et.data.transforms import EvalDataset, normalise
 
 
 def blobs(count: int, seed: int, classes: int = 4, spread: float = 1.0) -> Features:
@@ -102,7 +102,7 @@ def run(tiny) -> Path:
 
 
 def probe(run: Path, tiny, **settings) -> ProbeConfig:
-    return ProbeConfig(run, data=tiny().data, workers=0, device="cpu", epochs=5, **settings)
+    return ProbeConfig(run, data=tiny().data, num_workers=0, device="cpu", epochs=5, **settings)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -112,7 +112,7 @@ def test_features_are_the_encoder_s_tokens_in_the_order_of_the_data(run, tiny, p
     data = tiny().data
     features = extract_features(model, data, config, "val", torch.device("cpu"))
     assert (len(features.labels), features.classes) == (20, 10)
-    view = EvalView(open_source(data, "val"), data, 32)
+    view = EvalDataset(open_dataset(data, "val"), data, 32)
     image, label = view[11]
     pixels = normalise(image[None], data.mean, data.std)
     tokens = model.encoder.forward_features(pixels)[0]
@@ -157,10 +157,10 @@ def test_a_checkpoint_is_read_once_by_whatever_uses_it(run, tmp_path, reads) -> 
         assert main([*command, f"--checkpoint={run}", "--device=cpu"]) == 0
         assert len(reads) == 1, command
         reads.clear()
-    finetune.HeldOut(workers=0, device="cpu")(run)
+    finetune.HeldOut(num_workers=0, device="cpu")(run)
     assert len(reads) == 1
     reads.clear()
-    assert main(["dynamics", f"--run={run}", "--bandwidths=[8]", "--workers=0"]) == 0
+    assert main(["dynamics", f"--run={run}", "--bandwidths=[8]", "--num_workers=0"]) == 0
     assert len(set(reads)) == len(reads) == len(list_checkpoints(run / "checkpoints"))
 
 

@@ -20,7 +20,9 @@ TINY = GOLDEN / "mae_tiny_released_format.pth"
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """Return the golden model as a folder of Hugging Face's."""
-    return export(TINY, "hf", tmp_path_factory.mktemp("hf"), encoder_heads=3, decoder_heads=4)
+    return export(
+        TINY, "hf", tmp_path_factory.mktemp("hf"), encoder_num_heads=3, decoder_num_heads=4
+    )
 
 
 @pytest.fixture(scope="module")

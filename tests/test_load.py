@@ -22,7 +22,7 @@ TINY = GOLDEN / "mae_tiny_released_format.pth"
 
 
 def network(path: Path = TINY, classes: int = 10, **settings) -> torch.nn.Module:
-    config = {"image_size": 64, "encoder_heads": 3} | settings
+    config = {"image_size": 64, "encoder_num_heads": 3} | settings
     return build_classifier(NetworkConfig(checkpoint=path, **config), classes).eval()
 
 
@@ -195,7 +195,7 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
 
 def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
     weights = load_weights(TINY)
-    model = vit_around(weights, 10, (96, 128), encoder_heads=3, patch_size=16)
+    model = vit_around(weights, 10, (96, 128), encoder_num_heads=3, patch_size=16)
     kernel = timm.layers.resample_patch_embed(weights.encoder["patch_embed.proj.weight"], [16, 16])
     assert torch.equal(model.patch_embed.proj.weight.detach(), kernel)
     assert model.pos_embed.shape == (1, 6 * 8 + 1, 48)
@@ -211,7 +211,7 @@ def test_a_name_of_timm_s_is_fetched_from_its_hub(monkeypatch) -> None:
 
     monkeypatch.setattr(timm, "create_model", fetched)
     weights = load_weights(Path("vit_tiny_patch16_224"))
-    assert (weights.encoder_heads, len(weights.encoder)) == (3, 150)
+    assert (weights.encoder_num_heads, len(weights.encoder)) == (3, 150)
 
     def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")
@@ -243,9 +243,9 @@ def test_a_whole_vit_b_of_the_released_layout_is_fine_tuned_and_evaluated(
     weights = {name: 0.02 * torch.randn(shape) for name, shape in shapes.items()}
     torch.save({"model": weights}, tmp_path / "mae.pth")
     flags = [
-        f"--model.checkpoint={tmp_path / 'mae.pth'}", f"--output.folder={tmp_path / 'run'}",
+        f"--model.checkpoint={tmp_path / 'mae.pth'}", f"--output.dir={tmp_path / 'run'}",
         "--data.synthetic_size=224", "--data.synthetic_train=32", "--data.synthetic_val=20",
-        "--optim.batch_size=16", "--efficiency.workers=0", "--optim.layer_decay=0.65",
+        "--optim.batch_size=16", "--efficiency.num_workers=0", "--optim.layer_decay=0.65",
     ]  # fmt: skip
     epoch = ["--curriculum={preset: custom, epochs: 1, stages: [{bandwidth: 224, share: 1}]}"]
     results = classify(
@@ -254,7 +254,7 @@ def test_a_whole_vit_b_of_the_released_layout_is_fine_tuned_and_evaluated(
         )
     )
     assert results["images"] == 20
-    found = evaluate(EvaluateConfig(tmp_path / "run", device="cpu", workers=0))
+    found = evaluate(EvaluateConfig(tmp_path / "run", device="cpu", num_workers=0))
     assert found["top1"] == results["top1"]
 
 

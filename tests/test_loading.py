@@ -4,20 +4,20 @@ import torch
 from mae_et import Curriculum, Stage
 from mae_et.config.schema import DataConfig
 from mae_et.data.loader import replayed, train_loader, worker_count
-from mae_et.data.sampler import PlannedBatches, micro_batch_size
+from mae_et.data.sampler import CurriculumBatchSampler, micro_batch_size
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.transforms import Batch, TrainView
+from mae_et.data.transforms import Batch, TrainDataset
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 
 
-def view(augment: str | None = None) -> TrainView:
-    return TrainView(Synthetic(50, 32), DataConfig(augment=augment), PLAN, 8, 0)
+def view(augment: str | None = None) -> TrainDataset:
+    return TrainDataset(Synthetic(50, 32), DataConfig(augment=augment), PLAN, 8, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(workers: int) -> None:
-    batches = PlannedBatches(PLAN, 0, micro_batch_size(4, PLAN, 1))
+    batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(4, PLAN, 1))
     alone = list(train_loader(view("rand-mstd0.5-inc1"), batches, 0, False))
     spread = list(train_loader(view("rand-mstd0.5-inc1"), batches, workers, False))
     assert len(alone) == len(list(batches))
@@ -33,7 +33,7 @@ def test_a_process_takes_the_workers_asked_for_or_a_share_of_the_cores() -> None
 
 def replay(start: int = 0, micro: int = 4) -> list[Batch]:
     size = micro_batch_size(micro, PLAN, 1)
-    batches = PlannedBatches(PLAN, 0, size, start=start, times={16: 3}, kept=10)
+    batches = CurriculumBatchSampler(PLAN, 0, size, start=start, times={16: 3}, kept=10)
     return list(replayed(iter(train_loader(view(), batches, 0, False)), batches, view(), False))
 
 
@@ -69,7 +69,7 @@ def test_a_run_that_goes_on_replays_the_same_images_and_masks(start: int) -> Non
 
 
 def test_replayed_images_of_unflippable_data_are_not_flipped() -> None:
-    never = TrainView(Synthetic(50, 32), DataConfig(flip=0.0), PLAN, 8, 0)
+    never = TrainDataset(Synthetic(50, 32), DataConfig(flip=0.0), PLAN, 8, 0)
     batch = Batch(torch.arange(8).reshape(2, 1, 1, 4), torch.rand(2, 4))
     for seed in range(10):
         renewed = never.renewed(batch, torch.tensor([False, True]), seed)

@@ -15,8 +15,8 @@ def golden() -> dict[str, torch.Tensor]:
 def small(**overrides: object) -> MaskedAutoencoder:
     torch.manual_seed(0)
     settings: dict = {
-        "image_size": 32, "patch_size": 8, "encoder_width": 32, "encoder_depth": 2,
-        "encoder_heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2,
+        "image_size": 32, "patch_size": 8, "encoder_embed_dim": 32, "encoder_depth": 2,
+        "encoder_num_heads": 2, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2,
     }  # fmt: skip
     return MaskedAutoencoder("vit_tiny_patch16_224", **settings | overrides)
 
@@ -28,7 +28,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("file", ["mae_tiny_released_format.pth", "mae_tiny_training_format.pth"])
 @pytest.mark.parametrize("target", ["pixel", "norm_pix"])
 def test_values_and_gradients_equal_the_golden_files(golden, file: str, target: str) -> None:
-    model = load_pretrained(GOLDEN / file, encoder_heads=3, decoder_heads=4, target=target)
+    model = load_pretrained(GOLDEN / file, encoder_num_heads=3, decoder_num_heads=4, target=target)
     output = model(golden["images"], 0.75, golden["noise"])
     output.loss.backward()
     assert output.loss.item() == pytest.approx(golden[f"{target}.loss"].item(), rel=1e-5)

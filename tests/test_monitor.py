@@ -11,7 +11,7 @@ from torchvision.io import read_image
 
 from mae_et import pretrain
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.monitoring.logger import SCORES, TAGS, Monitor, describe, format_seconds, read_metrics
+from mae_et.monitoring.logger import SCORES, TAGS, RunLogger, describe, format_seconds, read_metrics
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -28,7 +28,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("monitor")
     (folder / "tiny.yaml").write_text(TINY)
     return pretrain(
-        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.folder={folder}/run"])
+        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
     )
 
 
@@ -91,20 +91,20 @@ def test_a_run_that_goes_on_doubles_no_step_and_drops_rows_after_its_checkpoint(
         return keys | {"step": step, "bandwidth": 32, "equivalent_epochs": step / 10}
 
     def watch(start: int, steps: list[int]) -> None:
-        monitor = Monitor(config, plan, start)
+        monitor = RunLogger(config, plan, start)
         for step in steps:
             monitor.log(row(step))
             monitor.picture(step, torch.zeros(3, 8, 8, dtype=torch.uint8))
         monitor.close()
 
     watch(0, [2, 4, 6])
-    with (config.output.folder / "metrics.jsonl").open("a") as file:
+    with (config.output.dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # killed in the middle of a line
     watch(4, [6, 8])
-    assert [r["step"] for r in read_metrics(config.output.folder)] == [2, 4, 6, 8]
-    sizes = [path.stat().st_size for path in config.output.folder.glob("events.out.tfevents.*")]
+    assert [r["step"] for r in read_metrics(config.output.dir)] == [2, 4, 6, 8]
+    sizes = [path.stat().st_size for path in config.output.dir.glob("events.out.tfevents.*")]
     assert sum(size > 0 for size in sizes) == 1
-    found = events(config.output.folder)
+    found = events(config.output.dir)
     assert [s.step for s in found.Scalars("loss/train")] == [2, 4, 6, 8]
     assert [s.step for s in found.Scalars("loss_by_compute/train")] == [200, 400, 600, 800]
     assert [i.step for i in found.Images("reconstructions")] == [2, 4, 6, 8]
@@ -114,12 +114,12 @@ def test_scores_stand_against_step_and_compute_and_survive_going_on(tiny) -> Non
     config = tiny()
     plan = Curriculum.preset("etpp", 32, 8).plan(6, 40, 4)
     for start, steps in ((0, [10, 20]), (10, [20, 30])):
-        monitor = Monitor(config, plan, start)
+        monitor = RunLogger(config, plan, start)
         for step in steps:
             monitor.score(step, {"top1": float(step)})
         monitor.close()
-    assert [row["step"] for row in read_metrics(config.output.folder, SCORES)] == [10, 20, 30]
-    found = events(config.output.folder)
+    assert [row["step"] for row in read_metrics(config.output.dir, SCORES)] == [10, 20, 30]
+    found = events(config.output.dir)
     assert [(s.step, s.value) for s in found.Scalars("validation/top1")] == [
         (10, 10), (20, 20), (30, 30),
     ]  # fmt: skip
@@ -133,7 +133,7 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tiny, capsys, monkeypatch) -
     plan = Curriculum.preset("etpp", 32, 8).plan(5, 400, 12)
     line = {
         "step": 7, "stage": 1, "bandwidth": 16, "loss": 0.5, "lr": 1e-3, "images_per_second": 99.6,
-        "data_wait": 0.25, "seconds": 30.0, "compute": 0.25, "time": 0.0,
+        "data_time_fraction": 0.25, "seconds": 30.0, "compute": 0.25, "time": 0.0,
     }  # fmt: skip
     text = describe(line, plan)
     for part in ("step 7/", "stage 2/10 B=16", "loss 0.5000", "100 img/s", "wait 25%", "0:01:30"):
@@ -142,7 +142,7 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tiny, capsys, monkeypatch) -
     rest = dict.fromkeys(TAGS, 0.0) | {"equivalent_epochs": 0.0}
     for is_terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda answer=is_terminal: answer, raising=False)
-        monitor = Monitor(tiny("--output.tensorboard=false"), plan, 0)
+        monitor = RunLogger(tiny("--output.tensorboard=false"), plan, 0)
         monitor.log(rest | line)
         monitor.close()
         shown = capsys.readouterr().err

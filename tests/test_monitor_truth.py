@@ -34,12 +34,12 @@ from mae_et.training.optim import lr_at, weight_decay_at
 FORK = multiprocessing.get_context("fork")
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 CLASSIFIER = """
-model: {image_size: 32, encoder_heads: 2}
+model: {image_size: 32, encoder_num_heads: 2}
 data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 20}
 curriculum: {preset: custom, epochs: 4.5, cost: area,
              stages: [{bandwidth: 16, share: 1}, {bandwidth: 32, share: 2}]}
 optim: {batch_size: 12}
-efficiency: {workers: 0, device: cpu}
+efficiency: {num_workers: 0, device: cpu}
 output: {log_every: 2, checkpoint_every: 5, evaluate_every: 4}
 """
 # At which step, inside what, and how it ends there. Checkpoints are at multiples of 5.
@@ -106,7 +106,7 @@ def told(request, tmp_path_factory) -> tuple[PretrainConfig, list[dict], EventAc
 
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "tiny.yaml").write_text(TINY)
-    flags = [f"--output.folder={folder}/run", "--optim.weight_decay_end=0.2"]
+    flags = [f"--output.dir={folder}/run", "--optim.weight_decay_end=0.2"]
     config = load_config(PretrainConfig, [folder / "tiny.yaml"], flags)
     return config, *trained(config, folder, ENDS if request.param == "interrupted" else ())
 
@@ -115,10 +115,10 @@ def trained(config: Any, folder: Path, ends: tuple) -> tuple[list[dict], EventAc
     notes, live = folder / "steps.jsonl", None
     for end in (*ends, None):
         run_until(config, notes, end)
-        newest = max(path.name for path in config.output.folder.glob("events.out.tfevents.*"))
+        newest = max(path.name for path in config.output.dir.glob("events.out.tfevents.*"))
         while int(time.time()) <= int(newest.split(".")[3]):  # files are ordered by that second
             time.sleep(0.01)
-        live = live or reader(config.output.folder)
+        live = live or reader(config.output.dir)
         live.Reload()
     facts: dict[int, dict] = {}
     for line in notes.read_text().splitlines():
@@ -141,7 +141,7 @@ def windows(rows: list[dict], facts: list[dict]) -> list[list[dict]]:
 
 def test_each_number_of_a_row_is_recomputed_from_what_its_steps_did(told) -> None:
     config, facts, _ = told
-    folder, model, batch, dataset = config.output.folder, config.model, 12, 40
+    folder, model, batch, dataset = config.output.dir, config.model, 12, 40
     cost = {b: mae_flops(b, *hand(model)) for b in (16, 24, 32)}
     done = [0.0]  # FLOPs before each step, added up one step at a time
     for fact in facts:
@@ -169,7 +169,7 @@ def test_each_number_of_a_row_is_recomputed_from_what_its_steps_did(told) -> Non
         assert row["lr"] == pytest.approx(lr_at(progress, config.optim), rel=1e-9, abs=1e-15)
         decay = weight_decay_at(progress, config.optim)
         assert row["weight_decay"] == pytest.approx(decay, rel=1e-9)
-        assert 0 <= row["data_wait"] <= 1
+        assert 0 <= row["data_time_fraction"] <= 1
         assert {step["bandwidth"] for step in steps} == {row["bandwidth"]}
     results = json.loads((folder / "results.json").read_text())
     assert results["images"] == len(facts) * batch == sum(r["window_steps"] for r in rows) * batch
@@ -183,15 +183,15 @@ def test_each_number_of_a_row_is_recomputed_from_what_its_steps_did(told) -> Non
 
 def hand(model: Any) -> tuple[int, ...]:
     return (
-        model.patch_size, model.encoder_width, model.encoder_depth,
-        model.decoder_width, model.decoder_depth,
+        model.patch_size, model.encoder_embed_dim, model.encoder_depth,
+        model.decoder_embed_dim, model.decoder_depth,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["opened at the end", "open all along"])
 def test_tensorboard_reads_every_row_once_and_nothing_else(told, kind: str) -> None:
     config, _, live = told
-    folder = config.output.folder
+    folder = config.output.dir
     found = live if kind == "open all along" else reader(folder).Reload()
     check_scalars(found, read_metrics(folder), [], folder)
     drawn = sorted(int(path.stem[-8:]) for path in (folder / "reconstructions").glob("*.png"))
@@ -209,7 +209,7 @@ def test_a_classifiers_losses_and_accuracies_are_read_back_too(tmp_path: Path, e
     network = MaskedAutoencoder("vit_tiny_patch16_224", 32, 8, 3, 32, 1, 2, decoder_depth=0)
     save_file(dict(network.encoder.state_dict()), tmp_path / "encoder.safetensors")
     flags = [
-        f"--output.folder={tmp_path}/run",
+        f"--output.dir={tmp_path}/run",
         f"--model.checkpoint={tmp_path}/encoder.safetensors",
     ]
     config = load_config(ClassifierConfig, [tmp_path / "small.yaml"], flags)

@@ -18,7 +18,7 @@ from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
 from mae_et.config.schema import DataConfig
 
-RUN = ["--config=tiny.yaml", "--output.folder=run"]
+RUN = ["--config=tiny.yaml", "--output.dir=run"]
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_a_finetune_py_in_the_current_folder_does_not_pass_for_the_package(place
     ("flags", "sentence"),
     [
         (["--gpus_per_node=5"], "optim.batch_size 12 is not divided by 5 processes"),
-        (["--output.folder=tiny.yaml/run"], "cannot be written to"),
-        (["--output.folder=run%j"], "has a % in its name"),
+        (["--output.dir=tiny.yaml/run"], "cannot be written to"),
+        (["--output.dir=run%j"], "has a % in its name"),
         (["--data.name=folder"], "data.root is needed for data.name folder"),
         (["--data.name=shards"], "data.root is needed for data.name shards"),
     ],
@@ -83,7 +83,7 @@ def test_validation_images_without_class_folders_are_found_before_pretraining(
 
 def test_scoring_names_the_split_that_has_no_classes_and_why(flat_val: Path, tiny) -> None:
     model = MaskedAutoencoder.from_config(tiny().model)
-    config = ProbeConfig(flat_val, workers=0)
+    config = ProbeConfig(flat_val, num_workers=0)
     with pytest.raises(UserError, match=r"val split of .*images has no classes.*val/CLASS"):
         extract_features(model, DataConfig(root=flat_val), config, "val", torch.device("cpu"))
 

@@ -28,7 +28,7 @@ from mae_et.data.transforms import normalise
 from mae_et.errors import Diverged
 from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
 from mae_et.monitoring.logger import read_metrics
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, streak
 from mae_et.training.run import Run
 from mae_et.training.step import update
@@ -69,7 +69,7 @@ def test_the_sentence_names_the_step_and_the_checkpoint_before_it_is_kept(
     poison(9, value=value)
     with pytest.raises(Diverged, match=r"^the loss became nan at step 9; the last good checkpoint"):
         pretrain(tiny("--output.reconstruct_images=0"))
-    assert newest_checkpoint(tiny().output.folder / "checkpoints")["step"] == 5
+    assert newest_checkpoint(tiny().output.dir / "checkpoints")["step"] == 5
 
 
 def test_a_bad_gradient_in_the_middle_of_a_row_is_found_at_its_step(tiny, monkeypatch) -> None:
@@ -82,25 +82,26 @@ def test_a_bad_gradient_in_the_middle_of_a_row_is_found_at_its_step(tiny, monkey
 
     monkeypatch.setattr(module, "train_step", poisoned)
     with pytest.raises(Diverged, match=r"gradient's norm became inf at step 2"):
-        pretrain(tiny("--output.log_every=5", "--optim.skip_nonfinite=0"))
+        pretrain(tiny("--output.log_every=5", "--optim.max_skipped_updates=0"))
 
 
 @pytest.mark.parametrize(
     ("precision", "clip"), [("fp32", ["--optim.clip_grad=0.5"]), ("bf16", []), ("fp16", [])]
 )
-def test_an_update_that_is_left_out_leaves_weights_and_moments_as_they_were(
+def test_an_skipped_update_leaves_weights_and_moments_as_they_were(
     tiny, poison, precision: str, clip: list[str]
 ) -> None:
     """Bit for bit, Adam's step count too; the run goes on, and says how many were left out."""
     poison(3)
     folder = pretrain(
-        tiny("--optim.skip_nonfinite=1", "--output.checkpoint_every=1", "--output.keep_last=30",
-             "--output.log_every=1", f"--efficiency.precision={precision}", *clip,
+        tiny("--optim.max_skipped_updates=1", "--output.checkpoint_every=1",
+             "--output.keep_last=30", "--output.log_every=1",
+             f"--efficiency.precision={precision}", *clip,
              "--curriculum.epochs=1.2")
     )  # fmt: skip
     rows, results = read_metrics(folder), json.loads((folder / "results.json").read_text())
-    assert [row["left_out"] for row in rows] == [int(row["step"] == 3) for row in rows]
-    assert results["updates_left_out"] == 1
+    assert [row["skipped_updates"] for row in rows] == [int(row["step"] == 3) for row in rows]
+    assert results["skipped_updates"] == 1
     assert rows[2]["loss"] is rows[2]["grad_norm"] is None
     assert all(math.isfinite(row["loss"]) for row in rows if row["step"] != 3)
     before, after, later = (weights_at(folder, step) for step in (2, 3, 4))
@@ -115,14 +116,14 @@ def test_an_update_that_is_left_out_leaves_weights_and_moments_as_they_were(
 
 @pytest.mark.parametrize("fp16", [False, True])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_a_lost_loss_over_a_finite_gradient_is_left_out_too(fp16: bool, value: float) -> None:
+def test_a_lost_loss_over_a_finite_gradient_is_skipped_too(fp16: bool, value: float) -> None:
     model = torch.nn.Linear(3, 1)
     before = [parameter.clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=fp16))
-    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=1.0, skip_nonfinite=1))
+    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=1.0, max_skipped_updates=1))
     plan = Curriculum.preset("constant", 32, 8).plan(1, 12, 12)
-    run = Run(config, plan, World(0, 1, CPU), state, model, None, lambda _: 12)
+    run = Run(config, plan, DistributedContext(0, 1, CPU), state, model, None, lambda _: 12)
     for lost in (True, False):
         loss, norm = update(
             run, plan.stages[0], [0], lambda _, lost=lost: model(torch.ones(2, 3)).sum()
@@ -132,23 +133,23 @@ def test_a_lost_loss_over_a_finite_gradient_is_left_out_too(fp16: bool, value: f
         assert all(map(torch.equal, model.parameters(), before)) is lost
 
 
-def test_more_in_a_row_than_may_be_left_out_stop_the_run(tiny, poison) -> None:
+def test_more_skipped_updates_in_a_row_than_allowed_stop_the_run(tiny, poison) -> None:
     """Two and two with one between are borne with a bound of two; three are not."""
     poison(2, 3, 5, 6, 8, 9, 10)
-    config = tiny("--optim.skip_nonfinite=2", "--output.reconstruct_images=0")
+    config = tiny("--optim.max_skipped_updates=2", "--output.reconstruct_images=0")
     with pytest.raises(Diverged, match=r"the loss became nan .*and 3 updates in a row were lost"):
         pretrain(config)
-    assert [row["left_out"] for row in read_metrics(config.output.folder)] == [1, 1, 1, 1, 1]
-    saved = newest_checkpoint(config.output.folder / "checkpoints")
+    assert [row["skipped_updates"] for row in read_metrics(config.output.dir)] == [1, 1, 1, 1, 1]
+    saved = newest_checkpoint(config.output.dir / "checkpoints")
     assert saved["step"] == 5
     assert all(weight.isfinite().all() for weight in saved["model"].values())
 
 
 @pytest.mark.slow
 def test_with_nothing_to_leave_out_the_numbers_are_those_without_the_option(tiny) -> None:
-    base = str(tiny().output.folder)
-    plain = pretrain(tiny(f"--output.folder={base}-plain"))
-    ready = pretrain(tiny("--optim.skip_nonfinite=5"))
+    base = str(tiny().output.dir)
+    plain = pretrain(tiny(f"--output.dir={base}-plain"))
+    ready = pretrain(tiny("--optim.max_skipped_updates=5"))
     names = ["loss", "grad_norm"]
     found = [[[row[n] for n in names] for row in read_metrics(f)] for f in (plain, ready)]
     assert found[0] == found[1]
@@ -171,7 +172,7 @@ def test_weights_that_are_not_finite_are_not_saved_after_a_finite_gradient(tiny,
     config = tiny("--output.reconstruct_images=0")
     with pytest.raises(Diverged, match=r"is not finite after step 10; it is not saved"):
         pretrain(config)
-    folder = config.output.folder / "checkpoints"
+    folder = config.output.dir / "checkpoints"
     assert [path.name[-6:-3] for path in list_checkpoints(folder)] == ["005"]
 
 
@@ -203,7 +204,7 @@ def test_no_number_is_read_from_the_device_between_two_rows(
 
     monkeypatch.setattr(module, "train_step", watched)
     pretrain(
-        tiny(f"--optim.skip_nonfinite={skip}", "--optim.clip_grad=1",
+        tiny(f"--optim.max_skipped_updates={skip}", "--optim.clip_grad=1",
              f"--efficiency.precision={precision}", "--curriculum.epochs=2")
     )  # fmt: skip
     assert reads
@@ -269,12 +270,12 @@ def restless_scaler(monkeypatch):
 
 def test_the_scale_of_fp16_is_found_again_exactly(tiny, restless_scaler, monkeypatch) -> None:
     """Stopped in the search, between two trials: weights, scale and its age are the same."""
-    base = str(tiny().output.folder)
+    base = str(tiny().output.dir)
     flags = ["--efficiency.precision=fp16", "--output.log_every=1"]
-    whole = pretrain(tiny(f"--output.folder={base}-whole", *flags))
-    left_out = [row["left_out"] for row in read_metrics(whole)]
-    assert left_out[:10] == [1] * 10
-    assert 0 < sum(left_out[20:]) < 5
+    whole = pretrain(tiny(f"--output.dir={base}-whole", *flags))
+    skipped_updates = [row["skipped_updates"] for row in read_metrics(whole)]
+    assert skipped_updates[:10] == [1] * 10
+    assert 0 < sum(skipped_updates[20:]) < 5
     step = module.train_step
     for stop in (7, 23):
 
@@ -286,7 +287,7 @@ def test_the_scale_of_fp16_is_found_again_exactly(tiny, restless_scaler, monkeyp
         monkeypatch.setattr(module, "train_step", signalled)
         with pytest.raises(Interrupted):
             pretrain(tiny(*flags))
-        saved = newest_checkpoint(tiny().output.folder / "checkpoints")
+        saved = newest_checkpoint(tiny().output.dir / "checkpoints")
         assert saved["step"] == stop
         assert saved["scaler"]["scale"] < 2.0**40
     monkeypatch.setattr(module, "train_step", step)
@@ -294,7 +295,7 @@ def test_the_scale_of_fp16_is_found_again_exactly(tiny, restless_scaler, monkeyp
     first, second = (newest_checkpoint(folder / "checkpoints") for folder in (whole, parts))
     assert first["scaler"] == second["scaler"]
     assert all(torch.equal(second["model"][name], w) for name, w in first["model"].items())
-    assert [row["left_out"] for row in read_metrics(parts)] == left_out
+    assert [row["skipped_updates"] for row in read_metrics(parts)] == skipped_updates
 
 
 def test_a_scaler_that_finds_no_scale_stops_the_run(tiny, poison) -> None:
@@ -383,7 +384,7 @@ def test_a_run_has_diverged_if_it_is_far_above_its_start_or_ends_no_lower(losses
 def test_a_run_that_diverges_on_purpose_is_told_apart_from_one_that_trains(
     tiny, capsys, rate: float
 ) -> None:
-    flags = [f"--optim.base_lr={rate}", "--curriculum.epochs=9", "--optim.warmup=0"]
+    flags = [f"--optim.base_lr={rate}", "--curriculum.epochs=9", "--optim.warmup_fraction=0"]
     folder = pretrain(tiny(*flags))
     diverged = rate > 1
     assert json.loads((folder / "results.json").read_text())["diverged"] is diverged
@@ -393,14 +394,16 @@ def test_a_run_that_diverges_on_purpose_is_told_apart_from_one_that_trains(
 
 def test_a_learning_rate_beyond_all_floats_ends_in_a_sentence(tiny) -> None:
     with pytest.raises(RunFailed, match=r"(became|is not) (nan|inf|finite).*last good checkpoint"):
-        pretrain(tiny("--optim.base_lr=1e36", "--optim.warmup=0"))
-    for path in list_checkpoints(tiny().output.folder / "checkpoints"):
+        pretrain(tiny("--optim.base_lr=1e36", "--optim.warmup_fraction=0"))
+    for path in list_checkpoints(tiny().output.dir / "checkpoints"):
         assert all(weight.isfinite().all() for weight in load_checkpoint(path)["model"].values())
 
 
 def test_what_cannot_leave_updates_out_is_refused() -> None:
     network = NetworkConfig(backbone="resnet10t")
-    with pytest.raises(UserError, match=r"optim\.skip_nonfinite is of optim\.optimizer adamw"):
-        ClassifierConfig(network, optim=ClassifierOptimConfig(optimizer="lars", skip_nonfinite=1))
-    with pytest.raises(UserError, match=r"optim\.skip_nonfinite must not be negative"):
-        ClassifierOptimConfig(skip_nonfinite=-1)
+    with pytest.raises(UserError, match=r"optim\.max_skipped_updates is of optim\.optimizer adamw"):
+        ClassifierConfig(
+            network, optim=ClassifierOptimConfig(optimizer="lars", max_skipped_updates=1)
+        )
+    with pytest.raises(UserError, match=r"optim\.max_skipped_updates must not be negative"):
+        ClassifierOptimConfig(max_skipped_updates=-1)

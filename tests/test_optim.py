@@ -55,13 +55,13 @@ def test_a_group_may_scale_its_learning_rate() -> None:
 
 def test_with_a_decay_the_rate_is_constant_up_to_it_and_falls_in_a_straight_line() -> None:
     """So that runs of other lengths share what lies before."""
-    config = OptimConfig(decay=0.2, min_lr=1e-5)
+    config = OptimConfig(decay_fraction=0.2, min_lr=1e-5)
     peak = config.lr
     assert lr_at(0.025, config) == pytest.approx(peak / 2)
     assert [lr_at(p, config) for p in (0.05, 0.3, 0.8)] == pytest.approx([peak] * 3)
     assert lr_at(0.9, config) == pytest.approx((peak + 1e-5) / 2)
     assert lr_at(1.0, config) == pytest.approx(1e-5)
-    half = OptimConfig(warmup=0.1, decay=0.4)  # of a run half as long
-    assert lr_at(0.5, half) == pytest.approx(lr_at(0.25, OptimConfig(decay=0.2)))
-    with pytest.raises(UserError, match=r"optim\.decay is a share"):
-        OptimConfig(warmup=0.5, decay=0.6)
+    half = OptimConfig(warmup_fraction=0.1, decay_fraction=0.4)  # of a run half as long
+    assert lr_at(0.5, half) == pytest.approx(lr_at(0.25, OptimConfig(decay_fraction=0.2)))
+    with pytest.raises(UserError, match=r"optim\.decay_fraction must lie"):
+        OptimConfig(warmup_fraction=0.5, decay_fraction=0.6)

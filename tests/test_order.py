@@ -6,9 +6,9 @@ import torch
 
 from mae_et import Curriculum, Stage, UserError
 from mae_et.data.sampler import (
-    Draw,
-    PlannedBatches,
-    StepDraws,
+    CurriculumBatchSampler,
+    SampleIndex,
+    StepSamples,
     in_parts,
     micro_batch_size,
     permutation,
@@ -20,13 +20,15 @@ PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 REPLAYED = {"times": {16: 3}, "kept": 10}
 
 
-def draws(**where: int) -> list[list[Draw]]:
+def draws(**where: int) -> list[list[SampleIndex]]:
     return list(
-        PlannedBatches(PLAN, 0, micro_batch_size(None, PLAN, where.get("world", 1)), **where)
+        CurriculumBatchSampler(
+            PLAN, 0, micro_batch_size(None, PLAN, where.get("world", 1)), **where
+        )
     )
 
 
-def flat(parts) -> list[Draw]:
+def flat(parts) -> list[SampleIndex]:
     return list(itertools.chain.from_iterable(parts))
 
 
@@ -58,7 +60,7 @@ def test_a_run_that_goes_on_draws_what_is_left(start: int) -> None:
 @pytest.mark.parametrize("asked", [None, 5, {16: 6, 32: 3}])
 @pytest.mark.parametrize("start", [0, 2])
 def test_micro_batches_divide_a_step_and_change_nothing(asked, start: int) -> None:
-    batches = PlannedBatches(PLAN, 0, micro_batch_size(asked, PLAN, 2), 1, 2, start)
+    batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(asked, PLAN, 2), 1, 2, start)
     parts = list(batches)
     assert flat(parts) == flat(draws(rank=1, world=2, start=start))
 
@@ -84,9 +86,9 @@ def test_the_order_of_an_epoch_is_fixed_by_the_seed() -> None:
     assert not torch.equal(permutation(100, 0, 0), permutation(100, 1, 0))
 
 
-def steps(start: int = 0, rank: int = 0, world: int = 1) -> list[StepDraws]:
+def steps(start: int = 0, rank: int = 0, world: int = 1) -> list[StepSamples]:
     size = micro_batch_size(None, PLAN, world)
-    return list(PlannedBatches(PLAN, 0, size, rank, world, start, **REPLAYED).steps())
+    return list(CurriculumBatchSampler(PLAN, 0, size, rank, world, start, **REPLAYED).steps())
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -94,7 +96,7 @@ def test_replay_loads_a_share_of_each_batch_and_takes_the_rest_from_what_was_loa
     world: int,
 ) -> None:
     for rank in range(world):
-        loaded: list[Draw] = []
+        loaded: list[SampleIndex] = []
         for step in steps(0, rank, world):
             replays = step.stage.bandwidth == 16
             assert len(step.used) == 12 // world
@@ -126,7 +128,7 @@ def test_replay_with_all_processes_goes_through_the_data_in_epochs() -> None:
 def test_a_replay_that_goes_on_uses_the_same_and_loads_what_it_has_lost(start: int) -> None:
     whole, rest = steps()[start:], steps(start)
     assert [step.used for step in rest] == [step.used for step in whole]
-    held: set[Draw] = set()
+    held: set[SampleIndex] = set()
     for step in rest:
         if step.stage.bandwidth != 16:
             assert step.used == step.loaded
@@ -140,7 +142,7 @@ def test_a_replay_that_goes_on_uses_the_same_and_loads_what_it_has_lost(start: i
 
 
 def test_the_loader_is_asked_for_what_the_steps_load() -> None:
-    batches = PlannedBatches(PLAN, 0, micro_batch_size(3, PLAN, 1), **REPLAYED)
+    batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(3, PLAN, 1), **REPLAYED)
     parts = [part for step in batches.steps() for part in in_parts(step.loaded, 12)]
     assert flat(batches) == flat(parts)
     assert max(map(len, batches)) <= 12
@@ -152,4 +154,4 @@ def test_the_loader_is_asked_for_what_the_steps_load() -> None:
 )
 def test_replay_that_does_not_fit_the_plan_is_refused(times, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        PlannedBatches(PLAN, 0, micro_batch_size(None, PLAN, 1), times=times, kept=10)
+        CurriculumBatchSampler(PLAN, 0, micro_batch_size(None, PLAN, 1), times=times, kept=10)

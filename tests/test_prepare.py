@@ -14,12 +14,12 @@ import mae_et.data.prepare as preparing
 from mae_et import Curriculum, Stage, UserError
 from mae_et.cli.main import main
 from mae_et.config.schema import DataConfig
-from mae_et.data.datasets import Source, open_source
+from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.decoding import Box, Pictures
 from mae_et.data.prepare import PrepareConfig, prepare
 from mae_et.data.prepared_shards import Prepared, archive, index_file
-from mae_et.data.sampler import Draw
-from mae_et.data.transforms import TrainView
+from mae_et.data.sampler import SampleIndex
+from mae_et.data.transforms import TrainDataset
 from mae_et.errors import RunFailed
 from mae_et.pretraining import pretrain
 
@@ -42,12 +42,12 @@ def config(root: Path, **options) -> PrepareConfig:
 
 
 def opened(root: Path, split="train", channels: int = 3) -> Prepared:
-    source = open_source(DataConfig("shards", root.parent / "shards"), split, channels)
+    source = open_dataset(DataConfig("shards", root.parent / "shards"), split, channels)
     assert isinstance(source, Prepared)
     return source
 
 
-def same(one: Source, other: Source) -> bool:
+def same(one: ImageDataset, other: ImageDataset) -> bool:
     return len(one) == len(other) and all(
         one[i][1] == other[i][1] and np.array_equal(np.asarray(one[i][0]), np.asarray(other[i][0]))
         for i in range(len(one))
@@ -58,7 +58,7 @@ def test_prepared_images_labels_and_classes_are_the_folder_s(root: Path) -> None
     summary = prepare(config(root))
     assert [summary[split]["images"] for split in ("train", "val")] == [10, 4]
     for split in ("train", "val"):
-        source, shards = open_source(DataConfig(root=root), split), opened(root, split)
+        source, shards = open_dataset(DataConfig(root=root), split), opened(root, split)
         assert same(source, shards)
         assert list(shards.classes) == list(source.classes) == ["a", "b"]
     assert same(opened(root), pickle.loads(pickle.dumps(opened(root))))  # as in a spawned worker
@@ -68,8 +68,8 @@ def test_exact_crops_read_the_original_and_are_the_same(root: Path) -> None:
     prepare(config(root))
     plan = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 8).plan(3, 50, 12)
     views = [
-        TrainView(source, DataConfig(), plan, 8, 0)[Draw(5, 2, 0)].images
-        for source in (open_source(DataConfig(root=root), "train"), opened(root))
+        TrainDataset(source, DataConfig(), plan, 8, 0)[SampleIndex(5, 2, 0)].images
+        for source in (open_dataset(DataConfig(root=root), "train"), opened(root))
     ]
     assert torch.equal(*views)
 
@@ -91,12 +91,12 @@ def test_a_small_crop_reads_the_smallest_level_that_has_its_pixels(root: Path) -
 def test_small_crops_of_levels_are_those_of_the_files(root: Path) -> None:
     prepare(config(root))
     plan = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 8).plan(3, 50, 12)
-    source = open_source(DataConfig(root=root), "train")
+    source = open_dataset(DataConfig(root=root), "train")
     whole, small = (
-        TrainView(of, DataConfig(), plan, 8, 0, "decode") for of in (source, opened(root))
+        TrainDataset(of, DataConfig(), plan, 8, 0, "decode") for of in (source, opened(root))
     )
     for index in range(10):
-        one, other = whole[Draw(index, 1, 1)], small[Draw(index, 1, 1)]
+        one, other = whole[SampleIndex(index, 1, 1)], small[SampleIndex(index, 1, 1)]
         assert torch.equal(one.noise, other.noise)
         assert (one.images.float() - other.images.float()).abs().mean() < 8  # other boxes: 40
 
@@ -108,7 +108,7 @@ def test_each_archive_is_a_webdataset(root: Path) -> None:
         folder.mkdir(parents=True)
         for path in (root.parent / "shards" / "train").glob(f"*-{level}.tar"):
             (folder / path.name).symlink_to(path)
-        source = open_source(DataConfig("wds", folder.parent), "train")
+        source = open_dataset(DataConfig("wds", folder.parent), "train")
         assert [source[i][1] for i in range(10)] == [opened(root)[i][1] for i in range(10)]
         image = source[0][0]
         assert isinstance(image, Image.Image)
@@ -128,14 +128,17 @@ def test_files_of_every_kind_are_kept(tmp_path: Path) -> None:
     np.save(tmp_path / "data" / "train" / "8.npy", np.zeros((40, 50, 3), np.uint8))
     prepare(config(tmp_path / "data", splits=("train",)))
     source, shards = (
-        open_source(DataConfig(root=tmp_path / "data"), "train"),
+        open_dataset(DataConfig(root=tmp_path / "data"), "train"),
         opened(tmp_path / "data"),
     )
     assert same(source, shards)
     plan = Curriculum((Stage(32, 1),), 32, 8).plan(3, 50, 9)
-    one, other = (TrainView(of, DataConfig(), plan, 8, 0, "decode") for of in (source, shards))
+    one, other = (TrainDataset(of, DataConfig(), plan, 8, 0, "decode") for of in (source, shards))
     for index in range(9):
-        images = one[Draw(index, 0, 0)].images.float(), other[Draw(index, 0, 0)].images.float()
+        images = (
+            one[SampleIndex(index, 0, 0)].images.float(),
+            other[SampleIndex(index, 0, 0)].images.float(),
+        )
         assert (images[0] - images[1]).abs().mean() < 8
 
 
@@ -159,7 +162,7 @@ def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
     monkeypatch.setattr(preparing, "write_shard", keep)
     prepare(config(root))
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-    assert same(open_source(DataConfig(root=root), "train"), opened(root))
+    assert same(open_dataset(DataConfig(root=root), "train"), opened(root))
     assert not list((root.parent / "shards").rglob("*.part"))
 
 
@@ -226,7 +229,9 @@ def test_workers_write_the_same_shards(root: Path, tmp_path: Path) -> None:
     prepare(config(root))
     one = {p.name: p.read_bytes() for p in (root.parent / "shards" / "train").glob("*.npy")}
     other = tmp_path / "others"
-    prepare(PrepareConfig(other, DataConfig(root=root), levels=LEVELS, shard_images=4, workers=2))
+    prepare(
+        PrepareConfig(other, DataConfig(root=root), levels=LEVELS, shard_images=4, num_workers=2)
+    )
     assert one == {p.name: p.read_bytes() for p in (other / "train").glob("*.npy")}
 
 
@@ -238,7 +243,7 @@ def test_a_run_on_shards_goes_on_where_it_stopped(tiny, root: Path, tmp_path: Pa
     def flags(name: str) -> list[str]:
         return ["--crop.method=decode", "--data.name=shards", f"--data.root={shards}",
                 "--curriculum.epochs=12", "--optim.batch_size=5", "--output.keep_last=9",
-                f"--output.folder={tmp_path / name}"]  # fmt: skip
+                f"--output.dir={tmp_path / name}"]  # fmt: skip
 
     folder = pretrain(tiny(*flags("run")))
     weights = (folder / "encoder.safetensors").read_bytes()

@@ -85,14 +85,14 @@ def test_training_lowers_the_loss(tiny) -> None:
         ["--efficiency.micro_batch=3"],
         ["--efficiency.micro_batch={16: 12, 24: 6, 32: 4}"],
         ["--efficiency.gradient_checkpointing=true"],
-        ["--efficiency.workers=2"],
+        ["--efficiency.num_workers=2"],
         ["--output.log_every=1", "--output.tensorboard=false"],
         ["--output.checkpoint_every=3", "--output.reconstruct_images=0"],
     ],
 )
 def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(tiny, flags) -> None:
     expected = newest_checkpoint(
-        pretrain(tiny("--output.folder=" + str(tiny().output.folder) + "0")) / "checkpoints"
+        pretrain(tiny("--output.dir=" + str(tiny().output.dir) + "0")) / "checkpoints"
     )
     found = newest_checkpoint(pretrain(tiny(*flags)) / "checkpoints")
     exact = "micro_batch" not in flags[0]
@@ -105,8 +105,8 @@ def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(tiny, f
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("target", ["norm_pix", "hog"])
 def test_half_precision_trains_to_about_the_same_loss(tiny, precision: str, target: str) -> None:
-    base = str(tiny().output.folder)
-    full = losses(pretrain(tiny(f"--model.target={target}", f"--output.folder={base}-full")))
+    base = str(tiny().output.dir)
+    full = losses(pretrain(tiny(f"--model.target={target}", f"--output.dir={base}-full")))
     half = losses(pretrain(tiny(f"--model.target={target}", f"--efficiency.precision={precision}")))
     assert half == pytest.approx(full, rel=0.03)
     assert half != full
@@ -122,15 +122,15 @@ def test_half_precision_trains_to_about_the_same_loss(tiny, precision: str, targ
     ],
 )
 def test_a_compiled_model_gives_the_same_losses(tiny, flags: list[str], tolerance: float) -> None:
-    base = str(tiny().output.folder)
-    eager = losses(pretrain(tiny(f"--output.folder={base}-eager", *flags)))
+    base = str(tiny().output.dir)
+    eager = losses(pretrain(tiny(f"--output.dir={base}-eager", *flags)))
     compiled = losses(pretrain(tiny("--efficiency.compile=true", *flags)))
     assert compiled == pytest.approx(eager, rel=tolerance)
 
 
 def test_the_resize_method_trains_on_other_pixels(tiny) -> None:
-    base = str(tiny().output.folder)
-    fourier = losses(pretrain(tiny(f"--output.folder={base}-f")))
+    base = str(tiny().output.dir)
+    fourier = losses(pretrain(tiny(f"--output.dir={base}-f")))
     resized = losses(pretrain(tiny("--crop.method=resize")))
     assert resized != fourier
     assert resized == pytest.approx(fourier, rel=0.2)
@@ -154,8 +154,8 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees(tiny, monkeypatch)
 
 
 def test_clipping_changes_the_run(tiny) -> None:
-    base = str(tiny().output.folder)
-    free = losses(pretrain(tiny(f"--output.folder={base}-free")))
+    base = str(tiny().output.dir)
+    free = losses(pretrain(tiny(f"--output.dir={base}-free")))
     clipped = losses(pretrain(tiny("--optim.clip_grad=0.001")))
     assert free[0] == pytest.approx(clipped[0], rel=0.02)
     assert free[-1] != clipped[-1]
@@ -175,10 +175,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     config = tiny("--output.reconstruct_images=0")
     with pytest.raises(RunFailed, match=r"loss became nan at step 9; the last good"):
         pretrain(config)
-    saved = newest_checkpoint(config.output.folder / "checkpoints")
+    saved = newest_checkpoint(config.output.dir / "checkpoints")
     assert saved["step"] == 5
     assert all(weight.isfinite().all() for weight in saved["model"].values())
-    assert not (config.output.folder / "results.json").exists()
+    assert not (config.output.dir / "results.json").exists()
 
 
 def test_a_gradient_that_is_not_finite_under_a_finite_loss_stops_the_run_too(
@@ -206,7 +206,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_stops_the_run_too(
     config = tiny()
     with pytest.raises(RunFailed, match=r"gradient's norm became nan at step 10"):
         pretrain(config)
-    assert newest_checkpoint(config.output.folder / "checkpoints")["step"] == 5
+    assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 5
 
 
 def test_checkpoints_are_kept_at_multiples_of_what_is_asked_for(tiny) -> None:
@@ -222,7 +222,7 @@ def test_two_processes_do_not_write_to_one_folder(tiny) -> None:
     ready, done = writer.Event(), writer.Event()
 
     def hold() -> None:
-        with sole_writer(config.output.folder):
+        with sole_writer(config.output.dir):
             ready.set()
             done.wait(30)
 
@@ -260,15 +260,15 @@ def test_a_loader_process_that_dies_is_told_in_one_sentence(tiny, monkeypatch) -
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("mae_et.data.transforms.TrainView.__getitem__", die)
-    with pytest.raises(RunFailed, match=r"a loader process died.*efficiency\.workers"):
-        pretrain(tiny("--efficiency.workers=1"))
+    monkeypatch.setattr("mae_et.data.transforms.TrainDataset.__getitem__", die)
+    with pytest.raises(RunFailed, match=r"a loader process died.*efficiency\.num_workers"):
+        pretrain(tiny("--efficiency.num_workers=1"))
 
 
 @pytest.mark.parametrize("failure", ["unreadable", "interrupted"])
 def test_no_loader_process_outlives_a_run_that_fails(tiny, monkeypatch, failure: str) -> None:
     """Held by the error's frames it would wait for work, and Python at its exit for it."""
-    config = tiny("--efficiency.workers=2", "--curriculum.epochs=40")
+    config = tiny("--efficiency.num_workers=2", "--curriculum.epochs=40")
     if failure == "unreadable":
         monkeypatch.setattr("mae_et.data.synthetic.render", lambda *_: 1 / 0)
     step = module.train_step
@@ -317,8 +317,8 @@ def test_a_folder_with_a_run_of_other_numbers_is_refused(tiny, flag: str, key: s
 
 
 def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(tiny, monkeypatch) -> None:
-    base = str(tiny().output.folder)
-    whole = newest_checkpoint(pretrain(tiny(f"--output.folder={base}-whole")) / "checkpoints")
+    base = str(tiny().output.dir)
+    whole = newest_checkpoint(pretrain(tiny(f"--output.dir={base}-whole")) / "checkpoints")
     config, real = tiny(), module.train_step
 
     def signalled(run, *rest):
@@ -331,7 +331,7 @@ def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(tiny, monke
         pretrain(config)
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    saved = newest_checkpoint(config.output.folder / "checkpoints")
+    saved = newest_checkpoint(config.output.dir / "checkpoints")
     assert saved["step"] == caught.value.step == 8
     assert caught.value.signal == signal.SIGTERM
     again = newest_checkpoint(pretrain(config) / "checkpoints")
@@ -344,9 +344,9 @@ def test_a_picture_comes_after_the_checkpoint_and_waits_where_the_run_is_told_to
 ) -> None:
     """Drawing takes time that may not be left to save; the same command draws it then."""
     flags = ["--output.reconstruct_every=6", "--output.checkpoint_every=6"]
-    whole = pretrain(tiny(f"--output.folder={tiny().output.folder}-whole", *flags))
+    whole = pretrain(tiny(f"--output.dir={tiny().output.dir}-whole", *flags))
     config, step, draw = tiny(*flags), module.train_step, module.draw
-    checkpoints, drawn = config.output.folder / "checkpoints", []
+    checkpoints, drawn = config.output.dir / "checkpoints", []
 
     def signalled(run, *rest):
         if run.state.step == 11:
@@ -367,7 +367,7 @@ def test_a_picture_comes_after_the_checkpoint_and_waits_where_the_run_is_told_to
     pretrain(config)
     assert drawn == [6, 12, 18, 24, 25]
     for path in (whole / "reconstructions").iterdir():
-        again = config.output.folder / "reconstructions" / path.name
+        again = config.output.dir / "reconstructions" / path.name
         assert again.read_bytes() == path.read_bytes()
 
 
@@ -379,4 +379,4 @@ def test_bad_batches_are_refused_before_anything_is_written(tiny) -> None:
         config = tiny(*flags)
         with pytest.raises(UserError, match=sentence):
             pretrain(config)
-        assert not config.output.folder.exists()
+        assert not config.output.dir.exists()

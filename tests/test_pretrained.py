@@ -16,10 +16,10 @@ def released() -> dict[str, torch.Tensor]:
 
 
 def test_heads_that_no_weight_shows_are_asked_for_in_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"width 48: give encoder_heads$"):
+    with pytest.raises(UserError, match=r"width 48: give encoder_num_heads$"):
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth")
-    with pytest.raises(UserError, match=r"give decoder_heads$"):
-        load_pretrained(GOLDEN / "mae_tiny_released_format.pth", encoder_heads=3)
+    with pytest.raises(UserError, match=r"give decoder_num_heads$"):
+        load_pretrained(GOLDEN / "mae_tiny_released_format.pth", encoder_num_heads=3)
 
 
 def test_an_encoder_without_decoder_loads_and_says_that_it_cannot_reconstruct(
@@ -33,7 +33,7 @@ def test_an_encoder_without_decoder_loads_and_says_that_it_cannot_reconstruct(
     whole = load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 4)
     images = torch.randn(1, 3, 64, 64)
     for name in ("encoder.safetensors", "encoder.pth"):
-        model = load_pretrained(tmp_path / name, encoder_heads=3)
+        model = load_pretrained(tmp_path / name, encoder_num_heads=3)
         assert model.decoder is None
         assert torch.equal(model.encode(images), whole.encode(images))
         with pytest.raises(RuntimeError, match="no decoder"):
@@ -98,5 +98,5 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence) as caught:
             load_pretrained(tmp_path / name, 3, 4)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="decoder_heads 5 does not divide the width 32"):
+    with pytest.raises(UserError, match="decoder_num_heads 5 does not divide the width 32"):
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 5)

@@ -37,8 +37,10 @@ def command_lines() -> list[list[str]]:
     text = "".join([README, *((ROOT / "docs" / f"{page}.md").read_text() for page in CHECKED)])
     blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
     shell = "\n".join(blocks)
-    joined = shell.replace("\\\n", " ")
-    found = re.findall(r"(?:^\$ |^|/)(?:mae-et|torchrun .*-m mae_et) (.*)$", joined, re.MULTILINE)
+    distributed_session = shell.replace("\\\n", " ")
+    found = re.findall(
+        r"(?:^\$ |^|/)(?:mae-et|torchrun .*-m mae_et) (.*)$", distributed_session, re.MULTILINE
+    )
     return [shlex.split(line, comments=True) for line in found]
 
 

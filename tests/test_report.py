@@ -37,7 +37,7 @@ EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;"
 WORDS = """
     step stage loss lr grad_norm seconds window_steps window_seconds time top1 raw_top1 images knn
     model data seed optim curriculum index bandwidth start steps cost magnitude base base_cost spike
-    batch_size dataset_size images_per_second data_wait memory_gib
+    batch_size dataset_size images_per_second data_time_fraction memory_gib
 """
 KEYS = st.sampled_from(WORDS.split())
 VOID = {"meta", "img", "link", "br"}
@@ -83,7 +83,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     (folder / "tiny.yaml").write_text(TINY)
     path = pretrain(
-        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.folder={folder}/run"])
+        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
     )
     (path / "knn").mkdir()
     (path / "knn" / "results.json").write_text('{"knn": 31.75}')
@@ -245,7 +245,7 @@ def test_a_run_that_is_not_done_is_told_as_far_as_it_has_come(tmp_path: Path) ->
     assert "no step yet" in Page(report([bare], tmp_path / "c.html")).texts
 
 
-def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
+def test_what_cannot_be_drawn_is_skipped(tmp_path: Path) -> None:
     """Values that are not finite, rows that are none, pictures that are none or of lost steps."""
     rows: list = [
         {"step": 5, "loss": 2.0}, {"step": 10, "loss": float("nan")}, 7, {"loss": 1.0},

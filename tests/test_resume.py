@@ -51,7 +51,7 @@ def uninterrupted(tmp_path_factory) -> tuple[dict, list[float], list[int]]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tiny.yaml").write_text(TINY)
-    config = load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.folder={folder}/run"])
+    config = load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
     run = pretrain(config)
     plan = json.loads((run / "plan.json").read_text())
     edges = [stage["start"] for stage in plan["stages"]][1:]
@@ -85,9 +85,9 @@ def test_killed_and_restarted_is_never_interrupted_bit_for_bit(
     }[place]  # fmt: skip
     # With a checkpoint at each step the run goes on exactly where it was killed.
     every = 1 if place in {"stage change", "last step"} else 5
-    config = tiny(f"--efficiency.workers={workers}", f"--output.checkpoint_every={every}")
+    config = tiny(f"--efficiency.num_workers={workers}", f"--output.checkpoint_every={every}")
     run_until(config, step, "train_step")
-    steps = [int(path.stem[-8:]) for path in list_checkpoints(config.output.folder / "checkpoints")]
+    steps = [int(path.stem[-8:]) for path in list_checkpoints(config.output.dir / "checkpoints")]
     assert steps == ([] if step == 3 else [step - 1, step] if every == 1 else [5])
     same_end(pretrain(config), saved)
 
@@ -97,11 +97,11 @@ def test_a_killed_run_that_replays_goes_on_with_what_it_would_have_replayed(
     tiny, workers: int
 ) -> None:
     flags = ["--data.replay={16: 3, 24: 2}", "--data.replay_images=9"]
-    whole = pretrain(tiny(*flags, f"--output.folder={tiny().output.folder}-whole"))
+    whole = pretrain(tiny(*flags, f"--output.dir={tiny().output.dir}-whole"))
     saved = newest_checkpoint(whole / "checkpoints")
     assert saved is not None
     stages = json.loads((whole / "plan.json").read_text())["stages"]
-    config = tiny(*flags, f"--efficiency.workers={workers}", "--output.checkpoint_every=1")
+    config = tiny(*flags, f"--efficiency.num_workers={workers}", "--output.checkpoint_every=1")
     run_until(config, stages[1]["start"] + 2, "train_step")
     same_end(pretrain(config), saved)
 
@@ -112,9 +112,9 @@ def test_killed_between_log_and_checkpoint_no_row_is_doubled_or_missing(
     saved, rows, _ = uninterrupted
     config = tiny()
     run_until(config, 10, "save")
-    assert read_metrics(config.output.folder)[-1]["step"] == 10
+    assert read_metrics(config.output.dir)[-1]["step"] == 10
     same_end(pretrain(config), saved)
-    again = [(row["step"], row["loss"]) for row in read_metrics(config.output.folder)]
+    again = [(row["step"], row["loss"]) for row in read_metrics(config.output.dir)]
     assert again == rows
 
 
@@ -142,7 +142,7 @@ def test_killed_while_it_writes_a_checkpoint_the_one_before_is_taken(
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    folder = config.output.folder / "checkpoints"
+    folder = config.output.dir / "checkpoints"
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000005.pt"]
     assert list(folder.glob(".*.tmp"))
     same_end(pretrain(config), saved)
@@ -153,7 +153,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(tiny, unin
     saved, _, _ = uninterrupted
     config = tiny()
     run_until(config, 13, "train_step")
-    newest = list_checkpoints(config.output.folder / "checkpoints")[-1]
+    newest = list_checkpoints(config.output.dir / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:5000])
     with pytest.warns(UserWarning, match=r"step-00000010\.pt is damaged"):
         folder = pretrain(config)
@@ -166,10 +166,10 @@ def test_a_damaged_checkpoint_does_not_make_new_ones_look_old(tiny, uninterrupte
     saved, _, _ = uninterrupted
     config = tiny("--output.keep_last=1", "--output.checkpoint_every=2", "--output.keep_every=4")
     run_until(config, 17, "train_step")
-    for path in list_checkpoints(config.output.folder / "checkpoints")[-2:]:
+    for path in list_checkpoints(config.output.dir / "checkpoints")[-2:]:
         path.write_bytes(b"")
     run_until(config, 15, "train_step")
-    newest = list_checkpoints(config.output.folder / "checkpoints")[-1]
+    newest = list_checkpoints(config.output.dir / "checkpoints")[-1]
     assert newest.name == "step-00000014.pt"
     same_end(pretrain(config), saved)
 

@@ -24,14 +24,14 @@ from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.monitoring.logger import read_metrics
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import micro_batch
 from mae_et.training.fsdp import (
-    restore_optimizer,
-    restore_weights,
+    full_optimizer_state_dict,
+    full_state_dict,
+    load_full_optimizer_state_dict,
+    load_full_state_dict,
     shard,
-    whole_optimizer,
-    whole_weights,
 )
 from mae_et.training.micro_batch import largest_part, peak_of
 from mae_et.training.plan import make_plan as make_pretraining_plan
@@ -39,7 +39,7 @@ from mae_et.training.run import Run, wrap
 from mae_et.training.step import update
 
 PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
-WORLD = World(0, 1, torch.device("cpu"))
+WORLD = DistributedContext(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
     network.register_comm_hook(None, count)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=None, skip_nonfinite=0))
+    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=None, max_skipped_updates=0))
     run = Run(config, PLAN, WORLD, state, network, None, lambda _: 12 // parts)
 
     def loss_of(number: int):
@@ -90,7 +90,7 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
     """Torch's reducer fails on a static graph whose first backward pass exchanges nothing."""
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # takes seconds
     efficiency = EfficiencyConfig(compile=compiled)
-    two = World(0, 2, torch.device("cpu"))  # its share of 12 images is 6
+    two = DistributedContext(0, 2, torch.device("cpu"))  # its share of 12 images is 6
     network = wrap(nn.Linear(3, 1), efficiency, PLAN, two, lambda _: micro_batch)
     assert isinstance(network, DistributedDataParallel)
     assert network.static_graph is static
@@ -148,12 +148,12 @@ def test_a_small_memory_is_given_small_parts_and_the_same_weights(
     """Numbers change by rounding only; with room for all, they do not change."""
     module = importlib.import_module("mae_et.pretraining")
     expected = newest_checkpoint(module.pretrain(tiny(*SHORT)) / "checkpoints")
-    roomy = auto(tiny, monkeypatch, 4096, f"--output.folder={tmp_path / 'roomy'}")
+    roomy = auto(tiny, monkeypatch, 4096, f"--output.dir={tmp_path / 'roomy'}")
     assert set(roomy["micro_batch"].values()) == {12}
     for name, weight in expected["model"].items():
         assert torch.equal(roomy["model"][name], weight)
     capsys.readouterr()
-    tight = auto(tiny, monkeypatch, 1.235, f"--output.folder={tmp_path / 'tight'}")
+    tight = auto(tiny, monkeypatch, 1.235, f"--output.dir={tmp_path / 'tight'}")
     sizes = tight["micro_batch"]
     assert sizes[16] == 12 > sizes[32]
     assert sizes[16] >= sizes[24] >= sizes[32]
@@ -166,13 +166,13 @@ def test_a_small_memory_is_given_small_parts_and_the_same_weights(
 
 def test_a_run_that_goes_on_takes_the_sizes_that_it_had(tiny, monkeypatch, tmp_path) -> None:
     """Also where there is more memory by then: it ends with the same weights, bit for bit."""
-    whole = auto(tiny, monkeypatch, 1.235, f"--output.folder={tmp_path / 'whole'}")
+    whole = auto(tiny, monkeypatch, 1.235, f"--output.dir={tmp_path / 'whole'}")
     folder = tmp_path / "halved"
-    auto(tiny, monkeypatch, 1.235, f"--output.folder={folder}", "--output.keep_last=9")
+    auto(tiny, monkeypatch, 1.235, f"--output.dir={folder}", "--output.keep_last=9")
     (folder / "results.json").unlink()
     for path in sorted((folder / "checkpoints").iterdir())[2:]:
         path.unlink()
-    halved = auto(tiny, monkeypatch, 4096, f"--output.folder={folder}")
+    halved = auto(tiny, monkeypatch, 4096, f"--output.dir={folder}")
     assert halved["micro_batch"] == whole["micro_batch"]
     for name, weight in whole["model"].items():
         assert torch.equal(halved["model"][name], weight)
@@ -180,7 +180,7 @@ def test_a_run_that_goes_on_takes_the_sizes_that_it_had(tiny, monkeypatch, tmp_p
 
 def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeypatch) -> None:
     (tmp_path / "tiny.yaml").write_text(CLASSIFIER)
-    flags = ["--efficiency.micro_batch=auto", f"--output.folder={tmp_path / 'run'}"]
+    flags = ["--efficiency.micro_batch=auto", f"--output.dir={tmp_path / 'run'}"]
     flags += ["--curriculum.epochs=1", "--output.evaluate_every=null"]
     config = load_config(ClassifierConfig, [tmp_path / "tiny.yaml"], flags)
     found = []
@@ -199,7 +199,7 @@ def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeyp
 def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
     config = tiny("--efficiency.micro_batch=auto")
     module = importlib.import_module("mae_et.pretraining")
-    two = World(0, 2, torch.device("cpu"))
+    two = DistributedContext(0, 2, torch.device("cpu"))
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
     monkeypatch.setattr(module, "wrap", lambda model, *_: model)
     run, _ = module.prepare(config, make_pretraining_plan(config, 40), two, None)
@@ -272,13 +272,13 @@ def test_shards_save_what_one_process_does_and_load_it(alone_in_a_group) -> None
     whole, sharded = network(), network()
     shard(sharded, WORLD)
     optimizers = [optimizer_of(model) for model in (whole, sharded)]
-    before = whole_optimizer(sharded, optimizers[1])
+    before = full_optimizer_state_dict(sharded, optimizers[1])
     assert before == optimizers[0].state_dict()
     assert before["state"] == {}
-    restore_optimizer(sharded, optimizers[1], before)
+    load_full_optimizer_state_dict(sharded, optimizers[1], before)
     for model, optimizer in zip((whole, sharded), optimizers, strict=True):
         train(model, optimizer, 3)
-    weights, state = whole_weights(sharded), whole_optimizer(sharded, optimizers[1])
+    weights, state = full_state_dict(sharded), full_optimizer_state_dict(sharded, optimizers[1])
     expected, expected_state = whole.state_dict(), optimizers[0].state_dict()
     assert list(weights) == list(expected)
     torch.testing.assert_close(weights, expected)
@@ -291,12 +291,12 @@ def test_shards_save_what_one_process_does_and_load_it(alone_in_a_group) -> None
     again = network()
     shard(again, WORLD)
     optimizer = optimizer_of(again)
-    restore_weights(again, expected)
-    restore_optimizer(again, optimizer, expected_state)
+    load_full_state_dict(again, expected)
+    load_full_optimizer_state_dict(again, optimizer, expected_state)
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
     train(again, optimizer, 2)
     train(whole, optimizers[0], 2)
-    torch.testing.assert_close(whole_weights(again), whole.state_dict())
+    torch.testing.assert_close(full_state_dict(again), whole.state_dict())
 
 
 @pytest.mark.slow
@@ -325,7 +325,7 @@ def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(
         (folder / "results.json").unlink()
         for path in sorted((folder / "checkpoints").iterdir())[2:]:
             path.unlink()
-        where = f"--output.folder={folder}"
+        where = f"--output.dir={folder}"
         done = launch(tmp_path, processes, *common, *flags, where)
         assert done.returncode == 0, done.stderr
         assert_same_states(newest_checkpoint(folder / "checkpoints"), expected)
@@ -355,7 +355,7 @@ def test_what_shards_cannot_do_is_refused(tiny) -> None:
 def test_a_model_in_shards_is_whole_on_the_cpu_alone(tiny, monkeypatch) -> None:
     """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
     module = importlib.import_module("mae_et.pretraining")
-    two, seen = World(0, 2, torch.device("meta")), []
+    two, seen = DistributedContext(0, 2, torch.device("meta")), []
     monkeypatch.setattr(module, "fit_micro_batch", lambda *_: None)
     device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
     monkeypatch.setattr(module, "shard", lambda model, _: seen.append(device_of(model)))
@@ -364,7 +364,7 @@ def test_a_model_in_shards_is_whole_on_the_cpu_alone(tiny, monkeypatch) -> None:
         run, model = module.prepare(config, make_pretraining_plan(config, 40), two, None)
     assert seen == ["cpu", "meta"]
     whole = {name: torch.ones_like(t, device="cpu") for name, t in model.state_dict().items()}
-    monkeypatch.setattr(module, "whole_weights", lambda _: whole)
-    gathered = module.whole_model(run, model)
-    assert all(torch.equal(gathered.state_dict()[name], t) for name, t in whole.items())
-    assert {p.device.type for p in gathered.parameters()} == {"cpu"}
+    monkeypatch.setattr(module, "full_state_dict", lambda _: whole)
+    all_gather = module.whole_model(run, model)
+    assert all(torch.equal(all_gather.state_dict()[name], t) for name, t in whole.items())
+    assert {p.device.type for p in all_gather.parameters()} == {"cpu"}

@@ -46,16 +46,16 @@ def small(tiny_yaml: Path, tmp_path: Path):
     """Return a function that builds a search of seconds, with flags on top."""
 
     def build(*flags: str) -> SearchConfig:
-        given = [f"--output.folder={tmp_path / 'search'}", *SMALL, *flags]
+        given = [f"--output.dir={tmp_path / 'search'}", *SMALL, *flags]
         return load_config(SearchConfig, [tiny_yaml], given)
 
     return build
 
 
-def pretend(configs: Sequence[PretrainConfig], until: int | None = None) -> list[None]:
+def pretend(configs: Sequence[PretrainConfig], stop_after_step: int | None = None) -> list[None]:
     """Leave of each run what a search reads of it, without training."""
     for config in configs:
-        folder, step = config.output.folder, until or config.output.keep_every or 1
+        folder, step = config.output.dir, stop_after_step or config.output.keep_every or 1
         state = {key: {} for key in ("model", "optimizer", "scaler")} | {"step": step, "seconds": 0}
         save_checkpoint(folder / "checkpoints", state, to_yaml(config), {})
         (folder / "config.yaml").write_text(to_yaml(config))
@@ -117,7 +117,7 @@ def test_bayes_finds_a_known_optimum_and_never_lets_bandwidths_fall(small) -> No
     config = small("--search.strategy=bayes", "--search.trials=9", "--search.prune_from=null")
     found = search(config, objective, pretend)
     assert found["bandwidths"] == best
-    for fact in json.loads((config.output.folder / "results.json").read_text())["table"]:
+    for fact in json.loads((config.output.dir / "results.json").read_text())["table"]:
         assert fact["bandwidths"] == sorted(fact["bandwidths"])
 
 
@@ -134,16 +134,16 @@ def test_bayes_searches_the_end_magnitude_where_there_is_augmentation(small) -> 
 def test_bayes_gives_up_what_lies_below_the_median_and_never_more_than_it_started(small) -> None:
     asked: list[tuple[str, int | None]] = []
 
-    def watching(configs, until=None):
-        asked.extend((config.output.folder.name, until) for config in configs)
-        return pretend(configs, until)
+    def watching(configs, stop_after_step=None):
+        asked.extend((config.output.dir.name, stop_after_step) for config in configs)
+        return pretend(configs, stop_after_step)
 
     def objective(folder: Path) -> float:
         return float(sum(shown(folder)))
 
     config = small("--search.strategy=bayes", "--search.trials=10", "--search.prune_from=0.5")
     found = search(config, objective, watching)
-    table = json.loads((config.output.folder / "results.json").read_text())["table"]
+    table = json.loads((config.output.dir / "results.json").read_text())["table"]
     pruned = {fact["trial"] for fact in table if "given up after stage" in (fact["failed"] or "")}
     assert pruned
     assert all(fact["equivalent_epochs"] < 5 for fact in table if fact["trial"] in pruned)
@@ -153,18 +153,18 @@ def test_bayes_gives_up_what_lies_below_the_median_and_never_more_than_it_starte
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_trial_that_diverges_is_the_worst_and_the_search_goes_on(small, strategy) -> None:
-    def diverging(configs, until=None):
-        return ["the loss became nan" if "B016" in str(c.output.folder) else pretend([c])[0]
+    def diverging(configs, stop_after_step=None):
+        return ["the loss became nan" if "B016" in str(c.output.dir) else pretend([c])[0]
                 for c in configs]  # fmt: skip
 
     config = small(f"--search.strategy={strategy}", "--search.trials=4")
     found = search(config, lambda folder: 1.0, diverging)
     assert 16 not in found["bandwidths"]
-    assert "the loss became nan" in (config.output.folder / "results.md").read_text()
+    assert "the loss became nan" in (config.output.dir / "results.md").read_text()
 
 
 def test_a_run_that_diverges_is_told_from_one_that_fails(small, monkeypatch) -> None:
-    def diverge(config, until):
+    def diverge(config, stop_after_step):
         raise Diverged("the loss became nan")
 
     monkeypatch.setattr("mae_et.search.trials.pretrain", diverge)
@@ -198,7 +198,7 @@ def test_a_trial_that_branches_off_is_the_run_of_all_its_stages(small, tmp_path:
     trials.scores([second])
     folder = tmp_path / "whole"
     whole = load_config(PretrainConfig, [second.folder / "config.yaml"],
-                        [f"--output.folder={folder}"])  # fmt: skip
+                        [f"--output.dir={folder}"])  # fmt: skip
     pretrain(whole)
     expected = newest_checkpoint(folder / "checkpoints")
     found = newest_checkpoint(second.folder / "checkpoints")
@@ -221,12 +221,12 @@ def test_a_run_pauses_after_a_step_and_goes_on_from_there(tiny, tmp_path: Path) 
     config = tiny()
     for step in (1, 7, 7, 8):
         pretrain(config, step)
-        assert newest_checkpoint(config.output.folder / "checkpoints")["step"] == step
-        assert not (config.output.folder / "results.json").exists()
+        assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == step
+        assert not (config.output.dir / "results.json").exists()
     pretrain(config)
-    whole = pretrain(tiny(f"--output.folder={tmp_path / 'whole'}"))
+    whole = pretrain(tiny(f"--output.dir={tmp_path / 'whole'}"))
     expected = newest_checkpoint(whole / "checkpoints")["model"]
-    found = newest_checkpoint(config.output.folder / "checkpoints")["model"]
+    found = newest_checkpoint(config.output.dir / "checkpoints")["model"]
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
@@ -258,9 +258,9 @@ def test_a_search_that_is_cut_off_at_every_turn_asks_the_same_and_nothing_twice(
         if cut_off and next(turns) % 5 == 0:
             raise KeyboardInterrupt
 
-    def running(configs, until=None):
+    def running(configs, stop_after_step=None):
         turn()
-        done = pretend(configs, until)
+        done = pretend(configs, stop_after_step)
         turn()
         return done
 
@@ -268,7 +268,7 @@ def test_a_search_that_is_cut_off_at_every_turn_asks_the_same_and_nothing_twice(
         turn()
         return (7 * sum(place * b for place, b in enumerate(shown(folder), 1)) % 31) / 3
 
-    expected = search(small(*flags, f"--output.folder={tmp_path / 'whole'}"), objective, running)
+    expected = search(small(*flags, f"--output.dir={tmp_path / 'whole'}"), objective, running)
     cut_off, found = True, None
     while found is None:
         with contextlib.suppress(KeyboardInterrupt):
@@ -288,7 +288,7 @@ def test_a_search_that_is_stopped_again_and_again_finds_the_same(
     """Stopped by signals in the middle of trials and between them: the same scores, each once."""
     flags = [f"--search.strategy={strategy}", "--search.trials=4", "--search.stages=2",
              "--curriculum.epochs=4"]  # fmt: skip
-    expected = search(small(*flags, f"--output.folder={tmp_path / 'whole'}"), counting)
+    expected = search(small(*flags, f"--output.dir={tmp_path / 'whole'}"), counting)
 
     stopped = small(*flags)
     calls = itertools.count()
@@ -321,7 +321,7 @@ def test_a_search_that_is_stopped_again_and_again_finds_the_same(
     same = {"bandwidths", "value", "trial", "trials", "equivalent_epochs"}
     assert {key: found[key] for key in same} == {key: expected[key] for key in same}
     tables = [json.loads((folder / "results.json").read_text())["table"]
-              for folder in (tmp_path / "whole", stopped.output.folder)]  # fmt: skip
+              for folder in (tmp_path / "whole", stopped.output.dir)]  # fmt: skip
     for fact in itertools.chain(*tables):
         fact.pop("seconds")
     assert tables[0] == tables[1]
@@ -335,7 +335,7 @@ def test_a_search_ends_with_a_curriculum_that_pretrain_takes(
 ) -> None:
     """By the command, scored by kNN on held-out training images."""
     folder = tmp_path / "search"
-    flags = [f"--config={tiny_yaml}", f"--output.folder={folder}", *SMALL, "--search.stages=2",
+    flags = [f"--config={tiny_yaml}", f"--output.dir={folder}", *SMALL, "--search.stages=2",
              "--curriculum.epochs=4", "--search.trials=3", f"--search.strategy={strategy}",
              "--search.held_out=0.3"]  # fmt: skip
     assert main(["search", *flags]) == 0
@@ -369,12 +369,12 @@ def test_a_search_that_is_killed_goes_on(tiny_yaml: Path, tmp_path: Path) -> Non
                "--search.strategy=bayes", "--search.trials=5", "--search.held_out=0.3",
                "--curriculum.epochs=12"]  # fmt: skip
     whole = subprocess.run(
-        [*command, f"--output.folder={tmp_path / 'a'}"], capture_output=True, check=True
+        [*command, f"--output.dir={tmp_path / 'a'}"], capture_output=True, check=True
     )
     journal, kills, out = tmp_path / "b" / "journal.jsonl", 0, ""
     while not out:
         process = subprocess.Popen(
-            [*command, f"--output.folder={tmp_path / 'b'}"], stdout=-1, stderr=-1, text=True
+            [*command, f"--output.dir={tmp_path / 'b'}"], stdout=-1, stderr=-1, text=True
         )
         due = known(journal) + 3
         while process.poll() is None and known(journal) < due:
@@ -402,7 +402,7 @@ def test_trials_are_jobs_where_there_is_a_cluster(tiny_yaml: Path, tmp_path: Pat
     for cluster in ([], ["--search.cluster=local"]):
         folder = tmp_path / f"search{len(cluster)}"
         flags = [*SMALL, "--search.stages=2", "--search.held_out=0.3", *cluster]
-        command = ["search", f"--config={tiny_yaml}", *flags, f"--output.folder={folder}"]
+        command = ["search", f"--config={tiny_yaml}", *flags, f"--output.dir={folder}"]
         assert main(command) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert by_trials(found[0]) == by_trials(found[1])
@@ -422,7 +422,7 @@ def test_trials_are_an_array_on_slurm(
     flags = [*SMALL, "--search.stages=2", "--search.strategy=bayes", "--search.trials=4",
              "--search.at_once=3", "--search.held_out=0.3",
              f"--search.cluster={tmp_path / 'here.yaml'}"]  # fmt: skip
-    command = ["search", f"--config={tiny_yaml}", *flags, f"--output.folder={folder}"]
+    command = ["search", f"--config={tiny_yaml}", *flags, f"--output.dir={folder}"]
 
     def interrupted(_) -> None:
         raise KeyboardInterrupt
@@ -454,7 +454,10 @@ def test_trials_are_an_array_on_slurm(
         (["--search.objective=nowhere:function"], "nowhere:function is not found"),
         (["--search.objective=json:nothing"], "json:nothing is not found"),
         (["--search.cluster=nowhere"], "there is no cluster 'nowhere'"),
-        (["--optim.warmup=0.9"], "optim.warmup 0.9 is longer than the first of the 3 stages"),
+        (
+            ["--optim.warmup_fraction=0.9"],
+            "optim.warmup_fraction 0.9 is longer than the first of the 3 stages",
+        ),
         (["--search.epochs=0.01"], "less than one step"),
         (["--data.synthetic_train=12", "--search.held_out=0.01"], "too few to hold 0.01 of them"),
         (["--search.magnitude=11"], "search.magnitude lies in"),
@@ -464,7 +467,7 @@ def test_mistakes_are_told_in_a_sentence_before_anything_is_trained(
     tiny_yaml: Path, tmp_path: Path, flags: list[str], sentence: str, capsys
 ) -> None:
     folder = tmp_path / "search"
-    command = ["search", f"--config={tiny_yaml}", f"--output.folder={folder}", *SMALL, *flags]
+    command = ["search", f"--config={tiny_yaml}", f"--output.dir={folder}", *SMALL, *flags]
     assert main(command) == 2
     assert sentence in capsys.readouterr().err
     assert not (folder / "trials").exists()
@@ -474,7 +477,7 @@ def test_a_file_cannot_name_the_code_that_judges_a_run(
     tiny_yaml: Path, tmp_path: Path, capsys
 ) -> None:
     tiny_yaml.write_text(f"{tiny_yaml.read_text()}search: {{objective: 'json:loads'}}\n")
-    command = ["search", f"--config={tiny_yaml}", f"--output.folder={tmp_path / 's'}", *SMALL]
+    command = ["search", f"--config={tiny_yaml}", f"--output.dir={tmp_path / 's'}", *SMALL]
     assert main(command) == 2
     assert "search.objective json:loads names code, which a file may not" in capsys.readouterr().err
 
@@ -486,7 +489,7 @@ def test_a_folder_with_another_search_is_refused_and_more_trials_are_not(small) 
         search(small(*flags, "--search.stages=4"), lambda folder: 1.0, pretend)
     found = search(small(*flags, "--search.trials=5"), lambda folder: 1.0, pretend)
     assert found["trials"] == 5
-    folder = small().output.folder
+    folder = small().output.dir
     with pytest.raises(UserError, match="holds a search on 40 images, and there are now 41"):
         check_same_data(Journal(folder / "journal.jsonl"), folder, 41)
 
@@ -494,7 +497,7 @@ def test_a_folder_with_another_search_is_refused_and_more_trials_are_not(small) 
 def test_an_objective_that_is_no_number_is_told(small, tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "mine.py").write_text("def score(folder):\n    return float('nan')\n")
     monkeypatch.chdir(tmp_path)
-    command = ["search", f"--config={tmp_path / 'tiny.yaml'}", "--output.folder=s", *SMALL]
+    command = ["search", f"--config={tmp_path / 'tiny.yaml'}", "--output.dir=s", *SMALL]
     assert main([*command, "--search.objective=mine:score", "--curriculum.epochs=4"]) == 1
     assert "search.objective returned nan" in capsys.readouterr().err
 
@@ -525,4 +528,4 @@ def test_the_config_that_is_written_is_whole(small) -> None:
     assert set(yaml.safe_load(text)) == {
         "model", "data", "curriculum", "crop", "optim", "efficiency", "output", "seed",
     }  # fmt: skip
-    assert yaml.safe_load(text)["optim"]["decay"] is None
+    assert yaml.safe_load(text)["optim"]["decay_fraction"] is None

@@ -27,13 +27,13 @@ from finetune.config import ClassifierConfig
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import stored_config
-from mae_et.checkpoints.run_config import only_read
+from mae_et.checkpoints.run_config import read_only
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.config.files import config_from_text, load_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.data import plain_pickle
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.plain_pickle import unpickling_plainly
 from mae_et.errors import RunFailed
 from slurm.config import ClusterConfig
@@ -156,18 +156,18 @@ def test_a_classifier_s_folder(payload: Payload, tmp_path: Path) -> None:
 def test_a_listing(payload: Payload, tmp_path: Path) -> None:
     save_png(tmp_path / "data" / "train" / "a" / "b.png")
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
-    open_source(config, "train")
+    open_dataset(config, "train")
     (kept,) = (tmp_path / "kept").iterdir()
     np.save(kept, objects(payload), allow_pickle=True)
     with pytest.raises(UserError, match=r"listing .* is damaged"):
-        open_source(config, "train")
+        open_dataset(config, "train")
 
 
 def test_a_prepared_index(payload: Payload, tmp_path: Path) -> None:
     write(tmp_path / "train", prepared())
     np.save(tmp_path / "train" / "00000.npy", objects(payload), allow_pickle=True)
     with pytest.raises(UserError, match=r"index .* is damaged"):
-        open_source(DataConfig(name="shards", root=tmp_path), "train")
+        open_dataset(DataConfig(name="shards", root=tmp_path), "train")
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.png"])
@@ -180,7 +180,7 @@ def test_an_image(payload: Payload, tmp_path: Path, name: str, source: str) -> N
     if source == "wds":
         with tarfile.open(tmp_path / "train" / "0.tar", "w") as archive:
             archive.add(place, name)
-    opened = open_source(DataConfig(name=source, root=tmp_path), "train")
+    opened = open_dataset(DataConfig(name=source, root=tmp_path), "train")
     with pytest.raises(RunFailed, match="cannot read the image"):
         opened[0]
 
@@ -194,14 +194,14 @@ def test_cifar_s_batches_even_where_their_checksums_are_those_published(
     for name in [*(f"data_batch_{number}" for number in range(1, 6)), "batches.meta"]:
         (top / name).write_bytes(pickle.dumps({"data": payload, "label_names": payload}))
     with pytest.raises(UserError, match=r"posix.mkdir, which is refused"):
-        open_source(DataConfig(name="cifar10", root=tmp_path, download=False), "train")
+        open_dataset(DataConfig(name="cifar10", root=tmp_path, download=False), "train")
 
 
 def test_torchvision_unpickles_as_it_did_once_its_set_is_read(tmp_path: Path) -> None:
     assert cifar.pickle is pickle
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(UserError):
-        open_source(DataConfig(name="cifar10", root=tmp_path, download=False), "train")
+        open_dataset(DataConfig(name="cifar10", root=tmp_path, download=False), "train")
     with suppress(KeyError), unpickling_plainly(cifar):
         assert cifar.pickle is plain_pickle
         raise KeyError
@@ -277,10 +277,10 @@ def test_a_whole_run_and_its_scoring_unpickle_nothing(tmp_path: Path, tiny_yaml:
     """Loader processes pickle samples to their own run; with none there is no pickle at all."""
     flags = [
         f"--config={tiny_yaml}",
-        f"--output.folder={tmp_path / 'run'}",
+        f"--output.dir={tmp_path / 'run'}",
         "--data.synthetic_train=24",
     ]
-    knn = ["knn", f"--checkpoint={tmp_path / 'run'}", "--device=cpu", "--workers=0"]
+    knn = ["knn", f"--checkpoint={tmp_path / 'run'}", "--device=cpu", "--num_workers=0"]
     with nothing_runs(tmp_path):
         assert main(["pretrain", *flags]) == 0
         assert main(["pretrain", *flags]) == 0  # reads what is there
@@ -300,14 +300,14 @@ def test_a_listing_leads_nowhere_else(tmp_path: Path, name: bytes) -> None:
     save_png(tmp_path / "data" / "train" / "a" / "b.png")
     save_png(tmp_path / "data" / "secret.png")
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
-    open_source(config, "train")
+    open_dataset(config, "train")
     (kept,) = (tmp_path / "kept").iterdir()
     np.save(kept, np.array([name + b"!"], dtype=np.bytes_))
     array = np.load(kept)
     array[0] = name
     np.save(kept, array)
     with pytest.raises(UserError, match=r"outside of the folder\): delete it"):
-        open_source(config, "train")
+        open_dataset(config, "train")
 
 
 @pytest.mark.parametrize("level", ["/../../../secret", "../x", 8.5, True, 0, -8, None])
@@ -316,7 +316,7 @@ def test_a_prepared_split_names_no_other_files(tmp_path: Path, level: object) ->
     about = json.loads(files["split.json"]) | {"levels": [level]}
     write(tmp_path / "train", files | {"split.json": json.dumps(about).encode()})
     with pytest.raises(UserError, match=r"split.json is damaged"):
-        open_source(DataConfig(name="shards", root=tmp_path), "train")
+        open_dataset(DataConfig(name="shards", root=tmp_path), "train")
 
 
 def test_an_index_that_points_beyond_its_archive_is_told_of(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_an_index_that_points_beyond_its_archive_is_told_of(tmp_path: Path) -> N
     rows["size"] = 2**62
     np.save(tmp_path / "train" / "00000.npy", rows)
     with pytest.raises(RunFailed, match="the archive ends before it"):
-        open_source(DataConfig(name="shards", root=tmp_path), "train")[0]
+        open_dataset(DataConfig(name="shards", root=tmp_path), "train")[0]
 
 
 def test_members_of_an_archive_are_never_written(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_members_of_an_archive_are_never_written(tmp_path: Path) -> None:
         archive.addfile(link)
     before = sorted(tmp_path.rglob("*"))
     with nothing_runs(tmp_path):
-        source = open_source(DataConfig(name="wds", root=tmp_path), "train")
+        source = open_dataset(DataConfig(name="wds", root=tmp_path), "train")
         assert len(source) == 1  # the link is no image
         assert source[0][0].size == (8, 8)
     assert sorted(tmp_path.rglob("*")) == before
@@ -353,7 +353,7 @@ def test_a_label_is_no_size_of_a_table(tmp_path: Path, label: str) -> None:
         archive.add(tmp_path / "a.png", "a.png")
         archive.add(tmp_path / "a.cls", "a.cls")
     with pytest.raises(UserError, match="not a readable WebDataset shard"):
-        open_source(DataConfig(name="wds", root=tmp_path), "train")
+        open_dataset(DataConfig(name="wds", root=tmp_path), "train")
 
 
 def test_nothing_is_written_where_a_checkpoint_says(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_nothing_is_written_where_a_checkpoint_says(tmp_path: Path) -> None:
     evil = tmp_path / "evil"
     config = load_config(
         PretrainConfig, [],
-        [f"--output.folder={evil / 'run'}", f"--data.listing={evil / 'kept'}",
+        [f"--output.dir={evil / 'run'}", f"--data.listing={evil / 'kept'}",
          f"--data.root={evil / 'data'}", "--data.name=cifar10"],
     )  # fmt: skip
     state = torch.load(write(tmp_path, {"c.pt": run_checkpoint()}) / "c.pt", weights_only=True)
@@ -384,11 +384,11 @@ def test_nothing_is_written_where_a_checkpoint_says(tmp_path: Path) -> None:
 
 def test_what_a_file_says_of_its_data_is_only_read(tmp_path: Path) -> None:
     told = DataConfig(name="cifar10", root=tmp_path, listing=tmp_path)
-    assert only_read(told) == DataConfig(name="cifar10", root=tmp_path, download=False)
-    assert only_read(DataConfig(name="cifar10")).download  # to our own data/cifar10
+    assert read_only(told) == DataConfig(name="cifar10", root=tmp_path, download=False)
+    assert read_only(DataConfig(name="cifar10")).download  # to our own data/cifar10
     gone = DataConfig(name="hfds/x", root=tmp_path / "gone")
-    assert only_read(gone).root is None
-    assert only_read(DataConfig(name="hfds/x", root=tmp_path)).root == tmp_path
+    assert read_only(gone).root is None
+    assert read_only(DataConfig(name="hfds/x", root=tmp_path)).root == tmp_path
 
 
 # --- what is downloaded ---------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def test_a_hugging_face_data_set_runs_no_script(payload: Payload, tmp_path: Path
     write(folder, {"mine.py": b"import os\nos.mkdir(os.environ['PAYLOAD'])\n"})
     (folder / "train.pkl").write_bytes(pickle.dumps(payload))
     with pytest.raises(UserError, match="cannot be opened"):
-        open_source(DataConfig(name=f"hfds/{folder}", root=tmp_path / "cache"), "train")
+        open_dataset(DataConfig(name=f"hfds/{folder}", root=tmp_path / "cache"), "train")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -448,7 +448,7 @@ def test_a_torchvision_set_with_another_checksum_is_not_taken(name: str, tmp_pat
     for file in ("data_batch_1", "train", "test", "meta", "batches.meta"):
         write(tmp_path, {f"{folder}/{file}": b"changed"})
     with pytest.raises(UserError, match=r"is not in .*, and data.download is off"):
-        open_source(DataConfig(name=name, root=tmp_path, download=False), "train")
+        open_dataset(DataConfig(name=name, root=tmp_path, download=False), "train")
 
 
 # --- who may connect ------------------------------------------------------------------------------

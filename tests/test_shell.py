@@ -143,14 +143,14 @@ def test_a_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Pat
 def test_a_run_folder_that_is_refused_is_refused_before_a_dry_run_too(name: str, place) -> None:
     for dry_run in (True, False):
         with pytest.raises(UserError, match="would read otherwise"):
-            submit("pretrain", [f"--output.folder={name}"], ClusterConfig(), dry_run=dry_run)
+            submit("pretrain", [f"--output.dir={name}"], ClusterConfig(), dry_run=dry_run)
     assert not (place / name).exists()
 
 
 def test_a_dry_run_is_a_script_whatever_its_arguments(place: Path, capsys) -> None:
     """People pipe it into a file: what is said of the command stays a comment."""
     root = "--data.root=x\ntouch canary; $(touch canary)"
-    flags = ["--data.name=cifar10", "--executor=slurm", "--output.folder=run", "--dry-run"]
+    flags = ["--data.name=cifar10", "--executor=slurm", "--output.dir=run", "--dry-run"]
     assert main(["submit", "pretrain", root, *flags]) == 0
     told = [line for line in capsys.readouterr().out.split("\n") if line.startswith("# mae-et")]
     assert len(told) == 1

@@ -22,10 +22,10 @@ from mae_et.curriculum.flops import training_flops
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 SETTINGS = """
-model: {encoder_heads: 3}
+model: {encoder_num_heads: 3}
 data: {name: synthetic, synthetic_size: 64, synthetic_train: 40, synthetic_val: 30}
-optim: {batch_size: 8, base_lr: 0.05, min_lr: 0.0, warmup: 0.2}
-efficiency: {workers: 0, device: cpu}
+optim: {batch_size: 8, base_lr: 0.05, min_lr: 0.0, warmup_fraction: 0.2}
+efficiency: {num_workers: 0, device: cpu}
 output: {tensorboard: false}
 """
 
@@ -89,16 +89,16 @@ def test_a_central_view_covers_a_rectangle_and_is_its_centre(height: int, width:
 def test_a_checkpoint_is_fine_tuned_scored_and_exported_at_a_rectangle(command, tmp_path) -> None:
     """Of 4 x 16 patches, which are as many as those of the square that it was pre-trained at."""
     run = tmp_path / "run"
-    flags = [f"--checkpoint={TINY}", "--model.image_size=[32, 128]", f"--output.folder={run}"]
+    flags = [f"--checkpoint={TINY}", "--model.image_size=[32, 128]", f"--output.dir={run}"]
     budget = "--curriculum={preset: etpp, epochs: 4, cost: flops}"
     results = command("finetune", *flags, budget)
     assert [stage["bandwidth"] for stage in results["stages"]] == [16] * 2 + [24] * 4 + [32] * 4
     plan = json.loads((run / "plan.json").read_text())
     weights = load_weights(run)
-    network = vit_around(weights, 10, (32, 128), encoder_heads=3)
+    network = vit_around(weights, 10, (32, 128), encoder_num_heads=3)
     # Positions are now those of the rectangle, in a run's folder, and stay as they were trained.
     assert torch.equal(network.pos_embed.detach(), weights.encoder["pos_embed"])
-    taller = vit_around(weights, 10, (64, 128), encoder_heads=3).pos_embed.detach()
+    taller = vit_around(weights, 10, (64, 128), encoder_num_heads=3).pos_embed.detach()
     assert torch.equal(
         taller, resample_abs_pos_embed(weights.encoder["pos_embed"], [8, 16], [4, 16])
     )
@@ -112,8 +112,8 @@ def test_a_checkpoint_is_fine_tuned_scored_and_exported_at_a_rectangle(command, 
 
 
 def test_a_backbone_is_trained_on_rectangles_under_a_curriculum(command, tmp_path) -> None:
-    flags = ["--model={backbone: test_resnet, image_size: [32, 48], encoder_heads: null}"]
-    flags += ["--curriculum={preset: etpp, epochs: 2, cost: area}", f"--output.folder={tmp_path}"]
+    flags = ["--model={backbone: test_resnet, image_size: [32, 48], encoder_num_heads: null}"]
+    flags += ["--curriculum={preset: etpp, epochs: 2, cost: area}", f"--output.dir={tmp_path}"]
     results = command("supervised", *flags)
     assert json.loads((tmp_path / "plan.json").read_text())["base_cost"] == 32 * 48
     costs = {s["bandwidth"]: s["compute"] / s["images"] for s in results["stages"]}
@@ -122,7 +122,7 @@ def test_a_backbone_is_trained_on_rectangles_under_a_curriculum(command, tmp_pat
 
 
 def test_sizes_that_do_not_fit_are_refused_in_one_sentence(command, tmp_path) -> None:
-    base = [f"--checkpoint={TINY}", f"--output.folder={tmp_path / 'run'}"]
+    base = [f"--checkpoint={TINY}", f"--output.dir={tmp_path / 'run'}"]
     for size, sentence in {
         "[32, 60]": "mae-et: model.image_size 32 x 60 is not a multiple of the patch size 8",
         "[0, 64]": "model.image_size must be positive",
@@ -135,10 +135,10 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(command, tmp_path) ->
 
 def test_positions_of_an_untold_rectangle_are_taken_as_they_are_or_refused(tmp_path) -> None:
     """A file of weights does not say of which grid its table is."""
-    network = vit_around(load_weights(TINY), 10, (32, 96), encoder_heads=3)
+    network = vit_around(load_weights(TINY), 10, (32, 96), encoder_num_heads=3)
     save_file(network.state_dict(), tmp_path / "tuned.safetensors")
     weights = load_weights(tmp_path / "tuned.safetensors")
-    again = vit_around(weights, 10, (32, 96), encoder_heads=3)
+    again = vit_around(weights, 10, (32, 96), encoder_num_heads=3)
     assert torch.equal(again.pos_embed, network.pos_embed)
     with pytest.raises(UserError, match=r"has 48 positions, .* nor of 8 x 8 patches"):
-        vit_around(weights, 10, 64, encoder_heads=3)
+        vit_around(weights, 10, 64, encoder_num_heads=3)

@@ -61,7 +61,7 @@ def start(submit, place: Path) -> Callable[..., tuple[str, Path]]:
     """Submit the small pre-training and return its job, and its folder, once it trains."""
 
     def run(*flags: str, name: str = "run") -> tuple[str, Path]:
-        output = f"--output.folder={name}"
+        output = f"--output.dir={name}"
         job = submit("pretrain", "--config=tiny.yaml", output, *FLAGS, *CLUSTER, *flags)["pretrain"]
         wait(lambda: len(read_metrics(place / name)) > 2, "rows of metrics")
         return job, place / name
@@ -78,7 +78,7 @@ def uninterrupted(cluster: Cluster, tmp_path_factory) -> Path:
         patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
         patch.setenv("PATH", cluster.environment["PATH"])
         patch.chdir(folder)
-        arguments = ["--config=tiny.yaml", "--output.folder=run", *FLAGS, *CLUSTER]
+        arguments = ["--config=tiny.yaml", "--output.dir=run", *FLAGS, *CLUSTER]
         assert main(["submit", "pretrain", *arguments]) == 0
         wait(lambda: (folder / "run" / "results.json").exists(), "the end of the run", 120)
     return folder / "run"
@@ -157,8 +157,8 @@ def same_end(cluster: Cluster, job: str, folder: Path, whole: Path) -> None:
 
 
 def test_two_nodes_give_the_losses_of_one_process(submit, place: Path) -> None:
-    submit("pretrain", *DEMO, "--output.folder=two", *CLUSTER)
-    one = pretrain(load_config(PretrainConfig, ["demo"], [*DEMO[1:], "--output.folder=one"]))
+    submit("pretrain", *DEMO, "--output.dir=two", *CLUSTER)
+    one = pretrain(load_config(PretrainConfig, ["demo"], [*DEMO[1:], "--output.dir=one"]))
     wait(lambda: (place / "two" / "results.json").exists(), "the end of the run", 120)
     nodes = {event["node"] for event in events(place / "two", "started")}
     assert len(nodes) == 1
@@ -239,7 +239,7 @@ def test_a_crash_is_tried_again_so_often_and_its_reason_is_kept(
     for name in ("train/a/1.png", "train/a/2.png"):
         (place / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (place / "data" / name).write_bytes(b"no picture")
-    flags = ["--data.root=data", "--optim.batch_size=2", "--retries=1", "--output.folder=run"]
+    flags = ["--data.root=data", "--optim.batch_size=2", "--retries=1", "--output.dir=run"]
     job = submit("pretrain", "--config=tiny.yaml", *FLAGS, *CLUSTER, *flags)["pretrain"]
     restart_soon(cluster, job)
     assert cluster.wait_for_state(job, "FAILED", seconds=60) == "FAILED"
@@ -254,7 +254,7 @@ def test_a_crash_is_tried_again_so_often_and_its_reason_is_kept(
 def test_a_user_s_mistake_that_only_the_job_sees_is_not_tried_again(
     submit, cluster: Cluster, place: Path
 ) -> None:
-    flags = ["--data.root=nowhere", "--output.folder=run", "--nodes=1", "--then=knn"]
+    flags = ["--data.root=nowhere", "--output.dir=run", "--nodes=1", "--then=knn"]
     jobs = submit("pretrain", "--config=tiny.yaml", *FLAGS, *CLUSTER, *flags)
     assert cluster.wait_for_state(jobs["pretrain"], "FAILED", seconds=60) == "FAILED"
     # What was to follow does not wait for ever.
@@ -320,7 +320,7 @@ def test_two_clusters_on_a_machine_do_not_meet(
     with start_cluster(tmp_path / "one") as one, start_cluster(tmp_path / "two") as two:
         for name, each in (("a", one), ("b", two)):
             monkeypatch.setenv("SLURM_CONF", each.environment["SLURM_CONF"])
-            run = ["--config=tiny.yaml", f"--output.folder={name}", *CLUSTER]
+            run = ["--config=tiny.yaml", f"--output.dir={name}", *CLUSTER]
             (place / name).mkdir()
             submit("pretrain", *run)
         for name in ("a", "b"):
@@ -399,7 +399,7 @@ def test_cancelling_saves_and_does_not_come_back(start, cluster: Cluster) -> Non
 def test_a_probe_follows_and_a_finished_run_ends_at_once(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:
-    run = ["pretrain", "--config=tiny.yaml", "--output.folder=run", *CLUSTER]
+    run = ["pretrain", "--config=tiny.yaml", "--output.dir=run", *CLUSTER]
     jobs = submit(*run, "--then=linear-probe,knn")
     assert set(jobs) == {"pretrain", "linear-probe", "knn"}
     assert main(["status", "run", "--json"]) == 0
@@ -423,7 +423,7 @@ def test_a_sweep_is_an_array_and_ends_in_a_table(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:
     jobs = submit(
-        "pretrain", "--config=tiny.yaml", "--output.folder=sweep", "--nodes=1", "--time=10",
+        "pretrain", "--config=tiny.yaml", "--output.dir=sweep", "--nodes=1", "--time=10",
         "--sweep=optim.base_lr=0.01,0.02,0.03", "--then=knn",
     )  # fmt: skip
     assert set(jobs) == {"pretrain", "knn", "compare"}
@@ -453,9 +453,9 @@ def test_a_sweep_is_an_array_and_ends_in_a_table(
     [
         (["--partition=nowhere"], "invalid partition"),
         (["--nodes=4"], "SLURM refuses the job"),
-        (["--output.folder=tiny.yaml/run"], "cannot be written to"),
-        (["--output.folder=/proc/run"], "cannot be written to"),  # not even by root
-        (["--output.folder=run%j"], "has a % in its name"),
+        (["--output.dir=tiny.yaml/run"], "cannot be written to"),
+        (["--output.dir=/proc/run"], "cannot be written to"),  # not even by root
+        (["--output.dir=run%j"], "has a % in its name"),
         (["--optim.base_lr=fast"], "optim.base_lr"),
         (["--optim.batch_size=15"], "not divided by 2 processes"),
         (["--then=finetune"], "no recipe"),
@@ -469,7 +469,7 @@ def test_what_would_fail_is_refused_before_anything_is_submitted(
 ) -> None:
     jobs = ["squeue", "--noheader", "--states=all", "--format=%i"]
     before = set(cluster.run(*jobs).split())
-    run = ["pretrain", "--config=tiny.yaml", "--output.folder=run"]
+    run = ["pretrain", "--config=tiny.yaml", "--output.dir=run"]
     assert main(["submit", *run, *CLUSTER, *flags]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence.lower() in said.lower()
@@ -482,7 +482,7 @@ def test_a_run_whose_job_is_still_there_is_not_submitted_again(
     start, cluster: Cluster, capsys
 ) -> None:
     job, folder = start("--curriculum.epochs=1000")
-    run = ["pretrain", "--config=tiny.yaml", f"--output.folder={folder.name}", *FLAGS, *CLUSTER]
+    run = ["pretrain", "--config=tiny.yaml", f"--output.dir={folder.name}", *FLAGS, *CLUSTER]
     assert main(["submit", *run, "--curriculum.epochs=1000"]) == 2
     assert f"already has job {job}" in capsys.readouterr().err
     cluster.run("scancel", job)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.image_size import base_of, cost_at, in_words, sides_of
+from finetune.image_size import base_of, cost_at, format_size, sides_of
 from finetune.learning_dynamics import DynamicsConfig, score_checkpoint
 from finetune.model import freeze_encoder
 from mae_et import Curriculum, PretrainConfig, UserError
@@ -24,8 +24,8 @@ from mae_et.checkpoints.store import (
     checkpoint_step,
     first_sentence,
     list_checkpoints,
+    refused_content,
     set_aside_newer,
-    what_it_holds,
 )
 from mae_et.cli.main import main
 from mae_et.config.files import load_config, numeric_keys, one_sentence, to_yaml
@@ -33,7 +33,7 @@ from mae_et.config.schema import DataConfig, EfficiencyConfig, Stage, check_stat
 from mae_et.config.untrusted import check_flags, check_text
 from mae_et.curriculum.frequency import crop_matrix
 from mae_et.data.arrays import read_array
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box, check_channels, extensions_of
 from mae_et.data.image_folder import data_root, split_name
 from mae_et.data.jpeg_crop import whole_pixels
@@ -44,9 +44,9 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitoring.logger import format_seconds, seconds_left
-from mae_et.runtime.distributed import World, share_buffers
+from mae_et.runtime.distributed import DistributedContext, broadcast_buffers
 from mae_et.runtime.signals import stop_signals
-from mae_et.runtime.system_errors import told_in_a_sentence
+from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.training.metrics import peak_memory, summarise_stages
 from mae_et.training.resume import check_same_run
 from slurm import retry
@@ -60,7 +60,7 @@ def test_sizes_are_sides_in_pixels() -> None:
     assert sides_of(64) == (64, 64)
     assert sides_of((96, 128)) == (96, 128)
     assert base_of((96, 128)) == 96
-    assert [in_words(64), in_words((96, 128))] == ["64", "96 x 128"]
+    assert [format_size(64), format_size((96, 128))] == ["64", "96 x 128"]
     assert cost_at((96, 128), 16, None, 3)(48) == 48 * 64
 
 
@@ -126,8 +126,8 @@ def test_errors_of_others_become_one_sentence() -> None:
     assert first_sentence(KeyError("a\n b. And more.")) == "KeyError: 'a\\n b"
     assert one_sentence(ValueError("a\n  <class 'int'>")) == "a int"
     refusal = pickle.UnpicklingError("Unsupported global: GLOBAL os.system was not an allowed")
-    assert what_it_holds(refusal) == "it holds os.system"
-    assert what_it_holds(pickle.UnpicklingError("?")) == "it is not a plain file of tensors"
+    assert refused_content(refusal) == "it holds os.system"
+    assert refused_content(pickle.UnpicklingError("?")) == "it is not a plain file of tensors"
 
 
 def test_text_and_mappings_are_read_or_refused(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_only_a_head_is_trained_of_a_frozen_encoder() -> None:
 
 def test_one_process_shares_nothing() -> None:
     norm = nn.BatchNorm1d(2)
-    share_buffers(norm, World(0, 1, torch.device("cpu")))
+    broadcast_buffers(norm, DistributedContext(0, 1, torch.device("cpu")))
     assert norm.running_mean.tolist() == [0, 0]
 
 
@@ -291,7 +291,7 @@ def test_memory_that_is_not_there_is_told_in_a_sentence() -> None:
         torch.empty(2**40, 2**40)
 
     for ask in (of_numpy, of_torch, beyond):
-        with pytest.raises(RunFailed, match=r"^out of memory: sizes of"), told_in_a_sentence():
+        with pytest.raises(RunFailed, match=r"^out of memory: sizes of"), explain_system_errors():
             ask()
 
 
@@ -337,7 +337,7 @@ def test_a_folder_for_checkpoints_that_takes_no_file_is_refused(tmp_path: Path) 
 
 def test_a_run_of_another_command_or_version_is_named_so(tmp_path: Path) -> None:
     """The flag that is not accepted is none that the user gave."""
-    config = load_config(PretrainConfig, [], [f"--output.folder={tmp_path}"])
+    config = load_config(PretrainConfig, [], [f"--output.dir={tmp_path}"])
     saved = {"config": to_yaml(config) + "new_key: 3\n"}
     sentence = r"holds a run of another command, or of another version of mae-et: \S.*new_key"
     with pytest.raises(UserError, match=sentence):
@@ -352,8 +352,10 @@ def test_a_run_of_another_command_or_version_is_named_so(tmp_path: Path) -> None
 
 def test_loader_processes_are_as_many_as_a_machine_can_start() -> None:
     for workers in (-1, 10**6):
-        with pytest.raises(UserError, match=rf"efficiency\.workers must lie in .*, got {workers}$"):
-            EfficiencyConfig(workers=workers)
+        with pytest.raises(
+            UserError, match=rf"efficiency\.num_workers must lie in .*, got {workers}$"
+        ):
+            EfficiencyConfig(num_workers=workers)
 
 
 def test_dynamics_name_a_checkpoint_that_does_not_load(tmp_path: Path) -> None:
@@ -364,7 +366,7 @@ def test_dynamics_name_a_checkpoint_that_does_not_load(tmp_path: Path) -> None:
 
 def test_the_name_of_an_image_is_one_line_without_what_a_terminal_obeys(tmp_path: Path) -> None:
     (tmp_path / "red\x1b[31m\nline.png").write_bytes(b"")
-    source = open_source(DataConfig(root=tmp_path / "..", train_split=tmp_path.name), "train")
+    source = open_dataset(DataConfig(root=tmp_path / "..", train_split=tmp_path.name), "train")
     with pytest.raises(Unreadable, match=r"red\?\[31m\?line\.png: the file is empty$"):
         source[0]
 

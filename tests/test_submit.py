@@ -23,7 +23,7 @@ from slurm.run_status import table
 from slurm.snapshot import snapshot
 from slurm.watchdog import EXIT_STATUS
 
-RUN = ["--config=tiny.yaml", "--output.folder=run"]
+RUN = ["--config=tiny.yaml", "--output.dir=run"]
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_a_dry_run_prints_script_and_config_and_needs_no_slurm(place, monkeypatc
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in out
     assert "--kill-on-bad-exit=1 --cpus-per-task=12" in out
-    assert "encoder_width: 32" in out
+    assert "encoder_embed_dim: 32" in out
     assert "# mae-et knn --checkpoint=run --output=run/knn" in out
     assert "#SBATCH --ntasks-per-node=1\n" in out  # a probe is one process
     assert list(place.iterdir()) == [place / "tiny.yaml"]
 
 
 def test_words_of_the_shell_are_quoted(place, capsys) -> None:
-    flags = ["--output.folder=a b;$(c)", "--name=x y", "--extra={comment: 'a; b'}", "--dry-run"]
+    flags = ["--output.dir=a b;$(c)", "--name=x y", "--extra={comment: 'a; b'}", "--dry-run"]
     assert main(["submit", "pretrain", RUN[0], *flags]) == 0
     script = capsys.readouterr().out.partition("# mae-et")[0]
     folder = place / "a b;$(c)" / "slurm"
@@ -127,7 +127,7 @@ def test_a_config_that_is_edited_does_not_change_a_job_that_waits(place: Path) -
     (place / "tiny.yaml").write_text("seed: 9")
     again = task("pretrain", kept.arguments)
     assert again.config.seed == 3
-    assert again.config.model.encoder_width == 32
+    assert again.config.model.encoder_embed_dim == 32
 
 
 def test_what_follows_starts_from_the_run_and_takes_its_data(place: Path) -> None:
@@ -315,7 +315,7 @@ def test_without_slurm_a_run_is_what_it_has_left_of_late(place: Path, monkeypatc
     assert status([run])[0].state == "stopped"
 
 
-def test_a_half_written_event_is_left_out(place: Path) -> None:
+def test_a_half_written_event_is_skipped(place: Path) -> None:
     note(place, "started", step=1)
     with (place / "slurm" / "events.jsonl").open("a") as file:
         file.write('{"event": "fin')
@@ -324,7 +324,7 @@ def test_a_half_written_event_is_left_out(place: Path) -> None:
 
 def test_runs_are_compared_where_they_differ(place: Path, capsys) -> None:
     for seed in (0, 1):
-        flags = [f"--seed={seed}", f"--output.folder=r{seed}", "--output.tensorboard=false"]
+        flags = [f"--seed={seed}", f"--output.dir=r{seed}", "--output.tensorboard=false"]
         assert main(["pretrain", "--config=tiny.yaml", *flags]) == 0
     (place / "r0" / "knn").mkdir()
     (place / "r0" / "knn" / "results.json").write_text('{"knn": 31.5}')
@@ -365,7 +365,7 @@ def test_trials_of_a_search_are_submitted_waited_for_and_not_started_twice(
     (place / "here.yaml").write_text("executor: debug\n")
     runner = trials.ClusterRunner("here.yaml", place / "search")
     one, other = (
-        load_config(PretrainConfig, ["tiny.yaml"], [f"--output.folder=search/{n}"]) for n in (1, 2)
+        load_config(PretrainConfig, ["tiny.yaml"], [f"--output.dir=search/{n}"]) for n in (1, 2)
     )
     assert runner([one]) == [None]
     submitted: list[str] = []

@@ -20,16 +20,16 @@ from PIL import Image
 import mae_et.data.decoding
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
-from finetune.transforms import LabelledView, central_view
+from finetune.transforms import LabelledTrainDataset, central_view
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.data.bad_images import RECORD, TRIES, Substituting
-from mae_et.data.datasets import open_source
+from mae_et.data.bad_images import RECORD, TRIES, WithSubstitutes
+from mae_et.data.datasets import open_dataset
 from mae_et.data.loader import replayed, train_loader
 from mae_et.data.prepare import PrepareConfig, prepare
-from mae_et.data.sampler import Draw, PlannedBatches, micro_batch_size
-from mae_et.data.transforms import EvalView, TrainView, as_tensor
+from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, micro_batch_size
+from mae_et.data.transforms import EvalDataset, TrainDataset, as_tensor
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.monitoring.logger import read_metrics
 
@@ -49,19 +49,19 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
 def views(root: Path, **data: object) -> list:
     """Return every kind of view of a folder."""
     config = DataConfig(root=root, **data)
-    source = open_source(config, "train")
+    source = open_dataset(config, "train")
     return [
-        TrainView(source, config, PLAN, 8, 0),
-        TrainView(source, config, PLAN, 8, 0, "decode"),
-        LabelledView(source, config, RecipeConfig(), PLAN, 0),
-        EvalView(source, config, 32),
+        TrainDataset(source, config, PLAN, 8, 0),
+        TrainDataset(source, config, PLAN, 8, 0, "decode"),
+        LabelledTrainDataset(source, config, RecipeConfig(), PLAN, 0),
+        EvalDataset(source, config, 32),
         central_view(source, config, [24, 32]),
     ]
 
 
 def place_in(view, number: int):
     """Return what a kind of view is asked by: a draw, or a number."""
-    return number if isinstance(view, EvalView) else Draw(number, 0, len(PLAN.stages) - 1)
+    return number if isinstance(view, EvalDataset) else SampleIndex(number, 0, len(PLAN.stages) - 1)
 
 
 @pytest.mark.parametrize("name", unusual())
@@ -93,14 +93,14 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
         os.seteuid(65534)
     try:
         with pytest.raises(Unreadable, match=r"0\.png: .*Permission denied"):
-            view[Draw(0, 0, 0)]
+            view[SampleIndex(0, 0, 0)]
     finally:
         os.seteuid(user)
 
 
 def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
     write(tmp_path / "train", {n: c for n, c in unusual().items() if "animated" in n})
-    source = open_source(DataConfig(root=tmp_path), "train")
+    source = open_dataset(DataConfig(root=tmp_path), "train")
     first, second = (as_tensor(noise(seed=seed)).float() for seed in (0, 1))
     for number in range(3):
         image = as_tensor(source[number][0]).float()
@@ -139,10 +139,10 @@ def test_a_long_image_is_cut_before_it_is_scaled_and_a_usual_one_is_not() -> Non
         def __getitem__(self, _):
             return self.image, 0
 
-    usual = EvalView(One(wide), config, 16)[0][0]
+    usual = EvalDataset(One(wide), config, 16)[0][0]
     longer = Image.new("RGB", (2160, 10))
     longer.paste(wide, (1000, 0))
-    assert torch.equal(EvalView(One(longer), config, 16)[0][0], usual)
+    assert torch.equal(EvalDataset(One(longer), config, 16)[0][0], usual)
 
 
 # --- another image in its place -------------------------------------------------------------------
@@ -161,9 +161,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def batches(root: Path, workers: int = 0, start: int = 0, method: str = "fourier", **order) -> list:
     config = DataConfig(root=root)
-    view = TrainView(open_source(config, "train"), config, PLAN, 8, 0, method)
-    order = PlannedBatches(PLAN, 0, micro_batch_size(5, PLAN, 1), start=start, **order)
-    loader = train_loader(Substituting(view), order, workers, False)
+    view = TrainDataset(open_dataset(config, "train"), config, PLAN, 8, 0, method)
+    order = CurriculumBatchSampler(PLAN, 0, micro_batch_size(5, PLAN, 1), start=start, **order)
+    loader = train_loader(WithSubstitutes(view), order, workers, False)
     return list(replayed(iter(loader), order, view, False))
 
 
@@ -187,7 +187,10 @@ def test_the_other_samples_of_a_run_do_not_change(folders, method: str) -> None:
 
 def test_what_stands_in_depends_on_neither_workers_nor_where_a_run_goes_on(folders) -> None:
     alone = batches(folders[1])
-    for found, first in ((batches(folders[1], workers=2), 0), (batches(folders[1], start=4), 0)):
+    for found, first in (
+        (batches(folders[1], num_workers=2), 0),
+        (batches(folders[1], start=4), 0),
+    ):
         tail = alone[len(alone) - len(found) + first :]
         for expected, other in zip(tail, found, strict=True):
             assert all(map(torch.equal, expected, other))
@@ -203,11 +206,11 @@ def test_an_image_that_is_used_again_is_counted_once(folders) -> None:
 def test_where_nothing_can_be_read_the_loader_says_so(folders) -> None:
     root = folders[1]
     view = views(root)[0]
-    assert Substituting(view)[Draw(7, 0, 0)].unread.tolist() == [7, 0, 0]
+    assert WithSubstitutes(view)[SampleIndex(7, 0, 0)].unread.tolist() == [7, 0, 0]
     for path in (root / "train").iterdir():
         path.unlink()
     with pytest.raises(RunFailed, match=rf"07\.png.*; nor can {TRIES} others"):
-        Substituting(view)[Draw(7, 0, 0)]
+        WithSubstitutes(view)[SampleIndex(7, 0, 0)]
 
 
 def test_a_source_of_any_kind_is_skipped_in(folders, tmp_path: Path) -> None:
@@ -223,17 +226,19 @@ def test_a_source_of_any_kind_is_skipped_in(folders, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     figures = prepare(
         PrepareConfig(
-            ready, DataConfig(root=root, broken_share=0.1), splits=("train",), levels=(24,)
+            ready, DataConfig(root=root, max_bad_fraction=0.1), splits=("train",), levels=(24,)
         )
     )
     assert figures["train"]["unreadable"] == 2
     sources = {
-        name: open_source(DataConfig(name, where), "train")
+        name: open_dataset(DataConfig(name, where), "train")
         for name, where in (("folder", root), ("wds", tmp_path / "tar"), ("shards", ready))
     }
     for number, epoch in itertools.product(range(30), range(2)):
         shown = [
-            Substituting(TrainView(source, DataConfig(), PLAN, 8, 0))[Draw(number, epoch, 0)]
+            WithSubstitutes(TrainDataset(source, DataConfig(), PLAN, 8, 0))[
+                SampleIndex(number, epoch, 0)
+            ]
             for source in sources.values()
         ]
         assert all(
@@ -250,15 +255,15 @@ def test_preparing_stops_at_the_first_or_past_the_share(folders, tmp_path: Path)
     def flags(**data):
         return PrepareConfig(
             tmp_path / "ready", DataConfig(root=folders[1], **data), splits=("train",),
-            shard_images=10, workers=2,
+            shard_images=10, num_workers=2,
         )  # fmt: skip
 
     # Two shards at a time: either may be the first to come upon one.
     with pytest.raises(Unreadable, match=r"07\.png: the file is empty|21\.png: .* truncated"):
         prepare(flags(broken="stop"))
     with pytest.raises(RunFailed, match=r"2 of 30 images of train cannot be read, more than"):
-        prepare(flags(broken_share=0.05))
-    assert prepare(flags(broken_share=0.07))["train"]["unreadable"] == 2
+        prepare(flags(max_bad_fraction=0.05))
+    assert prepare(flags(max_bad_fraction=0.07))["train"]["unreadable"] == 2
 
 
 # --- in a run -------------------------------------------------------------------------------------
@@ -268,9 +273,9 @@ def test_a_run_counts_names_and_goes_on_as_if_it_had_not_been_stopped(
     tiny, folders, monkeypatch, capsys
 ) -> None:
     def config(name: str):
-        return tiny(f"--data.root={folders[1]}", f"--output.folder={folders[1].parent / name}",
-                    "--data.broken_share=0.1", "--optim.batch_size=6", "--output.log_every=1",
-                    "--output.reconstruct_images=30", "--efficiency.workers=1")  # fmt: skip
+        return tiny(f"--data.root={folders[1]}", f"--output.dir={folders[1].parent / name}",
+                    "--data.max_bad_fraction=0.1", "--optim.batch_size=6", "--output.log_every=1",
+                    "--output.reconstruct_images=30", "--efficiency.num_workers=1")  # fmt: skip
 
     whole = pretrain(config("whole"))
     said = capsys.readouterr().err
@@ -319,8 +324,8 @@ def test_a_file_that_goes_away_during_a_run_is_skipped_and_one_that_comes_is_not
         return step(run, *rest)
 
     monkeypatch.setattr(module, "train_step", changed)
-    config = tiny(f"--data.root={folders[0]}", "--data.broken_share=0.04", "--curriculum.epochs=9",
-                  "--output.reconstruct_images=0")  # fmt: skip
+    config = tiny(f"--data.root={folders[0]}", "--data.max_bad_fraction=0.04",
+                  "--curriculum.epochs=9", "--output.reconstruct_images=0")  # fmt: skip
     folder = pretrain(config)
     record = read_metrics(folder, RECORD)
     assert [row["sample"] for row in record] == [3]
@@ -337,15 +342,15 @@ def test_past_the_share_a_run_stops_with_a_sentence_and_a_larger_one_lets_it_go_
     ):
         pretrain(tiny(*flags))
     with pytest.raises(Unreadable, match=NEVER):
-        pretrain(tiny(*flags, "--data.broken=stop"))
-    assert (pretrain(tiny(*flags, "--data.broken_share=0.07")) / "results.json").exists()
+        pretrain(tiny(*flags, "--data.on_error=stop"))
+    assert (pretrain(tiny(*flags, "--data.max_bad_fraction=0.07")) / "results.json").exists()
 
 
 CLASSIFIER = """
 model: {backbone: resnet10t, image_size: 32}
 curriculum: {preset: constant, epochs: 2, cost: area}
 optim: {batch_size: 10}
-efficiency: {workers: 0, device: cpu}
+efficiency: {num_workers: 0, device: cpu}
 output: {evaluate_every: 50%, log_every: 2}
 """
 
@@ -360,8 +365,8 @@ def test_a_classifier_skips_in_training_and_never_in_evaluation(tmp_path: Path) 
     config = load_config(
         ClassifierConfig,
         [tmp_path / "finetune.yaml"],
-        [f"--data.root={tmp_path / 'data'}", f"--output.folder={tmp_path / 'run'}",
-         "--data.broken_share=0.03"],
+        [f"--data.root={tmp_path / 'data'}", f"--output.dir={tmp_path / 'run'}",
+         "--data.max_bad_fraction=0.03"],
     )  # fmt: skip
     results = classify(config)
     assert results["unreadable_images"] == 1
@@ -373,8 +378,8 @@ def test_a_classifier_skips_in_training_and_never_in_evaluation(tmp_path: Path) 
 
 
 def test_policies_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.broken_share must lie in"):
-        DataConfig(broken_share=1.5)
+    with pytest.raises(UserError, match=r"data\.max_bad_fraction must lie in"):
+        DataConfig(max_bad_fraction=1.5)
 
 
 # --- any bytes ------------------------------------------------------------------------------------
@@ -414,7 +419,7 @@ def test_any_bytes_are_an_image_or_one_sentence(tmp_path: Path, count: int) -> N
         (root / "x.png").write_bytes(mutated(content, chance))
         for each in (view, small):
             with contextlib.suppress(Unreadable):
-                assert each[Draw(0, number, 0)].images.shape[0] == 3
+                assert each[SampleIndex(0, number, 0)].images.shape[0] == 3
                 read += 1
     print(f"{count} files in two views: {read} read, {2 * count - read} refused by name")
     assert 0 < read < 2 * count

@@ -47,9 +47,9 @@ class ExportConfig:
     .pth in the layout of facebookresearch/mae. A classifier keeps its head (timm, mae)."""
     output: Path
     """File to write (timm, mae), or folder (hf)."""
-    encoder_heads: int | None = None
+    encoder_num_heads: int | None = None
     """Heads of the encoder, where its width is no published one."""
-    decoder_heads: int | None = None
+    decoder_num_heads: int | None = None
     """Heads of the decoder, likewise."""
 
 
@@ -57,8 +57,8 @@ def export(
     checkpoint: str | Path,
     format: Format,  # noqa: A002  (the name on the command line)
     path: str | Path,
-    encoder_heads: int | None = None,
-    decoder_heads: int | None = None,
+    encoder_num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
 ) -> Path:
     """Write a checkpoint for another library.
 
@@ -72,9 +72,9 @@ def export(
             of a ViT that classifies; of the latter's folder the last weights are taken.
         format: `timm`, `hf` or `mae`.
         path: the file to write, or the folder for `hf`.
-        encoder_heads: heads of the encoder, where its width is no published one; they leave no
+        encoder_num_heads: heads of the encoder, where its width is no published one; they leave no
             trace in a classifier's file.
-        decoder_heads: heads of the decoder, likewise.
+        decoder_num_heads: heads of the decoder, likewise.
 
     Returns:
         The path.
@@ -90,7 +90,7 @@ def export(
         if weights.head:
             _write_classifier(weights, format, path)
         else:
-            model = masked_autoencoder(weights, encoder_heads, decoder_heads)
+            model = masked_autoencoder(weights, encoder_num_heads, decoder_num_heads)
             _write_masked_autoencoder(model, format, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -28,7 +28,7 @@ from torch import Tensor
 from mae_et.checkpoints.checksums import Damaged, check_archive, check_safetensors
 from mae_et.checkpoints.hugging_face import from_hugging_face, read_description, read_tensors
 from mae_et.checkpoints.run_config import PLAIN, config_in, config_of, read_classes
-from mae_et.checkpoints.store import MODEL_KEY, first_sentence, newest_checkpoint, what_it_holds
+from mae_et.checkpoints.store import MODEL_KEY, first_sentence, newest_checkpoint, refused_content
 from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.config.schema import ModelConfig, PretrainConfig, Target
 from mae_et.errors import UserError
@@ -79,9 +79,9 @@ class Weights:
     """The run, of checkpoints and run folders of ours; its data are only read."""
     architecture: str = PLAIN
     """timm's name of a ViT from which the encoder differs in its sizes alone."""
-    encoder_heads: int | None = None
+    encoder_num_heads: int | None = None
     """Heads of the encoder, of files that say it."""
-    decoder_heads: int | None = None
+    decoder_num_heads: int | None = None
     """Heads of the decoder, likewise."""
     target: Target | None = None
     """What the decoder predicts, likewise."""
@@ -174,7 +174,7 @@ def classifier_layout(folder: Path, tensors: Tensors) -> Weights:
     return replace(
         mae_layout(folder, tensors),
         architecture=about["encoder"],
-        encoder_heads=about["encoder_heads"],
+        encoder_num_heads=about["encoder_num_heads"],
         grid=about.get("grid"),
     )
 
@@ -209,7 +209,7 @@ def _from_hub(name: Path) -> Weights:
         reason = " ".join(str(error).split())
         raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
     weights = mae_layout(name, model.state_dict())
-    return replace(weights, encoder_heads=model.blocks[0].attn.num_heads)
+    return replace(weights, encoder_num_heads=model.blocks[0].attn.num_heads)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except Damaged as error:
         raise UserError(str(error)) from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: {what_it_holds(error)}") from None
+        raise UserError(f"{path} is refused: {refused_content(error)}") from None
     except Exception as error:  # damaged files raise what they please
         raise UserError(f"{path} cannot be read: {first_sentence(error)}") from None
     if not isinstance(payload, dict):
@@ -344,7 +344,7 @@ def _hugging_face(folder: Path) -> Weights:
         "hf",
         encoder,
         decoder,
-        encoder_heads=about.get("num_attention_heads"),
-        decoder_heads=about.get("decoder_num_attention_heads"),
+        encoder_num_heads=about.get("num_attention_heads"),
+        decoder_num_heads=about.get("decoder_num_attention_heads"),
         target="norm_pix" if about.get("norm_pix_loss") else "pixel",
     )

@@ -19,8 +19,8 @@ PUBLISHED_DECODER_HEADS = {512: 16}
 
 def load_pretrained(
     path: str | Path,
-    encoder_heads: int | None = None,
-    decoder_heads: int | None = None,
+    encoder_num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
     target: Target | None = None,
 ) -> MaskedAutoencoder:
     """Load a masked autoencoder; nothing in the file is executed.
@@ -29,8 +29,8 @@ def load_pretrained(
         path: a run folder, one of our checkpoints, an encoder as safetensors, a `.pth` in MAE's
             layout (released or of a training run), weights of a timm ViT, or a folder of Hugging
             Face's ViTMAE.
-        encoder_heads: heads of the encoder, where its width is no published one.
-        decoder_heads: heads of the decoder, likewise.
+        encoder_num_heads: heads of the encoder, where its width is no published one.
+        decoder_num_heads: heads of the decoder, likewise.
         target: what the decoder predicts, where the file does not say; norm_pix by default.
 
     Returns:
@@ -40,13 +40,15 @@ def load_pretrained(
         UserError: no such file, an unreadable or unknown one, heads that must be given, or learned
             positions.
     """
-    return masked_autoencoder(load_weights(Path(path)), encoder_heads, decoder_heads, target)
+    return masked_autoencoder(
+        load_weights(Path(path)), encoder_num_heads, decoder_num_heads, target
+    )
 
 
 def masked_autoencoder(
     weights: Weights,
-    encoder_heads: int | None = None,
-    decoder_heads: int | None = None,
+    encoder_num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
     target: Target | None = None,
 ) -> MaskedAutoencoder:
     """Build a masked autoencoder from weights that are at hand; see `load_pretrained`.
@@ -58,7 +60,7 @@ def masked_autoencoder(
     path = weights.path
     if weights.head:
         raise UserError(f"{path} holds a classifier (head.*), so it is no masked autoencoder's")
-    model = _build(weights, encoder_heads, decoder_heads, target)
+    model = _build(weights, encoder_num_heads, decoder_num_heads, target)
     table = model.encoder.pos_embed
     positions = weights.encoder["pos_embed"]
     assert table is not None  # checked when it was built
@@ -116,34 +118,37 @@ def heads_of(part: str, width: int, given: int | None, published: dict[int, int]
 
 
 def _build(
-    weights: Weights, encoder_heads: int | None, decoder_heads: int | None, target: Target | None
+    weights: Weights,
+    encoder_num_heads: int | None,
+    decoder_num_heads: int | None,
+    target: Target | None,
 ) -> MaskedAutoencoder:
     """Build the model that a file's config or shapes describe."""
     if weights.model is not None:
         return MaskedAutoencoder.from_config(weights.model, decoder=bool(weights.decoder))
     width, channels, patch, _ = weights.encoder["patch_embed.proj.weight"].shape
     side = round((weights.encoder["pos_embed"].shape[1] - 1) ** 0.5)
-    given = encoder_heads or weights.encoder_heads
+    given = encoder_num_heads or weights.encoder_num_heads
     model = partial(
         MaskedAutoencoder,
         image_size=side * patch,
         patch_size=patch,
         channels=channels,
-        encoder_width=width,
+        encoder_embed_dim=width,
         encoder_depth=depth_of(weights.encoder),
-        encoder_heads=heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS),
+        encoder_num_heads=heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS),
         target=target or weights.target or "norm_pix",
     )
     if not weights.decoder:
         return model(decoder_depth=0)
     if "embed.weight" not in weights.decoder:
         raise UserError(f"{weights.path} has parts of a decoder, but no decoder_embed.weight")
-    decoder_width = weights.decoder["embed.weight"].shape[0]
-    given = decoder_heads or weights.decoder_heads
+    decoder_embed_dim = weights.decoder["embed.weight"].shape[0]
+    given = decoder_num_heads or weights.decoder_num_heads
     return model(
-        decoder_width=decoder_width,
+        decoder_embed_dim=decoder_embed_dim,
         decoder_depth=depth_of(weights.decoder),
-        decoder_heads=heads_of("decoder", decoder_width, given, PUBLISHED_DECODER_HEADS),
+        decoder_num_heads=heads_of("decoder", decoder_embed_dim, given, PUBLISHED_DECODER_HEADS),
     )
 
 

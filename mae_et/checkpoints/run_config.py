@@ -22,7 +22,7 @@ def config_in(text: str) -> PretrainConfig:
         UserError: it is no such config.
     """
     config = config_from_text(text, PretrainConfig)
-    return replace(config, data=only_read(config.data))
+    return replace(config, data=read_only(config.data))
 
 
 def config_of(folder: Path) -> PretrainConfig | None:
@@ -41,7 +41,7 @@ def config_of(folder: Path) -> PretrainConfig | None:
         raise UserError(f"{path} is damaged, or of another version of mae-et: {error}") from None
 
 
-def only_read(data: DataConfig) -> DataConfig:
+def read_only(data: DataConfig) -> DataConfig:
     """Return the data that a file names, so that nothing is written where the file says.
 
     A checkpoint may be a stranger's. Listings are kept, and a data set is downloaded, only into
@@ -61,7 +61,7 @@ def read_classes(folder: Path) -> dict[str, Any]:
     """
     path = folder / "classes.json"
     about = read_mapping(path)
-    classes, heads, grid = about.get("classes"), about.get("encoder_heads"), about.get("grid")
+    classes, heads, grid = about.get("classes"), about.get("encoder_num_heads"), about.get("grid")
     encoder = about.get("encoder") or PLAIN
     if not (
         isinstance(classes, list)
@@ -72,4 +72,4 @@ def read_classes(folder: Path) -> dict[str, Any]:
         and timm.is_model(encoder)  # others would be looked for on a hub
     ):
         raise UserError(f"{path} is damaged: it says no classes, encoder, heads or grid")
-    return about | {"encoder": encoder, "encoder_heads": heads}
+    return about | {"encoder": encoder, "encoder_num_heads": heads}

@@ -27,10 +27,10 @@ from mae_et.checkpoints.checksums import (
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 from mae_et.training.fsdp import (
-    restore_optimizer,
-    restore_weights,
-    whole_optimizer,
-    whole_weights,
+    full_optimizer_state_dict,
+    full_state_dict,
+    load_full_optimizer_state_dict,
+    load_full_state_dict,
 )
 
 FORMAT = "mae-et/1"
@@ -52,7 +52,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0
     seconds: float = 0.0
-    average: nn.Module | None = None
+    ema: nn.Module | None = None
     """Moving average of the model, of runs that keep one."""
     micro_batch: dict[int, int] | None = None
     """Images of one forward pass at each bandwidth, where they were fitted to the memory: sums are
@@ -67,8 +67,8 @@ class TrainState:
         Only the main process then gets all of it.
         """
         if self.sharded:
-            model = whole_weights(self.model)
-            optimizer = whole_optimizer(self.model, self.optimizer)
+            model = full_state_dict(self.model)
+            optimizer = full_optimizer_state_dict(self.model, self.optimizer)
         else:
             model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         return {
@@ -77,22 +77,22 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "average": None if self.average is None else self.average.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
             "micro_batch": self.micro_batch,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from `to_dict`."""
         if self.sharded:
-            restore_weights(self.model, saved["model"])
-            restore_optimizer(self.model, self.optimizer, saved["optimizer"])
+            load_full_state_dict(self.model, saved["model"])
+            load_full_optimizer_state_dict(self.model, self.optimizer, saved["optimizer"])
         else:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and self.scaler.is_enabled():  # empty of a run that was not in fp16
             self.scaler.load_state_dict(saved["scaler"])
-        if self.average is not None and saved["average"] is not None:
-            self.average.load_state_dict(saved["average"])
+        if self.ema is not None and saved["ema"] is not None:
+            self.ema.load_state_dict(saved["ema"])
         self.step, self.seconds = saved["step"], saved["seconds"]
 
 
@@ -166,7 +166,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except ValueError:
         raise
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is refused: {what_it_holds(error)}") from None
+        raise ValueError(f"{path} is refused: {refused_content(error)}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NOT_NOW:
             raise
@@ -184,7 +184,7 @@ def _check_entries(path: Path) -> None:
         raise ValueError(f"{path} is damaged: {damaged or 'its end'} does not match its checksum")
 
 
-def what_it_holds(error: pickle.UnpicklingError) -> str:
+def refused_content(error: pickle.UnpicklingError) -> str:
     """Say why a file was not unpickled: what it holds that would have run code, if it is that."""
     named = re.search(r"(?:GLOBAL|class)\s+([\w.]+)", str(error))
     return f"it holds {named[1]}" if named else "it is not a plain file of tensors"

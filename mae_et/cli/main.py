@@ -20,7 +20,7 @@ from mae_et.cli.arguments import Arguments, config_of, on_top_of_its_data, parse
 from mae_et.config.files import one_sentence, parse_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted, RunFailed, UserError
-from mae_et.runtime.system_errors import told_in_a_sentence
+from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.version import __version__
 
 IMAGENET_1K = 1_281_167
@@ -65,7 +65,7 @@ def run(given: Arguments) -> int:
     name, rest = given[0], given[1:]
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}")
-    with told_in_a_sentence():
+    with explain_system_errors():
         COMMANDS[name](rest)
     return 0
 
@@ -88,7 +88,7 @@ def plan(arguments: Arguments) -> None:
     """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
     from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.curriculum.throughput import throughput_from_options, throughput_table
-    from mae_et.data.datasets import open_source
+    from mae_et.data.datasets import open_dataset
     from mae_et.training.plan import make_plan
 
     parser = parser_of("plan", PretrainConfig)
@@ -119,7 +119,7 @@ def plan(arguments: Arguments) -> None:
             images = IMAGENET_1K
             print("mae-et: no data.root: planned for the images of ImageNet-1K", file=sys.stderr)
         else:
-            images = len(open_source(config.data, "train", config.model.channels))
+            images = len(open_dataset(config.data, "train", config.model.channels))
     resolved = make_plan(config, images)
     unit = COMPUTE_UNITS[config.curriculum.cost]
     summary = summarise(resolved, unit, extra["against_epochs"])
@@ -175,8 +175,8 @@ def export(arguments: Arguments) -> None:
         config.checkpoint,
         config.format,
         config.output,
-        config.encoder_heads,
-        config.decoder_heads,
+        config.encoder_num_heads,
+        config.decoder_num_heads,
     )
     _print_json({"format": config.format, "output": str(path)})
 
@@ -189,17 +189,17 @@ def demo(arguments: Arguments) -> None:
 
     parser = parser_of("demo", PretrainConfig)
     config, _ = parse_config(parser, PretrainConfig, ["--config=demo", *arguments])
-    if config.output.folder == Path("runs/demo") and config.data.source != "synthetic":
+    if config.output.dir == Path("runs/demo") and config.data.source != "synthetic":
         # Other data is another run.
         name = config.data.root.resolve().name if config.data.root else config.data.source
-        output = replace(config.output, folder=Path(f"runs/demo-{name}"))
+        output = replace(config.output, dir=Path(f"runs/demo-{name}"))
         config = replace(config, output=output)
     folder = pretrain(config)
     if not is_main():
         return
     efficiency = config.efficiency
     probe = ProbeConfig(
-        folder, untrained=True, workers=efficiency.workers, device=efficiency.device
+        folder, untrained=True, num_workers=efficiency.num_workers, device=efficiency.device
     )
     try:
         accuracies = score_encoder(probe)
@@ -273,7 +273,7 @@ def search(arguments: Arguments) -> None:
     if options.objective in {"knn", "linear"}:
         objective = finetune.HeldOut(
             options.objective, options.held_out, options.images, config.seed,
-            config.efficiency.workers, config.efficiency.device,
+            config.efficiency.num_workers, config.efficiency.device,
         )  # fmt: skip
         objective.check(config.data, config.model.channels)
     else:
@@ -287,7 +287,7 @@ def search(arguments: Arguments) -> None:
     if options.cluster is not None:
         from slurm.trials import ClusterRunner
 
-        run = ClusterRunner(options.cluster, config.output.folder)
+        run = ClusterRunner(options.cluster, config.output.dir)
     results = search(config, objective, run, together=options.cluster is not None)
     stages = ", ".join(str(bandwidth) for bandwidth in results["bandwidths"])
     print(
@@ -393,7 +393,7 @@ def _classify(command: str, arguments: Arguments) -> None:
         )
     results = finetune.classify(config)
     if is_main():
-        folder = config.output.folder
+        folder = config.output.dir
         print(f"mae-et: look at it with: tensorboard --logdir {folder}", file=sys.stderr)
         _print_json({"run": str(folder)} | results)
 

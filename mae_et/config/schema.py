@@ -66,17 +66,17 @@ class ModelConfig:
     """Side of a patch, in pixels; read from the encoder's name when not given."""
     channels: int = 3
     """Channels of the images."""
-    encoder_width: int | None = None
+    encoder_embed_dim: int | None = None
     """Overrides the encoder's width."""
     encoder_depth: int | None = None
     """Overrides the encoder's number of blocks."""
-    encoder_heads: int | None = None
+    encoder_num_heads: int | None = None
     """Overrides the encoder's number of heads."""
-    decoder_width: int = 512
+    decoder_embed_dim: int = 512
     """Width of the decoder."""
     decoder_depth: int = 8
     """Blocks of the decoder."""
-    decoder_heads: int = 16
+    decoder_num_heads: int = 16
     """Heads of the decoder."""
     decoder_attention: Literal["self", "cross"] = "self"
     """self: mask tokens attend to all tokens (MAE); cross: to the visible ones (CrossMAE)."""
@@ -106,14 +106,14 @@ class ModelConfig:
             f"model.patch_size is needed: the name {self.encoder!r} does not say it",
         )
         for name in (
-            "encoder_width",
+            "encoder_embed_dim",
             "encoder_depth",
-            "encoder_heads",
+            "encoder_num_heads",
             "image_size",
             "channels",
-            "decoder_width",
+            "decoder_embed_dim",
             "decoder_depth",
-            "decoder_heads",
+            "decoder_num_heads",
             "hog_cell",
             "hog_bins",
             "patch_size",
@@ -133,9 +133,10 @@ class ModelConfig:
             f"model.image_size {self.image_size} is not a multiple of the patch size {self.patch}",
         )
         require(
-            self.decoder_width % self.decoder_heads == 0 and self.decoder_width % 4 == 0,
-            f"model.decoder_width {self.decoder_width} must be a multiple of 4 and of "
-            f"model.decoder_heads {self.decoder_heads}",
+            self.decoder_embed_dim % self.decoder_num_heads == 0
+            and self.decoder_embed_dim % 4 == 0,
+            f"model.decoder_embed_dim {self.decoder_embed_dim} must be a multiple of 4 and of "
+            f"model.decoder_num_heads {self.decoder_num_heads}",
         )
         require(
             self.target != "hog" or self.patch % self.hog_cell == 0,
@@ -188,10 +189,10 @@ class DataConfig:
     """Times that a loaded image is used, for each bandwidth named ({96: 4, 160: 2}): where loading
     does not keep up, a batch is completed with images that were loaded shortly before, flipped and
     masked anew (EfficientTrain++'s replay buffer). By default every image is loaded."""
-    broken: Literal["skip", "stop"] = "skip"
+    on_error: Literal["skip", "stop"] = "skip"
     """What becomes of an image that cannot be read: skip shows another one in its place, names the
     file once, and stops the run where there are too many; stop does so at the first."""
-    broken_share: float = 0.01
+    max_bad_fraction: float = 0.01
     """Images that may be unreadable, as a share of all; past it the run stops."""
     replay_images: int = 4096
     """Images that each process keeps in memory for that: 150 KB each in pre-training at 224, and
@@ -222,8 +223,8 @@ class DataConfig:
         )
         require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
         require(
-            0 <= self.broken_share <= 1,
-            f"data.broken_share must lie in [0, 1], got {self.broken_share}",
+            0 <= self.max_bad_fraction <= 1,
+            f"data.max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}",
         )
         require(0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}")
         require(
@@ -300,9 +301,9 @@ class OptimConfig:
     """Learning rate per 256 images of batch."""
     min_lr: float = 0.0
     """Learning rate at the end of the cosine."""
-    warmup: float = 0.05
+    warmup_fraction: float = 0.05
     """Share of the compute over which the learning rate rises (40 of 800 epochs in MAE)."""
-    decay: float | None = None
+    decay_fraction: float | None = None
     """Share of the compute at the end over which the learning rate falls, in a straight line; it is
     constant from the warm-up to there, so that runs of other lengths can branch off. By default it
     falls as half a cosine from the warm-up on."""
@@ -314,7 +315,7 @@ class OptimConfig:
     """AdamW's betas."""
     clip_grad: float | None = None
     """Largest norm of the gradient; no clipping when not given."""
-    skip_nonfinite: int = 0
+    max_skipped_updates: int = 0
     """Updates in a row that may be left out because the loss or a gradient is NaN or infinite; one
     more stops the run. 0 stops it at the first."""
 
@@ -327,10 +328,14 @@ class OptimConfig:
         require(self.batch_size > 0, "optim.batch_size must be positive")
         require(0 < self.base_lr < math.inf, f"optim.base_lr must be positive, got {self.base_lr}")
         require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
-        require(0 <= self.warmup < 1, f"optim.warmup is a share in [0, 1), got {self.warmup}")
         require(
-            self.decay is None or 0 < self.decay <= 1 - self.warmup,
-            f"optim.decay is a share in (0, 1], and with optim.warmup at most 1, got {self.decay}",
+            0 <= self.warmup_fraction < 1,
+            f"optim.warmup_fraction must lie in [0, 1), got {self.warmup_fraction}",
+        )
+        require(
+            self.decay_fraction is None or 0 < self.decay_fraction <= 1 - self.warmup_fraction,
+            "optim.decay_fraction must lie in (0, 1], and its sum with optim.warmup_fraction must "
+            f"not exceed 1, got {self.decay_fraction}",
         )
         for name in ("weight_decay", "weight_decay_end"):
             value = getattr(self, name)
@@ -343,7 +348,7 @@ class OptimConfig:
             f"optim.betas lie in [0, 1), got {self.betas}",
         )
         require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad must be positive")
-        require(self.skip_nonfinite >= 0, "optim.skip_nonfinite must not be negative")
+        require(self.max_skipped_updates >= 0, "optim.max_skipped_updates must not be negative")
 
     @property
     def lr(self) -> float:
@@ -374,7 +379,7 @@ class EfficiencyConfig:
     """full keeps weights, gradients and optimizer states in shards over all processes (FSDP2), for
     models that one GPU cannot hold (efficiency.micro_batch auto, which tries out the whole, is not
     for those); files stay the same. Of pre-training."""
-    workers: int | None = None
+    num_workers: int | None = None
     """Loader processes per training process; 0 loads in the training process; by default a
     process's share of the cores, at most 16."""
     step_timeout: float | None = 1800
@@ -398,8 +403,8 @@ class EfficiencyConfig:
             "efficiency.compile does not go with efficiency.sharding",
         )
         require(
-            self.workers is None or 0 <= self.workers <= MOST_WORKERS,
-            f"efficiency.workers must lie in [0, {MOST_WORKERS}], got {self.workers}",
+            self.num_workers is None or 0 <= self.num_workers <= MOST_WORKERS,
+            f"efficiency.num_workers must lie in [0, {MOST_WORKERS}], got {self.num_workers}",
         )
         require(
             self.step_timeout is None or 0 < self.step_timeout <= 1e8,
@@ -411,7 +416,7 @@ class EfficiencyConfig:
 class OutputConfig:
     """What a run leaves behind; durations are steps, or a share of the run such as 5%."""
 
-    folder: Path = Path("runs/pretrain")
+    dir: Path = Path("runs/pretrain")
     """Run folder; a run resumes by itself from the checkpoints in it."""
     log_every: Duration = 20
     """Between two rows of metrics."""
@@ -471,12 +476,12 @@ class PretrainConfig:
             require(self.model.channels == 3, "data.augment needs images of 3 channels")
             whole = all(stage.magnitude % 1 == 0 for stage in self.curriculum.stages)
             require(whole, "data.augment needs stages of whole magnitudes")
-        root, folder = self.data.root, self.output.folder
+        root, folder = self.data.root, self.output.dir
         require(
             root is None
             or self.data.source != "folder"
             or not folder.absolute().is_relative_to(root.absolute()),
-            f"output.folder {folder} lies in data.root {root}: its pictures would become data",
+            f"output.dir {folder} lies in data.root {root}: its pictures would become data",
         )
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mae_et.config.schema import DataConfig
-from mae_et.data.sampler import Draw, sample_seed
+from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
 from mae_et.monitoring.logger import read_metrics, say
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 
 TRIES = 20
 RECORD = "unreadable.jsonl"
@@ -29,7 +29,7 @@ _SUBSTITUTE = -3  # keeps these draws apart from those of permutations and repla
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
 
 
-class Substituting(Dataset[Any]):
+class WithSubstitutes(Dataset[Any]):
     """Views in which another image stands in for one that cannot be read.
 
     It is shown under the crop and mask of the image whose place it takes.
@@ -44,7 +44,7 @@ class Substituting(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.view)
 
-    def __getitem__(self, draw: Draw) -> Any:
+    def __getitem__(self, draw: SampleIndex) -> Any:
         try:
             return self.view[draw]
         except Unreadable as error:
@@ -60,7 +60,7 @@ class Substituting(Dataset[Any]):
         raise RunFailed(f"{first}; nor can {TRIES} others that were drawn to stand in for it")
 
 
-class Unread:
+class BadImages:
     """The images of a run that could not be read so far, the same ones on every process.
 
     Args:
@@ -71,9 +71,11 @@ class Unread:
         start: steps already done; what was recorded after them is forgotten.
     """
 
-    def __init__(self, view: Any, config: DataConfig, folder: Path, world: World, start: int):
+    def __init__(
+        self, view: Any, config: DataConfig, folder: Path, world: DistributedContext, start: int
+    ):
         self.view, self.world = view, world
-        self.share, self.record = config.broken_share, folder / RECORD
+        self.share, self.record = config.max_bad_fraction, folder / RECORD
         found = read_metrics(folder, RECORD, lambda row: row.get("sample") in range(len(view)))
         self.rows = [row for row in found if row["step"] <= start]
         self.known = {row["sample"] for row in self.rows}
@@ -96,7 +98,7 @@ class Unread:
         mine = torch.tensor(self.waiting, dtype=torch.int64).reshape(-1, 3)
         self.waiting = []
         before = len(self.rows)
-        for draw in map(Draw._make, distributed.gathered_rows(mine, self.world).tolist()):
+        for draw in map(SampleIndex._make, distributed.all_gather_rows(mine, self.world).tolist()):
             if draw.sample in self.known:
                 continue
             self.known.add(draw.sample)
@@ -107,8 +109,8 @@ class Unread:
         size = len(self.view)
         if len(self.known) > self.share * size:
             raise RunFailed(
-                f"{len(self.known)} of {size} images cannot be read, more than data.broken_share "
-                f"{self.share:g}: {self._first()}"
+                f"{len(self.known)} of {size} images cannot be read, more than "
+                f"data.max_bad_fraction {self.share:g}: {self._first()}"
             )
 
     def write(self) -> None:
@@ -117,7 +119,7 @@ class Unread:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_text_atomically(self.record, text)
 
-    def _reason(self, draw: Draw) -> str:
+    def _reason(self, draw: SampleIndex) -> str:
         try:
             self.view.shown(draw, draw.sample)
         except Unreadable as error:

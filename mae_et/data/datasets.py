@@ -32,7 +32,7 @@ TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-class Source(Protocol):
+class ImageDataset(Protocol):
     """A map-style data set of images."""
 
     @property
@@ -44,7 +44,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def open_source(config: DataConfig, split: Split, channels: int = 3) -> Source:
+def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDataset:
     """Open a split of the data set that a config names.
 
     Raises:
@@ -71,7 +71,7 @@ def open_source(config: DataConfig, split: Split, channels: int = 3) -> Source:
     raise UserError(f"data.name {kind!r} is unknown; known: {known}")
 
 
-def count_unlabelled(source: Source) -> int:
+def count_unlabelled(source: ImageDataset) -> int:
     """Return how many images of a source have no label; the images are not read."""
     labels = getattr(getattr(source, "inner", None), "labels", None)
     # torchvision's sets, and synthetic ones, say no labels beforehand, and always have them.
@@ -81,7 +81,7 @@ def count_unlabelled(source: Source) -> int:
 # --- tar shards -----------------------------------------------------------------------------------
 
 
-def _tar_shards(config: DataConfig, split: Split, channels: int) -> Source:
+def _tar_shards(config: DataConfig, split: Split, channels: int) -> ImageDataset:
     extensions = extensions_of(channels)
     paths = shards_of_split(data_root(config), split, config.train_split, config.val_split)
     shards = TarShards(paths, extensions)
@@ -110,11 +110,11 @@ class GreyImages:
         return Image.fromarray(self.images[index]), self.labels[index]
 
 
-def _wrap(inner: Any, classes: Sequence[str], channels: int, title: str) -> Source:
+def _wrap(inner: Any, classes: Sequence[str], channels: int, title: str) -> ImageDataset:
     return Pictures(inner, classes, channels, f"{{}} of {title}".format)
 
 
-def _synthetic(config: DataConfig, split: Split, channels: int) -> Source:
+def _synthetic(config: DataConfig, split: Split, channels: int) -> ImageDataset:
     train, val = config.synthetic_train, config.synthetic_val
     # The splits are neighbouring windows of one endless set.
     length, first = (train, 0) if split == "train" else (val, train)
@@ -125,7 +125,7 @@ def _synthetic(config: DataConfig, split: Split, channels: int) -> Source:
     return _wrap(inner, inner.classes, channels, config.source)
 
 
-def _torchvision(config: DataConfig, split: Split, channels: int) -> Source:
+def _torchvision(config: DataConfig, split: Split, channels: int) -> ImageDataset:
     name, root = config.source, config.root or Path("data") / config.source
     try:
         # A set that is there is only read: its folder may belong to somebody else.
@@ -177,7 +177,7 @@ def _download(name: str, root: Path, split: Split) -> Any:
         ) from None
 
 
-def _fashion_mnist_from_debian(split: Split, channels: int) -> Source:
+def _fashion_mnist_from_debian(split: Split, channels: int) -> ImageDataset:
     """Read the files of Debian's package dataset-fashion-mnist."""
     from torchvision.datasets import FashionMNIST
 
@@ -235,7 +235,7 @@ class HuggingFaceImages:
         return found if self.classes and isinstance(found, int) else UNLABELLED
 
 
-def _hugging_face(config: DataConfig, split: Split, channels: int) -> Source:
+def _hugging_face(config: DataConfig, split: Split, channels: int) -> ImageDataset:
     """Open `hfds/NAME` of the hub, or `hfds/FOLDER` of any folder that `datasets` understands."""
     if importlib.util.find_spec("datasets") is None:
         raise UserError(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mae_et.data.bad_images import Substituting, Unread
-from mae_et.data.sampler import Draw, PlannedBatches, in_parts, sample_seed
+from mae_et.data.bad_images import BadImages, WithSubstitutes
+from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, in_parts, sample_seed
 from mae_et.runtime.signals import STOP_SIGNALS
 from mae_et.training.run import Run
 
@@ -19,16 +19,16 @@ WORKER_GRACE_SECONDS = 120
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
 
 
-class View(Protocol[AnyBatch]):
+class AugmentedDataset(Protocol[AnyBatch]):
     """Random views of a source."""
 
     seed: int
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, draw: Draw, /) -> AnyBatch: ...
+    def __getitem__(self, draw: SampleIndex, /) -> AnyBatch: ...
 
-    def shown(self, draw: Draw, sample: int) -> AnyBatch:
+    def shown(self, draw: SampleIndex, sample: int) -> AnyBatch:
         """Return a view of an image as a draw says, which may be of another one."""
 
     def renewed(self, batch: AnyBatch, again: Tensor, seed: int) -> AnyBatch:
@@ -39,14 +39,14 @@ class View(Protocol[AnyBatch]):
 def training_batches(run: Run, view: Any) -> Iterator[Iterator[Any]]:
     """Load a run's micro-batches, from its state's step to the plan's last.
 
-    Unless `data.broken` is stop, other images stand in for those that cannot be read, and the run
+    Unless `data.on_error` is stop, other images stand in for those that cannot be read, and the run
     counts them.
 
     Raises:
-        UserError: see `PlannedBatches`.
+        UserError: see `CurriculumBatchSampler`.
     """
     config, plan, world = run.config, run.plan, run.world
-    batches = PlannedBatches(
+    batches = CurriculumBatchSampler(
         plan,
         config.seed,
         run.micro_batch,
@@ -56,21 +56,24 @@ def training_batches(run: Run, view: Any) -> Iterator[Iterator[Any]]:
         config.data.replay,
         config.data.replay_images,
     )
-    workers = worker_count(config.efficiency.workers, world.size)
+    workers = worker_count(config.efficiency.num_workers, world.size)
     pin_memory = world.device.type == "cuda"
-    skips = config.data.broken == "skip"
-    source = Substituting(view) if skips else view
+    skips = config.data.on_error == "skip"
+    source = WithSubstitutes(view) if skips else view
     with batches_of(train_loader(source, batches, workers, pin_memory)) as loaded:
         shown = replayed(loaded, batches, view, pin_memory) if batches.times else loaded
         if skips:
-            folder = config.output.folder
-            run.unread = Unread(view, config.data, folder, world, run.state.step)
+            folder = config.output.dir
+            run.unread = BadImages(view, config.data, folder, world, run.state.step)
             shown = run.unread.counted(shown)
         yield shown
 
 
 def replayed(
-    loaded: Iterator[AnyBatch], batches: PlannedBatches, view: View[AnyBatch], pin_memory: bool
+    loaded: Iterator[AnyBatch],
+    batches: CurriculumBatchSampler,
+    view: AugmentedDataset[AnyBatch],
+    pin_memory: bool,
 ) -> Iterator[AnyBatch]:
     """Yield the micro-batches of every step, with the images in them that are used again.
 
@@ -80,7 +83,7 @@ def replayed(
         view: renews what is used again.
         pin_memory: whether what is put together is pinned, for a copy to a GPU.
     """
-    held: dict[Draw, tuple[Tensor, ...]] = {}
+    held: dict[SampleIndex, tuple[Tensor, ...]] = {}
     for step in batches.steps():
         size = batches.micro_batch(step.stage.bandwidth)
         if not batches.replays(step.stage):
@@ -114,7 +117,7 @@ def worker_count(asked: int | None, world: int = 1) -> int:
 
 
 def train_loader(
-    view: Dataset[AnyBatch], batches: PlannedBatches, workers: int, pin_memory: bool
+    view: Dataset[AnyBatch], batches: CurriculumBatchSampler, workers: int, pin_memory: bool
 ) -> DataLoader[AnyBatch]:
     """Return a loader of the plan's micro-batches, from its first step to its last."""
     return DataLoader(

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mae_et.config.schema import DataConfig
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Pictures, open_picture
 from mae_et.data.prepared_shards import (
     ORIGINAL,
@@ -60,7 +60,7 @@ class PrepareConfig:
     """JPEG quality of the smaller pictures, whose colours are not subsampled."""
     shard_images: int = 10_000
     """Images of a shard."""
-    workers: int = 1
+    num_workers: int = 1
     """Shards that are written at once."""
     verify: bool = False
     """Read all that is in the output again, against its checksums, and write nothing."""
@@ -75,8 +75,8 @@ class PrepareConfig:
             raise UserError(f"levels must be rising positive numbers, got {list(self.levels)}")
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality must lie in [1, 100], got {self.quality}")
-        if self.shard_images < 1 or self.workers < 1 or not self.splits:
-            raise UserError("shard_images, workers and splits must be at least 1")
+        if self.shard_images < 1 or self.num_workers < 1 or not self.splits:
+            raise UserError("shard_images, num_workers and splits must be at least 1")
         root = self.data.root
         if root is not None and self.output.absolute().is_relative_to(root.absolute()):
             raise UserError(f"output {self.output} lies in data.root {root}: it would become data")
@@ -90,8 +90,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     Raises:
         UserError: the data are no encoded pictures, or the output was prepared otherwise.
-        RunFailed: an image cannot be read and `data.broken` is stop, or more than
-            `data.broken_share` of them cannot, or a checksum does not match.
+        RunFailed: an image cannot be read and `data.on_error` is stop, or more than
+            `data.max_bad_fraction` of them cannot, or a checksum does not match.
     """
     if config.verify:
         return {split: _verified(config.output / split) for split in config.splits}
@@ -102,7 +102,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 
 def _open_split(config: PrepareConfig, split: Literal["train", "val"]) -> Pictures:
-    source = open_source(config.data, split, config.channels)
+    source = open_dataset(config.data, split, config.channels)
     if not isinstance(source, Pictures) or not has_files(source):
         raise UserError(f"data.name {config.data.source} has no files to prepare: it is in memory")
     _check_same(config, config.output / split, source)
@@ -119,25 +119,25 @@ def _prepare_split(config: PrepareConfig, split: str, source: Pictures) -> dict[
         """Stop where too many images of the shards so far could not be read."""
         holes[shard] = len(holes_of(read_index(folder, shard, len(config.levels))))
         count = sum(holes.values())
-        if count > config.data.broken_share * len(source):
+        if count > config.data.max_bad_fraction * len(source):
             raise RunFailed(
                 f"{count} of {len(source)} images of {split} cannot be read, more than "
-                f"data.broken_share {config.data.broken_share:g}; they were named when their "
-                f"shards were written"
+                f"data.max_bad_fraction {config.data.max_bad_fraction:g}; they were named "
+                "when their shards were written"
             )
 
     for shard in set(range(len(starts))) - set(missing):
         check(shard)
     write = partial(write_shard, source, config, folder)
     bar = tqdm(total=len(missing), desc=f"shards of {split}", disable=None)
-    if config.workers == 1:
+    if config.num_workers == 1:
         for shard in missing:
             write(shard)
             check(shard)
             bar.update()
     else:
         # Threads, for Pillow decodes, resizes and encodes outside of Python's lock.
-        with ThreadPoolExecutor(config.workers) as pool:
+        with ThreadPoolExecutor(config.num_workers) as pool:
             done = {pool.submit(write, shard): shard for shard in missing}
             try:
                 for each in as_completed(done):
@@ -198,7 +198,7 @@ def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: in
     """Write the archives of a shard, then its index; what cannot be read has a row without bytes.
 
     Raises:
-        Unreadable: an image cannot be read, and `data.broken` is stop.
+        Unreadable: an image cannot be read, and `data.on_error` is stop.
     """
     first = shard * config.shard_images
     count = min(config.shard_images, len(source) - first)
@@ -216,7 +216,7 @@ def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: in
                     row["label"] = label
                     ending, shape, smaller = pictures_of(content, config)
             except Unreadable as error:
-                if config.data.broken == "stop":
+                if config.data.on_error == "stop":
                     raise
                 tqdm.write(f"mae-et: {error}; left out", file=sys.stderr)
                 continue

@@ -21,7 +21,7 @@ from mae_et.errors import UserError
 _REPLAY = -2  # keeps replay's draws apart from those of a permutation
 
 
-class Draw(NamedTuple):
+class SampleIndex(NamedTuple):
     """One sample of a batch: which image, in which pass over the data, at which stage."""
 
     sample: int
@@ -29,18 +29,18 @@ class Draw(NamedTuple):
     stage: int
 
 
-class StepDraws(NamedTuple):
+class StepSamples(NamedTuple):
     """What one process needs for one step."""
 
     step: int
     stage: PlannedStage
-    loaded: list[Draw]
+    loaded: list[SampleIndex]
     """Samples to be loaded."""
-    used: list[Draw]
+    used: list[SampleIndex]
     """Samples that are trained on: those that are new, then those that are used again."""
     new: int
     """How many of the used ones are new."""
-    dropped: list[Draw]
+    dropped: list[SampleIndex]
     """Samples that are not used after this step."""
 
 
@@ -57,7 +57,7 @@ def permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator)
 
 
-class PlannedBatches(Sampler[list[Draw]]):
+class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
     """The samples to load for the plan's batches, for one process, in micro-batches.
 
     Without replay, step s of the run takes the samples s*batch ... (s+1)*batch - 1 of an endless
@@ -115,7 +115,7 @@ class PlannedBatches(Sampler[list[Draw]]):
         counts = (stage.steps * self._share(stage) * world for stage in plan.stages)
         self._before = [0, *accumulate(counts)]
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         for step in self.steps():
             yield from in_parts(step.loaded, self.micro_batch(step.stage.bandwidth))
 
@@ -123,14 +123,14 @@ class PlannedBatches(Sampler[list[Draw]]):
         """Return whether a stage uses samples again."""
         return self._times(stage) > 1
 
-    def steps(self) -> Iterator[StepDraws]:
+    def steps(self) -> Iterator[StepSamples]:
         """Yield what each step loads and uses, from the first one on."""
-        held: set[Draw] = set()
+        held: set[SampleIndex] = set()
         for step in range(self.start, self.plan.steps):
             stage = self.plan.at(step)
             new = self._new(step, stage)
             if not self.replays(stage):
-                yield StepDraws(step, stage, new, new, len(new), [])
+                yield StepSamples(step, stage, new, new, len(new), [])
                 continue
             last = (step - stage.start + 1) * len(new)
             first = max(0, last - self.kept)
@@ -147,7 +147,7 @@ class PlannedBatches(Sampler[list[Draw]]):
             leaving = (self._own(place, stage) for place in range(first, following))
             dropped = [draw for draw in leaving if draw in held]  # not all were loaded again
             held.difference_update(dropped)
-            yield StepDraws(step, stage, loaded, new + again, len(new), dropped)
+            yield StepSamples(step, stage, loaded, new + again, len(new), dropped)
 
     def _times(self, stage: PlannedStage) -> int:
         return self.times.get(stage.bandwidth, 1)
@@ -156,22 +156,22 @@ class PlannedBatches(Sampler[list[Draw]]):
         """Return the new samples of a step on this process."""
         return self.plan.batch_size // self._times(stage) // self.world
 
-    def _new(self, step: int, stage: PlannedStage) -> list[Draw]:
+    def _new(self, step: int, stage: PlannedStage) -> list[SampleIndex]:
         share = self._share(stage)
         first = (step - stage.start) * share
         return [self._own(place, stage) for place in range(first, first + share)]
 
-    def _own(self, place: int, stage: PlannedStage) -> Draw:
+    def _own(self, place: int, stage: PlannedStage) -> SampleIndex:
         """Return the sample at a place of this process's own sequence in a stage."""
         share = self._share(stage)
         step, offset = divmod(place, share)
         everyones = self._before[stage.index] + (step * self.world + self.rank) * share + offset
         epoch, in_epoch = divmod(everyones, self.plan.dataset_size)
         order = permutation(self.plan.dataset_size, self.seed, epoch)
-        return Draw(int(order[in_epoch]), epoch, stage.index)
+        return SampleIndex(int(order[in_epoch]), epoch, stage.index)
 
 
-def in_parts(draws: list[Draw], size: int) -> Iterator[list[Draw]]:
+def in_parts(draws: list[SampleIndex], size: int) -> Iterator[list[SampleIndex]]:
     """Yield a list in parts of a size, the last one shorter where it does not divide."""
     for first in range(0, len(draws), size):
         yield draws[first : first + size]

@@ -30,10 +30,10 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan
-from mae_et.data.datasets import Source
+from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoding import Pictures
 from mae_et.data.jpeg_crop import random_crop
-from mae_et.data.sampler import Draw, sample_seed
+from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, UserError
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -69,12 +69,12 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(saved[2])  # noqa: NPY002
 
 
-class TrainView(Dataset[Batch]):
+class TrainDataset(Dataset[Batch]):
     """Random views: MAE's random-resized crop and flip, RandAugment at the stage's magnitude."""
 
     def __init__(
         self,
-        source: Source,
+        source: ImageDataset,
         config: DataConfig,
         plan: Plan,
         patch: int,
@@ -92,10 +92,10 @@ class TrainView(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: SampleIndex) -> Batch:
         return self.shown(draw, draw.sample)
 
-    def shown(self, draw: Draw, sample: int) -> Batch:
+    def shown(self, draw: SampleIndex, sample: int) -> Batch:
         """Return a view of an image under a draw's crop and mask: of its own, or of another one.
 
         Raises:
@@ -124,7 +124,7 @@ class TrainView(Dataset[Batch]):
 class SmallCrops:
     """Random crops at the stage's bandwidth, straight from the files, then RandAugment."""
 
-    def __init__(self, source: Source, config: DataConfig, plan: Plan):
+    def __init__(self, source: ImageDataset, config: DataConfig, plan: Plan):
         if not isinstance(source, Pictures):
             raise UserError("crop.method decode needs a data set of pictures")
         self.source, self.config = source, config
@@ -150,10 +150,10 @@ class SmallCrops:
         return crop, label
 
 
-class EvalView(Dataset[tuple[Tensor, int]]):
+class EvalDataset(Dataset[tuple[Tensor, int]]):
     """Central views with labels: resize, then centre crop (256 to 224 in MAE's recipe)."""
 
-    def __init__(self, source: Source, config: DataConfig, size: int):
+    def __init__(self, source: ImageDataset, config: DataConfig, size: int):
         self.source = source
         self.transform = Compose(
             [

@@ -23,15 +23,15 @@ def sole_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"output.folder {folder} cannot be written to: {error.strerror}") from None
+        raise UserError(f"output.dir {folder} cannot be written to: {error.strerror}") from None
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
-                sentence = f"another process is writing a run to output.folder {folder}"
+                sentence = f"another process is writing a run to output.dir {folder}"
             else:  # a file system that knows no locks
-                sentence = f"output.folder {folder} cannot be locked: {error.strerror}"
+                sentence = f"output.dir {folder} cannot be locked: {error.strerror}"
             raise UserError(sentence) from None
         yield
 

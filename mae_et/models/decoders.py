@@ -28,7 +28,7 @@ class Decoder(nn.Module, ABC):
     """What all decoders have: embedding, mask token, positions, blocks, norm, head.
 
     Args:
-        encoder_width: width of the latent.
+        encoder_embed_dim: width of the latent.
         width: W, a multiple of 4 and of the heads.
         depth: number of blocks.
         heads: attention heads.
@@ -40,7 +40,7 @@ class Decoder(nn.Module, ABC):
 
     def __init__(
         self,
-        encoder_width: int,
+        encoder_embed_dim: int,
         width: int,
         depth: int,
         heads: int,
@@ -49,7 +49,7 @@ class Decoder(nn.Module, ABC):
     ):
         super().__init__()
         self.full = full
-        self.embed = nn.Linear(encoder_width, width)
+        self.embed = nn.Linear(encoder_embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.Sequential(*(self.block(width, heads) for _ in range(depth)))
         self.norm = LayerNorm(width)

@@ -46,12 +46,12 @@ class MaskedAutoencoder(nn.Module):
             positions are laid.
         patch_size: side of a patch in pixels; the encoder's own by default.
         channels: channels of the images.
-        encoder_width: overrides the encoder's width.
+        encoder_embed_dim: overrides the encoder's width.
         encoder_depth: overrides the encoder's depth.
-        encoder_heads: overrides the encoder's heads.
-        decoder_width: width of the decoder, a multiple of 4.
+        encoder_num_heads: overrides the encoder's heads.
+        decoder_embed_dim: width of the decoder, a multiple of 4.
         decoder_depth: blocks of the decoder; 0 builds the encoder alone.
-        decoder_heads: heads of the decoder.
+        decoder_num_heads: heads of the decoder.
         decoder_attention: `self` is MAE's decoder, `cross` CrossMAE's (`mae_et.models.decoders`).
         decoder_share: share of the hidden patches that a training step predicts, in (0, 1].
         positions: `full_grid` lays those of a smaller grid on the full one, `own_grid` gives it
@@ -71,12 +71,12 @@ class MaskedAutoencoder(nn.Module):
         image_size: int | tuple[int, int] = 224,
         patch_size: int | None = None,
         channels: int = 3,
-        encoder_width: int | None = None,
+        encoder_embed_dim: int | None = None,
         encoder_depth: int | None = None,
-        encoder_heads: int | None = None,
-        decoder_width: int = 512,
+        encoder_num_heads: int | None = None,
+        decoder_embed_dim: int = 512,
         decoder_depth: int = 8,
-        decoder_heads: int = 16,
+        decoder_num_heads: int = 16,
         decoder_attention: Attention = "self",
         decoder_share: float = 1.0,
         positions: Literal["full_grid", "own_grid"] = "full_grid",
@@ -87,9 +87,9 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         overrides = {
             "patch_size": patch_size,
-            "embed_dim": encoder_width,
+            "embed_dim": encoder_embed_dim,
             "depth": encoder_depth,
-            "num_heads": encoder_heads,
+            "num_heads": encoder_num_heads,
         }
         self.encoder = _build_encoder(encoder, image_size, channels, overrides)
         self.patch: int = self.encoder.patch_embed.patch_size[0]
@@ -101,17 +101,17 @@ class MaskedAutoencoder(nn.Module):
         outputs = target_width(target, self.patch, channels, hog_cell, hog_bins)
         self.decoder_share = decoder_share
         self.decoder: Decoder | None = None
-        if decoder_depth and (decoder_width % decoder_heads or decoder_width % 4):
+        if decoder_depth and (decoder_embed_dim % decoder_num_heads or decoder_embed_dim % 4):
             raise UserError(
-                f"the decoder's width {decoder_width} must be a multiple of 4 and of its "
-                f"{decoder_heads} heads"
+                f"the decoder's width {decoder_embed_dim} must be a multiple of 4 and of its "
+                f"{decoder_num_heads} heads"
             )
         if decoder_depth:
             self.decoder = DECODERS[decoder_attention](
                 self.encoder.embed_dim,
-                decoder_width,
+                decoder_embed_dim,
                 decoder_depth,
-                decoder_heads,
+                decoder_num_heads,
                 outputs,
                 self.laid_on,
             )

@@ -62,7 +62,7 @@ def diagnosis(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "diverged": diverged,
         "loss_spikes": sum(bool(row.get("spike")) for row in rows),
-        "updates_left_out": sum(row.get("left_out", 0) for row in rows),
+        "skipped_updates": sum(row.get("skipped_updates", 0) for row in rows),
         "unreadable_images": rows[-1].get("unreadable", 0) if rows else 0,
         "substituted": sum(row.get("substituted", 0) for row in rows),
     }

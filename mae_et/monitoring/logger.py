@@ -30,7 +30,7 @@ from mae_et.monitoring.divergence import RECENT, is_spike
 TAGS = {
     "loss": "loss/train",
     "grad_norm": "optim/grad_norm",
-    "left_out": "optim/updates_left_out",
+    "skipped_updates": "optim/skipped_updates",
     "lr": "optim/lr",
     "weight_decay": "optim/weight_decay",
     "bandwidth": "schedule/bandwidth",
@@ -40,14 +40,14 @@ TAGS = {
     "images_per_second": "speed/images_per_second",
     "substituted": "data/substituted",
     "unreadable": "data/unreadable",
-    "data_wait": "speed/data_wait",
+    "data_time_fraction": "speed/data_time_fraction",
     "memory_gib": "speed/memory_gib",
 }
 SCORES = "scores.jsonl"
 Row = dict[str, Any]
 
 
-class Monitor:
+class RunLogger:
     """Writes what the main process of a run reports.
 
     Args:
@@ -57,7 +57,7 @@ class Monitor:
     """
 
     def __init__(self, config: Any, plan: Plan, start: int):
-        self.folder = config.output.folder
+        self.folder = config.output.dir
         self.config, self.plan = config, plan
         self.folder.mkdir(parents=True, exist_ok=True)
         found = read_metrics(self.folder, is_whole=_can_be_shown)
@@ -286,7 +286,7 @@ def describe(row: Row, plan: Plan) -> str:
     return (
         f"step {row['step']}/{plan.steps} | stage {row['stage'] + 1}/{len(plan.stages)} "
         f"B={row['bandwidth']} | loss {loss} | lr {row['lr']:.2e} | "
-        f"{row['images_per_second']:.0f} img/s | data wait {row['data_wait']:.0%} | "
+        f"{row['images_per_second']:.0f} img/s | data wait {row['data_time_fraction']:.0%} | "
         f"ETA {format_seconds(seconds_left(row))}"
     )
 

@@ -15,7 +15,7 @@ PATIENCE_MARGIN = 300
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """This process's place among all."""
 
     rank: int
@@ -49,7 +49,9 @@ def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.devi
     return torch.device("cuda", local)
 
 
-def start(device: Literal["auto", "cpu", "cuda"] = "auto", patience: float | None = None) -> World:
+def initialize(
+    device: Literal["auto", "cpu", "cuda"] = "auto", patience: float | None = None
+) -> DistributedContext:
     """Join the processes that torchrun (or any launcher that sets RANK and WORLD_SIZE) started.
 
     Args:
@@ -65,22 +67,22 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", patience: float | Non
         torch.cuda.set_device(chosen)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World(0, 1, chosen)
+        return DistributedContext(0, 1, chosen)
     if not dist.is_initialized():
         # What is agreed on goes over the CPU, so that no process waits for its GPU to ask.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         wait = None if patience is None else timedelta(seconds=patience + PATIENCE_MARGIN)
         dist.init_process_group(backend, timeout=wait)
-    return World(dist.get_rank(), size, chosen)
+    return DistributedContext(dist.get_rank(), size, chosen)
 
 
-def stop(world: World) -> None:
+def shutdown(world: DistributedContext) -> None:
     """Leave the processes."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def total(values: Tensor, world: World) -> Tensor:
+def all_reduce_sum(values: Tensor, world: DistributedContext) -> Tensor:
     """Return the sum of a tensor on the CPU over all processes."""
     if world.size == 1:
         return values
@@ -89,7 +91,7 @@ def total(values: Tensor, world: World) -> Tensor:
     return summed
 
 
-def gathered(values: Tensor, world: World) -> Tensor:
+def all_gather(values: Tensor, world: DistributedContext) -> Tensor:
     """Return a tensor of every process, [processes ...], in the order of their ranks."""
     if world.size == 1:
         return values[None]
@@ -98,18 +100,18 @@ def gathered(values: Tensor, world: World) -> Tensor:
     return torch.stack(each)
 
 
-def gathered_rows(rows: Tensor, world: World) -> Tensor:
+def all_gather_rows(rows: Tensor, world: DistributedContext) -> Tensor:
     """Return the rows [N ...] on the CPU of all processes; each may have another number of them."""
     if world.size == 1:
         return rows
-    counts = gathered(torch.tensor(len(rows)), world).tolist()
+    counts = all_gather(torch.tensor(len(rows)), world).tolist()
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
-    each = gathered(padded, world)
+    each = all_gather(padded, world)
     return torch.cat([part[:count] for part, count in zip(each, counts, strict=True)])
 
 
-def anywhere(flag: Tensor, world: World) -> Tensor:
+def any_rank_async(flag: Tensor, world: DistributedContext) -> Tensor:
     """Return, on the device, whether a flag [] is raised on any process, without waiting for it."""
     if world.size == 1:
         return flag
@@ -118,7 +120,7 @@ def anywhere(flag: Tensor, world: World) -> Tensor:
     return raised > 0
 
 
-def share_buffers(module: nn.Module, world: World) -> None:
+def broadcast_buffers(module: nn.Module, world: DistributedContext) -> None:
     """Give every process the main one's buffers: running statistics differ, each saw other images.
 
     DistributedDataParallel does the same before a forward pass in training.
@@ -128,7 +130,7 @@ def share_buffers(module: nn.Module, world: World) -> None:
             dist.broadcast(buffer, 0)
 
 
-def agree(flag: bool, world: World) -> bool:
+def any_rank(flag: bool, world: DistributedContext) -> bool:
     """Return whether any process raised its flag; every process must ask."""
     if world.size == 1:
         return flag
@@ -137,7 +139,7 @@ def agree(flag: bool, world: World) -> bool:
     return bool(raised.item())
 
 
-def all_have(value: int, world: World) -> bool:
+def all_ranks_equal(value: int, world: DistributedContext) -> bool:
     """Return whether all processes have the same integer; every process must ask."""
     if world.size == 1:
         return True
@@ -151,7 +153,7 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def barrier(world: World) -> None:
+def barrier(world: DistributedContext) -> None:
     """Wait until every process is here."""
     if world.size > 1:
         dist.barrier()

@@ -23,7 +23,7 @@ _NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
 @contextmanager
-def told_in_a_sentence() -> Iterator[None]:
+def explain_system_errors() -> Iterator[None]:
     """Turn exhausted memory, full disks and dead processes into a sentence that says what to do.
 
     Raises:
@@ -61,7 +61,7 @@ def told_in_a_sentence() -> Iterator[None]:
             raise
         raise RunFailed(
             "a loader process died, as it does when memory or /dev/shm runs out: lower "
-            "efficiency.workers (workers) or efficiency.micro_batch (batch_size)"
+            "efficiency.num_workers (workers) or efficiency.micro_batch (batch_size)"
         ) from error
 
 

@@ -65,7 +65,7 @@ _watch: _Watch | None = None
 
 @contextmanager
 def hang_watchdog(seconds: float | None) -> Iterator[None]:
-    """End this process with status 75 if no `beat` comes in so many seconds, from the first one on.
+    """End this process with status 75 if no `heartbeat` comes for `seconds` after the first one.
 
     Args:
         seconds: how long; None waits for ever.
@@ -83,7 +83,7 @@ def hang_watchdog(seconds: float | None) -> Iterator[None]:
         _watch = None
 
 
-def beat() -> None:
+def heartbeat() -> None:
     """Tell the watch, if there is one, that something was done."""
     if _watch is not None:
         _watch.beaten = True

@@ -37,7 +37,7 @@ def bayes(config: SearchConfig, images: int, trials: Trials) -> Found:
     """
     optuna = import_optuna()
     states = optuna.trial.TrialState
-    study, space = open_study(optuna, config.output.folder), Space(config, images)
+    study, space = open_study(optuna, config.output.dir), Space(config, images)
     prune_from = None if trials.together else config.search.prune_from
     while group := next_group(optuna, study, space, trials.together):
         runs = [space.trial(ask.params) for ask in group]

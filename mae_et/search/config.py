@@ -109,7 +109,7 @@ class SearchConfig(PretrainConfig):
     curriculum.epochs and curriculum.cost are its budget; preset and stages are what is searched.
     """
 
-    output: OutputConfig = field(default_factory=lambda: OutputConfig(folder=Path("runs/search")))
+    output: OutputConfig = field(default_factory=lambda: OutputConfig(dir=Path("runs/search")))
     search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
@@ -181,5 +181,5 @@ class SearchConfig(PretrainConfig):
             run,
             curriculum=curriculum,
             data=replace(run.data, replay=replay or None),
-            output=replace(run.output, folder=folder, keep_every=None),
+            output=replace(run.output, dir=folder, keep_every=None),
         )

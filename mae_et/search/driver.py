@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys, to_yaml
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
@@ -57,8 +57,8 @@ def search(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("mae-et search is one process: give search.cluster to spread its trials")
-    folder = config.output.folder
-    images = len(open_source(config.data, "train", config.model.channels))
+    folder = config.output.dir
+    images = len(open_dataset(config.data, "train", config.model.channels))
     with sole_writer(folder):
         check_same_search(config)
         write_text_atomically(folder / "config.yaml", to_yaml(config))
@@ -81,7 +81,7 @@ def check_same_data(journal: Journal, folder: Path, images: int) -> None:
     elif before != images:
         raise UserError(
             f"{folder} holds a search on {before} images, and there are now {images}; give another "
-            "output.folder"
+            "output.dir"
         )
 
 
@@ -91,7 +91,7 @@ def check_same_search(config: SearchConfig) -> None:
     Raises:
         UserError: a key that decides the numbers differs; the sentence names the first.
     """
-    written = config.output.folder / "config.yaml"
+    written = config.output.dir / "config.yaml"
     if not written.exists():
         return
     text = written.read_text(encoding="utf-8")
@@ -99,4 +99,4 @@ def check_same_search(config: SearchConfig) -> None:
     # The trials' budget is curriculum.epochs where search.epochs is not given.
     for settings in (before, now):
         settings["search.epochs"] = settings["search.epochs"] or settings["curriculum.epochs"]
-    check_same_settings(f"{config.output.folder} holds another search", before, now, MAY_DIFFER)
+    check_same_settings(f"{config.output.dir} holds another search", before, now, MAY_DIFFER)

@@ -51,6 +51,6 @@ def greedy(config: SearchConfig, images: int, trials: Trials) -> Found:
 def whole_trial(config: SearchConfig, images: int, bandwidths: Sequence[int]) -> Trial:
     """Return the trial of a whole curriculum of equal epochs."""
     name = "B" + "-".join(f"{bandwidth:03d}" for bandwidth in bandwidths)
-    folder = config.output.folder / "trials" / name
+    folder = config.output.dir / "trials" / name
     run = config.run_of(config.stages_of(bandwidths), config.budget, folder, "images")
     return Trial(run, make_plan(run, images))

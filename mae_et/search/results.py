@@ -20,7 +20,7 @@ def report(config: SearchConfig, images: int, found: Found, journal: Journal) ->
     Raises:
         UserError: `curriculum.epochs` leaves a stage no step.
     """
-    folder = config.output.folder
+    folder = config.output.dir
     facts = [fact for fact in journal.facts if "trial" in fact]
     run = config.run_of(found.stages, config.curriculum.epochs, folder / "run", found.shares_of)
     run = replace(run, output=replace(run.output, keep_every=config.output.keep_every))

@@ -6,7 +6,7 @@ one is kept, and the next stage starts from where it was before that short train
 linear in stages times candidates. Source: arXiv 2405.08768.
 
 All runs branch off one line, so the learning rate must not depend on where a line will end: it
-rises, stays, and falls over the short training alone (`optim.decay`).
+rises, stays, and falls over the short training alone (`optim.decay_fraction`).
 """
 
 from dataclasses import replace
@@ -63,15 +63,15 @@ def stage_trial(
     shown = config.stages_of([*chosen, bandwidth])
     tuning = Stage(config.model.image_size, of_tuning, shown[-1].magnitude)
     stages = (*(replace(stage, share=of_stage) for stage in shown), tuning)
-    warmup, decay = config.optim.warmup * config.budget / total, of_tuning / total
+    warmup, decay = config.optim.warmup_fraction * config.budget / total, of_tuning / total
     if warmup + decay > 1:
         raise UserError(
-            f"optim.warmup {config.optim.warmup:g} is longer than the first of the "
-            f"{options.stages} stages (search.stages); lower either"
+            f"optim.warmup_fraction {config.optim.warmup_fraction:g} is longer than the first "
+            f"of the {options.stages} stages (search.stages); lower either"
         )
-    folder = config.output.folder / "trials" / f"stage-{place + 1:02d}-B{bandwidth:03d}"
+    folder = config.output.dir / "trials" / f"stage-{place + 1:02d}-B{bandwidth:03d}"
     run = config.run_of(stages, total, folder)
-    run = replace(run, optim=replace(run.optim, warmup=warmup, decay=decay))
+    run = replace(run, optim=replace(run.optim, warmup_fraction=warmup, decay_fraction=decay))
     plan = make_plan(run, images)
     start = None
     if parent is not None:

@@ -94,6 +94,6 @@ class Space:
         stages = self.stages(point)
         name = "B" + "-".join(f"{stage.bandwidth:03d}" for stage in stages)
         name += f"-m{point[MAGNITUDE]}" if self.augments else ""
-        folder = self.config.output.folder / "trials" / name
+        folder = self.config.output.dir / "trials" / name
         run = self.config.run_of(stages, self.config.budget, folder)
         return Trial(run, make_plan(run, self.images))

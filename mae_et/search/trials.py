@@ -48,7 +48,7 @@ class Trial:
     @property
     def folder(self) -> Path:
         """Its run folder."""
-        return self.config.output.folder
+        return self.config.output.dir
 
     @property
     def name(self) -> str:
@@ -189,11 +189,13 @@ def branch_off(trial: Trial) -> None:
     rows = (trial.start.folder / "metrics.jsonl").read_text(encoding="utf-8")
     write_text_atomically(trial.folder / "metrics.jsonl", rows)  # rows after the step are dropped
     state = {key: saved[key] for key in ("model", "optimizer", "scaler", "step", "seconds")}
-    state |= {"average": None, "micro_batch": None}  # parts are fitted to the bandwidths anew
+    state |= {"ema": None, "micro_batch": None}  # parts are fitted to the bandwidths anew
     save_checkpoint(checkpoints, state, to_yaml(trial.config), trial.plan.to_dict())
 
 
-def run_here(configs: Sequence[PretrainConfig], until: int | None = None) -> list[str | None]:
+def run_here(
+    configs: Sequence[PretrainConfig], stop_after_step: int | None = None
+) -> list[str | None]:
     """Train runs in this process, one after another; see `Runner`.
 
     Raises:
@@ -204,7 +206,7 @@ def run_here(configs: Sequence[PretrainConfig], until: int | None = None) -> lis
     failures: list[str | None] = []
     for config in configs:
         try:
-            pretrain(config, until)
+            pretrain(config, stop_after_step)
             failures.append(None)
         except Diverged as error:
             failures.append(str(error))

@@ -25,13 +25,13 @@ from torch.distributed.fsdp import fully_shard
 
 from mae_et.errors import UserError
 from mae_et.models.decoders import CrossBlock
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _GIVEN = StateDictOptions(full_state_dict=True)
 
 
-def shard(model: nn.Module, world: World) -> None:
+def shard(model: nn.Module, world: DistributedContext) -> None:
     """Shard a model in place, block by block, and then what is outside of blocks.
 
     What lies on the CPU is moved to the world's device so, never all of it at once. An optimizer
@@ -52,12 +52,12 @@ def shard(model: nn.Module, world: World) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def whole_weights(model: nn.Module) -> dict[str, Any]:
+def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """Return a sharded model's state on the CPU of the main process; every process must ask."""
     return get_model_state_dict(model, options=_GATHERED)
 
 
-def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return what `state_dict` of an optimizer without sharding does; every process must ask.
 
     States are named by numbers in the order of the groups; only the main process gets them.
@@ -76,12 +76,12 @@ def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     return {"state": dict(sorted(state.items())), "param_groups": groups}
 
 
-def restore_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+def load_full_state_dict(model: nn.Module, weights: dict[str, Any]) -> None:
     """Load into a sharded model what a model in one piece saved; each process has all of it."""
     set_model_state_dict(model, weights, options=_GIVEN)
 
 
-def restore_optimizer(
+def load_full_optimizer_state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 ) -> None:
     """Load into an optimizer of a sharded model what one without sharding saved."""

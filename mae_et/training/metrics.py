@@ -16,7 +16,7 @@ from mae_et.errors import Diverged
 from mae_et.monitoring.divergence import last_loss
 from mae_et.monitoring.logger import Row
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak, streak
 from mae_et.training.optim import lr_at, weight_decay_at
 from mae_et.training.run import Run
@@ -41,7 +41,7 @@ class Sums(NamedTuple):
     """Updates that were left out."""
 
 
-class Window:
+class MetricsWindow:
     """Steps between two rows of metrics: sums stay on the device until the row is read."""
 
     def __init__(self, device: torch.device) -> None:
@@ -118,13 +118,13 @@ class Window:
             "compute": plan.progress(state.step),
             "loss": sums.loss if math.isfinite(sums.loss) else None,
             "grad_norm": sums.norm if math.isfinite(sums.norm) else None,
-            "left_out": sums.updates.steps,
+            "skipped_updates": sums.updates.steps,
             "substituted": sums.substituted,
             "unreadable": len(unread.known) if unread else 0,
             "lr": lr_at(progress, run.config.optim),
             "weight_decay": weight_decay_at(progress, run.config.optim),
             "images_per_second": self.steps * plan.batch_size / seconds,
-            "data_wait": self.waited / seconds,
+            "data_time_fraction": self.waited / seconds,
             "memory_gib": peak_memory(world.device) / 2**30,
             "seconds": state.seconds,
             "window_steps": self.steps,
@@ -135,7 +135,7 @@ class Window:
         self._restart(now)
         return row
 
-    def _gather(self, substituted: int, world: World) -> "Sums":
+    def _gather(self, substituted: int, world: DistributedContext) -> "Sums":
         """Bring every process's numbers together, in one exchange and one copy to the host."""
         assert self.loss is not None
         assert self.norm is not None
@@ -145,7 +145,7 @@ class Window:
         mine = torch.stack([self.loss / good, self.norm.to(self.loss), self.first, count]).double()
         losses, updates = self.lost.numbers()
         packed = torch.stack([mine, losses, updates])  # [3 4]
-        each = distributed.gathered(packed.flatten(), world).cpu().unflatten(1, packed.shape)
+        each = distributed.all_gather(packed.flatten(), world).cpu().unflatten(1, packed.shape)
         of_all, losses, updates = each.unbind(dim=1)
         loss, norm, first, count = of_all.unbind(dim=1)
         return Sums(
@@ -159,7 +159,7 @@ class Window:
         Under fp16 the scaler leaves out updates whose gradient overflowed while it looks for its
         scale.
         """
-        most = run.config.optim.skip_nonfinite
+        most = run.config.optim.max_skipped_updates
         patience = max(most, SCALER_PATIENCE) if run.state.scaler.is_enabled() else most
         for what, lost, limit in (("loss", losses, most), ("gradient's norm", updates, patience)):
             if lost.longest > limit:
@@ -167,7 +167,7 @@ class Window:
                 in_a_row = f", and {lost.longest} updates in a row were lost" if limit else ""
                 raise Diverged(
                     f"the {what} became {lost.value}{first}{in_a_row}; the last good checkpoint is "
-                    f"kept in {run.config.output.folder}"
+                    f"kept in {run.config.output.dir}"
                 )
 
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from mae_et.curriculum.schedule import PlannedStage
 from mae_et.data.sampler import micro_batch_size
 from mae_et.errors import RunFailed
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.run import Run
 
 MARGIN = 0.1
@@ -54,7 +54,7 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     """Return the images of one forward pass at each bandwidth, the same on every process."""
     world, network, share = run.world, run.network, run.plan.batch_size // run.world.size
     parts = [size for size in range(1, share + 1) if share % size == 0 and size % multiple == 0]
-    limit = int(available_memory(world) * (1 - MARGIN)) - yet_to_come(run)
+    limit = int(available_memory(world) * (1 - MARGIN)) - optimizer_bytes(run)
     sizes = {}
     stages = {stage.bandwidth: stage for stage in run.plan.stages}
     with without_trace(network):
@@ -91,7 +91,7 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     return sizes
 
 
-def yet_to_come(run: Run) -> int:
+def optimizer_bytes(run: Run) -> int:
     """Return the bytes that training takes beside a pass: sums of gradients, AdamW's two moments.
 
     Between processes gradients live in the buckets that are exchanged, and take no more.
@@ -130,7 +130,7 @@ def largest_part(peak: Callable[[int], int | None], parts: list[int], limit: int
     return first
 
 
-def available_memory(world: World) -> int:
+def available_memory(world: DistributedContext) -> int:
     """Return the bytes that this process may still take.
 
     On a GPU, what is free and what torch holds without using it. On a CPU, the kernel's estimate

@@ -14,26 +14,28 @@ from torch.distributed.tensor import DTensor
 
 from mae_et.errors import Diverged
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.run import Run
 
 SCALER_PATIENCE = 50
 """Updates in a row that fp16's scaler may leave out in search of its scale: from 2^16 to 2^-34."""
 
 
-def mark_lost_loss(gradients: Sequence[Tensor], loss: Tensor, world: World) -> None:
+def propagate_nonfinite_loss(
+    gradients: Sequence[Tensor], loss: Tensor, world: DistributedContext
+) -> None:
     """Make the first gradient NaN on every process where the loss of any is not finite.
 
     A gradient can be finite under a loss that is not, and losses are each process's own. Whoever
     looks at gradients then, fp16's scaler too, decides as all others do.
     """
-    lost = distributed.anywhere(~loss.isfinite(), world)
+    lost = distributed.any_rank_async(~loss.isfinite(), world)
     first = gradients[0]
     local = first.to_local() if isinstance(first, DTensor) else first
     local.mul_(torch.where(lost, math.nan, 1.0))
 
 
-def leave_out_unless_finite(optimizer: Any, norm: Tensor) -> None:
+def skip_update_unless_finite(optimizer: Any, norm: Tensor) -> None:
     """Have a fused optimizer leave its next update out, step count included, if need be.
 
     It is the flag by which `torch.amp.GradScaler` tells it; it is read on the device.
@@ -110,18 +112,18 @@ def check_state(run: Run) -> None:
     """
     state = run.state
     lost = next((name for name, tensor in _tensors(state) if not _is_finite(tensor)), None)
-    if distributed.agree(lost is not None, run.world):
+    if distributed.any_rank(lost is not None, run.world):
         raise Diverged(
             f"{lost or 'a weight of another process'} is not finite after step {state.step}; it is "
-            f"not saved, and the last good checkpoint is kept in {run.config.output.folder}"
+            f"not saved, and the last good checkpoint is kept in {run.config.output.dir}"
         )
 
 
 def _tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
     yield from _named(state.model.named_parameters())
     yield from _named(state.model.named_buffers())
-    if state.average is not None:
-        yield from _named(state.average.named_parameters(), "average of ")
+    if state.ema is not None:
+        yield from _named(state.ema.named_parameters(), "average of ")
     for moments in state.optimizer.state.values():
         yield from _named(moments.items(), "optimizer's ")
 

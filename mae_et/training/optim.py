@@ -36,11 +36,13 @@ def lr_at(progress: float, config: OptimConfig) -> float:
     Linear from 0 over the warm-up, then half a cosine to `min_lr`; or constant, and linear to
     `min_lr` over the last share `decay` (warm-up, stable, decay: Hägele et al., arXiv 2405.18392).
     """
-    if progress < config.warmup:
-        return config.lr * progress / config.warmup
-    if config.decay is not None:
-        return config.min_lr + (config.lr - config.min_lr) * min(1.0, (1 - progress) / config.decay)
-    cosine = _half_cosine((progress - config.warmup) / (1 - config.warmup))
+    if progress < config.warmup_fraction:
+        return config.lr * progress / config.warmup_fraction
+    if config.decay_fraction is not None:
+        return config.min_lr + (config.lr - config.min_lr) * min(
+            1.0, (1 - progress) / config.decay_fraction
+        )
+    cosine = _half_cosine((progress - config.warmup_fraction) / (1 - config.warmup_fraction))
     return config.min_lr + (config.lr - config.min_lr) * cosine
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from mae_et.config.files import config_from_text, numeric_keys
-from mae_et.data.datasets import Source
+from mae_et.data.datasets import ImageDataset
 from mae_et.data.image_folder import Files
 from mae_et.data.prepared_shards import PreparedFiles
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 
 
 def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) -> None:
@@ -25,7 +25,7 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     Raises:
         UserError: a key that decides the numbers differs; the sentence names the first.
     """
-    folder = config.output.folder
+    folder = config.output.dir
     written = folder / "config.yaml"
     if saved is not None:
         text = saved["config"]
@@ -38,11 +38,11 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     except UserError as error:
         raise UserError(
             f"{folder} holds a run of another command, or of another version of mae-et: {error}; "
-            "give another output.folder"
+            "give another output.dir"
         ) from None
     now = numeric_keys(config)
     # What is to be done about faults may be decided when they happen.
-    may_differ = {"data.broken", "data.broken_share", "optim.skip_nonfinite"}
+    may_differ = {"data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates"}
     may_differ |= {"data.download", "data.listing"} | (set() if finished else {"data.root"})
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
 
@@ -64,16 +64,16 @@ def check_same_settings(
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
             raise UserError(
-                f"{said}: {key} was {old!r} and is now {now[key]!r}; give another output.folder"
+                f"{said}: {key} was {old!r} and is now {now[key]!r}; give another output.dir"
             )
 
 
-def origin_of(source: Source, world: World) -> dict[str, Any]:
+def provenance_of(source: ImageDataset, world: DistributedContext) -> dict[str, Any]:
     """Return what a run's numbers come from beside its config: its data, and how many processes."""
     return {"data": fingerprint(source), "processes": world.size}
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: ImageDataset) -> str:
     """Return a hash of the number, names and labels of a source's images, in their order.
 
     Names are relative to the root, so that data may move. Contents are not read, except where
@@ -107,17 +107,17 @@ def check_same_data(
     """
     if saved is None:
         return
-    folder, before = config.output.folder, saved.get("origin") or {}
+    folder, before = config.output.dir, saved.get("origin") or {}
     if saved["plan"]["dataset_size"] != images:
         raise UserError(
             f"{folder} holds a checkpoint of another run: the data had "
             f"{saved['plan']['dataset_size']} images and now have {images}; give another "
-            "output.folder"
+            "output.dir"
         )
     if before.get("data", origin["data"]) != origin["data"]:
         raise UserError(
             f"{folder} holds a checkpoint of another run: the data have as many images, but under "
-            "other names, labels or in another order; give another output.folder"
+            "other names, labels or in another order; give another output.dir"
         )
     if config.data.replay and before.get("processes", origin["processes"]) != origin["processes"]:
         raise UserError(
@@ -127,6 +127,6 @@ def check_same_data(
         )
 
 
-def as_many_processes(saved: dict[str, Any], world: World) -> bool:
+def same_world_size(saved: dict[str, Any], world: DistributedContext) -> bool:
     """Return whether there are as many processes as when a checkpoint was saved, if it says so."""
     return (saved.get("origin") or {}).get("processes", world.size) == world.size

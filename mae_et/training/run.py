@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mae_et.checkpoints.store import TrainState
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Plan, PlannedStage
-from mae_et.data.bad_images import Unread
-from mae_et.runtime.distributed import World
+from mae_et.data.bad_images import BadImages
+from mae_et.runtime.distributed import DistributedContext
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Run:
     config: Any
     """The run's config: one with `optim`, `output`, `data`, `crop`, `efficiency` and `seed`."""
     plan: Plan
-    world: World
+    world: DistributedContext
     state: TrainState
     network: nn.Module
     """The state's model, as it is called: compiled, and wrapped for several processes."""
@@ -31,8 +31,8 @@ class Run:
     micro_batch: Callable[[int], int]
     """From a bandwidth to the images of one forward pass."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """What the numbers come from beside the config: see `same_run.origin_of`."""
-    unread: Unread | None = None
+    """What the numbers come from beside the config: see `same_run.provenance_of`."""
+    unread: BadImages | None = None
     """Images that could not be read; None where the first one stops the run."""
 
     def accumulation(self, stage: PlannedStage) -> int:
@@ -44,7 +44,7 @@ def wrap(
     model: nn.Module,
     efficiency: EfficiencyConfig,
     plan: Plan,
-    world: World,
+    world: DistributedContext,
     micro_batch: Callable[[int], int],
 ) -> nn.Module:
     """Compile and distribute a model, as far as the config and the world ask for it."""

@@ -16,11 +16,11 @@ from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.divergence import diagnosis
-from mae_et.monitoring.logger import Monitor, Row
+from mae_et.monitoring.logger import Row, RunLogger
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import World
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag, stop_signals
-from mae_et.runtime.system_errors import told_in_a_sentence
+from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog
 from mae_et.training.metrics import summarise_stages
 from mae_et.training.resume import check_same_run
@@ -28,7 +28,9 @@ from mae_et.training.run import Run
 
 
 @contextmanager
-def joined(efficiency: EfficiencyConfig) -> Iterator[tuple[World, StopFlag]]:
+def distributed_session(
+    efficiency: EfficiencyConfig,
+) -> Iterator[tuple[DistributedContext, StopFlag]]:
     """Join the other processes, and be ready for signals, a hang and failures of the machine.
 
     Raises:
@@ -36,22 +38,22 @@ def joined(efficiency: EfficiencyConfig) -> Iterator[tuple[World, StopFlag]]:
         RunFailed: memory or the disk ran out, or another process died.
     """
     patience = efficiency.step_timeout
-    world = distributed.start(efficiency.device, patience)
+    world = distributed.initialize(efficiency.device, patience)
     try:
-        with told_in_a_sentence(), hang_watchdog(patience), stop_signals() as stopped:
+        with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
             yield world, stopped
     finally:
-        distributed.stop(world)
+        distributed.shutdown(world)
 
 
-def begin(config: Any, world: World) -> tuple[dict[str, Any] | None, bool]:
+def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, Any] | None, bool]:
     """Return the newest checkpoint of a run's folder, and whether the run is finished.
 
     Raises:
         UserError: the folder holds a run of other numbers, or checkpoints of which none loads.
         RunFailed: processes see different checkpoints.
     """
-    folder = config.output.folder
+    folder = config.output.dir
     checkpoints = folder / "checkpoints"
     saved = newest_checkpoint(checkpoints)
     finished = _is_finished(folder, saved)
@@ -62,7 +64,7 @@ def begin(config: Any, world: World) -> tuple[dict[str, Any] | None, bool]:
             "changed: put a copy of one back, or delete them to begin at step 0"
         )
     check_same_run(config, saved, finished)
-    if not distributed.all_have(saved["step"] if saved else 0, world):
+    if not distributed.all_ranks_equal(saved["step"] if saved else 0, world):
         raise RunFailed(f"processes see different checkpoints in {folder}; start again")
     return saved, finished
 
@@ -87,7 +89,7 @@ def _is_finished(folder: Path, saved: dict[str, Any] | None) -> bool:
 
 
 @contextmanager
-def recording(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Monitor | None]:
+def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[RunLogger | None]:
     """Keep other writers out of the run's folder, write down what is run, and open its monitor.
 
     Only the main process writes; the others get None.
@@ -103,7 +105,7 @@ def recording(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Moni
     if not run.world.is_main:
         yield None
         return
-    folder = run.config.output.folder
+    folder = run.config.output.dir
     with sole_writer(folder):
         check_writable(folder / "checkpoints")
         for place in (folder, folder / "reconstructions"):
@@ -113,13 +115,13 @@ def recording(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Moni
         texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **(files or {})}
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
-        with closing(Monitor(run.config, run.plan, run.state.step)) as monitor:
+        with closing(RunLogger(run.config, run.plan, run.state.step)) as monitor:
             if run.unread is not None:
                 run.unread.write()
             yield monitor
 
 
-def conclude(run: Run, monitor: Monitor, rows: list[Row], figures: dict[str, Any]) -> None:
+def write_results(run: Run, monitor: RunLogger, rows: list[Row], figures: dict[str, Any]) -> None:
     """Leave the final figures: written last, for `results.json` says that all is done.
 
     Args:
@@ -128,7 +130,7 @@ def conclude(run: Run, monitor: Monitor, rows: list[Row], figures: dict[str, Any
         rows: its metrics.
         figures: what its kind of run ends with, beside what every run does.
     """
-    plan, folder = run.plan, run.config.output.folder
+    plan, folder = run.plan, run.config.output.dir
     results = {
         **figures,
         "steps": plan.steps,

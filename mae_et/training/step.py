@@ -16,7 +16,7 @@ from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import PlannedStage
 from mae_et.data.transforms import Batch, normalise
 from mae_et.runtime.precision import autocast
-from mae_et.training.nonfinite import leave_out_unless_finite, mark_lost_loss
+from mae_et.training.nonfinite import propagate_nonfinite_loss, skip_update_unless_finite
 from mae_et.training.run import Run
 
 AnyBatch = TypeVar("AnyBatch")
@@ -53,8 +53,8 @@ def update(
         batches: its micro-batches.
         loss_of: from a micro-batch to its mean loss; moves it to the device.
 
-    With `optim.skip_nonfinite` the step is left out if the loss or the norm is not finite. Nothing
-    here waits for the device.
+    With `optim.max_skipped_updates` the update is skipped if the loss or the norm is not finite.
+    Nothing here waits for the device.
 
     Returns:
         The loss, and the gradient's norm before clipping, on the device.
@@ -69,14 +69,16 @@ def update(
         losses += loss.detach()
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if run.config.optim.skip_nonfinite:
-        mark_lost_loss(gradients, losses, run.world)
+    if run.config.optim.max_skipped_updates:
+        propagate_nonfinite_loss(gradients, losses, run.world)
     state.scaler.unscale_(state.optimizer)
     norm = get_total_norm(gradients)
     if isinstance(norm, DTensor):  # of shards: each process has its part of the sum
         norm = norm.full_tensor()
-    if run.config.optim.skip_nonfinite and not state.scaler.is_enabled():  # which does so itself
-        leave_out_unless_finite(state.optimizer, norm)
+    if (
+        run.config.optim.max_skipped_updates and not state.scaler.is_enabled()
+    ):  # which does so itself
+        skip_update_unless_finite(state.optimizer, norm)
     if run.config.optim.clip_grad is not None:
         clip_grads_with_norm_(parameters, run.config.optim.clip_grad, norm)
     state.scaler.step(state.optimizer)

@@ -21,8 +21,8 @@ data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 30, scale: [0.5, 
 curriculum: {preset: custom, epochs: 3, cost: area,
              stages: [{bandwidth: 16, share: 1}, {bandwidth: 32, share: 2}]}
 recipe: {smoothing: 0.1, erasing: 0.25}
-optim: {batch_size: 8, base_lr: 0.05, ema: 0.9, warmup: 0.2}
-efficiency: {workers: 0, device: cpu}
+optim: {batch_size: 8, base_lr: 0.05, ema: 0.9, warmup_fraction: 0.2}
+efficiency: {num_workers: 0, device: cpu}
 output: {log_every: 1, checkpoint_every: 5, evaluate_every: 25%, tensorboard: false}
 """
 CONFIGS = {"pretrain": TINY, "finetune": CLASSIFIER, "supervised": CLASSIFIER}
@@ -40,7 +40,7 @@ class Started:
         config = folder.with_name(f"{folder.name}.yaml")
         config.write_text(CONFIGS[command])
         self.said = folder.with_name(f"{folder.name}-{rank}.log")
-        words = [command, f"--config={config}", f"--output.folder={folder}", *flags]
+        words = [command, f"--config={config}", f"--output.dir={folder}", *flags]
 
         def target() -> None:
             descriptor = os.open(self.said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)

@@ -130,7 +130,7 @@ def test_a_damaged_file_that_is_asked_for_by_name_is_refused_in_one_sentence(tmp
 @pytest.mark.faults
 def test_a_run_whose_newest_checkpoint_is_damaged_takes_the_one_before(tiny, tmp_path) -> None:
     """At 20 places of the file, with a warning, and to the same end bit for bit."""
-    clean = pretrain(tiny(*QUIET, "--output.keep_last=9", f"--output.folder={tmp_path / 'clean'}"))
+    clean = pretrain(tiny(*QUIET, "--output.keep_last=9", f"--output.dir={tmp_path / 'clean'}"))
     paths = list_checkpoints(clean / "checkpoints")
     contents = {path.name: path.read_bytes() for path in paths[:3]}
     chance = random.Random(2)
@@ -148,7 +148,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_takes_the_one_before(tiny, tmp
             data[chance.randrange(size)] ^= 1 << chance.randrange(8)
             newest.write_bytes(data)
         with pytest.warns(UserWarning, match=r"step-00000015\.pt .*; taking the checkpoint before"):
-            done = pretrain(tiny(*QUIET, f"--output.folder={folder}"))
+            done = pretrain(tiny(*QUIET, f"--output.dir={folder}"))
         assert same_weights(done, clean)
         assert newest.with_name(f"{newest.name}.damaged").exists()
 
@@ -156,7 +156,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_takes_the_one_before(tiny, tmp
 def test_no_run_begins_anew_over_checkpoints_of_which_none_loads(tiny) -> None:
     """Nor is anything of it changed: whoever has a copy can put it back."""
     config = tiny(*QUIET)
-    folder = pretrain(config, until=5)
+    folder = pretrain(config, stop_after_step=5)
     (path,) = list_checkpoints(folder / "checkpoints")
     whole, record = path.read_bytes(), (folder / "metrics.jsonl").read_bytes()
     path.write_bytes(whole[:5000])
@@ -168,7 +168,7 @@ def test_no_run_begins_anew_over_checkpoints_of_which_none_loads(tiny) -> None:
     assert (folder / "metrics.jsonl").read_bytes() == record
     assert path.read_bytes() == whole[:5000]
     path.write_bytes(whole)
-    pretrain(config, until=6)
+    pretrain(config, stop_after_step=6)
     assert newest_checkpoint(folder / "checkpoints")["step"] == 6
 
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_may_not_be_read_at_present_is_not_called_damaged(
 # --- the record -----------------------------------------------------------------------------------
 
 
-def test_damaged_rows_are_left_out_and_the_others_kept_with_a_warning(tmp_path) -> None:
+def test_damaged_rows_are_skipped_and_the_others_kept_with_a_warning(tmp_path) -> None:
     lines = [f'{{"step": {step}, "loss": 0.5}}'.encode() for step in range(1, 9)]
     lines[2] = lines[2].replace(b"{", b"[")
     lines[4] = b"\0" * 30  # what a machine that lost its power leaves of a file
@@ -232,12 +232,12 @@ def test_a_run_comes_to_its_end_whatever_became_of_its_record(tiny, times: int) 
 def test_rows_and_pictures_that_are_none_any_more_do_not_stop_a_run_that_goes_on(tiny) -> None:
     """A flipped bit in a name or a number leaves JSON, and a row that TensorBoard cannot show."""
     config = tiny()
-    folder = pretrain(config, until=13)  # with a picture
+    folder = pretrain(config, stop_after_step=13)  # with a picture
     record, (picture,) = folder / "metrics.jsonl", (folder / "reconstructions").iterdir()
     rows = [json.loads(line) for line in record.read_text().splitlines()]
     harm = [
         {"time": None}, {"stage": "0"}, {"bandwidth": []}, {"equivalent_epochs": math.inf},
-        {"loss": "1.1"}, {"left_out": 10**400},
+        {"loss": "1.1"}, {"skipped_updates": 10**400},
     ]  # fmt: skip
     assert len(rows) > len(harm)
     lines = [json.dumps(row | lost) for row, lost in zip(rows, harm, strict=False)]
@@ -248,7 +248,7 @@ def test_rows_and_pictures_that_are_none_any_more_do_not_stop_a_run_that_goes_on
     picture.with_name("step-last.png").write_bytes(b"")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        pretrain(config, until=14)
+        pretrain(config, stop_after_step=14)
     said = [str(each.message) for each in told]
     assert any(f"{record} is damaged: left out line 1, 2, 3, 4, 5, ..." in each for each in said)
     assert any(f"{picture} is damaged: it is left out of TensorBoard" in each for each in said)
@@ -294,7 +294,7 @@ def test_a_record_without_a_checkpoint_is_begun_again_with_a_warning(tiny) -> No
 
 def test_temporary_files_of_a_killed_writer_are_deleted_and_no_others(tiny) -> None:
     config = tiny(*QUIET, "--curriculum.epochs=1")
-    folder = config.output.folder
+    folder = config.output.dir
     (folder / "reconstructions").mkdir(parents=True)
     left = [folder / ".config.yaml.17796.tmp", folder / "reconstructions/.step-00000001.png.5.tmp"]
     mine = [folder / ".notes.tmp", folder / "notes.5.tmp"]

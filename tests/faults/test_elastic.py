@@ -12,10 +12,10 @@ from PIL import Image
 from mae_et import UserError, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.schema import DataConfig, PretrainConfig
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.monitoring.logger import SCORES, read_metrics
-from mae_et.runtime.distributed import World
-from mae_et.training.resume import as_many_processes, check_same_data, fingerprint, origin_of
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.resume import check_same_data, fingerprint, provenance_of, same_world_size
 
 FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")
 VIT = ("--model.image_size=32", "--model.backbone=test_vit")
@@ -43,9 +43,13 @@ def test_a_run_goes_on_with_other_processes_micro_batches_and_workers(tmp_path) 
     assert code == 0, said
     folder = tmp_path / "run"
     parts = [
-        (1, 8, ["--efficiency.workers=1"]),
+        (1, 8, ["--efficiency.num_workers=1"]),
         (2, 17, ["--efficiency.micro_batch=3"]),
-        (1, None, ["--efficiency.micro_batch={16: 12, 24: 4, 32: 2}", "--efficiency.workers=2"]),
+        (
+            1,
+            None,
+            ["--efficiency.micro_batch={16: 12, 24: 4, 32: 2}", "--efficiency.num_workers=2"],
+        ),
     ]
     found: list[list[str]] = []
     for number, (processes, stop, flags) in enumerate(parts):
@@ -81,10 +85,10 @@ def test_a_classifier_goes_on_with_other_processes(tmp_path, command: str) -> No
     code, said = run(clean, fault, *flags, command=command)
     assert code == 0, said
     parts = [
-        (1, 5, False, ["--efficiency.workers=1"]),
+        (1, 5, False, ["--efficiency.num_workers=1"]),
         (2, 11, True, ["--efficiency.micro_batch=3"]),
         (2, 15, False, []),
-        (1, 25, True, ["--efficiency.micro_batch={16: 4, 32: 2}", "--efficiency.workers=2"]),
+        (1, 25, True, ["--efficiency.micro_batch={16: 4, 32: 2}", "--efficiency.num_workers=2"]),
         (1, None, False, []),
     ]
     found: list[list[str]] = []
@@ -132,7 +136,7 @@ def test_data_under_other_names_are_refused_and_moved_data_are_not(tiny_yaml, tm
     here = picture_folder(tmp_path / "here", names)
     moved = picture_folder(tmp_path / "moved", names)
     other = picture_folder(tmp_path / "other", [name.replace("003", "300") for name in names])
-    flags = [*QUIET, "--curriculum.epochs=9", f"--output.folder={tmp_path / 'run'}"]
+    flags = [*QUIET, "--curriculum.epochs=9", f"--output.dir={tmp_path / 'run'}"]
     flags += ["--data.name=folder", "--output.checkpoint_every=4"]
 
     def config(root: Path) -> PretrainConfig:
@@ -149,10 +153,10 @@ def test_data_under_other_names_are_refused_and_moved_data_are_not(tiny_yaml, tm
 
 def test_replay_on_other_processes_is_refused_and_other_runs_are_not(tiny) -> None:
     """Each process replays what it loaded itself."""
-    source = open_source(DataConfig(synthetic_size=32, synthetic_train=40), "train")
-    two = origin_of(source, World(0, 2, None))
+    source = open_dataset(DataConfig(synthetic_size=32, synthetic_train=40), "train")
+    two = provenance_of(source, DistributedContext(0, 2, None))
     saved = {"plan": {"dataset_size": 40}, "origin": two}
-    one = origin_of(source, World(0, 1, None))
+    one = provenance_of(source, DistributedContext(0, 1, None))
     with pytest.raises(UserError, match=r"of 2 processes, asked to go on with 1: each replays"):
         check_same_data(tiny("--data.replay={16: 3}"), saved, 40, one)
     check_same_data(tiny("--data.replay={16: 3}"), saved, 40, two)
@@ -163,9 +167,9 @@ def test_replay_on_other_processes_is_refused_and_other_runs_are_not(tiny) -> No
 def test_a_classifier_is_told_that_it_goes_on_with_other_processes() -> None:
     """Checkpoints of older versions do not say how many there were."""
     saved = {"origin": {"processes": 2}}
-    assert as_many_processes(saved, World(0, 2, None))
-    assert not as_many_processes(saved, World(0, 1, None))
-    assert as_many_processes({}, World(0, 1, None))
+    assert same_world_size(saved, DistributedContext(0, 2, None))
+    assert not same_world_size(saved, DistributedContext(0, 1, None))
+    assert same_world_size({}, DistributedContext(0, 1, None))
 
 
 def test_a_fingerprint_depends_on_names_and_their_order_alone(tmp_path) -> None:
@@ -173,6 +177,6 @@ def test_a_fingerprint_depends_on_names_and_their_order_alone(tmp_path) -> None:
     found = []
     for number, names in enumerate(folders):
         root = picture_folder(tmp_path / str(number), names)
-        found.append(fingerprint(open_source(DataConfig(name="folder", root=root), "train")))
+        found.append(fingerprint(open_dataset(DataConfig(name="folder", root=root), "train")))
     assert found[0] == found[1]
     assert len(set(found)) == 3

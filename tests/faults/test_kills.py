@@ -21,7 +21,7 @@ from launch import same_weights
 from finetune import ClassifierConfig, classify
 from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.monitoring.logger import Monitor, read_metrics
+from mae_et.monitoring.logger import RunLogger, read_metrics
 
 FORK = multiprocessing.get_context("fork")
 KILLS = 50
@@ -78,7 +78,7 @@ class Strike:
         self._at(loop, "prune_checkpoints", lambda folder: self._due(steps(folder)))
 
     def in_a_row_of_the_log(self) -> None:
-        real, share = Monitor.log, self.chance.random()
+        real, share = RunLogger.log, self.chance.random()
 
         def struck(monitor, row):
             if row["step"] < self.step:
@@ -88,14 +88,14 @@ class Strike:
             monitor.record.flush()
             return kill()
 
-        Monitor.log = struck
+        RunLogger.log = struck
 
     def at_the_start(self) -> None:
         """While what a run writes at its start is written again from the rows."""
         name = self.chance.choice(["_rewrite", "_open_tensorboard", "_scalars"])
         rows = self.chance.randrange(10) if name == "_scalars" else 0
         calls = iter(range(1000))
-        self._at(Monitor, name, lambda monitor: next(calls) >= rows)
+        self._at(RunLogger, name, lambda monitor: next(calls) >= rows)
 
     def at_a_random_moment(self) -> None:
         """Wherever it is by then, at work or at rest; a few steps on at the latest."""
@@ -149,7 +149,7 @@ def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path
 
     def config(name: str, *flags: str) -> PretrainConfig:
         shared = ["--curriculum.epochs=14", f"--output.checkpoint_every={EVERY}", *flags]
-        where = f"--output.folder={tmp_path / name}"
+        where = f"--output.dir={tmp_path / name}"
         return load_config(PretrainConfig, [tmp_path / "tiny.yaml"], [*shared, where])
 
     clean = pretrain(config("clean"))
@@ -169,7 +169,7 @@ def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path
         target = max(step + chance.randint(1, 3), plan.steps * (number + 1) // (KILLS + 1))
         ahead = [change for change in changes if abs(change - target) < 3]
         target = min(ahead[0] if ahead else target, plan.steps - 1)
-        workers = f"--efficiency.workers={int(number % 10 == 9)}"
+        workers = f"--efficiency.num_workers={int(number % 10 == 9)}"
         code = attempt(config("killed", workers), Strike(target, chance, plan.steps - 1), place)
         # 0: it came to its end before it was struck
         assert code == -signal.SIGKILL, (number, place, step, target, code)
@@ -196,16 +196,16 @@ def test_a_classifier_killed_with_its_best_weights_written_and_their_score_not(t
 
     def config(name: str) -> ClassifierConfig:
         flags = [
-            "--model={backbone: test_vit, image_size: 32}", f"--output.folder={tmp_path / name}",
+            "--model={backbone: test_vit, image_size: 32}", f"--output.dir={tmp_path / name}",
             "--data={name: synthetic, synthetic_size: 32, synthetic_train: 16, synthetic_val: 10}",
             "--optim={batch_size: 8, base_lr: 0.05}", "--curriculum.epochs=4",
-            "--efficiency={workers: 0, device: cpu}",
+            "--efficiency={num_workers: 0, device: cpu}",
             "--output={evaluate_every: 2, checkpoint_every: 2, tensorboard: false}",
         ]  # fmt: skip
         return load_config(ClassifierConfig, [], flags)
 
     expected = classify(config("clean"))
-    for owner, name in ((outcome, "write_weights"), (outcome.Monitor, "score")):
+    for owner, name in ((outcome, "write_weights"), (outcome.RunLogger, "score")):
         for when in ("before", "after"):
 
             def target(owner=owner, name=name, when=when) -> None:
@@ -228,7 +228,7 @@ def test_nothing_that_a_kill_leaves_is_in_the_way_when_the_run_is_at_its_end(tmp
     """Killed while the encoder and the final figures are written, it writes them again."""
     torch.set_num_threads(1)
     (tmp_path / "tiny.yaml").write_text(TINY)
-    flags = ["--curriculum.epochs=2", f"--output.folder={tmp_path / 'run'}"]
+    flags = ["--curriculum.epochs=2", f"--output.dir={tmp_path / 'run'}"]
     config = load_config(PretrainConfig, [tmp_path / "tiny.yaml"], flags)
     spine = importlib.import_module("mae_et.training.session")
     for name in ("export_encoder", "summarise_stages", "finish"):

@@ -44,7 +44,7 @@ def test_the_second_of_two_runs_in_one_folder_is_refused(tmp_path) -> None:
         code, said = second.end()
         assert code == 2
         assert last_sentence(said) == (
-            f"mae-et: another process is writing a run to output.folder {folder}"
+            f"mae-et: another process is writing a run to output.dir {folder}"
         )
     finally:
         code, said = first.end()
@@ -76,7 +76,7 @@ def test_a_run_goes_on_when_nobody_reads_its_lines_any_more(tiny, monkeypatch, c
             raise OSError(code, "gone")
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    folder = pretrain(tiny(*QUIET), until=3)
+    folder = pretrain(tiny(*QUIET), stop_after_step=3)
     assert [row["step"] for row in read_metrics(folder)] == [2, 3]
 
 
@@ -112,11 +112,11 @@ def test_a_run_goes_on_after_the_clock_was_set_back(tmp_path) -> None:
 def test_a_loader_process_that_is_killed_ends_the_run_which_then_goes_on(tmp_path) -> None:
     clean, folder = tmp_path / "clean", tmp_path / "run"
     assert run(clean, "none", *QUIET)[0] == 0
-    code, said = run(folder, "lose_worker:step=7", *QUIET, "--efficiency.workers=2")
+    code, said = run(folder, "lose_worker:step=7", *QUIET, "--efficiency.num_workers=2")
     assert code == 1
     assert "a loader process died" in last_sentence(said)
     assert newest_checkpoint(folder / "checkpoints")["step"] == 5
-    assert run(folder, "none", *QUIET, "--efficiency.workers=2")[0] == 0
+    assert run(folder, "none", *QUIET, "--efficiency.num_workers=2")[0] == 0
     assert same_weights(folder, clean)
 
 
@@ -169,7 +169,7 @@ def test_torchrun_ends_too_when_a_rank_hangs(tmp_path) -> None:
     config.write_text(TINY)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(DRIVER)]
     words += ["hang:rank=1,step=3", "pretrain", f"--config={config}", *QUIET]
-    words += [f"--output.folder={tmp_path / 'run'}", "--efficiency.step_timeout=5"]
+    words += [f"--output.dir={tmp_path / 'run'}", "--efficiency.step_timeout=5"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment
@@ -187,7 +187,7 @@ def test_torchrun_ends_too_when_a_rank_hangs(tmp_path) -> None:
 def test_a_process_that_hangs_ends_with_its_stack_and_status(tmp_path) -> None:
     """Alone, without a launcher, its loader processes with it."""
     folder = tmp_path / "run"
-    flags = (*SHORT, "--efficiency.step_timeout=3", "--efficiency.workers=1")
+    flags = (*SHORT, "--efficiency.step_timeout=3", "--efficiency.num_workers=1")
     code, said = run(folder, "hang:step=3", *flags)
     assert code == watchdog.EXIT_STATUS
     assert "process 0 has finished no step in 3 s (efficiency.step_timeout)" in said
@@ -205,21 +205,21 @@ def test_a_process_that_was_suspended_has_not_hung(tmp_path) -> None:
     assert code == 0, said
 
 
-def test_the_watch_waits_for_the_first_step_and_can_be_left_out(monkeypatch) -> None:
+def test_the_watch_waits_for_the_first_step_and_can_be_disabled(monkeypatch) -> None:
     """Opening data may take longer than a step; null never ends anything."""
     ended = []
     monkeypatch.setattr(watchdog._Watch, "end", lambda watch: ended.append(watch))
     with watchdog.hang_watchdog(0.1):
         time.sleep(0.4)
         assert not ended
-        watchdog.beat()
+        watchdog.heartbeat()
         time.sleep(0.8)
     assert ended
     ended.clear()
     with watchdog.hang_watchdog(None):
-        watchdog.beat()
+        watchdog.heartbeat()
         time.sleep(0.3)
-    watchdog.beat()  # outside of any run
+    watchdog.heartbeat()  # outside of any run
     assert not ended
     with pytest.raises(UserError, match=r"step_timeout must be positive \(and at most 1e8"):
         EfficiencyConfig(step_timeout=0)

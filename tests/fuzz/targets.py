@@ -28,12 +28,12 @@ from finetune.evaluation import stored_classifier
 from finetune.model import vit_around
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
-from mae_et.checkpoints.run_config import only_read
+from mae_et.checkpoints.run_config import read_only
 from mae_et.checkpoints.store import load_checkpoint
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.throughput import read_speeds
-from mae_et.data.datasets import open_source
+from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import EXTENSIONS
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import RunFailed, UserError
@@ -43,9 +43,9 @@ from slurm.config import ClusterConfig
 from slurm.run_status import status, table
 
 MODEL = {
-    "encoder": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 8, "encoder_width": 8,
-    "encoder_depth": 1, "encoder_heads": 1, "decoder_width": 8, "decoder_depth": 1,
-    "decoder_heads": 1,
+    "encoder": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 8, "encoder_embed_dim": 8,
+    "encoder_depth": 1, "encoder_num_heads": 1, "decoder_embed_dim": 8, "decoder_depth": 1,
+    "decoder_num_heads": 1,
 }  # fmt: skip
 RUN = f"model: {json.dumps(MODEL)}\n"
 WIDEST = 64  # networks wider than that are not built here: it would take memory, and show nothing
@@ -197,7 +197,7 @@ def hugging_face() -> dict[str, bytes]:
 @cache
 def classifier() -> dict[str, bytes]:
     settings = "model: {checkpoint: nowhere.pth, image_size: 16}\ndata: {name: synthetic}\n"
-    about = {"classes": ["a", "b"], "encoder_heads": 1, "grid": [2, 2]}
+    about = {"classes": ["a", "b"], "encoder_num_heads": 1, "grid": [2, 2]}
     return {
         "classes.json": json.dumps(about).encode(),
         "config.yaml": settings.encode(),
@@ -227,16 +227,16 @@ def build(path: Path) -> None:
         sizes = [side for tensor in found.encoder.values() for side in tensor.shape]
         if found.model is not None:
             about = found.model
-            sizes += [about.encoder_width or 192, about.image_size, about.decoder_width,
+            sizes += [about.encoder_embed_dim or 192, about.image_size, about.decoder_embed_dim,
                       about.encoder_depth or 12, about.decoder_depth, about.channels]  # fmt: skip
-        sizes += [found.encoder_heads or 1, found.decoder_heads or 1]
+        sizes += [found.encoder_num_heads or 1, found.decoder_num_heads or 1]
         if all(isinstance(side, int) and side <= WIDEST for side in sizes):
             with suppress(UserError):
-                masked_autoencoder(found, encoder_heads=1, decoder_heads=1)
+                masked_autoencoder(found, encoder_num_heads=1, decoder_num_heads=1)
             with suppress(UserError):
-                vit_around(found, 2, 16, encoder_heads=1)
+                vit_around(found, 2, 16, encoder_num_heads=1)
         if found.config is not None:
-            assert only_read(found.config.data).listing is None
+            assert read_only(found.config.data).listing is None
 
 
 def read_checkpoint(data: bytes, folder: Path) -> None:
@@ -315,11 +315,11 @@ def read_listing(data: bytes, folder: Path) -> None:
     (top / "a" / "b.png").touch()
     config = DataConfig(root=folder / "data", listing=folder / "kept")
     with suppress(UserError):
-        open_source(config, "train")
+        open_dataset(config, "train")
     for kept in (folder / "kept").iterdir():
         kept.write_bytes(data)
     with suppress(UserError):
-        source: Any = open_source(config, "train")
+        source: Any = open_dataset(config, "train")
         for index in range(min(len(source), 4)):
             path = os.path.normpath(source.inner.path(index))
             assert Path(path).is_relative_to(top), path
@@ -328,7 +328,7 @@ def read_listing(data: bytes, folder: Path) -> None:
 
 def _read_images(config: DataConfig) -> None:
     with suppress(UserError, RunFailed):
-        source = open_source(config, "train")
+        source = open_dataset(config, "train")
         for index in range(min(len(source), 4)):
             with suppress(RunFailed):
                 source[index]

@@ -58,7 +58,9 @@ def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
         draw.rows("Learning rate", compute, "lr", from_zero=True),
         draw.rows("Gradient norm", compute, "grad_norm"),
         draw.rows("Images per second", compute, "images_per_second", from_zero=True),
-        draw.rows("Time spent waiting for data (%)", compute, "data_wait", 100, from_zero=True),
+        draw.rows(
+            "Time spent waiting for data (%)", compute, "data_time_fraction", 100, from_zero=True
+        ),
     ]
     names = [(record.name, colours[record.name]) for record in records]
     drawn = [each for each in charts if each is not None]

@@ -39,7 +39,8 @@ def stages(record: Record, plan: Plan) -> list[dict[str, Any]]:
         steps = sum(number(row, "window_steps") or 0 for row in rows)
         seconds = sum(number(row, "window_seconds") or 0 for row in rows)
         waited = sum(
-            (number(row, "data_wait") or 0) * (number(row, "window_seconds") or 0) for row in rows
+            (number(row, "data_time_fraction") or 0) * (number(row, "window_seconds") or 0)
+            for row in rows
         )
         found.append({
             "stage": stage,
