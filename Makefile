@@ -48,7 +48,7 @@ test-all: lint
 # Everything that can go wrong is made to go wrong (docs/reliability.md); bounded, see FAULT_LIMIT.
 FAULT_LIMIT = 30m
 test-faults: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rs tests/faults
+	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rs tests/robustness/faults
 
 # Of the tests that CI runs, with what they start: jobs, ranks and loader processes.
 coverage: $(VENV)/.ready-dev
@@ -61,7 +61,7 @@ coverage: $(VENV)/.ready-dev
 RUNS ?= 1000
 fuzz: $(VENV)/.ready-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
-	PYTHONPATH=tests $(BIN)/python -m fuzz --runs $(RUNS)
+	PYTHONPATH=tests/support:tests/robustness $(BIN)/python -m fuzz --runs $(RUNS)
 
 # Known holes in what is installed; without network it says so, with status 75 (make shows it).
 audit: $(VENV)/.ready-dev

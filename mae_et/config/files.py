@@ -38,7 +38,7 @@ def to_yaml(config: Any) -> str:
 
 def shipped_configs() -> Path:
     """Return the folder of the shipped configs."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     # An installed wheel carries the folder inside the package; a checkout has it beside.
     folders = (package / "configs", package.parent / "configs")
     return next((folder for folder in folders if folder.is_dir()), package)

@@ -1,0 +1,252 @@
+"""Each exported layout opens in the other library with no conversion and gives the same numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import GOLDEN
+
+from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
+from finetune.config import Pool, Probe
+from finetune.model import vit_around
+from mae_et import UserError, export, load_config, load_pretrained
+from mae_et.checkpoints.formats import load_weights, read_file
+from mae_et.checkpoints.hugging_face import to_hugging_face
+from mae_et.cli.main import main
+from mae_et.config.files import to_yaml
+from mae_et.models.mae import MaskedAutoencoder
+
+HEADS = {"encoder_num_heads": 3, "decoder_num_heads": 4}
+TINY = GOLDEN / "mae_tiny_released_format.pth"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "mae_tiny_expected.safetensors")
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_timm_loads_the_encoder_strictly_and_gives_the_golden_features(golden, tmp_path) -> None:
+    path = export(TINY, "timm", tmp_path / "encoder.safetensors", **HEADS)
+    encoder = timm.create_model(
+        "vit_base_patch16_224", img_size=64, patch_size=8, embed_dim=48, depth=3, num_heads=3,
+        num_classes=0,
+    )  # fmt: skip
+    encoder.load_state_dict(load_file(path), strict=True)
+    with torch.no_grad():
+        same(encoder.eval().forward_features(golden["images"]), golden["features_unmasked"])
+
+
+def test_the_mae_layout_has_the_released_file_s_names_and_tensors(tmp_path) -> None:
+    ours = read_file(export(TINY, "mae", tmp_path / "out.pth", **HEADS))["model"]
+    theirs = read_file(TINY)["model"]
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        atol = 1e-6 if "pos_embed" in name else 0  # positions are computed anew
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=atol)
+
+
+def test_transformers_reconstructs_the_golden_predictions_from_the_same_noise(
+    golden, tmp_path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    folder = export(TINY, "hf", tmp_path / "hf", **HEADS)
+    model, info = transformers.ViTMAEForPreTraining.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with torch.no_grad():
+        output = model.eval()(golden["images"], noise=golden["noise"])
+    same(output.logits, golden["norm_pix.pred"])
+    assert output.loss.item() == pytest.approx(golden["norm_pix.loss"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("saved_by_transformers", [False, True])
+def test_mae_to_timm_to_hugging_face_and_back_keeps_every_tensor(
+    tmp_path: Path, saved_by_transformers: bool
+) -> None:
+    """Through transformers' own writer too, which spells the decoder's blocks in another way."""
+    folder = export(TINY, "hf", tmp_path / "hf", **HEADS)
+    if saved_by_transformers:
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+        model = transformers.ViTMAEForPreTraining.from_pretrained(folder)
+        model.save_pretrained(tmp_path / "again")
+        folder = tmp_path / "again"
+    back = read_file(export(folder, "mae", tmp_path / "back.pth"))["model"]
+    encoder = load_file(export(folder, "timm", tmp_path / "encoder.safetensors"))
+    first = read_file(export(TINY, "mae", tmp_path / "first.pth", **HEADS))["model"]
+    assert set(back) == set(first)
+    for name, tensor in first.items():
+        assert torch.equal(back[name], tensor), name
+    for name, tensor in encoder.items():
+        assert torch.equal(tensor, first[name]), name
+
+
+def test_what_a_hugging_face_folder_says_of_its_model_is_used(tmp_path: Path) -> None:
+    folder = export(TINY, "hf", tmp_path / "hf", **HEADS)
+    model = load_pretrained(folder)
+    assert (model.encoder.blocks[0].attn.num_heads, model.target) == (3, "norm_pix")
+    about = json.loads((folder / "config.json").read_text())
+    assert about["layer_norm_eps"] == 1e-6
+    (folder / "config.json").write_text(json.dumps(about | {"norm_pix_loss": False}))
+    assert load_weights(folder).target == "pixel"
+
+
+def run_with(tiny, path: Path, *flags: str) -> Path:
+    """Write a checkpoint of a run of the small model, untrained."""
+    config = tiny(*flags)
+    model = MaskedAutoencoder.from_config(config.model)
+    torch.save({"config": to_yaml(config), "plan": {}, "model": model.state_dict()}, path)
+    return path
+
+
+def test_what_a_layout_cannot_hold_is_refused_in_one_sentence(tmp_path: Path, tiny) -> None:
+    torch.manual_seed(0)
+    save_file(load_weights(TINY).encoder, tmp_path / "encoder.safetensors")
+    hog = run_with(tiny, tmp_path / "hog.pt", "--model.target=hog")
+    for checkpoint, kind, sentence in (
+        (tmp_path / "encoder.safetensors", "hf", "needs a decoder"),
+        (hog, "hf", "format hf holds decoders of pixels, and this one predicts HOG; use timm"),
+        (tmp_path / "nowhere", "timm", "there is no checkpoint"),
+        (TINY, "onnx", "format must be timm, hf or mae"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            export(checkpoint, kind, tmp_path / "out", **HEADS)  # type: ignore[arg-type]
+        assert not (tmp_path / "out").exists()
+    export(hog, "timm", tmp_path / "out")
+    pixels = run_with(tiny, tmp_path / "pixels.pt")
+    assert (export(pixels, "hf", tmp_path / "hf") / "config.json").is_file()
+
+
+def test_rectangles_are_refused_by_hugging_face_s_layout() -> None:
+    model = MaskedAutoencoder(
+        image_size=(32, 64), patch_size=8, encoder_embed_dim=32, encoder_depth=1,
+        encoder_num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+    )  # fmt: skip
+    assert model.decoder is not None
+    with pytest.raises(UserError, match="format hf holds square models only"):
+        to_hugging_face(model, dict(model.decoder.state_dict()))
+
+
+def classifier_of(tmp_path: Path, pool: Pool, probe: Probe) -> tuple[torch.nn.Module, Path]:
+    """Return a classifier of 7 classes with trained positions, and the folder of its run."""
+    torch.manual_seed(0)
+    network = vit_around(load_weights(TINY), 7, 96, pool, probe, encoder_num_heads=3).eval()
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and name != "head.0.running_var":
+                tensor.add_(0.3 * torch.randn_like(tensor))
+            elif name == "head.0.running_var":
+                tensor.copy_(0.1 + torch.rand_like(tensor))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "model.safetensors")
+    about = {"classes": list("abcdefg"), "encoder_num_heads": 3}
+    (folder / "classes.json").write_text(json.dumps(about))
+    return network, folder
+
+
+@pytest.mark.parametrize("source", ["run folder", "its safetensors", "released .pth"])
+@pytest.mark.parametrize(
+    ("pool", "probe", "pooling"),
+    [("mean", "none", "avg"), ("cls", "none", "token"), ("cls", "linear", "token"),
+     ("mean", "linear", "avg"), ("mean", "attentive", "map")],
+)  # fmt: skip
+def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
+    tmp_path: Path, pool: Pool, probe: Probe, pooling: str, source: str
+) -> None:
+    network, checkpoint = classifier_of(tmp_path, pool, probe)
+    if source == "its safetensors":
+        checkpoint = checkpoint / "model.safetensors"
+    elif source == "released .pth":
+        torch.save({"model": network.state_dict()}, tmp_path / "released.pth")
+        checkpoint = tmp_path / "released.pth"
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        logits = network(images)
+    theirs = timm.create_model(
+        "vit_base_patch16_224", img_size=96, patch_size=8, embed_dim=48, depth=3, num_heads=3,
+        num_classes=7, global_pool=pooling,
+    ).eval()  # fmt: skip
+    path = export(checkpoint, "timm", tmp_path / "out" / "model.safetensors")
+    theirs.load_state_dict(load_file(path), strict=True)
+    assert torch.equal(theirs.pos_embed, network.pos_embed)
+    with torch.no_grad():
+        found = theirs(images)
+    # A probe's normalisation is folded into the head; all else is to the bit.
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if probe == "linear" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(found, logits, **tolerance)
+
+    with pytest.raises(UserError, match="format hf holds no classifier"):
+        export(checkpoint, "hf", tmp_path / "hf")
+    if probe == "attentive":
+        with pytest.raises(UserError, match="format mae holds no attentive pooling"):
+            export(checkpoint, "mae", tmp_path / "mae.pth")
+        return
+    path = export(checkpoint, "mae", tmp_path / "mae.pth")
+    ours = vit_around(load_weights(path), 7, 96, pool, probe, encoder_num_heads=3).eval()
+    with torch.no_grad():
+        assert torch.equal(ours(images), logits)
+    names = set(read_file(path)["model"])
+    assert names == set(network.state_dict())  # those of the published files, as timm's are
+
+
+def test_a_fine_tuned_run_scores_the_same_after_export(tmp_path: Path, capsys) -> None:
+    """Through the command line, for images larger than those of pre-training."""
+    encoder = export(TINY, "timm", tmp_path / "encoder.safetensors", **HEADS)
+    flags = [
+        f"--model.checkpoint={encoder}", "--model.encoder_num_heads=3", "--model.image_size=72",
+        "--data.synthetic_size=72", "--data.synthetic_train=16", "--data.synthetic_val=20",
+        "--optim.batch_size=8", "--optim.base_lr=0.1", "--curriculum.epochs=2",
+        "--efficiency.num_workers=0", "--efficiency.device=cpu", f"--output.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    results = classify(load_config(ClassifierConfig, [], flags))
+    trained = load_weights(tmp_path / "run").encoder["pos_embed"]
+    assert trained.shape[1] == 82
+    for kind in ("mae", "timm"):
+        output = tmp_path / f"{kind}.file"
+        arguments = [f"--checkpoint={tmp_path / 'run'}", f"--format={kind}", f"--output={output}"]
+        assert main(["export", *arguments]) == 0
+        assert json.loads(capsys.readouterr().out)["output"] == str(output)
+        assert torch.equal(load_weights(output).encoder["pos_embed"], trained)
+        data = load_config(ClassifierConfig, [], flags).data
+        scores = evaluate(
+            EvaluateConfig(
+                output, data=data, image_size=72, encoder_num_heads=3, num_workers=0, device="cpu"
+            )
+        )
+        assert {name: scores[name] for name in ("top1", "loss")} == {
+            name: results[name] for name in ("top1", "loss")
+        }
+
+
+def test_classifiers_that_timm_would_not_load_are_refused_with_what_differs(
+    tmp_path: Path,
+) -> None:
+    network, _ = classifier_of(tmp_path, "mean", "none")
+    weights = network.state_dict()
+    for change, sentence in (
+        ({"rope": torch.zeros(1)}, r"fit timm's VisionTransformer: 1 unexpected \(rope\)$"),
+        ({"head.bias": None}, r"1 missing \(head\.bias\)$"),
+        ({"head.weight": None}, r"1 missing \(head\.weight\)$"),
+        ({"head.running_mean": torch.zeros(48)}, r"1 missing \(head\.running_var\)$"),
+        (
+            {"blocks.2.norm1.bias": torch.zeros(3)},
+            r"1 misshapen \(blocks\.2\.norm1\.bias is \[3\], ",
+        ),
+    ):
+        changed = {name: t for name, t in (weights | change).items() if t is not None}
+        torch.save({"model": changed}, tmp_path / "changed.pth")
+        for kind in ("timm", "mae"):
+            with pytest.raises(UserError, match=sentence):
+                export(tmp_path / "changed.pth", kind, tmp_path / "out")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="a classifier's run that is not finished"):
+        export(tmp_path / "run", "timm", tmp_path / "out")

@@ -1,0 +1,179 @@
+"""Folders of Hugging Face's ViTMAE, as its own writer leaves them: whole, in shards, bare."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import GOLDEN
+
+from finetune.model import vit_around
+from mae_et import UserError, export, load_pretrained
+from mae_et.checkpoints.formats import Weights, load_weights
+from mae_et.checkpoints.hugging_face import NAMES, from_hugging_face, to_hugging_face
+
+TINY = GOLDEN / "mae_tiny_released_format.pth"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """Return the golden model as a folder of Hugging Face's."""
+    return export(
+        TINY, "hf", tmp_path_factory.mktemp("hf"), encoder_num_heads=3, decoder_num_heads=4
+    )
+
+
+@pytest.fixture(scope="module")
+def sharded(exported: Path, tmp_path_factory) -> Path:
+    """Return the same, as transformers writes it in shards."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    model = transformers.ViTMAEForPreTraining.from_pretrained(exported)
+    folder = tmp_path_factory.mktemp("shards")
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert not (folder / "model.safetensors").exists()
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """Copy a folder's files by links, as the hub's cache keeps them."""
+    to.mkdir()
+    for path in folder.iterdir():
+        (to / path.name).symlink_to(path)
+    return to
+
+
+def equal(found: Weights, expected: Weights) -> None:
+    for ours, theirs in ((found.encoder, expected.encoder), (found.decoder, expected.decoder)):
+        assert set(ours) == set(theirs)
+        for name, tensor in theirs.items():
+            assert torch.equal(ours[name], tensor), name
+
+
+def test_names_are_the_same_after_going_there_and_back() -> None:
+    theirs = [name for table in NAMES.values() for name in table.values()]
+    assert len(set(theirs)) == len(theirs)
+    model = load_pretrained(TINY, 3, 4)
+    assert model.decoder is not None
+    decoder = model.decoder.state_dict()
+    there, about = to_hugging_face(model, dict(decoder))
+    encoder, back = from_hugging_face(Path("folder"), there)
+    assert about["num_hidden_layers"] == 3
+    for ours, again in ((model.encoder.state_dict(), encoder), (decoder, back)):
+        assert set(ours) == set(again)
+        for name, tensor in ours.items():
+            assert torch.equal(again[name], tensor), name
+
+
+def test_shards_that_transformers_wrote_are_read_as_one_file(
+    exported: Path, sharded: Path, tmp_path: Path
+) -> None:
+    equal(load_weights(sharded), load_weights(exported))
+    assert load_pretrained(sharded).decoder is not None
+    equal(load_weights(copied(sharded, tmp_path / "linked")), load_weights(exported))
+
+
+def test_pickled_shards_are_read_too(exported: Path, sharded: Path, tmp_path: Path) -> None:
+    """Which older versions wrote, and transformers 5 no longer does."""
+    about = json.loads((sharded / "model.safetensors.index.json").read_text())
+    for file in set(about["weight_map"].values()):
+        torch.save(load_file(sharded / file), tmp_path / f"{file}.bin")
+    placed = {name: f"{file}.bin" for name, file in about["weight_map"].items()}
+    index = json.dumps({"metadata": {}, "weight_map": placed})
+    (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    (tmp_path / "config.json").write_text((sharded / "config.json").read_text())
+    equal(load_weights(tmp_path), load_weights(exported))
+
+
+def test_an_index_that_leads_out_of_its_folder_or_promises_too_much_is_refused(
+    sharded: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside.safetensors"
+    save_file({"vit.embeddings.cls_token": torch.zeros(1, 1, 48)}, outside)
+    folder = copied(sharded, tmp_path / "run")
+    index = folder / "model.safetensors.index.json"
+    about = json.loads(index.read_text())
+    index.unlink()
+    placed = about["weight_map"]
+    for content, sentence in (
+        ({"weight_map": placed | {"x": "../outside.safetensors"}}, "outside of its folder"),
+        ({"weight_map": placed | {"x": str(outside)}}, "outside of its folder"),
+        ({"weight_map": placed | {"x": "a/../../outside.safetensors"}}, "outside of its folder"),
+        ({"weight_map": placed | {"x": "model-9.safetensors"}}, "'model-9.safetensors', which is"),
+        ({"weight_map": placed | {"x": placed["vit.layernorm.bias"]}}, "lack x$"),
+        ({"weight_map": placed | dict.fromkeys("abcdefg", "config.json")}, "cannot be read"),
+        ({"weight_map": {}}, "has no weight_map"),
+        ({"metadata": {}}, "has no weight_map"),
+        ([], "holds a list"),
+    ):
+        index.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=sentence) as caught:
+            load_weights(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_would_run_code_does_not_run(exported: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"vit.embeddings.cls_token": Evil()}, tmp_path / "shard.bin")
+    index = {"weight_map": {"vit.embeddings.cls_token": "shard.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text((exported / "config.json").read_text())
+    with pytest.raises(UserError, match=r"shard\.bin is refused: it holds posix\.mkdir$"):
+        load_weights(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_an_encoder_saved_without_its_decoder_has_the_same_features(
+    exported: Path, tmp_path: Path, shards: bool
+) -> None:
+    """Of a `ViTMAEModel`, whose names have no prefix, on images of which nothing is hidden."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs = transformers.ViTMAEModel.from_pretrained(exported, mask_ratio=0.0).eval()
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB" if shards else "5GB")
+    assert (tmp_path / "model.safetensors").exists() != shards
+    model = load_pretrained(tmp_path)
+    assert model.decoder is None
+    images = torch.randn(2, 3, 64, 64)
+    in_order = torch.arange(64.0).expand(2, -1)
+    with torch.no_grad():
+        expected = theirs(images, noise=in_order).last_hidden_state
+        torch.testing.assert_close(model.encode(images), expected, rtol=1e-4, atol=1e-5)
+        network = vit_around(load_weights(tmp_path), 5, 64, "cls").eval()
+        torch.testing.assert_close(network.forward_features(images), expected, rtol=1e-4, atol=1e-5)
+    timm_file = load_file(export(tmp_path, "timm", tmp_path / "encoder.safetensors"))
+    assert set(timm_file) == set(load_weights(exported).encoder)
+    with pytest.raises(UserError, match="format hf needs a decoder"):
+        export(tmp_path, "hf", tmp_path / "again")
+
+
+def test_other_folders_are_refused(tmp_path: Path, exported: Path) -> None:
+    for number, (about, sentence) in enumerate(
+        [([], "holds a list"), ({"model_type": "bert"}, "'bert' model"),
+         ({"model_type": "vit_mae"}, "has neither")]
+    ):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(about))
+        with pytest.raises(UserError, match=sentence):
+            load_weights(folder)
+    weights = load_file(exported / "model.safetensors")
+    position, key = (
+        "vit.embeddings.position_embeddings",
+        "vit.encoder.layer.1.attention.attention.key",
+    )
+    for change, sentence in (
+        ({"vit.strange": torch.zeros(1)}, r"unknown name: vit\.strange$"),
+        ({"strange.weight": torch.zeros(1)}, r"unknown name: strange\.weight$"),
+        ({position: None}, rf"lacks {position}$"),
+        ({f"{key}.bias": None}, r"weights lack blocks\.1\.attn\.key\.bias$"),
+    ):
+        changed = {name: t for name, t in (weights | change).items() if t is not None}
+        save_file(changed, folder / "model.safetensors")
+        with pytest.raises(UserError, match=sentence):
+            load_weights(folder)

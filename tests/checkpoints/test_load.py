@@ -1,0 +1,102 @@
+import argparse
+import os
+from pathlib import Path, PosixPath
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_run import GOLDEN
+
+from mae_et import UserError, load_pretrained
+from mae_et.checkpoints.formats import read_file
+
+
+def released() -> dict[str, torch.Tensor]:
+    return read_file(GOLDEN / "mae_tiny_released_format.pth")["model"]
+
+
+def test_heads_that_no_weight_shows_are_asked_for_in_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"width 48: give encoder_num_heads$"):
+        load_pretrained(GOLDEN / "mae_tiny_released_format.pth")
+    with pytest.raises(UserError, match=r"give decoder_num_heads$"):
+        load_pretrained(GOLDEN / "mae_tiny_released_format.pth", encoder_num_heads=3)
+
+
+def test_an_encoder_without_decoder_loads_and_says_that_it_cannot_reconstruct(
+    tmp_path: Path,
+) -> None:
+    weights = {
+        name: w for name, w in released().items() if "decoder" not in name and name != "mask_token"
+    }
+    save_file(weights, tmp_path / "encoder.safetensors")
+    torch.save({"model": weights}, tmp_path / "encoder.pth")
+    whole = load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 4)
+    images = torch.randn(1, 3, 64, 64)
+    for name in ("encoder.safetensors", "encoder.pth"):
+        model = load_pretrained(tmp_path / name, encoder_num_heads=3)
+        assert model.decoder is None
+        assert torch.equal(model.encode(images), whole.encode(images))
+        with pytest.raises(RuntimeError, match="no decoder"):
+            model(images)
+
+
+def test_arguments_pickled_with_a_path_are_allowed(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(output_dir=PosixPath("/somewhere"), lr=0.1)
+    torch.save({"model": released(), "args": arguments, "epoch": 3}, tmp_path / "checkpoint-3.pth")
+    assert load_pretrained(tmp_path / "checkpoint-3.pth", 3, 4).decoder is not None
+
+
+def test_a_file_that_would_run_code_is_refused_by_what_it_holds_and_does_not_run(
+    tmp_path: Path,
+) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"model": released(), "extra": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth is refused: it holds posix\.mkdir$"):
+        load_pretrained(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("not weights")
+    content = (GOLDEN / "mae_tiny_released_format.pth").read_bytes()
+    (tmp_path / "short.pth").write_bytes(content[:50_000])
+    torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    learned = released()
+    learned["pos_embed"] = torch.randn_like(learned["pos_embed"])
+    torch.save({"model": learned}, tmp_path / "learned.pth")
+    extra = released() | {"head.weight": torch.zeros(10, 48)}
+    torch.save({"model": extra}, tmp_path / "extra.pth")
+    flat = released() | {"patch_embed.proj.weight": torch.zeros(48, 192)}
+    torch.save({"model": flat}, tmp_path / "flat.pth")
+    nowhere = {name: w for name, w in released().items() if name != "pos_embed"}
+    torch.save({"model": nowhere}, tmp_path / "nowhere.pth")
+    unjoined = {name: w for name, w in released().items() if name != "decoder_embed.weight"}
+    torch.save({"model": unjoined}, tmp_path / "unjoined.pth")
+    bent = released() | {"decoder_norm.bias": torch.zeros(3), "strange": torch.zeros(1)}
+    del bent["blocks.1.norm1.bias"]
+    torch.save({"model": bent}, tmp_path / "bent.pth")
+    (tmp_path / "empty").mkdir()
+    for name, sentence in {
+        "missing.pth": "there is no checkpoint",
+        "text.pth": "cannot be read",
+        "short.pth": "cannot be read",
+        "other.pth": "no vision transformer",
+        "list.pth": "holds a list",
+        "learned.pth": "positions other than",
+        "extra.pth": "holds a classifier",
+        "flat.pth": "no plain vision transformer",
+        "nowhere.pth": "no plain vision transformer",
+        "unjoined.pth": r"parts of a decoder, but no decoder_embed\.weight$",
+        "bent.pth": r"does not fit: 1 missing \(encoder\.blocks\.1\.norm1\.bias\); 1 unexpected "
+        r"\(encoder\.strange\); 1 misshapen \(decoder\.norm\.bias is \[3\], not \[32\]\)$",
+        "empty": "no checkpoint that loads",
+    }.items():
+        with pytest.raises(UserError, match=sentence) as caught:
+            load_pretrained(tmp_path / name, 3, 4)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="decoder_num_heads 5 does not divide the width 32"):
+        load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 5)

@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from train_state import state
+
+from mae_et.checkpoints.store import (
+    export_encoder,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from mae_et.io.atomic import write_atomically
+from mae_et.models.mae import MaskedAutoencoder
+
+
+def save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        save_checkpoint(folder, state(step).to_dict(), "seed: 0", {"plan": 1})
+
+
+def test_a_state_comes_back_whole(tmp_path: Path) -> None:
+    saved = state(3)
+    save_checkpoint(tmp_path, saved.to_dict(), "seed: 0", {"steps": 9})
+    payload = newest_checkpoint(tmp_path)
+    assert payload is not None
+    assert (payload["config"], payload["plan"]) == ("seed: 0", {"steps": 9})
+    restored = state(99)
+    restored.restore(payload)
+    assert (restored.step, restored.seconds) == (3, 1.5)
+    for ours, theirs in zip(
+        restored.model.state_dict().values(), saved.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    moments = [s.optimizer.state_dict()["state"] for s in (restored, saved)]
+    for index, expected in moments[1].items():
+        assert torch.equal(moments[0][index]["exp_avg_sq"], expected["exp_avg_sq"])
+
+
+def test_the_newest_is_found_by_number_and_other_files_are_ignored(tmp_path: Path) -> None:
+    save(tmp_path, 9, 10, 100)
+    (tmp_path / "step-0000010.pt").write_text("seven digits")
+    (tmp_path / "notes.txt").write_text("")
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "step-00000009.pt", "step-00000010.pt", "step-00000100.pt",
+    ]  # fmt: skip
+    assert newest_checkpoint(tmp_path)["step"] == 100  # type: ignore[index]
+    assert newest_checkpoint(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.999])
+def test_a_truncated_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, share: float) -> None:
+    save(tmp_path, 1, 2)
+    newest = list_checkpoints(tmp_path)[-1]
+    content = newest.read_bytes()
+    newest.write_bytes(content[: int(len(content) * share)])
+    with pytest.warns(UserWarning, match=r"step-00000002.pt is damaged"):
+        assert newest_checkpoint(tmp_path)["step"] == 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.9])
+def test_a_flipped_bit_is_noticed(tmp_path: Path, share: float) -> None:
+    save(tmp_path, 1)
+    path = list_checkpoints(tmp_path)[0]
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_a_folder_with_the_name_of_a_checkpoint_is_none_and_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.pt").mkdir()
+    save(tmp_path, 2, 3)
+    prune_checkpoints(tmp_path, keep_last=1, keep_every=None)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003.pt"]
+    assert (tmp_path / "step-00000001.pt").is_dir()
+
+
+def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"model": {}}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of a mae-et run"):
+        load_checkpoint(path)
+
+
+def test_the_last_k_and_every_nth_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
+    save(tmp_path, 5, 10, 15, 20, 25)
+    (tmp_path / ".step-00000030.pt.123.tmp").write_bytes(b"half")
+    prune_checkpoints(tmp_path, keep_last=2, keep_every=10)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        f"step-{step:08d}.pt" for step in (10, 20, 25)
+    ]
+    prune_checkpoints(tmp_path, keep_last=1, keep_every=None)
+    assert len(list_checkpoints(tmp_path)) == 1
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_an_exported_encoder_loads_in_plain_timm_and_gives_the_same_features(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder("vit_tiny_patch16_224", decoder_depth=1).eval()
+    export_encoder(model.encoder, tmp_path / "encoder.safetensors", "{}")
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    plain.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = model.encode(images)
+        torch.testing.assert_close(plain.forward_features(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_loading_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"format": "mae-et/1", "x": Evil()}, tmp_path / "step-00000001.pt")
+    refusal = r"00001\.pt is refused: it holds \S+; there is none before it"
+    with pytest.warns(UserWarning, match=refusal) as told:
+        assert newest_checkpoint(tmp_path) is None
+    assert "\n" not in str(told[0].message)
+    assert not (tmp_path / "ran").exists()

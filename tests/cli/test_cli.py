@@ -1,0 +1,289 @@
+"""The command line as users meet it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_run import GOLDEN, TINY
+from torchvision.io import read_image
+
+from mae_et import load_config, load_pretrained, pretrain
+from mae_et.cli.main import COMMANDS, main
+from mae_et.config.schema import PretrainConfig
+from mae_et.data.synthetic import render
+from mae_et.monitoring.logger import read_metrics
+
+
+def last_json(text: str) -> dict:
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def test_the_headline_plan_costs_a_quarter_of_1600_epochs(capsys) -> None:
+    assert main(["plan", "--config", "pretrain/vit_b16_etpp_hog_400ep", "--json"]) == 0
+    plan = last_json(capsys.readouterr().out)
+    assert plan["dataset_size"] == 1_281_167
+    assert plan["speedup"] == pytest.approx(4.0, rel=0.01)
+    assert len(plan["stages"]) == 10
+    assert sum(s["share"] for s in plan["stages"]) == pytest.approx(1)
+    assert sum(s["steps"] for s in plan["stages"]) == plan["steps"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory: --efficiency"),
+     (RuntimeError("DataLoader worker (pid 3) is killed by signal"), "a loader process died, as")],
+)  # fmt: skip
+def test_failures_of_the_machine_are_a_sentence_of_every_command(
+    failure: Exception, sentence: str, monkeypatch, capsys
+) -> None:
+    def fails(_: list[str]) -> None:
+        raise failure
+
+    for name in COMMANDS:
+        monkeypatch.setitem(COMMANDS, name, fails)
+        assert main([name]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith(f"mae-et: {sentence}")
+        assert told.count("\n") == 1
+
+
+def test_a_plan_is_a_table_for_people(capsys) -> None:
+    flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
+    assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
+    text = capsys.readouterr().out
+    assert "1,000 images, batch 100; compute in pixels, that of 400.0 epochs" in text
+    assert "2.00x less compute than 800 epochs" in text
+    assert len([line for line in text.splitlines() if " 160 " in line]) == 4
+
+
+@pytest.fixture
+def mistakes(tmp_path: Path) -> dict[str, list[str]]:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "file").write_text("")
+    tiny = [f"--config={tmp_path / 'tiny.yaml'}", f"--output.dir={tmp_path / 'run'}"]
+    golden, heads = (
+        GOLDEN / "mae_tiny_released_format.pth",
+        ["--encoder_num_heads=3", "--decoder_num_heads=4"],
+    )
+    custom = "--curriculum.stages=[{bandwidth: %d, share: 1}]"
+    return {
+        "there is no command 'train'": ["train"],
+        "unrecognized arguments: --optim.lr": ["pretrain", *tiny, "--optim.lr=1"],
+        "bandwidth 20 is not a multiple of the patch size 8": ["pretrain", *tiny, custom % 20],
+        "bandwidth 64 exceeds the base size 32": ["pretrain", *tiny, custom % 64],
+        "there is no image in": ["pretrain", *tiny, f"--data.root={tmp_path / 'empty'}"],
+        "is not a folder": ["pretrain", *tiny, f"--data.root={tmp_path / 'missing'}"],
+        "model.mask_ratio must lie between": ["pretrain", *tiny, "--model.mask_ratio=1.0"],
+        "larger than the data set of 40": ["pretrain", *tiny, "--optim.batch_size=64"],
+        "there is no config 'nope'": ["pretrain", "--config", "nope"],
+        "there is no checkpoint": ["knn", "--checkpoint", str(tmp_path / "missing")],
+        "holds no checkpoint that loads": ["linear-probe", "--checkpoint", str(tmp_path / "empty")],
+        "cannot be read": ["reconstruct", f"--checkpoint={tmp_path / 'file'}"],
+        "model.mask_ratio at bandwidth 16": ["pretrain", *tiny, "--model.mask_ratio=0.9"],
+        "cannot be written to": ["pretrain", *tiny, f"--output.dir={tmp_path / 'file'}"],
+        "output.dir %s cannot" % (tmp_path / "file" / "x"): [
+            "pretrain",
+            *tiny,
+            f"--output.dir={tmp_path / 'file' / 'x'}",
+        ],
+        "--checkpoint": ["knn", "--checkpoint"],
+        "count must be at least 1": ["reconstruct", f"--checkpoint={golden}", "--count=0"],
+        "give encoder_num_heads": ["reconstruct", f"--checkpoint={golden}"],
+        "images must be given": ["reconstruct", f"--checkpoint={golden}", *heads],
+        "data must be given": ["knn", f"--checkpoint={golden}", *heads],
+        "neighbours must be positive": ["knn", f"--checkpoint={golden}", "--neighbours=0"],
+        "efficiency.micro_batch names": ["pretrain", *tiny, "--efficiency.micro_batch={16: 4}"],
+        "torch sees no CUDA device": ["pretrain", *tiny, "--efficiency.device=cuda"],
+        "data.name 'imagenet' is unknown": ["pretrain", *tiny, "--data.name=imagenet"],
+    }
+
+
+def test_mistakes_get_one_sentence_and_exit_status_2(mistakes, capsys, tmp_path) -> None:
+    for sentence, arguments in mistakes.items():
+        assert main(arguments) == 2, sentence
+        shown = capsys.readouterr()
+        assert sentence in shown.err
+        assert shown.err.startswith("mae-et: ")
+        assert shown.err.count("\n") == 1
+        assert not shown.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_model_in_the_run_folder_is_refused(
+    tiny, tiny_yaml, capsys
+) -> None:
+    folder = pretrain(tiny("--output.reconstruct_images=0"))
+    capsys.readouterr()
+    flags = [f"--config={tiny_yaml}", f"--output.dir={folder}", "--model.decoder_depth=2"]
+    assert main(["pretrain", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "holds a checkpoint of another run: model.decoder_depth was 1 and is now 2" in error
+
+
+def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yaml, capsys) -> None:
+    folder = tiny().output.dir
+    assert main(["pretrain", f"--config={tiny_yaml}", f"--output.dir={folder}"]) == 0
+    results = last_json(capsys.readouterr().out)
+    assert results["run"] == str(folder)
+    assert results["loss"] == read_metrics(folder)[-1]["loss"]
+    for command in ("knn", "linear-probe"):
+        assert main([command, f"--checkpoint={folder}", "--num_workers=0", "--epochs=3"]) == 0
+        figures = last_json(capsys.readouterr().out)
+        expected = {"knn"} if command == "knn" else {"linear", "linear_learning_rate"}
+        assert set(figures) == expected | {"data"}
+    assert (
+        main(["knn", f"--checkpoint={folder}", "--data.synthetic_val=30", "--num_workers=0"]) == 0
+    )
+    photo = folder / "photo.jpg"
+    Image.new("RGB", (50, 30), (200, 10, 10)).save(photo)
+    output = folder / "picture.png"
+    whole, encoder = load_pretrained(folder), load_pretrained(folder / "encoder.safetensors")
+    pixels = torch.randn(1, 3, 32, 32)
+    assert torch.equal(whole.encode(pixels), encoder.encode(pixels))
+    assert encoder.decoder is None
+    for images, rows in (([], 8), ([f"--images=[{photo}]"], 1)):
+        assert main(["reconstruct", f"--checkpoint={folder}", f"--output={output}", *images]) == 0
+        assert last_json(capsys.readouterr().out) == {"picture": str(output)}
+        assert read_image(str(output)).shape == (3, rows * 100 + 4, 404)
+    flags = [f"--checkpoint={folder}", "--bandwidth=20"]
+    assert main(["reconstruct", *flags]) == 2
+
+
+def test_an_unreadable_image_stops_the_run_with_its_name(tiny_yaml, tmp_path, capsys) -> None:
+    for number in range(30):
+        path = tmp_path / "images" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    flags = [f"--data.root={tmp_path / 'images'}", f"--output.dir={tmp_path / 'run'}"]
+    few = "mae-et: 1 of 24 images cannot be read, more than data.max_bad_fraction 0.01: "
+    for policy, sentence in (("stop", f"mae-et: cannot read the image {path}"), ("skip", few)):
+        for workers in (0, 1):
+            more = [f"--efficiency.num_workers={workers}", f"--data.on_error={policy}"]
+            assert main(["pretrain", f"--config={tiny_yaml}", *flags, *more]) == 1
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert error.startswith(sentence)
+            assert str(path) in error
+
+
+def test_every_command_has_help(capsys) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    listing = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"  {name} " in listing
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        expected = {
+            "submit": "--cluster FILE_OR_NAME", "status": "--watch", "bench": "bench NAME --help",
+            "report": "--output",
+        }  # fmt: skip
+        assert expected.get(name, "--config") in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+def test_stopped_and_killed_commands_end_like_one_that_was_not(tmp_path: Path) -> None:
+    """The real thing: processes with workers; a SIGTERM to the whole group, then a SIGKILL."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def command(run: str) -> list[str]:
+        flags = [
+            "--curriculum.epochs=20",
+            "--efficiency.num_workers=1",
+            "--output.checkpoint_every=2",
+        ]
+        return [sys.executable, "-m", "mae_et", "pretrain", f"--config={tmp_path / 'tiny.yaml'}",
+                f"--output.dir={tmp_path / run}", *flags]  # fmt: skip
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def signalled(after: str, number: int) -> tuple[int, str]:
+        process = subprocess.Popen(
+            command("killed"), stderr=subprocess.PIPE, text=True, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        for line in process.stderr:
+            if line.startswith(f"step {after}/"):
+                break
+        os.killpg(process.pid, number)
+        rest = process.stderr.read()
+        return process.wait(), rest
+
+    subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
+    status, said = signalled("12", signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step" in said
+    assert "Traceback" not in said
+    status, _ = signalled("40", signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "results.json").exists()
+    again = subprocess.run(
+        command("killed"), check=True, capture_output=True, text=True, env=environment
+    )
+    assert last_json(again.stdout)["run"].endswith("killed")
+    encoders = [
+        (tmp_path / run / "encoder.safetensors").read_bytes() for run in ("whole", "killed")
+    ]
+    assert encoders[0] == encoders[1]
+    # Rows are the same but for the one that the stop added, between two others.
+    losses = [
+        {r["step"]: r["loss"] for r in read_metrics(tmp_path / r)} for r in ("whole", "killed")
+    ]
+    assert set(losses[0]) <= set(losses[1])
+    assert len(losses[1]) <= len(losses[0]) + 1
+
+
+def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data.synthetic_train=200", "--data.synthetic_val=50", "--curriculum.epochs=2"]
+    assert main(["demo", *flags, "--optim.batch_size=16", "--efficiency.num_workers=0"]) == 0
+    results = last_json(capsys.readouterr().out)
+    assert results["run"] == "runs/demo"
+    for name in ("loss", "knn", "linear", "untrained_knn", "untrained_linear", "compute"):
+        assert results[name] > 0
+    assert [stage["bandwidth"] for stage in results["stages"]] == [32] * 2 + [48] * 4 + [64] * 4
+    assert all(stage["images_per_second"] > 0 for stage in results["stages"])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_demo_takes_a_folder_of_one_s_own_beside_the_embedded_run(
+    tmp_path, capsys, monkeypatch, labelled: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(100):
+        image, label = render(number, 40)
+        path = tmp_path / "photos" / (f"class{label}" if labelled else ".") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    flags = ["--data.root=photos", "--curriculum.epochs=3", "--optim.batch_size=16"]
+    assert main(["demo", *flags, "--efficiency.num_workers=0"]) == 0
+    shown = capsys.readouterr()
+    results = last_json(shown.out)
+    assert results["run"] == "runs/demo-photos"
+    assert ("linear" in results) == labelled
+    assert ("scoring an encoder needs labelled images" in shown.err) != labelled
+
+
+@pytest.mark.slow
+def test_the_demo_s_trained_encoder_is_clearly_above_the_untrained_one(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    results = last_json(capsys.readouterr().out)
+    assert results["linear"] > results["untrained_linear"] + 12
+    assert results["knn"] > results["untrained_knn"] + 6
+
+
+def test_the_demo_s_config_is_the_headline_recipe_at_a_small_size() -> None:
+    config = load_config(PretrainConfig, ["demo"])
+    assert (config.curriculum.preset, config.model.target) == ("etpp", "hog")
+    assert config.data.source == "synthetic"

@@ -1,0 +1,149 @@
+"""Mistakes that a newcomer makes, found before they cost a day: each is told with its remedy."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_run import GOLDEN
+
+from finetune import ProbeConfig
+from finetune.features import extract_features
+from mae_et import MaskedAutoencoder, UserError, pretrain
+from mae_et.cli.arguments import config_of
+from mae_et.cli.main import main
+from mae_et.config.schema import DataConfig
+
+RUN = ["--config=tiny.yaml", "--output.dir=run"]
+
+
+@pytest.fixture
+def flat_val(place: Path) -> Path:
+    """ImageNet as its archives unpack: only the training images lie in class folders."""
+    for name in [*(f"train/{label}/{i}.png" for label in "ab" for i in range(20)), "val/9.png"]:
+        path = place / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (len(name), 3, 3)).save(path)
+    return place / "images"
+
+
+def refusal(capsys, *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_finetune_py_in_the_current_folder_does_not_pass_for_the_package(place: Path) -> None:
+    for name in ("finetune.py", "slurm.py"):
+        (place / name).write_text("raise SystemExit('hijacked')")
+    command = [sys.executable, "-m", "mae_et", "knn", "--checkpoint=missing"]
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "there is no checkpoint" in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--gpus_per_node=5"], "optim.batch_size 12 is not divided by 5 processes"),
+        (["--output.dir=tiny.yaml/run"], "cannot be written to"),
+        (["--output.dir=run%j"], "has a % in its name"),
+        (["--data.name=folder"], "data.root is needed for data.name folder"),
+        (["--data.name=shards"], "data.root is needed for data.name shards"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_and_writes_nothing(
+    place: Path, capsys, flags: list[str], sentence: str
+) -> None:
+    assert sentence in refusal(capsys, "submit", "pretrain", *RUN, *flags, "--dry-run")
+    assert list(place.iterdir()) == [place / "tiny.yaml"]
+
+
+def test_validation_images_without_class_folders_are_found_before_pretraining(
+    place: Path, flat_val: Path, capsys
+) -> None:
+    run = ["submit", "pretrain", *RUN, f"--data.root={flat_val}", "--dry-run"]
+    said = refusal(capsys, *run, "--then=knn")
+    assert f"the val split of data.root {flat_val} has no classes, for 9.png lies in no" in said
+    assert main(run) == 0  # pre-training alone reads no labels
+    (flat_val / "val" / "9.png").rename(flat_val / "9.png")
+    assert "has fewer than two class folders" in refusal(capsys, *run, "--then=knn")
+    (flat_val / "val").rmdir()
+    assert "the val split of" in refusal(capsys, *run, "--then=knn")
+    for label in "ab":
+        (flat_val / "val" / label).mkdir(parents=True)
+    assert main([*run, "--then=knn"]) == 0
+
+
+def test_scoring_names_the_split_that_has_no_classes_and_why(flat_val: Path, tiny) -> None:
+    model = MaskedAutoencoder.from_config(tiny().model)
+    config = ProbeConfig(flat_val, num_workers=0)
+    with pytest.raises(UserError, match=r"val split of .*images has no classes.*val/CLASS"):
+        extract_features(model, DataConfig(root=flat_val), config, "val", torch.device("cpu"))
+
+
+def test_fine_tuning_takes_the_data_of_its_checkpoint_s_run_or_asks(place, tiny, capsys) -> None:
+    run = pretrain(tiny("--data.synthetic_train=41", "--output.reconstruct_images=0"))
+    capsys.readouterr()
+    start = [f"--checkpoint={run}", "--model.image_size=32"]
+    data = config_of("finetune", start).data
+    assert (data.name, data.synthetic_train) == ("synthetic", 41)
+    assert data.scale == (0.08, 1.0)  # the source is taken over, and not how it is shown
+    assert config_of("finetune", [*start, "--data.synthetic_train=30"]).data.synthetic_train == 30
+    assert config_of("finetune", [*start, f"--data.root={place}"]).data.source == "folder"
+    golden = GOLDEN / "mae_tiny_released_format.pth"
+    said = refusal(capsys, "finetune", f"--checkpoint={golden}")
+    assert "data must be given (--data.root or --data.name)" in said
+
+
+def test_a_batch_too_large_for_data_that_nobody_asked_for_says_so(place: Path, capsys) -> None:
+    said = refusal(capsys, "plan", "--config=tiny.yaml", "--optim.batch_size=64")
+    assert "of 40 images (the synthetic set, for want of data.root or data.name)" in said
+    flags = ["--data.name=synthetic", "--optim.batch_size=64"]
+    assert "for want of" not in refusal(capsys, "plan", "--config=tiny.yaml", *flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pretrain", "--batch_size=8"], "did you mean --optim.batch_size?"),
+        (["pretrain", "--optim.base_lrr=8"], "did you mean --optim.base_lr"),
+        (["pretrain", "--lr=8"], "did you mean --optim.base_lr or --optim.min_lr?"),
+        (["knn", "--checkpoint=x", "--neighbors=8"], "did you mean --neighbours?"),
+        (["pretrain", "--config=finetune/vit_b16"], "is a config of mae-et finetune, not of"),
+        (["pretrain", "--config", "supervised/resnet50"], "is a config of mae-et supervised"),
+        (["finetune", "--config=pretrain/vit_b16_etpp_400ep"], "is a config of mae-et pretrain"),
+        (["finetune"], "give --checkpoint"),
+        (["compare", "nowhere"], "there is no run folder nowhere"),
+    ],
+)
+def test_a_slip_of_the_keyboard_is_told_with_what_was_meant(
+    place: Path, capsys, arguments: list[str], sentence: str
+) -> None:
+    assert sentence in refusal(capsys, *arguments)
+
+
+def test_switches_and_runs_are_given_as_they_are_thought_of(place: Path, capsys) -> None:
+    assert config_of("knn", ["--checkpoint=x", "--untrained"]).untrained
+    assert config_of("knn", ["--untrained", "--checkpoint=x"]).untrained
+    assert not config_of("knn", ["--checkpoint=x", "--untrained", "false"]).untrained
+    assert config_of("pretrain", ["--efficiency.compile", "--seed=1"]).efficiency.compile
+    for arguments in (["a", "b", "--output=t.md"], ["--output", "t.md", "a", "b"]):
+        config = config_of("compare", arguments)
+        assert (config.runs, config.output) == ([Path("a"), Path("b")], Path("t.md"))
+    assert config_of("compare", ["--runs=[a,b]"]).runs == [Path("a"), Path("b")]
+    (place / "done").mkdir()
+    (place / "done" / "metrics.jsonl").write_text("")
+    (place / "done" / "results.json").write_text(json.dumps({"loss": 1.0}))
+    capsys.readouterr()
+    assert main(["status", "done", "--watch"]) == 0
+    assert "finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["finetune", "--help"])
+    assert "--checkpoint PATH" in capsys.readouterr().out

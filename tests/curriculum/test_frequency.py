@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from oracles import fft_crop
+from safetensors.torch import load_file
+from tiny_run import GOLDEN
+
+from mae_et import low_frequency_crop
+
+
+def images(
+    height: int, width: int | None = None, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height)
+    return torch.rand(2, 3, height, width or height, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("size", "bandwidth"),
+    [(224, 96), (224, 160), (224, 192), (64, 32), (30, 15), (31, 16), (33, 7)],
+)
+def test_the_matrix_form_equals_the_fft_in_float64(size: int, bandwidth: int) -> None:
+    x = images(size)
+    expected = fft_crop(x.numpy(), bandwidth)
+    assert np.abs(low_frequency_crop(x, bandwidth).numpy() - expected).max() < 1e-12
+
+
+def test_a_rectangle_is_cropped_along_each_axis_on_its_own() -> None:
+    x = images(48, 80)
+    expected = fft_crop(x.numpy(), 32)
+    assert np.abs(low_frequency_crop(x, 32).numpy() - expected).max() < 1e-12
+    both = low_frequency_crop(low_frequency_crop(x, (23, 80)), (23, 41))
+    torch.testing.assert_close(low_frequency_crop(x, (23, 41)), both, rtol=0, atol=1e-12)
+
+
+def test_the_golden_file_is_met_to_float32_precision() -> None:
+    golden = load_file(GOLDEN / "low_frequency_crop_numpy.safetensors")
+    for bandwidth in (32, 48, 64, 80):
+        cropped = low_frequency_crop(golden["images"], bandwidth)
+        torch.testing.assert_close(cropped, golden[f"crop_{bandwidth}"], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("method", ["fourier", "resize"])
+def test_the_full_bandwidth_is_the_image_itself(method: str) -> None:
+    x = images(32)
+    assert torch.equal(low_frequency_crop(x, 32, method), x)
+
+
+@pytest.mark.parametrize("bandwidth", [2, 15, 16, 30])
+def test_the_mean_is_kept(bandwidth: int) -> None:
+    x = images(32)
+    cropped = low_frequency_crop(x, bandwidth)
+    torch.testing.assert_close(cropped.mean((-2, -1)), x.mean((-2, -1)), rtol=0, atol=1e-12)
+
+
+def test_a_crop_of_a_crop_is_the_smaller_crop() -> None:
+    x = images(64)
+    for first in (32, 48, 49):
+        twice = low_frequency_crop(low_frequency_crop(x, first), 32)
+        torch.testing.assert_close(twice, low_frequency_crop(x, 32), rtol=0, atol=1e-12)
+
+
+def test_the_crop_is_linear() -> None:
+    x, y = images(32), images(32).flip(0) ** 2
+    combined = low_frequency_crop(2 * x - 3 * y, 16)
+    torch.testing.assert_close(
+        combined, 2 * low_frequency_crop(x, 16) - 3 * low_frequency_crop(y, 16), rtol=0, atol=1e-12
+    )
+
+
+def test_a_mirrored_image_gives_the_mirrored_crop_shifted_by_1_minus_b_over_h() -> None:
+    """Below the Nyquist line, whose mirror image the window does not hold."""
+    x = low_frequency_crop(low_frequency_crop(images(64), 31), 31)
+    x = torch.from_numpy(_upsample(x.numpy(), 64))  # nothing at or above frequency 16
+    mirrored = low_frequency_crop(x.flip(-1), 32)
+    expected = _shift(low_frequency_crop(x, 32).flip(-1).numpy(), 1 - 32 / 64)
+    assert np.abs(mirrored.numpy() - expected).max() < 1e-12
+
+
+def test_resizing_is_close_to_the_exact_crop_of_a_smooth_image() -> None:
+    axis = torch.linspace(0, 2 * torch.pi, 65)[:-1]
+    x = (torch.sin(axis)[:, None] * torch.cos(2 * axis)[None, :])[None].double()
+    error = low_frequency_crop(x, 32, "resize") - low_frequency_crop(x, 32)
+    assert error.abs().max() < 0.16  # half an input sample of shift at this slope
+    assert error.abs().max() > 0
+
+
+def test_half_precision_images_stay_of_their_type_and_autocast_leaves_the_crop_alone() -> None:
+    assert low_frequency_crop(images(32).bfloat16(), 16).dtype == torch.bfloat16
+    x = images(32, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = low_frequency_crop(x, 16)
+    assert torch.equal(inside, low_frequency_crop(x, 16))
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "sentence"), [(0, "between 1 and"), (33, "between 1 and"), ((16, 40), "32 x 32")]
+)
+def test_impossible_bandwidths_are_refused(bandwidth: int, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        low_frequency_crop(images(32), bandwidth)
+
+
+def test_integers_and_unknown_methods_are_refused() -> None:
+    with pytest.raises(ValueError, match="floating point"):
+        low_frequency_crop(torch.zeros(3, 32, 32, dtype=torch.uint8), 16)
+    with pytest.raises(ValueError, match="fourier, resize or decode"):
+        low_frequency_crop(images(32), 16, "lanczos")  # type: ignore[arg-type]
+
+
+def _upsample(x: np.ndarray, size: int) -> np.ndarray:
+    """Zero-pad the centred spectrum of an odd-sized image."""
+    small = x.shape[-1]
+    spectrum = np.zeros((*x.shape[:-2], size, size), complex)
+    top = size // 2 - small // 2
+    centred = np.fft.fftshift(np.fft.fft2(x), axes=(-2, -1))
+    spectrum[..., top : top + small, top : top + small] = centred
+    back = np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(-2, -1)))
+    return back.real * size**2 / small**2
+
+
+def _shift(x: np.ndarray, samples: float) -> np.ndarray:
+    """Shift the last axis to the right by a share of a sample."""
+    phase = np.exp(-2j * np.pi * np.fft.fftfreq(x.shape[-1]) * samples)
+    return np.fft.ifft(np.fft.fft(x) * phase).real

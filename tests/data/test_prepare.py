@@ -1,0 +1,264 @@
+"""Prepared shards hold a data set's files, and smaller forms of them, whole or not at all."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from natural_images import jpeg, natural
+from PIL import Image
+
+import mae_et.data.prepare as preparing
+from mae_et import Curriculum, Stage, UserError
+from mae_et.cli.main import main
+from mae_et.config.schema import DataConfig
+from mae_et.data.datasets import ImageDataset, open_dataset
+from mae_et.data.decoding import Box, Pictures
+from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.prepared_shards import Prepared, archive, index_file
+from mae_et.data.sampler import SampleIndex
+from mae_et.data.transforms import TrainDataset
+from mae_et.errors import RunFailed
+from mae_et.pretraining import pretrain
+
+LEVELS = (48, 72)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number in range(14):
+        split = "train" if number < 10 else "val"
+        path = tmp_path / "data" / split / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(natural(90, 120, number)))
+    return tmp_path / "data"
+
+
+def config(root: Path, **options) -> PrepareConfig:
+    options = {"levels": LEVELS, "shard_images": 4} | options
+    return PrepareConfig(root.parent / "shards", DataConfig(root=root), **options)
+
+
+def opened(root: Path, split="train", channels: int = 3) -> Prepared:
+    source = open_dataset(DataConfig("shards", root.parent / "shards"), split, channels)
+    assert isinstance(source, Prepared)
+    return source
+
+
+def same(one: ImageDataset, other: ImageDataset) -> bool:
+    return len(one) == len(other) and all(
+        one[i][1] == other[i][1] and np.array_equal(np.asarray(one[i][0]), np.asarray(other[i][0]))
+        for i in range(len(one))
+    )
+
+
+def test_prepared_images_labels_and_classes_are_the_folder_s(root: Path) -> None:
+    summary = prepare(config(root))
+    assert [summary[split]["images"] for split in ("train", "val")] == [10, 4]
+    for split in ("train", "val"):
+        source, shards = open_dataset(DataConfig(root=root), split), opened(root, split)
+        assert same(source, shards)
+        assert list(shards.classes) == list(source.classes) == ["a", "b"]
+    assert same(opened(root), pickle.loads(pickle.dumps(opened(root))))  # as in a spawned worker
+
+
+def test_exact_crops_read_the_original_and_are_the_same(root: Path) -> None:
+    prepare(config(root))
+    plan = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 8).plan(3, 50, 12)
+    views = [
+        TrainDataset(source, DataConfig(), plan, 8, 0)[SampleIndex(5, 2, 0)].images
+        for source in (open_dataset(DataConfig(root=root), "train"), opened(root))
+    ]
+    assert torch.equal(*views)
+
+
+def test_a_small_crop_reads_the_smallest_level_that_has_its_pixels(root: Path) -> None:
+    prepare(config(root))
+    shards = opened(root)
+    read: list[int] = []
+    keep = shards.files.read
+    shards.files.read = lambda index, place: read.append(place) or keep(index, place)  # type: ignore
+    for size in (38, 39, 57, 58):
+        _, label, _ = shards.stored(7, lambda h, w: Box(0, 0, h, w), size)
+        assert label == 1
+    assert read == [0, 1, 1, 2]
+    _, _, draw = shards.stored(3, lambda h, w: Box(9, 12, h / 2, w / 2), 16)
+    assert draw(48, 64) == pytest.approx((4.8, 6.4, 24, 32))
+
+
+def test_small_crops_of_levels_are_those_of_the_files(root: Path) -> None:
+    prepare(config(root))
+    plan = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 8).plan(3, 50, 12)
+    source = open_dataset(DataConfig(root=root), "train")
+    whole, small = (
+        TrainDataset(of, DataConfig(), plan, 8, 0, "decode") for of in (source, opened(root))
+    )
+    for index in range(10):
+        one, other = whole[SampleIndex(index, 1, 1)], small[SampleIndex(index, 1, 1)]
+        assert torch.equal(one.noise, other.noise)
+        assert (one.images.float() - other.images.float()).abs().mean() < 8  # other boxes: 40
+
+
+def test_each_archive_is_a_webdataset(root: Path) -> None:
+    prepare(config(root))
+    for level in (*LEVELS, "original"):
+        folder = root.parent / f"wds-{level}" / "train"
+        folder.mkdir(parents=True)
+        for path in (root.parent / "shards" / "train").glob(f"*-{level}.tar"):
+            (folder / path.name).symlink_to(path)
+        source = open_dataset(DataConfig("wds", folder.parent), "train")
+        assert [source[i][1] for i in range(10)] == [opened(root)[i][1] for i in range(10)]
+        image = source[0][0]
+        assert isinstance(image, Image.Image)
+        assert min(image.size) == (90 if level == "original" else level)
+
+
+def test_files_of_every_kind_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    image = natural(90, 120)
+    for number, (mode, ending) in enumerate(
+        [("RGB", "png"), ("RGBA", "png"), ("L", "jpg"), ("CMYK", "jpg"), ("P", "gif"),
+         ("RGB", "webp"), ("I;16", "png")]
+    ):  # fmt: skip
+        picture = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+        picture.save(tmp_path / "data" / "train" / f"{number}.{ending}")
+    natural(40, 44).save(tmp_path / "data" / "train" / "7.jpg")
+    np.save(tmp_path / "data" / "train" / "8.npy", np.zeros((40, 50, 3), np.uint8))
+    prepare(config(tmp_path / "data", splits=("train",)))
+    source, shards = (
+        open_dataset(DataConfig(root=tmp_path / "data"), "train"),
+        opened(tmp_path / "data"),
+    )
+    assert same(source, shards)
+    plan = Curriculum((Stage(32, 1),), 32, 8).plan(3, 50, 9)
+    one, other = (TrainDataset(of, DataConfig(), plan, 8, 0, "decode") for of in (source, shards))
+    for index in range(9):
+        images = (
+            one[SampleIndex(index, 0, 0)].images.float(),
+            other[SampleIndex(index, 0, 0)].images.float(),
+        )
+        assert (images[0] - images[1]).abs().mean() < 8
+
+
+def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
+    keep, done = preparing.write_shard, []
+
+    def interrupted(source, config, folder, shard) -> None:
+        if len(done) == 2:
+            (folder / f".{shard:05d}-48.tar.part").write_bytes(b"half")
+            raise KeyboardInterrupt
+        done.append(shard)
+        keep(source, config, folder, shard)
+
+    monkeypatch.setattr(preparing, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(root))
+    with pytest.raises(UserError, match=r"no prepared split.*split\.json"):
+        opened(root)
+    times = {path: path.stat().st_mtime_ns for path in (root.parent / "shards").rglob("*.npy")}
+    assert len(times) == 2
+    monkeypatch.setattr(preparing, "write_shard", keep)
+    prepare(config(root))
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert same(open_dataset(DataConfig(root=root), "train"), opened(root))
+    assert not list((root.parent / "shards").rglob("*.part"))
+
+
+def test_what_was_prepared_otherwise_is_not_gone_on_with(root: Path) -> None:
+    prepare(config(root))
+    with pytest.raises(UserError, match=r"quality differs"):
+        prepare(config(root, quality=90))
+    (root / "train" / "a" / "0.jpg").unlink()
+    with pytest.raises(UserError, match=r"images differs"):
+        prepare(config(root))
+
+
+def test_a_damaged_byte_is_one_sentence_on_reading_and_verifying(root: Path, capsys) -> None:
+    prepare(config(root, splits=("train",)))
+    output = root.parent / "shards"
+    flags = ["prepare", f"--output={output}", "--splits=[train]", "--verify=true"]
+    assert main(flags) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["images"] == 10
+    path = archive(output / "train", 1, 0)
+    content = bytearray(path.read_bytes())
+    content[int(opened(root).files.rows["offset"][5][-1]) + 40] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(RunFailed, match=r"00001-original\.tar is damaged: its checksum"):
+        opened(root)[5]
+    assert opened(root)[4][1] == 0
+    assert main(flags) == 1
+    assert "its checksum does not match" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "split.json").unlink(), "no prepared split"),
+        (lambda folder: index_file(folder, 1).write_bytes(b"\x93NUMPY"), "index .* is damaged"),
+        (lambda folder: index_file(folder, 2).unlink(), "index .* is damaged"),
+    ],
+)
+def test_a_damaged_index_is_refused(root: Path, spoil, sentence: str) -> None:
+    prepare(config(root, splits=("train",)))
+    spoil(root.parent / "shards" / "train")
+    with pytest.raises(UserError, match=sentence):
+        opened(root)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--levels=[72,48]"], "levels must be rising"),
+        (["--quality=0"], "quality must lie"),
+        (["--data.name=synthetic"], "data.name synthetic has no files to prepare"),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused(flags, sentence, tmp_path: Path, capsys) -> None:
+    assert main(["prepare", f"--output={tmp_path / 'out'}", *flags]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_output_inside_of_the_data_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match=r"lies in data\.root"):
+        PrepareConfig(root / "shards", DataConfig(root=root))
+
+
+def test_workers_write_the_same_shards(root: Path, tmp_path: Path) -> None:
+    prepare(config(root))
+    one = {p.name: p.read_bytes() for p in (root.parent / "shards" / "train").glob("*.npy")}
+    other = tmp_path / "others"
+    prepare(
+        PrepareConfig(other, DataConfig(root=root), levels=LEVELS, shard_images=4, num_workers=2)
+    )
+    assert one == {p.name: p.read_bytes() for p in (other / "train").glob("*.npy")}
+
+
+def test_a_run_on_shards_goes_on_where_it_stopped(tiny, root: Path, tmp_path: Path) -> None:
+    """Bit for bit, from the state of its fifth step."""
+    prepare(config(root))
+    shards = root.parent / "shards"
+
+    def flags(name: str) -> list[str]:
+        return ["--crop.method=decode", "--data.name=shards", f"--data.root={shards}",
+                "--curriculum.epochs=12", "--optim.batch_size=5", "--output.keep_last=9",
+                f"--output.dir={tmp_path / name}"]  # fmt: skip
+
+    folder = pretrain(tiny(*flags("run")))
+    weights = (folder / "encoder.safetensors").read_bytes()
+    (folder / "results.json").unlink()
+    newest = sorted((folder / "checkpoints").iterdir())
+    assert len(newest) > 1
+    for path in newest[1:]:
+        path.unlink()
+    pretrain(tiny(*flags("run")))
+    assert (folder / "encoder.safetensors").read_bytes() == weights
+
+
+def test_prepared_pictures_are_a_source_of_pictures(root: Path) -> None:
+    prepare(config(root, splits=("val",)))
+    assert isinstance(opened(root, "val", 1), Pictures)
+    image, _ = opened(root, "val", 1)[0]
+    assert isinstance(image, Image.Image)
+    assert image.mode == "L"

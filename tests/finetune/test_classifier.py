@@ -1,0 +1,482 @@
+"""Fine-tuning, probes and supervised training, on networks that train in seconds."""
+
+import csv
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from tiny_run import GOLDEN
+
+from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
+from finetune.config import ClassifierOptimConfig, RecipeConfig
+from finetune.evaluation import score, stored_classifier
+from finetune.model import build_classifier
+from finetune.param_groups import build_optimizer
+from finetune.transforms import Labelled, LabelledTrainDataset, mix
+from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
+from mae_et.cli.main import main
+from mae_et.config.schema import DataConfig
+from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.sampler import SampleIndex
+from mae_et.data.synthetic import Synthetic
+from mae_et.data.webdataset import TarWriter
+from mae_et.monitoring.logger import SCORES, read_metrics
+from mae_et.runtime.distributed import DistributedContext
+
+SMALL = """
+model: {image_size: 32, encoder_num_heads: 2}
+data: {synthetic_size: 32, synthetic_train: 40, synthetic_val: 30, scale: [0.5, 1.0]}
+curriculum: {preset: constant, epochs: 4, cost: area}
+optim: {batch_size: 8, base_lr: 0.05, min_lr: 0.0, warmup_fraction: 0.2}
+efficiency: {num_workers: 0, device: cpu}
+output: {log_every: 4, checkpoint_every: 5, evaluate_every: 50%, tensorboard: false}
+"""
+RECIPE = [
+    "--recipe.mixup=0.8", "--recipe.cutmix=1.0", "--recipe.smoothing=0.1", "--recipe.erasing=0.25",
+    "--model.drop_path=0.3", "--optim.layer_decay=0.65", "--optim.ema=0.9",
+]  # fmt: skip
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """Return an encoder that is 32 wide and 2 deep, for images of 32 pixels."""
+    from mae_et.models.mae import MaskedAutoencoder
+
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(
+        "vit_tiny_patch16_224", 32, 8, encoder_embed_dim=32, encoder_depth=2, encoder_num_heads=2,
+        decoder_depth=0,
+    )  # fmt: skip
+    save_file(dict(model.encoder.state_dict()), tmp_path / "encoder.safetensors")
+    return tmp_path / "encoder.safetensors"
+
+
+@pytest.fixture
+def small(encoder: Path, tmp_path: Path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+
+    def build(*flags: str, run: str = "run") -> ClassifierConfig:
+        network = [] if any("backbone" in f for f in flags) else [f"--model.checkpoint={encoder}"]
+        folder = f"--output.dir={tmp_path / run}"
+        return load_config(ClassifierConfig, [tmp_path / "small.yaml"], [*network, folder, *flags])
+
+    return build
+
+
+def test_a_run_leaves_what_it_promises_and_scores_the_same_when_evaluated(small, tmp_path) -> None:
+    config = small(*RECIPE)
+    results = classify(config)
+    folder = config.output.dir
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "plan.json", "classes.json", "metrics.jsonl", SCORES, "results.json",
+            "model.safetensors", "best.safetensors"} <= names  # fmt: skip
+    scores = read_metrics(folder, SCORES)
+    assert [row["step"] for row in scores] == [10, 20]
+    assert results["best_top1"] == max(row["top1"] for row in scores)
+    assert results["images"] == 30
+    again = evaluate(EvaluateConfig(folder, device="cpu", num_workers=0))
+    for key in ("top1", "top5", "loss"):
+        assert again[key] == pytest.approx(results[key], abs=1e-4)
+    assert results["raw_loss"] != results["loss"]
+    best = evaluate(EvaluateConfig(folder, weights="best", device="cpu", num_workers=0))
+    assert best["top1"] == results["best_top1"]
+    assert stored_classifier(folder) == config
+
+
+def test_training_learns_what_the_classes_are(small, tmp_path) -> None:
+    """Ten classes told apart by colour: nearly all right after a few epochs."""
+    for split in ("train", "val"):
+        for number in range(60 if split == "train" else 20):
+            colour = (25 * (number % 10), 255 - 25 * (number % 10), (number % 10) ** 2)
+            path = tmp_path / "colours" / split / str(number % 10) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), colour).save(path)
+    flags = [f"--data.root={tmp_path / 'colours'}", "--curriculum.epochs=30", "--optim.base_lr=0.1"]
+    assert classify(small(*flags))["top1"] > 90
+
+
+@pytest.mark.parametrize("probe", ["linear", "attentive"])
+def test_a_probe_leaves_the_encoder_as_it_was(small, encoder: Path, probe: str) -> None:
+    flags = [f"--model.probe={probe}", "--optim.optimizer=lars", "--optim.weight_decay=0"]
+    config = small(*flags, "--model.pool=cls")
+    results = classify(config)
+    before, after = load_file(encoder), load_file(config.output.dir / "model.safetensors")
+    shared = set(before) & set(after)
+    assert {"cls_token", "blocks.1.mlp.fc2.weight"} <= shared
+    for name in shared:
+        assert torch.equal(before[name], after[name]), name
+    head = "head.1.weight" if probe == "linear" else "head.weight"
+    fresh = build_classifier(config.model, 10).state_dict()[head]
+    torch.manual_seed(config.seed)
+    assert not torch.equal(after[head], build_classifier(config.model, 10).state_dict()[head])
+    assert after[head].shape == fresh.shape
+    again = evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
+    assert again["top1"] == results["top1"]
+
+
+RESNET = ["--model.backbone=resnet10t", "--model.encoder_num_heads=null", "--optim.optimizer=lamb"]
+
+
+REPLAY = ["--data.replay={32: 2}", "--data.replay_images=16"]
+
+
+RECTANGLE = ["--model.image_size=[16, 64]"]  # of as many patches as the square
+
+
+@pytest.mark.parametrize("flags", [[], RECIPE, RESNET, REPLAY, RECTANGLE])
+def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
+    small, monkeypatch, flags
+) -> None:
+    """Bit for bit, drop path, mixing, erasing and moving average included."""
+    module = sys.modules["finetune.classifier"]
+    whole = small(*flags, run="whole")
+    classify(whole)
+    config, real = small(*flags), module.classifier_step
+
+    def signalled(run, *rest, **keywords):
+        if run.state.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *rest, **keywords)
+
+    monkeypatch.setattr(module, "classifier_step", signalled)
+    with pytest.raises(Interrupted):
+        classify(config)
+    monkeypatch.undo()
+    assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 7
+    if config.model.checkpoint is not None:
+        config.model.checkpoint.unlink()  # a run that goes on does not need what it started from
+    classify(config)
+    weights = [(c.output.dir / "model.safetensors").read_bytes() for c in (whole, config)]
+    assert weights[0] == weights[1]
+    scores = [[row["loss"] for row in read_metrics(c.output.dir, SCORES)] for c in (whole, config)]
+    assert scores[0] == scores[1]
+    assert len(list_checkpoints(config.output.dir / "checkpoints")) == 2
+
+
+def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monkeypatch) -> None:
+    """Saved first, scored then: killed in between, the scores come when the run goes on."""
+    module = sys.modules[classify.__module__]
+    whole = small("--output.checkpoint_every=10", run="whole")
+    classify(whole)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    config = small("--output.checkpoint_every=10")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "evaluate_and_keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    classify(config)
+    scores = [
+        [(row["step"], row["loss"]) for row in read_metrics(c.output.dir, SCORES)]
+        for c in (whole, config)
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("place", ["write_weights", "Monitor.score"])
+def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_alone(
+    small, monkeypatch, place: str
+) -> None:
+    """Whichever of them is written first: the best weights are those of the step that is named."""
+    whole = small("--output.checkpoint_every=10", run="whole")
+    expected = classify(whole)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    config = small("--output.checkpoint_every=10")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"finetune.results.{place}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    results = classify(config)
+    assert results["best_step"] == expected["best_step"]
+    best = [(c.output.dir / "best.safetensors").read_bytes() for c in (whole, config)]
+    assert best[0] == best[1]
+
+
+def test_a_run_goes_on_from_a_sound_description_alone(small, monkeypatch) -> None:
+    config = small()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[classify.__module__], "finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    path = config.output.dir / "classes.json"
+    about = json.loads(path.read_text())
+    for damage in ({"classes": 3}, {"encoder": "hf-hub:some/body"}, {"encoder_num_heads": "2"}):
+        path.write_text(json.dumps(about | damage))
+        with pytest.raises(UserError, match=r"classes\.json is damaged"):
+            classify(config)
+    path.write_text(json.dumps(about | {"classes": ["a"]}))
+    with pytest.raises(UserError, match=r"do not fit: 2 misshapen \(head\.weight is \[10, 32\]"):
+        classify(config)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_images_without_a_label_are_refused_before_training(small, tmp_path: Path) -> None:
+    """Of shards of which some have no .cls, and of prepared ones of them."""
+    for split in ("train", "val"):
+        with TarWriter(tmp_path / "tars" / split / "0.tar") as shard:
+            for number in range(12):
+                shard.add(f"{number}.png", png_of(number))
+                if split == "val" or number < 9:
+                    shard.add(f"{number}.cls", str(number % 3).encode())
+    prepare(PrepareConfig(tmp_path / "shards", DataConfig(name="wds", root=tmp_path / "tars")))
+    for name, root in (("wds", "tars"), ("shards", "shards")):
+        flags = [f"--data.name={name}", f"--data.root={tmp_path / root}"]
+        with pytest.raises(UserError, match="3 of 12 images of train have no label"):
+            classify(small(*flags))
+
+
+def png_of(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(file, "png")
+    return file.getvalue()
+
+
+def test_a_curriculum_shows_a_checkpoint_s_vit_smaller_images_too(small) -> None:
+    results = classify(small("--curriculum={preset: etpp, epochs: 8, cost: flops}"))
+    assert [stage["bandwidth"] for stage in results["stages"]] == [16] * 2 + [24] * 4 + [32] * 4
+
+
+def test_without_a_validation_split_nothing_is_scored(small, tmp_path) -> None:
+    for number in range(40):
+        path = tmp_path / "only" / "train" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    flags = [f"--data.root={tmp_path / 'only'}", "--output.evaluate_every=null"]
+    results = classify(small(*flags))
+    assert "top1" not in results
+    assert results["steps"] == 20
+
+
+def test_lars_adapts_products_and_not_biases_also_without_decay() -> None:
+    """Against MAE's rule: step = lr * trust * |w| / |g| * g for products, lr * g for biases."""
+    layer = torch.nn.Linear(4, 3)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    config = ClassifierOptimConfig(optimizer="lars", weight_decay=0.0, base_lr=0.1, min_lr=0.0)
+    optimizer = build_optimizer(layer, config)
+    for group in optimizer.param_groups:
+        group["lr"] = 2.0
+    layer(torch.randn(5, 4)).square().sum().backward()
+    optimizer.step()
+    w, b = layer.weight, layer.bias
+    rate = 0.001 * before["weight"].norm() / w.grad.norm()
+    torch.testing.assert_close(w.detach(), before["weight"] - 2.0 * rate * w.grad)
+    torch.testing.assert_close(b.detach(), before["bias"] - 2.0 * b.grad)
+
+
+def test_a_run_folder_serves_as_a_start_and_other_uses_are_refused_clearly(small, capsys) -> None:
+    classify(small())
+    folder = small().output.dir
+    again = classify(small(f"--model.checkpoint={folder}", run="again"))
+    assert again["top1"] >= 0
+    assert main(["evaluate", f"--checkpoint={folder}", "--data.synthetic_val=20"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 20
+    for command, sentence in (
+        (["knn"], "holds a classifier"),
+        (["export", "--format=hf", "--output=x"], "format hf holds no classifier"),
+    ):
+        assert main([*command, f"--checkpoint={folder}"]) == 2
+        assert sentence in capsys.readouterr().err
+    (folder / "model.safetensors").unlink()
+    assert main(["evaluate", f"--checkpoint={folder}"]) == 2
+    assert "run that is not finished" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_supervised_training_goes_through_growing_bandwidths(small) -> None:
+    config = small(
+        "--model.backbone=resnet10t", "--model.image_size=64", "--data.synthetic_size=64",
+        "--curriculum={preset: etpp, epochs: 8, cost: area}", "--data.augment=rand-mstd0.5-inc1",
+        "--optim.optimizer=lamb", "--optim.base_lr=0.01", "--model.encoder_num_heads=null",
+    )  # fmt: skip
+    results = classify(config)
+    assert [stage["bandwidth"] for stage in results["stages"]] == [32] * 2 + [64] * 8
+    assert results["equivalent_epochs"] == pytest.approx(8, abs=0.2)
+    again = evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
+    assert again["top1"] == results["top1"]
+
+
+def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeypatch) -> None:
+    source = Synthetic(53, 32)
+    data = DataConfig(mean=(0.5,), std=(0.5,), eval_crop=1.0)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    cpu = torch.device("cpu")
+    whole = score(network, source, data, 32, DistributedContext(0, 1, cpu), None, 8, 0)
+    from mae_et.data.transforms import EvalDataset, normalise
+
+    view = EvalDataset(source, data, 32)
+    pixels = normalise(torch.stack([view[i][0] for i in range(53)]), data.mean, data.std)
+    labels = torch.tensor([view[i][1] for i in range(53)])
+    with torch.no_grad():
+        logits = network(pixels)
+    assert whole.confusion.tolist() == confusion_matrix(labels, logits.argmax(1)).tolist()
+    summary = whole.summary()
+    top5 = top_k_accuracy_score(labels, logits.numpy(), k=5)
+    assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
+    assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
+    parts = []
+    monkeypatch.setattr("mae_et.runtime.distributed.total", lambda values, world: values)
+    parts = [
+        score(network, source, data, 32, DistributedContext(r, 3, cpu), None, 8, 0)
+        for r in range(3)
+    ]
+    assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
+    assert torch.equal(sum(part.taken for part in parts), whole.confusion.sum(0))
+    assert sum(part.top5 for part in parts) == whole.top5
+    monkeypatch.setattr(sys.modules[score.__module__], "MOST_CLASSES_IN_TABLE", 9)
+    assert (
+        score(network, source, data, 32, DistributedContext(0, 1, cpu), None, 8, 0).confusion
+        is None
+    )
+
+
+def test_evaluating_writes_tables_and_takes_the_published_layout(small, tmp_path) -> None:
+    config = small()
+    results = classify(config)
+    weights = load_file(config.output.dir / "model.safetensors")
+    torch.save({"model": weights}, tmp_path / "mae_finetuned.pth")
+    found = evaluate(
+        EvaluateConfig(
+            tmp_path / "mae_finetuned.pth", data=config.data, image_size=32, encoder_num_heads=2,
+            output=tmp_path / "tables", device="cpu", num_workers=0,
+        )
+    )  # fmt: skip
+    assert found["top1"] == results["top1"]
+    with (tmp_path / "tables" / "confusion.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 11
+    total = sum(int(n) for row in rows[1:] for n in row[1:])
+    right = sum(int(rows[i + 1][i + 1]) for i in range(10))
+    assert (total, 100 * right / total) == (30, pytest.approx(found["top1"], abs=1e-3))
+    with (tmp_path / "tables" / "classes.csv").open() as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["3"] * 10
+
+
+def test_mixing_mixes_labels_as_it_mixes_images() -> None:
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8).clone()
+    batch = Labelled(images, torch.tensor([0, 1, 2, 3]))
+    mixed, targets = mix(batch._replace(images=images.clone()), RecipeConfig(mixup=0.8), 5, seed=3)
+    share = targets.max(1).values[0]
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    expected = share * torch.arange(4.0) + (1 - share) * torch.arange(4.0).flip(0)
+    flipped = (1 - share) * torch.arange(4.0) + share * torch.arange(4.0).flip(0)
+    found = mixed[:, 0, 0, 0]
+    assert torch.allclose(found, expected) or torch.allclose(found, flipped)
+    same = mix(batch._replace(images=images.clone()), RecipeConfig(mixup=0.8), 5, seed=3)[0]
+    assert torch.equal(same, mixed)
+    plain, hot = mix(batch, RecipeConfig(smoothing=0.1), 5, seed=0)
+    assert torch.equal(plain, images)
+    assert hot[2].tolist() == pytest.approx([0.02, 0.02, 0.92, 0.02, 0.02])
+
+
+def test_a_view_is_a_function_of_its_seed_and_erases_with_noise_of_unit_variance() -> None:
+    plan = Curriculum((Stage(64, 1),), 64).plan(2, 20, 4)
+    data = DataConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    whole = LabelledTrainDataset(Synthetic(20, 64), data, RecipeConfig(), plan, 0)
+    erased = LabelledTrainDataset(Synthetic(20, 64), data, RecipeConfig(erasing=0.999), plan, 0)
+    changed = torch.cat(
+        [
+            (erased[SampleIndex(i, 0, 0)].images - whole[SampleIndex(i, 0, 0)].images).flatten()
+            for i in range(20)
+        ]
+    )
+    pixels = torch.cat([erased[SampleIndex(i, 0, 0)].images.flatten() for i in range(20)])[
+        changed != 0
+    ]
+    assert 0.02 < (changed != 0).float().mean() < 0.4
+    assert abs(pixels.mean()) < 0.05
+    assert abs(pixels.std() - 1) < 0.05
+    assert torch.equal(erased[SampleIndex(3, 1, 0)].images, erased[SampleIndex(3, 1, 0)].images)
+
+
+def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, capsys) -> None:
+    for split, classes in (("train", "ab"), ("val", "a")):
+        for name in classes:
+            path = tmp_path / "lacks" / split / name / "1.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(path)
+    (tmp_path / "flat").mkdir()
+    for number in range(10):
+        Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
+    small()
+    base = ["finetune", f"--config={tmp_path / 'small.yaml'}", f"--output.dir={tmp_path / 'r'}"]
+    base.append("--data.name=synthetic")
+    mine, folder = [*base, f"--checkpoint={encoder}"], ["--data.name=folder"]
+    (tmp_path / "short.pth").write_bytes(
+        (GOLDEN / "mae_tiny_released_format.pth").read_bytes()[:999]
+    )
+    for sentence, arguments in {
+        "give --checkpoint (model.checkpoint) or model.backbone": base,
+        "there is no checkpoint": [*base, "--checkpoint", str(tmp_path / "nowhere")],
+        "cannot be read": [*base, f"--checkpoint={tmp_path / 'short.pth'}"],
+        "encoder_num_heads 3 does not divide the width 32": [*mine, "--model.encoder_num_heads=3"],
+        "not a multiple of the patch size": [*mine, "--model.image_size=36"],
+        "needs labelled images": [*mine, *folder, f"--data.root={tmp_path / 'flat'}"],
+        "validation split has no image of b": [*mine, *folder, f"--data.root={tmp_path / 'lacks'}"],
+        "larger than the data set": [*mine, "--optim.batch_size=64"],
+        "micro-batches of even size": [*mine, "--recipe.mixup=1", "--efficiency.micro_batch=1"],
+        "model.drop_path is of networks": [*mine, "--model.probe=linear", "--model.drop_path=0.1"],
+        "model.patch_size must be positive": [*mine, "--model.patch_size=-8"],
+        "output.evaluate_every must be": [*mine, "--output.evaluate_every=often"],
+        "micro-batches need two images": [*base, *RESNET, "--efficiency.micro_batch=1"],
+        "the network has none": [
+            *base,
+            "--model.backbone=vgg11",
+            "--efficiency.gradient_checkpointing=true",
+            "--model.encoder_num_heads=null",
+        ],
+        "does not take images of 32 pixels": [
+            *base,
+            "--model.backbone=maxvit_rmlp_pico_rw_256",
+            "--model.encoder_num_heads=null",
+        ],
+        "batch_size must be positive": ["evaluate", f"--checkpoint={encoder}", "--batch_size=0"],
+        "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],
+        "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],
+        "optim.layer_decay must lie": [*mine, "--optim.layer_decay=0"],
+        "is no classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],
+    }.items():
+        assert main(arguments) == 2, sentence
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert sentence in error, error
+
+
+def test_a_split_that_lacks_a_class_is_not_scored(small, tmp_path) -> None:
+    """Trained without looking at it, the run is refused by it when it is evaluated."""
+    for split, classes in (("train", "abc"), ("val", "ab")):
+        for number in range(8 * len(classes)):
+            path = tmp_path / "lacks" / split / classes[number % len(classes)] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    flags = [f"--data.root={tmp_path / 'lacks'}", "--curriculum.epochs=1"]
+    config = small(*flags, "--output.evaluate_every=null")
+    classify(config)
+    with pytest.raises(UserError, match=r"the validation split has no image of c$"):
+        evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
+
+
+def test_a_finished_run_is_not_trained_again_and_another_is_refused(small, capsys) -> None:
+    results = classify(small())
+    assert classify(small()) == results
+    with pytest.raises(UserError, match=r"recipe\.mixup was 0\.0 and is now 0\.5"):
+        classify(small("--recipe.mixup=0.5"))
+    json.dumps(results)

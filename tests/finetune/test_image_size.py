@@ -1,0 +1,144 @@
+"""Images of other shapes than a square: from the command line to scores, and back into files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from tiny_run import GOLDEN
+
+from finetune.image_size import sides_at
+from finetune.model import vit_around
+from finetune.transforms import central_view
+from mae_et import UserError
+from mae_et.checkpoints.formats import load_weights
+from mae_et.cli.main import main
+from mae_et.config.schema import DataConfig
+from mae_et.curriculum.flops import training_flops
+
+TINY = GOLDEN / "mae_tiny_released_format.pth"
+SETTINGS = """
+model: {encoder_num_heads: 3}
+data: {name: synthetic, synthetic_size: 64, synthetic_train: 40, synthetic_val: 30}
+optim: {batch_size: 8, base_lr: 0.05, min_lr: 0.0, warmup_fraction: 0.2}
+efficiency: {num_workers: 0, device: cpu}
+output: {tensorboard: false}
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys):
+    """Return what runs a command on the small settings, and gives its results or its sentence."""
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+
+    def run(name: str, *flags: str) -> dict | str:
+        trains = name in {"finetune", "supervised"}
+        settings = [f"--config={tmp_path / 'settings.yaml'}"] if trains else []
+        status = main([name, *settings, *flags])
+        said = capsys.readouterr()
+        assert status == (0 if said.out else 2)
+        return json.loads(said.out.splitlines()[-1]) if said.out else said.err.strip()
+
+    return run
+
+
+@pytest.mark.parametrize("patch", [1, 8, 32])
+@pytest.mark.parametrize("size", [224, (160, 224), (224, 160), (96, 384)])
+def test_a_bandwidth_is_of_the_shorter_side_and_the_longer_keeps_its_share(size, patch) -> None:
+    full = np.array([size] * 2 if isinstance(size, int) else size)
+    assert sides_at(size, full.min(), patch) == tuple(full)
+    for bandwidth in range(patch, full.min(), patch):
+        sides = np.array(sides_at(size, bandwidth, patch))
+        assert sides.min() == bandwidth
+        assert not (sides % patch).any()
+        exact = full * bandwidth / full.min()
+        assert ((exact <= sides) & (sides < exact + patch)).all()
+
+
+class One:
+    """A single picture."""
+
+    classes = ("a",)
+
+    def __init__(self, height: int, width: int):
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        self.image = Image.fromarray(pixels)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.image, 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (32, 100), (50, 64)])
+def test_a_central_view_covers_a_rectangle_and_is_its_centre(height: int, width: int) -> None:
+    source = One(height, width)
+    found, _ = central_view(source, DataConfig(eval_crop=1.0), (32, 64))[0]
+    whole = torch.from_numpy(np.array(source.image)).permute(2, 0, 1)
+    top, left = (height - 32) // 2, (width - 64) // 2
+    assert torch.equal(found, whole[:, top : top + 32, left : left + 64])
+    large, _ = central_view(One(3 * height, 3 * width), DataConfig(), (32, 64))[0]
+    assert large.shape == (3, 32, 64)
+
+
+def test_a_checkpoint_is_fine_tuned_scored_and_exported_at_a_rectangle(command, tmp_path) -> None:
+    """Of 4 x 16 patches, which are as many as those of the square that it was pre-trained at."""
+    run = tmp_path / "run"
+    flags = [f"--checkpoint={TINY}", "--model.image_size=[32, 128]", f"--output.dir={run}"]
+    budget = "--curriculum={preset: etpp, epochs: 4, cost: flops}"
+    results = command("finetune", *flags, budget)
+    assert [stage["bandwidth"] for stage in results["stages"]] == [16] * 2 + [24] * 4 + [32] * 4
+    plan = json.loads((run / "plan.json").read_text())
+    weights = load_weights(run)
+    network = vit_around(weights, 10, (32, 128), encoder_num_heads=3)
+    # Positions are now those of the rectangle, in a run's folder, and stay as they were trained.
+    assert torch.equal(network.pos_embed.detach(), weights.encoder["pos_embed"])
+    taller = vit_around(weights, 10, (64, 128), encoder_num_heads=3).pos_embed.detach()
+    assert torch.equal(
+        taller, resample_abs_pos_embed(weights.encoder["pos_embed"], [8, 16], [4, 16])
+    )
+    flops = training_flops(network.to("meta").eval(), 3, lambda _: (32, 128))
+    assert plan["base_cost"] == flops(32)
+    scores = command("evaluate", f"--checkpoint={run}")
+    assert (scores["top1"], scores["loss"]) == (results["top1"], results["loss"])
+    path = tmp_path / "timm.safetensors"
+    command("export", f"--checkpoint={run}", "--format=timm", f"--output={path}")
+    assert torch.equal(load_file(path)["pos_embed"], weights.encoder["pos_embed"])
+
+
+def test_a_backbone_is_trained_on_rectangles_under_a_curriculum(command, tmp_path) -> None:
+    flags = ["--model={backbone: test_resnet, image_size: [32, 48], encoder_num_heads: null}"]
+    flags += ["--curriculum={preset: etpp, epochs: 2, cost: area}", f"--output.dir={tmp_path}"]
+    results = command("supervised", *flags)
+    assert json.loads((tmp_path / "plan.json").read_text())["base_cost"] == 32 * 48
+    costs = {s["bandwidth"]: s["compute"] / s["images"] for s in results["stages"]}
+    assert costs == {14: 14 * 21, 23: 23 * 35, 32: 32 * 48}
+    assert command("evaluate", f"--checkpoint={tmp_path}")["top1"] == results["top1"]
+
+
+def test_sizes_that_do_not_fit_are_refused_in_one_sentence(command, tmp_path) -> None:
+    base = [f"--checkpoint={TINY}", f"--output.dir={tmp_path / 'run'}"]
+    for size, sentence in {
+        "[32, 60]": "mae-et: model.image_size 32 x 60 is not a multiple of the patch size 8",
+        "[0, 64]": "model.image_size must be positive",
+        "[64, 64, 64]": "model.image_size",
+    }.items():
+        said = command("finetune", *base, f"--model.image_size={size}")
+        assert sentence in said
+        assert "\n" not in said
+
+
+def test_positions_of_an_untold_rectangle_are_taken_as_they_are_or_refused(tmp_path) -> None:
+    """A file of weights does not say of which grid its table is."""
+    network = vit_around(load_weights(TINY), 10, (32, 96), encoder_num_heads=3)
+    save_file(network.state_dict(), tmp_path / "tuned.safetensors")
+    weights = load_weights(tmp_path / "tuned.safetensors")
+    again = vit_around(weights, 10, (32, 96), encoder_num_heads=3)
+    assert torch.equal(again.pos_embed, network.pos_embed)
+    with pytest.raises(UserError, match=r"has 48 positions, .* nor of 8 x 8 patches"):
+        vit_around(weights, 10, 64, encoder_num_heads=3)

@@ -1,0 +1,357 @@
+"""Classifiers around checkpoints, in every layout that the field releases."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import GOLDEN
+
+from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
+from finetune.config import NetworkConfig
+from finetune.model import build_classifier, patch_of, vit_around
+from finetune.param_groups import parameter_groups
+from mae_et import UserError, load_config
+from mae_et.checkpoints.formats import KNOWN_MD5, load_weights, release_of
+
+TINY = GOLDEN / "mae_tiny_released_format.pth"
+
+
+def network(path: Path = TINY, classes: int = 10, **settings) -> torch.nn.Module:
+    config = {"image_size": 64, "encoder_num_heads": 3} | settings
+    return build_classifier(NetworkConfig(checkpoint=path, **config), classes).eval()
+
+
+def features(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.forward_features(images)
+
+
+def test_the_class_token_classifier_has_the_golden_features() -> None:
+    golden = load_file(GOLDEN / "mae_tiny_expected.safetensors")
+    found = features(network(pool="cls"), golden["images"])
+    torch.testing.assert_close(found, golden["features_unmasked"], rtol=1e-4, atol=1e-5)
+
+
+def test_mean_pooling_has_a_new_norm_and_a_head_of_nearly_zero() -> None:
+    model = network(pool="mean")
+    names = {name for name, _ in model.named_parameters()}
+    assert "fc_norm.weight" in names
+    assert "norm.weight" not in names
+    assert torch.equal(model.fc_norm.weight, torch.ones(48))
+    assert 0 < model.head.weight.abs().max() < 2e-4
+
+
+@pytest.mark.parametrize(("size", "exact"), [(64, True), (96, False), (32, False)])
+def test_positions_are_resampled_as_timm_does(size: int, exact: bool) -> None:
+    table = network(image_size=size).pos_embed
+    original = load_weights(TINY).encoder["pos_embed"]
+    expected = timm.layers.resample_abs_pos_embed(original, [size // 8] * 2, num_prefix_tokens=1)
+    assert table.shape == (1, (size // 8) ** 2 + 1, 48)
+    assert torch.equal(table.detach(), expected)
+    assert (table.shape == original.shape) == exact
+    assert network(image_size=size)(torch.randn(1, 3, size, size)).shape == (1, 10)
+
+
+def test_a_linear_probe_normalises_without_affine_and_trains_its_head_alone() -> None:
+    model = network(pool="cls", probe="linear")
+    assert isinstance(model.head[0], torch.nn.BatchNorm1d)
+    assert (model.head[0].affine, model.head[0].eps) == (False, 1e-6)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"head.1.weight", "head.1.bias"}
+    assert 0.005 < model.head[1].weight.std() < 0.02
+
+
+def test_an_attentive_probe_trains_its_pooling_and_head_alone() -> None:
+    model = network(probe="attentive")
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"attn_pool", "head"}
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+@pytest.mark.parametrize("family", ["encoder", "full"])
+def test_released_layouts_load_strictly(tmp_path: Path, size: str, family: str) -> None:
+    """Every key and shape of the released files, cut to two blocks to fit a test's time."""
+    shapes = json.loads((GOLDEN / "released_key_shapes.json").read_text())[
+        f"pretrain_{family}_{size}"
+    ]
+    kept = {n: s for n, s in shapes.items() if "blocks." not in n or n.split(".")[1] in {"0", "1"}}
+    torch.save({"model": {n: torch.zeros(s) for n, s in kept.items()}}, tmp_path / "mae.pth")
+    weights = load_weights(tmp_path / "mae.pth")
+    assert (len(weights.decoder) > 0) == (family == "full")
+    model = vit_around(weights, 1000, 224, "cls")
+    expected = {n for n in kept if "decoder" not in n and n != "mask_token"}
+    assert set(model.state_dict()) == expected | {"head.weight", "head.bias"}
+    depth = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    assert len(depth) == {"base": 12, "large": 24, "huge": 32}[size]
+
+
+def test_fine_tuned_and_probed_files_bring_their_heads(tmp_path: Path) -> None:
+    encoder = load_weights(TINY).encoder
+    head = {"head.weight": torch.randn(10, 48), "head.bias": torch.randn(10)}
+    tuned = {n: t for n, t in encoder.items() if not n.startswith("norm.")} | head
+    tuned |= {"fc_norm.weight": torch.full((48,), 2.0), "fc_norm.bias": torch.zeros(48)}
+    torch.save({"model": tuned}, tmp_path / "tuned.pth")
+    model = network(tmp_path / "tuned.pth")
+    assert torch.equal(model.head.weight, head["head.weight"])
+    assert torch.equal(model.fc_norm.weight, torch.full((48,), 2.0))
+    probed = encoder | {
+        "head.0.running_mean": torch.randn(48), "head.0.running_var": torch.rand(48),
+        "head.0.num_batches_tracked": torch.tensor(5), "head.1.weight": head["head.weight"],
+        "head.1.bias": head["head.bias"],
+    }  # fmt: skip
+    torch.save({"model": probed}, tmp_path / "probed.pth")
+    model = network(tmp_path / "probed.pth", pool="cls", probe="linear")
+    assert torch.equal(model.head[0].running_mean, probed["head.0.running_mean"])
+    assert torch.equal(model.head[1].bias, head["head.bias"])
+    other = network(tmp_path / "tuned.pth", classes=7)
+    assert other.head.weight.abs().max() < 2e-4  # a head of other classes is a new one
+
+
+def test_tensors_that_are_missing_or_left_over_are_listed(tmp_path: Path) -> None:
+    encoder = load_weights(TINY).encoder
+    without = {n: t for n, t in encoder.items() if n != "blocks.1.mlp.fc1.bias"}
+    torch.save({"model": without}, tmp_path / "without.pth")
+    torch.save({"model": encoder | {"rope": torch.zeros(1)}}, tmp_path / "more.pth")
+    wrong = encoder | {"blocks.1.mlp.fc1.bias": torch.zeros(5)}
+    torch.save({"model": wrong}, tmp_path / "wrong.pth")
+    several = {n: t for n, t in wrong.items() if not n.startswith("blocks.0.attn")}
+    several |= {f"rope.{i}": torch.zeros(1) for i in range(7)} | {"blocks.0.attn.x": torch.zeros(1)}
+    torch.save({"model": several}, tmp_path / "several.pth")
+    for name, sentence in {
+        "without.pth": "1 missing (blocks.1.mlp.fc1.bias)",
+        "more.pth": "1 unexpected (rope)",
+        "wrong.pth": "1 misshapen (blocks.1.mlp.fc1.bias is [5], not [192])",
+        "several.pth": "4 missing (blocks.0.attn.qkv.weight, blocks.0.attn.qkv.bias, "
+        "blocks.0.attn.proj.weight, blocks.0.attn.proj.bias); "
+        "8 unexpected (rope.0, rope.1, rope.2, rope.3, rope.4, ...); "
+        "1 misshapen (blocks.1.mlp.fc1.bias is [5], not [192])",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            network(tmp_path / name)
+        assert str(caught.value) == f"{tmp_path / name} does not fit: {sentence}"
+    with pytest.raises(UserError, match="image_size 60 is not a multiple of the patch size 8"):
+        network(image_size=60)
+
+
+def test_layer_decay_groups_are_those_of_mae_s_fine_tuning() -> None:
+    golden = json.loads((GOLDEN / "layer_decay_vit_base_0.65.json").read_text())
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224", num_classes=1000, global_pool="avg")
+    names = {id(p): name for name, p in model.named_parameters()}
+    ours = {
+        (round(g["lr_scale"], 12), g["weight_decay"]): sorted(names[id(p)] for p in g["params"])
+        for g in parameter_groups(model, 0.05, 0.65)
+    }
+    theirs = {(round(g["lr_scale"], 12), g["weight_decay"]): sorted(g["params"]) for g in golden}
+    assert ours == theirs
+
+
+def test_without_layer_decay_all_layers_learn_alike() -> None:
+    model = network()
+    groups = parameter_groups(model, 0.05, 1.0)
+    assert [group.get("lr_scale", 1) for group in groups] == [1, 1]
+    names = {id(p): name for name, p in model.named_parameters()}
+    plain = {names[id(p)] for p in groups[1]["params"]}
+    assert {"cls_token", "pos_embed", "head.bias", "fc_norm.weight"} <= plain
+    assert not any(name.endswith("proj.weight") for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("resnet18", (64, 96)), ("deit_tiny_patch16_224", (96, 224)),
+     ("swin_tiny_patch4_window7_224", (96, 160, 224)), ("convnext_atto", (64, 96)),
+     ("caformer_s18", (96,))],
+)  # fmt: skip
+def test_backbones_take_every_size_of_their_curriculum_in_one_process(
+    name: str, sizes: tuple[int, ...]
+) -> None:
+    model = build_classifier(NetworkConfig(backbone=name, drop_path=0.1), 5).eval()
+    with torch.no_grad():
+        for size in sizes:
+            assert model(torch.randn(1, 3, size, size)).shape == (1, 5)
+    assert patch_of(model, 224) == (16 if name.startswith("deit") else 32)
+
+
+def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot build model\.backbone 'resnet_none'"):
+        build_classifier(NetworkConfig(backbone="resnet_none"), 5)
+    for settings, sentence in (
+        ({}, r"give --checkpoint \(model.checkpoint\) or model.backbone"),
+        ({"backbone": "a", "probe": "linear"}, "does not go with a backbone"),
+        ({"backbone": "a", "drop_path": 1.0}, "drop_path"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            NetworkConfig(**settings)
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="no vision transformer"):
+        network(tmp_path / "x.safetensors")
+
+
+def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
+    weights = load_weights(TINY)
+    model = vit_around(weights, 10, (96, 128), encoder_num_heads=3, patch_size=16)
+    kernel = timm.layers.resample_patch_embed(weights.encoder["patch_embed.proj.weight"], [16, 16])
+    assert torch.equal(model.patch_embed.proj.weight.detach(), kernel)
+    assert model.pos_embed.shape == (1, 6 * 8 + 1, 48)
+    assert model(torch.randn(1, 3, 96, 128)).shape == (1, 10)
+
+
+def test_a_name_of_timm_s_is_fetched_from_its_hub(monkeypatch) -> None:
+    real = timm.create_model
+
+    def fetched(name: str, pretrained: bool = False, **settings) -> torch.nn.Module:
+        assert name != "vit_tiny_patch16_224" or pretrained
+        return real(name, **settings)
+
+    monkeypatch.setattr(timm, "create_model", fetched)
+    weights = load_weights(Path("vit_tiny_patch16_224"))
+    assert (weights.encoder_num_heads, len(weights.encoder)) == (3, 150)
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(UserError, match=r"cannot fetch vit_tiny_patch16_224 .*: no route to host"):
+        load_weights(Path("vit_tiny_patch16_224"))
+
+
+def test_released_files_are_known_by_their_md5(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = tmp_path / "mae_pretrain_vit_base.pth"
+    path.write_bytes(TINY.read_bytes())
+    with pytest.warns(UserWarning, match="not the released file of that name"):
+        load_weights(path)
+    digest = hashlib.md5(TINY.read_bytes()).hexdigest()
+    monkeypatch.setitem(KNOWN_MD5, digest[:6], "mae_tiny.pth")
+    load_weights(path)
+    assert "is mae_tiny.pth as released (md5)" in capsys.readouterr().err
+    assert release_of(TINY) == "mae_tiny.pth"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["pretrain_encoder_base", "pretrain_full_base"])
+def test_a_whole_vit_b_of_the_released_layout_is_fine_tuned_and_evaluated(
+    tmp_path: Path, family: str
+) -> None:
+    torch.manual_seed(0)
+    shapes = json.loads((GOLDEN / "released_key_shapes.json").read_text())[family]
+    weights = {name: 0.02 * torch.randn(shape) for name, shape in shapes.items()}
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    flags = [
+        f"--model.checkpoint={tmp_path / 'mae.pth'}", f"--output.dir={tmp_path / 'run'}",
+        "--data.synthetic_size=224", "--data.synthetic_train=32", "--data.synthetic_val=20",
+        "--optim.batch_size=16", "--efficiency.num_workers=0", "--optim.layer_decay=0.65",
+    ]  # fmt: skip
+    epoch = ["--curriculum={preset: custom, epochs: 1, stages: [{bandwidth: 224, share: 1}]}"]
+    results = classify(
+        load_config(
+            ClassifierConfig, ["finetune/vit_b16"], [*flags, *epoch, "--data.name=synthetic"]
+        )
+    )
+    assert results["images"] == 20
+    found = evaluate(EvaluateConfig(tmp_path / "run", device="cpu", num_workers=0))
+    assert found["top1"] == results["top1"]
+
+
+def test_a_backbone_takes_over_a_checkpoint_of_its_own_kind(tmp_path: Path) -> None:
+    """As from ImageNet-22K to 1K: all but a head of other classes."""
+    torch.manual_seed(0)
+    first = timm.create_model("resnet10t", num_classes=7)
+    save_file(first.state_dict(), tmp_path / "model.safetensors")
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "timm.pth")
+    for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "timm.pth"):
+        for classes in (7, 3):
+            model = build_classifier(NetworkConfig(checkpoint=path, backbone="resnet10t"), classes)
+            ours, theirs = model.state_dict(), first.state_dict()
+            same = {name for name in ours if torch.equal(ours[name], theirs[name])}
+            assert set(ours) - same == (set() if classes == 7 else {"fc.weight", "fc.bias"})
+    with pytest.raises(UserError) as caught:
+        build_classifier(NetworkConfig(checkpoint=tmp_path, backbone="resnet18"), 7)
+    told = str(caught.value)
+    assert told.startswith(f"resnet18 and {tmp_path / 'model.safetensors'} differ: ")
+    counts = re.findall(r"(\d+) (missing|unexpected|misshapen) \(([^)]*)\)", told)
+    assert [kind for _, kind, _ in counts] == ["missing", "unexpected", "misshapen"]
+    assert "conv1.weight is [" not in told  # a deep stem has other names
+    for count, _, names in counts:
+        listed = re.split(r", (?![\d ]|not)", names)
+        assert len(listed) == (min(int(count), 5) + (int(count) > 5))
+
+
+@pytest.mark.parametrize(
+    ("trained", "backbone", "size"),
+    [("deit_tiny_patch16_224", "deit_tiny_patch16_224", 96),
+     ("vit_tiny_patch16_224", "deit_tiny_patch16_224", 96),
+     ("vit_small_patch32_224", "vit_small_patch16_224", 64)],
+)  # fmt: skip
+def test_a_vit_backbone_s_checkpoint_of_other_sizes_is_resampled_as_timm_does(
+    tmp_path: Path, trained: str, backbone: str, size: int
+) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(trained, img_size=64, num_classes=7).state_dict()
+    save_file(theirs, tmp_path / "model.safetensors")
+    settings = {"checkpoint": tmp_path, "backbone": backbone, "image_size": size}
+    ours = build_classifier(NetworkConfig(**settings), 7).eval().state_dict()
+    expected = dict(theirs)
+    grid = [size // 16] * 2
+    expected["pos_embed"] = timm.layers.resample_abs_pos_embed(theirs["pos_embed"], grid)
+    kernel = timm.layers.resample_patch_embed(theirs["patch_embed.proj.weight"], [16, 16])
+    expected["patch_embed.proj.weight"] = kernel
+    assert theirs["pos_embed"].shape != ours["pos_embed"].shape
+    assert set(ours) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(ours[name], tensor), name
+    fewer = build_classifier(NetworkConfig(**settings), 3).state_dict()
+    new = {name for name in ours if not torch.equal(ours[name], fewer[name])}
+    assert new == {"head.weight", "head.bias"}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
+def test_a_windowed_backbone_s_checkpoint_of_another_size_is_adapted_as_timm_does(
+    tmp_path: Path,
+) -> None:
+    """Windows larger than a stage's map shrink to it, and the tables of biases with them."""
+    torch.manual_seed(0)
+    name = "swin_tiny_patch4_window7_224"
+    small = build_classifier(NetworkConfig(backbone=name, image_size=64), 7)
+    for key, tensor in small.named_parameters():
+        if "bias_table" in key:
+            torch.nn.init.normal_(tensor)
+    save_file(small.state_dict(), tmp_path / "model.safetensors")
+    large = build_classifier(
+        NetworkConfig(checkpoint=tmp_path, backbone=name, image_size=96), 7
+    ).eval()
+    ours, theirs = large.state_dict(), small.state_dict()
+    resized = {key for key in ours if ours[key].shape != theirs[key].shape}
+    assert resized
+    assert all(key.endswith("relative_position_bias_table") for key in resized)
+    for key, tensor in theirs.items():
+        if key not in resized:
+            assert torch.equal(ours[key], tensor), key
+            continue
+        expected = timm.layers.resize_rel_pos_bias_table(
+            tensor, large.get_submodule(key.rpartition(".")[0]).window_size, ours[key].shape
+        )
+        assert torch.equal(ours[key], expected), key
+    assert large(torch.randn(1, 3, 96, 96)).isfinite().all()
+
+
+def test_a_backbone_s_checkpoint_that_timm_cannot_adapt_is_refused(tmp_path: Path) -> None:
+    """Another depth is no matter of size; and timm's function fails at unknown names."""
+    torch.manual_seed(0)
+    deit = timm.create_model("deit_tiny_patch16_224", img_size=64, depth=11).state_dict()
+    strange = timm.create_model("caformer_s18").state_dict()
+    strange["strange.weight"] = strange.pop("stem.conv.weight")
+    for backbone, weights, sentence in (
+        ("deit_tiny_patch16_224", deit, r"differ: 12 missing \(blocks\.11\.norm1\.weight, "),
+        ("caformer_s18", strange, r"differ: 1 missing \(stem\.conv\.weight\); 1 unexpected"),
+    ):
+        save_file(weights, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=sentence):
+            build_classifier(
+                NetworkConfig(checkpoint=tmp_path, backbone=backbone, image_size=96), 5
+            )

@@ -1,0 +1,151 @@
+"""Two processes over gloo are held to one process with the same global batch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import CLASSIFIER, run, start
+
+from finetune import EvaluateConfig, evaluate
+from mae_et import UserError
+from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.data.bad_images import RECORD
+from mae_et.monitoring.logger import read_metrics
+from mae_et.runtime import distributed
+
+
+def test_two_processes_give_one_s_losses_and_weights(
+    tmp_path: Path,
+) -> None:
+    for processes in (1, 2):
+        done = run(tmp_path, processes, "--efficiency.micro_batch=3", "--output.log_every=1")
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        [row["loss"] for row in read_metrics(tmp_path / str(processes))] for processes in (1, 2)
+    )
+    assert two == pytest.approx(one, rel=1e-5)
+    one, two = (newest_checkpoint(tmp_path / str(p) / "checkpoints") for p in (1, 2))
+    for name, weight in one["model"].items():
+        torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=2e-4)
+
+
+def test_two_processes_stop_together_and_go_on_to_the_end_of_one_that_did_not(
+    tmp_path: Path,
+) -> None:
+    """The launcher is told, tells both, and both save one state at the same step."""
+    flags = ["--curriculum.epochs=30", "--efficiency.num_workers=1"]
+    whole = run(tmp_path, 2, *flags, f"--output.dir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    assert len(whole.stdout.strip().splitlines()) == 1
+    process = start(tmp_path, 2, *flags)
+    for line in process.stderr:
+        if line.startswith("step 12/"):
+            break
+    process.terminate()
+    said = process.stderr.read()
+    process.wait()
+    saved = newest_checkpoint(tmp_path / "2" / "checkpoints")
+    assert f"stopped by SIGTERM after step {saved['step']}" in said
+    assert not (tmp_path / "2" / "results.json").exists()
+    assert run(tmp_path, 2, *flags).returncode == 0
+    encoders = [(tmp_path / r / "encoder.safetensors").read_bytes() for r in ("whole", "2")]
+    assert encoders[0] == encoders[1]
+
+
+def test_processes_score_the_classifier_that_is_kept(tmp_path: Path) -> None:
+    """An odd number of validation images, each counted once."""
+    results = []
+    for processes in (1, 2):
+        done = run(tmp_path, processes, command="supervised", yaml=CLASSIFIER)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+        folder = tmp_path / str(processes)
+        found = evaluate(EvaluateConfig(folder, device="cpu", num_workers=0))
+        # With batch norms each process has its own statistics; the scores are of those kept.
+        assert found["loss"] == pytest.approx(results[-1]["loss"], abs=1e-4)
+        assert found["images"] == results[-1]["images"] == 31
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused_once_each(tmp_path: Path) -> None:
+    failed = run(tmp_path, 2, "--optim.batch_size=13")
+    assert failed.returncode != 0
+    assert "optim.batch_size 13 is not divided by 2 processes" in failed.stderr
+
+
+def test_alone_there_is_nothing_to_agree_on() -> None:
+    world = distributed.initialize("cpu")
+    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+    assert distributed.any_rank(True, world)
+    assert not distributed.any_rank(False, world)
+    assert distributed.all_ranks_equal(7, world)
+    values = torch.tensor([1.0, 2.0])
+    assert torch.equal(distributed.all_gather(values, world), values[None])
+    assert torch.equal(distributed.all_gather_rows(values, world), values)
+    distributed.barrier(world)
+    distributed.shutdown(world)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(UserError, match="no CUDA device"):
+        distributed.choose_device("cuda")
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Path:
+    """Return a folder of arrays of which two cannot be read and one is too large for float32."""
+    root = tmp_path / "data" / "train"
+    root.mkdir(parents=True)
+    for number in range(40):
+        values = np.random.default_rng(number).random((32, 32, 3), np.float32)
+        np.save(root / f"{number:02d}.npy", values * (1e30 if number == 11 else 1))
+    for number in (5, 30):
+        (root / f"{number:02d}.npy").write_bytes(b"")
+    return root.parent
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_same_updates_and_name_the_same_images(
+    tmp_path: Path, spoilt: Path
+) -> None:
+    """Though each sees its own half: one alone has the NaN, and one alone the file."""
+    flags = [f"--data.root={spoilt}", "--data.max_bad_fraction=0.05",
+             "--optim.max_skipped_updates=2", "--output.log_every=1",
+             "--output.reconstruct_images=0"]  # fmt: skip
+    keys = ("step", "skipped_updates", "substituted", "unreadable")
+    found, records = [], []
+    for processes in (1, 2):
+        done = run(tmp_path, processes, *flags)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("stands in for it") == 2
+        rows = read_metrics(tmp_path / str(processes))
+        found.append([[row[key] for key in keys] for row in rows])
+        record = read_metrics(tmp_path / str(processes), RECORD)
+        records.append({(row["step"], row["sample"]) for row in record})
+        weights = newest_checkpoint(tmp_path / str(processes) / "checkpoints")["model"]
+        assert all(weight.isfinite().all() for weight in weights.values())
+    assert found[0] == found[1]
+    assert sum(skipped_updates for _, skipped_updates, *_ in found[0]) > 3
+    assert records[0] == records[1]
+    few = run(
+        tmp_path, 2, *flags, "--data.max_bad_fraction=0.03", f"--output.dir={tmp_path / 'few'}"
+    )
+    assert few.returncode == 1
+    assert "2 of 40 images cannot be read, more than data.max_bad_fraction 0.03" in few.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--efficiency.sharding=full", "--efficiency.precision=fp16"])
+def test_updates_are_skipped_in_shards_and_in_fp16_too(
+    tmp_path: Path, spoilt: Path, flag: str
+) -> None:
+    flags = [f"--data.root={spoilt}", "--data.max_bad_fraction=0.05",
+             "--optim.max_skipped_updates=2", "--output.log_every=1",
+             "--output.reconstruct_images=0"]  # fmt: skip
+    done = run(tmp_path, 2, *flags, flag)
+    assert done.returncode == 0, done.stderr
+    assert sum(row["skipped_updates"] for row in read_metrics(tmp_path / "2")) > 3
+    weights = newest_checkpoint(tmp_path / "2" / "checkpoints")["model"]
+    assert all(weight.isfinite().all() for weight in weights.values())

@@ -1,0 +1,160 @@
+"""What the README tells a newcomer to type is what the code takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import mae_et
+from finetune import ClassifierConfig, DynamicsConfig, EvaluateConfig, ProbeConfig
+from mae_et.checkpoints.export import ExportConfig
+from mae_et.cli.main import COMMANDS, main
+from mae_et.config.files import find_config, load_config
+from mae_et.config.schema import PretrainConfig
+from mae_et.data.prepare import PrepareConfig
+from mae_et.reconstruction import ReconstructConfig
+from mae_et.search import SearchConfig
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+PAGES = ("README.md", "CONTRIBUTING.md", *GUIDES)
+CHECKED = ("slurm", "monitoring", "curriculum")
+# What the reader is to have written: its content in the page's own YAML, or any.
+OWN = {
+    "my_changes.yaml",
+    "my_run.yaml",
+    "photos.yaml",
+    "classify.yaml",
+    "runs/search/curriculum.yaml",
+}
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def command_lines() -> list[list[str]]:
+    """Return the arguments of every mae-et command in the README and the pages under docs."""
+    text = "".join([README, *((ROOT / "docs" / f"{page}.md").read_text() for page in CHECKED)])
+    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
+    shell = "\n".join(blocks)
+    distributed_session = shell.replace("\\\n", " ")
+    found = re.findall(
+        r"(?:^\$ |^|/)(?:mae-et|torchrun .*-m mae_et) (.*)$", distributed_session, re.MULTILINE
+    )
+    return [shlex.split(line, comments=True) for line in found]
+
+
+def test_the_readme_has_the_commands_that_this_test_means_to_check() -> None:
+    assert {words[0] for words in command_lines()} >= {"demo", "plan", "pretrain", "knn"}
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_every_command_is_known_and_its_flags_parse(
+    words: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    assert words[0] in COMMANDS
+    if words[0] == "submit":
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "my_cluster.yaml").write_text(find_config("cluster/example").read_text())
+        assert main([*words, "--dry-run"]) == 0
+        assert "#SBATCH --requeue" in capsys.readouterr().out
+        assert [path.name for path in tmp_path.iterdir()] == ["my_cluster.yaml"]
+        return
+    if words[0] in {"status", "compare", "report"}:  # whose runs are not there
+        assert main(words) == 2
+        assert "there is no run folder" in capsys.readouterr().err
+        return
+    kinds = {
+        "finetune": ClassifierConfig,
+        "supervised": ClassifierConfig,
+        "evaluate": EvaluateConfig,
+        "knn": ProbeConfig,
+        "linear-probe": ProbeConfig,
+        "reconstruct": ReconstructConfig,
+        "export": ExportConfig,
+        "prepare": PrepareConfig,
+        "search": SearchConfig,
+        "dynamics": DynamicsConfig,
+    }
+    kind = kinds.get(words[0], PretrainConfig)
+    flags = [re.sub("^--checkpoint$", "--model.checkpoint", word) for word in words[1:]]
+    if kind is not ClassifierConfig:
+        flags = words[1:]
+    for own in OWN | {"my_cluster.yaml"}:  # the reader's own
+        if own in flags:
+            place = flags.index(own)
+            del flags[place - 1 : place + 1]
+    assert isinstance(load_config(kind, [], flags), kind)
+
+
+def test_the_yaml_example_is_a_config(tmp_path: Path) -> None:
+    (text,) = [text for kind, text in BLOCKS if kind == "yaml"]
+    (tmp_path / "mine.yaml").write_text(text)
+    config = load_config(PretrainConfig, [tmp_path / "mine.yaml"])
+    assert [stage.bandwidth for stage in config.curriculum.stages] == [64, 96, 128]
+
+
+def test_the_python_example_runs_as_written(tmp_path: Path) -> None:
+    import torch
+
+    (text,) = [text for kind, text in BLOCKS if kind == "python" and "import mae_et" in text]
+    names = {"images": torch.rand(1, 3, 224, 224)}
+    exec(text, names)
+    assert names["small"].shape == (1, 3, 96, 96)
+    assert names["loss"].isfinite()
+    assert names["plan"].at(0).bandwidth == 96
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_every_recipe_that_the_readme_names_is_shipped() -> None:
+    for pattern in re.findall(r"`(vit_\{[^`]+)`", README):
+        for size in ("s16", "b16", "l16", "h14"):
+            for budget in ("800ep", "1600ep"):
+                name = pattern.replace("{s16,b16,l16,h14}", size).replace("{800ep,1600ep}", budget)
+                assert find_config(f"pretrain/{name}").is_file()
+
+
+def test_the_package_offers_what_it_lists() -> None:
+    for name in mae_et.__all__:
+        assert getattr(mae_et, name) is not None
+
+
+FAULT_COMMANDS = sorted(
+    {
+        command.replace("T/", "tests/robustness/faults/", 1)
+        for page in GUIDES
+        if page.startswith("docs/reliability")
+        for command in re.findall(r"`(?:pytest )?([^`]*\.py[^`]*)`", (ROOT / page).read_text())
+        if command.startswith(("T/", "tests/", "-"))
+    }
+)
+
+
+def test_the_reliability_pages_have_the_commands_that_this_test_means_to_check() -> None:
+    assert len(FAULT_COMMANDS) > 60
+
+
+@pytest.mark.parametrize("command", FAULT_COMMANDS)
+def test_every_command_about_a_fault_selects_a_test(command: str) -> None:
+    """Each part of `-k` has a test with its words in the name, or in the values that it is given.
+
+    Read from the text, for pytest takes seconds to collect a file.
+    """
+    words = shlex.split(command)
+    (path,) = (ROOT / word for word in words if word.endswith(".py"))
+    tests = [part for part in path.read_text().split("\n\n\n") if "def test_" in part]
+    assert tests
+    for part in words[words.index("-k") + 1].split(" or ") if "-k" in words else []:
+        wanted = part.split(" and ")
+        assert any(all(word in head_of(test) for word in wanted) for test in tests), part
+
+
+def head_of(test: str) -> str:
+    """Return a test's marks and name, with numbers as pytest writes them."""
+    marks, _, rest = test.partition("def test_")
+    return re.sub(r"(?<=\d)_(?=\d)", "", marks) + rest.partition("(")[0]

@@ -1,0 +1,182 @@
+"""A run that is killed at any moment and started again ends as if it had never been."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_et import PretrainConfig, pretrain
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
+from mae_et.monitoring.logger import read_metrics
+
+FORK = multiprocessing.get_context("fork")
+
+# The package names the function of the same name first.
+module = importlib.import_module("mae_et.pretraining")
+
+
+def run_until(config: PretrainConfig, step: int, where: str) -> None:
+    """Pre-train in a process that kills itself, as the kernel would, at a given place."""
+
+    def target() -> None:
+        torch.set_num_threads(1)
+        real = getattr(module, where)
+
+        def killing(*arguments, **keywords):
+            run = arguments[0]
+            if run.state.step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **keywords)
+
+        setattr(module, where, killing)
+        pretrain(config)
+
+    process = FORK.Process(target=target)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[dict, list[float], list[int]]:
+    from tiny_run import TINY
+
+    from mae_et import load_config
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(TINY)
+    config = load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
+    run = pretrain(config)
+    plan = json.loads((run / "plan.json").read_text())
+    edges = [stage["start"] for stage in plan["stages"]][1:]
+    saved = newest_checkpoint(run / "checkpoints")
+    assert saved is not None
+    return saved, [(r["step"], r["loss"]) for r in read_metrics(run)], edges
+
+
+def same_end(folder: Path, saved: dict) -> None:
+    again = newest_checkpoint(folder / "checkpoints")
+    assert again is not None
+    assert again["step"] == saved["step"]
+    for name, weight in saved["model"].items():
+        assert torch.equal(again["model"][name], weight), name
+    for index, moments in saved["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(again["optimizer"]["state"][index][name], value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "place", ["before any checkpoint", "mid-epoch", "stage change", "last step"]
+)
+def test_killed_and_restarted_is_never_interrupted_bit_for_bit(
+    tiny, uninterrupted, workers: int, place: str
+) -> None:
+    saved, _, edges = uninterrupted
+    step = {
+        "before any checkpoint": 3, "mid-epoch": 8, "stage change": edges[1],
+        "last step": saved["step"] - 1,
+    }[place]  # fmt: skip
+    # With a checkpoint at each step the run goes on exactly where it was killed.
+    every = 1 if place in {"stage change", "last step"} else 5
+    config = tiny(f"--efficiency.num_workers={workers}", f"--output.checkpoint_every={every}")
+    run_until(config, step, "train_step")
+    steps = [int(path.stem[-8:]) for path in list_checkpoints(config.output.dir / "checkpoints")]
+    assert steps == ([] if step == 3 else [step - 1, step] if every == 1 else [5])
+    same_end(pretrain(config), saved)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_that_replays_goes_on_with_what_it_would_have_replayed(
+    tiny, workers: int
+) -> None:
+    flags = ["--data.replay={16: 3, 24: 2}", "--data.replay_images=9"]
+    whole = pretrain(tiny(*flags, f"--output.dir={tiny().output.dir}-whole"))
+    saved = newest_checkpoint(whole / "checkpoints")
+    assert saved is not None
+    stages = json.loads((whole / "plan.json").read_text())["stages"]
+    config = tiny(*flags, f"--efficiency.num_workers={workers}", "--output.checkpoint_every=1")
+    run_until(config, stages[1]["start"] + 2, "train_step")
+    same_end(pretrain(config), saved)
+
+
+def test_killed_between_log_and_checkpoint_no_row_is_doubled_or_missing(
+    tiny, uninterrupted
+) -> None:
+    saved, rows, _ = uninterrupted
+    config = tiny()
+    run_until(config, 10, "save")
+    assert read_metrics(config.output.dir)[-1]["step"] == 10
+    same_end(pretrain(config), saved)
+    again = [(row["step"], row["loss"]) for row in read_metrics(config.output.dir)]
+    assert again == rows
+
+
+def test_killed_while_it_writes_a_checkpoint_the_one_before_is_taken(
+    tiny, uninterrupted, monkeypatch
+) -> None:
+    saved, _, _ = uninterrupted
+    config = tiny()
+
+    def target() -> None:
+        torch.set_num_threads(1)
+        real = torch.save
+
+        def half(payload, file):
+            real(payload, file)
+            if payload["step"] == 10:
+                file.flush()
+                file.file.truncate(1000)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = half
+        pretrain(config)
+
+    process = FORK.Process(target=target)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    folder = config.output.dir / "checkpoints"
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000005.pt"]
+    assert list(folder.glob(".*.tmp"))
+    same_end(pretrain(config), saved)
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(tiny, uninterrupted) -> None:
+    saved, _, _ = uninterrupted
+    config = tiny()
+    run_until(config, 13, "train_step")
+    newest = list_checkpoints(config.output.dir / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with pytest.warns(UserWarning, match=r"step-00000010\.pt is damaged"):
+        folder = pretrain(config)
+    same_end(folder, saved)
+    assert (newest.with_name("step-00000010.pt.damaged")).exists()
+
+
+def test_a_damaged_checkpoint_does_not_make_new_ones_look_old(tiny, uninterrupted) -> None:
+    """Were it still counted, each save before its step would be deleted as soon as it was made."""
+    saved, _, _ = uninterrupted
+    config = tiny("--output.keep_last=1", "--output.checkpoint_every=2", "--output.keep_every=4")
+    run_until(config, 17, "train_step")
+    for path in list_checkpoints(config.output.dir / "checkpoints")[-2:]:
+        path.write_bytes(b"")
+    run_until(config, 15, "train_step")
+    newest = list_checkpoints(config.output.dir / "checkpoints")[-1]
+    assert newest.name == "step-00000014.pt"
+    same_end(pretrain(config), saved)
+
+
+def test_killed_many_times_in_a_row_it_still_ends_the_same(tiny, uninterrupted) -> None:
+    saved, _, _ = uninterrupted
+    config = tiny("--output.checkpoint_every=2")
+    for step in (3, 6, 9, 14):
+        run_until(config, step, "train_step")
+    same_end(pretrain(config), saved)

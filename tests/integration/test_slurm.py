@@ -1,0 +1,488 @@
+"""Jobs on a real SLURM: they start, are interrupted in every way, and end as if they had not been.
+
+Every interrupted run is compared with one that was not: weights bit for bit, no row doubled.
+"""
+
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from slurm_cluster import BUSY, Cluster, start_cluster
+from tiny_run import TINY
+
+from mae_et import PretrainConfig, load_config, pretrain
+from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.cli.main import main
+from mae_et.monitoring.logger import read_metrics
+from mae_et.runtime import watchdog
+from slurm.journal import read_events
+
+# Long enough to be interrupted, with checkpoints far between: what is lost can be counted.
+FLAGS = [
+    "--curriculum.epochs=70", "--output.checkpoint_every=60", "--output.log_every=10",
+    "--output.reconstruct_images=0", "--output.tensorboard=false", "--optim.base_lr=0.001",
+]  # fmt: skip
+CLUSTER = ["--nodes=2", "--cpus_per_task=1", "--partition=main", "--time=60"]
+DEMO = ["--config=demo", "--curriculum.epochs=0.5", "--output.log_every=1"]
+
+
+@pytest.fixture
+def place(cluster: Cluster, tmp_path: Path, monkeypatch) -> Path:
+    """Go to a folder from which SLURM's programs find the cluster, and no other."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    monkeypatch.setenv("PATH", cluster.environment["PATH"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def submit(place: Path, capsys) -> Callable[..., dict[str, str]]:
+    """Submit a command line and return the jobs' ids by kind."""
+
+    def run(*arguments: str) -> dict[str, str]:
+        assert main(["submit", *arguments]) == 0, capsys.readouterr().err
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["jobs"]
+
+    return run
+
+
+@pytest.fixture
+def start(submit, place: Path) -> Callable[..., tuple[str, Path]]:
+    """Submit the small pre-training and return its job, and its folder, once it trains."""
+
+    def run(*flags: str, name: str = "run") -> tuple[str, Path]:
+        output = f"--output.dir={name}"
+        job = submit("pretrain", "--config=tiny.yaml", output, *FLAGS, *CLUSTER, *flags)["pretrain"]
+        wait(lambda: len(read_metrics(place / name)) > 2, "rows of metrics")
+        return job, place / name
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(cluster: Cluster, tmp_path_factory) -> Path:
+    """Return the folder of the same run, on as many processes, that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+        patch.setenv("PATH", cluster.environment["PATH"])
+        patch.chdir(folder)
+        arguments = ["--config=tiny.yaml", "--output.dir=run", *FLAGS, *CLUSTER]
+        assert main(["submit", "pretrain", *arguments]) == 0
+        wait(lambda: (folder / "run" / "results.json").exists(), "the end of the run", 120)
+    return folder / "run"
+
+
+def wait(predicate: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    seconds *= BUSY
+    end = time.monotonic() + seconds
+    while not (found := predicate()):
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+    return found
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_events(folder) if event["event"] == kind]
+
+
+def restart_soon(cluster: Cluster, job: str, restart: int = 1) -> None:
+    """Wait until a job is queued again, and spare it SLURM's delay."""
+    wait(lambda: cluster.restart_count(job) >= restart, "the job to be queued again", 90)
+    wait(lambda: cluster.state(job) in {"PENDING", "RUNNING"}, "the job to be over")
+    # Not at once: SLURM has revoked the job's credential in this very second.
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2seconds", check=False)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Return the training processes of a job, by their command lines; the last is rank 1."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        ours = "submitit.core._submit" in words and str(folder / "slurm") in words
+        if ours and "python" in words[0]:
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def processes_on(cluster: Cluster, node: str) -> list[int]:
+    """Return the processes of one of a cluster's machines: slurmd, steps, and their tasks."""
+    found = set()
+    for process in cluster.processes():
+        place = Path(f"/proc/{process}")
+        words = (place / "cmdline").read_bytes().decode().split("\0")
+        if words[0].endswith("slurmd") and node in words:
+            found.add(process)
+        if f"SLURMD_NODENAME={node}".encode() in (place / "environ").read_bytes().split(b"\0"):
+            found.add(process)
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd"):
+                found.add(parent)
+    return sorted(found)
+
+
+def same_end(cluster: Cluster, job: str, folder: Path, whole: Path) -> None:
+    wait(lambda: (folder / "results.json").exists(), "the end of the run", 120)
+    wait(lambda: cluster.state(job) == "COMPLETED", "the job to be done")
+    ours, theirs = (newest_checkpoint(run / "checkpoints") for run in (folder, whole))
+    assert ours is not None
+    assert theirs is not None
+    assert ours["step"] == theirs["step"]
+    for name, weight in theirs["model"].items():
+        assert torch.equal(ours["model"][name], weight), name
+    steps = [row["step"] for row in read_metrics(folder)]
+    assert steps == sorted(set(steps))
+    # A run that went on has a row at the step where it stopped: only like windows are compared.
+    ours, theirs = (
+        {(row["step"], row["window_steps"]): row["loss"] for row in read_metrics(run)}
+        for run in (folder, whole)
+    )
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) >= len(theirs) - 10
+    assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
+
+
+def test_two_nodes_give_the_losses_of_one_process(submit, place: Path) -> None:
+    submit("pretrain", *DEMO, "--output.dir=two", *CLUSTER)
+    one = pretrain(load_config(PretrainConfig, ["demo"], [*DEMO[1:], "--output.dir=one"]))
+    wait(lambda: (place / "two" / "results.json").exists(), "the end of the run", 120)
+    nodes = {event["node"] for event in events(place / "two", "started")}
+    assert len(nodes) == 1
+    logs = sorted(path.name[-9:] for path in (place / "two" / "slurm").glob("*_log.err"))
+    assert logs == ["0_log.err", "1_log.err"]
+    pairs = zip(read_metrics(place / "two"), read_metrics(one), strict=True)
+    for ours, theirs in pairs:
+        assert ours["step"] == theirs["step"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["USR2", pytest.param("TERM", marks=pytest.mark.slow)])
+def test_a_signal_saves_queues_again_and_loses_nothing(
+    start, cluster: Cluster, uninterrupted: Path, name: str
+) -> None:
+    job, folder = start()
+    cluster.run("scancel", f"--signal={name}", job)
+    restart_soon(cluster, job)
+    same_end(cluster, job, folder, uninterrupted)
+    (requeued,) = events(folder, "requeued")
+    first, second = events(folder, "started")
+    assert second["step"] == requeued["step"] > first["step"] == 0
+    assert second["lost"] == 0
+    assert events(folder, "failed") == []
+
+
+def test_a_time_limit_saves_queues_again_and_loses_nothing(start, cluster: Cluster) -> None:
+    """SLURM looks every 30 s for jobs whose time is nearly over."""
+    job, folder = start("--curriculum.epochs=1000", "--signal_delay=60")
+    cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+62seconds")
+    restart_soon(cluster, job)
+    (requeued,) = events(folder, "requeued")
+    wait(lambda: len(events(folder, "started")) == 2, "the second start")
+    assert requeued["signal"] == signal.SIGUSR2
+    assert events(folder, "started")[1]["step"] == requeued["step"]
+    assert events(folder, "started")[1]["lost"] == 0
+    cluster.run("scancel", job)
+
+
+@pytest.mark.parametrize("partition", [pytest.param("low", marks=pytest.mark.slow), "low_nograce"])
+def test_preemption_loses_nothing_with_grace_or_without(
+    start, cluster: Cluster, uninterrupted: Path, partition: str
+) -> None:
+    job, folder = start(f"--partition={partition}", "--extra={exclusive: true}")
+    other = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
+    restart_soon(cluster, job)
+    assert cluster.wait_for_state(other, "COMPLETED", seconds=60) == "COMPLETED"
+    same_end(cluster, job, folder, uninterrupted)
+    first, second = events(folder, "started")
+    assert second["step"] > first["step"]
+    assert second["lost"] == 0
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
+    start, cluster: Cluster, uninterrupted: Path, rank: int
+) -> None:
+    job, folder = start(*["--then=knn"] * rank)
+    wait(lambda: newest_checkpoint(folder / "checkpoints"), "a checkpoint")
+    os.kill(processes_of(folder)[rank], signal.SIGKILL)
+    restart_soon(cluster, job)
+    same_end(cluster, job, folder, uninterrupted)
+    if rank:  # what follows has waited for the second end
+        wait(lambda: (folder / "knn" / "results.json").exists(), "the score")
+    (retried,) = events(folder, "retried")
+    assert "Killed" in retried["sentence"]
+    first, second = events(folder, "started")
+    assert second["step"] == retried["step"] >= 60
+    assert second["step"] % 60 == 0
+    assert first["lost"] == 0
+    assert 0 <= second["lost"] < 60
+
+
+@pytest.mark.slow
+def test_a_crash_is_tried_again_so_often_and_its_reason_is_kept(
+    submit, cluster: Cluster, place: Path, capsys
+) -> None:
+    for name in ("train/a/1.png", "train/a/2.png"):
+        (place / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "data" / name).write_bytes(b"no picture")
+    flags = ["--data.root=data", "--optim.batch_size=2", "--retries=1", "--output.dir=run"]
+    job = submit("pretrain", "--config=tiny.yaml", *FLAGS, *CLUSTER, *flags)["pretrain"]
+    restart_soon(cluster, job)
+    assert cluster.wait_for_state(job, "FAILED", seconds=60) == "FAILED"
+    run = place / "run"
+    assert [len(events(run, kind)) for kind in ("started", "retried", "given up")] == [2, 1, 1]
+    assert main(["status", "run", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["restarts"]) == ("failed", 1)
+    assert "1.png" in found["error"] or "2.png" in found["error"]
+
+
+def test_a_user_s_mistake_that_only_the_job_sees_is_not_tried_again(
+    submit, cluster: Cluster, place: Path
+) -> None:
+    flags = ["--data.root=nowhere", "--output.dir=run", "--nodes=1", "--then=knn"]
+    jobs = submit("pretrain", "--config=tiny.yaml", *FLAGS, *CLUSTER, *flags)
+    assert cluster.wait_for_state(jobs["pretrain"], "FAILED", seconds=60) == "FAILED"
+    # What was to follow does not wait for ever.
+    assert cluster.wait_for_state(jobs["knn"], "CANCELLED") == "CANCELLED"
+    assert events(place / "run", "retried") == []
+    (given_up,) = events(place / "run", "given up")
+    assert "nowhere" in given_up["sentence"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_machine_that_fails_costs_the_steps_since_the_last_checkpoint(
+    start, uninterrupted: Path, tmp_path: Path, monkeypatch, node: int
+) -> None:
+    """On a cluster that has another machine in its place; the first has the batch script too."""
+    with start_cluster(tmp_path / "cluster", nodes=3) as three:
+        monkeypatch.setenv("SLURM_CONF", three.environment["SLURM_CONF"])
+        job, folder = start()
+        wait(lambda: newest_checkpoint(folder / "checkpoints"), "a checkpoint")
+        name = three.nodes[node]
+        for process in processes_on(three, name):
+            os.kill(process, signal.SIGKILL)
+        # In place of the minutes after which SLURM takes a silent machine for failed.
+        three.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=failed")
+        restart_soon(three, job)
+        same_end(three, job, folder, uninterrupted)
+        assert name not in three.run("scontrol", "show", "hostnames", three.show(job)["NodeList"])
+    _, second = events(folder, "started")
+    assert second["step"] >= 60
+    assert second["step"] % 60 == 0
+    assert 0 <= second["lost"] < 60
+
+
+@pytest.mark.parametrize("allowed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_is_queued_again_after_so_many_time_limits_and_no_more(
+    start, cluster: Cluster, capsys, allowed: int
+) -> None:
+    """Of a job of less than ten minutes submitit takes every signal for a time limit."""
+    job, folder = start("--curriculum.epochs=1000", "--time=5", f"--timeouts={allowed}")
+    for restart in range(allowed):
+        cluster.run("scancel", "--signal=USR2", job)
+        restart_soon(cluster, job, restart + 1)
+        step = len(read_metrics(folder))
+        wait(lambda step=step: len(read_metrics(folder)) > step + 2, "rows of metrics")
+    cluster.run("scancel", "--signal=USR2", job)
+    assert cluster.wait_for_state(job, "FAILED", seconds=60) == "FAILED"
+    assert cluster.restart_count(job) == allowed
+    assert read_events(folder)[-1]["event"] == "given up"
+    saved = newest_checkpoint(folder / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == read_events(folder)[-1]["step"]
+    assert main(["status", "run", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["restarts"]) == ("failed", allowed)
+    assert "timed-out too many times" in found["error"]
+
+
+@pytest.mark.slow
+def test_two_clusters_on_a_machine_do_not_meet(
+    submit, cluster: Cluster, place: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """The port that submitit draws is made from the job's id, which both jobs share."""
+    with start_cluster(tmp_path / "one") as one, start_cluster(tmp_path / "two") as two:
+        for name, each in (("a", one), ("b", two)):
+            monkeypatch.setenv("SLURM_CONF", each.environment["SLURM_CONF"])
+            run = ["--config=tiny.yaml", f"--output.dir={name}", *CLUSTER]
+            (place / name).mkdir()
+            submit("pretrain", *run)
+        for name in ("a", "b"):
+            wait(lambda name=name: (place / name / "results.json").exists(), "the end", 120)
+    first, second = (events(place / name, "started") for name in ("a", "b"))
+    assert first[0]["job"] == second[0]["job"]
+    assert read_metrics(place / "a")[-1]["loss"] == read_metrics(place / "b")[-1]["loss"]
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_ended_and_the_run_goes_on(
+    start, cluster: Cluster, uninterrupted: Path
+) -> None:
+    """The other waits for it in a collective, where no handler runs."""
+    job, folder = start("--signal_delay=10")
+    wait(lambda: newest_checkpoint(folder / "checkpoints"), "a checkpoint")
+    os.kill(processes_of(folder)[1], signal.SIGSTOP)
+    time.sleep(1)
+    cluster.run("scancel", "--signal=USR2", job)
+    restart_soon(cluster, job)
+    same_end(cluster, job, folder, uninterrupted)
+    assert "ended where it hung" in events(folder, "failed")[0]["sentence"]
+
+
+# The interpreter imports it at its start: one process of a job's first start hangs in a step.
+HANGS_ONCE = """
+import os, sys
+first = "SLURM_RESTART_COUNT" not in os.environ and "submitit.core._submit" in sys.orig_argv
+if first and os.environ.get("SLURM_PROCID") == "{rank}":
+    sys.path.append("{faults}")
+    import driver
+    driver.FAULTS["hang"](step="{step}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_finishes_no_step_ends_and_the_job_is_queued_again(
+    start, cluster: Cluster, uninterrupted: Path, place: Path, rank: int
+) -> None:
+    """It hangs in C; nobody signals. The other waits for it in a collective, until its own time.
+
+    Both say where they stand, the job ends with status 75, and goes on from its last checkpoint.
+    """
+    step, faults = 100, Path(__file__).parents[1] / "robustness" / "faults"
+    (place / "fault").mkdir()
+    text = HANGS_ONCE.format(rank=rank, faults=faults, step=step)
+    (place / "fault" / "sitecustomize.py").write_text(text)
+    setup = f"--setup=['export PYTHONPATH={place / 'fault'}:$PYTHONPATH']"
+    job, folder = start(setup, "--efficiency.step_timeout=10")
+    restart_soon(cluster, job)
+    same_end(cluster, job, folder, uninterrupted)
+    logs = [(folder / "slurm" / f"{job}_{number}_log.err").read_text() for number in (0, 1)]
+    for number, log in enumerate(logs):
+        assert f"process {number} has finished no step in 10 s (efficiency.step_timeout)" in log
+        assert ("in struck" in log) == (number == rank)  # where it hangs
+    assert f"task {rank}: Exited with exit code {watchdog.EXIT_STATUS}" in logs[0]  # srun's word
+    (retried,) = events(folder, "retried")
+    assert "no step was finished in efficiency.step_timeout" in retried["sentence"]
+    _, second = events(folder, "started")
+    assert (retried["step"], second["step"], second["lost"]) == (60, 60, step - 60)
+
+
+def test_cancelling_saves_and_does_not_come_back(start, cluster: Cluster) -> None:
+    job, folder = start("--curriculum.epochs=1000")
+    cluster.run("scancel", job)
+    assert cluster.wait_for_state(job, "CANCELLED") == "CANCELLED"
+    wait(lambda: events(folder, "stopped"), "the run to have saved")
+    time.sleep(1)
+    assert cluster.restart_count(job) == 0
+    saved = newest_checkpoint(folder / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == events(folder, "stopped")[0]["step"]
+
+
+def test_a_probe_follows_and_a_finished_run_ends_at_once(
+    submit, cluster: Cluster, place: Path, capsys
+) -> None:
+    run = ["pretrain", "--config=tiny.yaml", "--output.dir=run", *CLUSTER]
+    jobs = submit(*run, "--then=linear-probe,knn")
+    assert set(jobs) == {"pretrain", "linear-probe", "knn"}
+    assert main(["status", "run", "--json"]) == 0
+    found = {Path(row["run"]).name: row for row in json.loads(capsys.readouterr().out)}
+    assert found["linear-probe"]["state"] == "pending"
+    assert found["linear-probe"]["reason"] == "Dependency"
+    for kind, name in (("linear-probe", "linear"), ("knn", "knn")):
+        wait(lambda kind=kind: (place / "run" / kind / "results.json").exists(), kind)
+        assert 0 <= json.loads((place / "run" / kind / "results.json").read_text())[name] <= 100
+    assert main(["status", "run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines[1:]] == ["finished"] * 3
+    assert "25/25" in lines[1]
+    before = (place / "run" / "metrics.jsonl").read_bytes()
+    job = submit(*run)["pretrain"]
+    assert cluster.wait_for_state(job, "COMPLETED", seconds=60) == "COMPLETED"
+    assert (place / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_sweep_is_an_array_and_ends_in_a_table(
+    submit, cluster: Cluster, place: Path, capsys
+) -> None:
+    jobs = submit(
+        "pretrain", "--config=tiny.yaml", "--output.dir=sweep", "--nodes=1", "--time=10",
+        "--sweep=optim.base_lr=0.01,0.02,0.03", "--then=knn",
+    )  # fmt: skip
+    assert set(jobs) == {"pretrain", "knn", "compare"}
+    wait(lambda: (place / "sweep" / "results.md").exists(), "the table", 120)
+    rows = (place / "sweep" / "results.md").read_text().splitlines()
+    head = [cell.strip() for cell in rows[0].split("|")[1:-1]]
+    assert head[:2] == ["run", "optim.base_lr"]
+    assert "knn" in head
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
+    assert [row[1] for row in cells] == ["0.01", "0.02", "0.03"]
+    losses = [json.loads((place / "sweep" / row[0] / "results.json").read_text()) for row in cells]
+    assert [row[head.index("loss")] for row in cells] == [f"{x['loss']:.6g}" for x in losses]
+    assert len({row[head.index("loss")] for row in cells}) == 3
+
+    def all_finished() -> bool:
+        """Whether SLURM too has seen the jobs end, which can be after what they wrote is there."""
+        assert main(["status", "sweep", "--json"]) == 0
+        states = {row["state"] for row in json.loads(capsys.readouterr().out)}
+        assert states <= {"finished", "running"}
+        return states == {"finished"}
+
+    wait(all_finished, "the ends of the jobs", 60)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--partition=nowhere"], "invalid partition"),
+        (["--nodes=4"], "SLURM refuses the job"),
+        (["--output.dir=tiny.yaml/run"], "cannot be written to"),
+        (["--output.dir=/proc/run"], "cannot be written to"),  # not even by root
+        (["--output.dir=run%j"], "has a % in its name"),
+        (["--optim.base_lr=fast"], "optim.base_lr"),
+        (["--optim.batch_size=15"], "not divided by 2 processes"),
+        (["--then=finetune"], "no recipe"),
+        (["--cluster=nowhere"], "there is no cluster 'nowhere'"),
+        (["--time=soon"], "time must read like"),
+        (["--sweep=seed"], "--sweep must read like"),
+    ],
+)
+def test_what_would_fail_is_refused_before_anything_is_submitted(
+    place: Path, cluster: Cluster, capsys, flags: list[str], sentence: str
+) -> None:
+    jobs = ["squeue", "--noheader", "--states=all", "--format=%i"]
+    before = set(cluster.run(*jobs).split())
+    run = ["pretrain", "--config=tiny.yaml", "--output.dir=run"]
+    assert main(["submit", *run, *CLUSTER, *flags]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence.lower() in said.lower()
+    assert len(said) < 400
+    assert set(cluster.run(*jobs).split()) <= before  # SLURM forgets old ones
+    assert list(itertools.chain(place.rglob("*_submission.sh"), place.rglob("*.pkl"))) == []
+
+
+def test_a_run_whose_job_is_still_there_is_not_submitted_again(
+    start, cluster: Cluster, capsys
+) -> None:
+    job, folder = start("--curriculum.epochs=1000")
+    run = ["pretrain", "--config=tiny.yaml", f"--output.dir={folder.name}", *FLAGS, *CLUSTER]
+    assert main(["submit", *run, "--curriculum.epochs=1000"]) == 2
+    assert f"already has job {job}" in capsys.readouterr().err
+    cluster.run("scancel", job)

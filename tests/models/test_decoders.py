@@ -1,0 +1,96 @@
+"""Decoders: what a training step leaves out changes nothing that it reads."""
+
+import pytest
+import torch
+from small_mae import small
+
+from mae_et import MaskedAutoencoder, UserError
+from mae_et.checkpoints.export import export
+from mae_et.config.schema import ModelConfig
+from mae_et.models.decoders import gather
+from mae_et.models.mae import predicted_patches
+
+
+def gradients(model: MaskedAutoencoder, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("attention", ["self", "cross"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_training_step_has_the_loss_and_gradients_of_predicting_every_patch(
+    attention: str, depth: int
+) -> None:
+    model = small(decoder_attention=attention, decoder_depth=depth)
+    torch.nn.init.normal_(model.decoder.norm.weight)
+    images, noise = torch.randn(3, 3, 32, 24), torch.rand(3, 12)
+    whole, step = (model(images, 0.7, noise, every_patch=each) for each in (True, False))
+    hidden = 12 - 3
+    assert whole.prediction.shape == (3, 12, 192)
+    assert step.prediction.shape == (3, hidden, 192)
+    asked = noise.argsort(dim=1)[:, 3:]
+    torch.testing.assert_close(gather(whole.prediction, asked), step.prediction)
+    torch.testing.assert_close(whole.loss, step.loss)
+    assert torch.equal(whole.mask, step.mask)
+    theirs = gradients(model, whole.loss)
+    ours = gradients(model, model(images, 0.7, noise, every_patch=False).loss)
+    assert theirs.keys() == ours.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cross_decoder_s_patches_do_not_depend_on_each_other() -> None:
+    """So a share of them is predicted as all of them are."""
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    whole, part = (
+        small(decoder_attention="cross", decoder_share=share)(
+            images, 0.75, noise, every_patch=False
+        ).prediction
+        for share in (1.0, 0.5)
+    )
+    assert part.shape[1] == 6
+    torch.testing.assert_close(whole[:, :6], part)
+
+
+def test_a_share_trains_on_so_many_of_the_hidden_patches() -> None:
+    assert [predicted_patches(12, share) for share in (1.0, 0.34, 0.01)] == [12, 4, 1]
+    model = small(decoder_share=0.5)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    output = model(images, 0.75, noise, every_patch=False)
+    asked = noise.argsort(dim=1)[:, 4:10]
+    target = gather(model.targets(images), asked)
+    torch.testing.assert_close(output.loss, (output.prediction - target).square().mean())
+
+
+@pytest.mark.parametrize("attention", ["self", "cross"])
+def test_gradient_checkpointing_changes_no_gradient(attention: str) -> None:
+    model = small(decoder_attention=attention, decoder_depth=2)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    before = gradients(model, model(images, 0.75, noise, every_patch=False).loss)
+    model.set_gradient_checkpointing()
+    after = gradients(model, model(images, 0.75, noise, every_patch=False).loss)
+    for name, gradient in before.items():
+        torch.testing.assert_close(after[name], gradient)
+
+
+def test_a_share_out_of_range_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.decoder_share must lie in \(0, 1\]"):
+        ModelConfig(decoder_share=1.5)
+
+
+def test_layouts_of_mae_s_decoder_refuse_another(tmp_path) -> None:
+    from tiny_run import TINY
+
+    from mae_et import PretrainConfig, load_config, pretrain
+
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    flags = [
+        f"--output.dir={tmp_path / 'run'}", "--model.decoder_attention=cross",
+        "--model.decoder_share=0.5",
+    ]  # fmt: skip
+    run = pretrain(load_config(PretrainConfig, [str(tmp_path / "tiny.yaml")], flags))
+    for layout in ("mae", "hf"):
+        with pytest.raises(UserError, match="cross"):
+            export(run, layout, tmp_path / layout)
+    export(run, "timm", tmp_path / "timm.safetensors")

@@ -1,0 +1,172 @@
+import pytest
+import torch
+from oracles import naive_mae
+from safetensors.torch import load_file
+from small_mae import small
+from tiny_run import GOLDEN
+
+from mae_et import MaskedAutoencoder, UserError, load_pretrained
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "mae_tiny_expected.safetensors")
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("file", ["mae_tiny_released_format.pth", "mae_tiny_training_format.pth"])
+@pytest.mark.parametrize("target", ["pixel", "norm_pix"])
+def test_values_and_gradients_equal_the_golden_files(golden, file: str, target: str) -> None:
+    model = load_pretrained(GOLDEN / file, encoder_num_heads=3, decoder_num_heads=4, target=target)
+    output = model(golden["images"], 0.75, golden["noise"])
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(golden[f"{target}.loss"].item(), rel=1e-5)
+    assert relative(output.prediction, golden[f"{target}.pred"]) < 1e-5
+    assert relative(output.latent, golden["latent"]) < 1e-5
+    assert torch.equal(output.mask, golden[f"{target}.mask"])
+    parameters = dict(model.named_parameters())
+    gradients = [name for name in golden if name.startswith(f"{target}.grad.")]
+    assert len(gradients) == 4
+    for name in gradients:
+        theirs = name.removeprefix(f"{target}.grad.")
+        part = "decoder." if "decoder" in theirs or theirs == "mask_token" else "encoder."
+        ours = parameters[part + theirs.removeprefix("decoder_")]
+        assert relative(ours.grad, golden[name]) < 1e-5
+
+
+def test_unmasked_features_equal_the_golden_ones_and_timm_s_own(golden) -> None:
+    model = load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 4)
+    features = model.encode(golden["images"])
+    assert relative(features, golden["features_unmasked"]) < 1e-5
+    assert relative(model.encoder.forward_features(golden["images"]), features) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 16), (24, 40), (64, 32)])
+def test_the_loss_equals_a_naive_autoencoder_s_on_any_grid(size: tuple[int, int]) -> None:
+    model = small()
+    images = torch.randn(2, 3, *size)
+    noise = torch.rand(2, size[0] * size[1] // 64)
+    expected = torch.stack(
+        [naive_mae(model, *pair, 0.6) for pair in zip(images, noise, strict=True)]
+    )
+    torch.testing.assert_close(model(images, 0.6, noise).loss, expected.mean(), rtol=1e-5, atol=0)
+
+
+def test_the_encoder_s_latent_does_not_depend_on_hidden_patches() -> None:
+    model = small()
+    images, noise = torch.randn(1, 3, 32, 32), torch.rand(1, 16)
+    before = model(images, 0.75, noise)
+    hidden = before.mask.view(1, 1, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    after = model(images + hidden * torch.randn_like(images), 0.75, noise)
+    assert torch.equal(before.latent, after.latent)
+    assert before.loss != after.loss
+
+
+def test_a_stage_of_another_bandwidth_changes_no_weight_s_shape() -> None:
+    model = small()
+    before = {name: p.shape for name, p in model.named_parameters()}
+    for size in (16, 24, 32):
+        model(torch.randn(2, 3, size, size)).loss.backward()
+    assert {name: p.shape for name, p in model.named_parameters()} == before
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert set(before) - trained == {"encoder.pos_embed"}
+
+
+@pytest.mark.parametrize("target", ["pixel", "norm_pix", "hog"])
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_any_number_of_channels_works_with_each_target(target: str, channels: int) -> None:
+    model = small(channels=channels, target=target)
+    output = model(torch.randn(2, channels, 32, 24))
+    assert output.loss.isfinite()
+    assert output.prediction.shape == model.targets(torch.randn(2, channels, 32, 24)).shape
+
+
+def test_gradient_checkpointing_changes_no_bit() -> None:
+    gradients = []
+    for enabled in (False, True):
+        model = small()
+        model.set_gradient_checkpointing(enabled)
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        model(images, 0.75, torch.linspace(0, 1, 32).view(2, 16)).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_autocast_leaves_target_and_loss_in_float32() -> None:
+    model = small(target="hog")
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    expected = model(images, 0.75, noise).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images, 0.75, noise)
+        assert torch.equal(model.targets(images), model.targets(images).float())
+    assert output.loss.dtype == torch.float32
+    assert output.loss.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "depth", "millions"),
+    [
+        ("vit_small_patch16_224", 384, 12, 21.6),
+        ("vit_base_patch16_224", 768, 12, 85.8),
+        ("vit_large_patch16_224", 1024, 24, 303.3),
+        ("vit_huge_patch14_224", 1280, 32, 630.8),
+    ],
+)
+def test_published_sizes_have_the_published_number_of_parameters(
+    name: str, width: int, depth: int, millions: float
+) -> None:
+    with torch.device("meta"):
+        encoder = MaskedAutoencoder(name).encoder
+    assert (encoder.embed_dim, len(encoder.blocks)) == (width, depth)
+    count = sum(p.numel() for p in encoder.parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_initial_weights_are_mae_s_and_a_function_of_the_seed() -> None:
+    weights, again = small().state_dict(), small().state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    for name, weight in weights.items():
+        if name.endswith("bias"):
+            assert not weight.any(), name
+        elif "norm" in name:
+            assert torch.equal(weight, torch.ones_like(weight)), name
+        elif "token" in name:
+            assert 0.01 < weight.std() < 0.03, name
+        elif "pos_embed" not in name:  # uniform within Xavier's bound, and reaching close to it
+            fan_out, fan_in = weight.flatten(1).shape
+            bound = (6 / (fan_in + fan_out)) ** 0.5
+            assert 0.95 * bound < weight.abs().max() <= bound, name
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("vit_huge", "cannot build"), ("resnet18", "cannot build"),
+     ("vit_base_patch16_siglip_224", "class token"), ("vit_base_patch32_clip_224", "not a plain"),
+     ("vit_small_patch14_reg4_dinov2", "not a plain")],
+)  # fmt: skip
+def test_encoders_that_are_no_plain_vit_are_refused(name: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        MaskedAutoencoder(name)
+
+
+def test_images_that_patches_do_not_tile_are_refused() -> None:
+    with pytest.raises(ValueError, match="not tiled by patches of 8"):
+        small()(torch.randn(1, 3, 30, 32))
+
+
+def test_positions_on_the_inputs_own_grid_are_those_of_a_model_of_that_size() -> None:
+    """What the full grid is measured against: a crop seen as an image of its own."""
+    torch.manual_seed(1)
+    crops, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 4)
+    model, alone = small(positions="own_grid"), small(image_size=16)
+    weights = model.state_dict()
+    del weights["encoder.pos_embed"]  # the table kept for timm; the model computes its own
+    for other in (alone, on_the_full_grid := small()):
+        assert other.load_state_dict(weights, strict=False).missing_keys == ["encoder.pos_embed"]
+    expected = alone(crops, 0.5, noise).loss
+    assert torch.equal(model(crops, 0.5, noise).loss, expected)
+    assert not torch.equal(on_the_full_grid(crops, 0.5, noise).loss, expected)

@@ -1,0 +1,388 @@
+"""A report is one file that holds everything, says what the runs' files say, and runs nothing."""
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from browser import chromium
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mae_et import pretrain
+from mae_et.cli.main import main
+from mae_et.curriculum.schedule import Curriculum
+from mae_et.errors import UserError
+from mae_et.monitoring.logger import read_metrics
+from mae_et.monitoring.report import report
+from mae_et.monitoring.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    TOP,
+    Band,
+    Curve,
+    chart,
+    short,
+    thinned,
+    ticks,
+)
+from mae_et.monitoring.report.records import names_of
+
+NUMBERS = st.floats(-1e12, 1e12)
+EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;"
+# Those that a report looks at.
+WORDS = """
+    step stage loss lr grad_norm seconds window_steps window_seconds time top1 raw_top1 images knn
+    model data seed optim curriculum index bandwidth start steps cost magnitude base base_cost spike
+    batch_size dataset_size images_per_second data_time_fraction memory_gib
+"""
+KEYS = st.sampled_from(WORDS.split())
+VOID = {"meta", "img", "link", "br"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its texts; an element that is not closed is a mistake."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+    def attributes(self, name: str) -> list[str]:
+        return [value or "" for _, found in self.elements for key, value in found.items()
+                if key == name]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    from tiny_run import TINY
+
+    from mae_et import PretrainConfig, load_config
+
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "tiny.yaml").write_text(TINY)
+    path = pretrain(
+        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
+    )
+    (path / "knn").mkdir()
+    (path / "knn" / "results.json").write_text('{"knn": 31.75}')
+    return path
+
+
+def written(folder: Path, **files: object) -> Path:
+    """Write a run folder of 20 steps by hand: `scores=[...]` is a file of lines, a dict of JSON."""
+    plan = Curriculum.preset("constant", 32, 8).plan(5, 40, 10)
+    rows = [
+        {"step": step, "stage": 0, "loss": 1 / step, "seconds": step / 2, "time": 1.7e9}
+        for step in (5, 10, 15)
+    ]
+    given = {"metrics.jsonl": rows, "plan.json": plan.to_dict(), "config.yaml": "seed: 3\n"}
+    for name, content in (given | files).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_the_page_is_whole_in_itself(run: Path, tmp_path: Path) -> None:
+    path = report([run], tmp_path / "report.html")
+    page, text = Page(path), path.read_text()
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    for address in page.attributes("src") + page.attributes("href"):
+        assert address.startswith(("data:image/webp;base64,", "#"))
+    assert "url(" not in text
+    assert "@import" not in text
+    assert not [name for _, found in page.elements for name in found if name.startswith("on")]
+    policy = next(v for v in page.attributes("content") if "default-src" in v)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_page_says_what_the_run_says(run: Path, tmp_path: Path) -> None:
+    page = Page(report([run], tmp_path / "report.html"))
+    rows, results = read_metrics(run), json.loads((run / "results.json").read_text())
+    for row in rows:
+        assert f"step {row['step']:,}: {short(row['loss'])}" in page.texts
+        assert f"step {row['step']:,}: {short(row['lr'])}" in page.texts
+    for expected in ("run", "finished", "31.75 %", f"{results['loss']:.5g}", f"{25 * 12:,}"):
+        assert expected in page.texts
+    titles = page.attributes("title")
+    for bandwidth, stage in zip((16, 24, 32), results["stages"], strict=True):
+        share = 100 * stage["compute"] / results["compute"]
+        seen = 100 * stage["images"] / results["images"]
+        assert (
+            f"bandwidth {bandwidth}: {share:.1f} % of the compute, {seen:.1f} % of the images"
+        ) in titles
+    assert (run / "config.yaml").read_text().strip() in page.texts
+    pictures = sorted((run / "reconstructions").glob("*.png"))
+    assert len(page.attributes("src")) == len(pictures) == 3
+    for curve in (
+        "Training loss by compute",
+        "Learning rate",
+        "Gradient norm",
+        "Images per second",
+    ):
+        assert curve in page.texts
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40))
+def test_a_curve_lies_where_its_axes_say(points) -> None:
+    """Places are read back from the path by the ticks beside it, to a tenth of a pixel."""
+    points = sorted(points)
+    drawn = chart("t", "x", [Curve("c", 0, points)])
+    assert drawn is not None
+    places = re.findall(r"[ML](-?[\d.e+]+),(-?[\d.e+]+)", drawn.lines[0].path)
+    ys = [float(y) for _, y in places]
+    values = [y for _, y in points]
+    # One scale for all: higher values lie higher, equal ones equally high.
+    for a, b, place_a, place_b in zip(values, values[1:], ys, ys[1:], strict=False):
+        assert place_a >= place_b if a <= b else place_a <= place_b
+    shown = [y for y in ys if TOP <= y <= HEIGHT - BOTTOM]
+    cut = re.match(r"\d+", drawn.note)
+    assert len(ys) - len(shown) == (int(cut.group()) if cut else 0)
+
+
+def test_ticks_and_curves_share_one_scale() -> None:
+    drawn = chart("t", "x", [Curve("c", 0, [(0.0, 0.0), (10.0, 5.0), (20.0, 20.0)])])
+    assert drawn is not None
+    assert [tick.label for tick in drawn.y_ticks] == ["0", "5", "10", "15", "20"]
+    assert [tick.label for tick in drawn.x_ticks] == ["0", "5", "10", "15", "20"]
+    at = {tick.label: tick.place for tick in drawn.y_ticks}
+    along = {tick.label: tick.place for tick in drawn.x_ticks}
+    assert drawn.lines[0].path == (
+        f"M{along['0']:g},{at['0']:g} L{along['10']:g},{at['5']:g} L{along['20']:g},{at['20']:g}"
+    )
+
+
+@given(NUMBERS, NUMBERS)
+def test_ticks_are_round_numbers_within_the_axis(a: float, b: float) -> None:
+    low, high = min(a, b), max(a, b)
+    found = ticks(low, high)
+    assert 1 <= len(found) <= 7
+    if high - low > 1e-9 * max(abs(low), abs(high), 1e-300):
+        room = 1e-6 * (high - low)
+        assert all(low - room <= value <= high + room for value in found)
+        assert found == sorted(set(found))
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=2000))
+def test_no_peak_is_lost_when_a_curve_is_thinned(values: list[float]) -> None:
+    points = [(float(i), value) for i, value in enumerate(values)]
+    kept = thinned(points, 50)
+    assert len(kept) <= 101
+    assert set(kept) <= set(points)
+    assert kept == sorted(kept)
+    for choose in (min, max):
+        assert choose(y for _, y in kept) == choose(values)
+    assert kept[-1] == points[-1]
+
+
+def test_bands_and_marks_stand_on_the_curves_axis() -> None:
+    curves = [Curve("c", 0, [(0.0, 1.0), (4.0, 2.0)])]
+    drawn = chart("t", "x", curves, [Band(0, 2, "16"), Band(2, 9, "32")], [(2.0, "leaps")])
+    assert drawn is not None
+    (first, second), (mark,) = drawn.bands, drawn.marks
+    middle = (first[0] + second[1]) / 2
+    assert first[1] == second[0] == mark[0] == pytest.approx(middle)
+
+
+def test_numbers_are_short() -> None:
+    assert [short(x) for x in (0, 0.5, 1234.5, 44096, 1e6, 3e-5, -2.5e12)] == [
+        "0", "0.5", "1234", "44.1k", "1M", "3e-05", "-2.5T",
+    ]  # fmt: skip
+    assert short(1.573e12, "FLOPs") == "1.573 TFLOPs"
+
+
+def test_what_files_say_is_shown_and_never_run(tmp_path: Path) -> None:
+    run = written(
+        tmp_path / "<script>alert(1)<script>",
+        **{
+            "config.yaml": f"seed: {json.dumps(EVIL)}\nmodel: {{target: {json.dumps(EVIL)}}}\n",
+            "results.json": {EVIL: 1.0, "note": EVIL, "loss": EVIL},
+            "scores.jsonl": [{"step": 5, "time": 0, "top1": EVIL, EVIL: 5}],
+        },
+    )
+    page = Page(report([run, written(tmp_path / "b")], tmp_path / "report.html"))
+    assert not {tag for tag, _ in page.elements} & {"script", "img"}
+    assert EVIL in page.texts
+    assert "<script>alert(1)<script>" in page.texts
+
+
+def test_a_run_that_is_not_done_is_told_as_far_as_it_has_come(tmp_path: Path) -> None:
+    page = Page(report([written(tmp_path / "a")], tmp_path / "a.html"))
+    assert any(text.startswith("not finished: 75% of the compute done") for text in page.texts)
+    assert "step 15: 0.06667" in page.texts
+    fresh = written(tmp_path / "b", **{"metrics.jsonl": ""})
+    page = Page(report([fresh], tmp_path / "b.html"))
+    assert {"no step yet", "There are no metrics yet."} <= set(page.texts)
+    bare = tmp_path / "c"
+    bare.mkdir()
+    (bare / "config.yaml").write_text("{}")
+    assert "no step yet" in Page(report([bare], tmp_path / "c.html")).texts
+
+
+def test_what_cannot_be_drawn_is_skipped(tmp_path: Path) -> None:
+    """Values that are not finite, rows that are none, pictures that are none or of lost steps."""
+    rows: list = [
+        {"step": 5, "loss": 2.0}, {"step": 10, "loss": float("nan")}, 7, {"loss": 1.0},
+        {"step": 15, "loss": None}, {"step": 20, "loss": 10**400}, {"step": 12, "loss": 3.0},
+    ]  # fmt: skip
+    run = written(tmp_path / "a", **{
+        "metrics.jsonl": rows, "reconstructions/step-00000005.png": "no picture",
+        "reconstructions/step-x.png": "",
+    })  # fmt: skip
+    for step in (10, 99):
+        Image.new("RGB", (8, 8)).save(run / "reconstructions" / f"step-{step:08d}.png")
+    page = Page(report([run], tmp_path / "a.html"))
+    told = {text for text in page.texts if text.startswith("step ") and ": " in text}
+    assert told == {"step 5: 2", "step 12: 3"}
+    assert len(page.attributes("src")) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+LINES = st.lists(st.dictionaries(KEYS, JSON, max_size=6), max_size=4)
+SECTIONS = st.dictionaries(KEYS, JSON | st.dictionaries(KEYS, JSON), max_size=4)
+WILD = {
+    "config.yaml": (JSON | SECTIONS).map(json.dumps), "results.json": JSON, "plan.json": JSON,
+    "metrics.jsonl": LINES, "scores.jsonl": LINES,
+}  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(wild=st.fixed_dictionaries({}, optional=WILD), data=st.data())
+def test_whatever_files_hold_there_is_a_page_or_a_sentence(tmp_path_factory, wild, data) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    if isinstance(wild.get("plan.json"), dict):  # a plan but for a few of its values
+        whole = Curriculum.preset("etpp", 32, 8).plan(9, 40, 10).to_dict()
+        stages = [whole["stages"][0] | data.draw(st.dictionaries(KEYS, JSON)), *whole["stages"][1:]]
+        wild = wild | {"plan.json": whole | {"stages": stages} | wild["plan.json"]}
+    runs = [written(folder / "wild", **wild), written(folder / "good")]
+    try:
+        Page(report(runs, folder / "report.html"))
+    except UserError as error:
+        assert re.search(r"wild/[\w.]+ ", str(error))  # noqa: PT017
+
+
+def test_spikes_are_marked(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1.0, "spike": step == 10} for step in (5, 10, 15)]
+    page = Page(report([written(tmp_path / "a", **{"metrics.jsonl": rows})], tmp_path / "a.html"))
+    assert "a: the loss leaps before step 10" in page.texts
+
+
+def test_several_runs_are_compared_where_they_differ(run: Path, tmp_path: Path) -> None:
+    scores = [{"step": step, "time": 0, "top1": 5.0 * step, "raw_top1": 1.0} for step in (5, 10)]
+    one = written(tmp_path / "x" / "finetune", **{"scores.jsonl": scores})
+    two = written(tmp_path / "y" / "finetune", **{"config.yaml": "seed: 4\n"})
+    page = Page(report([one, run, two], tmp_path / "report.html"))
+    assert {"3 runs", "Pre-training", "Classifiers", "x/finetune", "y/finetune"} <= set(page.texts)
+    assert {"3", "4"} <= set(page.texts)
+    assert "seed" in page.texts
+    assert "step 10: 50" in page.texts  # the one classifier; of two runs a point says whose it is
+    assert "run, step 2: " in "\n".join(page.texts)
+    for by in ("compute", "images", "time"):  # no two charts bear one title
+        assert page.texts.count(f"Validation top-1 (%) by {by}") == 1
+    links = [link for link in page.attributes("href") if link.startswith("#")]
+    assert set(links) == {"#run-1", "#run-2", "#run-3"} <= {f"#{i}" for i in page.attributes("id")}
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a/run", "b/run", "c/other", "c/finetune")]
+    assert names_of(paths) == ["a/run", "b/run", "other", "c/finetune"]
+
+
+def test_mistakes_get_a_sentence(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = written(tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    damaged = {
+        "plan.json": '{"stages": [], "base": 1}', "results.json": "[1]", "config.yaml": "a: [",
+        "knn/results.json": "{",
+    }  # fmt: skip
+    mistakes = {
+        "there is no run folder nowhere": ["nowhere"],
+        "empty holds no run": ["empty"],
+        "a run folder is given twice": ["good", "./good/"],
+        "--output good is a folder": ["good", "--output=good"],
+        "--output good/plan.json/x cannot be written": ["good", "--output=good/plan.json/x"],
+        "runs": [],
+    }
+    for name, content in damaged.items():
+        run = written(tmp_path / f"no-{name}".replace("/", "-"))
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(content)
+        mistakes[f"{run.name}/{name} "] = [run.name]
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in ("ab", "bc", "cd"))
+    written(tmp_path / "bomb", **{"config.yaml": bomb})
+    mistakes["bomb/config.yaml "] = ["bomb"]
+    for sentence, words in mistakes.items():
+        assert main(["report", *words]) == 2, sentence
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert said.err.count("\n") == 1, said.err
+        assert not said.out
+    assert main(["report", "good"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": "report.html"}
+    assert (tmp_path / "report.html").exists()
+    assert good.is_dir()
+
+
+@pytest.fixture
+def opened(run: Path, tmp_path: Path) -> Iterator[tuple]:
+    name = "<img src=x onerror=document.title='run'>"
+    evil = written(tmp_path / name, **{"config.yaml": f"seed: {json.dumps(EVIL)}"})
+    path = report([run, evil], tmp_path / "report.html")
+    with chromium(viewport={"width": 390, "height": 800}) as page:
+        asked: list[str] = []
+        said: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.context.set_offline(True)
+        page.goto(path.as_uri())
+        yield page, asked, said, path
+
+
+@pytest.mark.slow
+def test_a_browser_opens_it_offline_on_a_telephone_and_runs_nothing(opened) -> None:
+    page, asked, said, path = opened
+    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    assert said == []
+    assert page.title() == "2 runs · mae-et"
+    widths = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert widths[0] <= widths[1]
+    sizes = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert len(sizes) == 3
+    assert min(sizes) > 0
+    assert page.locator("svg path.line").count() > 5
+    assert not page.get_by_text("mask_ratio: 0.75").is_visible()
+    page.get_by_text("Config, whole").first.click()
+    assert page.get_by_text("mask_ratio: 0.75").is_visible()

@@ -1,0 +1,154 @@
+"""Disks that are full, read-only or slow: one sentence, nothing lost, and the run goes on later."""
+
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launch import QUIET, run, same_weights
+
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint, save_checkpoint
+from mae_et.monitoring.logger import read_metrics
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory, whose size can be changed; skipped where none can be mounted.
+
+    Config and log of a run lie beside its folder: not on this disk.
+    """
+    place = tmp_path / "run"
+    place.mkdir()
+    try:
+        mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here ({error})")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clean") / "run"
+    code, said = run(folder, "none")
+    assert code == 0, said
+    return folder
+
+
+def told_once(said: str, what: str) -> bool:
+    """Return whether what was said last is one sentence about it, without a traceback."""
+    return what in said.strip().splitlines()[-1] and "Traceback" not in said
+
+
+@pytest.mark.faults
+def test_on_a_full_disk_a_run_ends_in_a_sentence_and_goes_on_when_there_is_room(
+    disk, clean
+) -> None:
+    """At 12 sizes, so that it is the log, a checkpoint, a picture or TensorBoard that fills it."""
+    ended: list[str] = []
+    for kibibytes in (8, 32, 100, 300, 520, 540, 700, 1000, 1060, 1100, 1300, 1560):
+        mount("-o", f"remount,size={kibibytes}k", str(disk))
+        code, said = run(disk, "none")
+        assert code == 1, (kibibytes, said)
+        assert told_once(said, "No space left on device"), said
+        assert "the same command goes on from there" in said
+        saved = newest_checkpoint(disk / "checkpoints")
+        ended.append(f"{kibibytes} KiB: step {saved['step'] if saved else 0}")
+        assert not list(disk.glob("checkpoints/.*.tmp"))
+        mount("-o", "remount,size=64m", str(disk))
+        if kibibytes in {520, 1300}:  # go on from what was left; or from nothing, next time
+            assert run(disk, "none")[0] == 0
+            assert same_weights(disk, clean)
+            losses = [[(r["step"], r["loss"]) for r in read_metrics(f)] for f in (clean, disk)]
+            assert losses[0] == losses[1]
+        for path in disk.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    print(f"\nfull at {', '.join(ended)}")
+
+
+@pytest.mark.parametrize("limit", [1, 64, 5000, 32_768, 100_000, 300_000])
+def test_a_checkpoint_that_has_no_room_says_why_wherever_it_is_cut_off(tmp_path, limit) -> None:
+    """Torch itself tells of sums that differ; the one before stays."""
+    from train_state import state
+
+    save_checkpoint(tmp_path, state(1).to_dict(), "seed: 0", {"plan": 1})
+    second = state(2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(tmp_path, second.to_dict(), "seed: 0", {"plan": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+    assert newest_checkpoint(tmp_path)["step"] == 1
+
+
+@pytest.mark.faults
+def test_a_file_that_may_not_grow_is_told_of_and_the_last_checkpoint_stays(tmp_path) -> None:
+    """A quota on the size of a file, which needs no file system of its own."""
+    folder = tmp_path / "run"
+    flags = [*QUIET, "--curriculum.epochs=1.5"]
+    limit = 100_000
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    code, said = run(folder, "none", *flags, before=bound)
+    assert code == 1
+    assert told_once(said, "File too large; what was saved is kept"), said
+    assert list_checkpoints(folder / "checkpoints") == []
+    code, said = run(folder, "none", *flags)
+    assert code == 0, said
+
+
+@pytest.mark.faults
+def test_a_read_only_folder_is_refused_before_training(disk) -> None:
+    """As new, and with a run in it to go on from; also where the folder is another user's."""
+    for held in (False, True):
+        if held:
+            assert run(disk, "die:step=12", *QUIET)[0] == -9
+        mount("-o", "remount,ro", str(disk))
+        code, said = run(disk, "none", *QUIET)
+        assert code == 2
+        assert told_once(said, "cannot be written to: Read-only file system"), said
+        assert "step 2/" not in said
+        mount("-o", "remount,rw", str(disk))
+    assert newest_checkpoint(disk / "checkpoints")["step"] == 10
+    assert run(disk, "none", *QUIET)[0] == 0
+
+
+@pytest.mark.faults
+def test_a_folder_of_another_user_is_refused_before_training(tmp_path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can run as somebody else")
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        if parent != Path(parent.root):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    (tmp_path / "run").mkdir()
+    log = tmp_path / "run-0.log"
+    log.touch()
+    log.chmod(0o666)
+    code, said = run(tmp_path / "run", "none", *QUIET, before=lambda: os.setuid(65534))
+    assert code == 2
+    assert told_once(said, "cannot be written to: Permission denied"), said
+
+
+@pytest.mark.faults
+def test_a_slow_disk_costs_time_and_no_number(tmp_path, clean) -> None:
+    """A second for every file: more than the time-out in all, and never without a sign of life."""
+    began = time.monotonic()
+    code, said = run(tmp_path / "run", "slow_disk:seconds=1", "--efficiency.step_timeout=10")
+    assert code == 0, said
+    assert time.monotonic() - began > 15
+    assert same_weights(tmp_path / "run", clean)
+    speeds = [row["seconds"] for row in read_metrics(tmp_path / "run")]
+    assert speeds[-1] < (time.monotonic() - began) / 2  # writing is not counted as training

@@ -1,0 +1,248 @@
+"""One run, killed fifty times: every restart loads, and the end is that of a run left alone."""
+
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from launch import same_weights
+from tiny_run import TINY
+
+from finetune import ClassifierConfig, classify
+from mae_et import PretrainConfig, load_config, pretrain
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
+from mae_et.monitoring.logger import RunLogger, read_metrics
+
+FORK = multiprocessing.get_context("fork")
+KILLS = 50
+EVERY = 2  # steps between two checkpoints
+module = importlib.import_module("mae_et.pretraining")
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Strike:
+    """A place to be killed at, put into a process that is thrown away."""
+
+    def __init__(self, step: int, chance: random.Random, last: int = 10**9):
+        self.last = last
+        self.step, self.chance = step, chance
+
+    def in_a_step(self) -> None:
+        real = module.train_step
+
+        def struck(run, stage, batches):
+            def passing():
+                for batch in batches:
+                    yield batch
+                    if run.state.step >= self.step:
+                        kill()  # with the batch loaded, before the weights are updated
+
+            return real(run, stage, passing())
+
+        module.train_step = struck
+
+    def in_a_checkpoint(self) -> None:
+        """After a random share of the file's bytes; at 1.0, between the file and its name."""
+        real, share = torch.save, self.chance.choice([0.0, self.chance.random(), 1.0])
+
+        def struck(payload, file):
+            if payload["step"] < self.step:
+                return real(payload, file)
+            whole = io.BytesIO()
+            real(payload, whole)
+            file.write(whole.getvalue()[: int(len(whole.getvalue()) * share)])
+            file.flush()
+            return kill()
+
+        torch.save = struck
+
+    def between_file_and_name(self) -> None:
+        self._at(Path, "replace", lambda path: self._due(re.findall(r"^\.step-(\d+)", path.name)))
+
+    def between_name_and_pruning(self) -> None:
+        loop = importlib.import_module("mae_et.training.loop")
+        steps = lambda folder: [path.stem[-8:] for path in list_checkpoints(folder)]  # noqa: E731
+        self._at(loop, "prune_checkpoints", lambda folder: self._due(steps(folder)))
+
+    def in_a_row_of_the_log(self) -> None:
+        real, share = RunLogger.log, self.chance.random()
+
+        def struck(monitor, row):
+            if row["step"] < self.step:
+                return real(monitor, row)
+            line = json.dumps(row) + "\n"
+            monitor.record.write(line[: int(len(line) * share)])
+            monitor.record.flush()
+            return kill()
+
+        RunLogger.log = struck
+
+    def at_the_start(self) -> None:
+        """While what a run writes at its start is written again from the rows."""
+        name = self.chance.choice(["_rewrite", "_open_tensorboard", "_scalars"])
+        rows = self.chance.randrange(10) if name == "_scalars" else 0
+        calls = iter(range(1000))
+        self._at(RunLogger, name, lambda monitor: next(calls) >= rows)
+
+    def at_a_random_moment(self) -> None:
+        """Wherever it is by then, at work or at rest; a few steps on at the latest."""
+        self.step = min(self.step + 8, self.last)
+        self.in_a_step()
+        signal.signal(signal.SIGALRM, lambda *_: kill())
+        signal.setitimer(signal.ITIMER_REAL, self.chance.uniform(0.02, 0.8))
+
+    def _due(self, steps: list[str]) -> bool:
+        return bool(steps) and int(steps[-1]) >= self.step
+
+    def _at(self, owner: object, name: str, due) -> None:
+        real = getattr(owner, name)
+
+        def struck(first, *rest, **more):
+            if due(first):
+                kill()
+            return real(first, *rest, **more)
+
+        setattr(owner, name, struck)
+
+
+PLACES = [name for name in vars(Strike) if not name.startswith("_")]
+
+
+def attempt(config: PretrainConfig, strike: Strike, place: str) -> int:
+    """Go on with a run in a process that is killed at a place; return its exit code."""
+
+    def target() -> None:
+        torch.set_num_threads(1)
+        getattr(strike, place)()
+        pretrain(config)
+        os._exit(0)
+
+    process = FORK.Process(target=target)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.mark.faults
+def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
+    """Bit for bit: weights, optimizer, encoder, and every row's loss; no row twice, none missing.
+
+    Six in seven kills are aimed (in a step, within a checkpoint's bytes, between it and its name,
+    before the older ones are deleted, in a line of the log, while files are written again at a
+    start), the others come by the clock. Both changes of stage are aimed at.
+    """
+    torch.set_num_threads(1)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def config(name: str, *flags: str) -> PretrainConfig:
+        shared = ["--curriculum.epochs=14", f"--output.checkpoint_every={EVERY}", *flags]
+        where = f"--output.dir={tmp_path / name}"
+        return load_config(PretrainConfig, [tmp_path / "tiny.yaml"], [*shared, where])
+
+    clean = pretrain(config("clean"))
+    plan = module.Plan.from_dict(json.loads((clean / "plan.json").read_text()))
+    changes = [stage.start for stage in plan.stages[1:]]
+    chance, kills, resumed = random.Random(7), Counter(), []
+    for number in range(KILLS):
+        folder = tmp_path / "killed" / "checkpoints"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing that is in place is damaged
+            saved = newest_checkpoint(folder)
+        step = saved["step"] if saved else 0
+        assert step >= (resumed[-1] if resumed else 0)  # nothing that was saved is lost
+        resumed.append(step)
+        place = PLACES[number % len(PLACES)]
+        # Spread over the whole run; where a change of stage is near, at it.
+        target = max(step + chance.randint(1, 3), plan.steps * (number + 1) // (KILLS + 1))
+        ahead = [change for change in changes if abs(change - target) < 3]
+        target = min(ahead[0] if ahead else target, plan.steps - 1)
+        workers = f"--efficiency.num_workers={int(number % 10 == 9)}"
+        code = attempt(config("killed", workers), Strike(target, chance, plan.steps - 1), place)
+        # 0: it came to its end before it was struck
+        assert code == -signal.SIGKILL, (number, place, step, target, code)
+        kills[place] += 1
+    done = pretrain(config("killed"))
+    assert sum(kills.values()) == KILLS
+    assert min(kills[place] for place in PLACES) >= KILLS // len(PLACES)
+    assert resumed[-1] >= changes[-1]  # it was killed in every stage
+    assert same_weights(done, clean)
+    encoders = [(folder / "encoder.safetensors").read_bytes() for folder in (done, clean)]
+    assert encoders[0] == encoders[1]
+    rows, expected = ([(r["step"], r["loss"]) for r in read_metrics(f)] for f in (done, clean))
+    assert rows == expected
+    leftovers = [path.name for path in done.rglob("*") if path.name.endswith((".tmp", ".damaged"))]
+    assert leftovers == []
+    print(f"\n{KILLS} kills: {dict(kills)}; went on from steps {sorted(set(resumed))}")
+
+
+@pytest.mark.faults
+def test_a_classifier_killed_with_its_best_weights_written_and_their_score_not(tmp_path) -> None:
+    """And the other way round: the best weights are in the end those of the step that is named."""
+    torch.set_num_threads(1)
+    outcome = importlib.import_module("finetune.results")
+
+    def config(name: str) -> ClassifierConfig:
+        flags = [
+            "--model={backbone: test_vit, image_size: 32}", f"--output.dir={tmp_path / name}",
+            "--data={name: synthetic, synthetic_size: 32, synthetic_train: 16, synthetic_val: 10}",
+            "--optim={batch_size: 8, base_lr: 0.05}", "--curriculum.epochs=4",
+            "--efficiency={num_workers: 0, device: cpu}",
+            "--output={evaluate_every: 2, checkpoint_every: 2, tensorboard: false}",
+        ]  # fmt: skip
+        return load_config(ClassifierConfig, [], flags)
+
+    expected = classify(config("clean"))
+    for owner, name in ((outcome, "write_weights"), (outcome.RunLogger, "score")):
+        for when in ("before", "after"):
+
+            def target(owner=owner, name=name, when=when) -> None:
+                real = getattr(owner, name)
+                setattr(owner, name, lambda *given: (when == "after" and real(*given), kill()))
+                classify(config("killed"))
+
+            process = FORK.Process(target=target)
+            process.start()
+            process.join(120)
+            assert process.exitcode == -signal.SIGKILL, (name, when)
+    found = classify(config("killed"))
+    assert (found["best_step"], found["top1"]) == (expected["best_step"], expected["top1"])
+    best = [(tmp_path / run / "best.safetensors").read_bytes() for run in ("clean", "killed")]
+    assert best[0] == best[1]
+
+
+@pytest.mark.faults
+def test_nothing_that_a_kill_leaves_is_in_the_way_when_the_run_is_at_its_end(tmp_path) -> None:
+    """Killed while the encoder and the final figures are written, it writes them again."""
+    torch.set_num_threads(1)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    flags = ["--curriculum.epochs=2", f"--output.dir={tmp_path / 'run'}"]
+    config = load_config(PretrainConfig, [tmp_path / "tiny.yaml"], flags)
+    spine = importlib.import_module("mae_et.training.session")
+    for name in ("export_encoder", "summarise_stages", "finish"):
+
+        def target(name=name) -> None:
+            owner = spine if name == "summarise_stages" else module
+            setattr(owner, name, lambda *_: kill())
+            pretrain(config)
+
+        process = FORK.Process(target=target)
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, name
+    began = time.monotonic()
+    folder = pretrain(config)
+    assert (folder / "results.json").exists()
+    assert time.monotonic() - began < 60

@@ -1,0 +1,225 @@
+"""Processes that die, hang or meet in one folder; clocks that jump."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+from launch import DRIVER, QUIET, Started, run, same_weights, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import TINY
+
+from mae_et import UserError, pretrain
+from mae_et.checkpoints.store import (
+    list_checkpoints,
+    newest_checkpoint,
+    save_checkpoint,
+    set_aside_newer,
+)
+from mae_et.config.schema import EfficiencyConfig
+from mae_et.monitoring.logger import read_metrics
+from mae_et.runtime import watchdog
+
+SHORT = (*QUIET, "--curriculum.epochs=2")
+
+
+def last_sentence(said: str) -> str:
+    return said.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_second_of_two_runs_in_one_folder_is_refused(tmp_path) -> None:
+    """Exit status 2, and the first goes on unharmed."""
+    folder = tmp_path / "run"
+    (first,) = start(folder, "slow_disk:seconds=1", *SHORT)
+    try:
+        while not (folder / "metrics.jsonl").exists():
+            time.sleep(0.02)
+        second = Started(folder, "none", SHORT, rank=9)  # its log has another name
+        code, said = second.end()
+        assert code == 2
+        assert last_sentence(said) == (
+            f"mae-et: another process is writing a run to output.dir {folder}"
+        )
+    finally:
+        code, said = first.end()
+    assert code == 0, said
+    assert not list(folder.rglob("*.damaged"))
+
+
+def test_a_run_does_not_go_back_behind_what_another_process_has_saved_meanwhile(tmp_path) -> None:
+    """It read step 5; before it had the lock another one saved step 10, which is not damaged."""
+    from train_state import state
+
+    folder = tmp_path / "checkpoints"
+    for step in (5, 10):
+        save_checkpoint(folder, state(step).to_dict(), "seed: 0", {"plan": 1})
+    with pytest.raises(UserError, match=r"since this one read step 5: step-00000010\.pt is there"):
+        set_aside_newer(folder, 5)
+    assert len(list_checkpoints(folder)) == 2
+    list_checkpoints(folder)[-1].write_bytes(b"damaged")
+    set_aside_newer(folder, 5)
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000005.pt"]
+
+
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.EIO])
+def test_a_run_goes_on_when_nobody_reads_its_lines_any_more(tiny, monkeypatch, code: int) -> None:
+    """Its pipe or terminal is gone: what it would have said is in its record."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(code, "gone")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    folder = pretrain(tiny(*QUIET), stop_after_step=3)
+    assert [row["step"] for row in read_metrics(folder)] == [2, 3]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("jump", [-86_400, 86_400])
+def test_a_clock_that_jumps_by_a_day_changes_no_figure(tmp_path, jump: int) -> None:
+    """Durations come from a clock that only goes on; rows keep their order in TensorBoard."""
+    folder = tmp_path / "run"
+    code, said = run(folder, f"clock:step=4,jump={jump}", "--curriculum.epochs=2")
+    assert code == 0, said
+    rows = read_metrics(folder)
+    jumps = [after["time"] - before["time"] for before, after in pairwise(rows)]
+    assert any(abs(passed - jump) < 600 for passed in jumps)  # it was the clock of the wall
+    assert all(0 < row["window_seconds"] < 600 and row["images_per_second"] > 0 for row in rows)
+    assert all("ETA 0:" in line for line in said.splitlines() if line.startswith("step "))
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    assert [s.step for s in found.Scalars("loss/train")] == [row["step"] for row in rows]
+
+
+@pytest.mark.faults
+def test_a_run_goes_on_after_the_clock_was_set_back(tmp_path) -> None:
+    """Its event file is younger than the one before it, by the clock, and takes its place."""
+    folder = tmp_path / "run"
+    assert run(folder, "die:step=8")[0] == -signal.SIGKILL
+    code, said = run(folder, "clock:step=5,jump=-86400")
+    assert code == 0, said
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    steps = [row["step"] for row in read_metrics(folder)]
+    assert [s.step for s in found.Scalars("loss/train")] == steps == sorted(set(steps))
+
+
+@pytest.mark.faults
+def test_a_loader_process_that_is_killed_ends_the_run_which_then_goes_on(tmp_path) -> None:
+    clean, folder = tmp_path / "clean", tmp_path / "run"
+    assert run(clean, "none", *QUIET)[0] == 0
+    code, said = run(folder, "lose_worker:step=7", *QUIET, "--efficiency.num_workers=2")
+    assert code == 1
+    assert "a loader process died" in last_sentence(said)
+    assert newest_checkpoint(folder / "checkpoints")["step"] == 5
+    assert run(folder, "none", *QUIET, "--efficiency.num_workers=2")[0] == 0
+    assert same_weights(folder, clean)
+
+
+# --- several ranks --------------------------------------------------------------------------------
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_rank_is_killed_the_other_ends_by_itself_and_says_so(tmp_path, victim) -> None:
+    """No launcher is there to end it. Both start again and end as a pair that was left alone."""
+    clean, folder = tmp_path / "clean", tmp_path / "run"
+    assert run(clean, "none", *QUIET, processes=2)[0] == 0
+    pair = start(folder, f"die:rank={victim},step=7", *QUIET, processes=2)
+    ends = [one.end() for one in pair]
+    assert ends[victim][0] == -signal.SIGKILL
+    code, said = ends[1 - victim]
+    assert code == 1
+    assert "the connection to another process broke" in last_sentence(said)
+    assert newest_checkpoint(folder / "checkpoints")["step"] == 5
+    assert run(folder, "none", *QUIET, processes=2)[0] == 0
+    assert same_weights(folder, clean)
+
+
+@pytest.mark.faults
+def test_when_a_rank_hangs_every_rank_ends_with_its_stacks_in_the_log(tmp_path) -> None:
+    """Within the time-out and a margin; the same command then goes on.
+
+    The one that hangs ends with status 75; the other too, unless it sees the first end before.
+    """
+    folder, limit = tmp_path / "run", 8
+    timeout = f"--efficiency.step_timeout={limit}"
+    pair = start(folder, "hang:rank=1,step=7", *QUIET, timeout, processes=2)
+    while not list_checkpoints(folder / "checkpoints"):
+        time.sleep(0.05)
+    began = time.monotonic()
+    ends = [one.end() for one in pair]
+    assert time.monotonic() - began < 3 * limit + watchdog.PEERS_SECONDS + 10
+    assert ends[1][0] == watchdog.EXIT_STATUS
+    assert ends[0][0] in {1, watchdog.EXIT_STATUS}
+    for rank, (_, said) in enumerate(ends):
+        assert f"mae-et: process {rank} has finished no step in {limit} s" in said
+    assert ["in struck" in said for _, said in ends] == [False, True]  # where it hangs
+    assert run(folder, "none", *QUIET, processes=2)[0] == 0
+
+
+@pytest.mark.faults
+def test_torchrun_ends_too_when_a_rank_hangs(tmp_path) -> None:
+    """The launcher of the field: its status is not 0, and nothing of the run is left running."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(DRIVER)]
+    words += ["hang:rank=1,step=3", "pretrain", f"--config={config}", *QUIET]
+    words += [f"--output.dir={tmp_path / 'run'}", "--efficiency.step_timeout=5"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode != 0
+    for rank in (0, 1):
+        assert f"process {rank} has finished no step in 5 s" in done.stderr
+    assert "most recent call first" in done.stderr
+
+
+# --- the watch over one process -------------------------------------------------------------------
+
+
+@pytest.mark.faults
+def test_a_process_that_hangs_ends_with_its_stack_and_status(tmp_path) -> None:
+    """Alone, without a launcher, its loader processes with it."""
+    folder = tmp_path / "run"
+    flags = (*SHORT, "--efficiency.step_timeout=3", "--efficiency.num_workers=1")
+    code, said = run(folder, "hang:step=3", *flags)
+    assert code == watchdog.EXIT_STATUS
+    assert "process 0 has finished no step in 3 s (efficiency.step_timeout)" in said
+    assert "most recent call first" in said
+    assert "in struck" in said  # the function that hangs
+
+
+@pytest.mark.faults
+def test_a_process_that_was_suspended_has_not_hung(tmp_path) -> None:
+    """SLURM suspends jobs to make room for others, and they go on hours later."""
+    began = time.monotonic()
+    flags = (*SHORT, "--efficiency.step_timeout=6")
+    code, said = run(tmp_path / "run", "stop_and_go:step=3,seconds=10", *flags)
+    assert time.monotonic() - began > 10
+    assert code == 0, said
+
+
+def test_the_watch_waits_for_the_first_step_and_can_be_disabled(monkeypatch) -> None:
+    """Opening data may take longer than a step; null never ends anything."""
+    ended = []
+    monkeypatch.setattr(watchdog._Watch, "end", lambda watch: ended.append(watch))
+    with watchdog.hang_watchdog(0.1):
+        time.sleep(0.4)
+        assert not ended
+        watchdog.heartbeat()
+        time.sleep(0.8)
+    assert ended
+    ended.clear()
+    with watchdog.hang_watchdog(None):
+        watchdog.heartbeat()
+        time.sleep(0.3)
+    watchdog.heartbeat()  # outside of any run
+    assert not ended
+    with pytest.raises(UserError, match=r"step_timeout must be positive \(and at most 1e8"):
+        EfficiencyConfig(step_timeout=0)

@@ -1,0 +1,71 @@
+"""Train in another process, record each step, and end it where the test says."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune import classify
+from mae_et import pretrain
+from mae_et.config.schema import PretrainConfig
+from mae_et.errors import Interrupted
+
+FORK = multiprocessing.get_context("fork")
+
+
+# At which step, inside what, and how it ends there. Checkpoints are at multiples of 5.
+ENDS = (
+    (3, "step", signal.SIGKILL),  # before any checkpoint
+    (8, "step", signal.SIGKILL),  # rows after the checkpoint
+    (10, "save", signal.SIGKILL),  # the row is there, its checkpoint is not
+    (12, "step", signal.SIGTERM),  # in time to save: a row where no row was due
+)
+
+
+def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | None) -> None:
+    """Train in a process of its own, note what each step does, and end it where asked."""
+    trains = pretrain if isinstance(config, PretrainConfig) else classify
+    module = importlib.import_module(trains.__module__)
+    name = "train_step" if trains is pretrain else "classifier_step"
+
+    def target() -> None:
+        torch.set_num_threads(1)
+        real_step, real_save = getattr(module, name), module.save
+
+        def step(run, stage, batches, **more):
+            optimizer = run.state.optimizer.param_groups[0]
+            fact = {
+                "step": run.state.step,
+                "bandwidth": stage.bandwidth,
+                "lr": optimizer["lr"] / optimizer.get("lr_scale", 1.0),
+                "weight_decay": optimizer["weight_decay"],
+            }
+            if end is not None and end[1] == "step" and fact["step"] == end[0]:
+                os.kill(os.getpid(), end[2])
+            loss, norm = real_step(run, stage, batches, **more)
+            with notes.open("a") as file:
+                file.write(json.dumps(fact | {"loss": loss.item(), "norm": norm.item()}) + "\n")
+            return loss, norm
+
+        def save(run, monitor):
+            if end is not None and end[1] == "save" and run.state.step == end[0]:
+                os.kill(os.getpid(), end[2])
+            real_save(run, monitor)
+
+        setattr(module, name, step)
+        module.save = save
+        try:
+            trains(config)
+        except Interrupted:
+            os._exit(0)
+
+    process = FORK.Process(target=target)
+    process.start()
+    process.join(120)
+    killed = end is not None and end[2] == signal.SIGKILL
+    assert process.exitcode == (-signal.SIGKILL if killed else 0)

@@ -1,0 +1,382 @@
+"""The loop, on a model that trains in a second."""
+
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from tiny_run import GOLDEN
+
+from mae_et import Interrupted, RunFailed, UserError, pretrain
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
+from mae_et.data.transforms import normalise
+from mae_et.io.lock import sole_writer
+from mae_et.monitoring.logger import read_metrics
+
+# The package names the function of the same name first.
+module = importlib.import_module("mae_et.pretraining")
+
+
+def losses(folder) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder)]
+
+
+def test_a_run_leaves_what_it_promises(tiny) -> None:
+    config = tiny()
+    folder = pretrain(config)
+    results = json.loads((folder / "results.json").read_text())
+    plan = json.loads((folder / "plan.json").read_text())
+    rows = read_metrics(folder)
+    assert {"config.yaml", "metrics.jsonl", "encoder.safetensors"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert list(folder.glob("events.out.tfevents.*"))
+    pictures = sorted(path.stem for path in (folder / "reconstructions").iterdir())
+    assert pictures == ["step-00000012", "step-00000024", "step-00000025"]
+    assert len(list_checkpoints(folder / "checkpoints")) == config.output.keep_last
+    assert rows[-1]["step"] == results["steps"] == newest_checkpoint(folder / "checkpoints")["step"]
+    assert sum(row["window_steps"] for row in rows) == results["steps"]
+    assert rows[-1]["compute"] == 1
+    assert [s["bandwidth"] for s in results["stages"]] == [16, 24, 32]
+    assert sum(s["images"] for s in results["stages"]) == results["images"]
+    assert len(plan["stages"]) == 3
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+    encoder = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=32, depth=2,
+        num_heads=2,
+    )  # fmt: skip
+    encoder.load_state_dict(load_file(folder / "encoder.safetensors"), strict=True)
+
+
+def test_a_row_belongs_to_one_stage_and_tells_what_was_done(tiny) -> None:
+    folder = pretrain(tiny())
+    plan = module.Plan.from_dict(json.loads((folder / "plan.json").read_text()))
+    for row in read_metrics(folder):
+        first, last = row["step"] - row["window_steps"], row["step"] - 1
+        assert plan.at(first) == plan.at(last)
+        assert row["bandwidth"] == plan.at(last).bandwidth
+        assert row["compute"] == pytest.approx(plan.progress(row["step"]))
+        assert row["epoch"] == pytest.approx(row["step"] * 12 / 40)
+
+
+def test_golden_losses_do_not_move(tiny) -> None:
+    """A change that should not alter numbers keeps these (CONTRIBUTING, proof of value)."""
+    golden = json.loads((GOLDEN / "losses.json").read_text())
+    found = losses(pretrain(tiny("--output.log_every=1", "--seed=1")))
+    assert len(found) == len(golden) >= 20
+    assert found == pytest.approx(golden, rel=2e-5)
+
+
+def test_training_lowers_the_loss(tiny) -> None:
+    """Far below 1, which predicting each patch's mean gives for norm_pix."""
+    found = losses(pretrain(tiny("--curriculum.epochs=60", "--data.scale=[1.0,1.0]")))
+    assert found[-1] < 0.9 * found[0]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--efficiency.micro_batch=3"],
+        ["--efficiency.micro_batch={16: 12, 24: 6, 32: 4}"],
+        ["--efficiency.gradient_checkpointing=true"],
+        ["--efficiency.num_workers=2"],
+        ["--output.log_every=1", "--output.tensorboard=false"],
+        ["--output.checkpoint_every=3", "--output.reconstruct_images=0"],
+    ],
+)
+def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(tiny, flags) -> None:
+    expected = newest_checkpoint(
+        pretrain(tiny("--output.dir=" + str(tiny().output.dir) + "0")) / "checkpoints"
+    )
+    found = newest_checkpoint(pretrain(tiny(*flags)) / "checkpoints")
+    exact = "micro_batch" not in flags[0]
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(
+            found["model"][name], weight, rtol=0 if exact else 1e-4, atol=0 if exact else 2e-4
+        )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("target", ["norm_pix", "hog"])
+def test_half_precision_trains_to_about_the_same_loss(tiny, precision: str, target: str) -> None:
+    base = str(tiny().output.dir)
+    full = losses(pretrain(tiny(f"--model.target={target}", f"--output.dir={base}-full")))
+    half = losses(pretrain(tiny(f"--model.target={target}", f"--efficiency.precision={precision}")))
+    assert half == pytest.approx(full, rel=0.03)
+    assert half != full
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        ([], 1e-4),
+        (["--model.target=hog", "--efficiency.precision=bf16"], 0.02),
+        (["--efficiency.gradient_checkpointing=true"], 1e-4),
+    ],
+)
+def test_a_compiled_model_gives_the_same_losses(tiny, flags: list[str], tolerance: float) -> None:
+    base = str(tiny().output.dir)
+    eager = losses(pretrain(tiny(f"--output.dir={base}-eager", *flags)))
+    compiled = losses(pretrain(tiny("--efficiency.compile=true", *flags)))
+    assert compiled == pytest.approx(eager, rel=tolerance)
+
+
+def test_the_resize_method_trains_on_other_pixels(tiny) -> None:
+    base = str(tiny().output.dir)
+    fourier = losses(pretrain(tiny(f"--output.dir={base}-f")))
+    resized = losses(pretrain(tiny("--crop.method=resize")))
+    assert resized != fourier
+    assert resized == pytest.approx(fourier, rel=0.2)
+
+
+def test_clipping_bounds_the_gradient_that_the_optimizer_sees(tiny, monkeypatch) -> None:
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def watching(optimizer, *arguments):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        seen.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watching)
+    folder = pretrain(tiny("--optim.clip_grad=0.05", "--output.log_every=1"))
+    rows = read_metrics(folder)
+    assert len(seen) == len(rows)
+    assert all(row["grad_norm"] > 0.05 for row in rows)  # as it was before
+    assert seen == pytest.approx([0.05] * len(rows), rel=1e-3)
+
+
+def test_clipping_changes_the_run(tiny) -> None:
+    base = str(tiny().output.dir)
+    free = losses(pretrain(tiny(f"--output.dir={base}-free")))
+    clipped = losses(pretrain(tiny("--optim.clip_grad=0.001")))
+    assert free[0] == pytest.approx(clipped[0], rel=0.02)
+    assert free[-1] != clipped[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tiny, monkeypatch
+) -> None:
+    """Poisoned at step 8: the checkpoint of step 5 stays the newest."""
+    real, calls = normalise, iter(range(1000))
+
+    def poisoned(*arguments):
+        images = real(*arguments)
+        return images * float("nan") if next(calls) == 8 else images
+
+    monkeypatch.setattr("mae_et.training.step.normalise", poisoned)
+    config = tiny("--output.reconstruct_images=0")
+    with pytest.raises(RunFailed, match=r"loss became nan at step 9; the last good"):
+        pretrain(config)
+    saved = newest_checkpoint(config.output.dir / "checkpoints")
+    assert saved["step"] == 5
+    assert all(weight.isfinite().all() for weight in saved["model"].values())
+    assert not (config.output.dir / "results.json").exists()
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_stops_the_run_too(
+    tiny, monkeypatch
+) -> None:
+    """A NaN in the backward pass alone would be saved as the newest checkpoint."""
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    step = module.train_step
+
+    def poisoned(run, *rest):
+        if run.state.step == 9:
+            run.state.model.decoder.pred.register_forward_hook(lambda *a: Poison.apply(a[2]))
+        return step(run, *rest)
+
+    monkeypatch.setattr(module, "train_step", poisoned)
+    config = tiny()
+    with pytest.raises(RunFailed, match=r"gradient's norm became nan at step 10"):
+        pretrain(config)
+    assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 5
+
+
+def test_checkpoints_are_kept_at_multiples_of_what_is_asked_for(tiny) -> None:
+    """Also where none would have been due: 4 and 7 meet at no step before 28."""
+    config = tiny("--output.checkpoint_every=4", "--output.keep_every=7", "--output.keep_last=1")
+    names = [p.name[-6:-3] for p in list_checkpoints(pretrain(config) / "checkpoints")]
+    assert names == ["007", "014", "021", "025"]
+
+
+def test_two_processes_do_not_write_to_one_folder(tiny) -> None:
+    config = tiny()
+    writer = multiprocessing.get_context("fork")
+    ready, done = writer.Event(), writer.Event()
+
+    def hold() -> None:
+        with sole_writer(config.output.dir):
+            ready.set()
+            done.wait(30)
+
+    process = writer.Process(target=hold)
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(UserError, match="another process is writing"):
+        pretrain(config)
+    done.set()
+    process.join()
+    pretrain(config)
+
+
+def test_a_run_may_go_on_in_another_precision(tiny, monkeypatch) -> None:
+    """From bf16, which has no scaler, to fp16, which has one, and on in float32."""
+    step = module.train_step
+    for precision, stop in (("bf16", 6), ("fp16", 12), ("fp32", None)):
+        config = tiny(f"--efficiency.precision={precision}", "--output.checkpoint_every=6")
+        if stop is None:
+            assert (pretrain(config) / "results.json").exists()
+            return
+
+        def signalled(run, *rest, stop=stop):
+            if run.state.step == stop - 1:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            return step(run, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "train_step", signalled)
+            with pytest.raises(Interrupted):
+                pretrain(config)
+
+
+def test_a_loader_process_that_dies_is_told_in_one_sentence(tiny, monkeypatch) -> None:
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("mae_et.data.transforms.TrainDataset.__getitem__", die)
+    with pytest.raises(RunFailed, match=r"a loader process died.*efficiency\.num_workers"):
+        pretrain(tiny("--efficiency.num_workers=1"))
+
+
+@pytest.mark.parametrize("failure", ["unreadable", "interrupted"])
+def test_no_loader_process_outlives_a_run_that_fails(tiny, monkeypatch, failure: str) -> None:
+    """Held by the error's frames it would wait for work, and Python at its exit for it."""
+    config = tiny("--efficiency.num_workers=2", "--curriculum.epochs=40")
+    if failure == "unreadable":
+        monkeypatch.setattr("mae_et.data.synthetic.render", lambda *_: 1 / 0)
+    step = module.train_step
+
+    def signalled(run, *rest):
+        if run.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, *rest)
+
+    monkeypatch.setattr(module, "train_step", signalled)
+    error: type[BaseException] = Interrupted if failure == "interrupted" else Exception
+    with pytest.raises(error) as caught:
+        pretrain(config)
+    assert multiprocessing.active_children() == []
+    assert caught.tb is not None  # the frames are still there
+
+
+def test_a_finished_run_that_is_started_again_ends_at_once_with_its_figures(tiny) -> None:
+    folder = pretrain(tiny())
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert pretrain(tiny()) == folder
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--optim.base_lr=0.5", "optim.base_lr was 0.02 and is now 0.5"),
+        ("--model.encoder_depth=3", "model.encoder_depth"),
+        ("--seed=9", "seed was 0 and is now 9"),
+        ("--curriculum.epochs=9", "curriculum.epochs"),
+        ("--crop.method=resize", "crop.method"),
+    ],
+)
+def test_a_folder_with_a_run_of_other_numbers_is_refused(tiny, flag: str, key: str) -> None:
+    folder = pretrain(tiny())
+    results, checkpoints = folder / "results.json", folder / "checkpoints"
+    for gone in (None, checkpoints, results):
+        if gone is not None:
+            gone.rename(folder / f"{gone.name}-away")
+        if gone is results:  # back to a run that has checkpoints and is not finished
+            (folder / "checkpoints-away").rename(checkpoints)
+        with pytest.raises(UserError, match="holds a checkpoint of another run") as caught:
+            pretrain(tiny(flag))
+        assert key in str(caught.value)
+
+
+def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(tiny, monkeypatch) -> None:
+    base = str(tiny().output.dir)
+    whole = newest_checkpoint(pretrain(tiny(f"--output.dir={base}-whole")) / "checkpoints")
+    config, real = tiny(), module.train_step
+
+    def signalled(run, *rest):
+        if run.state.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *rest)
+
+    monkeypatch.setattr(module, "train_step", signalled)
+    with pytest.raises(Interrupted) as caught:
+        pretrain(config)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    saved = newest_checkpoint(config.output.dir / "checkpoints")
+    assert saved["step"] == caught.value.step == 8
+    assert caught.value.signal == signal.SIGTERM
+    again = newest_checkpoint(pretrain(config) / "checkpoints")
+    for name, weight in whole["model"].items():
+        assert torch.equal(again["model"][name], weight)
+
+
+def test_a_picture_comes_after_the_checkpoint_and_waits_where_the_run_is_told_to_stop(
+    tiny, monkeypatch
+) -> None:
+    """Drawing takes time that may not be left to save; the same command draws it then."""
+    flags = ["--output.reconstruct_every=6", "--output.checkpoint_every=6"]
+    whole = pretrain(tiny(f"--output.dir={tiny().output.dir}-whole", *flags))
+    config, step, draw = tiny(*flags), module.train_step, module.draw
+    checkpoints, drawn = config.output.dir / "checkpoints", []
+
+    def signalled(run, *rest):
+        if run.state.step == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, *rest)
+
+    def watched(run, *rest):
+        assert newest_checkpoint(checkpoints)["step"] == run.state.step
+        drawn.append(run.state.step)
+        draw(run, *rest)
+
+    monkeypatch.setattr(module, "draw", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_step", signalled)
+        with pytest.raises(Interrupted):
+            pretrain(config)
+    assert drawn == [6]
+    pretrain(config)
+    assert drawn == [6, 12, 18, 24, 25]
+    for path in (whole / "reconstructions").iterdir():
+        again = config.output.dir / "reconstructions" / path.name
+        assert again.read_bytes() == path.read_bytes()
+
+
+def test_bad_batches_are_refused_before_anything_is_written(tiny) -> None:
+    for flags, sentence in {
+        ("--optim.batch_size=41",): "larger than the data set of 40 images",
+        ("--curriculum.epochs=0.01",): "less than one step",
+    }.items():
+        config = tiny(*flags)
+        with pytest.raises(UserError, match=sentence):
+            pretrain(config)
+        assert not config.output.dir.exists()

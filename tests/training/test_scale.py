@@ -1,0 +1,370 @@
+"""Many GPUs: gradients are exchanged once a step, micro-batches fit, weights may be sharded."""
+
+import importlib
+from copy import deepcopy
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import CLASSIFIER
+from ranks import run as launch
+from timm.models.vision_transformer import Block
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from finetune.classifier import make_plan, prepare
+from finetune.config import ClassifierConfig
+from finetune.model import build_classifier
+from mae_et import RunFailed, UserError
+from mae_et.checkpoints.store import TrainState, newest_checkpoint
+from mae_et.config.files import load_config
+from mae_et.config.schema import EfficiencyConfig
+from mae_et.curriculum.schedule import Curriculum, Stage
+from mae_et.monitoring.logger import read_metrics
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.training import micro_batch
+from mae_et.training.fsdp import (
+    full_optimizer_state_dict,
+    full_state_dict,
+    load_full_optimizer_state_dict,
+    load_full_state_dict,
+    shard,
+)
+from mae_et.training.micro_batch import largest_part, peak_of
+from mae_et.training.plan import make_plan as make_pretraining_plan
+from mae_et.training.run import Run, wrap
+from mae_et.training.step import update
+
+PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
+WORLD = DistributedContext(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def alone_in_a_group():
+    """A process group of one, in which DistributedDataParallel runs as among many."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
+    alone_in_a_group, parts: int
+) -> None:
+    model = nn.Linear(3, 1)
+    network = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    exchanged: list[int] = []
+    seen: list[int] = []
+
+    def count(_, bucket):
+        exchanged.append(seen[-1])
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    network.register_comm_hook(None, count)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=None, max_skipped_updates=0))
+    run = Run(config, PLAN, WORLD, state, network, None, lambda _: 12 // parts)
+
+    def loss_of(number: int):
+        seen.append(number)
+        return network(torch.ones(2, 3)).mean()
+
+    for _ in range(2):
+        update(run, PLAN.stages[0], range(1, parts + 1), loss_of)
+    assert exchanged == [parts, parts]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "compiled", "static"),
+    [(6, False, True), (3, False, False), (6, True, True)],
+)
+def test_the_graph_is_static_only_where_no_stage_accumulates(
+    alone_in_a_group, monkeypatch, micro_batch: int, compiled: bool, static: bool
+) -> None:
+    """Torch's reducer fails on a static graph whose first backward pass exchanges nothing."""
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # takes seconds
+    efficiency = EfficiencyConfig(compile=compiled)
+    two = DistributedContext(0, 2, torch.device("cpu"))  # its share of 12 images is 6
+    network = wrap(nn.Linear(3, 1), efficiency, PLAN, two, lambda _: micro_batch)
+    assert isinstance(network, DistributedDataParallel)
+    assert network.static_graph is static
+    assert network.gradient_as_bucket_view
+
+
+# --- micro-batches that fit -----------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.integers(0, 100), st.integers(1, 50), st.integers(1, 20_000))
+def test_the_largest_part_that_fits_is_found(share, fixed, slope, limit) -> None:
+    parts = [size for size in range(1, share + 1) if share % size == 0]
+    found = largest_part(lambda size: fixed + slope * size, parts, limit)
+    assert found == max((size for size in parts if fixed + slope * size <= limit), default=0)
+
+
+@given(st.integers(1, 64))
+def test_where_memory_runs_out_all_the_same_a_smaller_part_is_taken(real: int) -> None:
+    """Peaks that tell of a tenth of what is needed, and a device that says so."""
+    parts = [1, 2, 4, 8, 16, 32, 64]
+    found = largest_part(lambda size: size if size <= real else None, parts, 10**9)
+    assert found == max(size for size in parts if size <= real)
+
+
+def test_the_peak_is_of_what_lives_at_once_and_the_same_each_time() -> None:
+    device = torch.device("cpu")
+
+    def work() -> None:
+        one = torch.zeros(1000)
+        two = one + 1
+        del one
+        two.view(10, 100).mul_(2)
+        three = torch.empty(500)
+        del two, three
+
+    assert peak_of(work, device) == peak_of(work, device) == 8000
+
+
+SHORT = ["--curriculum.epochs=2.5", "--output.checkpoint_every=4", "--output.tensorboard=false",
+         "--output.reconstruct_images=0"]  # fmt: skip
+
+
+def auto(tiny, monkeypatch, mebibytes: float, *flags: str):
+    """Pre-train with micro-batches that fit in so much memory; return the newest checkpoint."""
+    monkeypatch.setattr(micro_batch, "available_memory", lambda world: int(mebibytes * 2**20))
+    module = importlib.import_module("mae_et.pretraining")
+    config = tiny("--efficiency.micro_batch=auto", *SHORT, *flags)
+    return newest_checkpoint(module.pretrain(config) / "checkpoints")
+
+
+def test_a_small_memory_is_given_small_parts_and_the_same_weights(
+    tiny, monkeypatch, tmp_path, capsys
+) -> None:
+    """Numbers change by rounding only; with room for all, they do not change."""
+    module = importlib.import_module("mae_et.pretraining")
+    expected = newest_checkpoint(module.pretrain(tiny(*SHORT)) / "checkpoints")
+    roomy = auto(tiny, monkeypatch, 4096, f"--output.dir={tmp_path / 'roomy'}")
+    assert set(roomy["micro_batch"].values()) == {12}
+    for name, weight in expected["model"].items():
+        assert torch.equal(roomy["model"][name], weight)
+    capsys.readouterr()
+    tight = auto(tiny, monkeypatch, 1.235, f"--output.dir={tmp_path / 'tight'}")
+    sizes = tight["micro_batch"]
+    assert sizes[16] == 12 > sizes[32]
+    assert sizes[16] >= sizes[24] >= sizes[32]
+    assert all(12 % size == 0 for size in sizes.values())
+    said = [line for line in capsys.readouterr().err.splitlines() if "micro-batches that" in line]
+    assert len(said) == 1
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(tight["model"][name], weight, rtol=1e-4, atol=2e-4)
+
+
+def test_a_run_that_goes_on_takes_the_sizes_that_it_had(tiny, monkeypatch, tmp_path) -> None:
+    """Also where there is more memory by then: it ends with the same weights, bit for bit."""
+    whole = auto(tiny, monkeypatch, 1.235, f"--output.dir={tmp_path / 'whole'}")
+    folder = tmp_path / "halved"
+    auto(tiny, monkeypatch, 1.235, f"--output.dir={folder}", "--output.keep_last=9")
+    (folder / "results.json").unlink()
+    for path in sorted((folder / "checkpoints").iterdir())[2:]:
+        path.unlink()
+    halved = auto(tiny, monkeypatch, 4096, f"--output.dir={folder}")
+    assert halved["micro_batch"] == whole["micro_batch"]
+    for name, weight in whole["model"].items():
+        assert torch.equal(halved["model"][name], weight)
+
+
+def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeypatch) -> None:
+    (tmp_path / "tiny.yaml").write_text(CLASSIFIER)
+    flags = ["--efficiency.micro_batch=auto", f"--output.dir={tmp_path / 'run'}"]
+    flags += ["--curriculum.epochs=1", "--output.evaluate_every=null"]
+    config = load_config(ClassifierConfig, [tmp_path / "tiny.yaml"], flags)
+    found = []
+    for mebibytes in (4096, 75):
+        monkeypatch.setattr(micro_batch, "available_memory", lambda _, m=mebibytes: m * 2**20)
+        network = build_classifier(config.model, 10)
+        network.train()
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        plan = make_plan(config, network, 40)
+        run = prepare(config, network, plan, WORLD, None)
+        assert all(torch.equal(before[n], tensor) for n, tensor in network.state_dict().items())
+        found.append(run.micro_batch(32))
+    assert found == [8, 4]
+
+
+def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
+    config = tiny("--efficiency.micro_batch=auto")
+    module = importlib.import_module("mae_et.pretraining")
+    two = DistributedContext(0, 2, torch.device("cpu"))
+    monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
+    monkeypatch.setattr(module, "wrap", lambda model, *_: model)
+    run, _ = module.prepare(config, make_pretraining_plan(config, 40), two, None)
+    assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
+    assert run.micro_batch(32) == 3
+    assert run.accumulation(run.plan.stages[0]) == 2
+
+
+def test_what_fits_nowhere_is_refused(tiny, monkeypatch) -> None:
+    with pytest.raises(RunFailed, match=r"at bandwidth 16 the smallest part .* does not fit"):
+        auto(tiny, monkeypatch, 0.01)
+
+
+def test_finding_what_fits_leaves_no_trace() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout()).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = torch.get_rng_state()
+    with micro_batch.without_trace(network):
+        network(torch.rand(2, 1, 5, 5)).sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_memory_is_that_of_the_machine_within_its_control_group(tmp_path, monkeypatch) -> None:
+    available = micro_batch.available_memory(WORLD)
+    assert 0 < available < 2**50
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert micro_batch.available_memory(WORLD) < available
+    for name, text in {"max": "9000", "current": "5000", "stat": "a 1\ninactive_file 300"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert micro_batch._left_in_control_groups(tmp_path) == 4300
+
+
+# --- weights in shards ----------------------------------------------------------------------------
+
+SHARDED = "--efficiency.sharding=full"
+FLAGS = [
+    "--efficiency.micro_batch=3",
+    "--efficiency.gradient_checkpointing=true",
+    "--optim.clip_grad=0.3",
+    "--optim.base_lr=1e-3",
+    "--output.log_every=1",
+]
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """Two groups, one of them decayed, in another order than the model's."""
+    vectors, matrices = ([p for p in model.parameters() if (p.ndim > 1) == w] for w in (0, 1))
+    groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices}]
+    return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def test_shards_save_what_one_process_does_and_load_it(alone_in_a_group) -> None:
+    """One shard of all holds what many do; slow tests have the same of two processes."""
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), Block(8, 2), nn.Linear(8, 2))
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for step in range(steps):
+            images = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+
+    whole, sharded = network(), network()
+    shard(sharded, WORLD)
+    optimizers = [optimizer_of(model) for model in (whole, sharded)]
+    before = full_optimizer_state_dict(sharded, optimizers[1])
+    assert before == optimizers[0].state_dict()
+    assert before["state"] == {}
+    load_full_optimizer_state_dict(sharded, optimizers[1], before)
+    for model, optimizer in zip((whole, sharded), optimizers, strict=True):
+        train(model, optimizer, 3)
+    weights, state = full_state_dict(sharded), full_optimizer_state_dict(sharded, optimizers[1])
+    expected, expected_state = whole.state_dict(), optimizers[0].state_dict()
+    assert list(weights) == list(expected)
+    torch.testing.assert_close(weights, expected)
+    assert state["param_groups"] == expected_state["param_groups"]
+    assert list(state["state"]) == list(expected_state["state"])
+    torch.testing.assert_close(state["state"], expected_state["state"])
+
+    # What was saved in one piece goes on in shards as it does in one piece.
+    expected, expected_state = deepcopy((expected, expected_state))
+    again = network()
+    shard(again, WORLD)
+    optimizer = optimizer_of(again)
+    load_full_state_dict(again, expected)
+    load_full_optimizer_state_dict(again, optimizer, expected_state)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    train(again, optimizer, 2)
+    train(whole, optimizers[0], 2)
+    torch.testing.assert_close(full_state_dict(again), whole.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(
+    tmp_path, decoder: str
+) -> None:
+    """Losses, norms, clipping and files are those of one process, also where the run changes."""
+    common = [*FLAGS, f"--model.decoder_attention={decoder}"]
+    for processes, flags in ((1, []), (2, [SHARDED])):
+        done = launch(tmp_path, processes, *common, "--output.keep_last=9", *flags)
+        assert done.returncode == 0, done.stderr
+    one, two = (tmp_path / "1", tmp_path / "2")
+    rows = [read_metrics(folder) for folder in (one, two)]
+    for key in ("loss", "grad_norm"):
+        expected, found = ([row[key] for row in mine] for mine in rows)
+        assert found == pytest.approx(expected, rel=1e-5)
+    expected, found = (newest_checkpoint(folder / "checkpoints") for folder in (one, two))
+    assert_same_states(found, expected)
+    names = sorted(path.name for path in one.iterdir() if not path.name.startswith("events"))
+    found_names = sorted(path.name for path in two.iterdir() if not path.name.startswith("events"))
+    assert found_names == names
+
+    # From the middle on, shards go on in one process, and one process in shards.
+    for folder, processes, flags in ((two, 1, []), (one, 2, [SHARDED])):
+        (folder / "results.json").unlink()
+        for path in sorted((folder / "checkpoints").iterdir())[2:]:
+            path.unlink()
+        where = f"--output.dir={folder}"
+        done = launch(tmp_path, processes, *common, *flags, where)
+        assert done.returncode == 0, done.stderr
+        assert_same_states(newest_checkpoint(folder / "checkpoints"), expected)
+
+
+def assert_same_states(found: dict, expected: dict) -> None:
+    """Compare two checkpoints' weights and optimizers, to 1e-5, and their layout exactly."""
+    assert set(found) == set(expected)
+    assert list(found["model"]) == list(expected["model"])
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], weight, rtol=1e-5, atol=1e-5)
+    mine, other = found["optimizer"], expected["optimizer"]
+    assert mine["param_groups"] == other["param_groups"]
+    assert list(mine["state"]) == list(other["state"])
+    for number, state in other["state"].items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(mine["state"][number][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_what_shards_cannot_do_is_refused(tiny) -> None:
+    with pytest.raises(UserError, match=r"efficiency\.compile does not go with"):
+        tiny(SHARDED, "--efficiency.compile=true")
+    with pytest.raises(UserError, match="of networks of transformer blocks"):
+        shard(nn.Linear(2, 2), WORLD)
+
+
+def test_a_model_in_shards_is_whole_on_the_cpu_alone(tiny, monkeypatch) -> None:
+    """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
+    module = importlib.import_module("mae_et.pretraining")
+    two, seen = DistributedContext(0, 2, torch.device("meta")), []
+    monkeypatch.setattr(module, "fit_micro_batch", lambda *_: None)
+    device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
+    monkeypatch.setattr(module, "shard", lambda model, _: seen.append(device_of(model)))
+    for flags in ([], ["--efficiency.micro_batch=auto"]):
+        config = tiny(SHARDED, *flags)
+        run, model = module.prepare(config, make_pretraining_plan(config, 40), two, None)
+    assert seen == ["cpu", "meta"]
+    whole = {name: torch.ones_like(t, device="cpu") for name, t in model.state_dict().items()}
+    monkeypatch.setattr(module, "full_state_dict", lambda _: whole)
+    all_gather = module.whole_model(run, model)
+    assert all(torch.equal(all_gather.state_dict()[name], t) for name, t in whole.items())
+    assert {p.device.type for p in all_gather.parameters()} == {"cpu"}
