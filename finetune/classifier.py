@@ -27,14 +27,14 @@ from finetune.model import build_classifier, check_sizes, network_of_run, patch_
 from finetune.param_groups import build_optimizer
 from finetune.results import describe, evaluate_and_save, finish
 from finetune.transforms import Labelled, LabelledTrainDataset, mix
-from mae_et.checkpoints.store import TrainState
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import micro_batch_size, sample_seed
 from mae_et.errors import UserError
-from mae_et.monitoring.logger import SCORES, RunLogger, read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast, set_precision
@@ -42,7 +42,7 @@ from mae_et.runtime.signals import StopFlag
 from mae_et.training.loop import save, steps
 from mae_et.training.micro_batch import fit_micro_batch
 from mae_et.training.resume import check_same_data, provenance_of, same_world_size
-from mae_et.training.run import Run, wrap
+from mae_et.training.run import Run, TrainState, wrap
 from mae_et.training.session import distributed_session, find_checkpoint, run_records
 from mae_et.training.step import update
 

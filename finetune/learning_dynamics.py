@@ -26,8 +26,8 @@ from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
+from mae_et.io.metrics_file import Row, read_metrics
 from mae_et.io.plain_files import keep_settings
-from mae_et.monitoring.logger import Row, read_metrics
 from mae_et.monitoring.plots import Chart, save_charts
 from mae_et.runtime import distributed
 

@@ -12,7 +12,8 @@ from finetune.evaluation import score
 from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.data.loader import worker_count
 from mae_et.io.atomic import write_atomically
-from mae_et.monitoring.logger import SCORES, Row, RunLogger, read_metrics
+from mae_et.io.metrics_file import SCORES, Row, read_metrics
+from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.training.nonfinite import check_state
 from mae_et.training.run import Run

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.store import TrainState, export_encoder
+from mae_et.checkpoints.store import export_encoder
 from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig, duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
@@ -25,9 +25,10 @@ from mae_et.data.loader import training_batches
 from mae_et.data.sampler import micro_batch_size
 from mae_et.data.transforms import Batch, EvalDataset, TrainDataset, normalise
 from mae_et.errors import Interrupted, Unreadable, UserError
+from mae_et.io.metrics_file import read_metrics
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.divergence import last_loss
-from mae_et.monitoring.logger import RunLogger, read_metrics
+from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.reconstructions import picture, reconstruction_panels
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
@@ -39,7 +40,7 @@ from mae_et.training.micro_batch import fit_micro_batch
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import curriculum_of, make_plan
 from mae_et.training.resume import check_same_data, provenance_of
-from mae_et.training.run import Run, wrap
+from mae_et.training.run import Run, TrainState, wrap
 from mae_et.training.session import distributed_session, find_checkpoint, run_records, write_results
 from mae_et.training.step import reconstruction_loss, train_step
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mae_et.checkpoints.store import checkpoint_step, list_checkpoints
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 
 
 def reached(folder: Path) -> tuple[int, int]:

@@ -11,7 +11,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,12 +25,6 @@ from mae_et.checkpoints.checksums import (
 )
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
-from mae_et.training.fsdp import (
-    full_optimizer_state_dict,
-    full_state_dict,
-    load_full_optimizer_state_dict,
-    load_full_state_dict,
-)
 
 FORMAT = "mae-et/1"
 MODEL_KEY = "mae_et.model"
@@ -41,59 +34,6 @@ _NOT_NOW = frozenset({
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
     errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN,
 })  # fmt: skip
-
-
-@dataclass
-class TrainState:
-    """All that changes while training; everything else is a function of the config and the step."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    seconds: float = 0.0
-    ema: nn.Module | None = None
-    """Moving average of the model, of runs that keep one."""
-    micro_batch: dict[int, int] | None = None
-    """Images of one forward pass at each bandwidth, where they were fitted to the memory: sums are
-    of as many parts again when the run goes on."""
-
-    sharded: bool = False
-    """Whether model and optimizer lie in shards; they are saved in one piece all the same."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain types; where it is sharded, every process must ask.
-
-        Only the main process then gets all of it.
-        """
-        if self.sharded:
-            model = full_state_dict(self.model)
-            optimizer = full_optimizer_state_dict(self.model, self.optimizer)
-        else:
-            model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
-        return {
-            "model": model,
-            "optimizer": optimizer,
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "micro_batch": self.micro_batch,
-        }
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from `to_dict`."""
-        if self.sharded:
-            load_full_state_dict(self.model, saved["model"])
-            load_full_optimizer_state_dict(self.model, self.optimizer, saved["optimizer"])
-        else:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-        if saved["scaler"] and self.scaler.is_enabled():  # empty of a run that was not in fp16
-            self.scaler.load_state_dict(saved["scaler"])
-        if self.ema is not None and saved["ema"] is not None:
-            self.ema.load_state_dict(saved["ema"])
-        self.step, self.seconds = saved["step"], saved["seconds"]
 
 
 def save_checkpoint(

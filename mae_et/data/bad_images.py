@@ -19,8 +19,9 @@ from mae_et.config.schema import DataConfig
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
-from mae_et.monitoring.logger import read_metrics, say
+from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import distributed
+from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 
 TRIES = 20

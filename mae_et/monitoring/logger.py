@@ -5,13 +5,11 @@ on from a checkpoint, rows after it are dropped and the event file is written ag
 stay, so that no reader sees a step twice; its predecessor stays behind, empty.
 """
 
-import contextlib
 import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,9 @@ from tqdm import tqdm
 from mae_et.config.files import numeric_keys, to_yaml
 from mae_et.curriculum.schedule import Plan
 from mae_et.io.atomic import write_atomically, write_text_atomically
+from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.divergence import RECENT, is_spike
+from mae_et.runtime.console import say
 
 # Where each number of a row stands in TensorBoard.
 TAGS = {
@@ -43,8 +43,6 @@ TAGS = {
     "data_time_fraction": "speed/data_time_fraction",
     "memory_gib": "speed/memory_gib",
 }
-SCORES = "scores.jsonl"
-Row = dict[str, Any]
 
 
 class RunLogger:
@@ -217,50 +215,6 @@ class RunLogger:
             self.writer.add_scalar(by_compute, value, compute, walltime=when)
         if row.get("spike"):
             self.writer.add_scalar("loss/spikes", row["loss"], row["step"], walltime=when)
-
-
-def say(line: str) -> None:
-    """Print a line to stderr, above a progress bar; it ends no run that nobody reads it any more.
-
-    A terminal may be closed, and what a pipe leads to may end; metrics.jsonl has the same.
-    """
-    with contextlib.suppress(OSError):
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
-
-
-def read_metrics(
-    folder: Path,
-    name: str = "metrics.jsonl",
-    is_whole: Callable[[Row], bool] = lambda _: True,
-) -> list[Row]:
-    """Return the rows of a run's metrics (or scores).
-
-    A half-written last line is left out, and a damaged one before it, with a warning.
-
-    Args:
-        folder: the run's.
-        name: of the record.
-        is_whole: tells whether a row holds what the reader needs; others are damaged.
-    """
-    path = folder / name
-    if not path.exists():
-        return []
-    rows, damaged = [], []
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # no JSON, or no text
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and is_whole(row):
-            rows.append(row)
-        elif number < len(lines):
-            damaged.append(number)
-    if damaged:
-        told = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        warnings.warn(f"{path} is damaged: left out line {told}", stacklevel=2)
-    return rows
 
 
 def _is_of_numbers(row: Row) -> bool:

@@ -18,7 +18,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Plan
 from mae_et.errors import Diverged, RunFailed
 from mae_et.io.atomic import write_text_atomically
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 from mae_et.pretraining import pretrain
 from mae_et.search.journal import Fact, Journal
 

@@ -13,7 +13,8 @@ from mae_et.config.files import to_yaml
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.schedule import PlannedStage
 from mae_et.errors import Interrupted
-from mae_et.monitoring.logger import Row, RunLogger
+from mae_et.io.metrics_file import Row
+from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.signals import StopFlag
 from mae_et.runtime.watchdog import heartbeat

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import Diverged
+from mae_et.io.metrics_file import Row
 from mae_et.monitoring.divergence import last_loss
-from mae_et.monitoring.logger import Row
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak, streak

@@ -8,11 +8,69 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_et.checkpoints.store import TrainState
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.bad_images import BadImages
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.fsdp import (
+    full_optimizer_state_dict,
+    full_state_dict,
+    load_full_optimizer_state_dict,
+    load_full_state_dict,
+)
+
+
+@dataclass
+class TrainState:
+    """All that changes while training; everything else is a function of the config and the step."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    seconds: float = 0.0
+    ema: nn.Module | None = None
+    """Moving average of the model, of runs that keep one."""
+    micro_batch: dict[int, int] | None = None
+    """Images of one forward pass at each bandwidth, where they were fitted to the memory: sums are
+    of as many parts again when the run goes on."""
+
+    sharded: bool = False
+    """Whether model and optimizer lie in shards; they are saved in one piece all the same."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain types; where it is sharded, every process must ask.
+
+        Only the main process then gets all of it.
+        """
+        if self.sharded:
+            model = full_state_dict(self.model)
+            optimizer = full_optimizer_state_dict(self.model, self.optimizer)
+        else:
+            model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        return {
+            "model": model,
+            "optimizer": optimizer,
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "micro_batch": self.micro_batch,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from `to_dict`."""
+        if self.sharded:
+            load_full_state_dict(self.model, saved["model"])
+            load_full_optimizer_state_dict(self.model, self.optimizer, saved["optimizer"])
+        else:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        if saved["scaler"] and self.scaler.is_enabled():  # empty of a run that was not in fp16
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None and saved["ema"] is not None:
+            self.ema.load_state_dict(saved["ema"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
 
 
 @dataclass

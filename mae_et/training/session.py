@@ -14,9 +14,10 @@ from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
+from mae_et.io.metrics_file import Row
 from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.divergence import diagnosis
-from mae_et.monitoring.logger import Row, RunLogger
+from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag, stop_signals

@@ -17,7 +17,7 @@ from mae_et import load_config, load_pretrained, pretrain
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.synthetic import render
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 
 
 def last_json(text: str) -> dict:

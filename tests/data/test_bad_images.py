@@ -31,7 +31,7 @@ from mae_et.data.prepare import PrepareConfig, prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, micro_batch_size
 from mae_et.data.transforms import EvalDataset, TrainDataset, as_tensor
 from mae_et.errors import RunFailed, Unreadable, UserError
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 
 # The package names the function of the same name first.
 module = importlib.import_module("mae_et.pretraining")

@@ -30,7 +30,7 @@ from mae_et.data.prepare import PrepareConfig, prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.webdataset import TarWriter
-from mae_et.monitoring.logger import SCORES, read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime.distributed import DistributedContext
 
 SMALL = """

@@ -14,7 +14,7 @@ from interruptions import ENDS, run_until
 from tiny_run import TINY
 
 from mae_et import PretrainConfig, load_config, pretrain
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from finetune import EvaluateConfig, evaluate
 from mae_et import UserError
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.data.bad_images import RECORD
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import distributed
 
 

@@ -12,7 +12,7 @@ import torch
 
 from mae_et import PretrainConfig, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 
 FORK = multiprocessing.get_context("fork")
 

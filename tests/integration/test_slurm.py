@@ -20,7 +20,7 @@ from tiny_run import TINY
 from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.cli.main import main
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import watchdog
 from slurm.journal import read_events
 

@@ -11,7 +11,8 @@ from torchvision.io import read_image
 
 from mae_et import pretrain
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.monitoring.logger import SCORES, TAGS, RunLogger, describe, format_seconds, read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.monitoring.logger import TAGS, RunLogger, describe, format_seconds
 
 
 def events(folder: Path) -> EventAccumulator:

@@ -16,7 +16,7 @@ from mae_et import pretrain
 from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.report import report
 from mae_et.monitoring.report.charts import (
     BOTTOM,

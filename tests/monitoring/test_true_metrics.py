@@ -22,8 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from finetune import ClassifierConfig
 from mae_et import load_config
 from mae_et.config.schema import PretrainConfig
+from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.monitoring.logger import SCORES, TAGS, read_metrics
+from mae_et.monitoring.logger import TAGS
 from mae_et.training.optim import lr_at, weight_decay_at
 
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}

@@ -2,10 +2,10 @@
 
 import torch
 
-from mae_et.checkpoints.store import TrainState
 from mae_et.config.schema import OptimConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.training.optim import build_optimizer
+from mae_et.training.run import TrainState
 
 
 def state(step: int = 0) -> TrainState:

@@ -17,20 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig
 from mae_et import Interrupted, RunFailed, UserError, pretrain
-from mae_et.checkpoints.store import (
-    TrainState,
-    list_checkpoints,
-    load_checkpoint,
-    newest_checkpoint,
-)
+from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_checkpoint
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.data.transforms import normalise
 from mae_et.errors import Diverged
+from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
-from mae_et.monitoring.logger import read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, streak
-from mae_et.training.run import Run
+from mae_et.training.run import Run, TrainState
 from mae_et.training.step import update
 
 # The package names the function of the same name first.

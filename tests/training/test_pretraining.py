@@ -17,7 +17,7 @@ from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.data.transforms import normalise
 from mae_et.io.lock import sole_writer
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 
 # The package names the function of the same name first.
 module = importlib.import_module("mae_et.pretraining")

@@ -19,11 +19,11 @@ from finetune.classifier import make_plan, prepare
 from finetune.config import ClassifierConfig
 from finetune.model import build_classifier
 from mae_et import RunFailed, UserError
-from mae_et.checkpoints.store import TrainState, newest_checkpoint
+from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import micro_batch
 from mae_et.training.fsdp import (
@@ -35,7 +35,7 @@ from mae_et.training.fsdp import (
 )
 from mae_et.training.micro_batch import largest_part, peak_of
 from mae_et.training.plan import make_plan as make_pretraining_plan
-from mae_et.training.run import Run, wrap
+from mae_et.training.run import Run, TrainState, wrap
 from mae_et.training.step import update
 
 PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mae_et.monitoring.logger import Row
+from mae_et.io.metrics_file import Row
 from mae_et.monitoring.report.charts import Band, Curve, SvgChart, chart, short
 from mae_et.monitoring.report.records import Record, number
 

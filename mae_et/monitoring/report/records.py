@@ -10,8 +10,8 @@ from typing import Any
 from mae_et.curriculum.schedule import Plan
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError
+from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.compare import INNER, figures_of, settings_of, table_of
-from mae_et.monitoring.logger import SCORES, Row, read_metrics
 
 
 @dataclass(frozen=True)

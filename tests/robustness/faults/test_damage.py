@@ -26,7 +26,7 @@ from mae_et.checkpoints.store import (
     save_checkpoint,
     set_aside_newer,
 )
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 
 Read = Callable[[Path], object]
 

@@ -12,7 +12,7 @@ import pytest
 from launch import QUIET, run, same_weights
 
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint, save_checkpoint
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 
 
 def mount(*arguments: str) -> None:

@@ -13,7 +13,7 @@ from mae_et import UserError, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.monitoring.logger import SCORES, read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.resume import check_same_data, fingerprint, provenance_of, same_world_size
 

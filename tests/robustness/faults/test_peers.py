@@ -22,7 +22,7 @@ from mae_et.checkpoints.store import (
     set_aside_newer,
 )
 from mae_et.config.schema import EfficiencyConfig
-from mae_et.monitoring.logger import read_metrics
+from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import watchdog
 
 SHORT = (*QUIET, "--curriculum.epochs=2")

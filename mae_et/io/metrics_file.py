@@ -1,0 +1,46 @@
+"""Records of a run, one JSON object a line: metrics.jsonl, scores.jsonl, unreadable.jsonl."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+SCORES = "scores.jsonl"
+Row = dict[str, Any]
+
+
+def read_metrics(
+    folder: Path,
+    name: str = METRICS,
+    is_whole: Callable[[Row], bool] = lambda _: True,
+) -> list[Row]:
+    """Return the rows of a record in a run folder; an empty list if there is no such file.
+
+    A half-written last line is skipped silently; damaged lines before it are skipped with a
+    warning that lists their numbers.
+
+    Args:
+        folder: run folder.
+        name: file name of the record.
+        is_whole: predicate for rows that hold what the caller needs; other rows count as damaged.
+    """
+    path = folder / name
+    if not path.exists():
+        return []
+    rows, damaged = [], []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # no JSON, or no text
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and is_whole(row):
+            rows.append(row)
+        elif number < len(lines):
+            damaged.append(number)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        warnings.warn(f"{path} is damaged: skipped line {shown}", stacklevel=2)
+    return rows
