@@ -9,6 +9,7 @@ from tiny_run import GOLDEN
 
 from mae_et import UserError, load_pretrained
 from mae_et.checkpoints.formats import read_file
+from mae_et.checkpoints.load import depth_of, heads_of
 
 
 def released() -> dict[str, torch.Tensor]:
@@ -100,3 +101,13 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="decoder_num_heads 5 does not divide the width 32"):
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 5)
+
+
+def test_depth_and_heads_are_inferred_from_the_weights() -> None:
+    weights = {f"blocks.{n}.{part}": torch.zeros(1) for n in (0, 1, 2) for part in ("a", "b")}
+    assert depth_of(weights) == 3
+    assert heads_of("encoder", 768, None, {768: 12}) == 12
+    assert heads_of("encoder", 8, 2, {}) == 2
+    for width, given in ((8, None), (8, 3)):
+        with pytest.raises(UserError, match="encoder"):
+            heads_of("encoder", width, given, {})

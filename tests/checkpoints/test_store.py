@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,16 @@ from safetensors.torch import load_file
 from train_state import state
 
 from mae_et.checkpoints.store import (
+    checkpoint_step,
     export_encoder,
+    first_sentence,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
+    refused_content,
     save_checkpoint,
+    set_aside_newer,
 )
 from mae_et.io.atomic import write_atomically
 from mae_et.models.mae import MaskedAutoencoder
@@ -138,3 +143,25 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
         assert newest_checkpoint(tmp_path) is None
     assert "\n" not in str(told[0].message)
     assert not (tmp_path / "ran").exists()
+
+
+def test_checkpoints_newer_than_a_step_are_renamed_damaged(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step:08d}.pt").touch()
+    assert checkpoint_step(tmp_path / "step-00000003.pt") == 3
+    set_aside_newer(tmp_path, 1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000001.pt", "step-00000002.pt.damaged", "step-00000003.pt.damaged"]
+
+
+def test_errors_of_libraries_become_one_sentence() -> None:
+    assert first_sentence(KeyError("a\n b. And more.")) == "KeyError: 'a\\n b"
+    refusal = pickle.UnpicklingError("Unsupported global: GLOBAL os.system was not an allowed")
+    assert refused_content(refusal) == "it holds os.system"
+    assert refused_content(pickle.UnpicklingError("?")) == "it is not a plain file of tensors"
+
+
+def test_checkpoints_sort_by_step_beyond_eight_digits(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000, 2):
+        (tmp_path / f"step-{step:08d}.pt").touch()
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [2, 10**8 - 1, 10**8]

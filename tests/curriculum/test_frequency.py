@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tiny_run import GOLDEN
 
 from mae_et import low_frequency_crop
+from mae_et.curriculum.frequency import crop_matrix
 
 
 def images(
@@ -123,3 +124,8 @@ def _shift(x: np.ndarray, samples: float) -> np.ndarray:
     """Shift the last axis to the right by a share of a sample."""
     phase = np.exp(-2j * np.pi * np.fft.fftfreq(x.shape[-1]) * samples)
     return np.fft.ifft(np.fft.fft(x) * phase).real
+
+
+def test_crop_matrix_is_cached() -> None:
+    found = crop_matrix(8, 4, torch.device("cpu"), torch.float32)
+    assert crop_matrix(8, 4, torch.device("cpu"), torch.float32) is found

@@ -139,3 +139,15 @@ def test_impossible_plans_are_refused_in_one_sentence() -> None:
         Curriculum((), 224)
     with pytest.raises(UserError, match="there is no curriculum"):
         Curriculum.preset("linear")  # type: ignore[arg-type]
+
+
+def test_compute_before_a_step_sums_the_cost_of_earlier_steps() -> None:
+    plan = Curriculum.preset("etpp", 64, 8).plan(20, 100, 10)
+    by_step = [plan.at(step).cost * plan.batch_size for step in range(plan.steps)]
+    for step in (0, 1, plan.steps // 2, plan.steps):
+        assert plan.compute_before(step) == pytest.approx(sum(by_step[:step]))
+
+
+def test_infinite_total_share_is_refused() -> None:
+    with pytest.raises(UserError, match="share must be positive, got 1e\\+308"):
+        Curriculum((Stage(16, 1e308), Stage(32, 1e308)), 32, 8)

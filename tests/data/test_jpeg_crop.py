@@ -20,7 +20,7 @@ from mae_et import Curriculum, Stage, UserError, low_frequency_crop
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box
-from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_to, random_box
+from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import TrainDataset
@@ -237,3 +237,8 @@ def test_a_run_s_losses_do_not_depend_on_workers(tiny, pictures: Path, tmp_path:
         rows.append([json.loads(line)["loss"] for line in lines])
     assert rows[0] == rows[1]
     assert all(map(math.isfinite, rows[0]))
+
+
+def test_pixel_box_stays_inside_the_image_and_is_never_empty() -> None:
+    assert whole_pixels(Box(1.4, 2.6, 3, 4), 10, 10) == (1, 3, 4, 7)
+    assert whole_pixels(Box(9.9, 9.9, 0.1, 0.1), 10, 10) == (9, 9, 10, 10)

@@ -12,7 +12,14 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.data.loader import eval_loader
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.transforms import EvalDataset, TrainDataset, normalise, seeded
+from mae_et.data.transforms import (
+    EvalDataset,
+    TrainDataset,
+    as_tensor,
+    flipped_anew,
+    normalise,
+    seeded,
+)
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 SOURCE = Synthetic(50, 32)
@@ -102,3 +109,19 @@ def test_normalising_gives_the_asked_for_statistics() -> None:
     torch.testing.assert_close(ours[:, 1], (images[:, 1] / 255 - 0.1) / 2.0)
     floats = torch.rand(1, 2, 4, 4)
     torch.testing.assert_close(normalise(floats, (0.5,), (0.5,)), (floats - 0.5) / 0.5)
+
+
+def test_replayed_images_are_flipped_again_only_if_the_flip_probability_is_a_half() -> None:
+    images = torch.arange(48.0).view(8, 1, 2, 3)
+    marked = torch.arange(8) % 2 == 0
+    flipped = flipped_anew(images, marked, 0.5, torch.Generator().manual_seed(1))
+    changed = (flipped != images).flatten(1).any(1)
+    assert changed.any()
+    assert not changed[~marked].any()
+    assert torch.equal(flipped[changed], images[changed].flip(-1))
+    assert flipped_anew(images, marked, 0.3, torch.Generator()) is images
+
+
+def test_as_tensor_returns_a_tensor_unchanged() -> None:
+    tensor = torch.zeros(3, 2, 2)
+    assert as_tensor(tensor) is tensor

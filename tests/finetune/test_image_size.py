@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from tiny_run import GOLDEN
 
-from finetune.image_size import sides_at
+from finetune.image_size import base_of, cost_at, format_size, sides_at, sides_of
 from finetune.model import vit_around
 from finetune.transforms import central_view
 from mae_et import UserError
@@ -142,3 +142,11 @@ def test_positions_of_an_untold_rectangle_are_taken_as_they_are_or_refused(tmp_p
     assert torch.equal(again.pos_embed, network.pos_embed)
     with pytest.raises(UserError, match=r"has 48 positions, .* nor of 8 x 8 patches"):
         vit_around(weights, 10, 64, encoder_num_heads=3)
+
+
+def test_image_size_is_an_int_or_two_sides() -> None:
+    assert sides_of(64) == (64, 64)
+    assert sides_of((96, 128)) == (96, 128)
+    assert base_of((96, 128)) == 96
+    assert [format_size(64), format_size((96, 128))] == ["64", "96 x 128"]
+    assert cost_at((96, 128), 16, None, 3)(48) == 48 * 64

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_et import pretrain
+from finetune.learning_dynamics import DynamicsConfig, score_checkpoint
+from mae_et import UserError, pretrain
 from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_frequency_crop, low_pass
 
@@ -65,3 +66,9 @@ def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
 def test_mistakes_are_told(tmp_path: Path, flags: list[str], sentence: str, capsys) -> None:
     assert main(["dynamics", f"--run={tmp_path}", *flags]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.pt").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"00001\.pt is damaged: .*; delete it to score the others"):
+        score_checkpoint(DynamicsConfig(tmp_path), tmp_path / "step-00000001.pt", (8,))

@@ -10,10 +10,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import GOLDEN
+from torch import nn
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import NetworkConfig
-from finetune.model import build_classifier, patch_of, vit_around
+from finetune.model import build_classifier, freeze_encoder, patch_of, vit_around
 from finetune.param_groups import parameter_groups
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import KNOWN_MD5, load_weights, release_of
@@ -355,3 +356,10 @@ def test_a_backbone_s_checkpoint_that_timm_cannot_adapt_is_refused(tmp_path: Pat
             build_classifier(
                 NetworkConfig(checkpoint=tmp_path, backbone=backbone, image_size=96), 5
             )
+
+
+def test_frozen_encoder_leaves_only_the_head_trainable() -> None:
+    network = nn.ModuleDict({"blocks": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    freeze_encoder(network)
+    trained = [name for name, p in network.named_parameters() if p.requires_grad]
+    assert trained == ["head.weight", "head.bias"]

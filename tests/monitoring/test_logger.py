@@ -12,7 +12,7 @@ from torchvision.io import read_image
 from mae_et import pretrain
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.io.metrics_file import SCORES, read_metrics
-from mae_et.monitoring.logger import TAGS, RunLogger, describe, format_seconds
+from mae_et.monitoring.logger import TAGS, RunLogger, describe, format_seconds, seconds_left
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -149,3 +149,8 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tiny, capsys, monkeypatch) -
         shown = capsys.readouterr().err
         assert ("it/s" in shown or "step/s" in shown or "s/step" in shown) == is_terminal
         assert "B=16" in shown
+
+
+def test_remaining_time_scales_with_remaining_compute() -> None:
+    assert seconds_left({"seconds": 100.0, "compute": 0.25}) == 300
+    assert format_seconds(3661.4) == "1:01:01"

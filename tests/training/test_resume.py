@@ -1,0 +1,25 @@
+"""Which runs may resume from a folder."""
+
+from pathlib import Path
+
+import pytest
+
+from mae_et import PretrainConfig, UserError
+from mae_et.checkpoints.run_config import config_of
+from mae_et.config.files import load_config, to_yaml
+from mae_et.training.resume import check_same_run
+
+
+def test_config_of_another_command_or_version_is_refused(tmp_path: Path) -> None:
+    """The error does not blame a flag that the user never gave."""
+    config = load_config(PretrainConfig, [], [f"--output.dir={tmp_path}"])
+    saved = {"config": to_yaml(config) + "new_key: 3\n"}
+    sentence = r"holds a run of another command, or of another version of mae-et: \S.*new_key"
+    with pytest.raises(UserError, match=sentence):
+        check_same_run(config, saved, finished=False)
+    (tmp_path / "config.yaml").write_text(saved["config"])
+    with pytest.raises(UserError, match=r"config\.yaml is damaged, or of another version of"):
+        config_of(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        check_same_run(config, None, finished=True)
