@@ -2,10 +2,10 @@
 
 from finetune.classifier import classify
 from finetune.config import ClassifierConfig
-from finetune.evaluation import EvaluateConfig, evaluate, stored_classifier
-from finetune.features import Features, ProbeConfig, extract_features
+from finetune.evaluation import EvaluateConfig, evaluate, read_classifier_config
+from finetune.features import Features, ProbeConfig, extract_dataset_features
 from finetune.learning_dynamics import DynamicsConfig, dynamics
-from finetune.objective import HeldOut
+from finetune.objective import HeldOutAccuracy
 from finetune.probes import knn, linear_probe, score_encoder
 
 __all__ = [
@@ -13,14 +13,14 @@ __all__ = [
     "DynamicsConfig",
     "EvaluateConfig",
     "Features",
-    "HeldOut",
+    "HeldOutAccuracy",
     "ProbeConfig",
     "classify",
     "dynamics",
     "evaluate",
-    "extract_features",
+    "extract_dataset_features",
     "knn",
     "linear_probe",
+    "read_classifier_config",
     "score_encoder",
-    "stored_classifier",
 ]

@@ -21,12 +21,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
-from finetune.datasets import Data, open_data
-from finetune.image_size import base_of, cost_at, format_size, sides_at, sides_of
-from finetune.model import build_classifier, check_sizes, network_of_run, patch_of
+from finetune.datasets import LabelledSplits, open_splits
+from finetune.image_size import (
+    format_size,
+    height_and_width,
+    image_cost,
+    shorter_side,
+    size_at_bandwidth,
+)
+from finetune.model import build_classifier, check_sizes, load_run_network, size_multiple
 from finetune.param_groups import build_optimizer
-from finetune.results import describe, evaluate_and_save, finish
-from finetune.transforms import Labelled, LabelledTrainDataset, mix
+from finetune.results import describe, evaluate_and_save_best, finish
+from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
@@ -70,7 +76,7 @@ def _classify(config: ClassifierConfig, world: DistributedContext, stopped: Stop
     saved, finished = find_checkpoint(config, world)
     if finished:
         return
-    data = open_data(config)
+    data = open_splits(config)
     origin = provenance_of(data.train, world)
     check_same_data(config, saved, len(data.train), origin)
     if saved and world.is_main and not same_world_size(saved, world):
@@ -83,7 +89,7 @@ def _classify(config: ClassifierConfig, world: DistributedContext, stopped: Stop
     network = build_network(config, saved, data.classes)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, network, len(data.train))
     shown = shown_sides(config, network)
-    sizes = {sides_of(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}
+    sizes = {height_and_width(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}
     check_sizes(network, sizes, config.model.channels)
     run = prepare(config, network, plan, world, saved)
     run.origin = origin
@@ -105,7 +111,7 @@ def build_network(
     """Build the network anew, or as a saved run had it: what it started from may be gone."""
     if saved is None:
         return build_classifier(config.model, classes)
-    return network_of_run(config.model, config.output.dir, saved["model"])
+    return load_run_network(config.model, config.output.dir, saved["model"])
 
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
@@ -115,22 +121,22 @@ def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan
         UserError: the curriculum, the batch and the data do not fit each other.
     """
     size, channels = config.model.image_size, config.model.channels
-    patch = patch_of(network, size)
-    if any(side % patch for side in sides_of(size)):
+    patch = size_multiple(network, size)
+    if any(side % patch for side in height_and_width(size)):
         raise UserError(
             f"model.image_size {format_size(size)} is not a multiple of the patch size {patch}"
         )
-    curriculum = Curriculum.from_config(config.curriculum, base_of(size), patch)
+    curriculum = Curriculum.from_config(config.curriculum, shorter_side(size), patch)
     counts = config.curriculum.cost == "flops"
     dry = copy.deepcopy(network).to("meta").eval() if counts else None
-    cost = cost_at(size, patch, dry, channels)
+    cost = image_cost(size, patch, dry, channels)
     return curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size, cost)
 
 
 def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int], tuple[int, int]]:
     """Return a function from a bandwidth to height and width of what the network is shown."""
     size = config.model.image_size
-    return partial(sides_at, size, patch=patch_of(network, size))
+    return partial(size_at_bandwidth, size, patch=size_multiple(network, size))
 
 
 def prepare(
@@ -183,7 +189,11 @@ def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
 
 
 def train(
-    run: Run, batches: Iterator[Labelled], data: Data, monitor: RunLogger | None, stopped: StopFlag
+    run: Run,
+    batches: Iterator[LabelledBatch],
+    data: LabelledSplits,
+    monitor: RunLogger | None,
+    stopped: StopFlag,
 ) -> None:
     """Train to the end and score on the way; only the main process has a monitor, and writes."""
     output, state = run.config.output, run.state
@@ -195,7 +205,7 @@ def train(
         # Stopped between a checkpoint and the scores that were due with it.
         scored = {row["step"] for row in read_metrics(output.dir, SCORES)}
         if not distributed.any_rank(state.step in scored, run.world):
-            evaluate_and_save(run, data, monitor)
+            evaluate_and_save_best(run, data, monitor)
     state.model.train()
     shown = shown_sides(run.config, state.model)
     step = partial(classifier_step, classes=data.classes, shown=shown)
@@ -206,13 +216,13 @@ def train(
             save(run, monitor)
         due = state.step % every == 0 or moment.last
         if evaluates and due and not moment.stopping:
-            evaluate_and_save(run, data, monitor)
+            evaluate_and_save_best(run, data, monitor)
 
 
 def classifier_step(
     run: Run,
     stage: PlannedStage,
-    batches: Iterable[Labelled],
+    batches: Iterable[LabelledBatch],
     classes: int,
     shown: Callable[[int], tuple[int, int]],
 ) -> tuple[Tensor, Tensor]:
@@ -226,10 +236,10 @@ def classifier_step(
     torch.manual_seed(sample_seed(*key))
     numbers = itertools.count()
 
-    def loss_of(batch: Labelled) -> Tensor:
+    def loss_of(batch: LabelledBatch) -> Tensor:
         images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
         images, targets = mix(
-            Labelled(images, labels), config.recipe, classes, sample_seed(*key, next(numbers))
+            LabelledBatch(images, labels), config.recipe, classes, sample_seed(*key, next(numbers))
         )
         images = low_frequency_crop(images, shown(stage.bandwidth), config.crop.method)
         with autocast(run.dtype, device):

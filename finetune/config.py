@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from finetune.image_size import Size, sides_of
+from finetune.image_size import Size, height_and_width
 from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,
@@ -64,7 +64,7 @@ class NetworkConfig:
             raise UserError("model.drop_path is of networks that are trained; a probe has none")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")
-        if min(sides_of(self.image_size)) < 1:
+        if min(height_and_width(self.image_size)) < 1:
             raise UserError(f"model.image_size must be positive, got {self.image_size}")
         for name in ("channels", "patch_size", "encoder_num_heads"):
             value = getattr(self, name)
@@ -181,6 +181,6 @@ class ClassifierConfig:
             raise UserError(f"seed must lie in [0, 2^63), got {self.seed}")
         if self.data.augment is not None and self.model.channels != 3:
             raise UserError("data.augment needs images of 3 channels")
-        height, width = sides_of(self.model.image_size)
+        height, width = height_and_width(self.model.image_size)
         if self.crop.method == "decode" and height != width:
             raise UserError("crop.method decode makes squares, and model.image_size is none")

@@ -10,7 +10,7 @@ from mae_et.errors import UserError
 
 
 @dataclass(frozen=True)
-class Data:
+class LabelledSplits:
     """The two splits."""
 
     train: ImageDataset
@@ -56,7 +56,7 @@ def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -
     return source
 
 
-def open_data(config: ClassifierConfig) -> Data:
+def open_splits(config: ClassifierConfig) -> LabelledSplits:
     """Open both splits, or the training split alone where nothing is evaluated.
 
     Raises:
@@ -64,11 +64,11 @@ def open_data(config: ClassifierConfig) -> Data:
     """
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     if config.output.evaluate_every is None:
-        return Data(train, None)
+        return LabelledSplits(train, None)
     val = open_labelled(config.data, "val", config.model.channels, "a classifier")
     if list(train.classes) != list(val.classes):
         raise UserError("the training and validation splits differ in their classes")
     empty = classes_without_images(val)
     if empty:
         raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
-    return Data(train, val)
+    return LabelledSplits(train, val)

@@ -13,9 +13,9 @@ from torch.utils.data import Subset
 
 from finetune.config import ClassifierConfig, Pool
 from finetune.datasets import open_labelled
-from finetune.image_size import Size, sides_of
-from finetune.model import network_of_run, vit_around
-from finetune.transforms import central_view
+from finetune.image_size import Size, height_and_width
+from finetune.model import build_vit, load_run_network
+from finetune.transforms import eval_dataset
 from mae_et.checkpoints.formats import load_weights, read_file
 from mae_et.checkpoints.run_config import read_classes, read_only
 from mae_et.config.files import config_from_text
@@ -71,7 +71,7 @@ def score(
 ) -> Scores:  # fmt: skip
     """Score a network; process r of n takes the images r, r + n, ..., so none is counted twice."""
     classes = len(source.classes)
-    view = central_view(source, data, size)
+    view = eval_dataset(source, data, size)
     mine = Subset(view, range(world.rank, len(view), world.size))
     images, right, taken = torch.zeros(3, classes, dtype=torch.int64)
     confusion = None
@@ -139,7 +139,7 @@ class EvaluateConfig:
             UserError: a value is out of range; the sentence names its key.
         """
         for name, smallest in (
-            ("image_size", min(sides_of(self.image_size))),
+            ("image_size", min(height_and_width(self.image_size))),
             ("batch_size", self.batch_size),
         ):
             if smallest < 1:
@@ -152,7 +152,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint is no classifier, or does not fit the data.
     """
-    run = stored_classifier(config.checkpoint)
+    run = read_classifier_config(config.checkpoint)
     data = config.data or (run.data if run else None)
     if data is None:
         raise UserError("data must be given (--data.root or --data.name)")
@@ -193,7 +193,7 @@ def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:
         _write_csv(folder / "confusion.csv", rows)
 
 
-def stored_classifier(path: Path) -> ClassifierConfig | None:
+def read_classifier_config(path: Path) -> ClassifierConfig | None:
     """Return the config of a classifier's run folder; None for other files."""
     written = path / "config.yaml"
     if not (path / "classes.json").is_file() or not written.is_file():
@@ -209,14 +209,14 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
     if run is not None:
         names = {"last": "model.safetensors", "best": "best.safetensors"}
         weights = config.checkpoint / names[config.weights]
-        network = network_of_run(run.model, config.checkpoint, read_file(weights))
+        network = load_run_network(run.model, config.checkpoint, read_file(weights))
         return network, run.model.image_size, run.model.channels
     found = load_weights(config.checkpoint)
     if not {"weight", "bias"} <= set(found.head):
         raise UserError(f"{config.checkpoint} is no classifier: it has no head")
     pool: Pool = "mean" if "fc_norm.weight" in found.encoder else "cls"
     probe: Literal["linear", "none"] = "linear" if "running_mean" in found.head else "none"
-    vit = vit_around(
+    vit = build_vit(
         found, found.head["weight"].shape[0], config.image_size, pool, probe,
         encoder_num_heads=config.encoder_num_heads,
     )  # fmt: skip

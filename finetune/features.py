@@ -86,7 +86,7 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def extract_features(
+def extract_dataset_features(
     model: MaskedAutoencoder,
     data: DataConfig,
     config: ProbeConfig,

@@ -10,17 +10,17 @@ from mae_et.curriculum.flops import training_flops
 Size = int | tuple[int, int]
 
 
-def sides_of(size: Size) -> tuple[int, int]:
+def height_and_width(size: Size) -> tuple[int, int]:
     """Return height and width in pixels."""
     return (size, size) if isinstance(size, int) else size
 
 
-def base_of(size: Size) -> int:
+def shorter_side(size: Size) -> int:
     """Return the side that a curriculum's bandwidths are of: the shorter one."""
-    return min(sides_of(size))
+    return min(height_and_width(size))
 
 
-def sides_at(size: Size, bandwidth: int, patch: int) -> tuple[int, int]:
+def size_at_bandwidth(size: Size, bandwidth: int, patch: int) -> tuple[int, int]:
     """Return height and width at a bandwidth, which is that of the shorter side.
 
     The longer side keeps its ratio to it, rounded *up* to a multiple of the patch, as bandwidths of
@@ -32,12 +32,13 @@ def sides_at(size: Size, bandwidth: int, patch: int) -> tuple[int, int]:
         patch: side of a patch, in pixels.
     """
     height, width = (
-        -(-side * bandwidth // (base_of(size) * patch)) * patch for side in sides_of(size)
+        -(-side * bandwidth // (shorter_side(size) * patch)) * patch
+        for side in height_and_width(size)
     )
     return height, width
 
 
-def cost_at(
+def image_cost(
     size: Size, patch: int, forward: Callable[[Tensor], object] | None, channels: int
 ) -> Callable[[int], float]:
     """Return a function from a bandwidth to the cost of an image: FLOPs, or pixels.
@@ -49,11 +50,13 @@ def cost_at(
         channels: channels of the images.
     """
     if forward is None:
-        return lambda bandwidth: float(math.prod(sides_at(size, bandwidth, patch)))
-    return training_flops(forward, channels, lambda bandwidth: sides_at(size, bandwidth, patch))
+        return lambda bandwidth: float(math.prod(size_at_bandwidth(size, bandwidth, patch)))
+    return training_flops(
+        forward, channels, lambda bandwidth: size_at_bandwidth(size, bandwidth, patch)
+    )
 
 
 def format_size(size: Size) -> str:
     """Return a size as a sentence tells it: 224, or 96 x 128."""
-    height, width = sides_of(size)
+    height, width = height_and_width(size)
     return str(height) if height == width else f"{height} x {width}"

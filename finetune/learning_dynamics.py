@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune.features import Features, ProbeConfig, extract_features
+from finetune.features import Features, ProbeConfig, extract_dataset_features
 from finetune.linear_classifier import train_probe
 from finetune.nearest_neighbours import knn_accuracy
-from finetune.objective import HeldOut
+from finetune.objective import HeldOutAccuracy
 from mae_et.checkpoints.formats import weights_in
 from mae_et.checkpoints.load import masked_autoencoder, stored_config
 from mae_et.checkpoints.store import checkpoint_step, list_checkpoints, load_checkpoint
@@ -160,12 +160,14 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
         path, batch_size=config.batch_size, num_workers=config.num_workers, device=config.device
     )
     chosen = _some(config, data, model.channels)
-    train = extract_features(model, data, probing, "train", device, chosen).to(device)
+    train = extract_dataset_features(model, data, probing, "train", device, chosen).to(device)
     probe = train_probe(train, probing.epochs, config.seed) if config.by == "linear" else None
     accuracies = []
     for bandwidth in bandwidths:
         whole = None if bandwidth == run.model.image_size else bandwidth
-        val = extract_features(model, data, probing, "val", device, bandwidth=whole).to(device)
+        val = extract_dataset_features(model, data, probing, "val", device, bandwidth=whole).to(
+            device
+        )
         found = probe.accuracy(val) if probe else _knn(train, val, probing)
         accuracies.append(round(found, 2))
     stage = plan.at(max(0, step - 1))
@@ -186,7 +188,7 @@ def _some(config: DynamicsConfig, data: DataConfig, channels: int) -> list[int] 
     if config.images is None:
         return None
     images = len(open_dataset(data, "train", channels))
-    votes, judged = HeldOut(images=config.images, seed=config.seed).split(images)
+    votes, judged = HeldOutAccuracy(images=config.images, seed=config.seed).split(images)
     return [*votes, *judged]
 
 

@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig, Pool, Probe
-from finetune.image_size import Size, format_size, sides_of
+from finetune.image_size import Size, format_size, height_and_width
 from mae_et.checkpoints.formats import (
     PROBE_EPSILON,
     Weights,
@@ -52,10 +52,10 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
             _load_backbone(network, config.checkpoint, config.backbone)
         return network
     assert config.checkpoint is not None  # one of the two is given
-    return classifier_around(config, load_weights(config.checkpoint), classes)
+    return build_vit_classifier(config, load_weights(config.checkpoint), classes)
 
 
-def network_of_run(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:
+def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:
     """Build the network of a run around its own weights, for what it started from may be gone.
 
     Args:
@@ -70,7 +70,7 @@ def network_of_run(config: NetworkConfig, folder: Path, tensors: dict[str, Tenso
     if config.backbone is not None:
         network = build_classifier(replace(config, pretrained=False, checkpoint=None), classes)
     else:
-        network = classifier_around(config, classifier_layout(folder, tensors), classes)
+        network = build_vit_classifier(config, classifier_layout(folder, tensors), classes)
     differing = differences(tensors, network.state_dict())
     if differing:
         raise UserError(f"the weights of {folder} do not fit: {differing}")
@@ -78,13 +78,13 @@ def network_of_run(config: NetworkConfig, folder: Path, tensors: dict[str, Tenso
     return network
 
 
-def classifier_around(config: NetworkConfig, weights: Weights, classes: int) -> nn.Module:
+def build_vit_classifier(config: NetworkConfig, weights: Weights, classes: int) -> nn.Module:
     """Build what a config asks for around the encoder of weights that are at hand.
 
     Raises:
-        UserError: see `vit_around`.
+        UserError: see `build_vit`.
     """
-    network = vit_around(
+    network = build_vit(
         weights,
         classes,
         config.image_size,
@@ -99,7 +99,7 @@ def classifier_around(config: NetworkConfig, weights: Weights, classes: int) -> 
     return network
 
 
-def vit_around(
+def build_vit(
     weights: Weights,
     classes: int,
     image_size: Size,
@@ -131,7 +131,7 @@ def vit_around(
     encoder = dict(weights.encoder)
     width, channels, own_patch, _ = encoder["patch_embed.proj.weight"].shape
     patch = patch_size or own_patch
-    height, width_in_pixels = sides = sides_of(image_size)
+    height, width_in_pixels = sides = height_and_width(image_size)
     if height % patch or width_in_pixels % patch:
         raise UserError(
             f"model.image_size {format_size(image_size)} is not a multiple of the patch size "
@@ -175,12 +175,12 @@ def freeze_encoder(network: nn.Module) -> None:
         parameter.requires_grad_(name.startswith(("head.", "attn_pool.")))
 
 
-def patch_of(network: nn.Module, image_size: Size) -> int:
+def size_multiple(network: nn.Module, image_size: Size) -> int:
     """Return what sizes of images must be multiples of: a ViT's patch, else the usual stride."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if patch is not None and patch[0] > 4:  # hierarchical networks begin with 4 and go on to 32
         return int(patch[0])
-    return 32 if all(side % 32 == 0 for side in sides_of(image_size)) else 1
+    return 32 if all(side % 32 == 0 for side in height_and_width(image_size)) else 1
 
 
 def check_sizes(network: nn.Module, sizes: set[tuple[int, int]], channels: int) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from finetune.datasets import open_labelled
-from finetune.features import Features, ProbeConfig, extract_features
+from finetune.features import Features, ProbeConfig, extract_dataset_features
 from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
 from mae_et.checkpoints.formats import load_weights
@@ -23,7 +23,7 @@ from mae_et.runtime import distributed
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutAccuracy:
     """Accuracy, in percent, on a share of the labelled training images that the rest votes on."""
 
     by: Literal["knn", "linear"] = "knn"
@@ -73,7 +73,9 @@ class HeldOut:
             folder, num_workers=self.num_workers, device=self.device, seed=self.seed
         )
         votes, judged = self.split(len(open_dataset(run.data, "train", model.channels)))
-        found = extract_features(model, run.data, config, "train", device, [*votes, *judged])
+        found = extract_dataset_features(
+            model, run.data, config, "train", device, [*votes, *judged]
+        )
         vectors, labels = (tensor.to(device) for tensor in (found.vectors, found.labels))
         count = len(votes)
         train = Features(vectors[:count], labels[:count], found.classes)

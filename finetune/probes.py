@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from finetune.features import ProbeConfig, extract_features
+from finetune.features import ProbeConfig, extract_dataset_features
 from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
 from mae_et.checkpoints.formats import Weights, load_weights
@@ -64,7 +64,7 @@ def _score(
 ) -> dict[str, Any]:
     device = distributed.choose_device(config.device)
     train, val = (
-        extract_features(model, data, config, split, device).to(device)
+        extract_dataset_features(model, data, config, split, device).to(device)
         for split in ("train", "val")
     )
     results: dict[str, Any] = {}

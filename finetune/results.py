@@ -7,7 +7,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from finetune.datasets import Data
+from finetune.datasets import LabelledSplits
 from finetune.evaluation import score
 from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.data.loader import worker_count
@@ -20,7 +20,7 @@ from mae_et.training.run import Run
 from mae_et.training.session import write_results
 
 
-def evaluate_and_save(run: Run, data: Data, monitor: RunLogger | None) -> None:
+def evaluate_and_save_best(run: Run, data: LabelledSplits, monitor: RunLogger | None) -> None:
     """Score the weights that decide (and the raw ones, if they are an average's); keep the best.
 
     Raises:
@@ -43,7 +43,7 @@ def evaluate_and_save(run: Run, data: Data, monitor: RunLogger | None) -> None:
     monitor.score(run.state.step, scores)
 
 
-def evaluate_network(run: Run, data: Data, network: nn.Module) -> dict[str, Any]:
+def evaluate_network(run: Run, data: LabelledSplits, network: nn.Module) -> dict[str, Any]:
     """Score a network on the validation split, over all processes."""
     assert data.val is not None
     config = run.config
@@ -65,7 +65,7 @@ def read_scores(folder: Path) -> list[Row]:
     return [row for row in read_metrics(folder, SCORES) if "top1" in row]
 
 
-def describe(run: Run, data: Data) -> str:
+def describe(run: Run, data: LabelledSplits) -> str:
     """Return what is trained, beside its config and plan, as JSON."""
     network: Any = run.state.model
     about: dict[str, Any] = {"classes": list(data.train.classes)}

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import CenterCrop, Compose
 
 from finetune.config import RecipeConfig
-from finetune.image_size import Size, sides_of
+from finetune.image_size import Size, height_and_width
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan
@@ -30,7 +30,7 @@ from mae_et.data.transforms import (
 )
 
 
-class Labelled(NamedTuple):
+class LabelledBatch(NamedTuple):
     """A micro-batch of labelled images."""
 
     images: Tensor
@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
     """int64 [B 3]: see `mae_et.data.transforms.Batch`."""
 
 
-class LabelledTrainDataset(Dataset[Labelled]):
+class LabelledTrainDataset(Dataset[LabelledBatch]):
     """Random-resized crop, flip, RandAugment at the stage's magnitude, random erasing."""
 
     def __init__(
@@ -64,10 +64,10 @@ class LabelledTrainDataset(Dataset[Labelled]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: SampleIndex) -> Labelled:
+    def __getitem__(self, draw: SampleIndex) -> LabelledBatch:
         return self.shown(draw, draw.sample)
 
-    def shown(self, draw: SampleIndex, sample: int) -> Labelled:
+    def shown(self, draw: SampleIndex, sample: int) -> LabelledBatch:
         """Return a view of an image as a draw says: of its own image, or of another one.
 
         Raises:
@@ -83,20 +83,20 @@ class LabelledTrainDataset(Dataset[Labelled]):
         with seeded(seed):
             return self._erased(as_tensor(self.transforms[draw.stage](image)), label)
 
-    def _erased(self, view: Tensor, label: int) -> Labelled:
+    def _erased(self, view: Tensor, label: int) -> LabelledBatch:
         """Normalise a view first, for the noise that fills what is erased is of unit variance."""
         pixels = normalise(view[None], self.data.mean, self.data.std)[0]
-        return Labelled(self.erase(pixels), torch.tensor(label))
+        return LabelledBatch(self.erase(pixels), torch.tensor(label))
 
-    def renewed(self, batch: Labelled, again: Tensor, seed: int) -> Labelled:
+    def renewed(self, batch: LabelledBatch, again: Tensor, seed: int) -> LabelledBatch:
         """Return a batch in which images that are used again are flipped anew."""
         generator = torch.Generator().manual_seed(seed)
         images = flipped_anew(batch.images, again, self.data.flip, generator)
         unread = torch.where(again[:, None], AS_DRAWN, batch.unread)
-        return Labelled(images, batch.labels, unread)
+        return LabelledBatch(images, batch.labels, unread)
 
 
-def central_view(source: ImageDataset, data: DataConfig, size: Size) -> EvalDataset:
+def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalDataset:
     """Return central views with labels: resized to cover the size and its border, then cropped.
 
     Args:
@@ -104,7 +104,7 @@ def central_view(source: ImageDataset, data: DataConfig, size: Size) -> EvalData
         data: says how much is border (`eval_crop`).
         size: of the views, in pixels.
     """
-    height, width = sides = sides_of(size)
+    height, width = sides = height_and_width(size)
     view = EvalDataset(source, data, min(sides))
     if height != width:
         whole = [round(side / data.eval_crop) for side in sides]
@@ -118,7 +118,9 @@ def central_view(source: ImageDataset, data: DataConfig, size: Size) -> EvalData
     return view
 
 
-def mix(batch: Labelled, recipe: RecipeConfig, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+def mix(
+    batch: LabelledBatch, recipe: RecipeConfig, classes: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Mix the images of a micro-batch with each other, by mixup or cutmix.
 
     Args:

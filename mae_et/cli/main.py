@@ -224,7 +224,7 @@ def evaluate(arguments: Arguments) -> None:
     import finetune
     from mae_et.runtime.distributed import is_main
 
-    kind, stored = finetune.EvaluateConfig, finetune.stored_classifier
+    kind, stored = finetune.EvaluateConfig, finetune.read_classifier_config
     config = on_top_of_its_data("evaluate", kind, stored, arguments)
     results = finetune.evaluate(config)
     if is_main():
@@ -271,7 +271,7 @@ def search(arguments: Arguments) -> None:
     options = config.search
     objective: Objective
     if options.objective in {"knn", "linear"}:
-        objective = finetune.HeldOut(
+        objective = finetune.HeldOutAccuracy(
             options.objective, options.held_out, options.images, config.seed,
             config.efficiency.num_workers, config.efficiency.device,
         )  # fmt: skip

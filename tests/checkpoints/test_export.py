@@ -11,7 +11,7 @@ from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Pool, Probe
-from finetune.model import vit_around
+from finetune.model import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.formats import load_weights, read_file
 from mae_et.checkpoints.hugging_face import to_hugging_face
@@ -138,7 +138,7 @@ def test_rectangles_are_refused_by_hugging_face_s_layout() -> None:
 def classifier_of(tmp_path: Path, pool: Pool, probe: Probe) -> tuple[torch.nn.Module, Path]:
     """Return a classifier of 7 classes with trained positions, and the folder of its run."""
     torch.manual_seed(0)
-    network = vit_around(load_weights(TINY), 7, 96, pool, probe, encoder_num_heads=3).eval()
+    network = build_vit(load_weights(TINY), 7, 96, pool, probe, encoder_num_heads=3).eval()
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and name != "head.0.running_var":
@@ -191,7 +191,7 @@ def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
             export(checkpoint, "mae", tmp_path / "mae.pth")
         return
     path = export(checkpoint, "mae", tmp_path / "mae.pth")
-    ours = vit_around(load_weights(path), 7, 96, pool, probe, encoder_num_heads=3).eval()
+    ours = build_vit(load_weights(path), 7, 96, pool, probe, encoder_num_heads=3).eval()
     with torch.no_grad():
         assert torch.equal(ours(images), logits)
     names = set(read_file(path)["model"])

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_run import GOLDEN
 
 from finetune import ProbeConfig
-from finetune.features import extract_features
+from finetune.features import extract_dataset_features
 from mae_et import MaskedAutoencoder, UserError, pretrain
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
@@ -85,7 +85,9 @@ def test_scoring_names_the_split_that_has_no_classes_and_why(flat_val: Path, tin
     model = MaskedAutoencoder.from_config(tiny().model)
     config = ProbeConfig(flat_val, num_workers=0)
     with pytest.raises(UserError, match=r"val split of .*images has no classes.*val/CLASS"):
-        extract_features(model, DataConfig(root=flat_val), config, "val", torch.device("cpu"))
+        extract_dataset_features(
+            model, DataConfig(root=flat_val), config, "val", torch.device("cpu")
+        )
 
 
 def test_fine_tuning_takes_the_data_of_its_checkpoint_s_run_or_asks(place, tiny, capsys) -> None:

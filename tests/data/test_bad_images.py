@@ -20,7 +20,7 @@ from PIL import Image
 import mae_et.data.decoding
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
-from finetune.transforms import LabelledTrainDataset, central_view
+from finetune.transforms import LabelledTrainDataset, eval_dataset
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Curriculum
@@ -55,7 +55,7 @@ def views(root: Path, **data: object) -> list:
         TrainDataset(source, config, PLAN, 8, 0, "decode"),
         LabelledTrainDataset(source, config, RecipeConfig(), PLAN, 0),
         EvalDataset(source, config, 32),
-        central_view(source, config, [24, 32]),
+        eval_dataset(source, config, [24, 32]),
     ]
 
 

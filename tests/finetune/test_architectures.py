@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
-from finetune.model import vit_around
+from finetune.model import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.export import Format
 from mae_et.checkpoints.formats import load_weights
@@ -52,7 +52,7 @@ def test_the_vit_built_from_a_run_gives_the_tokens_that_were_pre_trained(
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model.encode(images)
-        found = vit_around(load_weights(path), 5, 32, "cls").eval().forward_features(images)
+        found = build_vit(load_weights(path), 5, 32, "cls").eval().forward_features(images)
         again = load_pretrained(path).encode(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(again, expected)
@@ -60,7 +60,7 @@ def test_the_vit_built_from_a_run_gives_the_tokens_that_were_pre_trained(
 
 def test_heads_that_a_run_s_weights_say_are_not_argued_with(tiny, tmp_path: Path) -> None:
     _, path = checkpoint(tiny, tmp_path / "run.pt", *ENCODERS["few heads"])
-    network = vit_around(load_weights(path), 5, 32, encoder_num_heads=6)
+    network = build_vit(load_weights(path), 5, 32, encoder_num_heads=6)
     assert network.blocks[0].attn.num_heads == 3
 
 

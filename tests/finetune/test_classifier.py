@@ -18,10 +18,10 @@ from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import ClassifierOptimConfig, RecipeConfig
-from finetune.evaluation import score, stored_classifier
+from finetune.evaluation import read_classifier_config, score
 from finetune.model import build_classifier
 from finetune.param_groups import build_optimizer
-from finetune.transforms import Labelled, LabelledTrainDataset, mix
+from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
@@ -90,7 +90,7 @@ def test_a_run_leaves_what_it_promises_and_scores_the_same_when_evaluated(small,
     assert results["raw_loss"] != results["loss"]
     best = evaluate(EvaluateConfig(folder, weights="best", device="cpu", num_workers=0))
     assert best["top1"] == results["best_top1"]
-    assert stored_classifier(folder) == config
+    assert read_classifier_config(folder) == config
 
 
 def test_training_learns_what_the_classes_are(small, tmp_path) -> None:
@@ -372,7 +372,7 @@ def test_evaluating_writes_tables_and_takes_the_published_layout(small, tmp_path
 
 def test_mixing_mixes_labels_as_it_mixes_images() -> None:
     images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8).clone()
-    batch = Labelled(images, torch.tensor([0, 1, 2, 3]))
+    batch = LabelledBatch(images, torch.tensor([0, 1, 2, 3]))
     mixed, targets = mix(batch._replace(images=images.clone()), RecipeConfig(mixup=0.8), 5, seed=3)
     share = targets.max(1).values[0]
     torch.testing.assert_close(targets.sum(1), torch.ones(4))

@@ -11,9 +11,15 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from tiny_run import GOLDEN
 
-from finetune.image_size import base_of, cost_at, format_size, sides_at, sides_of
-from finetune.model import vit_around
-from finetune.transforms import central_view
+from finetune.image_size import (
+    format_size,
+    height_and_width,
+    image_cost,
+    shorter_side,
+    size_at_bandwidth,
+)
+from finetune.model import build_vit
+from finetune.transforms import eval_dataset
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.cli.main import main
@@ -50,9 +56,9 @@ def command(tmp_path: Path, capsys):
 @pytest.mark.parametrize("size", [224, (160, 224), (224, 160), (96, 384)])
 def test_a_bandwidth_is_of_the_shorter_side_and_the_longer_keeps_its_share(size, patch) -> None:
     full = np.array([size] * 2 if isinstance(size, int) else size)
-    assert sides_at(size, full.min(), patch) == tuple(full)
+    assert size_at_bandwidth(size, full.min(), patch) == tuple(full)
     for bandwidth in range(patch, full.min(), patch):
-        sides = np.array(sides_at(size, bandwidth, patch))
+        sides = np.array(size_at_bandwidth(size, bandwidth, patch))
         assert sides.min() == bandwidth
         assert not (sides % patch).any()
         exact = full * bandwidth / full.min()
@@ -78,11 +84,11 @@ class One:
 @pytest.mark.parametrize(("height", "width"), [(32, 64), (32, 100), (50, 64)])
 def test_a_central_view_covers_a_rectangle_and_is_its_centre(height: int, width: int) -> None:
     source = One(height, width)
-    found, _ = central_view(source, DataConfig(eval_crop=1.0), (32, 64))[0]
+    found, _ = eval_dataset(source, DataConfig(eval_crop=1.0), (32, 64))[0]
     whole = torch.from_numpy(np.array(source.image)).permute(2, 0, 1)
     top, left = (height - 32) // 2, (width - 64) // 2
     assert torch.equal(found, whole[:, top : top + 32, left : left + 64])
-    large, _ = central_view(One(3 * height, 3 * width), DataConfig(), (32, 64))[0]
+    large, _ = eval_dataset(One(3 * height, 3 * width), DataConfig(), (32, 64))[0]
     assert large.shape == (3, 32, 64)
 
 
@@ -95,10 +101,10 @@ def test_a_checkpoint_is_fine_tuned_scored_and_exported_at_a_rectangle(command, 
     assert [stage["bandwidth"] for stage in results["stages"]] == [16] * 2 + [24] * 4 + [32] * 4
     plan = json.loads((run / "plan.json").read_text())
     weights = load_weights(run)
-    network = vit_around(weights, 10, (32, 128), encoder_num_heads=3)
+    network = build_vit(weights, 10, (32, 128), encoder_num_heads=3)
     # Positions are now those of the rectangle, in a run's folder, and stay as they were trained.
     assert torch.equal(network.pos_embed.detach(), weights.encoder["pos_embed"])
-    taller = vit_around(weights, 10, (64, 128), encoder_num_heads=3).pos_embed.detach()
+    taller = build_vit(weights, 10, (64, 128), encoder_num_heads=3).pos_embed.detach()
     assert torch.equal(
         taller, resample_abs_pos_embed(weights.encoder["pos_embed"], [8, 16], [4, 16])
     )
@@ -135,18 +141,18 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(command, tmp_path) ->
 
 def test_positions_of_an_untold_rectangle_are_taken_as_they_are_or_refused(tmp_path) -> None:
     """A file of weights does not say of which grid its table is."""
-    network = vit_around(load_weights(TINY), 10, (32, 96), encoder_num_heads=3)
+    network = build_vit(load_weights(TINY), 10, (32, 96), encoder_num_heads=3)
     save_file(network.state_dict(), tmp_path / "tuned.safetensors")
     weights = load_weights(tmp_path / "tuned.safetensors")
-    again = vit_around(weights, 10, (32, 96), encoder_num_heads=3)
+    again = build_vit(weights, 10, (32, 96), encoder_num_heads=3)
     assert torch.equal(again.pos_embed, network.pos_embed)
     with pytest.raises(UserError, match=r"has 48 positions, .* nor of 8 x 8 patches"):
-        vit_around(weights, 10, 64, encoder_num_heads=3)
+        build_vit(weights, 10, 64, encoder_num_heads=3)
 
 
 def test_image_size_is_an_int_or_two_sides() -> None:
-    assert sides_of(64) == (64, 64)
-    assert sides_of((96, 128)) == (96, 128)
-    assert base_of((96, 128)) == 96
+    assert height_and_width(64) == (64, 64)
+    assert height_and_width((96, 128)) == (96, 128)
+    assert shorter_side((96, 128)) == 96
     assert [format_size(64), format_size((96, 128))] == ["64", "96 x 128"]
-    assert cost_at((96, 128), 16, None, 3)(48) == 48 * 64
+    assert image_cost((96, 128), 16, None, 3)(48) == 48 * 64

@@ -14,7 +14,7 @@ from torch import nn
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import NetworkConfig
-from finetune.model import build_classifier, freeze_encoder, patch_of, vit_around
+from finetune.model import build_classifier, build_vit, freeze_encoder, size_multiple
 from finetune.param_groups import parameter_groups
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import KNOWN_MD5, load_weights, release_of
@@ -85,7 +85,7 @@ def test_released_layouts_load_strictly(tmp_path: Path, size: str, family: str) 
     torch.save({"model": {n: torch.zeros(s) for n, s in kept.items()}}, tmp_path / "mae.pth")
     weights = load_weights(tmp_path / "mae.pth")
     assert (len(weights.decoder) > 0) == (family == "full")
-    model = vit_around(weights, 1000, 224, "cls")
+    model = build_vit(weights, 1000, 224, "cls")
     expected = {n for n in kept if "decoder" not in n and n != "mask_token"}
     assert set(model.state_dict()) == expected | {"head.weight", "head.bias"}
     depth = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
@@ -176,7 +176,7 @@ def test_backbones_take_every_size_of_their_curriculum_in_one_process(
     with torch.no_grad():
         for size in sizes:
             assert model(torch.randn(1, 3, size, size)).shape == (1, 5)
-    assert patch_of(model, 224) == (16 if name.startswith("deit") else 32)
+    assert size_multiple(model, 224) == (16 if name.startswith("deit") else 32)
 
 
 def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
 
 def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
     weights = load_weights(TINY)
-    model = vit_around(weights, 10, (96, 128), encoder_num_heads=3, patch_size=16)
+    model = build_vit(weights, 10, (96, 128), encoder_num_heads=3, patch_size=16)
     kernel = timm.layers.resample_patch_embed(weights.encoder["patch_embed.proj.weight"], [16, 16])
     assert torch.equal(model.patch_embed.proj.weight.detach(), kernel)
     assert model.pos_embed.shape == (1, 6 * 8 + 1, 48)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import finetune
-from finetune import Features, ProbeConfig, extract_features, score_encoder
+from finetune import Features, ProbeConfig, extract_dataset_features, score_encoder
 from finetune.linear_classifier import accuracies, probe_features, train_heads
 from finetune.nearest_neighbours import knn_accuracy
 from mae_et import UserError, load_pretrained, pretrain
@@ -110,7 +110,7 @@ def test_features_are_the_encoder_s_tokens_in_the_order_of_the_data(run, tiny, p
     config = probe(run, tiny, pool=pool, batch_size=7)
     model = load_pretrained(run)
     data = tiny().data
-    features = extract_features(model, data, config, "val", torch.device("cpu"))
+    features = extract_dataset_features(model, data, config, "val", torch.device("cpu"))
     assert (len(features.labels), features.classes) == (20, 10)
     view = EvalDataset(open_dataset(data, "val"), data, 32)
     image, label = view[11]
@@ -157,7 +157,7 @@ def test_a_checkpoint_is_read_once_by_whatever_uses_it(run, tmp_path, reads) -> 
         assert main([*command, f"--checkpoint={run}", "--device=cpu"]) == 0
         assert len(reads) == 1, command
         reads.clear()
-    finetune.HeldOut(num_workers=0, device="cpu")(run)
+    finetune.HeldOutAccuracy(num_workers=0, device="cpu")(run)
     assert len(reads) == 1
     reads.clear()
     assert main(["dynamics", f"--run={run}", "--bandwidths=[8]", "--num_workers=0"]) == 0
@@ -179,11 +179,11 @@ def test_a_finished_run_without_its_checkpoints_has_its_encoder(run, tiny, capsy
 def test_images_without_a_label_are_not_scored(run, tiny, monkeypatch) -> None:
     """The labels are counted, and no image is read."""
     monkeypatch.setattr(Synthetic, "labels", np.array([-1] * 2 + [0] * 18), raising=False)
-    for score in (score_encoder, lambda config: finetune.HeldOut()(config.checkpoint)):
+    for score in (score_encoder, lambda config: finetune.HeldOutAccuracy()(config.checkpoint)):
         with pytest.raises(UserError, match=r"encoder needs labelled images: 2 of \d+ images of"):
             score(probe(run, tiny))
     with pytest.raises(UserError, match="of knn needs labelled images: 2 of"):
-        finetune.HeldOut().check(tiny().data, 3)
+        finetune.HeldOutAccuracy().check(tiny().data, 3)
 
 
 def test_data_without_labels_are_refused(run, tiny, tmp_path) -> None:

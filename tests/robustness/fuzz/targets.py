@@ -24,8 +24,8 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import save as safetensors_bytes
 
 from finetune.config import ClassifierConfig
-from finetune.evaluation import stored_classifier
-from finetune.model import vit_around
+from finetune.evaluation import read_classifier_config
+from finetune.model import build_vit
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.run_config import read_only
@@ -234,7 +234,7 @@ def build(path: Path) -> None:
             with suppress(UserError):
                 masked_autoencoder(found, encoder_num_heads=1, decoder_num_heads=1)
             with suppress(UserError):
-                vit_around(found, 2, 16, encoder_num_heads=1)
+                build_vit(found, 2, 16, encoder_num_heads=1)
         if found.config is not None:
             assert read_only(found.config.data).listing is None
 
@@ -268,7 +268,7 @@ def read_classifier(data: bytes, folder: Path) -> None:
     lay_out(classifier(), data, folder)
     build(folder)
     with suppress(UserError):
-        stored_classifier(folder)
+        read_classifier_config(folder)
 
 
 def read_config(data: bytes, folder: Path) -> None:
