@@ -38,9 +38,9 @@ from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import Box, Pictures
-from mae_et.data.image_folder import Folder
-from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
+from mae_et.data.decoding import Box, DecodedDataset
+from mae_et.data.image_folder import ImageFolder
+from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_and_resize, random_box, round_box
 from mae_et.data.prepare import PrepareConfig, prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.transforms import TrainDataset
@@ -50,7 +50,7 @@ GOALS = {96: 4.0, 160: 2.5, 224: 1.5}
 Load = Callable[[int], object]
 
 
-def reference(source: Folder) -> Load:
+def reference(source: ImageFolder) -> Load:
     """Return the usual loader of a folder's images."""
     paths = [source.inner.path(index) for index in range(len(source))]
     transform = Compose(
@@ -69,11 +69,11 @@ def reference(source: Folder) -> Load:
     return load
 
 
-def arms(source: Pictures, shards: Pictures, size: int) -> dict[str, Load]:
+def arms(source: DecodedDataset, shards: DecodedDataset, size: int) -> dict[str, Load]:
     """Return this loader's ways to a view."""
     plan = Curriculum((Stage(size, 1),), BASE, PATCH).plan(1, len(source), len(source))
 
-    def view(of: Pictures, method: Any) -> Load:
+    def view(of: DecodedDataset, method: Any) -> Load:
         samples = TrainDataset(of, DataConfig(), plan, PATCH, 0, method)
         return lambda index: samples[SampleIndex(index, 0, 0)]
 
@@ -107,7 +107,9 @@ def speeds(loaders: dict[str, Load], images: int, rounds: int) -> dict[str, list
     return found
 
 
-def fidelity(source: Pictures, shards: Pictures, size: int, images: int) -> dict[str, float]:
+def fidelity(
+    source: DecodedDataset, shards: DecodedDataset, size: int, images: int
+) -> dict[str, float]:
     """Return the PSNR of each way, in dB."""
     found: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(0)
@@ -126,20 +128,20 @@ def fidelity(source: Pictures, shards: Pictures, size: int, images: int) -> dict
         found.setdefault("Lanczos, as released", []).append(psnr(_tensor(small), exact))
         found.setdefault("fourier, resize", []).append(psnr(resized, exact))
         for name, of in (("decode", source), ("decode, prepared shards", shards)):
-            content, _, inner = of.stored(index, draw, size)
-            crop = crop_to(content, 3, inner, size)
+            content, _, inner = of.read_for_crop(index, draw, size)
+            crop = crop_and_resize(content, 3, inner, size)
             _, exact = exact_crop(image, box_read(content, inner, image, size), size)
             found.setdefault(name, []).append(psnr(crop, exact))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def box_read(content: bytes, draw: Any, image: Image.Image, size: int) -> Box:
-    """Return the box that `crop_to` reads, in pixels of the original."""
+    """Return the box that `crop_and_resize` reads, in pixels of the original."""
     with Image.open(io.BytesIO(content)) as stored:
         width, height = stored.size
     box = draw(height, width)
     scale = coarsest_scale(box, size)
-    inside = whole_pixels(box.scaled(1 / scale, 1 / scale), -(-height // scale), -(-width // scale))
+    inside = round_box(box.scaled(1 / scale, 1 / scale), -(-height // scale), -(-width // scale))
     top, left, bottom, right = (scale * side for side in inside)
     read = Box(top, left, min(bottom, height) - top, min(right, width) - left)
     return read.scaled(image.height / height, image.width / width)
@@ -180,8 +182,8 @@ def measure(
     torch.set_num_threads(1)
     source = open_dataset(DataConfig(root=root), "train")
     shards = open_dataset(DataConfig(name="shards", root=prepared), "train")
-    assert isinstance(source, Folder)
-    assert isinstance(shards, Pictures)
+    assert isinstance(source, ImageFolder)
+    assert isinstance(shards, DecodedDataset)
     rows = []
     for size in sizes:
         loaders = {"reference": reference(source)} | arms(source, shards, size)

@@ -19,14 +19,14 @@ from mae_et.data.datasets import ImageDataset
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.transforms import (
     AS_DRAWN,
+    DecodedCrops,
     EvalDataset,
-    SmallCrops,
     as_tensor,
-    flipped_anew,
+    flip_again,
     normalise,
     seeded,
     training_transform,
-    without_far_ends,
+    trim_ends,
 )
 
 
@@ -55,7 +55,7 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
         size: Size | None = None,
         method: Method = "resize",
     ):
-        self.crops = SmallCrops(source, data, plan) if method == "decode" else None
+        self.crops = DecodedCrops(source, data, plan) if method == "decode" else None
         self.source, self.data, self.seed = source, data, seed
         full: Any = size or plan.base  # of what crops to rectangles too
         self.transforms = [training_transform(data, full, stage.magnitude) for stage in plan.stages]
@@ -91,7 +91,7 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
     def renewed(self, batch: LabelledBatch, again: Tensor, seed: int) -> LabelledBatch:
         """Return a batch in which images that are used again are flipped anew."""
         generator = torch.Generator().manual_seed(seed)
-        images = flipped_anew(batch.images, again, self.data.flip, generator)
+        images = flip_again(batch.images, again, self.data.flip, generator)
         unread = torch.where(again[:, None], AS_DRAWN, batch.unread)
         return LabelledBatch(images, batch.labels, unread)
 
@@ -110,7 +110,7 @@ def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalData
         whole = [round(side / data.eval_crop) for side in sides]
         view.transform = Compose(
             [
-                without_far_ends,
+                trim_ends,
                 ResizeKeepRatio(whole, interpolation="bicubic"),
                 CenterCrop(sides),
             ]

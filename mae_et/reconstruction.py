@@ -12,7 +12,7 @@ from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig, Target, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import open_dataset
-from mae_et.data.image_folder import Folder, list_images
+from mae_et.data.image_folder import ImageFolder, list_images
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
@@ -85,7 +85,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     check_statistics(data, model.channels)
     if config.images:
         files = [file for path in config.images for file in _files(path)]
-        source = Folder(files, [-1] * len(files), [], model.channels)
+        source = ImageFolder(files, [-1] * len(files), [], model.channels)
         # A user's own pictures are shown whole in their shorter side.
         view = EvalDataset(source, DataConfig(eval_crop=1.0), size)
     elif run:

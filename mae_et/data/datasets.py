@@ -20,12 +20,12 @@ from PIL import Image
 
 from mae_et.config.files import one_sentence
 from mae_et.config.schema import DataConfig
-from mae_et.data.decoding import Pictures, Sample, check_channels, extensions_of
-from mae_et.data.image_folder import Split, data_root, open_folder, split_name
+from mae_et.data.decoding import DecodedDataset, Sample, check_channels, extensions_for
+from mae_et.data.image_folder import Split, data_root, open_image_folder, split_name
 from mae_et.data.plain_pickle import unpickling_plainly
-from mae_et.data.prepared_shards import open_prepared
+from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.webdataset import UNLABELLED, TarShards, shards_of_split
+from mae_et.data.webdataset import UNLABELLED, TarShards, find_shards
 from mae_et.errors import UserError
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
@@ -53,9 +53,9 @@ def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDa
     """
     kind = config.source
     if kind == "folder":
-        return open_folder(config, split, channels)
+        return open_image_folder(config, split, channels)
     if kind == "shards":
-        return open_prepared(data_root(config) / split, channels)
+        return PreparedDataset(data_root(config) / split, channels)
     if kind == "wds":
         return _tar_shards(config, split, channels)
     check_channels(channels)  # of pictures; folders and shards may hold arrays
@@ -82,8 +82,8 @@ def count_unlabelled(source: ImageDataset) -> int:
 
 
 def _tar_shards(config: DataConfig, split: Split, channels: int) -> ImageDataset:
-    extensions = extensions_of(channels)
-    paths = shards_of_split(data_root(config), split, config.train_split, config.val_split)
+    extensions = extensions_for(channels)
+    paths = find_shards(data_root(config), split, config.train_split, config.val_split)
     shards = TarShards(paths, extensions)
     if not len(shards):
         raise UserError(
@@ -91,7 +91,7 @@ def _tar_shards(config: DataConfig, split: Split, channels: int) -> ImageDataset
             f"read KEY{extensions[0]}, without a dot in KEY (extensions: {' '.join(extensions)})"
         )
     classes = [str(i) for i in range(1 + max(shards.labels))]
-    return Pictures(shards, classes, channels, shards.name)
+    return DecodedDataset(shards, classes, channels, shards.name)
 
 
 # --- sets that others read ------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class GreyImages:
 
 
 def _wrap(inner: Any, classes: Sequence[str], channels: int, title: str) -> ImageDataset:
-    return Pictures(inner, classes, channels, f"{{}} of {title}".format)
+    return DecodedDataset(inner, classes, channels, f"{{}} of {title}".format)
 
 
 def _synthetic(config: DataConfig, split: Split, channels: int) -> ImageDataset:

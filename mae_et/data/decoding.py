@@ -17,7 +17,7 @@ Sample = tuple[Image.Image | Tensor, int]
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
-MOST_PIXELS = 2**29
+MAX_PIXELS = 2**29
 """Of a picture, 1.6 GB in colours, twice that while it is converted: 20,000 x 20,000 is read, and
 what claims more than this is not unpacked."""
 Image.init()
@@ -47,11 +47,11 @@ class Box(NamedTuple):
         return Box(self.top * rows, self.left * columns, self.height * rows, self.width * columns)
 
 
-BoxDraw = Callable[[int, int], Box]
+BoxSampler = Callable[[int, int], Box]
 """From a picture's height and width to a box in it."""
 
 
-class Pictures:
+class DecodedDataset:
     """A source made of one that gives encoded or PIL images of any mode.
 
     Args:
@@ -71,12 +71,12 @@ class Pictures:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]  # an IndexError outside, as of a list
-        with self.named(index):
+        with self.naming_errors(index):
             content, label = self.inner[index]
             read = decode if isinstance(content, bytes) else to_channels
             return read(content, self.channels), int(label)
 
-    def stored(self, index: int, draw: BoxDraw, size: int) -> tuple[Any, int, BoxDraw]:
+    def read_for_crop(self, index: int, draw: BoxSampler, size: int) -> tuple[Any, int, BoxSampler]:
         """Return what a crop is best read from.
 
         Args:
@@ -91,7 +91,7 @@ class Pictures:
         return content, int(label), draw
 
     @contextlib.contextmanager
-    def named(self, index: int) -> Iterator[None]:
+    def naming_errors(self, index: int) -> Iterator[None]:
         """Name the image in the sentence, should it be unreadable.
 
         Raises:
@@ -112,23 +112,23 @@ def decode(content: bytes, channels: int) -> Image.Image | Tensor:
     """Decode a picture or a .npy file: the first frame, as it is stored (no EXIF rotation)."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         return _array_image(np.load(io.BytesIO(content), allow_pickle=False), channels)
-    with open_picture(content) as image:
+    with open_image(content) as image:
         return to_channels(image, channels)
 
 
 @contextlib.contextmanager
-def open_picture(content: bytes) -> Iterator[Image.Image]:
+def open_image(content: bytes) -> Iterator[Image.Image]:
     """Open an encoded picture, which is decoded when its pixels are asked for.
 
     Raises:
-        ValueError: it is none, or claims more than `MOST_PIXELS`.
+        ValueError: it is none, or claims more than `MAX_PIXELS`.
     """
     if not content:
         raise ValueError("the file is empty")
     try:
         # Pillow's own limit, of 89 million pixels, warns; ours is told in a sentence. It stays, for
         # Pillow looks again whenever a part is cut out, and belongs to the process, not a thread.
-        Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError:  # its message is about the bytes' place in memory
         raise ValueError("it is neither a picture nor an array") from None
@@ -141,10 +141,10 @@ def check_pixels(width: int, height: int) -> None:
     """Refuse a picture that is too large to be decoded.
 
     Raises:
-        ValueError: it has more than `MOST_PIXELS`.
+        ValueError: it has more than `MAX_PIXELS`.
     """
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"its {width} x {height} pixels are more than {MOST_PIXELS}")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"its {width} x {height} pixels are more than {MAX_PIXELS}")
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -199,6 +199,6 @@ def _array_image(array: np.ndarray, channels: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
-def extensions_of(channels: int) -> tuple[str, ...]:
+def extensions_for(channels: int) -> tuple[str, ...]:
     """Return the endings of files that can hold images of so many channels."""
     return EXTENSIONS if channels in PIL_MODES else ARRAYS

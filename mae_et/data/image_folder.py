@@ -11,7 +11,7 @@ import numpy as np
 
 from mae_et.config.schema import DataConfig
 from mae_et.data.arrays import read_array
-from mae_et.data.decoding import EXTENSIONS, Pictures, extensions_of
+from mae_et.data.decoding import EXTENSIONS, DecodedDataset, extensions_for
 from mae_et.data.webdataset import UNLABELLED
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
@@ -19,11 +19,11 @@ from mae_et.io.atomic import write_atomically
 Split = Literal["train", "val"]
 
 HELD_OUT = 0.2
-MOST_BYTES = 2**31
+MAX_FILE_BYTES = 2**31
 """Of one image file."""
 
 
-class Files:
+class ImageFiles:
     """Files read as bytes, with a label each; their names are relative to `top`."""
 
     def __init__(self, names: Sequence[str | Path], labels: Sequence[int], top: Path):
@@ -49,18 +49,18 @@ def _read_file(path: Path) -> bytes:
 
     Raises:
         OSError: it cannot be opened or read.
-        ValueError: it is no file, or larger than `MOST_BYTES`.
+        ValueError: it is no file, or larger than `MAX_FILE_BYTES`.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is a pipe or a device, no file")
-        if about.st_size > MOST_BYTES:
-            raise ValueError(f"its {about.st_size} bytes are more than {MOST_BYTES}")
+        if about.st_size > MAX_FILE_BYTES:
+            raise ValueError(f"its {about.st_size} bytes are more than {MAX_FILE_BYTES}")
         return file.read()
 
 
-class Folder(Pictures):
+class ImageFolder(DecodedDataset):
     """Image files, with a label each."""
 
     def __init__(
@@ -71,11 +71,11 @@ class Folder(Pictures):
         channels: int,
         top: Path = Path(),
     ):
-        inner = Files(files, labels, top)
+        inner = ImageFiles(files, labels, top)
         super().__init__(inner, classes, channels, inner.path)
 
 
-def open_folder(config: DataConfig, split: Split, channels: int) -> Folder:
+def open_image_folder(config: DataConfig, split: Split, channels: int) -> ImageFolder:
     """Open `root/SPLIT/CLASS/*` or `root/SPLIT/*`.
 
     Where there are no split folders, the images are `root/CLASS/*` or `root/*`, and a fifth of each
@@ -93,24 +93,24 @@ def open_folder(config: DataConfig, split: Split, channels: int) -> Folder:
         raise UserError(f"data.root {root} has no {split} split: there is no folder {name} in it")
     files = _some_images(config, top, channels)
     others = (
-        _listing(config, train, extensions_of(channels))
+        _listing(config, train, extensions_for(channels))
         if split == "val" and train.is_dir()
         else []
     )
     classes = _classes(others or files)
     labels = _labels(files, classes, top)
-    return Folder(files, labels, [] if UNLABELLED in labels else classes, channels, top)
+    return ImageFolder(files, labels, [] if UNLABELLED in labels else classes, channels, top)
 
 
 def classes_without_images(source: object) -> list[str]:
     """Return the classes of a folder that none of its images belongs to; none of other sources."""
-    if not isinstance(source, Folder):
+    if not isinstance(source, ImageFolder):
         return []
     present = set(np.unique(source.inner.labels).tolist())
     return [name for number, name in enumerate(source.classes) if number not in present]
 
 
-def _part_of_folder(config: DataConfig, root: Path, split: Split, channels: int) -> Folder:
+def _part_of_folder(config: DataConfig, root: Path, split: Split, channels: int) -> ImageFolder:
     files = _some_images(config, root, channels)
     classes = _classes(files)
     labels = _labels(files, classes, root)
@@ -118,7 +118,9 @@ def _part_of_folder(config: DataConfig, root: Path, split: Split, channels: int)
     chosen = [i for i in range(len(files)) if (i in held_out) == (split == "val")]
     if not chosen:
         raise UserError(f"data.root {root} has too few images for a fifth to be held out as val")
-    return Folder([files[i] for i in chosen], [labels[i] for i in chosen], classes, channels, root)
+    return ImageFolder(
+        [files[i] for i in chosen], [labels[i] for i in chosen], classes, channels, root
+    )
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -201,7 +203,7 @@ def _checked_names(array: np.ndarray) -> list[str]:
 
 
 def _some_images(config: DataConfig, folder: Path, channels: int) -> list[str]:
-    extensions = extensions_of(channels)
+    extensions = extensions_for(channels)
     files = _listing(config, folder, extensions)
     if not files:
         raise UserError(

@@ -23,12 +23,12 @@ from torch import Generator, Tensor
 
 from mae_et.config.schema import DataConfig
 from mae_et.data.decoding import (
-    MOST_PIXELS,
+    MAX_PIXELS,
     Box,
-    BoxDraw,
-    Pictures,
+    BoxSampler,
+    DecodedDataset,
     decode,
-    open_picture,
+    open_image,
     to_channels,
 )
 
@@ -44,7 +44,7 @@ SCALES = (8, 4, 2)
 
 
 def random_crop(
-    source: Pictures, index: int, config: DataConfig, size: int, generator: Generator
+    source: DecodedDataset, index: int, config: DataConfig, size: int, generator: Generator
 ) -> tuple[Tensor, int]:
     """Return a random-resized crop of an image, flipped or not, and its label.
 
@@ -63,9 +63,9 @@ def random_crop(
     """
     numbers = torch.rand(4 * TRIES + 1, generator=generator, dtype=torch.float64).tolist()
     drawn = partial(random_box, scale=config.scale, ratio=config.ratio, numbers=numbers)
-    with source.named(index):
-        content, label, draw = source.stored(index, drawn, size)
-        crop = crop_to(content, source.channels, draw, size)
+    with source.naming_errors(index):
+        content, label, draw = source.read_for_crop(index, drawn, size)
+        crop = crop_and_resize(content, source.channels, draw, size)
     return (crop.flip(-1) if numbers[-1] < config.flip else crop), label
 
 
@@ -102,7 +102,7 @@ def random_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def crop_to(content: Any, channels: int, draw: BoxDraw, size: int) -> Tensor:
+def crop_and_resize(content: Any, channels: int, draw: BoxSampler, size: int) -> Tensor:
     """Return a box of a picture at a size.
 
     Args:
@@ -123,11 +123,11 @@ def crop_to(content: Any, channels: int, draw: BoxDraw, size: int) -> Tensor:
     return _resized(image, draw(*image.shape[-2:]), size)
 
 
-def _crop_jpeg(content: bytes, channels: int, draw: BoxDraw, size: int) -> Tensor:
+def _crop_jpeg(content: bytes, channels: int, draw: BoxSampler, size: int) -> Tensor:
     fast = _fast_crop(content, draw, size) if simplejpeg is not None and channels == 3 else None
     if fast is not None:
         return fast
-    with open_picture(content) as image:
+    with open_image(content) as image:
         width, height = image.size
         box = draw(height, width)
         scale = coarsest_scale(box, size)
@@ -139,11 +139,11 @@ def _crop_jpeg(content: bytes, channels: int, draw: BoxDraw, size: int) -> Tenso
     return _resized(pixels, box.scaled(1 / scale, 1 / scale), size)
 
 
-def _fast_crop(content: bytes, draw: BoxDraw, size: int) -> Tensor | None:
+def _fast_crop(content: bytes, draw: BoxSampler, size: int) -> Tensor | None:
     """Do as `_crop_jpeg` for the usual files; None for those that are left to Pillow."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours not in {"YCbCr", "Gray", "RGB"} or height * width > MOST_PIXELS:
+        if colours not in {"YCbCr", "Gray", "RGB"} or height * width > MAX_PIXELS:
             return None
         box = draw(height, width)
         scale = coarsest_scale(box, size)
@@ -166,7 +166,7 @@ def _tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
 
 
-def whole_pixels(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
+def round_box(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
     """Return top, left, bottom and right of a box, rounded, in a picture of this size."""
     top, left = min(round(box.top), height - 1), min(round(box.left), width - 1)
     bottom = max(top + 1, min(height, round(box.top + box.height)))
@@ -176,6 +176,6 @@ def whole_pixels(box: Box, height: int, width: int) -> tuple[int, int, int, int]
 
 def _resized(image: Tensor, box: Box, size: int) -> Tensor:
     """Resize a box of an image [C H W], rounded to whole pixels, to [C size size]."""
-    top, left, bottom, right = whole_pixels(box, *image.shape[-2:])
+    top, left, bottom, right = round_box(box, *image.shape[-2:])
     part = image[None, :, top:bottom, left:right]
     return F.interpolate(part, (size, size), mode="bicubic", antialias=True)[0].contiguous()

@@ -22,15 +22,15 @@ from tqdm import tqdm
 
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import Pictures, open_picture
+from mae_et.data.decoding import DecodedDataset, open_image
 from mae_et.data.prepared_shards import (
     ORIGINAL,
     VERSION,
-    PreparedFiles,
-    archive,
-    index_file,
+    PreparedShards,
+    archive_path,
+    index_dtype,
+    index_path,
     read_index,
-    row_type,
 )
 from mae_et.data.webdataset import UNLABELLED, TarWriter
 from mae_et.errors import RunFailed, Unreadable, UserError
@@ -101,23 +101,23 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         return {split: _prepare_split(config, split, each) for split, each in sources.items()}
 
 
-def _open_split(config: PrepareConfig, split: Literal["train", "val"]) -> Pictures:
+def _open_split(config: PrepareConfig, split: Literal["train", "val"]) -> DecodedDataset:
     source = open_dataset(config.data, split, config.channels)
-    if not isinstance(source, Pictures) or not has_files(source):
+    if not isinstance(source, DecodedDataset) or not has_files(source):
         raise UserError(f"data.name {config.data.source} has no files to prepare: it is in memory")
     _check_same(config, config.output / split, source)
     return source
 
 
-def _prepare_split(config: PrepareConfig, split: str, source: Pictures) -> dict[str, Any]:
+def _prepare_split(config: PrepareConfig, split: str, source: DecodedDataset) -> dict[str, Any]:
     folder = config.output / split
     starts = range(0, len(source), config.shard_images)
-    missing = [shard for shard in range(len(starts)) if not index_file(folder, shard).is_file()]
+    missing = [shard for shard in range(len(starts)) if not index_path(folder, shard).is_file()]
     holes: dict[int, int] = {}
 
     def check(shard: int) -> None:
         """Stop where too many images of the shards so far could not be read."""
-        holes[shard] = len(holes_of(read_index(folder, shard, len(config.levels))))
+        holes[shard] = len(unreadable_rows(read_index(folder, shard, len(config.levels))))
         count = sum(holes.values())
         if count > config.data.max_bad_fraction * len(source):
             raise RunFailed(
@@ -156,10 +156,10 @@ def _prepare_split(config: PrepareConfig, split: str, source: Pictures) -> dict[
         "classes": list(source.classes),
     }
     write_text_atomically(folder / "split.json", json.dumps(about, indent=1))
-    return _summary(PreparedFiles(folder))
+    return _summary(PreparedShards(folder))
 
 
-def _check_same(config: PrepareConfig, folder: Path, source: Pictures) -> None:
+def _check_same(config: PrepareConfig, folder: Path, source: DecodedDataset) -> None:
     """Note what is prepared, and refuse to go on with what was prepared otherwise."""
     kept = getattr(source.inner, "names", None)  # of a folder: relative to it
     names = kept.tobytes() if kept is not None else b""
@@ -178,23 +178,23 @@ def _check_same(config: PrepareConfig, folder: Path, source: Pictures) -> None:
     )
 
 
-def has_files(source: Pictures) -> bool:
+def has_files(source: DecodedDataset) -> bool:
     """Whether a source's images are encoded, by the first that can be read."""
     for index in range(len(source)):
         try:
-            with source.named(index):
+            with source.naming_errors(index):
                 return isinstance(source.inner[index][0], bytes)
         except Unreadable:
             continue
     return True
 
 
-def holes_of(rows: np.ndarray) -> np.ndarray:
+def unreadable_rows(rows: np.ndarray) -> np.ndarray:
     """Return the places, in an index, of images that could not be read."""
     return np.flatnonzero(rows["size"][:, -1] == 0)
 
 
-def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: int) -> None:
+def write_shard(source: DecodedDataset, config: PrepareConfig, folder: Path, shard: int) -> None:
     """Write the archives of a shard, then its index; what cannot be read has a row without bytes.
 
     Raises:
@@ -202,19 +202,21 @@ def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: in
     """
     first = shard * config.shard_images
     count = min(config.shard_images, len(source) - first)
-    rows = np.zeros(count, row_type(len(config.levels)))
+    rows = np.zeros(count, index_dtype(len(config.levels)))
     levels = [*config.levels, ORIGINAL]
     with ExitStack() as stack:
-        tars = [stack.enter_context(TarWriter(archive(folder, shard, level))) for level in levels]
+        tars = [
+            stack.enter_context(TarWriter(archive_path(folder, shard, level))) for level in levels
+        ]
         for number in range(count):
             index = first + number
             row = rows[number]
             row["label"] = UNLABELLED
             try:
-                with source.named(index):
+                with source.naming_errors(index):
                     content, label = source.inner[index]
                     row["label"] = label
-                    ending, shape, smaller = pictures_of(content, config)
+                    ending, shape, smaller = encode_levels(content, config)
             except Unreadable as error:
                 if config.data.on_error == "stop":
                     raise
@@ -230,7 +232,7 @@ def write_shard(source: Pictures, config: PrepareConfig, folder: Path, shard: in
                 row["size"][place], row["crc32"][place] = len(file), zlib.crc32(file)
                 if label >= 0:
                     tars[place].add(f"{name}.cls", str(int(label)).encode())
-    write_atomically(index_file(folder, shard), partial(_save, rows))
+    write_atomically(index_path(folder, shard), partial(_save, rows))
 
 
 def _save(rows: np.ndarray, path: Path) -> None:
@@ -238,7 +240,7 @@ def _save(rows: np.ndarray, path: Path) -> None:
         np.save(file, rows, allow_pickle=False)
 
 
-def pictures_of(
+def encode_levels(
     content: bytes, config: PrepareConfig
 ) -> tuple[str, tuple[int, int], list[bytes | None]]:
     """Return a file's ending, height and width, and its smaller forms, None where it has none.
@@ -248,7 +250,7 @@ def pictures_of(
     none: list[bytes | None] = [None] * len(config.levels)
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         return "npy", (0, 0), none
-    with open_picture(content) as image:
+    with open_image(content) as image:
         ending = ENDINGS.get(image.format or "", "img")
         width, height = image.size
         if image.mode not in {"RGB", "L"} or "transparency" in image.info:
@@ -272,7 +274,7 @@ def _smaller(image: Image.Image, level: int, quality: int) -> bytes | None:
 
 
 def _verified(folder: Path) -> dict[str, Any]:
-    files = PreparedFiles(folder)
+    files = PreparedShards(folder)
     for index in tqdm(range(len(files)), desc=f"verifying {folder.name}", disable=None):
         for place, size in enumerate(files.rows["size"][index]):
             if size:
@@ -280,11 +282,11 @@ def _verified(folder: Path) -> dict[str, Any]:
     return _summary(files)
 
 
-def _summary(files: PreparedFiles) -> dict[str, Any]:
+def _summary(files: PreparedShards) -> dict[str, Any]:
     sizes = files.rows["size"].sum(0).tolist()
     names = [str(level or "original") for level in files.levels]
     return {
         "images": len(files),
-        "unreadable": len(holes_of(files.rows)),
+        "unreadable": len(unreadable_rows(files.rows)),
         "bytes": dict(zip(names, sizes, strict=True)),
     }

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from mae_et.data.arrays import read_array
-from mae_et.data.decoding import Box, BoxDraw, Pictures
-from mae_et.data.webdataset import MOST_CLASSES
+from mae_et.data.decoding import Box, BoxSampler, DecodedDataset
+from mae_et.data.webdataset import MAX_CLASSES
 from mae_et.errors import Unreadable, UserError
 from mae_et.io.plain_files import read_mapping
 
@@ -32,7 +32,7 @@ LEVEL_DETAIL = 1.25
 OPEN_FILES = 256
 
 
-def row_type(levels: int) -> np.dtype:
+def index_dtype(levels: int) -> np.dtype:
     """Return the type of an index row; the original comes last of the places."""
     places = (levels + 1,)
     return np.dtype(
@@ -47,17 +47,17 @@ def row_type(levels: int) -> np.dtype:
     )
 
 
-def archive(folder: Path, shard: int, level: int) -> Path:
+def archive_path(folder: Path, shard: int, level: int) -> Path:
     """Return where a shard's pictures of a level lie."""
     return folder / f"{shard:05d}-{level or 'original'}.tar"
 
 
-def index_file(folder: Path, shard: int) -> Path:
+def index_path(folder: Path, shard: int) -> Path:
     """Return where a shard's index lies."""
     return folder / f"{shard:05d}.npy"
 
 
-class PreparedFiles:
+class PreparedShards:
     """The encoded images of a prepared split: `files[i] -> (bytes of the original, label)`.
 
     Args:
@@ -86,7 +86,7 @@ class PreparedFiles:
     def _check_labels(self) -> None:
         labels = self.labels
         # Sets without names of classes have labels all the same.
-        most = len(self.classes) or MOST_CLASSES
+        most = len(self.classes) or MAX_CLASSES
         if len(labels) and not (labels.min() >= -1 and labels.max() < most):
             raise UserError(f"{self.folder} is damaged: a label is none of its {most} classes")
 
@@ -131,7 +131,7 @@ class PreparedFiles:
 
     def name(self, index: int, place: int = -1) -> str:
         """Say where an image lies."""
-        path = archive(self.folder, int(self.shards[index]), self.levels[place])
+        path = archive_path(self.folder, int(self.shards[index]), self.levels[place])
         return f"at byte {self.rows['offset'][index][place]} of {path}"
 
     def _file(self, index: int, place: int) -> int:
@@ -139,26 +139,26 @@ class PreparedFiles:
         if key not in self._open:
             if len(self._open) >= OPEN_FILES:
                 os.close(self._open.pop(next(iter(self._open))))
-            self._open[key] = os.open(archive(self.folder, *key), os.O_RDONLY)
+            self._open[key] = os.open(archive_path(self.folder, *key), os.O_RDONLY)
         return self._open[key]
 
 
-class Prepared(Pictures):
+class PreparedDataset(DecodedDataset):
     """A prepared split: whole pictures from the originals, small crops from the smallest level."""
 
     def __init__(self, folder: Path, channels: int):
-        self.files = PreparedFiles(folder)
+        self.files = PreparedShards(folder)
         super().__init__(self.files, self.files.classes, channels, self.files.name)
 
-    def stored(self, index: int, draw: BoxDraw, size: int) -> tuple[Any, int, BoxDraw]:
-        """Return the smallest level in which the box leaves enough pixels; see `Pictures.stored`.
+    def read_for_crop(self, index: int, draw: BoxSampler, size: int) -> tuple[Any, int, BoxSampler]:
+        """Read the smallest level in which the box has enough pixels.
 
-        The box is drawn in the original's size, so that it does not depend on the level.
+        The box is drawn at the original's size, so that it does not depend on the level.
         """
         files, row = self.files, self.files.rows[index]
         height, width = int(row["height"]), int(row["width"])
         if not height:
-            return super().stored(index, draw, size)
+            return super().read_for_crop(index, draw, size)
         box = draw(height, width)
         side, shorter = min(box.height, box.width), min(height, width)
         sizes = row["size"].tolist()
@@ -176,15 +176,6 @@ class Prepared(Pictures):
 
 def _same_box(box: Box, height: int, width: int, level_height: int, level_width: int) -> Box:
     return box.scaled(level_height / height, level_width / width)
-
-
-def open_prepared(folder: Path, channels: int) -> Prepared:
-    """Open a prepared split.
-
-    Raises:
-        UserError: it is not prepared, or not to its end.
-    """
-    return Prepared(folder, channels)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -233,10 +224,10 @@ def read_index(folder: Path, shard: int, levels: int) -> np.ndarray:
     Raises:
         UserError: it is missing or damaged.
     """
-    path = index_file(folder, shard)
+    path = index_path(folder, shard)
     try:
         rows = read_array(path)
-        if rows.dtype != row_type(levels) or rows.ndim != 1:
+        if rows.dtype != index_dtype(levels) or rows.ndim != 1:
             raise ValueError("its rows are of another kind")
         numbers = [rows[name] for name in ("offset", "size", "height", "width")]
         if any(len(rows) and each.min() < 0 for each in numbers):

@@ -31,7 +31,7 @@ from mae_et.config.schema import DataConfig
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.decoding import Pictures
+from mae_et.data.decoding import DecodedDataset
 from mae_et.data.jpeg_crop import random_crop
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, UserError
@@ -83,7 +83,7 @@ class TrainDataset(Dataset[Batch]):
     ):
         self.source, self.seed = source, seed
         self.flip = config.flip
-        self.crops = SmallCrops(source, config, plan) if method == "decode" else None
+        self.crops = DecodedCrops(source, config, plan) if method == "decode" else None
         self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
         self.transforms = [
             training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
@@ -116,16 +116,16 @@ class TrainDataset(Dataset[Batch]):
         """Return a batch in which images that are used again have a fresh mask and flip."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(batch.noise.shape, generator=generator)
-        images = flipped_anew(batch.images, again, self.flip, generator)
+        images = flip_again(batch.images, again, self.flip, generator)
         noise = torch.where(again[:, None], noise, batch.noise)
         return Batch(images, noise, torch.where(again[:, None], AS_DRAWN, batch.unread))
 
 
-class SmallCrops:
+class DecodedCrops:
     """Random crops at the stage's bandwidth, straight from the files, then RandAugment."""
 
     def __init__(self, source: ImageDataset, config: DataConfig, plan: Plan):
-        if not isinstance(source, Pictures):
+        if not isinstance(source, DecodedDataset):
             raise UserError("crop.method decode needs a data set of pictures")
         self.source, self.config = source, config
         self.sizes = [stage.bandwidth for stage in plan.stages]
@@ -157,7 +157,7 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
         self.source = source
         self.transform = Compose(
             [
-                without_far_ends,
+                trim_ends,
                 Resize(round(size / config.eval_crop), BICUBIC, antialias=True),
                 CenterCrop(size),
             ]
@@ -171,7 +171,7 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
         return as_tensor(self.transform(image)), label
 
 
-def flipped_anew(images: Tensor, which: Tensor, chance: float, generator: Generator) -> Tensor:
+def flip_again(images: Tensor, which: Tensor, chance: float, generator: Generator) -> Tensor:
     """Return images [B C H W] of which those that are marked [B] are flipped once more or not.
 
     Of images that were flipped with another chance than a half, a second flip would change the
@@ -183,7 +183,7 @@ def flipped_anew(images: Tensor, which: Tensor, chance: float, generator: Genera
     return torch.where((which & coins)[:, None, None, None], images.flip(-1), images)
 
 
-def without_far_ends(image: Image.Image | Tensor) -> Image.Image | Tensor:
+def trim_ends(image: Image.Image | Tensor) -> Image.Image | Tensor:
     """Return the middle of an image that is more than `LONGEST` times as long as it is wide.
 
     A central crop does not show its ends, and a line of 20,000 pixels would be scaled to 4 GB.

@@ -17,11 +17,11 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 
 UNLABELLED = -1
-MOST_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 LONGEST_LABEL = 64
 
 
-def shards_of_split(root: Path, split: Literal["train", "val"], train: str, val: str) -> list[Path]:
+def find_shards(root: Path, split: Literal["train", "val"], train: str, val: str) -> list[Path]:
     """Find a split's shards: `root/NAME/*.tar`, or `root/*.tar` with NAME as a word in the file's.
 
     Shards that name no split are for training.
@@ -69,7 +69,7 @@ class TarShards:
     def __init__(self, paths: Sequence[Path], extensions: Collection[str]):
         self.paths = list(paths)
         found = [_index(path, extensions) for path in self.paths]
-        # Arrays, not lists: see folders.Files.
+        # Arrays, not lists: see ImageFiles.
         self.shards = np.repeat(np.arange(len(found)), [len(places) for places in found])
         self.places = np.concatenate(found) if found else _places([])
 
@@ -120,8 +120,8 @@ def _label(content: bytes) -> int:
         ValueError: it is no number of a class.
     """
     label = int(content)
-    if not UNLABELLED <= label < MOST_CLASSES:
-        raise ValueError(f"the label {label} is no class (0 to {MOST_CLASSES - 1})")
+    if not UNLABELLED <= label < MAX_CLASSES:
+        raise ValueError(f"the label {label} is no class (0 to {MAX_CLASSES - 1})")
     return label
 
 

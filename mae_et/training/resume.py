@@ -8,8 +8,8 @@ import numpy as np
 
 from mae_et.config.files import config_from_text, numeric_keys
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.image_folder import Files
-from mae_et.data.prepared_shards import PreparedFiles
+from mae_et.data.image_folder import ImageFiles
+from mae_et.data.prepared_shards import PreparedShards
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
@@ -81,12 +81,12 @@ def fingerprint(source: ImageDataset) -> str:
     """
     digest = hashlib.sha256(repr((len(source), list(source.classes))).encode())
     inner: Any = getattr(source, "inner", None)
-    if isinstance(inner, Files):
+    if isinstance(inner, ImageFiles):
         arrays = [inner.names, inner.labels]
     elif isinstance(inner, TarShards):
         digest.update(repr([path.name for path in inner.paths]).encode())
         arrays = [inner.places]
-    elif isinstance(inner, PreparedFiles):
+    elif isinstance(inner, PreparedShards):
         arrays = [inner.rows]
     else:  # sets that are numbered, not named
         arrays = []

@@ -17,13 +17,13 @@ import torch
 from hostile import broken, encoded, noise, unreadable, unusual
 from PIL import Image
 
-import mae_et.data.decoding
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
 from finetune.transforms import LabelledTrainDataset, eval_dataset
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Curriculum
+from mae_et.data import decoding
 from mae_et.data.bad_images import RECORD, TRIES, WithSubstitutes
 from mae_et.data.datasets import open_dataset
 from mae_et.data.loader import replayed, train_loader
@@ -108,11 +108,11 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
 
 
 def test_a_picture_may_have_20_000_pixels_a_side_and_no_more_than_is_said(monkeypatch) -> None:
-    mae_et.pictures.check_pixels(20_000, 20_000)
-    monkeypatch.setattr(mae_et.pictures, "MOST_PIXELS", 40 * 48)
-    mae_et.pictures.decode(encoded(noise(), "PNG"), 3)
+    decoding.check_pixels(20_000, 20_000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 48)
+    decoding.decode(encoded(noise(), "PNG"), 3)
     with pytest.raises(ValueError, match=r"its 49 x 40 pixels are more than 1920"):
-        mae_et.pictures.decode(encoded(noise(40, 49), "PNG"), 3)
+        decoding.decode(encoded(noise(40, 49), "PNG"), 3)
 
 
 @pytest.mark.slow

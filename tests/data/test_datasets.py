@@ -19,7 +19,7 @@ import mae_et.data.datasets as sources
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.decoding import PIL_MODES, to_channels
-from mae_et.data.image_folder import Folder, classes_without_images, image_names, list_images
+from mae_et.data.image_folder import ImageFolder, classes_without_images, image_names, list_images
 from mae_et.data.synthetic import CLASSES, Synthetic
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import RunFailed, UserError
@@ -132,8 +132,8 @@ def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path: Path) -> Non
         for i in range(count):
             save(tmp_path / name / f"{i}.png")
     train, val = (open_dataset(folder(tmp_path), split) for split in ("train", "val"))
-    assert isinstance(train, Folder)
-    assert isinstance(val, Folder)
+    assert isinstance(train, ImageFolder)
+    assert isinstance(val, ImageFolder)
     names = [{str(s.name(i)) for i in range(len(s))} for s in (train, val)]
     assert not names[0] & names[1]
     assert names[0] | names[1] == {str(path) for path in tmp_path.rglob("*.png")}
@@ -144,7 +144,7 @@ def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path: Path) -> Non
 def test_what_is_held_out_depends_on_names_alone_and_survives_additions(tmp_path: Path) -> None:
     def held_out(root: Path) -> set[str]:
         source = open_dataset(folder(root), "val")
-        assert isinstance(source, Folder)
+        assert isinstance(source, ImageFolder)
         return {str(Path(str(source.name(i))).relative_to(root)) for i in range(len(source))}
 
     here, there = tmp_path / "here", tmp_path / "there"
@@ -225,7 +225,7 @@ def test_an_unreadable_file_fails_the_run_by_name(tmp_path: Path) -> None:
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "broken-link.png").symlink_to("nowhere")
-    source = Folder(sorted(tmp_path.iterdir()), [0] * 7, ["a"], 3)
+    source = ImageFolder(sorted(tmp_path.iterdir()), [0] * 7, ["a"], 3)
     for i in range(6):
         with pytest.raises(RunFailed) as raised:
             source[i]
@@ -246,7 +246,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def read_one(path: Path, channels: int) -> Image.Image | torch.Tensor:
-    return Folder([path], [0], [], channels)[0][0]
+    return ImageFolder([path], [0], [], channels)[0][0]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 13])

@@ -20,7 +20,7 @@ from mae_et import Curriculum, Stage, UserError, low_frequency_crop
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box
-from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_to, random_box, whole_pixels
+from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_and_resize, random_box, round_box
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import TrainDataset
@@ -112,9 +112,9 @@ def test_the_drawn_share_is_flipped(pictures: Path) -> None:
 def decoders(monkeypatch) -> list[torch.Tensor]:
     """Return the crop of one JPEG by simplejpeg, if it is there, and by Pillow."""
     content = jpeg(natural(90, 121))
-    found = [crop_to(content, 3, lambda h, w: Box(9, 10, 61, 70), 20)]
+    found = [crop_and_resize(content, 3, lambda h, w: Box(9, 10, 61, 70), 20)]
     monkeypatch.setattr(crops, "simplejpeg", None)
-    return [*found, crop_to(content, 3, lambda h, w: Box(9, 10, 61, 70), 20)]
+    return [*found, crop_and_resize(content, 3, lambda h, w: Box(9, 10, 61, 70), 20)]
 
 
 def test_pillow_stands_in_for_simplejpeg(monkeypatch) -> None:
@@ -143,7 +143,7 @@ def test_every_kind_of_file_is_the_full_decoding_resized(
     image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
     file = io.BytesIO()
     image.save(file, kind)
-    found = crop_to(file.getvalue(), channels, whole, 24)
+    found = crop_and_resize(file.getvalue(), channels, whole, 24)
     assert (found.shape, found.dtype) == ((channels, 24, 24), torch.uint8)
     expected = crops._tensor(
         np.array(crops.to_channels(Image.open(file), channels).resize((24, 24), Image.BICUBIC))
@@ -156,7 +156,7 @@ def test_pictures_are_not_rotated_as_elsewhere() -> None:
     exif[0x0112] = 6
     image = natural(64, 96)
     plain, tagged = (
-        crop_to(content, 3, whole, 24) for content in (jpeg(image), jpeg(image, exif=exif))
+        crop_and_resize(content, 3, whole, 24) for content in (jpeg(image), jpeg(image, exif=exif))
     )
     assert torch.equal(plain, tagged)
 
@@ -197,7 +197,7 @@ def test_it_is_as_near_to_the_exact_crop_as_lanczos_is(size: int) -> None:
         exact = 255 * low_frequency_crop(crops._tensor(np.array(base)).float() / 255, size)
         lanczos = crops._tensor(np.array(base.resize((size, size), Image.Resampling.LANCZOS)))
         content = jpeg(image)
-        decoded = crop_to(content, 3, lambda h, w, box=box: box, size)
+        decoded = crop_and_resize(content, 3, lambda h, w, box=box: box, size)
         found.append((psnr(lanczos, exact), psnr(decoded, exact)))
     theirs, ours = np.mean(found, axis=0)
     assert ours > theirs - 0.5
@@ -240,5 +240,5 @@ def test_a_run_s_losses_do_not_depend_on_workers(tiny, pictures: Path, tmp_path:
 
 
 def test_pixel_box_stays_inside_the_image_and_is_never_empty() -> None:
-    assert whole_pixels(Box(1.4, 2.6, 3, 4), 10, 10) == (1, 3, 4, 7)
-    assert whole_pixels(Box(9.9, 9.9, 0.1, 0.1), 10, 10) == (9, 9, 10, 10)
+    assert round_box(Box(1.4, 2.6, 3, 4), 10, 10) == (1, 3, 4, 7)
+    assert round_box(Box(9.9, 9.9, 0.1, 0.1), 10, 10) == (9, 9, 10, 10)

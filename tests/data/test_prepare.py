@@ -15,9 +15,9 @@ from mae_et import Curriculum, Stage, UserError
 from mae_et.cli.main import main
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
-from mae_et.data.decoding import Box, Pictures
+from mae_et.data.decoding import Box, DecodedDataset
 from mae_et.data.prepare import PrepareConfig, prepare
-from mae_et.data.prepared_shards import Prepared, archive, index_file
+from mae_et.data.prepared_shards import PreparedDataset, archive_path, index_path
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.transforms import TrainDataset
 from mae_et.errors import RunFailed
@@ -41,9 +41,9 @@ def config(root: Path, **options) -> PrepareConfig:
     return PrepareConfig(root.parent / "shards", DataConfig(root=root), **options)
 
 
-def opened(root: Path, split="train", channels: int = 3) -> Prepared:
+def opened(root: Path, split="train", channels: int = 3) -> PreparedDataset:
     source = open_dataset(DataConfig("shards", root.parent / "shards"), split, channels)
-    assert isinstance(source, Prepared)
+    assert isinstance(source, PreparedDataset)
     return source
 
 
@@ -81,10 +81,10 @@ def test_a_small_crop_reads_the_smallest_level_that_has_its_pixels(root: Path) -
     keep = shards.files.read
     shards.files.read = lambda index, place: read.append(place) or keep(index, place)  # type: ignore
     for size in (38, 39, 57, 58):
-        _, label, _ = shards.stored(7, lambda h, w: Box(0, 0, h, w), size)
+        _, label, _ = shards.read_for_crop(7, lambda h, w: Box(0, 0, h, w), size)
         assert label == 1
     assert read == [0, 1, 1, 2]
-    _, _, draw = shards.stored(3, lambda h, w: Box(9, 12, h / 2, w / 2), 16)
+    _, _, draw = shards.read_for_crop(3, lambda h, w: Box(9, 12, h / 2, w / 2), 16)
     assert draw(48, 64) == pytest.approx((4.8, 6.4, 24, 32))
 
 
@@ -181,7 +181,7 @@ def test_a_damaged_byte_is_one_sentence_on_reading_and_verifying(root: Path, cap
     flags = ["prepare", f"--output={output}", "--splits=[train]", "--verify=true"]
     assert main(flags) == 0
     assert json.loads(capsys.readouterr().out)["train"]["images"] == 10
-    path = archive(output / "train", 1, 0)
+    path = archive_path(output / "train", 1, 0)
     content = bytearray(path.read_bytes())
     content[int(opened(root).files.rows["offset"][5][-1]) + 40] ^= 1
     path.write_bytes(bytes(content))
@@ -196,8 +196,8 @@ def test_a_damaged_byte_is_one_sentence_on_reading_and_verifying(root: Path, cap
     ("spoil", "sentence"),
     [
         (lambda folder: (folder / "split.json").unlink(), "no prepared split"),
-        (lambda folder: index_file(folder, 1).write_bytes(b"\x93NUMPY"), "index .* is damaged"),
-        (lambda folder: index_file(folder, 2).unlink(), "index .* is damaged"),
+        (lambda folder: index_path(folder, 1).write_bytes(b"\x93NUMPY"), "index .* is damaged"),
+        (lambda folder: index_path(folder, 2).unlink(), "index .* is damaged"),
     ],
 )
 def test_a_damaged_index_is_refused(root: Path, spoil, sentence: str) -> None:
@@ -258,7 +258,7 @@ def test_a_run_on_shards_goes_on_where_it_stopped(tiny, root: Path, tmp_path: Pa
 
 def test_prepared_pictures_are_a_source_of_pictures(root: Path) -> None:
     prepare(config(root, splits=("val",)))
-    assert isinstance(opened(root, "val", 1), Pictures)
+    assert isinstance(opened(root, "val", 1), DecodedDataset)
     image, _ = opened(root, "val", 1)[0]
     assert isinstance(image, Image.Image)
     assert image.mode == "L"

@@ -16,7 +16,7 @@ from mae_et.data.transforms import (
     EvalDataset,
     TrainDataset,
     as_tensor,
-    flipped_anew,
+    flip_again,
     normalise,
     seeded,
 )
@@ -114,12 +114,12 @@ def test_normalising_gives_the_asked_for_statistics() -> None:
 def test_replayed_images_are_flipped_again_only_if_the_flip_probability_is_a_half() -> None:
     images = torch.arange(48.0).view(8, 1, 2, 3)
     marked = torch.arange(8) % 2 == 0
-    flipped = flipped_anew(images, marked, 0.5, torch.Generator().manual_seed(1))
+    flipped = flip_again(images, marked, 0.5, torch.Generator().manual_seed(1))
     changed = (flipped != images).flatten(1).any(1)
     assert changed.any()
     assert not changed[~marked].any()
     assert torch.equal(flipped[changed], images[changed].flip(-1))
-    assert flipped_anew(images, marked, 0.3, torch.Generator()) is images
+    assert flip_again(images, marked, 0.3, torch.Generator()) is images
 
 
 def test_as_tensor_returns_a_tensor_unchanged() -> None:
