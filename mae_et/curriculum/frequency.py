@@ -7,15 +7,15 @@ For an image X of H x W and a bandwidth B (EfficientTrain, arXiv 2211.09703, sec
 The transform is separable, so with A the complex B x H matrix `IDFT . centre . DFT * B / H` it is
 `Re(A) X Re(A)^T - Im(A) X Im(A)^T`: two matrix products instead of two FFTs. Only the Nyquist line
 k = -B/2 of an even bandwidth has no mirror image in the window, so it alone makes A complex, and
-Im(A) has rank one: its product costs next to nothing, and leaving it out would not be exact.
+Im(A) has rank one: its product costs next to nothing, and dropping it would not be exact.
 
-What holds, and is tested: the mean is kept; crop(X, H) = X; crop(crop(X, B1), B2) = crop(X, B2) for
-B2 <= B1; linearity. Output sample b sits at input position b*H/B (not at the pixel centre), so the
-crop of a mirrored image is the mirrored crop shifted by 1 - B/H of an output sample.
+Tested properties: the crop preserves the mean; crop(X, H) = X; crop(crop(X, B1), B2) = crop(X, B2)
+for B2 <= B1; linearity. Output sample b sits at input position b*H/B (not at the pixel centre), so
+the crop of a mirrored image is the mirrored crop shifted by 1 - B/H of an output sample.
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,26 +24,31 @@ from torch import Tensor
 from mae_et.runtime.precision import exact_products, full_precision
 
 Method = Literal["fourier", "resize", "decode"]
+METHODS = get_args(Method)
 
 
 def low_frequency_crop(
     images: Tensor, bandwidth: int | tuple[int, int], method: Method = "fourier"
 ) -> Tensor:
-    """Reduce images to their low frequencies.
+    """Crop the spectrum of images to its low frequencies.
+
+    Half-precision images are computed in float32 and cast back, also under autocast.
 
     Args:
-        images: floating point, [..., H, W].
-        bandwidth: side B of the result in pixels, or (height, width).
-        method: `fourier` is the exact crop; `resize` is antialiased bicubic resizing, which stands
-            for it in the paper's released code (28 to 39 dB from the exact crop). With `decode`
-            the loader has resized images to be trained on, and they pass unchanged; others are
-            resized as with `resize`.
+        images: floating point, [..., H, W], in any range.
+        bandwidth: side B of the result in pixels, or (height, width); 1 <= B <= H, W.
+        method: `fourier` is the exact crop (EfficientTrain, section 3.1). `resize` is antialiased
+            bicubic interpolation, 28 to 39 dB from the exact crop; the paper's released code
+            instead resizes 8-bit images with Pillow's Lanczos filter in its loader, 42 to 47 dB
+            from this. `decode` means that the loader has already resized the training images; any
+            other image is treated as with `resize`.
 
     Returns:
-        [..., B, B], of the dtype and on the device of the images.
+        [..., B, B] of the images' dtype, on their device; the images themselves at full bandwidth.
 
     Raises:
-        ValueError: a bandwidth below 1 or above the size, images of integers, an unknown method.
+        ValueError: the bandwidth is below 1 or above the size, the images are integers, or the
+            method is unknown.
     """
     height, width = (bandwidth, bandwidth) if isinstance(bandwidth, int) else bandwidth
     full_height, full_width = images.shape[-2:]
@@ -54,36 +59,46 @@ def low_frequency_crop(
         )
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point, got {images.dtype}")
+    if method not in METHODS:
+        raise ValueError(f"method must be fourier, resize or decode, got {method!r}")
     if (height, width) == (full_height, full_width):
         return images
-    if method in {"resize", "decode"}:
-        flat = images.reshape(-1, 1, full_height, full_width)
-        resized = F.interpolate(flat, (height, width), mode="bicubic", antialias=True)
-        return resized.reshape(*images.shape[:-2], height, width)
-    if method != "fourier":
-        raise ValueError(f"method must be fourier, resize or decode, got {method!r}")
     # The crop is data, not network: neither half precision nor TF32 may touch it.
     with full_precision(images.device), exact_products():
-        rows = crop_matrix(full_height, height, images.device, images.dtype)
-        columns = crop_matrix(full_width, width, images.device, images.dtype)
-        real = rows.real @ images @ columns.real.mT
-        corner = torch.einsum("h,...hw,w->...", rows.wave, images, columns.wave)
-        return real - corner[..., None, None] * torch.outer(rows.signs, columns.signs)
+        exact = images.to(torch.promote_types(images.dtype, torch.float32))
+        reduce = _fourier if method == "fourier" else _resize
+        return reduce(exact, height, width).to(images.dtype)
+
+
+def _fourier(images: Tensor, height: int, width: int) -> Tensor:
+    full_height, full_width = images.shape[-2:]
+    rows = crop_matrix(full_height, height, images.device, images.dtype)
+    columns = crop_matrix(full_width, width, images.device, images.dtype)
+    real = rows.real @ images @ columns.real.mT
+    corner = torch.einsum("h,...hw,w->...", rows.wave, images, columns.wave)
+    return real - corner[..., None, None] * torch.outer(rows.signs, columns.signs)
+
+
+def _resize(images: Tensor, height: int, width: int) -> Tensor:
+    flat = images.reshape(-1, 1, *images.shape[-2:])
+    resized = F.interpolate(flat, (height, width), mode="bicubic", antialias=True)
+    return resized.reshape(*images.shape[:-2], height, width)
 
 
 def low_pass(images: Tensor, bandwidth: int) -> Tensor:
-    """Blur images [..., H, W] of floating point: keep a bandwidth's frequencies, and the size.
+    """Low-pass filter images [..., H, W] to a bandwidth in pixels, without changing their size.
 
-    The crop of what is returned, at the same bandwidth, is the crop of the images.
+    Cropping the result to the same bandwidth equals cropping the images. Half-precision images are
+    computed in float32 and cast back.
     """
     with full_precision(images.device):
-        spectrum = torch.fft.fft2(images)
+        spectrum = torch.fft.fft2(images.to(torch.promote_types(images.dtype, torch.float32)))
         for axis in (-2, -1):
             size = images.shape[axis]
             frequency = (size * torch.fft.fftfreq(size, device=images.device)).round()
-            kept = frequency.abs() <= bandwidth / 2  # both ends: the result is real
+            kept = frequency.abs() <= bandwidth / 2  # both Nyquist lines, so that it stays real
             spectrum = spectrum * (kept[:, None] if axis == -2 else kept)
-        return torch.fft.ifft2(spectrum).real
+        return torch.fft.ifft2(spectrum).real.to(images.dtype)
 
 
 class CropMatrix:
@@ -92,7 +107,7 @@ class CropMatrix:
     Attributes:
         real: [B, H].
         signs: [B], the alternating signs of the Nyquist line's column.
-        wave: [H], its row; zero where the bandwidth is odd or full.
+        wave: [H], the Nyquist line's row; zero if the bandwidth is odd or full.
     """
 
     def __init__(self, size: int, bandwidth: int, device: torch.device, dtype: torch.dtype):
@@ -111,5 +126,5 @@ class CropMatrix:
 
 @lru_cache(maxsize=64)
 def crop_matrix(size: int, bandwidth: int, device: torch.device, dtype: torch.dtype) -> CropMatrix:
-    """Return the cached matrix that takes an axis of `size` samples to `bandwidth` samples."""
+    """Return the cached matrix that maps an axis of `size` samples to `bandwidth` samples."""
     return CropMatrix(size, bandwidth, device, dtype)
