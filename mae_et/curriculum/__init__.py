@@ -1,1 +1,1 @@
-"""Which bandwidth when, the low-frequency crop, and what it costs."""
+"""The bandwidth schedule, the low-frequency crop, and the cost of both."""

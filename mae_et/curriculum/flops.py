@@ -1,4 +1,4 @@
-"""What an image costs at a bandwidth: FLOPs, counted on the meta device without computing."""
+"""Count the FLOPs of one image at a bandwidth, on the meta device: nothing is computed."""
 
 from collections.abc import Callable
 from functools import cache
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-# A backward pass computes two products for each one of the forward pass.
+# The backward pass computes two products for each one of the forward pass.
 FORWARD_AND_BACKWARD = 3
 
 
@@ -18,10 +18,12 @@ def training_flops(
 ) -> Callable[[int], float]:
     """Return a function from a bandwidth to the FLOPs of one image's training step.
 
+    A multiply-add counts as two FLOPs, and the backward pass as twice the forward pass.
+
     Args:
-        forward: runs a network on the meta device on images [B C H W].
+        forward: runs a network that lives on the meta device on images [B C H W].
         channels: C.
-        sides: from a bandwidth to height and width of the images; a square by default.
+        sides: maps a bandwidth to the height and width of the images; a square by default.
     """
 
     @cache

@@ -1,8 +1,8 @@
-"""The curriculum: which bandwidth is shown at which step, resolved once into whole steps.
+"""The curriculum: which bandwidth each step trains on, resolved once to whole steps.
 
-A `Curriculum` is a list of stages that share a budget. `Curriculum.plan` turns it, for a data set
-and a batch, into a `Plan` of whole steps that a training loop only looks up. The budget is counted
-in *equivalent epochs*: E of them are the compute of E epochs at the base size.
+A `Curriculum` is a list of stages that share a budget. `Curriculum.plan` resolves it, for a dataset
+and batch size, to a `Plan` of whole steps that a training loop only looks up. The budget is counted
+in *equivalent epochs*: E of them cost as much compute as E epochs at the base size.
 
 Sources: EfficientTrain (Wang et al., ICCV 2023, arXiv 2211.09703), EfficientTrain++ (TPAMI 2024,
 arXiv 2405.08768).
@@ -19,9 +19,9 @@ from mae_et.errors import UserError
 
 __all__ = ["Curriculum", "Plan", "PlannedStage", "Stage"]
 
-# Bandwidths of the papers, at base 224, one for each tenth of the budget. Stage i of the ten has
-# RandAugment magnitude i: stated so for EfficientTrain++, and "linearly from 0 to 9" for the ICCV
-# form, whose tenths are of epochs rather than of compute.
+# The papers' bandwidths at base 224, one for each tenth of the budget. Stage i of the ten has
+# RandAugment magnitude i: EfficientTrain++ states it, and EfficientTrain, whose tenths are of
+# epochs rather than of compute, raises it "linearly from 0 to 9".
 _PAPER_BASE = 224
 _PAPER_BANDWIDTHS: dict[str, tuple[int, ...]] = {
     "et": (160,) * 6 + (192,) * 2 + (224,) * 2,
@@ -31,42 +31,46 @@ _PAPER_BANDWIDTHS: dict[str, tuple[int, ...]] = {
 }
 
 
-def carried_over(bandwidth: int, base: int, patch: int) -> int:
-    """Carry a bandwidth of the papers, at base 224, to another base and up to the patch."""
+def scaled_bandwidth(bandwidth: int, base: int, patch: int) -> int:
+    """Scale a published bandwidth (at base 224) to a base size, rounded up to the patch."""
     return -(-bandwidth * base // (_PAPER_BASE * patch)) * patch
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage in whole steps."""
+    """A stage of a `Plan`, in whole steps."""
 
     index: int
-    """Place in the curriculum, from 0."""
+    """Position in the curriculum, from 0."""
     bandwidth: int
     """Side of the low-frequency crop, in pixels."""
     magnitude: float
-    """RandAugment magnitude."""
+    """RandAugment magnitude, in [0, 10]."""
     start: int
     """First step."""
     steps: int
     """Number of steps."""
     cost: float
-    """Cost of one image, in the unit of the plan's `base_cost`."""
+    """Cost of training on one image, in the unit of the plan's `base_cost`."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A curriculum in whole steps: what the training loop reads and never changes."""
+    """A curriculum resolved to whole steps; a training loop reads it and never changes it.
+
+    Made by `Curriculum.plan`. Schedules (learning rate, weight decay, drop path) are functions of
+    `progress`, so they need no state beyond the step.
+    """
 
     stages: tuple[PlannedStage, ...]
     base: int
     """Base size, in pixels."""
     base_cost: float
-    """Cost of one image at the base size (FLOPs, or pixels under the area rule)."""
+    """Cost of training on one image at the base size: FLOPs, or pixels with the area rule."""
     batch_size: int
-    """Images per step, constant over stages."""
+    """Images per step, the same in every stage."""
     dataset_size: int
-    """Images in an epoch."""
+    """Images per epoch."""
 
     @property
     def steps(self) -> int:
@@ -75,27 +79,27 @@ class Plan:
 
     @property
     def images(self) -> int:
-        """Images seen, repeats counted."""
+        """Number of images trained on, repeats included."""
         return self.steps * self.batch_size
 
     @property
     def compute(self) -> float:
-        """Cost of all steps, in the unit of `base_cost`."""
+        """Total cost of all steps, in the unit of `base_cost`."""
         return self.compute_before(self.steps)
 
     @property
     def equivalent_epochs(self) -> float:
-        """Compute in epochs at the base size."""
+        """Total compute, in epochs at the base size."""
         return self.compute / (self.base_cost * self.dataset_size)
 
     def at(self, step: int) -> PlannedStage:
         """Return the stage of a step in [0, steps).
 
         Raises:
-            IndexError: the plan has no such step.
+            IndexError: the step is outside the plan.
         """
         if not 0 <= step < self.steps:
-            raise IndexError(f"step {step} is outside of the plan's {self.steps} steps")
+            raise IndexError(f"step {step} is outside the plan's {self.steps} steps")
         return self.stages[bisect_right(self.stages, step, key=lambda stage: stage.start) - 1]
 
     def compute_before(self, step: int) -> float:
@@ -104,40 +108,43 @@ class Plan:
         return self.batch_size * math.fsum(costs)
 
     def progress(self, step: int) -> float:
-        """Return the share of the compute done before `step`, in [0, 1]."""
+        """Return the fraction of the compute done before `step`, in [0, 1]; 0 <= step <= steps."""
         return self.compute_before(step) / self.compute
 
     def speedup(self, epochs: float) -> float:
-        """Return the compute of `epochs` constant-bandwidth epochs divided by this plan's."""
+        """Return how many times less compute this plan needs than `epochs` epochs at base size."""
         return epochs / self.equivalent_epochs
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON types."""
+        """Return the plan as JSON-serialisable types."""
         return asdict(self) | {"stages": [asdict(stage) for stage in self.stages]}
 
     @classmethod
     def from_dict(cls, plan: dict[str, Any]) -> "Plan":
-        """Rebuild a plan from `to_dict`."""
+        """Rebuild a plan from the result of `to_dict`."""
         return cls(**plan | {"stages": tuple(PlannedStage(**stage) for stage in plan["stages"])})
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Stages in order, at a base size.
+    """A sequence of stages that share one budget.
+
+    Bandwidths, `base` and `patch` are in pixels; every bandwidth is a multiple of `patch` and at
+    most `base`.
 
     Raises:
-        UserError: no stage, a share that is not positive, or a bandwidth that is larger than the
-            base or no multiple of the patch.
+        UserError: there is no stage, a share is not positive, a magnitude is outside [0, 10], or a
+            bandwidth exceeds the base or is not a multiple of the patch.
     """
 
     stages: tuple[Stage, ...]
     base: int
-    """Full bandwidth: side of the input in the last stages, in pixels."""
+    """Full bandwidth, in pixels: the side of the input without a crop."""
     patch: int = 1
-    """Side of a patch, in pixels; 1 where the network has none."""
+    """Side of a patch, in pixels; 1 for networks without patches."""
     shares_of: Literal["compute", "images"] = "compute"
-    """What the shares divide: EfficientTrain++ gives stages of equal compute, EfficientTrain
-    stages of equal epochs."""
+    """What the shares divide: EfficientTrain++ has stages of equal compute, EfficientTrain stages
+    of equal epochs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -160,39 +167,41 @@ class Curriculum:
             raise UserError(f"curriculum: a stage's share must be positive, got {stage.share}")
         if not 0 <= stage.magnitude <= 10:
             raise UserError(
-                f"curriculum: a RandAugment magnitude lies in [0, 10], got {stage.magnitude}"
+                f"curriculum: a RandAugment magnitude must be in [0, 10], got {stage.magnitude}"
             )
 
     @classmethod
     def preset(cls, name: Preset, base: int = 224, patch: int = 1) -> "Curriculum":
-        """Return a published curriculum, carried to another base size and patch.
+        """Return a published curriculum, scaled to a base size and patch.
 
-        The papers' bandwidths at 224 keep their share of the base and are rounded *up* to a
-        multiple of the patch: never less spectrum than published.
+        Published bandwidths keep their ratio to the base size and are rounded *up* to a multiple of
+        the patch, so that no stage sees less of the spectrum than published.
+
+        Args:
+            name: `constant` (one stage at the base size); `et` (EfficientTrain, ICCV 2023);
+                `etpp`, `etpp_deit`, `etpp_convnext` (EfficientTrain++, TPAMI 2024).
+            base: base size, in pixels.
+            patch: side of a patch, in pixels.
 
         Raises:
-            UserError: no such preset, or a base that is no multiple of the patch.
+            UserError: there is no such preset, or the base is not a multiple of the patch.
         """
         if name == "constant":
             return cls((Stage(base, 1.0),), base, patch)
         if name not in _PAPER_BANDWIDTHS:
             raise UserError(
                 f"there is no curriculum {name!r}; "
-                f"presets: constant, {', '.join(_PAPER_BANDWIDTHS)}"
+                f"the presets are constant, {', '.join(_PAPER_BANDWIDTHS)}"
             )
         stages = tuple(
-            Stage(carried_over(bandwidth, base, patch), 0.1, magnitude)
+            Stage(scaled_bandwidth(bandwidth, base, patch), 0.1, magnitude)
             for magnitude, bandwidth in enumerate(_PAPER_BANDWIDTHS[name])
         )
         return cls(stages, base, patch, "images" if name == "et" else "compute")
 
     @classmethod
     def from_config(cls, config: CurriculumConfig, base: int, patch: int) -> "Curriculum":
-        """Return the curriculum of a config.
-
-        Raises:
-            UserError: see the class and `preset`.
-        """
+        """Return the curriculum that a config describes."""
         if config.preset == "custom":
             return cls(config.stages, base, patch, config.shares_of)
         return cls.preset(config.preset, base, patch)
@@ -206,17 +215,18 @@ class Curriculum:
     ) -> Plan:
         """Resolve the curriculum to whole steps that add up to the budget within one step.
 
-        Each stage ends where the *running sum* of the budget does, to the nearest step, so that
-        roundings do not pile up.
+        Each stage ends at the step nearest to the *cumulative* budget, so rounding errors do not
+        accumulate.
 
         Args:
-            epochs: budget, in equivalent epochs.
-            dataset_size: images in an epoch.
-            batch_size: images per step.
-            cost: cost of an image at a bandwidth; its area by default.
+            epochs: budget, in equivalent epochs (plain epochs if `shares_of` is "images").
+            dataset_size: images per epoch.
+            batch_size: images per step, at most `dataset_size`.
+            cost: maps a bandwidth to the cost of one image, in any unit; its area by default.
 
         Raises:
-            UserError: a batch larger than the data, or a budget that leaves a stage no step.
+            UserError: the dataset is empty, the batch is larger than the dataset, or the budget
+                leaves a stage less than one step.
         """
         if dataset_size < 1:
             raise UserError("the data set is empty")
@@ -228,7 +238,7 @@ class Curriculum:
         cost = cost or (lambda bandwidth: float(bandwidth * bandwidth))
         base_cost = cost(self.base)
         costs = [cost(stage.bandwidth) for stage in self.stages]
-        # One unit of the budget: an image at the base size, or any image.
+        # The unit of the budget is one image at the base size, or one image of any size.
         units = [c / base_cost if self.shares_of == "compute" else 1.0 for c in costs]
         total = math.fsum(stage.share for stage in self.stages)
         planned: list[PlannedStage] = []

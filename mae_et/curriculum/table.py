@@ -1,4 +1,4 @@
-"""A plan's figures, for people and for machines."""
+"""Summarise a plan, as plain types and as a table."""
 
 from typing import Any
 
@@ -8,7 +8,13 @@ COMPUTE_UNITS = {"flops": "FLOPs", "area": "pixels"}
 
 
 def summarise(plan: Plan, unit: str, against_epochs: float) -> dict[str, Any]:
-    """Return a plan's figures, for people and for machines."""
+    """Return a plan's figures as JSON-serialisable types.
+
+    Args:
+        plan: the plan.
+        unit: unit of its costs, FLOPs or pixels.
+        against_epochs: epochs at the base size that `speedup` compares with.
+    """
     stages = [
         {
             "stage": stage.index,
@@ -38,7 +44,7 @@ def summarise(plan: Plan, unit: str, against_epochs: float) -> dict[str, Any]:
 
 
 def plan_table(summary: dict[str, Any]) -> str:
-    """Return a plan's figures as a table."""
+    """Format the result of `summarise` as a table."""
     head = (
         f"{'stage':>5} {'B':>5} {'m':>4} {'steps':>10} {'epochs':>9} {'images':>14} "
         f"{'compute':>10} {'share':>7}"

@@ -1,7 +1,7 @@
-"""Hours of a plan on so many GPUs, computed from speeds that were measured on one.
+"""Compute the hours of a plan on many GPUs from speeds measured on one.
 
-Pure arithmetic: GPUs and loader cores are taken to add up (no time is counted for exchanging
-gradients, for saving, or for a machine's disks), so hours are the least that such speeds allow.
+Pure arithmetic: speeds of GPUs and loader cores add up. Gradient exchange, checkpointing and disks
+take no time in this model, so the hours are a lower bound.
 """
 
 import json
@@ -15,7 +15,7 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.errors import UserError
 
 POWERS = tuple(2**power for power in range(11))
-"""GPU counts of a table where none are asked for: 1 ... 1024."""
+"""Default GPU counts of the table: 1 ... 1024."""
 
 
 def throughput_model(
@@ -25,21 +25,21 @@ def throughput_model(
     loader: Mapping[int, float] | None = None,
     cores_per_gpu: float | None = None,
 ) -> dict[str, Any]:
-    """Return a plan's hours on each number of GPUs, and what loading asks for.
+    """Return a plan's hours for each number of GPUs, and the loader cores it needs.
 
     Args:
         plan: the plan.
-        images_per_second: measured training images/s of one GPU at each bandwidth.
+        images_per_second: measured training images/s of one GPU, by bandwidth.
         gpus: numbers of GPUs.
-        loader: measured images/s of one loader core at each bandwidth.
-        cores_per_gpu: loader cores that each GPU has; a stage is as slow as the slower of both.
+        loader: measured images/s of one loader core, by bandwidth.
+        cores_per_gpu: loader cores per GPU; a stage is as fast as the slower of GPU and loader.
 
     Returns:
-        Plain types: `given`, `loading` for each bandwidth, `totals` for each number of GPUs.
+        JSON-serialisable types: `given`, `loading` by bandwidth, `totals` by number of GPUs.
 
     Raises:
-        UserError: a bandwidth is missing, a speed or number is not positive, or cores are given
-            without a loader's speed.
+        UserError: a bandwidth is missing, a speed or number is not positive, or `cores_per_gpu` is
+            given without `loader`.
     """
     bandwidths = sorted({stage.bandwidth for stage in plan.stages})
     _check("--throughput", images_per_second, bandwidths)
@@ -69,7 +69,7 @@ def throughput_model(
         loading.append(row)
 
     one = math.fsum(stage.steps * plan.batch_size / speed[stage.bandwidth] for stage in plan.stages)
-    # As many images at full bandwidth as the same compute pays for.
+    # The images at full bandwidth that the same compute pays for.
     constant = None
     if plan.base in speed:
         constant = plan.compute / plan.base_cost / speed[plan.base]
@@ -103,13 +103,13 @@ def throughput_model(
 
 
 def read_speeds(text: str, option: str) -> dict[int, float]:
-    """Read speeds at bandwidths: '{96: 5200, 224: 1200}', or a run folder with `results.json`.
+    """Read images/s by bandwidth from '{96: 5200, 224: 1200}' or a finished run's folder.
 
-    Of a run, images/s of all stages of a bandwidth are averaged over their time; they are those of
-    all of its GPUs together.
+    The speed of a run at a bandwidth is averaged over the time of its stages, and is that of all
+    its GPUs together.
 
     Raises:
-        UserError: neither of both.
+        UserError: the text is neither.
     """
     if text.lstrip().startswith("{"):
         import yaml
@@ -131,27 +131,26 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
             seconds[bandwidth] = seconds.get(bandwidth, 0) + taken
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         raise UserError(
-            f"{option} must read like '{{96: 5200}}', or be the folder of a finished run with its "
-            f"results.json, got {text!r}"
+            f"{option} must read like '{{96: 5200}}', or name a finished run's folder (with "
+            f"results.json), got {text!r}"
         ) from None
     return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
 
 
 def throughput_from_options(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return `throughput_model` of what `mae-et plan` was given; None without `throughput`.
+    """Return `throughput_model` for the options of `mae-et plan`; None without `throughput`.
 
     Args:
         plan: the plan.
-        options: `throughput`, `loader`, `gpus` as text and `cores_per_gpu`; None where not given.
+        options: `throughput`, `loader` and `gpus` as text, `cores_per_gpu`; None if not given.
 
     Raises:
-        UserError: see `throughput_model` and `read_speeds`; GPU counts are no list of numbers, or
-            an option is given without `throughput`.
+        UserError: an option is malformed, or given without `throughput`.
     """
     if options["throughput"] is None:
         for name in ("loader", "gpus", "cores_per_gpu"):
             if options[name] is not None:
-                raise UserError(f"--{name.replace('_', '-')} goes with --throughput")
+                raise UserError(f"--{name.replace('_', '-')} requires --throughput")
         return None
     gpus = POWERS
     if options["gpus"] is not None:
@@ -164,7 +163,7 @@ def throughput_from_options(plan: Plan, options: Mapping[str, Any]) -> dict[str,
 
 
 def throughput_table(model: dict[str, Any]) -> str:
-    """Return the model as two tables that say what was given and what is computed."""
+    """Format the result of `throughput_model` as two tables: by bandwidth, and by GPUs."""
     cores = model["given"]["cores_per_gpu"]
     given = "given: images/s of one GPU (GPU img/s)"
     if model["given"]["loader_images_per_second"] is not None:
@@ -175,7 +174,7 @@ def throughput_table(model: dict[str, Any]) -> str:
         f"{'B':>5} {'GPU img/s':>10} {'core img/s':>11} {'cores/GPU needed':>17} "
         f"{'reached img/s':>14} {'bottleneck':>11}"
     )
-    lines = [f"{given}; all else is computed", "", head]
+    lines = [f"{given}; the rest is computed", "", head]
     for row in model["loading"]:
         loaded, needed = row.get("loader_images_per_second"), row.get("cores_needed_per_gpu")
         lines.append(
@@ -188,7 +187,7 @@ def throughput_table(model: dict[str, Any]) -> str:
     lines += ["", head]
     for row in model["totals"]:
         if row["hours"] is None:
-            lines.append(f"{row['gpus']:>5} the batch is not divided by so many")
+            lines.append(f"{row['gpus']:>5} the batch is not divisible by this number")
             continue
         constant = row["constant_hours"]
         against = "-" if constant is None else f"{constant:,.2f}"
@@ -199,7 +198,7 @@ def throughput_table(model: dict[str, Any]) -> str:
     if model["time_against_constant"] is not None:
         lines.append(
             f"\n{model['time_against_constant']:.2f}x the time of the same compute at constant "
-            "bandwidth; hours leave out the exchange of gradients, saving and start-up"
+            "bandwidth; hours exclude gradient exchange, checkpointing and start-up"
         )
     return "\n".join(lines)
 
@@ -208,7 +207,8 @@ def _check(option: str, speeds: Mapping[int, float], bandwidths: list[int]) -> N
     missing = [bandwidth for bandwidth in bandwidths if bandwidth not in speeds]
     if missing:
         raise UserError(
-            f"{option} lacks the bandwidths {missing} of the curriculum; it has {sorted(speeds)}"
+            f"{option} has no speed for bandwidths {missing} of the curriculum, only for "
+            f"{sorted(speeds)}"
         )
     if any(not (speed > 0 and math.isfinite(speed)) for speed in speeds.values()):
         raise UserError(f"{option} must be positive images/s, got {dict(speeds)}")

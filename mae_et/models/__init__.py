@@ -1,1 +1,1 @@
-"""The masked autoencoder: encoder, decoders, masks, position embeddings, targets."""
+"""The masked autoencoder: encoder, decoders, masks, position embeddings and targets."""

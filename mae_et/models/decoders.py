@@ -1,8 +1,10 @@
-"""From what an encoder made of the visible patches to predictions of the others.
+"""Decoders: predict masked patches from the encoder's features of the visible ones.
 
-`self` is MAE's decoder: blocks of self-attention over visible and mask tokens. `cross` is
-CrossMAE's (Fu et al., 2024, arXiv 2401.14391) without its mixing of encoder layers: mask tokens
-attend to visible ones alone, so each is predicted by itself, and any share of them can be.
+`self` is MAE's decoder: self-attention over visible and mask tokens. `cross` is after CrossMAE (Fu
+et al., 2024, arXiv 2401.14391): mask tokens cross-attend to the visible tokens only, so each patch
+is predicted independently and any fraction of them can be. Two parts of CrossMAE's release are not
+reproduced: its decoder blocks attend to learned mixtures of all encoder layers, of encoder width
+and without positions; ours attend to the last layer, projected to decoder width, with positions.
 
 B batch, N patches, V visible patches, M predicted patches, D numbers per patch, W width.
 """
@@ -25,15 +27,15 @@ Attention = Literal["self", "cross"]
 
 
 class Decoder(nn.Module, ABC):
-    """What all decoders have: embedding, mask token, positions, blocks, norm, head.
+    """Base of all decoders: embedding, mask token, positions, blocks, norm and head.
 
     Args:
-        encoder_embed_dim: width of the latent.
+        encoder_embed_dim: width of the encoder.
         width: W, a multiple of 4 and of the heads.
         depth: number of blocks.
-        heads: attention heads.
+        heads: number of attention heads.
         outputs: D.
-        full: the full grid, on which positions are laid; None lays them on the input's own.
+        full: the full grid, on which positions are sampled; None uses the input's own grid.
     """
 
     attention: Attention
@@ -62,35 +64,35 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
-        """Class token and visible tokens [B 1+V W], mask tokens [B M W] -> the latter, decoded."""
+        """Decode mask tokens [B M W], given class and visible tokens [B 1+V W] -> [B M W]."""
 
     def forward(self, latent: Tensor, mask: Mask, grid: Grid, count: int) -> Tensor:
-        """Predict hidden patches.
+        """Predict masked patches.
 
         Args:
-            latent: class token and visible patches, after the encoder [B 1+V width].
-            mask: which they are.
-            grid: rows and columns of the patches.
-            count: M; those of the hidden patches with the least noise are predicted.
+            latent: encoded class token and visible patches, [B 1+V width].
+            mask: the mask that the encoder saw.
+            grid: rows and columns of patches.
+            count: M; the masked patches with the least noise are predicted.
 
         Returns:
             Predictions [B M D] of the patches `mask.order[:, V : V + M]`.
         """
         tokens = self.embed(latent)
         positions = self.positions(grid, tokens)
-        shown, asked = mask.order[:, : mask.visible + count].tensor_split([mask.visible], dim=1)
+        visible, masked = mask.order[:, : mask.visible + count].tensor_split([mask.visible], dim=1)
         # The class token's position is zero, as in MAE.
-        tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[shown]], dim=1)
-        queries = self.mask_token.to(tokens.dtype) + positions[asked]
+        tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[visible]], dim=1)
+        queries = self.mask_token.to(tokens.dtype) + positions[masked]
         return self.pred(self.norm(self.decode(tokens, queries)))
 
     def positions(self, grid: Grid, tokens: Tensor) -> Tensor:
-        """Return the positions of a grid's patches [N W], for tokens [B T W]."""
+        """Return the position embeddings of a grid's patches, [N W]."""
         return sincos_positions(grid, self.full or grid, tokens.shape[-1], tokens.device)
 
     @abstractmethod
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """Latent [B 1+V width] -> predictions of every patch [B N D], in the image's order."""
+        """Predict every patch from the latent [B 1+V width] -> [B N D], in raster order."""
 
     def _run(self, block: nn.Module, *tokens: Tensor | int) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -99,23 +101,23 @@ class Decoder(nn.Module, ABC):
 
 
 class SelfDecoder(Decoder):
-    """MAE's decoder. Self-attention knows no order, so tokens stay in that of the mask."""
+    """MAE's decoder. Self-attention is equivariant to order, so tokens stay in mask order."""
 
     attention = "self"
 
     def block(self, width: int, heads: int) -> nn.Module:
-        """Build a block of a ViT."""
+        """Build a ViT block."""
         return SelfBlock(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm)
 
     def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
-        """Run the blocks; of the last one, only what the head reads."""
+        """Run the blocks; the last one only computes the tokens that the head reads."""
         count, tokens = queries.shape[1], torch.cat([tokens, queries.to(tokens.dtype)], dim=1)
         for block in self.blocks[:-1]:
             tokens = self._run(block, tokens)
         return self._run(self.blocks[-1], tokens, count)
 
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """Visible patches are predicted from their own tokens, which nothing trains."""
+        """Predict every patch; the predictions of visible ones are untrained."""
         tokens = self.embed(latent)
         positions = self.positions(grid, tokens)[mask.order]
         hidden = mask.order.shape[1] - mask.visible
@@ -128,30 +130,30 @@ class SelfDecoder(Decoder):
 
 
 class SelfBlock(Block):
-    """timm's block, of which the outputs of the last tokens alone can be asked for."""
+    """timm's block, which can compute the output of the last tokens only."""
 
-    def forward(  # type: ignore[override]  # a block's masks are of no use here
+    def forward(  # type: ignore[override]  # no attention masks
         self, tokens: Tensor, last: int | None = None
     ) -> Tensor:
-        """[B N W] -> [B N W], or of the last M tokens [B M W]; the others' are not computed."""
+        """[B N W] -> [B N W], or [B M W] if only the last M tokens are needed."""
         if last is None:
             return super().forward(tokens)
         width, attention = tokens.shape[-1], cast("Any", self.attn)
-        wanted, normed = tokens[:, -last:], self.norm1(tokens)
+        outputs, normed = tokens[:, -last:], self.norm1(tokens)
         weight, bias = attention.qkv.weight, attention.qkv.bias
         query = F.linear(normed[:, -last:], weight[:width], bias[:width])
         key_value = F.linear(normed, weight[width:], bias[width:])
-        wanted = wanted + attention.proj(attend(query, key_value, attention.num_heads))
-        return wanted + self.mlp(self.norm2(wanted))
+        outputs = outputs + attention.proj(attend(query, key_value, attention.num_heads))
+        return outputs + self.mlp(self.norm2(outputs))
 
 
 class CrossDecoder(Decoder):
-    """CrossMAE's decoder: mask tokens attend to the visible ones, which stay as they are."""
+    """CrossMAE's decoder: mask tokens attend to visible tokens, which are not updated."""
 
     attention = "cross"
 
     def block(self, width: int, heads: int) -> nn.Module:
-        """Build a block of cross-attention."""
+        """Build a cross-attention block."""
         return CrossBlock(width, heads)
 
     def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ class CrossDecoder(Decoder):
         return queries
 
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """Each patch is asked for by its place, the visible ones too, which nothing trains."""
+        """Query every patch by its position; the predictions of visible ones are untrained."""
         tokens = self.embed(latent)
         positions = self.positions(grid, tokens)
         tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[mask.keep]], dim=1)

@@ -1,9 +1,10 @@
 """The masked autoencoder: a timm VisionTransformer on visible patches, and a light decoder.
 
-B batch, C channels, H W image size, p q patch, N patches, V visible patches, D numbers per patch.
+B batch, C channels, H W image size, p q patch, N patches, V visible patches, M predicted patches,
+D numbers per patch.
 
-Source: MAE (He et al., CVPR 2022, arXiv 2111.06377). The grid is that of the input, so a stage of
-another bandwidth changes nothing in the weights.
+Source: MAE (He et al., CVPR 2022, arXiv 2111.06377). The patch grid is that of the input, so stages
+of different bandwidths share all weights.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -25,44 +26,47 @@ from mae_et.models.targets import patch_targets, target_width
 
 
 class Reconstruction(NamedTuple):
-    """What a forward pass gives."""
+    """The result of a forward pass."""
 
     loss: Tensor
-    """float32 []: mean squared error over the hidden patches."""
+    """float32 []: mean squared error over the masked patches (the predicted ones)."""
     prediction: Tensor
-    """[B N D]: the decoder's output for every patch, or [B M D]: for those that are trained on."""
+    """[B N D] for every patch in raster order, or [B M D] for the patches in the loss only."""
     mask: Tensor
-    """float32 [B N]: 1 where a patch was hidden."""
+    """float32 [B N]: 1 if a patch is masked, 0 if it is visible."""
     latent: Tensor
     """[B 1+V width]: class token and visible patches, after the encoder's norm."""
 
 
 class MaskedAutoencoder(nn.Module):
-    """A masked autoencoder for images of any grid.
+    """A masked autoencoder for images of any size that is a multiple of the patch.
+
+    Source: MAE (He et al., CVPR 2022, arXiv 2111.06377); weights are initialised as described
+    there. The encoder is a timm VisionTransformer under timm's parameter names.
 
     Args:
-        encoder: name of a timm VisionTransformer with a class token.
-        image_size: base size in pixels, an integer or (height, width): the full grid, on which
-            positions are laid.
-        patch_size: side of a patch in pixels; the encoder's own by default.
-        channels: channels of the images.
-        encoder_embed_dim: overrides the encoder's width.
-        encoder_depth: overrides the encoder's depth.
-        encoder_num_heads: overrides the encoder's heads.
-        decoder_embed_dim: width of the decoder, a multiple of 4.
-        decoder_depth: blocks of the decoder; 0 builds the encoder alone.
-        decoder_num_heads: heads of the decoder.
-        decoder_attention: `self` is MAE's decoder, `cross` CrossMAE's (`mae_et.models.decoders`).
-        decoder_share: share of the hidden patches that a training step predicts, in (0, 1].
-        positions: `full_grid` lays those of a smaller grid on the full one, `own_grid` gives it
-            a table of its own, as plain MAE of that size has (for comparison).
+        encoder: name of a timm VisionTransformer with one class token.
+        image_size: base size in pixels, an integer or (height, width). It defines the full grid,
+            on which the positions of smaller inputs are sampled.
+        patch_size: side of a patch in pixels; by default the encoder's own.
+        channels: C.
+        encoder_embed_dim: width of the encoder; by default the architecture's.
+        encoder_depth: number of encoder blocks; by default the architecture's.
+        encoder_num_heads: number of encoder heads; by default the architecture's.
+        decoder_embed_dim: width of the decoder, a multiple of 4 and of its heads.
+        decoder_depth: number of decoder blocks; 0 builds the encoder only.
+        decoder_num_heads: number of decoder heads.
+        decoder_attention: `self` (MAE) or `cross` (after CrossMAE, see `mae_et.models.decoders`).
+        decoder_share: fraction of the masked patches that a training step predicts, in (0, 1].
+        positions: `full_grid` samples the positions of a smaller grid on the full one; `own_grid`
+            gives each grid its own table, as plain MAE of that size has (for comparison).
         target: `pixel`, `norm_pix` or `hog`.
-        hog_cell: side of a HOG cell in pixels; divides the patch.
-        hog_bins: orientations of a HOG histogram.
+        hog_cell: side of a HOG cell in pixels; must divide the patch.
+        hog_bins: number of orientations of a HOG histogram.
 
     Raises:
-        UserError: the encoder is unknown to timm, or is no plain ViT with one class token; widths
-            that heads do not divide.
+        UserError: timm does not know the encoder, it is not a plain ViT with one class token, or a
+            width is not a multiple of 4 and of its heads.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder: Decoder | None = None
         if decoder_depth and (decoder_embed_dim % decoder_num_heads or decoder_embed_dim % 4):
             raise UserError(
-                f"the decoder's width {decoder_embed_dim} must be a multiple of 4 and of its "
+                f"the decoder width {decoder_embed_dim} must be a multiple of 4 and of its "
                 f"{decoder_num_heads} heads"
             )
         if decoder_depth:
@@ -119,29 +123,29 @@ class MaskedAutoencoder(nn.Module):
 
     @classmethod
     def from_config(cls, config: ModelConfig, decoder: bool = True) -> "MaskedAutoencoder":
-        """Build the model that a config describes, or its encoder alone."""
+        """Build the model that a config describes; without `decoder`, its encoder only."""
         names = set(ModelConfig.__dataclass_fields__) - {"mask_ratio"}
         given = {name: getattr(config, name) for name in names}
         return cls(**given if decoder else given | {"decoder_depth": 0})
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Compute activations again in the backward pass, to save memory."""
+        """Recompute activations in the backward pass to save memory."""
         self.encoder.set_grad_checkpointing(enabled)
         if self.decoder is not None:
             self.decoder.gradient_checkpointing = enabled
 
     def grid(self, images: Tensor) -> Grid:
-        """Return the rows and columns of patches of images [B C H W]."""
+        """Return the rows and columns of patches in images [B C H W]."""
         return images.shape[-2] // self.patch, images.shape[-1] // self.patch
 
     def encode(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Encode images [B C H W], or only the patches that a mask keeps -> [B 1+V width]."""
+        """Encode normalised images [B C H W], or their visible patches only -> [B 1+V width]."""
         embed = self.encoder.patch_embed.proj
         grid = self.grid(images)
         positions = sincos_positions(
             grid, self.laid_on or grid, self.encoder.embed_dim, images.device
         )
-        # Hidden patches are dropped before the embedding: at 75% that is three quarters of it.
+        # Masked patches are dropped before the embedding: at 75% this saves three quarters of it.
         pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         if mask is not None:
             pixels, positions = gather(pixels, mask.keep), positions[mask.keep]
@@ -159,22 +163,23 @@ class MaskedAutoencoder(nn.Module):
         noise: Tensor | None = None,
         every_patch: bool = True,
     ) -> Reconstruction:
-        """Hide patches, reconstruct them, and measure the error.
+        """Mask patches, reconstruct them, and return the loss with what led to it.
 
         Args:
-            images: normalised images [B C H W]; H and W are any multiples of the patch.
-            mask_ratio: share of hidden patches, in (0, 1).
-            noise: [B N]; the N * (1 - mask_ratio) patches with the least noise stay visible. Drawn
-                from torch's generator when not given.
-            every_patch: whether every patch is predicted, the visible ones too; otherwise only
-                what is trained on: the decoder's share of the hidden ones, of which the loss is.
+            images: normalised images [B C H W]; H and W are multiples of the patch.
+            mask_ratio: fraction of patches to mask, in (0, 1).
+            noise: [B N]; the floor(N * (1 - mask_ratio)) patches with the least noise stay visible.
+                Drawn from torch's global generator by default.
+            every_patch: predict every patch, the visible ones included; otherwise only the patches
+                in the loss, which are `decoder_share` of the masked ones. The loss of
+                `every_patch` is over all masked patches.
 
         Raises:
-            ValueError: images that patches do not tile, or a mask ratio that hides all or none.
-            RuntimeError: the model was loaded from a file without a decoder.
+            ValueError: the images are not tiled by patches, or all patches or none would be masked.
+            RuntimeError: the model has no decoder (it was loaded from an encoder-only file).
         """
         if self.decoder is None:
-            raise RuntimeError("this model has no decoder: it can encode, not reconstruct")
+            raise RuntimeError("this model has no decoder: it can encode but not reconstruct")
         target = self.targets(images)
         if noise is None:
             noise = torch.rand(target.shape[:2], device=images.device)
@@ -188,23 +193,23 @@ class MaskedAutoencoder(nn.Module):
         else:
             count = predicted_patches(target.shape[1] - mask.visible, self.decoder_share)
             prediction = self.decoder(latent, mask, grid, count)
-            asked = mask.order[:, mask.visible : mask.visible + count]
-            # Every image hides as many patches, so this is the mean over images of their means.
-            loss = (prediction.float() - gather(target, asked)).square().mean()
+            predicted = mask.order[:, mask.visible : mask.visible + count]
+            # Images have equally many masked patches: the mean of all is the mean of their means.
+            loss = (prediction.float() - gather(target, predicted)).square().mean()
         return Reconstruction(loss, prediction, mask.hidden, latent)
 
     def targets(self, images: Tensor) -> Tensor:
-        """Return what each patch of normalised images must predict, float32 [B N D]."""
+        """Return the reconstruction targets of normalised images [B C H W], float32 [B N D]."""
         return patch_targets(self.target, images, self.patch, self.hog_cell, self.hog_bins)
 
 
 def predicted_patches(hidden: int, share: float) -> int:
-    """Return how many of the hidden patches a share of them is, at least 1."""
+    """Return how many of the masked patches to predict: `share` of them, at least 1."""
     return max(1, round(hidden * share))
 
 
 def initialise(model: MaskedAutoencoder) -> None:
-    """Initialise as MAE does: Xavier-uniform products, normal(0.02) tokens, fixed positions."""
+    """Initialise as MAE does: Xavier-uniform linear layers, normal(0.02) tokens."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -220,7 +225,7 @@ def initialise(model: MaskedAutoencoder) -> None:
     nn.init.normal_(model.encoder.cls_token, std=0.02)
     if model.decoder is not None:
         nn.init.normal_(model.decoder.mask_token, std=0.02)
-    # Kept as a parameter so that the encoder's file is a whole timm model; never trained.
+    # A frozen parameter, so that the encoder's file is a complete timm model.
     table = model.encoder.pos_embed.requires_grad_(False)
     with torch.no_grad():
         table.zero_()
@@ -240,18 +245,18 @@ def _build_encoder(
             "masked autoencoding needs (vit_small_patch16_224, vit_base_patch16_224, ...)"
         )
     if encoder.embed_dim % 4:
-        raise UserError(f"the encoder's width must be a multiple of 4, got {encoder.embed_dim}")
+        raise UserError(f"the encoder width must be a multiple of 4, got {encoder.embed_dim}")
     return encoder
 
 
 def create_vit(name: str, **settings: Any) -> Any:
-    """Create a timm model that should be a ViT, with settings in the place of its own.
+    """Create a timm model, overriding its defaults with `settings`.
 
     Raises:
-        UserError: timm knows no such model, or it takes no such settings.
+        UserError: timm does not know the model, or the model does not accept the settings.
     """
-    if not timm.is_model(name):  # a file may name others, which would be looked for on a hub
-        raise UserError(f"timm cannot build the encoder {name!r}: it knows no model of this name")
+    if not timm.is_model(name):  # else timm would look on a hub for a name that a file gave
+        raise UserError(f"timm cannot build the encoder {name!r}: there is no model of this name")
     try:
         return timm.create_model(name, **settings)
     except (RuntimeError, TypeError, AssertionError) as error:
@@ -259,7 +264,7 @@ def create_vit(name: str, **settings: Any) -> Any:
 
 
 def _is_plain(encoder: VisionTransformer) -> bool:
-    """Whether an encoder is what `MaskedAutoencoder.encode` runs, with nothing left out."""
+    """Return whether `MaskedAutoencoder.encode` runs every part of the encoder."""
     return (
         isinstance(encoder.patch_embed, PatchEmbed)
         and encoder.num_prefix_tokens == 1

@@ -1,9 +1,9 @@
-"""Fixed sine-cosine position embeddings, laid on the full grid whatever grid the input has.
+"""Fixed sine-cosine position embeddings, sampled on the full grid whatever the input's grid.
 
-A low-frequency crop shows the whole field of view on fewer patches. Token i of g patches therefore
-sits where its centre lies on the full grid of G: (i + 0.5) * G / g - 0.5. At g = G this is MAE's
-table (arXiv 2111.06377); at 10 of 14 its cosine similarity with the resampled table is .99996,
-against .90 for the plain 10 x 10 table.
+A low-frequency crop shows the whole field of view on fewer patches. Token i of g patches is
+therefore placed where its centre lies on the full grid of G: (i + 0.5) * G / g - 0.5. At g = G this
+is MAE's table (arXiv 2111.06377); for 10 of 14 its cosine similarity with the resampled table is
+.99996, against .90 for a plain 10 x 10 table.
 """
 
 from functools import lru_cache
@@ -15,20 +15,20 @@ Grid = tuple[int, int]
 
 
 def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
-    """Return the positions of a grid's patches on the full grid.
+    """Return the position embeddings of a grid's patches, sampled on the full grid.
 
     Args:
         grid: rows and columns of the input's patches.
         full: rows and columns at the base size.
         width: channels, a multiple of 4; the first half encodes the column, the second the row
             (MAE's order), each as sines then cosines.
-        device: where the table is kept; it is cached and must not be written to.
+        device: device of the result, which is cached and must not be written to.
 
     Returns:
         float32 [rows * columns, width].
 
     Raises:
-        ValueError: a width that is no multiple of 4.
+        ValueError: the width is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"the width of sine-cosine positions must be a multiple of 4, got {width}")
@@ -37,8 +37,8 @@ def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -
     return _table(grid, full, width, device)
 
 
-# An operator of its own, for the compiler does not fold sines: it would compute the table on the
-# CPU, and copy it, in every step. A copy, since a graph may write to what it was given.
+# A custom operator, because the compiler does not fold sines: it would compute the table on the CPU
+# and copy it to the device in every step. A clone, because a graph may write to its inputs.
 @torch.library.custom_op("mae_et::sincos_positions", mutates_args=())
 def _table_of_graph(grid: list[int], full: list[int], width: int, device: torch.device) -> Tensor:
     (rows, columns), (all_rows, all_columns) = grid, full

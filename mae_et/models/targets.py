@@ -1,4 +1,4 @@
-"""What a masked patch must predict: its pixels, its normalised pixels, or its HOG.
+"""Reconstruction targets: pixels, normalised pixels, or histograms of oriented gradients (HOG).
 
 B batch, C channels, N = h*w patches of p x q pixels, D numbers per patch.
 """
@@ -17,20 +17,20 @@ NORM_PIX_EPSILON = 1e-6
 
 
 def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:
-    """Return D, the numbers that a patch's target has."""
+    """Return D, the size of one patch's target."""
     if kind == "hog":
         return channels * bins * (patch // cell) ** 2
     return channels * patch * patch
 
 
 def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins: int = 9) -> Tensor:
-    """Return the targets [B N D] of normalised images [B C H W], in float32.
+    """Return the targets [B N D] of normalised images [B C H W], in float32 and without gradient.
 
-    Call it outside of autocast, or in it: it switches autocast off, for half precision moves
-    gradients across the edges of HOG's bins.
+    Autocast is switched off inside, because half precision moves gradients across the edges of
+    HOG's bins.
 
     Raises:
-        ValueError: an unknown kind, or images that patches or cells do not tile.
+        ValueError: the kind is unknown, or the images are not tiled by patches or cells.
     """
     with full_precision(images.device), torch.no_grad():
         images = images.float()
@@ -47,10 +47,10 @@ def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins:
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """[B C H W] -> [B N D], each patch's pixels in the order row, column, channel.
+    """[B C H W] -> [B N D]; the pixels of a patch are ordered row, column, channel.
 
     Raises:
-        ValueError: the patch does not tile the images.
+        ValueError: the images are not tiled by patches.
     """
     if images.shape[-2] % patch or images.shape[-1] % patch:
         raise ValueError(
@@ -68,9 +68,9 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 
 
 def patch_statistics(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """Return each patch's mean and standard deviation, [B N 1] both.
+    """Return the mean and standard deviation of each patch, both [B N 1].
 
-    The variance is unbiased and 1e-6 is added to it, as in MAE.
+    The standard deviation is sqrt(unbiased variance + 1e-6), as in MAE.
     """
     patches = patchify(images, patch)
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
@@ -78,22 +78,23 @@ def patch_statistics(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
 
 
 def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
-    """Return histograms of oriented gradients, in MaskFeat's form (Wei et al., CVPR 2022).
+    """Return histograms of oriented gradients as MaskFeat computes them.
 
-    Reflect padding by 1; 3x3 Sobel on each channel; orientation atan2(gx, gy) / pi * bins, floored,
-    modulo bins (unsigned, no interpolation); magnitudes summed over square cells; each cell's and
-    channel's histogram divided by its L2 norm.
+    Source: MaskFeat (Wei et al., CVPR 2022, arXiv 2112.09133). Reflect padding by 1; 3x3 Sobel per
+    channel; orientation floor(atan2(gx, gy) / pi * bins) mod bins (unsigned, hard assignment);
+    magnitudes summed over square cells; the histogram of each cell and channel divided by its L2
+    norm. There is no block normalisation. Computed in float32, also under autocast.
 
     Args:
-        images: normalised images [B C H W], H and W multiples of the cell; computed in float32.
+        images: normalised images [B C H W]; H and W are multiples of the cell.
         cell: side of a cell, in pixels.
-        bins: orientations in [0, pi).
+        bins: number of orientations in [0, pi).
 
     Returns:
-        float32 [B C bins H/cell W/cell].
+        float32 [B C bins H/cell W/cell], in [0, 1]; zero for cells without a gradient.
 
     Raises:
-        ValueError: the cell does not tile the images.
+        ValueError: the images are not tiled by cells.
     """
     if images.shape[-2] % cell or images.shape[-1] % cell:
         raise ValueError(
@@ -114,7 +115,7 @@ def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
 
 
 def hog_patches(histograms: Tensor, cells: int) -> Tensor:
-    """[B C bins H W] cells -> [B N D]: a patch's cells, ordered channel, bin, row, column."""
+    """[B C bins H W] cells -> [B N D], ordered channel, bin, cell row, cell column."""
     return rearrange(histograms, "b c k (h y) (w x) -> b (h w) (c k y x)", y=cells, x=cells)
 
 
@@ -132,11 +133,11 @@ def hog_cells(patches: Tensor, grid: tuple[int, int], cells: int, bins: int) -> 
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each channel's horizontal and vertical gradient, [B C H W] both.
+    """Return the horizontal and vertical gradients of each channel, both [B C H W].
 
-    The kernels are [[1, 0, -1], [2, 0, -2], [1, 0, -1]] and its transpose. Sums of shifted images,
-    unlike a convolution, are float32 on every device; they are taken in the order of the taps, for
-    the sign of a sum that is nearly zero decides its bin.
+    The kernels are [[1, 0, -1], [2, 0, -2], [1, 0, -1]] and its transpose. Unlike a convolution,
+    sums of shifted images are float32 on every device. They are added in the order of the taps,
+    because the sign of a sum near zero decides its bin.
     """
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     height, width = images.shape[-2:]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae_et.config.schema import CurriculumConfig, OutputConfig, PretrainConfig, Stage
-from mae_et.curriculum.schedule import carried_over
+from mae_et.curriculum.schedule import scaled_bandwidth
 from mae_et.errors import require
 
 # The bandwidths that both papers choose from, at their base size.
@@ -132,7 +132,7 @@ class SearchConfig(PretrainConfig):
     def candidates(self) -> tuple[int, ...]:
         """The bandwidths to choose from, rising."""
         base, patch = self.model.image_size, self.model.patch
-        carried = (carried_over(bandwidth, base, patch) for bandwidth in PAPER_BANDWIDTHS)
+        carried = (scaled_bandwidth(bandwidth, base, patch) for bandwidth in PAPER_BANDWIDTHS)
         return tuple(sorted(set(self.search.candidates or carried)))
 
     @property

@@ -40,18 +40,18 @@ def test_steps_add_up_to_the_budget_within_one_step(stages, shares_of, epochs, s
 
 @given(stages=stages, **budgets)
 @settings(max_examples=100, deadline=None)
-def test_each_stage_s_share_of_compute_is_kept_within_one_step(stages, epochs, size, batch) -> None:
+def test_each_stage_gets_its_share_of_compute_within_one_step(stages, epochs, size, batch) -> None:
     plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
     total = math.fsum(stage.share for stage in stages)
-    for asked, planned in zip(stages, plan.stages, strict=True):
+    for requested, planned in zip(stages, plan.stages, strict=True):
         compute = planned.steps * planned.cost * batch
-        due = epochs * size * 64**2 * asked.share / total
+        due = epochs * size * 64**2 * requested.share / total
         assert abs(compute - due) <= batch * 64**2  # half a step at either end
 
 
 @given(stages=stages, **budgets)
 @settings(max_examples=100, deadline=None)
-def test_progress_rises_from_0_to_1_evenly_within_a_stage(stages, epochs, size, batch) -> None:
+def test_progress_rises_linearly_within_a_stage_from_0_to_1(stages, epochs, size, batch) -> None:
     plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
     assert plan.progress(0) == 0
     assert plan.progress(plan.steps) == pytest.approx(1)
@@ -63,7 +63,7 @@ def test_progress_rises_from_0_to_1_evenly_within_a_stage(stages, epochs, size, 
 
 @given(stages=stages, **budgets)
 @settings(max_examples=50, deadline=None)
-def test_every_step_has_the_stage_that_covers_it(stages, epochs, size, batch) -> None:
+def test_every_step_maps_to_the_stage_that_covers_it(stages, epochs, size, batch) -> None:
     plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
     for stage in plan.stages:
         assert plan.at(stage.start) == stage
@@ -78,7 +78,7 @@ def bandwidths(name: Preset, base: int = 224, patch: int = 16) -> list[int]:
     return [stage.bandwidth for stage in Curriculum.preset(name, base, patch).stages]
 
 
-def test_presets_are_the_papers() -> None:
+def test_presets_equal_the_published_curricula() -> None:
     assert bandwidths("constant") == [224]
     assert bandwidths("et") == [160] * 6 + [192] * 2 + [224] * 2
     assert bandwidths("etpp") == [96] * 2 + [160] * 4 + [224] * 4
@@ -87,7 +87,7 @@ def test_presets_are_the_papers() -> None:
     assert [s.magnitude for s in Curriculum.preset("etpp").stages] == list(range(10))
 
 
-def test_stages_of_etpp_have_equal_compute_and_those_of_et_equal_epochs() -> None:
+def test_etpp_stages_have_equal_compute_and_et_stages_equal_epochs() -> None:
     plan = Curriculum.preset("etpp", 224, 16).plan(400, IMAGENET, 4096)
     shares = [s.steps * s.cost * 4096 / plan.compute for s in plan.stages]
     assert all(abs(share - 0.1) < 1e-4 for share in shares)
@@ -102,7 +102,7 @@ def test_stages_of_etpp_have_equal_compute_and_those_of_et_equal_epochs() -> Non
     [(128, 16, [64, 96, 128]), (64, 8, [32, 48, 64]), (224, 14, [98, 168, 224]),
      (384, 16, [176, 288, 384])],
 )  # fmt: skip
-def test_presets_carry_over_to_other_sizes_never_below_the_paper_s_share(
+def test_presets_scale_to_other_sizes_without_losing_spectrum(
     base: int, patch: int, expected: list[int]
 ) -> None:
     found = bandwidths("etpp", base, patch)
@@ -119,15 +119,15 @@ def test_presets_carry_over_to_other_sizes_never_below_the_paper_s_share(
         (Stage(0, 1), "bandwidth 0 is not a multiple"),
         (Stage(96, 0), "share must be positive"),
         (Stage(96, math.nan), "share must be positive"),
-        (Stage(96, 1, 11), "magnitude lies in"),
+        (Stage(96, 1, 11), "magnitude must be in"),
     ],
 )
-def test_impossible_stages_are_refused_in_one_sentence(stage: Stage, sentence: str) -> None:
+def test_impossible_stages_raise_a_user_error(stage: Stage, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Curriculum((stage,), 224, 16)
 
 
-def test_impossible_plans_are_refused_in_one_sentence() -> None:
+def test_impossible_plans_raise_a_user_error() -> None:
     curriculum = Curriculum.preset("etpp", 224, 16)
     with pytest.raises(UserError, match="larger than the data set of 100 images"):
         curriculum.plan(10, 100, 101)

@@ -1,4 +1,4 @@
-"""Hours of a plan, from given speeds."""
+"""The hours of a plan follow from the speeds given."""
 
 import json
 import math
@@ -22,7 +22,7 @@ SPEEDS = st.fixed_dictionaries({96: SPEED, 160: SPEED, 224: SPEED})
 
 
 @given(SPEEDS, st.floats(1.1, 10))
-def test_hours_scale_with_speed_and_gpus_and_gpu_hours_stay(speeds, factor: float) -> None:
+def test_hours_scale_with_speed_and_gpus_while_gpu_hours_stay(speeds, factor: float) -> None:
     slow = throughput_model(PLAN, speeds)
     fast = throughput_model(PLAN, {b: speed * factor for b, speed in speeds.items()})
     assert [row["gpus"] for row in slow["totals"]] == list(POWERS)
@@ -34,14 +34,14 @@ def test_hours_scale_with_speed_and_gpus_and_gpu_hours_stay(speeds, factor: floa
 
 
 @given(SPEEDS)
-def test_hours_are_the_sum_over_stages_of_images_by_speed(speeds) -> None:
+def test_hours_sum_images_divided_by_speed_over_stages(speeds) -> None:
     seconds = sum(s.steps * PLAN.batch_size / speeds[s.bandwidth] for s in PLAN.stages)
     found = throughput_model(PLAN, speeds, (1,))["totals"][0]["hours"]
     assert found == pytest.approx(seconds / 3600)
 
 
 def test_speeds_in_proportion_to_cost_take_the_time_of_a_constant_run() -> None:
-    """With them nothing is gained or lost but by the compute that is planned."""
+    """Speed proportional to cost means that time is proportional to compute."""
     speeds = {stage.bandwidth: 1e12 / stage.cost for stage in PLAN.stages}
     found = throughput_model(PLAN, speeds)
     assert found["time_against_constant"] == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_speeds_in_proportion_to_cost_take_the_time_of_a_constant_run() -> None:
 
 
 @given(SPEEDS, SPEEDS, st.floats(0.1, 64))
-def test_a_stage_is_as_fast_as_the_slower_of_gpu_and_loader(trained, loader, cores) -> None:
+def test_stage_is_as_fast_as_the_slower_of_gpu_and_loader(trained, loader, cores) -> None:
     found = throughput_model(PLAN, trained, (1,), loader, cores)
     free = throughput_model(PLAN, trained, (1,), loader)
     assert found["totals"][0]["hours"] >= free["totals"][0]["hours"] * (1 - 1e-9)
@@ -61,15 +61,15 @@ def test_a_stage_is_as_fast_as_the_slower_of_gpu_and_loader(trained, loader, cor
         assert row["bottleneck"] == ("loader" if loader[b] * cores < trained[b] else "gpu")
 
 
-def test_a_count_that_does_not_divide_the_batch_is_shown_as_such() -> None:
+def test_gpu_count_that_does_not_divide_the_batch_has_no_hours() -> None:
     found = throughput_model(PLAN, {96: 3, 160: 2, 224: 1}, (3, 8))
     three, eight = found["totals"]
     assert three["hours"] is three["gpu_hours"] is three["images_per_gpu_and_step"] is None
     assert eight["images_per_gpu_and_step"] == 128
-    assert "    3 the batch is not divided by so many" in throughput_table(found)
+    assert "    3 the batch is not divisible by this number" in throughput_table(found)
 
 
-def test_a_run_s_speeds_are_averaged_over_its_time(tmp_path) -> None:
+def test_speeds_of_a_run_are_averaged_over_its_time(tmp_path) -> None:
     """300 images in 10 + 5 seconds."""
     stages = [(96, 200, 20.0), (96, 100, 20.0), (224, 10, 1.0)]
     names = ("bandwidth", "images", "images_per_second")
@@ -81,7 +81,7 @@ def test_a_run_s_speeds_are_averaged_over_its_time(tmp_path) -> None:
     assert read_speeds(str(tmp_path), "--throughput")[96] == pytest.approx(300 / 20)
 
 
-def test_the_command_prints_the_tables_and_json(capsys) -> None:
+def test_command_prints_tables_or_json(capsys) -> None:
     flags = ["plan", "--images=1281167", "--curriculum.cost=area"]
     flags += ["--throughput={96: 5200, 160: 2300, 224: 1200}"]
     flags += ["--loader={96: 1500, 160: 1400, 224: 1300}"]
@@ -101,17 +101,17 @@ def test_the_command_prints_the_tables_and_json(capsys) -> None:
 @pytest.mark.parametrize(
     ("sentence", "flags"),
     [
-        ("--throughput lacks the bandwidths [96, 160]", ["--throughput={224: 3}"]),
+        ("--throughput has no speed for bandwidths [96, 160]", ["--throughput={224: 3}"]),
         ("--throughput must be positive", ["--throughput={96: 1, 160: 0, 224: 3}"]),
         ("--throughput must read like", ["--throughput={96: fast}"]),
         ("--throughput must read like", ["--throughput=runs/none"]),
-        ("--loader goes with --throughput", ["--loader={96: 1}"]),
+        ("--loader requires --throughput", ["--loader={96: 1}"]),
         ("--cores-per-gpu needs --loader", [FLAT, "--cores-per-gpu=2"]),
         ("--gpus must read like", [FLAT, "--gpus=many"]),
         ("--gpus must be positive", [FLAT, "--gpus=0"]),
     ],
 )
-def test_mistakes_get_a_sentence(sentence, flags, capsys) -> None:
+def test_mistakes_are_reported_in_one_line(sentence, flags, capsys) -> None:
     assert main(["plan", "--images=1281167", "--curriculum.cost=area", *flags]) == 2
     shown = capsys.readouterr().err
     assert sentence in shown
@@ -123,7 +123,7 @@ def test_speeds_must_be_finite() -> None:
         throughput_model(PLAN, {96: 1, 160: math.inf, 224: 1})
 
 
-def test_the_worked_example_is_what_the_command_prints(capsys) -> None:
+def test_worked_example_is_the_output_of_the_command(capsys) -> None:
     page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
     block = re.search(r"```console\n\$ mae-et (.*?)\n\.\.\.\n(.*?)\n```", page, re.S)
     assert main(shlex.split(block[1].replace("\\\n", " "))) == 0

@@ -123,7 +123,7 @@ def test_a_layout_of_plain_blocks_holds_no_others(tiny, tmp_path: Path, layout: 
 
 def test_what_is_no_encoder_of_patches_alone_is_refused_in_a_sentence() -> None:
     for name in ("vit_none_patch16_224", "hf-hub:some/body"):
-        with pytest.raises(UserError, match="it knows no model of this name"):
+        with pytest.raises(UserError, match="there is no model of this name"):
             MaskedAutoencoder(name, decoder_depth=0)
     with pytest.raises(UserError, match="not a plain VisionTransformer"):
         MaskedAutoencoder("vit_tiny_r_s16_p8_224", decoder_depth=0)

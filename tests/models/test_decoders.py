@@ -1,4 +1,4 @@
-"""Decoders: what a training step leaves out changes nothing that it reads."""
+"""Decoders: computing only what the loss reads does not change the loss."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def gradients(model: MaskedAutoencoder, loss: torch.Tensor) -> dict[str, torch.T
 
 @pytest.mark.parametrize("attention", ["self", "cross"])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_a_training_step_has_the_loss_and_gradients_of_predicting_every_patch(
+def test_training_step_has_the_loss_and_gradients_of_predicting_every_patch(
     attention: str, depth: int
 ) -> None:
     model = small(decoder_attention=attention, decoder_depth=depth)
@@ -29,8 +29,8 @@ def test_a_training_step_has_the_loss_and_gradients_of_predicting_every_patch(
     hidden = 12 - 3
     assert whole.prediction.shape == (3, 12, 192)
     assert step.prediction.shape == (3, hidden, 192)
-    asked = noise.argsort(dim=1)[:, 3:]
-    torch.testing.assert_close(gather(whole.prediction, asked), step.prediction)
+    masked = noise.argsort(dim=1)[:, 3:]
+    torch.testing.assert_close(gather(whole.prediction, masked), step.prediction)
     torch.testing.assert_close(whole.loss, step.loss)
     assert torch.equal(whole.mask, step.mask)
     theirs = gradients(model, whole.loss)
@@ -40,8 +40,8 @@ def test_a_training_step_has_the_loss_and_gradients_of_predicting_every_patch(
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_cross_decoder_s_patches_do_not_depend_on_each_other() -> None:
-    """So a share of them is predicted as all of them are."""
+def test_cross_decoder_predicts_each_patch_independently() -> None:
+    """So predicting half of them gives the same predictions as predicting all."""
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     whole, part = (
         small(decoder_attention="cross", decoder_share=share)(
@@ -53,13 +53,13 @@ def test_a_cross_decoder_s_patches_do_not_depend_on_each_other() -> None:
     torch.testing.assert_close(whole[:, :6], part)
 
 
-def test_a_share_trains_on_so_many_of_the_hidden_patches() -> None:
+def test_decoder_share_limits_the_loss_to_that_fraction_of_the_masked_patches() -> None:
     assert [predicted_patches(12, share) for share in (1.0, 0.34, 0.01)] == [12, 4, 1]
     model = small(decoder_share=0.5)
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     output = model(images, 0.75, noise, every_patch=False)
-    asked = noise.argsort(dim=1)[:, 4:10]
-    target = gather(model.targets(images), asked)
+    masked = noise.argsort(dim=1)[:, 4:10]
+    target = gather(model.targets(images), masked)
     torch.testing.assert_close(output.loss, (output.prediction - target).square().mean())
 
 
@@ -74,12 +74,12 @@ def test_gradient_checkpointing_changes_no_gradient(attention: str) -> None:
         torch.testing.assert_close(after[name], gradient)
 
 
-def test_a_share_out_of_range_is_refused() -> None:
+def test_decoder_share_outside_0_to_1_raises() -> None:
     with pytest.raises(UserError, match=r"model\.decoder_share must lie in \(0, 1\]"):
         ModelConfig(decoder_share=1.5)
 
 
-def test_layouts_of_mae_s_decoder_refuse_another(tmp_path) -> None:
+def test_export_to_layouts_of_the_mae_decoder_rejects_a_cross_decoder(tmp_path) -> None:
     from tiny_run import TINY
 
     from mae_et import PretrainConfig, load_config, pretrain

@@ -37,7 +37,7 @@ def test_values_and_gradients_equal_the_golden_files(golden, file: str, target: 
         assert relative(ours.grad, golden[name]) < 1e-5
 
 
-def test_unmasked_features_equal_the_golden_ones_and_timm_s_own(golden) -> None:
+def test_unmasked_features_equal_the_golden_file_and_timm(golden) -> None:
     model = load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 4)
     features = model.encode(golden["images"])
     assert relative(features, golden["features_unmasked"]) < 1e-5
@@ -45,7 +45,7 @@ def test_unmasked_features_equal_the_golden_ones_and_timm_s_own(golden) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 16), (24, 40), (64, 32)])
-def test_the_loss_equals_a_naive_autoencoder_s_on_any_grid(size: tuple[int, int]) -> None:
+def test_loss_equals_a_naive_autoencoder_on_any_grid(size: tuple[int, int]) -> None:
     model = small()
     images = torch.randn(2, 3, *size)
     noise = torch.rand(2, size[0] * size[1] // 64)
@@ -55,7 +55,7 @@ def test_the_loss_equals_a_naive_autoencoder_s_on_any_grid(size: tuple[int, int]
     torch.testing.assert_close(model(images, 0.6, noise).loss, expected.mean(), rtol=1e-5, atol=0)
 
 
-def test_the_encoder_s_latent_does_not_depend_on_hidden_patches() -> None:
+def test_latent_does_not_depend_on_masked_patches() -> None:
     model = small()
     images, noise = torch.randn(1, 3, 32, 32), torch.rand(1, 16)
     before = model(images, 0.75, noise)
@@ -65,7 +65,7 @@ def test_the_encoder_s_latent_does_not_depend_on_hidden_patches() -> None:
     assert before.loss != after.loss
 
 
-def test_a_stage_of_another_bandwidth_changes_no_weight_s_shape() -> None:
+def test_all_bandwidths_share_all_weights() -> None:
     model = small()
     before = {name: p.shape for name, p in model.named_parameters()}
     for size in (16, 24, 32):
@@ -77,7 +77,7 @@ def test_a_stage_of_another_bandwidth_changes_no_weight_s_shape() -> None:
 
 @pytest.mark.parametrize("target", ["pixel", "norm_pix", "hog"])
 @pytest.mark.parametrize("channels", [1, 4, 13])
-def test_any_number_of_channels_works_with_each_target(target: str, channels: int) -> None:
+def test_every_target_supports_any_number_of_channels(target: str, channels: int) -> None:
     model = small(channels=channels, target=target)
     output = model(torch.randn(2, channels, 32, 24))
     assert output.loss.isfinite()
@@ -96,7 +96,7 @@ def test_gradient_checkpointing_changes_no_bit() -> None:
         assert torch.equal(plain, checkpointed)
 
 
-def test_autocast_leaves_target_and_loss_in_float32() -> None:
+def test_target_and_loss_are_float32_under_autocast() -> None:
     model = small(target="hog")
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     expected = model(images, 0.75, noise).loss
@@ -116,7 +116,7 @@ def test_autocast_leaves_target_and_loss_in_float32() -> None:
         ("vit_huge_patch14_224", 1280, 32, 630.8),
     ],
 )
-def test_published_sizes_have_the_published_number_of_parameters(
+def test_published_architectures_have_the_published_number_of_parameters(
     name: str, width: int, depth: int, millions: float
 ) -> None:
     with torch.device("meta"):
@@ -126,7 +126,7 @@ def test_published_sizes_have_the_published_number_of_parameters(
     assert count / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_initial_weights_are_mae_s_and_a_function_of_the_seed() -> None:
+def test_initial_weights_follow_mae_and_depend_on_the_seed_only() -> None:
     weights, again = small().state_dict(), small().state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     for name, weight in weights.items():
@@ -148,18 +148,18 @@ def test_initial_weights_are_mae_s_and_a_function_of_the_seed() -> None:
      ("vit_base_patch16_siglip_224", "class token"), ("vit_base_patch32_clip_224", "not a plain"),
      ("vit_small_patch14_reg4_dinov2", "not a plain")],
 )  # fmt: skip
-def test_encoders_that_are_no_plain_vit_are_refused(name: str, sentence: str) -> None:
+def test_encoders_other_than_plain_vits_raise(name: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         MaskedAutoencoder(name)
 
 
-def test_images_that_patches_do_not_tile_are_refused() -> None:
+def test_images_not_tiled_by_patches_raise() -> None:
     with pytest.raises(ValueError, match="not tiled by patches of 8"):
         small()(torch.randn(1, 3, 30, 32))
 
 
-def test_positions_on_the_inputs_own_grid_are_those_of_a_model_of_that_size() -> None:
-    """What the full grid is measured against: a crop seen as an image of its own."""
+def test_own_grid_positions_equal_those_of_a_model_of_that_size() -> None:
+    """The comparison for full-grid positions: treat a crop as an image of that size."""
     torch.manual_seed(1)
     crops, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 4)
     model, alone = small(positions="own_grid"), small(image_size=16)

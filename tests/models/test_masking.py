@@ -7,7 +7,7 @@ from mae_et.models.masking import mask_from_noise, visible_patches
 
 
 @given(patches=st.integers(2, 256), ratio=st.floats(0.01, 0.99), seed=st.integers(0, 9))
-def test_a_mask_hides_exactly_n_minus_v_and_restore_undoes_the_order(
+def test_mask_hides_n_minus_v_patches_and_restore_inverts_the_order(
     patches: int, ratio: float, seed: int
 ) -> None:
     visible = int(patches * (1 - ratio))
@@ -27,13 +27,13 @@ def test_a_mask_hides_exactly_n_minus_v_and_restore_undoes_the_order(
     assert torch.equal(places.sort(1).values, torch.arange(patches).expand(3, -1))
 
 
-def test_the_patches_with_the_least_noise_are_kept() -> None:
+def test_patches_with_the_least_noise_stay_visible() -> None:
     mask = mask_from_noise(torch.tensor([[0.3, 0.1, 0.9, 0.2]]), 0.5)
     assert mask.keep.tolist() == [[1, 3]]
     assert mask.hidden.tolist() == [[1, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.99, 1.0])
-def test_ratios_that_hide_all_or_none_are_refused(ratio: float) -> None:
+def test_ratios_that_mask_all_patches_or_none_raise(ratio: float) -> None:
     with pytest.raises(ValueError, match="at least one"):
         mask_from_noise(torch.rand(1, 16), ratio)

@@ -7,7 +7,7 @@ from mae_et.models.pos_embed import sincos_positions
 CPU = torch.device("cpu")
 
 
-def test_the_full_grid_has_mae_s_table() -> None:
+def test_full_grid_has_the_table_of_mae() -> None:
     """At row r and column c the first channel of each half is sin(c) and sin(r)."""
     table = sincos_positions((14, 14), (14, 14), 64, CPU).view(14, 14, 64)
     for r, c in ((0, 0), (3, 9), (13, 1)):
@@ -20,8 +20,8 @@ def test_the_full_grid_has_mae_s_table() -> None:
         )
 
 
-def test_a_coarser_grid_is_the_full_table_resampled() -> None:
-    """METHOD: cosine similarity .99996 at 10 of 14, where the plain 10 x 10 table reaches .90."""
+def test_coarser_grid_is_the_full_table_resampled() -> None:
+    """Cosine similarity .99996 at 10 of 14, where a plain 10 x 10 table reaches .90."""
     full = sincos_positions((14, 14), (14, 14), 768, CPU).T.reshape(1, 768, 14, 14)
     resampled = F.interpolate(full, (10, 10), mode="bicubic")[0].reshape(768, 100).T
     ours = sincos_positions((10, 10), (14, 14), 768, CPU)
@@ -30,13 +30,13 @@ def test_a_coarser_grid_is_the_full_table_resampled() -> None:
     assert F.cosine_similarity(naive, resampled).mean() < 0.92
 
 
-def test_a_rectangle_s_rows_and_columns_are_laid_out_separately() -> None:
+def test_rows_and_columns_of_rectangles_are_embedded_separately() -> None:
     table = sincos_positions((2, 3), (4, 6), 8, CPU)
     assert table.shape == (6, 8)
     assert torch.equal(table[0, :4], table[3, :4])  # same column
     assert torch.equal(table[0, 4:], table[2, 4:])  # same row
 
 
-def test_a_width_that_four_does_not_divide_is_refused() -> None:
+def test_width_not_divisible_by_4_raises() -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
         sincos_positions((2, 2), (2, 2), 6, CPU)
