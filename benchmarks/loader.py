@@ -34,6 +34,7 @@ from torchvision.transforms import (
 )
 
 from mae_et import low_frequency_crop
+from mae_et.config.commands import PrepareConfig
 from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
@@ -41,7 +42,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box, DecodedDataset
 from mae_et.data.image_folder import ImageFolder
 from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_and_resize, random_box, round_box
-from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.transforms import TrainDataset
 

@@ -1,26 +1,35 @@
-"""What pre-trained encoders are for: fine-tuning, probes, evaluation; training from scratch."""
+"""Downstream tasks: fine-tuning, probes and evaluation of encoders; training from scratch."""
 
-from finetune.classifier import classify
-from finetune.config import ClassifierConfig
-from finetune.evaluation import EvaluateConfig, evaluate, read_classifier_config
-from finetune.features import Features, ProbeConfig, extract_dataset_features
-from finetune.learning_dynamics import DynamicsConfig, dynamics
-from finetune.objective import HeldOutAccuracy
-from finetune.probes import knn, linear_probe, score_encoder
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ClassifierConfig",
-    "DynamicsConfig",
-    "EvaluateConfig",
-    "Features",
-    "HeldOutAccuracy",
-    "ProbeConfig",
-    "classify",
-    "dynamics",
-    "evaluate",
-    "extract_dataset_features",
-    "knn",
-    "linear_probe",
-    "read_classifier_config",
-    "score_encoder",
-]
+from mae_et.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from finetune.classifier import classify as classify
+    from finetune.config import ClassifierConfig as ClassifierConfig
+    from finetune.evaluation import evaluate as evaluate
+    from finetune.evaluation import read_classifier_config as read_classifier_config
+    from finetune.features import Features as Features
+    from finetune.features import extract_dataset_features as extract_dataset_features
+    from finetune.learning_dynamics import dynamics as dynamics
+    from finetune.objective import HeldOutAccuracy as HeldOutAccuracy
+    from finetune.probes import knn as knn
+    from finetune.probes import linear_probe as linear_probe
+    from finetune.probes import score_encoder as score_encoder
+    from finetune.scoring_config import DynamicsConfig as DynamicsConfig
+    from finetune.scoring_config import EvaluateConfig as EvaluateConfig
+    from finetune.scoring_config import ProbeConfig as ProbeConfig
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(
+        __name__,
+        {
+            "finetune.classifier": ["classify"],
+            "finetune.config": ["ClassifierConfig"],
+            "finetune.evaluation": ["evaluate", "read_classifier_config"],
+            "finetune.features": ["Features", "extract_dataset_features"],
+            "finetune.learning_dynamics": ["dynamics"],
+            "finetune.objective": ["HeldOutAccuracy"],
+            "finetune.probes": ["knn", "linear_probe", "score_encoder"],
+            "finetune.scoring_config": ["DynamicsConfig", "EvaluateConfig", "ProbeConfig"],
+        },
+    )

@@ -13,8 +13,9 @@ from torch.utils.data import Subset
 
 from finetune.config import ClassifierConfig, Pool
 from finetune.datasets import open_labelled
-from finetune.image_size import Size, height_and_width
+from finetune.image_size import Size
 from finetune.model import build_vit, load_run_network
+from finetune.scoring_config import EvaluateConfig
 from finetune.transforms import eval_dataset
 from mae_et.checkpoints.formats import load_weights, read_file
 from mae_et.checkpoints.run_config import read_classes, read_only
@@ -104,46 +105,6 @@ def score(
         confusion = distributed.all_reduce_sum(confusion, world).view(classes, classes)
     top5, loss = sums.tolist()
     return Scores(images, right, taken, round(top5), loss / int(images.sum()), confusion)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Score a fine-tuned checkpoint."""
-
-    checkpoint: Path
-    """Run folder of a classifier, or fine-tuned weights in MAE's layout."""
-    weights: Literal["last", "best"] = "last"
-    """Which of a run's weights: the last, or those of the best top-1."""
-    data: DataConfig | None = None
-    """Labelled data; by default what the run was trained on."""
-    image_size: Size = 224
-    """Side of the images in pixels, or [height, width], where the checkpoint does not say it."""
-    encoder_num_heads: int | None = None
-    """Heads of the encoder, where its width is no published one."""
-    output: Path | None = None
-    """Folder for the scores (results.json), the confusion table and the scores of each class (CSV);
-    none by default."""
-    batch_size: int = 256
-    """Images per forward pass."""
-    num_workers: int | None = None
-    """Loader processes; by default the cores, at most 16."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast precision."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
-        for name, smallest in (
-            ("image_size", min(height_and_width(self.image_size))),
-            ("batch_size", self.batch_size),
-        ):
-            if smallest < 1:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -4,9 +4,7 @@ N images, D width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,60 +12,14 @@ from torch.utils.data import Dataset, Subset
 
 from finetune.config import Pool
 from finetune.datasets import open_labelled
+from finetune.scoring_config import ProbeConfig
 from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.image_folder import Split
 from mae_et.data.loader import batches_of, eval_loader, worker_count
 from mae_et.data.transforms import EvalDataset, normalise
-from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.precision import autocast, autocast_dtype
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """Score a pre-trained encoder on labelled data, without training it."""
-
-    checkpoint: Path
-    """Run folder, checkpoint, or file of released weights."""
-    data: DataConfig | None = None
-    """Labelled data; by default what the checkpoint was pre-trained on, if it says so."""
-    pool: Pool = "mean"
-    """Feature of an image: mean of the patch tokens, or class token."""
-    neighbours: int = 20
-    """Neighbours of kNN (k)."""
-    temperature: float = 0.07
-    """Temperature of kNN's votes."""
-    epochs: int = 100
-    """Passes over the cached features in the linear probe."""
-    untrained: bool = False
-    """Whether the same encoder with fresh weights is scored too."""
-    encoder_num_heads: int | None = None
-    """Heads of the encoder, where its width is no published one."""
-    decoder_num_heads: int | None = None
-    """Heads of the decoder, likewise."""
-    output: Path | None = None
-    """Folder for the scores (results.json); they are printed alone by default."""
-    batch_size: int = 256
-    """Images per forward pass."""
-    num_workers: int | None = None
-    """Loader processes; by default the cores, at most 16."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast precision of the encoder."""
-    seed: int = 0
-    """Seed of the probe's batches and of fresh weights."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
-        for name in ("neighbours", "temperature", "epochs", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 class Features(NamedTuple):

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from mae_et.curriculum.flops import training_flops
+if TYPE_CHECKING:  # configs import this module, and need no PyTorch
+    from torch import Tensor
 
 Size = int | tuple[int, int]
 
@@ -39,7 +39,7 @@ def size_at_bandwidth(size: Size, bandwidth: int, patch: int) -> tuple[int, int]
 
 
 def image_cost(
-    size: Size, patch: int, forward: Callable[[Tensor], object] | None, channels: int
+    size: Size, patch: int, forward: "Callable[[Tensor], object] | None", channels: int
 ) -> Callable[[int], float]:
     """Return a function from a bandwidth to the cost of an image: FLOPs, or pixels.
 
@@ -51,6 +51,8 @@ def image_cost(
     """
     if forward is None:
         return lambda bandwidth: float(math.prod(size_at_bandwidth(size, bandwidth, patch)))
+    from mae_et.curriculum.flops import training_flops
+
     return training_flops(
         forward, channels, lambda bandwidth: size_at_bandwidth(size, bandwidth, patch)
     )

@@ -8,14 +8,14 @@ neighbours, or the probe, are of whole training images.
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from finetune.features import Features, ProbeConfig, extract_dataset_features
+from finetune.features import Features, extract_dataset_features
 from finetune.linear_classifier import train_probe
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.objective import HeldOutAccuracy
+from finetune.scoring_config import DynamicsConfig, ProbeConfig
 from mae_et.checkpoints.formats import weights_in
 from mae_et.checkpoints.load import masked_autoencoder, stored_config
 from mae_et.checkpoints.store import checkpoint_step, list_checkpoints, load_checkpoint
@@ -32,44 +32,6 @@ from mae_et.monitoring.plots import Chart, save_charts
 from mae_et.runtime import distributed
 
 RECORD = "dynamics.jsonl"
-
-
-@dataclass(frozen=True)
-class DynamicsConfig:
-    """Score the kept checkpoints of a run on low-passed validation images (output.keep_every)."""
-
-    run: Path
-    """Run folder of mae-et pretrain."""
-    by: Literal["knn", "linear"] = "knn"
-    """Accuracy of neighbours, or of a linear probe, among whole training images."""
-    bandwidths: tuple[int, ...] = ()
-    """Low frequencies that the validation images keep, as a bandwidth in pixels; by default
-    eighths of the base size: 1, 2, 3, 4, 6, 8."""
-    images: int | None = None
-    """Training images that vote or are probed, drawn at random; all by default."""
-    output: Path | None = None
-    """Folder for the table and the chart; RUN/dynamics by default."""
-    batch_size: int = 256
-    """Images per forward pass."""
-    num_workers: int | None = None
-    """Loader processes; by default the cores, at most 16."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes a GPU where there is one."""
-    seed: int = 0
-    """Seed of the probe and of the images that are drawn."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
-        for name in ("images", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name} must be positive, got {value}")
-        if any(bandwidth <= 0 for bandwidth in self.bandwidths):
-            raise UserError(f"bandwidths must be positive, got {list(self.bandwidths)}")
 
 
 def dynamics(config: DynamicsConfig) -> dict[str, Any]:

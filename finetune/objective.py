@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 
 from finetune.datasets import open_labelled
-from finetune.features import Features, ProbeConfig, extract_dataset_features
+from finetune.features import Features, extract_dataset_features
 from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
+from finetune.scoring_config import ProbeConfig
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig

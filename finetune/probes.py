@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from finetune.features import ProbeConfig, extract_dataset_features
+from finetune.features import extract_dataset_features
 from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
+from finetune.scoring_config import ProbeConfig
 from mae_et.checkpoints.formats import Weights, load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig

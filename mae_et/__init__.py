@@ -1,32 +1,39 @@
 """Masked autoencoder pre-training under the EfficientTrain++ frequency curriculum."""
 
-from mae_et.checkpoints.export import export
-from mae_et.checkpoints.load import load_pretrained
-from mae_et.config.files import load_config
-from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.frequency import low_frequency_crop
-from mae_et.curriculum.schedule import Curriculum, Plan, Stage
-from mae_et.errors import Interrupted, RunFailed, UserError
-from mae_et.models.mae import MaskedAutoencoder, Reconstruction
-from mae_et.models.targets import hog
-from mae_et.pretraining import pretrain
-from mae_et.version import __version__
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Curriculum",
-    "Interrupted",
-    "MaskedAutoencoder",
-    "Plan",
-    "PretrainConfig",
-    "Reconstruction",
-    "RunFailed",
-    "Stage",
-    "UserError",
-    "__version__",
-    "export",
-    "hog",
-    "load_config",
-    "load_pretrained",
-    "low_frequency_crop",
-    "pretrain",
-]
+from mae_et.lazy import lazy_exports
+from mae_et.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from mae_et.checkpoints.export import export as export
+    from mae_et.checkpoints.load import load_pretrained as load_pretrained
+    from mae_et.config.files import load_config as load_config
+    from mae_et.config.schema import PretrainConfig as PretrainConfig
+    from mae_et.curriculum.frequency import low_frequency_crop as low_frequency_crop
+    from mae_et.curriculum.schedule import Curriculum as Curriculum
+    from mae_et.curriculum.schedule import Plan as Plan
+    from mae_et.curriculum.schedule import Stage as Stage
+    from mae_et.errors import Interrupted as Interrupted
+    from mae_et.errors import RunFailed as RunFailed
+    from mae_et.errors import UserError as UserError
+    from mae_et.models.mae import MaskedAutoencoder as MaskedAutoencoder
+    from mae_et.models.mae import Reconstruction as Reconstruction
+    from mae_et.models.targets import hog as hog
+    from mae_et.pretraining import pretrain as pretrain
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(
+        __name__,
+        {
+            "mae_et.checkpoints.export": ["export"],
+            "mae_et.checkpoints.load": ["load_pretrained"],
+            "mae_et.config.files": ["load_config"],
+            "mae_et.config.schema": ["PretrainConfig"],
+            "mae_et.curriculum.frequency": ["low_frequency_crop"],
+            "mae_et.curriculum.schedule": ["Curriculum", "Plan", "Stage"],
+            "mae_et.errors": ["Interrupted", "RunFailed", "UserError"],
+            "mae_et.models.mae": ["MaskedAutoencoder", "Reconstruction"],
+            "mae_et.models.targets": ["hog"],
+            "mae_et.pretraining": ["pretrain"],
+        },
+    )

@@ -1,15 +1,14 @@
 """Picture what a checkpoint reconstructs of given images."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torchvision.io import encode_png
 
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
-from mae_et.config.schema import DataConfig, Target, check_statistics
+from mae_et.config.commands import ReconstructConfig
+from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import ImageFolder, list_images
@@ -18,47 +17,6 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 from mae_et.monitoring.reconstructions import picture, reconstruction_panels
 from mae_et.runtime.distributed import choose_device
-
-
-@dataclass(frozen=True)
-class ReconstructConfig:
-    """Write a PNG: a row for each image, of input, masked input, reconstruction and pasted."""
-
-    checkpoint: Path
-    """Run folder, checkpoint, or file of released weights with a decoder."""
-    images: tuple[Path, ...] = ()
-    """Files or folders of images; by default the validation split of the run's data."""
-    output: Path = Path("reconstruction.png")
-    """The picture."""
-    count: int = 8
-    """Most images in it."""
-    mask_ratio: float = 0.75
-    """Share of hidden patches."""
-    bandwidth: int | None = None
-    """Side of the low-frequency crop that is reconstructed; the base size by default."""
-    target: Target | None = None
-    """What a released file's decoder predicts: norm_pix, or pixel for the `visualize` files."""
-    encoder_num_heads: int | None = None
-    """Heads of the encoder, where its width is no published one."""
-    decoder_num_heads: int | None = None
-    """Heads of the decoder, likewise."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes a GPU where there is one."""
-    seed: int = 0
-    """Seed of the masks."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
-        if not 0 < self.mask_ratio < 1:
-            raise UserError(
-                f"mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}"
-            )
-        if self.count < 1:
-            raise UserError("count must be at least 1")
 
 
 def reconstruct(config: ReconstructConfig) -> Path:

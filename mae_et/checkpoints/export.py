@@ -9,9 +9,8 @@ tensors are written as they are, for its positions may have been trained, or be 
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from safetensors.torch import save as safetensors_bytes
@@ -26,31 +25,14 @@ from mae_et.checkpoints.formats import (
 )
 from mae_et.checkpoints.hugging_face import to_hugging_face
 from mae_et.checkpoints.load import depth_of, masked_autoencoder
+from mae_et.config.commands import Format
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.models.mae import MaskedAutoencoder, create_vit
 from mae_et.models.pos_embed import sincos_positions
 
-Format = Literal["timm", "hf", "mae"]
 # Parts of a block that MAE's code builds.
 MAE_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write a checkpoint in the layout of another library."""
-
-    checkpoint: Path
-    """Run folder (of pre-training or of a classifier), checkpoint, or file of released weights."""
-    format: Format
-    """timm: safetensors of the encoder; hf: folder for transformers' ViTMAEForPreTraining; mae:
-    .pth in the layout of facebookresearch/mae. A classifier keeps its head (timm, mae)."""
-    output: Path
-    """File to write (timm, mae), or folder (hf)."""
-    encoder_num_heads: int | None = None
-    """Heads of the encoder, where its width is no published one."""
-    decoder_num_heads: int | None = None
-    """Heads of the decoder, likewise."""
 
 
 def export(

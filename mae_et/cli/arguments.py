@@ -27,7 +27,7 @@ def config_of(command: str, arguments: Arguments) -> Any:
         UserError: they mean nothing.
     """
     import finetune
-    from mae_et.data.prepare import PrepareConfig
+    from mae_et.config.commands import PrepareConfig
     from mae_et.monitoring.compare import CompareConfig
     from mae_et.search import SearchConfig
 

@@ -158,7 +158,8 @@ def linear_probe(arguments: Arguments) -> None:
 
 def reconstruct(arguments: Arguments) -> None:
     """Write a PNG of images, masked, reconstructed and pasted."""
-    from mae_et.reconstruction import ReconstructConfig, reconstruct
+    from mae_et.config.commands import ReconstructConfig
+    from mae_et.reconstruction import reconstruct
 
     config, _ = parse_config(
         parser_of("reconstruct", ReconstructConfig), ReconstructConfig, arguments
@@ -168,7 +169,8 @@ def reconstruct(arguments: Arguments) -> None:
 
 def export(arguments: Arguments) -> None:
     """Write a checkpoint in the layout of timm, Hugging Face or MAE."""
-    from mae_et.checkpoints.export import ExportConfig, export
+    from mae_et.checkpoints.export import export
+    from mae_et.config.commands import ExportConfig
 
     config, _ = parse_config(parser_of("export", ExportConfig), ExportConfig, arguments)
     path = export(

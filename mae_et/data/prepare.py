@@ -11,7 +11,6 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.commands import PrepareConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import DecodedDataset, open_image
 from mae_et.data.prepared_shards import (
@@ -40,46 +39,6 @@ from mae_et.io.plain_files import keep_settings
 
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif",
            "PPM": "ppm"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Write a data set as shards at several sizes, for --data.name shards."""
-
-    output: Path
-    """Folder of the shards; what an interrupted preparation left there is gone on with."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The data set: folder, wds or hfds/NAME."""
-    channels: int = 3
-    """Channels of the images; 5 and more mean arrays (.npy)."""
-    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
-    """Splits that are written."""
-    levels: tuple[int, ...] = (192, 256, 320)
-    """Shorter sides of the smaller pictures, in pixels; the original files are kept beside."""
-    quality: int = 95
-    """JPEG quality of the smaller pictures, whose colours are not subsampled."""
-    shard_images: int = 10_000
-    """Images of a shard."""
-    num_workers: int = 1
-    """Shards that are written at once."""
-    verify: bool = False
-    """Read all that is in the output again, against its checksums, and write nothing."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
-        if list(self.levels) != sorted(set(self.levels)) or any(x < 1 for x in self.levels):
-            raise UserError(f"levels must be rising positive numbers, got {list(self.levels)}")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"quality must lie in [1, 100], got {self.quality}")
-        if self.shard_images < 1 or self.num_workers < 1 or not self.splits:
-            raise UserError("shard_images, num_workers and splits must be at least 1")
-        root = self.data.root
-        if root is not None and self.output.absolute().is_relative_to(root.absolute()):
-            raise UserError(f"output {self.output} lies in data.root {root}: it would become data")
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 import errno
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
 
 from mae_et.errors import Interrupted, PeerLost, RunFailed
 
@@ -34,11 +33,6 @@ def explain_system_errors() -> Iterator[None]:
         yield
     except (RunFailed, Interrupted):
         raise
-    except torch.OutOfMemoryError:
-        raise RunFailed(
-            "CUDA out of memory: --efficiency.micro_batch auto finds what fits; or lower it "
-            "(batch_size where features are computed)"
-        ) from None
     except MemoryError as error:
         raise RunFailed(_out_of_memory(error)) from None
     except OSError as error:
@@ -50,6 +44,11 @@ def explain_system_errors() -> Iterator[None]:
             "command goes on from there"
         ) from error
     except RuntimeError as error:
+        if _is_out_of_gpu_memory(error):
+            raise RunFailed(
+                "CUDA out of memory: --efficiency.micro_batch auto finds what fits; or lower it "
+                "(batch_size where features are computed)"
+            ) from None
         if _PEER_LOST.search(" ".join(str(error).split())):
             raise PeerLost(
                 "the connection to another process broke: it died, or its machine did (its log may "
@@ -63,6 +62,11 @@ def explain_system_errors() -> Iterator[None]:
             "a loader process died, as it does when memory or /dev/shm runs out: lower "
             "efficiency.num_workers (workers) or efficiency.micro_batch (batch_size)"
         ) from error
+
+
+def _is_out_of_gpu_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # commands that never import it cannot raise its errors
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _out_of_memory(error: Exception) -> str:

@@ -21,13 +21,14 @@ from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
 from finetune.transforms import LabelledTrainDataset, eval_dataset
 from mae_et import Interrupted, load_config, pretrain
+from mae_et.config.commands import PrepareConfig
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.data import decoding
 from mae_et.data.bad_images import RECORD, TRIES, WithSubstitutes
 from mae_et.data.datasets import open_dataset
 from mae_et.data.loader import replayed, train_loader
-from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, micro_batch_size
 from mae_et.data.transforms import EvalDataset, TrainDataset, as_tensor
 from mae_et.errors import RunFailed, Unreadable, UserError

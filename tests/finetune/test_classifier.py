@@ -25,8 +25,9 @@ from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
+from mae_et.config.commands import PrepareConfig
 from mae_et.config.schema import DataConfig
-from mae_et.data.prepare import PrepareConfig, prepare
+from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.webdataset import TarWriter

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.learning_dynamics import DynamicsConfig, score_checkpoint
+from finetune.learning_dynamics import score_checkpoint
+from finetune.scoring_config import DynamicsConfig
 from mae_et import UserError, pretrain
 from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_frequency_crop, low_pass

@@ -8,12 +8,10 @@ import pytest
 
 import mae_et
 from finetune import ClassifierConfig, DynamicsConfig, EvaluateConfig, ProbeConfig
-from mae_et.checkpoints.export import ExportConfig
 from mae_et.cli.main import COMMANDS, main
+from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.files import find_config, load_config
 from mae_et.config.schema import PretrainConfig
-from mae_et.data.prepare import PrepareConfig
-from mae_et.reconstruction import ReconstructConfig
 from mae_et.search import SearchConfig
 
 ROOT = Path(__file__).parents[2]
