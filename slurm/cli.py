@@ -17,7 +17,7 @@ from mae_et.config.files import (
     shipped_configs,
 )
 from mae_et.errors import UserError
-from slurm.command import KINDS
+from slurm.command import KINDS, CommandLine
 from slurm.config import ClusterConfig
 from slurm.run_status import as_dicts, status, table, watch
 from slurm.submission import submit
@@ -35,7 +35,7 @@ Keys of the cluster (in the file, or as flags over it):
 """
 
 
-def submit_command(arguments: list[str]) -> None:
+def submit_command(command_line: CommandLine, arguments: list[str]) -> None:
     """Submit what a command line says, and print the jobs as one line of JSON."""
     kinds = ", ".join(kind for kind in KINDS if kind != "compare")
     if not arguments or "--help" in arguments or "-h" in arguments:
@@ -55,7 +55,7 @@ def submit_command(arguments: list[str]) -> None:
     )
     then = [word for words in options["then"] for word in words.split(",")]
     dry_run = bool(options["dry_run"])
-    jobs = submit(kind, others, cluster, then, options["sweep"], dry_run)
+    jobs = submit(command_line, kind, others, cluster, then, options["sweep"], dry_run)
     if dry_run:
         return
     run = shlex.quote(jobs["run"])

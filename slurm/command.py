@@ -2,10 +2,9 @@
 
 import hashlib
 import itertools
-import pkgutil
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from mae_et.config.files import find_config
 from mae_et.config.schema import SOURCE_KEYS
 from mae_et.errors import UserError
 
-# Named, not imported: the command line is above this package.
-PARSE = "mae_et.cli.arguments:config_of"
 TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
 KINDS = (*TRAININGS, *PROBES, "evaluate", "compare")
@@ -28,9 +25,24 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
+class CommandLine:
+    """The command line of mae-et, which is above this package and hands itself down.
+
+    A job pickles `run` by its module and name, so both are plain functions of a module.
+    """
+
+    parse: Callable[[str, list[str]], Any]
+    """Returns the config of a command, from its name and arguments."""
+    run: Callable[[list[str]], object]
+    """Runs a command, from its name followed by its arguments."""
+
+
+@dataclass(frozen=True)
 class Task:
     """A command of mae-et."""
 
+    command_line: CommandLine
+    """What parses and runs it."""
     kind: str
     """Its name."""
     arguments: list[str]
@@ -46,13 +58,13 @@ class Task:
         return self.kind in (*PROBES, "compare")
 
     @property
-    def command_line(self) -> list[str]:
+    def words(self) -> list[str]:
         """The command line, without `mae-et`."""
         return [self.kind, *self.arguments]
 
 
-def task(kind: str, arguments: Sequence[str]) -> Task:
-    """Return the task that a command line says.
+def task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -> Task:
+    """Parse a command into a task.
 
     Raises:
         UserError: there is no such command to submit, or its arguments are wrong.
@@ -60,16 +72,16 @@ def task(kind: str, arguments: Sequence[str]) -> Task:
     if kind not in KINDS:
         raise UserError(f"{kind!r} cannot be submitted; what can: {', '.join(KINDS)}")
     given = list(arguments)
-    config = pkgutil.resolve_name(PARSE)(kind, given)
+    config = command_line.parse(kind, given)
     if kind in TRAININGS:
-        return Task(kind, given, config.output.dir, config)
+        return Task(command_line, kind, given, config.output.dir, config)
     if kind == "compare":
-        return Task(kind, given, config.output.parent, config)
+        return Task(command_line, kind, given, config.output.parent, config)
     if config.output is None:
         start = config.checkpoint
         folder = start / kind if start.is_dir() else Path("runs") / f"{kind}-{start.stem}"
-        return task(kind, [*given, f"--output={folder}"])
-    return Task(kind, given, config.output, config)
+        return task(command_line, kind, [*given, f"--output={folder}"])
+    return Task(command_line, kind, given, config.output, config)
 
 
 def following(first: Task, words: str) -> Task:
@@ -91,15 +103,15 @@ def following(first: Task, words: str) -> Task:
     start = [f"--checkpoint={first.folder}"]
     if kind != "finetune":
         given = [f"--config={recipe}"] if recipe else []
-        return task(kind, [*given, *start, f"--output={folder}"])
+        return task(first.command_line, kind, [*given, *start, f"--output={folder}"])
     recipe = recipe or _recipe_of(first)
     given = [f"--config={recipe}", *start, f"--output.dir={folder}"]
-    found = task(kind, given)
+    found = task(first.command_line, kind, given)
     if found.config.data.root is None:
         data = first.config.data
         values = {key: getattr(data, key) for key in SOURCE_KEYS} | {"name": data.source}
         flags = [f"--data.{key}={_written(v)}" for key, v in values.items() if v is not None]
-        return task(kind, [*given, *flags])
+        return task(first.command_line, kind, [*given, *flags])
     return found
 
 
@@ -139,7 +151,8 @@ def arms(first: Task, sweep: Sequence[str]) -> list[Task]:
         folder = first.folder / name.replace("/", "_")
         flags = [f"--{key}={value}" for key, value in combination]
         output = "--output.dir" if first.kind in TRAININGS else "--output"
-        found.append(task(first.kind, [*first.arguments, *flags, f"{output}={folder}"]))
+        arguments = [*first.arguments, *flags, f"{output}={folder}"]
+        found.append(task(first.command_line, first.kind, arguments))
     return found
 
 
@@ -156,7 +169,7 @@ def frozen(given: Task, folder: Path) -> Task:
             arguments[place] = f"--config={_copied(argument.partition('=')[2], folder)}"
         elif argument == "--config" and place + 1 < len(arguments):
             arguments[place + 1] = str(_copied(arguments[place + 1], folder))
-    return Task(given.kind, arguments, given.folder, given.config)
+    return replace(given, arguments=arguments)
 
 
 def _copied(name: str, folder: Path) -> Path:

@@ -9,12 +9,12 @@ folder, so it does not matter who queued it again: submitit, SLURM after a preem
 """
 
 import os
-import pkgutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,6 @@ from slurm.progress import reached
 from slurm.squeue import job_state
 from slurm.watchdog import Watchdog
 
-# Named, not imported: the command line is above this package.
-COMMAND_LINE = "mae_et.cli.main:run"
 PORT_SECONDS = 300
 
 
@@ -38,7 +36,9 @@ PORT_SECONDS = 300
 class Job:
     """A command of mae-et as submitit calls it, in every process of the job."""
 
-    arguments: list[str]
+    run: Callable[[list[str]], object]
+    """Runs a command line; a function of a module, for it is pickled by its name."""
+    words: list[str]
     """The command line, without `mae-et`."""
     folder: Path
     """The run's folder."""
@@ -61,7 +61,7 @@ class Job:
             note(self.folder, "started", node=node(), step=saved, lost=lost)
         with Watchdog(self.grace, lambda number: self._give_up(number)):
             try:
-                pkgutil.resolve_name(COMMAND_LINE)(list(self.arguments))
+                self.run(list(self.words))
             except Interrupted as stop:
                 if rank == 0:
                     self._hand_over(stop)

@@ -15,7 +15,7 @@ from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.training.plan import curriculum_of
 from mae_et.training.resume import check_same_run
-from slurm.command import TRAININGS, Task, arms, following, frozen, task
+from slurm.command import TRAININGS, CommandLine, Task, arms, following, frozen, task
 from slurm.config import ClusterConfig, job_name
 from slurm.job import Job
 from slurm.journal import note, read_events
@@ -30,6 +30,7 @@ MARGIN_SECONDS = 30
 
 
 def submit(
+    command_line: CommandLine,
     kind: str,
     arguments: Sequence[str],
     cluster: ClusterConfig,
@@ -40,6 +41,8 @@ def submit(
     """Submit a command of mae-et.
 
     Args:
+        command_line: parses and runs it; for mae-et,
+            `CommandLine(mae_et.cli.arguments.config_of, mae_et.cli.main.run)`.
         kind: pretrain, finetune, supervised, linear-probe, knn or evaluate.
         arguments: its arguments on the command line.
         cluster: where it runs.
@@ -54,7 +57,7 @@ def submit(
     Raises:
         UserError: the command, the cluster or the folder would not do; nothing is submitted.
     """
-    first = task(kind, arguments)
+    first = task(command_line, kind, arguments)
     following_kinds = [words.partition("=")[0] for words in then]
     for each in following_kinds:
         if following_kinds.count(each) > 1:
@@ -98,7 +101,8 @@ def submit_together(tasks: list[Task], cluster: ClusterConfig, root: Path) -> st
 def _table(folder: Path, groups: list[list[Task]]) -> Task:
     """Return the task that puts the results of a sweep into one table."""
     runs = json.dumps([str(run.folder) for run in groups[0]])  # names have commas in them
-    return task("compare", [f"--runs={runs}", f"--output={folder / 'results.md'}"])
+    words = [f"--runs={runs}", f"--output={folder / 'results.md'}"]
+    return task(groups[0][0].command_line, "compare", words)
 
 
 def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path) -> Launcher:
@@ -111,7 +115,7 @@ def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path)
     if group[0].folder != root:
         name += f"-{group[0].kind}"
     grace = max(MARGIN_SECONDS / 2, cluster.signal_delay - MARGIN_SECONDS)
-    jobs = [Job(each.command_line, each.folder.absolute(), grace) for each in group]
+    jobs = [Job(each.command_line.run, each.words, each.folder.absolute(), grace) for each in group]
     return Launcher(cluster, root / "slurm", code, name, jobs)
 
 
@@ -131,7 +135,7 @@ def _show(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
     if cluster.executor == "slurm":
         print(launcher.script())
     for each in group:
-        line = shlex.join(each.command_line).replace("\n", "\\n")  # a comment is one line
+        line = shlex.join(each.words).replace("\n", "\\n")  # a comment is one line
         print(f"# mae-et {line}")
         print(to_yaml(each.config))
 

@@ -10,7 +10,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.errors import RunFailed
 from mae_et.io.atomic import write_text_atomically
 from slurm.cli import cluster_of
-from slurm.command import task
+from slurm.command import CommandLine, task
 from slurm.journal import read_events
 from slurm.run_status import ENDED, status
 from slurm.submission import submit_together
@@ -26,11 +26,13 @@ class ClusterRunner:
     Jobs outlive the search: one that is started again waits for those that are still there.
 
     Args:
+        command_line: what parses and runs a trial.
         cluster: file, or name among the shipped ones.
         folder: of the search; code and logs of the jobs are kept in it.
     """
 
-    def __init__(self, cluster: str, folder: Path):
+    def __init__(self, command_line: CommandLine, cluster: str, folder: Path):
+        self.command_line = command_line
         self.cluster, self.folder = cluster_of(cluster), folder
 
     def __call__(
@@ -52,7 +54,7 @@ class ClusterRunner:
             for config in started:
                 written = config.output.dir / "trial.yaml"
                 write_text_atomically(written, to_yaml(config))
-                tasks.append(task("pretrain", [f"--config={written}"]))
+                tasks.append(task(self.command_line, "pretrain", [f"--config={written}"]))
             job = submit_together(tasks, self.cluster, self.folder)
             print(f"mae-et: search: {len(tasks)} trials as job {job}", file=sys.stderr, flush=True)
         missing = 0

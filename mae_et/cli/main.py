@@ -285,12 +285,14 @@ def search(arguments: Arguments) -> None:
                 "on the command line"
             )
         objective = _function(options.objective, "search.objective")
-    run = run_here
+    runner = run_here
     if options.cluster is not None:
+        from slurm.command import CommandLine
         from slurm.trials import ClusterRunner
 
-        run = ClusterRunner(options.cluster, config.output.dir)
-    results = search(config, objective, run, together=options.cluster is not None)
+        command_line = CommandLine(config_of, run)
+        runner = ClusterRunner(command_line, options.cluster, config.output.dir)
+    results = search(config, objective, runner, together=options.cluster is not None)
     stages = ", ".join(str(bandwidth) for bandwidth in results["bandwidths"])
     print(
         f"mae-et: found {stages}: {options.objective} {results['value']:.2f}; train with: "
@@ -344,8 +346,9 @@ def bench(arguments: Arguments) -> None:
 def submit(arguments: Arguments) -> None:
     """Submit a command to SLURM, with what follows it, or a sweep of it."""
     from slurm.cli import submit_command
+    from slurm.command import CommandLine
 
-    submit_command(arguments)
+    submit_command(CommandLine(config_of, run), arguments)
 
 
 def status(arguments: Arguments) -> None:

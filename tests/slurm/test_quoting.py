@@ -14,7 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mae_et import UserError
+from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
+from mae_et.cli.main import run as run_command
+from slurm.command import CommandLine
 from slurm.config import ClusterConfig
 from slurm.job import Job
 from slurm.journal import note, read_events
@@ -64,7 +67,7 @@ def run(script: str, place: Path) -> list[str]:
 
 def launcher(config: ClusterConfig, place: Path, root: str = "run", name: str = "job") -> Launcher:
     folder = place / root
-    return Launcher(config, folder / "slurm", folder / "code", name, [Job([], folder)])
+    return Launcher(config, folder / "slurm", folder / "code", name, [Job(run_command, [], folder)])
 
 
 def directives(script: str) -> dict[str, str]:
@@ -143,7 +146,13 @@ def test_a_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Pat
 def test_a_run_folder_that_is_refused_is_refused_before_a_dry_run_too(name: str, place) -> None:
     for dry_run in (True, False):
         with pytest.raises(UserError, match="would read otherwise"):
-            submit("pretrain", [f"--output.dir={name}"], ClusterConfig(), dry_run=dry_run)
+            submit(
+                CommandLine(config_of, run_command),
+                "pretrain",
+                [f"--output.dir={name}"],
+                ClusterConfig(),
+                dry_run=dry_run,
+            )
     assert not (place / name).exists()
 
 

@@ -11,18 +11,20 @@ from pathlib import Path
 import pytest
 
 from mae_et import RunFailed, UserError
-from mae_et.cli.main import main
+from mae_et.cli.arguments import config_of
+from mae_et.cli.main import main, run
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.monitoring.compare import CompareConfig, compare
 from mae_et.runtime import watchdog
 from slurm import ClusterConfig, job, retry, status, trials
-from slurm.command import arms, following, task
+from slurm.command import CommandLine, arms, following, task
 from slurm.journal import note, read_events
 from slurm.run_status import table
 from slurm.snapshot import snapshot
 from slurm.watchdog import EXIT_STATUS
 
+COMMAND_LINE = CommandLine(config_of, run)
 RUN = ["--config=tiny.yaml", "--output.dir=run"]
 
 
@@ -123,21 +125,24 @@ def test_a_job_imports_the_copied_code_and_not_what_lies_where_it_starts(place: 
 def test_a_config_that_is_edited_does_not_change_a_job_that_waits(place: Path) -> None:
     from slurm.command import frozen
 
-    kept = frozen(task("pretrain", ["--config", "tiny.yaml", "--seed=3"]), place / "run" / "slurm")
+    kept = frozen(
+        task(COMMAND_LINE, "pretrain", ["--config", "tiny.yaml", "--seed=3"]),
+        place / "run" / "slurm",
+    )
     (place / "tiny.yaml").write_text("seed: 9")
-    again = task("pretrain", kept.arguments)
+    again = task(COMMAND_LINE, "pretrain", kept.arguments)
     assert again.config.seed == 3
     assert again.config.model.encoder_embed_dim == 32
 
 
 def test_what_follows_starts_from_the_run_and_takes_its_data(place: Path) -> None:
-    first = task("pretrain", [*RUN, "--data.synthetic_train=41"])
+    first = task(COMMAND_LINE, "pretrain", [*RUN, "--data.synthetic_train=41"])
     (place / "recipe.yaml").write_text("model: {image_size: 32}")
     tuned = following(first, "finetune=recipe.yaml")
     assert tuned.config.model.checkpoint == Path("run")
     assert tuned.config.data.synthetic_train == 41
     assert tuned.folder == Path("run/finetune")
-    large = task("pretrain", ["--config=pretrain/vit_l16_etpp", "--data.root=/x"])
+    large = task(COMMAND_LINE, "pretrain", ["--config=pretrain/vit_l16_etpp", "--data.root=/x"])
     followed = following(large, "finetune").config
     assert followed.optim.layer_decay == 0.75
     assert followed.data.root == Path("/x")
@@ -146,7 +151,7 @@ def test_what_follows_starts_from_the_run_and_takes_its_data(place: Path) -> Non
 
 
 def test_a_sweep_has_a_run_for_each_combination(place: Path) -> None:
-    first = task("pretrain", RUN)
+    first = task(COMMAND_LINE, "pretrain", RUN)
     found = arms(first, ["optim.base_lr=0.1,0.2", "seed=0,1,2"])
     assert len(found) == len({each.folder for each in found}) == 6
     assert found[-1].folder == Path("run/base_lr=0.2,seed=2")
@@ -158,7 +163,7 @@ def test_a_sweep_has_a_run_for_each_combination(place: Path) -> None:
 def test_the_table_of_a_sweep_takes_names_with_commas(place: Path) -> None:
     from slurm.submission import _table
 
-    found = arms(task("pretrain", RUN), ["optim.base_lr=0.1,0.2", "seed=0,1"])
+    found = arms(task(COMMAND_LINE, "pretrain", RUN), ["optim.base_lr=0.1,0.2", "seed=0,1"])
     assert _table(Path("run"), [found]).config.runs == [each.folder for each in found]
 
 
@@ -363,7 +368,7 @@ def test_trials_of_a_search_are_submitted_waited_for_and_not_started_twice(
     """A cluster whose jobs run in this process stands for a real one."""
     monkeypatch.setattr(trials, "POLL_SECONDS", 0)
     (place / "here.yaml").write_text("executor: debug\n")
-    runner = trials.ClusterRunner("here.yaml", place / "search")
+    runner = trials.ClusterRunner(COMMAND_LINE, "here.yaml", place / "search")
     one, other = (
         load_config(PretrainConfig, ["tiny.yaml"], [f"--output.dir=search/{n}"]) for n in (1, 2)
     )
