@@ -7,7 +7,6 @@ array; a label is an integer, -1 where there is none, and means the same class i
 
 import contextlib
 import fcntl
-import gzip
 import importlib.util
 import sys
 import tempfile
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from mae_et.config.files import one_sentence
 from mae_et.config.schema import DataConfig
@@ -29,7 +27,6 @@ from mae_et.data.webdataset import UNLABELLED, TarShards, find_shards
 from mae_et.errors import UserError
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 class ImageDataset(Protocol):
@@ -61,8 +58,6 @@ def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDa
     check_channels(channels)  # of pictures; folders and shards may hold arrays
     if kind == "synthetic":
         return _synthetic(config, split, channels)
-    if kind == "fashion_mnist" and config.root is None and DEBIAN_FASHION_MNIST.is_dir():
-        return _fashion_mnist_from_debian(split, channels)
     if kind in TORCHVISION:
         return _torchvision(config, split, channels)
     if kind.startswith("hfds/"):
@@ -95,19 +90,6 @@ def _tar_shards(config: DataConfig, split: Split, channels: int) -> ImageDataset
 
 
 # --- sets that others read ------------------------------------------------------------------------
-
-
-class GreyImages:
-    """Grey images held in memory, uint8 [N H W], with labels."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]), self.labels[index]
 
 
 def _wrap(inner: Any, classes: Sequence[str], channels: int, title: str) -> ImageDataset:
@@ -175,31 +157,6 @@ def _download(name: str, root: Path, split: Split) -> Any:
         raise UserError(
             f"the data set {name} is not in {root} and cannot be downloaded: {one_sentence(error)}"
         ) from None
-
-
-def _fashion_mnist_from_debian(split: Split, channels: int) -> ImageDataset:
-    """Read the files of Debian's package dataset-fashion-mnist."""
-    from torchvision.datasets import FashionMNIST
-
-    stem = "train" if split == "train" else "t10k"
-    try:
-        images = _idx(DEBIAN_FASHION_MNIST / f"{stem}-images-idx3-ubyte.gz")
-        labels = _idx(DEBIAN_FASHION_MNIST / f"{stem}-labels-idx1-ubyte.gz")
-    except Exception as error:  # whatever a missing or damaged file raises
-        raise UserError(
-            f"{DEBIAN_FASHION_MNIST} is damaged: {one_sentence(error)}; data.root DIR makes "
-            "torchvision download the set there"
-        ) from None
-    return _wrap(GreyImages(images, labels), FashionMNIST.classes, channels, "fashion_mnist")
-
-
-def _idx(path: Path) -> np.ndarray:
-    """Read bytes in the IDX format, gzipped: magic (its last byte counts axes), sizes, values."""
-    with gzip.open(path) as file:
-        content = file.read()
-    axes = content[3]
-    shape = np.frombuffer(content, ">u4", axes, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 class HuggingFaceImages:

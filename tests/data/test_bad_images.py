@@ -189,7 +189,7 @@ def test_the_other_samples_of_a_run_do_not_change(folders, method: str) -> None:
 def test_what_stands_in_depends_on_neither_workers_nor_where_a_run_goes_on(folders) -> None:
     alone = batches(folders[1])
     for found, first in (
-        (batches(folders[1], num_workers=2), 0),
+        (batches(folders[1], workers=2), 0),
         (batches(folders[1], start=4), 0),
     ):
         tail = alone[len(alone) - len(found) + first :]
@@ -261,7 +261,7 @@ def test_preparing_stops_at_the_first_or_past_the_share(folders, tmp_path: Path)
 
     # Two shards at a time: either may be the first to come upon one.
     with pytest.raises(Unreadable, match=r"07\.png: the file is empty|21\.png: .* truncated"):
-        prepare(flags(broken="stop"))
+        prepare(flags(on_error="stop"))
     with pytest.raises(RunFailed, match=r"2 of 30 images of train cannot be read, more than"):
         prepare(flags(max_bad_fraction=0.05))
     assert prepare(flags(max_bad_fraction=0.07))["train"]["unreadable"] == 2
@@ -339,7 +339,7 @@ def test_past_the_share_a_run_stops_with_a_sentence_and_a_larger_one_lets_it_go_
 ) -> None:
     flags = [f"--data.root={folders[1]}", "--curriculum.epochs=9"]
     with pytest.raises(
-        RunFailed, match=r"^\d of 30 images cannot be read, more than data\.bro.*png"
+        RunFailed, match=r"^\d of 30 images cannot be read, more than data\.max_bad.*png"
     ):
         pretrain(tiny(*flags))
     with pytest.raises(Unreadable, match=NEVER):

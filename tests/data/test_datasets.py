@@ -24,9 +24,6 @@ from mae_et.data.synthetic import CLASSES, Synthetic
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import RunFailed, UserError
 
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
-           "Bag", "Ankle boot")  # fmt: skip
-
 
 def picture(value: int = 0, mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
     return Image.new("L", size, value).convert(mode)
@@ -575,56 +572,12 @@ def test_a_failed_download_is_told_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "not installed")
     sentence = refusal(DataConfig(name=name))
     assert f"the data set {name} is not in data/{name} and cannot be downloaded" in sentence
     assert "no network" in sentence
     elsewhere = DataConfig(name=name, root=tmp_path / "elsewhere", download=False)
     assert "data.download is off" in refusal(elsewhere)
     assert not (tmp_path / "elsewhere").exists()
-
-
-# --- Fashion-MNIST from Debian's package ----------------------------------------------------------
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
-
-
-@pytest.fixture
-def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for stem, count in (("train", 5), ("t10k", 3)):
-        images = np.arange(count * 28 * 28).reshape(count, 28, 28) % 251
-        write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", images)
-        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", np.arange(count) + 4)
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
-    return tmp_path
-
-
-def test_fashion_mnist_is_read_from_debian_s_package(debian: Path, offline: None) -> None:
-    config = DataConfig(name="fashion_mnist")
-    train, val = (open_dataset(config, split, 1) for split in ("train", "val"))
-    assert [train[i][1] for i in range(5)] == [4, 5, 6, 7, 8]
-    assert len(val) == 3
-    with pytest.raises(IndexError):
-        val[3]
-    assert tuple(train.classes) == FASHION
-    pixels = np.asarray(val[2][0])
-    assert (pixels == np.arange(2 * 784, 3 * 784).reshape(28, 28) % 251).all()
-    coloured = open_dataset(config, "val", 3)[2][0]
-    assert (np.asarray(coloured) == pixels[..., None]).all()
-
-
-def test_a_damaged_package_is_told_in_one_sentence(debian: Path) -> None:
-    path = debian / "t10k-images-idx3-ubyte.gz"
-    whole = path.read_bytes()
-    too_short = gzip.compress(gzip.decompress(whole)[:-1])
-    for content in (b"noise", whole[:-20], too_short, gzip.compress(b"")):
-        path.write_bytes(content)
-        assert f"{debian} is damaged" in refusal(DataConfig(name="fashion_mnist"), "val")
-    path.unlink()
-    assert f"{debian} is damaged" in refusal(DataConfig(name="fashion_mnist"), "val")
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------
