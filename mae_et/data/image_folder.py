@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from mae_et.config.schema import DataConfig
-from mae_et.data.arrays import read_array
 from mae_et.data.decoding import EXTENSIONS, DecodedDataset, extensions_for
+from mae_et.data.untrusted import read_array
 from mae_et.data.webdataset import UNLABELLED
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
