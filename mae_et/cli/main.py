@@ -292,7 +292,7 @@ def search(arguments: Arguments) -> None:
 
         command_line = CommandLine(config_of, run)
         runner = ClusterRunner(command_line, options.cluster, config.output.dir)
-    results = search(config, objective, runner, together=options.cluster is not None)
+    results = search(config, objective, runner, parallel=options.cluster is not None)
     stages = ", ".join(str(bandwidth) for bandwidth in results["bandwidths"])
     print(
         f"mae-et: found {stages}: {options.objective} {results['value']:.2f}; train with: "

@@ -1,4 +1,4 @@
-"""Search a curriculum for a data set and a model: `mae-et search`."""
+"""Search a curriculum for a dataset and a model: `mae-et search`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
-"""Search whole curricula under a fixed compute by Optuna's tree-structured Parzen estimator.
+"""Bayesian search of whole curricula at fixed compute, by Optuna's TPE sampler.
 
-The space is in `space.py`. The first trial is constant bandwidth. Optuna's study lies in
-`optuna.jsonl`; the sampler is seeded for each trial by how many are before it, so that a search
-that was stopped proposes what it would have proposed. What is proposed a second time is put aside
-for the nearest curriculum that was not tried.
+`space.py` defines the space. The first trial is constant bandwidth. The study is stored in
+`optuna.jsonl`; the sampler is seeded for each trial by the number of trials before it, so an
+interrupted search makes the same proposals. A repeated proposal is replaced by the nearest
+curriculum that was not tried.
 """
 
 from pathlib import Path
@@ -13,18 +13,17 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import RunFailed, UserError
 from mae_et.search.config import SearchConfig
-from mae_et.search.found import Found
-from mae_et.search.journal import drop_half_line
 from mae_et.search.space import Space
-from mae_et.search.trials import Trial, Trials
+from mae_et.search.trial_log import truncate_partial_line
+from mae_et.search.trials import SearchResult, Trial, Trials
 
 STUDY = "curriculum"
-# Random ones before the estimator proposes; scored ones before a trial may be pruned.
+# Random trials before TPE proposes; scored trials before one may be pruned.
 STARTUP_TRIALS = 5
 
 
-def bayes(config: SearchConfig, images: int, trials: Trials) -> Found:
-    """Return the curriculum that is found.
+def bayes(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
+    """Return the best curriculum.
 
     Args:
         config: the search.
@@ -32,20 +31,20 @@ def bayes(config: SearchConfig, images: int, trials: Trials) -> Found:
         trials: scores runs.
 
     Raises:
-        UserError: Optuna is missing, or the budget leaves a stage no step.
-        RunFailed: every trial failed.
+        UserError: Optuna is missing, or the budget is too small for a step in each stage.
+        RunFailed: every trial diverged.
     """
     optuna = import_optuna()
     states = optuna.trial.TrialState
     study, space = open_study(optuna, config.output.dir), Space(config, images)
-    prune_from = None if trials.together else config.search.prune_from
-    while group := next_group(optuna, study, space, trials.together):
+    prune_from = None if trials.parallel else config.search.prune_from
+    while group := next_group(optuna, study, space, trials.parallel):
         runs = [space.trial(ask.params) for ask in group]
         if prune_from is None:
             scores = trials.scores(runs)
         else:
             scores = [
-                settled(trials, trial, ask, rungs(trial.plan, prune_from))
+                train_with_pruning(trials, trial, ask, rungs(trial.plan, prune_from))
                 for ask, trial in zip(group, runs, strict=True)
             ]
         for ask, score in zip(group, scores, strict=True):
@@ -54,23 +53,19 @@ def bayes(config: SearchConfig, images: int, trials: Trials) -> Found:
             else:
                 study.tell(ask, score)
         if not config.search.keep_checkpoints:
-            trials.discard(runs)
+            trials.delete_checkpoints(runs)
     if not study.get_trials(states=[states.COMPLETE]):
         raise RunFailed("every trial diverged: lower optim.base_lr")
     best = study.best_trial
     trial = space.trial(best.params)
-    return Found(space.stages(best.params), best.value, trial.name)
+    return SearchResult(space.stages(best.params), best.value, trial.name)
 
 
 # --- proposals ------------------------------------------------------------------------------------
 
 
 def import_optuna() -> Any:
-    """Return Optuna, told to be quiet.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Return Optuna, its log messages silenced."""
     try:
         import optuna
     except ImportError:
@@ -82,12 +77,12 @@ def import_optuna() -> Any:
 
 
 def open_study(optuna: Any, folder: Path) -> Any:
-    """Open the study in a folder, or begin it."""
+    """Open the study of a folder, or create it."""
     from optuna.storages.journal import JournalFileBackend
 
     path = folder / "optuna.jsonl"
-    drop_half_line(path)
-    # The folder is locked, so a lock that lies there is of a process that was killed.
+    truncate_partial_line(path)
+    # The search folder is locked, so a lock file here was left by a killed process.
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
     return optuna.create_study(
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
@@ -98,45 +93,48 @@ def open_study(optuna: Any, folder: Path) -> Any:
     )
 
 
-def tried(study: Any, *states: str) -> list[Any]:
-    """Return the trials that are in a state; by default those that count: scored, or running."""
+def trials_in(study: Any, *states: str) -> list[Any]:
+    """Return the trials in the given states; by default all that are scored or running."""
     wanted = states or ("COMPLETE", "PRUNED", "RUNNING")
     return [trial for trial in study.trials if trial.state.name in wanted]
 
 
-def next_group(optuna: Any, study: Any, space: Space, together: bool) -> list[Any]:
-    """Return the trials to be scored next: those asked for before, or new ones; none at the end."""
+def next_group(optuna: Any, study: Any, space: Space, parallel: bool) -> list[Any]:
+    """Return the next trials: the unscored ones of an earlier start, or new ones; empty at the end.
+
+    With `parallel` a group has up to `search.at_once` trials, otherwise one.
+    """
     group = []
-    for frozen in tried(study, "RUNNING"):
-        if space.is_whole(frozen.params):
+    for frozen in trials_in(study, "RUNNING"):
+        if space.is_complete(frozen.params):
             group.append(optuna.trial.Trial(study, frozen._trial_id))
-        else:  # cut off while it was proposed: the same is proposed again
+        else:  # interrupted while it was proposed: the sampler proposes the same again
             study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
     options = space.config.search
-    count = options.at_once if together else 1
-    while len(group) < count and len(tried(study)) < options.trials:
-        ask = proposed(optuna, study, space)
+    count = options.at_once if parallel else 1
+    while len(group) < count and len(trials_in(study)) < options.trials:
+        ask = propose(optuna, study, space)
         if ask is None:
             break
         group.append(ask)
     return group
 
 
-def proposed(optuna: Any, study: Any, space: Space) -> Any | None:
-    """Return a trial of parameters that were not tried; None where all were."""
-    before = [trial.params for trial in tried(study)]
+def propose(optuna: Any, study: Any, space: Space) -> Any | None:
+    """Return a trial of a point that was not tried; None if every point was."""
+    before = [trial.params for trial in trials_in(study)]
     seed = sample_seed(space.config.seed, len(before))
     study.sampler = optuna.samplers.TPESampler(
         seed=seed % 2**32, n_startup_trials=STARTUP_TRIALS, constant_liar=True
     )
-    if not tried(study, "WAITING") and not before:
+    if not trials_in(study, "WAITING") and not before:
         study.enqueue_trial(space.constant())
     ask = study.ask()
-    parameters = space.suggest(ask)
-    if parameters not in before:
+    point = space.suggest(ask)
+    if point not in before:
         return ask
     study.tell(ask, state=optuna.trial.TrialState.FAIL)
-    nearest = space.nearest(parameters, before, seed)
+    nearest = space.nearest(point, before, seed)
     if nearest is None:
         return None
     study.enqueue_trial(nearest)
@@ -145,34 +143,34 @@ def proposed(optuna: Any, study: Any, space: Space) -> Any | None:
     return ask
 
 
-# --- scores ---------------------------------------------------------------------------------------
+# --- pruning --------------------------------------------------------------------------------------
 
 
 def rungs(plan: Plan, prune_from: float) -> dict[int, int]:
-    """Return the stages after which a trial is judged, the last one left out, and their last steps.
+    """Return the stages, except the last, after which a trial may be pruned, and their last steps.
 
-    Stages are of equal compute, so trials are compared after as much of it; steps are not.
+    Trials are compared by stage: stages have equal compute in every trial, steps do not.
     """
     ends = {stage.index + 1: stage.start + stage.steps for stage in plan.stages[:-1]}
     return {stage: step for stage, step in ends.items() if plan.progress(step) >= prune_from}
 
 
-def settled(trials: Trials, trial: Trial, ask: Any, steps: dict[int, int]) -> float:
-    """Train a trial from judgement to judgement, and return its score; -inf where it is given up.
+def train_with_pruning(trials: Trials, trial: Trial, ask: Any, steps: dict[int, int]) -> float:
+    """Train a trial from rung to rung and return its score; -inf if it is pruned or diverges.
 
-    The scores on the way are in the journal, as the final ones are.
+    The scores at the rungs are logged like the final ones.
 
     Raises:
-        Interrupted: a signal asked to stop.
+        Interrupted: a signal requested a stop.
     """
-    judged: dict[int, int] = {} if trial.name in trials.known else steps
-    for stage, step in judged.items():
+    remaining: dict[int, int] = {} if trial.name in trials.known else steps
+    for stage, step in remaining.items():
         value = trials.score_at(trial, step)
         if value is None:
-            break  # it diverged, which is its score
+            break  # it diverged, which is logged as its score
         if stage not in ask.storage.get_trial(ask._trial_id).intermediate_values:
             ask.report(value, stage)
         if ask.should_prune():
-            trials.settle(trial, None, f"given up after stage {stage}, at {value:.2f}", step)
+            trials.record(trial, None, f"pruned after stage {stage}, at {value:.2f}", step)
             break
     return trials.scores([trial])[0]

@@ -1,4 +1,4 @@
-"""What a search is: the run that it is for, what is tried, and what is the best."""
+"""Config of a curriculum search."""
 
 import dataclasses
 import math
@@ -12,63 +12,59 @@ from mae_et.config.schema import CurriculumConfig, OutputConfig, PretrainConfig,
 from mae_et.curriculum.schedule import scaled_bandwidth
 from mae_et.errors import require
 
-# The bandwidths that both papers choose from, at their base size.
+# Candidate bandwidths of both papers, at their base size of 224.
 PAPER_BANDWIDTHS = (96, 128, 160, 192, 224)
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How a curriculum is searched."""
+    """Options of the search."""
 
     strategy: Literal["sequential", "greedy", "bayes"] = "sequential"
-    """sequential: stage by stage under a fixed compute (EfficientTrain++); greedy: the least
-    bandwidths that still reach constant bandwidth, stages of equal epochs (EfficientTrain, ICCV);
-    bayes: whole curricula under a fixed compute, by Optuna, bandwidths never falling."""
+    """sequential: stage by stage at fixed compute (EfficientTrain++); greedy: the smallest
+    bandwidths that match constant bandwidth, stages of equal epochs (EfficientTrain, ICCV 2023);
+    bayes: whole curricula of non-decreasing bandwidths at fixed compute, by Optuna."""
     stages: int = 10
-    """Stages of equal share."""
+    """Number of stages, of equal share."""
     candidates: tuple[int, ...] = ()
-    """Bandwidths to choose from; by default the papers' 96, 128, 160, 192 and 224, carried to the
-    base size and rounded up to the patch."""
+    """Candidate bandwidths; by default the papers' 96, 128, 160, 192 and 224, scaled to the base
+    size and rounded up to a multiple of the patch size."""
     epochs: float | None = None
-    """Budget of the trials, as curriculum.epochs counts it; that by default. The curriculum that is
-    found is written for curriculum.epochs."""
+    """Budget of a trial, in the unit of curriculum.epochs, which is the default. The best
+    curriculum is written for curriculum.epochs."""
     finetune: float = 0.05
-    """Of sequential: the short training at full bandwidth before a trial is scored, as a share of
+    """sequential: length of the brief training at full bandwidth before scoring, as a fraction of
     the budget."""
     tolerance: float = 0.0
-    """Of greedy: how far below constant bandwidth a score may lie and still count as reaching it,
-    in the objective's unit."""
+    """greedy: how far a score may lie below that of constant bandwidth and still match it, in the
+    unit of the objective."""
     trials: int = 20
-    """Of bayes: curricula to try; more may be asked for later."""
+    """bayes: number of trials; a finished search resumes with a larger number."""
     prune_from: float | None = 0.6
-    """Of bayes: share of the compute after which, at each stage's end, a trial that lies below the
-    median of those before it is given up (the objective is then given runs that are not finished);
-    none is when not given, or on a cluster."""
+    """bayes: fraction of the compute from which, at each stage's end, a trial below the median of
+    earlier ones is pruned. The objective then also scores unfinished runs. null, or a cluster,
+    disables pruning."""
     magnitude: int = 9
-    """RandAugment magnitude of the last stage, to which it rises from 0 (0 to 10). Read where
-    data.augment is on; bayes then searches it."""
+    """RandAugment magnitude of the last stage (0 to 10); magnitudes rise linearly from 0. Used if
+    data.augment is set; bayes then searches it."""
     objective: str = "knn"
-    """What is to be high: knn or linear accuracy on held-out training images, or
-    package.module:function, which is given a run folder and returns a number."""
+    """Metric to maximise: knn or linear accuracy on held-out training images, or
+    package.module:function, which maps a run folder to a number."""
     held_out: float = 0.1
-    """Share of the labelled training images that accuracy is measured on. Their labels are seen by
-    no neighbour and no probe; the images are pre-trained on as all others."""
+    """Fraction of the labelled training images held out to measure accuracy. Neighbours and probes
+    never see their labels; pre-training uses the images like all others."""
     images: int | None = None
-    """Training images that the accuracy is computed from, drawn at random; all by default."""
+    """Random subset of the training images to compute the accuracy from; all by default."""
     cluster: str | None = None
-    """Cluster, as mae-et submit takes it (file or shipped name): trials that do not wait for each
-    other are its jobs. By default they run in this process, one after another."""
+    """Cluster config (file or shipped name, see mae-et submit) on which independent trials run as
+    parallel jobs. By default trials run in this process, one after another."""
     at_once: int = 4
-    """Of bayes on a cluster: trials that are proposed at once."""
+    """bayes on a cluster: number of trials to propose at once."""
     keep_checkpoints: bool = False
-    """Whether the checkpoints of trials that are out of the race are kept."""
+    """Whether to keep the checkpoints of eliminated trials."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
+        """Refuse values out of range."""
         for name in ("stages", "trials", "at_once", "images"):
             value = getattr(self, name)
             require(value is None or value > 0, f"search.{name} must be positive, got {value}")
@@ -78,21 +74,21 @@ class SearchOptions:
         )
         for name in ("finetune", "held_out"):
             value = getattr(self, name)
-            require(0 < value < 1, f"search.{name} is a share in (0, 1), got {value}")
+            require(0 < value < 1, f"search.{name} must lie in (0, 1), got {value}")
         require(
             self.prune_from is None or 0 < self.prune_from < 1,
-            f"search.prune_from is a share in (0, 1), got {self.prune_from}",
+            f"search.prune_from must lie in (0, 1), got {self.prune_from}",
         )
         require(
             0 <= self.tolerance < math.inf,
             f"search.tolerance must not be negative, got {self.tolerance}",
         )
         require(
-            0 <= self.magnitude <= 10, f"search.magnitude lies in [0, 10], got {self.magnitude}"
+            0 <= self.magnitude <= 10, f"search.magnitude must lie in [0, 10], got {self.magnitude}"
         )
         require(
             self.strategy != "greedy" or self.stages > 1,
-            "search.stages must be at least 2: greedy leaves the last stage at full bandwidth",
+            "search.stages must be at least 2: greedy keeps the last stage at full bandwidth",
         )
         require(
             self.objective in {"knn", "linear"}
@@ -104,50 +100,46 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class SearchConfig(PretrainConfig):
-    """Search a curriculum for the run that the other keys describe.
+    """Search a curriculum for the run described by the other keys.
 
-    curriculum.epochs and curriculum.cost are its budget; preset and stages are what is searched.
+    curriculum.epochs and curriculum.cost set the budget; the search replaces preset and stages.
     """
 
     output: OutputConfig = field(default_factory=lambda: OutputConfig(dir=Path("runs/search")))
     search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
-        """Refuse sections that contradict each other.
-
-        Raises:
-            UserError: see `PretrainConfig`; or a candidate is no bandwidth of the model.
-        """
+        """Refuse candidates that are not bandwidths of the model."""
         super().__post_init__()
         base, patch = self.model.image_size, self.model.patch
         for bandwidth in self.search.candidates:
             require(
                 0 < bandwidth <= base and bandwidth % patch == 0,
-                f"search.candidates: {bandwidth} is no multiple of the patch size {patch} "
+                f"search.candidates: {bandwidth} is not a multiple of the patch size {patch} "
                 f"up to the base size {base}",
             )
         require(len(self.candidates) > 1, "search.candidates needs at least two bandwidths")
 
     @property
     def candidates(self) -> tuple[int, ...]:
-        """The bandwidths to choose from, rising."""
+        """Candidate bandwidths in ascending order."""
         base, patch = self.model.image_size, self.model.patch
         carried = (scaled_bandwidth(bandwidth, base, patch) for bandwidth in PAPER_BANDWIDTHS)
         return tuple(sorted(set(self.search.candidates or carried)))
 
     @property
     def budget(self) -> float:
-        """Compute of a whole trial, in equivalent epochs (greedy: epochs)."""
+        """Compute of a full-length trial, in equivalent epochs (greedy: epochs)."""
         return self.search.epochs or self.curriculum.epochs
 
     @property
     def pretraining(self) -> PretrainConfig:
-        """The config of the run that the search is for, its curriculum as it was given."""
+        """Config of the run to search for, with its own curriculum."""
         names = [each.name for each in dataclasses.fields(PretrainConfig)]
         return PretrainConfig(**{name: getattr(self, name) for name in names})
 
     def magnitude_of(self, stage: int, end: int | None = None) -> int:
-        """Return the RandAugment magnitude of a stage: linear from 0 to that of the last."""
+        """Return the RandAugment magnitude of a stage: linear from 0 to `end` at the last."""
         if self.data.augment is None:
             return 0
         end = self.search.magnitude if end is None else end
@@ -157,8 +149,8 @@ class SearchConfig(PretrainConfig):
         """Return stages of equal share.
 
         Args:
-            bandwidths: of each stage.
-            end: RandAugment magnitude of the last; `search.magnitude` by default.
+            bandwidths: one for each stage.
+            end: RandAugment magnitude of the last stage; `search.magnitude` by default.
         """
         return tuple(
             Stage(bandwidth, 1.0, self.magnitude_of(place, end))
@@ -172,7 +164,7 @@ class SearchConfig(PretrainConfig):
         folder: Path,
         shares_of: Literal["compute", "images"] = "compute",
     ) -> PretrainConfig:
-        """Return the run of a curriculum, in a folder of its own."""
+        """Return the config of a run with given stages, in its own folder."""
         run = self.pretraining
         curriculum = CurriculumConfig("custom", stages, shares_of, epochs, self.curriculum.cost)
         shown = {stage.bandwidth for stage in stages}  # a run refuses replay of other bandwidths

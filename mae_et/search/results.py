@@ -1,4 +1,4 @@
-"""What a search leaves: the curriculum as a config, a table, a chart."""
+"""Output files of a search: the curriculum as a config, a table of trials, a chart."""
 
 import json
 from dataclasses import replace
@@ -9,91 +9,96 @@ from mae_et.config.files import to_yaml
 from mae_et.io.atomic import write_text_atomically
 from mae_et.monitoring.plots import Chart, save_charts
 from mae_et.search.config import SearchConfig
-from mae_et.search.found import Found
-from mae_et.search.journal import Fact, Journal
+from mae_et.search.trial_log import Record, TrialLog
+from mae_et.search.trials import SearchResult
 from mae_et.training.plan import make_plan
 
 
-def report(config: SearchConfig, images: int, found: Found, journal: Journal) -> dict[str, Any]:
-    """Write what was found; return its figures.
+def write_search_results(
+    config: SearchConfig, images: int, best: SearchResult, log: TrialLog
+) -> dict[str, Any]:
+    """Write the output files; return the figures.
 
     Raises:
-        UserError: `curriculum.epochs` leaves a stage no step.
+        UserError: `curriculum.epochs` is too small for a step in each stage.
     """
     folder = config.output.dir
-    facts = [fact for fact in journal.facts if "trial" in fact]
-    run = config.run_of(found.stages, config.curriculum.epochs, folder / "run", found.shares_of)
+    records = [record for record in log.records if "trial" in record]
+    run = config.run_of(best.stages, config.curriculum.epochs, folder / "run", best.shares_of)
     run = replace(run, output=replace(run.output, keep_every=config.output.keep_every))
     plan = make_plan(run, images)
     results = {
         "search": str(folder),
         "strategy": config.search.strategy,
         "objective": config.search.objective,
-        "bandwidths": [stage.bandwidth for stage in found.stages],
-        "magnitudes": [stage.magnitude for stage in found.stages],
-        "value": found.value,
-        "trial": found.trial,
-        "trials": len(facts),
-        "trials_without_score": sum(fact["value"] is None for fact in facts),
-        "equivalent_epochs": round(sum(fact["equivalent_epochs"] for fact in facts), 2),
-        "training_seconds": round(sum(fact["seconds"] for fact in facts), 1),
+        "bandwidths": [stage.bandwidth for stage in best.stages],
+        "magnitudes": [stage.magnitude for stage in best.stages],
+        "value": best.value,
+        "trial": best.trial,
+        "trials": len(records),
+        "trials_without_score": sum(record["value"] is None for record in records),
+        "equivalent_epochs": round(sum(record["equivalent_epochs"] for record in records), 2),
+        "training_seconds": round(sum(record["seconds"] for record in records), 1),
         "curriculum": str(folder / "curriculum.yaml"),
         "curriculum_equivalent_epochs": round(plan.equivalent_epochs, 2),
     }
     command = f"mae-et pretrain --config {folder / 'curriculum.yaml'}"
     head = (
-        f"# Found by mae-et search ({config.search.strategy}, {len(facts)} trials of "
-        f"{config.budget:g} epochs): {config.search.objective} {found.value:.2f} ({found.trial}).\n"
+        f"# Found by mae-et search ({config.search.strategy}, {len(records)} trials of "
+        f"{config.budget:g} epochs): {config.search.objective} {best.value:.2f} ({best.trial}).\n"
         f"# Command: {command}\n"
     )
     write_text_atomically(folder / "curriculum.yaml", head + to_yaml(run))
-    write_text_atomically(folder / "results.md", table(facts, found))
-    draw(folder / "search.png", config, facts, found)
-    write_text_atomically(folder / "results.json", json.dumps(results | {"table": facts}, indent=1))
+    write_text_atomically(folder / "results.md", table(records, best))
+    draw(folder / "search.png", config, records, best)
+    write_text_atomically(
+        folder / "results.json", json.dumps(results | {"table": records}, indent=1)
+    )
     return results
 
 
-def table(facts: list[Fact], found: Found) -> str:
-    """Return the trials as a Markdown table, in the order in which they were scored."""
+def table(records: list[Record], best: SearchResult) -> str:
+    """Return the trials as a Markdown table, in order of scoring."""
     head = "| trial | bandwidths | images | equivalent epochs | training | score |"
     lines = [head, "|" + "---|" * 6]
-    for fact in facts:
-        bandwidths = ", ".join(str(bandwidth) for bandwidth in fact["bandwidths"])
-        score = fact["failed"] if fact["value"] is None else f"{fact['value']:.2f}"
-        name = f"**{fact['trial']}**" if fact["trial"] == found.trial else fact["trial"]
+    for record in records:
+        bandwidths = ", ".join(str(bandwidth) for bandwidth in record["bandwidths"])
+        score = record["failed"] if record["value"] is None else f"{record['value']:.2f}"
+        name = f"**{record['trial']}**" if record["trial"] == best.trial else record["trial"]
         lines.append(
-            f"| {name} | {bandwidths} | {fact['images']:,} | {fact['equivalent_epochs']:.2f} | "
-            f"{fact['seconds']:.0f} s | {score} |"
+            f"| {name} | {bandwidths} | {record['images']:,} | {record['equivalent_epochs']:.2f} | "
+            f"{record['seconds']:.0f} s | {score} |"
         )
-    stages = ", ".join(str(stage.bandwidth) for stage in found.stages)
-    return "\n".join([*lines, "", f"Found: {stages} (equal shares of {found.shares_of})", ""])
+    stages = ", ".join(str(stage.bandwidth) for stage in best.stages)
+    return "\n".join([*lines, "", f"Best: {stages} (equal shares of {best.shares_of})", ""])
 
 
-def draw(path: Path, config: SearchConfig, facts: list[Fact], found: Found) -> None:
-    """Draw the scores of the trials, and the curriculum that was found."""
-    scored = [fact for fact in facts if fact["value"] is not None]
+def draw(path: Path, config: SearchConfig, records: list[Record], best: SearchResult) -> None:
+    """Draw the scores of the trials and the best curriculum."""
+    scored = [record for record in records if record["value"] is not None]
     if config.search.strategy == "sequential":
-        # The last of a trial's stages is its short training; the one before it was to be chosen.
+        # The last stage of a trial is its brief training at full bandwidth; the candidate's stage
+        # is the one before.
         names = [*(f"B = {bandwidth}" for bandwidth in config.candidates), "chosen"]
         points: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
-        for fact in scored:
-            stage, bandwidth = len(fact["bandwidths"]) - 1, fact["bandwidths"][-2]
-            chosen = bandwidth == found.stages[stage - 1].bandwidth
+        for record in scored:
+            stage, bandwidth = len(record["bandwidths"]) - 1, record["bandwidths"][-2]
+            chosen = bandwidth == best.stages[stage - 1].bandwidth
             for name in [f"B = {bandwidth}", *(["chosen"] if chosen else [])]:
                 points[name][0].append(stage)
-                points[name][1].append(fact["value"])
+                points[name][1].append(record["value"])
         scores = Chart("Candidates of each stage", "stage", config.search.objective, points,
                        dots=True)  # fmt: skip
     else:
         places = [float(place + 1) for place in range(len(scored))]
-        values = [fact["value"] for fact in scored]
-        best = [max(values[: place + 1]) for place in range(len(values))]
+        values = [record["value"] for record in scored]
+        best_so_far = [max(values[: place + 1]) for place in range(len(values))]
         scores = Chart("Trials", "trial", config.search.objective,
-                       {"trial": (places, values), "best so far": (places, best)},
+                       {"trial": (places, values), "best so far": (places, best_so_far)},
                        dots=True)  # fmt: skip
-    edges = [place / len(found.stages) for place in range(len(found.stages) + 1)]
-    sides = [float(stage.bandwidth) for stage in found.stages]
-    staircase = {"found": (edges, [*sides, sides[-1]])}
-    shown = Chart("Curriculum found", f"share of the {found.shares_of}", "bandwidth", staircase,
+    edges = [place / len(best.stages) for place in range(len(best.stages) + 1)]
+    sides = [float(stage.bandwidth) for stage in best.stages]
+    staircase = {"best": (edges, [*sides, sides[-1]])}
+    shown = Chart("Best curriculum", f"share of the {best.shares_of}", "bandwidth", staircase,
                   steps=True)  # fmt: skip
     save_charts(path, [scores, shown])

@@ -1,7 +1,7 @@
-"""The curricula among which Bayesian search chooses.
+"""The search space of Bayesian search.
 
-A point is a number for each stage, the place of its bandwidth among the candidates, never falling,
-and where there is augmentation the RandAugment magnitude of the last stage.
+A point has an integer for each stage, the non-decreasing index of its bandwidth among the
+candidates, and with augmentation the RandAugment magnitude of the last stage.
 """
 
 import random
@@ -20,7 +20,7 @@ MAGNITUDE, HIGHEST_MAGNITUDE = "magnitude", 10
 
 
 class Space:
-    """The points of a search, and the runs that they stand for.
+    """The points of a search and the runs they describe.
 
     Args:
         config: the search.
@@ -34,12 +34,12 @@ class Space:
         self.augments = config.data.augment is not None
 
     def constant(self) -> Point:
-        """Return constant bandwidth."""
+        """Return the point of constant bandwidth."""
         point = dict.fromkeys(self.names, self.top)
         return point | ({MAGNITUDE: self.config.search.magnitude} if self.augments else {})
 
     def suggest(self, ask: Any) -> Point:
-        """Return the point that one of Optuna's trials suggests."""
+        """Return the point suggested by an Optuna trial."""
         lowest = 0
         for name in self.names:
             lowest = ask.suggest_int(name, lowest, self.top)
@@ -47,50 +47,46 @@ class Space:
             ask.suggest_int(MAGNITUDE, 0, HIGHEST_MAGNITUDE)
         return dict(ask.params)
 
-    def is_whole(self, point: Point) -> bool:
-        """Return whether every parameter is there."""
+    def is_complete(self, point: Point) -> bool:
+        """Return whether a point has every parameter."""
         return {*self.names, *([MAGNITUDE] if self.augments else [])} <= set(point)
 
     def nearest(self, point: Point, taken: list[Point], seed: int) -> Point | None:
-        """Return a point, not taken, that is as few single steps away as can be; None if all are.
+        """Return the nearest free point, in single steps of one parameter; None if none is free.
 
         Args:
             point: where to start.
-            taken: points that do not do.
-            seed: of the choice among equals.
+            taken: points to exclude.
+            seed: breaks ties.
         """
         generator = random.Random(seed)
         seen, queue = {tuple(point.values())}, deque([point])
         while queue:
-            here = queue.popleft()
-            if here not in taken:
-                return here
-            around = [each for each in self._around(here) if tuple(each.values()) not in seen]
-            generator.shuffle(around)
-            seen.update(tuple(each.values()) for each in around)
-            queue.extend(around)
+            current = queue.popleft()
+            if current not in taken:
+                return current
+            new = [each for each in self._neighbours(current) if tuple(each.values()) not in seen]
+            generator.shuffle(new)
+            seen.update(tuple(each.values()) for each in new)
+            queue.extend(new)
         return None
 
-    def _around(self, point: Point) -> Iterator[Point]:
+    def _neighbours(self, point: Point) -> Iterator[Point]:
         for name, value in point.items():
             highest = HIGHEST_MAGNITUDE if name == MAGNITUDE else self.top
             for moved in (value - 1, value + 1):
                 other = point | {name: moved}
-                rises = all(other[a] <= other[b] for a, b in pairwise(self.names))
-                if 0 <= moved <= highest and rises:
+                is_rising = all(other[a] <= other[b] for a, b in pairwise(self.names))
+                if 0 <= moved <= highest and is_rising:
                     yield other
 
     def stages(self, point: Point) -> tuple[Stage, ...]:
-        """Return the stages of a point, of equal compute."""
+        """Return the stages of a point, which have equal compute."""
         bandwidths = [self.config.candidates[point[name]] for name in self.names]
         return self.config.stages_of(bandwidths, point.get(MAGNITUDE))
 
     def trial(self, point: Point) -> Trial:
-        """Return the run of a point.
-
-        Raises:
-            UserError: the budget leaves a stage no step.
-        """
+        """Return the trial of a point."""
         stages = self.stages(point)
         name = "B" + "-".join(f"{stage.bandwidth:03d}" for stage in stages)
         name += f"-m{point[MAGNITUDE]}" if self.augments else ""

@@ -1,8 +1,8 @@
-"""A trial is an ordinary pre-training run, and its score; what is known is not done again.
+"""A trial: an ordinary pre-training run and its score, computed at most once.
 
-A search is a function of the scores of its trials. Every score is in the journal as soon as it is
-known, so a search that was stopped is started from the beginning, finds what it had, and goes on;
-a trial that was stopped goes on from its newest checkpoint, as every run does.
+A search is a deterministic function of its trials' scores. Each score is logged as soon as it is
+known, so a restarted search replays its decisions from the log, and an interrupted trial resumes
+from its newest checkpoint like any run.
 """
 
 import math
@@ -11,39 +11,53 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, save_checkpoint
 from mae_et.config.files import to_yaml
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.schema import PretrainConfig, Stage
 from mae_et.curriculum.schedule import Plan
 from mae_et.errors import Diverged, RunFailed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics
 from mae_et.pretraining import pretrain
-from mae_et.search.journal import Fact, Journal
+from mae_et.search.trial_log import Record, TrialLog
 
 Objective = Callable[[Path], float]
-# Trains runs to the end, or up to a step; returns why each diverged, None for those that did not.
+# Trains runs to the end, or to a step; returns why each diverged, None for those that did not.
 Runner = Callable[[Sequence[PretrainConfig], int | None], list[str | None]]
 
 
 @dataclass(frozen=True)
+class SearchResult:
+    """The best curriculum of a search."""
+
+    stages: tuple[Stage, ...]
+    value: float
+    """Objective of the best trial."""
+    trial: str
+    """Name of the best trial."""
+    shares_of: Literal["compute", "images"] = "compute"
+    """What the stages' shares divide."""
+
+
+@dataclass(frozen=True)
 class Fork:
-    """Where a trial starts that does not start anew."""
+    """A checkpoint of another trial to start from."""
 
     folder: Path
-    """Run folder of another trial."""
+    """Run folder of the other trial."""
     step: int
-    """Step of its checkpoint that is taken."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A run to be scored."""
+    """A run to score."""
 
     config: PretrainConfig
     plan: Plan
     start: Fork | None = None
+    """Where it starts; from scratch by default."""
 
     @property
     def folder(self) -> Path:
@@ -52,12 +66,12 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Its name in the journal."""
+        """Its name in the log."""
         return self.folder.name
 
     @property
     def equivalent_epochs(self) -> float:
-        """Compute of its own, without what it starts from."""
+        """Compute of the trial itself, excluding that of its starting checkpoint."""
         plan = self.plan
         before = plan.compute_before(self.start.step) if self.start else 0.0
         return (plan.compute - before) / (plan.base_cost * plan.dataset_size)
@@ -67,46 +81,42 @@ class Trials:
     """Scores trials, each once.
 
     Args:
-        journal: what is known.
-        objective: from a run folder to what is to be high.
+        log: scores of earlier starts.
+        objective: maps a run folder to the value to maximise.
         run: trains runs.
-        together: whether `run` is given all that do not wait for each other at once.
+        parallel: whether to pass all independent runs to `run` in one call.
     """
 
-    def __init__(self, journal: Journal, objective: Objective, run: Runner, together: bool = False):
-        self.journal, self.objective, self.run = journal, objective, run
-        self.together = together
-        self.known = {fact["trial"]: fact for fact in journal.facts if "trial" in fact}
+    def __init__(self, log: TrialLog, objective: Objective, run: Runner, parallel: bool = False):
+        self.log, self.objective, self.run = log, objective, run
+        self.parallel = parallel
+        self.known = {record["trial"]: record for record in log.records if "trial" in record}
 
-    def scores(self, wanted: Sequence[Trial]) -> list[float]:
-        """Return the scores of trials that do not wait for each other; -inf of those that failed.
+    def scores(self, trials: Sequence[Trial]) -> list[float]:
+        """Return the scores of independent trials; -inf for diverged ones.
 
         Raises:
-            RunFailed: the objective fails, or a run does for a reason that is not its curriculum.
-            Interrupted: a signal asked to stop.
+            RunFailed: the objective failed, or a run failed for a reason other than divergence.
+            Interrupted: a signal requested a stop.
         """
-        missing = [trial for trial in wanted if trial.name not in self.known]
-        for group in [missing] if self.together and missing else [[trial] for trial in missing]:
+        missing = [trial for trial in trials if trial.name not in self.known]
+        for group in [missing] if self.parallel and missing else [[trial] for trial in missing]:
             for trial in group:
-                branch_off(trial)
-                self._say(f"{trial.name} ({trial.equivalent_epochs:.2f} equivalent epochs)")
+                fork_checkpoint(trial)
+                _say(f"{trial.name} ({trial.equivalent_epochs:.2f} equivalent epochs)")
             failures = self.run([trial.config for trial in group], None)
             for trial, failed in zip(group, failures, strict=True):
-                self.settle(trial, None if failed else self.measure(trial), failed)
-        return [self.score(trial) for trial in wanted]
+                self.record(trial, None if failed else self.measure(trial), failed)
+        return [self.score(trial) for trial in trials]
 
     def score(self, trial: Trial) -> float:
-        """Return the score of a trial that is settled."""
+        """Return the logged score of a trial."""
         value = self.known[trial.name]["value"]
         return -math.inf if value is None else value
 
     def measure(self, trial: Trial) -> float:
-        """Return the objective of a trial's run as it is now.
-
-        Raises:
-            RunFailed: it fails, or is no finite number.
-        """
-        value = self.objective(trial.folder)
+        """Return the objective of a trial's run in its current state."""
+        value: Any = self.objective(trial.folder)
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -116,67 +126,64 @@ class Trials:
         return number
 
     def score_at(self, trial: Trial, step: int) -> float | None:
-        """Return the objective of a trial's run after a step; None, and settled, if it failed.
+        """Train to a step and return the objective; None, with the failure logged, on divergence.
 
         Raises:
-            Interrupted: a signal asked to stop.
+            Interrupted: a signal requested a stop.
         """
         key = {"rung": trial.name, "step": step}
-        for fact in self.journal.facts:
-            if key.items() <= fact.items():
-                return fact["value"]
-        self._say(f"{trial.name} up to step {step}")
+        for record in self.log.records:
+            if key.items() <= record.items():
+                return record["value"]
+        _say(f"{trial.name} to step {step}")
         (failed,) = self.run([trial.config], step)
         if failed is not None:
-            self.settle(trial, None, failed)
+            self.record(trial, None, failed)
             return None
         value = self.measure(trial)
-        self.journal.note({**key, "value": value})
+        self.log.append({**key, "value": value})
         return value
 
-    def settle(
+    def record(
         self, trial: Trial, value: float | None, failed: str | None = None, step: int | None = None
     ) -> None:
-        """Write a trial's score down.
+        """Log a trial's score.
 
         Args:
             trial: the trial.
-            value: its score; None where it has none.
+            value: its score, if it has one.
             failed: why it has none.
-            step: the last one that was trained, of trials that are given up.
+            step: last trained step of a pruned trial.
         """
         share = 1.0 if step is None else trial.plan.progress(step)
-        fact: Fact = {
+        record: Record = {
             "trial": trial.name,
             "value": value,
             "bandwidths": [stage.bandwidth for stage in trial.plan.stages],
             "magnitudes": [stage.magnitude for stage in trial.plan.stages],
             "images": trial.plan.images if step is None else step * trial.plan.batch_size,
             "equivalent_epochs": round(share * trial.equivalent_epochs, 4),
-            "seconds": seconds_of(trial),
+            "seconds": training_seconds(trial),
             "failed": failed,
         }
-        self.journal.note(fact)
-        self.known[trial.name] = fact
-        self._say(f"{trial.name}: {failed or f'{value:.2f}'}")
+        self.log.append(record)
+        self.known[trial.name] = record
+        _say(f"{trial.name}: {failed or f'{value:.2f}'}")
 
-    def discard(self, trials: Sequence[Trial]) -> None:
-        """Delete the checkpoints of trials that are out of the race."""
+    def delete_checkpoints(self, trials: Sequence[Trial]) -> None:
+        """Delete the checkpoints of eliminated trials."""
         for trial in trials:
             shutil.rmtree(trial.folder / "checkpoints", ignore_errors=True)
 
-    def _say(self, words: str) -> None:
-        print(f"mae-et: search: {words}", file=sys.stderr, flush=True)
 
+def fork_checkpoint(trial: Trial) -> None:
+    """Copy the starting checkpoint and its metrics into a trial's folder.
 
-def branch_off(trial: Trial) -> None:
-    """Give a trial's folder the state, and the metrics, of the run that it starts from.
-
-    The run then goes on "as if it had never stopped": it is the run that has all of the trial's
-    stages, of which the first are not trained again.
+    The trial then resumes from it like an interrupted run: one that has all of the trial's stages,
+    the first of them already trained.
 
     Raises:
-        RunFailed: the checkpoint is gone or damaged.
+        RunFailed: the checkpoint is missing or damaged.
     """
     checkpoints = trial.folder / "checkpoints"
     if trial.start is None or list_checkpoints(checkpoints):
@@ -185,36 +192,36 @@ def branch_off(trial: Trial) -> None:
     try:
         saved = load_checkpoint(path)
     except ValueError as error:
-        raise RunFailed(f"the search cannot go on from {path.parent}: {error}") from None
+        raise RunFailed(f"the search cannot resume from {path.parent}: {error}") from None
     rows = (trial.start.folder / "metrics.jsonl").read_text(encoding="utf-8")
-    write_text_atomically(trial.folder / "metrics.jsonl", rows)  # rows after the step are dropped
+    write_text_atomically(trial.folder / "metrics.jsonl", rows)  # resuming drops the later rows
     state = {key: saved[key] for key in ("model", "optimizer", "scaler", "step", "seconds")}
-    state |= {"ema": None, "micro_batch": None}  # parts are fitted to the bandwidths anew
+    state |= {"ema": None, "micro_batch": None}  # micro-batches are fitted to the new bandwidths
     save_checkpoint(checkpoints, state, to_yaml(trial.config), trial.plan.to_dict())
 
 
 def run_here(
-    configs: Sequence[PretrainConfig], stop_after_step: int | None = None
+    configs: Sequence[PretrainConfig],
+    stop_after_step: int | None = None,
+    train: Callable[[PretrainConfig, int | None], Any] = pretrain,
 ) -> list[str | None]:
-    """Train runs in this process, one after another; see `Runner`.
-
-    Raises:
-        UserError: see `pretrain`.
-        RunFailed: a run failed for another reason than its numbers.
-        Interrupted: a signal asked to stop.
-    """
+    """Train runs in this process, one after another; see `Runner`."""
     failures: list[str | None] = []
     for config in configs:
         try:
-            pretrain(config, stop_after_step)
+            train(config, stop_after_step)
             failures.append(None)
         except Diverged as error:
             failures.append(str(error))
     return failures
 
 
-def seconds_of(trial: Trial) -> float:
-    """Return the time that a trial trained, without what it starts from."""
+def training_seconds(trial: Trial) -> float:
+    """Return the training time of a trial, excluding that of its starting checkpoint."""
     rows = read_metrics(trial.folder)
     first = trial.start.step if trial.start else 0
     return round(sum(row["window_seconds"] for row in rows if row["step"] > first), 1)
+
+
+def _say(message: str) -> None:
+    print(f"mae-et: search: {message}", file=sys.stderr, flush=True)

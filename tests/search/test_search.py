@@ -1,4 +1,4 @@
-"""Searches: what they find, what their trials cost, and that a stop changes nothing."""
+"""Curriculum searches: results, cost of trials, and resumption after interruptions."""
 
 import contextlib
 import itertools
@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from slurm_cluster import Cluster
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mae_et import Interrupted, UserError, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint, save_checkpoint
@@ -22,13 +23,13 @@ from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.errors import Diverged
+from mae_et.errors import Diverged, RunFailed
 from mae_et.search import SearchConfig, search
 from mae_et.search.config import PAPER_BANDWIDTHS
-from mae_et.search.driver import check_same_data
-from mae_et.search.journal import Journal, drop_half_line
+from mae_et.search.driver import check_same_images
 from mae_et.search.sequential import stage_trial
-from mae_et.search.trials import Trials, branch_off, run_here
+from mae_et.search.trial_log import TrialLog, truncate_partial_line
+from mae_et.search.trials import Trials, fork_checkpoint, run_here
 from mae_et.training.plan import make_plan
 from slurm.journal import read_events
 
@@ -53,7 +54,7 @@ def small(tiny_yaml: Path, tmp_path: Path):
 
 
 def pretend(configs: Sequence[PretrainConfig], stop_after_step: int | None = None) -> list[None]:
-    """Leave of each run what a search reads of it, without training."""
+    """Write the files of each run that a search reads, without training."""
     for config in configs:
         folder, step = config.output.dir, stop_after_step or config.output.keep_every or 1
         state = {key: {} for key in ("model", "optimizer", "scaler")} | {"step": step, "seconds": 0}
@@ -63,21 +64,21 @@ def pretend(configs: Sequence[PretrainConfig], stop_after_step: int | None = Non
     return [None for _ in configs]
 
 
-def shown(folder: Path, what: str = "bandwidth") -> list[int]:
-    """Return the bandwidths of a trial's curriculum."""
+def stages_of(folder: Path, what: str = "bandwidth") -> list[int]:
+    """Return the bandwidths (or magnitudes) of a trial's curriculum."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
     return [stage[what] for stage in config["curriculum"]["stages"]]
 
 
-# --- what is found --------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def test_sequential_finds_the_best_stages_one_by_one(small) -> None:
-    """Of an objective that adds up over stages, the best curriculum is the best of each stage."""
+    """For an objective that is a sum over stages, the best curriculum has each stage's best."""
     best = [16, 32, 24]
 
     def objective(folder: Path) -> float:
-        stages = shown(folder)[:-1]  # without the short training at full bandwidth
+        stages = stages_of(folder)[:-1]  # without the brief training at full bandwidth
         return -sum(abs(a - b) for a, b in zip(stages, best, strict=False))
 
     found = search(small(), objective, pretend)
@@ -85,11 +86,11 @@ def test_sequential_finds_the_best_stages_one_by_one(small) -> None:
     assert found["trials"] == 3 * 3
 
 
-def test_greedy_finds_the_least_bandwidths_that_reach_constant_bandwidth(small) -> None:
-    """Where the mean may not fall below 26, the first two of four stages can be at 16 or 24."""
+def test_greedy_finds_the_smallest_bandwidths_that_match_constant_bandwidth(small) -> None:
+    """If the mean must be at least 26, the first stages of four can be at 24."""
 
     def objective(folder: Path) -> float:
-        stages = shown(folder)
+        stages = stages_of(folder)
         return min(26.0, sum(stages) / len(stages))
 
     found = search(small("--search.strategy=greedy", "--search.stages=4"), objective, pretend)
@@ -100,19 +101,19 @@ def test_greedy_finds_the_least_bandwidths_that_reach_constant_bandwidth(small) 
     assert make_plan(config, 40).equivalent_epochs < 6
 
 
-def test_greedy_counts_what_is_within_the_tolerance(small) -> None:
+def test_greedy_accepts_scores_within_the_tolerance(small) -> None:
     def objective(folder: Path) -> float:
-        return sum(shown(folder))
+        return sum(stages_of(folder))
 
     flags = ["--search.strategy=greedy", "--search.tolerance=8"]
     assert search(small(*flags), objective, pretend)["bandwidths"] == [24, 32, 32]
 
 
-def test_bayes_finds_a_known_optimum_and_never_lets_bandwidths_fall(small) -> None:
+def test_bayes_finds_a_known_optimum_with_non_decreasing_bandwidths(small) -> None:
     best = [16, 24, 24]
 
     def objective(folder: Path) -> float:
-        return -sum(abs(a - b) for a, b in zip(shown(folder), best, strict=True))
+        return -sum(abs(a - b) for a, b in zip(stages_of(folder), best, strict=True))
 
     config = small("--search.strategy=bayes", "--search.trials=9", "--search.prune_from=null")
     found = search(config, objective, pretend)
@@ -122,37 +123,37 @@ def test_bayes_finds_a_known_optimum_and_never_lets_bandwidths_fall(small) -> No
 
 
 @pytest.mark.slow
-def test_bayes_searches_the_end_magnitude_where_there_is_augmentation(small) -> None:
+def test_bayes_searches_the_last_magnitude_if_data_are_augmented(small) -> None:
     def objective(folder: Path) -> float:
-        return -abs(shown(folder, "magnitude")[-1] - 4)
+        return -abs(stages_of(folder, "magnitude")[-1] - 4)
 
     flags = ["--search.strategy=bayes", "--search.prune_from=null", "--search.trials=20"]
     found = search(small(*flags, "--data.augment=rand-mstd0.5"), objective, pretend)
     assert found["magnitudes"] == [0, 2, 4]
 
 
-def test_bayes_gives_up_what_lies_below_the_median_and_never_more_than_it_started(small) -> None:
-    asked: list[tuple[str, int | None]] = []
+def test_bayes_prunes_trials_below_the_median(small) -> None:
+    requested: list[tuple[str, int | None]] = []
 
     def watching(configs, stop_after_step=None):
-        asked.extend((config.output.dir.name, stop_after_step) for config in configs)
+        requested.extend((config.output.dir.name, stop_after_step) for config in configs)
         return pretend(configs, stop_after_step)
 
     def objective(folder: Path) -> float:
-        return float(sum(shown(folder)))
+        return float(sum(stages_of(folder)))
 
     config = small("--search.strategy=bayes", "--search.trials=10", "--search.prune_from=0.5")
     found = search(config, objective, watching)
     table = json.loads((config.output.dir / "results.json").read_text())["table"]
-    pruned = {fact["trial"] for fact in table if "given up after stage" in (fact["failed"] or "")}
+    pruned = {fact["trial"] for fact in table if "pruned after stage" in (fact["failed"] or "")}
     assert pruned
     assert all(fact["equivalent_epochs"] < 5 for fact in table if fact["trial"] in pruned)
-    assert not pruned & {name for name, until in asked if until is None}
+    assert not pruned & {name for name, until in requested if until is None}
     assert found["bandwidths"] == [32, 32, 32]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_trial_that_diverges_is_the_worst_and_the_search_goes_on(small, strategy) -> None:
+def test_a_diverging_trial_scores_worst_and_the_search_continues(small, strategy) -> None:
     def diverging(configs, stop_after_step=None):
         return ["the loss became nan" if "B016" in str(c.output.dir) else pretend([c])[0]
                 for c in configs]  # fmt: skip
@@ -163,18 +164,25 @@ def test_a_trial_that_diverges_is_the_worst_and_the_search_goes_on(small, strate
     assert "the loss became nan" in (config.output.dir / "results.md").read_text()
 
 
-def test_a_run_that_diverges_is_told_from_one_that_fails(small, monkeypatch) -> None:
-    def diverge(config, stop_after_step):
-        raise Diverged("the loss became nan")
+def test_divergence_is_a_score_and_other_failures_are_raised(small) -> None:
+    def failing_with(error: Exception):
+        def train(config, stop_after_step):
+            raise error
 
-    monkeypatch.setattr("mae_et.search.trials.pretrain", diverge)
-    assert run_here([small().pretraining]) == ["the loss became nan"]
+        return train
+
+    runs = [small().pretraining]
+    assert run_here(runs, train=failing_with(Diverged("the loss became nan"))) == [
+        "the loss became nan"
+    ]
+    with pytest.raises(RunFailed, match="disk full"):
+        run_here(runs, train=failing_with(RunFailed("disk full")))
 
 
-# --- what a trial is ------------------------------------------------------------------------------
+# --- trials ---------------------------------------------------------------------------------------
 
 
-def test_every_candidate_of_a_stage_costs_the_same_within_a_step(small) -> None:
+def test_all_candidates_of_a_stage_have_equal_compute_within_a_step(small) -> None:
     config = small("--data.synthetic_train=400", "--curriculum.epochs=30")
     trials, parent = [], None
     for chosen in ([], [24], [24, 16]):
@@ -188,10 +196,10 @@ def test_every_candidate_of_a_stage_costs_the_same_within_a_step(small) -> None:
     assert abs(whole.compute - other.compute) <= 32 * 32 * 12
 
 
-def test_a_trial_that_branches_off_is_the_run_of_all_its_stages(small, tmp_path: Path) -> None:
-    """To the last bit but rounding of the schedule: what it inherits is as if trained anew."""
+def test_a_forked_trial_equals_an_uninterrupted_run_of_its_stages(small, tmp_path: Path) -> None:
+    """Up to rounding of the schedule."""
     config = small()
-    trials = Trials(Journal(tmp_path / "journal.jsonl"), lambda folder: 0.0, run_here)
+    trials = Trials(TrialLog(tmp_path / "trials.jsonl"), lambda folder: 0.0, run_here)
     first = stage_trial(config, 40, [], 24, None)
     second = stage_trial(config, 40, [24], 16, first)
     trials.scores([first])
@@ -211,13 +219,13 @@ def test_a_trial_that_branches_off_is_the_run_of_all_its_stages(small, tmp_path:
     assert sum(json.loads(row)["window_steps"] for row in rows) == second.plan.steps
 
 
-def test_a_trial_replays_at_the_bandwidths_that_it_has(small) -> None:
+def test_a_trial_keeps_replay_only_for_its_own_bandwidths(small) -> None:
     config = small("--data.replay={16: 2, 24: 3}")
     assert stage_trial(config, 40, [], 16, None).config.data.replay == {16: 2}
     assert stage_trial(config, 40, [], 32, None).config.data.replay is None
 
 
-def test_a_run_pauses_after_a_step_and_goes_on_from_there(tiny, tmp_path: Path) -> None:
+def test_a_run_stops_after_a_step_and_resumes_from_there(tiny, tmp_path: Path) -> None:
     config = tiny()
     for step in (1, 7, 7, 8):
         pretrain(config, step)
@@ -230,7 +238,7 @@ def test_a_run_pauses_after_a_step_and_goes_on_from_there(tiny, tmp_path: Path) 
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
-def test_candidates_are_the_papers_carried_to_the_base_and_the_patch() -> None:
+def test_default_candidates_scale_to_the_base_size_and_the_patch() -> None:
     assert SearchConfig().candidates == PAPER_BANDWIDTHS
     small = load_config(SearchConfig, [], ["--model.image_size=64", "--model.patch_size=8"])
     assert small.candidates == (32, 40, 48, 56, 64)
@@ -239,65 +247,63 @@ def test_candidates_are_the_papers_carried_to_the_base_and_the_patch() -> None:
 # --- whole searches -------------------------------------------------------------------------------
 
 
-def counting(folder: Path) -> float:
-    """Score a run by its weights: a function of them, to the last bit."""
+def weight_sum(folder: Path) -> float:
+    """Score a run by a deterministic function of its weights."""
     state = newest_checkpoint(folder / "checkpoints")["model"]
     return sum(float(weight.double().abs().sum()) for weight in state.values()) % 10
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_search_that_is_cut_off_at_every_turn_asks_the_same_and_nothing_twice(
+def test_a_search_interrupted_between_all_its_steps_scores_each_trial_once(
     small, tmp_path: Path, strategy: str
 ) -> None:
-    """Before a run, after it, before its score: the journal of a search that was left alone."""
+    """Before a run, after it, before its score: the log equals that of an uninterrupted search."""
     flags = [f"--search.strategy={strategy}", "--search.trials=8", "--search.prune_from=0.5"]
     turns = itertools.count()
-    cut_off = False
+    interrupting = False
 
-    def turn() -> None:
-        if cut_off and next(turns) % 5 == 0:
+    def maybe_interrupt() -> None:
+        if interrupting and next(turns) % 5 == 0:
             raise KeyboardInterrupt
 
     def running(configs, stop_after_step=None):
-        turn()
+        maybe_interrupt()
         done = pretend(configs, stop_after_step)
-        turn()
+        maybe_interrupt()
         return done
 
     def objective(folder: Path) -> float:
-        turn()
-        return (7 * sum(place * b for place, b in enumerate(shown(folder), 1)) % 31) / 3
+        maybe_interrupt()
+        return (7 * sum(place * b for place, b in enumerate(stages_of(folder), 1)) % 31) / 3
 
     expected = search(small(*flags, f"--output.dir={tmp_path / 'whole'}"), objective, running)
-    cut_off, found = True, None
+    interrupting, found = True, None
     while found is None:
         with contextlib.suppress(KeyboardInterrupt):
             found = search(small(*flags), objective, running)
     assert next(turns) > expected["trials"]
     same = {"bandwidths", "value", "trial", "trials", "equivalent_epochs"}
     assert {key: found[key] for key in same} == {key: expected[key] for key in same}
-    journals = [Path(each["search"], "journal.jsonl").read_text() for each in (found, expected)]
-    assert journals[0] == journals[1]
+    logs = [Path(each["search"], "trials.jsonl").read_text() for each in (found, expected)]
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_search_that_is_stopped_again_and_again_finds_the_same(
-    small, tmp_path: Path, strategy: str, monkeypatch
+def test_a_search_stopped_by_signals_finds_the_same_curriculum(
+    small, tmp_path: Path, strategy: str
 ) -> None:
-    """Stopped by signals in the middle of trials and between them: the same scores, each once."""
+    """Signals in the middle of trials and between them: the same scores, each computed once."""
     flags = [f"--search.strategy={strategy}", "--search.trials=4", "--search.stages=2",
              "--curriculum.epochs=4"]  # fmt: skip
-    expected = search(small(*flags, f"--output.dir={tmp_path / 'whole'}"), counting)
+    expected = search(small(*flags, f"--output.dir={tmp_path / 'whole'}"), weight_sum)
 
     stopped = small(*flags)
     calls = itertools.count()
-    step = sys.modules["mae_et.pretraining"].train_step
 
-    def signalled(run, *rest):
+    def strike(*_) -> None:
         if next(calls) % 17 == 11:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(run, *rest)
 
     scored: list[Path] = []
 
@@ -305,18 +311,18 @@ def test_a_search_that_is_stopped_again_and_again_finds_the_same(
         scored.append(folder)
         if len(scored) % 3 == 2:
             raise KeyboardInterrupt
-        return counting(folder)
+        return weight_sum(folder)
 
     found, starts = None, 0
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["mae_et.pretraining"], "train_step", signalled)
+    hook = register_optimizer_step_post_hook(strike)
+    try:
         while found is None:
             starts += 1
             assert starts < 60
-            try:
+            with contextlib.suppress(Interrupted, KeyboardInterrupt):
                 found = search(stopped, objective)
-            except (Interrupted, KeyboardInterrupt):
-                continue
+    finally:
+        hook.remove()
     assert starts > 3
     same = {"bandwidths", "value", "trial", "trials", "equivalent_epochs"}
     assert {key: found[key] for key in same} == {key: expected[key] for key in same}
@@ -330,10 +336,10 @@ def test_a_search_that_is_stopped_again_and_again_finds_the_same(
 @pytest.mark.parametrize(
     "strategy", ["bayes", *(pytest.param(n, marks=pytest.mark.slow) for n in STRATEGIES[:2])]
 )
-def test_a_search_ends_with_a_curriculum_that_pretrain_takes(
+def test_the_resulting_curriculum_is_a_pretraining_config(
     tiny_yaml: Path, tmp_path: Path, strategy: str, capsys
 ) -> None:
-    """By the command, scored by kNN on held-out training images."""
+    """On the command line, scored by kNN on held-out training images."""
     folder = tmp_path / "search"
     flags = [f"--config={tiny_yaml}", f"--output.dir={folder}", *SMALL, "--search.stages=2",
              "--curriculum.epochs=4", "--search.trials=3", f"--search.strategy={strategy}",
@@ -344,10 +350,10 @@ def test_a_search_ends_with_a_curriculum_that_pretrain_takes(
     config = load_config(PretrainConfig, [results["curriculum"]])
     assert [s.bandwidth for s in config.curriculum.stages] == results["bandwidths"]
     make_plan(config, 40)
-    assert {"results.json", "results.md", "search.png", "journal.jsonl"} <= {
+    assert {"results.json", "results.md", "search.png", "trials.jsonl"} <= {
         path.name for path in folder.iterdir()
     }
-    # Started again it has nothing left to do, and says the same.
+    # A finished search trains nothing and returns the same.
     begun = sorted(path.stat().st_mtime_ns for path in (folder / "trials").rglob("*"))
     assert main(["search", *flags]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
@@ -357,29 +363,29 @@ def test_a_search_ends_with_a_curriculum_that_pretrain_takes(
         assert main(["pretrain", f"--config={results['curriculum']}"]) == 0
 
 
-def known(journal: Path) -> int:
-    """Return how many lines a journal has."""
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+def lines_in(log: Path) -> int:
+    """Return how many lines a log has."""
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_goes_on(tiny_yaml: Path, tmp_path: Path) -> None:
-    """By kill -9 at moments of all kinds; the result is that of a search that was left alone."""
+def test_a_killed_search_resumes(tiny_yaml: Path, tmp_path: Path) -> None:
+    """By kill -9 at various moments; the result equals that of an uninterrupted search."""
     command = [sys.executable, "-m", "mae_et", "search", f"--config={tiny_yaml}", *SMALL,
                "--search.strategy=bayes", "--search.trials=5", "--search.held_out=0.3",
                "--curriculum.epochs=12"]  # fmt: skip
     whole = subprocess.run(
         [*command, f"--output.dir={tmp_path / 'a'}"], capture_output=True, check=True
     )
-    journal, kills, out = tmp_path / "b" / "journal.jsonl", 0, ""
+    log, kills, out = tmp_path / "b" / "trials.jsonl", 0, ""
     while not out:
         process = subprocess.Popen(
             [*command, f"--output.dir={tmp_path / 'b'}"], stdout=-1, stderr=-1, text=True
         )
-        due = known(journal) + 3
-        while process.poll() is None and known(journal) < due:
+        due = lines_in(log) + 3
+        while process.poll() is None and lines_in(log) < due:
             time.sleep(0.02)
-        time.sleep(0.1 * kills)  # in the middle of what comes after
+        time.sleep(0.1 * kills)  # in the middle of the next trial
         process.kill()
         out, err = process.communicate()
         assert process.returncode in {0, -signal.SIGKILL}, err
@@ -391,13 +397,13 @@ def test_a_search_that_is_killed_goes_on(tiny_yaml: Path, tmp_path: Path) -> Non
 
 
 def by_trials(found: dict) -> dict:
-    """Return the part of a search's figures that does not depend on where it ran."""
+    """Return the figures of a search that do not depend on where it ran."""
     return {key: found[key] for key in ("bandwidths", "value", "trial", "trials")}
 
 
 @pytest.mark.slow
-def test_trials_are_jobs_where_there_is_a_cluster(tiny_yaml: Path, tmp_path: Path, capsys) -> None:
-    """Processes of this machine stand for the cluster; the result is that of one process."""
+def test_trials_run_as_jobs_of_a_cluster(tiny_yaml: Path, tmp_path: Path, capsys) -> None:
+    """Local processes replace the cluster; the result equals that of one process."""
     found = []
     for cluster in ([], ["--search.cluster=local"]):
         folder = tmp_path / f"search{len(cluster)}"
@@ -409,10 +415,10 @@ def test_trials_are_jobs_where_there_is_a_cluster(tiny_yaml: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_trials_are_an_array_on_slurm(
+def test_trials_run_as_a_slurm_array(
     cluster: Cluster, tiny_yaml: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """On a real SLURM; a search that is stopped while it waits finds its jobs again."""
+    """On a real SLURM; a search stopped while waiting finds its jobs again."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
@@ -439,15 +445,15 @@ def test_trials_are_an_array_on_slurm(
         assert events[-1] == "finished"
 
 
-# --- mistakes -------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--search.candidates=[20,32]"], "search.candidates: 20 is no multiple of the patch"),
+        (["--search.candidates=[20,32]"], "search.candidates: 20 is not a multiple of the patch"),
         (["--search.candidates=[32]"], "search.candidates needs at least two"),
-        (["--search.finetune=0"], "search.finetune is a share"),
+        (["--search.finetune=0"], "search.finetune must lie in"),
         (["--search.stages=0"], "search.stages must be positive"),
         (["--search.strategy=greedy", "--search.stages=1"], "at least 2: greedy"),
         (["--search.objective=accuracy"], "search.objective must be knn, linear or"),
@@ -460,10 +466,10 @@ def test_trials_are_an_array_on_slurm(
         ),
         (["--search.epochs=0.01"], "less than one step"),
         (["--data.synthetic_train=12", "--search.held_out=0.01"], "too few to hold 0.01 of them"),
-        (["--search.magnitude=11"], "search.magnitude lies in"),
+        (["--search.magnitude=11"], "search.magnitude must lie in"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence_before_anything_is_trained(
+def test_user_errors_name_the_key_before_training(
     tiny_yaml: Path, tmp_path: Path, flags: list[str], sentence: str, capsys
 ) -> None:
     folder = tmp_path / "search"
@@ -473,7 +479,7 @@ def test_mistakes_are_told_in_a_sentence_before_anything_is_trained(
     assert not (folder / "trials").exists()
 
 
-def test_a_file_cannot_name_the_code_that_judges_a_run(
+def test_a_config_file_cannot_name_an_objective_function(
     tiny_yaml: Path, tmp_path: Path, capsys
 ) -> None:
     tiny_yaml.write_text(f"{tiny_yaml.read_text()}search: {{objective: 'json:loads'}}\n")
@@ -482,7 +488,7 @@ def test_a_file_cannot_name_the_code_that_judges_a_run(
     assert "search.objective json:loads names code, which a file may not" in capsys.readouterr().err
 
 
-def test_a_folder_with_another_search_is_refused_and_more_trials_are_not(small) -> None:
+def test_another_search_in_the_folder_is_refused_unless_only_trials_grow(small) -> None:
     flags = ["--search.strategy=bayes", "--search.prune_from=null", "--search.trials=2"]
     search(small(*flags), lambda folder: 1.0, pretend)
     with pytest.raises(UserError, match=r"holds another search: search\.stages was 3 and is now 4"):
@@ -490,11 +496,11 @@ def test_a_folder_with_another_search_is_refused_and_more_trials_are_not(small) 
     found = search(small(*flags, "--search.trials=5"), lambda folder: 1.0, pretend)
     assert found["trials"] == 5
     folder = small().output.dir
-    with pytest.raises(UserError, match="holds a search on 40 images, and there are now 41"):
-        check_same_data(Journal(folder / "journal.jsonl"), folder, 41)
+    with pytest.raises(UserError, match="holds a search on 40 images, the dataset now has 41"):
+        check_same_images(TrialLog(folder / "trials.jsonl"), folder, 41)
 
 
-def test_an_objective_that_is_no_number_is_told(small, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_nan_objective_is_an_error(small, tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "mine.py").write_text("def score(folder):\n    return float('nan')\n")
     monkeypatch.chdir(tmp_path)
     command = ["search", f"--config={tmp_path / 'tiny.yaml'}", "--output.dir=s", *SMALL]
@@ -502,26 +508,26 @@ def test_an_objective_that_is_no_number_is_told(small, tmp_path: Path, monkeypat
     assert "search.objective returned nan" in capsys.readouterr().err
 
 
-def test_a_journal_drops_the_line_that_a_killed_writer_left(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    Journal(path).note({"trial": "a", "value": 1})
+def test_the_log_drops_the_partial_line_of_a_killed_writer(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    TrialLog(path).append({"trial": "a", "value": 1})
     with path.open("a") as file:
         file.write('{"trial": "b", "va')
-    journal = Journal(path)
-    journal.note({"trial": "c", "value": 2})
-    assert [fact["trial"] for fact in Journal(path).facts] == ["a", "c"]
-    drop_half_line(tmp_path / "none")
+    log = TrialLog(path)
+    log.append({"trial": "c", "value": 2})
+    assert [record["trial"] for record in TrialLog(path).records] == ["a", "c"]
+    truncate_partial_line(tmp_path / "none")
 
 
-def test_a_branch_needs_the_checkpoint_that_it_starts_from(small) -> None:
+def test_a_fork_needs_its_starting_checkpoint(small) -> None:
     config = small()
     first = stage_trial(config, 40, [], 24, None)
     second = stage_trial(config, 40, [24], 16, first)
-    with pytest.raises(Exception, match="the search cannot go on from"):
-        branch_off(second)
+    with pytest.raises(Exception, match="the search cannot resume from"):
+        fork_checkpoint(second)
 
 
-def test_the_config_that_is_written_is_whole(small) -> None:
+def test_curriculum_yaml_has_every_section(small) -> None:
     found = search(small(), lambda folder: 1.0, pretend)
     text = Path(found["curriculum"]).read_text()
     assert text.startswith("# Found by mae-et search (sequential, 9 trials")
