@@ -267,7 +267,7 @@ def search(arguments: Arguments) -> None:
     """Search a curriculum for a data set and a model; goes on by itself where it stopped."""
     import finetune
     from mae_et.search import search
-    from mae_et.search.trials import Objective, run_here
+    from mae_et.search.trials import Objective, Runner, run_here
 
     config = config_of("search", arguments)
     options = config.search
@@ -285,7 +285,7 @@ def search(arguments: Arguments) -> None:
                 "on the command line"
             )
         objective = _function(options.objective, "search.objective")
-    runner = run_here
+    runner: Runner = run_here
     if options.cluster is not None:
         from slurm.command import CommandLine
         from slurm.trials import ClusterRunner
