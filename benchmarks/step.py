@@ -20,11 +20,10 @@ from mae_et.benchmarks.rounds import Speed, interleave
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_et.config.schema import ModelConfig, OptimConfig
+from mae_et.config.schema import ModelConfig, OptimConfig, visible_patches
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.models.masking import visible_patches
 from mae_et.runtime.distributed import choose_device
 from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.training.metrics import peak_memory

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from finetune.config import ClassifierConfig
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
-from mae_et.data.image_folder import Split, classes_without_images, split_name
+from mae_et.data.image_folder import classes_without_images
+from mae_et.data.layout import Split, split_name
 from mae_et.errors import UserError
 
 

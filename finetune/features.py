@@ -15,7 +15,7 @@ from finetune.datasets import open_labelled
 from finetune.scoring_config import ProbeConfig
 from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
-from mae_et.data.image_folder import Split
+from mae_et.data.layout import Split
 from mae_et.data.loader import batches_of, eval_loader, worker_count
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.models.mae import MaskedAutoencoder

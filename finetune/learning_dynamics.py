@@ -17,8 +17,9 @@ from finetune.nearest_neighbours import knn_accuracy
 from finetune.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig, ProbeConfig
 from mae_et.checkpoints.formats import weights_in
+from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.load import masked_autoencoder, stored_config
-from mae_et.checkpoints.store import checkpoint_step, list_checkpoints, load_checkpoint
+from mae_et.checkpoints.store import load_checkpoint
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.schedule import Plan

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mae_et.config.schema import DataConfig
-from mae_et.data.image_folder import EXTENSIONS, data_root, split_name
+from mae_et.data.layout import EXTENSIONS, data_root, split_name
 from mae_et.errors import UserError
 
 # Sources that are nothing without data.root.

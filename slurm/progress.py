@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mae_et.checkpoints.store import checkpoint_step, list_checkpoints
+from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.io.metrics_file import read_metrics
 
 

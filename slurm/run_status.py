@@ -11,7 +11,7 @@ from typing import Any
 
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import read_metrics
-from mae_et.monitoring.logger import format_seconds, seconds_left
+from mae_et.monitoring.progress import format_seconds, seconds_left
 from slurm.journal import Event, events_file, log_file, read_events
 from slurm.squeue import JobState, job_states
 

@@ -23,12 +23,12 @@ from mae_et.checkpoints.checksums import (
     seal_archive,
     sealed_safetensors,
 )
+from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 
 FORMAT = "mae-et/1"
 MODEL_KEY = "mae_et.model"
-_NAME = re.compile(r"step-(\d{8,})\.pt")
 # Why a file may not be read at this moment, or by this user, while it is whole.
 _NOT_NOW = frozenset({
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
@@ -82,14 +82,6 @@ class _Told:
         except OSError as error:
             self.failure = error
             raise
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return a folder's checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file()]
-    return sorted(found, key=checkpoint_step)  # which may have more than eight digits
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -181,11 +173,6 @@ def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> N
         if keep_every is None or checkpoint_step(path) % keep_every:
             path.unlink()
     remove_leftovers(folder)
-
-
-def checkpoint_step(path: Path) -> int:
-    """Return the step that a checkpoint's name says."""
-    return int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
 
 
 def export_encoder(encoder: nn.Module, path: Path, model: str) -> None:

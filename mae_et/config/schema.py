@@ -42,6 +42,21 @@ def duration_in_steps(duration: Duration, total_steps: int, key: str = "duration
     raise UserError(f"{key} must be a number of steps or a share such as 5%, got {duration!r}")
 
 
+def visible_patches(patches: int, mask_ratio: float) -> int:
+    """Return how many of N patches stay visible: V = floor(N * (1 - mask ratio)).
+
+    Raises:
+        ValueError: none would stay visible, or none would be hidden.
+    """
+    visible = int(patches * (1 - mask_ratio))
+    if not 0 < visible < patches:
+        raise ValueError(
+            f"a mask ratio of {mask_ratio} leaves {visible} of {patches} patches visible; at least "
+            "one must be visible and one hidden"
+        )
+    return visible
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of a curriculum."""

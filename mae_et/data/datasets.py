@@ -19,7 +19,8 @@ import numpy as np
 from mae_et.config.files import one_sentence
 from mae_et.config.schema import DataConfig
 from mae_et.data.decoding import DecodedDataset, Sample, check_channels, extensions_for
-from mae_et.data.image_folder import Split, data_root, open_image_folder, split_name
+from mae_et.data.image_folder import open_image_folder
+from mae_et.data.layout import Split, data_root, split_name
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.untrusted import arrays_only

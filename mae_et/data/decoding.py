@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mae_et.config.files import one_sentence
+from mae_et.data.layout import ARRAYS, EXTENSIONS
 from mae_et.errors import RunFailed, Unreadable, UserError
 
 Sample = tuple[Image.Image | Tensor, int]
@@ -28,10 +29,6 @@ FORMATS = tuple(
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
     if kind in Image.OPEN  # a build may lack some
 )
-ARRAYS = (".npy",)
-EXTENSIONS = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *ARRAYS,
-)  # fmt: skip
 
 
 class Box(NamedTuple):

@@ -5,18 +5,16 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from mae_et.config.schema import DataConfig
-from mae_et.data.decoding import EXTENSIONS, DecodedDataset, extensions_for
+from mae_et.data.decoding import DecodedDataset, extensions_for
+from mae_et.data.layout import EXTENSIONS, Split, data_root, split_name
 from mae_et.data.untrusted import read_array
 from mae_et.data.webdataset import UNLABELLED
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
-
-Split = Literal["train", "val"]
 
 HELD_OUT = 0.2
 MAX_FILE_BYTES = 2**31
@@ -237,21 +235,3 @@ def _held_out(files: Sequence[str], labels: Sequence[int]) -> set[int]:
     for i in sorted(range(len(files)), key=hashes.__getitem__):
         by_class.setdefault(labels[i], []).append(i)
     return {i for members in by_class.values() for i in members[: int(len(members) * HELD_OUT)]}
-
-
-def data_root(config: DataConfig) -> Path:
-    """Return the folder that a config names.
-
-    Raises:
-        UserError: it names none, or there is no such folder.
-    """
-    if config.root is None:
-        raise UserError(f"data.root is needed for data.name {config.source}")
-    if not config.root.is_dir():
-        raise UserError(f"data.root {config.root} is not a folder")
-    return config.root
-
-
-def split_name(config: DataConfig, split: Split) -> str:
-    """Return what a config calls a split."""
-    return config.train_split if split == "train" else config.val_split

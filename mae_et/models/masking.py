@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mae_et.config.schema import visible_patches
+
 
 class Mask(NamedTuple):
     """Which patches are visible to the encoder."""
@@ -33,21 +35,6 @@ class Mask(NamedTuple):
         """float32 [B N]: 1 if a patch is masked, 0 if it is visible."""
         everywhere = torch.ones(self.order.shape, device=self.order.device)
         return everywhere.scatter_(1, self.keep, 0.0)
-
-
-def visible_patches(patches: int, mask_ratio: float) -> int:
-    """Return how many of N patches stay visible.
-
-    Raises:
-        ValueError: no patch or every patch would stay visible.
-    """
-    visible = int(patches * (1 - mask_ratio))
-    if not 0 < visible < patches:
-        raise ValueError(
-            f"a mask ratio of {mask_ratio} leaves {visible} of {patches} patches visible; at least "
-            "one must be visible and one masked"
-        )
-    return visible
 
 
 def mask_from_noise(noise: Tensor, mask_ratio: float) -> Mask:

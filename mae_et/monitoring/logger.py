@@ -24,6 +24,7 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.divergence import RECENT, is_spike
+from mae_et.monitoring.progress import format_seconds, seconds_left
 from mae_et.runtime.console import say
 
 # Where each number of a row stands in TensorBoard.
@@ -243,15 +244,3 @@ def describe(row: Row, plan: Plan) -> str:
         f"{row['images_per_second']:.0f} img/s | data wait {row['data_time_fraction']:.0%} | "
         f"ETA {format_seconds(seconds_left(row))}"
     )
-
-
-def seconds_left(row: Row) -> float:
-    """Return the time that a run needs from a row of metrics on, at its pace so far."""
-    return row["seconds"] / max(row["compute"], 1e-9) * (1 - row["compute"])
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration as h:mm:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, save_checkpoint
+from mae_et.checkpoints.listing import list_checkpoints
+from mae_et.checkpoints.store import load_checkpoint, save_checkpoint
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig, Stage
 from mae_et.curriculum.schedule import Plan

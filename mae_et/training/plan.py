@@ -2,14 +2,9 @@
 
 from functools import partial
 
-import torch
-
-from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.flops import training_flops
+from mae_et.config.schema import PretrainConfig, visible_patches
 from mae_et.curriculum.schedule import Curriculum, Plan
 from mae_et.errors import UserError
-from mae_et.models.mae import MaskedAutoencoder
-from mae_et.models.masking import visible_patches
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:
@@ -45,6 +40,12 @@ def make_plan(
         )
     cost = None
     if config.curriculum.cost == "flops":
+        # Here, for `mae-et submit` checks curricula without PyTorch.
+        import torch
+
+        from mae_et.curriculum.flops import training_flops
+        from mae_et.models.mae import MaskedAutoencoder
+
         with torch.device("meta"):
             model = MaskedAutoencoder.from_config(config.model)
         # A budget counts MAE's decoder as published, on every patch; that a step leaves out what

@@ -7,8 +7,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint, set_aside_newer
+from mae_et.checkpoints.listing import list_checkpoints
+from mae_et.checkpoints.store import newest_checkpoint, set_aside_newer
 from mae_et.config.files import to_yaml
+from mae_et.config.resume import check_same_run
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import RunFailed, UserError
@@ -24,7 +26,6 @@ from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog
 from mae_et.training.metrics import summarise_stages
-from mae_et.training.resume import check_same_run
 from mae_et.training.run import Run
 
 

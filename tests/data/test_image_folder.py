@@ -7,7 +7,7 @@ import pytest
 from mae_et import UserError
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.data.image_folder import data_root, split_name
+from mae_et.data.layout import data_root, split_name
 from mae_et.errors import Unreadable
 
 

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_et.models.masking import mask_from_noise, visible_patches
+from mae_et.config.schema import visible_patches
+from mae_et.models.masking import mask_from_noise
 
 
 @given(patches=st.integers(2, 256), ratio=st.floats(0.01, 0.99), seed=st.integers(0, 9))

@@ -12,7 +12,8 @@ from torchvision.io import read_image
 from mae_et import pretrain
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.io.metrics_file import SCORES, read_metrics
-from mae_et.monitoring.logger import TAGS, RunLogger, describe, format_seconds, seconds_left
+from mae_et.monitoring.logger import TAGS, RunLogger, describe
+from mae_et.monitoring.progress import format_seconds, seconds_left
 
 
 def events(folder: Path) -> EventAccumulator:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 from mae_et.monitoring.compare import FIGURES, varied_keys
-from mae_et.monitoring.logger import format_seconds
+from mae_et.monitoring.progress import format_seconds
 from mae_et.monitoring.report.charts import COLOURS, short
 from mae_et.monitoring.report.curves import Group, groups_of
 from mae_et.monitoring.report.images import pictures

@@ -34,7 +34,7 @@ from mae_et.config.files import add_config_arguments, config_from_text, parse_co
 from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.curriculum.throughput import read_speeds
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import EXTENSIONS
+from mae_et.data.layout import EXTENSIONS
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import RunFailed, UserError
 from mae_et.models.mae import MaskedAutoencoder

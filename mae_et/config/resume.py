@@ -1,0 +1,60 @@
+"""Refuse to resume a run folder under settings that would change its numbers."""
+
+from collections.abc import Set
+from typing import Any
+
+from mae_et.config.files import config_from_text, numeric_keys
+from mae_et.errors import UserError
+from mae_et.io.plain_files import read_text
+
+
+def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) -> None:
+    """Compare a config with that of the folder's checkpoint (or, of a finished run, config.yaml).
+
+    A run that goes on may find its data elsewhere, if there are as many (`check_same_data`); one
+    that is finished is not trained again, so it must be asked for with the same data.
+
+    Raises:
+        UserError: a key that decides the numbers differs; the sentence names the first.
+    """
+    folder = config.output.dir
+    written = folder / "config.yaml"
+    if saved is not None:
+        text = saved["config"]
+    elif finished and written.exists():
+        text = read_text(written)
+    else:
+        return
+    try:
+        before = numeric_keys(config_from_text(text, type(config)))
+    except UserError as error:
+        raise UserError(
+            f"{folder} holds a run of another command, or of another version of mae-et: {error}; "
+            "give another output.dir"
+        ) from None
+    now = numeric_keys(config)
+    # What is to be done about faults may be decided when they happen.
+    may_differ = {"data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates"}
+    may_differ |= {"data.download", "data.listing"} | (set() if finished else {"data.root"})
+    check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
+
+
+def check_same_settings(
+    said: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
+) -> None:
+    """Compare the settings of two configs that decide numbers.
+
+    Args:
+        said: what a folder holds if they differ: the sentence begins so.
+        before: those in the folder.
+        now: those asked for.
+        may_differ: keys that may differ.
+
+    Raises:
+        UserError: another key differs; the sentence names the first.
+    """
+    for key, old in before.items():
+        if old != now[key] and key not in may_differ:
+            raise UserError(
+                f"{said}: {key} was {old!r} and is now {now[key]!r}; give another output.dir"
+            )
