@@ -1,4 +1,4 @@
-"""Downstream tasks: fine-tuning, probes and evaluation of encoders; training from scratch."""
+"""Fine-tune, probe and evaluate encoders; train classifiers from scratch."""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from finetune.features import Features as Features
     from finetune.features import extract_dataset_features as extract_dataset_features
     from finetune.learning_dynamics import dynamics as dynamics
+    from finetune.linear_classifier import ProbeResult as ProbeResult
+    from finetune.linear_classifier import probe_features as probe_features
+    from finetune.nearest_neighbours import knn_accuracy as knn_accuracy
     from finetune.objective import HeldOutAccuracy as HeldOutAccuracy
     from finetune.probes import knn as knn
     from finetune.probes import linear_probe as linear_probe
@@ -28,6 +31,8 @@ else:
             "finetune.evaluation": ["evaluate", "read_classifier_config"],
             "finetune.features": ["Features", "extract_dataset_features"],
             "finetune.learning_dynamics": ["dynamics"],
+            "finetune.linear_classifier": ["ProbeResult", "probe_features"],
+            "finetune.nearest_neighbours": ["knn_accuracy"],
             "finetune.objective": ["HeldOutAccuracy"],
             "finetune.probes": ["knn", "linear_probe", "score_encoder"],
             "finetune.scoring_config": ["DynamicsConfig", "EvaluateConfig", "ProbeConfig"],

@@ -21,11 +21,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
+from finetune.cost import image_cost
 from finetune.datasets import LabelledSplits, open_splits
 from finetune.image_size import (
     format_size,
     height_and_width,
-    image_cost,
     shorter_side,
     size_at_bandwidth,
 )

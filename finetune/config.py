@@ -1,4 +1,4 @@
-"""What a classifier's training is: fine-tuning, probing, or training from scratch."""
+"""Config of a classifier's training: full fine-tuning, a probe, or training from scratch."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from mae_et.config.schema import (
     check_statistics,
     duration_in_steps,
 )
-from mae_et.errors import UserError
+from mae_et.errors import require
 
 Pool = Literal["mean", "cls"]
 Probe = Literal["none", "linear", "attentive"]
@@ -24,52 +24,57 @@ Probe = Literal["none", "linear", "attentive"]
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: a pre-trained encoder with a head, or any timm backbone from scratch."""
+    """The network: a pre-trained encoder with a new head, or any timm backbone."""
 
     checkpoint: Path | None = None
-    """Run folder, checkpoint, released weights, or folder of Hugging Face's ViTMAE to start from;
-    the network is then the ViT in it, or the backbone that is named too."""
+    """Run folder, checkpoint, released weights or Hugging Face ViTMAE folder to start from. The
+    network is its ViT, or model.backbone where that is given."""
     backbone: str | None = None
-    """Name of a timm model: from scratch, or from a checkpoint of the same model."""
+    """Name of a timm model: trained from scratch, or from a checkpoint of the same model."""
     pretrained: bool = False
-    """Whether the backbone's weights are fetched from timm's hub."""
+    """Whether to fetch the backbone's weights from timm's hub."""
     image_size: Size = 224
-    """Side of the images in the last stage, in pixels, or [height, width]; of a rectangle the
-    bandwidths of a curriculum are the shorter side."""
+    """Side of the images in the last stage, in pixels, or [height, width]; bandwidths refer to the
+    shorter side."""
     patch_size: int | None = None
-    """Side of a patch, in pixels, to which a checkpoint's ViT is resampled; its own by default."""
+    """Side of a patch, in pixels, to resample a checkpoint's ViT to; its own by default."""
     channels: int = 3
-    """Channels of the images."""
+    """Image channels."""
     pool: Pool = "mean"
-    """Feature that a checkpoint's ViT classifies by: mean of the patch tokens, or class token; a
-    named backbone keeps its own."""
+    """Feature a checkpoint's ViT classifies by: mean of the patch tokens, or class token; a named
+    backbone keeps its own pooling."""
     drop_path: float = 0.0
-    """Chance of dropping a residual branch in the last block (rising linearly to it)."""
+    """Stochastic depth rate of the last block; it rises linearly from 0."""
     probe: Probe = "none"
-    """none trains everything; linear and attentive train a head on the frozen encoder."""
+    """none trains all weights; linear and attentive train a head on the frozen encoder."""
     encoder_num_heads: int | None = None
-    """Heads of the checkpoint's encoder, where its width is no published one."""
+    """Attention heads of the checkpoint's encoder, needed where its width is not a published
+    one."""
 
     def __post_init__(self) -> None:
-        """Refuse a network that is not named, and other contradictions.
-
-        Raises:
-            UserError: the sentence names the key.
-        """
-        if self.checkpoint is None and self.backbone is None:
-            raise UserError("give --checkpoint (model.checkpoint) or model.backbone")
-        if self.probe != "none" and self.backbone is not None:
-            raise UserError("model.probe is of a checkpoint's ViT; it does not go with a backbone")
-        if self.probe != "none" and self.drop_path:
-            raise UserError("model.drop_path is of networks that are trained; a probe has none")
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")
-        if min(height_and_width(self.image_size)) < 1:
-            raise UserError(f"model.image_size must be positive, got {self.image_size}")
+        """Refuse an unnamed network and contradictory settings."""
+        require(
+            self.checkpoint is not None or self.backbone is not None,
+            "give --checkpoint (model.checkpoint) or model.backbone",
+        )
+        require(
+            self.probe == "none" or self.backbone is None,
+            "model.probe needs a checkpoint's ViT; it cannot be combined with model.backbone",
+        )
+        require(
+            self.probe == "none" or not self.drop_path,
+            "model.drop_path needs a trained network; a probe freezes it",
+        )
+        require(
+            0 <= self.drop_path < 1, f"model.drop_path must lie in [0, 1), got {self.drop_path}"
+        )
+        require(
+            min(height_and_width(self.image_size)) > 0,
+            f"model.image_size must be positive, got {self.image_size}",
+        )
         for name in ("channels", "patch_size", "encoder_num_heads"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"model.{name} must be positive, got {value}")
+            require(value is None or value > 0, f"model.{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True)
@@ -77,26 +82,22 @@ class RecipeConfig:
     """Regularisation of images and labels, in timm's terms."""
 
     mixup: float = 0.0
-    """Alpha of mixup; 0 is off."""
+    """Mixup alpha; 0 turns it off."""
     cutmix: float = 0.0
-    """Alpha of cutmix; 0 is off."""
+    """CutMix alpha; 0 turns it off."""
     smoothing: float = 0.0
     """Label smoothing."""
     erasing: float = 0.0
-    """Chance of erasing a rectangle, filled with noise."""
+    """Random erasing probability; erased rectangles are filled with noise."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
+        """Refuse impossible values."""
         for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"recipe.{name} must not be negative, got {getattr(self, name)}")
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"recipe.{name} must not be negative, got {value}")
         for name in ("smoothing", "erasing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"recipe.{name} must lie in [0, 1), got {getattr(self, name)}")
+            value = getattr(self, name)
+            require(0 <= value < 1, f"recipe.{name} must lie in [0, 1), got {value}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class ClassifierOptimConfig(OptimConfig):
     optimizer: Literal["adamw", "lamb", "lars"] = "adamw"
     """Optimizer."""
     batch_size: int = 1024
-    """Images per update, over all processes and accumulation steps."""
+    """Images per update, over all ranks and accumulation steps."""
     base_lr: float = 5e-4
     """Learning rate per 256 images of batch."""
     min_lr: float = 1e-6
@@ -114,40 +115,37 @@ class ClassifierOptimConfig(OptimConfig):
     betas: tuple[float, float] = (0.9, 0.999)
     """Betas of AdamW and LAMB."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one below; 1 is off."""
+    """Learning rate factor from each layer to the one below; 1 turns it off."""
     ema: float | None = None
-    """Decay of an exponential moving average of the weights; none when not given."""
+    """Decay of an exponential moving average of the weights; no average by default."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
+        """Refuse impossible values."""
         super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}")
-        if self.max_skipped_updates and self.optimizer != "adamw":
-            raise UserError("optim.max_skipped_updates is of optim.optimizer adamw alone")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"optim.ema must lie in (0, 1), got {self.ema}")
+        require(
+            0 < self.layer_decay <= 1,
+            f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}",
+        )
+        require(
+            not self.max_skipped_updates or self.optimizer == "adamw",
+            "optim.max_skipped_updates needs optim.optimizer adamw",
+        )
+        require(
+            self.ema is None or 0 < self.ema < 1, f"optim.ema must lie in (0, 1), got {self.ema}"
+        )
 
 
 @dataclass(frozen=True)
 class ClassifierOutputConfig(OutputConfig):
-    """What a classifier's run leaves behind."""
+    """Outputs of a classifier's run."""
 
     dir: Path = Path("runs/finetune")
-    """Run folder; a run resumes by itself from the checkpoints in it."""
+    """Run folder; a run resumes automatically from the checkpoints in it."""
     evaluate_every: int | str | None = "10%"
-    """Between two evaluations on the validation split; null where there is none."""
+    """Interval between evaluations on the validation split; null turns them off."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
+        """Refuse impossible values."""
         super().__post_init__()
         if self.evaluate_every is not None:
             duration_in_steps(self.evaluate_every, 1, "output.evaluate_every")
@@ -168,19 +166,18 @@ class ClassifierConfig:
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
     output: ClassifierOutputConfig = field(default_factory=ClassifierOutputConfig)
     seed: int = 0
-    """Seed of new weights, the order of the data, its augmentation and drop path."""
+    """Seed of the new weights, the data order, its augmentation and stochastic depth."""
 
     def __post_init__(self) -> None:
-        """Refuse sections that contradict each other.
-
-        Raises:
-            UserError: the sentence names the keys.
-        """
+        """Refuse sections that contradict each other."""
         check_statistics(self.data, self.model.channels)
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must lie in [0, 2^63), got {self.seed}")
-        if self.data.augment is not None and self.model.channels != 3:
-            raise UserError("data.augment needs images of 3 channels")
+        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
+        require(
+            self.data.augment is None or self.model.channels == 3,
+            "data.augment needs images of 3 channels",
+        )
         height, width = height_and_width(self.model.image_size)
-        if self.crop.method == "decode" and height != width:
-            raise UserError("crop.method decode makes squares, and model.image_size is none")
+        require(
+            self.crop.method != "decode" or height == width,
+            "crop.method decode supports square images only",
+        )

@@ -1,4 +1,4 @@
-"""The labelled images of a classifier: what it is trained on, and what it is scored on."""
+"""The labelled splits a classifier is trained and scored on."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from mae_et.errors import UserError
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """The two splits."""
+    """Training and validation split."""
 
     train: ImageDataset
     val: ImageDataset | None
-    """None where nothing is evaluated."""
+    """None if the run is not evaluated."""
 
     @property
     def classes(self) -> int:
@@ -25,16 +25,16 @@ class LabelledSplits:
 
 
 def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -> ImageDataset:
-    """Open a split of which every image has a label.
+    """Open a split and check that every image is labelled.
 
     Args:
-        data: the data set.
-        split: the split.
-        channels: of the images.
-        purpose: what needs the labels, as the sentence begins.
+        data: data set.
+        split: split.
+        channels: image channels.
+        purpose: what needs the labels, as the subject of the error's sentence.
 
     Raises:
-        UserError: there are no classes, or images without a label.
+        UserError: there are fewer than two classes, or images without a label.
     """
     source = open_dataset(data, split, channels)
     name = split_name(data, split)
@@ -43,25 +43,25 @@ def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -
         if source.classes:
             cause = "has one class"
         elif data.source == "folder":
-            cause += f", for not all of its images lie in class folders ({name}/CLASS/*)"
+            cause += f", because some images are in no class folder ({name}/CLASS/*)"
         raise UserError(
             f"the {split} split of {data.root or data.source} {cause}: {purpose} needs labelled "
             "images of at least two classes"
         )
-    lacking = count_unlabelled(source)
-    if lacking:
+    unlabelled = count_unlabelled(source)
+    if unlabelled:
         raise UserError(
-            f"{purpose} needs labelled images: {lacking} of {len(source)} images of "
+            f"{purpose} needs labelled images: {unlabelled} of {len(source)} images of "
             f"{name} have no label"
         )
     return source
 
 
 def open_splits(config: ClassifierConfig) -> LabelledSplits:
-    """Open both splits, or the training split alone where nothing is evaluated.
+    """Open both splits, or the training split alone if the run is not evaluated.
 
     Raises:
-        UserError: there are no labels, or the splits differ in their classes.
+        UserError: images have no labels, or the splits differ in their classes.
     """
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     if config.output.evaluate_every is None:

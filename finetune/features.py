@@ -1,6 +1,6 @@
-"""Features of a frozen encoder, computed once for a whole data set.
+"""Features of a frozen encoder, computed once for a whole split.
 
-N images, D width.
+Shapes: B batch, N images or patches, D width.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,36 @@ from mae_et.runtime.precision import autocast, autocast_dtype
 
 
 class Features(NamedTuple):
-    """Features of a data set."""
+    """Features of N images and their labels; any pair of such tensors does as well."""
 
     vectors: Tensor
-    """float32 [N D]."""
+    """float [N D]."""
     labels: Tensor
-    """int64 [N]."""
-    classes: int
-    """Number of classes."""
+    """int64 [N], classes counted from 0."""
 
     def to(self, device: torch.device) -> "Features":
-        """Return the features on a device."""
-        return Features(self.vectors.to(device), self.labels.to(device), self.classes)
+        """Move both tensors to a device."""
+        return Features(self.vectors.to(device), self.labels.to(device))
+
+
+def check_features(features: Tensor, labels: Tensor, name: str) -> None:
+    """Check that features [N D] and labels [N] belong together.
+
+    Raises:
+        ValueError: shapes or types do not fit, there are no images, or a label is negative.
+    """
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features):
+        raise ValueError(
+            f"{name} must be features [N D] and labels [N] with N > 0, got shapes "
+            f"{list(features.shape)} and {list(labels.shape)}"
+        )
+    if not features.is_floating_point() or labels.dtype != torch.int64:
+        raise ValueError(
+            f"{name} must be floating-point features and int64 labels, got {features.dtype} and "
+            f"{labels.dtype}"
+        )
+    if int(labels.min()) < 0:
+        raise ValueError(f"{name} has an unlabelled image (label {int(labels.min())})")
 
 
 @torch.no_grad()
@@ -44,45 +62,53 @@ def extract_dataset_features(
     config: ProbeConfig,
     split: Split,
     device: torch.device,
-    chosen: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     bandwidth: int | None = None,
 ) -> Features:
-    """Encode a split's central views at the model's base size, nothing masked.
+    """Encode the centre crops of a split at the model's base size, without masking.
 
     Args:
-        model: its encoder is taken.
-        data: the data set.
-        config: how.
-        split: the split.
-        device: where.
-        chosen: images that are encoded, in this order; all by default.
-        bandwidth: low frequencies that the images keep, at their full size; all by default.
+        model: model whose encoder is used.
+        data: labelled data.
+        config: pooling, batch size, workers and precision.
+        split: split to encode.
+        device: device of the forward passes.
+        indices: images to encode, in this order; all by default.
+        bandwidth: bandwidth of a low-pass filter applied to the images; none by default.
+
+    Returns:
+        Features on the CPU, float32 [N D], in the order of the split or of `indices`.
 
     Raises:
-        UserError: images have no labels, or none of more than one class.
+        UserError: images have no labels, or there are fewer than two classes.
     """
     check_statistics(data, model.channels)
     source = open_labelled(data, split, model.channels, "scoring an encoder")
-    view: Dataset[tuple[Tensor, int]] = EvalDataset(source, data, model.full[0] * model.patch)
-    if chosen is not None:
-        view = Subset(view, chosen)
+    images: Dataset[tuple[Tensor, int]] = EvalDataset(source, data, model.full[0] * model.patch)
+    if indices is not None:
+        images = Subset(images, indices)
+    count = len(source) if indices is None else len(indices)
     dtype = autocast_dtype(config.precision, device)
     model = model.to(device).eval()
-    vectors, labels = [], []
-    with batches_of(
-        eval_loader(view, config.batch_size, worker_count(config.num_workers))
-    ) as batches:
-        for images, batch_labels in batches:
-            pixels = normalise(images.to(device), data.mean, data.std)
+    vectors, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
+    loader = eval_loader(images, config.batch_size, worker_count(config.num_workers))
+    start = 0
+    with batches_of(loader) as batches:
+        for pixels, batch_labels in batches:
+            pixels = normalise(pixels.to(device), data.mean, data.std)
             if bandwidth is not None:
                 pixels = low_pass(pixels, bandwidth)
             with autocast(dtype, device):
                 tokens = model.encode(pixels)
-            vectors.append(pool(tokens.float(), config.pool).cpu())
-            labels.append(batch_labels)
-    return Features(torch.cat(vectors), torch.cat(labels), len(source.classes))
+            pooled = pool_tokens(tokens.float(), config.pool)
+            if start == 0:  # the whole array at once: joining parts would need twice the memory
+                vectors = torch.empty(count, pooled.shape[1])
+            end = start + len(pooled)
+            vectors[start:end], labels[start:end] = pooled, batch_labels
+            start = end
+    return Features(vectors, labels)
 
 
-def pool(tokens: Tensor, how: Pool) -> Tensor:
+def pool_tokens(tokens: Tensor, pool: Pool) -> Tensor:
     """[B 1+N D] class and patch tokens -> [B D]."""
-    return tokens[:, 0] if how == "cls" else tokens[:, 1:].mean(dim=1)
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)

@@ -1,9 +1,9 @@
-"""Learning dynamics: what an encoder sees at each moment of its training, by frequency.
+"""Learning dynamics: which frequencies an encoder uses in the course of its training.
 
-The reason for the curriculum (EfficientTrain, arXiv 2211.09703; EfficientTrain++, arXiv
-2405.08768): networks learn low frequencies first. Here the kept checkpoints of a run are
-scored on validation images of which only the low frequencies are left, at their full size. The
-neighbours, or the probe, are of whole training images.
+Networks learn low frequencies first, which motivates the curriculum (EfficientTrain, arXiv
+2211.09703; EfficientTrain++, arXiv 2405.08768). Each kept checkpoint of a run is scored on
+low-pass filtered validation images at their full size; the neighbours, or the probe's training
+images, are unfiltered.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune.features import Features, extract_dataset_features
+from finetune.features import extract_dataset_features
 from finetune.linear_classifier import train_probe
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.objective import HeldOutAccuracy
@@ -36,7 +36,7 @@ RECORD = "dynamics.jsonl"
 
 
 def dynamics(config: DynamicsConfig) -> dict[str, Any]:
-    """Score each kept checkpoint once; write `dynamics.md` and `dynamics.png`.
+    """Score each kept checkpoint once, and write `dynamics.md` and `dynamics.png`.
 
     Returns:
         The folder, the bandwidths, and the last checkpoint's accuracies in percent.
@@ -50,8 +50,8 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
         raise UserError(f"{config.run} holds no checkpoints of mae-et pretrain")
     if len(paths) <= run.output.keep_last and run.output.keep_every is None:
         print(
-            f"mae-et: {config.run} keeps its last {len(paths)} checkpoints only: pre-train with "
-            "output.keep_every to see more of its way",
+            f"mae-et: {config.run} has only its last {len(paths)} checkpoints: pre-train with "
+            "output.keep_every to score earlier ones",
             file=sys.stderr,
         )
     bandwidths = bandwidths_of(config, run.model.image_size)
@@ -74,40 +74,32 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
 
 
 def bandwidths_of(config: DynamicsConfig, base: int) -> tuple[int, ...]:
-    """Return the bandwidths, rising.
-
-    Raises:
-        UserError: one is larger than the images.
-    """
+    """Return the bandwidths in rising order."""
     for bandwidth in config.bandwidths:
         if bandwidth > base:
-            raise UserError(f"bandwidths: {bandwidth} is larger than the images, {base}")
+            raise UserError(f"bandwidths: {bandwidth} is larger than the image size {base}")
     eighths = (max(1, round(base * part / 8)) for part in (1, 2, 3, 4, 6, 8))
     return tuple(sorted(set(config.bandwidths or eighths)))
 
 
 def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[int, ...]) -> None:
-    """Refuse to put figures of other settings into one table.
-
-    Raises:
-        UserError: a setting differs; the sentence names the first.
-    """
+    """Refuse to mix scores of different settings in one table."""
     settings = plain(config) | {"bandwidths": bandwidths}
     for free in ("batch_size", "num_workers", "device", "output"):
         del settings[free]
     keep_settings(
         folder / "settings.json",
         settings,
-        f"{folder} holds dynamics of other settings: {{key}} was {{before}} and is now {{now}}; "
+        f"{folder} has scores of other settings: {{key}} was {{before}} and is now {{now}}; "
         "give another output",
     )
 
 
 def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, ...]) -> Row:
-    """Return a checkpoint's step, compute and accuracies.
+    """Return a checkpoint's step, compute and accuracies in percent.
 
     Raises:
-        UserError: it does not load.
+        UserError: the checkpoint does not load.
     """
     try:
         saved = load_checkpoint(path)
@@ -122,8 +114,8 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     probing = ProbeConfig(
         path, batch_size=config.batch_size, num_workers=config.num_workers, device=config.device
     )
-    chosen = _some(config, data, model.channels)
-    train = extract_dataset_features(model, data, probing, "train", device, chosen).to(device)
+    indices = _draw_images(config, data, model.channels)
+    train = extract_dataset_features(model, data, probing, "train", device, indices).to(device)
     probe = train_probe(train, probing.epochs, config.seed) if config.by == "linear" else None
     accuracies = []
     for bandwidth in bandwidths:
@@ -131,7 +123,10 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
         val = extract_dataset_features(model, data, probing, "val", device, bandwidth=whole).to(
             device
         )
-        found = probe.accuracy(val) if probe else _knn(train, val, probing)
+        if probe is not None:
+            found = probe.accuracy(val)
+        else:
+            found = knn_accuracy(train, val, probing.neighbours, probing.temperature)
         accuracies.append(round(found, 2))
     stage = plan.at(max(0, step - 1))
     print(f"mae-et: step {step}: {accuracies}", file=sys.stderr, flush=True)
@@ -143,20 +138,16 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     }
 
 
-def _knn(train: Features, val: Features, config: ProbeConfig) -> float:
-    return knn_accuracy(train, val, config.neighbours, config.temperature)
-
-
-def _some(config: DynamicsConfig, data: DataConfig, channels: int) -> list[int] | None:
+def _draw_images(config: DynamicsConfig, data: DataConfig, channels: int) -> list[int] | None:
     if config.images is None:
         return None
-    images = len(open_dataset(data, "train", channels))
-    votes, judged = HeldOutAccuracy(images=config.images, seed=config.seed).split(images)
-    return [*votes, *judged]
+    count = len(open_dataset(data, "train", channels))
+    rest, held_out = HeldOutAccuracy(images=config.images, seed=config.seed).split(count)
+    return [*rest, *held_out]
 
 
 def table(rows: list[Row], bandwidths: tuple[int, ...]) -> str:
-    """Return accuracies as a Markdown table: a row for each checkpoint."""
+    """Return accuracies as a Markdown table with a row for each checkpoint."""
     shown = " | ".join(f"val at {bandwidth}" for bandwidth in bandwidths)
     lines = [f"| step | equivalent epochs | trained at | {shown} |"]
     lines.append("|" + "---|" * (3 + len(bandwidths)))
@@ -168,7 +159,7 @@ def table(rows: list[Row], bandwidths: tuple[int, ...]) -> str:
 
 
 def draw(path: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[int, ...]) -> None:
-    """Draw accuracies against compute: a line for each bandwidth, and as shares of the last."""
+    """Plot accuracies against compute, absolute and relative to the last, a line a bandwidth."""
     across = [row["equivalent_epochs"] for row in rows]
     lines, shares = {}, {}
     for place, bandwidth in enumerate(bandwidths):
@@ -177,7 +168,7 @@ def draw(path: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[
         shares[f"B = {bandwidth}"] = (across, [value / (up[-1] or 1) for value in up])
     axis = "compute, equivalent epochs"
     charts = [
-        Chart("Validation images of low frequencies", axis, f"{config.by} accuracy, %", lines),
-        Chart("The same, relative to the end", axis, "share of the last accuracy", shares),
+        Chart("Low-pass filtered validation images", axis, f"{config.by} accuracy, %", lines),
+        Chart("Relative to the last checkpoint", axis, "share of the last accuracy", shares),
     ]
     save_charts(path, charts)

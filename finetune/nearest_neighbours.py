@@ -1,39 +1,58 @@
-"""Weighted k-nearest neighbours: how far labels follow from the features alone.
+"""Weighted k-nearest-neighbour accuracy of features.
 
 Votes are weighted by exp(cosine / temperature), as in Wu et al. (CVPR 2018, arXiv 1805.01978).
 """
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from finetune.features import Features
+from finetune.features import check_features
 
-CHUNK = 1024
+MAX_SIMILARITIES = 2**28
+"""Most entries of a block of the similarity matrix: 1 GiB in float32."""
 
 
 def knn_accuracy(
-    train: Features, val: Features, neighbours: int = 20, temperature: float = 0.07
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    neighbours: int = 20,
+    temperature: float = 0.07,
 ) -> float:
-    """Return the share of validation images, in percent, that their neighbours' votes get right.
+    """Classify features by their nearest neighbours, and return the top-1 accuracy.
 
-    It is computed where the features are.
+    Works on the features' device, in blocks of the similarity matrix of at most 1 GiB; memory
+    beyond that and the features themselves is O(N).
 
     Args:
-        train: features that vote.
-        val: features that are judged.
-        neighbours: how many of the nearest vote; all where there are fewer.
-        temperature: of the votes' weights.
+        train: features that vote, float [N D], and their labels, int64 [N] from 0.
+        val: features to classify, float [M D], and their labels, int64 [M].
+        neighbours: number of neighbours that vote (k); all of them where N is smaller.
+        temperature: temperature of the votes' weights, exp(cosine / temperature).
+
+    Returns:
+        Top-1 accuracy in percent, 0 to 100.
+
+    Raises:
+        ValueError: shapes or types do not fit, or a split is empty or has unlabelled images.
+
+    Source: InstDisc (Wu et al., CVPR 2018, arXiv 1805.01978), with DINO's k and temperature.
     """
-    bank = F.normalize(train.vectors, dim=1)
+    (bank, bank_labels), (queries, labels) = train, val
+    check_features(bank, bank_labels, "train")
+    check_features(queries, labels, "val")
     k = min(neighbours, len(bank))
-    right = 0
-    for vectors, labels in zip(
-        F.normalize(val.vectors, dim=1).split(CHUNK), val.labels.split(CHUNK), strict=True
-    ):
-        cosine, nearest = (vectors @ bank.T).topk(k, dim=1)
-        votes = torch.zeros(len(vectors), train.classes, device=vectors.device)
-        # Relative to the nearest: the votes' ratios are the same and none overflows.
+    classes = int(bank_labels.max()) + 1
+    # Norms, not normalised copies: a bank of ImageNet's size takes gigabytes.
+    inverse_norm = 1 / bank.norm(dim=1).clamp_min(1e-12)
+    block = max(1, min(1024, MAX_SIMILARITIES // len(bank)))
+    correct = 0
+    for vectors, truth in zip(queries.split(block), labels.split(block), strict=True):
+        similarity = F.normalize(vectors, dim=1) @ bank.T
+        cosine, nearest = similarity.mul_(inverse_norm).topk(k, dim=1)
+        votes = torch.zeros(len(vectors), classes, device=vectors.device, dtype=cosine.dtype)
+        # Relative to the nearest neighbour: the same ratios, and no overflow.
         weights = ((cosine - cosine[:, :1]) / temperature).exp()
-        votes.scatter_add_(1, train.labels[nearest], weights)
-        right += int((votes.argmax(dim=1) == labels).sum())
-    return 100 * right / len(val.labels)
+        votes.scatter_add_(1, bank_labels[nearest], weights)
+        correct += int((votes.argmax(dim=1) == truth).sum())
+    return 100 * correct / len(labels)

@@ -1,6 +1,6 @@
-"""How good a frozen encoder is on training images whose labels are held out.
+"""Accuracy of a frozen encoder on held-out training images: the objective of a search.
 
-A choice that is made by it leaves the validation split for what is reported.
+Choices made by it leave the validation split untouched for reporting.
 """
 
 from dataclasses import dataclass
@@ -25,36 +25,38 @@ from mae_et.runtime import distributed
 
 @dataclass(frozen=True)
 class HeldOutAccuracy:
-    """Accuracy, in percent, on a share of the labelled training images that the rest votes on."""
+    """Top-1 in percent on a share of the labelled training images; the others are trained on."""
 
     by: Literal["knn", "linear"] = "knn"
+    """kNN, or a linear probe."""
     share: float = 0.1
-    """Held out, of the images that are looked at."""
+    """Share of the images to hold out."""
     images: int | None = None
-    """Training images that are looked at; all when not given."""
+    """Training images to use, drawn at random; all by default."""
     seed: int = 0
-    """Of what is looked at, what is held out, and of the probe."""
+    """Seed of the draw, the held-out split and the probe."""
     num_workers: int | None = None
-    """Loader processes."""
+    """Loader processes; by default one per core, at most 16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto uses a GPU if there is one."""
 
     def check(self, data: DataConfig, channels: int) -> None:
-        """Refuse data on which there is nothing to measure.
+        """Refuse data that cannot be scored.
 
         Raises:
-            UserError: images have no labels, or are too few.
+            UserError: images have no labels, or there are too few.
         """
         source = open_labelled(data, "train", channels, f"an accuracy of {self.by}")
-        first, second = self.split(len(source))
-        if not first or not second:
+        rest, held_out = self.split(len(source))
+        if not rest or not held_out:
             raise UserError(
-                f"{len(source)} training images are too few to hold {self.share:g} of them out"
+                f"{len(source)} training images are too few to hold out a share of {self.share:g}"
             )
 
-    def split(self, images: int) -> tuple[list[int], list[int]]:
-        """Return the images that vote, and those that are held out, of so many."""
-        generator = torch.Generator().manual_seed(sample_seed(self.seed, images))
-        order = torch.randperm(images, generator=generator)[: self.images].tolist()
+    def split(self, count: int) -> tuple[list[int], list[int]]:
+        """Return the indices to train on and those held out, each rising, of `count` images."""
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, count))
+        order = torch.randperm(count, generator=generator)[: self.images].tolist()
         held_out = round(self.share * len(order))
         return sorted(order[held_out:]), sorted(order[:held_out])
 
@@ -67,20 +69,20 @@ class HeldOutAccuracy:
         weights = load_weights(folder)
         run = weights.config
         if run is None:
-            raise UserError(f"{folder} is no run folder of mae-et pretrain")
+            raise UserError(f"{folder} is not a run folder of mae-et pretrain")
         model = masked_autoencoder(weights)
         device = distributed.choose_device(self.device)
         config = ProbeConfig(
             folder, num_workers=self.num_workers, device=self.device, seed=self.seed
         )
-        votes, judged = self.split(len(open_dataset(run.data, "train", model.channels)))
+        rest, held_out = self.split(len(open_dataset(run.data, "train", model.channels)))
         found = extract_dataset_features(
-            model, run.data, config, "train", device, [*votes, *judged]
+            model, run.data, config, "train", device, [*rest, *held_out]
+        ).to(device)
+        train, val = (
+            Features(found.vectors[part], found.labels[part])
+            for part in (slice(len(rest)), slice(len(rest), None))
         )
-        vectors, labels = (tensor.to(device) for tensor in (found.vectors, found.labels))
-        count = len(votes)
-        train = Features(vectors[:count], labels[:count], found.classes)
-        val = Features(vectors[count:], labels[count:], found.classes)
         if self.by == "knn":
             return knn_accuracy(train, val, config.neighbours, config.temperature)
         return probe_features(train, val, config.epochs, self.seed).accuracy

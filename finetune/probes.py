@@ -1,4 +1,4 @@
-"""kNN and linear accuracy of a frozen encoder, and of the same encoder untrained."""
+"""kNN and linear probe accuracy of a frozen encoder, trained or freshly initialised."""
 
 import json
 from typing import Any
@@ -19,26 +19,30 @@ from mae_et.runtime import distributed
 
 
 def knn(config: ProbeConfig) -> dict[str, Any]:
-    """Return the encoder's kNN accuracy, in percent."""
+    """Return the encoder's kNN accuracy, in percent; see `score_encoder`."""
     return score_encoder(config, linear=False)
 
 
 def linear_probe(config: ProbeConfig) -> dict[str, Any]:
-    """Return the encoder's linear accuracy, in percent, and the learning rate that was chosen."""
+    """Return the encoder's linear probe accuracy, in percent; see `score_encoder`."""
     return score_encoder(config, neighbours=False)
 
 
 def score_encoder(
     config: ProbeConfig, neighbours: bool = True, linear: bool = True
 ) -> dict[str, Any]:
-    """Return the data's name and accuracies in percent: `knn`, `linear`, and `untrained_*` of them.
+    """Score a frozen encoder by kNN and by a linear probe.
+
+    Returns:
+        `data`, its name; `knn` and `linear`, top-1 in percent; `linear_learning_rate`, the one
+        chosen; and the same with the prefix `untrained_` if the config requests them.
 
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
     weights = load_weights(config.checkpoint)
     model = masked_autoencoder(weights, config.encoder_num_heads, config.decoder_num_heads)
-    data = config.data or _data_of(weights)
+    data = config.data or _data_of_run(weights)
     results = {"data": str(data.root or data.source)}
     results |= _score(model, data, config, neighbours, linear)
     if config.untrained:
@@ -51,11 +55,11 @@ def score_encoder(
     return results
 
 
-def _data_of(weights: Weights) -> DataConfig:
+def _data_of_run(weights: Weights) -> DataConfig:
     if weights.config is None:
         raise UserError(
-            f"data must be given (--data.root or --data.name): {weights.path} does not say what it "
-            "was trained on"
+            f"data must be given (--data.root or --data.name): {weights.path} does not record its "
+            "training data"
         )
     return weights.config.data
 

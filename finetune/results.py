@@ -1,4 +1,4 @@
-"""What a classifier's run leaves in its folder: scores, the best weights, and the last; figures."""
+"""Write a classifier's scores, its best and last weights, and its final results."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from finetune.datasets import LabelledSplits
-from finetune.evaluation import score
+from finetune.scores import score
 from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.data.loader import worker_count
 from mae_et.io.atomic import write_atomically
@@ -21,11 +21,11 @@ from mae_et.training.session import write_results
 
 
 def evaluate_and_save_best(run: Run, data: LabelledSplits, monitor: RunLogger | None) -> None:
-    """Score the weights that decide (and the raw ones, if they are an average's); keep the best.
+    """Score the network (with optim.ema its average, and the raw weights too), and keep the best.
 
     Raises:
-        Diverged: they are not finite.
-        Unreadable: an image is; a score over fewer images would be another score.
+        Diverged: the weights are not finite.
+        Unreadable: an image cannot be read; a score of fewer images would not be comparable.
     """
     check_state(run)
     ema: Any = run.state.ema
@@ -36,15 +36,15 @@ def evaluate_and_save_best(run: Run, data: LabelledSplits, monitor: RunLogger | 
     if monitor is None:
         return
     folder = run.config.output.dir
-    # The weights first: where the scores are not written down they are made up for, and so are
-    # weights; where they are, nothing is done again.
+    # Weights before scores: a resumed run redoes both if the scores are missing, and neither if
+    # they are there.
     if scores["top1"] > best_score(folder):
         write_weights(run, folder / "best.safetensors")
     monitor.score(run.state.step, scores)
 
 
 def evaluate_network(run: Run, data: LabelledSplits, network: nn.Module) -> dict[str, Any]:
-    """Score a network on the validation split, over all processes."""
+    """Score a network on the validation split, over all ranks."""
     assert data.val is not None
     config = run.config
     distributed.broadcast_buffers(network, run.world)
@@ -56,20 +56,20 @@ def evaluate_network(run: Run, data: LabelledSplits, network: nn.Module) -> dict
 
 
 def best_score(folder: Path) -> float:
-    """Return the best top-1 so far, in percent; -1 where there is none."""
+    """Return the best top-1 so far, in percent; -1 before the first evaluation."""
     return max((row["top1"] for row in read_scores(folder)), default=-1.0)
 
 
 def read_scores(folder: Path) -> list[Row]:
-    """Return the scores so far; rows that have lost theirs, to a damaged disk, are left out."""
+    """Return the scores so far, without rows that a damaged disk has cut."""
     return [row for row in read_metrics(folder, SCORES) if "top1" in row]
 
 
 def describe(run: Run, data: LabelledSplits) -> str:
-    """Return what is trained, beside its config and plan, as JSON."""
+    """Return what the config does not say of the network, as JSON: classes, heads, grid."""
     network: Any = run.state.model
     about: dict[str, Any] = {"classes": list(data.train.classes)}
-    if isinstance(run.state.model, VisionTransformer):  # what leaves no trace in its weights
+    if isinstance(run.state.model, VisionTransformer):  # not visible in the weights' shapes
         heads = (part.num_heads for part in network.blocks.modules() if hasattr(part, "num_heads"))
         about["encoder"] = network.default_cfg["architecture"]
         about["encoder_num_heads"] = next(heads)
@@ -78,22 +78,22 @@ def describe(run: Run, data: LabelledSplits) -> str:
 
 
 def finish(run: Run, monitor: RunLogger | None) -> None:
-    """Leave the weights and the final figures."""
+    """Write the last weights and the final results."""
     if monitor is None:
         return
     folder = run.config.output.dir
     write_weights(run, folder / "model.safetensors")
-    figures: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if scores := read_scores(folder):
         best = max(scores, key=lambda row: row["top1"])
-        figures = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
-        figures |= {"best_top1": best["top1"], "best_step": best["step"]}
-    figures |= {"train_images": run.plan.images}
-    write_results(run, monitor, read_metrics(folder), figures)
+        results = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
+        results |= {"best_top1": best["top1"], "best_step": best["step"]}
+    results |= {"train_images": run.plan.images}
+    write_results(run, monitor, read_metrics(folder), results)
 
 
 def write_weights(run: Run, path: Path) -> None:
-    """Write the weights that decide (the average where there is one), with timm's names."""
+    """Write the weights (with optim.ema their average) under timm's names."""
     ema: Any = run.state.ema
     network: Any = run.state.model if ema is None else ema.module
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Configs of the commands that score a checkpoint; they import no PyTorch."""
+"""Configs of what scores trained networks: probes, evaluation, learning dynamics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,128 +7,119 @@ from typing import Literal
 from finetune.config import Pool
 from finetune.image_size import Size, height_and_width
 from mae_et.config.schema import DataConfig
-from mae_et.errors import UserError
+from mae_et.errors import require
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Score a pre-trained encoder on labelled data, without training it."""
+    """Score a frozen encoder on labelled data."""
 
     checkpoint: Path
     """Run folder, checkpoint, or file of released weights."""
     data: DataConfig | None = None
-    """Labelled data; by default what the checkpoint was pre-trained on, if it says so."""
+    """Labelled data; by default the data of the pre-training run, if the checkpoint names them."""
     pool: Pool = "mean"
     """Feature of an image: mean of the patch tokens, or class token."""
     neighbours: int = 20
     """Neighbours of kNN (k)."""
     temperature: float = 0.07
-    """Temperature of kNN's votes."""
+    """Temperature of the kNN votes."""
     epochs: int = 100
-    """Passes over the cached features in the linear probe."""
+    """Passes of the linear probe over the cached features."""
     untrained: bool = False
-    """Whether the same encoder with fresh weights is scored too."""
+    """Whether to score the same encoder with freshly initialised weights too."""
     encoder_num_heads: int | None = None
-    """Heads of the encoder, where its width is no published one."""
+    """Attention heads of the encoder, needed where its width is not a published one."""
     decoder_num_heads: int | None = None
-    """Heads of the decoder, likewise."""
+    """Attention heads of the decoder, likewise."""
     output: Path | None = None
-    """Folder for the scores (results.json); they are printed alone by default."""
+    """Folder for results.json; by default scores are only printed."""
     batch_size: int = 256
     """Images per forward pass."""
     num_workers: int | None = None
-    """Loader processes; by default the cores, at most 16."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Loader processes; by default one per core, at most 16."""
+    device: Device = "auto"
+    """Device; auto uses a GPU if there is one."""
+    precision: Precision = "auto"
     """Autocast precision of the encoder."""
     seed: int = 0
     """Seed of the probe's batches and of fresh weights."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
+        """Refuse impossible values."""
         for name in ("neighbours", "temperature", "epochs", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value > 0, f"{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a fine-tuned checkpoint."""
+    """Score a trained classifier."""
 
     checkpoint: Path
     """Run folder of a classifier, or fine-tuned weights in MAE's layout."""
     weights: Literal["last", "best"] = "last"
-    """Which of a run's weights: the last, or those of the best top-1."""
+    """Weights of a run: the last, or those with the best top-1."""
     data: DataConfig | None = None
-    """Labelled data; by default what the run was trained on."""
+    """Labelled data; by default the data of the run."""
     image_size: Size = 224
     """Side of the images in pixels, or [height, width], where the checkpoint does not say it."""
     encoder_num_heads: int | None = None
-    """Heads of the encoder, where its width is no published one."""
+    """Attention heads of the encoder, needed where its width is not a published one."""
     output: Path | None = None
-    """Folder for the scores (results.json), the confusion table and the scores of each class (CSV);
-    none by default."""
+    """Folder for results.json, the confusion matrix and the scores of each class (CSV); by default
+    scores are only printed."""
     batch_size: int = 256
     """Images per forward pass."""
     num_workers: int | None = None
-    """Loader processes; by default the cores, at most 16."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Loader processes; by default one per core, at most 16."""
+    device: Device = "auto"
+    """Device; auto uses a GPU if there is one."""
+    precision: Precision = "auto"
     """Autocast precision."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
+        """Refuse impossible values."""
         for name, smallest in (
             ("image_size", min(height_and_width(self.image_size))),
             ("batch_size", self.batch_size),
         ):
-            if smallest < 1:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+            require(smallest > 0, f"{name} must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class DynamicsConfig:
-    """Score the kept checkpoints of a run on low-passed validation images (output.keep_every)."""
+    """Score a run's kept checkpoints (output.keep_every) on low-pass filtered images."""
 
     run: Path
     """Run folder of mae-et pretrain."""
     by: Literal["knn", "linear"] = "knn"
-    """Accuracy of neighbours, or of a linear probe, among whole training images."""
+    """Metric: kNN accuracy, or linear probe accuracy, from unfiltered training images."""
     bandwidths: tuple[int, ...] = ()
-    """Low frequencies that the validation images keep, as a bandwidth in pixels; by default
-    eighths of the base size: 1, 2, 3, 4, 6, 8."""
+    """Bandwidths of the low-pass filter, in pixels; by default 1, 2, 3, 4, 6 and 8 eighths of the
+    base size."""
     images: int | None = None
-    """Training images that vote or are probed, drawn at random; all by default."""
+    """Training images to use, drawn at random; all by default."""
     output: Path | None = None
     """Folder for the table and the chart; RUN/dynamics by default."""
     batch_size: int = 256
     """Images per forward pass."""
     num_workers: int | None = None
-    """Loader processes; by default the cores, at most 16."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes a GPU where there is one."""
+    """Loader processes; by default one per core, at most 16."""
+    device: Device = "auto"
+    """Device; auto uses a GPU if there is one."""
     seed: int = 0
-    """Seed of the probe and of the images that are drawn."""
+    """Seed of the drawn images and of the probe."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
+        """Refuse impossible values."""
         for name in ("images", "batch_size"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name} must be positive, got {value}")
-        if any(bandwidth <= 0 for bandwidth in self.bandwidths):
-            raise UserError(f"bandwidths must be positive, got {list(self.bandwidths)}")
+            require(value is None or value > 0, f"{name} must be positive, got {value}")
+        require(
+            all(bandwidth > 0 for bandwidth in self.bandwidths),
+            f"bandwidths must be positive, got {list(self.bandwidths)}",
+        )

@@ -1,4 +1,4 @@
-"""Random views of labelled images, and what is done to whole micro-batches of them."""
+"""Augmentation of labelled images, and mixing of whole micro-batches."""
 
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
     ):
         self.crops = DecodedCrops(source, data, plan) if method == "decode" else None
         self.source, self.data, self.seed = source, data, seed
-        full: Any = size or plan.base  # of what crops to rectangles too
+        full: Any = size or plan.base
         self.transforms = [training_transform(data, full, stage.magnitude) for stage in plan.stages]
         self.erase = RandomErasing(recipe.erasing, mode="pixel", device="cpu")
 
@@ -68,7 +68,7 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
         return self.shown(draw, draw.sample)
 
     def shown(self, draw: SampleIndex, sample: int) -> LabelledBatch:
-        """Return a view of an image as a draw says: of its own image, or of another one.
+        """Augment image `sample` with the randomness of a draw (of its own image by default).
 
         Raises:
             Unreadable: the image cannot be read.
@@ -84,12 +84,12 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
             return self._erased(as_tensor(self.transforms[draw.stage](image)), label)
 
     def _erased(self, view: Tensor, label: int) -> LabelledBatch:
-        """Normalise a view first, for the noise that fills what is erased is of unit variance."""
+        """Normalise before erasing, because the noise that fills a rectangle has unit variance."""
         pixels = normalise(view[None], self.data.mean, self.data.std)[0]
         return LabelledBatch(self.erase(pixels), torch.tensor(label))
 
     def renewed(self, batch: LabelledBatch, again: Tensor, seed: int) -> LabelledBatch:
-        """Return a batch in which images that are used again are flipped anew."""
+        """Return the batch with a new random flip of the images that are used again."""
         generator = torch.Generator().manual_seed(seed)
         images = flip_again(batch.images, again, self.data.flip, generator)
         unread = torch.where(again[:, None], AS_DRAWN, batch.unread)
@@ -97,12 +97,12 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
 
 
 def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalDataset:
-    """Return central views with labels: resized to cover the size and its border, then cropped.
+    """Return centre crops with labels: resized to cover `size / data.eval_crop`, then cropped.
 
     Args:
         source: labelled images.
-        data: says how much is border (`eval_crop`).
-        size: of the views, in pixels.
+        data: `eval_crop`, the share of the resized side that the crop keeps.
+        size: side of the crops in pixels, or (height, width).
     """
     height, width = sides = height_and_width(size)
     view = EvalDataset(source, data, min(sides))
@@ -121,16 +121,16 @@ def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalData
 def mix(
     batch: LabelledBatch, recipe: RecipeConfig, classes: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Mix the images of a micro-batch with each other, by mixup or cutmix.
+    """Mix the images of a micro-batch by mixup or CutMix, and smooth their labels.
 
     Args:
-        batch: on its device; an even number of images where anything is mixed.
-        recipe: what is done.
+        batch: micro-batch on its device; of an even number of images if they are mixed.
+        recipe: mixup, CutMix and label smoothing.
         classes: number of classes.
-        seed: of this micro-batch.
+        seed: seed of this micro-batch.
 
     Returns:
-        Images, and labels as probabilities [B classes], smoothed.
+        Images [B C H W], and labels as probabilities, float [B classes].
     """
     if not (recipe.mixup or recipe.cutmix):
         off = recipe.smoothing / classes

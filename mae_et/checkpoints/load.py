@@ -110,10 +110,12 @@ def heads_of(part: str, width: int, given: int | None, published: dict[int, int]
     if heads is None:
         raise UserError(
             f"the {part}'s number of heads cannot be read from weights of width {width}: give "
-            f"{part}_heads"
+            f"{part}_num_heads"
         )
     if width % heads:
-        raise UserError(f"{part}_heads {heads} does not divide the width {width} of the weights")
+        raise UserError(
+            f"{part}_num_heads {heads} does not divide the width {width} of the weights"
+        )
     return heads
 
 

@@ -11,7 +11,7 @@ from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Pool, Probe
-from finetune.model import build_vit
+from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.formats import load_weights, read_file
 from mae_et.checkpoints.hugging_face import to_hugging_face

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import GOLDEN
 
-from finetune.model import build_vit
+from finetune.vit import build_vit
 from mae_et import UserError, export, load_pretrained
 from mae_et.checkpoints.formats import Weights, load_weights
 from mae_et.checkpoints.hugging_face import NAMES, from_hugging_face, to_hugging_face

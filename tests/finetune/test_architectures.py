@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
-from finetune.model import build_vit
+from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.export import Format
 from mae_et.checkpoints.formats import load_weights

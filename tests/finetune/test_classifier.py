@@ -18,9 +18,10 @@ from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import ClassifierOptimConfig, RecipeConfig
-from finetune.evaluation import read_classifier_config, score
+from finetune.evaluation import read_classifier_config
 from finetune.model import build_classifier
 from finetune.param_groups import build_optimizer
+from finetune.scores import score
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
@@ -175,7 +176,7 @@ def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monke
 
     config = small("--output.checkpoint_every=10")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "evaluate_and_keep", killed)
+        patch.setattr(module, "evaluate_and_save_best", killed)
         with pytest.raises(KeyboardInterrupt):
             classify(config)
     classify(config)
@@ -186,7 +187,7 @@ def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monke
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("place", ["write_weights", "Monitor.score"])
+@pytest.mark.parametrize("place", ["write_weights", "RunLogger.score"])
 def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_alone(
     small, monkeypatch, place: str
 ) -> None:
@@ -334,15 +335,15 @@ def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeyp
     assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
     assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
     parts = []
-    monkeypatch.setattr("mae_et.runtime.distributed.total", lambda values, world: values)
+    monkeypatch.setattr("mae_et.runtime.distributed.all_reduce_sum", lambda values, world: values)
     parts = [
         score(network, source, data, 32, DistributedContext(r, 3, cpu), None, 8, 0)
         for r in range(3)
     ]
     assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
-    assert torch.equal(sum(part.taken for part in parts), whole.confusion.sum(0))
+    assert torch.equal(sum(part.predicted for part in parts), whole.confusion.sum(0))
     assert sum(part.top5 for part in parts) == whole.top5
-    monkeypatch.setattr(sys.modules[score.__module__], "MOST_CLASSES_IN_TABLE", 9)
+    monkeypatch.setattr(sys.modules[score.__module__], "MAX_CONFUSION_CLASSES", 9)
     assert (
         score(network, source, data, 32, DistributedContext(0, 1, cpu), None, 8, 0).confusion
         is None
@@ -434,7 +435,11 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         "validation split has no image of b": [*mine, *folder, f"--data.root={tmp_path / 'lacks'}"],
         "larger than the data set": [*mine, "--optim.batch_size=64"],
         "micro-batches of even size": [*mine, "--recipe.mixup=1", "--efficiency.micro_batch=1"],
-        "model.drop_path is of networks": [*mine, "--model.probe=linear", "--model.drop_path=0.1"],
+        "model.drop_path needs a trained network": [
+            *mine,
+            "--model.probe=linear",
+            "--model.drop_path=0.1",
+        ],
         "model.patch_size must be positive": [*mine, "--model.patch_size=-8"],
         "output.evaluate_every must be": [*mine, "--output.evaluate_every=often"],
         "micro-batches need two images": [*base, *RESNET, "--efficiency.micro_batch=1"],
@@ -444,7 +449,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
             "--efficiency.gradient_checkpointing=true",
             "--model.encoder_num_heads=null",
         ],
-        "does not take images of 32 pixels": [
+        "does not accept the curriculum's images of 32 pixels": [
             *base,
             "--model.backbone=maxvit_rmlp_pico_rw_256",
             "--model.encoder_num_heads=null",
@@ -453,7 +458,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],
         "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],
         "optim.layer_decay must lie": [*mine, "--optim.layer_decay=0"],
-        "is no classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],
+        "is not a classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],
     }.items():
         assert main(arguments) == 2, sentence
         error = capsys.readouterr().err

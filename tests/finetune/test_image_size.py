@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from tiny_run import GOLDEN
 
+from finetune.cost import image_cost
 from finetune.image_size import (
     format_size,
     height_and_width,
-    image_cost,
     shorter_side,
     size_at_bandwidth,
 )
-from finetune.model import build_vit
 from finetune.transforms import eval_dataset
+from finetune.vit import build_vit
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.cli.main import main
@@ -146,7 +146,7 @@ def test_positions_of_an_untold_rectangle_are_taken_as_they_are_or_refused(tmp_p
     weights = load_weights(tmp_path / "tuned.safetensors")
     again = build_vit(weights, 10, (32, 96), encoder_num_heads=3)
     assert torch.equal(again.pos_embed, network.pos_embed)
-    with pytest.raises(UserError, match=r"has 48 positions, .* nor of 8 x 8 patches"):
+    with pytest.raises(UserError, match=r"has 48 positions, .* nor 8 x 8 patches"):
         build_vit(weights, 10, 64, encoder_num_heads=3)
 
 

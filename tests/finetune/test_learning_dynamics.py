@@ -52,7 +52,7 @@ def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
     assert "step 10:" not in said
     assert (found / "dynamics.jsonl").read_text() == before
     assert main([*command, "--by=linear"]) == 2
-    assert "dynamics of other settings: by was 'knn'" in capsys.readouterr().err
+    assert "scores of other settings: by was 'knn'" in capsys.readouterr().err
     assert main([*command, "--by=linear", f"--output={folder / 'linear'}"]) == 0
 
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import NetworkConfig
-from finetune.model import build_classifier, build_vit, freeze_encoder, size_multiple
+from finetune.model import build_classifier, freeze_encoder, size_multiple
 from finetune.param_groups import parameter_groups
+from finetune.vit import build_vit
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import KNOWN_MD5, load_weights, release_of
 
@@ -184,7 +185,7 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
         build_classifier(NetworkConfig(backbone="resnet_none"), 5)
     for settings, sentence in (
         ({}, r"give --checkpoint \(model.checkpoint\) or model.backbone"),
-        ({"backbone": "a", "probe": "linear"}, "does not go with a backbone"),
+        ({"backbone": "a", "probe": "linear"}, "cannot be combined with model.backbone"),
         ({"backbone": "a", "drop_path": 1.0}, "drop_path"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -396,7 +396,7 @@ def test_a_learning_rate_beyond_all_floats_ends_in_a_sentence(tiny) -> None:
 
 def test_what_cannot_leave_updates_out_is_refused() -> None:
     network = NetworkConfig(backbone="resnet10t")
-    with pytest.raises(UserError, match=r"optim\.max_skipped_updates is of optim\.optimizer adamw"):
+    with pytest.raises(UserError, match=r"optim\.max_skipped_updates needs optim\.optimizer adamw"):
         ClassifierConfig(
             network, optim=ClassifierOptimConfig(optimizer="lars", max_skipped_updates=1)
         )

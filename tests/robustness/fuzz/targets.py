@@ -25,7 +25,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from finetune.config import ClassifierConfig
 from finetune.evaluation import read_classifier_config
-from finetune.model import build_vit
+from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.run_config import read_only

@@ -1,0 +1,96 @@
+"""Build any timm model as a backbone, and load a checkpoint of the same model."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import model_entrypoint
+from torch import Tensor, nn
+
+from finetune.config import NetworkConfig
+from mae_et.checkpoints.formats import differences, read_file, unwrap
+from mae_et.checkpoints.timm_hub import create_pretrained
+from mae_et.errors import UserError
+
+
+def build_backbone(config: NetworkConfig, classes: int) -> nn.Module:
+    """Build the timm model that a config names.
+
+    Raises:
+        UserError: timm cannot build it, or the checkpoint does not fit it.
+    """
+    network = _create(config, classes)
+    if config.checkpoint is not None:
+        _load_checkpoint(network, config.checkpoint, str(config.backbone))
+    return network
+
+
+def _create(config: NetworkConfig, classes: int) -> nn.Module:
+    assert config.backbone is not None
+    create = create_pretrained if config.pretrained else timm.create_model
+    common: dict[str, Any] = {
+        "num_classes": classes,
+        "in_chans": config.channels,
+        # Networks without residual branches do not accept this argument.
+        **({"drop_path_rate": config.drop_path} if config.drop_path else {}),
+    }
+    # Positions and windows are laid out for an image size; these arguments make them follow it.
+    sized: dict[str, Any] = {"img_size": config.image_size, "dynamic_img_size": True}
+    try:
+        try:
+            return create(config.backbone, **common, **sized)
+        except TypeError:  # a convolutional network accepts any size
+            return create(config.backbone, **common)
+    except Exception as error:  # unknown name, unreachable hub
+        reason = " ".join(str(error).split())
+        raise UserError(f"timm cannot build model.backbone {config.backbone!r}: {reason}") from None
+
+
+def _load_checkpoint(network: Any, checkpoint: Path, name: str) -> None:
+    """Load a checkpoint of the same timm model, except a head of other classes.
+
+    Weights of another image or patch size are resampled as timm resamples its own.
+    """
+    path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    head = network.default_cfg.get("classifier", "head")
+    heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))
+    theirs, ours = unwrap(read_file(path)), network.state_dict()
+    kept = _without_mismatched_head(theirs, ours, heads)
+    if differences(kept, ours, may_lack=heads):
+        kept = _without_mismatched_head(_resampled_by_timm(network, theirs), ours, heads)
+    differing = differences(kept, ours, may_lack=heads)
+    if differing:
+        raise UserError(f"{name} and {path} differ: {differing}")
+    network.load_state_dict(kept, strict=False)
+
+
+def _without_mismatched_head(
+    theirs: dict[str, Tensor], ours: dict[str, Tensor], heads: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Drop the tensors of a head with another number of classes."""
+    return {
+        key: tensor
+        for key, tensor in theirs.items()
+        if not (key.startswith(heads) and key in ours and ours[key].shape != tensor.shape)
+    }
+
+
+def _resampled_by_timm(network: Any, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Apply the `checkpoint_filter_fn` of the network's timm module.
+
+    It resamples position embeddings, relative-position biases and patch embeddings. Weights that
+    it cannot convert are returned unchanged.
+    """
+    entry = model_entrypoint(network.default_cfg["architecture"])
+    adapt = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
+    if adapt is None:
+        return theirs
+    try:
+        with warnings.catch_warnings(action="ignore"):  # timm's own deprecated indexing
+            return adapt(dict(theirs), network)
+    except Exception:  # names or shapes of another network, which the caller reports
+        return theirs

@@ -1,0 +1,134 @@
+"""Top-1, top-5, loss and confusion matrix of a classifier, each image once over all ranks."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from finetune.image_size import Size
+from finetune.transforms import eval_dataset
+from mae_et.config.schema import DataConfig
+from mae_et.data.datasets import ImageDataset
+from mae_et.data.loader import batches_of, eval_loader
+from mae_et.data.transforms import normalise
+from mae_et.io.atomic import write_text_atomically
+from mae_et.runtime import distributed
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.precision import autocast
+from mae_et.runtime.watchdog import heartbeat
+
+MAX_CONFUSION_CLASSES = 2000
+"""Most classes of a confusion matrix; past it the matrix is larger than the data it sums up."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a classifier on a split of C classes."""
+
+    images: Tensor
+    """int64 [C]: images of each class."""
+    correct: Tensor
+    """int64 [C]: images of each class that are classified correctly."""
+    predicted: Tensor
+    """int64 [C]: images predicted to be of each class."""
+    top5: int
+    """Images whose class is among the five most likely."""
+    loss: float
+    """Mean cross-entropy."""
+    confusion: Tensor | None
+    """int64 [C C]: images of class i (row) predicted as class j; None where C is too large."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return top-1 and top-5 in percent, the loss, and the number of images."""
+        images = int(self.images.sum())
+        return {
+            "top1": round(100 * int(self.correct.sum()) / images, 3),
+            "top5": round(100 * self.top5 / images, 3),
+            "loss": round(self.loss, 5),
+            "images": images,
+        }
+
+
+@torch.no_grad()
+def score(
+    network: nn.Module, source: ImageDataset, data: DataConfig, size: Size,
+    world: DistributedContext, dtype: torch.dtype | None, batch_size: int, workers: int,
+) -> Scores:  # fmt: skip
+    """Score a network on a split; rank r of n takes the images r, r + n, ..., so each counts once.
+
+    Args:
+        network: from images [B C H W] to logits [B classes].
+        source: labelled images.
+        data: statistics and `eval_crop`.
+        size: side of the centre crops in pixels, or (height, width).
+        world: ranks and device.
+        dtype: autocast dtype; None for float32.
+        batch_size: images per forward pass.
+        workers: loader processes.
+    """
+    classes = len(source.classes)
+    crops = eval_dataset(source, data, size)
+    mine = Subset(crops, range(world.rank, len(crops), world.size))
+    images, correct, predicted = torch.zeros(3, classes, dtype=torch.int64)
+    confusion = None
+    if classes <= MAX_CONFUSION_CLASSES:
+        confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    sums = torch.zeros(2, dtype=torch.float64)
+    was_training = network.training
+    network.eval()
+    with batches_of(eval_loader(mine, batch_size, workers)) as batches:
+        for pixels, labels in batches:
+            heartbeat()
+            pixels = normalise(pixels.to(world.device), data.mean, data.std)
+            with autocast(dtype, world.device):
+                logits = network(pixels)
+            logits = logits.float().cpu()
+            top = logits.topk(min(5, classes), dim=1).indices
+            images += labels.bincount(minlength=classes)
+            correct += labels[top[:, 0] == labels].bincount(minlength=classes)
+            predicted += top[:, 0].bincount(minlength=classes)
+            if confusion is not None:
+                confusion += (labels * classes + top[:, 0]).bincount(minlength=classes**2)
+            sums[0] += (top == labels[:, None]).any(dim=1).sum()
+            sums[1] += F.cross_entropy(logits, labels, reduction="sum")
+    network.train(was_training)
+    images, correct, predicted, sums = (
+        distributed.all_reduce_sum(part, world) for part in (images, correct, predicted, sums)
+    )
+    if confusion is not None:
+        confusion = distributed.all_reduce_sum(confusion, world).view(classes, classes)
+    top5, loss = sums.tolist()
+    return Scores(images, correct, predicted, round(top5), loss / int(images.sum()), confusion)
+
+
+def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:
+    """Write `classes.csv` and, unless there are too many classes, `confusion.csv` to a folder.
+
+    Rows of the latter are true classes, columns are predicted ones.
+    """
+    rows = [["class", "images", "recall", "precision"]]
+    counts = (scores.images.tolist(), scores.correct.tolist(), scores.predicted.tolist())
+    for name, images, correct, predicted in zip(classes, *counts, strict=True):
+        rows.append([name, str(images), _percent(correct, images), _percent(correct, predicted)])
+    _write_csv(folder / "classes.csv", rows)
+    if scores.confusion is not None:
+        rows = [["", *classes]]
+        for name, row in zip(classes, scores.confusion.tolist(), strict=True):
+            rows.append([name, *map(str, row)])
+        _write_csv(folder / "confusion.csv", rows)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2f}" if whole else ""
+
+
+def _write_csv(path: Path, rows: list[list[str]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_text_atomically(path, text.getvalue())

@@ -1,0 +1,152 @@
+"""Build a timm ViT around a checkpoint's encoder, with a new head or the checkpoint's own.
+
+Sources: MAE's fine-tuning and linear probe (arXiv 2111.06377, FINETUNE.md): mean pooling with a new
+norm (`fc_norm`) and a head initialised near zero, or the class token; a BatchNorm without affine
+before the head of a linear probe.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed, resample_patch_embed, trunc_normal_
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from finetune.config import Pool, Probe
+from finetune.image_size import Size, format_size, height_and_width
+from mae_et.checkpoints.formats import PROBE_EPSILON, Weights, differences
+from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
+from mae_et.errors import UserError
+from mae_et.models.mae import create_vit
+
+HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
+
+
+def build_vit(
+    weights: Weights,
+    classes: int,
+    image_size: Size,
+    pool: Pool = "mean",
+    probe: Probe = "none",
+    drop_path: float = 0.0,
+    encoder_num_heads: int | None = None,
+    patch_size: int | None = None,
+) -> VisionTransformer:
+    """Build a timm ViT with a checkpoint's encoder, and its head if it has the right classes.
+
+    Position embeddings are resampled to the image size (bicubic, antialiased), and the patch
+    embedding to another patch size, both by timm's functions.
+
+    Args:
+        weights: tensors of the checkpoint.
+        classes: number of classes.
+        image_size: side of the images in pixels, or (height, width).
+        pool: mean of the patch tokens, or class token.
+        probe: kind of head.
+        drop_path: stochastic depth rate of the last block.
+        encoder_num_heads: attention heads, needed where the weights do not record them and their
+            width is not a published one.
+        patch_size: side of a patch in pixels; the checkpoint's own by default.
+
+    Raises:
+        UserError: sizes do not fit, or tensors are missing or unexpected; the sentence lists them.
+    """
+    encoder = dict(weights.encoder)
+    width, channels, own_patch, _ = encoder["patch_embed.proj.weight"].shape
+    patch = patch_size or own_patch
+    height, width_in_pixels = sides = height_and_width(image_size)
+    if height % patch or width_in_pixels % patch:
+        raise UserError(
+            f"model.image_size {format_size(image_size)} is not a multiple of the patch size "
+            f"{patch}"
+        )
+    if patch != own_patch:
+        kernel = encoder["patch_embed.proj.weight"]
+        encoder["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch, patch])
+    if weights.model is not None:
+        heads = weights.model.encoder_num_heads  # None: the architecture's own
+    else:
+        given = weights.encoder_num_heads or encoder_num_heads
+        heads = heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS)
+    network = create_vit(
+        weights.architecture,
+        img_size=sides,
+        patch_size=patch,
+        in_chans=channels,
+        embed_dim=width,
+        depth=depth_of(encoder),
+        num_classes=classes,
+        global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
+        drop_path_rate=drop_path,
+        dynamic_img_size=True,  # for a curriculum's smaller stages
+        **({} if heads is None else {"num_heads": heads}),
+    )
+    if probe == "linear":
+        norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
+        network.head = nn.Sequential(norm, nn.Linear(width, classes))
+    _initialise_head(network, HEAD_STD[probe])
+    grid = [side // patch for side in sides]
+    encoder["pos_embed"] = _resample_positions(weights, grid)
+    _load_encoder(network, encoder, weights.path)
+    _load_head(network, weights.head, probe)
+    return network
+
+
+def _initialise_head(network: Any, std: float) -> None:
+    linear: Any = network.head[-1] if isinstance(network.head, nn.Sequential) else network.head
+    trunc_normal_(linear.weight, std=std)
+    nn.init.zeros_(linear.bias)
+
+
+def _resample_positions(weights: Weights, grid: list[int]) -> Tensor:
+    """Resample position embeddings to a grid.
+
+    If the file does not record their own grid, it is taken to be square or else `grid`.
+
+    Raises:
+        UserError: the number of positions fits neither.
+    """
+    table = weights.encoder["pos_embed"]
+    count = table.shape[1] - 1
+    side = math.isqrt(max(count, 0))
+    own = [side, side]
+    if weights.grid is not None:
+        own = list(weights.grid)
+    elif side * side != count:
+        own = grid
+    if math.prod(own) != count:
+        raise UserError(
+            f"{weights.path} has {count} positions, which fit neither a square grid nor "
+            f"{grid[0]} x {grid[1]} patches (model.image_size)"
+        )
+    if own == grid:
+        return table
+    return resample_abs_pos_embed(table, grid, own, num_prefix_tokens=1)
+
+
+def _load_encoder(network: nn.Module, encoder: dict[str, Tensor], path: Path) -> None:
+    """Load an encoder; only the head and the final norm of another pooling may differ."""
+    # Mean pooling alone has a new norm; otherwise the encoder's own must be there.
+    new, unused = ("head.", "fc_norm.", "attn_pool."), ("norm.", "fc_norm.")
+    differing = differences(encoder, network.state_dict(), may_lack=new, may_have=unused)
+    if differing:
+        raise UserError(f"{path} does not fit: {differing}")
+    network.load_state_dict(encoder, strict=False)
+
+
+def _load_head(network: Any, head: dict[str, Tensor], probe: Probe) -> None:
+    """Load a checkpoint's head if its classes and its kind match."""
+    normalised = "running_mean" in head
+    if not {"weight", "bias"} <= set(head) or normalised != (probe == "linear"):
+        return
+    if head["weight"].shape[0] != network.num_classes:
+        return
+    ours: Any = network.head[-1] if isinstance(network.head, nn.Sequential) else network.head
+    with torch.no_grad():
+        ours.weight.copy_(head["weight"])
+        ours.bias.copy_(head["bias"])
+        if normalised:
+            network.head[0].running_mean.copy_(head["running_mean"])
+            network.head[0].running_var.copy_(head["running_var"])
