@@ -41,7 +41,13 @@ from mae_et.data import jpeg_crop
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box, DecodedDataset
 from mae_et.data.image_folder import ImageFolder
-from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_and_resize, random_box, round_box
+from mae_et.data.jpeg_crop import (
+    BOX_ATTEMPTS,
+    coarsest_scale,
+    crop_and_resize,
+    random_box,
+    round_box,
+)
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.transforms import TrainDataset
@@ -115,7 +121,7 @@ def fidelity(
     found: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(0)
     for index in range(images):
-        numbers = torch.rand(4 * TRIES, generator=generator).tolist()
+        numbers = torch.rand(4 * BOX_ATTEMPTS, generator=generator).tolist()
 
         def draw(height: int, width: int, numbers: Sequence[float] = numbers) -> Box:
             return random_box(height, width, (0.2, 1.0), (0.75, 4 / 3), numbers)

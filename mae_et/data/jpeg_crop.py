@@ -1,13 +1,13 @@
-"""From a file's bytes straight to a small random crop: no picture of the base size in between.
+"""Decode a file straight to a small random crop, without an image of the base size in between.
 
 The box of a random-resized crop is drawn from the size in the file's header. A JPEG is then decoded
-at the coarsest scale of its cosine transform (1/2, 1/4, 1/8) that leaves `DETAIL` times the wanted
-side, and the box is resized once. The box that is read is the drawn one, rounded to pixels of the
-decoded picture: half a pixel of it at most.
+at the coarsest scale of its DCT (1/2, 1/4, 1/8) that leaves `DETAIL` times the crop's side, and the
+box is resized once. Rounding the box to pixels of the decoded image moves it by at most half such a
+pixel.
 
-Decoding is simplejpeg's where it is installed (the extra `fast`), else Pillow's; both are
-libjpeg-turbo, and differ by a few of 255 levels at most. Resizing is torch's antialiased bicubic
-one on uint8, which is Pillow's filter.
+simplejpeg decodes where it is installed (the extra `fast`), else Pillow; both are libjpeg-turbo and
+differ by a few of 255 levels at most. Torch's antialiased bicubic filter on uint8, which equals
+Pillow's, resizes.
 """
 
 import math
@@ -38,7 +38,7 @@ except ImportError:
     simplejpeg = None
 
 DETAIL = 1.5
-TRIES = 10
+BOX_ATTEMPTS = 10
 JPEG = b"\xff\xd8\xff"
 SCALES = (8, 4, 2)
 
@@ -46,26 +46,28 @@ SCALES = (8, 4, 2)
 def random_crop(
     source: DecodedDataset, index: int, config: DataConfig, size: int, generator: Generator
 ) -> tuple[Tensor, int]:
-    """Return a random-resized crop of an image, flipped or not, and its label.
+    """Return a random-resized crop of an image, randomly flipped, and its label.
 
     Args:
-        source: of images.
-        index: which one.
-        config: scale and ratio of the box, and the chance of a flip.
+        source: the dataset.
+        index: index of the image.
+        config: scale and ratio of the box, and the probability of a flip.
         size: side of the crop in pixels; the box does not depend on it.
-        generator: decides on the box and the flip.
+        generator: source of the box and the flip.
 
     Returns:
-        [C size size], uint8 (float32 where the file is), and the label.
+        [C size size], uint8 (float32 for arrays that are not uint8), and the label.
 
     Raises:
         Unreadable: the image cannot be read.
     """
-    numbers = torch.rand(4 * TRIES + 1, generator=generator, dtype=torch.float64).tolist()
-    drawn = partial(random_box, scale=config.scale, ratio=config.ratio, numbers=numbers)
+    numbers = torch.rand(4 * BOX_ATTEMPTS + 1, generator=generator, dtype=torch.float64).tolist()
+    sample_box: BoxSampler = partial(
+        random_box, scale=config.scale, ratio=config.ratio, numbers=numbers
+    )
     with source.naming_errors(index):
-        content, label, draw = source.read_for_crop(index, drawn, size)
-        crop = crop_and_resize(content, source.channels, draw, size)
+        content, label, sample_box = source.read_for_crop(index, sample_box, size)
+        crop = crop_and_resize(content, source.channels, sample_box, size)
     return (crop.flip(-1) if numbers[-1] < config.flip else crop), label
 
 
@@ -76,16 +78,16 @@ def random_box(
     ratio: tuple[float, float],
     numbers: Sequence[float],
 ) -> Box:
-    """Return a random box, distributed as that of torchvision's RandomResizedCrop.
+    """Return a random box with the distribution of torchvision's RandomResizedCrop.
 
     Args:
-        height: of the picture, in pixels.
-        width: of the picture.
-        scale: smallest and largest area, as shares of the picture.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        scale: smallest and largest area, as fractions of the image's.
         ratio: smallest and largest width / height.
-        numbers: 4 * TRIES uniform ones in [0, 1); the box is a function of them.
+        numbers: 4 * BOX_ATTEMPTS uniform numbers in [0, 1), which determine the box.
     """
-    for first in range(0, 4 * TRIES, 4):
+    for first in range(0, 4 * BOX_ATTEMPTS, 4):
         area, shape, down, right = numbers[first : first + 4]
         pixels = height * width * (scale[0] + area * (scale[1] - scale[0]))
         low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -93,7 +95,7 @@ def random_box(
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:
             return Box(int(down * (height - h + 1)), int(right * (width - w + 1)), h, w)
-    # What fits best, in the middle.
+    # No attempt fits: take the largest centred box of an allowed ratio.
     w, h = width, height
     if width / height < ratio[0]:
         h = round(width / ratio[0])
@@ -102,61 +104,62 @@ def random_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def crop_and_resize(content: Any, channels: int, draw: BoxSampler, size: int) -> Tensor:
-    """Return a box of a picture at a size.
+def crop_and_resize(content: Any, channels: int, sample_box: BoxSampler, size: int) -> Tensor:
+    """Crop a box of an image and resize it to a square.
 
     Args:
-        content: an encoded picture, a .npy file, or a PIL image.
-        channels: of the result.
-        draw: the box, given height and width.
+        content: an encoded image, the bytes of a .npy file, or a PIL image.
+        channels: channels of the result.
+        sample_box: returns the box, given the image's height and width.
         size: side of the result in pixels.
 
     Returns:
-        [C size size], uint8 (float32 where the file is).
+        [C size size], uint8 (float32 for arrays that are not uint8).
     """
     if isinstance(content, bytes) and content.startswith(JPEG):
-        return _crop_jpeg(content, channels, draw, size)
+        return _crop_jpeg(content, channels, sample_box, size)
     read = decode if isinstance(content, bytes) else to_channels
     image = read(content, channels)
     if isinstance(image, Image.Image):
         image = _tensor(np.array(image))
-    return _resized(image, draw(*image.shape[-2:]), size)
+    return _crop_tensor(image, sample_box(*image.shape[-2:]), size)
 
 
-def _crop_jpeg(content: bytes, channels: int, draw: BoxSampler, size: int) -> Tensor:
-    fast = _fast_crop(content, draw, size) if simplejpeg is not None and channels == 3 else None
-    if fast is not None:
-        return fast
+def _crop_jpeg(content: bytes, channels: int, sample_box: BoxSampler, size: int) -> Tensor:
+    if simplejpeg is not None and channels == 3:
+        crop = _crop_with_simplejpeg(content, sample_box, size)
+        if crop is not None:
+            return crop
     with open_image(content) as image:
         width, height = image.size
-        box = draw(height, width)
+        box = sample_box(height, width)
         scale = coarsest_scale(box, size)
         if scale > 1:
             image.draft(None, (width // scale, height // scale))
         pixels = _tensor(np.array(to_channels(image, channels)))
-    if pixels.shape[-1] == width:  # a file that has no coarser scale
+    if pixels.shape[-1] == width:  # the file has no coarser scale
         scale = 1
-    return _resized(pixels, box.scaled(1 / scale, 1 / scale), size)
+    return _crop_tensor(pixels, box.scaled(1 / scale, 1 / scale), size)
 
 
-def _fast_crop(content: bytes, draw: BoxSampler, size: int) -> Tensor | None:
-    """Do as `_crop_jpeg` for the usual files; None for those that are left to Pillow."""
+def _crop_with_simplejpeg(content: bytes, sample_box: BoxSampler, size: int) -> Tensor | None:
+    """Crop a usual JPEG; return None for one that Pillow should read."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours not in {"YCbCr", "Gray", "RGB"} or height * width > MAX_PIXELS:
             return None
-        box = draw(height, width)
+        box = sample_box(height, width)
         scale = coarsest_scale(box, size)
         pixels = simplejpeg.decode_jpeg(
             content, "RGB", min_height=-(-height // scale), min_width=-(-width // scale)
         )
-    except ValueError:  # damaged, or merely odd: Pillow reads it, or says what is wrong
+    except ValueError:  # damaged or unusual: Pillow reads it or explains the error
         return None
-    return _resized(_tensor(pixels), box.scaled(1 / scale, 1 / scale), size)
+    return _crop_tensor(_tensor(pixels), box.scaled(1 / scale, 1 / scale), size)
 
 
 def coarsest_scale(box: Box, size: int, detail: float = DETAIL) -> int:
-    """Return the largest divisor by which a box still has `detail * size` pixels a side."""
+    """Return the largest DCT divisor at which a box keeps `detail * size` pixels a side."""
     side = min(box.height, box.width)
     return next((scale for scale in SCALES if side >= scale * detail * size), 1)
 
@@ -167,15 +170,15 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 
 def round_box(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return top, left, bottom and right of a box, rounded, in a picture of this size."""
+    """Round a box to pixels: top, left, bottom and right, at least one pixel inside the image."""
     top, left = min(round(box.top), height - 1), min(round(box.left), width - 1)
     bottom = max(top + 1, min(height, round(box.top + box.height)))
     right = max(left + 1, min(width, round(box.left + box.width)))
     return top, left, bottom, right
 
 
-def _resized(image: Tensor, box: Box, size: int) -> Tensor:
+def _crop_tensor(image: Tensor, box: Box, size: int) -> Tensor:
     """Resize a box of an image [C H W], rounded to whole pixels, to [C size size]."""
     top, left, bottom, right = round_box(box, *image.shape[-2:])
-    part = image[None, :, top:bottom, left:right]
-    return F.interpolate(part, (size, size), mode="bicubic", antialias=True)[0].contiguous()
+    region = image[None, :, top:bottom, left:right]
+    return F.interpolate(region, (size, size), mode="bicubic", antialias=True)[0].contiguous()

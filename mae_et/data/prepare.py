@@ -1,7 +1,7 @@
-"""Write a data set as prepared shards (see `prepared.py`): `mae-et prepare`.
+"""Write a dataset as prepared shards (see `prepared_shards.py`): `mae-et prepare`.
 
-A shard's archives are written first and its index last, each whole or not at all; so a shard whose
-index is there is done, and a preparation that was interrupted goes on behind it.
+Archives and indices are written atomically, a shard's index last: a shard with an index is
+complete, and an interrupted preparation resumes after it.
 """
 
 import hashlib
@@ -9,8 +9,9 @@ import io
 import json
 import sys
 import zlib
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,94 +38,57 @@ from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings
 
-ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif",
-           "PPM": "ppm"}  # fmt: skip
+EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
+                "TIFF": "tif", "PPM": "ppm"}  # fmt: skip
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Write, or verify, what a config asks for.
+    """Write or verify prepared shards.
+
+    Args:
+        config: the dataset, the levels and the output folder.
 
     Returns:
-        Images, those that cannot be read, and bytes of each level, of each split.
+        For each split its number of images, of unreadable ones, and the bytes of each level.
 
     Raises:
-        UserError: the data are no encoded pictures, or the output was prepared otherwise.
-        RunFailed: an image cannot be read and `data.on_error` is stop, or more than
-            `data.max_bad_fraction` of them cannot, or a checksum does not match.
+        UserError: the dataset has no encoded images, or the output was prepared differently.
+        RunFailed: an image cannot be read and `data.on_error` is stop, more images than
+            `data.max_bad_fraction` cannot be read, or a checksum differs.
     """
     if config.verify:
-        return {split: _verified(config.output / split) for split in config.splits}
+        return {split: _verify(config.output / split) for split in config.splits}
     with sole_writer(config.output):
-        # A split that is missing is told now, rather than after hours of work on the one before.
-        sources = {split: _open_split(config, split) for split in config.splits}
-        return {split: _prepare_split(config, split, each) for split, each in sources.items()}
+        # Open all splits first: a missing one is reported before hours of work on another.
+        datasets = {split: _open_split(config, split) for split in config.splits}
+        return {split: _prepare_split(config, split, each) for split, each in datasets.items()}
 
 
 def _open_split(config: PrepareConfig, split: Literal["train", "val"]) -> DecodedDataset:
-    source = open_dataset(config.data, split, config.channels)
-    if not isinstance(source, DecodedDataset) or not has_files(source):
+    dataset = open_dataset(config.data, split, config.channels)
+    if not isinstance(dataset, DecodedDataset) or not has_encoded_images(dataset):
         raise UserError(f"data.name {config.data.source} has no files to prepare: it is in memory")
-    _check_same(config, config.output / split, source)
-    return source
+    _check_recipe(config, config.output / split, dataset)
+    return dataset
 
 
-def _prepare_split(config: PrepareConfig, split: str, source: DecodedDataset) -> dict[str, Any]:
-    folder = config.output / split
-    starts = range(0, len(source), config.shard_images)
-    missing = [shard for shard in range(len(starts)) if not index_path(folder, shard).is_file()]
-    holes: dict[int, int] = {}
-
-    def check(shard: int) -> None:
-        """Stop where too many images of the shards so far could not be read."""
-        holes[shard] = len(unreadable_rows(read_index(folder, shard, len(config.levels))))
-        count = sum(holes.values())
-        if count > config.data.max_bad_fraction * len(source):
-            raise RunFailed(
-                f"{count} of {len(source)} images of {split} cannot be read, more than "
-                f"data.max_bad_fraction {config.data.max_bad_fraction:g}; they were named "
-                "when their shards were written"
-            )
-
-    for shard in set(range(len(starts))) - set(missing):
-        check(shard)
-    write = partial(write_shard, source, config, folder)
-    bar = tqdm(total=len(missing), desc=f"shards of {split}", disable=None)
-    if config.num_workers == 1:
-        for shard in missing:
-            write(shard)
-            check(shard)
-            bar.update()
-    else:
-        # Threads, for Pillow decodes, resizes and encodes outside of Python's lock.
-        with ThreadPoolExecutor(config.num_workers) as pool:
-            done = {pool.submit(write, shard): shard for shard in missing}
-            try:
-                for each in as_completed(done):
-                    each.result()
-                    check(done[each])
-                    bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    bar.close()
-    about = {
-        "version": VERSION,
-        "images": len(source),
-        "shards": len(starts),
-        "levels": list(config.levels),
-        "classes": list(source.classes),
-    }
-    write_text_atomically(folder / "split.json", json.dumps(about, indent=1))
-    return _summary(PreparedShards(folder))
+def has_encoded_images(dataset: DecodedDataset) -> bool:
+    """Return whether the first readable image is stored as encoded bytes."""
+    for index in range(len(dataset)):
+        try:
+            with dataset.naming_errors(index):
+                return isinstance(dataset.inner[index][0], bytes)
+        except Unreadable:
+            continue
+    return True
 
 
-def _check_same(config: PrepareConfig, folder: Path, source: DecodedDataset) -> None:
-    """Note what is prepared, and refuse to go on with what was prepared otherwise."""
-    kept = getattr(source.inner, "names", None)  # of a folder: relative to it
-    names = kept.tobytes() if kept is not None else b""
+def _check_recipe(config: PrepareConfig, folder: Path, dataset: DecodedDataset) -> None:
+    """Write the recipe, or refuse to resume a preparation with another one."""
+    names = getattr(dataset.inner, "names", None)  # image folders: relative to the root
     recipe = {
-        "images": len(source),
-        "names": hashlib.sha256(names).hexdigest(),
+        "images": len(dataset),
+        "names": hashlib.sha256(names.tobytes() if names is not None else b"").hexdigest(),
         "levels": list(config.levels),
         "quality": config.quality,
         "shard_images": config.shard_images,
@@ -132,66 +96,171 @@ def _check_same(config: PrepareConfig, folder: Path, source: DecodedDataset) -> 
     keep_settings(
         folder / "recipe.json",
         recipe,
-        f"{folder} was prepared from other data or otherwise ({{key}} differs); give another "
-        "output",
+        f"{folder} was prepared from other data or with other settings ({{key}} differs); give "
+        "another output",
     )
 
 
-def has_files(source: DecodedDataset) -> bool:
-    """Whether a source's images are encoded, by the first that can be read."""
-    for index in range(len(source)):
+def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -> dict[str, Any]:
+    folder = config.output / split
+    shards = range(-(-len(dataset) // config.shard_images))
+    missing = [shard for shard in shards if not index_path(folder, shard).is_file()]
+    bad = BadImageCount(config, split, len(dataset))
+    for shard in set(shards) - set(missing):
+        bad.add(folder, shard)
+    with (
+        tqdm(total=len(missing), desc=f"shards of {split}", disable=None) as bar,
+        closing(_write_shards(dataset, config, folder, missing)) as written,
+    ):
+        for shard in written:
+            bad.add(folder, shard)
+            bar.update()
+    description = {
+        "version": VERSION,
+        "images": len(dataset),
+        "shards": len(shards),
+        "levels": list(config.levels),
+        "classes": list(dataset.classes),
+    }
+    write_text_atomically(folder / "split.json", json.dumps(description, indent=1))
+    return _summary(PreparedShards(folder))
+
+
+class BadImageCount:
+    """Count the unreadable images of a split's shards, and stop past `data.max_bad_fraction`."""
+
+    def __init__(self, config: PrepareConfig, split: str, images: int):
+        self.split, self.images, self.count = split, images, 0
+        self.levels, self.max_fraction = len(config.levels), config.data.max_bad_fraction
+
+    def add(self, folder: Path, shard: int) -> None:
+        """Add the unreadable images of a finished shard.
+
+        Raises:
+            RunFailed: there are too many.
+        """
+        self.count += len(unreadable_rows(read_index(folder, shard, self.levels)))
+        if self.count > self.max_fraction * self.images:
+            raise RunFailed(
+                f"{self.count} of {self.images} images of {self.split} cannot be read, more than "
+                f"data.max_bad_fraction {self.max_fraction:g}; they were reported when their "
+                "shards were written"
+            )
+
+
+def _write_shards(
+    dataset: DecodedDataset, config: PrepareConfig, folder: Path, shards: Sequence[int]
+) -> Generator[int]:
+    """Write shards, `num_workers` at a time, and yield the number of each when it is done."""
+    if config.num_workers == 1:
+        for shard in shards:
+            write_shard(dataset, config, folder, shard)
+            yield shard
+        return
+    # Threads suffice: Pillow decodes, resizes and encodes without the interpreter lock.
+    with ThreadPoolExecutor(config.num_workers) as pool:
+        pending = {
+            pool.submit(write_shard, dataset, config, folder, shard): shard for shard in shards
+        }
         try:
-            with source.naming_errors(index):
-                return isinstance(source.inner[index][0], bytes)
-        except Unreadable:
-            continue
-    return True
+            for done in as_completed(pending):
+                done.result()
+                yield pending[done]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def unreadable_rows(rows: np.ndarray) -> np.ndarray:
-    """Return the places, in an index, of images that could not be read."""
-    return np.flatnonzero(rows["size"][:, -1] == 0)
-
-
-def write_shard(source: DecodedDataset, config: PrepareConfig, folder: Path, shard: int) -> None:
-    """Write the archives of a shard, then its index; what cannot be read has a row without bytes.
+def write_shard(dataset: DecodedDataset, config: PrepareConfig, folder: Path, shard: int) -> None:
+    """Write the archives of a shard, then its index; unreadable images get a row without bytes.
 
     Raises:
         Unreadable: an image cannot be read, and `data.on_error` is stop.
     """
     first = shard * config.shard_images
-    count = min(config.shard_images, len(source) - first)
+    count = min(config.shard_images, len(dataset) - first)
     rows = np.zeros(count, index_dtype(len(config.levels)))
-    levels = [*config.levels, ORIGINAL]
+    rows["label"] = UNLABELLED
     with ExitStack() as stack:
         tars = [
-            stack.enter_context(TarWriter(archive_path(folder, shard, level))) for level in levels
+            stack.enter_context(TarWriter(archive_path(folder, shard, level)))
+            for level in (*config.levels, ORIGINAL)
         ]
-        for number in range(count):
-            index = first + number
-            row = rows[number]
-            row["label"] = UNLABELLED
+        for row, index in zip(rows, range(first, first + count), strict=True):
             try:
-                with source.naming_errors(index):
-                    content, label = source.inner[index]
-                    row["label"] = label
-                    ending, shape, smaller = encode_levels(content, config)
+                _add_image(dataset, index, config, tars, row)
             except Unreadable as error:
                 if config.data.on_error == "stop":
                     raise
-                tqdm.write(f"mae-et: {error}; left out", file=sys.stderr)
-                continue
-            row["height"], row["width"] = shape
-            for place, file in enumerate([*smaller, content]):
-                if file is None:
-                    continue
-                name = f"{index:09d}"
-                kind = ending if levels[place] == ORIGINAL else "jpg"
-                row["offset"][place] = tars[place].add(f"{name}.{kind}", file)
-                row["size"][place], row["crc32"][place] = len(file), zlib.crc32(file)
-                if label >= 0:
-                    tars[place].add(f"{name}.cls", str(int(label)).encode())
+                tqdm.write(f"mae-et: {error}; skipped", file=sys.stderr)
     write_atomically(index_path(folder, shard), partial(_save, rows))
+
+
+def _add_image(
+    dataset: DecodedDataset,
+    index: int,
+    config: PrepareConfig,
+    tars: Sequence[TarWriter],
+    row: np.void,
+) -> None:
+    """Add an image to the archives of its levels, and fill in its row of the index."""
+    with dataset.naming_errors(index):
+        content, label = dataset.inner[index]
+        row["label"] = label
+        extension, shape, smaller = encode_levels(content, config)
+    row["height"], row["width"] = shape
+    name = f"{index:09d}"
+    for position, (tar, file) in enumerate(zip(tars, [*smaller, content], strict=True)):
+        if file is None:
+            continue
+        is_original = position == len(smaller)
+        row["offset"][position] = tar.add(f"{name}.{extension if is_original else 'jpg'}", file)
+        row["size"][position], row["crc32"][position] = len(file), zlib.crc32(file)
+        if label >= 0:
+            tar.add(f"{name}.cls", str(int(label)).encode())
+
+
+def encode_levels(
+    content: bytes, config: PrepareConfig
+) -> tuple[str, tuple[int, int], list[bytes | None]]:
+    """Encode the smaller copies of an image.
+
+    Args:
+        content: bytes of the original file.
+        config: levels and JPEG quality.
+
+    Returns:
+        The original's extension, its height and width, and its copy at each level, None where it is
+        not larger than the level. Arrays, transparent images and all that is not 8-bit grey or RGB
+        have no copies, and size (0, 0): they are read whole.
+
+    Raises:
+        ValueError: the file is not an image.
+    """
+    none: list[bytes | None] = [None] * len(config.levels)
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        return "npy", (0, 0), none
+    with open_image(content) as image:
+        extension = EXTENSION_OF.get(image.format or "", "img")
+        width, height = image.size
+        if image.mode not in {"RGB", "L"} or "transparency" in image.info:
+            return extension, (0, 0), none
+        image.load()
+        smaller = [_encode_level(image, level, config.quality) for level in config.levels]
+        return extension, (height, width), smaller
+
+
+def _encode_level(image: Image.Image, level: int, quality: int) -> bytes | None:
+    shorter = min(image.size)
+    if shorter <= level:
+        return None
+    width, height = (max(1, round(side * level / shorter)) for side in image.size)
+    file = io.BytesIO()
+    # Chroma subsampling would cost crops of the level 0.2 to 1 dB.
+    image.resize((width, height), Image.Resampling.LANCZOS).save(
+        file, "JPEG", quality=quality, subsampling=0
+    )
+    return file.getvalue()
 
 
 def _save(rows: np.ndarray, path: Path) -> None:
@@ -199,53 +268,25 @@ def _save(rows: np.ndarray, path: Path) -> None:
         np.save(file, rows, allow_pickle=False)
 
 
-def encode_levels(
-    content: bytes, config: PrepareConfig
-) -> tuple[str, tuple[int, int], list[bytes | None]]:
-    """Return a file's ending, height and width, and its smaller forms, None where it has none.
-
-    Of what is no picture of 8 bits in grey or colours the size is given as 0: it is read whole.
-    """
-    none: list[bytes | None] = [None] * len(config.levels)
-    if content.startswith(np.lib.format.MAGIC_PREFIX):
-        return "npy", (0, 0), none
-    with open_image(content) as image:
-        ending = ENDINGS.get(image.format or "", "img")
-        width, height = image.size
-        if image.mode not in {"RGB", "L"} or "transparency" in image.info:
-            return ending, (0, 0), none
-        image.load()
-        smaller = [_smaller(image, level, config.quality) for level in config.levels]
-        return ending, (height, width), smaller
-
-
-def _smaller(image: Image.Image, level: int, quality: int) -> bytes | None:
-    shorter = min(image.size)
-    if shorter <= level:
-        return None
-    width, height = (max(1, round(side * level / shorter)) for side in image.size)
-    file = io.BytesIO()
-    # Subsampled colours would cost 0.2 to 1 dB in crops that are read from the level.
-    image.resize((width, height), Image.Resampling.LANCZOS).save(
-        file, "JPEG", quality=quality, subsampling=0
-    )
-    return file.getvalue()
-
-
-def _verified(folder: Path) -> dict[str, Any]:
-    files = PreparedShards(folder)
-    for index in tqdm(range(len(files)), desc=f"verifying {folder.name}", disable=None):
-        for place, size in enumerate(files.rows["size"][index]):
+def _verify(folder: Path) -> dict[str, Any]:
+    shards = PreparedShards(folder)
+    for index in tqdm(range(len(shards)), desc=f"verifying {folder.name}", disable=None):
+        for position, size in enumerate(shards.rows["size"][index]):
             if size:
-                files.read(index, place)
-    return _summary(files)
+                shards.read(index, position)
+    return _summary(shards)
 
 
-def _summary(files: PreparedShards) -> dict[str, Any]:
-    sizes = files.rows["size"].sum(0).tolist()
-    names = [str(level or "original") for level in files.levels]
+def _summary(shards: PreparedShards) -> dict[str, Any]:
+    sizes = shards.rows["size"].sum(0).tolist()
+    names = [str(level or "original") for level in shards.levels]
     return {
-        "images": len(files),
-        "unreadable": len(unreadable_rows(files.rows)),
+        "images": len(shards),
+        "unreadable": len(unreadable_rows(shards.rows)),
         "bytes": dict(zip(names, sizes, strict=True)),
     }
+
+
+def unreadable_rows(rows: np.ndarray) -> np.ndarray:
+    """Return the positions of unreadable images in an index, int64 [K]."""
+    return np.flatnonzero(rows["size"][:, -1] == 0)

@@ -20,7 +20,13 @@ from mae_et import Curriculum, Stage, UserError, low_frequency_crop
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box
-from mae_et.data.jpeg_crop import TRIES, coarsest_scale, crop_and_resize, random_box, round_box
+from mae_et.data.jpeg_crop import (
+    BOX_ATTEMPTS,
+    coarsest_scale,
+    crop_and_resize,
+    random_box,
+    round_box,
+)
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import TrainDataset
@@ -51,7 +57,7 @@ def test_boxes_are_distributed_as_torchvision_s_and_lie_in_the_picture(height, w
     theirs = torch.tensor(
         [RandomResizedCrop.get_params(empty, list(SCALE), list(RATIO)) for _ in range(count)]
     ).double()
-    numbers = torch.rand(count, 4 * TRIES, dtype=torch.float64).tolist()
+    numbers = torch.rand(count, 4 * BOX_ATTEMPTS, dtype=torch.float64).tolist()
     ours = torch.tensor([random_box(height, width, SCALE, RATIO, row) for row in numbers]).double()
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all()

@@ -156,7 +156,7 @@ def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
     monkeypatch.setattr(preparing, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(config(root))
-    with pytest.raises(UserError, match=r"no prepared split.*split\.json"):
+    with pytest.raises(UserError, match=r"not a prepared split.*split\.json"):
         opened(root)
     times = {path: path.stat().st_mtime_ns for path in (root.parent / "shards").rglob("*.npy")}
     assert len(times) == 2
@@ -196,7 +196,7 @@ def test_a_damaged_byte_is_one_sentence_on_reading_and_verifying(root: Path, cap
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda folder: (folder / "split.json").unlink(), "no prepared split"),
+        (lambda folder: (folder / "split.json").unlink(), "not a prepared split"),
         (lambda folder: index_path(folder, 1).write_bytes(b"\x93NUMPY"), "index .* is damaged"),
         (lambda folder: index_path(folder, 2).unlink(), "index .* is damaged"),
     ],
