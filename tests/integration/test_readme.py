@@ -16,6 +16,7 @@ from mae_et.search import SearchConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", *GUIDES)
 CHECKED = ("slurm", "monitoring", "curriculum")
@@ -115,6 +116,39 @@ def test_every_recipe_that_the_readme_names_is_shipped() -> None:
             for budget in ("800ep", "1600ep"):
                 name = pattern.replace("{s16,b16,l16,h14}", size).replace("{800ep,1600ep}", budget)
                 assert find_config(f"pretrain/{name}").is_file()
+
+
+def table_after(heading: str, page: str) -> list[list[str]]:
+    """Return the cells of the first table after a heading, without its head."""
+    rows = page.split(heading)[1].split("\n## ")[0].splitlines()
+    return [row.strip("|").split("|") for row in rows if row.startswith("|")][2:]
+
+
+def test_tour_follows_the_data_through_nine_rooms_that_exist() -> None:
+    rows = table_after("## A tour of the code", CONTRIBUTING)
+    assert len(rows) == 9
+    for _, rooms, files in rows:
+        paths = [ROOT / room for room in re.findall(r"`([^`]+)`", rooms)]
+        assert all(path.exists() for path in paths), rooms
+        parents = [path if path.is_dir() else path.parent for path in paths]
+        parents += [parent.parent for parent in parents]
+        for name in re.findall(r"`([\w/]+(?:\.py|/))`", files):
+            assert any((parent / name).exists() for parent in parents), name
+
+
+def test_where_do_i_change_names_a_file_and_what_it_defines() -> None:
+    rows = table_after("## Where do I change", CONTRIBUTING)
+    topics = ["target", "schedule", "decoder", "dataset", "checkpoint format", "cluster"]
+    assert [row[0].strip() for row in rows] == topics
+    for row in rows:
+        names = re.findall(r"`([^`]+)`", " ".join(row))
+        code = "".join((ROOT / name).read_text() for name in names if name.endswith(".py"))
+        defined = [name for name in names if re.fullmatch(r"[A-Za-z_.]+", name)]
+        defined = [name for name in defined if not name.endswith(".py") and name != "data.name"]
+        assert defined
+        for name in defined:
+            for part in name.split("."):
+                assert re.search(rf"(?m)^ *(?:def |class |)\b{part}\b(?:\(|:| =)", code), name
 
 
 def test_the_package_offers_what_it_lists() -> None:
