@@ -10,7 +10,8 @@ from timm.models import model_entrypoint
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig
-from mae_et.checkpoints.formats import differences, read_file, unwrap
+from mae_et.checkpoints.formats import read_state_dict
+from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.errors import UserError
 
@@ -53,18 +54,15 @@ def _load_checkpoint(network: Any, checkpoint: Path, name: str) -> None:
 
     Weights of another image or patch size are resampled as timm resamples its own.
     """
-    path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
     head = network.default_cfg.get("classifier", "head")
     heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))
-    theirs, ours = unwrap(read_file(path)), network.state_dict()
+    theirs, ours = read_state_dict(checkpoint), network.state_dict()
     kept = _without_mismatched_head(theirs, ours, heads)
-    if differences(kept, ours, may_lack=heads):
+    if describe_mismatch(kept, ours, may_lack=heads):
         kept = _without_mismatched_head(_resampled_by_timm(network, theirs), ours, heads)
-    differing = differences(kept, ours, may_lack=heads)
-    if differing:
-        raise UserError(f"{name} and {path} differ: {differing}")
+    mismatch = describe_mismatch(kept, ours, may_lack=heads)
+    if mismatch:
+        raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
     network.load_state_dict(kept, strict=False)
 
 

@@ -14,8 +14,9 @@ from finetune.model import load_run_network
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from finetune.vit import build_vit
-from mae_et.checkpoints.formats import load_weights, read_file
-from mae_et.checkpoints.run_config import read_classes, read_only
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.run_config import read_classifier_description, read_only_data
+from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.config.files import config_from_text
 from mae_et.config.schema import check_statistics
 from mae_et.data.datasets import ImageDataset
@@ -73,7 +74,7 @@ def read_classifier_config(path: Path) -> ClassifierConfig | None:
     if not (path / "model.safetensors").is_file():
         raise UserError(f"{path} is the folder of a classifier's run that is not finished")
     config = config_from_text(read_text(written), ClassifierConfig)
-    return replace(config, data=read_only(config.data))
+    return replace(config, data=read_only_data(config.data))
 
 
 def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, Size, int]:
@@ -81,7 +82,7 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
     if run is not None:
         names = {"last": "model.safetensors", "best": "best.safetensors"}
         weights = config.checkpoint / names[config.weights]
-        network = load_run_network(run.model, config.checkpoint, read_file(weights))
+        network = load_run_network(run.model, config.checkpoint, read_weight_file(weights))
         return network, run.model.image_size, run.model.channels
     found = load_weights(config.checkpoint)
     if not {"weight", "bias"} <= set(found.head):
@@ -101,7 +102,7 @@ def _check_classes(network: Any, source: ImageDataset, checkpoint: Path, is_run:
         raise UserError(
             f"{checkpoint} has {network.num_classes} classes, the dataset has {len(ours)}"
         )
-    if is_run and read_classes(checkpoint)["classes"] != ours:
+    if is_run and read_classifier_description(checkpoint)["classes"] != ours:
         raise UserError(f"the classes of {checkpoint} and of the dataset have different names")
     empty = classes_without_images(source)
     if empty:

@@ -16,7 +16,7 @@ from finetune.linear_classifier import train_probe
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig, ProbeConfig
-from mae_et.checkpoints.formats import weights_in
+from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.load import masked_autoencoder, stored_config
 from mae_et.checkpoints.store import load_checkpoint
@@ -108,7 +108,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     run = config_from_text(saved["config"], PretrainConfig)
     plan = Plan.from_dict(saved["plan"])
     step, data = saved["step"], run.data
-    model = masked_autoencoder(weights_in(path, saved))
+    model = masked_autoencoder(weights_of_payload(path, saved))
     del saved
     device = distributed.choose_device(config.device)
     probing = ProbeConfig(

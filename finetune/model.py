@@ -11,8 +11,9 @@ from finetune.backbone import build_backbone
 from finetune.config import NetworkConfig
 from finetune.image_size import Size, format_size, height_and_width
 from finetune.vit import build_vit
-from mae_et.checkpoints.formats import Weights, classifier_layout, differences, load_weights
-from mae_et.checkpoints.run_config import read_classes
+from mae_et.checkpoints.formats import Weights, load_weights, weights_of_classifier
+from mae_et.checkpoints.run_config import read_classifier_description
+from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.errors import UserError
 
 
@@ -39,14 +40,14 @@ def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Ten
     Raises:
         UserError: the weights do not fit the config, or classes.json is damaged.
     """
-    classes = len(read_classes(folder)["classes"])
+    classes = len(read_classifier_description(folder)["classes"])
     if config.backbone is not None:
         network = build_classifier(replace(config, pretrained=False, checkpoint=None), classes)
     else:
-        network = build_vit_classifier(config, classifier_layout(folder, tensors), classes)
-    differing = differences(tensors, network.state_dict())
-    if differing:
-        raise UserError(f"the weights of {folder} do not fit: {differing}")
+        network = build_vit_classifier(config, weights_of_classifier(folder, tensors), classes)
+    mismatch = describe_mismatch(tensors, network.state_dict())
+    if mismatch:
+        raise UserError(f"the weights of {folder} do not fit: {mismatch}")
     network.load_state_dict(tensors)
     return network
 

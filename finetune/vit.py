@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from finetune.config import Pool, Probe
 from finetune.image_size import Size, format_size, height_and_width
-from mae_et.checkpoints.formats import PROBE_EPSILON, Weights, differences
-from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, depth_of, heads_of
+from mae_et.checkpoints.formats import Weights
+from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, num_heads_of
+from mae_et.checkpoints.mae_layout import PROBE_EPSILON
+from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.errors import UserError
 from mae_et.models.mae import create_vit
 
@@ -69,7 +71,7 @@ def build_vit(
         heads = weights.model.encoder_num_heads  # None: the architecture's own
     else:
         given = weights.encoder_num_heads or encoder_num_heads
-        heads = heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS)
+        heads = num_heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS)
     network = create_vit(
         weights.architecture,
         img_size=sides,
@@ -130,9 +132,9 @@ def _load_encoder(network: nn.Module, encoder: dict[str, Tensor], path: Path) ->
     """Load an encoder; only the head and the final norm of another pooling may differ."""
     # Mean pooling alone has a new norm; otherwise the encoder's own must be there.
     new, unused = ("head.", "fc_norm.", "attn_pool."), ("norm.", "fc_norm.")
-    differing = differences(encoder, network.state_dict(), may_lack=new, may_have=unused)
-    if differing:
-        raise UserError(f"{path} does not fit: {differing}")
+    mismatch = describe_mismatch(encoder, network.state_dict(), may_lack=new, may_have=unused)
+    if mismatch:
+        raise UserError(f"{path} does not fit: {mismatch}")
     network.load_state_dict(encoder, strict=False)
 
 

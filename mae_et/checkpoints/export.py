@@ -15,16 +15,11 @@ from typing import get_args
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from mae_et.checkpoints.formats import (
-    MAE_DECODER,
-    PROBE_EPSILON,
-    Tensors,
-    Weights,
-    differences,
-    load_weights,
-)
+from mae_et.checkpoints.formats import Weights, load_weights
 from mae_et.checkpoints.hugging_face import to_hugging_face
-from mae_et.checkpoints.load import depth_of, masked_autoencoder
+from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.checkpoints.mae_layout import MAE_DECODER, PROBE_EPSILON
+from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.config.commands import Format
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically, write_text_atomically
@@ -143,9 +138,9 @@ def _check_classifier(weights: Weights) -> None:
     if any(name in weights.head for name in statistics):
         expected |= {f"head.{name}": torch.empty(width, device="meta") for name in statistics}
     head = {f"head.{name}": tensor for name, tensor in weights.head.items()}
-    differing = differences(encoder | head, expected)
-    if differing:
-        raise UserError(f"{weights.path} does not fit timm's VisionTransformer: {differing}")
+    mismatch = describe_mismatch(encoder | head, expected)
+    if mismatch:
+        raise UserError(f"{weights.path} does not fit timm's VisionTransformer: {mismatch}")
 
 
 def _head_of_timm(head: Tensors) -> Tensors:

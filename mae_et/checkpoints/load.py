@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from mae_et.checkpoints.formats import Tensors, Weights, differences, load_weights, read_file
-from mae_et.checkpoints.run_config import config_in, config_of
-from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.checkpoints.formats import Weights, load_weights, peek_weights
+from mae_et.checkpoints.run_config import config_of_run
+from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.config.schema import PretrainConfig, Target
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
@@ -74,33 +74,28 @@ def masked_autoencoder(
         for part, tensors in (("encoder", weights.encoder), ("decoder", weights.decoder))
         for name, tensor in tensors.items()
     }
-    differing = differences(theirs, model.state_dict())
-    if differing:
-        raise UserError(f"{path} does not fit: {differing}")
+    mismatch = describe_mismatch(theirs, model.state_dict())
+    if mismatch:
+        raise UserError(f"{path} does not fit: {mismatch}")
     model.load_state_dict(theirs)
     return model.eval()
 
 
 def stored_config(path: Path) -> PretrainConfig | None:
-    """Return the config of a run folder or of one of our checkpoints; None for other files.
+    """Return the config of a run folder or of one of our checkpoints; None for other checkpoints.
 
-    What is going to be loaded says it too, in `Weights.config`, and need not be read twice.
+    A file is read in full, and handed to the next `load_weights`.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
     """
-    if path.is_dir():
-        if (path / "classes.json").is_file():
-            return None  # a classifier's run
-        found = config_of(path)
-        if found is not None:
-            return found
-        payload = newest_checkpoint(path / "checkpoints")
-    else:
-        payload = read_file(path) if path.is_file() else None
-    if payload is None or not {"config", "plan"} <= payload.keys():
-        return None
-    return config_in(payload["config"])
+    if not path.exists() or (path / "classes.json").is_file():
+        return None  # a model of timm's hub, or a classifier's run
+    found = config_of_run(path) if path.is_dir() else None
+    return found or peek_weights(path).config
 
 
-def heads_of(part: str, width: int, given: int | None, published: dict[int, int]) -> int:
+def num_heads_of(part: str, width: int, given: int | None, published: dict[int, int]) -> int:
     """Return a transformer's number of heads: as given, or as published for its width.
 
     Raises:
@@ -138,7 +133,7 @@ def _build(
         channels=channels,
         encoder_embed_dim=width,
         encoder_depth=depth_of(weights.encoder),
-        encoder_num_heads=heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS),
+        encoder_num_heads=num_heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS),
         target=target or weights.target or "norm_pix",
     )
     if not weights.decoder:
@@ -150,10 +145,7 @@ def _build(
     return model(
         decoder_embed_dim=decoder_embed_dim,
         decoder_depth=depth_of(weights.decoder),
-        decoder_num_heads=heads_of("decoder", decoder_embed_dim, given, PUBLISHED_DECODER_HEADS),
+        decoder_num_heads=num_heads_of(
+            "decoder", decoder_embed_dim, given, PUBLISHED_DECODER_HEADS
+        ),
     )
-
-
-def depth_of(weights: Tensors) -> int:
-    """Return the number of blocks of an encoder or a decoder."""
-    return len({name.split(".")[1] for name in weights if name.startswith("blocks.")})

@@ -12,20 +12,20 @@ from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping, read_text
 
 # Of the encoder in files that say of no other; its sizes are read from the tensors.
-PLAIN = "vit_base_patch16_224"
+DEFAULT_ENCODER = "vit_base_patch16_224"
 
 
-def config_in(text: str) -> PretrainConfig:
+def config_from_checkpoint(text: str) -> PretrainConfig:
     """Return the config that a run wrote down; of its data nothing is written.
 
     Raises:
         UserError: it is no such config.
     """
     config = config_from_text(text, PretrainConfig)
-    return replace(config, data=read_only(config.data))
+    return replace(config, data=read_only_data(config.data))
 
 
-def config_of(folder: Path) -> PretrainConfig | None:
+def config_of_run(folder: Path) -> PretrainConfig | None:
     """Return the config of a pre-training's run folder; None where it has none.
 
     Raises:
@@ -36,12 +36,12 @@ def config_of(folder: Path) -> PretrainConfig | None:
         return None  # a classifier's run has another config
     text = read_text(path)
     try:
-        return config_in(text)
+        return config_from_checkpoint(text)
     except UserError as error:
         raise UserError(f"{path} is damaged, or of another version of mae-et: {error}") from None
 
 
-def read_only(data: DataConfig) -> DataConfig:
+def read_only_data(data: DataConfig) -> DataConfig:
     """Return the data that a file names, so that nothing is written where the file says.
 
     A checkpoint may be a stranger's. Listings are kept, and a data set is downloaded, only into
@@ -53,7 +53,7 @@ def read_only(data: DataConfig) -> DataConfig:
     return replace(data, root=root, listing=None, download=data.download and data.root is None)
 
 
-def read_classes(folder: Path) -> dict[str, Any]:
+def read_classifier_description(folder: Path) -> dict[str, Any]:
     """Return what a classifier's run folder says of its classes, encoder, heads and positions.
 
     Raises:
@@ -62,7 +62,7 @@ def read_classes(folder: Path) -> dict[str, Any]:
     path = folder / "classes.json"
     about = read_mapping(path)
     classes, heads, grid = about.get("classes"), about.get("encoder_num_heads"), about.get("grid")
-    encoder = about.get("encoder") or PLAIN
+    encoder = about.get("encoder") or DEFAULT_ENCODER
     if not (
         isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)

@@ -8,7 +8,6 @@ files.
 
 import errno
 import pickle
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,11 +23,11 @@ from mae_et.checkpoints.checksums import (
     sealed_safetensors,
 )
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
+from mae_et.checkpoints.weight_files import MODEL_KEY, describe_refusal, summarise_error
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 
 FORMAT = "mae-et/1"
-MODEL_KEY = "mae_et.model"
 # Why a file may not be read at this moment, or by this user, while it is whole.
 _NOT_NOW = frozenset({
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
@@ -98,11 +97,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except ValueError:
         raise
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is refused: {refused_content(error)}") from None
+        raise ValueError(f"{path} is refused: {describe_refusal(error)}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NOT_NOW:
             raise
-        raise ValueError(f"{path} is damaged: {first_sentence(error)}") from error
+        raise ValueError(f"{path} is damaged: {summarise_error(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
     return payload
@@ -114,18 +113,6 @@ def _check_entries(path: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None or not is_whole_archive(path):
         raise ValueError(f"{path} is damaged: {damaged or 'its end'} does not match its checksum")
-
-
-def refused_content(error: pickle.UnpicklingError) -> str:
-    """Say why a file was not unpickled: what it holds that would have run code, if it is that."""
-    named = re.search(r"(?:GLOBAL|class)\s+([\w.]+)", str(error))
-    return f"it holds {named[1]}" if named else "it is not a plain file of tensors"
-
-
-def first_sentence(error: Exception) -> str:
-    """Return the kind of an error and the first sentence that it says, on one line."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {re.split(r'[.] ', said)[0]}"
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -140,7 +127,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def set_aside_newer(folder: Path, step: int) -> None:
+def rename_damaged_after(folder: Path, step: int) -> None:
     """Rename the checkpoints after a step, which did not load, so that they are counted no more.
 
     Raises:

@@ -91,7 +91,7 @@ def _classifier_config(command: str, kind: type[Any], arguments: Arguments) -> A
     parser.description = "--checkpoint PATH is short for --model.checkpoint PATH."
     config, _ = parse_config(parser, kind, arguments)
     start = config.model.checkpoint
-    given = config.data.name or config.data.root
+    given = config.data.name or config.data.root or config.model.backbone
     if command != "finetune" or given or start is None or not start.exists():
         return config
     run = stored_config(start)

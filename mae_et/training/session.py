@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.checkpoints.listing import list_checkpoints
-from mae_et.checkpoints.store import newest_checkpoint, set_aside_newer
+from mae_et.checkpoints.store import newest_checkpoint, rename_damaged_after
 from mae_et.config.files import to_yaml
 from mae_et.config.resume import check_same_run
 from mae_et.config.schema import EfficiencyConfig
@@ -112,7 +112,7 @@ def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Ru
         check_writable(folder / "checkpoints")
         for place in (folder, folder / "reconstructions"):
             remove_leftovers(place)
-        set_aside_newer(folder / "checkpoints", run.state.step)
+        rename_damaged_after(folder / "checkpoints", run.state.step)
         plan = json.dumps(run.plan.to_dict(), indent=1)
         texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **(files or {})}
         for name, text in texts.items():

@@ -13,8 +13,9 @@ from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Pool, Probe
 from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
-from mae_et.checkpoints.formats import load_weights, read_file
+from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face import to_hugging_face
+from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
 from mae_et.models.mae import MaskedAutoencoder
@@ -44,8 +45,8 @@ def test_timm_loads_the_encoder_strictly_and_gives_the_golden_features(golden, t
 
 
 def test_the_mae_layout_has_the_released_file_s_names_and_tensors(tmp_path) -> None:
-    ours = read_file(export(TINY, "mae", tmp_path / "out.pth", **HEADS))["model"]
-    theirs = read_file(TINY)["model"]
+    ours = read_weight_file(export(TINY, "mae", tmp_path / "out.pth", **HEADS))["model"]
+    theirs = read_weight_file(TINY)["model"]
     assert set(ours) == set(theirs)
     for name, tensor in theirs.items():
         atol = 1e-6 if "pos_embed" in name else 0  # positions are computed anew
@@ -79,9 +80,9 @@ def test_mae_to_timm_to_hugging_face_and_back_keeps_every_tensor(
         model = transformers.ViTMAEForPreTraining.from_pretrained(folder)
         model.save_pretrained(tmp_path / "again")
         folder = tmp_path / "again"
-    back = read_file(export(folder, "mae", tmp_path / "back.pth"))["model"]
+    back = read_weight_file(export(folder, "mae", tmp_path / "back.pth"))["model"]
     encoder = load_file(export(folder, "timm", tmp_path / "encoder.safetensors"))
-    first = read_file(export(TINY, "mae", tmp_path / "first.pth", **HEADS))["model"]
+    first = read_weight_file(export(TINY, "mae", tmp_path / "first.pth", **HEADS))["model"]
     assert set(back) == set(first)
     for name, tensor in first.items():
         assert torch.equal(back[name], tensor), name
@@ -194,7 +195,7 @@ def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
     ours = build_vit(load_weights(path), 7, 96, pool, probe, encoder_num_heads=3).eval()
     with torch.no_grad():
         assert torch.equal(ours(images), logits)
-    names = set(read_file(path)["model"])
+    names = set(read_weight_file(path)["model"])
     assert names == set(network.state_dict())  # those of the published files, as timm's are
 
 

@@ -1,14 +1,60 @@
-"""Wrapped state dicts, and how they differ from a model's."""
+"""A checkpoint is read once, whatever a command needs of it."""
 
+from collections import Counter
+from pathlib import Path
+
+import pytest
 import torch
+from tiny_run import GOLDEN
 
-from mae_et.checkpoints.formats import differences, unwrap
+from mae_et.checkpoints.formats import load_weights, peek_weights
+from mae_et.checkpoints.store import list_checkpoints
+from mae_et.cli.main import main
+from mae_et.pretraining import pretrain
+
+TINY = GOLDEN / "mae_tiny_released_format.pth"
 
 
-def test_weights_are_unwrapped_and_differences_are_listed() -> None:
-    inner = {"module.a": torch.zeros(1), "b": "text"}
-    assert list(unwrap({"state_dict": inner, "epoch": 1})) == ["a"]
-    ours = {"a": torch.zeros(2), "c": torch.zeros(1)}
-    said = differences({"a": torch.zeros(1), "d": torch.zeros(1)}, ours)
-    assert said == "1 missing (c); 1 unexpected (d); 1 misshapen (a is [1], not [2])"
-    assert differences({}, {"head.x": torch.zeros(1)}, may_lack=("head.",)) == ""
+@pytest.fixture
+def reads(monkeypatch) -> Counter[str]:
+    """Count how often torch reads each file."""
+    counts: Counter[str] = Counter()
+    load = torch.load
+
+    def counting(file, *args, **kwargs):
+        counts[Path(file).name] += 1
+        return load(file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", counting)
+    return counts
+
+
+def test_every_command_reads_a_checkpoint_once(tiny, tmp_path: Path, reads: Counter[str]) -> None:
+    folder = pretrain(tiny("--output.reconstruct_images=0"))
+    file = list_checkpoints(folder / "checkpoints")[-1]
+    reads.clear()
+    quick = ["--num_workers=0", "--device=cpu"]
+    fine_tuning = ["--model.image_size=32", "--curriculum.epochs=1", "--optim.batch_size=16",
+                   "--efficiency.num_workers=0", "--efficiency.device=cpu"]  # fmt: skip
+    for number, words in enumerate((
+        ["knn", *quick],
+        ["knn", "--data.val_split=val", *quick],  # on top of the checkpoint's data
+        ["linear-probe", "--epochs=1", *quick],
+        ["export", "--format=timm", f"--output={tmp_path / 'encoder.safetensors'}"],
+        ["reconstruct", f"--output={tmp_path / 'images.png'}", "--device=cpu"],
+        ["finetune", f"--output.dir={tmp_path / 'tuned'}", *fine_tuning],
+    ), start=1):  # fmt: skip
+        assert main([words[0], f"--checkpoint={file}", *words[1:]]) == 0
+        assert reads == {file.name: number}, words
+
+
+def test_weights_read_ahead_are_handed_over_once_and_never_stale(tmp_path: Path, reads) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(TINY.read_bytes())
+    ahead = peek_weights(path)
+    assert load_weights(path) is ahead
+    assert load_weights(path) is not ahead
+    assert reads["a.pth"] == 2
+    peek_weights(path)
+    torch.save({"model": ahead.encoder | {"cls_token": torch.ones(1, 1, 48)}}, path)
+    assert load_weights(path).encoder["cls_token"].eq(1).all()

@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
 from mae_et import UserError, load_pretrained
-from mae_et.checkpoints.formats import read_file
-from mae_et.checkpoints.load import depth_of, heads_of
+from mae_et.checkpoints.load import depth_of, num_heads_of
+from mae_et.checkpoints.weight_files import read_weight_file
 
 
 def released() -> dict[str, torch.Tensor]:
-    return read_file(GOLDEN / "mae_tiny_released_format.pth")["model"]
+    return read_weight_file(GOLDEN / "mae_tiny_released_format.pth")["model"]
 
 
 def test_heads_that_no_weight_shows_are_asked_for_in_one_sentence() -> None:
@@ -106,8 +106,8 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
 def test_depth_and_heads_are_inferred_from_the_weights() -> None:
     weights = {f"blocks.{n}.{part}": torch.zeros(1) for n in (0, 1, 2) for part in ("a", "b")}
     assert depth_of(weights) == 3
-    assert heads_of("encoder", 768, None, {768: 12}) == 12
-    assert heads_of("encoder", 8, 2, {}) == 2
+    assert num_heads_of("encoder", 768, None, {768: 12}) == 12
+    assert num_heads_of("encoder", 8, 2, {}) == 2
     for width, given in ((8, None), (8, 3)):
         with pytest.raises(UserError, match="encoder"):
-            heads_of("encoder", width, given, {})
+            num_heads_of("encoder", width, given, {})

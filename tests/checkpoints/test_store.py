@@ -10,15 +10,14 @@ from train_state import state
 from mae_et.checkpoints.store import (
     checkpoint_step,
     export_encoder,
-    first_sentence,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
-    refused_content,
+    rename_damaged_after,
     save_checkpoint,
-    set_aside_newer,
 )
+from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
 from mae_et.io.atomic import write_atomically
 from mae_et.models.mae import MaskedAutoencoder
 
@@ -149,16 +148,16 @@ def test_checkpoints_newer_than_a_step_are_renamed_damaged(tmp_path: Path) -> No
     for step in (1, 2, 3):
         (tmp_path / f"step-{step:08d}.pt").touch()
     assert checkpoint_step(tmp_path / "step-00000003.pt") == 3
-    set_aside_newer(tmp_path, 1)
+    rename_damaged_after(tmp_path, 1)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step-00000001.pt", "step-00000002.pt.damaged", "step-00000003.pt.damaged"]
 
 
 def test_errors_of_libraries_become_one_sentence() -> None:
-    assert first_sentence(KeyError("a\n b. And more.")) == "KeyError: 'a\\n b"
+    assert summarise_error(KeyError("a\n b. And more.")) == "KeyError: 'a\\n b"
     refusal = pickle.UnpicklingError("Unsupported global: GLOBAL os.system was not an allowed")
-    assert refused_content(refusal) == "it holds os.system"
-    assert refused_content(pickle.UnpicklingError("?")) == "it is not a plain file of tensors"
+    assert describe_refusal(refusal) == "it holds os.system"
+    assert describe_refusal(pickle.UnpicklingError("?")) == "it is not a plain file of tensors"
 
 
 def test_checkpoints_sort_by_step_beyond_eight_digits(tmp_path: Path) -> None:

@@ -429,7 +429,10 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         "give --checkpoint (model.checkpoint) or model.backbone": base,
         "there is no checkpoint": [*base, "--checkpoint", str(tmp_path / "nowhere")],
         "cannot be read": [*base, f"--checkpoint={tmp_path / 'short.pth'}"],
-        "encoder_num_heads 3 does not divide the width 32": [*mine, "--model.encoder_num_heads=3"],
+        "encoder_num_heads 3 does not divide the width 32": [
+            *mine,
+            "--model.encoder_num_heads=3",
+        ],
         "not a multiple of the patch size": [*mine, "--model.image_size=36"],
         "needs labelled images": [*mine, *folder, f"--data.root={tmp_path / 'flat'}"],
         "validation split has no image of b": [*mine, *folder, f"--data.root={tmp_path / 'lacks'}"],

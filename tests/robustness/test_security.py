@@ -27,7 +27,7 @@ from finetune.config import ClassifierConfig
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import stored_config
-from mae_et.checkpoints.run_config import read_only
+from mae_et.checkpoints.run_config import read_only_data
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.config.files import config_from_text, load_config, to_yaml
@@ -383,11 +383,11 @@ def test_nothing_is_written_where_a_checkpoint_says(tmp_path: Path) -> None:
 
 def test_what_a_file_says_of_its_data_is_only_read(tmp_path: Path) -> None:
     told = DataConfig(name="cifar10", root=tmp_path, listing=tmp_path)
-    assert read_only(told) == DataConfig(name="cifar10", root=tmp_path, download=False)
-    assert read_only(DataConfig(name="cifar10")).download  # to our own data/cifar10
+    assert read_only_data(told) == DataConfig(name="cifar10", root=tmp_path, download=False)
+    assert read_only_data(DataConfig(name="cifar10")).download  # to our own data/cifar10
     gone = DataConfig(name="hfds/x", root=tmp_path / "gone")
-    assert read_only(gone).root is None
-    assert read_only(DataConfig(name="hfds/x", root=tmp_path)).root == tmp_path
+    assert read_only_data(gone).root is None
+    assert read_only_data(DataConfig(name="hfds/x", root=tmp_path)).root == tmp_path
 
 
 # --- what is downloaded ---------------------------------------------------------------------------

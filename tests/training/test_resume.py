@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mae_et import PretrainConfig, UserError
-from mae_et.checkpoints.run_config import config_of
+from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.files import load_config, to_yaml
 from mae_et.config.resume import check_same_run
 
@@ -19,7 +19,7 @@ def test_config_of_another_command_or_version_is_refused(tmp_path: Path) -> None
         check_same_run(config, saved, finished=False)
     (tmp_path / "config.yaml").write_text(saved["config"])
     with pytest.raises(UserError, match=r"config\.yaml is damaged, or of another version of"):
-        config_of(tmp_path)
+        config_of_run(tmp_path)
     (tmp_path / "config.yaml").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         check_same_run(config, None, finished=True)

@@ -17,15 +17,15 @@ from launch import QUIET, equal, same_weights
 from train_state import state
 
 from mae_et import UserError, pretrain
-from mae_et.checkpoints.formats import read_file
 from mae_et.checkpoints.store import (
     export_encoder,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
+    rename_damaged_after,
     save_checkpoint,
-    set_aside_newer,
 )
+from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.io.metrics_file import read_metrics
 
 Read = Callable[[Path], object]
@@ -77,7 +77,7 @@ def encoder(folder: Path) -> Path:
 @pytest.mark.parametrize("flips", [300, pytest.param(20_000, marks=pytest.mark.faults)])
 @pytest.mark.parametrize(
     ("write", "read"),
-    [(checkpoint, load_checkpoint), (checkpoint, read_file), (encoder, read_file)],
+    [(checkpoint, load_checkpoint), (checkpoint, read_weight_file), (encoder, read_weight_file)],
     ids=["checkpoint", "checkpoint-by-its-path", "encoder"],
 )
 def test_no_flipped_bit_changes_what_is_read(tmp_path, write, read, flips: int) -> None:
@@ -89,7 +89,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path, write, read, flips: int) 
 
 @pytest.mark.parametrize("cuts", [100, pytest.param(5_000, marks=pytest.mark.faults)])
 @pytest.mark.parametrize(
-    ("write", "read"), [(checkpoint, load_checkpoint), (encoder, read_file)],
+    ("write", "read"), [(checkpoint, load_checkpoint), (encoder, read_weight_file)],
     ids=["checkpoint", "encoder"],
 )  # fmt: skip
 def test_a_file_that_is_cut_off_at_any_byte_is_noticed(tmp_path, write, read, cuts: int) -> None:
@@ -123,7 +123,7 @@ def test_a_damaged_file_that_is_asked_for_by_name_is_refused_in_one_sentence(tmp
     for path in (checkpoint(tmp_path), encoder(tmp_path)):
         place = path.stat().st_size // 2
         with flipped(path, place, 1), pytest.raises(UserError) as told:
-            read_file(path)
+            read_weight_file(path)
         assert str(told.value) == f"{path} is damaged: it does not match its checksum"
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_that_may_not_be_read_at_present_is_not_called_damaged(
         with pytest.raises(OSError, match="refused"):
             newest_checkpoint(tmp_path)
         with pytest.raises(OSError, match="refused"):
-            set_aside_newer(tmp_path, 0)
+            rename_damaged_after(tmp_path, 0)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -226,7 +226,7 @@ def test_a_run_comes_to_its_end_whatever_became_of_its_record(tiny, times: int) 
             pretrain(config)
         assert (folder / "results.json").exists()
         assert equal(newest_checkpoint(checkpoints)["model"], weights["model"])
-        assert read_file(folder / "encoder.safetensors")
+        assert read_weight_file(folder / "encoder.safetensors")
 
 
 def test_rows_and_pictures_that_are_none_any_more_do_not_stop_a_run_that_goes_on(tiny) -> None:

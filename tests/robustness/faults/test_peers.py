@@ -18,8 +18,8 @@ from mae_et import UserError, pretrain
 from mae_et.checkpoints.store import (
     list_checkpoints,
     newest_checkpoint,
+    rename_damaged_after,
     save_checkpoint,
-    set_aside_newer,
 )
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.io.metrics_file import read_metrics
@@ -60,10 +60,10 @@ def test_a_run_does_not_go_back_behind_what_another_process_has_saved_meanwhile(
     for step in (5, 10):
         save_checkpoint(folder, state(step).to_dict(), "seed: 0", {"plan": 1})
     with pytest.raises(UserError, match=r"since this one read step 5: step-00000010\.pt is there"):
-        set_aside_newer(folder, 5)
+        rename_damaged_after(folder, 5)
     assert len(list_checkpoints(folder)) == 2
     list_checkpoints(folder)[-1].write_bytes(b"damaged")
-    set_aside_newer(folder, 5)
+    rename_damaged_after(folder, 5)
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000005.pt"]
 
 

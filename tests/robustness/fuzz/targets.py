@@ -28,7 +28,7 @@ from finetune.evaluation import read_classifier_config
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
-from mae_et.checkpoints.run_config import read_only
+from mae_et.checkpoints.run_config import read_only_data
 from mae_et.checkpoints.store import load_checkpoint
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.config.schema import DataConfig, PretrainConfig
@@ -236,7 +236,7 @@ def build(path: Path) -> None:
             with suppress(UserError):
                 build_vit(found, 2, 16, encoder_num_heads=1)
         if found.config is not None:
-            assert read_only(found.config.data).listing is None
+            assert read_only_data(found.config.data).listing is None
 
 
 def read_checkpoint(data: bytes, folder: Path) -> None:

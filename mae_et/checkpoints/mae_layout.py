@@ -1,0 +1,38 @@
+"""The layout of facebookresearch/mae's files, whose encoder has timm's names.
+
+Source: facebookresearch/mae (README, FINETUNE.md; formats only).
+"""
+
+import re
+
+from mae_et.checkpoints.state_dicts import Tensors
+
+# MAE's names of the decoder's parts, and ours. Its positions are computed, not loaded.
+MAE_DECODER = {
+    "mask_token": "mask_token",
+    "decoder_embed.": "embed.",
+    "decoder_blocks.": "blocks.",
+    "decoder_norm.": "norm.",
+    "decoder_pred.": "pred.",
+}
+# Of the normalisation before a linear probe's head; the weights do not record it.
+PROBE_EPSILON = 1e-6
+
+
+def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    """Split a state dict into encoder, decoder and head, under our names.
+
+    Reads pre-trained, fine-tuned (`fc_norm`, `head`) and linear-probe (`head.0`, `head.1`) files of
+    MAE, and files of timm, whose names are the same as far as they go.
+    """
+    encoder, decoder, head = {}, {}, {}
+    for name, tensor in weights.items():
+        prefix = next((prefix for prefix in MAE_DECODER if name.startswith(prefix)), None)
+        if prefix is not None:
+            decoder[MAE_DECODER[prefix] + name.removeprefix(prefix)] = tensor
+        elif name.startswith("head."):
+            head[re.sub(r"^head\.(?:[01]\.)?", "", name)] = tensor
+        elif name != "decoder_pos_embed":
+            encoder[name] = tensor
+    head.pop("num_batches_tracked", None)
+    return encoder, decoder, head

@@ -1,0 +1,34 @@
+"""Recognise MAE's released files by their md5 (facebookresearch/mae, README and FINETUNE.md)."""
+
+import hashlib
+import sys
+import warnings
+from pathlib import Path
+
+# First digits of each file's md5, as published.
+RELEASED_MD5 = {
+    "8cad7c": "mae_pretrain_vit_base.pth",
+    "b8b06e": "mae_pretrain_vit_large.pth",
+    "9bdbb0": "mae_pretrain_vit_huge.pth",
+    "1b25e9": "mae_finetuned_vit_base.pth",
+    "51f550": "mae_finetuned_vit_large.pth",
+    "2541f2": "mae_finetuned_vit_huge.pth",
+}
+
+
+def released_name(path: Path) -> str | None:
+    """Return the name under which a file was released; None if it is no released file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    return RELEASED_MD5.get(digest[:6])
+
+
+def report_release(path: Path) -> None:
+    """Report a released file on stderr; warn of a file that only bears a released file's name."""
+    name = released_name(path)
+    if name is not None:
+        print(f"mae-et: {path} is {name} as released (md5)", file=sys.stderr)
+    elif path.name in RELEASED_MD5.values():
+        warnings.warn(
+            f"{path} is not the released file of that name: its md5 differs", stacklevel=2
+        )
