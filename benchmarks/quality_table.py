@@ -10,7 +10,7 @@ from typing import Any
 
 from mae_et.benchmarks.arms import CURVES
 
-from mae_et.monitoring.plots import Chart, save_charts
+from mae_et.monitoring.plots import Plot, save_plots
 
 Rows = dict[str, list[dict[str, Any]]]
 """Figures of each arm's seeds."""
@@ -95,10 +95,10 @@ def draw(path: Path, rows: Rows) -> None:
                 spread[name] = [_deviation(rows[each], score) for each in known]
             if lines:
                 charts.append(
-                    Chart(title, label, "accuracy, %", lines, spread=spread, doublings=True)
+                    Plot(title, label, "accuracy, %", lines, spread=spread, doublings=True)
                 )
     if charts:
-        save_charts(path, charts, rows=len(COSTS))
+        save_plots(path, charts, rows=len(COSTS))
 
 
 def budgets(rows: Rows) -> dict[str, list[str]]:

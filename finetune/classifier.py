@@ -210,8 +210,10 @@ def train(
     shown = shown_sides(run.config, state.model)
     step = partial(classifier_step, classes=data.classes, shown=shown)
     for moment in steps(run, batches, step, stopped):
-        if monitor is not None and moment.row is not None:
-            monitor.log(moment.row)
+        if monitor is not None:
+            monitor.advance(state.step)
+            if moment.row is not None:
+                monitor.log(moment.row)
         if moment.saving:
             save(run, monitor)
         due = state.step % every == 0 or moment.last

@@ -29,7 +29,7 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import Row, read_metrics
 from mae_et.io.plain_files import keep_settings
-from mae_et.monitoring.plots import Chart, save_charts
+from mae_et.monitoring.plots import Plot, save_plots
 from mae_et.runtime import distributed
 
 RECORD = "dynamics.jsonl"
@@ -168,7 +168,7 @@ def draw(path: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[
         shares[f"B = {bandwidth}"] = (across, [value / (up[-1] or 1) for value in up])
     axis = "compute, equivalent epochs"
     charts = [
-        Chart("Low-pass filtered validation images", axis, f"{config.by} accuracy, %", lines),
-        Chart("Relative to the last checkpoint", axis, "share of the last accuracy", shares),
+        Plot("Low-pass filtered validation images", axis, f"{config.by} accuracy, %", lines),
+        Plot("Relative to the last checkpoint", axis, "share of the last accuracy", shares),
     ]
-    save_charts(path, charts)
+    save_plots(path, charts)

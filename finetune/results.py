@@ -40,7 +40,7 @@ def evaluate_and_save_best(run: Run, data: LabelledSplits, monitor: RunLogger | 
     # they are there.
     if scores["top1"] > best_score(folder):
         write_weights(run, folder / "best.safetensors")
-    monitor.score(run.state.step, scores)
+    monitor.log_scores(run.state.step, scores)
 
 
 def evaluate_network(run: Run, data: LabelledSplits, network: nn.Module) -> dict[str, Any]:

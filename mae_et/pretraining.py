@@ -29,7 +29,7 @@ from mae_et.io.metrics_file import read_metrics
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.divergence import last_loss
 from mae_et.monitoring.logger import RunLogger
-from mae_et.monitoring.reconstructions import picture, reconstruction_panels
+from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import set_precision
@@ -164,13 +164,15 @@ def train(
     state = run.state
     if state.step and draws(run):
         # Stopped between a checkpoint and the picture that was due with it.
-        missing = monitor is not None and not monitor.has_picture(state.step)
+        missing = monitor is not None and not monitor.has_image(state.step)
         if distributed.any_rank(missing, run.world):
             draw(run, whole_model(run, model), monitor, source)
     pause_at(stop_after_step, run, stopped)
     for moment in steps(run, batches, train_step, stopped):
-        if monitor is not None and moment.row is not None:
-            monitor.log(moment.row)
+        if monitor is not None:
+            monitor.advance(state.step)
+            if moment.row is not None:
+                monitor.log(moment.row)
         if moment.saving:
             save(run, monitor)
         if draws(run) and not moment.stopping:
@@ -216,7 +218,7 @@ def draw(
     panels = reconstruction_panels(
         model, images, noise.to(images.device), config.model.mask_ratio, config.data
     )
-    monitor.picture(run.state.step, picture(panels))
+    monitor.log_image(run.state.step, panel_grid(panels))
 
 
 def readable(view: EvalDataset, places: Iterable[int], skips: bool) -> Iterator[Tensor]:

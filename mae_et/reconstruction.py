@@ -15,7 +15,7 @@ from mae_et.data.image_folder import ImageFolder, list_images
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
-from mae_et.monitoring.reconstructions import picture, reconstruction_panels
+from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.runtime.distributed import choose_device
 
 
@@ -63,7 +63,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     except ValueError as error:
         raise UserError(str(error)) from None
     try:
-        content = encode_png(picture(panels)).numpy().tobytes()
+        content = encode_png(panel_grid(panels)).numpy().tobytes()
         write_atomically(config.output, lambda path: path.write_bytes(content))
     except OSError as error:
         raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None

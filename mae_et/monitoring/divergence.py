@@ -1,6 +1,6 @@
-"""Losses that leap, and runs that do not train: told from the rows of metrics alone.
+"""Detect loss spikes and divergence from rows of metrics.
 
-Both are functions of the record, so a run that goes on marks what it would have marked.
+Both are pure functions of the rows, so a resumed run marks the same rows.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ Row = dict[str, Any]
 
 
 def is_spike(row: Row, before: Sequence[Row]) -> bool:
-    """Return whether a row's loss leaps above those before it in the same stage.
+    """Return whether a row's loss jumps above the rows before it in the same stage.
 
-    It does if it exceeds the median of the last `RECENT` rows by more than `DEVIATIONS` standard
-    deviations and by more than `SMALLEST` of the median. The deviation is estimated as 1.4826 times
-    the median absolute deviation, so that earlier spikes do not hide later ones. Of fewer than
-    `FEWEST` rows nothing is said.
+    A spike exceeds the median of the last `RECENT` rows by more than `DEVIATIONS` standard
+    deviations and by more than the fraction `SMALLEST` of the median. The deviation is estimated as
+    1.4826 times the median absolute deviation, so earlier spikes do not hide later ones. With fewer
+    than `FEWEST` rows there is no spike.
     """
     losses = _losses([each for each in before if each.get("stage") == row["stage"]])
     recent = losses[-RECENT:]
@@ -36,10 +36,10 @@ def is_spike(row: Row, before: Sequence[Row]) -> bool:
 
 
 def has_diverged(rows: Sequence[Row]) -> bool:
-    """Return whether a run was lost on the way, or ends no better than it began.
+    """Return whether a run diverged or did not improve.
 
-    It was lost if the median loss of any `LAST` rows that follow each other is above twice the loss
-    of its first step; and it is no better if that of its last ones is not below it.
+    It diverged if the median loss of any `LAST` consecutive rows exceeds twice the loss of the
+    first step. It did not improve if the median of the last ones is not below that loss.
     """
     losses = _losses(rows)
     if len(losses) < 2:
@@ -50,13 +50,13 @@ def has_diverged(rows: Sequence[Row]) -> bool:
 
 
 def diagnosis(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return a run's final figures of what went wrong, and say so where it does not train."""
+    """Return final counts of spikes, skipped updates and bad images; warn if the run diverged."""
     diverged = has_diverged(rows)
     if diverged:
-        with contextlib.suppress(OSError):  # of a terminal that was closed
+        with contextlib.suppress(OSError):  # closed stderr
             print(
-                "mae-et: warning: the loss went far above where it began, or ends no lower: the "
-                "run has diverged (optim.base_lr may be why)",
+                "mae-et: warning: the run diverged: its loss rose far above its first value, or "
+                "ends no lower (optim.base_lr may be too high)",
                 file=sys.stderr,
             )
     return {
@@ -69,7 +69,7 @@ def diagnosis(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def last_loss(rows: Sequence[Row]) -> float | None:
-    """Return the loss of the last row that has one: of lost steps there is none."""
+    """Return the loss of the last row that has one; non-finite losses are None."""
     return next(reversed(_losses(rows)), None)
 
 

@@ -1,4 +1,4 @@
-"""Charts as PNG, by matplotlib, which the extra `search` installs."""
+"""Plots as PNG, by matplotlib, which the extra `search` installs."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ Points = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Chart:
-    """Axes with lines on them, a legend where there is more than one."""
+class Plot:
+    """Lines over one pair of axes, with a legend if there are several."""
 
     title: str
     across: str
@@ -20,19 +20,19 @@ class Chart:
     up: str
     """Label of the vertical axis."""
     lines: Mapping[str, Points] = field(default_factory=dict)
-    """Points that are joined, by their name."""
+    """Points (x, y) of each line, by its name."""
     steps: bool = False
-    """Whether lines are stairs."""
+    """Whether to draw step functions."""
     dots: bool = False
-    """Whether points at whole numbers are not joined; the last line lies behind them."""
+    """Whether to draw points at integers, not joined, over the last line."""
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Half the length of the error bar at each point of a line."""
+    """Half length of the error bar at each point, by the name of the line."""
     doublings: bool = False
-    """Whether the horizontal axis is logarithmic, in powers of two."""
+    """Whether the horizontal axis is logarithmic, with base 2."""
 
 
-def save_charts(path: Path, charts: Sequence[Chart], rows: int = 1) -> bool:
-    """Draw charts side by side, in rows, to a PNG; without matplotlib warn, and return False."""
+def save_plots(path: Path, plots: Sequence[Plot], rows: int = 1) -> bool:
+    """Draw plots in a grid to a PNG; return False, with a warning, without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -42,27 +42,27 @@ def save_charts(path: Path, charts: Sequence[Chart], rows: int = 1) -> bool:
             f"{path.name} is not drawn: pip install '.[search]' (in the clone)", stacklevel=2
         )
         return False
-    columns = -(-len(charts) // rows)
+    columns = -(-len(plots) // rows)
     figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
-    for place, chart in enumerate(charts):
+    for place, plot in enumerate(plots):
         axes = figure.add_subplot(rows, columns, place + 1)
-        axes.set(title=chart.title, xlabel=chart.across, ylabel=chart.up)
-        for number, (name, (x, y)) in enumerate(chart.lines.items()):
-            behind = chart.dots and number == len(chart.lines) - 1
+        axes.set(title=plot.title, xlabel=plot.across, ylabel=plot.up)
+        for number, (name, (x, y)) in enumerate(plot.lines.items()):
+            behind = plot.dots and number == len(plot.lines) - 1
             axes.errorbar(
-                x, y, yerr=chart.spread.get(name), label=name, capsize=3, markersize=4,
+                x, y, yerr=plot.spread.get(name), label=name, capsize=3, markersize=4,
                 zorder=1 if behind else 2,
-                color="0.6" if behind else None, marker="" if chart.steps or behind else "o",
-                linestyle="" if chart.dots and not behind else "-",
-                drawstyle="steps-post" if chart.steps else None,
+                color="0.6" if behind else None, marker="" if plot.steps or behind else "o",
+                linestyle="" if plot.dots and not behind else "-",
+                drawstyle="steps-post" if plot.steps else None,
             )  # fmt: skip
-        if chart.doublings:
+        if plot.doublings:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(ScalarFormatter())
-        if chart.dots:
+        if plot.dots:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if len(chart.lines) > 1:
+        if len(plot.lines) > 1:
             axes.legend(fontsize="small")
     FigureCanvasAgg(figure)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

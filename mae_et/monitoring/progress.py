@@ -1,10 +1,10 @@
-"""How long a run still takes, by its metrics."""
+"""Remaining time of a run."""
 
 from mae_et.io.metrics_file import Row
 
 
 def seconds_left(row: Row) -> float:
-    """Return the time that a run needs from a row of metrics on, at its pace so far."""
+    """Estimate the remaining seconds after a row of metrics, from its compute per second."""
     return row["seconds"] / max(row["compute"], 1e-9) * (1 - row["compute"])
 
 

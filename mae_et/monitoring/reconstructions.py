@@ -1,10 +1,10 @@
-"""Pictures of what a masked autoencoder reconstructs.
+"""Images of a masked autoencoder's reconstructions.
 
-P panels a row: input, masked input, reconstruction, and the reconstruction pasted into the visible
-patches. A norm_pix model predicts each patch relative to its own mean and deviation; these are put
-back from the input, without which the picture is a grey mosaic. A HOG model predicts gradients,
-which are drawn as oriented strokes: input, masked input, true HOG, and the predicted HOG of hidden
-patches beside the true one of visible ones.
+A row has P panels: input, masked input, reconstruction, and the reconstruction pasted into the
+visible patches. A norm_pix model predicts patches relative to their mean and deviation, which are
+restored from the input; without them the image is a grey mosaic. A HOG model predicts gradients,
+drawn as oriented strokes: input, masked input, true HOG, and the HOG predicted for hidden patches
+beside the true one of visible patches.
 """
 
 import math
@@ -52,10 +52,10 @@ def reconstruction_panels(
     return torch.stack([shown, masked, *last], dim=1).clamp(0, 1)
 
 
-def picture(panels: Tensor, smallest: int = 96) -> Tensor:
-    """Lay panels [B P C H W] out as one picture [C H' W'], uint8, a row for each image.
+def panel_grid(panels: Tensor, smallest: int = 96) -> Tensor:
+    """Lay out panels [B P C H W] in [0, 1] as one image [C H' W'], uint8, one row per input image.
 
-    Small images are enlarged by a whole factor, to panels of at least `smallest` pixels.
+    Panels narrower than `smallest` pixels are enlarged by an integer factor.
     """
     factor = max(1, math.ceil(smallest / panels.shape[-1]))
     flat = rearrange(panels, "b p c h w -> (b p) c h w")
@@ -65,9 +65,10 @@ def picture(panels: Tensor, smallest: int = 96) -> Tensor:
 
 
 def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
-    """Draw HOG [B C bins h w] as strokes along the edges, [B channels H W] in [0, 1]."""
+    """Draw HOG [B C bins h w] as strokes along edges, [B channels H W] in [0, 1]."""
     strength = reduce(histograms, "b c k h w -> b k h w", "mean")
-    # What all orientations of a cell share says nothing; an unsure prediction is nearly all of it.
+    # A component shared by all orientations of a cell is uninformative, and dominates uncertain
+    # predictions.
     strength = strength - strength.amin(dim=1, keepdim=True)
     strokes = _stroke_masks(histograms.shape[2], cell, histograms.device)
     drawn = torch.einsum("bkhw,kyx->bhwyx", strength, strokes)
@@ -76,12 +77,12 @@ def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _stroke_masks(bins: int, cell: int, device: torch.device) -> Tensor:
-    """[bins cell cell]: a line through the cell's centre for each orientation."""
+    """Return a line through the cell's centre for each orientation, [bins cell cell]."""
     offsets = torch.arange(cell, device=device) - (cell - 1) / 2
     y, x = torch.meshgrid(offsets, offsets, indexing="ij")
     angles = (torch.arange(bins, device=device) + 0.5) / bins * math.pi
-    # Orientation is atan2(gx, gy): at angle a the gradient points along (sin a, cos a), and the
-    # edge lies across it, along (cos a, -sin a).
+    # Orientation is atan2(gx, gy): at angle a the gradient points along (sin a, cos a), the edge
+    # along (cos a, -sin a).
     distance = x * angles.sin()[:, None, None] + y * angles.cos()[:, None, None]
     return (1 - distance.abs()).clamp(min=0)
 
@@ -94,7 +95,7 @@ def _pixels(model: MaskedAutoencoder, images: Tensor, prediction: Tensor, grid: 
 
 
 def _displayable(images: Tensor, data: DataConfig) -> Tensor:
-    """Undo the normalisation, and show the first three channels (or the only one) as RGB."""
+    """Undo the normalisation and return the first three channels (or the only one) as RGB."""
     mean, std = torch.tensor([data.mean, data.std], device=images.device)[..., None, None]
     pixels = images * std + mean
     return pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)

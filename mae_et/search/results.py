@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_et.config.files import to_yaml
 from mae_et.io.atomic import write_text_atomically
-from mae_et.monitoring.plots import Chart, save_charts
+from mae_et.monitoring.plots import Plot, save_plots
 from mae_et.search.config import SearchConfig
 from mae_et.search.trial_log import Record, TrialLog
 from mae_et.search.trials import SearchResult
@@ -87,18 +87,18 @@ def draw(path: Path, config: SearchConfig, records: list[Record], best: SearchRe
             for name in [f"B = {bandwidth}", *(["chosen"] if chosen else [])]:
                 points[name][0].append(stage)
                 points[name][1].append(record["value"])
-        scores = Chart("Candidates of each stage", "stage", config.search.objective, points,
+        scores = Plot("Candidates of each stage", "stage", config.search.objective, points,
                        dots=True)  # fmt: skip
     else:
         places = [float(place + 1) for place in range(len(scored))]
         values = [record["value"] for record in scored]
         best_so_far = [max(values[: place + 1]) for place in range(len(values))]
-        scores = Chart("Trials", "trial", config.search.objective,
+        scores = Plot("Trials", "trial", config.search.objective,
                        {"trial": (places, values), "best so far": (places, best_so_far)},
                        dots=True)  # fmt: skip
     edges = [place / len(best.stages) for place in range(len(best.stages) + 1)]
     sides = [float(stage.bandwidth) for stage in best.stages]
     staircase = {"best": (edges, [*sides, sides[-1]])}
-    shown = Chart("Best curriculum", f"share of the {best.shares_of}", "bandwidth", staircase,
+    shown = Plot("Best curriculum", f"share of the {best.shares_of}", "bandwidth", staircase,
                   steps=True)  # fmt: skip
-    save_charts(path, [scores, shown])
+    save_plots(path, [scores, shown])

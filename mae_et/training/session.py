@@ -143,6 +143,6 @@ def write_results(run: Run, monitor: RunLogger, rows: list[Row], figures: dict[s
         "stages": summarise_stages(rows, plan),
         **diagnosis(rows),
     }
-    monitor.finish(results)
+    monitor.log_results(results)
     monitor.flush()
     write_text_atomically(folder / "results.json", json.dumps(results, indent=1))

@@ -1,6 +1,6 @@
-"""What a person sees: TensorBoard in a real browser, on a run that is done and on one that goes on.
+"""TensorBoard in a real browser, on a finished run and on one that is resumed.
 
-Skipped where there is no Chromium (`apt-get install chromium`).
+Skipped without Chromium (`apt-get install chromium`).
 """
 
 import json
@@ -30,12 +30,12 @@ def test_tensorboard_shows_curves_reconstructions_and_hyper_parameters(tmp_path:
     with tensorboard(run) as url, chromium() as page:
 
         def look(place: str) -> None:
-            page.goto("about:blank")  # or it would be the same page, which keeps its filter
+            page.goto("about:blank")  # otherwise the page keeps its filter
             page.goto(f"{url}/{place}")
 
         for tag, key in (
             ("loss/train", "loss"),
-            ("loss_by_compute/train", "loss"),
+            ("vs_compute/loss", "loss"),
             ("schedule/bandwidth", "bandwidth"),
         ):
             look(f"?tagFilter=^{tag}$&smoothing=0#timeseries")
@@ -54,15 +54,15 @@ def test_tensorboard_shows_curves_reconstructions_and_hyper_parameters(tmp_path:
         assert image.evaluate("image => image.naturalWidth") == 4 * (96 + 4) + 4
 
         look("#hparams")
-        for text in ("crop.method", "fourier", "curriculum.preset", "summary/loss"):
+        for text in ("crop.method", "fourier", "curriculum.preset", "results/loss"):
             page.get_by_text(text, exact=True).first.wait_for()
         # Hyper-parameters are rounded to five digits there.
         page.get_by_text(f"{last['loss']:.5g}", exact=True).first.wait_for()
 
 
 @pytest.mark.parametrize("reader", ["true", "false"], ids=["fast reader", "Python's reader"])
-def test_a_tensorboard_that_is_open_follows_a_run_that_goes_on(tmp_path: Path, reader: str) -> None:
-    """It shows no step twice, and none that was done in vain."""
+def test_an_open_tensorboard_follows_a_resumed_run(tmp_path: Path, reader: str) -> None:
+    """It shows no step twice, and none after the checkpoint that the run resumed from."""
     config = config_in(tmp_path)
     folder = config.output.dir
     folder.mkdir()
@@ -73,7 +73,7 @@ def test_a_tensorboard_that_is_open_follows_a_run_that_goes_on(tmp_path: Path, r
             try:
                 with urlopen(address) as answer:
                     return [point[1] for point in json.load(answer)]
-            except OSError:  # it has read nothing yet
+            except OSError:  # nothing was read yet
                 return []
 
         for end in (*ENDS, None):

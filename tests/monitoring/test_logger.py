@@ -1,6 +1,8 @@
-"""What the screen shows is what was computed; TensorBoard's own reader reads it back."""
+"""The run logger: TensorBoard files, read back by TensorBoard's reader, and the terminal."""
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from torchvision.io import read_image
 from mae_et import pretrain
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.io.metrics_file import SCORES, read_metrics
-from mae_et.monitoring.logger import TAGS, RunLogger, describe
+from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.progress import format_seconds, seconds_left
+from mae_et.monitoring.tensorboard import TAGS, USUALLY_ZERO
+from mae_et.monitoring.terminal import WIDTH, Terminal, describe
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -34,57 +38,58 @@ def run(tmp_path_factory) -> Path:
     )
 
 
-def test_every_number_of_a_row_stands_in_tensorboard_against_its_step(run: Path) -> None:
+def test_tensorboard_has_every_metric_of_a_row_at_its_step(run: Path) -> None:
     rows, found = read_metrics(run), events(run)
-    for key, tag in TAGS.items():
+    for key in set(TAGS) - USUALLY_ZERO - {"magnitude"}:
+        tag = TAGS[key]
         scalars = found.Scalars(tag)
         assert [s.step for s in scalars] == [row["step"] for row in rows]
         assert [s.value for s in scalars] == pytest.approx([row[key] for row in rows], rel=1e-6)
 
 
-def test_the_same_curves_stand_against_compute_in_thousandths_of_an_epoch(run: Path) -> None:
+def test_the_loss_is_also_plotted_against_compute_in_thousandths_of_an_epoch(run: Path) -> None:
     rows, found = read_metrics(run), events(run)
-    scalars = found.Scalars("loss_by_compute/train")
+    scalars = found.Scalars("vs_compute/loss")
     assert [s.step for s in scalars] == [round(1000 * row["equivalent_epochs"]) for row in rows]
     assert [s.value for s in scalars] == pytest.approx([row["loss"] for row in rows], rel=1e-6)
 
 
-def test_each_stage_has_a_curve_of_its_own(run: Path) -> None:
+def test_each_stage_has_its_own_curve(run: Path) -> None:
     rows, found = read_metrics(run), events(run)
     for stage, bandwidth in enumerate((16, 24, 32)):
-        scalars = found.Scalars(f"loss/stage_{stage + 1}_B{bandwidth}")
+        scalars = found.Scalars(f"stages/loss_{stage + 1}_B{bandwidth}")
         mine = [row for row in rows if row["stage"] == stage]
         assert [s.step for s in scalars] == [row["step"] for row in mine]
         assert [s.value for s in scalars] == pytest.approx([row["loss"] for row in mine], rel=1e-6)
 
 
-def test_config_pictures_and_final_figures_are_there(run: Path) -> None:
+def test_tensorboard_has_config_images_and_final_figures(run: Path) -> None:
     found = events(run)
     text = found.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "mask_ratio: 0.75" in text
-    pictures = sorted((run / "reconstructions").glob("*.png"))
+    images = sorted((run / "reconstructions").glob("*.png"))
     assert [image.step for image in found.Images("reconstructions")] == [
-        int(path.stem.removeprefix("step-")) for path in pictures
+        int(path.stem.removeprefix("step-")) for path in images
     ]
     results = json.loads((run / "results.json").read_text())
-    assert found.Scalars("summary/loss")[0].value == pytest.approx(results["loss"], rel=1e-6)
+    assert found.Scalars("results/loss")[0].value == pytest.approx(results["loss"], rel=1e-6)
     content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"model.mask_ratio" in content
 
 
-def test_a_picture_shows_input_mask_reconstruction_and_paste(run: Path) -> None:
-    """Four panels a row; with the same visible patches in the second and the fourth."""
-    picture = read_image(str(sorted((run / "reconstructions").glob("*.png"))[-1])).float()
+def test_an_image_has_input_mask_reconstruction_and_paste(run: Path) -> None:
+    """Four panels per row; the second and the fourth share the visible patches."""
+    image = read_image(str(sorted((run / "reconstructions").glob("*.png"))[-1])).float()
     panel = 96  # 32 pixels, enlarged three times
-    assert picture.shape == (3, 2 * (panel + 4) + 4, 4 * (panel + 4) + 4)
-    panels = [picture[:, 4 : 4 + panel, 4 + i * (panel + 4) :][..., :panel] for i in range(4)]
+    assert image.shape == (3, 2 * (panel + 4) + 4, 4 * (panel + 4) + 4)
+    panels = [image[:, 4 : 4 + panel, 4 + i * (panel + 4) :][..., :panel] for i in range(4)]
     visible = (panels[1] == panels[0]).all(0)
     assert 0.2 < visible.float().mean() < 0.35
     assert torch.equal(panels[3][:, visible], panels[0][:, visible])
     assert (panels[1][:, ~visible] == 128).float().mean() > 0.95
 
 
-def test_a_run_that_goes_on_doubles_no_step_and_drops_rows_after_its_checkpoint(tiny) -> None:
+def test_resuming_drops_rows_after_the_checkpoint_and_repeats_no_step(tiny) -> None:
     config = tiny()
     plan = Curriculum.preset("constant", 32, 8).plan(5, 40, 12)
 
@@ -92,46 +97,48 @@ def test_a_run_that_goes_on_doubles_no_step_and_drops_rows_after_its_checkpoint(
         keys = dict.fromkeys(TAGS, 1.0 * step) | {"stage": 0, "compute": 0.5, "seconds": 1.0}
         return keys | {"step": step, "bandwidth": 32, "equivalent_epochs": step / 10}
 
-    def watch(start: int, steps: list[int]) -> None:
-        monitor = RunLogger(config, plan, start)
+    def log(start: int, steps: list[int]) -> None:
+        logger = RunLogger(config, plan, start)
         for step in steps:
-            monitor.log(row(step))
-            monitor.picture(step, torch.zeros(3, 8, 8, dtype=torch.uint8))
-        monitor.close()
+            logger.log(row(step))
+            logger.log_image(step, torch.zeros(3, 8, 8, dtype=torch.uint8))
+        logger.close()
 
-    watch(0, [2, 4, 6])
+    log(0, [2, 4, 6])
     with (config.output.dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # killed in the middle of a line
-    watch(4, [6, 8])
+    log(4, [6, 8])
     assert [r["step"] for r in read_metrics(config.output.dir)] == [2, 4, 6, 8]
     sizes = [path.stat().st_size for path in config.output.dir.glob("events.out.tfevents.*")]
     assert sum(size > 0 for size in sizes) == 1
     found = events(config.output.dir)
     assert [s.step for s in found.Scalars("loss/train")] == [2, 4, 6, 8]
-    assert [s.step for s in found.Scalars("loss_by_compute/train")] == [200, 400, 600, 800]
+    assert [s.step for s in found.Scalars("vs_compute/loss")] == [200, 400, 600, 800]
     assert [i.step for i in found.Images("reconstructions")] == [2, 4, 6, 8]
 
 
-def test_scores_stand_against_step_and_compute_and_survive_going_on(tiny) -> None:
+def test_scores_are_plotted_against_steps_compute_and_images_and_survive_resuming(tiny) -> None:
     config = tiny()
     plan = Curriculum.preset("etpp", 32, 8).plan(6, 40, 4)
     for start, steps in ((0, [10, 20]), (10, [20, 30])):
-        monitor = RunLogger(config, plan, start)
+        logger = RunLogger(config, plan, start)
         for step in steps:
-            monitor.score(step, {"top1": float(step)})
-        monitor.close()
+            logger.log_scores(step, {"top1": float(step), "loss": 1.0})
+        logger.close()
     assert [row["step"] for row in read_metrics(config.output.dir, SCORES)] == [10, 20, 30]
     found = events(config.output.dir)
-    assert [(s.step, s.value) for s in found.Scalars("validation/top1")] == [
+    assert [(s.step, s.value) for s in found.Scalars("accuracy/top1")] == [
         (10, 10), (20, 20), (30, 30),
     ]  # fmt: skip
     done = [round(1000 * plan.progress(step) * plan.equivalent_epochs) for step in (10, 20, 30)]
-    assert [s.step for s in found.Scalars("validation_by_compute/top1")] == done
+    assert [s.step for s in found.Scalars("vs_compute/top1")] == done
     seen = [step * plan.batch_size for step in (10, 20, 30)]
-    assert [s.step for s in found.Scalars("validation_by_images/top1")] == seen
+    assert [s.step for s in found.Scalars("vs_images/top1")] == seen
+    for tag in ("loss/validation", "vs_compute/validation_loss", "vs_images/validation_loss"):
+        assert [s.value for s in found.Scalars(tag)] == [1, 1, 1]
 
 
-def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tiny, capsys, monkeypatch) -> None:
+def test_a_terminal_shows_a_bar_and_a_log_has_lines(tiny, capsys, monkeypatch) -> None:
     plan = Curriculum.preset("etpp", 32, 8).plan(5, 400, 12)
     line = {
         "step": 7, "stage": 1, "bandwidth": 16, "loss": 0.5, "lr": 1e-3, "images_per_second": 99.6,
@@ -144,14 +151,93 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tiny, capsys, monkeypatch) -
     rest = dict.fromkeys(TAGS, 0.0) | {"equivalent_epochs": 0.0}
     for is_terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda answer=is_terminal: answer, raising=False)
-        monitor = RunLogger(tiny("--output.tensorboard=false"), plan, 0)
-        monitor.log(rest | line)
-        monitor.close()
+        logger = RunLogger(tiny("--output.tensorboard=false"), plan, 0)
+        logger.log(rest | line)
+        logger.close()
         shown = capsys.readouterr().err
-        assert ("it/s" in shown or "step/s" in shown or "s/step" in shown) == is_terminal
+        assert ("\r" in shown) == is_terminal
+        assert shown.count("ETA") == shown.count("loss 0.5")
         assert "B=16" in shown
 
 
 def test_remaining_time_scales_with_remaining_compute() -> None:
     assert seconds_left({"seconds": 100.0, "compute": 0.25}) == 300
     assert format_seconds(3661.4) == "1:01:01"
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_fits_80_columns_and_moves_between_rows(monkeypatch) -> None:
+    """Also at the largest numbers of a real run; with one ETA."""
+    plan = Curriculum.preset("etpp", 224, 16).plan(1600, 1_281_167, 4096)
+    row = {
+        "step": plan.steps // 2, "stage": 9, "bandwidth": 224, "loss": 0.41234, "lr": 1e-3,
+        "images_per_second": 123456.7, "data_time_fraction": 0.25, "seconds": 9e5, "compute": 0.5,
+        "spike": True,
+    }  # fmt: skip
+    monkeypatch.setattr(sys, "stderr", FakeTerminal())
+    terminal = Terminal(plan, 0)
+    terminal.bar.mininterval = 0  # real time would make the test wait a second for each step
+    terminal.show_metrics(row)
+    terminal.advance(row["step"] + 1)
+    shown = re.split(r"[\r\n]", sys.stderr.getvalue())
+    terminal.close()
+    assert max(map(len, shown)) <= WIDTH == 80
+    assert "ETA 250:00:00" in shown[-1]
+    assert shown[-1].count(":") == 2  # no other time
+    assert f"{row['step'] + 1}/{plan.steps} |" in shown[-1]
+    assert "loss spike" in shown[-1]
+
+
+def test_charts_that_would_always_be_zero_are_not_written(tiny) -> None:
+    """Counts of faults appear with the first fault, the magnitude if data are augmented."""
+    plan = Curriculum.preset("constant", 32, 8).plan(5, 40, 12)
+    base = dict.fromkeys(TAGS, 1.0) | {"stage": 0, "bandwidth": 32, "compute": 0.5, "seconds": 1.0}
+    base |= dict.fromkeys(USUALLY_ZERO, 0)
+    for flags, magnitudes in (([], False), (["--data.augment=rand-mstd0.5"], True)):
+        config = tiny(f"--output.dir={tiny().output.dir}{magnitudes}", *flags)
+        for start, faults in ((0, [0, 0]), (4, [1, 0])):  # resumed before the first fault
+            logger = RunLogger(config, plan, start)
+            for place, count in enumerate(faults, 1):
+                logger.log(base | {"step": start + 2 * place, "skipped_updates": count})
+            logger.close()
+        found = events(config.output.dir)
+        tags = set(found.Tags()["scalars"])
+        assert [s.step for s in found.Scalars("training/skipped_updates")] == [6, 8]
+        assert not {"training/substituted_images", "training/unreadable_images"} & tags
+        assert ("schedule/magnitude" in tags) == magnitudes
+
+
+def test_hparams_lists_varied_keys_and_final_figures_first(tiny, tmp_path: Path) -> None:
+    """As TensorBoard's own HPARAMS backend sorts them: it preselects five of each."""
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams.backend_context import Context
+
+    plan = Curriculum.preset("constant", 32, 8).plan(5, 40, 12)
+    row = dict.fromkeys(TAGS, 1.0) | {"stage": 0, "bandwidth": 32, "step": plan.steps}
+    for name, flags in (("a", []), ("b", ["--optim.base_lr=0.5", "--seed=7"])):
+        logger = RunLogger(tiny(f"--output.dir={tmp_path / name}", *flags), plan, 0)
+        logger.log(row | {"compute": 1.0, "seconds": 1.0})
+        logger.log_results(dict.fromkeys(("loss", "images", "steps", "training_seconds"), 1.0))
+        logger.close()
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    context = Context(TBContext(data_provider=provider))
+    request = RequestContext()
+    experiment = context.experiment_from_metadata(
+        request, "", True, context.hparams_metadata(request, ""),
+        context.hparams_from_data_provider(request, "", limit=None),
+    )  # fmt: skip
+    keys = [(info.name, info.differs) for info in experiment.hparam_infos]
+    assert keys[:2] == [("optim.base_lr", True), ("seed", True)]
+    assert not any(differs for _, differs in keys[2:])
+    assert [info.name.tag for info in experiment.metric_infos][:4] == [
+        "loss/train", "results/images", "results/loss", "results/training_seconds",
+    ]  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from mae_et.config.schema import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.targets import hog
-from mae_et.monitoring.reconstructions import hog_strokes, picture, reconstruction_panels
+from mae_et.monitoring.reconstructions import hog_strokes, panel_grid, reconstruction_panels
 
 DATA = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
@@ -20,7 +20,7 @@ def model(target: str, channels: int = 3) -> MaskedAutoencoder:
 
 @pytest.mark.parametrize("target", ["pixel", "norm_pix"])
 def test_a_perfect_prediction_draws_the_input(target: str) -> None:
-    """A norm_pix prediction too, once each patch's mean and deviation are put back."""
+    """Also a norm_pix prediction, with each patch's mean and deviation restored."""
     perfect = model(target)
     shown = torch.rand(2, 3, 32, 24)
     statistics = torch.tensor([DATA.mean, DATA.std])[..., None, None]
@@ -47,7 +47,7 @@ def test_other_channels_are_shown_as_rgb(channels: int, mean: tuple[float, ...])
 
 @pytest.mark.parametrize("angle", [0, 45, 90, 135])
 def test_strokes_run_along_the_edges(angle: int) -> None:
-    """The drawing of a grating varies across its stripes and not along them."""
+    """The strokes of a grating vary across its stripes and not along them."""
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     radians = math.radians(angle)
     grating = torch.sin((x * math.cos(radians) + y * math.sin(radians)) / 1.5)
@@ -61,9 +61,9 @@ def test_strokes_run_along_the_edges(angle: int) -> None:
     assert change(along) < 0.5 * change(across)
 
 
-def test_small_images_are_enlarged_by_whole_pixels() -> None:
+def test_small_images_are_enlarged_by_an_integer_factor() -> None:
     panels = torch.rand(2, 4, 3, 40, 40)
-    laid_out = picture(panels)
+    laid_out = panel_grid(panels)
     assert laid_out.shape == (3, 2 * 124 + 4, 4 * 124 + 4)
     first = laid_out[:, 4:124, 4:124].float() / 255
     torch.testing.assert_close(first[:, ::3, ::3], panels[0, 0], rtol=0, atol=0.003)

@@ -1,8 +1,8 @@
-"""What the screen shows is what happened: each number, recomputed from what each step did.
+"""Logged metrics equal a recomputation from what each step did.
 
-A step's facts are written down by a wrapper around it while a run trains, is killed, is told to
-stop, and goes on. Afterwards metrics.jsonl and TensorBoard's files, read by TensorBoard's own
-reader, are held against them.
+A wrapper records the facts of each step while a run trains, is killed, is stopped by a signal, and
+resumes. Afterwards metrics.jsonl and TensorBoard's files, read by TensorBoard's own reader, are
+compared with these facts.
 """
 
 import itertools
@@ -24,7 +24,8 @@ from mae_et import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.monitoring.logger import TAGS
+from mae_et.monitoring.compare import FIGURES
+from mae_et.monitoring.tensorboard import TAGS, USUALLY_ZERO
 from mae_et.training.optim import lr_at, weight_decay_at
 
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
@@ -44,8 +45,8 @@ def reader(folder: Path) -> EventAccumulator:
 
 
 @pytest.fixture(scope="module", params=["whole", "interrupted"])
-def told(request, tmp_path_factory) -> tuple[PretrainConfig, list[dict], EventAccumulator]:
-    """A pre-training run, what its steps did, and a TensorBoard reader, open all along."""
+def recorded(request, tmp_path_factory) -> tuple[PretrainConfig, list[dict], EventAccumulator]:
+    """A pre-training run, the facts of its steps, and a TensorBoard reader that stays open."""
     from tiny_run import TINY
 
     folder = tmp_path_factory.mktemp(request.param)
@@ -67,14 +68,14 @@ def trained(config: Any, folder: Path, ends: tuple) -> tuple[list[dict], EventAc
     facts: dict[int, dict] = {}
     for line in notes.read_text().splitlines():
         fact = json.loads(line)
-        # A step that is done again is the same step.
+        # A repeated step is the same step.
         assert facts.setdefault(fact["step"], fact) == fact
     assert sorted(facts) == list(range(len(facts)))
     return [facts[step] for step in range(len(facts))], live
 
 
 def windows(rows: list[dict], facts: list[dict]) -> list[list[dict]]:
-    """Return the facts of each row's steps, which must join without a gap or an overlap."""
+    """Return the facts of each row's steps, which must be contiguous and disjoint."""
     edges = [0, *(row["step"] for row in rows)]
     assert [row["window_steps"] for row in rows] == [
         end - start for start, end in itertools.pairwise(edges)
@@ -83,8 +84,8 @@ def windows(rows: list[dict], facts: list[dict]) -> list[list[dict]]:
     return [facts[start:end] for start, end in itertools.pairwise(edges)]
 
 
-def test_each_number_of_a_row_is_recomputed_from_what_its_steps_did(told) -> None:
-    config, facts, _ = told
+def test_metrics_equal_a_recomputation_from_the_steps(recorded) -> None:
+    config, facts, _ = recorded
     folder, model, batch, dataset = config.output.dir, config.model, 12, 40
     cost = {b: mae_flops(b, *hand(model)) for b in (16, 24, 32)}
     done = [0.0]  # FLOPs before each step, added up one step at a time
@@ -132,11 +133,11 @@ def hand(model: Any) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["opened at the end", "open all along"])
-def test_tensorboard_reads_every_row_once_and_nothing_else(told, kind: str) -> None:
-    config, _, live = told
+@pytest.mark.parametrize("kind", ["opened at the end", "open throughout"])
+def test_tensorboard_shows_every_row_exactly_once(recorded, kind: str) -> None:
+    config, _, live = recorded
     folder = config.output.dir
-    found = live if kind == "open all along" else reader(folder).Reload()
+    found = live if kind == "open throughout" else reader(folder).Reload()
     check_scalars(found, read_metrics(folder), [], folder)
     drawn = sorted(int(path.stem[-8:]) for path in (folder / "reconstructions").glob("*.png"))
     assert [image.step for image in found.Images("reconstructions")] == drawn
@@ -148,7 +149,7 @@ def test_tensorboard_reads_every_row_once_and_nothing_else(told, kind: str) -> N
     "ends",
     [pytest.param((), id="whole"), pytest.param(ENDS, id="interrupted", marks=pytest.mark.slow)],
 )
-def test_a_classifiers_losses_and_accuracies_are_read_back_too(tmp_path: Path, ends) -> None:
+def test_tensorboard_shows_losses_and_accuracies_of_classifiers(tmp_path: Path, ends) -> None:
     (tmp_path / "small.yaml").write_text(CLASSIFIER)
     network = MaskedAutoencoder("vit_tiny_patch16_224", 32, 8, 3, 32, 1, 2, decoder_depth=0)
     save_file(dict(network.encoder.state_dict()), tmp_path / "encoder.safetensors")
@@ -171,7 +172,7 @@ def test_a_classifiers_losses_and_accuracies_are_read_back_too(tmp_path: Path, e
 
 
 def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Path) -> None:
-    """Hold all curves of an event file against the rows: the same tags, steps, values, times."""
+    """Compare all curves of an event file with the rows: tags, steps, values, times."""
 
     def thousandths(row: dict) -> int:
         by_step = {each["step"]: each for each in rows}
@@ -181,8 +182,8 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
     expected: dict[str, list[tuple[int, float, float | None]]] = {}
 
     def expect(tag: str, place: Callable[[dict], int], key: str, chosen: list[dict]) -> None:
-        told = [row for row in chosen if row.get(key) is not None]
-        points = [(place(row), row[key], row["time"]) for row in told]
+        found = [row for row in chosen if row.get(key) is not None]
+        points = [(place(row), row[key], row["time"]) for row in found]
         if points:
             expected.setdefault(tag, []).extend(points)
 
@@ -190,21 +191,23 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
         return row["step"]
 
     for key, tag in TAGS.items():
-        expect(tag, at, key, rows)
-        expect(tag.replace("/", "_by_compute/"), thousandths, key, rows)
+        if key in USUALLY_ZERO:
+            expect(tag, at, key, from_first_nonzero(rows, key))
+        elif key != "magnitude":  # nothing is augmented
+            expect(tag, at, key, rows)
+    expect("vs_compute/loss", thousandths, "loss", rows)
     for row in rows:
         if row.get("spike"):
-            expect("loss/spikes", at, "loss", [row])
-        stage = f"stage_{row['stage'] + 1}_B{row['bandwidth']}"
-        expect(f"loss/{stage}", at, "loss", [row])
-        expect(f"loss_by_compute/{stage}", thousandths, "loss", [row])
+            expect("training/loss_spikes", at, "loss", [row])
+        expect(f"stages/loss_{row['stage'] + 1}_B{row['bandwidth']}", at, "loss", [row])
     for key in set(scores[0]) - {"step", "time"} if scores else ():
-        expect(f"validation/{key}", at, key, scores)
-        expect(f"validation_by_compute/{key}", thousandths, key, scores)
-        expect(f"validation_by_images/{key}", lambda row: row["step"] * 12, key, scores)
+        name = "validation_loss" if key == "loss" else key
+        expect("loss/validation" if key == "loss" else f"accuracy/{key}", at, key, scores)
+        expect(f"vs_compute/{name}", thousandths, key, scores)
+        expect(f"vs_images/{name}", lambda row: row["step"] * 12, key, scores)
     for key, value in json.loads((folder / "results.json").read_text()).items():
-        if isinstance(value, (int, float)):
-            expected[f"summary/{key}"] = [(rows[-1]["step"], float(value), None)]
+        if key in FIGURES:
+            expected[f"results/{key}"] = [(rows[-1]["step"], float(value), None)]
     assert set(found.Tags()["scalars"]) == set(expected)
     for tag, points in expected.items():
         read = found.Scalars(tag)
@@ -215,8 +218,13 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
             assert [scalar.wall_time for scalar in read] == [time for _, _, time in points], tag
 
 
+def from_first_nonzero(rows: list, key: str) -> list:
+    first = next((place for place, row in enumerate(rows) if row[key]), len(rows))
+    return rows[first:]
+
+
 def epochs_at(step: int, folder: Path) -> float:
-    """Return the epochs' worth of compute done after a step, stage by stage from plan.json."""
+    """Return the equivalent epochs done after a step, stage by stage from plan.json."""
     plan = json.loads((folder / "plan.json").read_text())
     done = sum(
         stage["cost"] * min(max(step - stage["start"], 0), stage["steps"])

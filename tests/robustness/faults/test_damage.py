@@ -251,7 +251,7 @@ def test_rows_and_pictures_that_are_none_any_more_do_not_stop_a_run_that_goes_on
         pretrain(config, stop_after_step=14)
     said = [str(each.message) for each in told]
     assert any(f"{record} is damaged: left out line 1, 2, 3, 4, 5, ..." in each for each in said)
-    assert any(f"{picture} is damaged: it is left out of TensorBoard" in each for each in said)
+    assert any(f"{picture} is damaged: skipped in TensorBoard" in each for each in said)
     assert [row["step"] for row in read_metrics(folder)] == [13, 14]
 
 

@@ -206,7 +206,7 @@ def test_a_classifier_killed_with_its_best_weights_written_and_their_score_not(t
         return load_config(ClassifierConfig, [], flags)
 
     expected = classify(config("clean"))
-    for owner, name in ((outcome, "write_weights"), (outcome.RunLogger, "score")):
+    for owner, name in ((outcome, "write_weights"), (outcome.RunLogger, "log_scores")):
         for when in ("before", "after"):
 
             def target(owner=owner, name=name, when=when) -> None:

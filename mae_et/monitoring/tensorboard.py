@@ -1,0 +1,143 @@
+"""TensorBoard's event file of a run, written from the rows of its metrics and scores.
+
+Tag names decide the order on the page, which is alphabetical: accuracy, loss and reconstructions
+come first. Resuming rewrites the file from the rows that are kept, so that no reader sees a step
+twice. `SummaryWriter(purge_step=N)` alone cannot do this: it drops every point at or after N, also
+of the curves against compute and images, whose axes do not count steps.
+"""
+
+import os
+import warnings
+from typing import Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from torchvision.io import read_image
+
+from mae_et.config.files import numeric_keys, to_yaml
+from mae_et.curriculum.schedule import Plan
+from mae_et.io.metrics_file import Row
+from mae_et.monitoring.compare import FIGURES
+
+TAGS = {
+    "loss": "loss/train",
+    "bandwidth": "schedule/bandwidth",
+    "magnitude": "schedule/magnitude",
+    "epoch": "schedule/epoch",
+    "equivalent_epochs": "schedule/equivalent_epochs",
+    "lr": "schedule/lr",
+    "weight_decay": "schedule/weight_decay",
+    "images_per_second": "speed/images_per_second",
+    "data_time_fraction": "speed/data_time_fraction",
+    "memory_gib": "speed/memory_gib",
+    "grad_norm": "training/grad_norm",
+    "skipped_updates": "training/skipped_updates",
+    "substituted": "training/substituted_images",
+    "unreadable": "training/unreadable_images",
+}
+# Zero in a healthy run: their charts appear with the first other value.
+USUALLY_ZERO = {"skipped_updates", "substituted", "unreadable"}
+
+
+class TensorBoardWriter:
+    """Writes the event file of a run.
+
+    Args:
+        config: the run's config.
+        plan: its plan.
+        rows: metrics of the steps done before.
+        scores: validation scores of the steps done before.
+    """
+
+    def __init__(self, config: Any, plan: Plan, rows: list[Row], scores: list[Row]):
+        self.config, self.plan, self.folder = config, plan, config.output.dir
+        self.hidden = set(USUALLY_ZERO)
+        if config.data.augment is None:
+            self.hidden.add("magnitude")
+        old = [path for path in self.folder.glob("events.out.tfevents.*") if path.is_file()]
+        # purge_step 0: an open TensorBoard discards what it read from the old file.
+        self.writer = SummaryWriter(str(self.folder), purge_step=0)
+        self.writer.add_text("config", f"```yaml\n{to_yaml(config)}```")
+        for row in rows:
+            self.add_metrics(row)
+        for row in scores:
+            self.add_scores(row)
+        self._add_saved_images(last=rows[-1]["step"] if rows else 0)
+        self.writer.flush()
+        # Truncated, not deleted: an open TensorBoard would wait forever at a deleted file.
+        for path in old:
+            os.truncate(path, 0)
+
+    def add_metrics(self, row: Row) -> None:
+        """Add a row of metrics."""
+        step, when, loss = row["step"], row["time"], row.get("loss")
+        for key, tag in TAGS.items():
+            value = row.get(key)
+            if key in USUALLY_ZERO and value:
+                self.hidden.discard(key)
+            if key not in self.hidden:
+                self._add(tag, value, step, when)
+        # Stages count from 1 in everything people read, from 0 in metrics.jsonl.
+        self._add(f"stages/loss_{row['stage'] + 1}_B{row['bandwidth']}", loss, step, when)
+        self._add("vs_compute/loss", loss, round(1000 * row["equivalent_epochs"]), when)
+        if row.get("spike"):
+            self._add("training/loss_spikes", loss, step, when)
+
+    def add_scores(self, row: Row) -> None:
+        """Add validation scores, against steps, compute and images."""
+        step, when = row["step"], row["time"]
+        compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
+        for key, value in row.items():
+            if key in {"step", "time"}:
+                continue
+            is_loss = key.endswith("loss")
+            name = key.replace("loss", "validation_loss")
+            self._add(f"loss/{key.replace('loss', 'validation')}" if is_loss else f"accuracy/{key}",
+                      value, step, when)  # fmt: skip
+            self._add(f"vs_compute/{name}", value, compute, when)
+            self._add(f"vs_images/{name}", value, step * self.plan.batch_size, when)
+
+    def add_image(self, step: int, image: Tensor) -> None:
+        """Add an image of reconstructions, uint8 [C H W]."""
+        self.writer.add_image("reconstructions", image, step)
+
+    def add_results(self, results: dict[str, Any]) -> None:
+        """Add the config and the final figures for the HPARAMS tab.
+
+        The tab shows five columns of each. Without an experiment summary it computes which keys
+        differ between runs and shows these first, so only the start and end of the session are
+        written. Figures are the last points of scalars, in the alphabetical order of their tags.
+        """
+        settings = {
+            key: value if isinstance(value, (bool, int, float)) else str(value)
+            for key, value in numeric_keys(self.config).items()
+        }
+        _, session_start, session_end = hparams(settings, {})
+        file_writer: Any = self.writer.file_writer
+        file_writer.add_summary(session_start)
+        file_writer.add_summary(session_end)
+        for key in FIGURES:
+            self._add(f"results/{key}", results.get(key), self.plan.steps)
+
+    def flush(self) -> None:
+        """Write buffered points to disk."""
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.writer.close()
+
+    def _add(self, tag: str, value: Any, step: int, when: float | None = None) -> None:
+        if isinstance(value, (int, float)):  # None: not finite, or lost with a damaged disk
+            self.writer.add_scalar(tag, value, step, walltime=when)
+
+    def _add_saved_images(self, last: int) -> None:
+        for path in sorted((self.folder / "reconstructions").glob("step-*.png")):
+            digits = path.stem.removeprefix("step-")
+            if not digits.isdecimal() or int(digits) > last:
+                continue
+            try:
+                self.add_image(int(digits), read_image(str(path)))
+            except RuntimeError:
+                warnings.warn(f"{path} is damaged: skipped in TensorBoard", stacklevel=2)
