@@ -1,4 +1,4 @@
-"""Two processes over gloo are held to one process with the same global batch."""
+"""Two ranks over gloo match one rank with the same global batch."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import CLASSIFIER, run, start
+from ranks import CLASSIFIER, launch, run
 
 from finetune import EvaluateConfig, evaluate
 from mae_et import UserError
@@ -16,30 +16,24 @@ from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import distributed
 
 
-def test_two_processes_give_one_s_losses_and_weights(
-    tmp_path: Path,
-) -> None:
-    for processes in (1, 2):
-        done = run(tmp_path, processes, "--efficiency.micro_batch=3", "--output.log_every=1")
+def test_two_ranks_train_to_the_losses_and_weights_of_one(tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        done = run(tmp_path, ranks, "--efficiency.micro_batch=3", "--output.log_every=1")
         assert done.returncode == 0, done.stderr
-    one, two = (
-        [row["loss"] for row in read_metrics(tmp_path / str(processes))] for processes in (1, 2)
-    )
+    one, two = ([row["loss"] for row in read_metrics(tmp_path / str(ranks))] for ranks in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
     one, two = (newest_checkpoint(tmp_path / str(p) / "checkpoints") for p in (1, 2))
     for name, weight in one["model"].items():
         torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=2e-4)
 
 
-def test_two_processes_stop_together_and_go_on_to_the_end_of_one_that_did_not(
-    tmp_path: Path,
-) -> None:
-    """The launcher is told, tells both, and both save one state at the same step."""
-    flags = ["--curriculum.epochs=30", "--efficiency.num_workers=1"]
+def test_interrupted_ranks_resume_to_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """The launcher forwards the signal to both ranks, which save one state at the same step."""
+    flags = ["--curriculum.epochs=20", "--efficiency.num_workers=1"]
     whole = run(tmp_path, 2, *flags, f"--output.dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert len(whole.stdout.strip().splitlines()) == 1
-    process = start(tmp_path, 2, *flags)
+    process = launch(tmp_path, 2, *flags)
     for line in process.stderr:
         if line.startswith("step 12/"):
             break
@@ -54,27 +48,27 @@ def test_two_processes_stop_together_and_go_on_to_the_end_of_one_that_did_not(
     assert encoders[0] == encoders[1]
 
 
-def test_processes_score_the_classifier_that_is_kept(tmp_path: Path) -> None:
+def test_ranks_score_the_classifier_that_they_save(tmp_path: Path) -> None:
     """An odd number of validation images, each counted once."""
     results = []
-    for processes in (1, 2):
-        done = run(tmp_path, processes, command="supervised", yaml=CLASSIFIER)
+    for ranks in (1, 2):
+        done = run(tmp_path, ranks, command="supervised", yaml=CLASSIFIER)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
-        folder = tmp_path / str(processes)
+        folder = tmp_path / str(ranks)
         found = evaluate(EvaluateConfig(folder, device="cpu", num_workers=0))
-        # With batch norms each process has its own statistics; the scores are of those kept.
+        # Each rank has its own batch-norm statistics; the scores are of the saved ones.
         assert found["loss"] == pytest.approx(results[-1]["loss"], abs=1e-4)
         assert found["images"] == results[-1]["images"] == 31
 
 
-def test_processes_that_do_not_divide_the_batch_are_refused_once_each(tmp_path: Path) -> None:
+def test_batch_size_that_the_ranks_do_not_divide_is_refused(tmp_path: Path) -> None:
     failed = run(tmp_path, 2, "--optim.batch_size=13")
     assert failed.returncode != 0
     assert "optim.batch_size 13 is not divided by 2 processes" in failed.stderr
 
 
-def test_alone_there_is_nothing_to_agree_on() -> None:
+def test_collectives_with_one_rank_return_their_input() -> None:
     world = distributed.initialize("cpu")
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
     assert distributed.any_rank(True, world)
@@ -88,14 +82,14 @@ def test_alone_there_is_nothing_to_agree_on() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_is_refused_where_there_is_none() -> None:
+def test_cuda_is_refused_without_a_device() -> None:
     with pytest.raises(UserError, match="no CUDA device"):
         distributed.choose_device("cuda")
 
 
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
-    """Return a folder of arrays of which two cannot be read and one is too large for float32."""
+    """A folder of arrays: two unreadable, one with values that overflow float32."""
     root = tmp_path / "data" / "train"
     root.mkdir(parents=True)
     for number in range(40):
@@ -107,24 +101,24 @@ def spoilt(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_leave_out_the_same_updates_and_name_the_same_images(
+def test_ranks_skip_the_same_updates_and_report_the_same_images(
     tmp_path: Path, spoilt: Path
 ) -> None:
-    """Though each sees its own half: one alone has the NaN, and one alone the file."""
+    """Each rank sees half of the data: only one meets the NaN, only one the unreadable file."""
     flags = [f"--data.root={spoilt}", "--data.max_bad_fraction=0.05",
              "--optim.max_skipped_updates=2", "--output.log_every=1",
              "--output.reconstruct_images=0"]  # fmt: skip
     keys = ("step", "skipped_updates", "substituted", "unreadable")
     found, records = [], []
-    for processes in (1, 2):
-        done = run(tmp_path, processes, *flags)
+    for ranks in (1, 2):
+        done = run(tmp_path, ranks, *flags)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("stands in for it") == 2
-        rows = read_metrics(tmp_path / str(processes))
+        rows = read_metrics(tmp_path / str(ranks))
         found.append([[row[key] for key in keys] for row in rows])
-        record = read_metrics(tmp_path / str(processes), RECORD)
+        record = read_metrics(tmp_path / str(ranks), RECORD)
         records.append({(row["step"], row["sample"]) for row in record})
-        weights = newest_checkpoint(tmp_path / str(processes) / "checkpoints")["model"]
+        weights = newest_checkpoint(tmp_path / str(ranks) / "checkpoints")["model"]
         assert all(weight.isfinite().all() for weight in weights.values())
     assert found[0] == found[1]
     assert sum(skipped_updates for _, skipped_updates, *_ in found[0]) > 3
@@ -138,7 +132,7 @@ def test_two_processes_leave_out_the_same_updates_and_name_the_same_images(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--efficiency.sharding=full", "--efficiency.precision=fp16"])
-def test_updates_are_skipped_in_shards_and_in_fp16_too(
+def test_updates_are_skipped_under_sharding_and_fp16(
     tmp_path: Path, spoilt: Path, flag: str
 ) -> None:
     flags = [f"--data.root={spoilt}", "--data.max_bad_fraction=0.05",

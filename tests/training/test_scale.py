@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import CLASSIFIER
-from ranks import run as launch
+from ranks import CLASSIFIER, run
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -307,7 +306,7 @@ def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(
     """Losses, norms, clipping and files are those of one process, also where the run changes."""
     common = [*FLAGS, f"--model.decoder_attention={decoder}"]
     for processes, flags in ((1, []), (2, [SHARDED])):
-        done = launch(tmp_path, processes, *common, "--output.keep_last=9", *flags)
+        done = run(tmp_path, processes, *common, "--output.keep_last=9", *flags)
         assert done.returncode == 0, done.stderr
     one, two = (tmp_path / "1", tmp_path / "2")
     rows = [read_metrics(folder) for folder in (one, two)]
@@ -326,7 +325,7 @@ def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(
         for path in sorted((folder / "checkpoints").iterdir())[2:]:
             path.unlink()
         where = f"--output.dir={folder}"
-        done = launch(tmp_path, processes, *common, *flags, where)
+        done = run(tmp_path, processes, *common, *flags, where)
         assert done.returncode == 0, done.stderr
         assert_same_states(newest_checkpoint(folder / "checkpoints"), expected)
 
