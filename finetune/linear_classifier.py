@@ -141,9 +141,7 @@ def train_heads(
     per_epoch = max(1, len(indices) // BATCH_SIZE)
     for step in range(epochs * per_epoch):
         if step % per_epoch == 0:
-            order = torch.randperm(len(indices), generator=generator).to(device)
-            # `chunk` may give fewer parts than requested (4,986 of 5,004 for ImageNet).
-            batches = indices[order].tensor_split(per_epoch)
+            batches = shuffled_batches(indices, generator)
         batch = batches[step % per_epoch]
         x = F.pad((features[batch] - mean) / std, (0, 1), value=1.0)
         y = F.one_hot(labels[batch], classes)
@@ -153,6 +151,13 @@ def train_heads(
         cosine = 0.5 * (1 + math.cos(math.pi * step / (epochs * per_epoch)))
         heads -= rates * cosine * velocity
     return heads
+
+
+def shuffled_batches(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Return an epoch's batches: each index once, in max(1, N // 256) parts of 256 to 511."""
+    order = torch.randperm(len(indices), generator=generator).to(indices.device)
+    # `chunk` may give fewer parts than requested (4,986 of 5,004 for ImageNet).
+    return indices[order].tensor_split(max(1, len(indices) // BATCH_SIZE))
 
 
 def accuracies(

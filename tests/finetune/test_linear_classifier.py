@@ -1,0 +1,83 @@
+"""Linear probe on cached features, against autograd and at ImageNet's size."""
+
+import pytest
+import torch
+from clouds import clouds, separable
+
+from finetune import Features, probe_features
+from finetune.linear_classifier import BATCH_SIZE, accuracies, shuffled_batches, train_heads
+
+
+def test_separable_classes_are_found_and_noise_gives_chance() -> None:
+    easy = probe_features(clouds(400, 1), clouds(200, 2), epochs=30)
+    assert easy.accuracy > 97
+    labels = torch.randint(0, 4, (2000,), generator=torch.Generator().manual_seed(3))
+    noise = Features(torch.randn(2000, 8), labels)
+    train, val = (Features(noise.vectors[i::2], labels[i::2]) for i in range(2))
+    assert 18 < probe_features(train, val, epochs=10).accuracy < 32
+
+
+def test_accuracy_does_not_depend_on_scale_or_offset() -> None:
+    train, val = clouds(300, 1, spread=3.0), clouds(300, 2, spread=3.0)
+    moved = [Features(1000 * f.vectors - 50, f.labels) for f in (train, val)]
+    assert probe_features(*moved, epochs=20).accuracy == pytest.approx(
+        probe_features(train, val, epochs=20).accuracy, abs=0.4
+    )
+
+
+def raw_heads(data: Features, rates: tuple[float, ...], epochs: int) -> torch.Tensor:
+    """Train heads without standardisation."""
+    every = torch.arange(len(data.labels))
+    return train_heads(*data, every, torch.zeros(8), torch.ones(8), rates, epochs, seed=0)
+
+
+def test_heads_trained_together_equal_heads_trained_alone() -> None:
+    data = clouds(300, 1)
+    together = raw_heads(data, (0.01, 0.3), epochs=3)
+    for place, rate in enumerate((0.01, 0.3)):
+        alone = raw_heads(data, (rate,), epochs=3)
+        torch.testing.assert_close(alone[0], together[place], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_equals_autograd_s_of_cross_entropy() -> None:
+    """One full-batch step of SGD from zero equals autograd's."""
+    data = clouds(50, 1)
+    head = raw_heads(data, (0.5,), epochs=1)[0]
+    layer = torch.nn.Linear(8, 4)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    torch.nn.functional.cross_entropy(layer(data.vectors), data.labels).backward()
+    torch.testing.assert_close(head[:-1], -0.5 * layer.weight.grad.T)
+    torch.testing.assert_close(head[-1], -0.5 * layer.bias.grad)
+    found = accuracies(head[None], *data, torch.arange(50), torch.zeros(8), torch.ones(8))
+    assert found[0] > 80
+
+
+@pytest.mark.parametrize("count", [65_537, 65_793, 76_801, 100_003, 1_281_167])
+def test_any_number_of_training_images_finishes(count: int) -> None:
+    """Primes, ImageNet's, and numbers at which `torch.chunk` gives too few batches."""
+    found = probe_features(separable(count), separable(1000), epochs=1)
+    assert found.accuracy == found.held_out_accuracy == 100
+
+
+@pytest.mark.parametrize("count", [1, 255, 257, 65_537, 76_801, 1_153_051, 1_281_167])
+def test_an_epoch_shows_each_image_once_in_batches_of_equal_size(count: int) -> None:
+    batches = shuffled_batches(torch.arange(count), torch.Generator().manual_seed(0))
+    assert len(batches) == max(1, count // BATCH_SIZE)
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(count))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) < 2 * BATCH_SIZE
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [
+        ((torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64)), r"shapes \[3, 2\] and \[2\]"),
+        ((torch.zeros(3, 2), torch.tensor([0, -1, 1])), "an unlabelled image"),
+        ((torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)), "floating"),
+    ],
+)
+def test_features_that_do_not_fit_their_labels_are_refused(train, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        probe_features(train, separable(4))

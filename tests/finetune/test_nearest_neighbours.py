@@ -1,0 +1,76 @@
+"""kNN accuracy, against a plain re-statement and at ImageNet's size."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from clouds import clouds, separable
+from sklearn.neighbors import KNeighborsClassifier
+
+from finetune import Features, knn_accuracy
+
+
+def naive_knn(train: Features, val: Features, k: int, temperature: float) -> float:
+    right = 0
+    for vector, label in zip(val.vectors.double(), val.labels, strict=True):
+        cosines = torch.cosine_similarity(vector[None], train.vectors.double())
+        votes = [0.0] * 4
+        for i in cosines.argsort(descending=True)[:k].tolist():
+            votes[train.labels[i]] += float((cosines[i] / temperature).exp())
+        right += votes.index(max(votes)) == int(label)
+    return 100 * right / len(val.labels)
+
+
+@pytest.mark.parametrize(
+    ("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (500, 0.1), (20, 0.005)]
+)
+def test_accuracy_equals_a_naive_vote(k: int, temperature: float) -> None:
+    train, val = clouds(200, 1, spread=3.0), clouds(60, 2, spread=3.0)
+    found = knn_accuracy(train, val, k, temperature)
+    assert found == pytest.approx(naive_knn(train, val, min(k, 200), temperature))
+    assert 25 < found < 100
+
+
+def test_accuracy_does_not_depend_on_blocks() -> None:
+    train, val = clouds(300, 1), clouds(2500, 2)
+    parts = [Features(val.vectors[i::2], val.labels[i::2]) for i in range(2)]
+    mean = sum(knn_accuracy(train, part) for part in parts) / 2
+    assert knn_accuracy(train, val) == pytest.approx(mean)
+
+
+def test_accuracy_equals_scikit_learn_s() -> None:
+    """Of cosine votes weighted alike."""
+    train, val = clouds(400, 1, spread=3.0), clouds(200, 2, spread=3.0)
+    theirs = KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
+    )
+    theirs.fit(train.vectors.numpy(), train.labels.numpy())
+    expected = 100 * theirs.score(val.vectors.numpy(), val.labels.numpy())
+    assert knn_accuracy(train, val) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [1, 19, 65_537, 76_801, 1_281_167])
+def test_any_number_of_training_images_votes(count: int) -> None:
+    train, val = separable(count), separable(64)
+    expected = 50 if count == 1 else 100
+    assert knn_accuracy(train, val, neighbours=1) == expected
+
+
+def test_validation_of_any_size_is_scored_in_blocks() -> None:
+    assert knn_accuracy(separable(101), separable(76_801), neighbours=1) == 100
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [
+        ((torch.zeros(3), torch.zeros(3, dtype=torch.int64)), "features [N D] and labels [N]"),
+        ((torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64)), "shapes [3, 2] and [2]"),
+        ((torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), "with N > 0"),
+        ((torch.zeros(3, 2), torch.zeros(3)), "int64 labels, got torch.float32 and torch.float32"),
+        ((torch.zeros(3, 2), torch.tensor([0, -1, 1])), "an unlabelled image (label -1)"),
+    ],
+)
+def test_features_that_do_not_fit_their_labels_are_refused(train, sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        knn_accuracy(train, separable(4))
