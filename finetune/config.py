@@ -127,6 +127,11 @@ class ClassifierOptimConfig(OptimConfig):
             f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}",
         )
         require(
+            not self.scale_lr_by_decoder_share,
+            "optim.scale_lr_by_decoder_share is an option of pre-training: classifiers have no "
+            "decoder",
+        )
+        require(
             not self.max_skipped_updates or self.optimizer == "adamw",
             "optim.max_skipped_updates needs optim.optimizer adamw",
         )

@@ -94,9 +94,11 @@ class ModelConfig:
     decoder_num_heads: int = 16
     """Heads of the decoder."""
     decoder_attention: Literal["self", "cross"] = "self"
-    """self: mask tokens attend to all tokens (MAE); cross: to the visible ones (CrossMAE)."""
+    """self: mask tokens attend to all tokens (MAE); cross: to the visible ones (after CrossMAE,
+    whose release also mixes the encoder's layers for each of its 8 or 12 decoder blocks)."""
     decoder_share: float = 1.0
-    """Share of the hidden patches that a step predicts, drawn at random (CrossMAE); all in MAE."""
+    """Fraction of the masked patches that a step predicts, drawn at random (as in CrossMAE, whose
+    release scales the learning rate by it: optim.scale_lr_by_decoder_share); all of them in MAE."""
     positions: Literal["full_grid", "own_grid"] = "full_grid"
     """Grid that positions are laid on: the base size's, or (to measure what that is worth) the
     smaller one of the input itself."""
@@ -210,8 +212,9 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     """Images that may be unreadable, as a share of all; past it the run stops."""
     replay_images: int = 4096
-    """Images that each process keeps in memory for that: 150 KB each in pre-training at 224, and
-    600 KB in classifiers."""
+    """Images that each rank keeps in memory for data.replay: 150 KB each in pre-training at 224,
+    600 KB in classifiers. EfficientTrain++'s release keeps 245,760 at 96 and 65,536 at 160; with
+    fewer, the uses of an image follow each other sooner."""
     synthetic_size: int = 64
     """Side of the synthetic images, in pixels."""
     synthetic_train: int = 4000
@@ -301,9 +304,9 @@ class CropConfig:
     """How an image is reduced to a bandwidth."""
 
     method: Literal["fourier", "resize", "decode"] = "fourier"
-    """fourier: exact low-frequency crop (the paper); resize: antialiased resizing (the paper's
-    released code); decode: resizing in the loader, from a JPEG decoded no finer than needed (the
-    fastest loader)."""
+    """fourier: exact low-frequency crop (the paper); resize: antialiased bicubic resizing of the
+    augmented image (the paper's released code resizes it with Pillow's Lanczos filter instead);
+    decode: resizing in the loader, from a JPEG decoded no finer than needed (the fastest)."""
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,9 @@ class OptimConfig:
     """AdamW's betas."""
     clip_grad: float | None = None
     """Largest norm of the gradient; no clipping when not given."""
+    scale_lr_by_decoder_share: bool = False
+    """Multiply the learning rate by model.decoder_share, as CrossMAE's release does; pre-training
+    only."""
     max_skipped_updates: int = 0
     """Updates in a row that may be left out because the loss or a gradient is NaN or infinite; one
     more stops the run. 0 stops it at the first."""

@@ -18,7 +18,7 @@ from mae_et.monitoring.divergence import last_loss
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak, streak
-from mae_et.training.optim import lr_at, weight_decay_at
+from mae_et.training.optim import lr_at, peak_scale, weight_decay_at
 from mae_et.training.run import Run
 
 AnyBatch = TypeVar("AnyBatch")
@@ -121,7 +121,7 @@ class MetricsWindow:
             "skipped_updates": sums.updates.steps,
             "substituted": sums.substituted,
             "unreadable": len(unread.known) if unread else 0,
-            "lr": lr_at(progress, run.config.optim),
+            "lr": lr_at(progress, run.config.optim) * peak_scale(state.optimizer),
             "weight_decay": weight_decay_at(progress, run.config.optim),
             "images_per_second": self.steps * plan.batch_size / seconds,
             "data_time_fraction": self.waited / seconds,

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mae_et.config.schema import OptimConfig
+from mae_et.models.mae import MaskedAutoencoder
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -27,6 +28,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Return AdamW over a model's trainable parameters."""
     groups = parameter_groups(model, config.weight_decay)
+    if config.scale_lr_by_decoder_share and isinstance(model, MaskedAutoencoder):
+        # CrossMAE (arXiv 2401.14391) scales by predicted / masked patches in its release.
+        groups = [group | {"lr_scale": model.decoder_share} for group in groups]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
@@ -59,6 +63,11 @@ def set_schedule(optimizer: torch.optim.Optimizer, progress: float, config: Opti
     for group in optimizer.param_groups:
         group["lr"] = lr_at(progress, config) * group.get("lr_scale", 1.0)
         group["weight_decay"] = weight_decay_at(progress, config) if group["decayed"] else 0.0
+
+
+def peak_scale(optimizer: torch.optim.Optimizer) -> float:
+    """Return the largest `lr_scale` of the groups: 1 unless all of them are scaled."""
+    return max(group.get("lr_scale", 1.0) for group in optimizer.param_groups)
 
 
 def _half_cosine(share: float) -> float:

@@ -5,10 +5,17 @@ import pytest
 import torch
 from tiny_run import GOLDEN
 
+from finetune.config import ClassifierOptimConfig
 from mae_et import UserError
 from mae_et.config.schema import OptimConfig
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.training.optim import build_optimizer, lr_at, set_schedule, weight_decay_at
+from mae_et.training.optim import (
+    build_optimizer,
+    lr_at,
+    peak_scale,
+    set_schedule,
+    weight_decay_at,
+)
 
 RECIPE = OptimConfig()
 
@@ -51,6 +58,21 @@ def test_a_group_may_scale_its_learning_rate() -> None:
     set_schedule(optimizer, 0.525, RECIPE)
     half = 0.5 * (1 + math.cos(math.pi * 0.5))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * RECIPE.lr * half)
+
+
+def test_learning_rate_follows_the_predicted_share_of_the_masked_patches_on_request() -> None:
+    """CrossMAE's release multiplies it by kept / masked ratio: 1/3 at 0.25 of 0.75."""
+    with torch.device("meta"):
+        model = MaskedAutoencoder("vit_tiny_patch16_224", decoder_depth=1, decoder_share=1 / 3)
+    for requested, scale in ((False, 1.0), (True, 1 / 3)):
+        config = OptimConfig(scale_lr_by_decoder_share=requested)
+        optimizer = build_optimizer(model, config)
+        set_schedule(optimizer, 0.05, config)
+        assert peak_scale(optimizer) == scale
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(scale * config.lr)
+    with pytest.raises(UserError, match=r"optim\.scale_lr_by_decoder_share .* pre-training"):
+        ClassifierOptimConfig(scale_lr_by_decoder_share=True)
 
 
 def test_with_a_decay_the_rate_is_constant_up_to_it_and_falls_in_a_straight_line() -> None:
