@@ -1,8 +1,9 @@
-"""One table of several runs: where their configs differ, and what they reached."""
+"""Compare runs in one table: keys in which their configs differ, and their results."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -11,46 +12,122 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import read_mapping, read_text
 
-# Figures of results.json that tell runs apart, in the order of the columns.
+# Figures of results.json to compare, in the order of the columns.
 FIGURES = (
     "loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
     "untrained_linear", "equivalent_epochs", "images", "training_seconds",
 )  # fmt: skip
-# Results of what was started from a run lie in folders of their own inside it.
+# Folders inside a run's folder with the results of what started from it.
 INNER = ("knn", "linear-probe", "finetune", "evaluate")
+# Figures of a fine-tuned run that are shown beside the run it started from.
+ACCURACIES = ("top1", "top5", "best_top1", "raw_top1")
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Put the results of several runs side by side."""
+    """Compare the results of several runs."""
 
     runs: list[Path]
-    """Run folders; also without the flag: compare runs/a runs/b."""
+    """Run folders; the flag may be omitted: compare runs/a runs/b."""
     output: Path | None = None
-    """Markdown file for the table; it is printed alone by default."""
+    """Markdown file for the table, which is also printed."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A row of the table."""
+
+    name: str
+    settings: dict[str, Any]
+    """Config by flat keys."""
+    figures: dict[str, Any]
 
 
 def compare(config: CompareConfig) -> str:
-    """Return a Markdown table of runs: a row for each, unfinished ones with what they have.
+    """Return a Markdown table with a row for each run, finished or not.
+
+    Runs whose configs differ in the seed alone also get a row of means and standard deviations.
+    Fine-tuned classifiers share the row of the run they started from, if that is compared too.
 
     Raises:
-        UserError: a folder is none, or the output cannot be written.
+        UserError: a run folder is missing or damaged, or the output cannot be written.
     """
-    rows = [(folder, settings_of(folder), figures_of(folder)) for folder in config.runs]
-    varied = varied_keys([settings for _, settings, _ in rows])
-    figures = list(dict.fromkeys(key for _, _, found in rows for key in found))
-    head = ["run", *varied, *figures]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for folder, row, found in rows:
-        cells = [_cell(row.get(key)) for key in varied] + [_cell(found.get(k)) for k in figures]
-        lines.append("| " + " | ".join([_cell(folder.name), *cells]) + " |")
-    table = "\n".join(lines)
+    runs = read_runs(config.runs)
+    varied = varied_keys([run.settings for run in runs])
+    runs += seed_means(runs)
+    figures = ordered_figures({key for run in runs for key in run.figures})
+    rows = [
+        [
+            run.name,
+            *(_cell(run.settings.get(key)) for key in varied),
+            *(_cell(run.figures.get(key)) for key in figures),
+        ]
+        for run in runs
+    ]
+    table = markdown_table(["run", *varied, *figures], rows)
     if config.output is not None:
         try:
             write_text_atomically(config.output, table + "\n")
         except OSError as error:
             raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
     return table
+
+
+def read_runs(folders: list[Path]) -> list[ComparedRun]:
+    """Read run folders, adding the accuracies of classifiers to the run that they started from."""
+    runs = {
+        folder: ComparedRun(name, settings_of(folder), figures_of(folder))
+        for folder, name in zip(folders, names_of(folders), strict=True)
+    }
+    for folder, run in list(runs.items()):
+        parent = _parent(run, [other for other in runs if other != folder])
+        if parent is None:
+            continue
+        kind = "finetune" if run.settings.get("model.probe", "none") == "none" else "linear-probe"
+        found = {f"{kind} {key}": run.figures[key] for key in ACCURACIES if key in run.figures}
+        if not found.keys() & runs[parent].figures.keys():  # otherwise it keeps its own row
+            runs[parent].figures.update(found)
+            del runs[folder]
+    return list(runs.values())
+
+
+def seed_means(runs: list[ComparedRun]) -> list[ComparedRun]:
+    """Return a row of means for each group of runs that differ in the seed alone."""
+    groups: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        settings = {key: value for key, value in run.settings.items() if key != "seed"}
+        if run.settings:
+            groups.setdefault(json.dumps(settings, default=str), []).append(run)
+    return [
+        ComparedRun(
+            f"mean of {len(group)} seeds: {group[0].name} ...",
+            {key: value for key, value in group[0].settings.items() if key != "seed"},
+            _means(group),
+        )
+        for group in groups.values()
+        if len(group) > 1
+    ]
+
+
+def _means(group: list[ComparedRun]) -> dict[str, str]:
+    means = {}
+    for key in group[0].figures:
+        values = [run.figures.get(key) for run in group]
+        if all(isinstance(value, (int, float)) for value in values):
+            means[key] = f"{mean(values):.5g} ± {stdev(values):.2g}"
+    return means
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """Name runs by the shortest ends of their paths that are unique."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for mine in parts:
+        length = 2 if mine[-1:] and mine[-1] in INNER else 1  # finetune alone is no name
+        while length < len(mine) and sum(p[-length:] == mine[-length:] for p in parts) > 1:
+            length += 1
+        names.append("/".join(mine[-length:]))
+    return names
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -66,7 +143,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
         return {}
     text = read_text(path)
     try:
-        # No run writes aliases; a few of them can stand for more than fits in memory.
+        # Runs write no aliases; a few of them can expand to more than fits in memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError
         return _flat(yaml.safe_load(text))
@@ -75,11 +152,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def figures_of(folder: Path) -> dict[str, Any]:
-    """Return the figures of a run and of what was started from it, as far as they are there.
-
-    Raises:
-        UserError: a file of results is damaged.
-    """
+    """Return the figures of a run, and of results in folders inside it."""
     found = _figures(folder, "")
     for kind in INNER:
         found |= _figures(folder / kind, "" if kind in {"knn", "linear-probe"} else f"{kind} ")
@@ -87,12 +160,13 @@ def figures_of(folder: Path) -> dict[str, Any]:
 
 
 def table_of(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; empty where there is no file.
-
-    Raises:
-        UserError: it holds no object.
-    """
+    """Return a JSON file's object; empty if there is no file."""
     return read_mapping(path) if path.exists() else {}
+
+
+def ordered_figures(keys: set[str]) -> list[str]:
+    """Sort figures as in `FIGURES`, those of inner runs (`finetune top1`) last."""
+    return sorted(keys, key=lambda key: (" " in key, FIGURES.index(key.split(" ")[-1]), key))
 
 
 def varied_keys(settings: list[dict[str, Any]]) -> list[str]:
@@ -100,6 +174,34 @@ def varied_keys(settings: list[dict[str, Any]]) -> list[str]:
     keys = sorted({key for each in settings for key in each})
     written = {key: {json.dumps(each.get(key), default=str) for each in settings} for key in keys}
     return [key for key in keys if len(written[key]) > 1]
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table that is also aligned as plain text, numbers to the right."""
+    head, *rows = [
+        [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in [head, *rows]
+    ]
+    columns = list(zip(head, *rows, strict=True))
+    right = [any(column[1:]) and all(map(_is_number, column[1:])) for column in columns]
+    widths = [max(3, *map(len, column)) for column in columns]
+    rule = ["-" * (width - 1) + (":" if r else "-") for width, r in zip(widths, right, strict=True)]
+    lines = [
+        "| " + " | ".join(
+            cell.rjust(width) if r else cell.ljust(width)
+            for cell, width, r in zip(row, widths, right, strict=True)
+        ) + " |"
+        for row in (head, rule, *rows)
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _parent(run: ComparedRun, folders: list[Path]) -> Path | None:
+    """Return the folder, of those given, that holds the checkpoint a run started from."""
+    checkpoint = run.settings.get("model.checkpoint")
+    if not isinstance(checkpoint, str) or "\0" in checkpoint:
+        return None
+    path = Path(checkpoint).absolute()
+    return next((each for each in folders if path.is_relative_to(each.absolute())), None)
 
 
 def _figures(folder: Path, prefix: str) -> dict[str, Any]:
@@ -120,5 +222,12 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")  # which would end the row, or the cell
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.partition(" ± ")[0] or 0)
+    except ValueError:
+        return False
+    return True

@@ -17,6 +17,7 @@ from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import read_metrics
+from mae_et.monitoring.compare import names_of
 from mae_et.monitoring.report import report
 from mae_et.monitoring.report.charts import (
     BOTTOM,
@@ -29,7 +30,6 @@ from mae_et.monitoring.report.charts import (
     thinned,
     ticks,
 )
-from mae_et.monitoring.report.records import names_of
 
 NUMBERS = st.floats(-1e12, 1e12)
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;"

@@ -336,7 +336,7 @@ def test_runs_are_compared_where_they_differ(place: Path, capsys) -> None:
     text = compare(CompareConfig([place / "r0", place / "r1"], place / "table.md"))
     assert (place / "table.md").read_text().strip() == text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")]
-    head, _, first, second = rows
+    head, _, first, second, _ = rows
     assert head[:2] == ["run", "seed"]
     assert (first[head.index("seed")], second[head.index("seed")]) == ("0", "1")
     assert (first[head.index("knn")], second[head.index("knn")]) == ("31.5", "")

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
-from mae_et.monitoring.compare import FIGURES, varied_keys
+from mae_et.monitoring.compare import ordered_figures, varied_keys
 from mae_et.monitoring.progress import format_seconds
 from mae_et.monitoring.report.charts import COLOURS, short
 from mae_et.monitoring.report.curves import Group, groups_of
@@ -215,11 +215,7 @@ def _comparison(sections: list[Section]) -> dict[str, Any]:
     """Return the table of several runs: where their configs differ, and what they reached."""
     varied = varied_keys([section.record.settings for section in sections])
     reached = [section.record.reached for section in sections]
-    order = {name: place for place, name in enumerate(FIGURES)}
-    figures = sorted(
-        {key for found in reached for key in found},
-        key=lambda key: (" " in key, order[key.split(" ")[-1]], key),
-    )
+    figures = ordered_figures({key for found in reached for key in found})
     rows = []
     for section, found in zip(sections, reached, strict=True):
         settings = section.record.settings

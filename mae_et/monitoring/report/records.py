@@ -11,7 +11,7 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
-from mae_et.monitoring.compare import INNER, figures_of, settings_of, table_of
+from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_of
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,6 @@ def read_records(folders: list[Path]) -> list[Record]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run folder is given twice")
     return [_read(*pair) for pair in zip(folders, names_of(folders), strict=True)]
-
-
-def names_of(folders: list[Path]) -> list[str]:
-    """Name runs by as much of the ends of their paths as tells them apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    names = []
-    for mine in parts:
-        length = 2 if mine[-1:] and mine[-1] in INNER else 1  # finetune alone says too little
-        while length < len(mine) and sum(p[-length:] == mine[-length:] for p in parts) > 1:
-            length += 1
-        names.append("/".join(mine[-length:]))
-    return names
 
 
 def number(row: Row, key: str) -> float | None:

@@ -1,0 +1,88 @@
+"""The table of several runs."""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import yaml
+
+from mae_et.monitoring.compare import CompareConfig, compare, markdown_table
+
+
+def written(folder: Path, config: dict, **results: float) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def cells(table: str) -> list[dict[str, str]]:
+    head, _, *rows = [[cell.strip() for cell in line.split(" | ")] for line in table.split("\n")]
+    strip = [[cell.strip("| ") for cell in row] for row in (head, *rows)]
+    return [dict(zip(strip[0], row, strict=True)) for row in strip[1:]]
+
+
+def test_columns_are_aligned_and_numbers_are_right_aligned() -> None:
+    lines = markdown_table(["run", "loss"], [["a", "0.5"], ["a|b\nc", "12.25"]]).split("\n")
+    assert lines == [
+        "| run    |  loss |",
+        "| ------ | ----: |",
+        "| a      |   0.5 |",
+        "| a\\|b c | 12.25 |",
+    ]
+
+
+def test_runs_that_differ_in_the_seed_alone_get_mean_and_deviation(tmp_path: Path) -> None:
+    losses = {"a": (0.5, 0.7, 0.6), "b": (0.9,)}
+    runs = [
+        written(tmp_path / f"{name}{seed}", {"optim": {"base_lr": rate}, "seed": seed}, loss=loss)
+        for (name, values), rate in zip(losses.items(), (1e-3, 1e-4), strict=True)
+        for seed, loss in enumerate(values)
+    ]
+    rows = cells(compare(CompareConfig(runs)))
+    assert [row["run"] for row in rows[:4]] == ["a0", "a1", "a2", "b0"]
+    (average,) = rows[4:]
+    assert average["run"] == "mean of 3 seeds: a0 ..."
+    assert average["optim.base_lr"] == "0.001"
+    assert average["seed"] == ""
+    expected = mean(losses["a"]), stdev(losses["a"])
+    assert [float(x) for x in average["loss"].split(" ± ")] == pytest.approx(expected)
+
+
+def test_a_figure_that_a_seed_lacks_has_no_mean(tmp_path: Path) -> None:
+    runs = [written(tmp_path / "a", {"seed": 0}, loss=1.0, knn=30.0),
+            written(tmp_path / "b", {"seed": 1}, loss=2.0)]  # fmt: skip
+    average = cells(compare(CompareConfig(runs)))[-1]
+    assert (average["loss"], average["knn"]) == ("1.5 ± 0.71", "")
+
+
+def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> None:
+    """Results inside its folder, and classifiers elsewhere that started from its checkpoint."""
+    one, two = (written(tmp_path / name, {"seed": seed}, loss=0.5)
+                for seed, name in enumerate("ab"))  # fmt: skip
+    written(one / "knn", {}, knn=31.5)
+    tuned = [
+        written(
+            tmp_path / f"{kind}-{start.name}",
+            {"model": {"checkpoint": str(start / "encoder.safetensors"), "probe": probe}},
+            top1=top1,
+        )
+        for start, kind, probe, top1 in ((one, "ft", "none", 80.0), (two, "probe", "linear", 60.0))
+    ]
+    first, second, average = cells(compare(CompareConfig([one, two, *tuned])))
+    assert (first["run"], first["knn"], first["finetune top1"]) == ("a", "31.5", "80")
+    assert (second["run"], second["linear-probe top1"]) == ("b", "60")
+    assert average["loss"] == "0.5 ± 0"
+    (alone,) = cells(compare(CompareConfig([tuned[0]])))
+    assert (alone["run"], alone["top1"]) == ("ft-a", "80")
+
+
+def test_a_second_classifier_of_a_run_keeps_its_own_row(tmp_path: Path) -> None:
+    start = written(tmp_path / "a", {"seed": 0}, loss=0.5)
+    config = {"model": {"checkpoint": str(start)}}
+    tuned = [written(tmp_path / name, config | {"seed": seed}, top1=70.0 + seed)
+             for seed, name in enumerate(("x", "y"))]  # fmt: skip
+    rows = cells(compare(CompareConfig([start, *tuned])))
+    assert [row["run"] for row in rows] == ["a", "y"]
+    assert (rows[0]["finetune top1"], rows[1]["top1"]) == ("70", "71")
