@@ -112,8 +112,9 @@ def seed_means(runs: list[ComparedRun]) -> list[ComparedRun]:
 def _means(group: list[ComparedRun]) -> dict[str, str]:
     means = {}
     for key in group[0].figures:
-        values = [run.figures.get(key) for run in group]
-        if all(isinstance(value, (int, float)) for value in values):
+        found = [run.figures.get(key) for run in group]
+        values = [float(value) for value in found if isinstance(value, (int, float))]
+        if len(values) == len(group):
             means[key] = f"{mean(values):.5g} ± {stdev(values):.2g}"
     return means
 
