@@ -51,7 +51,7 @@ def check_archive(path: Path) -> bool:
     """Compare an archive with the checksum in its comment.
 
     Returns:
-        Whether there is one: archives of older versions, and of other programs, have none.
+        Whether there is one: archives of other programs have none.
 
     Raises:
         Damaged: it does not match.
@@ -71,12 +71,6 @@ def check_archive(path: Path) -> bool:
     if comment != _TAG + digest.hexdigest().encode("ascii"):
         raise Damaged(f"{path} is damaged: it does not match its checksum")
     return True
-
-
-def is_whole_archive(path: Path) -> bool:
-    """Return whether a file ends as an archive without a comment does: nothing is cut off."""
-    with path.open("rb") as file:
-        return _ends_without_comment(file)
 
 
 def _ends_without_comment(file: BinaryIO) -> bool:
@@ -107,7 +101,7 @@ def check_safetensors(path: Path) -> bool:
     """Compare a safetensors file with the checksum in its metadata.
 
     Returns:
-        Whether there is one: files of older versions, and of other programs, have none.
+        Whether there is one: files of other programs have none.
 
     Raises:
         Damaged: it does not match.

@@ -9,7 +9,6 @@ files.
 import errno
 import pickle
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mae_et.checkpoints.checksums import (
+    Damaged,
     check_archive,
-    is_whole_archive,
     seal_archive,
     sealed_safetensors,
 )
@@ -92,9 +91,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         if not check_archive(path):
-            _check_entries(path)
+            raise Damaged(f"{path} is damaged, or is no checkpoint of a run: it has no checksum")
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except ValueError:
+    except Damaged:
         raise
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {describe_refusal(error)}") from None
@@ -105,14 +104,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
     return payload
-
-
-def _check_entries(path: Path) -> None:
-    """Check a file of an older version: torch wrote a checksum of each tensor, and checks none."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None or not is_whole_archive(path):
-        raise ValueError(f"{path} is damaged: {damaged or 'its end'} does not match its checksum")
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from train_state import state
 
+from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.store import (
     checkpoint_step,
     export_encoder,
@@ -88,6 +89,9 @@ def test_a_folder_with_the_name_of_a_checkpoint_is_none_and_is_left_alone(tmp_pa
 def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001.pt"
     torch.save({"model": {}}, path)
+    with pytest.raises(ValueError, match="damaged, or is no checkpoint of a run: it has no checks"):
+        load_checkpoint(path)
+    seal_archive(path)
     with pytest.raises(ValueError, match="not a checkpoint of a mae-et run"):
         load_checkpoint(path)
 
@@ -137,10 +141,11 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"format": "mae-et/1", "x": Evil()}, tmp_path / "step-00000001.pt")
+    seal_archive(tmp_path / "step-00000001.pt")
     refusal = r"00001\.pt is refused: it holds \S+; there is none before it"
-    with pytest.warns(UserWarning, match=refusal) as told:
+    with pytest.warns(UserWarning, match=refusal) as caught:
         assert newest_checkpoint(tmp_path) is None
-    assert "\n" not in str(told[0].message)
+    assert "\n" not in str(caught[0].message)
     assert not (tmp_path / "ran").exists()
 
 

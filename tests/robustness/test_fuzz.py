@@ -14,6 +14,7 @@ from fuzz.targets import (
     mae_file,
     pickle_of,
     run_checkpoint,
+    seal_if_archive,
     with_header,
     with_pickle,
 )  # fmt: skip
@@ -63,6 +64,7 @@ def test_what_the_targets_take_apart_and_put_together_again_still_loads(tmp_path
     """Otherwise they would be refused before a reader came to what is changed in them."""
     path = tmp_path / "step-00000001.pt"
     path.write_bytes(with_pickle(run_checkpoint(), pickle_of(run_checkpoint())))
+    seal_if_archive(path)
     assert load_checkpoint(path)["step"] == 1
     path.write_bytes(with_pickle(mae_file(), pickle_of(mae_file())))
     assert "pos_embed" in load_weights(path).encoder

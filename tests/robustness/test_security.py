@@ -25,6 +25,7 @@ from torchvision.datasets import cifar
 
 from finetune.config import ClassifierConfig
 from mae_et import UserError
+from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.run_config import read_only_data
@@ -130,6 +131,7 @@ def test_a_run_s_checkpoint(payload: Payload, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     state = {"format": "mae-et/1", "config": "seed: 0", "optimizer": payload}
     torch.save(state, tmp_path / "checkpoints" / "step-00000001.pt")
+    seal_archive(tmp_path / "checkpoints" / "step-00000001.pt")
     with pytest.warns(UserWarning, match="refused: it holds posix"):
         assert newest_checkpoint(tmp_path / "checkpoints") is None
 

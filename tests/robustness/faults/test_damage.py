@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from launch import QUIET, equal, same_weights
 from train_state import state
 
@@ -104,19 +103,6 @@ def test_a_file_that_is_cut_off_at_any_byte_is_noticed(tmp_path, write, read, cu
         seen[outcome(read, path, None)] += 1
     print(f"\ncut off at {len(places)} places: {dict(seen)}")
     assert seen == {"noticed": len(places)}
-
-
-def test_checkpoints_of_before_there_were_checksums_load_and_are_checked_as_then(tmp_path) -> None:
-    """Torch's own archive, with a CRC-32 of each entry."""
-    path = checkpoint(tmp_path)
-    sealed = load_checkpoint(path)
-    torch.save(sealed, path)
-    assert equal(load_checkpoint(path), sealed)
-    with flipped(path, path.stat().st_size // 2, 3), pytest.raises(ValueError, match="damaged"):
-        load_checkpoint(path)
-    path.write_bytes(path.read_bytes() + b"rest of another file")
-    with pytest.raises(ValueError, match="damaged"):
-        load_checkpoint(path)
 
 
 def test_a_damaged_file_that_is_asked_for_by_name_is_refused_in_one_sentence(tmp_path) -> None:

@@ -26,6 +26,7 @@ from safetensors.torch import save as safetensors_bytes
 from finetune.config import ClassifierConfig
 from finetune.evaluation import read_classifier_config
 from finetune.vit import build_vit
+from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.run_config import read_only_data
@@ -94,6 +95,12 @@ def encoder() -> bytes:
 def mae_file() -> bytes:
     weights = dict(network().encoder.state_dict())
     return saved({"model": weights, "epoch": 3})
+
+
+def seal_if_archive(path: Path) -> None:
+    """Give a torch archive its checksum, without which none is read as a run's checkpoint."""
+    with suppress(ValueError, OSError):
+        seal_archive(path)
 
 
 def pickle_of(content: bytes) -> bytes:
@@ -245,6 +252,7 @@ def read_checkpoint(data: bytes, folder: Path) -> None:
         content = with_pickle(run_checkpoint(), content)
     path = folder / "step-00000001.pt"
     path.write_bytes(content)
+    seal_if_archive(path)
     with suppress(ValueError):
         load_checkpoint(path)
 
