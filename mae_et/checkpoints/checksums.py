@@ -1,9 +1,9 @@
-"""Checksums inside the files that they are of, so that file and checksum cannot come apart.
+"""Checksums stored inside the files they cover, so that file and checksum cannot be separated.
 
-A flipped bit in a zip archive can pass the archive's own CRC-32: entries are covered, the directory
-that says where they lie is not. So a SHA-256 of the whole file is written as the archive's comment,
-which every reader of zip files skips; `head -c -71 FILE | sha256sum` computes it again. safetensors
-has no checksum; there it is an entry of the metadata, computed with zeros in its own place.
+A zip archive's own CRC-32 covers its entries, but not the directory that locates them. A SHA-256 of
+the whole file is therefore written as the archive's comment, which zip readers skip;
+`head -c -71 FILE | sha256sum` recomputes it. safetensors has no checksum: there the SHA-256 is an
+entry of the metadata, computed with zeros in its place.
 """
 
 import hashlib
@@ -18,8 +18,7 @@ from torch import Tensor
 
 _TAG = b"sha256:"
 _COMMENT = len(_TAG) + 64
-# The last record of a zip archive: its signature, its length, and its last field, that of the
-# comment behind it.
+# The last record of a zip archive: its signature, and its length without the comment after it.
 _END, _END_LENGTH = b"PK\x05\x06", 22
 
 DIGEST_KEY = "mae_et.sha256"
@@ -34,7 +33,7 @@ def seal_archive(path: Path) -> None:
     """Write the SHA-256 of an archive without a comment (as `torch.save` makes it) as its comment.
 
     Raises:
-        ValueError: the file does not end as such an archive does.
+        ValueError: the file is no archive, or has a comment.
     """
     with path.open("rb+") as file:
         if not _ends_without_comment(file):
@@ -51,7 +50,7 @@ def check_archive(path: Path) -> bool:
     """Compare an archive with the checksum in its comment.
 
     Returns:
-        Whether there is one: archives of other programs have none.
+        Whether the archive has one; those of other programs do not.
 
     Raises:
         Damaged: it does not match.
@@ -83,7 +82,7 @@ def _ends_without_comment(file: BinaryIO) -> bool:
 def sealed_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """Return tensors as a safetensors file with its own SHA-256 in the metadata.
 
-    Equal tensors and metadata give equal bytes: the order of the metadata is that of their names.
+    Equal tensors and metadata give equal bytes: metadata are sorted by name.
     """
     plain = safetensors_bytes(tensors)
     length = int.from_bytes(plain[:8], "little")
@@ -101,7 +100,7 @@ def check_safetensors(path: Path) -> bool:
     """Compare a safetensors file with the checksum in its metadata.
 
     Returns:
-        Whether there is one: files of other programs have none.
+        Whether the file has one; those of other programs do not.
 
     Raises:
         Damaged: it does not match.
@@ -113,7 +112,7 @@ def check_safetensors(path: Path) -> bool:
         try:
             described = json.loads(header).get("__metadata__", {})
         except (ValueError, AttributeError):
-            return False  # no such file at all, as whoever reads it will say
+            return False  # no safetensors file: reading it raises the error
         if DIGEST_KEY not in described:
             return False
         written = str(described[DIGEST_KEY])

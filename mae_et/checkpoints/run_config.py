@@ -1,4 +1,4 @@
-"""What the folder of a run says of it, which may be anybody's: checked, and never written to."""
+"""Read a run folder's config and classes (untrusted, read-only)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,29 +11,29 @@ from mae_et.config.schema import DataConfig, PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping, read_text
 
-# Of the encoder in files that say of no other; its sizes are read from the tensors.
+# Architecture of encoders whose files record none; sizes are read from the tensors.
 DEFAULT_ENCODER = "vit_base_patch16_224"
 
 
 def config_from_checkpoint(text: str) -> PretrainConfig:
-    """Return the config that a run wrote down; of its data nothing is written.
+    """Return the config in a checkpoint, with read-only data.
 
     Raises:
-        UserError: it is no such config.
+        UserError: the text is no pre-training config.
     """
     config = config_from_text(text, PretrainConfig)
     return replace(config, data=read_only_data(config.data))
 
 
 def config_of_run(folder: Path) -> PretrainConfig | None:
-    """Return the config of a pre-training's run folder; None where it has none.
+    """Return the config of a pre-training run folder; None without one.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the config cannot be read.
     """
     path = folder / "config.yaml"
     if (folder / "classes.json").is_file() or not path.is_file():
-        return None  # a classifier's run has another config
+        return None  # a classifier's run has a config of another type
     text = read_text(path)
     try:
         return config_from_checkpoint(text)
@@ -42,22 +42,22 @@ def config_of_run(folder: Path) -> PretrainConfig | None:
 
 
 def read_only_data(data: DataConfig) -> DataConfig:
-    """Return the data that a file names, so that nothing is written where the file says.
+    """Return a checkpoint's data config without its folders for listings and downloads.
 
-    A checkpoint may be a stranger's. Listings are kept, and a data set is downloaded, only into
-    folders that the user names; where a file names none, ours (`data/NAME`) is as good.
+    A checkpoint may come from a stranger: only the user decides where files are written. A download
+    to our own default folder (`data/NAME`) stays allowed.
     """
     root = data.root
     if root is not None and data.source.startswith("hfds/") and not root.is_dir():
-        root = None  # where their cache would be made
+        root = None  # Hugging Face would create its cache there
     return replace(data, root=root, listing=None, download=data.download and data.root is None)
 
 
 def read_classifier_description(folder: Path) -> dict[str, Any]:
-    """Return what a classifier's run folder says of its classes, encoder, heads and positions.
+    """Return the classes, encoder, heads and grid that a classifier's run folder records.
 
     Raises:
-        UserError: it cannot be read, or says it in other kinds.
+        UserError: `classes.json` cannot be read, or an entry has the wrong type.
     """
     path = folder / "classes.json"
     about = read_mapping(path)
@@ -69,7 +69,9 @@ def read_classifier_description(folder: Path) -> dict[str, Any]:
         and (heads is None or type(heads) is int)
         and (grid is None or (isinstance(grid, list) and [type(n) for n in grid] == [int, int]))
         and isinstance(encoder, str)
-        and timm.is_model(encoder)  # others would be looked for on a hub
+        and timm.is_model(encoder)  # other names would be looked up on a hub
     ):
-        raise UserError(f"{path} is damaged: it says no classes, encoder, heads or grid")
+        raise UserError(
+            f"{path} is damaged: its classes, encoder, heads or grid have the wrong type"
+        )
     return about | {"encoder": encoder, "encoder_num_heads": heads}

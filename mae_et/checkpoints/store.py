@@ -1,9 +1,8 @@
-"""Checkpoints: written whole or not at all, found by listing, refused when damaged.
+"""Checkpoints: written atomically, found by listing, refused when damaged.
 
-A checkpoint is one file `step-00001234.pt` of tensors and plain types, so that loading runs no
-code. It is written under another name in the same folder, flushed to disk and then renamed; the
-newest one is the highest number that loads. There is no link or index that could disagree with the
-files.
+A checkpoint is one file `step-00001234.pt` of tensors and plain types, so that loading executes
+nothing. It is written under a temporary name in the same folder, flushed to disk and then renamed.
+The newest checkpoint is the highest step that loads: no link or index can disagree with the files.
 """
 
 import errno
@@ -27,7 +26,7 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 
 FORMAT = "mae-et/1"
-# Why a file may not be read at this moment, or by this user, while it is whole.
+# Errors of reading an intact file: permissions, memory, or a file server that is away.
 _NOT_NOW = frozenset({
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
     errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN,
@@ -51,34 +50,34 @@ def save_checkpoint(
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            told = _Told(file)
+            recorder = _ErrorRecorder(file)
             try:
-                torch.save(payload, told)  # type: ignore[arg-type]
+                torch.save(payload, recorder)  # type: ignore[arg-type]
             except RuntimeError:
-                if told.failure is None:
+                if recorder.error is None:
                     raise
-                raise told.failure from None
+                raise recorder.error from None
         seal_archive(temporary)
 
     write_atomically(path, write)
     return path
 
 
-class _Told:
-    """A file that keeps why it could not be written to: torch says only that its own sums differ.
+class _ErrorRecorder:
+    """A file that records why a write failed (a full disk, a quota).
 
-    Given a path instead, it says no more.
+    torch.save replaces the system's error by a RuntimeError about file offsets, for paths too.
     """
 
     def __init__(self, file: BinaryIO):
         self.file, self.flush = file, file.flush
-        self.failure: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
         try:
             return self.file.write(content)
         except OSError as error:
-            self.failure = error
+            self.error = error
             raise
 
 
@@ -86,8 +85,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
     Raises:
-        ValueError: the file is damaged, or is no checkpoint of this format.
-        OSError: the system refuses to read it now, which says nothing about its bytes.
+        ValueError: the file is damaged, or no checkpoint of this format.
+        OSError: the system cannot read the file at present; its content may be intact.
     """
     try:
         if not check_archive(path):
@@ -119,17 +118,17 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def rename_damaged_after(folder: Path, step: int) -> None:
-    """Rename the checkpoints after a step, which did not load, so that they are counted no more.
+    """Rename the checkpoints after a step, which did not load, to `*.damaged`: they are ignored.
 
     Raises:
-        UserError: one loads, so another process has saved it since this one looked.
+        UserError: one loads, so another run has saved it since this one listed the folder.
     """
     for path in list_checkpoints(folder):
         if checkpoint_step(path) > step:
             if _loads(path):
                 raise UserError(
-                    f"another process has gone on with the run in {folder.parent} since this one "
-                    f"read step {step}: {path.name} is there; start again"
+                    f"another process has continued the run in {folder.parent} since this one "
+                    f"read step {step}: {path.name} exists; start again"
                 )
             path.rename(path.with_name(f"{path.name}.damaged"))
 
@@ -143,9 +142,9 @@ def _loads(path: Path) -> bool:
 
 
 def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Delete all but the newest `keep_last` and those at multiples of `keep_every` steps.
+    """Delete all but the newest `keep_last` and multiples of `keep_every` steps.
 
-    Temporary files of writers that were killed go too.
+    Temporary files of killed writers are deleted too.
     """
     for path in list_checkpoints(folder)[:-keep_last]:
         if keep_every is None or checkpoint_step(path) % keep_every:
@@ -154,9 +153,9 @@ def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> N
 
 
 def export_encoder(encoder: nn.Module, path: Path, model: str) -> None:
-    """Write an encoder as safetensors with timm's names: it loads in plain timm, strictly.
+    """Write an encoder as safetensors with timm's names; plain timm loads it strictly.
 
-    The model's config (JSON) goes with it, for heads leave no trace in weights, and a checksum.
+    The metadata hold the model's config (JSON), since weights do not record heads, and a checksum.
     """
     tensors: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
