@@ -1,4 +1,4 @@
-"""A command of mae-et that is to run as a job, and what follows from one."""
+"""Commands of mae-et as jobs: parse them, follow them up, sweep over their flags."""
 
 import hashlib
 import itertools
@@ -15,7 +15,7 @@ from mae_et.errors import UserError
 TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
 KINDS = (*TRAININGS, *PROBES, "evaluate", "compare")
-# Recipes of fine-tuning, by the encoder's width in words.
+# Fine-tuning recipe for each family of encoders.
 RECIPES = {
     "vit_small_patch16": "finetune/vit_s16",
     "vit_base_patch16": "finetune/vit_b16",
@@ -26,9 +26,9 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The command line of mae-et, which is above this package and hands itself down.
+    """The command line of mae-et, passed down to this package by the layer above it.
 
-    A job pickles `run` by its module and name, so both are plain functions of a module.
+    Jobs pickle `run` by module and name, so both must be module-level functions.
     """
 
     parse: Callable[[str, list[str]], Any]
@@ -39,22 +39,22 @@ class CommandLine:
 
 @dataclass(frozen=True)
 class Task:
-    """A command of mae-et."""
+    """A command of mae-et with its parsed config."""
 
     command_line: CommandLine
     """What parses and runs it."""
     kind: str
-    """Its name."""
+    """Name of the command."""
     arguments: list[str]
-    """What follows the name on the command line."""
+    """Arguments after the name."""
     folder: Path
-    """Where it leaves what it finds."""
+    """Output folder."""
     config: Any
-    """What the arguments mean."""
+    """Config parsed from the arguments."""
 
     @property
     def is_single(self) -> bool:
-        """Whether it runs in one process, whatever the cluster has."""
+        """Whether the command runs on one rank only."""
         return self.kind in (*PROBES, "compare")
 
     @property
@@ -63,14 +63,14 @@ class Task:
         return [self.kind, *self.arguments]
 
 
-def task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -> Task:
-    """Parse a command into a task.
+def parse_task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -> Task:
+    """Parse a command line into a task.
 
     Raises:
-        UserError: there is no such command to submit, or its arguments are wrong.
+        UserError: the command cannot be submitted, or an argument is wrong.
     """
     if kind not in KINDS:
-        raise UserError(f"{kind!r} cannot be submitted; what can: {', '.join(KINDS)}")
+        raise UserError(f"{kind!r} cannot be submitted; choose from {', '.join(KINDS)}")
     given = list(arguments)
     config = command_line.parse(kind, given)
     if kind in TRAININGS:
@@ -80,19 +80,19 @@ def task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -> Task
     if config.output is None:
         start = config.checkpoint
         folder = start / kind if start.is_dir() else Path("runs") / f"{kind}-{start.stem}"
-        return task(command_line, kind, [*given, f"--output={folder}"])
+        return parse_task(command_line, kind, [*given, f"--output={folder}"])
     return Task(command_line, kind, given, config.output, config)
 
 
-def following(first: Task, words: str) -> Task:
+def follow_up(first: Task, words: str) -> Task:
     """Return a task that starts from the checkpoint of another.
 
     Args:
-        first: the task before.
-        words: a kind, or kind=RECIPE with a config.
+        first: the task that trains.
+        words: KIND, or KIND=RECIPE with the name or path of a config.
 
     Raises:
-        UserError: no such kind, or none that can follow; a recipe is needed.
+        UserError: the kind is unknown or cannot follow the first one, or it needs a recipe.
     """
     kind, _, recipe = words.partition("=")
     if first.kind not in TRAININGS or kind not in (*PROBES, "evaluate", "finetune"):
@@ -103,15 +103,15 @@ def following(first: Task, words: str) -> Task:
     start = [f"--checkpoint={first.folder}"]
     if kind != "finetune":
         given = [f"--config={recipe}"] if recipe else []
-        return task(first.command_line, kind, [*given, *start, f"--output={folder}"])
+        return parse_task(first.command_line, kind, [*given, *start, f"--output={folder}"])
     recipe = recipe or _recipe_of(first)
     given = [f"--config={recipe}", *start, f"--output.dir={folder}"]
-    found = task(first.command_line, kind, given)
+    found = parse_task(first.command_line, kind, given)
     if found.config.data.root is None:
         data = first.config.data
         values = {key: getattr(data, key) for key in SOURCE_KEYS} | {"name": data.source}
         flags = [f"--data.{key}={_written(v)}" for key, v in values.items() if v is not None]
-        return task(first.command_line, kind, [*given, *flags])
+        return parse_task(first.command_line, kind, [*given, *flags])
     return found
 
 
@@ -125,19 +125,16 @@ def _recipe_of(first: Task) -> str:
         if encoder.startswith(start):
             return recipe
     raise UserError(
-        f"--then finetune: there is no recipe for {encoder!r}; give one, as finetune=my_recipe.yaml"
+        f"--then finetune: no recipe for {encoder!r}; pass one, as in finetune=my_recipe.yaml"
     )
 
 
-def arms(first: Task, sweep: Sequence[str]) -> list[Task]:
-    """Return a task for each combination of a sweep's values, in folders of their own.
+def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:
+    """Return one task for each combination of a sweep's values, each with its own folder.
 
     Args:
-        first: what they share.
+        first: task with the shared arguments.
         sweep: `key=value,value,...` for each key.
-
-    Raises:
-        UserError: a word is no sweep, or a value is wrong.
     """
     axes = []
     for words in sweep:
@@ -152,16 +149,16 @@ def arms(first: Task, sweep: Sequence[str]) -> list[Task]:
         flags = [f"--{key}={value}" for key, value in combination]
         output = "--output.dir" if first.kind in TRAININGS else "--output"
         arguments = [*first.arguments, *flags, f"{output}={folder}"]
-        found.append(task(first.command_line, first.kind, arguments))
+        found.append(parse_task(first.command_line, first.kind, arguments))
     return found
 
 
-def frozen(given: Task, folder: Path) -> Task:
-    """Return a task whose config files are copies, so that edits do not change a job that waits.
+def freeze_configs(given: Task, folder: Path) -> Task:
+    """Copy a task's config files, so that later edits do not change a pending job.
 
     Args:
         given: the task.
-        folder: where copies are kept, named after what they hold.
+        folder: folder of the copies, which are named by their content.
     """
     arguments = list(given.arguments)
     for place, argument in enumerate(arguments):

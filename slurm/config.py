@@ -1,4 +1,4 @@
-"""Where, and with what, a job runs."""
+"""Config of a cluster: the resources of a job and how often it restarts."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,61 +10,57 @@ from mae_et.errors import UserError
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where a job runs: what is asked of SLURM, and how often it may start again."""
+    """Resources that a job requests from SLURM, and how often it may restart."""
 
     executor: Literal["slurm", "local", "debug"] = "slurm"
-    """slurm; local: processes of this machine, in the background; debug: this process, with a
-    debugger at the first error."""
+    """slurm; local: background processes on this machine; debug: this process, with a debugger at
+    the first error."""
     nodes: int = 1
-    """Machines."""
+    """Number of nodes."""
     gpus_per_node: int = 0
-    """GPUs of each machine (--gpus-per-node)."""
+    """GPUs per node (--gpus-per-node)."""
     tasks_per_node: int | None = None
-    """Training processes on each machine; by default one for each GPU, or one without GPUs."""
+    """Ranks per node; default: one per GPU, or one on nodes without GPUs."""
     cpus_per_task: int | None = None
-    """Cores of each process: its own and those of its loader processes."""
+    """CPU cores per rank, shared with its data-loading workers."""
     memory_gb: float | None = None
-    """Memory of each machine, in GB; the partition's default when not given."""
+    """Memory per node in GB; default: the partition's."""
     time: str = "1-00:00:00"
-    """Time limit as SLURM writes it: minutes, hours:minutes:seconds or days-hours:minutes:seconds.
-    A run that reaches it is queued again and goes on."""
+    """Time limit in SLURM's notation: minutes, hours:minutes:seconds or days-hours:minutes:seconds.
+    A run that reaches it is requeued and resumes."""
     partition: str | None = None
-    """Partition, or several with commas between them."""
+    """Partition, or a comma-separated list."""
     account: str | None = None
-    """Account that is charged."""
+    """Account to charge."""
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
-    """Features that the machines must have."""
+    """Required node features."""
     exclude: str | None = None
-    """Machines that are left out."""
+    """Nodes to exclude."""
     name: str | None = None
-    """Name of the job; the run folder's by default."""
+    """Job name; default: mae-et- and the name of the run folder."""
     array_parallelism: int = 16
-    """Jobs of a sweep that run at once."""
+    """Maximum number of concurrent jobs in a sweep."""
     mail_user: str | None = None
-    """Address that SLURM writes to."""
+    """Address for SLURM's mail."""
     mail_type: str = "END,FAIL"
-    """What SLURM writes about."""
+    """Events that SLURM mails about."""
     signal_delay: int = 120
-    """Seconds before the time limit at which the run is told to save and to be queued again."""
+    """Seconds before the time limit at which SLURM signals the run to save and requeue."""
     timeouts: int = 100
-    """Time limits after which a job is still queued again."""
+    """Maximum number of time limits after which a job is requeued."""
     retries: int = 3
-    """Crashes in a row, with no new checkpoint between them, after which it is still started."""
+    """Maximum number of restarts after crashes without a new checkpoint between them."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines before the job (module load ..., export NCCL_...)."""
+    """Shell lines to run before the job (module load ..., export NCCL_...)."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Further parameters of sbatch, without dashes ({reservation: icml, gres: 'gpu:a100:8'})."""
+    """Additional sbatch options, without dashes ({reservation: icml, gres: 'gpu:a100:8'})."""
     srun: list[str] = field(default_factory=list)
-    """Further arguments of srun."""
+    """Additional srun arguments."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
+        """Check the values."""
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "memory_gb", "array_parallelism"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -73,49 +69,42 @@ class ClusterConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"cluster: {name} must not be negative, got {getattr(self, name)}")
         if self.executor == "local" and self.nodes > 1:
-            raise UserError("cluster: executor local is one machine, so nodes must be 1")
+            raise UserError("cluster: executor local runs on one machine, so nodes must be 1")
         if self.executor == "debug" and self.tasks > 1:
-            raise UserError("cluster: executor debug is one process, so tasks_per_node must be 1")
+            raise UserError("cluster: executor debug runs one rank, so tasks_per_node must be 1")
         self._check_words()
         if self.minutes < 1:
             raise UserError(f"cluster: time must be at least a minute, got {self.time}")
 
     def _check_words(self) -> None:
-        """Refuse what would end a line of the batch script, and so begin a command.
+        """Refuse characters that would end a line of the batch script and so start a command.
 
-        Quotes keep a shell from reading a word; of a comment, such as `#SBATCH --job-name='...'`,
-        nothing but its line keeps it.
-
-        Raises:
-            UserError: a control character, or a parameter that is no name of one.
+        Quotes protect a shell word; a comment such as `#SBATCH --job-name='...'` ends only with its
+        line.
         """
         words = {name: value for name, value in self.__dict__.items() if isinstance(value, str)}
         words |= {f"extra.{name}": str(value) for name, value in self.extra.items()}
         words |= {f"srun[{place}]": word for place, word in enumerate(self.srun)}
         for name, value in words.items():
             if not value.isprintable():
-                raise UserError(f"cluster: {name} has a control character in it: {value!r}")
+                raise UserError(f"cluster: {name} contains a control character: {value!r}")
         for name in self.extra:
             if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
-                raise UserError(f"cluster: extra has {name!r}, which is no parameter of sbatch")
+                raise UserError(f"cluster: extra has {name!r}, which is not an sbatch option")
 
     @property
     def tasks(self) -> int:
-        """Training processes on each machine."""
+        """Ranks per node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
     @property
-    def processes(self) -> int:
-        """Training processes in all."""
+    def ranks(self) -> int:
+        """Total number of ranks."""
         return self.nodes * self.tasks
 
     @property
     def minutes(self) -> int:
-        """The time limit, in whole minutes.
-
-        Raises:
-            UserError: it is not written as SLURM writes it.
-        """
+        """Time limit in whole minutes, rounded up."""
         text = self.time.strip()
         found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
         if not found:
@@ -130,7 +119,7 @@ class ClusterConfig:
         return -(-total // 60)
 
     def single(self) -> "ClusterConfig":
-        """Return the place of one process: its share of what each machine is asked for."""
+        """Return the config of a job with one rank, with its share of a node."""
         memory = self.memory_gb and max(1.0, self.memory_gb / self.tasks)
         return ClusterConfig(
             **self.__dict__
@@ -144,5 +133,5 @@ class ClusterConfig:
 
 
 def job_name(config: ClusterConfig, folder: Path) -> str:
-    """Return the name that a job of a run folder bears."""
+    """Return the name of a job that trains in a run folder."""
     return config.name or f"mae-et-{folder.resolve().name}"

@@ -1,11 +1,10 @@
-"""What runs in each process of a job: join the others, run a command, and hand over when told to.
+"""The payload of a job: join the other ranks, run a command, requeue when interrupted.
 
-submitit's way with signals alone does not do for training: its handler runs in rank 0 only, at any
-moment, and not at all while the process waits in a collective. Here a signal raises the run's flag
-(`mae_et/runtime/signals.py`); at the next step the processes agree, save once, and rank 0 calls
-submitit's own handler, which queues the job again. What a job needs to go on lies in the run
-folder, so it does not matter who queued it again: submitit, SLURM after a preemption, or
-`slurm.retry`.
+submitit's signal handling alone does not suit training: its handler runs on rank 0 only, at any
+moment, and never while the main thread waits in a collective. Here a signal sets the run's flag
+(`mae_et/runtime/signals.py`); at the next step all ranks agree and save once, and rank 0 calls
+submitit's handler, which requeues the job. The run folder holds all that is needed to resume, so it
+does not matter who requeued the job: submitit, SLURM after a preemption, or `slurm.retry`.
 """
 
 import os
@@ -24,30 +23,30 @@ from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from mae_et.errors import Interrupted
 from mae_et.io.atomic import write_text_atomically
-from slurm.journal import note, this_job
-from slurm.progress import reached
+from slurm.events import record_event, this_job
+from slurm.progress import read_progress
 from slurm.squeue import job_state
-from slurm.watchdog import Watchdog
+from slurm.stop_deadline import StopDeadline
 
 PORT_SECONDS = 300
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command of mae-et as submitit calls it, in every process of the job."""
+    """A command of mae-et, called by submitit on every rank of the job."""
 
     run: Callable[[list[str]], object]
-    """Runs a command line; a function of a module, for it is pickled by its name."""
+    """Runs a command line; a module-level function, since it is pickled by name."""
     words: list[str]
     """The command line, without `mae-et`."""
     folder: Path
-    """The run's folder."""
+    """Run folder."""
     grace: float = 60.0
-    """Seconds from a signal until a process that does not react is ended."""
+    """Seconds from a signal until an unresponsive process is ended."""
 
     def __call__(self) -> None:
-        """Run the command; return when it is done, or queued again."""
-        rank = join(self.folder / "slurm")
+        """Run the command; return once it has finished or the job is requeued."""
+        rank = set_rank_environment(self.folder / "slurm")
         try:
             self._run(rank)
         finally:
@@ -56,10 +55,10 @@ class Job:
 
     def _run(self, rank: int) -> None:
         if rank == 0:
-            saved, logged = reached(self.folder)
+            saved, logged = read_progress(self.folder)
             lost = max(0, logged - saved)
-            note(self.folder, "started", node=node(), step=saved, lost=lost)
-        with Watchdog(self.grace, lambda number: self._give_up(number)):
+            record_event(self.folder, "started", node=node_name(), step=saved, lost=lost)
+        with StopDeadline(self.grace, lambda number: self._give_up(number)):
             try:
                 self.run(list(self.words))
             except Interrupted as stop:
@@ -68,54 +67,54 @@ class Job:
                 return
             except Exception as error:
                 sentence = " ".join(str(error).split()) or type(error).__name__
-                facts = {"rank": rank, "node": node(), "kind": type(error).__name__}
-                note(self.folder, "failed", sentence=sentence[-1000:], **facts)
+                facts = {"rank": rank, "node": node_name(), "kind": type(error).__name__}
+                record_event(self.folder, "failed", sentence=sentence[-1000:], **facts)
                 raise
         if rank == 0:
-            note(self.folder, "finished")
+            record_event(self.folder, "finished")
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return what submitit runs when the job starts again: the same, for it resumes by itself.
+        """Return the payload of the restarted job: the same one, as the command resumes by itself.
 
-        submitit asks for it on its signal (SIGUSR2): after the run has saved, or while there is
-        nothing to save yet.
+        submitit calls this in its SIGUSR2 handler: after the run has saved, or before there is
+        anything to save.
         """
         return DelayedSubmission(self)
 
     def _hand_over(self, stop: Interrupted) -> None:
-        """Have the job queued again, unless it is being taken away or was told to end."""
-        if stop.signal == signal.SIGUSR2 or (stop.signal == signal.SIGTERM and still_wanted()):
-            note(self.folder, "requeued", step=stop.step, signal=stop.signal)
+        """Requeue the job, unless it is being cancelled or the user stopped it."""
+        if stop.signal == signal.SIGUSR2 or (stop.signal == signal.SIGTERM and is_running()):
+            record_event(self.folder, "requeued", step=stop.step, signal=stop.signal)
             try:
-                signal.raise_signal(signal.SIGUSR2)  # submitit's handler does not come back
-            except UncompletedJobError as error:  # after as many time limits as are allowed
+                signal.raise_signal(signal.SIGUSR2)  # submitit's handler does not return
+            except UncompletedJobError as error:  # more time limits than `timeouts` allows
                 sentence = " ".join(str(error).split())
-                note(self.folder, "given up", sentence=sentence, step=stop.step)
+                record_event(self.folder, "given up", sentence=sentence, step=stop.step)
                 raise
             except (subprocess.SubprocessError, OSError) as error:
-                # SLURM refuses where it has queued the job again itself, after a preemption.
-                print(f"mae-et: not queued again by this process: {error}", file=sys.stderr)
+                # SLURM refuses if it has already requeued the job after a preemption.
+                print(f"mae-et: job not requeued by this process: {error}", file=sys.stderr)
         else:
-            note(self.folder, "stopped", step=stop.step, signal=stop.signal)
+            record_event(self.folder, "stopped", step=stop.step, signal=stop.signal)
 
     def _give_up(self, number: int) -> None:
-        """Queue the job again from a process that hangs: from its last checkpoint on disk."""
-        facts = {"node": node(), "kind": "Hang"}
+        """Requeue the job from a hung process; it resumes from the last checkpoint on disk."""
+        facts = {"node": node_name(), "kind": "Hang"}
         name = signal.Signals(number).name
-        sentence = f"no step was finished in {self.grace:.0f} s after {name}: ended where it hung"
-        note(self.folder, "failed", sentence=sentence, **facts)
-        if still_wanted():
+        sentence = f"no step finished within {self.grace:.0f} s after {name}: the process hung"
+        record_event(self.folder, "failed", sentence=sentence, **facts)
+        if is_running():
             requeue()
 
 
-def still_wanted() -> bool:
-    """Return whether this process is part of a SLURM job that runs: nobody has cancelled it."""
+def is_running() -> bool:
+    """Return whether SLURM still counts this process's job as running, so not as cancelled."""
     job = this_job().get("job")
     return "SLURM_JOB_ID" in os.environ and job is not None and job_state(job) == "RUNNING"
 
 
 def requeue() -> bool:
-    """Queue this process's SLURM job again; return whether SLURM did."""
+    """Requeue this process's SLURM job; return whether SLURM accepted."""
     command = ["scontrol", "requeue", this_job()["job"]]
     try:
         return subprocess.run(command, timeout=60, check=False).returncode == 0
@@ -123,45 +122,46 @@ def requeue() -> bool:
         return False
 
 
-def node() -> str:
-    """Return the name of this machine, as SLURM calls it."""
+def node_name() -> str:
+    """Return SLURM's name of this node."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def join(folder: Path) -> int:
-    """Set the environment that torch.distributed reads, from submitit's; return the rank.
+def set_rank_environment(folder: Path) -> int:
+    """Set the environment variables of torch.distributed from submitit's; return the rank.
 
-    Every GPU that SLURM shows stays visible: `mae_et.runtime.distributed` takes the one of the
-    local rank, or the only one.
+    All GPUs that SLURM exposes stay visible; `mae_et.runtime.distributed` picks that of the local
+    rank, or the only one.
 
     Args:
-        folder: shared by the machines; the main process leaves its port there.
+        folder: folder shared by all nodes, in which rank 0 publishes its port.
     """
     place = submitit.JobEnvironment()
-    if place.num_tasks == 1:  # a launch inside of another one must not inherit its ranks
+    if place.num_tasks == 1:  # a job launched from another job must not inherit its ranks
         os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
         return 0
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    os.environ["MASTER_PORT"] = str(agreed_port(folder, place.global_rank))
+    os.environ["MASTER_PORT"] = str(shared_port(folder, place.global_rank))
     return place.global_rank
 
 
 def port_file(folder: Path) -> Path:
-    """Return the file of the port of this job since its last start.
+    """Return the file with the port of this job's current start.
 
-    A local job does not count its starts: there the main process removes the file at its end.
+    Local jobs do not count their starts; there rank 0 deletes the file at the end.
     """
     facts = this_job()
     return folder / f"port-{facts.get('job')}-{facts.get('restart', 0)}"
 
 
-def agreed_port(folder: Path, rank: int) -> int:
-    """Return the port of the main process: one that is free, told through the shared folder.
+def shared_port(folder: Path, rank: int) -> int:
+    """Return rank 0's port: it picks a free one and publishes it in the shared folder.
 
-    submitit draws it from the job's id, and another job on the machine may have it.
+    submitit derives a port from the job's id without checking that it is free, and every restart
+    of the job would derive the same one.
 
     Raises:
-        TimeoutError: the main process has left none.
+        TimeoutError: rank 0 published no port.
     """
     path = port_file(folder)
     if rank == 0:
@@ -175,4 +175,4 @@ def agreed_port(folder: Path, rank: int) -> int:
             return int(path.read_text())
         except (FileNotFoundError, ValueError):
             time.sleep(0.1)
-    raise TimeoutError(f"the main process left no port in {path} within {PORT_SECONDS} s")
+    raise TimeoutError(f"rank 0 published no port in {path} within {PORT_SECONDS} s")

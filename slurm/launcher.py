@@ -1,4 +1,4 @@
-"""One way to hand jobs to submitit's executors: slurm, local and debug."""
+"""Submit jobs through submitit's executors: slurm, local and debug."""
 
 import hashlib
 import json
@@ -44,14 +44,14 @@ def make_private(folder: Path) -> None:
 
 
 class Launcher:
-    """Submits jobs: one, or several as an array.
+    """Submits one job, or several as an array.
 
     Args:
-        config: where they run.
-        folder: where submitit keeps its files and logs; shared by the machines.
+        config: resources of each job.
+        folder: folder of submitit's files and logs, shared by all nodes.
         code: folder of the packages that jobs import.
         name: name of the jobs.
-        jobs: the jobs.
+        jobs: payloads.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Launcher:
         self.runs_file = self.folder / f"runs-{digest}.json"
 
     def script(self, dependency: str | None = None) -> str:
-        """Return the script that sbatch is given."""
+        """Return the batch script."""
         count = len(self.jobs)
         command = [sys.executable, "-u", "-m", "submitit.core._submit", str(self.folder)]
         return _make_sbatch_string(
@@ -76,10 +76,10 @@ class Launcher:
         )
 
     def check(self) -> str:
-        """Have SLURM judge the script without submitting it; return what it says.
+        """Validate the script with `sbatch --test-only`; return SLURM's estimate.
 
         Raises:
-            UserError: SLURM's programs are missing, or it would refuse.
+            UserError: SLURM's programs are missing, or SLURM rejects the script.
         """
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
         if missing:
@@ -101,13 +101,13 @@ class Launcher:
         return f"SLURM would start it at {found[1]} on {found[2]}" if found else said
 
     def submit(self, dependency: str | None = None) -> list[submitit.Job[None]]:
-        """Submit the jobs; return them as submitit does, in order.
+        """Submit the jobs and return submitit's handles, in order.
 
         Args:
-            dependency: what they wait for, as sbatch reads it.
+            dependency: value of sbatch's --dependency.
 
         Raises:
-            UserError: SLURM refuses.
+            UserError: SLURM rejects the job.
         """
         executor = self._executor(dependency)
         write_text_atomically(self.runs_file, self.runs)
@@ -116,7 +116,7 @@ class Launcher:
                 if len(self.jobs) == 1:
                     return [executor.submit(self.jobs[0])]
                 submitted = []
-                with executor.batch():  # which knows the ids at its end
+                with executor.batch():  # ids are known once the block ends
                     submitted += [executor.submit(job) for job in self.jobs]
                 return submitted
             except FailedJobError as error:
@@ -160,13 +160,13 @@ class Launcher:
             "dependency": dependency,
             "signal_delay_s": config.signal_delay,
             "array_parallelism": config.array_parallelism,
-            "wckey": None,  # submitit's own key, which clusters that track others refuse
+            "wckey": None,  # submitit's default, rejected by clusters that track wckeys
             "setup": self._setup(),
             "teardown": self._teardown(),
             "srun_args": self._srun_arguments(),
         }
         memory = {} if config.memory_gb is None else {"mem": f"{round(config.memory_gb * 1024)}M"}
-        # Otherwise what follows a job that failed would wait for ever.
+        # Otherwise the follow-ups of a failed job would stay pending forever.
         waits = {"kill_on_invalid_dep": "yes"} if dependency else {}
         further = {"requeue": True, **memory, **waits, **config.extra}
         parameters["additional_parameters"] = further
@@ -174,22 +174,22 @@ class Launcher:
 
     def _setup(self) -> list[str]:
         exports = [f"export {name}={value}" for name, value in self._variables().items()]
-        # Loader processes and ranks share the cores; torch would start a thread for each of them.
+        # Ranks and loader workers share the cores; torch would start a thread per core in each.
         threads = 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"'
         return [*self.config.setup, *exports, threads]
 
     def _variables(self) -> dict[str, str]:
-        """Return what makes Python import the copied code, and not what lies where it starts."""
+        """Return variables that make Python import the copied code, not the current folder's."""
         path = f'{shlex.quote(str(self.code.absolute()))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
         return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
     def _teardown(self) -> list[str]:
         after = [sys.executable, "-m", "slurm.retry", str(self.runs_file)]
-        # Only of what failed: its imports take seconds. The script ends with the status of either.
+        # Only after a failure: the imports take seconds. The script ends with srun's status.
         return [f"status=$?; [ $status = 0 ] || {shlex.join(after)} $status {self.config.retries}"]
 
     def _srun_arguments(self) -> list[str]:
-        # Since SLURM 22.05 srun does not take the cores of a task from the job.
+        # Since SLURM 22.05 srun does not inherit --cpus-per-task from the job.
         cores = self.config.cpus_per_task
         return [
             "--kill-on-bad-exit=1",
@@ -199,7 +199,7 @@ class Launcher:
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
-        """Give a local job, which inherits this process's environment, the copied code."""
+        """Point local jobs, which inherit this process's environment, to the copied code."""
         if self.config.executor != "local":
             yield
             return

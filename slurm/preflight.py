@@ -1,4 +1,4 @@
-"""What a job would refuse its data for, as far as the machine that submits it can see."""
+"""Check a job's data before submission, as far as the submitting machine sees it."""
 
 import os
 import sys
@@ -8,57 +8,57 @@ from mae_et.config.schema import DataConfig
 from mae_et.data.layout import EXTENSIONS, data_root, split_name
 from mae_et.errors import UserError
 
-# Sources that are nothing without data.root.
+# Sources that need data.root.
 ROOTED = ("folder", "shards", "wds")
 
 
 def check_root(data: DataConfig) -> None:
-    """Refuse data whose root is not given, and tell of a root that is not seen from here.
+    """Refuse a missing data.root; warn if it does not exist on this machine.
 
     Raises:
-        UserError: the sentence that the run would end with.
+        UserError: the error with which the run would end.
     """
     if data.root is None:
         if data.source in ROOTED:
             data_root(data)
     elif not data.root.exists():
-        # Not refused: the machines of a cluster may have disks that this one has not.
-        print(f"mae-et: warning: {data.root} is not seen from this machine", file=sys.stderr)
+        # Not an error: compute nodes may have disks that the login node lacks.
+        print(f"mae-et: warning: {data.root} does not exist on this machine", file=sys.stderr)
 
 
 def check_classes(data: DataConfig) -> None:
-    """Refuse a folder whose splits are not sorted into class folders; list nothing below them.
+    """Refuse a folder whose splits are not sorted into class folders, without listing the images.
 
-    Pre-training reads no labels, so it would end well, and what follows it would not.
+    Pre-training reads no labels, so it would succeed and only its follow-up fail.
 
     Raises:
-        UserError: a split is missing, has an image beside the class folders, or fewer than two.
+        UserError: a split is missing, has images beside its class folders, or fewer than two.
     """
     root = data.root
     if data.source != "folder" or root is None or not root.is_dir():
         return
     splits = {split: root / split_name(data, split) for split in ("train", "val")}
     if not any(top.is_dir() for top in splits.values()):
-        splits = {"train": root}  # of which a fifth of each class is held out
+        splits = {"train": root}  # a fifth of each class is held out
     for split, top in splits.items():
         where = f"the {split} split of data.root {root}"
         if not top.is_dir():
-            raise UserError(f"--then: {where} is missing: there is no folder {top.name} in it")
+            raise UserError(f"--then: {where} is missing: the folder {top.name} does not exist")
         folders, image = _entries(top)
         cause = ""
         if image:
-            cause = f"{image} lies in no class folder"
+            cause = f"{image} is in no class folder"
         elif folders < 2:
             cause = f"{top} has fewer than two class folders"
         if cause:
             raise UserError(
-                f"--then: {where} has no classes, for {cause}; pre-training would not notice, but "
-                f"what follows needs {top.name}/CLASS/*"
+                f"--then: {where} has no classes ({cause}); pre-training needs none, but its "
+                f"follow-up needs {top.name}/CLASS/*"
             )
 
 
 def _entries(top: Path) -> tuple[int, str]:
-    """Return how many folders lie in one, and the name of an image that does."""
+    """Return the number of subfolders, and the name of an image beside them, if any."""
     folders, image = 0, ""
     with os.scandir(top) as entries:
         for entry in entries:

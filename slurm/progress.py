@@ -1,4 +1,4 @@
-"""How far a run is, read from its folder."""
+"""Progress of a run, read from its folder."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.io.metrics_file import read_metrics
 
 
-def reached(folder: Path) -> tuple[int, int]:
+def read_progress(folder: Path) -> tuple[int, int]:
     """Return the step of a run's newest checkpoint, and the last step in its metrics.
 
-    What lies between them was done and is done again when the run goes on.
+    A resumed run repeats the steps between them.
     """
     checkpoints = list_checkpoints(folder / "checkpoints")
     rows = read_metrics(folder)

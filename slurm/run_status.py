@@ -1,4 +1,4 @@
-"""How runs are: from SLURM where it answers, and from their folders alone where it does not."""
+"""Status of runs: from SLURM if it answers, otherwise from their folders alone."""
 
 import json
 import os
@@ -12,34 +12,34 @@ from typing import Any
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.progress import format_seconds, seconds_left
-from slurm.journal import Event, events_file, log_file, read_events
+from slurm.events import Event, events_file, log_file, read_events
 from slurm.squeue import JobState, job_states
 
-# A row of metrics is awaited for so long before a run without a job counts as stopped.
+# A run without a job counts as stopped once no row of metrics has arrived for so long.
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
-BEYOND_ALL = 1e30  # any number of a row
+MAX_NUMBER = 1e30  # larger values in a row are damage
 ENDED = frozenset(
     {"finished", "failed", "cancelled", "stopped", "timeout", "node_fail", "out_of_memory"}
 )
-# What the last event of a run says where nobody else does.
-LAST_WORDS = {
+# State according to the last event, if SLURM knows nothing of the job.
+STATE_AFTER_EVENT = {
     "finished": "finished", "given up": "failed", "failed": "failed", "stopped": "stopped",
-    "requeued": "queued again", "retried": "queued again",
+    "requeued": "requeued", "retried": "requeued",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run at this moment."""
+    """Status of a run."""
 
     run: str
     job: str | None
-    """Id of its last job."""
+    """Id of the last job."""
     state: str
-    """pending, running, finished, failed, ..., in SLURM's words where they fit."""
+    """pending, running, finished, failed, ...: SLURM's, in lower case, if it knows the job."""
     reason: str
-    """Why it waits, or where it runs."""
+    """Why the job is pending, or the nodes that it runs on."""
     step: int
     steps: int | None
     stage: str
@@ -50,18 +50,18 @@ class RunStatus:
     eta: float | None
     """Seconds."""
     restarts: int
-    """Times that it was started again."""
+    """Number of restarts."""
     lost: int
-    """Steps that were done and had to be done again, as far as metrics show."""
+    """Steps that restarts repeated, as far as the metrics show."""
     error: str
-    """The last one; empty of finished runs."""
+    """Last error; empty for finished runs."""
 
 
 def status(folders: Sequence[Path]) -> list[RunStatus]:
-    """Return the state of runs, and of the runs inside of their folders (chains and sweeps).
+    """Return the status of runs, and of the runs in their subfolders (follow-ups and sweeps).
 
     Raises:
-        UserError: a folder is none, or holds no run.
+        UserError: a folder does not exist or contains no run.
     """
     runs = [run for folder in folders for run in find_runs(folder)]
     events = {run: read_events(run) for run in runs}
@@ -71,17 +71,17 @@ def status(folders: Sequence[Path]) -> list[RunStatus]:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the run folders at a path: itself, and those just below it.
+    """Return the run folders among a folder and its direct subfolders.
 
     Raises:
-        UserError: there are none.
+        UserError: there is none.
     """
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}")
     below = sorted(path for path in folder.iterdir() if path.is_dir())
     found = [path for path in (folder, *below) if _is_run(path)]
     if not found:
-        raise UserError(f"{folder} holds no run")
+        raise UserError(f"{folder} contains no run")
     return found
 
 
@@ -132,20 +132,20 @@ def _plan(run: Path) -> dict[str, Any] | None:
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics that can be told of."""
+    """Return the rows of metrics with plausible values."""
     try:
         rows = read_metrics(run)
     except (OSError, ValueError, RecursionError):
         return []
-    return [row for row in rows if isinstance(row, dict) and _tells_numbers(row)]
+    return [row for row in rows if isinstance(row, dict) and _is_plausible(row)]
 
 
-def _tells_numbers(row: dict[str, Any]) -> bool:
+def _is_plausible(row: dict[str, Any]) -> bool:
     given = [row.get(key) for key in ("step", "stage", "time", "seconds", "compute")]
     shown = [row.get(key) or 0 for key in ("bandwidth", "loss", "images_per_second")]
-    # A flipped bit makes an infinity of digits, of which no time left can be told.
+    # A flipped bit can make a number of any size, and the remaining time is computed from these.
     return all(
-        isinstance(each, (int, float)) and abs(each) < BEYOND_ALL for each in (*given, *shown)
+        isinstance(each, (int, float)) and abs(each) < MAX_NUMBER for each in (*given, *shown)
     )
 
 
@@ -157,14 +157,14 @@ def _state(
         return "finished"
     if said is not None and said.state != "COMPLETED":
         return said.state.lower()
-    if last and last["event"] in LAST_WORDS:
-        return LAST_WORDS[last["event"]]
+    if last and last["event"] in STATE_AFTER_EVENT:
+        return STATE_AFTER_EVENT[last["event"]]
     submitted = next((event for event in reversed(events) if event["event"] == "submitted"), {})
     if submitted.get("executor") == "local":
         if _is_alive(submitted.get("job") or ""):
             return "running"
         return "not started" if last is submitted else "stopped"
-    # What it has left of late, where nobody can be asked: another machine's processes.
+    # The run may be on another machine: judge by the age of its last event and row.
     if last is submitted or not (last or rows):
         return "not started"
     seen = max(entry["time"] for entry in (*events[-1:], *rows[-1:]))
@@ -173,7 +173,7 @@ def _state(
 
 
 def _is_alive(process: str) -> bool:
-    """Return whether a local job's process, whose id is the job's, is there."""
+    """Return whether the process of a local job, whose id is the job's, exists."""
     try:
         os.kill(int(process), 0)
     except (ValueError, OSError, OverflowError):
@@ -195,7 +195,7 @@ def _error(run: Path, events: list[Event], job: str | None, state: str) -> str:
 
 
 def table(found: Iterable[RunStatus]) -> str:
-    """Return statuses as a table for a terminal, with errors below it."""
+    """Format statuses as a table for a terminal, followed by errors."""
     head = [
         "run", "job", "state", "step", "stage", "B", "loss", "img/s", "ETA", "restarts", "lost",
     ]  # fmt: skip
@@ -226,7 +226,7 @@ def table(found: Iterable[RunStatus]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Leave out what a terminal would obey: it comes out of files."""
+    """Replace control characters: the text comes from files."""
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
@@ -235,7 +235,7 @@ def _shown(value: float | None, form: str = "") -> str:
 
 
 def watch(folders: Sequence[Path], seconds: float) -> None:
-    """Print the table again and again, until every run has ended or the user interrupts."""
+    """Print the table every `seconds`, until every run has ended or the user interrupts."""
     while True:
         found = status(folders)
         clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""

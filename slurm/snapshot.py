@@ -1,4 +1,4 @@
-"""A copy of the code beside the run, so that edits do not change a job that waits."""
+"""A copy of the code beside the run, so that edits do not change a pending job."""
 
 import hashlib
 import shutil
@@ -14,9 +14,9 @@ IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def snapshot(folder: Path) -> Path:
-    """Copy the packages of this project to a folder named after their content, and return it.
+    """Copy this project's packages to a folder named by their content, and return it.
 
-    The same code is copied once; what the job imports besides (torch, timm) is not copied.
+    The same code is copied once. Dependencies (torch, timm) are not copied.
     """
     packages = {
         package.__name__: Path(package.__path__[0]) for package in (mae_et, finetune, slurm)
@@ -26,7 +26,7 @@ def snapshot(folder: Path) -> Path:
     if target.is_dir():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: another submission may copy the same at this moment.
+    # Atomic: another submission may copy the same code at the same time.
     temporary = folder / f".code-{uuid.uuid4().hex}"
     for name, source in packages.items():
         shutil.copytree(source, temporary / name, ignore=IGNORED, dirs_exist_ok=True)

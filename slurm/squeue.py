@@ -1,4 +1,4 @@
-"""What SLURM says of jobs: squeue, else scontrol, else sacct; and nothing where it is silent."""
+"""States of jobs from squeue, else scontrol, else sacct; unknown jobs are omitted."""
 
 import re
 import subprocess
@@ -10,20 +10,20 @@ TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True)
 class JobState:
-    """A job, as SLURM sees it."""
+    """State of a job."""
 
     state: str
-    """SLURM's word: PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ..."""
+    """SLURM's state: PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ..."""
     reason: str = ""
-    """Why it waits, or where it runs."""
+    """Why the job is pending, or the nodes that it runs on."""
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
-    """Return what is known of jobs, by their ids; those that SLURM knows nothing of are left out.
+    """Return the states of jobs by id; jobs that SLURM does not know are omitted.
 
-    Accounting (sacct) is asked last, for it may be absent, and runs seconds behind.
+    Accounting (sacct) comes last: it may be absent, and lags by seconds.
     """
-    # They come out of files, and go to a command line.
+    # Ids come from files and go to a command line.
     wanted = {job for job in jobs if re.fullmatch(r"\d+(_\d+)?", job, re.ASCII)}
     if not wanted:
         return {}
@@ -37,13 +37,13 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
 
 
 def job_state(job: str) -> str | None:
-    """Return the state of one job, as the controller has it now; None where it is not known."""
+    """Return the controller's current state of a job; None if it is unknown."""
     found = _controller(job)
     return found.state if found else None
 
 
 def run(*command: str) -> str | None:
-    """Return what one of SLURM's programs prints; None where it is missing, fails or hangs."""
+    """Return the output of a SLURM program; None if it is missing, fails or hangs."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
@@ -54,7 +54,7 @@ def run(*command: str) -> str | None:
 
 
 def _queue() -> dict[str, JobState]:
-    """Return the user's jobs that wait or run; waiting elements of an array one by one."""
+    """Return the user's pending and running jobs, with one entry per array element."""
     output = run("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%R")
     states = {}
     for line in (output or "").splitlines():

@@ -1,4 +1,4 @@
-"""Submit a command, what follows it, or a sweep: refused before anything is submitted, or not."""
+"""Submit a command with its follow-ups, or a sweep; check all of it before submitting any of it."""
 
 import json
 import os
@@ -15,17 +15,25 @@ from mae_et.config.resume import check_same_run
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.training.plan import curriculum_of
-from slurm.command import TRAININGS, CommandLine, Task, arms, following, frozen, task
+from slurm.command import (
+    TRAININGS,
+    CommandLine,
+    Task,
+    follow_up,
+    freeze_configs,
+    parse_task,
+    sweep_tasks,
+)
 from slurm.config import ClusterConfig, job_name
+from slurm.events import read_events, record_event
 from slurm.job import Job
-from slurm.journal import note, read_events
 from slurm.launcher import Launcher
 from slurm.preflight import check_classes, check_root
 from slurm.snapshot import snapshot
 from slurm.squeue import job_states
 
 TABLE_TIME = "30"
-# What the watchdog leaves of the time between the signal and the end, to queue the job again.
+# Time left to requeue the job between the end of a hung process and the time limit.
 MARGIN_SECONDS = 30
 
 
@@ -44,28 +52,28 @@ def submit(
         command_line: parses and runs it; for mae-et,
             `CommandLine(mae_et.cli.arguments.config_of, mae_et.cli.main.run)`.
         kind: pretrain, finetune, supervised, linear-probe, knn or evaluate.
-        arguments: its arguments on the command line.
-        cluster: where it runs.
-        then: kinds, or kind=RECIPE, that start from its checkpoint once it has succeeded.
-        sweep: `key=value,value`: a run for each combination, as one array, and a table at the end.
-        dry_run: check what needs no SLURM, print the script and the resolved config of each job,
-            and submit nothing.
+        arguments: arguments of the command.
+        cluster: resources of the job.
+        then: follow-ups, KIND or KIND=RECIPE, that start from its checkpoint once it succeeds.
+        sweep: `key=value,value`: one run per combination, as a job array, and a final table.
+        dry_run: check all that needs no SLURM, print each job's script and resolved config, and
+            submit nothing.
 
     Returns:
-        The run's folder, and the id of each job by its kind.
+        `run`, the run folder, and `jobs`, the id of each job by its kind.
 
     Raises:
-        UserError: the command, the cluster or the folder would not do; nothing is submitted.
+        UserError: the command, the cluster or the folder is invalid; nothing is submitted.
     """
-    first = task(command_line, kind, arguments)
+    first = parse_task(command_line, kind, arguments)
     following_kinds = [words.partition("=")[0] for words in then]
     for each in following_kinds:
         if following_kinds.count(each) > 1:
             raise UserError(
-                f"--then: {each} is given twice, and both would be in {first.folder / each}"
+                f"--then: {each} is given twice; both would write to {first.folder / each}"
             )
-    runs = arms(first, sweep) if sweep else [first]
-    groups = [runs, *([following(run, words) for run in runs] for words in then)]
+    runs = sweep_tasks(first, sweep) if sweep else [first]
+    groups = [runs, *([follow_up(run, words) for run in runs] for words in then)]
     if sweep:
         groups.append([_table(first.folder, groups)])
     if cluster.executor != "slurm" and len(groups) > 1:
@@ -84,29 +92,29 @@ def submit(
 
 
 def submit_together(tasks: list[Task], cluster: ClusterConfig, root: Path) -> str:
-    """Submit tasks of one kind as one job, of several as an array; return its id.
+    """Submit tasks of one kind as a job, or as an array if there are several; return its id.
 
     Args:
         tasks: the tasks.
-        cluster: where they run.
-        root: folder in which code and logs are kept.
+        cluster: resources of each.
+        root: folder of the copied code and the logs.
 
     Raises:
-        UserError: the cluster or a folder would not do; nothing is submitted.
+        UserError: the cluster or a folder is invalid; nothing is submitted.
     """
     _check(tasks, cluster, root)
     return _submit(tasks, cluster, root, None)
 
 
 def _table(folder: Path, groups: list[list[Task]]) -> Task:
-    """Return the task that puts the results of a sweep into one table."""
-    runs = json.dumps([str(run.folder) for run in groups[0]])  # names have commas in them
+    """Return the task that tabulates the results of a sweep."""
+    runs = json.dumps([str(run.folder) for run in groups[0]])  # names contain commas
     words = [f"--runs={runs}", f"--output={folder / 'results.md'}"]
-    return task(groups[0][0].command_line, "compare", words)
+    return parse_task(groups[0][0].command_line, "compare", words)
 
 
 def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path) -> Launcher:
-    """Return what submits tasks of one kind."""
+    """Return the launcher of tasks of one kind."""
     if group[0].is_single:
         cluster = cluster.single()
     if group[0].kind == "compare":
@@ -120,7 +128,7 @@ def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path)
 
 
 def _dependency(group: list[Task], jobs: dict[str, str]) -> str | None:
-    """Return what tasks wait for: their own run, or for the table all that were submitted."""
+    """Return the dependency of follow-ups: their own run, or all jobs for the final table."""
     if not jobs:
         return None
     if group[0].kind == "compare":
@@ -130,7 +138,7 @@ def _dependency(group: list[Task], jobs: dict[str, str]) -> str | None:
 
 
 def _show(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
-    """Print a group's script, and what its commands resolve to."""
+    """Print a group's script and resolved configs."""
     launcher = _launcher(group, cluster, root, root / "slurm" / "code")
     if cluster.executor == "slurm":
         print(launcher.script())
@@ -144,12 +152,12 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path, dependency: s
     """Submit a group; return the job's id."""
     folder = root / "slurm"
     code = snapshot(folder)
-    kept = [frozen(each, folder) for each in group]
+    kept = [freeze_configs(each, folder) for each in group]
     launcher = _launcher(kept, cluster, root, code)
     submitted = launcher.submit(dependency)
     for each, job in zip(kept, submitted, strict=True):
         facts = {"kind": each.kind, "executor": cluster.executor, "logs": str(folder.absolute())}
-        note(each.folder, "submitted", job=job.job_id, restart=0, **facts)
+        record_event(each.folder, "submitted", job=job.job_id, restart=0, **facts)
     if cluster.executor == "debug":
         for job in submitted:
             job.result()
@@ -160,11 +168,7 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path, dependency: s
 
 
 def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool = False) -> None:
-    """Refuse what would fail later, while the user looks; a dry run writes and needs nothing.
-
-    Raises:
-        UserError: in one sentence.
-    """
+    """Refuse what would fail later; a dry run neither writes nor needs SLURM."""
     for each in group:
         _check_folder(each.folder, dry_run)
         _check_queue(each.folder)
@@ -178,23 +182,21 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool 
 
 
 def _check_path(root: Path) -> None:
-    """Refuse a run folder whose path means something else in a batch script or in PYTHONPATH.
-
-    Raises:
-        UserError: it holds such a character.
-    """
+    """Refuse a run folder whose path would be misread in a batch script or in PYTHONPATH."""
     path = str(root.absolute())
     strange = sorted({each for each in path if each in ":\\'\"" or not each.isprintable()})
     if strange:
         raise UserError(
-            f"the run folder {path!r} has {' '.join(map(repr, strange))} in its path, which SLURM "
-            "or Python would read otherwise"
+            f"the path of the run folder {path!r} contains {' '.join(map(repr, strange))}, which "
+            "SLURM or Python would misread"
         )
 
 
 def _check_folder(folder: Path, dry_run: bool) -> None:
     if "%" in str(folder.absolute()):
-        raise UserError(f"the run folder {folder} has a % in its name, which SLURM would replace")
+        raise UserError(
+            f"the name of the run folder {folder} contains %, which SLURM would replace"
+        )
     if dry_run:
         there = next(
             path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
@@ -212,7 +214,7 @@ def _check_folder(folder: Path, dry_run: bool) -> None:
 
 
 def _check_queue(folder: Path) -> None:
-    """Refuse a run that another job is still at."""
+    """Refuse a run that another job is still writing."""
     submitted = [event["job"] for event in read_events(folder) if event["event"] == "submitted"]
     for job, state in job_states(submitted[-3:]).items():
         if state.state in {"PENDING", "RUNNING", "COMPLETING", "SUSPENDED"}:
@@ -221,9 +223,9 @@ def _check_queue(folder: Path) -> None:
 
 def _check_training(each: Task, cluster: ClusterConfig) -> None:
     config = each.config
-    batch, processes = config.optim.batch_size, cluster.processes
-    if batch % processes:
-        raise UserError(f"optim.batch_size {batch} is not divided by {processes} processes")
+    batch, ranks = config.optim.batch_size, cluster.ranks
+    if batch % ranks:
+        raise UserError(f"optim.batch_size {batch} is not divisible by {ranks} ranks")
     if each.kind == "pretrain":
         curriculum_of(config)
     written = each.folder / "config.yaml"

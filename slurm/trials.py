@@ -1,4 +1,4 @@
-"""Trials of a search as jobs: those that do not wait for each other at once, then waited for."""
+"""Run the trials of a search as jobs: submit independent ones together, then wait for them."""
 
 import sys
 import time
@@ -10,25 +10,25 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.errors import RunFailed
 from mae_et.io.atomic import write_text_atomically
 from slurm.cli import cluster_of
-from slurm.command import CommandLine, task
-from slurm.journal import read_events
+from slurm.command import CommandLine, parse_task
+from slurm.events import read_events
 from slurm.run_status import ENDED, status
 from slurm.submission import submit_together
 
 POLL_SECONDS = 5.0
-# Looks in a row at which a job that was submitted is still nowhere to be seen.
+# Consecutive polls after which a submitted job that never appears counts as lost.
 PATIENCE = 24
 
 
 class ClusterRunner:
     """Trains runs as jobs of a cluster, and waits for them.
 
-    Jobs outlive the search: one that is started again waits for those that are still there.
+    Jobs outlive the search: a restarted search waits for those that still run.
 
     Args:
         command_line: what parses and runs a trial.
-        cluster: file, or name among the shipped ones.
-        folder: of the search; code and logs of the jobs are kept in it.
+        cluster: file, or name of a shipped one.
+        folder: folder of the search, with the code and logs of its jobs.
     """
 
     def __init__(self, command_line: CommandLine, cluster: str, folder: Path):
@@ -38,15 +38,15 @@ class ClusterRunner:
     def __call__(
         self, configs: Sequence[PretrainConfig], stop_after_step: int | None = None
     ) -> list[str | None]:
-        """Train; return why each run diverged, None for those that did not.
+        """Train; return why each run diverged, or None for a run that did not.
 
         Raises:
-            UserError: the cluster refuses.
-            RunFailed: a job ended without its run, for another reason.
+            UserError: the cluster rejects the jobs.
+            RunFailed: a job ended early for another reason.
             ValueError: `stop_after_step` is given.
         """
         if stop_after_step is not None:
-            raise ValueError("a job runs to its end: until must be None")
+            raise ValueError("a job runs to its end: stop_after_step must be None")
         folders = [config.output.dir for config in configs]
         started = [config for config in configs if not self._is_there(config.output.dir)]
         if started:
@@ -54,7 +54,7 @@ class ClusterRunner:
             for config in started:
                 written = config.output.dir / "trial.yaml"
                 write_text_atomically(written, to_yaml(config))
-                tasks.append(task(self.command_line, "pretrain", [f"--config={written}"]))
+                tasks.append(parse_task(self.command_line, "pretrain", [f"--config={written}"]))
             job = submit_together(tasks, self.cluster, self.folder)
             print(f"mae-et: search: {len(tasks)} trials as job {job}", file=sys.stderr, flush=True)
         missing = 0
@@ -67,12 +67,12 @@ class ClusterRunner:
         return [self._outcome(folder) for folder in folders]
 
     def _is_there(self, folder: Path) -> bool:
-        """Return whether a run is finished, or a job is still at it."""
+        """Return whether a run is finished or a job still trains it."""
         if (folder / "results.json").exists():
             return True
         if not read_events(folder):
             return False
-        return status([folder])[0].state in {"pending", "running", "completing", "queued again"}
+        return status([folder])[0].state in {"pending", "running", "completing", "requeued"}
 
     def _outcome(self, folder: Path) -> str | None:
         if (folder / "results.json").exists():
@@ -82,6 +82,6 @@ class ClusterRunner:
             return str(failures[-1]["sentence"])
         (found, *_) = status([folder])
         raise RunFailed(
-            f"the job {found.job} of {folder} ended without its run ({found.state}): "
-            f"{found.error or 'see its logs'}; the same command starts it again"
+            f"job {found.job} of {folder} ended before its run ({found.state}): "
+            f"{found.error or 'see its logs'}; the same command restarts it"
         )

@@ -51,9 +51,9 @@ def test_a_finetune_py_in_the_current_folder_does_not_pass_for_the_package(place
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--gpus_per_node=5"], "optim.batch_size 12 is not divided by 5 processes"),
+        (["--gpus_per_node=5"], "optim.batch_size 12 is not divisible by 5 ranks"),
         (["--output.dir=tiny.yaml/run"], "cannot be written to"),
-        (["--output.dir=run%j"], "has a % in its name"),
+        (["--output.dir=run%j"], "contains %"),
         (["--data.name=folder"], "data.root is needed for data.name folder"),
         (["--data.name=shards"], "data.root is needed for data.name shards"),
     ],
@@ -70,7 +70,7 @@ def test_validation_images_without_class_folders_are_found_before_pretraining(
 ) -> None:
     run = ["submit", "pretrain", *RUN, f"--data.root={flat_val}", "--dry-run"]
     said = refusal(capsys, *run, "--then=knn")
-    assert f"the val split of data.root {flat_val} has no classes, for 9.png lies in no" in said
+    assert f"the val split of data.root {flat_val} has no classes (9.png is in no" in said
     assert main(run) == 0  # pre-training alone reads no labels
     (flat_val / "val" / "9.png").rename(flat_val / "9.png")
     assert "has fewer than two class folders" in refusal(capsys, *run, "--then=knn")

@@ -1,6 +1,7 @@
-"""Jobs on a real SLURM: they start, are interrupted in every way, and end as if they had not been.
+"""Jobs on a real SLURM: interrupted in every way, they end like uninterrupted ones.
 
-Every interrupted run is compared with one that was not: weights bit for bit, no row doubled.
+Each interrupted run is compared with an uninterrupted one: equal weights bit for bit, no metrics
+row doubled.
 """
 
 import itertools
@@ -22,9 +23,9 @@ from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import watchdog
-from slurm.journal import read_events
+from slurm.events import read_events
 
-# Long enough to be interrupted, with checkpoints far between: what is lost can be counted.
+# Long enough to interrupt, with rare checkpoints, so that repeated steps can be counted.
 FLAGS = [
     "--curriculum.epochs=70", "--output.checkpoint_every=60", "--output.log_every=10",
     "--output.reconstruct_images=0", "--output.tensorboard=false", "--optim.base_lr=0.001",
@@ -35,7 +36,7 @@ DEMO = ["--config=demo", "--curriculum.epochs=0.5", "--output.log_every=1"]
 
 @pytest.fixture
 def place(cluster: Cluster, tmp_path: Path, monkeypatch) -> Path:
-    """Go to a folder from which SLURM's programs find the cluster, and no other."""
+    """Change to a new folder, with SLURM's programs pointed to the test cluster."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
@@ -58,7 +59,7 @@ def submit(place: Path, capsys) -> Callable[..., dict[str, str]]:
 
 @pytest.fixture
 def start(submit, place: Path) -> Callable[..., tuple[str, Path]]:
-    """Submit the small pre-training and return its job, and its folder, once it trains."""
+    """Submit the tiny pre-training; return its job and folder once it trains."""
 
     def run(*flags: str, name: str = "run") -> tuple[str, Path]:
         output = f"--output.dir={name}"
@@ -71,7 +72,7 @@ def start(submit, place: Path) -> Callable[..., tuple[str, Path]]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(cluster: Cluster, tmp_path_factory) -> Path:
-    """Return the folder of the same run, on as many processes, that nothing happened to."""
+    """Folder of the same run on as many ranks, never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
@@ -98,15 +99,15 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def restart_soon(cluster: Cluster, job: str, restart: int = 1) -> None:
-    """Wait until a job is queued again, and spare it SLURM's delay."""
-    wait(lambda: cluster.restart_count(job) >= restart, "the job to be queued again", 90)
+    """Wait until a job is requeued, and skip most of SLURM's delay."""
+    wait(lambda: cluster.restart_count(job) >= restart, "the job to be requeued", 90)
     wait(lambda: cluster.state(job) in {"PENDING", "RUNNING"}, "the job to be over")
-    # Not at once: SLURM has revoked the job's credential in this very second.
+    # Not at once: SLURM revoked the job's credential in this very second.
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2seconds", check=False)
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Return the training processes of a job, by their command lines; the last is rank 1."""
+    """Return the ranks of a job by their command lines, sorted by process id."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -120,7 +121,7 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def processes_on(cluster: Cluster, node: str) -> list[int]:
-    """Return the processes of one of a cluster's machines: slurmd, steps, and their tasks."""
+    """Return the processes of one node: slurmd, steps, and their tasks."""
     found = set()
     for process in cluster.processes():
         place = Path(f"/proc/{process}")
@@ -146,7 +147,7 @@ def same_end(cluster: Cluster, job: str, folder: Path, whole: Path) -> None:
         assert torch.equal(ours["model"][name], weight), name
     steps = [row["step"] for row in read_metrics(folder)]
     assert steps == sorted(set(steps))
-    # A run that went on has a row at the step where it stopped: only like windows are compared.
+    # A resumed run has an extra row where it stopped: compare rows of equal windows only.
     ours, theirs = (
         {(row["step"], row["window_steps"]): row["loss"] for row in read_metrics(run)}
         for run in (folder, whole)
@@ -156,7 +157,7 @@ def same_end(cluster: Cluster, job: str, folder: Path, whole: Path) -> None:
     assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
 
 
-def test_two_nodes_give_the_losses_of_one_process(submit, place: Path) -> None:
+def test_two_nodes_train_to_the_losses_of_one_rank(submit, place: Path) -> None:
     submit("pretrain", *DEMO, "--output.dir=two", *CLUSTER)
     one = pretrain(load_config(PretrainConfig, ["demo"], [*DEMO[1:], "--output.dir=one"]))
     wait(lambda: (place / "two" / "results.json").exists(), "the end of the run", 120)
@@ -171,7 +172,7 @@ def test_two_nodes_give_the_losses_of_one_process(submit, place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["USR2", pytest.param("TERM", marks=pytest.mark.slow)])
-def test_a_signal_saves_queues_again_and_loses_nothing(
+def test_signal_saves_and_requeues_without_repeated_steps(
     start, cluster: Cluster, uninterrupted: Path, name: str
 ) -> None:
     job, folder = start()
@@ -185,8 +186,8 @@ def test_a_signal_saves_queues_again_and_loses_nothing(
     assert events(folder, "failed") == []
 
 
-def test_a_time_limit_saves_queues_again_and_loses_nothing(start, cluster: Cluster) -> None:
-    """SLURM looks every 30 s for jobs whose time is nearly over."""
+def test_time_limit_saves_and_requeues_without_repeated_steps(start, cluster: Cluster) -> None:
+    """SLURM checks time limits every 30 s."""
     job, folder = start("--curriculum.epochs=1000", "--signal_delay=60")
     cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+62seconds")
     restart_soon(cluster, job)
@@ -199,7 +200,7 @@ def test_a_time_limit_saves_queues_again_and_loses_nothing(start, cluster: Clust
 
 
 @pytest.mark.parametrize("partition", [pytest.param("low", marks=pytest.mark.slow), "low_nograce"])
-def test_preemption_loses_nothing_with_grace_or_without(
+def test_preemption_repeats_no_steps_with_or_without_grace_time(
     start, cluster: Cluster, uninterrupted: Path, partition: str
 ) -> None:
     job, folder = start(f"--partition={partition}", "--extra={exclusive: true}")
@@ -213,7 +214,7 @@ def test_preemption_loses_nothing_with_grace_or_without(
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
+def test_killed_rank_repeats_only_the_steps_since_the_last_checkpoint(
     start, cluster: Cluster, uninterrupted: Path, rank: int
 ) -> None:
     job, folder = start(*["--then=knn"] * rank)
@@ -221,7 +222,7 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
     os.kill(processes_of(folder)[rank], signal.SIGKILL)
     restart_soon(cluster, job)
     same_end(cluster, job, folder, uninterrupted)
-    if rank:  # what follows has waited for the second end
+    if rank:  # the follow-up waited for the second end
         wait(lambda: (folder / "knn" / "results.json").exists(), "the score")
     (retried,) = events(folder, "retried")
     assert "Killed" in retried["sentence"]
@@ -233,7 +234,7 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_crash_is_tried_again_so_often_and_its_reason_is_kept(
+def test_crash_restarts_up_to_the_limit_and_its_reason_is_kept(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:
     for name in ("train/a/1.png", "train/a/2.png"):
@@ -251,13 +252,11 @@ def test_a_crash_is_tried_again_so_often_and_its_reason_is_kept(
     assert "1.png" in found["error"] or "2.png" in found["error"]
 
 
-def test_a_user_s_mistake_that_only_the_job_sees_is_not_tried_again(
-    submit, cluster: Cluster, place: Path
-) -> None:
+def test_user_error_inside_the_job_is_not_retried(submit, cluster: Cluster, place: Path) -> None:
     flags = ["--data.root=nowhere", "--output.dir=run", "--nodes=1", "--then=knn"]
     jobs = submit("pretrain", "--config=tiny.yaml", *FLAGS, *CLUSTER, *flags)
     assert cluster.wait_for_state(jobs["pretrain"], "FAILED", seconds=60) == "FAILED"
-    # What was to follow does not wait for ever.
+    # Its follow-up does not stay pending.
     assert cluster.wait_for_state(jobs["knn"], "CANCELLED") == "CANCELLED"
     assert events(place / "run", "retried") == []
     (given_up,) = events(place / "run", "given up")
@@ -266,10 +265,10 @@ def test_a_user_s_mistake_that_only_the_job_sees_is_not_tried_again(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_machine_that_fails_costs_the_steps_since_the_last_checkpoint(
+def test_failed_node_repeats_only_the_steps_since_the_last_checkpoint(
     start, uninterrupted: Path, tmp_path: Path, monkeypatch, node: int
 ) -> None:
-    """On a cluster that has another machine in its place; the first has the batch script too."""
+    """A third node replaces it; the first node also runs the batch script."""
     with start_cluster(tmp_path / "cluster", nodes=3) as three:
         monkeypatch.setenv("SLURM_CONF", three.environment["SLURM_CONF"])
         job, folder = start()
@@ -277,7 +276,7 @@ def test_a_machine_that_fails_costs_the_steps_since_the_last_checkpoint(
         name = three.nodes[node]
         for process in processes_on(three, name):
             os.kill(process, signal.SIGKILL)
-        # In place of the minutes after which SLURM takes a silent machine for failed.
+        # Instead of waiting minutes until SLURM declares a silent node failed.
         three.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=failed")
         restart_soon(three, job)
         same_end(three, job, folder, uninterrupted)
@@ -289,10 +288,10 @@ def test_a_machine_that_fails_costs_the_steps_since_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("allowed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_run_is_queued_again_after_so_many_time_limits_and_no_more(
+def test_run_requeues_after_the_allowed_number_of_time_limits_only(
     start, cluster: Cluster, capsys, allowed: int
 ) -> None:
-    """Of a job of less than ten minutes submitit takes every signal for a time limit."""
+    """Submitit counts every signal to a job of less than ten minutes as a time limit."""
     job, folder = start("--curriculum.epochs=1000", "--time=5", f"--timeouts={allowed}")
     for restart in range(allowed):
         cluster.run("scancel", "--signal=USR2", job)
@@ -313,10 +312,10 @@ def test_a_run_is_queued_again_after_so_many_time_limits_and_no_more(
 
 
 @pytest.mark.slow
-def test_two_clusters_on_a_machine_do_not_meet(
+def test_jobs_with_equal_ids_on_one_machine_do_not_collide(
     submit, cluster: Cluster, place: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    """The port that submitit draws is made from the job's id, which both jobs share."""
+    """Submitit derives its port from the job's id, which both jobs share."""
     with start_cluster(tmp_path / "one") as one, start_cluster(tmp_path / "two") as two:
         for name, each in (("a", one), ("b", two)):
             monkeypatch.setenv("SLURM_CONF", each.environment["SLURM_CONF"])
@@ -331,10 +330,10 @@ def test_two_clusters_on_a_machine_do_not_meet(
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_ended_and_the_run_goes_on(
+def test_hung_rank_is_ended_after_a_signal_and_the_run_resumes(
     start, cluster: Cluster, uninterrupted: Path
 ) -> None:
-    """The other waits for it in a collective, where no handler runs."""
+    """Its peer waits for it in a collective, where no signal handler runs."""
     job, folder = start("--signal_delay=10")
     wait(lambda: newest_checkpoint(folder / "checkpoints"), "a checkpoint")
     os.kill(processes_of(folder)[1], signal.SIGSTOP)
@@ -342,10 +341,10 @@ def test_a_process_that_hangs_is_ended_and_the_run_goes_on(
     cluster.run("scancel", "--signal=USR2", job)
     restart_soon(cluster, job)
     same_end(cluster, job, folder, uninterrupted)
-    assert "ended where it hung" in events(folder, "failed")[0]["sentence"]
+    assert "the process hung" in events(folder, "failed")[0]["sentence"]
 
 
-# The interpreter imports it at its start: one process of a job's first start hangs in a step.
+# Imported at interpreter start-up: one rank of the job's first start hangs in a step.
 HANGS_ONCE = """
 import os, sys
 first = "SLURM_RESTART_COUNT" not in os.environ and "submitit.core._submit" in sys.orig_argv
@@ -358,12 +357,12 @@ if first and os.environ.get("SLURM_PROCID") == "{rank}":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_finishes_no_step_ends_and_the_job_is_queued_again(
+def test_rank_that_finishes_no_step_ends_and_the_job_restarts(
     start, cluster: Cluster, uninterrupted: Path, place: Path, rank: int
 ) -> None:
-    """It hangs in C; nobody signals. The other waits for it in a collective, until its own time.
+    """It hangs in C and nobody signals it; its peer waits in a collective until its own timeout.
 
-    Both say where they stand, the job ends with status 75, and goes on from its last checkpoint.
+    Both print their stacks, the job ends with status 75 and resumes from its last checkpoint.
     """
     step, faults = 100, Path(__file__).parents[1] / "robustness" / "faults"
     (place / "fault").mkdir()
@@ -377,14 +376,14 @@ def test_a_process_that_finishes_no_step_ends_and_the_job_is_queued_again(
     for number, log in enumerate(logs):
         assert f"process {number} has finished no step in 10 s (efficiency.step_timeout)" in log
         assert ("in struck" in log) == (number == rank)  # where it hangs
-    assert f"task {rank}: Exited with exit code {watchdog.EXIT_STATUS}" in logs[0]  # srun's word
+    assert f"task {rank}: Exited with exit code {watchdog.EXIT_STATUS}" in logs[0]  # srun's message
     (retried,) = events(folder, "retried")
-    assert "no step was finished in efficiency.step_timeout" in retried["sentence"]
+    assert "no step finished within efficiency.step_timeout" in retried["sentence"]
     _, second = events(folder, "started")
     assert (retried["step"], second["step"], second["lost"]) == (60, 60, step - 60)
 
 
-def test_cancelling_saves_and_does_not_come_back(start, cluster: Cluster) -> None:
+def test_cancelled_job_saves_and_is_not_requeued(start, cluster: Cluster) -> None:
     job, folder = start("--curriculum.epochs=1000")
     cluster.run("scancel", job)
     assert cluster.wait_for_state(job, "CANCELLED") == "CANCELLED"
@@ -396,7 +395,7 @@ def test_cancelling_saves_and_does_not_come_back(start, cluster: Cluster) -> Non
     assert saved["step"] == events(folder, "stopped")[0]["step"]
 
 
-def test_a_probe_follows_and_a_finished_run_ends_at_once(
+def test_probes_follow_a_run_and_a_finished_run_ends_at_once(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:
     run = ["pretrain", "--config=tiny.yaml", "--output.dir=run", *CLUSTER]
@@ -419,7 +418,7 @@ def test_a_probe_follows_and_a_finished_run_ends_at_once(
     assert (place / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_sweep_is_an_array_and_ends_in_a_table(
+def test_sweep_runs_as_an_array_and_ends_with_a_table(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:
     jobs = submit(
@@ -439,13 +438,13 @@ def test_a_sweep_is_an_array_and_ends_in_a_table(
     assert len({row[head.index("loss")] for row in cells}) == 3
 
     def all_finished() -> bool:
-        """Whether SLURM too has seen the jobs end, which can be after what they wrote is there."""
+        """Return whether SLURM has noticed that all jobs ended; it may lag behind their files."""
         assert main(["status", "sweep", "--json"]) == 0
         states = {row["state"] for row in json.loads(capsys.readouterr().out)}
         assert states <= {"finished", "running"}
         return states == {"finished"}
 
-    wait(all_finished, "the ends of the jobs", 60)
+    wait(all_finished, "the jobs to end", 60)
 
 
 @pytest.mark.parametrize(
@@ -455,16 +454,16 @@ def test_a_sweep_is_an_array_and_ends_in_a_table(
         (["--nodes=4"], "SLURM refuses the job"),
         (["--output.dir=tiny.yaml/run"], "cannot be written to"),
         (["--output.dir=/proc/run"], "cannot be written to"),  # not even by root
-        (["--output.dir=run%j"], "has a % in its name"),
+        (["--output.dir=run%j"], "contains %"),
         (["--optim.base_lr=fast"], "optim.base_lr"),
-        (["--optim.batch_size=15"], "not divided by 2 processes"),
+        (["--optim.batch_size=15"], "not divisible by 2 ranks"),
         (["--then=finetune"], "no recipe"),
         (["--cluster=nowhere"], "there is no cluster 'nowhere'"),
         (["--time=soon"], "time must read like"),
         (["--sweep=seed"], "--sweep must read like"),
     ],
 )
-def test_what_would_fail_is_refused_before_anything_is_submitted(
+def test_invalid_submission_is_refused_before_submitting(
     place: Path, cluster: Cluster, capsys, flags: list[str], sentence: str
 ) -> None:
     jobs = ["squeue", "--noheader", "--states=all", "--format=%i"]
@@ -478,9 +477,7 @@ def test_what_would_fail_is_refused_before_anything_is_submitted(
     assert list(itertools.chain(place.rglob("*_submission.sh"), place.rglob("*.pkl"))) == []
 
 
-def test_a_run_whose_job_is_still_there_is_not_submitted_again(
-    start, cluster: Cluster, capsys
-) -> None:
+def test_run_with_an_active_job_is_not_submitted_again(start, cluster: Cluster, capsys) -> None:
     job, folder = start("--curriculum.epochs=1000")
     run = ["pretrain", "--config=tiny.yaml", f"--output.dir={folder.name}", *FLAGS, *CLUSTER]
     assert main(["submit", *run, "--curriculum.epochs=1000"]) == 2

@@ -31,7 +31,7 @@ from mae_et.search.sequential import stage_trial
 from mae_et.search.trial_log import TrialLog, truncate_partial_line
 from mae_et.search.trials import Trials, fork_checkpoint, run_here
 from mae_et.training.plan import make_plan
-from slurm.journal import read_events
+from slurm.events import read_events
 
 STRATEGIES = ("sequential", "greedy", "bayes")
 SMALL = (

@@ -1,4 +1,4 @@
-"""What a shell is handed stays one word, whatever it holds; what no quotes can hold is refused."""
+"""User input in batch scripts stays one shell word, or is refused if no quotes can hold it."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from mae_et.cli.main import main
 from mae_et.cli.main import run as run_command
 from slurm.command import CommandLine
 from slurm.config import ClusterConfig
+from slurm.events import read_events, record_event
 from slurm.job import Job
-from slurm.journal import note, read_events
 from slurm.launcher import Launcher, make_private
 from slurm.run_status import status, table
 from slurm.squeue import job_states
@@ -40,7 +40,7 @@ printf '%s\\0' "$@" >> "{words}"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch) -> Path:
-    """A folder in which srun and Python only note their arguments."""
+    """A folder in which srun and Python only record their arguments."""
     for name in ("srun", "python"):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def place(tmp_path: Path, monkeypatch) -> Path:
 
 
 def run(script: str, place: Path) -> list[str]:
-    """Run a batch script; return the words that srun was given."""
+    """Run a batch script; return the arguments of srun."""
     (place / "srun.words").unlink(missing_ok=True)
     environment = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "HOME": "/nowhere"}
     done = subprocess.run(
@@ -71,7 +71,7 @@ def launcher(config: ClusterConfig, place: Path, root: str = "run", name: str = 
 
 
 def directives(script: str) -> dict[str, str]:
-    """Return what sbatch is told, as it reads it: words in quotes, up to the end of a line."""
+    """Return the #SBATCH options, parsed as sbatch does: quoted words up to the end of a line."""
     lines = [line for line in script.split("\n") if line.startswith("#SBATCH ")]
     words = [shlex.split(line.removeprefix("#SBATCH ")) for line in lines]
     assert all(len(each) == 1 for each in words), lines
@@ -79,7 +79,7 @@ def directives(script: str) -> dict[str, str]:
 
 
 def holds(word: str, place: Path) -> None:
-    """Check every place that a user's word goes to in a batch script."""
+    """Check each place of a batch script that holds user input."""
     settings = {
         "name": word, "partition": word, "account": word, "qos": word, "constraint": word,
         "exclude": word, "mail_user": word, "mail_type": word, "extra": {"comment": word},
@@ -100,7 +100,7 @@ def holds(word: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize("word", HOSTILE, ids=ascii)
-def test_a_hostile_word_stays_one_word_or_is_refused(word: str, place: Path) -> None:
+def test_hostile_word_stays_one_word_or_is_refused(word: str, place: Path) -> None:
     holds(word, place)
 
 
@@ -114,14 +114,14 @@ def test_any_word_stays_one_word_or_is_refused(place: Path, word: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "plain"], ids=ascii)
-def test_a_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Path) -> None:
-    """Its path goes to srun, to Python, to PYTHONPATH, and into sbatch's own patterns."""
+def test_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Path) -> None:
+    """Its path is passed to srun, Python, PYTHONPATH and sbatch's file name patterns."""
     from slurm.submission import _check_path
 
     root = Path(name)
     bad = [each for each in name if each in ":\\'\"" or not each.isprintable()]
     if bad:
-        with pytest.raises(UserError, match="which SLURM or Python would read otherwise"):
+        with pytest.raises(UserError, match="which SLURM or Python would misread"):
             _check_path(root)
         return
     _check_path(root)
@@ -143,9 +143,9 @@ def test_a_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Pat
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a:b", "a'b"])
-def test_a_run_folder_that_is_refused_is_refused_before_a_dry_run_too(name: str, place) -> None:
+def test_dry_run_refuses_the_same_run_folders(name: str, place) -> None:
     for dry_run in (True, False):
-        with pytest.raises(UserError, match="would read otherwise"):
+        with pytest.raises(UserError, match="would misread"):
             submit(
                 CommandLine(config_of, run_command),
                 "pretrain",
@@ -156,8 +156,8 @@ def test_a_run_folder_that_is_refused_is_refused_before_a_dry_run_too(name: str,
     assert not (place / name).exists()
 
 
-def test_a_dry_run_is_a_script_whatever_its_arguments(place: Path, capsys) -> None:
-    """People pipe it into a file: what is said of the command stays a comment."""
+def test_dry_run_prints_a_valid_script_for_any_arguments(place: Path, capsys) -> None:
+    """Users pipe it into a file: the description of the command stays a comment."""
     root = "--data.root=x\ntouch canary; $(touch canary)"
     flags = ["--data.name=cifar10", "--executor=slurm", "--output.dir=run", "--dry-run"]
     assert main(["submit", "pretrain", root, *flags]) == 0
@@ -167,13 +167,13 @@ def test_a_dry_run_is_a_script_whatever_its_arguments(place: Path, capsys) -> No
 
 
 @pytest.mark.parametrize("key", ["a b", "x\ntouch canary", "-x", "", "a=b", "a;b", "é"])
-def test_a_parameter_of_sbatch_is_a_name(key: str) -> None:
-    with pytest.raises(UserError, match=r"no parameter of sbatch"):
+def test_sbatch_option_must_be_a_name(key: str) -> None:
+    with pytest.raises(UserError, match=r"not an sbatch option"):
         ClusterConfig(extra={key: "1"})
 
 
-def test_the_folder_of_a_job_s_pickle_is_its_user_s_alone(tmp_path: Path, monkeypatch) -> None:
-    """Who can write a pickle there can run code as this user; SLURM's jobs load no other one."""
+def test_folder_of_pickled_jobs_is_writable_by_its_user_only(tmp_path: Path, monkeypatch) -> None:
+    """Whoever writes a pickle there can run code as this user."""
     folder = tmp_path / "slurm"
     folder.mkdir()
     folder.chmod(0o777)
@@ -187,12 +187,12 @@ def test_the_folder_of_a_job_s_pickle_is_its_user_s_alone(tmp_path: Path, monkey
 # --- status: it reads files, runs SLURM's programs, and prints ------------------------------------
 
 
-def test_ids_of_jobs_out_of_files_are_numbers_before_slurm_is_asked(tmp_path: Path) -> None:
+def test_job_ids_from_files_are_validated_before_calling_slurm(tmp_path: Path) -> None:
     with nothing_runs(tmp_path):
         assert job_states(["-x", "--help", "7; touch canary", "$(x)", "DEBUG_1", "7\n"]) == {}
 
 
-def test_status_reads_logs_of_its_own_run_alone(tmp_path: Path, monkeypatch) -> None:
+def test_status_reads_only_logs_of_its_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
     run = tmp_path / "runs" / "one"
     (run / "slurm").mkdir(parents=True)
@@ -201,15 +201,15 @@ def test_status_reads_logs_of_its_own_run_alone(tmp_path: Path, monkeypatch) -> 
         (folder / f"{GONE}_0_log.err").write_text(f"from {folder.name}\x1b[2J\n")
     said = []
     for logs in (tmp_path / "secret", run / "slurm" / ".." / ".." / ".." / "secret", run / "slurm"):
-        note(run, "submitted", job=GONE, logs=str(logs), executor="local")
-        note(run, "started", job=GONE)
+        record_event(run, "submitted", job=GONE, logs=str(logs), executor="local")
+        record_event(run, "started", job=GONE)
         said.append(status([run])[0].error)
     assert said == ["", "", "from slurm\x1b[2J"]
     assert "\x1b" not in table(status([run]))  # a terminal would obey it
 
 
-def test_lines_of_other_kinds_are_no_events(tmp_path: Path) -> None:
-    note(tmp_path, "started", job="1")
+def test_malformed_events_are_skipped(tmp_path: Path) -> None:
+    record_event(tmp_path, "started", job="1")
     with (tmp_path / "slurm" / "events.jsonl").open("a") as file:
         for line in ({"event": 3}, {"event": "x"}, [], {"event": "x", "time": 1, "job": ["-x"]}):
             file.write(json.dumps(line) + "\n")
@@ -218,7 +218,7 @@ def test_lines_of_other_kinds_are_no_events(tmp_path: Path) -> None:
 
 
 def test_status_opens_no_port(tmp_path: Path, capsys) -> None:
-    note(tmp_path, "started", job="1")
+    record_event(tmp_path, "started", job="1")
     with nothing_runs(tmp_path):  # to bind a socket is one of the things that it sees
         assert main(["status", str(tmp_path)]) == 0
     assert str(tmp_path) in capsys.readouterr().out

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from slurm import retry
-from slurm.journal import log_file, note, read_events
+from slurm.events import log_file, read_events, record_event
 
 
 def test_srun_error_line_names_the_killed_task(tmp_path: Path) -> None:
-    note(tmp_path, "submitted", job="7", logs=str(tmp_path / "slurm"))
+    record_event(tmp_path, "submitted", job="7", logs=str(tmp_path / "slurm"))
     events = read_events(tmp_path)
     path = log_file(tmp_path, events, "7")
     assert path == tmp_path / "slurm" / "7_0_log.err"

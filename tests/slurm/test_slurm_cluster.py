@@ -127,8 +127,8 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path: Path) -> None:
     program.write_text(
         "import os, pathlib, torch\n"
         "from mae_et.runtime.distributed import choose_device\n"
-        "from slurm.job import join\n"
-        "join(pathlib.Path(__file__).parent / os.environ['SLURM_STEP_ID'])\n"
+        "from slurm.job import set_rank_environment\n"
+        "set_rank_environment(pathlib.Path(__file__).parent / os.environ['SLURM_STEP_ID'])\n"
         "seen = os.environ['CUDA_VISIBLE_DEVICES'].split(',')\n"
         "torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: len(seen)\n"
         "print(len(seen), seen[choose_device().index], os.environ['LOCAL_RANK'])\n"

@@ -1,4 +1,4 @@
-"""Submitting without a cluster: scripts, copies, decisions after a job, local jobs, status."""
+"""Submission without a cluster: scripts, copies, restarts, local jobs, status."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.monitoring.compare import CompareConfig, compare
 from mae_et.runtime import watchdog
 from slurm import ClusterConfig, job, retry, status, trials
-from slurm.command import CommandLine, arms, following, task
-from slurm.journal import note, read_events
+from slurm.command import CommandLine, follow_up, freeze_configs, parse_task, sweep_tasks
+from slurm.events import read_events, record_event
 from slurm.run_status import table
 from slurm.snapshot import snapshot
-from slurm.watchdog import EXIT_STATUS
+from slurm.stop_deadline import EXIT_STATUS
 
 COMMAND_LINE = CommandLine(config_of, run)
 RUN = ["--config=tiny.yaml", "--output.dir=run"]
@@ -32,34 +32,34 @@ RUN = ["--config=tiny.yaml", "--output.dir=run"]
     ("written", "minutes"),
     [("90", 90), ("90:30", 91), ("1:30:00", 90), ("1-00", 1440), ("2-12:00:00", 3600)],
 )
-def test_time_is_read_as_slurm_reads_it(written: str, minutes: int) -> None:
+def test_time_is_parsed_as_slurm_does(written: str, minutes: int) -> None:
     assert ClusterConfig(time=written).minutes == minutes
 
 
-def test_processes_are_one_for_each_gpu_unless_said_otherwise() -> None:
-    assert ClusterConfig(nodes=2, gpus_per_node=8).processes == 16
-    assert ClusterConfig(nodes=2).processes == 2
-    assert ClusterConfig(tasks_per_node=4).processes == 4
+def test_one_rank_per_gpu_by_default() -> None:
+    assert ClusterConfig(nodes=2, gpus_per_node=8).ranks == 16
+    assert ClusterConfig(nodes=2).ranks == 2
+    assert ClusterConfig(tasks_per_node=4).ranks == 4
     one = ClusterConfig(nodes=4, gpus_per_node=8, memory_gb=480, partition="gpu").single()
-    assert (one.processes, one.gpus_per_node, one.memory_gb, one.partition) == (1, 1, 60, "gpu")
+    assert (one.ranks, one.gpus_per_node, one.memory_gb, one.partition) == (1, 1, 60, "gpu")
 
 
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
         ("--nodes=0", "nodes must be positive"),
-        ("--executor=local --nodes=2", "local is one machine"),
-        ("--executor=debug --tasks_per_node=2", "debug is one process"),
+        ("--executor=local --nodes=2", "local runs on one machine"),
+        ("--executor=debug --tasks_per_node=2", "debug runs one rank"),
         ("--retries=-1", "retries must not be negative"),
         ("--time=0", "at least a minute"),
     ],
 )
-def test_an_impossible_cluster_is_refused(flag: str, sentence: str) -> None:
+def test_invalid_cluster_config_is_refused(flag: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_config(ClusterConfig, [], flag.split())
 
 
-def test_a_dry_run_prints_script_and_config_and_needs_no_slurm(place, monkeypatch, capsys) -> None:
+def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, capsys) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     flags = ["--cluster=nodes_8x8gpu", "--partition=gpu", "--account=lab", "--extra={gres: 'x:1'}"]
     run = [*RUN, "--optim.batch_size=64", "--data.synthetic_train=64"]
@@ -73,11 +73,11 @@ def test_a_dry_run_prints_script_and_config_and_needs_no_slurm(place, monkeypatc
     assert "--kill-on-bad-exit=1 --cpus-per-task=12" in out
     assert "encoder_embed_dim: 32" in out
     assert "# mae-et knn --checkpoint=run --output=run/knn" in out
-    assert "#SBATCH --ntasks-per-node=1\n" in out  # a probe is one process
+    assert "#SBATCH --ntasks-per-node=1\n" in out  # a probe runs on one rank
     assert list(place.iterdir()) == [place / "tiny.yaml"]
 
 
-def test_words_of_the_shell_are_quoted(place, capsys) -> None:
+def test_shell_words_are_quoted(place, capsys) -> None:
     flags = ["--output.dir=a b;$(c)", "--name=x y", "--extra={comment: 'a; b'}", "--dry-run"]
     assert main(["submit", "pretrain", RUN[0], *flags]) == 0
     script = capsys.readouterr().out.partition("# mae-et")[0]
@@ -88,15 +88,15 @@ def test_words_of_the_shell_are_quoted(place, capsys) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_two_jobs_of_one_folder_are_refused(place, capsys) -> None:
+def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
     for then in ("finetune=a.yaml,finetune=b.yaml", "knn,linear-probe,knn"):
         assert main(["submit", "pretrain", *RUN, "--dry-run", f"--then={then}"]) == 2
         kind = then[-3:] if then.endswith("knn") else "finetune"
-        told = f"--then: {kind} is given twice, and both would be in run/{kind}"
+        told = f"--then: {kind} is given twice; both would write to run/{kind}"
         assert told in capsys.readouterr().err
 
 
-def test_without_slurm_nothing_is_submitted(place, monkeypatch, capsys) -> None:
+def test_submit_without_slurm_is_refused(place, monkeypatch, capsys) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["submit", "pretrain", *RUN]) == 2
     assert "this machine has no SLURM (sbatch, srun" in capsys.readouterr().err
@@ -105,7 +105,7 @@ def test_without_slurm_nothing_is_submitted(place, monkeypatch, capsys) -> None:
     assert "'export' cannot be submitted" in capsys.readouterr().err
 
 
-def test_a_job_imports_the_copied_code_and_not_what_lies_where_it_starts(place: Path) -> None:
+def test_job_imports_the_copied_code(place: Path) -> None:
     code = snapshot(place / "slurm")
     assert snapshot(place / "slurm") == code
     (place / "mae_et").mkdir()
@@ -122,68 +122,69 @@ def test_a_job_imports_the_copied_code_and_not_what_lies_where_it_starts(place: 
     assert all(path.startswith(str(code)) for path in done.stdout.split())
 
 
-def test_a_config_that_is_edited_does_not_change_a_job_that_waits(place: Path) -> None:
-    from slurm.command import frozen
+def test_edited_config_does_not_change_a_pending_job(place: Path) -> None:
 
-    kept = frozen(
-        task(COMMAND_LINE, "pretrain", ["--config", "tiny.yaml", "--seed=3"]),
+    kept = freeze_configs(
+        parse_task(COMMAND_LINE, "pretrain", ["--config", "tiny.yaml", "--seed=3"]),
         place / "run" / "slurm",
     )
     (place / "tiny.yaml").write_text("seed: 9")
-    again = task(COMMAND_LINE, "pretrain", kept.arguments)
+    again = parse_task(COMMAND_LINE, "pretrain", kept.arguments)
     assert again.config.seed == 3
     assert again.config.model.encoder_embed_dim == 32
 
 
-def test_what_follows_starts_from_the_run_and_takes_its_data(place: Path) -> None:
-    first = task(COMMAND_LINE, "pretrain", [*RUN, "--data.synthetic_train=41"])
+def test_follow_up_starts_from_the_run_and_its_data(place: Path) -> None:
+    first = parse_task(COMMAND_LINE, "pretrain", [*RUN, "--data.synthetic_train=41"])
     (place / "recipe.yaml").write_text("model: {image_size: 32}")
-    tuned = following(first, "finetune=recipe.yaml")
+    tuned = follow_up(first, "finetune=recipe.yaml")
     assert tuned.config.model.checkpoint == Path("run")
     assert tuned.config.data.synthetic_train == 41
     assert tuned.folder == Path("run/finetune")
-    large = task(COMMAND_LINE, "pretrain", ["--config=pretrain/vit_l16_etpp", "--data.root=/x"])
-    followed = following(large, "finetune").config
+    large = parse_task(
+        COMMAND_LINE, "pretrain", ["--config=pretrain/vit_l16_etpp", "--data.root=/x"]
+    )
+    followed = follow_up(large, "finetune").config
     assert followed.optim.layer_decay == 0.75
     assert followed.data.root == Path("/x")
     with pytest.raises(UserError, match="'evaluate' cannot follow pretrain"):
-        following(first, "evaluate")
+        follow_up(first, "evaluate")
 
 
-def test_a_sweep_has_a_run_for_each_combination(place: Path) -> None:
-    first = task(COMMAND_LINE, "pretrain", RUN)
-    found = arms(first, ["optim.base_lr=0.1,0.2", "seed=0,1,2"])
+def test_sweep_has_a_run_for_each_combination(place: Path) -> None:
+    first = parse_task(COMMAND_LINE, "pretrain", RUN)
+    found = sweep_tasks(first, ["optim.base_lr=0.1,0.2", "seed=0,1,2"])
     assert len(found) == len({each.folder for each in found}) == 6
     assert found[-1].folder == Path("run/base_lr=0.2,seed=2")
     assert (found[-1].config.optim.base_lr, found[-1].config.seed) == (0.2, 2)
     with pytest.raises(UserError, match=r"optim\.base_lr"):
-        arms(first, ["optim.base_lr=0.1,fast"])
+        sweep_tasks(first, ["optim.base_lr=0.1,fast"])
 
 
-def test_the_table_of_a_sweep_takes_names_with_commas(place: Path) -> None:
+def test_sweep_table_accepts_names_with_commas(place: Path) -> None:
     from slurm.submission import _table
 
-    found = arms(task(COMMAND_LINE, "pretrain", RUN), ["optim.base_lr=0.1,0.2", "seed=0,1"])
+    found = sweep_tasks(
+        parse_task(COMMAND_LINE, "pretrain", RUN), ["optim.base_lr=0.1,0.2", "seed=0,1"]
+    )
     assert _table(Path("run"), [found]).config.runs == [each.folder for each in found]
 
 
 @pytest.fixture
 def inside(place: Path, monkeypatch) -> list[str]:
-    """Pretend to be the batch script of a job that runs; return what is asked of SLURM."""
+    """Pretend to be the batch script of a running job; return the requests to SLURM."""
     asked: list[str] = []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    monkeypatch.setattr(retry, "still_wanted", lambda: True)
+    monkeypatch.setattr(retry, "is_running", lambda: True)
     monkeypatch.setattr(retry, "requeue", lambda: asked.append("requeue"))
     return asked
 
 
-def test_a_crash_is_tried_again_until_it_makes_no_progress(
-    place: Path, inside, monkeypatch
-) -> None:
+def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypatch) -> None:
     run = place / "run"
     steps = iter([100, 200, 200, 200])
-    monkeypatch.setattr(retry, "reached", lambda folder: (next(steps), 0))
+    monkeypatch.setattr(retry, "read_progress", lambda folder: (next(steps), 0))
     assert [retry.main(run, 1, 2) for _ in range(4)] == [1] * 4
     assert [event["event"] for event in read_events(run)] == ["retried"] * 3 + ["given up"]
     assert inside == ["requeue"] * 3
@@ -200,44 +201,46 @@ def test_a_crash_is_tried_again_until_it_makes_no_progress(
         ("finished", {}, "finished"),
     ],
 )
-def test_what_is_done_after_a_job_depends_on_how_it_ended(
+def test_restart_depends_on_how_the_job_ended(
     place: Path, inside, event, facts: dict, expected: str
 ) -> None:
-    note(place, event, **facts)
+    record_event(place, event, **facts)
     retry.main(place, 1, 3)
     assert read_events(place)[-1]["event"] == expected
     assert inside == (["requeue"] if expected == "retried" else [])
 
 
-def test_a_job_in_which_nothing_moved_is_tried_again_and_named_so(place: Path, inside) -> None:
-    """The process that hangs notes nothing itself; its peer has only lost it."""
-    note(place, "failed", kind="PeerLost", sentence="the connection to another process broke")
+def test_hung_job_restarts_with_its_reason(place: Path, inside) -> None:
+    """A hung rank records nothing itself; its peer only lost it."""
+    record_event(
+        place, "failed", kind="PeerLost", sentence="the connection to another process broke"
+    )
     assert retry.main(place, watchdog.EXIT_STATUS, 3) == watchdog.EXIT_STATUS
     last = read_events(place)[-1]
     assert last["event"] == "retried"
-    assert last["sentence"].startswith("no step was finished in efficiency.step_timeout")
+    assert last["sentence"].startswith("no step finished within efficiency.step_timeout")
 
 
-def test_a_job_that_succeeded_or_was_cancelled_is_left_alone(place, inside, monkeypatch) -> None:
+def test_succeeded_or_cancelled_job_is_not_restarted(place, inside, monkeypatch) -> None:
     assert retry.main(place, 0, 3) == 0
-    monkeypatch.setattr(retry, "still_wanted", lambda: False)
+    monkeypatch.setattr(retry, "is_running", lambda: False)
     assert retry.main(place, 143, 3) == 143
     assert read_events(place) == []
     assert inside == []
 
 
-def test_ports_are_agreed_on_through_the_folder(place: Path, inside) -> None:
-    port = job.agreed_port(place, 0)
+def test_ranks_share_a_port_through_the_folder(place: Path, inside) -> None:
+    port = job.shared_port(place, 0)
     assert 1024 <= port < 65536
-    assert job.agreed_port(place, 1) == port
+    assert job.shared_port(place, 1) == port
     assert job.port_file(place).name == "port-7-2"
 
 
-def test_the_watchdog_ends_a_process_that_does_not_come_to_its_end(place: Path) -> None:
+def test_stop_deadline_ends_a_blocked_process(place: Path) -> None:
     program = (
-        "import ctypes, signal, sys; from slurm.watchdog import Watchdog\n"
+        "import ctypes, signal, sys; from slurm.stop_deadline import StopDeadline\n"
         "signal.signal(signal.SIGUSR2, lambda *_: print('handled'))\n"
-        "with Watchdog(0.5, lambda number: print('acted', number, flush=True)):\n"
+        "with StopDeadline(0.5, lambda number: print('acted', number, flush=True)):\n"
         "    print('ready', flush=True)\n"
         "    while True: ctypes.CDLL(None).sleep(60)\n"
     )
@@ -248,11 +251,11 @@ def test_the_watchdog_ends_a_process_that_does_not_come_to_its_end(place: Path) 
     out, err = stuck.communicate(timeout=20)
     assert stuck.returncode == EXIT_STATUS
     assert f"acted {int(signal.SIGUSR2)}" in out
-    assert "Thread" in err  # where it hung
+    assert "Thread" in err  # its stack
 
 
 @pytest.mark.slow
-def test_a_local_job_is_interrupted_goes_on_and_is_told_of(place: Path, capsys) -> None:
+def test_local_job_is_interrupted_resumes_and_shows_its_status(place: Path, capsys) -> None:
     flags = ["--curriculum.epochs=100", "--output.tensorboard=false", "--optim.base_lr=0.001"]
     assert main(["submit", "pretrain", *RUN, *flags, "--cluster=local"]) == 0
     pid = int(json.loads(capsys.readouterr().out.splitlines()[-1])["jobs"]["pretrain"])
@@ -277,15 +280,15 @@ def test_a_local_job_is_interrupted_goes_on_and_is_told_of(place: Path, capsys) 
     assert (found.state, found.restarts, found.lost, found.error) == ("finished", 1, 0, "")
 
 
-def test_status_works_from_folders_alone(place: Path, capsys, monkeypatch) -> None:
+def test_status_needs_only_the_run_folder(place: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     run = place / "run"
     assert main(["pretrain", *RUN, "--output.tensorboard=false"]) == 0
-    note(run, "submitted", job="12", restart=0, executor="slurm", logs=str(run / "slurm"))
-    note(run, "started", job="12", restart=0, step=0, lost=0)
-    note(run, "started", job="12", restart=1, step=5, lost=3)
+    record_event(run, "submitted", job="12", restart=0, executor="slurm", logs=str(run / "slurm"))
+    record_event(run, "started", job="12", restart=0, step=0, lost=0)
+    record_event(run, "started", job="12", restart=1, step=5, lost=3)
     (run / "results.json").unlink()
-    note(run, "failed", kind="RunFailed", sentence="no memory left")
+    record_event(run, "failed", kind="RunFailed", sentence="no memory left")
     (found,) = status([place])
     assert (found.state, found.restarts, found.lost) == ("failed", 1, 3)
     assert (found.step, found.steps, found.stage, found.bandwidth) == (25, 25, "3/3", 32)
@@ -297,37 +300,37 @@ def test_status_works_from_folders_alone(place: Path, capsys, monkeypatch) -> No
     assert "failed" in capsys.readouterr().out
     assert main(["status", "nowhere"]) == 2
     (place / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         status([place / "empty"])
 
 
-def test_without_slurm_a_run_is_what_it_has_left_of_late(place: Path, monkeypatch) -> None:
-    """The id of its job is not taken for a process of this machine, such as the first."""
+def test_status_without_slurm_depends_on_the_last_events_age(place: Path, monkeypatch) -> None:
+    """The id of a SLURM job is not mistaken for a process of this machine."""
     monkeypatch.setenv("PATH", "/nowhere")
     run, submitted = place / "run", {"job": "1", "restart": 0, "logs": "slurm"}
-    note(run, "submitted", executor="slurm", **submitted)
+    record_event(run, "submitted", executor="slurm", **submitted)
     assert status([run])[0].state == "not started"
-    note(run, "started", job="1", restart=0, step=0, lost=0)
+    record_event(run, "started", job="1", restart=0, step=0, lost=0)
     assert status([run])[0].state == "running"
     monkeypatch.setattr(sys.modules["slurm.run_status"], "SILENCE_SECONDS", 0)
     assert status([run])[0].state == "stopped"
-    note(run, "submitted", executor="local", **submitted)
-    note(run, "started", job="1", restart=0, step=0, lost=0)
+    record_event(run, "submitted", executor="local", **submitted)
+    record_event(run, "started", job="1", restart=0, step=0, lost=0)
     assert status([run])[0].state == "running"
-    note(run, "submitted", executor="local", **submitted | {"job": "4999999"})
+    record_event(run, "submitted", executor="local", **submitted | {"job": "4999999"})
     assert status([run])[0].state == "not started"
-    note(run, "started", job="4999999", restart=0, step=0, lost=0)
+    record_event(run, "started", job="4999999", restart=0, step=0, lost=0)
     assert status([run])[0].state == "stopped"
 
 
-def test_a_half_written_event_is_skipped(place: Path) -> None:
-    note(place, "started", step=1)
+def test_half_written_event_is_skipped(place: Path) -> None:
+    record_event(place, "started", step=1)
     with (place / "slurm" / "events.jsonl").open("a") as file:
         file.write('{"event": "fin')
     assert [event["event"] for event in read_events(place)] == ["started"]
 
 
-def test_runs_are_compared_where_they_differ(place: Path, capsys) -> None:
+def test_comparison_shows_differing_keys(place: Path, capsys) -> None:
     for seed in (0, 1):
         flags = [f"--seed={seed}", f"--output.dir=r{seed}", "--output.tensorboard=false"]
         assert main(["pretrain", "--config=tiny.yaml", *flags]) == 0
@@ -349,7 +352,7 @@ def test_runs_are_compared_where_they_differ(place: Path, capsys) -> None:
     assert "there is no run folder nowhere" in capsys.readouterr().err
 
 
-def test_a_job_is_queued_again_by_its_number(tmp_path: Path, monkeypatch) -> None:
+def test_job_is_requeued_by_its_id(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     scontrol = tmp_path / "scontrol"
@@ -362,10 +365,8 @@ def test_a_job_is_queued_again_by_its_number(tmp_path: Path, monkeypatch) -> Non
     assert not job.requeue()
 
 
-def test_trials_of_a_search_are_submitted_waited_for_and_not_started_twice(
-    place: Path, monkeypatch, capsys
-) -> None:
-    """A cluster whose jobs run in this process stands for a real one."""
+def test_search_trials_are_submitted_once_and_awaited(place: Path, monkeypatch, capsys) -> None:
+    """The debug executor runs the jobs in this process."""
     monkeypatch.setattr(trials, "POLL_SECONDS", 0)
     (place / "here.yaml").write_text("executor: debug\n")
     runner = trials.ClusterRunner(COMMAND_LINE, "here.yaml", place / "search")
@@ -377,8 +378,10 @@ def test_trials_of_a_search_are_submitted_waited_for_and_not_started_twice(
 
     def fails(tasks, *_) -> str:
         submitted.extend(str(each.folder) for each in tasks)
-        note(place / "search/2", "submitted", job="7", restart=0, kind="pretrain", executor="local")
-        note(
+        record_event(
+            place / "search/2", "submitted", job="7", restart=0, kind="pretrain", executor="local"
+        )
+        record_event(
             place / "search/2", "failed", job="7", restart=0, kind=kind, sentence="the loss is nan"
         )
         return "7"
@@ -386,8 +389,8 @@ def test_trials_of_a_search_are_submitted_waited_for_and_not_started_twice(
     monkeypatch.setattr(trials, "submit_together", fails)
     kind = "Diverged"
     assert runner([one, other]) == [None, "the loss is nan"]
-    kind = "OutOfMemoryError"  # not what was tried: the search ends, and goes on when asked again
-    with pytest.raises(RunFailed, match=r"search/2 ended without its run .failed.: the loss is"):
+    kind = "OutOfMemoryError"  # not an outcome: the search ends, and resumes when restarted
+    with pytest.raises(RunFailed, match=r"search/2 ended before its run .failed.: the loss is"):
         runner([one, other])
     assert submitted == ["search/2"] * 2
     with pytest.raises(ValueError, match="runs to its end"):

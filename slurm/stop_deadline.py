@@ -1,4 +1,4 @@
-"""End a process that was told to stop and does not: blocked in a collective, it runs no handler."""
+"""End a process that does not stop in time: blocked in a collective, it runs no signal handler."""
 
 import faulthandler
 import os
@@ -11,23 +11,23 @@ WATCHED = frozenset({signal.SIGUSR2, signal.SIGTERM})
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
 
 
-class Watchdog:
-    """A thread that sees signals the moment they come, and acts if the block goes on too long.
+class StopDeadline:
+    """Ends the process if its block does not end within a grace period after a signal.
 
-    Python runs handlers in the main thread, between two instructions of its own; a thread that
-    waits in C++ for a peer that is gone never comes to it. The interpreter's wake-up descriptor is
-    written to at once.
+    Python runs signal handlers in the main thread, between two bytecode instructions; a main thread
+    that waits in C++ for a lost peer never runs them. The interpreter's wake-up descriptor, which a
+    thread reads here, is written at once.
 
     Args:
         grace: seconds from the first signal.
-        act: called with the signal before the process ends; not in the main thread.
+        act: called with the signal, in the thread, before the process ends.
     """
 
     def __init__(self, grace: float, act: Callable[[int], None]):
         self.grace, self.act = grace, act
         self.over = threading.Event()
 
-    def __enter__(self) -> "Watchdog":
+    def __enter__(self) -> "StopDeadline":
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
         self.kept = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
@@ -42,7 +42,7 @@ class Watchdog:
     ) -> None:
         self.over.set()
         signal.set_wakeup_fd(self.kept)
-        os.close(self.writer)  # which ends the thread's read
+        os.close(self.writer)  # ends the thread's read
 
     def _watch(self) -> None:
         while number := os.read(self.reader, 1):

@@ -1,6 +1,6 @@
-"""What happened to a run's jobs: `slurm/events.jsonl` in its folder, a line for each event.
+"""The log of a run's jobs: `slurm/events.jsonl` in its folder, one line per event.
 
-Processes of several machines write to it, so each line is appended in one write.
+Processes on several nodes append to it, each line in a single write.
 """
 
 import json
@@ -17,12 +17,12 @@ Kind = Literal[
 
 
 def events_file(folder: Path) -> Path:
-    """Return the file of a run folder's events."""
+    """Return the path of a run folder's event log."""
     return folder / "slurm" / "events.jsonl"
 
 
-def note(folder: Path, event: Kind, **facts: Any) -> None:
-    """Append an event, with the time and, inside a job, the job's id and its restarts."""
+def record_event(folder: Path, event: Kind, **facts: Any) -> None:
+    """Append an event with the time and, inside a job, the job's id and number of restarts."""
     line = {"time": time.time(), "event": event, **this_job(), **facts}
     path = events_file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def note(folder: Path, event: Kind, **facts: Any) -> None:
 
 
 def read_events(folder: Path) -> list[Event]:
-    """Return a run's events, oldest first; lines that are not whole are left out."""
+    """Return a run's events, oldest first; incomplete lines are skipped."""
     path = events_file(folder)
     if not path.exists():
         return []
@@ -50,7 +50,7 @@ def read_events(folder: Path) -> list[Event]:
 
 
 def _is_whole(event: Event) -> bool:
-    """Return whether a line says what every event says, in the kinds that readers count on."""
+    """Return whether an event has the fields and types that its readers rely on."""
     job = event.get("job", "")
     return (
         isinstance(event.get("event"), str)
@@ -61,10 +61,10 @@ def _is_whole(event: Event) -> bool:
 
 
 def log_file(run: Path, events: list[Event], job: str) -> Path | None:
-    """Return where a job's first process writes its errors; None where no event says it.
+    """Return the stderr log of a job's rank 0; None if no event names its folder.
 
-    The folder is told by a file, so only a place where jobs of this run write is believed: `slurm`
-    in the run's folder, or in that of the run or sweep that it is part of.
+    The folder comes from an untrusted file, so only those in which jobs of this run write are
+    accepted: `slurm` in the run folder, or in that of the run or sweep that it belongs to.
     """
     logs = next((event["logs"] for event in reversed(events) if "logs" in event), None)
     whole = run.absolute()
@@ -75,7 +75,7 @@ def log_file(run: Path, events: list[Event], job: str) -> Path | None:
 
 
 def this_job() -> dict[str, Any]:
-    """Return the id and the restarts of the SLURM job that this process is part of, if it is."""
+    """Return the id and number of restarts of the job that this process belongs to, if any."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         local = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
