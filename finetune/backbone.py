@@ -10,6 +10,7 @@ from timm.models import model_entrypoint
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig
+from finetune.swin import follow_image_size
 from mae_et.checkpoints.formats import read_state_dict
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_hub import create_pretrained
@@ -23,6 +24,7 @@ def build_backbone(config: NetworkConfig, classes: int) -> nn.Module:
         UserError: timm cannot build it, or the checkpoint does not fit it.
     """
     network = _create(config, classes)
+    follow_image_size(network, config.image_size)
     if config.checkpoint is not None:
         _load_checkpoint(network, config.checkpoint, str(config.backbone))
     return network
@@ -34,8 +36,9 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
     common: dict[str, Any] = {
         "num_classes": classes,
         "in_chans": config.channels,
-        # Networks without residual branches do not accept this argument.
+        # Not every network accepts these arguments.
         **({"drop_path_rate": config.drop_path} if config.drop_path else {}),
+        **({"drop_rate": config.head_dropout} if config.head_dropout else {}),
     }
     # Positions and windows are laid out for an image size; these arguments make them follow it.
     sized: dict[str, Any] = {"img_size": config.image_size, "dynamic_img_size": True}

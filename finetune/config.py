@@ -45,6 +45,8 @@ class NetworkConfig:
     backbone keeps its own pooling."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block; it rises linearly from 0."""
+    head_dropout: float = 0.0
+    """Dropout rate before the classifier."""
     probe: Probe = "none"
     """none trains all weights; linear and attentive train a head on the frozen encoder."""
     encoder_num_heads: int | None = None
@@ -65,9 +67,9 @@ class NetworkConfig:
             self.probe == "none" or not self.drop_path,
             "model.drop_path needs a trained network; a probe freezes it",
         )
-        require(
-            0 <= self.drop_path < 1, f"model.drop_path must lie in [0, 1), got {self.drop_path}"
-        )
+        for name in ("drop_path", "head_dropout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"model.{name} must lie in [0, 1), got {value}")
         require(
             min(height_and_width(self.image_size)) > 0,
             f"model.image_size must be positive, got {self.image_size}",

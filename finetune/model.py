@@ -63,6 +63,7 @@ def build_vit_classifier(config: NetworkConfig, weights: Weights, classes: int) 
         config.drop_path,
         config.encoder_num_heads,
         config.patch_size,
+        config.head_dropout,
     )
     if config.probe != "none":
         freeze_encoder(network)

@@ -1,4 +1,4 @@
-"""Optimizers of classifiers, with a learning rate that falls from layer to layer."""
+"""Optimizers of classifiers, with layer-wise learning rate decay."""
 
 from typing import Any
 
@@ -9,23 +9,28 @@ from finetune.config import ClassifierOptimConfig
 
 
 def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Group trainable parameters by layer and decay, as MAE's fine-tuning does.
+    """Group the trainable parameters by layer and weight decay.
 
-    Biases, norms and what the network names (`no_weight_decay`: tokens, positions) are not decayed.
+    Biases, norms and the names in the network's `no_weight_decay` (tokens, positions) are not
+    decayed. Swin's relative-position biases are, as in EfficientTrain++'s released code.
 
     Args:
-        network: a timm model.
-        weight_decay: of the parameters that are decayed.
-        layer_decay: factor of the learning rate from a layer to the one below; 1 for none.
+        network: timm model.
+        weight_decay: weight decay of the other parameters.
+        layer_decay: learning rate factor from each layer to the one below; 1 turns it off. The
+            head and the final norm have the full rate, as in MAE's fine-tuning.
 
     Returns:
-        Groups with `lr_scale`, `weight_decay` and `decayed`.
+        Groups with `params`, `weight_decay`, `decayed` and, with layer decay, `lr_scale`.
+
+    Source: MAE's fine-tuning (arXiv 2111.06377, appendix A), after BEiT.
     """
-    exempt = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+    exempt = {name for name in _no_weight_decay(network) if "relative_position_bias" not in name}
     if layer_decay < 1:
         groups = param_groups_layer_decay(
             network, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
         )
+        groups = _with_full_rate_of_final_norm(network, groups)
     else:
         named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         plain = {n for n, p in named if p.ndim <= 1 or n in exempt}
@@ -41,13 +46,30 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
 
 
 def build_optimizer(network: Any, config: ClassifierOptimConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that a config names, over a network's trainable parameters."""
+    """Build the config's optimizer over a network's trainable parameters."""
     groups = parameter_groups(network, config.weight_decay, config.layer_decay)
     if config.optimizer == "lars":
         for group in groups:
-            # Products adapt their rate also where nothing is decayed, biases and norms never.
+            # MAE's LARS adapts the rate of matrices, decayed or not, and never of vectors.
             group["always_adapt"] = any(p.ndim > 1 for p in group["params"])
         return Lars(groups, lr=config.lr, momentum=0.9, trust_coeff=0.001)
     if config.optimizer == "lamb":
         return Lamb(groups, lr=config.lr, betas=config.betas, max_grad_norm=config.clip_grad)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _no_weight_decay(network: Any) -> set[str]:
+    return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
+
+
+def _with_full_rate_of_final_norm(
+    network: Any, groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Take the parameters of `norm`, which timm scales like the last block, to the head's rate."""
+    final = {id(p) for name, p in network.named_parameters() if name.startswith("norm.")}
+    parts = []
+    for group in groups:
+        own = [p for p in group["params"] if id(p) in final]
+        parts.append(group | {"params": [p for p in group["params"] if id(p) not in final]})
+        parts.append(group | {"params": own, "lr_scale": 1.0})
+    return parts

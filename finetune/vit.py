@@ -35,6 +35,7 @@ def build_vit(
     drop_path: float = 0.0,
     encoder_num_heads: int | None = None,
     patch_size: int | None = None,
+    head_dropout: float = 0.0,
 ) -> VisionTransformer:
     """Build a timm ViT with a checkpoint's encoder, and its head if it has the right classes.
 
@@ -51,6 +52,7 @@ def build_vit(
         encoder_num_heads: attention heads, needed where the weights do not record them and their
             width is not a published one.
         patch_size: side of a patch in pixels; the checkpoint's own by default.
+        head_dropout: dropout rate before the classifier.
 
     Raises:
         UserError: sizes do not fit, or tensors are missing or unexpected; the sentence lists them.
@@ -81,6 +83,7 @@ def build_vit(
         depth=depth_of(encoder),
         num_classes=classes,
         global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
+        drop_rate=head_dropout,
         drop_path_rate=drop_path,
         dynamic_img_size=True,  # for a curriculum's smaller stages
         **({} if heads is None else {"num_heads": heads}),

@@ -17,10 +17,9 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
-from finetune.config import ClassifierOptimConfig, RecipeConfig
+from finetune.config import RecipeConfig
 from finetune.evaluation import read_classifier_config
 from finetune.model import build_classifier
-from finetune.param_groups import build_optimizer
 from finetune.scores import score
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
@@ -265,22 +264,6 @@ def test_without_a_validation_split_nothing_is_scored(small, tmp_path) -> None:
     results = classify(small(*flags))
     assert "top1" not in results
     assert results["steps"] == 20
-
-
-def test_lars_adapts_products_and_not_biases_also_without_decay() -> None:
-    """Against MAE's rule: step = lr * trust * |w| / |g| * g for products, lr * g for biases."""
-    layer = torch.nn.Linear(4, 3)
-    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    config = ClassifierOptimConfig(optimizer="lars", weight_decay=0.0, base_lr=0.1, min_lr=0.0)
-    optimizer = build_optimizer(layer, config)
-    for group in optimizer.param_groups:
-        group["lr"] = 2.0
-    layer(torch.randn(5, 4)).square().sum().backward()
-    optimizer.step()
-    w, b = layer.weight, layer.bias
-    rate = 0.001 * before["weight"].norm() / w.grad.norm()
-    torch.testing.assert_close(w.detach(), before["weight"] - 2.0 * rate * w.grad)
-    torch.testing.assert_close(b.detach(), before["bias"] - 2.0 * b.grad)
 
 
 def test_a_run_folder_serves_as_a_start_and_other_uses_are_refused_clearly(small, capsys) -> None:

@@ -15,7 +15,6 @@ from torch import nn
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import NetworkConfig
 from finetune.model import build_classifier, freeze_encoder, size_multiple
-from finetune.param_groups import parameter_groups
 from finetune.vit import build_vit
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights
@@ -140,29 +139,6 @@ def test_tensors_that_are_missing_or_left_over_are_listed(tmp_path: Path) -> Non
         assert str(caught.value) == f"{tmp_path / name} does not fit: {sentence}"
     with pytest.raises(UserError, match="image_size 60 is not a multiple of the patch size 8"):
         network(image_size=60)
-
-
-def test_layer_decay_groups_are_those_of_mae_s_fine_tuning() -> None:
-    golden = json.loads((GOLDEN / "layer_decay_vit_base_0.65.json").read_text())
-    with torch.device("meta"):
-        model = timm.create_model("vit_base_patch16_224", num_classes=1000, global_pool="avg")
-    names = {id(p): name for name, p in model.named_parameters()}
-    ours = {
-        (round(g["lr_scale"], 12), g["weight_decay"]): sorted(names[id(p)] for p in g["params"])
-        for g in parameter_groups(model, 0.05, 0.65)
-    }
-    theirs = {(round(g["lr_scale"], 12), g["weight_decay"]): sorted(g["params"]) for g in golden}
-    assert ours == theirs
-
-
-def test_without_layer_decay_all_layers_learn_alike() -> None:
-    model = network()
-    groups = parameter_groups(model, 0.05, 1.0)
-    assert [group.get("lr_scale", 1) for group in groups] == [1, 1]
-    names = {id(p): name for name, p in model.named_parameters()}
-    plain = {names[id(p)] for p in groups[1]["params"]}
-    assert {"cls_token", "pos_embed", "head.bias", "fc_norm.weight"} <= plain
-    assert not any(name.endswith("proj.weight") for name in plain)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Parameter groups and optimizers, against the published rules."""
+
+import json
+
+import pytest
+import timm
+import torch
+from tiny_run import GOLDEN
+
+from finetune.config import ClassifierOptimConfig
+from finetune.param_groups import build_optimizer, parameter_groups
+from finetune.vit import build_vit
+from mae_et.checkpoints.formats import load_weights
+
+TINY = GOLDEN / "mae_tiny_released_format.pth"
+
+
+def test_layer_decay_gives_the_groups_of_mae_s_fine_tuning() -> None:
+    golden = json.loads((GOLDEN / "layer_decay_vit_base_0.65.json").read_text())
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224", num_classes=1000, global_pool="avg")
+    names = {id(p): name for name, p in model.named_parameters()}
+    ours = {
+        (round(g["lr_scale"], 12), g["weight_decay"]): sorted(names[id(p)] for p in g["params"])
+        for g in parameter_groups(model, 0.05, 0.65)
+    }
+    theirs = {(round(g["lr_scale"], 12), g["weight_decay"]): sorted(g["params"]) for g in golden}
+    assert ours == theirs
+
+
+def test_without_layer_decay_all_layers_have_the_full_rate() -> None:
+    model = build_vit(load_weights(TINY), 10, 64, encoder_num_heads=3)
+    groups = parameter_groups(model, 0.05, 1.0)
+    assert [group.get("lr_scale", 1) for group in groups] == [1, 1]
+    names = {id(p): name for name, p in model.named_parameters()}
+    plain = {names[id(p)] for p in groups[1]["params"]}
+    assert {"cls_token", "pos_embed", "head.bias", "fc_norm.weight"} <= plain
+    assert not any(name.endswith("proj.weight") for name in plain)
+
+
+def scales(network: torch.nn.Module, layer_decay: float) -> dict[str, float]:
+    """Return the learning rate scale of each parameter."""
+    names = {id(p): name for name, p in network.named_parameters()}
+    groups = parameter_groups(network, 0.05, layer_decay)
+    found = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert set(found) == set(names.values())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "pool"),
+    [("vit_tiny_patch16_224", "token"), ("deit_tiny_patch16_224", "token"),
+     ("vit_tiny_patch16_224", "avg")],
+)  # fmt: skip
+def test_the_final_norm_and_the_head_have_the_full_rate(name: str, pool: str) -> None:
+    """MAE gives rate 1 to all that follows the blocks, and less to each block below."""
+    found = scales(timm.create_model(name, num_classes=5, global_pool=pool), 0.5)
+    after = [key for key in found if key.startswith(("norm.", "fc_norm.", "head."))]
+    assert len(after) == 4
+    assert {found[key] for key in after} == {1.0}
+    assert found["blocks.11.mlp.fc1.weight"] == 0.5
+    assert found["blocks.0.mlp.fc1.weight"] == 0.5**12
+    assert found["cls_token"] == found["patch_embed.proj.weight"] == 0.5**13
+
+
+def test_lars_adapts_matrices_and_not_biases_even_without_decay() -> None:
+    """Against MAE's rule: step = lr * trust * |w| / |g| * g for products, lr * g for biases."""
+    layer = torch.nn.Linear(4, 3)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    config = ClassifierOptimConfig(optimizer="lars", weight_decay=0.0, base_lr=0.1, min_lr=0.0)
+    optimizer = build_optimizer(layer, config)
+    for group in optimizer.param_groups:
+        group["lr"] = 2.0
+    layer(torch.randn(5, 4)).square().sum().backward()
+    optimizer.step()
+    w, b = layer.weight, layer.bias
+    rate = 0.001 * before["weight"].norm() / w.grad.norm()
+    torch.testing.assert_close(w.detach(), before["weight"] - 2.0 * rate * w.grad)
+    torch.testing.assert_close(b.detach(), before["bias"] - 2.0 * b.grad)
