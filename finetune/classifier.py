@@ -9,15 +9,13 @@ Sources: MAE's fine-tuning (arXiv 2111.06377, appendix A), EfficientTrain++ (arX
 import copy
 import itertools
 import json
-import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
@@ -36,27 +34,24 @@ from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
-from mae_et.data.loader import training_batches
-from mae_et.data.sampler import micro_batch_size, sample_seed
+from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.monitoring.logger import RunLogger
-from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.runtime.precision import autocast, set_precision
+from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
-from mae_et.training.loop import save, steps
-from mae_et.training.micro_batch import fit_micro_batch
-from mae_et.training.resume import check_same_data, provenance_of, same_world_size
-from mae_et.training.run import Run, TrainState, wrap
-from mae_et.training.session import distributed_session, find_checkpoint, run_records
+from mae_et.training.build import build_run
+from mae_et.training.resume import same_world_size
+from mae_et.training.run import Run
+from mae_et.training.session import check_data, distributed_session, find_checkpoint, train_run
 from mae_et.training.step import update
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def classify(config: ClassifierConfig) -> dict[str, Any]:
-    """Train a classifier as a config says, going on from the run folder's newest checkpoint.
+    """Train a classifier as a config says, resuming from the run folder's newest checkpoint.
 
     Returns:
         The final figures, which are also in the run folder's `results.json`.
@@ -77,12 +72,11 @@ def _classify(config: ClassifierConfig, world: DistributedContext, stopped: Stop
     if finished:
         return
     data = open_splits(config)
-    origin = provenance_of(data.train, world)
-    check_same_data(config, saved, len(data.train), origin)
+    provenance = check_data(config, saved, data.train, world)
     if saved and world.is_main and not same_world_size(saved, world):
         warnings.warn(
-            "this run goes on with another number of processes: the samples stay the same, but "
-            "where there are mixing, drop path or batch norms, each process has its own",
+            "this run resumes on another number of ranks: the samples stay the same, but each rank "
+            "draws its own mixing and drop path and has its own batch-norm statistics",
             stacklevel=1,
         )
     torch.manual_seed(config.seed)
@@ -91,18 +85,17 @@ def _classify(config: ClassifierConfig, world: DistributedContext, stopped: Stop
     shown = shown_sides(config, network)
     sizes = {height_and_width(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}
     check_sizes(network, sizes, config.model.channels)
-    run = prepare(config, network, plan, world, saved)
-    run.origin = origin
-    del saved
-    view = LabelledTrainDataset(
+    run = build(config, network, plan, world, saved)
+    run.provenance = provenance
+    del saved  # its tensors are in the run now
+    dataset = LabelledTrainDataset(
         data.train, config.data, config.recipe, plan, config.seed, config.model.image_size,
         config.crop.method,
     )  # fmt: skip
-    about = {"classes.json": describe(run, data)}
-    with training_batches(run, view) as loaded, run_records(run, about) as monitor:
-        train(run, loaded, data, monitor, stopped)
-        finish(run, monitor)
-    distributed.barrier(world)
+    step = partial(classifier_step, classes=data.classes, shown=shown)
+    files = {"classes.json": describe(run, data)}
+    periodic = [] if config.output.evaluate_every is None else [PeriodicEvaluation(run, data)]
+    train_run(run, dataset, step, stopped, periodic, partial(finish, run), files)
 
 
 def build_network(
@@ -139,47 +132,51 @@ def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int],
     return partial(size_at_bandwidth, size, patch=size_multiple(network, size))
 
 
-def prepare(
+def build(
     config: ClassifierConfig,
     network: Any,
     plan: Plan,
     world: DistributedContext,
     saved: dict[str, Any] | None,
 ) -> Run:
-    """Put a network on its device, with its optimizer, as new or as saved."""
+    """Build the run of a network, new or restored from a checkpoint.
+
+    Raises:
+        UserError: the config asks for what the network or its micro-batches cannot do.
+    """
     efficiency = config.efficiency
     if efficiency.sharding != "none":
-        raise UserError("efficiency.sharding is of pre-training; classifiers fit without")
-    micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
+        raise UserError("efficiency.sharding is for pre-training; classifiers fit without")
     mixes = bool(config.recipe.mixup or config.recipe.cutmix)
-    if mixes and any(micro_batch(stage.bandwidth) % 2 for stage in plan.stages):
-        raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
-    smallest = min(micro_batch(stage.bandwidth) for stage in plan.stages)
     normalises = any(isinstance(part, BATCH_NORMS) for part in network.modules())
-    if smallest == 1 and normalises:
-        raise UserError("the network normalises over its batch, so micro-batches need two images")
     if efficiency.gradient_checkpointing:
         try:
             network.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
-            raise UserError("efficiency.gradient_checkpointing: the network has none") from None
-    network = network.to(world.device)
-    dtype, scaler = set_precision(efficiency, world.device)
-    decay = config.optim.ema
-    ema = None if decay is None else ModelEmaV3(network, decay=decay)
-    state = TrainState(network, build_optimizer(network, config.optim), scaler, ema=ema)
-    if saved:
-        state.restore(saved)
-    run = Run(config, plan, world, state, network, dtype, micro_batch)
-    if efficiency.micro_batch == "auto":
-        attempt = partial(pass_on_zeros, run)
-        fit_micro_batch(run, saved, attempt, multiple=2 if mixes or normalises else 1)
-    run.network = wrap(network, efficiency, plan, world, run.micro_batch)
+            raise UserError(
+                "efficiency.gradient_checkpointing: this network does not support it"
+            ) from None
+    run = build_run(
+        config,
+        plan,
+        world,
+        network,
+        partial(build_optimizer, config=config.optim),
+        dry_pass,
+        saved,
+        ema_decay=config.optim.ema,
+        multiple=2 if mixes or normalises else 1,
+    )
+    sizes = [run.micro_batch(stage.bandwidth) for stage in plan.stages]
+    if mixes and any(size % 2 for size in sizes):
+        raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
+    if normalises and min(sizes) == 1:
+        raise UserError("batch norm needs micro-batches of at least two images")
     return run
 
 
-def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
-    """Go forward and backward through the network, on as many black images as are asked for."""
+def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
+    """Run forward and backward on `count` black images at a stage."""
     model, device = run.config.model, run.world.device
     sides = shown_sides(run.config, run.network)(stage.bandwidth)
     images = torch.zeros(count, model.channels, *sides, device=device)
@@ -188,37 +185,30 @@ def pass_on_zeros(run: Run, stage: PlannedStage, count: int) -> None:
     F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.int64, device=device)).backward()
 
 
-def train(
-    run: Run,
-    batches: Iterator[LabelledBatch],
-    data: LabelledSplits,
-    monitor: RunLogger | None,
-    stopped: StopFlag,
-) -> None:
-    """Train to the end and score on the way; only the main process has a monitor, and writes."""
-    output, state = run.config.output, run.state
-    every = math.inf
-    if output.evaluate_every is not None:
-        every = duration_in_steps(output.evaluate_every, run.plan.steps)
-    evaluates = math.isfinite(every)
-    if evaluates and state.step and (state.step % every == 0 or state.step == run.plan.steps):
-        # Stopped between a checkpoint and the scores that were due with it.
-        scored = {row["step"] for row in read_metrics(output.dir, SCORES)}
-        if not distributed.any_rank(state.step in scored, run.world):
-            evaluate_and_save_best(run, data, monitor)
-    state.model.train()
-    shown = shown_sides(run.config, state.model)
-    step = partial(classifier_step, classes=data.classes, shown=shown)
-    for moment in steps(run, batches, step, stopped):
-        if monitor is not None:
-            monitor.advance(state.step)
-            if moment.row is not None:
-                monitor.log(moment.row)
-        if moment.saving:
-            save(run, monitor)
-        due = state.step % every == 0 or moment.last
-        if evaluates and due and not moment.stopping:
-            evaluate_and_save_best(run, data, monitor)
+class PeriodicEvaluation:
+    """Scores on the validation split, every `output.evaluate_every` and at the end (a `Periodic`).
+
+    Args:
+        run: the run; `output.evaluate_every` must be set.
+        data: its data, with a validation split.
+    """
+
+    def __init__(self, run: Run, data: LabelledSplits):
+        self.of, self.data = run, data
+        self.every = duration_in_steps(run.config.output.evaluate_every, run.plan.steps)
+
+    def due(self, step: int) -> bool:
+        """Return whether scores are due after this number of steps."""
+        return step % self.every == 0 or step == self.of.plan.steps
+
+    def recorded(self, step: int, logger: RunLogger) -> bool:
+        """Return whether the record holds the scores of a step."""
+        rows = read_metrics(self.of.config.output.dir, SCORES)
+        return any(row["step"] == step for row in rows)
+
+    def run(self, logger: RunLogger | None) -> None:
+        """Score the weights as they are, and keep the best."""
+        evaluate_and_save_best(self.of, self.data, logger)
 
 
 def classifier_step(
@@ -239,11 +229,12 @@ def classifier_step(
     numbers = itertools.count()
 
     def loss_of(batch: LabelledBatch) -> Tensor:
-        images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
-        images, targets = mix(
-            LabelledBatch(images, labels), config.recipe, classes, sample_seed(*key, next(numbers))
-        )
-        images = low_frequency_crop(images, shown(stage.bandwidth), config.crop.method)
+        side = shown(run.plan.stages[int(batch.stage[0])].bandwidth)
+        images = batch.images.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True)
+        seed = sample_seed(*key, next(numbers))
+        images, targets = mix(images, labels, config.recipe, classes, seed)
+        images = low_frequency_crop(images, side, config.crop.method)
         with autocast(run.dtype, device):
             logits = run.network(images)
         return F.cross_entropy(logits.float(), targets)

@@ -18,7 +18,7 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.transforms import (
-    AS_DRAWN,
+    NOT_REPLACED,
     DecodedCrops,
     EvalDataset,
     as_tensor,
@@ -38,7 +38,9 @@ class LabelledBatch(NamedTuple):
     bandwidth."""
     labels: Tensor
     """int64 [B]."""
-    unread: Tensor = AS_DRAWN
+    stage: Tensor
+    """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
+    replaced: Tensor = NOT_REPLACED
     """int64 [B 3]: see `mae_et.data.transforms.Batch`."""
 
 
@@ -78,22 +80,22 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
             generator = torch.Generator().manual_seed(seed)
             view, label = self.crops.load(sample, draw.stage, generator)
             with seeded(seed):
-                return self._erased(view, label)
+                return self._erased(view, label, draw.stage)
         image, label = self.source[sample]
         with seeded(seed):
-            return self._erased(as_tensor(self.transforms[draw.stage](image)), label)
+            return self._erased(as_tensor(self.transforms[draw.stage](image)), label, draw.stage)
 
-    def _erased(self, view: Tensor, label: int) -> LabelledBatch:
+    def _erased(self, view: Tensor, label: int, stage: int) -> LabelledBatch:
         """Normalise before erasing, because the noise that fills a rectangle has unit variance."""
         pixels = normalise(view[None], self.data.mean, self.data.std)[0]
-        return LabelledBatch(self.erase(pixels), torch.tensor(label))
+        return LabelledBatch(self.erase(pixels), torch.tensor(label), torch.tensor(stage))
 
     def renewed(self, batch: LabelledBatch, again: Tensor, seed: int) -> LabelledBatch:
         """Return the batch with a new random flip of the images that are used again."""
         generator = torch.Generator().manual_seed(seed)
         images = flip_again(batch.images, again, self.data.flip, generator)
-        unread = torch.where(again[:, None], AS_DRAWN, batch.unread)
-        return LabelledBatch(images, batch.labels, unread)
+        replaced = torch.where(again[:, None], NOT_REPLACED, batch.replaced)
+        return LabelledBatch(images, batch.labels, batch.stage, replaced)
 
 
 def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalDataset:
@@ -119,12 +121,13 @@ def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalData
 
 
 def mix(
-    batch: LabelledBatch, recipe: RecipeConfig, classes: int, seed: int
+    images: Tensor, labels: Tensor, recipe: RecipeConfig, classes: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Mix the images of a micro-batch by mixup or CutMix, and smooth their labels.
 
     Args:
-        batch: micro-batch on its device; of an even number of images if they are mixed.
+        images: float32 [B C H W]; B must be even if images are mixed.
+        labels: int64 [B].
         recipe: mixup, CutMix and label smoothing.
         classes: number of classes.
         seed: seed of this micro-batch.
@@ -134,10 +137,10 @@ def mix(
     """
     if not (recipe.mixup or recipe.cutmix):
         off = recipe.smoothing / classes
-        hot = torch.full((len(batch.labels), classes), off, device=batch.labels.device)
-        return batch.images, hot.scatter_(1, batch.labels[:, None], 1 - recipe.smoothing + off)
+        hot = torch.full((len(labels), classes), off, device=labels.device)
+        return images, hot.scatter_(1, labels[:, None], 1 - recipe.smoothing + off)
     mixup = Mixup(
         recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes
     )
     with seeded(seed):
-        return mixup(batch.images, batch.labels)
+        return mixup(images, labels)

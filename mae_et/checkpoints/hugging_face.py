@@ -203,8 +203,8 @@ def _split_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Split timm's product into query, key and value, in this order."""
     apart: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        before, distributed_session, leaf = name.partition(".attn.qkv.")
-        if distributed_session:
+        before, joined, leaf = name.partition(".attn.qkv.")
+        if joined:
             thirds = zip(THIRDS, tensor.chunk(3), strict=True)
             apart |= {f"{before}.attn.{third}.{leaf}": part for third, part in thirds}
         else:
@@ -214,20 +214,18 @@ def _split_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _join_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo `_split_qkv`."""
-    distributed_session = {}
+    joined = {}
     for name, tensor in weights.items():
         apart = re.fullmatch(r"(.*attn)\.(query|key|value)\.(\w+)", name)
         if not apart:
-            distributed_session[name] = tensor
+            joined[name] = tensor
         elif apart[2] == "query":
             names = [f"{apart[1]}.{third}.{apart[3]}" for third in THIRDS]
             lacking = [name for name in names if name not in weights]
             if lacking:
                 raise UserError(f"a ViTMAE's weights lack {', '.join(lacking)}")
-            distributed_session[f"{apart[1]}.qkv.{apart[3]}"] = torch.cat(
-                [weights[name] for name in names]
-            )
-    return distributed_session
+            joined[f"{apart[1]}.qkv.{apart[3]}"] = torch.cat([weights[name] for name in names])
+    return joined
 
 
 def _describe(model: MaskedAutoencoder) -> dict[str, object]:

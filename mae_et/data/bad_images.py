@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mae_et.config.schema import DataConfig
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
@@ -36,7 +35,7 @@ class WithSubstitutes(Dataset[Any]):
     It is shown under the crop and mask of the image whose place it takes.
 
     Args:
-        view: views with `shown(draw, sample)`, which give samples with a field `unread`.
+        view: views with `shown(draw, sample)`, which give samples with a field `replaced`.
     """
 
     def __init__(self, view: Any):
@@ -57,26 +56,26 @@ class WithSubstitutes(Dataset[Any]):
                 shown = self.view.shown(draw, other)
             except Unreadable:
                 continue
-            return shown._replace(unread=torch.tensor(draw))
+            return shown._replace(replaced=torch.tensor(draw))
         raise RunFailed(f"{first}; nor can {TRIES} others that were drawn to stand in for it")
 
 
 class BadImages:
-    """The images of a run that could not be read so far, the same ones on every process.
+    """The images of a run that could not be read so far, the same on every rank.
 
     Args:
-        view: the run's views; what could not be read is looked at once more, for the reason.
-        config: says how many there may be.
-        folder: the run's, with the record of a run that goes on.
-        world: its processes.
-        start: steps already done; what was recorded after them is forgotten.
+        view: augmented dataset; an unreadable image is read once more, to report the reason.
+        max_fraction: largest fraction of unreadable images, in [0, 1]; beyond it the run fails.
+        folder: run folder, which may hold the record of the run that is resumed.
+        world: ranks that exchange what they could not read.
+        start: steps already done; rows recorded after them are dropped.
     """
 
     def __init__(
-        self, view: Any, config: DataConfig, folder: Path, world: DistributedContext, start: int
+        self, view: Any, max_fraction: float, folder: Path, world: DistributedContext, start: int
     ):
         self.view, self.world = view, world
-        self.share, self.record = config.max_bad_fraction, folder / RECORD
+        self.max_fraction, self.record = max_fraction, folder / RECORD
         found = read_metrics(folder, RECORD, lambda row: row.get("sample") in range(len(view)))
         self.rows = [row for row in found if row["step"] <= start]
         self.known = {row["sample"] for row in self.rows}
@@ -84,17 +83,17 @@ class BadImages:
         """Draws of this process since the last row."""
 
     def counted(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-        """Pass micro-batches on, and note what could not be read for them."""
+        """Yield micro-batches, and note the images that were replaced in them."""
         for batch in batches:
-            unread: Tensor = batch.unread  # type: ignore[attr-defined]
-            self.waiting += unread[unread[:, 0] >= 0].tolist()
+            replaced: Tensor = batch.replaced  # type: ignore[attr-defined]
+            self.waiting += replaced[replaced[:, 0] >= 0].tolist()
             yield batch
 
-    def agree(self, step: int) -> None:
-        """Tell each process what any of them could not read; the main one writes and names it.
+    def exchange(self, step: int) -> None:
+        """Exchange what each rank could not read; the main rank records and reports it.
 
         Raises:
-            RunFailed: there are more than the share.
+            RunFailed: more images than `max_fraction` allows are unreadable.
         """
         mine = torch.tensor(self.waiting, dtype=torch.int64).reshape(-1, 3)
         self.waiting = []
@@ -108,10 +107,10 @@ class BadImages:
         if self.world.is_main and len(self.rows) > before:
             self.write()
         size = len(self.view)
-        if len(self.known) > self.share * size:
+        if len(self.known) > self.max_fraction * size:
             raise RunFailed(
                 f"{len(self.known)} of {size} images cannot be read, more than "
-                f"data.max_bad_fraction {self.share:g}: {self._first()}"
+                f"data.max_bad_fraction {self.max_fraction:g}: {self._first()}"
             )
 
     def write(self) -> None:

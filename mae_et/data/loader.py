@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from mae_et.data.bad_images import BadImages, WithSubstitutes
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, in_parts, sample_seed
 from mae_et.runtime.signals import STOP_SIGNALS
-from mae_et.training.run import Run
 
 WORKER_GRACE_SECONDS = 120
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
@@ -36,37 +35,28 @@ class AugmentedDataset(Protocol[AnyBatch]):
 
 
 @contextlib.contextmanager
-def training_batches(run: Run, view: Any) -> Iterator[Iterator[Any]]:
-    """Load a run's micro-batches, from its state's step to the plan's last.
+def training_batches(
+    dataset: Any,
+    sampler: CurriculumBatchSampler,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    bad_images: BadImages | None = None,
+) -> Iterator[Iterator[Any]]:
+    """Load the sampler's micro-batches, from its first step to the plan's last.
 
-    Unless `data.on_error` is stop, other images stand in for those that cannot be read, and the run
-    counts them.
-
-    Raises:
-        UserError: see `CurriculumBatchSampler`.
+    Args:
+        dataset: augmented images, indexed by `SampleIndex`.
+        sampler: which images, and at which stage.
+        num_workers: loader processes; 0 loads in this process.
+        pin_memory: copy batches to pinned memory, for asynchronous copies to a GPU.
+        bad_images: counts images that cannot be read and are replaced by others; without it the
+            first one raises `Unreadable`.
     """
-    config, plan, world = run.config, run.plan, run.world
-    batches = CurriculumBatchSampler(
-        plan,
-        config.seed,
-        run.micro_batch,
-        world.rank,
-        world.size,
-        run.state.step,
-        config.data.replay,
-        config.data.replay_images,
-    )
-    workers = worker_count(config.efficiency.num_workers, world.size)
-    pin_memory = world.device.type == "cuda"
-    skips = config.data.on_error == "skip"
-    source = WithSubstitutes(view) if skips else view
-    with batches_of(train_loader(source, batches, workers, pin_memory)) as loaded:
-        shown = replayed(loaded, batches, view, pin_memory) if batches.times else loaded
-        if skips:
-            folder = config.output.dir
-            run.unread = BadImages(view, config.data, folder, world, run.state.step)
-            shown = run.unread.counted(shown)
-        yield shown
+    loaded_from = dataset if bad_images is None else WithSubstitutes(dataset)
+    with batches_of(train_loader(loaded_from, sampler, num_workers, pin_memory)) as batches:
+        if sampler.times:
+            batches = replayed(batches, sampler, dataset, pin_memory)
+        yield batches if bad_images is None else bad_images.counted(batches)
 
 
 def replayed(

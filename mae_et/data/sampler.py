@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -175,36 +175,3 @@ def in_parts(draws: list[SampleIndex], size: int) -> Iterator[list[SampleIndex]]
     """Yield a list in parts of a size, the last one shorter where it does not divide."""
     for first in range(0, len(draws), size):
         yield draws[first : first + size]
-
-
-def micro_batch_size(
-    asked: int | dict[int, int] | Literal["auto"] | None, plan: Plan, world: int
-) -> Callable[[int], int]:
-    """Return a function from a bandwidth to the images of one forward pass of one process.
-
-    It divides a process's share of the batch into equal parts, no larger than what is asked for
-    (see `EfficiencyConfig.micro_batch`). With auto it is the share until it is fitted.
-
-    Raises:
-        UserError: the processes do not divide the batch, or other bandwidths are named than the
-            curriculum has.
-    """
-    if plan.batch_size % world:
-        raise UserError(f"optim.batch_size {plan.batch_size} is not divided by {world} processes")
-    share = plan.batch_size // world
-    bandwidths = {stage.bandwidth for stage in plan.stages}
-    if isinstance(asked, dict) and set(asked) != bandwidths:
-        raise UserError(
-            f"efficiency.micro_batch names the bandwidths {sorted(asked)}, the curriculum has "
-            f"{sorted(bandwidths)}"
-        )
-
-    def size(bandwidth: int) -> int:
-        limit = share
-        if isinstance(asked, dict):
-            limit = min(share, asked[bandwidth])
-        elif isinstance(asked, int):
-            limit = min(share, asked * plan.base**2 // bandwidth**2)
-        return next(part for part in range(limit, 0, -1) if share % part == 0)
-
-    return lru_cache(size)

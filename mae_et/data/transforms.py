@@ -37,7 +37,7 @@ from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, UserError
 
 BICUBIC = InterpolationMode.BICUBIC
-AS_DRAWN = torch.tensor((-1, -1, -1))
+NOT_REPLACED = torch.tensor((-1, -1, -1))
 LONGEST = 16
 """Longer side over shorter one, past which the ends are cut off before a central view is scaled."""
 
@@ -50,8 +50,10 @@ class Batch(NamedTuple):
     at the stage's bandwidth."""
     noise: Tensor
     """float32 [B N]: the mask's noise, on the stage's grid."""
-    unread: Tensor = AS_DRAWN
-    """int64 [B 3]: the draw whose image could not be read, so that another is here; else -1."""
+    stage: Tensor
+    """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
+    replaced: Tensor = NOT_REPLACED
+    """int64 [B 3]: the sample index whose image could not be read and was replaced; -1 if none."""
 
 
 @contextlib.contextmanager
@@ -105,12 +107,13 @@ class TrainDataset(Dataset[Batch]):
         if self.crops is not None:
             generator = torch.Generator().manual_seed(seed)
             crop, _ = self.crops.load(sample, draw.stage, generator)
-            return Batch(crop, torch.rand(self.patches[draw.stage], generator=generator))
+            noise = torch.rand(self.patches[draw.stage], generator=generator)
+            return Batch(crop, noise, torch.tensor(draw.stage))
         image, _ = self.source[sample]
         with seeded(seed):
             view = self.transforms[draw.stage](image)
             noise = torch.rand(self.patches[draw.stage])
-        return Batch(as_tensor(view), noise)
+        return Batch(as_tensor(view), noise, torch.tensor(draw.stage))
 
     def renewed(self, batch: Batch, again: Tensor, seed: int) -> Batch:
         """Return a batch in which images that are used again have a fresh mask and flip."""
@@ -118,7 +121,8 @@ class TrainDataset(Dataset[Batch]):
         noise = torch.rand(batch.noise.shape, generator=generator)
         images = flip_again(batch.images, again, self.flip, generator)
         noise = torch.where(again[:, None], noise, batch.noise)
-        return Batch(images, noise, torch.where(again[:, None], AS_DRAWN, batch.unread))
+        replaced = torch.where(again[:, None], NOT_REPLACED, batch.replaced)
+        return Batch(images, noise, batch.stage, replaced)
 
 
 class DecodedCrops:

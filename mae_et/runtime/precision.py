@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from mae_et.config.schema import EfficiencyConfig
 from mae_et.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -32,15 +31,15 @@ def exact_products() -> Iterator[None]:
 
 
 def set_precision(
-    efficiency: EfficiencyConfig, device: torch.device
+    precision: Precision, tf32: bool, device: torch.device
 ) -> tuple[torch.dtype | None, torch.amp.GradScaler]:
-    """Prepare a training's floating point; return its autocast dtype, and the scaler for it.
+    """Set TF32 for the process; return the autocast dtype (None: float32) and its scaler.
 
     Raises:
         UserError: bf16 is asked for on a GPU that lacks it.
     """
-    allow_tf32(efficiency.tf32, device)
-    dtype = autocast_dtype(efficiency.precision, device)
+    allow_tf32(tf32, device)
+    dtype = autocast_dtype(precision, device)
     return dtype, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 

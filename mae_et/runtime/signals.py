@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 # SIGHUP comes when the terminal of a run is closed, or its connection lost.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
-# What a run that is to stop at a step takes for its signal; none that is sent.
-PAUSE = signal.SIGTSTP
 
 
 class StopFlag:

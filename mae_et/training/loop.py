@@ -1,10 +1,10 @@
 """The loop of every training: schedule, step, metrics, when to save and when to stop."""
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -23,89 +23,165 @@ from mae_et.training.nonfinite import check_state
 from mae_et.training.optim import set_schedule
 from mae_et.training.run import Run
 
-AnyBatch = TypeVar("AnyBatch")
+
+class StagedBatch(Protocol):
+    """A micro-batch that carries the stage it was made for."""
+
+    @property
+    def stage(self) -> Tensor:
+        """Index of the stage, int64 [B]."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=StagedBatch)
 Step = Callable[[Run, PlannedStage, Iterable[AnyBatch]], tuple[Tensor, Tensor]]
+
+
+class Periodic(Protocol):
+    """Work that is due at some steps, such as scoring or drawing; every rank takes part."""
+
+    def due(self, step: int) -> bool:
+        """Return whether the work is due after this number of steps."""
+
+    def recorded(self, step: int, logger: RunLogger) -> bool:
+        """Return whether the record of a resumed run holds the work of a step."""
+
+    def run(self, logger: RunLogger | None) -> None:
+        """Do the work with the state as it is; only the main rank has a logger."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What is due after a step."""
+    """What follows from a step.
 
-    stage: PlannedStage
-    """The step's stage."""
+    Attributes:
+        row: metrics to log, where a row is complete.
+        saving: whether to save a checkpoint.
+        stopping: whether a signal stops the run here: there is time to save, and for nothing else.
+    """
+
     row: Row | None
-    """Metrics to log, where a row is complete."""
     saving: bool
-    """Whether the state is to be saved."""
-    last: bool
-    """Whether this was the last step."""
     stopping: bool
-    """Whether the run stops here, for a signal: there is time to save and for nothing else."""
 
 
-def steps(
-    run: Run, batches: Iterator[AnyBatch], step: Step[AnyBatch], stopped: StopFlag
-) -> Iterator[StepOutcome]:
-    """Train from the state's step to the plan's last, and say after each step what is due.
-
-    What the caller does between two steps is left out of the measured time. Every process goes
-    through the same moments.
+def train(
+    run: Run,
+    batches: Iterator[AnyBatch],
+    step: Step[AnyBatch],
+    stopped: StopFlag,
+    logger: RunLogger | None,
+    periodic: Sequence[Periodic] = (),
+    stop_after_step: int | None = None,
+) -> None:
+    """Train from the state's step to the plan's last, or to `stop_after_step`.
 
     Args:
         run: the run.
         batches: micro-batches, from the state's step on.
         step: one update of the weights.
-        stopped: raised by a signal.
+        stopped: set by a signal.
+        logger: records and checkpoints; None on every rank but the main one.
+        periodic: work between steps; its time is not counted as training.
+        stop_after_step: number of steps after which to save and return.
+
+    Raises:
+        Diverged: the loss, a gradient or the state is not finite (see `MetricsWindow.close`).
+        Interrupted: a signal asked a rank to stop; the state is saved.
+    """
+    state = run.state
+    for work in periodic:
+        # A run that was killed between a checkpoint and the work due with it catches up.
+        if state.step and work.due(state.step):
+            missing = logger is not None and not work.recorded(state.step, logger)
+            if distributed.any_rank(missing, run.world):
+                work.run(logger)
+    state.model.train()
+    for outcome in steps(run, batches, step, stopped, stop_after_step):
+        if logger is not None:
+            logger.advance(state.step)
+            if outcome.row is not None:
+                logger.log(outcome.row)
+        if outcome.saving:
+            save(run, logger)
+        for work in periodic:
+            if work.due(state.step) and not outcome.stopping:
+                work.run(logger)
+
+
+def steps(
+    run: Run,
+    batches: Iterator[AnyBatch],
+    step: Step[AnyBatch],
+    stopped: StopFlag,
+    stop_after_step: int | None = None,
+) -> Iterator[StepOutcome]:
+    """Take steps, and yield after each what follows from it; the same on every rank.
+
+    The time that the caller spends between two steps is excluded from the measured time.
 
     Raises:
         Diverged: see `MetricsWindow.close`.
-        Interrupted: a process was asked to stop; raised after the moment in which to save.
+        Interrupted: a signal asked a rank to stop; raised after the outcome that saves.
     """
     plan, world, state, output = run.plan, run.world, run.state, run.config.output
+    end = min(plan.steps, stop_after_step or plan.steps)
     log_every, save_every, keep_every = (
         duration_in_steps(duration or plan.steps, plan.steps)
         for duration in (output.log_every, output.checkpoint_every, output.keep_every)
     )
     window = MetricsWindow(world.device)
     heartbeat()
-    while state.step < plan.steps:
+    while state.step < end:
         stage = plan.at(state.step)
         set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
-        micro_batches = window.timed(islice(batches, run.accumulation(stage)))
-        window.add(*step(run, stage, micro_batches))
+        micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
+        window.add(*step(run, stage, window.timed(micro_batches)))
         state.step += 1
         heartbeat()
 
-        last = state.step == plan.steps
-        stopping = distributed.any_rank(stopped.signal is not None, world) and not last
-        saving = state.step % save_every == 0 or state.step % keep_every == 0 or last or stopping
+        stops = distributed.any_rank(stopped.signal is not None, world) and state.step < end
+        saving = state.step % save_every == 0 or state.step % keep_every == 0
+        saving = saving or stops or state.step == end
         stage_ends = state.step == stage.start + stage.steps
-        due = state.step % log_every == 0 or stage_ends or saving
-        row = window.close(run, stage) if due else None
+        row_ends = state.step % log_every == 0 or stage_ends or saving
+        row = window.close(run, stage) if row_ends else None
         with window.paused():
-            yield StepOutcome(stage, row, saving, last, stopping)
+            yield StepOutcome(row, saving, stops)
         heartbeat()
-        if stopping:
+        if stops:
             distributed.barrier(world)
             raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.dir))
 
 
-def save(run: Run, monitor: RunLogger | None) -> None:
-    """Write a checkpoint, after the rows that it promises; delete those no longer wanted.
-
-    Every process takes part, in case the state is sharded; only the main one has a monitor.
+def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBatch]:
+    """Yield micro-batches that were made for a stage, and refuse any other.
 
     Raises:
-        Diverged: the state is not finite, and nothing was written.
+        RuntimeError: the loader and the loop disagree about the step.
+    """
+    for batch in batches:
+        made_for = int(batch.stage[0])
+        if made_for != stage.index:
+            raise RuntimeError(f"a batch of stage {made_for} was loaded for stage {stage.index}")
+        yield batch
+
+
+def save(run: Run, logger: RunLogger | None) -> None:
+    """Write a checkpoint after flushing the rows before it, and delete superseded checkpoints.
+
+    Every rank takes part, because the state may be sharded; only the main rank has a logger.
+
+    Raises:
+        Diverged: the state is not finite; nothing is written.
     """
     check_state(run)
     state = run.state.to_dict()
-    if monitor is None:
+    if logger is None:
         return
-    monitor.flush()
+    logger.flush()
     output, plan = run.config.output, run.plan
     folder = output.dir / "checkpoints"
-    save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.origin)
+    save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.provenance)
     every = output.keep_every
     keep_every = None if every is None else duration_in_steps(every, plan.steps)
     prune_checkpoints(folder, output.keep_last, keep_every)

@@ -99,13 +99,13 @@ class MetricsWindow:
             RunFailed: more images cannot be read than may be.
         """
         plan, state, world = run.plan, run.state, run.world
-        unread = run.unread
-        sums = self._gather(len(unread.waiting) if unread else 0, world)
+        bad = run.bad_images
+        sums = self._gather(len(bad.waiting) if bad else 0, world)
         now = time.perf_counter()
         seconds = now - self.started
         self._check(run, sums.losses, sums.updates)
-        if unread and sums.substituted:
-            unread.agree(state.step)
+        if bad and sums.substituted:
+            bad.exchange(state.step)
         state.seconds += seconds
         progress = plan.progress(state.step - 1)
         row: Row = {
@@ -120,7 +120,7 @@ class MetricsWindow:
             "grad_norm": sums.norm if math.isfinite(sums.norm) else None,
             "skipped_updates": sums.updates.steps,
             "substituted": sums.substituted,
-            "unreadable": len(unread.known) if unread else 0,
+            "unreadable": len(bad.known) if bad else 0,
             "lr": lr_at(progress, run.config.optim) * peak_scale(state.optimizer),
             "weight_decay": weight_decay_at(progress, run.config.optim),
             "images_per_second": self.steps * plan.batch_size / seconds,

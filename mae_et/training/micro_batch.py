@@ -1,34 +1,60 @@
-"""Micro-batches that fit: the largest equal part of a process's share that its memory holds.
+"""Micro-batches: their sizes as configured, or the largest that fit in memory.
 
-A forward and backward pass on zeros is run at two small sizes; an image takes the difference
-of their peaks. Nothing of it is left in the network, its gradients or the generators.
+To fit them, a forward and backward pass on zeros runs at two small sizes; the difference of their
+peaks gives the memory of an image. Network, gradients and generators are restored afterwards.
 """
 
-import os
 import sys
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from mae_et.curriculum.schedule import PlannedStage
-from mae_et.data.sampler import micro_batch_size
-from mae_et.errors import RunFailed
-from mae_et.runtime.distributed import DistributedContext
+from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.errors import RunFailed, UserError
+from mae_et.training.memory import available_memory, peak_of, without_trace
 from mae_et.training.run import Run
 
 MARGIN = 0.1
-"""Share of the memory that is left free, for what two sizes do not tell."""
+"""Fraction of the memory to leave free, for what two sizes do not show."""
 
 Attempt = Callable[[PlannedStage, int], None]
-"""Runs forward and backward on so many images at a stage."""
+"""Forward and backward pass over a number of images at a stage."""
+
+
+def micro_batch_size(
+    requested: int | dict[int, int] | Literal["auto"] | None, plan: Plan, world: int
+) -> Callable[[int], int]:
+    """Return a function from a bandwidth to the images of one forward pass of one rank.
+
+    The size divides a rank's share of the batch and is at most the requested one
+    (`EfficiencyConfig.micro_batch`). With `auto` it is the whole share until it is fitted.
+
+    Raises:
+        UserError: the batch is not divisible by the number of ranks, or `requested` names other
+            bandwidths than the curriculum's.
+    """
+    if plan.batch_size % world:
+        raise UserError(f"optim.batch_size {plan.batch_size} is not divisible by {world} ranks")
+    share = plan.batch_size // world
+    bandwidths = {stage.bandwidth for stage in plan.stages}
+    if isinstance(requested, dict) and set(requested) != bandwidths:
+        raise UserError(
+            f"efficiency.micro_batch names the bandwidths {sorted(requested)}, the curriculum has "
+            f"{sorted(bandwidths)}"
+        )
+
+    def size(bandwidth: int) -> int:
+        limit = share
+        if isinstance(requested, dict):
+            limit = min(share, requested[bandwidth])
+        elif isinstance(requested, int):
+            limit = min(share, requested * plan.base**2 // bandwidth**2)
+        return next(part for part in range(limit, 0, -1) if share % part == 0)
+
+    return lru_cache(size)
 
 
 def fit_micro_batch(
@@ -128,146 +154,3 @@ def largest_part(peak: Callable[[int], int | None], parts: list[int], limit: int
         if taken is not None and taken <= limit:
             return size
     return first
-
-
-def available_memory(world: DistributedContext) -> int:
-    """Return the bytes that this process may still take.
-
-    On a GPU, what is free and what torch holds without using it. On a CPU, the kernel's estimate
-    (MemAvailable of /proc/meminfo) within the limits of its control groups, divided among the
-    processes of this machine.
-
-    Raises:
-        RunFailed: the system does not say (no /proc).
-    """
-    if world.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(world.device)
-        held = torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
-        return free + held
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        raise RunFailed("efficiency.micro_batch auto needs /proc/meminfo; give a number") from None
-    kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return min(kibibytes * 1024, _left_in_control_groups()) // here
-
-
-def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes left under the limits of this process's control groups (v2, or v1)."""
-    left = 2**63
-    try:
-        named = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return left
-    for line in named:
-        _, controllers, name = line.split(":", 2)
-        folder = root / ("memory" if controllers else "") / name.strip("/")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        for group in (folder, *folder.parents):
-            for most, used in (
-                ("memory.max", "memory.current"),
-                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-            ):
-                limit, taken = _number(group / most), _number(group / used)
-                if limit is not None and taken is not None:
-                    left = min(left, max(0, limit - taken + _reclaimable(group / "memory.stat")))
-            if group == root:
-                break
-    return left
-
-
-def _number(file: Path) -> int | None:
-    """Return the number in a file; None where there is no file, or it says "max"."""
-    try:
-        return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-
-
-def _reclaimable(file: Path) -> int:
-    """Return the bytes of files that a control group counts and the kernel gives up at need."""
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
-
-
-def peak_of(work: Callable[[], None], device: torch.device) -> int | None:
-    """Return the most bytes that tensors made in `work` take at once; None if memory ran out."""
-    if device.type == "cuda":
-        try:
-            torch.cuda.synchronize(device)
-            torch.cuda.empty_cache()
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            work()
-            torch.cuda.synchronize(device)
-            return torch.cuda.max_memory_allocated(device) - before
-        except torch.OutOfMemoryError:
-            return None
-        finally:
-            torch.cuda.reset_peak_memory_stats(device)
-    with _Allocations() as allocations:
-        work()
-    return allocations.peak
-
-
-class _Allocations(TorchDispatchMode):
-    """Counts the bytes of the tensors that operators make, as long as these live.
-
-    On a CPU, unlike the process's size, it depends neither on what the allocator keeps nor on what
-    else runs: equal passes, equal counts. An operator's own scratch memory is not seen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(
-        self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        known = {self._key(leaf) for leaf in tree_leaves((arguments, keywords))}
-        result = operator(*arguments, **(keywords or {}))
-        for leaf in tree_leaves(result):
-            key = self._key(leaf)
-            if key is None or key in known or key in self.held:
-                continue
-            storage = leaf.untyped_storage()
-            self.held[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            weakref.finalize(storage, self._free, key)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    @staticmethod
-    def _key(leaf: Any) -> int | None:
-        return leaf.untyped_storage()._cdata if isinstance(leaf, torch.Tensor) else None
-
-    def _free(self, key: int) -> None:
-        self.now -= self.held.pop(key)
-
-
-@contextmanager
-def without_trace(network: nn.Module) -> Iterator[None]:
-    """Put gradients, buffers, mode and generators back as they were."""
-    training = network.training
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    device = next(network.parameters()).device
-    # Of this process's GPU alone: by default it is those of every GPU of the machine.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            network.train()
-            yield
-        finally:
-            network.train(training)
-            for parameter in network.parameters():
-                parameter.grad = None
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()

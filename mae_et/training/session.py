@@ -1,8 +1,8 @@
-"""What the spines of pre-training and of classifiers share: how a run begins, reports and ends."""
+"""What every kind of run shares, from joining the ranks to the final figures."""
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from mae_et.config.files import to_yaml
 from mae_et.config.resume import check_same_run
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
+from mae_et.data.bad_images import BadImages
+from mae_et.data.datasets import ImageDataset
+from mae_et.data.loader import training_batches, worker_count
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
@@ -25,7 +28,9 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog
+from mae_et.training.loop import Periodic, Step, train
 from mae_et.training.metrics import summarise_stages
+from mae_et.training.resume import check_same_data, provenance_of
 from mae_et.training.run import Run
 
 
@@ -33,11 +38,11 @@ from mae_et.training.run import Run
 def distributed_session(
     efficiency: EfficiencyConfig,
 ) -> Iterator[tuple[DistributedContext, StopFlag]]:
-    """Join the other processes, and be ready for signals, a hang and failures of the machine.
+    """Join the other ranks; handle signals, hangs and errors of the system inside the block.
 
     Raises:
-        UserError: the device is not there.
-        RunFailed: memory or the disk ran out, or another process died.
+        UserError: the device is not available.
+        RunFailed: memory or the disk ran out, or another rank died.
     """
     patience = efficiency.step_timeout
     world = distributed.initialize(efficiency.device, patience)
@@ -49,33 +54,33 @@ def distributed_session(
 
 
 def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, Any] | None, bool]:
-    """Return the newest checkpoint of a run's folder, and whether the run is finished.
+    """Return the newest checkpoint of the run folder (None: new run), and whether it is finished.
 
     Raises:
-        UserError: the folder holds a run of other numbers, or checkpoints of which none loads.
-        RunFailed: processes see different checkpoints.
+        UserError: the folder holds another run, or only checkpoints that do not load.
+        RunFailed: ranks see different checkpoints.
     """
     folder = config.output.dir
     checkpoints = folder / "checkpoints"
     saved = newest_checkpoint(checkpoints)
     finished = _is_finished(folder, saved)
     if saved is None and not finished and (damaged := list_checkpoints(checkpoints)):
-        # Beginning anew would throw away the record, and days of work, without being asked to.
+        # Starting over would discard the record, and days of work.
         raise UserError(
-            f"none of the {len(damaged)} checkpoints in {checkpoints} loads, and nothing was "
-            "changed: put a copy of one back, or delete them to begin at step 0"
+            f"none of the {len(damaged)} checkpoints in {checkpoints} loads; nothing was changed: "
+            "restore a copy of one, or delete them to start at step 0"
         )
     check_same_run(config, saved, finished)
     if not distributed.all_ranks_equal(saved["step"] if saved else 0, world):
-        raise RunFailed(f"processes see different checkpoints in {folder}; start again")
+        raise RunFailed(f"ranks see different checkpoints in {folder}; start again")
     return saved, finished
 
 
 def _is_finished(folder: Path, saved: dict[str, Any] | None) -> bool:
-    """Return whether a run has its final figures; damaged ones are written again from its state.
+    """Return whether results.json is there; a damaged one is written again from the checkpoint.
 
     Raises:
-        UserError: they are damaged, and there is no state.
+        UserError: it is damaged, and there is no checkpoint.
     """
     path = folder / "results.json"
     if not path.exists():
@@ -90,19 +95,76 @@ def _is_finished(folder: Path, saved: dict[str, Any] | None) -> bool:
     return True
 
 
+def check_data(
+    config: Any, saved: dict[str, Any] | None, dataset: ImageDataset, world: DistributedContext
+) -> dict[str, Any]:
+    """Return the provenance of a run's numbers, and compare it with the checkpoint's.
+
+    Raises:
+        UserError: the checkpoint was trained on other data.
+    """
+    provenance = provenance_of(dataset, world)
+    check_same_data(config, saved, len(dataset), provenance)
+    return provenance
+
+
+def train_run(
+    run: Run,
+    dataset: Any,
+    step: Step[Any],
+    stopped: StopFlag,
+    periodic: Sequence[Periodic],
+    finish: Callable[[RunLogger | None], None],
+    files: Mapping[str, str] | None = None,
+    stop_after_step: int | None = None,
+) -> None:
+    """Train a run from its state to its end, and finish it.
+
+    Args:
+        run: the run, new or restored.
+        dataset: augmented images, indexed by `SampleIndex`.
+        step: one update of the weights.
+        stopped: set by a signal.
+        periodic: work between steps.
+        finish: writes what the run ends with; called on every rank.
+        files: texts to write into the run folder at the start, by name.
+        stop_after_step: number of steps after which to save and return, unfinished.
+
+    Raises:
+        UserError: another process writes to the run folder, or it is not writable.
+        RunFailed: see `train`.
+        Interrupted: a signal asked a rank to stop; the state is saved.
+    """
+    config, world = run.config, run.world
+    if config.data.on_error == "skip":
+        run.bad_images = BadImages(
+            dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
+        )
+    num_workers = worker_count(config.efficiency.num_workers, world.size)
+    pin_memory = world.device.type == "cuda"
+    with (
+        run_records(run, files) as logger,
+        training_batches(
+            dataset, run.sampler(), num_workers, pin_memory, run.bad_images
+        ) as batches,
+    ):
+        train(run, batches, step, stopped, logger, periodic, stop_after_step)
+        if run.state.step == run.plan.steps:
+            finish(logger)
+    distributed.barrier(world)
+
+
 @contextmanager
 def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[RunLogger | None]:
-    """Keep other writers out of the run's folder, write down what is run, and open its monitor.
-
-    Only the main process writes; the others get None.
+    """Lock the run folder, write what is run, and open its logger; None on other ranks.
 
     Args:
         run: the run.
-        files: what else is written down, by name.
+        files: further texts to write, by name.
 
     Raises:
-        UserError: another process writes to the folder, or has gone on with the run; or nobody can
-            write checkpoints there.
+        UserError: another process writes to the folder or has continued the run, or checkpoints
+            cannot be written there.
     """
     if not run.world.is_main:
         yield None
@@ -117,20 +179,20 @@ def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Ru
         texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **(files or {})}
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
-        with closing(RunLogger(run.config, run.plan, run.state.step)) as monitor:
-            if run.unread is not None:
-                run.unread.write()
-            yield monitor
+        if run.bad_images is not None:
+            run.bad_images.write()
+        with closing(RunLogger(run.config, run.plan, run.state.step)) as logger:
+            yield logger
 
 
-def write_results(run: Run, monitor: RunLogger, rows: list[Row], figures: dict[str, Any]) -> None:
-    """Leave the final figures: written last, for `results.json` says that all is done.
+def write_results(run: Run, logger: RunLogger, rows: list[Row], figures: dict[str, Any]) -> None:
+    """Write results.json, last of all: it marks the run as finished.
 
     Args:
         run: the run.
-        monitor: what it reports to.
+        logger: its logger, which gets the figures too.
         rows: its metrics.
-        figures: what its kind of run ends with, beside what every run does.
+        figures: figures of this kind of run, added to those of every run.
     """
     plan, folder = run.plan, run.config.output.dir
     results = {
@@ -143,6 +205,6 @@ def write_results(run: Run, monitor: RunLogger, rows: list[Row], figures: dict[s
         "stages": summarise_stages(rows, plan),
         **diagnosis(rows),
     }
-    monitor.log_results(results)
-    monitor.flush()
+    logger.log_results(results)
+    logger.flush()
     write_text_atomically(folder / "results.json", json.dumps(results, indent=1))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -12,31 +11,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import PlannedStage
-from mae_et.data.transforms import Batch, normalise
-from mae_et.runtime.precision import autocast
 from mae_et.training.nonfinite import propagate_nonfinite_loss, skip_update_unless_finite
 from mae_et.training.run import Run
 
 AnyBatch = TypeVar("AnyBatch")
-
-
-def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Update a masked autoencoder once; return the loss and the gradient's norm."""
-    return update(run, stage, batches, partial(reconstruction_loss, run, stage))
-
-
-def reconstruction_loss(run: Run, stage: PlannedStage, batch: Batch) -> Tensor:
-    """Return the loss of a micro-batch at a stage, float32 []."""
-    config, device = run.config, run.world.device
-    images = normalise(
-        batch.images.to(device, non_blocking=True), config.data.mean, config.data.std
-    )
-    images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
-    noise = batch.noise.to(device, non_blocking=True)
-    with autocast(run.dtype, device):
-        return run.network(images, config.model.mask_ratio, noise, every_patch=False).loss
 
 
 def update(

@@ -18,7 +18,7 @@ from mae_et.config.schema import (
     Stage,
     duration_in_steps,
 )
-from mae_et.data.sampler import micro_batch_size
+from mae_et.training.micro_batch import micro_batch_size
 from slurm import ClusterConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"

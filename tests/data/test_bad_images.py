@@ -29,10 +29,11 @@ from mae_et.data.bad_images import RECORD, TRIES, WithSubstitutes
 from mae_et.data.datasets import open_dataset
 from mae_et.data.loader import replayed, train_loader
 from mae_et.data.prepare import prepare
-from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, micro_batch_size
+from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
 from mae_et.data.transforms import EvalDataset, TrainDataset, as_tensor
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.metrics_file import read_metrics
+from mae_et.training.micro_batch import micro_batch_size
 
 # The package names the function of the same name first.
 module = importlib.import_module("mae_et.pretraining")
@@ -174,13 +175,13 @@ def test_the_other_samples_of_a_run_do_not_change(folders, method: str) -> None:
     clean, spoilt = (batches(root, method=method) for root in folders)
     replaced = 0
     for whole, other in zip(clean, spoilt, strict=True):
-        same = other.unread[:, 0] < 0
+        same = other.replaced[:, 0] < 0
         replaced += int((~same).sum())
         assert torch.equal(whole.noise, other.noise) or method == "decode"
         assert torch.equal(whole.noise[same], other.noise[same])
         assert torch.equal(whole.images[same], other.images[same])
         assert not any(map(torch.equal, whole.images[~same], other.images[~same]))
-        assert set(other.unread[~same, 0].tolist()) <= {7, 21}
+        assert set(other.replaced[~same, 0].tolist()) <= {7, 21}
         assert whole.images.shape == other.images.shape
     epochs = PLAN.steps * PLAN.batch_size / PLAN.dataset_size
     assert 2 * int(epochs) <= replaced <= 2 * (int(epochs) + 1)
@@ -200,14 +201,14 @@ def test_what_stands_in_depends_on_neither_workers_nor_where_a_run_goes_on(folde
 def test_an_image_that_is_used_again_is_counted_once(folders) -> None:
     """Replay loads a draw once, and shows it several times."""
     shown = batches(folders[1], times={PLAN.stages[0].bandwidth: 5}, kept=20)
-    draws = [tuple(d) for batch in shown for d in batch.unread.tolist() if d[0] >= 0]
+    draws = [tuple(d) for batch in shown for d in batch.replaced.tolist() if d[0] >= 0]
     assert len(draws) == len(set(draws)) > 0
 
 
 def test_where_nothing_can_be_read_the_loader_says_so(folders) -> None:
     root = folders[1]
     view = views(root)[0]
-    assert WithSubstitutes(view)[SampleIndex(7, 0, 0)].unread.tolist() == [7, 0, 0]
+    assert WithSubstitutes(view)[SampleIndex(7, 0, 0)].replaced.tolist() == [7, 0, 0]
     for path in (root / "train").iterdir():
         path.unlink()
     with pytest.raises(RunFailed, match=rf"07\.png.*; nor can {TRIES} others"):
@@ -245,7 +246,7 @@ def test_a_source_of_any_kind_is_skipped_in(folders, tmp_path: Path) -> None:
         assert all(
             torch.equal(a, b) for one in shown[1:] for a, b in zip(shown[0], one, strict=True)
         )
-        assert (shown[0].unread[0] >= 0) == (number in {7, 21})
+        assert (shown[0].replaced[0] >= 0) == (number in {7, 21})
     with pytest.raises(
         Unreadable, match=r"image 7 of shard 0 .*could not be read when it was prep"
     ):

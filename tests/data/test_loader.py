@@ -4,9 +4,10 @@ import torch
 from mae_et import Curriculum, Stage
 from mae_et.config.schema import DataConfig
 from mae_et.data.loader import replayed, train_loader, worker_count
-from mae_et.data.sampler import CurriculumBatchSampler, micro_batch_size
+from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import Batch, TrainDataset
+from mae_et.training.micro_batch import micro_batch_size
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 
@@ -70,7 +71,9 @@ def test_a_run_that_goes_on_replays_the_same_images_and_masks(start: int) -> Non
 
 def test_replayed_images_of_unflippable_data_are_not_flipped() -> None:
     never = TrainDataset(Synthetic(50, 32), DataConfig(flip=0.0), PLAN, 8, 0)
-    batch = Batch(torch.arange(8).reshape(2, 1, 1, 4), torch.rand(2, 4))
+    batch = Batch(
+        torch.arange(8).reshape(2, 1, 1, 4), torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)
+    )
     for seed in range(10):
         renewed = never.renewed(batch, torch.tensor([False, True]), seed)
         assert torch.equal(renewed.images, batch.images)

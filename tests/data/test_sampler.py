@@ -10,10 +10,10 @@ from mae_et.data.sampler import (
     SampleIndex,
     StepSamples,
     in_parts,
-    micro_batch_size,
     permutation,
     sample_seed,
 )
+from mae_et.training.micro_batch import micro_batch_size
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 # Two stages of 8 and 6 steps of 12 images.
@@ -69,7 +69,7 @@ def test_a_micro_batch_grows_as_images_shrink_and_divides_a_process_s_share() ->
     plan = Curriculum.preset("etpp", 224, 16).plan(10, 10_000, 4096)
     size = micro_batch_size(128, plan, 8)
     assert [size(b) for b in (224, 160, 96)] == [128, 128, 512]  # 128, 250 and 696 of 512
-    with pytest.raises(UserError, match="not divided by 3 processes"):
+    with pytest.raises(UserError, match="not divisible by 3 ranks"):
         micro_batch_size(None, plan, 3)
     for asked in ({96: 64}, {96: 64, 160: 32, 224: 32, 256: 8}):
         with pytest.raises(UserError, match=r"the curriculum has \[96, 160, 224\]"):

@@ -21,7 +21,7 @@ from finetune.config import RecipeConfig
 from finetune.evaluation import read_classifier_config
 from finetune.model import build_classifier
 from finetune.scores import score
-from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
+from finetune.transforms import LabelledTrainDataset, mix
 from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
@@ -357,17 +357,17 @@ def test_evaluating_writes_tables_and_takes_the_published_layout(small, tmp_path
 
 def test_mixing_mixes_labels_as_it_mixes_images() -> None:
     images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8).clone()
-    batch = LabelledBatch(images, torch.tensor([0, 1, 2, 3]))
-    mixed, targets = mix(batch._replace(images=images.clone()), RecipeConfig(mixup=0.8), 5, seed=3)
+    labels = torch.tensor([0, 1, 2, 3])
+    mixed, targets = mix(images.clone(), labels, RecipeConfig(mixup=0.8), 5, seed=3)
     share = targets.max(1).values[0]
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     expected = share * torch.arange(4.0) + (1 - share) * torch.arange(4.0).flip(0)
     flipped = (1 - share) * torch.arange(4.0) + share * torch.arange(4.0).flip(0)
     found = mixed[:, 0, 0, 0]
     assert torch.allclose(found, expected) or torch.allclose(found, flipped)
-    same = mix(batch._replace(images=images.clone()), RecipeConfig(mixup=0.8), 5, seed=3)[0]
+    same = mix(images.clone(), labels, RecipeConfig(mixup=0.8), 5, seed=3)[0]
     assert torch.equal(same, mixed)
-    plain, hot = mix(batch, RecipeConfig(smoothing=0.1), 5, seed=0)
+    plain, hot = mix(images, labels, RecipeConfig(smoothing=0.1), 5, seed=0)
     assert torch.equal(plain, images)
     assert hot[2].tolist() == pytest.approx([0.02, 0.02, 0.92, 0.02, 0.02])
 
@@ -428,8 +428,12 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         ],
         "model.patch_size must be positive": [*mine, "--model.patch_size=-8"],
         "output.evaluate_every must be": [*mine, "--output.evaluate_every=often"],
-        "micro-batches need two images": [*base, *RESNET, "--efficiency.micro_batch=1"],
-        "the network has none": [
+        "batch norm needs micro-batches": [
+            *base,
+            *RESNET,
+            "--efficiency.micro_batch=1",
+        ],
+        "this network does not support it": [
             *base,
             "--model.backbone=vgg11",
             "--efficiency.gradient_checkpointing=true",

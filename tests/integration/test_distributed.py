@@ -65,7 +65,7 @@ def test_ranks_score_the_classifier_that_they_save(tmp_path: Path) -> None:
 def test_batch_size_that_the_ranks_do_not_divide_is_refused(tmp_path: Path) -> None:
     failed = run(tmp_path, 2, "--optim.batch_size=13")
     assert failed.returncode != 0
-    assert "optim.batch_size 13 is not divided by 2 processes" in failed.stderr
+    assert "optim.batch_size 13 is not divisible by 2 ranks" in failed.stderr
 
 
 def test_collectives_with_one_rank_return_their_input() -> None:

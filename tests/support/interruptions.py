@@ -14,6 +14,7 @@ from finetune import classify
 from mae_et import pretrain
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted
+from mae_et.training import loop
 
 FORK = multiprocessing.get_context("fork")
 
@@ -35,7 +36,7 @@ def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | N
 
     def target() -> None:
         torch.set_num_threads(1)
-        real_step, real_save = getattr(module, name), module.save
+        real_step, real_save = getattr(module, name), loop.save
 
         def step(run, stage, batches, **more):
             optimizer = run.state.optimizer.param_groups[0]
@@ -52,13 +53,13 @@ def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | N
                 file.write(json.dumps(fact | {"loss": loss.item(), "norm": norm.item()}) + "\n")
             return loss, norm
 
-        def save(run, monitor):
+        def save(run, logger):
             if end is not None and end[1] == "save" and run.state.step == end[0]:
                 os.kill(os.getpid(), end[2])
-            real_save(run, monitor)
+            real_save(run, logger)
 
         setattr(module, name, step)
-        module.save = save
+        loop.save = save
         try:
             trains(config)
         except Interrupted:

@@ -5,7 +5,7 @@ import torch
 from mae_et.config.schema import OptimConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.training.optim import build_optimizer
-from mae_et.training.run import TrainState
+from mae_et.training.state import TrainState
 
 
 def state(step: int = 0) -> TrainState:

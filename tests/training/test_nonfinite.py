@@ -25,7 +25,8 @@ from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, streak
-from mae_et.training.run import Run, TrainState
+from mae_et.training.run import Run
+from mae_et.training.state import TrainState
 from mae_et.training.step import update
 
 # The package names the function of the same name first.
@@ -44,7 +45,7 @@ def poison(monkeypatch):
             if run.state.step + 1 not in steps:
                 return step(run, stage, batches)
             with monkeypatch.context() as patch:
-                patch.setattr("mae_et.training.step.normalise", lambda *a: normalise(*a) * value)
+                patch.setattr("mae_et.pretraining.normalise", lambda *a: normalise(*a) * value)
                 return step(run, stage, batches)
 
         monkeypatch.setattr(module, "train_step", poisoned)
@@ -179,7 +180,9 @@ class NoReading(TorchDispatchMode):
         self.read = 0
 
     def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
-        self.read += "_local_scalar_dense" in str(operator) or "nonzero" in str(operator)
+        reads = "_local_scalar_dense" in str(operator) or "nonzero" in str(operator)
+        # The stage of a batch, an integer, is read on the host, where the loader left it.
+        self.read += reads and arguments[0].is_floating_point()
         return operator(*arguments, **(keywords or {}))
 
 

@@ -20,6 +20,8 @@ from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import read_metrics
 
 # The package names the function of the same name first.
+from mae_et.training.reconstructions import PeriodicReconstructions
+
 module = importlib.import_module("mae_et.pretraining")
 
 
@@ -171,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         images = real(*arguments)
         return images * float("nan") if next(calls) == 8 else images
 
-    monkeypatch.setattr("mae_et.training.step.normalise", poisoned)
+    monkeypatch.setattr("mae_et.pretraining.normalise", poisoned)
     config = tiny("--output.reconstruct_images=0")
     with pytest.raises(RunFailed, match=r"loss became nan at step 9; the last good"):
         pretrain(config)
@@ -339,13 +341,14 @@ def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(tiny, monke
         assert torch.equal(again["model"][name], weight)
 
 
-def test_a_picture_comes_after_the_checkpoint_and_waits_where_the_run_is_told_to_stop(
+def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_signal(
     tiny, monkeypatch
 ) -> None:
-    """Drawing takes time that may not be left to save; the same command draws it then."""
+    """A signal may leave no time to draw; the resumed run draws what was due."""
     flags = ["--output.reconstruct_every=6", "--output.checkpoint_every=6"]
     whole = pretrain(tiny(f"--output.dir={tiny().output.dir}-whole", *flags))
-    config, step, draw = tiny(*flags), module.train_step, module.draw
+    config, step = tiny(*flags), module.train_step
+    draw = PeriodicReconstructions.run
     checkpoints, drawn = config.output.dir / "checkpoints", []
 
     def signalled(run, *rest):
@@ -353,12 +356,12 @@ def test_a_picture_comes_after_the_checkpoint_and_waits_where_the_run_is_told_to
             os.kill(os.getpid(), signal.SIGTERM)
         return step(run, *rest)
 
-    def watched(run, *rest):
-        assert newest_checkpoint(checkpoints)["step"] == run.state.step
-        drawn.append(run.state.step)
-        draw(run, *rest)
+    def watched(self, logger):
+        assert newest_checkpoint(checkpoints)["step"] == self.of.state.step
+        drawn.append(self.of.state.step)
+        draw(self, logger)
 
-    monkeypatch.setattr(module, "draw", watched)
+    monkeypatch.setattr(PeriodicReconstructions, "run", watched)
     with monkeypatch.context() as patch:
         patch.setattr(module, "train_step", signalled)
         with pytest.raises(Interrupted):

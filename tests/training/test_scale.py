@@ -14,7 +14,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune.classifier import make_plan, prepare
+from finetune.classifier import build as build_classifier_run
+from finetune.classifier import make_plan
 from finetune.config import ClassifierConfig
 from finetune.model import build_classifier
 from mae_et import RunFailed, UserError
@@ -24,7 +25,9 @@ from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training import micro_batch
+from mae_et.training import build as building
+from mae_et.training import memory, micro_batch, reconstructions
+from mae_et.training.build import wrap
 from mae_et.training.fsdp import (
     full_optimizer_state_dict,
     full_state_dict,
@@ -32,9 +35,12 @@ from mae_et.training.fsdp import (
     load_full_state_dict,
     shard,
 )
-from mae_et.training.micro_batch import largest_part, peak_of
+from mae_et.training.memory import peak_of
+from mae_et.training.micro_batch import largest_part
 from mae_et.training.plan import make_plan as make_pretraining_plan
-from mae_et.training.run import Run, TrainState, wrap
+from mae_et.training.reconstructions import gather_model
+from mae_et.training.run import Run
+from mae_et.training.state import TrainState
 from mae_et.training.step import update
 
 PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
@@ -189,7 +195,7 @@ def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeyp
         network.train()
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         plan = make_plan(config, network, 40)
-        run = prepare(config, network, plan, WORLD, None)
+        run = build_classifier_run(config, network, plan, WORLD, None)
         assert all(torch.equal(before[n], tensor) for n, tensor in network.state_dict().items())
         found.append(run.micro_batch(32))
     assert found == [8, 4]
@@ -200,8 +206,8 @@ def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
     module = importlib.import_module("mae_et.pretraining")
     two = DistributedContext(0, 2, torch.device("cpu"))
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
-    monkeypatch.setattr(module, "wrap", lambda model, *_: model)
-    run, _ = module.prepare(config, make_pretraining_plan(config, 40), two, None)
+    monkeypatch.setattr(building, "wrap", lambda model, *_: model)
+    run, _ = module.build(config, make_pretraining_plan(config, 40), two, None)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
     assert run.micro_batch(32) == 3
     assert run.accumulation(run.plan.stages[0]) == 2
@@ -216,7 +222,7 @@ def test_finding_what_fits_leaves_no_trace() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout()).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = torch.get_rng_state()
-    with micro_batch.without_trace(network):
+    with memory.without_trace(network):
         network(torch.rand(2, 1, 5, 5)).sum().backward()
     assert torch.equal(torch.get_rng_state(), state)
     assert not network.training
@@ -226,13 +232,13 @@ def test_finding_what_fits_leaves_no_trace() -> None:
 
 
 def test_memory_is_that_of_the_machine_within_its_control_group(tmp_path, monkeypatch) -> None:
-    available = micro_batch.available_memory(WORLD)
+    available = memory.available_memory(WORLD)
     assert 0 < available < 2**50
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert micro_batch.available_memory(WORLD) < available
+    assert memory.available_memory(WORLD) < available
     for name, text in {"max": "9000", "current": "5000", "stat": "a 1\ninactive_file 300"}.items():
         (tmp_path / f"memory.{name}").write_text(text)
-    assert micro_batch._left_in_control_groups(tmp_path) == 4300
+    assert memory._left_in_control_groups(tmp_path) == 4300
 
 
 # --- weights in shards ----------------------------------------------------------------------------
@@ -355,15 +361,15 @@ def test_a_model_in_shards_is_whole_on_the_cpu_alone(tiny, monkeypatch) -> None:
     """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
     module = importlib.import_module("mae_et.pretraining")
     two, seen = DistributedContext(0, 2, torch.device("meta")), []
-    monkeypatch.setattr(module, "fit_micro_batch", lambda *_: None)
+    monkeypatch.setattr(building, "fit_micro_batch", lambda *_: None)
     device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
-    monkeypatch.setattr(module, "shard", lambda model, _: seen.append(device_of(model)))
+    monkeypatch.setattr(building, "shard", lambda model, _: seen.append(device_of(model)))
     for flags in ([], ["--efficiency.micro_batch=auto"]):
         config = tiny(SHARDED, *flags)
-        run, model = module.prepare(config, make_pretraining_plan(config, 40), two, None)
+        run, model = module.build(config, make_pretraining_plan(config, 40), two, None)
     assert seen == ["cpu", "meta"]
     whole = {name: torch.ones_like(t, device="cpu") for name, t in model.state_dict().items()}
-    monkeypatch.setattr(module, "full_state_dict", lambda _: whole)
-    all_gather = module.whole_model(run, model)
-    assert all(torch.equal(all_gather.state_dict()[name], t) for name, t in whole.items())
-    assert {p.device.type for p in all_gather.parameters()} == {"cpu"}
+    monkeypatch.setattr(reconstructions, "full_state_dict", lambda _: whole)
+    gathered = gather_model(run, model)
+    assert all(torch.equal(gathered.state_dict()[name], t) for name, t in whole.items())
+    assert {p.device.type for p in gathered.parameters()} == {"cpu"}

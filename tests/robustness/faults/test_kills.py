@@ -231,11 +231,11 @@ def test_nothing_that_a_kill_leaves_is_in_the_way_when_the_run_is_at_its_end(tmp
     (tmp_path / "tiny.yaml").write_text(TINY)
     flags = ["--curriculum.epochs=2", f"--output.dir={tmp_path / 'run'}"]
     config = load_config(PretrainConfig, [tmp_path / "tiny.yaml"], flags)
-    spine = importlib.import_module("mae_et.training.session")
+    session = importlib.import_module("mae_et.training.session")
     for name in ("export_encoder", "summarise_stages", "finish"):
 
         def target(name=name) -> None:
-            owner = spine if name == "summarise_stages" else module
+            owner = session if name == "summarise_stages" else module
             setattr(owner, name, lambda *_: kill())
             pretrain(config)
 

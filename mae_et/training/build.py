@@ -1,0 +1,104 @@
+"""Build a run: place the model, make its optimizer, fit micro-batches, restore, wrap."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mae_et.config.schema import EfficiencyConfig
+from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.errors import UserError
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.precision import set_precision
+from mae_et.training.fsdp import shard
+from mae_et.training.micro_batch import fit_micro_batch, micro_batch_size
+from mae_et.training.run import Run
+from mae_et.training.state import TrainState
+
+
+def build_run(
+    config: Any,
+    plan: Plan,
+    world: DistributedContext,
+    model: nn.Module,
+    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+    dry_pass: Callable[[Run, PlannedStage, int], None],
+    saved: dict[str, Any] | None = None,
+    ema_decay: float | None = None,
+    multiple: int = 1,
+) -> Run:
+    """Build a run around a model, new or restored from a checkpoint.
+
+    Args:
+        config: the run's config.
+        plan: its plan.
+        world: its ranks.
+        model: new model, on the CPU.
+        optimizer_of: builds the optimizer of a model that is in place.
+        dry_pass: forward and backward pass over a number of black images at a stage, to measure
+            memory (`efficiency.micro_batch: auto`).
+        saved: checkpoint to restore.
+        ema_decay: decay of a moving average of the weights; none by default.
+        multiple: number that fitted micro-batches must be a multiple of.
+
+    Raises:
+        UserError: micro-batches, ranks or sharding do not fit the config.
+        RunFailed: the smallest micro-batch does not fit in memory.
+    """
+    efficiency = config.efficiency
+    dtype, scaler = set_precision(efficiency.precision, efficiency.tf32, world.device)
+    shards = efficiency.sharding == "full" and world.size > 1
+    if shards and scaler.is_enabled():
+        raise UserError("efficiency.sharding full needs efficiency.precision bf16 or fp32")
+    fits = efficiency.micro_batch == "auto"
+    if fits or not shards:  # shards move block by block: one GPU may not hold the whole model
+        model = model.to(world.device)
+    ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay)
+    state = TrainState(model, optimizer_of(model), scaler, ema=ema)
+    micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
+    run = Run(config, plan, world, state, model, dtype, micro_batch)
+    if fits:
+        fit_micro_batch(run, saved, partial(dry_pass, run), multiple)
+    if shards:
+        shard(model, world)
+        state.optimizer, state.sharded = optimizer_of(model), True
+    if saved is not None:
+        state.restore(saved)
+    run.network = wrap(model, efficiency, plan, world, run.micro_batch)
+    return run
+
+
+def wrap(
+    model: nn.Module,
+    efficiency: EfficiencyConfig,
+    plan: Plan,
+    world: DistributedContext,
+    micro_batch: Callable[[int], int],
+) -> nn.Module:
+    """Compile the model and wrap it in DistributedDataParallel, if the config and ranks need it."""
+    network = model
+    if efficiency.compile:
+        # One graph for each bandwidth, none of them with symbolic shapes; past its limit of graphs
+        # the compiler would fall back without a word.
+        bandwidths = len({stage.bandwidth for stage in plan.stages})
+        torch._dynamo.config.recompile_limit = 8 + 2 * bandwidths
+        network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    if world.size > 1 and efficiency.sharding == "none":
+        devices = [world.device.index] if world.device.type == "cuda" else None
+        # Gradients live in the buckets that are exchanged, rather than beside them. A static graph
+        # spares the search for unused weights, but torch's reducer fails on it (internal assert in
+        # expect_autograd_hooks_, torch 2.14) where the first backward pass of a run is one of
+        # several, without an exchange.
+        share = plan.batch_size // world.size
+        accumulates = any(micro_batch(stage.bandwidth) < share for stage in plan.stages)
+        network = DistributedDataParallel(
+            network,
+            device_ids=devices,
+            gradient_as_bucket_view=True,
+            static_graph=not accumulates,
+        )
+    return network

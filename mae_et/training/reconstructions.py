@@ -1,0 +1,84 @@
+"""Draw reconstructions of the same few images during pre-training."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from mae_et.config.schema import duration_in_steps
+from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.data.datasets import ImageDataset
+from mae_et.data.transforms import EvalDataset, normalise
+from mae_et.errors import Unreadable
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.monitoring.logger import RunLogger
+from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
+from mae_et.training.fsdp import full_state_dict
+from mae_et.training.run import Run
+
+
+class PeriodicReconstructions:
+    """Reconstructions at the stage's bandwidth, every `output.reconstruct_every` (a `Periodic`)."""
+
+    def __init__(self, run: Run, model: MaskedAutoencoder, source: ImageDataset):
+        self.of, self.model, self.source = run, model, source
+        output = run.config.output
+        self.every = duration_in_steps(output.reconstruct_every, run.plan.steps)
+        self.count = output.reconstruct_images
+
+    def due(self, step: int) -> bool:
+        """Return whether reconstructions are due after this number of steps."""
+        return self.count > 0 and (step % self.every == 0 or step == self.of.plan.steps)
+
+    def recorded(self, step: int, logger: RunLogger) -> bool:
+        """Return whether the image of a step is kept."""
+        return logger.has_image(step)
+
+    def run(self, logger: RunLogger | None) -> None:
+        """Draw reconstructions with the weights as they are."""
+        model = gather_model(self.of, self.model)
+        if logger is not None:
+            logger.log_image(self.of.state.step, self.draw(model))
+
+    @torch.no_grad()
+    def draw(self, model: MaskedAutoencoder) -> Tensor:
+        """Return reconstructions as one image, uint8 [C H W], one row for each input."""
+        config, plan = self.of.config, self.of.plan
+        stage = plan.at(self.of.state.step - 1)
+        view = EvalDataset(self.source, config.data, config.model.image_size)
+        generator = torch.Generator().manual_seed(config.seed)
+        # At random, because neighbours in a folder are of one class.
+        order = torch.randperm(len(view), generator=generator).tolist()
+        found = list(islice(readable(view, order, config.data.on_error == "skip"), self.count))
+        # On the model's device: a model gathered from shards is on the CPU.
+        images = torch.stack(found).to(next(model.parameters()).device)
+        images = normalise(images, config.data.mean, config.data.std)
+        images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
+        noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)
+        noise = noise.to(images.device)
+        return panel_grid(
+            reconstruction_panels(model, images, noise, config.model.mask_ratio, config.data)
+        )
+
+
+def gather_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
+    """Return the model; if sharded, gathered on the main rank's CPU (every rank must call)."""
+    if not run.state.sharded:
+        return model
+    weights = full_state_dict(model)
+    if run.world.is_main:
+        with torch.device("meta"):
+            model = MaskedAutoencoder.from_config(run.config.model)
+        model.load_state_dict(weights, assign=True)
+    return model
+
+
+def readable(view: EvalDataset, order: Iterable[int], skips: bool) -> Iterator[Tensor]:
+    """Yield images uint8 [C H W] in an order; skip those that cannot be read, if `skips`."""
+    for index in order:
+        try:
+            yield view[index][0]
+        except Unreadable:
+            if not skips:
+                raise

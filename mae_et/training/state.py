@@ -1,0 +1,74 @@
+"""The state of a run: weights, optimizer, loss scaler, step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mae_et.training.fsdp import (
+    full_optimizer_state_dict,
+    full_state_dict,
+    load_full_optimizer_state_dict,
+    load_full_state_dict,
+)
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training; the rest is a function of config and step.
+
+    Attributes:
+        model: weights, neither compiled nor wrapped.
+        optimizer: its optimizer.
+        scaler: loss scaler; disabled unless training in fp16.
+        step: updates done.
+        seconds: training time so far, without pauses.
+        ema: moving average of the model, if the run keeps one.
+        micro_batch: images per forward pass at each bandwidth, if fitted to the memory; kept so
+            that a resumed run sums gradients in the same parts.
+        sharded: whether model and optimizer are sharded over ranks; checkpoints hold full tensors.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    seconds: float = 0.0
+    ema: nn.Module | None = None
+    micro_batch: dict[int, int] | None = None
+    sharded: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain types.
+
+        A sharded state is gathered: every rank must call this, and the main rank gets all of it.
+        """
+        if self.sharded:
+            model = full_state_dict(self.model)
+            optimizer = full_optimizer_state_dict(self.model, self.optimizer)
+        else:
+            model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        return {
+            "model": model,
+            "optimizer": optimizer,
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "micro_batch": self.micro_batch,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Load the state returned by `to_dict`."""
+        if self.sharded:
+            load_full_state_dict(self.model, saved["model"])
+            load_full_optimizer_state_dict(self.model, self.optimizer, saved["optimizer"])
+        else:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        if saved["scaler"] and self.scaler.is_enabled():  # empty unless the run was in fp16
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None and saved["ema"] is not None:
+            self.ema.load_state_dict(saved["ema"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
