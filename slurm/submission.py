@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.config.files import to_yaml
-from mae_et.config.resume import check_same_run
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.training.plan import curriculum_of
+from mae_et.training.same_run import check_same_run
 from slurm.command import (
     TRAININGS,
     CommandLine,

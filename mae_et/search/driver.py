@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys, to_yaml
-from mae_et.config.resume import check_same_settings
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
@@ -18,6 +17,7 @@ from mae_et.search.results import write_search_results
 from mae_et.search.sequential import sequential
 from mae_et.search.trial_log import TrialLog
 from mae_et.search.trials import Objective, Runner, SearchResult, Trials, run_here
+from mae_et.training.same_run import check_same_settings
 
 Strategy = Callable[[SearchConfig, int, Trials], SearchResult]
 STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "greedy": greedy, "bayes": bayes}

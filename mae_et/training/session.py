@@ -10,7 +10,6 @@ from typing import Any
 from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.store import newest_checkpoint, rename_damaged_after
 from mae_et.config.files import to_yaml
-from mae_et.config.resume import check_same_run
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
@@ -32,6 +31,7 @@ from mae_et.training.loop import Periodic, Step, train
 from mae_et.training.metrics import summarise_stages
 from mae_et.training.resume import check_same_data, provenance_of
 from mae_et.training.run import Run
+from mae_et.training.same_run import check_same_run
 
 
 @contextmanager

@@ -13,10 +13,12 @@ import torch
 from mae_et import PretrainConfig, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.io.metrics_file import read_metrics
+from mae_et.training import loop
 
 FORK = multiprocessing.get_context("fork")
 
 # The package names the function of the same name first.
+
 module = importlib.import_module("mae_et.pretraining")
 
 
@@ -25,7 +27,8 @@ def run_until(config: PretrainConfig, step: int, where: str) -> None:
 
     def target() -> None:
         torch.set_num_threads(1)
-        real = getattr(module, where)
+        owner = loop if where == "save" else module
+        real = getattr(owner, where)
 
         def killing(*arguments, **keywords):
             run = arguments[0]
@@ -33,7 +36,7 @@ def run_until(config: PretrainConfig, step: int, where: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **keywords)
 
-        setattr(module, where, killing)
+        setattr(owner, where, killing)
         pretrain(config)
 
     process = FORK.Process(target=target)

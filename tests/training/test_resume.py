@@ -7,7 +7,7 @@ import pytest
 from mae_et import PretrainConfig, UserError
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.files import load_config, to_yaml
-from mae_et.config.resume import check_same_run
+from mae_et.training.same_run import check_same_run
 
 
 def test_config_of_another_command_or_version_is_refused(tmp_path: Path) -> None:
