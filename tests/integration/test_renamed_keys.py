@@ -1,0 +1,57 @@
+"""A run begun before the keys were renamed resumes, once its keys are renamed as the table says."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_run import GOLDEN
+
+from mae_et import PretrainConfig, pretrain
+from mae_et.checkpoints.store import save_checkpoint
+from mae_et.config.files import config_from_text, to_yaml
+from mae_et.io.metrics_file import read_metrics
+
+CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
+BEFORE = GOLDEN / "run_before_renaming"
+
+
+def renamed(kind: str) -> dict[str, str]:
+    """Return old and new names from the changelog's table of a kind."""
+    text = CHANGELOG.read_text(encoding="utf-8")
+    (table,) = re.findall(rf"\| old {kind} \| new {kind} \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text)
+    names = {}
+    for row in table.splitlines():
+        old, new = (re.findall(r"`([\w.]+)`", cell) for cell in row.strip("|").split("|"))
+        names.update(zip(old, new, strict=False))
+    return names
+
+
+def rename_keys(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Rename the keys of a nested config; names are dotted."""
+    for old, new in names.items():
+        section, key = old.split(".")
+        if key in config[section]:
+            config[section][new.split(".")[1]] = config[section].pop(key)
+    return config
+
+
+def test_a_run_begun_before_the_renaming_resumes_with_the_same_losses(tmp_path: Path) -> None:
+    saved = torch.load(BEFORE / "step-00000010.pt", weights_only=True)
+    old = yaml.safe_load(saved["config"])
+    new = rename_keys(old, renamed("config key"))
+    new["output"]["dir"] = str(tmp_path / "run")
+    config = config_from_text(yaml.safe_dump(new), PretrainConfig)
+    names = renamed("checkpoint entry")
+    about = {"format", "config", "plan", "origin"}
+    state = {names.get(name, name): saved[name] for name in saved.keys() - about}
+    folder = tmp_path / "run" / "checkpoints"
+    save_checkpoint(folder, state, to_yaml(config), saved["plan"], saved["origin"])
+    pretrain(config)
+    expected = json.loads((BEFORE / "losses.json").read_text())["losses"]
+    found = [[row["step"], row["loss"]] for row in read_metrics(tmp_path / "run")]
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
