@@ -63,7 +63,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     except ValueError as error:
         raise UserError(str(error)) from None
     try:
-        content = encode_png(panel_grid(panels)).numpy().tobytes()
+        content = encode_png(panel_grid(panels, model.target)).numpy().tobytes()
         write_atomically(config.output, lambda path: path.write_bytes(content))
     except OSError as error:
         raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None

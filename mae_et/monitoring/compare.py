@@ -11,12 +11,8 @@ import yaml
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import read_mapping, read_text
+from mae_et.monitoring.figures import FIGURES, ordered_figures
 
-# Figures of results.json to compare, in the order of the columns.
-FIGURES = (
-    "loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
-    "untrained_linear", "equivalent_epochs", "images", "training_seconds",
-)  # fmt: skip
 # Folders inside a run's folder with the results of what started from it.
 INNER = ("knn", "linear-probe", "finetune", "evaluate")
 # Figures of a fine-tuned run that are shown beside the run it started from.
@@ -163,11 +159,6 @@ def figures_of(folder: Path) -> dict[str, Any]:
 def table_of(path: Path) -> dict[str, Any]:
     """Return a JSON file's object; empty if there is no file."""
     return read_mapping(path) if path.exists() else {}
-
-
-def ordered_figures(keys: set[str]) -> list[str]:
-    """Sort figures as in `FIGURES`, those of inner runs (`finetune top1`) last."""
-    return sorted(keys, key=lambda key: (" " in key, FIGURES.index(key.split(" ")[-1]), key))
 
 
 def varied_keys(settings: list[dict[str, Any]]) -> list[str]:

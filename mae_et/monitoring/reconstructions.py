@@ -8,11 +8,14 @@ beside the true one of visible patches.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from einops import rearrange, reduce, repeat
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 from mae_et.config.schema import DataConfig
@@ -20,6 +23,9 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import Grid
 from mae_et.models.targets import hog, hog_cells, patch_statistics, unpatchify
 
+CAPTIONS = ("input", "masked", "reconstruction", "pasted")
+HOG_CAPTIONS = ("input", "masked", "true HOG", "predicted HOG")
+FRAME = 4  # pixels around each panel
 GREY = 0.5
 STROKE_GAIN = 2.0
 
@@ -52,16 +58,23 @@ def reconstruction_panels(
     return torch.stack([shown, masked, *last], dim=1).clamp(0, 1)
 
 
-def panel_grid(panels: Tensor, smallest: int = 96) -> Tensor:
-    """Lay out panels [B P C H W] in [0, 1] as one image [C H' W'], uint8, one row per input image.
+def panel_grid(panels: Tensor, target: str, smallest: int = 96) -> Tensor:
+    """Lay out panels [B P 3 H W] in [0, 1] as one image [3 H' W'], uint8, one row per input image.
 
-    Panels narrower than `smallest` pixels are enlarged by an integer factor.
+    Columns have captions. Panels narrower than `smallest` pixels are enlarged by an integer factor.
+
+    Args:
+        panels: from `reconstruction_panels`.
+        target: prediction target of the model.
+        smallest: least width of a panel, in pixels.
     """
     factor = max(1, math.ceil(smallest / panels.shape[-1]))
     flat = rearrange(panels, "b p c h w -> (b p) c h w")
     flat = repeat(flat, "n c h w -> n c (h y) (w x)", y=factor, x=factor)
-    grid = make_grid(flat, nrow=panels.shape[1], padding=4, pad_value=1.0)
-    return (grid * 255).round().to(torch.uint8).cpu()
+    grid = make_grid(flat, nrow=panels.shape[1], padding=FRAME, pad_value=1.0)
+    pixels = (grid * 255).round().to(torch.uint8).cpu()
+    captions = HOG_CAPTIONS if target == "hog" else CAPTIONS
+    return torch.cat([_caption_row(captions, pixels.shape[-1], flat.shape[-1]), pixels], dim=1)
 
 
 def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
@@ -73,6 +86,17 @@ def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
     strokes = _stroke_masks(histograms.shape[2], cell, histograms.device)
     drawn = torch.einsum("bkhw,kyx->bhwyx", strength, strokes)
     return repeat(STROKE_GAIN * drawn, "b h w y x -> b c (h y) (w x)", c=channels).clamp(0, 1)
+
+
+def _caption_row(captions: Sequence[str], width: int, panel: int) -> Tensor:
+    """Return captions centred over columns of panels, uint8 [3 H width]."""
+    size = max(12, panel // 10)
+    row = Image.new("RGB", (width, size + 2 * FRAME), "white")
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(size)
+    for place, caption in enumerate(captions):
+        centre = FRAME + place * (panel + FRAME) + panel // 2
+        draw.text((centre, FRAME), caption, "black", font, anchor="ma")
+    return pil_to_tensor(row)
 
 
 @lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ from torchvision.io import read_image
 from mae_et.config.files import numeric_keys, to_yaml
 from mae_et.curriculum.schedule import Plan
 from mae_et.io.metrics_file import Row
-from mae_et.monitoring.compare import FIGURES
+from mae_et.monitoring.figures import FIGURES
 
 TAGS = {
     "loss": "loss/train",

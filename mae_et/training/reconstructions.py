@@ -57,9 +57,8 @@ class PeriodicReconstructions:
         images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
         noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)
         noise = noise.to(images.device)
-        return panel_grid(
-            reconstruction_panels(model, images, noise, config.model.mask_ratio, config.data)
-        )
+        panels = reconstruction_panels(model, images, noise, config.model.mask_ratio, config.data)
+        return panel_grid(panels, model.target)
 
 
 def gather_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:

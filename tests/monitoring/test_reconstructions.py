@@ -63,7 +63,22 @@ def test_strokes_run_along_the_edges(angle: int) -> None:
 
 def test_small_images_are_enlarged_by_an_integer_factor() -> None:
     panels = torch.rand(2, 4, 3, 40, 40)
-    laid_out = panel_grid(panels)
+    image = panel_grid(panels, "pixel")
+    laid_out = image[:, -(2 * 124 + 4) :]
     assert laid_out.shape == (3, 2 * 124 + 4, 4 * 124 + 4)
     first = laid_out[:, 4:124, 4:124].float() / 255
     torch.testing.assert_close(first[:, ::3, ::3], panels[0, 0], rtol=0, atol=0.003)
+
+
+def test_each_column_has_a_caption_that_fits_its_panel() -> None:
+    """Dark pixels above each panel, none between the panels, and others for another target."""
+    panels = torch.rand(1, 4, 3, 96, 96)
+    pixel, hog = (panel_grid(panels, target)[:, : -(96 + 8)] for target in ("norm_pix", "hog"))
+    assert pixel.shape == hog.shape
+    assert not torch.equal(pixel, hog)
+    for captions in (pixel, hog):
+        dark = (captions < 128).any(0).any(0)  # [W]
+        for place in range(4):
+            left = 4 + place * 100
+            assert dark[left : left + 96].sum() > 10
+            assert not dark[left - 4 : left].any()

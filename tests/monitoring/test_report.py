@@ -1,4 +1,4 @@
-"""A report is one file that holds everything, says what the runs' files say, and runs nothing."""
+"""A report is one self-contained file that shows what run folders hold and executes nothing."""
 
 import json
 import re
@@ -18,6 +18,7 @@ from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.compare import names_of
+from mae_et.monitoring.figures import short
 from mae_et.monitoring.report import report
 from mae_et.monitoring.report.charts import (
     BOTTOM,
@@ -26,14 +27,14 @@ from mae_et.monitoring.report.charts import (
     Band,
     Curve,
     chart,
-    short,
     thinned,
+    tick_label,
     ticks,
 )
 
 NUMBERS = st.floats(-1e12, 1e12)
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;"
-# Those that a report looks at.
+# Keys that a report reads.
 WORDS = """
     step stage loss lr grad_norm seconds window_steps window_seconds time top1 raw_top1 images knn
     model data seed optim curriculum index bandwidth start steps cost magnitude base base_cost spike
@@ -44,7 +45,7 @@ VOID = {"meta", "img", "link", "br"}
 
 
 class Page(HTMLParser):
-    """The elements of a page, and its texts; an element that is not closed is a mistake."""
+    """The elements and texts of a page; every element must be closed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def written(folder: Path, **files: object) -> Path:
-    """Write a run folder of 20 steps by hand: `scores=[...]` is a file of lines, a dict of JSON."""
+    """Write the folder of a run of 20 steps: a list becomes JSON lines, a dict JSON."""
     plan = Curriculum.preset("constant", 32, 8).plan(5, 40, 10)
     rows = [
         {"step": step, "stage": 0, "loss": 1 / step, "seconds": step / 2, "time": 1.7e9}
@@ -107,7 +108,7 @@ def written(folder: Path, **files: object) -> Path:
     return folder
 
 
-def test_the_page_is_whole_in_itself(run: Path, tmp_path: Path) -> None:
+def test_the_page_is_self_contained(run: Path, tmp_path: Path) -> None:
     path = report([run], tmp_path / "report.html")
     page, text = Page(path), path.read_text()
     tags = {tag for tag, _ in page.elements}
@@ -122,7 +123,7 @@ def test_the_page_is_whole_in_itself(run: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_the_page_says_what_the_run_says(run: Path, tmp_path: Path) -> None:
+def test_the_page_shows_metrics_results_and_config(run: Path, tmp_path: Path) -> None:
     page = Page(report([run], tmp_path / "report.html"))
     rows, results = read_metrics(run), json.loads((run / "results.json").read_text())
     for row in rows:
@@ -150,15 +151,15 @@ def test_the_page_says_what_the_run_says(run: Path, tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40))
-def test_a_curve_lies_where_its_axes_say(points) -> None:
-    """Places are read back from the path by the ticks beside it, to a tenth of a pixel."""
+def test_higher_values_are_drawn_higher_and_values_above_the_axis_are_counted(points) -> None:
+    """Positions are read back from the path."""
     points = sorted(points)
     drawn = chart("t", "x", [Curve("c", 0, points)])
     assert drawn is not None
     places = re.findall(r"[ML](-?[\d.e+]+),(-?[\d.e+]+)", drawn.lines[0].path)
     ys = [float(y) for _, y in places]
     values = [y for _, y in points]
-    # One scale for all: higher values lie higher, equal ones equally high.
+    # One scale for all: equal values are equally high.
     for a, b, place_a, place_b in zip(values, values[1:], ys, ys[1:], strict=False):
         assert place_a >= place_b if a <= b else place_a <= place_b
     shown = [y for y in ys if TOP <= y <= HEIGHT - BOTTOM]
@@ -190,7 +191,7 @@ def test_ticks_are_round_numbers_within_the_axis(a: float, b: float) -> None:
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=2000))
-def test_no_peak_is_lost_when_a_curve_is_thinned(values: list[float]) -> None:
+def test_thinning_a_curve_keeps_its_extremes(values: list[float]) -> None:
     points = [(float(i), value) for i, value in enumerate(values)]
     kept = thinned(points, 50)
     assert len(kept) <= 101
@@ -201,13 +202,36 @@ def test_no_peak_is_lost_when_a_curve_is_thinned(values: list[float]) -> None:
     assert kept[-1] == points[-1]
 
 
-def test_bands_and_marks_stand_on_the_curves_axis() -> None:
+def test_bands_and_marks_share_the_axis_of_the_curve() -> None:
     curves = [Curve("c", 0, [(0.0, 1.0), (4.0, 2.0)])]
-    drawn = chart("t", "x", curves, [Band(0, 2, "16"), Band(2, 9, "32")], [(2.0, "leaps")])
+    drawn = chart("t", "x", curves, [Band(0, 2, "16"), Band(2, 9, "32")], [(2.0, "spike")])
     assert drawn is not None
     (first, second), (mark,) = drawn.bands, drawn.marks
     middle = (first[0] + second[1]) / 2
     assert first[1] == second[0] == mark[0] == pytest.approx(middle)
+
+
+@given(st.floats(1e-9, 1e20))
+def test_tick_labels_fit_beside_the_axis(value: float) -> None:
+    """Ticks are 1, 2 or 5 times a power of ten, or a multiple with as many digits."""
+    for tick in ticks(0.0, value):
+        assert len(tick_label(tick)) <= 6
+
+
+def test_the_chart_says_how_far_values_exceed_its_axis() -> None:
+    points = [(0.0, 1e9), *((float(x), 1 + x / 100) for x in range(1, 100))]
+    drawn = chart("t", "x", [Curve("c", 0, points)])
+    assert drawn is not None
+    assert drawn.note == "1 value above the axis, up to 1G"
+    assert max(tick.place for tick in drawn.y_ticks) <= HEIGHT - BOTTOM
+
+
+def test_magnitudes_are_shown_only_if_data_are_augmented(tmp_path: Path) -> None:
+    for place, augment in enumerate(("rand-mstd0.5", None)):
+        config = f"data: {{augment: {json.dumps(augment)}}}\n"
+        run = written(tmp_path / str(place), **{"config.yaml": config})
+        page = Page(report([run], tmp_path / "report.html"))
+        assert ("magnitude" in page.texts) == (augment is not None)
 
 
 def test_numbers_are_short() -> None:
@@ -217,7 +241,7 @@ def test_numbers_are_short() -> None:
     assert short(1.573e12, "FLOPs") == "1.573 TFLOPs"
 
 
-def test_what_files_say_is_shown_and_never_run(tmp_path: Path) -> None:
+def test_html_in_run_folders_is_shown_as_text(tmp_path: Path) -> None:
     run = written(
         tmp_path / "<script>alert(1)<script>",
         **{
@@ -232,7 +256,7 @@ def test_what_files_say_is_shown_and_never_run(tmp_path: Path) -> None:
     assert "<script>alert(1)<script>" in page.texts
 
 
-def test_a_run_that_is_not_done_is_told_as_far_as_it_has_come(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_shown_up_to_its_last_row(tmp_path: Path) -> None:
     page = Page(report([written(tmp_path / "a")], tmp_path / "a.html"))
     assert any(text.startswith("not finished: 75% of the compute done") for text in page.texts)
     assert "step 15: 0.06667" in page.texts
@@ -245,21 +269,21 @@ def test_a_run_that_is_not_done_is_told_as_far_as_it_has_come(tmp_path: Path) ->
     assert "no step yet" in Page(report([bare], tmp_path / "c.html")).texts
 
 
-def test_what_cannot_be_drawn_is_skipped(tmp_path: Path) -> None:
-    """Values that are not finite, rows that are none, pictures that are none or of lost steps."""
+def test_values_and_images_that_cannot_be_drawn_are_skipped(tmp_path: Path) -> None:
+    """Non-finite values, malformed rows, damaged images and images of later steps."""
     rows: list = [
         {"step": 5, "loss": 2.0}, {"step": 10, "loss": float("nan")}, 7, {"loss": 1.0},
         {"step": 15, "loss": None}, {"step": 20, "loss": 10**400}, {"step": 12, "loss": 3.0},
     ]  # fmt: skip
     run = written(tmp_path / "a", **{
-        "metrics.jsonl": rows, "reconstructions/step-00000005.png": "no picture",
+        "metrics.jsonl": rows, "reconstructions/step-00000005.png": "no image",
         "reconstructions/step-x.png": "",
     })  # fmt: skip
     for step in (10, 99):
         Image.new("RGB", (8, 8)).save(run / "reconstructions" / f"step-{step:08d}.png")
     page = Page(report([run], tmp_path / "a.html"))
-    told = {text for text in page.texts if text.startswith("step ") and ": " in text}
-    assert told == {"step 5: 2", "step 12: 3"}
+    shown = {text for text in page.texts if text.startswith("step ") and ": " in text}
+    assert shown == {"step 5: 2", "step 12: 3"}
     assert len(page.attributes("src")) == 1
 
 
@@ -280,9 +304,9 @@ WILD = {
 
 @settings(max_examples=20, deadline=None)
 @given(wild=st.fixed_dictionaries({}, optional=WILD), data=st.data())
-def test_whatever_files_hold_there_is_a_page_or_a_sentence(tmp_path_factory, wild, data) -> None:
+def test_arbitrary_run_files_give_a_page_or_a_user_error(tmp_path_factory, wild, data) -> None:
     folder = tmp_path_factory.mktemp("any")
-    if isinstance(wild.get("plan.json"), dict):  # a plan but for a few of its values
+    if isinstance(wild.get("plan.json"), dict):  # a plan with a few other values
         whole = Curriculum.preset("etpp", 32, 8).plan(9, 40, 10).to_dict()
         stages = [whole["stages"][0] | data.draw(st.dictionaries(KEYS, JSON)), *whole["stages"][1:]]
         wild = wild | {"plan.json": whole | {"stages": stages} | wild["plan.json"]}
@@ -296,10 +320,10 @@ def test_whatever_files_hold_there_is_a_page_or_a_sentence(tmp_path_factory, wil
 def test_spikes_are_marked(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 1.0, "spike": step == 10} for step in (5, 10, 15)]
     page = Page(report([written(tmp_path / "a", **{"metrics.jsonl": rows})], tmp_path / "a.html"))
-    assert "a: the loss leaps before step 10" in page.texts
+    assert "a: loss spike before step 10" in page.texts
 
 
-def test_several_runs_are_compared_where_they_differ(run: Path, tmp_path: Path) -> None:
+def test_several_runs_are_compared_by_their_differences(run: Path, tmp_path: Path) -> None:
     scores = [{"step": step, "time": 0, "top1": 5.0 * step, "raw_top1": 1.0} for step in (5, 10)]
     one = written(tmp_path / "x" / "finetune", **{"scores.jsonl": scores})
     two = written(tmp_path / "y" / "finetune", **{"config.yaml": "seed: 4\n"})
@@ -307,20 +331,20 @@ def test_several_runs_are_compared_where_they_differ(run: Path, tmp_path: Path) 
     assert {"3 runs", "Pre-training", "Classifiers", "x/finetune", "y/finetune"} <= set(page.texts)
     assert {"3", "4"} <= set(page.texts)
     assert "seed" in page.texts
-    assert "step 10: 50" in page.texts  # the one classifier; of two runs a point says whose it is
+    assert "step 10: 50" in page.texts  # a point names its run if there are several
     assert "run, step 2: " in "\n".join(page.texts)
-    for by in ("compute", "images", "time"):  # no two charts bear one title
+    for by in ("compute", "images", "time"):  # titles are unique
         assert page.texts.count(f"Validation top-1 (%) by {by}") == 1
     links = [link for link in page.attributes("href") if link.startswith("#")]
     assert set(links) == {"#run-1", "#run-2", "#run-3"} <= {f"#{i}" for i in page.attributes("id")}
 
 
-def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+def test_names_of_runs_are_unique_ends_of_their_paths(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a/run", "b/run", "c/other", "c/finetune")]
     assert names_of(paths) == ["a/run", "b/run", "other", "c/finetune"]
 
 
-def test_mistakes_get_a_sentence(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_user_errors_are_one_sentence(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     good = written(tmp_path / "good")
     (tmp_path / "empty").mkdir()
@@ -372,7 +396,22 @@ def opened(run: Path, tmp_path: Path) -> Iterator[tuple]:
 
 
 @pytest.mark.slow
-def test_a_browser_opens_it_offline_on_a_telephone_and_runs_nothing(opened) -> None:
+def test_no_text_of_a_chart_is_clipped_on_a_phone(opened) -> None:
+    """Of all charts: each label lies within the card around it."""
+    page, *_ = opened
+    outside = page.evaluate("""
+        [...document.querySelectorAll(".plot text")].filter(text => {
+            const inner = text.getBoundingClientRect();
+            const card = text.closest(".plot").getBoundingClientRect();
+            return inner.left < card.left || inner.right > card.right;
+        }).map(text => text.textContent)
+    """)
+    assert outside == []
+    assert page.locator(".plot text").count() > 20
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page_offline_on_a_phone_and_executes_nothing(opened) -> None:
     page, asked, said, path = opened
     assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
     assert said == []
@@ -384,5 +423,5 @@ def test_a_browser_opens_it_offline_on_a_telephone_and_runs_nothing(opened) -> N
     assert min(sizes) > 0
     assert page.locator("svg path.line").count() > 5
     assert not page.get_by_text("mask_ratio: 0.75").is_visible()
-    page.get_by_text("Config, whole").first.click()
+    page.get_by_text("Full config").first.click()
     assert page.get_by_text("mask_ratio: 0.75").is_visible()

@@ -24,7 +24,7 @@ from mae_et import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.monitoring.compare import FIGURES
+from mae_et.monitoring.figures import FIGURES
 from mae_et.monitoring.tensorboard import TAGS, USUALLY_ZERO
 from mae_et.training.optim import lr_at, weight_decay_at
 

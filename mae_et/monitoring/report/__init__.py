@@ -1,9 +1,8 @@
-"""One HTML file about one run or several: curves, curriculum, pictures, figures, config.
+"""One HTML file about one or several runs: curves, curriculum, images, figures, config.
 
-The file is whole in itself: no script, font, style or picture from elsewhere, so it opens offline,
-can be sent by mail, and shows the same in years. Files of runs are read as data that others wrote:
-all that comes from them is escaped by the template engine, and the page's own policy forbids
-scripts.
+The file is self-contained, without scripts and without fonts, styles or images from elsewhere, so
+it opens offline and can be mailed. Run folders are untrusted: the template engine escapes all that
+is read from them, and the page's content security policy forbids scripts.
 """
 
 from mae_et.monitoring.report.page import report

@@ -1,18 +1,19 @@
-"""Line charts as numbers: axes, ticks and paths, which the page's template draws as SVG."""
+"""Layout of line charts: axes, ticks and paths in pixels, drawn as SVG by the page's template."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from mae_et.monitoring.figures import short
 
 Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT = 460, 284
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 26, 50
 COLOURS = 8
-# More points than pixels say nothing; of each column the smallest and the largest are kept.
+# Long curves keep the smallest and the largest value of each column of pixels.
 COLUMNS = 300
 DOTS = 90
-PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class Curve:
     points: Points
     dashed: bool = False
     texts: list[str] = field(default_factory=list)
-    """What a point says when it is pointed at."""
+    """Tooltips of the points."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A stretch of the x axis, with a label above it."""
+    """An interval of the x axis, with a label above it."""
 
     start: float
     end: float
@@ -38,7 +39,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis, in pixels, and its number."""
+    """A position on an axis, in pixels, and its label."""
 
     place: float
     label: str
@@ -80,17 +81,17 @@ def chart(
     stairs: bool = False,
     note: str = "",
 ) -> SvgChart | None:
-    """Lay curves out; None where no curve has a point.
+    """Lay out curves; None if no curve has a point.
 
     Args:
-        title: what is drawn.
-        x_label: what it is drawn against, with the unit.
+        title: name of the y axis.
+        x_label: name and unit of the x axis.
         curves: lines over the same axes.
-        bands: stretches of the x axis to tell apart.
-        marks: places on the x axis to point at, with their texts.
+        bands: intervals of the x axis to shade.
+        marks: positions on the x axis to mark, with tooltips.
         from_zero: whether the y axis starts at zero.
         stairs: whether a value holds until the next point.
-        note: a remark below.
+        note: remark below the chart.
     """
     drawn = [curve for curve in curves if curve.points]
     if not drawn:
@@ -104,17 +105,17 @@ def chart(
     low, high = low - (0 if from_zero else room), high + room
     across = _scale(left, right, LEFT, WIDTH - RIGHT)
     up = _scale(low, high, HEIGHT - BOTTOM, TOP)
-    cut = f"{above} higher {'value is' if above == 1 else 'values are'} cut off" if above else ""
+    cut = f"{above} {'value' if above == 1 else 'values'} above the axis, up to {short(max(ys))}"
     places = [(across(band.start), across(min(band.end, right)), band.label) for band in bands]
     return SvgChart(
         title,
         x_label,
-        ". ".join(part for part in (note, cut) if part),
-        [Tick(across(value), short(value)) for value in ticks(left, right)],
-        [Tick(up(value), short(value)) for value in y_ticks],
+        ". ".join(part for part in (note, cut if above else "") if part),
+        [Tick(across(value), tick_label(value)) for value in ticks(left, right)],
+        [Tick(up(value), tick_label(value)) for value in y_ticks],
         [(start, end, label) for start, end, label in places if end > start],
         [(across(x), text) for x, text in marks],
-        # Stairs lie on each other for long: those below are wider, and so stay visible.
+        # Step functions overlap: the lower ones are wider, and so stay visible.
         [
             _line(curve, across, up, stairs, 2 + 1.6 * stairs * (len(drawn) - 1 - place))
             for place, curve in enumerate(drawn)
@@ -124,21 +125,21 @@ def chart(
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers (1, 2 or 5 times a power of ten) within an interval."""
-    if not high > low:
-        return [low]
     rough = (high - low) / count
+    if not rough > 1e-300:
+        return [low]
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
 
 
-def short(value: float, unit: str = "") -> str:
-    """Write a number in few signs: 12k, 1.5M, 0.0012, 3e-05, and with a unit 1.5 TFLOPs."""
-    for one, prefix in PREFIXES:
-        if abs(value) >= max(one * 0.99995, 1e4 - 0.5):
-            return f"{value / one:.4g}{' ' if unit else ''}{prefix}{unit}"
-    return f"{value:.4g} {unit}".strip()
+def tick_label(value: float) -> str:
+    """Format a tick in few characters, which fit beside the axis: 1.5M, 0.02, 6e-4."""
+    if value == 0 or abs(value) >= 0.01:
+        return short(value)
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def thinned(points: Points, columns: int = COLUMNS) -> Points:
@@ -157,9 +158,9 @@ def thinned(points: Points, columns: int = COLUMNS) -> Points:
 
 
 def _limits(ys: list[float], from_zero: bool) -> tuple[float, float, int]:
-    """Return the y axis's ends, and how many values lie above it.
+    """Return the ends of the y axis and the number of values above it.
 
-    A few values that would press all others flat, as the first losses of a run do, are cut off.
+    A few values that would flatten all others, such as the first losses of a run, lie above it.
     """
     ordered = sorted(ys)
     low, high = ordered[0], ordered[-1]
@@ -176,7 +177,7 @@ def _limits(ys: list[float], from_zero: bool) -> tuple[float, float, int]:
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     span = (high - low) or 1.0
-    # Far outside of the picture one place is as good as another, and its digits stay few.
+    # Far outside the chart the exact position does not matter; clamp it to few digits.
     return lambda value: round(min(max(start + (value - low) / span * (end - start), -1e4), 1e4), 1)
 
 

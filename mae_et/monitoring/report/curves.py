@@ -1,38 +1,39 @@
-"""Which curves a report draws, of runs of one kind over each other."""
+"""Charts of a report: curves of all runs of one kind over the same axes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mae_et.io.metrics_file import Row
-from mae_et.monitoring.report.charts import Band, Curve, SvgChart, chart, short
+from mae_et.monitoring.figures import short
+from mae_et.monitoring.report.charts import Band, Curve, SvgChart, chart
 from mae_et.monitoring.report.records import Record, number
 
-Place = Callable[[Record, float], float | None]
+Position = Callable[[Record, float], float | None]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What curves are drawn against."""
+    """The x axis of a chart."""
 
     label: str
-    place: Place
-    """From a run and a step to the place on the axis."""
+    place: Position
+    """Maps a run and a step to the position on the axis."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The curves of pre-training runs, or of classifiers."""
+    """The charts of pre-training runs, or of classifiers."""
 
     title: str
     names: list[tuple[str, int]]
-    """Runs and their colours."""
+    """Runs and their colour numbers."""
     notes: list[str]
     charts: list[SvgChart]
 
 
 def groups_of(records: Sequence[Record], colours: dict[str, int]) -> list[Group]:
-    """Return the curves of the pre-training runs, and those of the classifiers."""
+    """Return the charts of the pre-training runs, and those of the classifiers."""
     kinds = {
         "Pre-training": [record for record in records if not record.is_classifier],
         "Classifiers": [record for record in records if record.is_classifier],
@@ -71,22 +72,24 @@ def _notes(records: list[Record]) -> list[str]:
     notes = []
     if any(len({s.bandwidth for s in r.plan.stages}) > 1 for r in records if r.plan):
         notes.append(
-            "The training loss is that of the stage's own bandwidth, so it steps where that does: "
-            "stages are compared with themselves, and runs at their ends."
+            "The training loss is measured at the bandwidth of the stage, so it steps when the "
+            "bandwidth changes. Compare runs at equal bandwidth, preferably at their ends."
         )
     targets = {str(record.settings.get("model.target")) for record in records}
     if len(targets) > 1:
-        notes.append(f"Losses of different targets ({', '.join(sorted(targets))}) do not compare.")
+        notes.append(
+            f"Losses of different targets ({', '.join(sorted(targets))}) cannot be compared."
+        )
     return notes
 
 
 def _compute(records: list[Record]) -> Axis:
-    """Count compute in epochs at the base size where all runs mean the same by it."""
+    """Measure compute in equivalent epochs if these are the same unit for all runs."""
     plans = [record.plan for record in records if record.plan]
     epochs = len({(plan.base_cost, plan.dataset_size) for plan in plans}) <= 1
     units = {record.unit for record in records}
     if epochs or len(units) > 1:
-        return Axis("compute, in epochs at the base size", Record.epochs)
+        return Axis("compute, in equivalent epochs", Record.epochs)
     return Axis(f"compute, in {units.pop()}", Record.compute)
 
 
@@ -107,7 +110,7 @@ def _clock(records: list[Record]) -> Axis:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Runs that are drawn over each other."""
+    """Draws runs over each other."""
 
     records: list[Record]
     colours: dict[str, int]
@@ -115,21 +118,21 @@ class _Drawing:
     def rows(
         self, title: str, axis: Axis, key: str, factor: float = 1.0, from_zero: bool = False
     ) -> SvgChart | None:
-        """Draw a number of each row of metrics, and of losses mark those that leap."""
+        """Draw a metric; mark the spikes of losses."""
         curves = [self._curve(r, r.rows, axis, key, factor) for r in self.records]
         marks = _spikes(self.records, axis) if key == "loss" else []
         return self._chart(title, axis, curves, marks=marks, from_zero=from_zero)
 
     def scores(self, title: str, axis: Axis, key: str) -> SvgChart | None:
-        """Draw a validation score, and dashed that of the raw weights, where an average decides."""
+        """Draw a validation score; dashed without the moving average, if one is kept."""
         curves = [self._curve(r, r.scores, axis, key) for r in self.records]
         raw = [self._curve(r, r.scores, axis, f"raw_{key}", dashed=True) for r in self.records]
-        note = "Dashed: the weights themselves, not their moving average"
+        note = "Dashed: without the moving average of the weights"
         any_raw = any(curve.points for curve in raw)
         return self._chart(title, axis, [*curves, *raw], note=note if any_raw else "")
 
     def bandwidths(self, axis: Axis) -> SvgChart | None:
-        """Draw the curricula, whole, over each other."""
+        """Draw the complete curricula."""
         curves = []
         for record in self.records:
             stages = record.plan.stages if record.plan else ()
@@ -165,18 +168,18 @@ class _Drawing:
 
 
 def _spikes(records: list[Record], axis: Axis) -> list[tuple[float, str]]:
-    """Return the places of the rows that were marked as spikes while a run trained."""
+    """Return the positions of rows marked as loss spikes during training."""
     marks = []
     for record in records:
         for row in record.rows:
             place = axis.place(record, row["step"])
             if row.get("spike") is True and place is not None:
-                marks.append((place, f"{record.name}: the loss leaps before step {row['step']:,}"))
+                marks.append((place, f"{record.name}: loss spike before step {row['step']:,}"))
     return marks
 
 
 def _bands(record: Record, axis: Axis) -> list[Band]:
-    """Return the stretches of equal bandwidth along an axis, as far as a run has come."""
+    """Return the intervals of equal bandwidth on an axis, up to the last step done."""
     bands: list[Band] = []
     for stage in record.plan.stages if record.plan else ():
         start = axis.place(record, stage.start) or 0.0

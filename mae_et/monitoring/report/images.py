@@ -1,4 +1,4 @@
-"""A run's pictures of reconstructions, inside of the page."""
+"""Reconstructions of a run, embedded in the page."""
 
 import base64
 import io
@@ -9,20 +9,20 @@ from PIL import Image
 
 from mae_et.monitoring.report.records import Record
 
-PICTURES = 4
+IMAGES = 3
 WIDTH = 920  # pixels: four panels of 224 and their frames
 
 
-def pictures(record: Record) -> list[tuple[str, str]]:
-    """Return the captions and contents of a few pictures, from the first to the last."""
+def embedded_images(record: Record) -> list[tuple[str, str]]:
+    """Return captions and data URIs of a few images, from the first to the last."""
     steps = {}
     for path in (record.folder / "reconstructions").glob("step-*.png"):
         digits = path.stem.removeprefix("step-")
-        # A run that went on from a checkpoint has not yet reached all that it had drawn before.
+        # A resumed run may have images of steps that it has not reached again.
         if digits.isdecimal() and int(digits) <= record.step:
             steps[int(digits)] = path
     ordered = sorted(steps)
-    count = min(PICTURES, len(ordered))
+    count = min(IMAGES, len(ordered))
     places = [round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)]
     if count == 1:
         places = [len(ordered) - 1]
@@ -36,7 +36,7 @@ def pictures(record: Record) -> list[tuple[str, str]]:
 
 
 def _embedded(path: Path) -> str | None:
-    """Return a picture as a data URI, redrawn, so that it is a picture; None where it is none."""
+    """Re-encode an image, which validates it, as a data URI; None if it cannot be decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,4 +1,4 @@
-"""The page: what stands where; the template beside it says how it looks."""
+"""Content of the page; `page.html` and `page.css` lay it out."""
 
 import time
 from dataclasses import dataclass
@@ -10,21 +10,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
-from mae_et.monitoring.compare import ordered_figures, varied_keys
+from mae_et.monitoring.compare import varied_keys
+from mae_et.monitoring.figures import figure_name, format_figure, ordered_figures, short
 from mae_et.monitoring.progress import format_seconds
-from mae_et.monitoring.report.charts import COLOURS, short
+from mae_et.monitoring.report.charts import COLOURS
 from mae_et.monitoring.report.curves import Group, groups_of
-from mae_et.monitoring.report.images import pictures
+from mae_et.monitoring.report.images import embedded_images
 from mae_et.monitoring.report.records import Record, number, read_records
 from mae_et.monitoring.report.stages import stages, staircase
 from mae_et.version import __version__
 
-PLAIN = {"top1": "top-1", "top5": "top-5", "best_top1": "best top-1",
-         "raw_top1": "raw top-1", "raw_top5": "raw top-5",
-         "knn": "kNN", "untrained_knn": "kNN, untrained", "untrained_linear": "linear, untrained",
-         "equivalent_epochs": "equivalent epochs", "training_seconds": "training time"}  # fmt: skip
-PERCENT = ("top1", "top5", "knn", "linear")
-# What a run is, in one line of facts: names, and the keys whose values stand behind them.
+# Facts in the header of a run: names, and the config keys of their values.
 FACTS = {
     "encoder": ("model.encoder", "model.backbone", "model.checkpoint"),
     "image size": ("model.image_size",),
@@ -43,21 +39,22 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one run."""
+    """The part of the page about one run."""
 
     record: Record
     number: int
-    """Its place among the runs, from 1."""
+    """Position among the runs, from 1."""
     colour: int
     state: str
     tiles: list[tuple[str, str]]
     facts: list[tuple[str, str]]
     steps: list[dict[str, Any]]
-    """The curriculum, a step of the staircase for each bandwidth in turn."""
+    """Staircase of the curriculum."""
     stages: list[dict[str, Any]]
+    augments: bool
+    """Whether stages have a RandAugment magnitude."""
     figures: list[tuple[str, str]]
-    pictures: list[tuple[str, str]]
-    panels: str
+    images: list[tuple[str, str]]
 
 
 def report(runs: list[Path], output: Path) -> Path:
@@ -75,7 +72,7 @@ def report(runs: list[Path], output: Path) -> Path:
     ]
     html = render(sections, groups_of(records, colours))
     try:
-        # Names of files need not be text.
+        # File names may hold bytes that are not UTF-8.
         write_atomically(output, lambda path: path.write_bytes(html.encode("utf-8", "replace")))
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
@@ -109,8 +106,6 @@ def _template() -> Template:
 
 def _section(record: Record, place: int, colour: int) -> Section:
     facts = [(name, _fact(record, keys)) for name, keys in FACTS.items()]
-    hog = record.settings.get("model.target") == "hog"
-    last = "true HOG, predicted HOG" if hog else "reconstruction, pasted"
     return Section(
         record,
         place,
@@ -120,9 +115,9 @@ def _section(record: Record, place: int, colour: int) -> Section:
         [(name, fact) for name, fact in facts if fact],
         [] if record.plan is None else staircase(record.plan, record.step),
         [] if record.plan is None else stages(record, record.plan),
-        [(plain_name(key), shown(key, value)) for key, value in _scalars(record)],
-        pictures(record),
-        f"Four panels a row: input, masked input, {last}.",
+        record.settings.get("data.augment") is not None,
+        [(figure_name(key), format_figure(key, value)) for key, value in _scalars(record)],
+        embedded_images(record),
     )
 
 
@@ -154,7 +149,7 @@ def _tiles(record: Record) -> list[tuple[str, str]]:
     first = ("top1", "best_top1", "top5", "loss", "knn", "linear")
     keys: list[str] = [key for key in first if key in found]
     keys += [k for k in found if k.endswith((" top1", " top5"))][:2]
-    tiles = [(plain_name(key), shown(key, found[key])) for key in keys]
+    tiles = [(figure_name(key), format_figure(key, found[key])) for key in keys]
     step = record.step
     for name, value, unit in (
         ("equivalent epochs", record.epochs(step), ""),
@@ -170,37 +165,13 @@ def _tiles(record: Record) -> list[tuple[str, str]]:
 
 
 def _scalars(record: Record) -> list[tuple[str, Any]]:
-    """Return all final figures that are one number or word, with those of inner runs."""
+    """Return all final figures that are a number or a string, with those of inner runs."""
     flat = record.results | {k: v for k, v in record.figures.items() if k not in record.results}
     return [(k, v) for k, v in flat.items() if isinstance(v, (int, float, str))]
 
 
-def plain_name(key: str) -> str:
-    """Return what people call a figure: `finetune best_top1` is `finetune best top-1`."""
-    *inner, name = key.split(" ")
-    return " ".join([*inner, PLAIN.get(name, name.replace("_", " "))])
-
-
-def shown(key: str, value: Any) -> str:
-    """Write a figure with its unit."""
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    finite = number({key: value}, key)
-    if finite is None:
-        return str(value)
-    if key.endswith("seconds"):
-        return format_seconds(finite)
-    if key.endswith(PERCENT):
-        return f"{finite:.4g} %"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return short(finite) if abs(finite) >= 1e6 else f"{finite:.5g}"
-
-
 def _tables(sections: list[Section], groups: list[Group]) -> list[dict[str, Any]]:
-    """Return a table for each group of runs, if there are several runs."""
+    """Return a comparison table for each group of several runs."""
     if len(sections) < 2:
         return []
     tables = []
@@ -212,7 +183,7 @@ def _tables(sections: list[Section], groups: list[Group]) -> list[dict[str, Any]
 
 
 def _comparison(sections: list[Section]) -> dict[str, Any]:
-    """Return the table of several runs: where their configs differ, and what they reached."""
+    """Return the keys in which the configs of runs differ, and their figures."""
     varied = varied_keys([section.record.settings for section in sections])
     reached = [section.record.reached for section in sections]
     figures = ordered_figures({key for found in reached for key in found})
@@ -220,5 +191,5 @@ def _comparison(sections: list[Section]) -> dict[str, Any]:
     for section, found in zip(sections, reached, strict=True):
         settings = section.record.settings
         cells = ["" if settings.get(key) is None else str(settings[key]) for key in varied]
-        rows.append((section, cells, [shown(key, found.get(key)) for key in figures]))
-    return {"varied": varied, "figures": [plain_name(key) for key in figures], "rows": rows}
+        rows.append((section, cells, [format_figure(key, found.get(key)) for key in figures]))
+    return {"varied": varied, "figures": [figure_name(key) for key in figures], "rows": rows}

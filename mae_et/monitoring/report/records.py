@@ -1,4 +1,4 @@
-"""What a report reads of a run folder: whatever is there, of finished runs and of others."""
+"""Read what a report shows from a run folder, finished or not."""
 
 import math
 from bisect import bisect_right
@@ -16,51 +16,51 @@ from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_o
 
 @dataclass(frozen=True)
 class Record:
-    """A run, as its folder tells of it."""
+    """A run as read from its folder."""
 
     folder: Path
     name: str
-    """What tells it from the other runs of the report."""
+    """Unique among the runs of the report."""
     text: str
-    """Its config, as YAML."""
+    """Config as YAML."""
     settings: dict[str, Any]
-    """Its config by flat keys such as `optim.base_lr`."""
+    """Config by flat keys such as `optim.base_lr`."""
     plan: Plan | None
     rows: list[Row]
     scores: list[Row]
     results: dict[str, Any]
-    """Final figures; empty of a run that is not done."""
+    """Final figures; empty for an unfinished run."""
     figures: dict[str, Any]
-    """Figures that tell runs apart, also of what was started from it."""
+    """Figures to compare, also those of results inside the folder."""
 
     @property
     def finished(self) -> bool:
-        """Whether it is done."""
+        """Whether the run is finished."""
         return bool(self.results)
 
     @property
     def is_classifier(self) -> bool:
-        """Whether it learns from labels."""
+        """Whether the run trains a classifier."""
         return "model.backbone" in self.settings or bool(self.scores)
 
     @property
     def step(self) -> int:
-        """Steps done, as far as its rows say."""
+        """Steps done according to the rows of metrics."""
         return int(number(self.rows[-1], "step") or 0) if self.rows else 0
 
     @property
     def unit(self) -> str:
-        """What its compute is counted in."""
+        """Unit of compute."""
         return COMPUTE_UNITS.get(str(self.settings.get("curriculum.cost")), "units")
 
     @property
     def share(self) -> float:
-        """Share of the plan's compute that is done, in [0, 1]."""
+        """Fraction of the plan's compute that is done, in [0, 1]."""
         return self.plan.progress(self.step) if self.plan else 0.0
 
     @property
     def reached(self) -> dict[str, Any]:
-        """The figures, of a run that is not done as far as it has come."""
+        """The figures; for an unfinished run, those of its last rows."""
         scores = self.scores[-1] if self.scores else {}
         so_far: dict[str, Any] = {key: number(scores, key) for key in ("top1", "top5")}
         if self.rows and not self.is_classifier:
@@ -70,11 +70,11 @@ class Record:
             so_far["training_seconds"] = self.seconds(self.step)
         found = {key: value for key, value in so_far.items() if value is not None} | self.figures
         if self.is_classifier:
-            found.pop("images", None)  # there it counts those that were scored
+            found.pop("images", None)  # for classifiers, the number of validation images
         return found
 
     def epochs(self, step: float) -> float | None:
-        """Return the compute done after a step, in epochs at the base size."""
+        """Return the compute done after a step, in equivalent epochs."""
         if self.plan is None:
             return None
         return self.plan.progress(int(step)) * self.plan.equivalent_epochs
@@ -84,11 +84,11 @@ class Record:
         return None if self.plan is None else self.plan.compute_before(int(step))
 
     def images(self, step: float) -> float | None:
-        """Return the images seen after a step, repeats counted."""
+        """Return the images seen after a step, repeats included."""
         return None if self.plan is None else int(step) * self.plan.batch_size
 
     def seconds(self, step: float) -> float | None:
-        """Return the time trained until the last row at or before a step."""
+        """Return the training time at the last row up to a step."""
         place = bisect_right(self.rows, step, key=lambda row: row["step"])
         return number(self.rows[place - 1], "seconds") if place else None
 
@@ -97,7 +97,7 @@ def read_records(folders: list[Path]) -> list[Record]:
     """Read run folders.
 
     Raises:
-        UserError: a folder is none, holds no run, is given twice, or has a file that is damaged.
+        UserError: a folder is missing, has no run, is given twice, or has a damaged file.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run folder is given twice")
@@ -105,7 +105,7 @@ def read_records(folders: list[Path]) -> list[Record]:
 
 
 def number(row: Row, key: str) -> float | None:
-    """Return a row's number, or None where there is none that could be drawn."""
+    """Return a finite number from a row, or None."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -135,11 +135,7 @@ def _read(folder: Path, name: str) -> Record:
 
 
 def _checked(read: Callable[[Path], Any], path: Path) -> Any:
-    """Return what a function reads from a file.
-
-    Raises:
-        UserError: it stumbles over the file.
-    """
+    """Read a file; any error of its content becomes a `UserError`."""
     try:
         return read(path)
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:

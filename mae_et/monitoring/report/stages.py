@@ -1,4 +1,4 @@
-"""A run's stages: what a staircase and a table show of them."""
+"""Stages of a run, for the staircase and the table of a report."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from mae_et.monitoring.report.records import Record, number
 
 
 def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:
-    """Return what is drawn of each bandwidth: shares in percent of compute, images and done."""
+    """Return a stair for each bandwidth: percentages of compute, of images, and completed."""
     stairs: list[dict[str, Any]] = []
     total = plan.equivalent_epochs
     for stage in plan.stages:
@@ -32,7 +32,7 @@ def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:
 
 
 def stages(record: Record, plan: Plan) -> list[dict[str, Any]]:
-    """Return what the table says of each stage; None where a run has not come to it."""
+    """Return a table row for each stage; None for what is not known yet."""
     found: list[dict[str, Any]] = []
     for stage in plan.stages:
         rows = [row for row in record.rows if row.get("stage") == stage.index]

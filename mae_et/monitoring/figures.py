@@ -1,0 +1,87 @@
+"""Figures of results.json: their order, names and units, and a table for the terminal."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mae_et.monitoring.progress import format_seconds
+
+# Figures to compare, in the order of the columns.
+FIGURES = (
+    "loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
+    "untrained_linear", "equivalent_epochs", "images", "training_seconds",
+)  # fmt: skip
+NAMES = {
+    "top1": "top-1", "top5": "top-5", "best_top1": "best top-1", "raw_top1": "raw top-1",
+    "raw_top5": "raw top-5", "knn": "kNN", "untrained_knn": "kNN, untrained",
+    "untrained_linear": "linear, untrained", "training_seconds": "training time",
+}  # fmt: skip
+PERCENTAGES = ("top1", "top5", "knn", "linear")
+# Counts of faults, shown only if there were any.
+FAULTS = ("diverged", "loss_spikes", "skipped_updates", "unreadable_images", "substituted")
+PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def ordered_figures(keys: set[str]) -> list[str]:
+    """Sort figures as in `FIGURES`, those of inner runs (`finetune top1`) last."""
+    return sorted(keys, key=lambda key: (" " in key, FIGURES.index(key.split(" ")[-1]), key))
+
+
+def figure_name(key: str) -> str:
+    """Return the name of a figure in words: `finetune best_top1` is `finetune best top-1`."""
+    *inner, name = key.split(" ")
+    return " ".join([*inner, NAMES.get(name, name.replace("_", " "))])
+
+
+def format_figure(key: str, value: Any) -> str:
+    """Format a figure with its unit."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, (int, float)):
+        return str(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return str(value)
+    if not math.isfinite(number):
+        return str(value)
+    if key.endswith("seconds"):
+        return format_seconds(number)
+    if key.endswith(PERCENTAGES):
+        return f"{number:.4g} %"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return short(number) if abs(number) >= 1e6 else f"{number:.5g}"
+
+
+def short(value: float, unit: str = "") -> str:
+    """Format a number briefly: 12k, 1.5M, 0.0012, 3e-05, and with a unit 1.5 TFLOPs."""
+    for one, prefix in PREFIXES:
+        if abs(value) >= max(one * 0.99995, 1e4 - 0.5):
+            return f"{value / one:.4g}{' ' if unit else ''}{prefix}{unit}"
+    return f"{value:.4g} {unit}".strip()
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """Return the results of a command as lines for a terminal: figures, faults, and stages."""
+    shown = [key for key in results if key in ("run", "data")]
+    shown += ordered_figures(results.keys() & set(FIGURES))
+    shown += [key for key in FAULTS if results.get(key)]
+    names = {key: figure_name(key) for key in shown}
+    width = max(map(len, names.values()), default=0)
+    lines = [f"{name:<{width}}  {format_figure(key, results[key])}" for key, name in names.items()]
+    stages = results.get("stages")
+    if isinstance(stages, list) and len(stages) > 1:
+        lines += ["", *_stages(stages)]
+    return "\n".join(lines)
+
+
+def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:
+    keys = ("bandwidth", "images", "loss", "images_per_second")
+    rows = [("stage", *(figure_name(key) for key in keys))]
+    for place, stage in enumerate(stages, 1):
+        rows.append((str(place), *(format_figure(key, stage.get(key)) for key in keys)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
