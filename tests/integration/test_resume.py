@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and started again ends as if it had never been."""
+"""A run that is killed at any moment and restarted ends like an uninterrupted one."""
 
 import importlib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import exit_code
 
 from mae_et import PretrainConfig, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
@@ -23,7 +24,7 @@ module = importlib.import_module("mae_et.pretraining")
 
 
 def run_until(config: PretrainConfig, step: int, where: str) -> None:
-    """Pre-train in a process that kills itself, as the kernel would, at a given place."""
+    """Pre-train in a process that sends itself SIGKILL at a given place."""
 
     def target() -> None:
         torch.set_num_threads(1)
@@ -41,8 +42,7 @@ def run_until(config: PretrainConfig, step: int, where: str) -> None:
 
     process = FORK.Process(target=target)
     process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    assert exit_code(process) == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +78,13 @@ def same_end(folder: Path, saved: dict) -> None:
 @pytest.mark.parametrize(
     "place", ["before any checkpoint", "mid-epoch", "stage change", "last step"]
 )
-def test_killed_and_restarted_is_never_interrupted_bit_for_bit(
-    tiny, uninterrupted, workers: int, place: str
-) -> None:
+def test_killed_run_resumes_to_the_same_bits(tiny, uninterrupted, workers: int, place: str) -> None:
     saved, _, edges = uninterrupted
     step = {
         "before any checkpoint": 3, "mid-epoch": 8, "stage change": edges[1],
         "last step": saved["step"] - 1,
     }[place]  # fmt: skip
-    # With a checkpoint at each step the run goes on exactly where it was killed.
+    # With a checkpoint at each step the run resumes exactly where it was killed.
     every = 1 if place in {"stage change", "last step"} else 5
     config = tiny(f"--efficiency.num_workers={workers}", f"--output.checkpoint_every={every}")
     run_until(config, step, "train_step")
@@ -96,9 +94,7 @@ def test_killed_and_restarted_is_never_interrupted_bit_for_bit(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_that_replays_goes_on_with_what_it_would_have_replayed(
-    tiny, workers: int
-) -> None:
+def test_killed_run_replays_the_same_images(tiny, workers: int) -> None:
     flags = ["--data.replay={16: 3, 24: 2}", "--data.replay_images=9"]
     whole = pretrain(tiny(*flags, f"--output.dir={tiny().output.dir}-whole"))
     saved = newest_checkpoint(whole / "checkpoints")
@@ -109,7 +105,7 @@ def test_a_killed_run_that_replays_goes_on_with_what_it_would_have_replayed(
     same_end(pretrain(config), saved)
 
 
-def test_killed_between_log_and_checkpoint_no_row_is_doubled_or_missing(
+def test_kill_between_log_and_checkpoint_neither_doubles_nor_loses_a_row(
     tiny, uninterrupted
 ) -> None:
     saved, rows, _ = uninterrupted
@@ -121,7 +117,7 @@ def test_killed_between_log_and_checkpoint_no_row_is_doubled_or_missing(
     assert again == rows
 
 
-def test_killed_while_it_writes_a_checkpoint_the_one_before_is_taken(
+def test_kill_during_a_save_resumes_from_the_previous_checkpoint(
     tiny, uninterrupted, monkeypatch
 ) -> None:
     saved, _, _ = uninterrupted
@@ -143,8 +139,7 @@ def test_killed_while_it_writes_a_checkpoint_the_one_before_is_taken(
 
     process = FORK.Process(target=target)
     process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    assert exit_code(process) == -signal.SIGKILL
     folder = config.output.dir / "checkpoints"
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000005.pt"]
     assert list(folder.glob(".*.tmp"))
@@ -152,7 +147,7 @@ def test_killed_while_it_writes_a_checkpoint_the_one_before_is_taken(
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(tiny, uninterrupted) -> None:
+def test_damaged_newest_checkpoint_costs_one_interval_and_a_warning(tiny, uninterrupted) -> None:
     saved, _, _ = uninterrupted
     config = tiny()
     run_until(config, 13, "train_step")
@@ -164,8 +159,8 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(tiny, unin
     assert (newest.with_name("step-00000010.pt.damaged")).exists()
 
 
-def test_a_damaged_checkpoint_does_not_make_new_ones_look_old(tiny, uninterrupted) -> None:
-    """Were it still counted, each save before its step would be deleted as soon as it was made."""
+def test_damaged_checkpoints_do_not_count_as_newer(tiny, uninterrupted) -> None:
+    """If they counted, each save before their step would be deleted at once."""
     saved, _, _ = uninterrupted
     config = tiny("--output.keep_last=1", "--output.checkpoint_every=2", "--output.keep_every=4")
     run_until(config, 17, "train_step")
@@ -177,7 +172,7 @@ def test_a_damaged_checkpoint_does_not_make_new_ones_look_old(tiny, uninterrupte
     same_end(pretrain(config), saved)
 
 
-def test_killed_many_times_in_a_row_it_still_ends_the_same(tiny, uninterrupted) -> None:
+def test_run_killed_many_times_resumes_to_the_same_bits(tiny, uninterrupted) -> None:
     saved, _, _ = uninterrupted
     config = tiny("--output.checkpoint_every=2")
     for step in (3, 6, 9, 14):

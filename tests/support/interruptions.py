@@ -1,4 +1,4 @@
-"""Train in another process, record each step, and end it where the test says."""
+"""Train in another process, record each step, and interrupt it where the test says."""
 
 import importlib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import exit_code
 
 from finetune import classify
 from mae_et import pretrain
@@ -19,7 +20,7 @@ from mae_et.training import loop
 FORK = multiprocessing.get_context("fork")
 
 
-# At which step, inside what, and how it ends there. Checkpoints are at multiples of 5.
+# Step, place and signal of each interruption. Checkpoints are at multiples of 5.
 ENDS = (
     (3, "step", signal.SIGKILL),  # before any checkpoint
     (8, "step", signal.SIGKILL),  # rows after the checkpoint
@@ -29,7 +30,7 @@ ENDS = (
 
 
 def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | None) -> None:
-    """Train in a process of its own, note what each step does, and end it where asked."""
+    """Train in a process of its own, record each step, and interrupt it at a given place."""
     trains = pretrain if isinstance(config, PretrainConfig) else classify
     module = importlib.import_module(trains.__module__)
     name = "train_step" if trains is pretrain else "classifier_step"
@@ -67,6 +68,6 @@ def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | N
 
     process = FORK.Process(target=target)
     process.start()
-    process.join(120)
+    code = exit_code(process, 120)
     killed = end is not None and end[2] == signal.SIGKILL
-    assert process.exitcode == (-signal.SIGKILL if killed else 0)
+    assert code == (-signal.SIGKILL if killed else 0)
