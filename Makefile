@@ -36,8 +36,8 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two processes, a file of tests each: much of the time they wait, for SLURM or for other processes.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+# Two workers, one test file each at a time; the file that waits for SLURM comes first (conftest.py).
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST) -m 'not slow and not faults'

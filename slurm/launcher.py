@@ -185,7 +185,7 @@ class Launcher:
 
     def _teardown(self) -> list[str]:
         after = [sys.executable, "-m", "slurm.retry", str(self.runs_file)]
-        # Only after a failure: the imports take seconds. The script ends with srun's status.
+        # Only after a failure. The script ends with srun's status.
         return [f"status=$?; [ $status = 0 ] || {shlex.join(after)} $status {self.config.retries}"]
 
     def _srun_arguments(self) -> list[str]:

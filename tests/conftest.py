@@ -1,4 +1,4 @@
-"""What several test files need: a model that fits in a second, and a run that fits in a few."""
+"""Fixtures shared by test files: a tiny run, a working folder, a SLURM cluster."""
 
 import os
 from collections.abc import Iterator
@@ -13,9 +13,14 @@ from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the file that waits longest, for SLURM, so that no worker is left with it."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Keep sums in one order, whatever the machine's cores."""
+    """Sum in one order, whatever the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,7 +29,7 @@ def _one_thread():
 
 @pytest.fixture
 def tiny_yaml(tmp_path: Path) -> Path:
-    """Return the path of a config that trains in seconds and passes through three stages."""
+    """Path of a config that trains through three stages in seconds."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
@@ -32,7 +37,7 @@ def tiny_yaml(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch) -> Path:
-    """Return the current folder: a new one with tiny.yaml in it, and on no job of a cluster."""
+    """Change to a new folder with tiny.yaml, outside of any SLURM job."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
@@ -42,7 +47,7 @@ def place(tmp_path: Path, monkeypatch) -> Path:
 
 @pytest.fixture
 def tiny(tiny_yaml: Path, tmp_path: Path):
-    """Return a function that builds the small config with flags on top."""
+    """A function that builds the tiny config with additional flags."""
 
     def build(*flags: str) -> PretrainConfig:
         return load_config(
@@ -54,7 +59,7 @@ def tiny(tiny_yaml: Path, tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """A real SLURM of two nodes on the loopback, with accounting where its programs are."""
+    """A real SLURM with two nodes on the loopback, with accounting if its programs are installed."""
     missing = missing_programs()
     if missing:
         pytest.skip(f"SLURM's programs are missing ({', '.join(missing)}): make slurm-deps")

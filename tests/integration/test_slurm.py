@@ -31,7 +31,6 @@ FLAGS = [
     "--output.reconstruct_images=0", "--output.tensorboard=false", "--optim.base_lr=0.001",
 ]  # fmt: skip
 CLUSTER = ["--nodes=2", "--cpus_per_task=1", "--partition=main", "--time=60"]
-DEMO = ["--config=demo", "--curriculum.epochs=0.5", "--output.log_every=1"]
 
 
 @pytest.fixture
@@ -157,16 +156,12 @@ def same_end(cluster: Cluster, job: str, folder: Path, whole: Path) -> None:
     assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
 
 
-def test_two_nodes_train_to_the_losses_of_one_rank(submit, place: Path) -> None:
-    submit("pretrain", *DEMO, "--output.dir=two", *CLUSTER)
-    one = pretrain(load_config(PretrainConfig, ["demo"], [*DEMO[1:], "--output.dir=one"]))
-    wait(lambda: (place / "two" / "results.json").exists(), "the end of the run", 120)
-    nodes = {event["node"] for event in events(place / "two", "started")}
-    assert len(nodes) == 1
-    logs = sorted(path.name[-9:] for path in (place / "two" / "slurm").glob("*_log.err"))
+def test_two_nodes_train_to_the_losses_of_one_rank(uninterrupted: Path, place: Path) -> None:
+    one = pretrain(load_config(PretrainConfig, ["tiny.yaml"], [*FLAGS, "--output.dir=one"]))
+    assert len({event["node"] for event in events(uninterrupted, "started")}) == 1
+    logs = sorted(path.name[-9:] for path in (uninterrupted / "slurm").glob("*_log.err"))
     assert logs == ["0_log.err", "1_log.err"]
-    pairs = zip(read_metrics(place / "two"), read_metrics(one), strict=True)
-    for ours, theirs in pairs:
+    for ours, theirs in zip(read_metrics(uninterrupted), read_metrics(one), strict=True):
         assert ours["step"] == theirs["step"]
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
 
@@ -188,7 +183,7 @@ def test_signal_saves_and_requeues_without_repeated_steps(
 
 def test_time_limit_saves_and_requeues_without_repeated_steps(start, cluster: Cluster) -> None:
     """SLURM checks time limits every 30 s."""
-    job, folder = start("--curriculum.epochs=1000", "--signal_delay=60")
+    job, folder = start("--curriculum.epochs=1000", "--signal_delay=60", "--nodes=1")
     cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+62seconds")
     restart_soon(cluster, job)
     (requeued,) = events(folder, "requeued")
@@ -292,7 +287,8 @@ def test_run_requeues_after_the_allowed_number_of_time_limits_only(
     start, cluster: Cluster, capsys, allowed: int
 ) -> None:
     """Submitit counts every signal to a job of less than ten minutes as a time limit."""
-    job, folder = start("--curriculum.epochs=1000", "--time=5", f"--timeouts={allowed}")
+    limits = ["--time=5", f"--timeouts={allowed}"]
+    job, folder = start("--curriculum.epochs=1000", "--nodes=1", *limits)
     for restart in range(allowed):
         cluster.run("scancel", "--signal=USR2", job)
         restart_soon(cluster, job, restart + 1)
@@ -383,8 +379,13 @@ def test_rank_that_finishes_no_step_ends_and_the_job_restarts(
     assert (retried["step"], second["step"], second["lost"]) == (60, 60, step - 60)
 
 
-def test_cancelled_job_saves_and_is_not_requeued(start, cluster: Cluster) -> None:
+def test_active_job_is_not_submitted_again_and_saves_when_cancelled(
+    start, cluster: Cluster, capsys
+) -> None:
     job, folder = start("--curriculum.epochs=1000")
+    run = ["pretrain", "--config=tiny.yaml", f"--output.dir={folder.name}", *FLAGS, *CLUSTER]
+    assert main(["submit", *run, "--curriculum.epochs=1000"]) == 2
+    assert f"already has job {job}" in capsys.readouterr().err
     cluster.run("scancel", job)
     assert cluster.wait_for_state(job, "CANCELLED") == "CANCELLED"
     wait(lambda: events(folder, "stopped"), "the run to have saved")
@@ -395,25 +396,25 @@ def test_cancelled_job_saves_and_is_not_requeued(start, cluster: Cluster) -> Non
     assert saved["step"] == events(folder, "stopped")[0]["step"]
 
 
-def test_probes_follow_a_run_and_a_finished_run_ends_at_once(
+def test_probe_follows_a_run_and_a_finished_run_ends_at_once(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:
     run = ["pretrain", "--config=tiny.yaml", "--output.dir=run", *CLUSTER]
-    jobs = submit(*run, "--then=linear-probe,knn")
-    assert set(jobs) == {"pretrain", "linear-probe", "knn"}
+    jobs = submit(*run, "--then=linear-probe")
+    assert set(jobs) == {"pretrain", "linear-probe"}
     assert main(["status", "run", "--json"]) == 0
     found = {Path(row["run"]).name: row for row in json.loads(capsys.readouterr().out)}
     assert found["linear-probe"]["state"] == "pending"
     assert found["linear-probe"]["reason"] == "Dependency"
-    for kind, name in (("linear-probe", "linear"), ("knn", "knn")):
-        wait(lambda kind=kind: (place / "run" / kind / "results.json").exists(), kind)
-        assert 0 <= json.loads((place / "run" / kind / "results.json").read_text())[name] <= 100
+    scores = place / "run" / "linear-probe" / "results.json"
+    wait(scores.exists, "the probe")
+    assert 0 <= json.loads(scores.read_text())["linear"] <= 100
     assert main(["status", "run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines[1:]] == ["finished"] * 3
+    assert [line.split()[2] for line in lines[1:]] == ["finished"] * 2
     assert "25/25" in lines[1]
     before = (place / "run" / "metrics.jsonl").read_bytes()
-    job = submit(*run)["pretrain"]
+    job = submit(*run, "--nodes=1")["pretrain"]
     assert cluster.wait_for_state(job, "COMPLETED", seconds=60) == "COMPLETED"
     assert (place / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -423,7 +424,7 @@ def test_sweep_runs_as_an_array_and_ends_with_a_table(
 ) -> None:
     jobs = submit(
         "pretrain", "--config=tiny.yaml", "--output.dir=sweep", "--nodes=1", "--time=10",
-        "--sweep=optim.base_lr=0.01,0.02,0.03", "--then=knn",
+        "--sweep=optim.base_lr=0.01,0.02", "--then=knn",
     )  # fmt: skip
     assert set(jobs) == {"pretrain", "knn", "compare"}
     wait(lambda: (place / "sweep" / "results.md").exists(), "the table", 120)
@@ -432,10 +433,10 @@ def test_sweep_runs_as_an_array_and_ends_with_a_table(
     assert head[:2] == ["run", "optim.base_lr"]
     assert "knn" in head
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
-    assert [row[1] for row in cells] == ["0.01", "0.02", "0.03"]
+    assert [row[1] for row in cells] == ["0.01", "0.02"]
     losses = [json.loads((place / "sweep" / row[0] / "results.json").read_text()) for row in cells]
     assert [row[head.index("loss")] for row in cells] == [f"{x['loss']:.6g}" for x in losses]
-    assert len({row[head.index("loss")] for row in cells}) == 3
+    assert len({row[head.index("loss")] for row in cells}) == 2
 
     def all_finished() -> bool:
         """Return whether SLURM has noticed that all jobs ended; it may lag behind their files."""
@@ -475,11 +476,3 @@ def test_invalid_submission_is_refused_before_submitting(
     assert len(said) < 400
     assert set(cluster.run(*jobs).split()) <= before  # SLURM forgets old ones
     assert list(itertools.chain(place.rglob("*_submission.sh"), place.rglob("*.pkl"))) == []
-
-
-def test_run_with_an_active_job_is_not_submitted_again(start, cluster: Cluster, capsys) -> None:
-    job, folder = start("--curriculum.epochs=1000")
-    run = ["pretrain", "--config=tiny.yaml", f"--output.dir={folder.name}", *FLAGS, *CLUSTER]
-    assert main(["submit", *run, "--curriculum.epochs=1000"]) == 2
-    assert f"already has job {job}" in capsys.readouterr().err
-    cluster.run("scancel", job)
