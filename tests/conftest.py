@@ -59,7 +59,7 @@ def tiny(tiny_yaml: Path, tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """A real SLURM with two nodes on the loopback, with accounting if its programs are installed."""
+    """A real SLURM with two nodes on the loopback, with accounting if it is installed."""
     missing = missing_programs()
     if missing:
         pytest.skip(f"SLURM's programs are missing ({', '.join(missing)}): make slurm-deps")
