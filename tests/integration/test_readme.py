@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type is what the code takes."""
+"""The commands, keys, links and examples of README, CONTRIBUTING and docs/ work as written."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", *GUIDES)
 CHECKED = ("slurm", "monitoring", "curriculum")
-# What the reader is to have written: its content in the page's own YAML, or any.
+# Files that the reader writes, as the pages show.
 OWN = {
     "my_changes.yaml",
     "my_run.yaml",
@@ -36,19 +36,17 @@ def command_lines() -> list[list[str]]:
     text = "".join([README, *((ROOT / "docs" / f"{page}.md").read_text() for page in CHECKED)])
     blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
     shell = "\n".join(blocks)
-    distributed_session = shell.replace("\\\n", " ")
-    found = re.findall(
-        r"(?:^\$ |^|/)(?:mae-et|torchrun .*-m mae_et) (.*)$", distributed_session, re.MULTILINE
-    )
+    joined = shell.replace("\\\n", " ")
+    found = re.findall(r"(?:^\$ |^|/)(?:mae-et|torchrun .*-m mae_et) (.*)$", joined, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 
 
-def test_the_readme_has_the_commands_that_this_test_means_to_check() -> None:
+def test_readme_has_the_basic_commands() -> None:
     assert {words[0] for words in command_lines()} >= {"demo", "plan", "pretrain", "knn"}
 
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
-def test_every_command_is_known_and_its_flags_parse(
+def test_command_exists_and_its_flags_parse(
     words: list[str], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     assert words[0] in COMMANDS
@@ -59,7 +57,7 @@ def test_every_command_is_known_and_its_flags_parse(
         assert "#SBATCH --requeue" in capsys.readouterr().out
         assert [path.name for path in tmp_path.iterdir()] == ["my_cluster.yaml"]
         return
-    if words[0] in {"status", "compare", "report"}:  # whose runs are not there
+    if words[0] in {"status", "compare", "report"}:  # their runs do not exist here
         assert main(words) == 2
         assert "there is no run folder" in capsys.readouterr().err
         return
@@ -79,21 +77,21 @@ def test_every_command_is_known_and_its_flags_parse(
     flags = [re.sub("^--checkpoint$", "--model.checkpoint", word) for word in words[1:]]
     if kind is not ClassifierConfig:
         flags = words[1:]
-    for own in OWN | {"my_cluster.yaml"}:  # the reader's own
+    for own in OWN | {"my_cluster.yaml"}:  # files of the reader
         if own in flags:
             place = flags.index(own)
             del flags[place - 1 : place + 1]
     assert isinstance(load_config(kind, [], flags), kind)
 
 
-def test_the_yaml_example_is_a_config(tmp_path: Path) -> None:
+def test_yaml_example_is_a_valid_config(tmp_path: Path) -> None:
     (text,) = [text for kind, text in BLOCKS if kind == "yaml"]
     (tmp_path / "mine.yaml").write_text(text)
     config = load_config(PretrainConfig, [tmp_path / "mine.yaml"])
     assert [stage.bandwidth for stage in config.curriculum.stages] == [64, 96, 128]
 
 
-def test_the_python_example_runs_as_written(tmp_path: Path) -> None:
+def test_python_example_runs_as_written(tmp_path: Path) -> None:
     import torch
 
     (text,) = [text for kind, text in BLOCKS if kind == "python" and "import mae_et" in text]
@@ -104,13 +102,13 @@ def test_the_python_example_runs_as_written(tmp_path: Path) -> None:
     assert names["plan"].at(0).bandwidth == 96
 
 
-def test_links_and_pictures_lead_somewhere() -> None:
+def test_links_and_images_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_every_recipe_that_the_readme_names_is_shipped() -> None:
+def test_recipes_named_in_the_readme_exist() -> None:
     for pattern in re.findall(r"`(vit_\{[^`]+)`", README):
         for size in ("s16", "b16", "l16", "h14"):
             for budget in ("800ep", "1600ep"):
@@ -151,7 +149,7 @@ def test_where_do_i_change_names_a_file_and_what_it_defines() -> None:
                 assert re.search(rf"(?m)^ *(?:def |class |)\b{part}\b(?:\(|:| =)", code), name
 
 
-def test_the_package_offers_what_it_lists() -> None:
+def test_every_listed_export_exists() -> None:
     for name in mae_et.__all__:
         assert getattr(mae_et, name) is not None
 
@@ -167,15 +165,15 @@ FAULT_COMMANDS = sorted(
 )
 
 
-def test_the_reliability_pages_have_the_commands_that_this_test_means_to_check() -> None:
+def test_reliability_pages_have_commands() -> None:
     assert len(FAULT_COMMANDS) > 60
 
 
 @pytest.mark.parametrize("command", FAULT_COMMANDS)
-def test_every_command_about_a_fault_selects_a_test(command: str) -> None:
-    """Each part of `-k` has a test with its words in the name, or in the values that it is given.
+def test_command_about_a_fault_selects_a_test(command: str) -> None:
+    """Every part of `-k` matches the name or the parameters of a test.
 
-    Read from the text, for pytest takes seconds to collect a file.
+    Read from the text, because pytest takes seconds to collect a file.
     """
     words = shlex.split(command)
     (path,) = (ROOT / word for word in words if word.endswith(".py"))
@@ -187,6 +185,6 @@ def test_every_command_about_a_fault_selects_a_test(command: str) -> None:
 
 
 def head_of(test: str) -> str:
-    """Return a test's marks and name, with numbers as pytest writes them."""
+    """Return the marks and name of a test, with numbers as pytest writes them."""
     marks, _, rest = test.partition("def test_")
     return re.sub(r"(?<=\d)_(?=\d)", "", marks) + rest.partition("(")[0]
