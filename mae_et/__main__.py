@@ -1,16 +1,29 @@
 """`python -m mae_et`, for launchers that start modules: torchrun -m mae_et pretrain ..."""
 
 import sys
-from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
-# With -m Python looks into the current folder first, where a user's finetune.py would pass for our
-# package. A checkout is that folder and the place of this file at once, and stays.
-with suppress(OSError):  # the folder may be gone
-    here = Path.cwd()
-    if Path(__file__).resolve().parent.parent != here.resolve():
-        sys.path[:] = [path for path in sys.path if path not in {"", str(here)}]
 
-from mae_et.cli.main import main
+def hidden_package() -> str | None:
+    """Return which of our packages a file in the current folder hides, without importing it.
 
-sys.exit(main())
+    With -m, Python searches the current folder first.
+    """
+    ours = Path(__file__).parents[1]
+    for package in ("finetune", "slurm"):
+        found = find_spec(package)
+        if found is None or Path(found.origin or "") != ours / package / "__init__.py":
+            return package
+    return None
+
+
+if __name__ == "__main__":
+    if (package := hidden_package()) is not None:
+        sys.exit(
+            f"mae-et: a file or folder here is called {package} and hides the package {package} of "
+            "mae-et: set PYTHONSAFEPATH=1, or start mae-et instead of python -m mae_et"
+        )
+    from mae_et.cli.main import main
+
+    sys.exit(main())

@@ -1,6 +1,5 @@
 """Submit a command with its follow-ups, or a sweep; check all of it before submitting any of it."""
 
-import json
 import os
 import shlex
 import sys
@@ -108,8 +107,7 @@ def submit_together(tasks: list[Task], cluster: ClusterConfig, root: Path) -> st
 
 def _table(folder: Path, groups: list[list[Task]]) -> Task:
     """Return the task that tabulates the results of a sweep."""
-    runs = json.dumps([str(run.folder) for run in groups[0]])  # names contain commas
-    words = [f"--runs={runs}", f"--output={folder / 'results.md'}"]
+    words = [*(str(run.folder) for run in groups[0]), f"--output={folder / 'results.md'}"]
     return parse_task(groups[0][0].command_line, "compare", words)
 
 

@@ -1,9 +1,5 @@
-"""What the words of a command line mean: the config of a command, checked.
+"""Parse the arguments of a command into its config."""
 
-A config of what is downstream (`finetune`) is looked up where a command needs it.
-"""
-
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,118 +8,122 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from finetune.config import ClassifierConfig
+from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
+from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
-from mae_et.config.schema import SOURCE_KEYS, PretrainConfig
+from mae_et.config.schema import SOURCE_KEYS, DataConfig, PretrainConfig
 from mae_et.config.untrusted import unknown_keys
 from mae_et.errors import UserError
+from mae_et.monitoring.compare import CompareConfig
+from mae_et.search.config import SearchConfig
 
 Arguments = list[str]
 
+# Config of each command that has one. None of their modules imports PyTorch, so that mistakes in
+# a command line are reported at once.
+CONFIGS: dict[str, type[Any]] = {
+    "pretrain": PretrainConfig,
+    "demo": PretrainConfig,
+    "plan": PretrainConfig,
+    "finetune": ClassifierConfig,
+    "supervised": ClassifierConfig,
+    "evaluate": EvaluateConfig,
+    "knn": ProbeConfig,
+    "linear-probe": ProbeConfig,
+    "dynamics": DynamicsConfig,
+    "reconstruct": ReconstructConfig,
+    "export": ExportConfig,
+    "prepare": PrepareConfig,
+    "compare": CompareConfig,
+    "search": SearchConfig,
+}
+
 
 def config_of(command: str, arguments: Arguments) -> Any:
-    """Return what the arguments of a command mean, for commands whose arguments are a config.
+    """Return the config that the arguments of a command describe.
 
-    Raises:
-        UserError: they mean nothing.
+    Fine-tuning without a dataset takes that of its checkpoint, if the checkpoint names one.
     """
-    import finetune
-    from mae_et.config.commands import PrepareConfig
-    from mae_et.monitoring.compare import CompareConfig
-    from mae_et.search import SearchConfig
+    return parse_command(command, arguments)[0]
 
-    kinds: dict[str, type[Any]] = {
-        "pretrain": PretrainConfig,
-        "finetune": finetune.ClassifierConfig,
-        "supervised": finetune.ClassifierConfig,
-        "knn": finetune.ProbeConfig,
-        "linear-probe": finetune.ProbeConfig,
-        "evaluate": finetune.EvaluateConfig,
-        "compare": CompareConfig,
-        "prepare": PrepareConfig,
-        "search": SearchConfig,
-        "dynamics": finetune.DynamicsConfig,
-    }
-    kind = kinds[command]
+
+def parse_command(
+    command: str, arguments: Arguments, parser: ArgumentParser | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the config of a command, and the values of arguments that are not part of it.
+
+    Args:
+        command: name of the command.
+        arguments: what follows the name on the command line.
+        parser: that of `parser_of` with further arguments, if the command has any.
+    """
+    parser = parser or parser_of(command)
+    kind = CONFIGS[command]
+    if kind is ClassifierConfig:
+        # Every other command calls it --checkpoint.
+        pattern = r"^--checkpoint(?==|$)"
+        arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]
     try:
-        if kind is finetune.ClassifierConfig:
-            return _classifier_config(command, kind, arguments)
-        if kind is CompareConfig:
-            arguments = _runs_as_flag(arguments)
-        return parse_config(parser_of(command, kind), kind, arguments)[0]
+        config, extra = parse_config(parser, kind, arguments)
     except UserError:
-        _refuse_config_of_another(command, kinds, arguments)
+        _refuse_config_of_another_command(command, arguments)
         raise
+    if command == "finetune" and (data := _data_of_start(config)) is not None:
+        parser.set_defaults({f"data.{key}": data[key] for key in SOURCE_KEYS})
+        return parse_config(parser, kind, arguments)
+    return config, extra
 
 
-def on_top_of_its_data(
-    command: str, kind: type[Any], stored: Callable[[Path], Any], arguments: Arguments
+def config_over_data_of(
+    command: str, read_config: Callable[[Path], Any], arguments: Arguments
 ) -> Any:
-    """Return a config whose data keys lie on top of those that its checkpoint was trained with."""
-    parser = parser_of(command, kind)
-    given, _ = parse_config(parser, kind, arguments)
-    run = None if given.data is None else stored(given.checkpoint)
+    """Return a config whose data keys override those that its checkpoint was trained with.
+
+    Args:
+        command: name of the command; its config has `checkpoint` and `data`.
+        read_config: reads the config of a checkpoint's run; None if the checkpoint has none.
+        arguments: what follows the name on the command line.
+    """
+    parser = parser_of(command)
+    config, _ = parse_command(command, arguments, parser)
+    run = None if config.data is None else read_config(config.checkpoint)
     if run is None:
-        return given
+        return config
+    # Again, because only the parser knows which keys were given.
     parser.set_defaults({"data": plain(run.data)})
-    config, _ = parse_config(parser, kind, arguments)
-    data = config.data or run.data
+    config, _ = parse_command(command, arguments, parser)
+    data: DataConfig = config.data or run.data
     if data.source != run.data.source and data.root == run.data.root:
-        data = replace(data, root=None)  # the root of the data that were not asked for
+        data = replace(data, root=None)  # the root of the run's dataset, not of the requested one
     return replace(config, data=data)
 
 
-def parser_of(command: str, kind: type[Any]) -> ArgumentParser:
-    """Return the parser of a command whose keys are those of a config."""
-    parser = ArgumentParser(
-        prog=f"mae-et {command}", exit_on_error=False, description=(kind.__doc__ or "").strip()
-    )
-    add_config_arguments(parser, kind)
+def parser_of(command: str) -> ArgumentParser:
+    """Return a parser whose arguments are the keys of a command's config."""
+    kind = CONFIGS[command]
+    description = (kind.__doc__ or "").strip()
+    if kind is ClassifierConfig:
+        description = "--checkpoint PATH is short for --model.checkpoint PATH."
+    parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)
+    add_config_arguments(parser, kind, paths="runs" if kind is CompareConfig else None)
     return parser
 
 
-def _classifier_config(command: str, kind: type[Any], arguments: Arguments) -> Any:
-    """Return a classifier's config; fine-tuning without data takes those of its checkpoint."""
-    from mae_et.checkpoints.load import stored_config
-
-    pattern = r"^--checkpoint(?==|$)"  # what every other command calls it
-    arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]
-    parser = parser_of(command, kind)
-    parser.description = "--checkpoint PATH is short for --model.checkpoint PATH."
-    config, _ = parse_config(parser, kind, arguments)
+def _data_of_start(config: ClassifierConfig) -> dict[str, Any] | None:
+    """Return the data keys of the checkpoint to start from, if the config names no dataset."""
     start = config.model.checkpoint
     given = config.data.name or config.data.root or config.model.backbone
-    if command != "finetune" or given or start is None or not start.exists():
-        return config
+    if given or start is None or not start.exists():
+        return None
+    from mae_et.checkpoints.load import stored_config
+
     run = stored_config(start)
-    if run is None:
-        return config
-    data = plain(run.data) | {"name": run.data.source}
-    parser.set_defaults({f"data.{key}": data[key] for key in SOURCE_KEYS})
-    return parse_config(parser, kind, arguments)[0]
+    return None if run is None else plain(run.data) | {"name": run.data.source}
 
 
-def _runs_as_flag(arguments: Arguments) -> Arguments:
-    """Put run folders that are given without a flag behind --runs."""
-    runs, others = [], []
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("-"):
-            runs.append(word)
-            continue
-        others.append(word)
-        if word.startswith("--") and "=" not in word:
-            others += [value for value in [next(words, None)] if value is not None]
-    return [*([f"--runs={json.dumps(runs)}"] if runs else []), *others]
-
-
-def _refuse_config_of_another(
-    command: str, kinds: dict[str, type[Any]], arguments: Arguments
-) -> None:
-    """Say of a file that it is a config of another command, if that is what is wrong.
-
-    Raises:
-        UserError: it is.
-    """
+def _refuse_config_of_another_command(command: str, arguments: Arguments) -> None:
+    """Report a `--config` file that belongs to another command, if that is the mistake."""
     flags = zip(arguments, [*arguments[1:], ""], strict=False)
     names = [after if word == "--config" else word.removeprefix("--config=")
              for word, after in flags if word.partition("=")[0] == "--config"]  # fmt: skip
@@ -131,10 +131,10 @@ def _refuse_config_of_another(
         try:
             path = find_config(name)
             text = path.read_text(encoding="utf-8")
-            if not unknown_keys(text, kinds[command]):
+            if not unknown_keys(text, CONFIGS[command]):
                 continue
-            others = [other for other, kind in kinds.items() if not unknown_keys(text, kind)]
-        except Exception:  # no file, or no YAML: the sentence that there is says so
+            others = [other for other, kind in CONFIGS.items() if not unknown_keys(text, kind)]
+        except Exception:  # the error that is being handled reports a missing or damaged file
             return
         if others:
             other = path.parent.name if path.parent.name in others else others[0]

@@ -83,10 +83,19 @@ def load_config(
     return parse_config(parser, kind, arguments + list(flags or []))[0]
 
 
-def add_config_arguments(parser: ArgumentParser, kind: type[Any]) -> None:
-    """Give a parser `--config`, which may be repeated, and a flag for each field of `kind`."""
+def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | None = None) -> None:
+    """Give a parser `--config`, which may be repeated, and a flag for each field of `kind`.
+
+    Args:
+        parser: the parser.
+        kind: a dataclass.
+        paths: name of a field that takes paths, one or more, as positional arguments.
+    """
     parser.add_argument("--config", action="config", help="YAML file or shipped name; repeatable")
-    parser.add_class_arguments(kind, fail_untyped=True)
+    if paths is not None:
+        name = paths.removesuffix("s").upper()
+        parser.add_argument(paths, metavar=name, nargs="+", type=Path, help="one or more")
+    parser.add_class_arguments(kind, fail_untyped=True, skip={paths} if paths else None)
 
 
 def parse_config(

@@ -24,7 +24,7 @@ class CompareConfig:
     """Compare the results of several runs."""
 
     runs: list[Path]
-    """Run folders; the flag may be omitted: compare runs/a runs/b."""
+    """Run folders."""
     output: Path | None = None
     """Markdown file for the table, which is also printed."""
 

@@ -148,11 +148,6 @@ def all_ranks_equal(value: int, world: DistributedContext) -> bool:
     return bool(extremes[0] == -extremes[1])
 
 
-def is_main() -> bool:
-    """Whether this process is the one that speaks, also before it has joined the others."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def barrier(world: DistributedContext) -> None:
     """Wait until every process is here."""
     if world.size > 1:

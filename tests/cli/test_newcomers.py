@@ -37,15 +37,27 @@ def refusal(capsys, *arguments: str) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_a_finetune_py_in_the_current_folder_does_not_pass_for_the_package(place: Path) -> None:
-    for name in ("finetune.py", "slurm.py"):
-        (place / name).write_text("raise SystemExit('hijacked')")
-    command = [sys.executable, "-m", "mae_et", "knn", "--checkpoint=missing"]
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert "there is no checkpoint" in done.stderr
-    assert done.returncode == 2
+@pytest.mark.parametrize("name", ["finetune.py", "slurm.py", "finetune/__init__.py"])
+def test_a_file_named_like_our_package_is_refused_and_never_run(place: Path, name: str) -> None:
+    (place / name).parent.mkdir(exist_ok=True)
+    (place / name).write_text("print('hijacked')")
+    command = [sys.executable, "-m", "mae_et", "compare", "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def run(**variables: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment | variables, check=False
+        )
+
+    package = name.removesuffix(".py").partition("/")[0]
+    refused = run()
+    assert f"hides the package {package} of mae-et: set PYTHONSAFEPATH=1" in refused.stderr
+    assert refused.returncode != 0
+    assert "hijacked" not in refused.stdout
+    safe = run(PYTHONSAFEPATH="1")
+    assert "there is no run folder nowhere" in safe.stderr
+    assert safe.returncode == 2
+    assert "hijacked" not in safe.stdout
 
 
 @pytest.mark.parametrize(
@@ -139,7 +151,6 @@ def test_switches_and_runs_are_given_as_they_are_thought_of(place: Path, capsys)
     for arguments in (["a", "b", "--output=t.md"], ["--output", "t.md", "a", "b"]):
         config = config_of("compare", arguments)
         assert (config.runs, config.output) == ([Path("a"), Path("b")], Path("t.md"))
-    assert config_of("compare", ["--runs=[a,b]"]).runs == [Path("a"), Path("b")]
     (place / "done").mkdir()
     (place / "done" / "metrics.jsonl").write_text("")
     (place / "done" / "results.json").write_text(json.dumps({"loss": 1.0}))

@@ -42,7 +42,7 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_wheel_finds_its_own_configs(unpacked: Path) -> None:
-    assert (unpacked / "mae_et" / "report" / "page.html").is_file()
+    assert (unpacked / "mae_et" / "monitoring" / "report" / "page.html").is_file()
     where = run(unpacked, "-c", "import mae_et; print(mae_et.__file__)").stdout.strip()
     assert Path(where).is_relative_to(unpacked)
     plan = run(unpacked, "-m", "mae_et", "plan", "--config", "pretrain/vit_b16_etpp", "--json")
@@ -59,9 +59,13 @@ def test_the_wheel_holds_every_config_and_module_and_nothing_else(unpacked: Path
         "mae_et", "finetune", "slurm",
     }  # fmt: skip
     for package in ("mae_et", "finetune", "slurm"):
-        ours = {p.name for p in (ROOT / package).glob("*.py")}
-        assert {p.name for p in (unpacked / package).glob("*.py")} == ours
+        ours = {p.relative_to(ROOT) for p in (ROOT / package).rglob("*.py")}
+        found = {p.relative_to(unpacked) for p in (unpacked / package).rglob("*.py")}
+        added = {
+            p for p in found if p.parts[:2] in {("mae_et", "configs"), ("mae_et", "benchmarks")}
+        }
+        assert found - added == ours
     measured = {p.name for p in (ROOT / "benchmarks").glob("*.py")}
     assert {p.name for p in (unpacked / "mae_et" / "benchmarks").glob("*.py")} == measured
     (info,) = unpacked.glob("*.dist-info")
-    assert "mae-et = mae_et.cli:main" in (info / "entry_points.txt").read_text()
+    assert "mae-et = mae_et.cli.main:main" in (info / "entry_points.txt").read_text()

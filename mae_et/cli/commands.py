@@ -1,0 +1,27 @@
+"""The commands of `mae-et` by name, in the order of `mae-et --help`."""
+
+from collections.abc import Callable
+
+from mae_et.cli import files, planning, runs, scores, slurm_jobs, training
+from mae_et.cli.arguments import Arguments
+
+COMMANDS: dict[str, Callable[[Arguments], None]] = {
+    "demo": training.demo,
+    "plan": planning.plan,
+    "pretrain": training.pretrain,
+    "finetune": training.finetune,
+    "supervised": training.supervised,
+    "evaluate": scores.evaluate,
+    "knn": scores.knn,
+    "linear-probe": scores.linear_probe,
+    "reconstruct": scores.reconstruct,
+    "export": files.export,
+    "prepare": files.prepare,
+    "compare": runs.compare,
+    "report": runs.report,
+    "search": planning.search,
+    "dynamics": scores.dynamics,
+    "bench": runs.bench,
+    "submit": slurm_jobs.submit,
+    "status": slurm_jobs.status,
+}

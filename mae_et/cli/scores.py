@@ -1,0 +1,50 @@
+"""Commands that score or show a checkpoint: kNN, linear probe, evaluation, reconstructions."""
+
+from pathlib import Path
+
+import finetune
+from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
+from mae_et.cli.output import print_json
+from mae_et.config.schema import PretrainConfig
+
+
+def knn(arguments: Arguments) -> None:
+    """Score a pre-trained encoder by weighted k-nearest neighbours."""
+    config = config_over_data_of("knn", _read_pretraining, arguments)
+    print_json(finetune.knn(config))
+
+
+def linear_probe(arguments: Arguments) -> None:
+    """Score a pre-trained encoder by a linear classifier on its frozen features."""
+    config = config_over_data_of("linear-probe", _read_pretraining, arguments)
+    print_json(finetune.linear_probe(config))
+
+
+def evaluate(arguments: Arguments) -> None:
+    """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
+    config = config_over_data_of("evaluate", _read_classifier, arguments)
+    print_json(finetune.evaluate(config))
+
+
+def dynamics(arguments: Arguments) -> None:
+    """Score the kept checkpoints of a run on low-passed validation images."""
+    config = config_of("dynamics", arguments)
+    print_json(finetune.dynamics(config))
+
+
+def reconstruct(arguments: Arguments) -> None:
+    """Write a PNG of images: masked, reconstructed and pasted."""
+    config = config_of("reconstruct", arguments)
+    from mae_et.reconstruction import reconstruct
+
+    print_json({"picture": str(reconstruct(config))})
+
+
+def _read_pretraining(checkpoint: Path) -> PretrainConfig | None:
+    from mae_et.checkpoints.load import stored_config
+
+    return stored_config(checkpoint)
+
+
+def _read_classifier(checkpoint: Path) -> finetune.ClassifierConfig | None:
+    return finetune.read_classifier_config(checkpoint)

@@ -1,0 +1,72 @@
+"""Commands that train: pre-training, the demo, classifiers."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import finetune as downstream
+import mae_et
+from mae_et.cli.arguments import Arguments, config_of
+from mae_et.cli.output import is_main, print_json, print_run
+from mae_et.config.schema import PretrainConfig
+from mae_et.errors import UserError
+
+
+def demo(arguments: Arguments) -> None:
+    """Pre-train, probe and picture a small model: minutes on two CPU cores."""
+    config = _beside_the_embedded_run(config_of("demo", ["--config=demo", *arguments]))
+    folder = mae_et.pretrain(config)
+    if not is_main():
+        return
+    efficiency = config.efficiency
+    probe = downstream.ProbeConfig(
+        folder, untrained=True, num_workers=efficiency.num_workers, device=efficiency.device
+    )
+    try:
+        accuracies = downstream.score_encoder(probe)
+    except UserError as error:  # unlabelled images, most likely
+        print(f"mae-et: not scored: {error}", file=sys.stderr)
+        accuracies = {}
+    print_run(folder, accuracies)
+
+
+def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
+    """Return the demo's config with a run folder of its own, if it trains on other data."""
+    data, output = config.data, config.output
+    if output.dir != Path("runs/demo") or data.source == "synthetic":
+        return config
+    name = data.root.resolve().name if data.root else data.source
+    return replace(config, output=replace(output, dir=Path(f"runs/demo-{name}")))
+
+
+def pretrain(arguments: Arguments) -> None:
+    """Pre-train a masked autoencoder; resumes automatically from the run folder."""
+    config = config_of("pretrain", arguments)
+    print_run(mae_et.pretrain(config), {})
+
+
+def finetune(arguments: Arguments) -> None:
+    """Fine-tune or probe a checkpoint on labelled images."""
+    config = config_of("finetune", arguments)
+    if not (config.data.name or config.data.root):
+        start = config.model.checkpoint
+        if start is not None and not start.exists():
+            raise UserError(f"there is no checkpoint {start}")
+        raise UserError(
+            f"data must be given (--data.root or --data.name): {start or config.model.backbone} "
+            "does not say what it was trained on"
+        )
+    _classify(config)
+
+
+def supervised(arguments: Arguments) -> None:
+    """Train a timm backbone from scratch, optionally under a curriculum."""
+    _classify(config_of("supervised", arguments))
+
+
+def _classify(config: downstream.ClassifierConfig) -> None:
+    results = downstream.classify(config)
+    if is_main():
+        folder = config.output.dir
+        print(f"mae-et: curves: tensorboard --logdir {folder}", file=sys.stderr)
+        print_json({"run": str(folder)} | results)
