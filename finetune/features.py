@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from finetune.config import Pool
 from finetune.datasets import open_labelled
+from finetune.frozen_encoder import FrozenEncoder
 from finetune.scoring_config import ProbeConfig
+from finetune.transforms import eval_dataset
 from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.layout import Split
 from mae_et.data.loader import batches_of, eval_loader, worker_count
-from mae_et.data.transforms import EvalDataset, normalise
-from mae_et.models.mae import MaskedAutoencoder
+from mae_et.data.transforms import normalise
+from mae_et.models.features import pool_tokens
 from mae_et.runtime.precision import autocast, autocast_dtype
 
 
@@ -57,7 +58,7 @@ def check_features(features: Tensor, labels: Tensor, name: str) -> None:
 
 @torch.no_grad()
 def extract_dataset_features(
-    model: MaskedAutoencoder,
+    encoder: FrozenEncoder,
     data: DataConfig,
     config: ProbeConfig,
     split: Split,
@@ -65,10 +66,10 @@ def extract_dataset_features(
     indices: Sequence[int] | None = None,
     bandwidth: int | None = None,
 ) -> Features:
-    """Encode the centre crops of a split at the model's base size, without masking.
+    """Encode the centre crops of a split at the encoder's image size.
 
     Args:
-        model: model whose encoder is used.
+        encoder: encoder of any checkpoint (`open_encoder`).
         data: labelled data.
         config: pooling, batch size, workers and precision.
         split: split to encode.
@@ -82,14 +83,14 @@ def extract_dataset_features(
     Raises:
         UserError: images have no labels, or there are fewer than two classes.
     """
-    check_statistics(data, model.channels)
-    source = open_labelled(data, split, model.channels, "scoring an encoder")
-    images: Dataset[tuple[Tensor, int]] = EvalDataset(source, data, model.full[0] * model.patch)
+    check_statistics(data, encoder.channels)
+    source = open_labelled(data, split, encoder.channels, "scoring an encoder")
+    images: Dataset[tuple[Tensor, int]] = eval_dataset(source, data, encoder.image_size)
     if indices is not None:
         images = Subset(images, indices)
     count = len(source) if indices is None else len(indices)
     dtype = autocast_dtype(config.precision, device)
-    model = model.to(device).eval()
+    network = encoder.network.to(device).eval()
     vectors, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
     loader = eval_loader(images, config.batch_size, worker_count(config.num_workers))
     start = 0
@@ -99,16 +100,11 @@ def extract_dataset_features(
             if bandwidth is not None:
                 pixels = low_pass(pixels, bandwidth)
             with autocast(dtype, device):
-                tokens = model.encode(pixels)
-            pooled = pool_tokens(tokens.float(), config.pool)
+                tokens = encoder.encode(pixels)
+            pooled = pool_tokens(network, tokens.float(), config.pool)
             if start == 0:  # the whole array at once: joining parts would need twice the memory
                 vectors = torch.empty(count, pooled.shape[1])
             end = start + len(pooled)
             vectors[start:end], labels[start:end] = pooled, batch_labels
             start = end
     return Features(vectors, labels)
-
-
-def pool_tokens(tokens: Tensor, pool: Pool) -> Tensor:
-    """[B 1+N D] class and patch tokens -> [B D]."""
-    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)

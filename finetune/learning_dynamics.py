@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.features import extract_dataset_features
+from finetune.frozen_encoder import encoder_from_weights
 from finetune.linear_classifier import train_probe
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig, ProbeConfig
 from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
-from mae_et.checkpoints.load import masked_autoencoder, stored_config
+from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.store import load_checkpoint
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import DataConfig, PretrainConfig
@@ -108,19 +109,19 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     run = config_from_text(saved["config"], PretrainConfig)
     plan = Plan.from_dict(saved["plan"])
     step, data = saved["step"], run.data
-    model = masked_autoencoder(weights_of_payload(path, saved))
+    encoder = encoder_from_weights(weights_of_payload(path, saved))
     del saved
     device = distributed.choose_device(config.device)
     probing = ProbeConfig(
         path, batch_size=config.batch_size, num_workers=config.num_workers, device=config.device
     )
-    indices = _draw_images(config, data, model.channels)
-    train = extract_dataset_features(model, data, probing, "train", device, indices).to(device)
+    indices = _draw_images(config, data, encoder.channels)
+    train = extract_dataset_features(encoder, data, probing, "train", device, indices).to(device)
     probe = train_probe(train, probing.epochs, config.seed) if config.by == "linear" else None
     accuracies = []
     for bandwidth in bandwidths:
         whole = None if bandwidth == run.model.image_size else bandwidth
-        val = extract_dataset_features(model, data, probing, "val", device, bandwidth=whole).to(
+        val = extract_dataset_features(encoder, data, probing, "val", device, bandwidth=whole).to(
             device
         )
         if probe is not None:

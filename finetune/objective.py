@@ -11,11 +11,11 @@ import torch
 
 from finetune.datasets import open_labelled
 from finetune.features import Features, extract_dataset_features
+from finetune.frozen_encoder import encoder_from_weights
 from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.scoring_config import ProbeConfig
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import sample_seed
@@ -70,14 +70,14 @@ class HeldOutAccuracy:
         run = weights.config
         if run is None:
             raise UserError(f"{folder} is not a run folder of mae-et pretrain")
-        model = masked_autoencoder(weights)
+        encoder = encoder_from_weights(weights)
         device = distributed.choose_device(self.device)
         config = ProbeConfig(
             folder, num_workers=self.num_workers, device=self.device, seed=self.seed
         )
-        rest, held_out = self.split(len(open_dataset(run.data, "train", model.channels)))
+        rest, held_out = self.split(len(open_dataset(run.data, "train", encoder.channels)))
         found = extract_dataset_features(
-            model, run.data, config, "train", device, [*rest, *held_out]
+            encoder, run.data, config, "train", device, [*rest, *held_out]
         ).to(device)
         train, val = (
             Features(found.vectors[part], found.labels[part])

@@ -6,15 +6,13 @@ from typing import Any
 import torch
 
 from finetune.features import extract_dataset_features
+from finetune.frozen_encoder import FrozenEncoder, open_encoder
 from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.scoring_config import ProbeConfig
-from mae_et.checkpoints.formats import Weights, load_weights
-from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.models.mae import MaskedAutoencoder, initialise
 from mae_et.runtime import distributed
 
 
@@ -40,36 +38,33 @@ def score_encoder(
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
-    weights = load_weights(config.checkpoint)
-    model = masked_autoencoder(weights, config.encoder_num_heads, config.decoder_num_heads)
-    data = config.data or _data_of_run(weights)
+    encoder = open_encoder(
+        config.checkpoint, config.encoder_num_heads, config.decoder_num_heads, config.architecture
+    )
+    data = config.data or encoder.data
+    if data is None:
+        raise UserError(
+            f"data must be given (--data.root or --data.name): {config.checkpoint} does not record "
+            "its training data"
+        )
     results = {"data": str(data.root or data.source)}
-    results |= _score(model, data, config, neighbours, linear)
+    results |= _score(encoder, data, config, neighbours, linear)
     if config.untrained:
         torch.manual_seed(config.seed)
-        initialise(model)
-        fresh = _score(model, data, config, neighbours, linear)
+        encoder.initialise()
+        fresh = _score(encoder, data, config, neighbours, linear)
         results |= {f"untrained_{name}": value for name, value in fresh.items()}
     if config.output is not None:
         write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
     return results
 
 
-def _data_of_run(weights: Weights) -> DataConfig:
-    if weights.config is None:
-        raise UserError(
-            f"data must be given (--data.root or --data.name): {weights.path} does not record its "
-            "training data"
-        )
-    return weights.config.data
-
-
 def _score(
-    model: MaskedAutoencoder, data: DataConfig, config: ProbeConfig, neighbours: bool, linear: bool
+    encoder: FrozenEncoder, data: DataConfig, config: ProbeConfig, neighbours: bool, linear: bool
 ) -> dict[str, Any]:
     device = distributed.choose_device(config.device)
     train, val = (
-        extract_dataset_features(model, data, config, split, device).to(device)
+        extract_dataset_features(encoder, data, config, split, device).to(device)
         for split in ("train", "val")
     )
     results: dict[str, Any] = {}

@@ -18,7 +18,11 @@ class ProbeConfig:
     """Score a frozen encoder on labelled data."""
 
     checkpoint: Path
-    """Run folder, checkpoint, or file of released weights."""
+    """Run folder, checkpoint, file of released weights (MAE's or timm's layout), Hugging Face
+    folder (ViTMAE, ViT, DINOv2), or name of a timm vision transformer."""
+    architecture: str | None = None
+    """timm's name of the checkpoint's network, needed where its weights do not determine it (CLIP,
+    SwiGLU, distilled DeiT)."""
     data: DataConfig | None = None
     """Labelled data; by default the data of the pre-training run, if the checkpoint names them."""
     pool: Pool = "mean"

@@ -6,6 +6,7 @@ from mae_et.lazy import lazy_exports
 from mae_et.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from mae_et.checkpoints.encoders import load_encoder as load_encoder
     from mae_et.checkpoints.export import export as export
     from mae_et.checkpoints.load import load_pretrained as load_pretrained
     from mae_et.config.files import load_config as load_config
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mae_et.errors import Interrupted as Interrupted
     from mae_et.errors import RunFailed as RunFailed
     from mae_et.errors import UserError as UserError
+    from mae_et.models.features import extract_features as extract_features
     from mae_et.models.mae import MaskedAutoencoder as MaskedAutoencoder
     from mae_et.models.mae import Reconstruction as Reconstruction
     from mae_et.models.targets import hog as hog
@@ -25,6 +27,7 @@ else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
         {
+            "mae_et.checkpoints.encoders": ["load_encoder"],
             "mae_et.checkpoints.export": ["export"],
             "mae_et.checkpoints.load": ["load_pretrained"],
             "mae_et.config.files": ["load_config"],
@@ -32,6 +35,7 @@ else:
             "mae_et.curriculum.frequency": ["low_frequency_crop"],
             "mae_et.curriculum.schedule": ["Curriculum", "Plan", "Stage"],
             "mae_et.errors": ["Interrupted", "RunFailed", "UserError"],
+            "mae_et.models.features": ["extract_features"],
             "mae_et.models.mae": ["MaskedAutoencoder", "Reconstruction"],
             "mae_et.models.targets": ["hog"],
             "mae_et.pretraining": ["pretrain"],

@@ -11,6 +11,7 @@ import torch
 
 import finetune
 from finetune import ProbeConfig, extract_dataset_features, score_encoder
+from finetune.frozen_encoder import open_encoder
 from mae_et import UserError, load_pretrained, pretrain
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.main import main
@@ -33,7 +34,8 @@ def test_features_are_pooled_tokens_in_the_order_of_the_data(run, tiny, pool: st
     config = probe(run, tiny, pool=pool, batch_size=7)
     model = load_pretrained(run)
     data = tiny().data
-    features = extract_dataset_features(model, data, config, "val", torch.device("cpu"))
+    encoder = open_encoder(run)
+    features = extract_dataset_features(encoder, data, config, "val", torch.device("cpu"))
     assert features.vectors.shape == (20, model.encoder.embed_dim)
     view = EvalDataset(open_dataset(data, "val"), data, 32)
     image, label = view[11]

@@ -1,0 +1,93 @@
+"""Open the encoder of any checkpoint, frozen, for probes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mae_et.checkpoints.encoders import (
+    encoder_of_weights,
+    has_masked_autoencoder_layout,
+    load_encoder,
+)
+from mae_et.checkpoints.formats import Weights, load_weights
+from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.config.schema import DataConfig
+from mae_et.errors import UserError
+from mae_et.models.mae import MaskedAutoencoder, initialise
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder, and what probes need to know of it."""
+
+    network: Any
+    """timm vision transformer, in evaluation mode."""
+    encode: Callable[[Tensor], Tensor]
+    """From normalised images [B C H W] to tokens [B P+N D]."""
+    image_size: tuple[int, int]
+    """Height and width of the images, in pixels."""
+    initialise: Callable[[], None]
+    """Replaces the weights by freshly initialised ones."""
+    data: DataConfig | None = None
+    """Data that the encoder was pre-trained on, where the checkpoint records them."""
+
+    @property
+    def channels(self) -> int:
+        """Image channels."""
+        return self.network.patch_embed.proj.in_channels
+
+
+def open_encoder(
+    path: Path,
+    encoder_num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    architecture: str | None = None,
+) -> FrozenEncoder:
+    """Open the encoder of a checkpoint; see `mae_et.checkpoints.encoders.load_encoder`.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is not a vision transformer.
+    """
+    if not has_masked_autoencoder_layout(path, architecture):
+        return _of_network(load_encoder(path, encoder_num_heads, architecture))
+    return encoder_from_weights(load_weights(path), encoder_num_heads, decoder_num_heads)
+
+
+def encoder_from_weights(
+    weights: Weights, encoder_num_heads: int | None = None, decoder_num_heads: int | None = None
+) -> FrozenEncoder:
+    """Build the encoder of weights that have been read; see `open_encoder`."""
+    model = _masked_autoencoder(weights, encoder_num_heads, decoder_num_heads)
+    if model is None:
+        return _of_network(encoder_of_weights(weights, encoder_num_heads))
+    return encoder_of_masked_autoencoder(model, weights.config.data if weights.config else None)
+
+
+def encoder_of_masked_autoencoder(
+    model: MaskedAutoencoder, data: DataConfig | None = None
+) -> FrozenEncoder:
+    """Return a masked autoencoder's encoder, which encodes without masking."""
+    height, width = (side * model.patch for side in model.full)
+    fresh = partial(initialise, model)
+    return FrozenEncoder(model.encoder.eval(), model.encode, (height, width), fresh, data)
+
+
+def _masked_autoencoder(
+    weights: Weights, encoder_num_heads: int | None, decoder_num_heads: int | None
+) -> MaskedAutoencoder | None:
+    """Build the masked autoencoder that weights belong to; None if their encoder is another's."""
+    try:
+        return masked_autoencoder(weights, encoder_num_heads, decoder_num_heads)
+    except UserError:
+        if weights.model is not None:  # a run of ours, which must fit
+            raise
+        return None
+
+
+def _of_network(network: Any) -> FrozenEncoder:
+    height, width = network.patch_embed.img_size
+    return FrozenEncoder(network, network.forward_features, (height, width), network.init_weights)

@@ -1,0 +1,186 @@
+"""Load the encoder of any vision transformer as a timm model: ours, timm's, Hugging Face's.
+
+What a state dict determines is read from it (sizes, class token, registers, LayerScale, fc_norm);
+what leaves no trace in it (activations, norms before the blocks, other MLPs) needs the name of its
+timm model.
+"""
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import model_entrypoint
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from mae_et.checkpoints.formats import Weights, load_weights, read_state_dict
+from mae_et.checkpoints.hugging_face_vit import is_hugging_face_vit, read_hugging_face_vit
+from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, masked_autoencoder, num_heads_of
+from mae_et.checkpoints.run_config import DEFAULT_ENCODER
+from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
+from mae_et.checkpoints.timm_hub import create_pretrained
+from mae_et.errors import UserError
+from mae_et.models.mae import create_vit
+
+NAME_IT = "give its timm model with --architecture"
+
+
+def load_encoder(
+    checkpoint: str | Path, num_heads: int | None = None, architecture: str | None = None
+) -> Any:
+    """Load an encoder as a timm model without a head; nothing in the file is executed.
+
+    Args:
+        checkpoint: run folder (of pre-training or of a fine-tuned ViT), checkpoint, file of weights
+            in MAE's or timm's layout, Hugging Face folder (ViTMAE, ViT, DINOv2 with and without
+            registers), or the name of a timm model, whose weights are fetched from its hub.
+        num_heads: attention heads, needed where the checkpoint does not record them and its width
+            is not a published one.
+        architecture: timm's name of the network, needed where the weights do not determine it
+            (CLIP, SwiGLU, distilled DeiT); timm's own conversion is applied.
+
+    Returns:
+        The network on the CPU, in evaluation mode, at the checkpoint's image size. It has
+        `forward_features`, from normalised images [B C H W] to tokens [B P+N D], and
+        `num_prefix_tokens`, P.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is not a vision transformer.
+    """
+    path = Path(checkpoint)
+    if architecture is not None:
+        return _checked(_build_named(path, architecture), path)
+    if not path.exists() and timm.is_model(str(path)):
+        return _checked(_fetch(str(path)), path)
+    if is_hugging_face_vit(path):
+        vit = read_hugging_face_vit(path)
+        return build_vit_of(path, vit.tensors, vit.num_heads, norm_eps=vit.norm_eps)
+    return encoder_of_weights(load_weights(path), num_heads)
+
+
+def has_masked_autoencoder_layout(path: Path, architecture: str | None = None) -> bool:
+    """Return whether `load_weights` reads a checkpoint, so that it may be a masked autoencoder."""
+    return architecture is None and path.exists() and not is_hugging_face_vit(path)
+
+
+def encoder_of_weights(weights: Weights, num_heads: int | None = None) -> VisionTransformer:
+    """Build the encoder of weights that have been read; see `load_encoder`."""
+    if weights.model is not None:
+        return masked_autoencoder(weights).encoder
+    return build_vit_of(
+        weights.path,
+        weights.encoder,
+        weights.encoder_num_heads or num_heads,
+        architecture=weights.architecture,
+        grid=weights.grid,
+    )
+
+
+def build_vit_of(
+    path: Path,
+    tensors: Tensors,
+    num_heads: int | None,
+    architecture: str = DEFAULT_ENCODER,
+    grid: Any = None,
+    norm_eps: float = 1e-6,
+) -> VisionTransformer:
+    """Build a ViT as its tensors determine it, and load them.
+
+    Raises:
+        UserError: tensors are left that a ViT of these parts does not have.
+    """
+    tensors = dict(tensors)
+    width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+    if "register_tokens" in tensors:  # DINOv2's own name
+        tensors["reg_token"] = tensors.pop("register_tokens")
+    class_tokens = int("cls_token" in tensors)
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    positions = tensors["pos_embed"].shape[1]
+    if registers and class_tokens and _side(positions - 1):
+        # DINOv2's own layout: a position of the class token, and none of the registers.
+        tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
+        tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+        positions -= 1
+    prefix = class_tokens + registers
+    rows, columns = grid or (_side(positions) or _side(positions - prefix),) * 2
+    if rows * columns not in {positions, positions - prefix}:
+        raise UserError(f"{path} has {positions} positions, which fit no square grid: {NAME_IT}")
+    has_norm = "fc_norm.weight" in tensors
+    network = create_vit(
+        architecture,
+        img_size=(rows * patch, columns * patch),
+        patch_size=patch,
+        in_chans=channels,
+        embed_dim=width,
+        depth=depth_of(tensors),
+        num_heads=num_heads_of("encoder", width, num_heads, PUBLISHED_ENCODER_HEADS),
+        num_classes=0,
+        class_token=bool(class_tokens),
+        reg_tokens=registers,
+        no_embed_class=rows * columns == positions,
+        global_pool="avg" if has_norm or not class_tokens else "token",
+        fc_norm=has_norm,
+        final_norm=has_norm or "norm.weight" in tensors,
+        **(_traces(tensors, width, norm_eps) if architecture == DEFAULT_ENCODER else {}),
+    )
+    mismatch = describe_mismatch(tensors, network.state_dict())
+    if mismatch:
+        raise UserError(f"{path} is no plain vision transformer ({mismatch}): {NAME_IT}")
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def _traces(tensors: Tensors, width: int, norm_eps: float) -> dict[str, Any]:
+    """Return the settings of blocks that names and shapes of tensors determine."""
+    hidden = tensors.get("blocks.0.mlp.fc1.weight")
+    return {
+        "mlp_ratio": 4.0 if hidden is None else hidden.shape[0] / width,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
+        "norm_layer": partial(nn.LayerNorm, eps=norm_eps),
+    }
+
+
+def _side(count: int) -> int:
+    """Return the side of a square grid of `count` patches; 0 where there is none."""
+    side = math.isqrt(max(count, 0))
+    return side if side * side == count else 0
+
+
+def _fetch(name: str, **settings: Any) -> Any:
+    try:
+        return create_pretrained(name, num_classes=0, **settings)
+    except Exception as error:  # whatever the hub's client raises
+        reason = " ".join(str(error).split())
+        raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
+
+
+def _build_named(path: Path, architecture: str) -> Any:
+    """Build a named timm model around a file, which timm converts to its own names."""
+    tensors = read_state_dict(path)
+    network = create_vit(architecture, num_classes=0)
+    entry = model_entrypoint(network.default_cfg["architecture"])
+    convert = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        try:
+            tensors = convert(dict(tensors), network)
+        except Exception as error:  # names and shapes of another network
+            reason = " ".join(str(error).split())
+            raise UserError(f"timm cannot read {path} as {architecture}: {reason}") from None
+    mismatch = describe_mismatch(
+        tensors, network.state_dict(), may_have=("head.", "head_dist.", "fc.")
+    )
+    if mismatch:
+        raise UserError(f"{path} is no {architecture}: {mismatch}")
+    network.load_state_dict(tensors, strict=False)
+    return network
+
+
+def _checked(network: Any, path: Path) -> Any:
+    """Refuse networks whose features are maps, not tokens."""
+    if not hasattr(network, "num_prefix_tokens") or not hasattr(network, "patch_embed"):
+        raise UserError(f"{path} is no vision transformer: its features are not a list of tokens")
+    return network.eval()

@@ -1,0 +1,50 @@
+"""Features of images from a frozen vision transformer.
+
+Shapes: B batch, C channels, H W image size, P prefix tokens, N patches, D width.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mae_et.errors import UserError
+
+Pool = Literal["mean", "cls"]
+
+
+@torch.no_grad()
+def extract_features(model: nn.Module, images: Tensor, pool: Pool = "mean") -> Tensor:
+    """Return one feature vector for each image.
+
+    Args:
+        model: timm vision transformer (`mae_et.load_encoder`), in evaluation mode.
+        images: float [B C H W], normalised with the statistics the model was trained with, on the
+            model's device and at its image size.
+        pool: `mean` of the patch tokens, or the class token (`cls`).
+
+    Returns:
+        [B D], on the model's device: what timm's `forward_head(..., pre_logits=True)` gives where
+        `pool` is the model's own pooling.
+
+    Raises:
+        UserError: pool is cls, and the model has no class token.
+    """
+    network: Any = model
+    return pool_tokens(network, network.forward_features(images), pool)
+
+
+def pool_tokens(model: nn.Module, tokens: Tensor, pool: Pool) -> Tensor:
+    """[B P+N D] tokens of a timm vision transformer -> [B D].
+
+    A norm after pooling (`fc_norm`) is applied where the model was trained with that pooling.
+
+    Raises:
+        UserError: pool is cls, and the model has no class token.
+    """
+    network: Any = model
+    if pool == "cls" and getattr(network, "cls_token", None) is None:
+        raise UserError("pool cls needs a class token, and this encoder has none: use pool mean")
+    pooled = tokens[:, 0] if pool == "cls" else tokens[:, network.num_prefix_tokens :].mean(dim=1)
+    own = {"avg": "mean", "token": "cls"}.get(getattr(network, "global_pool", ""))
+    return network.fc_norm(pooled) if own == pool and hasattr(network, "fc_norm") else pooled

@@ -1,0 +1,206 @@
+"""Encoders of others, as files, folders and names: tokens equal timm's and transformers' own."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import mae_et
+from finetune import ProbeConfig, knn, linear_probe
+from finetune.frozen_encoder import open_encoder
+from mae_et import UserError, export, extract_features, load_encoder
+from mae_et.checkpoints import encoders
+
+SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
+# By file: what the tensors determine. Settings and the family that has them.
+DETERMINED = {
+    "supervised": {},
+    "DINO": {"num_classes": 0},
+    "LayerScale": {"init_values": 1e-5, "num_classes": 0},
+    "DINOv2 registers": {"init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True},
+    "registers with positions": {"reg_tokens": 2},
+    "no class token": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    "fine-tuned": {"global_pool": "avg"},
+    "no QKV bias": {"qkv_bias": False},
+    "narrow MLP": {"mlp_ratio": 3.0},
+    "grey, 40 pixels": {"in_chans": 1, "img_size": 40},
+}
+# By name: what leaves no trace.
+NAMED = {
+    "CLIP": "vit_base_patch16_clip_224",
+    "quick GELU": "vit_base_patch16_clip_quickgelu_224",
+    "SwiGLU": "vit_giant_patch14_dinov2",
+    "distilled": "deit_tiny_distilled_patch16_224",
+}
+
+
+def randomised(network: torch.nn.Module) -> torch.nn.Module:
+    """Give every parameter a value that matters, so that no part can be forgotten."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network.eval()
+
+
+def images_for(network, count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    channels = network.patch_embed.proj.in_channels
+    return torch.randn(count, channels, *network.patch_embed.img_size, generator=generator)
+
+
+def assert_same_features(found, expected) -> None:
+    images = images_for(expected)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            found.forward_features(images), expected.forward_features(images), rtol=0, atol=1e-5
+        )
+        own = {"avg": "mean", "token": "cls"}[expected.global_pool]
+        torch.testing.assert_close(
+            extract_features(found, images, own),
+            expected.forward_head(expected.forward_features(images), pre_logits=True),
+            rtol=0,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "training checkpoint"])
+@pytest.mark.parametrize("settings", DETERMINED.values(), ids=DETERMINED)
+def test_a_file_of_a_timm_vit_gives_its_features(
+    settings: dict, wrapped: bool, tmp_path: Path
+) -> None:
+    expected = randomised(
+        timm.create_model("vit_tiny_patch16_224", **({"num_classes": 5} | SMALL | settings))
+    )
+    tensors = dict(expected.state_dict())
+    path = tmp_path / "weights.pth"
+    torch.save({"epoch": 3, "state_dict": tensors} if wrapped else tensors, path)
+    assert_same_features(load_encoder(path, num_heads=3), expected)
+
+
+@pytest.mark.parametrize("name", NAMED.values(), ids=NAMED)
+def test_a_file_whose_weights_leave_the_network_open_needs_its_name(
+    name: str, tmp_path: Path, monkeypatch
+) -> None:
+    expected = randomised(timm.create_model(name, num_classes=5, depth=1, img_size=56))
+    save_file(dict(expected.state_dict()), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="give its timm model with --architecture"):
+        load_encoder(tmp_path / "weights.safetensors", num_heads=3)
+    real = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **s: real(name, **(s | {"depth": 1, "img_size": 56}))
+    )
+    found = load_encoder(tmp_path / "weights.safetensors", architecture=name)
+    images = images_for(expected)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            found.forward_features(images), expected.forward_features(images), rtol=0, atol=1e-5
+        )
+    with pytest.raises(UserError, match=r"(as|is no) vit_base_patch16_224: "):
+        load_encoder(tmp_path / "weights.safetensors", architecture="vit_base_patch16_224")
+
+
+def test_dinov2_s_own_layout_with_registers_is_that_of_timm(tmp_path: Path) -> None:
+    """Its table has a position for the class token, its registers another name."""
+    settings = SMALL | DETERMINED["DINOv2 registers"] | {"num_classes": 0}
+    expected = randomised(timm.create_model("vit_tiny_patch16_224", **settings))
+    tensors = dict(expected.state_dict())
+    offset = torch.randn(1, 1, 48)
+    tensors["pos_embed"] = torch.cat([offset, tensors["pos_embed"]], dim=1)
+    tensors["cls_token"] = tensors["cls_token"] - offset
+    tensors["register_tokens"] = tensors.pop("reg_token")
+    tensors["mask_token"] = torch.zeros(1, 48)
+    torch.save(tensors, tmp_path / "dinov2_reg4.pth")
+    assert_same_features(load_encoder(tmp_path / "dinov2_reg4.pth", num_heads=3), expected)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "ViTForImageClassification", "Dinov2", "registers"])
+def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {
+        "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
+        "patch_size": 8,
+    }  # fmt: skip
+    config, model = {
+        "ViT": (transformers.ViTConfig, transformers.ViTModel),
+        "ViTForImageClassification": (
+            transformers.ViTConfig, transformers.ViTForImageClassification,
+        ),
+        "Dinov2": (transformers.Dinov2Config, transformers.Dinov2Model),
+        "registers": (
+            transformers.Dinov2WithRegistersConfig, transformers.Dinov2WithRegistersModel,
+        ),
+    }[kind]  # fmt: skip
+    more = {"intermediate_size": 100} if kind.startswith("ViT") else {}
+    expected = randomised(model(config(**sizes, **more)))
+    expected.save_pretrained(tmp_path)
+    found = load_encoder(tmp_path)
+    images = images_for(found)
+    with torch.no_grad():
+        theirs = getattr(expected, "vit", expected)(images).last_hidden_state
+        torch.testing.assert_close(found.forward_features(images), theirs, rtol=0, atol=1e-5)
+    assert found.num_prefix_tokens == (5 if kind == "registers" else 1)
+
+
+def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3}
+    transformers.ViTModel(transformers.ViTConfig(**sizes, hidden_act="relu")).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UserError, match="another MLP than a plain ViT"):
+        load_encoder(tmp_path)
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
+    with pytest.raises(UserError, match="no vision transformer"):
+        load_encoder(tmp_path / "resnet.safetensors")
+    with pytest.raises(UserError, match="not a list of tokens"):
+        load_encoder(tmp_path / "resnet.safetensors", architecture="resnet10t")
+
+
+def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
+    settings = SMALL | {"reg_tokens": 4, "num_classes": 0}
+    expected = randomised(timm.create_model("vit_tiny_patch16_224", **settings))
+    monkeypatch.setattr(encoders, "create_pretrained", lambda name, num_classes: expected)
+    assert_same_features(load_encoder("vit_small_patch14_reg4_dinov2"), expected)
+    with pytest.raises(UserError, match="there is no checkpoint nowhere"):
+        load_encoder("nowhere")
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(encoders, "create_pretrained", unreachable)
+    with pytest.raises(UserError, match=r"cannot fetch deit_tiny_patch16_224 .*: no route to host"):
+        load_encoder("deit_tiny_patch16_224")
+
+
+def test_pooling_by_a_class_token_needs_one() -> None:
+    network = timm.create_model("vit_tiny_patch16_224", **(SMALL | DETERMINED["no class token"]))
+    assert extract_features(network.eval(), images_for(network)).shape == (2, 48)
+    with pytest.raises(UserError, match="needs a class token"):
+        extract_features(network, images_for(network), "cls")
+
+
+def test_probes_score_other_encoders_and_our_own_export_alike(tmp_path: Path, tiny) -> None:
+    """A run, its export to timm's layout (without what a run records) and a foreign ViT."""
+    run = mae_et.pretrain(tiny("--output.reconstruct_images=0"))
+    own = open_encoder(run).network
+    export(run, "timm", tmp_path / "timm.safetensors")
+    heads = own.blocks[0].attn.num_heads
+    shared = {"num_workers": 0, "device": "cpu", "data": tiny().data}
+    scores = [
+        knn(ProbeConfig(path, encoder_num_heads=heads, **shared))
+        for path in (run, tmp_path / "timm.safetensors")
+    ]
+    assert scores[0] == scores[1]
+    settings = SMALL | DETERMINED["DINOv2 registers"] | {"num_classes": 0}
+    other = randomised(timm.create_model("vit_tiny_patch16_224", **settings))
+    save_file(dict(other.state_dict()), tmp_path / "dinov2.safetensors")
+    config = ProbeConfig(
+        tmp_path / "dinov2.safetensors", encoder_num_heads=3, untrained=True, epochs=2, **shared
+    )
+    assert {"knn", "untrained_knn"} <= set(knn(config))
+    assert {"linear", "untrained_linear"} <= set(linear_probe(config))
