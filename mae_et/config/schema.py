@@ -59,14 +59,14 @@ def visible_patches(patches: int, mask_ratio: float) -> int:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a curriculum."""
+    """One stage of a curriculum; `Curriculum` checks the ranges."""
 
     bandwidth: int
-    """Side, in pixels, of the low-frequency crop that the encoder is shown."""
+    """Side of the low-frequency crop, in pixels; a multiple of the patch, at most the base size."""
     share: float
-    """Share of the budget; shares are normalised by their sum."""
+    """Fraction of the budget, positive; shares are normalised by their sum."""
     magnitude: float = 0
-    """RandAugment magnitude, 0 to 10; read only where data.augment is on."""
+    """RandAugment magnitude, 0 to 10; used only with data.augment."""
 
 
 @dataclass(frozen=True)
