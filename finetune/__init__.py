@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from finetune.classifier import classify as classify
     from finetune.config import ClassifierConfig as ClassifierConfig
     from finetune.evaluation import evaluate as evaluate
-    from finetune.evaluation import read_classifier_config as read_classifier_config
     from finetune.features import Features as Features
     from finetune.features import extract_dataset_features as extract_dataset_features
     from finetune.learning_dynamics import dynamics as dynamics
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from finetune.probes import knn as knn
     from finetune.probes import linear_probe as linear_probe
     from finetune.probes import score_encoder as score_encoder
+    from finetune.run_folder import read_classifier_config as read_classifier_config
     from finetune.scoring_config import DynamicsConfig as DynamicsConfig
     from finetune.scoring_config import EvaluateConfig as EvaluateConfig
     from finetune.scoring_config import ProbeConfig as ProbeConfig
@@ -28,13 +28,14 @@ else:
         {
             "finetune.classifier": ["classify"],
             "finetune.config": ["ClassifierConfig"],
-            "finetune.evaluation": ["evaluate", "read_classifier_config"],
+            "finetune.evaluation": ["evaluate"],
             "finetune.features": ["Features", "extract_dataset_features"],
             "finetune.learning_dynamics": ["dynamics"],
             "finetune.linear_classifier": ["ProbeResult", "probe_features"],
             "finetune.nearest_neighbours": ["knn_accuracy"],
             "finetune.objective": ["HeldOutAccuracy"],
             "finetune.probes": ["knn", "linear_probe", "score_encoder"],
+            "finetune.run_folder": ["read_classifier_config"],
             "finetune.scoring_config": ["DynamicsConfig", "EvaluateConfig", "ProbeConfig"],
         },
     )

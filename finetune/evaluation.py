@@ -1,7 +1,6 @@
 """Evaluate a trained classifier on a labelled split."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,20 +10,19 @@ from finetune.config import ClassifierConfig, Pool
 from finetune.datasets import open_labelled
 from finetune.image_size import Size
 from finetune.model import load_run_network
+from finetune.run_folder import read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.run_config import read_classifier_description, read_only_data
+from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.weight_files import read_weight_file
-from mae_et.config.files import config_from_text
 from mae_et.config.schema import check_statistics
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.loader import worker_count
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.io.plain_files import read_text
 from mae_et.runtime import distributed
 from mae_et.runtime.precision import autocast_dtype
 
@@ -60,21 +58,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         write_tables(config.output, scores, list(source.classes))
         write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
     return results
-
-
-def read_classifier_config(path: Path) -> ClassifierConfig | None:
-    """Return the config of a classifier's run folder; None for other paths.
-
-    Raises:
-        UserError: the run is not finished, or its config is damaged.
-    """
-    written = path / "config.yaml"
-    if not (path / "classes.json").is_file() or not written.is_file():
-        return None
-    if not (path / "model.safetensors").is_file():
-        raise UserError(f"{path} is the folder of a classifier's run that is not finished")
-    config = config_from_text(read_text(written), ClassifierConfig)
-    return replace(config, data=read_only_data(config.data))
 
 
 def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, Size, int]:

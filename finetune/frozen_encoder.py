@@ -1,13 +1,14 @@
 """Open the encoder of any checkpoint, frozen, for probes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from finetune.run_folder import read_classifier_config
 from mae_et.checkpoints.encoders import (
     encoder_of_weights,
     has_masked_autoencoder_layout,
@@ -54,7 +55,9 @@ def open_encoder(
     """
     if not has_masked_autoencoder_layout(path, architecture):
         return _of_network(load_encoder(path, encoder_num_heads, architecture))
-    return encoder_from_weights(load_weights(path), encoder_num_heads, decoder_num_heads)
+    encoder = encoder_from_weights(load_weights(path), encoder_num_heads, decoder_num_heads)
+    classifier = read_classifier_config(path)
+    return encoder if classifier is None else replace(encoder, data=classifier.data)
 
 
 def encoder_from_weights(

@@ -71,5 +71,5 @@ def test_mistakes_are_told(tmp_path: Path, flags: list[str], sentence: str, caps
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.pt").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"00001\.pt is damaged: .*; delete it to score the others"):
+    with pytest.raises(UserError, match=r"00001\.pt is damaged, .*; delete it to score the others"):
         score_checkpoint(DynamicsConfig(tmp_path), tmp_path / "step-00000001.pt", (8,))

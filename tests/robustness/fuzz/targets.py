@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import save as safetensors_bytes
 
 from finetune.config import ClassifierConfig
-from finetune.evaluation import read_classifier_config
+from finetune.run_folder import read_classifier_config
 from finetune.vit import build_vit
 from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.formats import load_weights

@@ -1,0 +1,25 @@
+"""Read the run folder of a classifier."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from finetune.config import ClassifierConfig
+from mae_et.checkpoints.run_config import read_only_data
+from mae_et.config.files import config_from_text
+from mae_et.errors import UserError
+from mae_et.io.plain_files import read_text
+
+
+def read_classifier_config(path: Path) -> ClassifierConfig | None:
+    """Return the config of a classifier's run folder; None for other paths.
+
+    Raises:
+        UserError: the run is not finished, or its config is damaged.
+    """
+    written = path / "config.yaml"
+    if not (path / "classes.json").is_file() or not written.is_file():
+        return None
+    if not (path / "model.safetensors").is_file():
+        raise UserError(f"{path} is the folder of a classifier's run that is not finished")
+    config = config_from_text(read_text(written), ClassifierConfig)
+    return replace(config, data=read_only_data(config.data))
