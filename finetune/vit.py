@@ -21,7 +21,7 @@ from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.errors import UserError
-from mae_et.models.mae import create_vit
+from mae_et.models.encoder import create_vit
 
 HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
 

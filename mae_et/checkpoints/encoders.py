@@ -23,7 +23,7 @@ from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.errors import UserError
-from mae_et.models.mae import create_vit
+from mae_et.models.encoder import create_vit
 
 NAME_IT = "give its timm model with --architecture"
 

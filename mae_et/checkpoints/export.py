@@ -23,7 +23,8 @@ from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.config.commands import Format
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically, write_text_atomically
-from mae_et.models.mae import MaskedAutoencoder, create_vit
+from mae_et.models.encoder import create_vit
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import sincos_positions
 
 # Parts of a block that MAE's code builds.

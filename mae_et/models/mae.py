@@ -7,19 +7,17 @@ Source: MAE (He et al., CVPR 2022, arXiv 2111.06377). The patch grid is that of 
 of different bandwidths share all weights.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import timm
 import torch
 from einops import rearrange
-from timm.layers import PatchEmbed
 from timm.models import checkpoint_seq
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae_et.config.schema import ModelConfig, Target
 from mae_et.errors import UserError
 from mae_et.models.decoders import DECODERS, Attention, Decoder, gather
+from mae_et.models.encoder import build_plain_vit
 from mae_et.models.masking import Mask, mask_from_noise
 from mae_et.models.pos_embed import Grid, sincos_positions
 from mae_et.models.targets import patch_targets, target_width
@@ -95,7 +93,7 @@ class MaskedAutoencoder(nn.Module):
             "depth": encoder_depth,
             "num_heads": encoder_num_heads,
         }
-        self.encoder = _build_encoder(encoder, image_size, channels, overrides)
+        self.encoder = build_plain_vit(encoder, image_size, channels, overrides)
         self.patch: int = self.encoder.patch_embed.patch_size[0]
         self.full: Grid = self.encoder.patch_embed.grid_size
         self.laid_on = self.full if positions == "full_grid" else None
@@ -230,52 +228,6 @@ def initialise(model: MaskedAutoencoder) -> None:
     with torch.no_grad():
         table.zero_()
         table[0, 1:] = sincos_positions(model.full, model.full, table.shape[-1], table.device)
-
-
-def _build_encoder(
-    name: str, image_size: int | tuple[int, int], channels: int, overrides: dict[str, int | None]
-) -> VisionTransformer:
-    given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
-    encoder = create_vit(
-        name, num_classes=0, global_pool="token", img_size=image_size, in_chans=channels, **given
-    )
-    if not isinstance(encoder, VisionTransformer) or not _is_plain(encoder):
-        raise UserError(
-            f"model.encoder {name!r} is not a plain VisionTransformer with one class token, which "
-            "masked autoencoding needs (vit_small_patch16_224, vit_base_patch16_224, ...)"
-        )
-    if encoder.embed_dim % 4:
-        raise UserError(f"the encoder width must be a multiple of 4, got {encoder.embed_dim}")
-    return encoder
-
-
-def create_vit(name: str, **settings: Any) -> Any:
-    """Create a timm model, overriding its defaults with `settings`.
-
-    Raises:
-        UserError: timm does not know the model, or the model does not accept the settings.
-    """
-    if not timm.is_model(name):  # else timm would look on a hub for a name that a file gave
-        raise UserError(f"timm cannot build the encoder {name!r}: there is no model of this name")
-    try:
-        return timm.create_model(name, **settings)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
-
-
-def _is_plain(encoder: VisionTransformer) -> bool:
-    """Return whether `MaskedAutoencoder.encode` runs every part of the encoder."""
-    return (
-        isinstance(encoder.patch_embed, PatchEmbed)
-        and encoder.num_prefix_tokens == 1
-        and encoder.cls_token is not None
-        and encoder.pos_embed is not None
-        and encoder.pos_embed.shape[1] == encoder.patch_embed.num_patches + 1
-        and isinstance(encoder.norm_pre, nn.Identity)
-        and isinstance(encoder.norm, nn.LayerNorm)
-        and encoder.patch_embed.proj.bias is not None
-        and isinstance(encoder.patch_embed.norm, nn.Identity)
-    )
 
 
 def _run(blocks: nn.Sequential, tokens: Tensor, checkpointing: bool) -> Tensor:

@@ -1,0 +1,68 @@
+"""Create the encoder: a plain timm VisionTransformer."""
+
+from typing import Any
+
+import timm
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from mae_et.errors import UserError
+
+
+def build_plain_vit(
+    name: str, image_size: int | tuple[int, int], channels: int, overrides: dict[str, int | None]
+) -> VisionTransformer:
+    """Create a timm VisionTransformer with one class token and nothing that masking would skip.
+
+    Args:
+        name: name in timm.
+        image_size: side of the images in pixels, or (height, width).
+        channels: channels of the images.
+        overrides: settings of the architecture; None keeps its own.
+
+    Raises:
+        UserError: timm does not know the model, it is another kind of ViT, or its width is not a
+            multiple of 4.
+    """
+    given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+    encoder = create_vit(
+        name, num_classes=0, global_pool="token", img_size=image_size, in_chans=channels, **given
+    )
+    if not isinstance(encoder, VisionTransformer) or not _is_plain(encoder):
+        raise UserError(
+            f"model.encoder {name!r} is not a plain VisionTransformer with one class token, which "
+            "masked autoencoding needs (vit_small_patch16_224, vit_base_patch16_224, ...)"
+        )
+    if encoder.embed_dim % 4:
+        raise UserError(f"the encoder width must be a multiple of 4, got {encoder.embed_dim}")
+    return encoder
+
+
+def create_vit(name: str, **settings: Any) -> Any:
+    """Create a timm model, overriding its defaults with `settings`.
+
+    Raises:
+        UserError: timm does not know the model, or the model does not accept the settings.
+    """
+    if not timm.is_model(name):  # else timm would look on a hub for a name that a file gave
+        raise UserError(f"timm cannot build the encoder {name!r}: there is no model of this name")
+    try:
+        return timm.create_model(name, **settings)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
+
+
+def _is_plain(encoder: VisionTransformer) -> bool:
+    """Return whether `MaskedAutoencoder.encode` runs every part of the encoder."""
+    return (
+        isinstance(encoder.patch_embed, PatchEmbed)
+        and encoder.num_prefix_tokens == 1
+        and encoder.cls_token is not None
+        and encoder.pos_embed is not None
+        and encoder.pos_embed.shape[1] == encoder.patch_embed.num_patches + 1
+        and isinstance(encoder.norm_pre, nn.Identity)
+        and isinstance(encoder.norm, nn.LayerNorm)
+        and encoder.patch_embed.proj.bias is not None
+        and isinstance(encoder.patch_embed.norm, nn.Identity)
+    )
