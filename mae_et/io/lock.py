@@ -1,4 +1,4 @@
-"""One writer for a run folder."""
+"""One writer per run folder."""
 
 import contextlib
 import errno
@@ -12,12 +12,13 @@ from mae_et.errors import UserError
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Create a folder if need be, and keep other processes from writing a run to it.
+    """Create a folder if necessary, and lock it against other runs.
 
-    The lock ends with this process, however it ends, and is not inherited by its workers.
+    A POSIX lock: the kernel releases it when this process ends, however it ends, and forked loader
+    workers do not inherit it (they would with flock, and keep it while they outlive their parent).
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written to or locked.
+        UserError: another process holds the lock, or the folder cannot be written to or locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,20 +31,19 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
                 sentence = f"another process is writing a run to output.dir {folder}"
-            else:  # a file system that knows no locks
+            else:  # a file system without locks
                 sentence = f"output.dir {folder} cannot be locked: {error.strerror}"
             raise UserError(sentence) from None
         yield
 
 
 def check_writable(folder: Path) -> None:
-    """Create a folder if need be, and refuse one in which no file can be made.
+    """Create a folder if necessary, and refuse one in which no file can be created.
 
-    It may be a link to another disk; without a look, hours of training would go by before the first
-    checkpoint fails.
+    It may be a link to another disk; unchecked, the first checkpoint would fail after hours.
 
     Raises:
-        UserError: it is read-only, somebody else's, or no folder.
+        UserError: it is read-only, another user's, or not a folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

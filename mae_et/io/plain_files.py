@@ -1,4 +1,4 @@
-"""Text and JSON of a run's or a model's folder, which may be anybody's: read, or refused."""
+"""Read text and JSON files of untrusted folders, or refuse them in one sentence."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ def read_text(path: Path) -> str:
     """Return a file's text.
 
     Raises:
-        UserError: it cannot be read, or is no UTF-8.
+        UserError: it cannot be read, or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -21,10 +21,10 @@ def read_text(path: Path) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping that a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: it cannot be read, or contains another type.
     """
     try:
         content = json.loads(read_text(path))
@@ -33,17 +33,17 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a description")
+        raise UserError(f"{path} contains a {type(content).__name__}, not an object")
     return content
 
 
 def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
-    """Note in a JSON file what a folder was made with; refuse to go on with anything else.
+    """Record in a JSON file the settings that a folder was made with; refuse to change them later.
 
     Args:
         path: the file.
-        settings: by name.
-        sentence: of the refusal, with `{key}`, `{before}` and `{now}` for the first that differs.
+        settings: values by name.
+        sentence: error message, with `{key}`, `{before}` and `{now}` of the first that differs.
 
     Raises:
         UserError: a setting differs, or the file is damaged.

@@ -1,1 +1,1 @@
-"""This process: ranks and device, precision, signals, the watchdog, errors of the system."""
+"""This process: ranks, device, precision, signals, the watchdog, system errors."""

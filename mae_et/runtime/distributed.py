@@ -1,4 +1,4 @@
-"""Processes that train together: start, stop, gather, agree; a world of one without a launcher."""
+"""Ranks that train together: start, stop and collectives; one rank without a launcher."""
 
 import os
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ PATIENCE_MARGIN = 300
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process's place among all."""
+    """Rank and device of this process, and the number of ranks."""
 
     rank: int
     size: int
@@ -24,7 +24,7 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this rank writes files."""
         return self.rank == 0
 
 
@@ -32,7 +32,7 @@ def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.devi
     """Return this process's device.
 
     Raises:
-        UserError: CUDA is asked for and there is none, or there are more processes than GPUs.
+        UserError: CUDA is requested but not available, or a node has more ranks than GPUs.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("efficiency.device is cuda, but torch sees no CUDA device")
@@ -40,11 +40,10 @@ def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.devi
         return torch.device("cpu")
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
-        return torch.device("cuda", 0)  # a launcher may show each process only its own GPU
+        return torch.device("cuda", 0)  # a launcher may expose only its own GPU to each rank
     if local >= count:
         raise UserError(
-            f"this machine has {count} GPU{'s' if count > 1 else ''}, too few for process {local} "
-            "on it (counted from 0)"
+            f"this node has {count} GPU{'s' if count > 1 else ''}, too few for local rank {local}"
         )
     return torch.device("cuda", local)
 
@@ -52,15 +51,15 @@ def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.devi
 def initialize(
     device: Literal["auto", "cpu", "cuda"] = "auto", patience: float | None = None
 ) -> DistributedContext:
-    """Join the processes that torchrun (or any launcher that sets RANK and WORLD_SIZE) started.
+    """Join the ranks started by torchrun, or by any launcher that sets RANK and WORLD_SIZE.
 
     Args:
         device: see `choose_device`.
-        patience: seconds that one waits for the others, plus a margin in which a process that
-            watches over itself reports first; torch's own by default.
+        patience: timeout of collectives in seconds, extended by a margin in which the watchdog
+            reports first; default: PyTorch's.
 
     Raises:
-        UserError: CUDA is asked for and there is none.
+        UserError: CUDA is requested but not available.
     """
     chosen = choose_device(device)
     if chosen.type == "cuda":
@@ -69,7 +68,7 @@ def initialize(
     if size == 1:
         return DistributedContext(0, 1, chosen)
     if not dist.is_initialized():
-        # What is agreed on goes over the CPU, so that no process waits for its GPU to ask.
+        # Flags are reduced on the CPU, so that no rank waits for its GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         wait = None if patience is None else timedelta(seconds=patience + PATIENCE_MARGIN)
         dist.init_process_group(backend, timeout=wait)
@@ -83,7 +82,7 @@ def shutdown(world: DistributedContext) -> None:
 
 
 def all_reduce_sum(values: Tensor, world: DistributedContext) -> Tensor:
-    """Return the sum of a tensor on the CPU over all processes."""
+    """Sum a CPU tensor over all ranks."""
     if world.size == 1:
         return values
     summed = values.clone()
@@ -92,7 +91,7 @@ def all_reduce_sum(values: Tensor, world: DistributedContext) -> Tensor:
 
 
 def all_gather(values: Tensor, world: DistributedContext) -> Tensor:
-    """Return a tensor of every process, [processes ...], in the order of their ranks."""
+    """Gather a tensor from every rank, [R ...], in the order of ranks."""
     if world.size == 1:
         return values[None]
     each = [torch.empty_like(values) for _ in range(world.size)]
@@ -101,7 +100,7 @@ def all_gather(values: Tensor, world: DistributedContext) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor, world: DistributedContext) -> Tensor:
-    """Return the rows [N ...] on the CPU of all processes; each may have another number of them."""
+    """Gather rows [N ...] on the CPU from all ranks; N may differ between ranks."""
     if world.size == 1:
         return rows
     counts = all_gather(torch.tensor(len(rows)), world).tolist()
@@ -112,7 +111,7 @@ def all_gather_rows(rows: Tensor, world: DistributedContext) -> Tensor:
 
 
 def any_rank_async(flag: Tensor, world: DistributedContext) -> Tensor:
-    """Return, on the device, whether a flag [] is raised on any process, without waiting for it."""
+    """Return, on the device and without waiting for it, whether any rank raised a flag []."""
     if world.size == 1:
         return flag
     raised = flag.float()
@@ -121,9 +120,9 @@ def any_rank_async(flag: Tensor, world: DistributedContext) -> Tensor:
 
 
 def broadcast_buffers(module: nn.Module, world: DistributedContext) -> None:
-    """Give every process the main one's buffers: running statistics differ, each saw other images.
+    """Copy rank 0's buffers to all ranks: running statistics differ, as ranks saw other images.
 
-    DistributedDataParallel does the same before a forward pass in training.
+    DistributedDataParallel does the same before each forward pass in training.
     """
     if world.size > 1:
         for buffer in module.buffers():
@@ -131,7 +130,7 @@ def broadcast_buffers(module: nn.Module, world: DistributedContext) -> None:
 
 
 def any_rank(flag: bool, world: DistributedContext) -> bool:
-    """Return whether any process raised its flag; every process must ask."""
+    """Return whether any rank raised its flag; a collective, so every rank must call it."""
     if world.size == 1:
         return flag
     raised = torch.tensor(float(flag))
@@ -140,7 +139,7 @@ def any_rank(flag: bool, world: DistributedContext) -> bool:
 
 
 def all_ranks_equal(value: int, world: DistributedContext) -> bool:
-    """Return whether all processes have the same integer; every process must ask."""
+    """Return whether all ranks have the same integer; a collective, as above."""
     if world.size == 1:
         return True
     extremes = torch.tensor([value, -value])
@@ -149,6 +148,6 @@ def all_ranks_equal(value: int, world: DistributedContext) -> bool:
 
 
 def barrier(world: DistributedContext) -> None:
-    """Wait until every process is here."""
+    """Wait for all ranks."""
     if world.size > 1:
         dist.barrier()

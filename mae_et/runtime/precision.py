@@ -1,4 +1,4 @@
-"""Which floating point a run computes in, and where it must be float32."""
+"""Floating-point formats of a run, and the parts that need float32."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off, for what is data rather than network."""
-    if device.type == "meta":  # knows no autocast
+    """Disable autocast, for computations on data rather than in the network."""
+    if device.type == "meta":  # has no autocast
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
@@ -36,7 +36,7 @@ def set_precision(
     """Set TF32 for the process; return the autocast dtype (None: float32) and its scaler.
 
     Raises:
-        UserError: bf16 is asked for on a GPU that lacks it.
+        UserError: bf16 is requested on a GPU without it.
     """
     allow_tf32(tf32, device)
     dtype = autocast_dtype(precision, device)
@@ -44,9 +44,9 @@ def set_precision(
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:
-    """Say for the whole process whether float32 products on a GPU may run as TF32.
+    """Allow or forbid TF32 for float32 products on a GPU, in the whole process.
 
-    Convolutions have a switch of their own, which torch turns on.
+    Convolutions have a separate switch, which PyTorch enables by default.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -54,25 +54,25 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of a run's autocast, or None for float32.
+    """Return the dtype of autocast, or None for float32.
 
     Raises:
-        UserError: bf16 is asked for on a GPU that lacks it.
+        UserError: bf16 is requested on a GPU without it.
     """
     if precision == "auto":
         if device.type != "cuda":
             return None
         return torch.bfloat16 if _has_bf16() else torch.float16
     if precision == "bf16" and device.type == "cuda" and not _has_bf16():
-        raise UserError("efficiency.precision is bf16, which this GPU does not have; use fp16")
+        raise UserError("efficiency.precision is bf16, which this GPU does not support; use fp16")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _has_bf16() -> bool:
-    """Whether the GPU computes in bf16; older ones emulate it, slower than float32."""
+    """Whether the GPU supports bf16 in hardware; older ones emulate it, slower than float32."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
-    """Return the region in which a network's products run in `dtype`."""
+    """Return a context in which autocast runs a network in `dtype`."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

@@ -1,16 +1,16 @@
-"""Signals that ask a run to stop become a flag, which the loop reads between steps."""
+"""Turn stop signals into a flag that the training loop reads between steps."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# SIGHUP comes when the terminal of a run is closed, or its connection lost.
+# SIGHUP arrives when a run's terminal is closed or its connection lost.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class StopFlag:
-    """The signal that asked the run to stop, or None."""
+    """The signal that requested a stop, or None."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -20,7 +20,7 @@ class StopFlag:
 def stop_signals() -> Iterator[StopFlag]:
     """Turn SIGTERM, SIGINT, SIGUSR2 and SIGHUP into a flag that the loop reads between steps.
 
-    A second SIGINT stops at once. Under nohup SIGHUP stays ignored.
+    A second SIGINT stops at once. Under nohup, SIGHUP stays ignored.
     """
     flag = StopFlag()
 

@@ -1,8 +1,8 @@
-"""End a process in which nothing moves any more, and write down where it stood.
+"""End a process that makes no progress, and print its stacks.
 
-A rank whose peer hangs waits in a collective, a process whose disk hangs waits in the kernel: both
-for ever, at full price. A thread of its own looks whether the run still makes steps; the numbers
-are not touched. What is saved is kept, and the same command goes on from there.
+A rank whose peer hangs waits in a collective, a process whose disk hangs waits in the kernel:
+forever, and on reserved hardware. A thread checks that the run still finishes steps. It changes no
+numbers; saved checkpoints stay, and the same command resumes from them.
 """
 
 import faulthandler
@@ -16,17 +16,17 @@ from contextlib import contextmanager
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
 PEERS_SECONDS = 10.0
-"""Between the report and the end: peers that wait for this process get to report too, for a
-launcher kills them as soon as one has ended."""
+"""Delay between the report and the exit, so that waiting peers report too: a launcher kills them as
+soon as one rank has exited."""
 LOOKS = 20
-"""In the time that is allowed, or one a second: peers then report at about the same time."""
+"""Checks per timeout, at least one per second, so that peers report at about the same time."""
 
 
 class _Watch:
     def __init__(self, seconds: float):
         self.seconds = seconds
         self.beaten = False
-        self.quiet: float | None = None  # until the first beat: opening data may take its time
+        self.quiet: float | None = None  # None until the first beat: opening the data may take long
         self.over = threading.Event()
 
     def look(self) -> None:
@@ -34,7 +34,7 @@ class _Watch:
         before = time.monotonic()
         while not self.over.wait(slice_):
             now = time.monotonic()
-            # A job that was suspended for an hour has not hung for an hour.
+            # Time in which the job was suspended does not count.
             passed, before = min(now - before, 2 * slice_), now
             if self.beaten:
                 self.beaten, self.quiet = False, 0.0
@@ -46,15 +46,15 @@ class _Watch:
     def end(self) -> None:
         rank = os.environ.get("RANK", "0")
         print(
-            f"mae-et: process {rank} has finished no step in {self.seconds:g} s "
-            "(efficiency.step_timeout) and ends; what was saved is kept, and the same command goes "
-            "on from there. Its threads stand at:",
+            f"mae-et: rank {rank} finished no step in {self.seconds:g} s (efficiency.step_timeout) "
+            "and exits; saved checkpoints stay, and the same command resumes from them. Stacks of "
+            "its threads:",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
         time.sleep(PEERS_SECONDS)
-        # Loader processes may hang too. Their end wakes the main thread, so it comes last.
+        # Loader workers may hang too. Their end wakes the main thread, so they are killed last.
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(EXIT_STATUS)
@@ -65,10 +65,10 @@ _watch: _Watch | None = None
 
 @contextmanager
 def hang_watchdog(seconds: float | None) -> Iterator[None]:
-    """End this process with status 75 if no `heartbeat` comes for `seconds` after the first one.
+    """Exit with status 75 if no `heartbeat` arrives within `seconds` of the previous one.
 
     Args:
-        seconds: how long; None waits for ever.
+        seconds: timeout; None disables the watchdog.
     """
     global _watch
     if seconds is None:
@@ -84,6 +84,6 @@ def hang_watchdog(seconds: float | None) -> Iterator[None]:
 
 
 def heartbeat() -> None:
-    """Tell the watch, if there is one, that something was done."""
+    """Report progress to the watchdog, if there is one."""
     if _watch is not None:
         _watch.beaten = True

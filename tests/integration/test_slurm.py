@@ -370,7 +370,7 @@ def test_rank_that_finishes_no_step_ends_and_the_job_restarts(
     same_end(cluster, job, folder, uninterrupted)
     logs = [(folder / "slurm" / f"{job}_{number}_log.err").read_text() for number in (0, 1)]
     for number, log in enumerate(logs):
-        assert f"process {number} has finished no step in 10 s (efficiency.step_timeout)" in log
+        assert f"rank {number} finished no step in 10 s (efficiency.step_timeout)" in log
         assert ("in struck" in log) == (number == rank)  # where it hangs
     assert f"task {rank}: Exited with exit code {watchdog.EXIT_STATUS}" in logs[0]  # srun's message
     (retried,) = events(folder, "retried")

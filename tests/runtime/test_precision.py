@@ -28,7 +28,7 @@ def test_auto_takes_bf16_where_a_gpu_computes_in_it_and_does_not_emulate(
     if native:
         assert autocast_dtype("bf16", CUDA) == torch.bfloat16
     else:
-        with pytest.raises(UserError, match="does not have; use fp16"):
+        with pytest.raises(UserError, match="does not support; use fp16"):
             autocast_dtype("bf16", CUDA)
 
 
