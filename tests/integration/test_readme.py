@@ -1,17 +1,22 @@
 """The commands, keys, links and examples of README, CONTRIBUTING and docs/ work as written."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import load_file
 
 import mae_et
 from finetune import ClassifierConfig, DynamicsConfig, EvaluateConfig, ProbeConfig
+from mae_et.checkpoints.store import export_encoder
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
-from mae_et.config.files import find_config, load_config
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.files import find_config, load_config, plain
+from mae_et.config.schema import ModelConfig, PretrainConfig
 from mae_et.search import SearchConfig
 
 ROOT = Path(__file__).parents[2]
@@ -91,10 +96,27 @@ def test_yaml_example_is_a_valid_config(tmp_path: Path) -> None:
     assert [stage.bandwidth for stage in config.curriculum.stages] == [64, 96, 128]
 
 
-def test_python_example_runs_as_written(tmp_path: Path) -> None:
-    import torch
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 
-    (text,) = [text for kind, text in BLOCKS if kind == "python" and "import mae_et" in text]
+
+def test_encoder_example_runs_as_written(tmp_path: Path, monkeypatch) -> None:
+    """On a run of a smaller encoder."""
+    config = ModelConfig("vit_tiny_patch16_224", decoder_depth=1, decoder_embed_dim=32)
+    encoder = mae_et.MaskedAutoencoder.from_config(config).encoder
+    run = tmp_path / "runs" / "vit_b16"
+    run.mkdir(parents=True)
+    export_encoder(encoder, run / "encoder.safetensors", json.dumps(plain(config)))
+    monkeypatch.chdir(tmp_path)
+    (text,) = [text for text in PYTHON if "load_encoder" in text]
+    names = {"images": torch.rand(2, 3, 224, 224)}
+    exec(text, names)
+    assert names["features"].shape == (2, 192)
+    timm_model = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    timm_model.load_state_dict(load_file(run / "encoder.safetensors"))
+
+
+def test_python_example_runs_as_written() -> None:
+    (text,) = [text for text in PYTHON if "Curriculum" in text]
     names = {"images": torch.rand(1, 3, 224, 224)}
     exec(text, names)
     assert names["small"].shape == (1, 3, 96, 96)
