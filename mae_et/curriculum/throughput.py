@@ -42,52 +42,15 @@ def throughput_model(
             given without `loader`.
     """
     bandwidths = sorted({stage.bandwidth for stage in plan.stages})
-    _check("--throughput", images_per_second, bandwidths)
+    _check_speeds("--throughput", images_per_second, bandwidths)
     if loader is not None:
-        _check("--loader", loader, bandwidths)
-    if cores_per_gpu is not None and loader is None:
-        raise UserError("--cores-per-gpu needs --loader, the images/s of one loader core")
-    if cores_per_gpu is not None and not (cores_per_gpu > 0 and math.isfinite(cores_per_gpu)):
-        raise UserError(f"--cores-per-gpu must be positive, got {cores_per_gpu}")
-    if not gpus or any(count < 1 for count in gpus):
-        raise UserError(f"--gpus must be positive numbers, got {list(gpus)}")
-
-    loading = []
-    speed = {}
-    for bandwidth in bandwidths:
-        trained = images_per_second[bandwidth]
-        row: dict[str, Any] = {"bandwidth": bandwidth, "images_per_second": trained}
-        speed[bandwidth] = trained
-        if loader is not None:
-            row["loader_images_per_second"] = loader[bandwidth]
-            row["cores_needed_per_gpu"] = trained / loader[bandwidth]
-        if loader is not None and cores_per_gpu is not None:
-            loaded = loader[bandwidth] * cores_per_gpu
-            speed[bandwidth] = min(trained, loaded)
-            row["bottleneck"] = "loader" if loaded < trained else "gpu"
-        row["reached_images_per_second"] = speed[bandwidth]
-        loading.append(row)
-
+        _check_speeds("--loader", loader, bandwidths)
+    _check_counts(gpus, cores_per_gpu, loader is not None)
+    loading = [_loading(b, images_per_second[b], loader, cores_per_gpu) for b in bandwidths]
+    speed = {row["bandwidth"]: row["reached_images_per_second"] for row in loading}
     one = math.fsum(stage.steps * plan.batch_size / speed[stage.bandwidth] for stage in plan.stages)
     # The images at full bandwidth that the same compute pays for.
-    constant = None
-    if plan.base in speed:
-        constant = plan.compute / plan.base_cost / speed[plan.base]
-    totals = []
-    for count in sorted(set(gpus)):
-        divides = plan.batch_size % count == 0
-        hours = one / count / 3600 if divides else None
-        totals.append(
-            {
-                "gpus": count,
-                "images_per_gpu_and_step": plan.batch_size // count if divides else None,
-                "hours": hours,
-                "gpu_hours": None if hours is None else hours * count,
-                "constant_hours": (
-                    None if constant is None or not divides else constant / count / 3600
-                ),
-            }
-        )
+    constant = plan.compute / plan.base_cost / speed[plan.base] if plan.base in speed else None
     return {
         "given": {
             "images_per_second": {str(b): images_per_second[b] for b in bandwidths},
@@ -97,8 +60,40 @@ def throughput_model(
             "cores_per_gpu": cores_per_gpu,
         },
         "loading": loading,
-        "totals": totals,
+        "totals": [_total(count, plan.batch_size, one, constant) for count in sorted(set(gpus))],
         "time_against_constant": None if constant is None else one / constant,
+    }
+
+
+def _loading(
+    bandwidth: int, trained: float, loader: Mapping[int, float] | None, cores: float | None
+) -> dict[str, Any]:
+    """Return one bandwidth's speeds, the cores it needs, and which of GPU and loader is slower."""
+    row: dict[str, Any] = {"bandwidth": bandwidth, "images_per_second": trained}
+    reached = trained
+    if loader is not None:
+        row["loader_images_per_second"] = loader[bandwidth]
+        row["cores_needed_per_gpu"] = trained / loader[bandwidth]
+        if cores is not None:
+            loaded = loader[bandwidth] * cores
+            reached = min(trained, loaded)
+            row["bottleneck"] = "loader" if loaded < trained else "gpu"
+    return row | {"reached_images_per_second": reached}
+
+
+def _total(
+    gpus: int, batch_size: int, seconds: float, constant_seconds: float | None
+) -> dict[str, Any]:
+    """Return the hours on a number of GPUs, None if it does not divide the batch."""
+    divides = batch_size % gpus == 0
+    hours = seconds / gpus / 3600 if divides else None
+    constant = None if constant_seconds is None or not divides else constant_seconds / gpus / 3600
+    return {
+        "gpus": gpus,
+        "images_per_gpu_and_step": batch_size // gpus if divides else None,
+        "hours": hours,
+        "gpu_hours": None if hours is None else hours * gpus,
+        "constant_hours": constant,
     }
 
 
@@ -203,7 +198,7 @@ def throughput_table(model: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _check(option: str, speeds: Mapping[int, float], bandwidths: list[int]) -> None:
+def _check_speeds(option: str, speeds: Mapping[int, float], bandwidths: list[int]) -> None:
     missing = [bandwidth for bandwidth in bandwidths if bandwidth not in speeds]
     if missing:
         raise UserError(
@@ -212,3 +207,12 @@ def _check(option: str, speeds: Mapping[int, float], bandwidths: list[int]) -> N
         )
     if any(not (speed > 0 and math.isfinite(speed)) for speed in speeds.values()):
         raise UserError(f"{option} must be positive images/s, got {dict(speeds)}")
+
+
+def _check_counts(gpus: tuple[int, ...], cores_per_gpu: float | None, has_loader: bool) -> None:
+    if cores_per_gpu is not None and not has_loader:
+        raise UserError("--cores-per-gpu needs --loader, the images/s of one loader core")
+    if cores_per_gpu is not None and not (cores_per_gpu > 0 and math.isfinite(cores_per_gpu)):
+        raise UserError(f"--cores-per-gpu must be positive, got {cores_per_gpu}")
+    if not gpus or any(count < 1 for count in gpus):
+        raise UserError(f"--gpus must be positive numbers, got {list(gpus)}")
