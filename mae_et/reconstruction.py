@@ -11,7 +11,8 @@ from mae_et.config.commands import ReconstructConfig
 from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import open_dataset
-from mae_et.data.image_folder import ImageFolder, list_images
+from mae_et.data.file_listing import list_images
+from mae_et.data.image_folder import ImageFolder
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
@@ -43,7 +44,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     check_statistics(data, model.channels)
     if config.images:
         files = [file for path in config.images for file in _files(path)]
-        source = ImageFolder(files, [-1] * len(files), [], model.channels)
+        source = ImageFolder(files, [-1] * len(files), [], model.channels, max_value=data.max_value)
         # A user's own pictures are shown whole in their shorter side.
         view = EvalDataset(source, DataConfig(eval_crop=1.0), size)
     elif run:

@@ -1,10 +1,11 @@
 """What commands print: results as one line of JSON, hints for people on stderr."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from mae_et.runtime.console import is_main
 
 
 def print_json(results: dict[str, Any]) -> None:
@@ -19,8 +20,3 @@ def print_run(folder: Path, further: dict[str, Any]) -> None:
         results = json.loads((folder / "results.json").read_text())
         print(f"mae-et: curves: tensorboard --logdir {folder}", file=sys.stderr)
         print_json({"run": str(folder)} | results | further)
-
-
-def is_main() -> bool:
-    """Whether this process is rank 0, also before it has joined and after it has left the group."""
-    return os.environ.get("RANK", "0") == "0"

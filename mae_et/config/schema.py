@@ -187,6 +187,9 @@ class DataConfig:
     """Name of the split that probes and kNN are scored on."""
     download: bool = True
     """Whether a missing torchvision data set may be downloaded."""
+    max_value: float | None = None
+    """White of 16-bit images (4095 for 12 bits in 16-bit files; 65535 by default), and what arrays
+    other than uint8 are divided by (1 by default)."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, of images in [0, 1]; one number serves all channels."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -228,6 +231,10 @@ class DataConfig:
         Raises:
             UserError: a value is out of range; the sentence names its key.
         """
+        require(
+            self.max_value is None or 0 < self.max_value < math.inf,
+            f"data.max_value must be positive, got {self.max_value}",
+        )
         require(len(self.mean) == len(self.std), "data.mean and data.std differ in length")
         require(all(map(math.isfinite, self.mean)), "data.mean must be finite")
         require(all(0 < value < math.inf for value in self.std), "data.std must be positive")

@@ -1,8 +1,8 @@
-"""Where images come from: folders, torchvision's sets, tar shards, Hugging Face, synthetic ones.
+"""Open a dataset: folders, tar shards, prepared shards, torchvision, Hugging Face, synthetic.
 
-Every source is map-style, `source[i] -> (image, label)` with random access, for a run must be able
-to go on at any sample. An image is a PIL image, or a tensor [C H W] where it was stored as an
-array; a label is an integer, -1 where there is none, and means the same class in both splits.
+Every dataset is map-style, `dataset[i] -> (image, label)` with random access, because a run must be
+able to resume at any sample. An image is a PIL image, or a tensor [C H W] if it was stored as an
+array; a label is an integer, -1 without a label, and means the same class in both splits.
 """
 
 import contextlib
@@ -20,10 +20,12 @@ from mae_et.config.files import one_sentence
 from mae_et.config.schema import DataConfig
 from mae_et.data.decoding import DecodedDataset, Sample, check_channels, extensions_for
 from mae_et.data.image_folder import open_image_folder
-from mae_et.data.layout import Split, data_root, split_name
+from mae_et.data.layout import Split, data_root, split_name, split_names
+from mae_et.data.notices import notify
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.untrusted import arrays_only
+from mae_et.data.value_range import check_range
 from mae_et.data.webdataset import UNLABELLED, TarShards, find_shards
 from mae_et.errors import UserError
 
@@ -31,11 +33,11 @@ TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
 
 
 class ImageDataset(Protocol):
-    """A map-style data set of images."""
+    """A map-style dataset of images."""
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names of the labels; empty where there are none."""
+        """Names of the labels; empty without labels."""
 
     def __len__(self) -> int: ...
 
@@ -43,63 +45,86 @@ class ImageDataset(Protocol):
 
 
 def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDataset:
-    """Open a split of the data set that a config names.
+    """Open a split of a dataset.
+
+    What a user may not expect of it (other names, skipped files, a doubtful range of values) is
+    printed once, with counts.
+
+    Args:
+        config: `name` selects the kind of dataset.
+        split: train or val.
+        channels: channels of the images.
 
     Raises:
-        UserError: it is unknown, missing or empty, cannot be downloaded, or has no images of so
-            many channels.
+        UserError: the dataset is unknown, missing or empty, cannot be downloaded, or cannot have
+            that many channels.
     """
     kind = config.source
-    if kind == "folder":
-        return open_image_folder(config, split, channels)
-    if kind == "shards":
-        return PreparedDataset(data_root(config) / split, channels)
-    if kind == "wds":
-        return _tar_shards(config, split, channels)
-    check_channels(channels)  # of pictures; folders and shards may hold arrays
+    if kind in {"folder", "shards", "wds"}:
+        dataset = _open_files(config, split, channels)
+        check_range(dataset, config)
+        return dataset
+    check_channels(channels)  # the others hold no arrays
     if kind == "synthetic":
-        return _synthetic(config, split, channels)
+        return _open_synthetic(config, split, channels)
     if kind in TORCHVISION:
-        return _torchvision(config, split, channels)
+        return _open_torchvision(config, split, channels)
     if kind.startswith("hfds/"):
-        return _hugging_face(config, split, channels)
+        return _open_hugging_face(config, split, channels)
     known = ", ".join(["folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME"])
     raise UserError(f"data.name {kind!r} is unknown; known: {known}")
 
 
-def count_unlabelled(source: ImageDataset) -> int:
-    """Return how many images of a source have no label; the images are not read."""
-    labels = getattr(getattr(source, "inner", None), "labels", None)
-    # torchvision's sets, and synthetic ones, say no labels beforehand, and always have them.
+def count_unlabelled(dataset: ImageDataset) -> int:
+    """Return the number of images without a label, without reading an image."""
+    labels = getattr(getattr(dataset, "inner", None), "labels", None)
+    # torchvision's and synthetic datasets list no labels, and always have them.
     return 0 if labels is None else int((np.asarray(labels) == UNLABELLED).sum())
 
 
-# --- tar shards -----------------------------------------------------------------------------------
+# --- folders and shards ---------------------------------------------------------------------------
 
 
-def _tar_shards(config: DataConfig, split: Split, channels: int) -> ImageDataset:
-    extensions = extensions_for(channels)
-    paths = find_shards(data_root(config), split, config.train_split, config.val_split)
+def _open_files(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
+    if config.source == "folder":
+        return open_image_folder(config, split, channels)
+    if config.source == "shards":
+        return PreparedDataset(data_root(config) / split, channels, config.max_value)
+    return _open_tar_shards(config, split, channels)
+
+
+def _open_tar_shards(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
+    root, extensions = data_root(config), extensions_for(channels)
+    paths = find_shards(config, root, split)
     shards = TarShards(paths, extensions)
+    classes = shards.classes
     if not len(shards):
         raise UserError(
-            f"the {split} shards in {config.root} hold no image of {channels} channels: names must "
-            f"read KEY{extensions[0]}, without a dot in KEY (extensions: {' '.join(extensions)})"
+            f"the {split} shards in {root} hold no image of {channels} channels "
+            f"({' '.join(extensions)}): {shards.summary() or 'they are empty'}"
         )
-    classes = [str(i) for i in range(1 + max(shards.labels))]
-    return DecodedDataset(shards, classes, channels, shards.name)
+    if split == "val" and shards.has_names:
+        # Number the classes as in training, whose shards may have more of them.
+        with contextlib.suppress(UserError):
+            train_paths = find_shards(config, root, "train")
+            if train_paths != paths:
+                classes = TarShards(train_paths, extensions).classes
+        shards = TarShards(paths, extensions, classes)
+    if facts := shards.summary():
+        notify(f"{split} split of {root}: {len(shards)} images in {len(paths)} shards; {facts}")
+    return DecodedDataset(shards, shards.classes, channels, shards.name, config.max_value)
 
 
-# --- sets that others read ------------------------------------------------------------------------
+# --- datasets read by other libraries -------------------------------------------------------------
 
 
 def _wrap(inner: Any, classes: Sequence[str], channels: int, title: str) -> ImageDataset:
     return DecodedDataset(inner, classes, channels, f"{{}} of {title}".format)
 
 
-def _synthetic(config: DataConfig, split: Split, channels: int) -> ImageDataset:
+def _open_synthetic(config: DataConfig, split: Split, channels: int) -> ImageDataset:
     train, val = config.synthetic_train, config.synthetic_val
-    # The splits are neighbouring windows of one endless set.
+    # The splits are adjacent ranges of one endless sequence.
     length, first = (train, 0) if split == "train" else (val, train)
     try:
         inner = Synthetic(length, config.synthetic_size, seed=0, first=first)
@@ -108,15 +133,15 @@ def _synthetic(config: DataConfig, split: Split, channels: int) -> ImageDataset:
     return _wrap(inner, inner.classes, channels, config.source)
 
 
-def _torchvision(config: DataConfig, split: Split, channels: int) -> ImageDataset:
+def _open_torchvision(config: DataConfig, split: Split, channels: int) -> ImageDataset:
     name, root = config.source, config.root or Path("data") / config.source
     try:
-        # A set that is there is only read: its folder may belong to somebody else.
-        inner = _torchvision_set(name, root, split)
-    except Exception as error:  # whatever a missing or half-written folder raises
+        # Read only if it exists: the folder may belong to another user.
+        inner = _torchvision_dataset(name, root, split)
+    except Exception as error:  # torchvision raises many types for missing or incomplete folders
         if not config.download:
             raise UserError(
-                f"the data set {name} is not in {root}, and data.download is off: "
+                f"the dataset {name} is not in {root}, and data.download is off: "
                 f"{one_sentence(error)}"
             ) from None
         inner = _download(name, root, split)
@@ -124,24 +149,24 @@ def _torchvision(config: DataConfig, split: Split, channels: int) -> ImageDatase
     return _wrap(inner, classes, channels, name)
 
 
-def _torchvision_set(name: str, root: Path, split: Split, download: bool = False) -> Any:
+def _torchvision_dataset(name: str, root: Path, split: Split, download: bool = False) -> Any:
     from torchvision import datasets
     from torchvision.datasets import cifar
 
     if name == "imagenette":
-        there = root / "imagenette2"
-        if download and not there.is_dir():
-            # An archive half unpacked would pass for the whole set, so it is unpacked elsewhere.
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
-                datasets.Imagenette(folder, split, size="full", download=True)
-                (Path(folder) / there.name).rename(there)
+        folder = root / "imagenette2"
+        if download and not folder.is_dir():
+            # A partly unpacked archive would pass for the whole dataset, so unpack it elsewhere.
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+                datasets.Imagenette(temporary, split, size="full", download=True)
+                (Path(temporary) / folder.name).rename(folder)
         return datasets.Imagenette(root, split, size="full")
     kinds = {
         "cifar10": datasets.CIFAR10,
         "cifar100": datasets.CIFAR100,
         "fashion_mnist": datasets.FashionMNIST,
     }
-    # It compares checksums before it unpickles; what it unpickles with need not trust them.
+    # torchvision compares MD5 sums before it unpickles; that does not stop an attacker.
     with arrays_only(cifar):
         return kinds[name](root, train=split == "train", download=download)
 
@@ -149,27 +174,26 @@ def _torchvision_set(name: str, root: Path, split: Split, download: bool = False
 def _download(name: str, root: Path, split: Split) -> Any:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Of processes that train together one downloads, and the others then find it done.
+        # One rank downloads; the others wait and then find the dataset.
         with (root / ".download.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-                return _torchvision_set(name, root, split, download=True)
-    except Exception as error:  # whatever a failing download raises
+                return _torchvision_dataset(name, root, split, download=True)
+    except Exception as error:  # urllib and torchvision raise many types
         raise UserError(
-            f"the data set {name} is not in {root} and cannot be downloaded: {one_sentence(error)}"
+            f"the dataset {name} is not in {root} and cannot be downloaded: {one_sentence(error)}"
         ) from None
 
 
 class HuggingFaceImages:
-    """A Hugging Face data set as timm's reader opens it: columns `image` and, if any, `label`.
+    """A Hugging Face dataset opened by timm's reader: columns `image` and optionally `label`.
 
-    The reader is used without timm's data set around it, which would put another sample in the
-    place of one that cannot be read.
+    The reader is used without timm's dataset, which would silently replace an unreadable sample.
     """
 
     def __init__(self, reader: Any):
         self.rows = reader.dataset
-        # Where there is no column `image`, the reader may have made one of nothing.
+        # Without a column `image`, the reader may have added an empty one.
         if not len(self.rows) or self.rows[0].get("image") is None:
             others = [name for name in self.rows.column_names if name != "image"]
             raise ValueError(f"no column image holds images; other columns: {', '.join(others)}")
@@ -185,7 +209,7 @@ class HuggingFaceImages:
 
     @property
     def labels(self) -> np.ndarray:
-        """Label of each image, int64 [N]: the column is read, and no image."""
+        """Label of each image, int64 [N], without reading an image; -1 without a label."""
         found = self.rows["label"][:] if self.classes else [None] * len(self)
         return np.fromiter(map(self._label, found), np.int64, len(self))
 
@@ -193,29 +217,36 @@ class HuggingFaceImages:
         return found if self.classes and isinstance(found, int) else UNLABELLED
 
 
-def _hugging_face(config: DataConfig, split: Split, channels: int) -> ImageDataset:
+def _open_hugging_face(config: DataConfig, split: Split, channels: int) -> ImageDataset:
     """Open `hfds/NAME` of the hub, or `hfds/FOLDER` of any folder that `datasets` understands."""
     if importlib.util.find_spec("datasets") is None:
         raise UserError(
             f"data.name {config.source} needs the extra hf: pip install '.[hf]' (in the clone)"
         )
-    from timm.data.readers.reader_hfds import ReaderHfds
-
-    def open_split(name: str) -> HuggingFaceImages:
-        root = str(config.root) if config.root else None
-        return HuggingFaceImages(ReaderHfds(config.source.removeprefix("hfds/"), root, name))
-
-    name = split_name(config, split)
     try:
-        try:
-            inner = open_split(name)
-        except ValueError:
-            if name != "val":
-                raise
-            inner = open_split("validation")  # what val is mostly called there
-    except Exception as error:  # whatever an unknown set, a failing download or its files raise
+        inner = _first_split(config, split)
+    except Exception as error:  # unknown datasets, failing downloads and damaged files
         raise UserError(
-            f"the {split} split of {config.source} cannot be opened (data.{split}_split {name}): "
-            f"{one_sentence(error)}"
+            f"the {split} split of {config.source} cannot be opened (data.{split}_split "
+            f"{split_name(config, split)}): {one_sentence(error)}"
         ) from None
     return _wrap(inner, inner.classes, channels, config.source)
+
+
+def _first_split(config: DataConfig, split: Split) -> HuggingFaceImages:
+    """Open the configured split, or the first of its synonyms that exists."""
+    from timm.data.readers.reader_hfds import ReaderHfds
+
+    root = str(config.root) if config.root else None
+    failed: ValueError | None = None
+    for name in split_names(config, split):
+        try:
+            reader = ReaderHfds(config.source.removeprefix("hfds/"), root, name)
+        except ValueError as error:
+            failed = failed or error
+            continue
+        if failed is not None:
+            notify(f"{split} split of {config.source}: the split is {name}")
+        return HuggingFaceImages(reader)
+    assert failed is not None
+    raise failed

@@ -1,4 +1,4 @@
-"""From a file's bytes to an image with the channels that a run asks for."""
+"""Decode files to images with the channels of a run."""
 
 import contextlib
 import io
@@ -18,12 +18,12 @@ Sample = tuple[Image.Image | Tensor, int]
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+SIXTEEN_BITS = 0xFFFF
 MAX_PIXELS = 2**29
-"""Of a picture, 1.6 GB in colours, twice that while it is converted: 20,000 x 20,000 is read, and
-what claims more than this is not unpacked."""
+"""Of an image: 1.6 GB in RGB and twice that while it is converted. 20,000 x 20,000 is below."""
 Image.init()
-# What a file may be taken for, whatever it is called. Of all that Pillow knows, EPS would start
-# another program.
+# Formats to recognise by content, whatever the file's name. Of all that Pillow knows, EPS would
+# start another program.
 FORMATS = tuple(
     kind
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
@@ -32,7 +32,7 @@ FORMATS = tuple(
 
 
 class Box(NamedTuple):
-    """A part of a picture, in its pixels."""
+    """A region of an image, in pixels of it."""
 
     top: float
     left: float
@@ -40,28 +40,35 @@ class Box(NamedTuple):
     width: float
 
     def scaled(self, rows: float, columns: float) -> "Box":
-        """Return the box in a picture that is scaled by these factors."""
+        """Return the box in an image scaled by these factors."""
         return Box(self.top * rows, self.left * columns, self.height * rows, self.width * columns)
 
 
 BoxSampler = Callable[[int, int], Box]
-"""From a picture's height and width to a box in it."""
+"""Return a box, given the height and width of an image."""
 
 
 class DecodedDataset:
-    """A source made of one that gives encoded or PIL images of any mode.
+    """Decode the images of a dataset that stores them encoded, or as PIL images of any mode.
 
     Args:
         inner: map-style, `inner[i] -> (bytes or PIL image, label)`.
         classes: names of the labels.
-        channels: of the images it gives.
-        name: says which image a number means, for the message when it cannot be read.
+        channels: channels of the decoded images.
+        name: returns the name of an image, given its index, for error messages.
+        max_value: see `data.max_value`.
     """
 
     def __init__(
-        self, inner: Any, classes: Sequence[str], channels: int, name: Callable[[int], object]
+        self,
+        inner: Any,
+        classes: Sequence[str],
+        channels: int,
+        name: Callable[[int], object],
+        max_value: float | None = None,
     ):
         self.inner, self.classes, self.channels, self.name = inner, classes, channels, name
+        self.max_value = max_value
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -70,72 +77,92 @@ class DecodedDataset:
         index = range(len(self))[index]  # an IndexError outside, as of a list
         with self.naming_errors(index):
             content, label = self.inner[index]
-            read = decode if isinstance(content, bytes) else to_channels
-            return read(content, self.channels), int(label)
+            return self.decode(content), int(label)
 
-    def read_for_crop(self, index: int, draw: BoxSampler, size: int) -> tuple[Any, int, BoxSampler]:
-        """Return what a crop is best read from.
+    def decode(self, content: Any) -> Image.Image | Tensor:
+        """Decode bytes, or convert a PIL image, to the dataset's channels and range."""
+        read = decode if isinstance(content, bytes) else to_channels
+        return read(content, self.channels, self.max_value)
+
+    def read_for_crop(
+        self, index: int, sample_box: BoxSampler, size: int
+    ) -> tuple[Any, int, BoxSampler]:
+        """Return the copy of an image that a small crop is best read from.
 
         Args:
-            index: the image.
-            draw: a box in it, given its height and width.
+            index: index of the image.
+            sample_box: returns the box, given the image's height and width.
             size: side of the crop in pixels.
 
         Returns:
-            Encoded bytes or a PIL image, its label, and the draw of the same box in it.
+            Encoded bytes or a PIL image, its label, and the sampler of the same box in it.
         """
         content, label = self.inner[index]
-        return content, int(label), draw
+        return content, int(label), sample_box
 
     @contextlib.contextmanager
     def naming_errors(self, index: int) -> Iterator[None]:
-        """Name the image in the sentence, should it be unreadable.
+        """Turn what a decoder raises into `Unreadable`, with the name of the image.
 
         Raises:
-            Unreadable: it is.
+            Unreadable: the image cannot be read.
         """
         try:
             yield
         except (UserError, RunFailed):
             raise
-        except Exception as error:  # decoders of damaged files raise whatever they stumble on
-            said = f"cannot read the image {self.name(index)}: {one_sentence(error)}"
-            # A name may hold what a terminal obeys, and ends of lines.
-            printable = "".join(each if each.isprintable() else "?" for each in said)
+        except Exception as error:  # decoders raise many types for damaged files
+            sentence = f"cannot read the image {self.name(index)}: {one_sentence(error)}"
+            # A file name may hold control characters.
+            printable = "".join(each if each.isprintable() else "?" for each in sentence)
             raise Unreadable(printable) from None
 
 
-def decode(content: bytes, channels: int) -> Image.Image | Tensor:
-    """Decode a picture or a .npy file: the first frame, as it is stored (no EXIF rotation)."""
+def decode(content: bytes, channels: int, max_value: float | None = None) -> Image.Image | Tensor:
+    """Decode an image or a .npy file: the first frame, without EXIF rotation.
+
+    Args:
+        content: bytes of the file.
+        channels: channels of the result.
+        max_value: white of 16-bit images and of arrays that are not uint8 (see `data.max_value`).
+
+    Returns:
+        A PIL image of 8 bits, or of an array a tensor [C H W]: uint8, else float32 divided by
+        `max_value`.
+
+    Raises:
+        ValueError: it is not an image, is too large, or has other channels.
+    """
     if content.startswith(np.lib.format.MAGIC_PREFIX):
-        return _array_image(np.load(io.BytesIO(content), allow_pickle=False), channels)
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+        return _array_image(array, channels, max_value)
     with open_image(content) as image:
-        return to_channels(image, channels)
+        return to_channels(image, channels, max_value)
 
 
 @contextlib.contextmanager
 def open_image(content: bytes) -> Iterator[Image.Image]:
-    """Open an encoded picture, which is decoded when its pixels are asked for.
+    """Open an encoded image, whose pixels are decoded when they are first used.
 
     Raises:
-        ValueError: it is none, or claims more than `MAX_PIXELS`.
+        ValueError: it is not an image, or claims more than `MAX_PIXELS`.
     """
     if not content:
         raise ValueError("the file is empty")
     try:
-        # Pillow's own limit, of 89 million pixels, warns; ours is told in a sentence. It stays, for
-        # Pillow looks again whenever a part is cut out, and belongs to the process, not a thread.
+        # Pillow's own limit, of 89 million pixels, only warns. Pillow looks at it again whenever a
+        # region is cut out, and it is the process's, so it stays raised.
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.UnidentifiedImageError:  # its message is about the bytes' place in memory
-        raise ValueError("it is neither a picture nor an array") from None
+    except Image.UnidentifiedImageError:  # its message names an address in memory
+        raise ValueError("it is neither an image nor an array") from None
     with image:
         check_pixels(*image.size)
         yield image
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Refuse a picture that is too large to be decoded.
+    """Refuse an image that is too large to decode.
 
     Raises:
         ValueError: it has more than `MAX_PIXELS`.
@@ -144,58 +171,91 @@ def check_pixels(width: int, height: int) -> None:
         raise ValueError(f"its {width} x {height} pixels are more than {MAX_PIXELS}")
 
 
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert a PIL image to the mode that has this many channels, of 8 bits.
+def to_channels(image: Image.Image, channels: int, max_value: float | None = None) -> Image.Image:
+    """Convert a PIL image to the 8-bit mode that has this many channels.
+
+    Args:
+        image: an image of any mode.
+        channels: 1, 3 or 4.
+        max_value: white of a 16-bit image; 65535 if None.
 
     Raises:
-        UserError: PIL has no such mode.
+        UserError: PIL has no mode of so many channels.
+        ValueError: the image holds floating-point numbers, or numbers of more than 16 bits.
     """
     check_channels(channels)
     if image.mode in SIXTEEN_BIT_MODES:
-        image = _high_byte(image)
+        # Pillow has scaled PGM files already, by the maximum in their header.
+        known = max_value is None or getattr(image, "format", None) == "PPM"
+        image = _to_eight_bits(image, SIXTEEN_BITS if known else int(max_value or 0))
     elif image.mode == "F":
         raise ValueError("the range of its floating-point numbers is unknown; save it as .npy")
+    elif max_value not in {None, SIXTEEN_BITS} and has_deep_colours(image):
+        raise ValueError(
+            "its 16-bit colours decode to their high byte, without data.max_value; save it as .npy"
+        )
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours as at once, without PIL's warning
     return image.convert(PIL_MODES[channels])
 
 
 def check_channels(channels: int) -> None:
-    """Refuse channels that no picture has.
+    """Refuse channels that no image file has.
 
     Raises:
         UserError: PIL has no mode of so many channels.
     """
     if channels not in PIL_MODES:
         raise UserError(
-            f"model.channels {channels} needs arrays (.npy, [H W C]); pictures have "
+            f"model.channels {channels} needs arrays (.npy, [H W C]); images have "
             f"{', '.join(map(str, PIL_MODES))}"
         )
 
 
-def _high_byte(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, as PIL does 16-bit colour; of grey it would clip all at 255."""
+def extensions_for(channels: int) -> tuple[str, ...]:
+    """Return the extensions of files that can hold images of so many channels."""
+    return EXTENSIONS if channels in PIL_MODES else ARRAYS
+
+
+def has_deep_colours(image: Image.Image) -> bool:
+    """Return whether an undecoded image has 16-bit colours, of which PIL keeps the high byte."""
+    return image.mode in {"RGB", "RGBA", "LA"} and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
+
+
+def _to_eight_bits(image: Image.Image, max_value: int) -> Image.Image:
+    """Scale 16-bit grey so that 0 to `max_value` become 0 to 255; PIL would clip it at 255."""
     array = np.asarray(image)
-    if array.min() < 0 or array.max() > 0xFFFF:
+    if array.min() < 0 or array.max() > SIXTEEN_BITS:
         raise ValueError("its numbers exceed 16 bits; save it as .npy")
-    return Image.fromarray((array >> 8).astype(np.uint8))
+    # At 65535 this is the high byte, as PIL takes of 16-bit colours, and at 4095 the high 8 of 12.
+    scaled = np.minimum(array.astype(np.uint32) * 256 // (max_value + 1), 255)
+    return Image.fromarray(scaled.astype(np.uint8))
 
 
-def _array_image(array: np.ndarray, channels: int) -> Tensor:
-    """[H W C] or [H W] -> tensor [C H W]: uint8 as it is, other types as float32, not scaled."""
+def _array_image(array: np.ndarray, channels: int, max_value: float | None) -> Tensor:
+    """[H W C] or [H W] -> tensor [C H W]: uint8, else float32 divided by `max_value`."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] != channels:
-        raise ValueError(f"an array of shape {array.shape} is no image of {channels} channels")
+        hint = ""
+        if array.ndim == 3 and array.shape[0] == channels:
+            hint = "; it seems to be [C H W], save it as [H W C]"
+        raise ValueError(
+            f"an array of shape {array.shape} is not an image of {channels} channels{hint}"
+        )
     if array.dtype != np.uint8:
-        with np.errstate(over="ignore", invalid="ignore"):  # the next lines tell of it
-            array = array.astype(np.float32)
-        # Here a file can still be named; of a loss that is NaN nobody knows where it came from.
-        if not np.isfinite(array).all():
-            raise ValueError("its numbers are not all finite in float32")
+        array = _scale_array(array, 1 if max_value is None else max_value)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
-def extensions_for(channels: int) -> tuple[str, ...]:
-    """Return the endings of files that can hold images of so many channels."""
-    return EXTENSIONS if channels in PIL_MODES else ARRAYS
+def _scale_array(array: np.ndarray, max_value: float) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
+        array = array.astype(np.float32)
+        if max_value != 1:
+            array = array / np.float32(max_value)
+    # Report it here, where the file is known: a NaN in a loss does not name it.
+    if not np.isfinite(array).all():
+        raise ValueError("its numbers are not all finite in float32")
+    return array

@@ -67,7 +67,7 @@ def random_crop(
     )
     with source.naming_errors(index):
         content, label, sample_box = source.read_for_crop(index, sample_box, size)
-        crop = crop_and_resize(content, source.channels, sample_box, size)
+        crop = crop_and_resize(content, source.channels, sample_box, size, source.max_value)
     return (crop.flip(-1) if numbers[-1] < config.flip else crop), label
 
 
@@ -104,7 +104,13 @@ def random_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def crop_and_resize(content: Any, channels: int, sample_box: BoxSampler, size: int) -> Tensor:
+def crop_and_resize(
+    content: Any,
+    channels: int,
+    sample_box: BoxSampler,
+    size: int,
+    max_value: float | None = None,
+) -> Tensor:
     """Crop a box of an image and resize it to a square.
 
     Args:
@@ -112,6 +118,7 @@ def crop_and_resize(content: Any, channels: int, sample_box: BoxSampler, size: i
         channels: channels of the result.
         sample_box: returns the box, given the image's height and width.
         size: side of the result in pixels.
+        max_value: see `data.max_value`.
 
     Returns:
         [C size size], uint8 (float32 for arrays that are not uint8).
@@ -119,7 +126,7 @@ def crop_and_resize(content: Any, channels: int, sample_box: BoxSampler, size: i
     if isinstance(content, bytes) and content.startswith(JPEG):
         return _crop_jpeg(content, channels, sample_box, size)
     read = decode if isinstance(content, bytes) else to_channels
-    image = read(content, channels)
+    image = read(content, channels, max_value)
     if isinstance(image, Image.Image):
         image = _tensor(np.array(image))
     return _crop_tensor(image, sample_box(*image.shape[-2:]), size)

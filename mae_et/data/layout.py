@@ -1,8 +1,11 @@
-"""Where a config's images lie on disk: root, names of the splits, file endings.
+"""Find a dataset's files on disk: its root, the folders of its splits, file extensions.
 
-It imports no PyTorch, for `mae-et submit` checks these too.
+It imports no PyTorch, so that `mae-et submit` can check the same.
 """
 
+import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +16,32 @@ Split = Literal["train", "val"]
 
 ARRAYS = (".npy",)
 EXTENSIONS = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *ARRAYS,
+    ".apng", ".avif", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg",
+    ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp", *ARRAYS,
 )  # fmt: skip
+"""Files to read; their content, not their name, says how (see `decoding.FORMATS`)."""
+
+WHOLE_ROOT = "."
+SYNONYMS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test", "testing"),
+}
+"""Names of each split, the first one found wins."""
+_LIKE = {
+    split: re.compile(
+        rf"(?:^|[\W\d_])(?:{'|'.join(words)})(?:set|data|images?|imgs?|split)?s?(?:$|[\W\d_])",
+        re.IGNORECASE,
+    )
+    for split, words in (("train", SYNONYMS["train"]), ("val", (*SYNONYMS["val"], "dev", "eval")))
+}
 
 
 def data_root(config: DataConfig) -> Path:
-    """Return the folder that a config names.
+    """Return the root of a dataset.
 
     Raises:
-        UserError: it names none, or there is no such folder.
+        UserError: data.root is not given, or is not a folder.
     """
     if config.root is None:
         raise UserError(f"data.root is needed for data.name {config.source}")
@@ -31,5 +51,111 @@ def data_root(config: DataConfig) -> Path:
 
 
 def split_name(config: DataConfig, split: Split) -> str:
-    """Return what a config calls a split."""
+    """Return the configured name of a split."""
     return config.train_split if split == "train" else config.val_split
+
+
+def split_names(config: DataConfig, split: Split) -> tuple[str, ...]:
+    """Return the names under which to look for a split: the configured one, then its synonyms.
+
+    A name outside `SYNONYMS` has none: it is meant literally.
+    """
+    name = split_name(config, split)
+    if name.casefold() not in SYNONYMS[split]:
+        return (name,)
+    taken = split_name(config, "val" if split == "train" else "train").casefold()
+    others = [each for each in SYNONYMS[split] if each not in {name, taken}]
+    return (name, *others)
+
+
+def match_split(config: DataConfig, split: Split, present: Collection[str]) -> str | None:
+    """Return the one of some names that is a split's, in any case; None if there is none."""
+    for name in split_names(config, split):
+        if name in present:
+            return name
+        matches = sorted(each for each in present if each.casefold() == name.casefold())
+        if matches and len(split_names(config, split)) > 1:
+            return matches[0]
+    return None
+
+
+def split_folder(config: DataConfig, split: Split) -> Path | None:
+    """Return the folder of a split, or None if the root has no split folders.
+
+    `--data.val_split .` makes the root itself the split; `.` for both means no split folders.
+
+    Raises:
+        UserError: the root has other split folders but not this one, or folders that look like
+            splits under unknown names.
+    """
+    root, name = data_root(config), split_name(config, split)
+    if config.train_split == config.val_split == WHOLE_ROOT:
+        return None
+    if (root / name).is_dir():  # may be a path of several folders
+        return root / name
+    folders = subfolders(root)
+    found = match_split(config, split, folders)
+    if found is not None:
+        return root / found
+    other = split_name(config, "val" if split == "train" else "train")
+    has_other = other != WHOLE_ROOT and (root / other).is_dir()
+    if len(split_names(config, split)) == 1 or has_other or looks_split(folders):
+        raise UserError(
+            f"data.root {root} has no {split} split: there is no folder {name} in it; name the "
+            f"splits with --data.train_split and --data.val_split, folders found: "
+            f"{_join(folders)}"
+        )
+    return None
+
+
+def subfolders(root: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    try:
+        with os.scandir(root) as entries:
+            folders = [entry.name for entry in entries if is_folder(entry)]
+    except OSError as error:
+        raise UserError(f"cannot list the folder {root}: {error.strerror}") from None
+    return sorted(name for name in folders if not name.startswith("."))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a symbolic link to itself
+        return False
+
+
+def looks_split(folders: Collection[str]) -> bool:
+    """Return whether folders look like splits, not classes: `Test`, or `train2017` and `val2017`.
+
+    Of names that are merely similar both kinds must be there, or no other folder: a class may be
+    called "train station".
+    """
+    if any(each.casefold() in names for each in folders for names in SYNONYMS.values()):
+        return True
+    train, val = ({each for each in folders if like.search(each)} for like in _LIKE.values())
+    return bool(folders) and (bool(train and val - train) or (train | val) == set(folders))
+
+
+def nested_splits(files: Collection[str]) -> list[str]:
+    """Return the split folders that lie one level below the folders of some files.
+
+    `["set/train", "set/test"]` for `set/train/a/1.jpg` and `set/test/a/2.jpg`: read as classes,
+    both splits would be mixed.
+    """
+    below = {"/".join(parts[:2]) for file in files if len(parts := file.split("/", 2)) == 3}
+    of = {
+        split: sorted(each for each in below if each.partition("/")[2].casefold() in names)
+        for split, names in SYNONYMS.items()
+    }
+    return [of["train"][0], of["val"][0]] if of["train"] and of["val"] else []
+
+
+def _join(names: Collection[str], most: int = 8) -> str:
+    shown = ", ".join(list(names)[:most])
+    return (shown + (", ..." if len(names) > most else "")) or "none"

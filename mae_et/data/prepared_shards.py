@@ -38,14 +38,15 @@ class PreparedDataset(DecodedDataset):
     Args:
         folder: the split's folder.
         channels: channels of the images.
+        max_value: see `data.max_value`.
 
     Raises:
         UserError: the split is missing, incomplete or damaged.
     """
 
-    def __init__(self, folder: Path, channels: int):
+    def __init__(self, folder: Path, channels: int, max_value: float | None = None):
         self.files = PreparedShards(folder)
-        super().__init__(self.files, self.files.classes, channels, self.files.name)
+        super().__init__(self.files, self.files.classes, channels, self.files.name, max_value)
 
     def read_for_crop(
         self, index: int, sample_box: BoxSampler, size: int

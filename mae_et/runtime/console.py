@@ -1,6 +1,7 @@
 """Lines for the person at the terminal, on stderr."""
 
 import contextlib
+import os
 import sys
 
 from tqdm import tqdm
@@ -14,3 +15,8 @@ def say(line: str) -> None:
     with contextlib.suppress(OSError):
         tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, also before it has joined and after it has left the group."""
+    return os.environ.get("RANK", "0") == "0"

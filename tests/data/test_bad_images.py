@@ -67,7 +67,7 @@ def place_in(view, number: int):
 
 
 @pytest.mark.parametrize("name", unusual())
-def test_an_unusual_file_is_an_image_in_every_view(tmp_path: Path, name: str) -> None:
+def test_unusual_files_decode_in_every_view(tmp_path: Path, name: str) -> None:
     write(tmp_path / "train", {name: unusual()[name]})
     for view, side in zip(views(tmp_path), [(32, 32)] * 4 + [(24, 32)], strict=True):
         shown = view[place_in(view, 0)][0]
@@ -76,7 +76,7 @@ def test_an_unusual_file_is_an_image_in_every_view(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", [*broken(), *unreadable()])
-def test_a_file_that_cannot_be_read_is_named_in_every_view(tmp_path: Path, name: str) -> None:
+def test_unreadable_files_are_named_in_every_view(tmp_path: Path, name: str) -> None:
     root = write(tmp_path / "train", {n: c for n, c in broken().items() if n == name})
     if name in unreadable():
         unreadable()[name](root / name)
@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_is_named_in_every_view(tmp_path: Path, name:
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_named(tmp_path: Path) -> None:
     write(tmp_path / "train", {"0.png": encoded(noise(), "PNG")})
     (tmp_path / "train" / "0.png").chmod(0)
     view, user = views(tmp_path)[0], os.geteuid()
@@ -100,7 +100,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
         os.seteuid(user)
 
 
-def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     write(tmp_path / "train", {n: c for n, c in unusual().items() if "animated" in n})
     source = open_dataset(DataConfig(root=tmp_path), "train")
     first, second = (as_tensor(noise(seed=seed)).float() for seed in (0, 1))
@@ -109,7 +109,7 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
         assert (image - first).abs().mean() < 0.7 * (image - second).abs().mean()
 
 
-def test_a_picture_may_have_20_000_pixels_a_side_and_no_more_than_is_said(monkeypatch) -> None:
+def test_images_are_limited_in_pixels_and_20_000_a_side_is_allowed(monkeypatch) -> None:
     decoding.check_pixels(20_000, 20_000)
     monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 48)
     decoding.decode(encoded(noise(), "PNG"), 3)
@@ -118,7 +118,7 @@ def test_a_picture_may_have_20_000_pixels_a_side_and_no_more_than_is_said(monkey
 
 
 @pytest.mark.slow
-def test_a_picture_of_20_000_pixels_a_side_is_shown_in_every_view(tmp_path: Path) -> None:
+def test_an_image_of_20_000_pixels_a_side_decodes_in_every_view(tmp_path: Path) -> None:
     """It takes 4 GiB where all of it is decoded."""
     (tmp_path / "train").mkdir()
     noise(500, 500).resize((20_000, 20_000), Image.Resampling.NEAREST).save(
@@ -128,7 +128,7 @@ def test_a_picture_of_20_000_pixels_a_side_is_shown_in_every_view(tmp_path: Path
         assert view[place_in(view, 0)][0].shape == (3, 32, 32)
 
 
-def test_a_long_image_is_cut_before_it_is_scaled_and_a_usual_one_is_not() -> None:
+def test_very_long_images_are_trimmed_before_they_are_scaled() -> None:
     """The middle is what a central view shows, whatever lies at the ends."""
     config, wide = DataConfig(eval_crop=1.0), noise(10, 160)
 
@@ -170,7 +170,7 @@ def batches(root: Path, workers: int = 0, start: int = 0, method: str = "fourier
 
 
 @pytest.mark.parametrize("method", ["fourier", "decode"])
-def test_the_other_samples_of_a_run_do_not_change(folders, method: str) -> None:
+def test_substitutes_leave_all_other_samples_unchanged(folders, method: str) -> None:
     """Neither their order, nor their crops, nor any mask; and batches keep their size."""
     clean, spoilt = (batches(root, method=method) for root in folders)
     replaced = 0
@@ -187,7 +187,7 @@ def test_the_other_samples_of_a_run_do_not_change(folders, method: str) -> None:
     assert 2 * int(epochs) <= replaced <= 2 * (int(epochs) + 1)
 
 
-def test_what_stands_in_depends_on_neither_workers_nor_where_a_run_goes_on(folders) -> None:
+def test_substitutes_depend_on_neither_workers_nor_the_start_step(folders) -> None:
     alone = batches(folders[1])
     for found, first in (
         (batches(folders[1], workers=2), 0),
@@ -198,14 +198,14 @@ def test_what_stands_in_depends_on_neither_workers_nor_where_a_run_goes_on(folde
             assert all(map(torch.equal, expected, other))
 
 
-def test_an_image_that_is_used_again_is_counted_once(folders) -> None:
+def test_a_replayed_bad_image_is_counted_once(folders) -> None:
     """Replay loads a draw once, and shows it several times."""
     shown = batches(folders[1], times={PLAN.stages[0].bandwidth: 5}, kept=20)
     draws = [tuple(d) for batch in shown for d in batch.replaced.tolist() if d[0] >= 0]
     assert len(draws) == len(set(draws)) > 0
 
 
-def test_where_nothing_can_be_read_the_loader_says_so(folders) -> None:
+def test_the_loader_fails_when_no_image_can_be_read(folders) -> None:
     root = folders[1]
     view = views(root)[0]
     assert WithSubstitutes(view)[SampleIndex(7, 0, 0)].replaced.tolist() == [7, 0, 0]
@@ -215,7 +215,7 @@ def test_where_nothing_can_be_read_the_loader_says_so(folders) -> None:
         WithSubstitutes(view)[SampleIndex(7, 0, 0)]
 
 
-def test_a_source_of_any_kind_is_skipped_in(folders, tmp_path: Path) -> None:
+def test_folders_tar_shards_and_prepared_shards_substitute_alike(folders, tmp_path: Path) -> None:
     """Tar shards, and prepared ones, which show what the folder shows, bit for bit."""
     root = folders[1]
     shard = tmp_path / "tar" / "all-train-0.tar"
@@ -253,7 +253,7 @@ def test_a_source_of_any_kind_is_skipped_in(folders, tmp_path: Path) -> None:
         sources["shards"][7]
 
 
-def test_preparing_stops_at_the_first_or_past_the_share(folders, tmp_path: Path) -> None:
+def test_preparing_stops_at_the_first_bad_image_or_at_too_many(folders, tmp_path: Path) -> None:
     def flags(**data):
         return PrepareConfig(
             tmp_path / "ready", DataConfig(root=folders[1], **data), splits=("train",),
@@ -271,9 +271,7 @@ def test_preparing_stops_at_the_first_or_past_the_share(folders, tmp_path: Path)
 # --- in a run -------------------------------------------------------------------------------------
 
 
-def test_a_run_counts_names_and_goes_on_as_if_it_had_not_been_stopped(
-    tiny, folders, monkeypatch, capsys
-) -> None:
+def test_an_interrupted_run_reports_the_same_bad_images(tiny, folders, monkeypatch, capsys) -> None:
     def config(name: str):
         return tiny(f"--data.root={folders[1]}", f"--output.dir={folders[1].parent / name}",
                     "--data.max_bad_fraction=0.1", "--optim.batch_size=6", "--output.log_every=1",
@@ -314,7 +312,7 @@ def test_a_run_counts_names_and_goes_on_as_if_it_had_not_been_stopped(
     }
 
 
-def test_a_file_that_goes_away_during_a_run_is_skipped_and_one_that_comes_is_not_seen(
+def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(
     tiny, folders, monkeypatch
 ) -> None:
     step = module.train_step
@@ -335,9 +333,7 @@ def test_a_file_that_goes_away_during_a_run_is_skipped_and_one_that_comes_is_not
 
 
 @pytest.mark.slow
-def test_past_the_share_a_run_stops_with_a_sentence_and_a_larger_one_lets_it_go_on(
-    tiny, folders
-) -> None:
+def test_too_many_bad_images_stop_a_run_until_the_limit_is_raised(tiny, folders) -> None:
     flags = [f"--data.root={folders[1]}", "--curriculum.epochs=9"]
     with pytest.raises(
         RunFailed, match=r"^\d of 30 images cannot be read, more than data\.max_bad.*png"
@@ -357,7 +353,7 @@ output: {evaluate_every: 50%, log_every: 2}
 """
 
 
-def test_a_classifier_skips_in_training_and_never_in_evaluation(tmp_path: Path) -> None:
+def test_a_classifier_substitutes_in_training_and_never_in_evaluation(tmp_path: Path) -> None:
     """A score over fewer images would be another score."""
     for split, name, count in itertools.product(("train", "val"), "ab", [20]):
         files = {f"{n}.png": encoded(noise(seed=n), "PNG") for n in range(count)}
@@ -379,7 +375,7 @@ def test_a_classifier_skips_in_training_and_never_in_evaluation(tmp_path: Path) 
         classify(config)
 
 
-def test_policies_that_mean_nothing_are_refused() -> None:
+def test_an_impossible_bad_fraction_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.max_bad_fraction must lie in"):
         DataConfig(max_bad_fraction=1.5)
 
@@ -408,7 +404,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_any_bytes_are_an_image_or_one_sentence(tmp_path: Path, count: int) -> None:
+def test_any_bytes_decode_or_raise_unreadable(tmp_path: Path, count: int) -> None:
     """Whole or at a bandwidth; nothing else is raised, and nothing takes long."""
     chance = random.Random(0)
     files = [c for c in (unusual() | broken()).values() if len(c) < 20_000]

@@ -1,14 +1,217 @@
-"""Roots, splits and file names of image folders."""
+"""Image folders: splits, classes, held-out images, listings."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from image_files import folder, npy, refusal, save, values
+from PIL import Image
 
-from mae_et import UserError
 from mae_et.config.schema import DataConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.data.layout import data_root, split_name
-from mae_et.errors import Unreadable
+from mae_et.data.decoding import FORMATS
+from mae_et.data.file_listing import list_folder, list_images
+from mae_et.data.image_folder import ImageFolder, class_names, classes_without_images
+from mae_et.data.layout import Split, data_root, split_name
+from mae_et.data.synthetic import Synthetic
+from mae_et.errors import RunFailed, Unreadable, UserError
+
+
+def test_images_and_classes_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for value, name in enumerate(("train/b/0.png", "train/b/1.PNG", "train/a/deep/er/2.png")):
+        save(tmp_path / name, value)
+    save(tmp_path / "val/b/3.png", 3)
+    (tmp_path / "train/a/notes.txt").write_text("no image")
+    train, val = open_dataset(folder(tmp_path), "train"), open_dataset(folder(tmp_path), "val")
+    assert list(train.classes) == ["a", "b"]
+    assert values(train) == [(2, 0), (0, 1), (1, 1)]
+    assert values(val) == [(3, 1)]
+
+
+def test_val_labels_are_numbered_as_in_train(tmp_path: Path) -> None:
+    for name in ("train/a/0.png", "train/b/0.png", "train/c/0.png", "val/c/0.png"):
+        save(tmp_path / name)
+    val = open_dataset(folder(tmp_path), "val")
+    assert [label for _, label in values(val)] == [2]
+    assert list(val.classes) == ["a", "b", "c"]
+
+
+def test_a_class_missing_in_train_is_refused_by_name(tmp_path: Path) -> None:
+    for name in ("train/a/0.png", "val/a/0.png", "val/zebra/0.png"):
+        save(tmp_path / name)
+    assert "zebra" in refusal(folder(tmp_path), "val")
+    assert len(open_dataset(folder(tmp_path), "train")) == 1
+
+
+def test_a_file_outside_the_class_folders_makes_a_split_unlabelled(tmp_path: Path) -> None:
+    for name in ("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/loose.png"):
+        save(tmp_path / name)
+    val = open_dataset(folder(tmp_path), "val")
+    assert {label for _, label in values(val)} == {-1}
+    assert list(val.classes) == []
+    save(tmp_path / "train/loose.png")
+    (tmp_path / "val/loose.png").unlink()
+    for split in ("train", "val"):
+        source = open_dataset(folder(tmp_path), split)
+        assert {label for _, label in values(source)} == {-1}
+
+
+def test_split_folders_may_have_any_configured_name(tmp_path: Path) -> None:
+    save(tmp_path / "fit/a/0.png", 5)
+    save(tmp_path / "test/a/0.png", 6)
+    config = folder(tmp_path, "fit", "test")
+    assert values(open_dataset(config, "train")) == [(5, 0)]
+    assert values(open_dataset(config, "val")) == [(6, 0)]
+    assert "no folder training" in refusal(folder(tmp_path, "training", "test"))
+    assert "no folder training" in refusal(folder(tmp_path, "training", "tset"))
+
+
+@pytest.mark.parametrize(("there", "asked"), [("train", "val"), ("val", "train")])
+def test_a_missing_split_beside_another_is_refused(
+    tmp_path: Path, there: str, asked: Split
+) -> None:
+    save(tmp_path / there / "a/0.png")
+    assert f"has no {asked} split" in refusal(folder(tmp_path), asked)
+
+
+def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path: Path) -> None:
+    for name, count in (("a", 10), ("b", 25), ("c", 4)):
+        for i in range(count):
+            save(tmp_path / name / f"{i}.png")
+    train, val = (open_dataset(folder(tmp_path), split) for split in ("train", "val"))
+    assert isinstance(train, ImageFolder)
+    assert isinstance(val, ImageFolder)
+    names = [{str(s.name(i)) for i in range(len(s))} for s in (train, val)]
+    assert not names[0] & names[1]
+    assert names[0] | names[1] == {str(path) for path in tmp_path.rglob("*.png")}
+    assert [[label for _, label in values(val)].count(i) for i in range(3)] == [2, 5, 1]
+    assert list(train.classes) == list(val.classes) == ["a", "b", "c"]
+
+
+def test_held_out_images_depend_on_names_and_survive_additions(tmp_path: Path) -> None:
+    def held_out(root: Path) -> set[str]:
+        source = open_dataset(folder(root), "val")
+        assert isinstance(source, ImageFolder)
+        return {str(Path(str(source.name(i))).relative_to(root)) for i in range(len(source))}
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    for i in range(20):
+        save(here / f"{i}.png", i)
+        save(there / f"{19 - i}.png", 7)
+    before = held_out(here)
+    assert len(before) == 4
+    assert before == held_out(there)
+    assert before != set(sorted(f"{i}.png" for i in range(20))[:4])
+    save(here / "new.png")
+    assert len(before - held_out(here)) <= 1
+
+
+def test_a_single_image_is_never_held_out(tmp_path: Path) -> None:
+    save(tmp_path / "0.png")
+    assert len(open_dataset(folder(tmp_path), "train")) == 1
+    assert "too few images" in refusal(folder(tmp_path), "val")
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    for i in range(10):
+        save(tmp_path / f"{i}.png", i)
+    train, val = open_dataset(folder(tmp_path), "train"), open_dataset(folder(tmp_path), "val")
+    assert sorted(values(train) + values(val)) == [(i, -1) for i in range(10)]
+    assert len(val) == 2
+    assert list(train.classes) == []
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'no'} is not a folder" in refusal(folder(tmp_path / "no"))
+    assert "data.root is needed" in refusal(DataConfig(name="folder"))
+    (tmp_path / "notes.txt").write_text("no image")
+    sentence = refusal(folder(tmp_path))
+    assert "there is no image" in sentence
+    assert ".jpeg" in sentence
+    (tmp_path / "train").mkdir()
+    assert f"no image in {tmp_path / 'train'} " in refusal(folder(tmp_path))
+    with pytest.raises(UserError, match="cannot list the folder"):
+        list_images(tmp_path / "no")
+
+
+def test_hidden_files_are_skipped_and_links_followed_once(tmp_path: Path) -> None:
+    save(tmp_path / "photos/a.JPG")
+    save(tmp_path / "photos/._b.jpg", format="JPEG")
+    save(tmp_path / "photos/.thumbnails/a.jpg")
+    save(tmp_path / "elsewhere/c.jpg")
+    save(tmp_path / "elsewhere/d.jpg")
+    (tmp_path / "photos/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos/e.jpg").symlink_to(tmp_path / "elsewhere/d.jpg")
+    (tmp_path / "photos/linked/circle").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/circle").symlink_to(".")
+    assert list_folder(tmp_path / "photos").names == [
+        "a.JPG",
+        "e.jpg",
+        "linked/c.jpg",
+        "linked/d.jpg",
+    ]
+    assert len(open_dataset(folder(tmp_path / "photos", ".", "val"), "train")) == 4
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
+    content = save(tmp_path / "0.png", 9).read_bytes()
+    for i in range(9):
+        with open(os.fsencode(tmp_path) + b"/\xff%d.png" % i, "wb") as file:  # noqa: PTH123
+            file.write(content)
+    train, val = open_dataset(folder(tmp_path), "train"), open_dataset(folder(tmp_path), "val")
+    assert values(train) + values(val) == [(9, -1)] * 10
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    damaged = {
+        "noise.jpg": b"no image at all",
+        "empty.png": b"",
+        "cut.png": whole[: len(whole) // 2],
+        "noise.npy": b"\x93NUMPY\x01\x00garbage",
+        "objects.npy": npy(np.array([[None]])),
+    }
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "broken-link.png").symlink_to("nowhere")
+    source = ImageFolder(sorted(tmp_path.iterdir()), [0] * 7, ["a"], 3)
+    for i in range(6):
+        with pytest.raises(RunFailed) as raised:
+            source[i]
+        assert str(source.name(i)) in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert source[6][1] == 0
+    with pytest.raises(IndexError):
+        source[7]
+
+
+def test_a_kept_listing_is_read_without_a_walk(tmp_path: Path, monkeypatch) -> None:
+    for number in range(6):
+        save(tmp_path / f"data/train/{'ab'[number % 2]}/{number}.png", number)
+    config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
+    first = values(open_dataset(config, "train"))
+    (kept,) = (tmp_path / "kept").iterdir()
+    monkeypatch.setattr(
+        "mae_et.data.file_listing.list_folder", lambda *_: pytest.fail("walked again")
+    )
+    assert values(open_dataset(config, "train")) == first
+    assert len(first) == 6
+    kept.write_bytes(kept.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"listing .* is damaged .*: delete it"):
+        open_dataset(config, "train")
+
+
+def test_classes_without_images_are_named(tmp_path: Path) -> None:
+    for split, classes in (("train", "abc"), ("val", "ac")):
+        for name in classes:
+            save(tmp_path / split / name / "1.png", 1)
+    config = DataConfig(root=tmp_path)
+    assert classes_without_images(open_dataset(config, "train")) == []
+    assert classes_without_images(open_dataset(config, "val")) == ["b"]
+    assert classes_without_images(Synthetic(10, 16)) == []
 
 
 def test_root_and_split_names_come_from_the_config(tmp_path: Path) -> None:
@@ -24,3 +227,77 @@ def test_control_characters_in_image_names_are_escaped(tmp_path: Path) -> None:
     source = open_dataset(DataConfig(root=tmp_path / "..", train_split=tmp_path.name), "train")
     with pytest.raises(Unreadable, match=r"red\?\[31m\?line\.png: the file is empty$"):
         source[0]
+
+
+def test_every_class_of_two_images_holds_one_out(tmp_path: Path) -> None:
+    for name, count in (("common", 40), ("rare", 6), ("rarest", 4), ("pair", 2), ("lone", 1)):
+        for i in range(count):
+            save(tmp_path / name / f"{i}.png")
+    train, val = (open_dataset(folder(tmp_path), split) for split in ("train", "val"))
+    counts = {
+        name: [sum(label == number for _, label in values(each)) for each in (train, val)]
+        for number, name in enumerate(train.classes)
+    }
+    assert counts == {
+        "common": [32, 8], "rare": [5, 1], "rarest": [3, 1], "pair": [1, 1], "lone": [1, 0],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([str(i) for i in range(12)], [str(i) for i in range(12)]),
+        ([f"{i:02d}" for i in range(12)], [f"{i:02d}" for i in range(12)]),
+        ([str(i) for i in range(1, 12)], sorted(str(i) for i in range(1, 12))),
+        (["10", "9", "cat"], ["10", "9", "cat"]),
+    ],
+)
+def test_class_folders_0_to_n_are_in_numeric_order(names: list[str], expected: list[str]) -> None:
+    assert class_names([f"{name}/0.png" for name in names]) == expected
+
+
+def test_numeric_classes_keep_their_numbers_in_both_splits(tmp_path: Path, capsys) -> None:
+    for split in ("train", "val"):
+        for i in range(12):
+            save(tmp_path / split / str(i) / "0.png", i)
+    for split in ("train", "val"):
+        found = values(open_dataset(folder(tmp_path), split))  # type: ignore[arg-type]
+        assert all(value == label for value, label in found)
+        assert len(found) == 12
+    assert "classes 0 to n-1 in numeric order" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extension", "kind"),
+    [(".jfif", "JPEG"), (".jpe", "JPEG"), (".JPE", "JPEG"), (".jp2", "JPEG2000"),
+     (".avif", "AVIF"), (".pnm", "PPM"), (".apng", "PNG"), (".mpo", "JPEG")],
+)  # fmt: skip
+def test_less_common_extensions_are_read(tmp_path: Path, extension: str, kind: str) -> None:
+    if kind not in FORMATS:
+        pytest.skip(f"this build of Pillow has no {kind}")
+    save(tmp_path / f"train/a/0{extension}", 40, format=kind)
+    ((value, label),) = values(open_dataset(folder(tmp_path), "train"))
+    assert abs(value - 40) <= 3
+    assert label == 0
+
+
+def test_skipped_files_are_counted_by_extension_in_one_line(tmp_path: Path, capsys) -> None:
+    for i in range(3):
+        save(tmp_path / f"train/a/{i}.png")
+        (tmp_path / f"train/a/{i}.TXT").write_text("")
+    for name in ("Thumbs.db", "LICENSE", ".DS_Store", "._0.png"):
+        (tmp_path / "train/a" / name).write_text("")
+    for _ in range(2):
+        open_dataset(folder(tmp_path), "train")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert line == (
+        f"mae-et: train split of {tmp_path}: 3 images of 1 classes; "
+        "5 files skipped (3 .txt, 1 without extension, 1 .db)"
+    )
+
+
+def test_an_ordinary_folder_prints_nothing(tmp_path: Path, capsys) -> None:
+    for split in ("train", "val"):
+        save(tmp_path / split / "a/0.png")
+        open_dataset(folder(tmp_path), split)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""

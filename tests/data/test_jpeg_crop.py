@@ -51,7 +51,7 @@ def whole(height: int, width: int) -> Box:
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (60, 600), (600, 60), (40, 40)])
-def test_boxes_are_distributed_as_torchvision_s_and_lie_in_the_picture(height, width) -> None:
+def test_boxes_have_the_distribution_of_torchvision_and_stay_inside(height, width) -> None:
     torch.manual_seed(0)
     count, empty = 3000, torch.empty(3, height, width)
     theirs = torch.tensor(
@@ -71,7 +71,7 @@ def test_boxes_are_distributed_as_torchvision_s_and_lie_in_the_picture(height, w
         assert distance < 1.95 * math.sqrt(2 / count)  # Kolmogorov and Smirnov, at 0.1%
 
 
-def test_a_sample_is_a_function_of_seed_epoch_and_index_and_leaves_global_generators_alone(
+def test_crops_depend_on_seed_epoch_and_index_alone(
     pictures: Path,
 ) -> None:
     source = open_dataset(DataConfig(root=pictures), "train")
@@ -95,7 +95,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index_and_leaves_global_genera
         assert not torch.equal(first.noise, other.noise)
 
 
-def test_a_stage_gets_its_size_and_a_sample_keeps_its_box(pictures: Path) -> None:
+def test_a_crop_has_the_size_of_its_stage_and_the_box_of_its_sample(pictures: Path) -> None:
     source = open_dataset(DataConfig(root=pictures), "train")
     view = TrainDataset(source, DataConfig(), PLAN, 8, 0, "decode")
     early, late = view[SampleIndex(3, 0, 0)], view[SampleIndex(3, 0, 1)]
@@ -106,7 +106,7 @@ def test_a_stage_gets_its_size_and_a_sample_keeps_its_box(pictures: Path) -> Non
     assert (smaller - early.images).abs().mean() < 8  # other boxes: 40
 
 
-def test_the_drawn_share_is_flipped(pictures: Path) -> None:
+def test_crops_are_flipped_with_the_configured_probability(pictures: Path) -> None:
     source = open_dataset(DataConfig(root=pictures), "train")
     never, always = (
         TrainDataset(source, DataConfig(flip=chance), PLAN, 8, 0, "decode")[SampleIndex(1, 0, 0)]
@@ -123,12 +123,12 @@ def decoders(monkeypatch) -> list[torch.Tensor]:
     return [*found, crop_and_resize(content, 3, lambda h, w: Box(9, 10, 61, 70), 20)]
 
 
-def test_pillow_stands_in_for_simplejpeg(monkeypatch) -> None:
+def test_pillow_and_simplejpeg_agree(monkeypatch) -> None:
     fast, slow = decoders(monkeypatch)
     assert (fast.float() - slow.float()).abs().max() <= 4
 
 
-def test_the_scale_is_the_coarsest_that_leaves_half_as_much_again() -> None:
+def test_the_coarsest_scale_keeps_detail_above_the_crop() -> None:
     scales = [coarsest_scale(Box(0, 0, side, 999), 32) for side in (95, 96, 191, 192, 383, 384)]
     assert scales == [1, 2, 2, 4, 4, 8]
 
@@ -140,7 +140,7 @@ def test_the_scale_is_the_coarsest_that_leaves_half_as_much_again() -> None:
      ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "BMP"), ("I;16", "PNG")],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_kind_of_file_is_the_full_decoding_resized(
+def test_crops_equal_the_resized_full_image_for_every_format(
     mode: str, kind: str, channels: int, without: bool, monkeypatch
 ) -> None:
     if without:
@@ -157,7 +157,7 @@ def test_every_kind_of_file_is_the_full_decoding_resized(
     assert (found.float() - expected.float()).abs().mean() < 2.5
 
 
-def test_pictures_are_not_rotated_as_elsewhere() -> None:
+def test_crops_ignore_exif_rotation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = natural(64, 96)
@@ -167,7 +167,7 @@ def test_pictures_are_not_rotated_as_elsewhere() -> None:
     assert torch.equal(plain, tagged)
 
 
-def test_arrays_keep_their_type_and_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
+def test_array_crops_keep_their_type_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     np.save(tmp_path / "train" / "0.npy", np.ones((40, 50, 5), np.float32))
     view = TrainDataset(
@@ -182,7 +182,7 @@ def test_arrays_keep_their_type_and_a_damaged_file_is_one_sentence(tmp_path: Pat
         view[SampleIndex(1, 0, 0)]
 
 
-def test_what_is_no_picture_is_refused() -> None:
+def test_decoded_crops_of_undecoded_datasets_are_refused() -> None:
     with pytest.raises(UserError, match=r"crop\.method decode"):
         TrainDataset(Synthetic(50, 32), DataConfig(), PLAN, 8, 0, "decode")
 
@@ -192,7 +192,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", [48, 80])
-def test_it_is_as_near_to_the_exact_crop_as_lanczos_is(size: int) -> None:
+def test_decoded_crops_are_as_close_to_the_exact_crop_as_lanczos(size: int) -> None:
     """Within half a decibel, as the mean of some pictures."""
     found = []
     for seed in range(6):
@@ -209,7 +209,7 @@ def test_it_is_as_near_to_the_exact_crop_as_lanczos_is(size: int) -> None:
     assert ours > theirs - 0.5
 
 
-def test_augmentation_follows_at_the_small_size(pictures: Path) -> None:
+def test_decoded_crops_are_augmented_at_their_size(pictures: Path) -> None:
     source = open_dataset(DataConfig(root=pictures), "train")
     config = DataConfig(augment="rand-inc1")
     view = TrainDataset(source, config, PLAN, 8, 0, "decode")
@@ -221,7 +221,7 @@ def test_augmentation_follows_at_the_small_size(pictures: Path) -> None:
     assert view[draws[0]].images.shape == (3, 32, 32)
 
 
-def test_classifiers_take_small_crops_too(pictures: Path) -> None:
+def test_classifiers_train_on_decoded_crops(pictures: Path) -> None:
     source = open_dataset(DataConfig(root=pictures), "train")
     recipe = RecipeConfig(erasing=0.999)
     view = LabelledTrainDataset(source, DataConfig(), recipe, PLAN, 0, method="decode")
@@ -231,7 +231,9 @@ def test_classifiers_take_small_crops_too(pictures: Path) -> None:
     assert torch.equal(view[SampleIndex(2, 0, 0)].images, view[SampleIndex(2, 0, 0)].images)
 
 
-def test_a_run_s_losses_do_not_depend_on_workers(tiny, pictures: Path, tmp_path: Path) -> None:
+def test_losses_of_decoded_crops_do_not_depend_on_workers(
+    tiny, pictures: Path, tmp_path: Path
+) -> None:
     """And a run goes through its stage changes."""
     rows = []
     for workers in (0, 1):

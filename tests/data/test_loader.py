@@ -17,7 +17,7 @@ def view(augment: str | None = None) -> TrainDataset:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_number_of_workers_changes_nothing(workers: int) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(4, PLAN, 1))
     alone = list(train_loader(view("rand-mstd0.5-inc1"), batches, 0, False))
     spread = list(train_loader(view("rand-mstd0.5-inc1"), batches, workers, False))
@@ -27,7 +27,7 @@ def test_the_number_of_workers_changes_nothing(workers: int) -> None:
         assert torch.equal(one.noise, other.noise)
 
 
-def test_a_process_takes_the_workers_asked_for_or_a_share_of_the_cores() -> None:
+def test_workers_default_to_a_share_of_the_cores() -> None:
     assert worker_count(3) == 3
     assert 1 <= worker_count(None) <= 16
 
@@ -42,7 +42,7 @@ def images(batches: list[Batch]) -> torch.Tensor:
     return torch.cat([batch.images for batch in batches])
 
 
-def test_replay_fills_each_batch_and_shows_again_what_was_loaded() -> None:
+def test_replay_fills_each_batch_with_recently_loaded_images() -> None:
     first = PLAN.stages[0]
     batches = replay(micro=12)
     assert len(batches) == PLAN.steps
@@ -62,14 +62,14 @@ def test_replay_fills_each_batch_and_shows_again_what_was_loaded() -> None:
 
 
 @pytest.mark.parametrize("start", [1, 5, PLAN.stages[0].steps - 1])
-def test_a_run_that_goes_on_replays_the_same_images_and_masks(start: int) -> None:
+def test_a_resumed_run_replays_the_same_images_and_masks(start: int) -> None:
     whole, rest = replay(micro=12)[start:], replay(start, micro=12)
     assert torch.equal(images(whole), images(rest))
     for one, other in zip(whole, rest, strict=True):
         assert torch.equal(one.noise, other.noise)
 
 
-def test_replayed_images_of_unflippable_data_are_not_flipped() -> None:
+def test_replayed_images_are_not_flipped_without_flips() -> None:
     never = TrainDataset(Synthetic(50, 32), DataConfig(flip=0.0), PLAN, 8, 0)
     batch = Batch(
         torch.arange(8).reshape(2, 1, 1, 4), torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)

@@ -55,7 +55,7 @@ def same(one: ImageDataset, other: ImageDataset) -> bool:
     )
 
 
-def test_prepared_images_labels_and_classes_are_the_folder_s(root: Path) -> None:
+def test_prepared_images_labels_and_classes_equal_the_folders(root: Path) -> None:
     summary = prepare(config(root))
     assert [summary[split]["images"] for split in ("train", "val")] == [10, 4]
     for split in ("train", "val"):
@@ -65,7 +65,7 @@ def test_prepared_images_labels_and_classes_are_the_folder_s(root: Path) -> None
     assert same(opened(root), pickle.loads(pickle.dumps(opened(root))))  # as in a spawned worker
 
 
-def test_exact_crops_read_the_original_and_are_the_same(root: Path) -> None:
+def test_exact_crops_of_shards_equal_those_of_files(root: Path) -> None:
     prepare(config(root))
     plan = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 8).plan(3, 50, 12)
     views = [
@@ -75,7 +75,7 @@ def test_exact_crops_read_the_original_and_are_the_same(root: Path) -> None:
     assert torch.equal(*views)
 
 
-def test_a_small_crop_reads_the_smallest_level_that_has_its_pixels(root: Path) -> None:
+def test_a_small_crop_reads_the_smallest_sufficient_level(root: Path) -> None:
     prepare(config(root))
     shards = opened(root)
     read: list[int] = []
@@ -89,7 +89,7 @@ def test_a_small_crop_reads_the_smallest_level_that_has_its_pixels(root: Path) -
     assert draw(48, 64) == pytest.approx((4.8, 6.4, 24, 32))
 
 
-def test_small_crops_of_levels_are_those_of_the_files(root: Path) -> None:
+def test_small_crops_of_levels_match_those_of_files(root: Path) -> None:
     prepare(config(root))
     plan = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 8).plan(3, 50, 12)
     source = open_dataset(DataConfig(root=root), "train")
@@ -116,7 +116,7 @@ def test_each_archive_is_a_webdataset(root: Path) -> None:
         assert min(image.size) == (90 if level == "original" else level)
 
 
-def test_files_of_every_kind_are_kept(tmp_path: Path) -> None:
+def test_files_of_every_format_are_kept(tmp_path: Path) -> None:
     (tmp_path / "data" / "train").mkdir(parents=True)
     image = natural(90, 120)
     for number, (mode, ending) in enumerate(
@@ -143,7 +143,7 @@ def test_files_of_every_kind_are_kept(tmp_path: Path) -> None:
         assert (images[0] - images[1]).abs().mean() < 8
 
 
-def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
+def test_an_interrupted_preparation_resumes(root: Path, monkeypatch) -> None:
     keep, done = preparing.write_shard, []
 
     def interrupted(source, config, folder, shard) -> None:
@@ -167,7 +167,7 @@ def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
     assert not list((root.parent / "shards").rglob("*.part"))
 
 
-def test_what_was_prepared_otherwise_is_not_gone_on_with(root: Path) -> None:
+def test_a_preparation_with_other_settings_is_not_resumed(root: Path) -> None:
     prepare(config(root))
     with pytest.raises(UserError, match=r"quality differs"):
         prepare(config(root, quality=90))
@@ -176,7 +176,7 @@ def test_what_was_prepared_otherwise_is_not_gone_on_with(root: Path) -> None:
         prepare(config(root))
 
 
-def test_a_damaged_byte_is_one_sentence_on_reading_and_verifying(root: Path, capsys) -> None:
+def test_a_damaged_byte_is_found_on_reading_and_verifying(root: Path, capsys) -> None:
     prepare(config(root, splits=("train",)))
     output = root.parent / "shards"
     flags = ["prepare", f"--output={output}", "--splits=[train]", "--verify=true"]
@@ -216,17 +216,17 @@ def test_a_damaged_index_is_refused(root: Path, spoil, sentence: str) -> None:
         (["--data.name=synthetic"], "data.name synthetic has no files to prepare"),
     ],
 )
-def test_what_cannot_be_prepared_is_refused(flags, sentence, tmp_path: Path, capsys) -> None:
+def test_impossible_preparations_are_refused(flags, sentence, tmp_path: Path, capsys) -> None:
     assert main(["prepare", f"--output={tmp_path / 'out'}", *flags]) == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_output_inside_of_the_data_is_refused(root: Path) -> None:
+def test_output_inside_the_dataset_is_refused(root: Path) -> None:
     with pytest.raises(UserError, match=r"lies in data\.root"):
         PrepareConfig(root / "shards", DataConfig(root=root))
 
 
-def test_workers_write_the_same_shards(root: Path, tmp_path: Path) -> None:
+def test_shards_do_not_depend_on_workers(root: Path, tmp_path: Path) -> None:
     prepare(config(root))
     one = {p.name: p.read_bytes() for p in (root.parent / "shards" / "train").glob("*.npy")}
     other = tmp_path / "others"
@@ -236,7 +236,7 @@ def test_workers_write_the_same_shards(root: Path, tmp_path: Path) -> None:
     assert one == {p.name: p.read_bytes() for p in (other / "train").glob("*.npy")}
 
 
-def test_a_run_on_shards_goes_on_where_it_stopped(tiny, root: Path, tmp_path: Path) -> None:
+def test_a_run_on_shards_resumes_bit_for_bit(tiny, root: Path, tmp_path: Path) -> None:
     """Bit for bit, from the state of its fifth step."""
     prepare(config(root))
     shards = root.parent / "shards"
@@ -257,7 +257,7 @@ def test_a_run_on_shards_goes_on_where_it_stopped(tiny, root: Path, tmp_path: Pa
     assert (folder / "encoder.safetensors").read_bytes() == weights
 
 
-def test_prepared_pictures_are_a_source_of_pictures(root: Path) -> None:
+def test_prepared_shards_decode_to_any_channels(root: Path) -> None:
     prepare(config(root, splits=("val",)))
     assert isinstance(opened(root, "val", 1), DecodedDataset)
     image, _ = opened(root, "val", 1)[0]

@@ -42,30 +42,30 @@ def test_every_epoch_is_a_permutation_and_batches_run_across_its_end() -> None:
     assert [d.sample for d in order[:50]] != [d.sample for d in order[50:100]]
 
 
-def test_the_stage_of_a_sample_is_that_of_its_step() -> None:
+def test_a_sample_has_the_stage_of_its_step() -> None:
     for step, batch in enumerate(draws()):
         assert {draw.stage for draw in batch} == {PLAN.at(step).index}
 
 
-def test_ranks_split_each_batch_and_together_draw_what_one_process_draws() -> None:
+def test_ranks_together_draw_what_one_rank_draws() -> None:
     alone, ranks = draws(), [draws(rank=r, world=3) for r in range(3)]
     assert [flat(parts) for parts in zip(*ranks, strict=True)] == alone
 
 
 @pytest.mark.parametrize("start", [0, 1, PLAN.stages[0].steps, PLAN.steps - 1, PLAN.steps])
-def test_a_run_that_goes_on_draws_what_is_left(start: int) -> None:
+def test_a_resumed_run_draws_the_remaining_samples(start: int) -> None:
     assert draws(start=start) == draws()[start:]
 
 
 @pytest.mark.parametrize("asked", [None, 5, {16: 6, 32: 3}])
 @pytest.mark.parametrize("start", [0, 2])
-def test_micro_batches_divide_a_step_and_change_nothing(asked, start: int) -> None:
+def test_micro_batches_divide_a_step_without_changing_its_samples(asked, start: int) -> None:
     batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(asked, PLAN, 2), 1, 2, start)
     parts = list(batches)
     assert flat(parts) == flat(draws(rank=1, world=2, start=start))
 
 
-def test_a_micro_batch_grows_as_images_shrink_and_divides_a_process_s_share() -> None:
+def test_micro_batches_grow_as_images_shrink_and_divide_the_ranks_share() -> None:
     plan = Curriculum.preset("etpp", 224, 16).plan(10, 10_000, 4096)
     size = micro_batch_size(128, plan, 8)
     assert [size(b) for b in (224, 160, 96)] == [128, 128, 512]  # 128, 250 and 696 of 512
@@ -92,7 +92,7 @@ def steps(start: int = 0, rank: int = 0, world: int = 1) -> list[StepSamples]:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_replay_loads_a_share_of_each_batch_and_takes_the_rest_from_what_was_loaded_last(
+def test_replay_completes_batches_with_the_latest_samples(
     world: int,
 ) -> None:
     for rank in range(world):
@@ -108,7 +108,7 @@ def test_replay_loads_a_share_of_each_batch_and_takes_the_rest_from_what_was_loa
         assert len(set(loaded)) == len(loaded)
 
 
-def test_replay_uses_each_image_as_often_as_asked_on_average_and_draws_anew_each_step() -> None:
+def test_replay_uses_each_image_as_often_as_configured_on_average() -> None:
     first = PLAN.stages[0]
     uses = Counter(draw for step in steps()[: first.steps] for draw in step.used)
     assert sum(uses.values()) / len(uses) == 3
@@ -116,7 +116,7 @@ def test_replay_uses_each_image_as_often_as_asked_on_average_and_draws_anew_each
     assert len(set(again)) == len(again)
 
 
-def test_replay_with_all_processes_goes_through_the_data_in_epochs() -> None:
+def test_replay_on_several_ranks_covers_the_dataset_in_epochs() -> None:
     ranks = [steps(0, rank, 2) for rank in range(2)]
     loaded = flat(flat(step.loaded for step in both) for both in zip(*ranks, strict=True))
     for epoch in range(len(loaded) // 50):
@@ -125,7 +125,7 @@ def test_replay_with_all_processes_goes_through_the_data_in_epochs() -> None:
 
 
 @pytest.mark.parametrize("start", [1, 3, 7, PLAN.stages[1].start, PLAN.steps - 1])
-def test_a_replay_that_goes_on_uses_the_same_and_loads_what_it_has_lost(start: int) -> None:
+def test_a_resumed_replay_reloads_what_it_needs(start: int) -> None:
     whole, rest = steps()[start:], steps(start)
     assert [step.used for step in rest] == [step.used for step in whole]
     held: set[SampleIndex] = set()
@@ -141,7 +141,7 @@ def test_a_replay_that_goes_on_uses_the_same_and_loads_what_it_has_lost(start: i
     assert not held
 
 
-def test_the_loader_is_asked_for_what_the_steps_load() -> None:
+def test_the_sampler_yields_what_the_steps_load() -> None:
     batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(3, PLAN, 1), **REPLAYED)
     parts = [part for step in batches.steps() for part in in_parts(step.loaded, 12)]
     assert flat(batches) == flat(parts)

@@ -60,12 +60,12 @@ def centred(mask: np.ndarray) -> np.ndarray:
     return mask[np.ix_(rows, columns)].ravel()
 
 
-def test_same_arguments_same_bytes_everywhere():
+def test_rendering_gives_the_same_bytes_everywhere():
     """The images of an index and seed are these very bytes, on any machine and in any version."""
     assert digest(range(20)) == DIGEST
 
 
-def test_independent_of_order_and_process():
+def test_rendering_depends_on_neither_order_nor_process():
     """An image depends neither on what was rendered before it nor on the process that renders."""
     assert digest(reversed(range(20))) == DIGEST
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -82,7 +82,7 @@ def test_index_and_seed_both_matter():
 
 
 @pytest.mark.parametrize("size", [16, 31, 64, 96])
-def test_shape_and_type(size):
+def test_rendered_images_have_the_documented_shape_and_type(size):
     """An image is uint8 [size, size, 3] at any size, odd ones included."""
     image, label = render(4, size)
     assert image.shape == (size, size, 3)
@@ -90,7 +90,7 @@ def test_shape_and_type(size):
     assert CLASSES[label] == "star"
 
 
-def test_same_scene_at_every_size():
+def test_an_image_shows_the_same_scene_at_every_size():
     """The object of an index lies at the same place at every size."""
     for index in range(20):
         scene, _ = synthetic._start(index, 0)
@@ -99,7 +99,7 @@ def test_same_scene_at_every_size():
 
 
 @pytest.mark.parametrize(("first", "length"), [(0, 10), (7, 23), (1234, 95), (5, 1000)])
-def test_every_window_is_balanced(first, length):
+def test_every_range_of_indices_is_balanced(first, length):
     """In any window of consecutive indices the ten classes' counts differ by at most one."""
     assert len(CLASSES) == len(set(CLASSES)) == 10
     labels = [render(i, 16)[1] for i in range(first, first + length)]
@@ -114,7 +114,7 @@ def test_background_spectrum_falls_as_one_over_f():
     assert slope(ring_profile(fields), lowest=3) == pytest.approx(-1, abs=0.05)
 
 
-def test_picture_spectrum_falls_somewhat_faster():
+def test_image_spectrum_falls_faster_than_the_background():
     """With the outline and grating of the object the slope lies between -2 and -1.5."""
     window = np.hanning(64)[:, None] * np.hanning(64)[None, :]
     grey = np.stack([render(i, 64)[0].mean(2) for i in range(200)])
@@ -146,7 +146,7 @@ def test_object_stands_out_with_either_sign():
     assert 0.4 < np.mean(np.array(gaps) > 0) < 0.6
 
 
-def test_mean_colour_does_not_tell_the_class():
+def test_mean_colour_does_not_predict_the_class():
     """Class means and nearest neighbours of mean colour are right in under 14%; chance is 10%."""
     colour = np.stack([render(i, 32)[0].mean((0, 1)) for i in range(6000)])
     label = np.arange(6000) % 10
@@ -157,7 +157,7 @@ def test_mean_colour_does_not_tell_the_class():
     assert np.mean(neighbour == label[test]) < 0.14
 
 
-def test_silhouette_tells_the_class():
+def test_silhouettes_predict_the_class():
     """The nearest of a thousand silhouettes, centred and scaled, has the same label in over 95%."""
     masks = [synthetic._coverage(synthetic._start(i, 0)[0], 64) for i in range(1500)]
     features = np.stack([centred(mask) for mask in masks])
@@ -166,7 +166,7 @@ def test_silhouette_tells_the_class():
     assert np.mean(found == label[1000:]) > 0.95
 
 
-def test_dataset_serves_render():
+def test_the_dataset_returns_rendered_images():
     """Item i of a dataset is image first + i of its seed, the first time and from memory."""
     data = Synthetic(length=12, size=32, seed=3, first=95)
     assert len(data) == 12
@@ -181,7 +181,7 @@ def test_dataset_serves_render():
         data[12]
 
 
-def test_dataset_survives_pickling_and_workers():
+def test_the_synthetic_dataset_survives_pickling_and_workers():
     """A pickled copy and a worker process serve the same images."""
     data = Synthetic(length=6, size=16)
     expected = [render(i, 16)[0].tobytes() for i in range(6)]

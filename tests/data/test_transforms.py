@@ -45,7 +45,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index_alone() -> None:
         assert not torch.equal(first.noise, other.noise)
 
 
-def test_a_sample_keeps_its_crop_from_stage_to_stage_and_gets_noise_for_the_stage_s_grid() -> None:
+def test_a_sample_keeps_its_crop_and_gets_noise_for_each_stages_grid() -> None:
     early, late = view()[SampleIndex(3, 0, 0)], view()[SampleIndex(3, 0, 1)]
     assert torch.equal(early.images, late.images)
     assert early.images.dtype == torch.uint8
@@ -53,7 +53,7 @@ def test_a_sample_keeps_its_crop_from_stage_to_stage_and_gets_noise_for_the_stag
     assert (early.noise.shape, late.noise.shape) == ((4,), (16,))
 
 
-def test_augmentation_has_the_stage_s_magnitude() -> None:
+def test_augmentation_has_the_magnitude_of_the_stage() -> None:
     """At magnitude 0 RandAugment's operations do little."""
     plan = Curriculum((Stage(16, 1, 0), Stage(32, 1, 10)), 32, 8).plan(3, 50, 12)
     plain, augmented = view(plan=plan), view("rand-inc1", plan=plan)
@@ -69,12 +69,12 @@ def test_augmentation_has_the_stage_s_magnitude() -> None:
 
 
 @pytest.mark.parametrize("augment", ["rand-foo1", "rand-n2.5"])
-def test_an_augmentation_that_timm_does_not_know_is_refused(augment: str) -> None:
+def test_an_unknown_augmentation_is_refused(augment: str) -> None:
     with pytest.raises(UserError, match=r"timm knows no augmentation 'rand-m2-"):
         view(augment)
 
 
-def test_seeding_leaves_the_caller_s_generators_alone() -> None:
+def test_seeding_restores_the_global_generators() -> None:
     torch.manual_seed(0)
     random.seed(0)
     expected = torch.rand(1).item(), random.random()
@@ -87,7 +87,7 @@ def test_seeding_leaves_the_caller_s_generators_alone() -> None:
         assert torch.rand(1).item() == drawn
 
 
-def test_an_evaluation_view_is_the_resized_centre() -> None:
+def test_evaluation_views_are_resized_centre_crops() -> None:
     image = Image.new("RGB", (100, 50))
     image.paste((255, 0, 0), (25, 0, 75, 50))  # the central square
 
@@ -103,7 +103,7 @@ def test_an_evaluation_view_is_the_resized_centre() -> None:
     assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
 
 
-def test_normalising_gives_the_asked_for_statistics() -> None:
+def test_normalise_applies_mean_and_std() -> None:
     images = torch.randint(0, 256, (4, 2, 8, 8), dtype=torch.uint8)
     ours = normalise(images, (0.5, 0.1), (0.25, 2.0))
     torch.testing.assert_close(ours[:, 1], (images[:, 1] / 255 - 0.1) / 2.0)

@@ -345,7 +345,7 @@ def test_members_of_an_archive_are_never_written(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("label", ["-2", "999999999999", "1" * 70, "x"])
+@pytest.mark.parametrize("label", ["-2", "999999999999", "1" * 70])
 def test_a_label_is_no_size_of_a_table(tmp_path: Path, label: str) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "a.cls").write_text(label)

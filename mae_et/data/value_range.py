@@ -1,0 +1,135 @@
+"""Warn where images use little of the range of values that they are read with."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mae_et.config.schema import DataConfig
+from mae_et.data.decoding import (
+    SIXTEEN_BIT_MODES,
+    SIXTEEN_BITS,
+    DecodedDataset,
+    has_deep_colours,
+    open_image,
+)
+from mae_et.data.notices import notify
+
+SAMPLES = 8
+MAX_DEVIATIONS = 50
+MIN_DEVIATIONS = 0.1
+
+
+class Range(NamedTuple):
+    """The values of an image, before any scaling."""
+
+    kind: str
+    """16-bit images, 16-bit colours (their high byte), or arrays of a dtype."""
+    low: np.ndarray
+    high: np.ndarray
+    """Of each channel, [C]; [1] for grey."""
+
+
+def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
+    """Look at some images, the first among them, and warn of a doubtful range.
+
+    16-bit images should reach the upper half of their range (10 to 14 bits in 16-bit files do not),
+    and arrays should lie within some standard deviations (`data.std`) of `data.mean`.
+
+    Args:
+        dataset: the dataset; unreadable images are skipped.
+        config: `max_value`, `mean` and `std`.
+    """
+    found = list(_ranges(dataset))
+    for kind in dict.fromkeys(each.kind for each in found):
+        same = [each for each in found if each.kind == kind]
+        low, high = np.min([r.low for r in same], 0), np.max([r.high for r in same], 0)
+        if kind == "16-bit images":
+            _check_integers(high.item(), config.max_value or SIXTEEN_BITS)
+        elif kind == "16-bit colours":
+            _check_colours(high.item())
+        else:
+            _check_array(kind, low, high, config)
+
+
+def _ranges(dataset: DecodedDataset) -> Iterator[Range]:
+    for index in np.unique(np.linspace(0, len(dataset) - 1, SAMPLES).astype(int)).tolist():
+        try:
+            content = dataset.inner[index][0]
+            found = _range_of(content) if isinstance(content, bytes) else None
+        except Exception:
+            continue
+        if found is not None:
+            yield found
+
+
+def _range_of(content: bytes) -> Range | None:
+    """Return the range of a 16-bit image or an array; None for images of 8 bits."""
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+        if array.dtype == np.uint8 or array.ndim not in {2, 3}:
+            return None
+        pixels = array.reshape(-1, array.shape[2] if array.ndim == 3 else 1).astype(float)
+        return Range(f"{array.dtype} arrays", pixels.min(0), pixels.max(0))
+    with open_image(content) as image:
+        if has_deep_colours(image):
+            return Range("16-bit colours", np.zeros(1), _highest(image.convert("RGB")))
+        if image.mode in SIXTEEN_BIT_MODES:
+            return Range("16-bit images", np.zeros(1), _highest(image))
+    return None
+
+
+def _highest(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).max(keepdims=True).reshape(1)
+
+
+def _check_integers(high: float, max_value: float) -> None:
+    if high > max_value:
+        _warn(
+            f"16-bit images reach {high:g}, above data.max_value {max_value:g}: what is above it "
+            "becomes white"
+        )
+    elif 2 * high < max_value:
+        _warn(
+            f"the first 16-bit images reach {high:g} of {max_value:g}: if they have fewer bits, "
+            f"give data.max_value {_white(high)}"
+        )
+
+
+def _check_colours(high: float) -> None:
+    if high < 128:
+        _warn(
+            f"the first images with 16-bit colours reach {high:g} of 255: if they have fewer bits, "
+            "save them as .npy and give data.max_value"
+        )
+
+
+def _white(high: float) -> int:
+    """Return the white of the usual bit depth that holds a value."""
+    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
+
+
+def _check_array(kind: str, low: np.ndarray, high: np.ndarray, config: DataConfig) -> None:
+    scale = 1 if config.max_value is None else config.max_value
+    values = f"{kind} [H W C] with values from {low.min():g} to {high.max():g}"
+    notify(
+        f"{values} are divided by {scale:g} (data.max_value), then normalised by data.mean and "
+        "data.std"
+    )
+    mean, std = np.array(config.mean), np.array(config.std)
+    if len(low) not in {1, len(mean)} and len(mean) != 1:
+        return  # [C H W], which reading refuses
+    lowest, highest = ((value / scale - mean) / std for value in (low, high))
+    far, near = np.abs([lowest, highest]).max(), (highest - lowest).max()
+    if far > MAX_DEVIATIONS or 0 < near < MIN_DEVIATIONS:
+        _warn(
+            f"{values} become {lowest.min():.3g} to {highest.max():.3g} standard deviations: give "
+            "data.max_value, or data.mean and data.std in units of the arrays"
+        )
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)

@@ -1,0 +1,167 @@
+"""Images of 10 to 14 bits and arrays of any scale are scaled as configured, or warned of."""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_files import npy
+from PIL import Image
+
+from mae_et.config.schema import DataConfig
+from mae_et.data.datasets import open_dataset
+from mae_et.data.decoding import Box, decode
+from mae_et.data.jpeg_crop import crop_and_resize
+from mae_et.data.transforms import EvalDataset, normalise
+from mae_et.errors import Unreadable, UserError
+
+
+def grey(bits: int, kind: str = "PNG") -> bytes:
+    """Encode a ramp over the whole range of some bits in a 16-bit file."""
+    ramp = np.linspace(0, 2**bits - 1, 256).round().astype(np.uint16).reshape(16, 16)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, kind)
+    return file.getvalue()
+
+
+def colours(bits: int) -> bytes:
+    """Encode a 16-bit RGB PNG, which Pillow reads but does not write."""
+    pixels = np.full((4, 4, 3), 2**bits - 1, ">u2")
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def write(root: Path, name: str, content: bytes) -> Path:
+    (root / "train").mkdir(exist_ok=True)
+    (root / "train" / name).write_bytes(content)
+    return root
+
+
+def warned(config: DataConfig, channels: int = 3) -> str:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        open_dataset(config, "train", channels)
+    return " ".join(str(each.message) for each in caught)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_fewer_bits_in_16_bit_files_are_warned_of_and_scaled(
+    tmp_path: Path, bits: int, kind: str
+) -> None:
+    root = write(tmp_path, f"0.{kind.lower()}", grey(bits, kind))
+    white = 2**bits - 1
+    assert f"reach {white} of 65535: if they have fewer bits, give data.max_value {white}" in (
+        warned(DataConfig(root=root))
+    )
+    config = DataConfig(root=root, max_value=white)
+    assert warned(config) == ""
+    image, _ = open_dataset(config, "train", 1)[0]
+    assert np.asarray(image).ravel().tolist() == list(range(256))
+
+
+def test_16_bit_images_of_the_whole_range_are_read_without_a_word(tmp_path: Path) -> None:
+    config = DataConfig(root=write(tmp_path, "0.png", grey(16)))
+    assert warned(config) == ""
+    image, _ = open_dataset(config, "train", 1)[0]
+    assert np.asarray(image).ravel().tolist() == list(range(256))
+
+
+def test_values_above_the_given_white_are_warned_of(tmp_path: Path) -> None:
+    config = DataConfig(root=write(tmp_path, "0.png", grey(12)), max_value=1023)
+    assert "reach 4095, above data.max_value 1023" in warned(config)
+    image, _ = open_dataset(config, "train", 1)[0]
+    assert np.asarray(image).max() == 255
+
+
+def test_16_bit_colours_are_warned_of_and_refused_with_a_range(tmp_path: Path) -> None:
+    root = write(tmp_path, "0.png", colours(12))
+    assert "16-bit colours reach 15 of 255" in warned(DataConfig(root=root))
+    with pytest.raises(Unreadable, match=r"16-bit colours decode to their high byte.*\.npy"):
+        open_dataset(DataConfig(root=root, max_value=4095), "train")[0]
+    assert warned(DataConfig(root=write(tmp_path, "0.png", colours(16)))) == ""
+
+
+def test_pgm_files_state_their_own_range(tmp_path: Path) -> None:
+    pgm = b"P5\n4 4\n4095\n" + np.full((4, 4), 4095, ">u2").tobytes()
+    config = DataConfig(root=write(tmp_path, "0.pgm", pgm), max_value=4095)
+    image, _ = open_dataset(config, "train", 1)[0]
+    assert np.asarray(image).min() == 255
+
+
+def test_decoded_crops_use_the_same_range() -> None:
+    content = grey(12)
+    whole = crop_and_resize(content, 1, lambda h, w: Box(0, 0, h, w), 16, 4095)
+    assert torch.equal(whole[0], torch.from_numpy(np.array(decode(content, 1, 4095))))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top"), [("uint16", 4095), ("float32", 255), ("float64", 10_000), ("int32", 1023)]
+)
+def test_arrays_of_another_scale_are_warned_of_and_scaled(
+    tmp_path: Path, dtype: str, top: int, capsys
+) -> None:
+    array = (np.random.default_rng(0).random((20, 20, 5)) * top).astype(dtype)
+    array[0, 0] = top
+    root = write(tmp_path, "0.npy", npy(array))
+    config = DataConfig(root=root, mean=(0.5,), std=(0.25,))
+    assert "standard deviations: give data.max_value" in warned(config, 5)
+    scaled = DataConfig(root=root, mean=(0.5,), std=(0.25,), max_value=top)
+    assert warned(scaled, 5) == ""
+    line = f"{dtype} arrays [H W C] with values from"
+    assert line in capsys.readouterr().err
+    image, _ = open_dataset(scaled, "train", 5)[0]
+    assert isinstance(image, torch.Tensor)
+    torch.testing.assert_close(
+        image, torch.from_numpy(array.astype(np.float32) / top).permute(2, 0, 1)
+    )
+    view = EvalDataset(open_dataset(scaled, "train", 5), scaled, 16)[0][0]
+    assert normalise(view[None], scaled.mean, scaled.std).abs().max() < 4
+
+
+def test_arrays_scaled_twice_are_warned_of(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((20, 20, 3)).astype(np.float32) / 255
+    assert "give data.max_value" in warned(DataConfig(root=write(tmp_path, "0.npy", npy(array))))
+
+
+def test_statistics_in_units_of_the_arrays_need_no_range(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal([3000, 0.1], [900, 0.02], (20, 20, 2))
+    config = DataConfig(
+        root=write(tmp_path, "0.npy", npy(array)), mean=(3000, 0.1), std=(900, 0.02)
+    )
+    assert warned(config, 2) == ""
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_arrays_with_channels_first_are_refused_with_the_reason(tmp_path: Path, dtype: str) -> None:
+    root = write(tmp_path, "0.npy", npy(np.zeros((3, 20, 20), dtype)))
+    with pytest.raises(Unreadable, match=r"seems to be \[C H W\], save it as \[H W C\]"):
+        open_dataset(DataConfig(root=root), "train")[0]
+
+
+def test_uint8_arrays_are_never_scaled(tmp_path: Path) -> None:
+    array = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    config = DataConfig(root=write(tmp_path, "0.npy", npy(array)), max_value=4095)
+    assert warned(config) == ""
+    image, _ = open_dataset(config, "train")[0]
+    assert isinstance(image, torch.Tensor)
+    assert torch.equal(image, torch.from_numpy(array).permute(2, 0, 1))
+
+
+def test_an_impossible_range_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.max_value must be positive"):
+        DataConfig(max_value=0)
