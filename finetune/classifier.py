@@ -1,7 +1,10 @@
-"""Train a classifier: full fine-tuning, a probe, or from scratch under a curriculum.
+"""Train a classifier: full fine-tuning, a linear probe, or from scratch under a curriculum.
 
-One spine for all of them, as in pre-training: config -> plan -> network -> loop -> scores. A frozen
-encoder is a probe; a backbone with stages of growing bandwidth is supervised EfficientTrain++.
+    config -> network -> plan -> batch -> device -> mix -> crop(S) -> logits -> loss -> step
+           -> scores
+
+A frozen encoder makes it a probe; a timm backbone with stages of growing bandwidth makes it
+supervised EfficientTrain++. Set-up, session and loop are those of pre-training.
 
 Sources: MAE's fine-tuning (arXiv 2111.06377, appendix A), EfficientTrain++ (arXiv 2405.08768).
 """
@@ -101,7 +104,7 @@ def _classify(config: ClassifierConfig, world: DistributedContext, stopped: Stop
 def build_network(
     config: ClassifierConfig, saved: dict[str, Any] | None, classes: int
 ) -> nn.Module:
-    """Build the network anew, or as a saved run had it: what it started from may be gone."""
+    """Build a new network, or the one of a checkpoint, whose starting weights may be gone."""
     if saved is None:
         return build_classifier(config.model, classes)
     return load_run_network(config.model, config.output.dir, saved["model"])
@@ -220,8 +223,8 @@ def classifier_step(
 ) -> tuple[Tensor, Tensor]:
     """Update a classifier once; return the loss and the gradient's norm.
 
-    Drop path and mixing draw from (seed, step, process, micro-batch), so that a run that goes on
-    draws what it would have drawn.
+    Drop path and mixing draw from (seed, step, rank, micro-batch), so a resumed run draws the same
+    numbers as an uninterrupted one.
     """
     config, device = run.config, run.world.device
     key = (config.seed, run.state.step, run.world.rank)

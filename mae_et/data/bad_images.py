@@ -1,9 +1,8 @@
-"""Images that cannot be read: another in the place of each, a record, and when it is enough.
+"""Images that cannot be read: replace each by another, record them, stop if there are too many.
 
-Which image stands in is a function of (seed, epoch, sample), as all randomness is, so batches keep
-their size, the other samples their places, and a run that goes on shows what it would have shown.
-What could not be read travels with the batch: it is counted when the batch is trained on, not when
-a loader fetches it ahead.
+The replacement is a function of (seed, epoch, sample), as all randomness is, so batches keep their
+size, other samples their places, and a resumed run sees the same images. The batch carries which
+images were replaced: they are counted when it is trained on, not when it is prefetched.
 """
 
 import json
@@ -25,14 +24,14 @@ from mae_et.runtime.distributed import DistributedContext
 
 TRIES = 20
 RECORD = "unreadable.jsonl"
-_SUBSTITUTE = -3  # keeps these draws apart from those of permutations and replay
+_SUBSTITUTE = -3  # separates these seeds from those of permutations and replay
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
 
 
 class WithSubstitutes(Dataset[Any]):
-    """Views in which another image stands in for one that cannot be read.
+    """Wrap a dataset: replace an image that cannot be read by another.
 
-    It is shown under the crop and mask of the image whose place it takes.
+    The replacement gets the crop and mask of the image that it replaces.
 
     Args:
         view: views with `shown(draw, sample)`, which give samples with a field `replaced`.
@@ -80,7 +79,7 @@ class BadImages:
         self.rows = [row for row in found if row["step"] <= start]
         self.known = {row["sample"] for row in self.rows}
         self.waiting: list[list[int]] = []
-        """Draws of this process since the last row."""
+        """Sample indices replaced on this rank since the last row."""
 
     def counted(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         """Yield micro-batches, and note the images that were replaced in them."""

@@ -1,4 +1,4 @@
-"""From views to batches on their way to the device: loader processes, and images used again."""
+"""From datasets to batches on the host: loader processes, and images that are replayed."""
 
 import contextlib
 import os
@@ -96,10 +96,10 @@ def replayed(
             del held[draw]
 
 
-def worker_count(asked: int | None, world: int = 1) -> int:
-    """Return the loader processes of one training process: as asked, or its share of the cores."""
-    if asked is not None:
-        return asked
+def worker_count(requested: int | None, world: int = 1) -> int:
+    """Return the loader processes of one rank: as requested, or its share of the cores."""
+    if requested is not None:
+        return requested
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -122,7 +122,7 @@ def train_loader(
 def eval_loader(
     view: Dataset[tuple[Tensor, int]], batch_size: int, workers: int
 ) -> DataLoader[Any]:
-    """Return a loader of images [B C H W] and labels [B], in order, the last batch short."""
+    """Return a loader of images [B C H W] and labels [B], in order; the last batch may be short."""
     return DataLoader(
         view, batch_size=batch_size, num_workers=workers, worker_init_fn=_leave_signals
     )
@@ -130,9 +130,9 @@ def eval_loader(
 
 @contextlib.contextmanager
 def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
-    """Iterate over a loader, and end its processes with the block, however it ends.
+    """Iterate over a loader, and end its processes when the block ends.
 
-    An error keeps the frames that hold the iterator alive, and Python would wait at its exit for
+    After an error, a traceback keeps the iterator alive, and Python would wait at exit for loader
     processes that wait for work.
     """
     batches = iter(loader)
@@ -145,10 +145,10 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
 
 
 def _leave_signals(worker: int) -> None:
-    """Let the training process decide.
+    """Ignore stop signals in a loader process; the training process decides.
 
-    Launchers signal the whole group, and a worker that died of it would take the run along before
-    it could save. It dies a while after the request to terminate, should nobody have ended it.
+    Launchers signal the whole group, and a loader that died of it would end the run before it could
+    save. After SIGTERM the loader ends by itself, in case nobody else ends it.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

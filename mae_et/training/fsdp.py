@@ -1,7 +1,7 @@
-"""Weights, gradients and optimizer states in shards over all processes (FSDP2), for large models.
+"""Shard weights, gradients and optimizer states over all ranks (FSDP2), for large models.
 
-Each transformer block is gathered when it is needed and let go afterwards. On disk nothing of it is
-seen: states are gathered to what one process would have written, so a run goes on with or without.
+Each transformer block is gathered when needed and freed afterwards. Checkpoints hold full tensors,
+as one rank would have written them, so a run can resume with or without sharding.
 
 Autocast computes in half precision as without sharding, and master weights stay float32: no
 MixedPrecisionPolicy is needed.
@@ -32,19 +32,19 @@ _GIVEN = StateDictOptions(full_state_dict=True)
 
 
 def shard(model: nn.Module, world: DistributedContext) -> None:
-    """Shard a model in place, block by block, and then what is outside of blocks.
+    """Shard a model in place, block by block, then the rest.
 
-    What lies on the CPU is moved to the world's device so, never all of it at once. An optimizer
-    over its parameters must be built afterwards.
+    A model on the CPU moves to the device block by block, never all at once. Build the optimizer
+    afterwards.
 
     Raises:
-        UserError: it has no transformer blocks.
+        UserError: the model has no transformer blocks.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
     if not blocks:
-        raise UserError("efficiency.sharding is of networks of transformer blocks; this has none")
-    # The prediction is a view of the decoder's output. Only the loss is gone back from, and nothing
-    # is added to it in place, which is what torch warns of.
+        raise UserError("efficiency.sharding needs transformer blocks; this model has none")
+    # The prediction is a view of the decoder's output. torch warns of in-place changes to such a
+    # view; there are none, and only the loss is differentiated.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in blocks:
@@ -53,16 +53,16 @@ def shard(model: nn.Module, world: DistributedContext) -> None:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Any]:
-    """Return a sharded model's state on the CPU of the main process; every process must ask."""
+    """Return a sharded model's full state dict on the main rank's CPU; every rank must call it."""
     return get_model_state_dict(model, options=_GATHERED)
 
 
 def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what `state_dict` of an optimizer without sharding does; every process must ask.
+    """Return the state dict of an optimizer as without sharding; every rank must call this.
 
-    States are named by numbers in the order of the groups; only the main process gets them.
+    Parameters are numbered in the order of the groups. Only the main rank gets the states.
     """
-    if not optimizer.state:  # before a first step; torch would take one, of zeros, and count it
+    if not optimizer.state:  # before the first step; torch would take one, of zeros, and count it
         return optimizer.state_dict()
     named: Any = get_optimizer_state_dict(model, optimizer, options=_GATHERED)
     if not named:
@@ -77,14 +77,14 @@ def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def load_full_state_dict(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Load into a sharded model what a model in one piece saved; each process has all of it."""
+    """Load a full state dict into a sharded model; every rank has all of it."""
     set_model_state_dict(model, weights, options=_GIVEN)
 
 
 def load_full_optimizer_state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 ) -> None:
-    """Load into an optimizer of a sharded model what one without sharding saved."""
+    """Load an unsharded optimizer's state dict into the optimizer of a sharded model."""
     if not saved["state"]:
         optimizer.load_state_dict(saved)
         return

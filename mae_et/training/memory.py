@@ -17,14 +17,14 @@ from mae_et.runtime.distributed import DistributedContext
 
 
 def available_memory(world: DistributedContext) -> int:
-    """Return the bytes that this process may still take.
+    """Return the bytes that this rank may still take.
 
-    On a GPU, what is free and what torch holds without using it. On a CPU, the kernel's estimate
-    (MemAvailable of /proc/meminfo) within the limits of its control groups, divided among the
-    processes of this machine.
+    On a GPU: free memory, and memory that torch has reserved but not allocated. On a CPU: the
+    kernel's estimate (MemAvailable in /proc/meminfo) within the limits of the control groups,
+    divided by the ranks of this machine.
 
     Raises:
-        RunFailed: the system does not say (no /proc).
+        RunFailed: there is no /proc/meminfo.
     """
     if world.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(world.device)
@@ -65,7 +65,7 @@ def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """Return the number in a file; None where there is no file, or it says "max"."""
+    """Return the number in a file; None if there is no file or it holds "max"."""
     try:
         return int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def _number(file: Path) -> int | None:
 
 
 def _reclaimable(file: Path) -> int:
-    """Return the bytes of files that a control group counts and the kernel gives up at need."""
+    """Return the bytes of cached files that a control group counts and the kernel can reclaim."""
     try:
         lines = file.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def _reclaimable(file: Path) -> int:
 
 
 def peak_of(work: Callable[[], None], device: torch.device) -> int | None:
-    """Return the most bytes that tensors made in `work` take at once; None if memory ran out."""
+    """Return the peak memory of tensors made in `work`, in bytes; None if memory ran out."""
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)
@@ -102,10 +102,10 @@ def peak_of(work: Callable[[], None], device: torch.device) -> int | None:
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the bytes of the tensors that operators make, as long as these live.
+    """Count the bytes of live tensors that operators made.
 
-    On a CPU, unlike the process's size, it depends neither on what the allocator keeps nor on what
-    else runs: equal passes, equal counts. An operator's own scratch memory is not seen.
+    Unlike the size of the process, this depends neither on the allocator's cache nor on other
+    programs: equal passes give equal counts. Scratch memory inside an operator is not counted.
     """
 
     def __init__(self) -> None:
@@ -139,11 +139,11 @@ class _Allocations(TorchDispatchMode):
 
 @contextmanager
 def without_trace(network: nn.Module) -> Iterator[None]:
-    """Put gradients, buffers, mode and generators back as they were."""
+    """Restore gradients, buffers, mode and generators afterwards."""
     training = network.training
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     device = next(network.parameters()).device
-    # Of this process's GPU alone: by default it is those of every GPU of the machine.
+    # Only this rank's GPU: by default the generators of every GPU are saved.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             network.train()

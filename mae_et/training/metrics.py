@@ -1,4 +1,4 @@
-"""The steps between two rows of metrics."""
+"""Metrics of the steps between two log steps."""
 
 import math
 import resource
@@ -25,29 +25,32 @@ AnyBatch = TypeVar("AnyBatch")
 
 
 class Sums(NamedTuple):
-    """What the steps of a window come to over all processes, on the host."""
+    """Metrics of a window over all ranks, on the host.
+
+    Attributes:
+        loss: mean over the steps whose loss is finite; NaN if none is.
+        norm: norm of the gradient at the last step.
+        first: loss of the first step.
+        substituted: images that could not be read and were replaced by others.
+        losses: non-finite losses.
+        updates: skipped updates.
+    """
 
     loss: float
-    """Mean over the steps whose loss is finite; NaN if none is."""
     norm: float
-    """Of the gradient, at the last step."""
     first: float
-    """Loss of the first step."""
     substituted: int
-    """Images that could not be read, and were others' instead."""
     losses: Streak
-    """Losses that were not finite."""
     updates: Streak
-    """Updates that were left out."""
 
 
 class MetricsWindow:
-    """Steps between two rows of metrics: sums stay on the device until the row is read."""
+    """Steps between two rows of metrics; sums stay on the device until the row is read."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.lost = NonFinite(2, device)
-        """Of the loss, and of the update."""
+        """Counts of the loss and of the update."""
         self._restart(time.perf_counter())
 
     def _restart(self, now: float) -> None:
@@ -60,7 +63,7 @@ class MetricsWindow:
         self.started = now
 
     def timed(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-        """Pass batches on, and count the time that they were waited for."""
+        """Yield batches, and measure the time spent waiting for them."""
         while True:
             before = time.perf_counter()
             try:
@@ -71,7 +74,7 @@ class MetricsWindow:
             yield batch
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Count a step, on the device."""
+        """Add a step, on the device."""
         self.steps += 1
         lost = self.lost.add(torch.stack([loss, norm.to(loss)]), self.steps)
         loss = torch.where(lost[0], 0.0, loss)
@@ -81,22 +84,21 @@ class MetricsWindow:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what happens inside out of the time, if it takes any.
+        """Exclude the time spent inside.
 
-        Work that is still queued on the device is not waited for: a pause in which nothing is done
-        costs nothing, and a longer one waits for it inside.
+        Work that is queued on the device is not waited for, so an empty pause costs nothing.
         """
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before
 
     def close(self, run: Run, stage: PlannedStage) -> Row:
-        """Return the row of the steps since the last one; the only wait for the device.
+        """Return the row of the steps since the last one; the only synchronisation with the device.
 
         Raises:
-            Diverged: of more steps in a row than may be left out, the loss or the gradient is not
-                finite.
-            RunFailed: more images cannot be read than may be.
+            Diverged: the loss or the gradient was not finite for more steps in a row than
+                `optim.max_skipped_updates`.
+            RunFailed: more images are unreadable than `data.max_bad_fraction` allows.
         """
         plan, state, world = run.plan, run.state, run.world
         bad = run.bad_images
@@ -131,16 +133,16 @@ class MetricsWindow:
             "window_seconds": seconds,
         }
         if state.step == self.steps:
-            row["loss_at_start"] = sums.first  # of the first step: of no training
+            row["loss_at_start"] = sums.first  # the loss before any training
         self._restart(now)
         return row
 
     def _gather(self, substituted: int, world: DistributedContext) -> "Sums":
-        """Bring every process's numbers together, in one exchange and one copy to the host."""
+        """Gather the numbers of all ranks, in one exchange and one copy to the host."""
         assert self.loss is not None
         assert self.norm is not None
         assert self.first is not None
-        good = (self.steps - self.lost.count[0]).to(self.loss)  # 0 / 0 is NaN, and left out below
+        good = (self.steps - self.lost.count[0]).to(self.loss)  # 0 / 0 is NaN, ignored below
         count = self.loss.new_tensor(substituted)
         mine = torch.stack([self.loss / good, self.norm.to(self.loss), self.first, count]).double()
         losses, updates = self.lost.numbers()
@@ -154,17 +156,16 @@ class MetricsWindow:
         )  # fmt: skip
 
     def _check(self, run: Run, losses: Streak, updates: Streak) -> None:
-        """Stop where more was lost in a row than may be.
+        """Stop after too many non-finite steps in a row.
 
-        Under fp16 the scaler leaves out updates whose gradient overflowed while it looks for its
-        scale.
+        In fp16, the scaler skips updates whose gradient overflowed while it searches its scale.
         """
         most = run.config.optim.max_skipped_updates
         patience = max(most, SCALER_PATIENCE) if run.state.scaler.is_enabled() else most
         for what, lost, limit in (("loss", losses, most), ("gradient's norm", updates, patience)):
             if lost.longest > limit:
                 first = f" at step {run.state.step - self.steps + lost.first}" if lost.first else ""
-                in_a_row = f", and {lost.longest} updates in a row were lost" if limit else ""
+                in_a_row = f", for {lost.longest} updates in a row" if limit else ""
                 raise Diverged(
                     f"the {what} became {lost.value}{first}{in_a_row}; the last good checkpoint is "
                     f"kept in {run.config.output.dir}"
@@ -172,7 +173,7 @@ class MetricsWindow:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes held: of the GPU since the last call, of a process since its start."""
+    """Return the peak memory in bytes, of the GPU since the last call or of this process."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -193,7 +194,7 @@ def summarise_stages(rows: list[Row], plan: Plan) -> list[dict[str, float | None
             {
                 "bandwidth": stage.bandwidth,
                 "images": images,
-                # None where the rows were lost, to a damaged disk.
+                # None if a damaged disk lost the rows.
                 "loss": last_loss(mine),
                 "images_per_second": round(seen / seconds, 1) if seconds else None,
                 "compute": stage.cost * images,

@@ -63,13 +63,13 @@ def fit_micro_batch(
     """Set a run's micro-batches: those of its checkpoint, or else the largest that fit.
 
     Args:
-        run: the run, whose network is neither compiled nor wrapped yet.
-        saved: the checkpoint that it goes on from.
-        attempt: a pass through that network.
-        multiple: what sizes must be multiples of, if a process's share of the batch is one.
+        run: the run; its network is neither compiled nor wrapped yet.
+        saved: checkpoint that the run resumes from.
+        attempt: forward and backward pass through that network.
+        multiple: divisor of the sizes, if it divides a rank's share of the batch.
 
     Raises:
-        RunFailed: the smallest part does not fit.
+        RunFailed: the smallest micro-batch does not fit.
     """
     kept = saved and saved.get("micro_batch")
     run.state.micro_batch = kept or fitted_micro_batch(run, attempt, multiple)
@@ -77,15 +77,15 @@ def fit_micro_batch(
 
 
 def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, int]:
-    """Return the images of one forward pass at each bandwidth, the same on every process."""
+    """Return the images of one forward pass at each bandwidth, the same on every rank."""
     world, network, share = run.world, run.network, run.plan.batch_size // run.world.size
     parts = [size for size in range(1, share + 1) if share % size == 0 and size % multiple == 0]
     limit = int(available_memory(world) * (1 - MARGIN)) - optimizer_bytes(run)
     sizes = {}
     stages = {stage.bandwidth: stage for stage in run.plan.stages}
     with without_trace(network):
-        # Sums of gradients are there before, as in every pass but the first: what a pass takes on
-        # top of them grows in a line with its images.
+        # Gradients exist beforehand, as in every pass but the first: what a pass takes on top of
+        # them grows linearly with its images.
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
@@ -95,7 +95,7 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
                 return peak_of(lambda: attempt(stage, size), world.device)
 
             if parts:
-                peak(parts[0])  # libraries take their workspaces with the first pass, for good
+                peak(parts[0])  # libraries allocate their workspaces in the first pass
             sizes[bandwidth] = largest_part(peak, parts, limit) if parts else share
     chosen = torch.tensor(list(sizes.values()))
     if world.size > 1:
@@ -103,38 +103,38 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     if not chosen.all():
         bandwidth = next(b for b, size in zip(sizes, chosen.tolist(), strict=True) if not size)
         raise RunFailed(
-            f"efficiency.micro_batch auto: at bandwidth {bandwidth} the smallest part of the batch "
-            f"does not fit in memory ({max(limit, 0) / 2**30:.2f} GiB are left for a pass); try "
+            f"efficiency.micro_batch auto: at bandwidth {bandwidth} the smallest micro-batch "
+            f"does not fit in memory ({max(limit, 0) / 2**30:.2f} GiB free for a pass); try "
             "efficiency.gradient_checkpointing"
         )
     sizes = dict(zip(sizes, chosen.tolist(), strict=True))
     if world.is_main:
-        told = ", ".join(f"{size} at {bandwidth}" for bandwidth, size in sizes.items())
+        listed = ", ".join(f"{size} at {bandwidth}" for bandwidth, size in sizes.items())
         print(
-            f"mae-et: micro-batches that fit: {told} (of {share} images of a process)",
+            f"mae-et: micro-batches that fit: {listed} (of {share} images per rank)",
             file=sys.stderr,
         )
     return sizes
 
 
 def optimizer_bytes(run: Run) -> int:
-    """Return the bytes that training takes beside a pass: sums of gradients, AdamW's two moments.
+    """Return the bytes that training takes besides a pass: gradients and AdamW's two moments.
 
-    Between processes gradients live in the buckets that are exchanged, and take no more.
+    With several ranks, gradients are views of the reducer's buckets and take no more.
     """
     trained = sum(p.numel() * p.element_size() for p in run.network.parameters() if p.requires_grad)
     return trained * (1 if run.state.optimizer.state else 3)
 
 
 def largest_part(peak: Callable[[int], int | None], parts: list[int], limit: int) -> int:
-    """Return the largest of rising sizes whose peak stays within a limit, in bytes; 0 if none.
+    """Return the largest size whose peak memory stays within a limit; 0 if none does.
 
-    Peaks are taken to grow in a line with the size. The size chosen is tried too: where memory runs
-    out all the same, or it takes more than was foreseen, the next smaller one is.
+    Peaks are extrapolated linearly from two small sizes. The chosen size is tried too; if it runs
+    out of memory or takes more than the limit, the next smaller one is tried.
 
     Args:
-        peak: from a size to the bytes that it takes at most, None if memory ran out.
-        parts: sizes.
+        peak: from a size to its peak memory in bytes; None if memory ran out.
+        parts: candidate sizes, ascending.
         limit: bytes.
     """
     first = parts[0]

@@ -1,7 +1,7 @@
-"""Numbers that are none: updates left out on the device and counted there, read at the next row.
+"""Non-finite losses and gradients: skip the update on the device, report at the next log step.
 
-Whether an update is left out is decided where the gradient lies, and from what every process has,
-so no process waits for its device to ask, and all decide alike.
+The decision is made on the device, from what all ranks have, so no rank waits for its device and
+all ranks decide alike.
 """
 
 import math
@@ -18,16 +18,16 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.run import Run
 
 SCALER_PATIENCE = 50
-"""Updates in a row that fp16's scaler may leave out in search of its scale: from 2^16 to 2^-34."""
+"""Updates in a row that the fp16 scaler may skip while it searches its scale: 2^16 to 2^-34."""
 
 
 def propagate_nonfinite_loss(
     gradients: Sequence[Tensor], loss: Tensor, world: DistributedContext
 ) -> None:
-    """Make the first gradient NaN on every process where the loss of any is not finite.
+    """Make the first gradient NaN on every rank if the loss of any rank is not finite.
 
-    A gradient can be finite under a loss that is not, and losses are each process's own. Whoever
-    looks at gradients then, fp16's scaler too, decides as all others do.
+    A gradient can be finite under a loss that is not, and each rank has its own loss. Whatever
+    checks gradients afterwards, such as the fp16 scaler, then decides alike on all ranks.
     """
     lost = distributed.any_rank_async(~loss.isfinite(), world)
     first = gradients[0]
@@ -36,28 +36,31 @@ def propagate_nonfinite_loss(
 
 
 def skip_update_unless_finite(optimizer: Any, norm: Tensor) -> None:
-    """Have a fused optimizer leave its next update out, step count included, if need be.
+    """Make a fused optimizer skip its next update, step count included, if the norm is not finite.
 
-    It is the flag by which `torch.amp.GradScaler` tells it; it is read on the device.
+    Sets the flag that `torch.amp.GradScaler` sets; the optimizer reads it on the device.
     """
     optimizer.found_inf = (~norm.isfinite()).float()
 
 
 class Streak(NamedTuple):
-    """What was lost of some steps; numbers are on the host, and of the worst process."""
+    """Non-finite steps of a window, on the host, of the worst rank.
+
+    Attributes:
+        steps: number of non-finite steps.
+        first: first of them, counted from 1; 0 if there is none.
+        value: value of the first: NaN or infinity.
+        longest: most such steps in a row, including those before the window.
+    """
 
     steps: int
-    """Steps that were lost."""
     first: int
-    """The first of them, counted from 1; 0 where there is none."""
     value: float
-    """What was there instead of a finite number."""
     longest: int
-    """Most steps in a row, those before the window that they go on from included."""
 
 
 class NonFinite:
-    """Counts, on the device, the steps of which some of K numbers are not finite."""
+    """Count on the device the steps at which any of K numbers is not finite."""
 
     def __init__(self, kinds: int, device: torch.device):
         self.count, self.first, self.value, self.row, self.longest = torch.zeros(
@@ -65,13 +68,13 @@ class NonFinite:
         )
 
     def add(self, values: Tensor, step: int) -> Tensor:
-        """Count a step by its numbers [K]; return which are lost, bool [K].
+        """Count a step by its numbers; return which count as non-finite, bool [K].
 
-        A number is lost if it, or one before it, is not finite.
+        A number counts as non-finite if it or one before it in `values` is.
 
         Args:
-            values: the numbers.
-            step: counted from 1 in the window.
+            values: float [K].
+            step: step of the window, counted from 1.
         """
         lost = (~values.isfinite()).cumsum(0) > 0
         fresh = lost & (self.first == 0)
@@ -83,17 +86,17 @@ class NonFinite:
         return lost
 
     def restart(self) -> None:
-        """Begin a window: a row of lost steps goes on, the rest is forgotten."""
+        """Start a window: keep the current run of non-finite steps, reset the rest."""
         self.longest = self.row
         self.count = self.first = self.value = torch.zeros_like(self.count)
 
     def numbers(self) -> Tensor:
-        """Return what `streak` reads, float64 [K 4]."""
+        """Return count, first, value and longest of each number, float64 [K 4]."""
         return torch.stack([self.count, self.first, self.value, self.longest], dim=1)
 
 
 def streak(each: Tensor) -> Streak:
-    """Return what was lost on any process, from a kind's `numbers` [processes 4] of all."""
+    """Return the non-finite steps of any rank, from one number's rows of all ranks [ranks 4]."""
     count, _, _, longest = each.max(dim=0).values.tolist()
     lost = each[each[:, 1] > 0]
     if not len(lost):
@@ -103,19 +106,19 @@ def streak(each: Tensor) -> Streak:
 
 
 def check_state(run: Run) -> None:
-    """Refuse to keep weights or an optimizer's moments that are not finite; every process must ask.
+    """Refuse non-finite weights or optimizer moments; every rank must call this.
 
-    A finite gradient may still lead to them, where the learning rate is out of all measure.
+    They can follow from a finite gradient if the learning rate is far too high.
 
     Raises:
-        Diverged: they are not.
+        Diverged: a tensor is not finite on some rank.
     """
     state = run.state
     lost = next((name for name, tensor in _tensors(state) if not _is_finite(tensor)), None)
     if distributed.any_rank(lost is not None, run.world):
         raise Diverged(
-            f"{lost or 'a weight of another process'} is not finite after step {state.step}; it is "
-            f"not saved, and the last good checkpoint is kept in {run.config.output.dir}"
+            f"{lost or 'a weight of another rank'} is not finite after step {state.step}; it is "
+            f"not saved; the last good checkpoint is kept in {run.config.output.dir}"
         )
 
 

@@ -35,10 +35,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def lr_at(progress: float, config: OptimConfig) -> float:
-    """Return the learning rate after a share `progress` of the compute, in [0, 1].
+    """Return the learning rate after a fraction `progress` of the compute, in [0, 1].
 
     Linear from 0 over the warm-up, then half a cosine to `min_lr`; or constant, and linear to
-    `min_lr` over the last share `decay` (warm-up, stable, decay: Hägele et al., arXiv 2405.18392).
+    `min_lr` over the last `decay_fraction` (warm-up, stable, decay: Hägele et al., arXiv
+    2405.18392).
     """
     if progress < config.warmup_fraction:
         return config.lr * progress / config.warmup_fraction
@@ -51,7 +52,7 @@ def lr_at(progress: float, config: OptimConfig) -> float:
 
 
 def weight_decay_at(progress: float, config: OptimConfig) -> float:
-    """Return the weight decay after a share `progress` of the compute, in [0, 1]."""
+    """Return the weight decay after a fraction `progress` of the compute, in [0, 1]."""
     if config.weight_decay_end is None:
         return config.weight_decay
     end = config.weight_decay_end
@@ -70,6 +71,6 @@ def peak_scale(optimizer: torch.optim.Optimizer) -> float:
     return max(group.get("lr_scale", 1.0) for group in optimizer.param_groups)
 
 
-def _half_cosine(share: float) -> float:
-    """Fall from 1 to 0 as the share goes from 0 to 1."""
-    return 0.5 * (1 + math.cos(math.pi * share))
+def _half_cosine(fraction: float) -> float:
+    """Fall from 1 to 0 as the fraction goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * fraction))

@@ -1,4 +1,4 @@
-"""From a config and a data set's size to the plan of its run, before anything is trained."""
+"""Resolve a config and a dataset's size to the plan of a run."""
 
 from functools import partial
 
@@ -8,10 +8,10 @@ from mae_et.errors import UserError
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:
-    """Return a config's curriculum, once its smallest stage is known to leave something to do.
+    """Return a config's curriculum, checked against the mask ratio at its smallest bandwidth.
 
     Raises:
-        UserError: see `Curriculum`; or the mask leaves no patch visible, or none hidden.
+        UserError: see `Curriculum`; or the mask would leave no patch visible, or none hidden.
     """
     model = config.model
     curriculum = Curriculum.from_config(config.curriculum, model.image_size, model.patch)
@@ -26,17 +26,17 @@ def curriculum_of(config: PretrainConfig) -> Curriculum:
 def make_plan(
     config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
 ) -> Plan:
-    """Resolve a config's curriculum for a data set.
+    """Resolve a config's curriculum for a dataset.
 
     Raises:
-        UserError: the curriculum, the batch and the data do not fit each other.
+        UserError: curriculum, batch size and dataset size do not fit each other.
     """
     curriculum = curriculum or curriculum_of(config)
     batch, data = config.optim.batch_size, config.data
     if batch > dataset_size and data.name is None and data.root is None:
         raise UserError(
-            f"optim.batch_size {batch} is larger than the data set of {dataset_size} images (the "
-            "synthetic set, for want of data.root or data.name)"
+            f"optim.batch_size {batch} is larger than the dataset of {dataset_size} images (the "
+            "synthetic one, because neither data.root nor data.name is given)"
         )
     cost = None
     if config.curriculum.cost == "flops":
@@ -48,8 +48,8 @@ def make_plan(
 
         with torch.device("meta"):
             model = MaskedAutoencoder.from_config(config.model)
-        # A budget counts MAE's decoder as published, on every patch; that a step leaves out what
-        # its loss does not read saves time, and must not lengthen the run. A share is a choice.
+        # The budget counts MAE's decoder as published, on every patch: skipping what the loss does
+        # not read saves time and must not lengthen the run. A decoder share is a user's choice.
         published = config.model.decoder_attention == "self" and config.model.decoder_share == 1
         forward = partial(model, mask_ratio=config.model.mask_ratio, every_patch=published)
         cost = training_flops(forward, config.model.channels)

@@ -1,4 +1,4 @@
-"""Refuse to go on in a run folder with other numbers than those of the run in it."""
+"""Refuse to resume a run on other data, or replay on another number of ranks."""
 
 import hashlib
 from typing import Any
@@ -14,15 +14,15 @@ from mae_et.runtime.distributed import DistributedContext
 
 
 def provenance_of(source: ImageDataset, world: DistributedContext) -> dict[str, Any]:
-    """Return what a run's numbers come from beside its config: its data, and how many processes."""
+    """Return what a run's numbers depend on besides its config: data hash and number of ranks."""
     return {"data": fingerprint(source), "processes": world.size}
 
 
 def fingerprint(source: ImageDataset) -> str:
-    """Return a hash of the number, names and labels of a source's images, in their order.
+    """Return a SHA-256 of the number, names and labels of a dataset's images, in order.
 
-    Names are relative to the root, so that data may move. Contents are not read, except where
-    prepared shards have checksums of them.
+    Names are relative to the root, so that data may move. Contents are not read; prepared shards
+    contribute their checksums.
     """
     digest = hashlib.sha256(repr((len(source), list(source.classes))).encode())
     inner: Any = getattr(source, "inner", None)
@@ -33,7 +33,7 @@ def fingerprint(source: ImageDataset) -> str:
         arrays = [inner.places]
     elif isinstance(inner, PreparedShards):
         arrays = [inner.rows]
-    else:  # sets that are numbered, not named
+    else:  # numbered, not named
         arrays = []
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -43,35 +43,35 @@ def fingerprint(source: ImageDataset) -> str:
 def check_same_data(
     config: Any, saved: dict[str, Any] | None, images: int, origin: dict[str, Any]
 ) -> None:
-    """Compare data and processes with those of the folder's checkpoint.
+    """Compare data and ranks with the checkpoint's.
 
-    Without replay the samples of a step do not depend on the number of processes.
+    Without replay, the samples of a step do not depend on the number of ranks.
 
     Raises:
-        UserError: the images are others, or other images would be replayed.
+        UserError: the images differ, or other images would be replayed.
     """
     if saved is None:
         return
     folder, before = config.output.dir, saved.get("origin") or {}
     if saved["plan"]["dataset_size"] != images:
         raise UserError(
-            f"{folder} holds a checkpoint of another run: the data had "
-            f"{saved['plan']['dataset_size']} images and now have {images}; give another "
+            f"{folder} holds a checkpoint of another run: the dataset had "
+            f"{saved['plan']['dataset_size']} images and now has {images}; give another "
             "output.dir"
         )
     if before.get("data", origin["data"]) != origin["data"]:
         raise UserError(
-            f"{folder} holds a checkpoint of another run: the data have as many images, but under "
-            "other names, labels or in another order; give another output.dir"
+            f"{folder} holds a checkpoint of another run: the dataset has as many images, but "
+            "other names or labels or another order; give another output.dir"
         )
     if config.data.replay and before.get("processes", origin["processes"]) != origin["processes"]:
         raise UserError(
-            f"{folder} holds a checkpoint of {before['processes']} processes, asked to go on "
-            f"with {origin['processes']}: each replays what it loaded itself (data.replay), so "
-            "other images would be used again; start as many processes"
+            f"{folder} holds a checkpoint of {before['processes']} ranks and cannot resume on "
+            f"{origin['processes']}: each rank replays the images that it loaded (data.replay); "
+            "start as many ranks"
         )
 
 
 def same_world_size(saved: dict[str, Any], world: DistributedContext) -> bool:
-    """Return whether there are as many processes as when a checkpoint was saved, if it says so."""
+    """Return whether a checkpoint was saved on as many ranks, or does not say on how many."""
     return (saved.get("origin") or {}).get("processes", world.size) == world.size

@@ -9,10 +9,10 @@ from mae_et.io.plain_files import read_text
 
 
 def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) -> None:
-    """Compare a config with that of the folder's checkpoint (or, of a finished run, config.yaml).
+    """Compare a config with the checkpoint's (for a finished run: with config.yaml).
 
-    A run that goes on may find its data elsewhere, if there are as many (`check_same_data`); one
-    that is finished is not trained again, so it must be asked for with the same data.
+    A resumed run may find its data at another path (`check_same_data` compares the data). A
+    finished run is not trained again, so it must be given the same path.
 
     Raises:
         UserError: a key that decides the numbers differs; the sentence names the first.
@@ -33,7 +33,7 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
             "give another output.dir"
         ) from None
     now = numeric_keys(config)
-    # What is to be done about faults may be decided when they happen.
+    # How to handle faults may be decided when they happen.
     may_differ = {"data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates"}
     may_differ |= {"data.download", "data.listing"} | (set() if finished else {"data.root"})
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
@@ -42,12 +42,12 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
 def check_same_settings(
     said: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
 ) -> None:
-    """Compare the settings of two configs that decide numbers.
+    """Compare settings that decide numbers.
 
     Args:
-        said: what a folder holds if they differ: the sentence begins so.
-        before: those in the folder.
-        now: those asked for.
+        said: start of the error sentence: what the folder holds.
+        before: settings in the folder.
+        now: requested settings.
         may_differ: keys that may differ.
 
     Raises:

@@ -26,22 +26,22 @@ def update(
 ) -> tuple[Tensor, Tensor]:
     """Take one optimizer step on the mean loss of a step's micro-batches.
 
+    With `optim.max_skipped_updates` the update is skipped if the loss or the norm is not finite.
+    Nothing here waits for the device.
+
     Args:
         run: the run.
         stage: stage of the step.
         batches: its micro-batches.
-        loss_of: from a micro-batch to its mean loss; moves it to the device.
-
-    With `optim.max_skipped_updates` the update is skipped if the loss or the norm is not finite.
-    Nothing here waits for the device.
+        loss_of: from a micro-batch to its mean loss []; moves the batch to the device.
 
     Returns:
-        The loss, and the gradient's norm before clipping, on the device.
+        The loss [] and the norm of the gradient before clipping [], on the device.
     """
     state, accumulation = run.state, run.accumulation(stage)
     losses = torch.zeros((), device=run.world.device)
     for number, batch in enumerate(batches, start=1):
-        # Processes exchange gradients once a step, with the last micro-batch.
+        # Ranks exchange gradients once a step, with the last micro-batch.
         with _exchange(run.network, number == accumulation):
             loss = loss_of(batch) / accumulation
             state.scaler.scale(loss).backward()
@@ -52,7 +52,7 @@ def update(
         propagate_nonfinite_loss(gradients, losses, run.world)
     state.scaler.unscale_(state.optimizer)
     norm = get_total_norm(gradients)
-    if isinstance(norm, DTensor):  # of shards: each process has its part of the sum
+    if isinstance(norm, DTensor):  # sharded: each rank has its part of the sum
         norm = norm.full_tensor()
     if (
         run.config.optim.max_skipped_updates and not state.scaler.is_enabled()

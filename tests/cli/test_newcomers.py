@@ -119,7 +119,9 @@ def test_fine_tuning_takes_the_data_of_its_checkpoint_s_run_or_asks(place, tiny,
 
 def test_a_batch_too_large_for_data_that_nobody_asked_for_says_so(place: Path, capsys) -> None:
     said = refusal(capsys, "plan", "--config=tiny.yaml", "--optim.batch_size=64")
-    assert "of 40 images (the synthetic set, for want of data.root or data.name)" in said
+    assert (
+        "of 40 images (the synthetic one, because neither data.root nor data.name is given)" in said
+    )
     flags = ["--data.name=synthetic", "--optim.batch_size=64"]
     assert "for want of" not in refusal(capsys, "plan", "--config=tiny.yaml", *flags)
 

@@ -58,7 +58,7 @@ def weights_at(folder, step: int) -> dict:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_the_sentence_names_the_step_and_the_checkpoint_before_it_is_kept(
+def test_the_error_names_the_step_and_keeps_the_checkpoint_before_it(
     tiny, poison, value: float
 ) -> None:
     """Also where a row is far behind: at step 9 of rows at 2, 4, 5, 6, 8 and 10."""
@@ -68,7 +68,7 @@ def test_the_sentence_names_the_step_and_the_checkpoint_before_it_is_kept(
     assert newest_checkpoint(tiny().output.dir / "checkpoints")["step"] == 5
 
 
-def test_a_bad_gradient_in_the_middle_of_a_row_is_found_at_its_step(tiny, monkeypatch) -> None:
+def test_a_non_finite_gradient_between_log_steps_is_reported_at_its_step(tiny, monkeypatch) -> None:
     """Though the loss and the row's last gradient are finite: the next loss would not be."""
     step = module.train_step
 
@@ -84,7 +84,7 @@ def test_a_bad_gradient_in_the_middle_of_a_row_is_found_at_its_step(tiny, monkey
 @pytest.mark.parametrize(
     ("precision", "clip"), [("fp32", ["--optim.clip_grad=0.5"]), ("bf16", []), ("fp16", [])]
 )
-def test_an_skipped_update_leaves_weights_and_moments_as_they_were(
+def test_a_skipped_update_leaves_weights_and_moments_unchanged(
     tiny, poison, precision: str, clip: list[str]
 ) -> None:
     """Bit for bit, Adam's step count too; the run goes on, and says how many were left out."""
@@ -112,7 +112,9 @@ def test_an_skipped_update_leaves_weights_and_moments_as_they_were(
 
 @pytest.mark.parametrize("fp16", [False, True])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_a_lost_loss_over_a_finite_gradient_is_skipped_too(fp16: bool, value: float) -> None:
+def test_a_non_finite_loss_over_a_finite_gradient_skips_the_update(
+    fp16: bool, value: float
+) -> None:
     model = torch.nn.Linear(3, 1)
     before = [parameter.clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -133,7 +135,7 @@ def test_more_skipped_updates_in_a_row_than_allowed_stop_the_run(tiny, poison) -
     """Two and two with one between are borne with a bound of two; three are not."""
     poison(2, 3, 5, 6, 8, 9, 10)
     config = tiny("--optim.max_skipped_updates=2", "--output.reconstruct_images=0")
-    with pytest.raises(Diverged, match=r"the loss became nan .*and 3 updates in a row were lost"):
+    with pytest.raises(Diverged, match=r"the loss became nan .*for 3 updates in a row"):
         pretrain(config)
     assert [row["skipped_updates"] for row in read_metrics(config.output.dir)] == [1, 1, 1, 1, 1]
     saved = newest_checkpoint(config.output.dir / "checkpoints")
@@ -142,7 +144,7 @@ def test_more_skipped_updates_in_a_row_than_allowed_stop_the_run(tiny, poison) -
 
 
 @pytest.mark.slow
-def test_with_nothing_to_leave_out_the_numbers_are_those_without_the_option(tiny) -> None:
+def test_max_skipped_updates_changes_nothing_in_a_finite_run(tiny) -> None:
     base = str(tiny().output.dir)
     plain = pretrain(tiny(f"--output.dir={base}-plain"))
     ready = pretrain(tiny("--optim.max_skipped_updates=5"))
@@ -153,7 +155,7 @@ def test_with_nothing_to_leave_out_the_numbers_are_those_without_the_option(tiny
     assert files[0] == files[1]
 
 
-def test_weights_that_are_not_finite_are_not_saved_after_a_finite_gradient(tiny, monkeypatch):
+def test_non_finite_weights_after_a_finite_gradient_are_not_saved(tiny, monkeypatch):
     """A learning rate out of all measure: the step that ends a row ruins the weights itself."""
     step = module.train_step
 
@@ -221,7 +223,7 @@ def test_no_number_is_read_from_the_device_between_two_rows(
              min_size=1, max_size=3),
     st.lists(st.integers(1, 4), min_size=2, max_size=2),
 )  # fmt: skip
-def test_what_is_counted_on_the_device_is_what_happened(ranks, cuts) -> None:
+def test_device_counts_equal_a_count_on_the_host(ranks, cuts) -> None:
     """Over windows of any length and any number of processes."""
     counters = [NonFinite(1, CPU) for _ in ranks]
     edges = [0, cuts[0], cuts[0] + cuts[1], 9]
@@ -266,7 +268,7 @@ def restless_scaler(monkeypatch):
     monkeypatch.setattr(torch.amp, "GradScaler", made)
 
 
-def test_the_scale_of_fp16_is_found_again_exactly(tiny, restless_scaler, monkeypatch) -> None:
+def test_a_resumed_fp16_run_finds_the_same_scale(tiny, restless_scaler, monkeypatch) -> None:
     """Stopped in the search, between two trials: weights, scale and its age are the same."""
     base = str(tiny().output.dir)
     flags = ["--efficiency.precision=fp16", "--output.log_every=1"]
@@ -338,7 +340,9 @@ NOISY = [1.0 + 0.01 * ((7 * n) % 5 - 2) for n in range(30)]
         (1.2, rows([None, *NOISY]), True),
     ],
 )
-def test_a_spike_is_a_leap_above_what_the_stage_has_shown(loss, before, expected: bool) -> None:
+def test_a_spike_is_a_loss_far_above_the_recent_losses_of_its_stage(
+    loss, before, expected: bool
+) -> None:
     assert is_spike({"loss": loss, "stage": 0}, before) is expected
 
 
@@ -379,9 +383,7 @@ def test_a_run_has_diverged_if_it_is_far_above_its_start_or_ends_no_lower(losses
 
 
 @pytest.mark.parametrize("rate", [0.02, 30.0])
-def test_a_run_that_diverges_on_purpose_is_told_apart_from_one_that_trains(
-    tiny, capsys, rate: float
-) -> None:
+def test_a_diverging_run_is_distinguished_from_a_training_one(tiny, capsys, rate: float) -> None:
     flags = [f"--optim.base_lr={rate}", "--curriculum.epochs=9", "--optim.warmup_fraction=0"]
     folder = pretrain(tiny(*flags))
     diverged = rate > 1
@@ -390,14 +392,14 @@ def test_a_run_that_diverges_on_purpose_is_told_apart_from_one_that_trains(
     assert ("the run has diverged" in capsys.readouterr().err) is diverged
 
 
-def test_a_learning_rate_beyond_all_floats_ends_in_a_sentence(tiny) -> None:
+def test_an_overflowing_learning_rate_is_one_error_sentence(tiny) -> None:
     with pytest.raises(RunFailed, match=r"(became|is not) (nan|inf|finite).*last good checkpoint"):
         pretrain(tiny("--optim.base_lr=1e36", "--optim.warmup_fraction=0"))
     for path in list_checkpoints(tiny().output.dir / "checkpoints"):
         assert all(weight.isfinite().all() for weight in load_checkpoint(path)["model"].values())
 
 
-def test_what_cannot_leave_updates_out_is_refused() -> None:
+def test_negative_max_skipped_updates_is_refused() -> None:
     network = NetworkConfig(backbone="resnet10t")
     with pytest.raises(UserError, match=r"optim\.max_skipped_updates needs optim\.optimizer adamw"):
         ClassifierConfig(

@@ -20,7 +20,7 @@ from mae_et.training.optim import (
 RECIPE = OptimConfig()
 
 
-def test_the_learning_rate_is_mae_s_schedule_with_epochs_read_as_shares_of_compute() -> None:
+def test_the_learning_rate_is_mae_s_schedule_over_compute() -> None:
     """40 of 800 epochs of warm-up, then half a cosine to 0, peak 1.5e-4 * 4096 / 256."""
     points = json.loads((GOLDEN / "mae_cosine_lr.json").read_text())
     assert len(points) > 5
@@ -36,7 +36,7 @@ def test_weight_decay_is_constant_or_a_half_cosine_of_compute() -> None:
     assert weight_decay_at(1, rising) == pytest.approx(0.4)
 
 
-def test_only_products_and_tokens_are_decayed() -> None:
+def test_only_parameters_with_two_or_more_dimensions_are_decayed() -> None:
     with torch.device("meta"):
         model = MaskedAutoencoder("vit_tiny_patch16_224", decoder_depth=1)
     optimizer = build_optimizer(model, RECIPE)
@@ -75,7 +75,7 @@ def test_learning_rate_follows_the_predicted_share_of_the_masked_patches_on_requ
         ClassifierOptimConfig(scale_lr_by_decoder_share=True)
 
 
-def test_with_a_decay_the_rate_is_constant_up_to_it_and_falls_in_a_straight_line() -> None:
+def test_decay_fraction_keeps_the_rate_constant_and_then_falls_linearly() -> None:
     """So that runs of other lengths share what lies before."""
     config = OptimConfig(decay_fraction=0.2, min_lr=1e-5)
     peak = config.lr

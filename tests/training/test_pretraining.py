@@ -29,7 +29,7 @@ def losses(folder) -> list[float]:
     return [row["loss"] for row in read_metrics(folder)]
 
 
-def test_a_run_leaves_what_it_promises(tiny) -> None:
+def test_a_run_writes_every_promised_file(tiny) -> None:
     config = tiny()
     folder = pretrain(config)
     results = json.loads((folder / "results.json").read_text())
@@ -56,7 +56,7 @@ def test_a_run_leaves_what_it_promises(tiny) -> None:
     encoder.load_state_dict(load_file(folder / "encoder.safetensors"), strict=True)
 
 
-def test_a_row_belongs_to_one_stage_and_tells_what_was_done(tiny) -> None:
+def test_a_row_belongs_to_one_stage_and_counts_its_steps(tiny) -> None:
     folder = pretrain(tiny())
     plan = module.Plan.from_dict(json.loads((folder / "plan.json").read_text()))
     for row in read_metrics(folder):
@@ -163,7 +163,7 @@ def test_clipping_changes_the_run(tiny) -> None:
     assert free[-1] != clipped[-1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     tiny, monkeypatch
 ) -> None:
     """Poisoned at step 8: the checkpoint of step 5 stays the newest."""
@@ -183,9 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert not (config.output.dir / "results.json").exists()
 
 
-def test_a_gradient_that_is_not_finite_under_a_finite_loss_stops_the_run_too(
-    tiny, monkeypatch
-) -> None:
+def test_a_non_finite_gradient_under_a_finite_loss_stops_the_run(tiny, monkeypatch) -> None:
     """A NaN in the backward pass alone would be saved as the newest checkpoint."""
 
     class Poison(torch.autograd.Function):
@@ -211,14 +209,14 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_stops_the_run_too(
     assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 5
 
 
-def test_checkpoints_are_kept_at_multiples_of_what_is_asked_for(tiny) -> None:
+def test_keep_every_keeps_checkpoints_at_its_multiples(tiny) -> None:
     """Also where none would have been due: 4 and 7 meet at no step before 28."""
     config = tiny("--output.checkpoint_every=4", "--output.keep_every=7", "--output.keep_last=1")
     names = [p.name[-6:-3] for p in list_checkpoints(pretrain(config) / "checkpoints")]
     assert names == ["007", "014", "021", "025"]
 
 
-def test_two_processes_do_not_write_to_one_folder(tiny) -> None:
+def test_a_second_writer_of_a_run_folder_is_refused(tiny) -> None:
     config = tiny()
     writer = multiprocessing.get_context("fork")
     ready, done = writer.Event(), writer.Event()
@@ -238,7 +236,7 @@ def test_two_processes_do_not_write_to_one_folder(tiny) -> None:
     pretrain(config)
 
 
-def test_a_run_may_go_on_in_another_precision(tiny, monkeypatch) -> None:
+def test_a_run_may_resume_in_another_precision(tiny, monkeypatch) -> None:
     """From bf16, which has no scaler, to fp16, which has one, and on in float32."""
     step = module.train_step
     for precision, stop in (("bf16", 6), ("fp16", 12), ("fp32", None)):
@@ -258,7 +256,7 @@ def test_a_run_may_go_on_in_another_precision(tiny, monkeypatch) -> None:
                 pretrain(config)
 
 
-def test_a_loader_process_that_dies_is_told_in_one_sentence(tiny, monkeypatch) -> None:
+def test_a_dead_loader_process_is_one_error_sentence(tiny, monkeypatch) -> None:
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -268,7 +266,7 @@ def test_a_loader_process_that_dies_is_told_in_one_sentence(tiny, monkeypatch) -
 
 
 @pytest.mark.parametrize("failure", ["unreadable", "interrupted"])
-def test_no_loader_process_outlives_a_run_that_fails(tiny, monkeypatch, failure: str) -> None:
+def test_loader_processes_end_with_a_failed_run(tiny, monkeypatch, failure: str) -> None:
     """Held by the error's frames it would wait for work, and Python at its exit for it."""
     config = tiny("--efficiency.num_workers=2", "--curriculum.epochs=40")
     if failure == "unreadable":
@@ -288,7 +286,7 @@ def test_no_loader_process_outlives_a_run_that_fails(tiny, monkeypatch, failure:
     assert caught.tb is not None  # the frames are still there
 
 
-def test_a_finished_run_that_is_started_again_ends_at_once_with_its_figures(tiny) -> None:
+def test_restarting_a_finished_run_returns_its_results(tiny) -> None:
     folder = pretrain(tiny())
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
     assert pretrain(tiny()) == folder
@@ -305,7 +303,7 @@ def test_a_finished_run_that_is_started_again_ends_at_once_with_its_figures(tiny
         ("--crop.method=resize", "crop.method"),
     ],
 )
-def test_a_folder_with_a_run_of_other_numbers_is_refused(tiny, flag: str, key: str) -> None:
+def test_a_folder_of_a_run_with_other_settings_is_refused(tiny, flag: str, key: str) -> None:
     folder = pretrain(tiny())
     results, checkpoints = folder / "results.json", folder / "checkpoints"
     for gone in (None, checkpoints, results):
@@ -318,7 +316,7 @@ def test_a_folder_with_a_run_of_other_numbers_is_refused(tiny, flag: str, key: s
         assert key in str(caught.value)
 
 
-def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(tiny, monkeypatch) -> None:
+def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(tiny, monkeypatch) -> None:
     base = str(tiny().output.dir)
     whole = newest_checkpoint(pretrain(tiny(f"--output.dir={base}-whole")) / "checkpoints")
     config, real = tiny(), module.train_step

@@ -107,21 +107,21 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
 
 @settings(deadline=None)
 @given(st.integers(1, 400), st.integers(0, 100), st.integers(1, 50), st.integers(1, 20_000))
-def test_the_largest_part_that_fits_is_found(share, fixed, slope, limit) -> None:
+def test_the_largest_micro_batch_that_fits_is_chosen(share, fixed, slope, limit) -> None:
     parts = [size for size in range(1, share + 1) if share % size == 0]
     found = largest_part(lambda size: fixed + slope * size, parts, limit)
     assert found == max((size for size in parts if fixed + slope * size <= limit), default=0)
 
 
 @given(st.integers(1, 64))
-def test_where_memory_runs_out_all_the_same_a_smaller_part_is_taken(real: int) -> None:
+def test_a_smaller_micro_batch_is_chosen_if_memory_still_runs_out(real: int) -> None:
     """Peaks that tell of a tenth of what is needed, and a device that says so."""
     parts = [1, 2, 4, 8, 16, 32, 64]
     found = largest_part(lambda size: size if size <= real else None, parts, 10**9)
     assert found == max(size for size in parts if size <= real)
 
 
-def test_the_peak_is_of_what_lives_at_once_and_the_same_each_time() -> None:
+def test_peak_memory_counts_live_tensors_and_repeats_exactly() -> None:
     device = torch.device("cpu")
 
     def work() -> None:
@@ -147,7 +147,7 @@ def auto(tiny, monkeypatch, mebibytes: float, *flags: str):
     return newest_checkpoint(module.pretrain(config) / "checkpoints")
 
 
-def test_a_small_memory_is_given_small_parts_and_the_same_weights(
+def test_small_memory_gives_small_micro_batches_and_the_same_weights(
     tiny, monkeypatch, tmp_path, capsys
 ) -> None:
     """Numbers change by rounding only; with room for all, they do not change."""
@@ -169,7 +169,7 @@ def test_a_small_memory_is_given_small_parts_and_the_same_weights(
         torch.testing.assert_close(tight["model"][name], weight, rtol=1e-4, atol=2e-4)
 
 
-def test_a_run_that_goes_on_takes_the_sizes_that_it_had(tiny, monkeypatch, tmp_path) -> None:
+def test_a_resumed_run_keeps_its_micro_batches(tiny, monkeypatch, tmp_path) -> None:
     """Also where there is more memory by then: it ends with the same weights, bit for bit."""
     whole = auto(tiny, monkeypatch, 1.235, f"--output.dir={tmp_path / 'whole'}")
     folder = tmp_path / "halved"
@@ -183,7 +183,7 @@ def test_a_run_that_goes_on_takes_the_sizes_that_it_had(tiny, monkeypatch, tmp_p
         assert torch.equal(halved["model"][name], weight)
 
 
-def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeypatch) -> None:
+def test_fitted_micro_batches_of_batch_norm_classifiers_are_even(tmp_path, monkeypatch) -> None:
     (tmp_path / "tiny.yaml").write_text(CLASSIFIER)
     flags = ["--efficiency.micro_batch=auto", f"--output.dir={tmp_path / 'run'}"]
     flags += ["--curriculum.epochs=1", "--output.evaluate_every=null"]
@@ -201,7 +201,7 @@ def test_classifiers_are_fitted_too_with_pairs_for_batch_norms(tmp_path, monkeyp
     assert found == [8, 4]
 
 
-def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
+def test_ranks_agree_on_the_smallest_micro_batch(tiny, monkeypatch) -> None:
     config = tiny("--efficiency.micro_batch=auto")
     module = importlib.import_module("mae_et.pretraining")
     two = DistributedContext(0, 2, torch.device("cpu"))
@@ -213,12 +213,12 @@ def test_processes_agree_on_the_smallest(tiny, monkeypatch) -> None:
     assert run.accumulation(run.plan.stages[0]) == 2
 
 
-def test_what_fits_nowhere_is_refused(tiny, monkeypatch) -> None:
+def test_a_model_that_fits_nowhere_is_refused(tiny, monkeypatch) -> None:
     with pytest.raises(RunFailed, match=r"at bandwidth 16 the smallest part .* does not fit"):
         auto(tiny, monkeypatch, 0.01)
 
 
-def test_finding_what_fits_leaves_no_trace() -> None:
+def test_fitting_micro_batches_restores_network_and_generators() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout()).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = torch.get_rng_state()
@@ -231,7 +231,7 @@ def test_finding_what_fits_leaves_no_trace() -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_memory_is_that_of_the_machine_within_its_control_group(tmp_path, monkeypatch) -> None:
+def test_available_memory_respects_the_control_group(tmp_path, monkeypatch) -> None:
     available = memory.available_memory(WORLD)
     assert 0 < available < 2**50
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -260,7 +260,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
 
 
-def test_shards_save_what_one_process_does_and_load_it(alone_in_a_group) -> None:
+def test_sharded_state_dicts_equal_unsharded_ones(alone_in_a_group) -> None:
     """One shard of all holds what many do; slow tests have the same of two processes."""
 
     def network() -> nn.Module:
@@ -306,7 +306,7 @@ def test_shards_save_what_one_process_does_and_load_it(alone_in_a_group) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["self", "cross"])
-def test_shards_train_as_one_process_does_and_either_goes_on_from_the_other(
+def test_sharded_and_unsharded_training_agree_and_resume_from_each_other(
     tmp_path, decoder: str
 ) -> None:
     """Losses, norms, clipping and files are those of one process, also where the run changes."""
@@ -350,14 +350,14 @@ def assert_same_states(found: dict, expected: dict) -> None:
             torch.testing.assert_close(mine["state"][number][name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_what_shards_cannot_do_is_refused(tiny) -> None:
+def test_unsupported_sharding_is_refused(tiny) -> None:
     with pytest.raises(UserError, match=r"efficiency\.compile does not go with"):
         tiny(SHARDED, "--efficiency.compile=true")
     with pytest.raises(UserError, match="of networks of transformer blocks"):
         shard(nn.Linear(2, 2), WORLD)
 
 
-def test_a_model_in_shards_is_whole_on_the_cpu_alone(tiny, monkeypatch) -> None:
+def test_a_sharded_model_is_gathered_on_the_cpu(tiny, monkeypatch) -> None:
     """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
     module = importlib.import_module("mae_et.pretraining")
     two, seen = DistributedContext(0, 2, torch.device("meta")), []

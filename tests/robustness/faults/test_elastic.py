@@ -157,7 +157,7 @@ def test_replay_on_other_processes_is_refused_and_other_runs_are_not(tiny) -> No
     two = provenance_of(source, DistributedContext(0, 2, None))
     saved = {"plan": {"dataset_size": 40}, "origin": two}
     one = provenance_of(source, DistributedContext(0, 1, None))
-    with pytest.raises(UserError, match=r"of 2 processes, asked to go on with 1: each replays"):
+    with pytest.raises(UserError, match=r"of 2 ranks and cannot resume on 1: each rank replays"):
         check_same_data(tiny("--data.replay={16: 3}"), saved, 40, one)
     check_same_data(tiny("--data.replay={16: 3}"), saved, 40, two)
     check_same_data(tiny(), saved, 40, one)
