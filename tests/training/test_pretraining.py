@@ -374,7 +374,7 @@ def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_s
 
 def test_bad_batches_are_refused_before_anything_is_written(tiny) -> None:
     for flags, sentence in {
-        ("--optim.batch_size=41",): "larger than the data set of 40 images",
+        ("--optim.batch_size=41",): "larger than the dataset of 40 images",
         ("--curriculum.epochs=0.01",): "less than one step",
     }.items():
         config = tiny(*flags)
