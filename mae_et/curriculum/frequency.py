@@ -39,7 +39,7 @@ def low_frequency_crop(
         bandwidth: side B of the result in pixels, or (height, width); 1 <= B <= H, W.
         method: `fourier` is the exact crop (EfficientTrain, section 3.1). `resize` is antialiased
             bicubic interpolation, 28 to 39 dB from the exact crop; the paper's released code
-            instead resizes 8-bit images with Pillow's Lanczos filter in its loader, 42 to 47 dB
+            instead resizes 8-bit images with Pillow's Lanczos filter in its loader, more than 40 dB
             from this. `decode` means that the loader has already resized the training images; any
             other image is treated as with `resize`.
 
