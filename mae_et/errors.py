@@ -44,6 +44,6 @@ class Interrupted(RuntimeError):
     def __init__(self, step: int, signal: int, folder: str):
         super().__init__(
             f"stopped by {Signals(signal).name} after step {step}, which is saved in {folder}; "
-            "the same command goes on from there"
+            "the same command resumes from there"
         )
         self.step, self.signal = step, signal

@@ -76,7 +76,11 @@ def initialize(
 
 
 def shutdown(world: DistributedContext) -> None:
-    """Leave the processes."""
+    """Leave the other ranks; only while all of them do, for NCCL waits for each.
+
+    After an error on one rank its peers may be in a collective, and would be waited for until their
+    timeout, before anyone learns of the error. The end of the process closes its connections.
+    """
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Failures of the machine, told in a sentence."""
+"""Errors of the machine, reported in one sentence each."""
 
 import errno
 import re
@@ -8,26 +8,41 @@ from contextlib import contextmanager
 
 from mae_et.errors import Interrupted, PeerLost, RunFailed
 
-# How gloo and NCCL report a process that is gone. NCCL's "unhandled cuda error" is this process's.
+# How gloo and NCCL report a lost rank. NCCL's "unhandled cuda error" is this rank's own.
 _PEER_LOST = re.compile(
     r"gloo.*(Connection|Read error|Write error|Timed out)"
     r"|NCCL.*(remote|timeout|unhandled system error)",
     re.I,
 )
-
-# How torch reports it on a CPU; sizes beyond all count as too large for any memory.
+# PyTorch's words for exhausted memory on a CPU; absurd sizes overflow before they are allocated.
 _NO_MEMORY = re.compile(r"can't allocate memory|Storage size calculation overflowed")
+# A GPU library that finds no memory raises no OutOfMemoryError.
+_NO_GPU_MEMORY = re.compile(r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+_GPU_MEMORY_FAULT = re.compile(r"\bECC\b|uncorrectable|HARDWARE_ERROR|hardware error", re.I)
+_GPU_ERROR = re.compile(
+    r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|NCCL|cufft|cusolver", re.I
+)
+# Loader workers pass batches through shared memory; a full /dev/shm fails in either of these ways.
+_NO_SHARED_MEMORY = re.compile(
+    r"unable to (write to|allocate|resize|open) (file|shared memory).*No space left"
+    r"|torch_\d+_\d+.*No space left|out of shared memory|Bus error",
+    re.S,
+)
+# A worker that died; "Caught X in DataLoader worker process" is an error that it reports itself.
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 
 _NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+
+_RESUMES = "saved checkpoints stay, and the same command resumes from there"
 
 
 @contextmanager
 def explain_system_errors() -> Iterator[None]:
-    """Turn exhausted memory, full disks and dead processes into a sentence that says what to do.
+    """Turn exhausted memory, full disks, GPU errors and lost processes into one sentence.
 
     Raises:
-        RunFailed: memory or the disk ran out, or a loader process died.
-        PeerLost: another training process is gone.
+        RunFailed: memory or the disk ran out, a GPU failed, or a loader worker died.
+        PeerLost: another rank is gone.
     """
     try:
         yield
@@ -39,29 +54,48 @@ def explain_system_errors() -> Iterator[None]:
         if error.errno not in _NOT_WRITTEN:
             raise
         what = error.filename or "the run's files"
-        raise RunFailed(
-            f"cannot write {what}: {error.strerror}; what was saved is kept, and the same "
-            "command goes on from there"
-        ) from error
+        raise RunFailed(f"cannot write {what}: {error.strerror}; {_RESUMES}") from error
     except RuntimeError as error:
-        if _is_out_of_gpu_memory(error):
-            raise RunFailed(
-                "CUDA out of memory: --efficiency.micro_batch auto finds what fits; or lower it "
-                "(batch_size where features are computed)"
-            ) from None
-        if _PEER_LOST.search(" ".join(str(error).split())):
-            raise PeerLost(
-                "the connection to another process broke: it died, or its machine did (its log may "
-                f"say why); what was saved is kept; torch says: {str(error).splitlines()[0]}"
-            ) from error
-        if _NO_MEMORY.search(str(error)):
-            raise RunFailed(_out_of_memory(error)) from None
-        if "DataLoader worker" not in str(error):
+        sentence = _explain_runtime_error(error)
+        if sentence is None:
             raise
-        raise RunFailed(
-            "a loader process died, as it does when memory or /dev/shm runs out: lower "
-            "efficiency.num_workers (workers) or efficiency.micro_batch (batch_size)"
-        ) from error
+        kind = PeerLost if _PEER_LOST.search(_one_line(error)) else RunFailed
+        raise kind(sentence) from error
+
+
+def _explain_runtime_error(error: RuntimeError) -> str | None:
+    """Return the sentence for an error that PyTorch raises; None if it is not the machine's."""
+    text, first = _one_line(error), str(error).strip().split("\n")[0]
+    if _is_out_of_gpu_memory(error) or _NO_GPU_MEMORY.search(text):
+        return (
+            "CUDA out of memory: --efficiency.micro_batch auto finds a size that fits; or lower it "
+            "(batch_size for features)"
+        )
+    if _NO_SHARED_MEMORY.search(text):
+        return (
+            "shared memory (/dev/shm) is full: lower efficiency.num_workers or "
+            "efficiency.micro_batch (batch_size for features), or enlarge /dev/shm "
+            "(docker run --shm-size)"
+        )
+    if _PEER_LOST.search(text):
+        return (
+            "the connection to another rank broke: it died, or its node did (its log may say why); "
+            f"{_RESUMES}; PyTorch reports: {first}"
+        )
+    if _GPU_ERROR.search(text):
+        if _GPU_MEMORY_FAULT.search(text):
+            cause = "the GPU has a hardware fault; exclude this node"
+        else:
+            cause = "the GPU or one of its libraries failed"
+        return f"{cause}; {_RESUMES}; PyTorch reports: {first}"
+    if _NO_MEMORY.search(text):
+        return _out_of_memory(error)
+    if _WORKER_DIED.search(text):
+        return (
+            "a loader worker died, as happens when memory runs out: lower "
+            "efficiency.num_workers or efficiency.micro_batch (batch_size for features)"
+        )
+    return None
 
 
 def _is_out_of_gpu_memory(error: Exception) -> bool:
@@ -70,5 +104,9 @@ def _is_out_of_gpu_memory(error: Exception) -> bool:
 
 
 def _out_of_memory(error: Exception) -> str:
-    said = " ".join(str(error).split()) or "nothing more is said of it"
+    said = _one_line(error) or "no details given"
     return f"out of memory: sizes of the model, the images or a batch are too large: {said}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

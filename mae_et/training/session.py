@@ -15,7 +15,7 @@ from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import training_batches, worker_count
-from mae_et.errors import RunFailed, UserError
+from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.metrics_file import Row
@@ -49,8 +49,10 @@ def distributed_session(
     try:
         with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
             yield world, stopped
-    finally:
+    except Interrupted:  # on all ranks, by agreement
         distributed.shutdown(world)
+        raise
+    distributed.shutdown(world)
 
 
 def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, Any] | None, bool]:

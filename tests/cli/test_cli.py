@@ -37,7 +37,7 @@ def test_the_headline_plan_costs_a_quarter_of_1600_epochs(capsys) -> None:
 @pytest.mark.parametrize(
     ("failure", "sentence"),
     [(torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory: --efficiency"),
-     (RuntimeError("DataLoader worker (pid 3) is killed by signal"), "a loader process died, as")],
+     (RuntimeError("DataLoader worker (pid 3) is killed by signal"), "a loader worker died, as")],
 )  # fmt: skip
 def test_failures_of_the_machine_are_a_sentence_of_every_command(
     failure: Exception, sentence: str, monkeypatch, capsys

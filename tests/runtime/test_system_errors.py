@@ -21,3 +21,48 @@ def test_impossible_allocations_report_out_of_memory() -> None:
     for ask in (in_numpy, in_torch, beyond_int64):
         with pytest.raises(RunFailed, match=r"^out of memory: sizes of"), explain_system_errors():
             ask()
+
+
+def raised(error: Exception) -> str:
+    """Return the sentence of the RunFailed that an error becomes."""
+    with pytest.raises(RunFailed) as found, explain_system_errors():
+        raise error
+    return str(found.value)
+
+
+SHARED_MEMORY_IN_A_WORKER = """Caught RuntimeError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device
+"""
+BUS_ERROR = """DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that
+dataloader's workers are out of shared memory."""
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("unable to write to file </torch_1_2_3>: No space left on device (28)", "shared memory"),
+        (SHARED_MEMORY_IN_A_WORKER, "shared memory (/dev/shm) is full: lower efficiency.num_wor"),
+        (BUS_ERROR, "shared memory (/dev/shm) is full"),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "a loader worker died"),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "a loader worker died"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x", "CUDA out of memory"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory"),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "the GPU or one of its libraries failed"),
+        ("CUDA error: an illegal memory access was encountered\nCUDA", "the GPU or one of its"),
+        ("NCCL Error 1: unhandled cuda error (run with NCCL_DEBUG=INFO)", "the GPU or one of its"),
+        ("CUDA error: uncorrectable ECC error encountered", "the GPU has a hardware fault"),
+        ("NCCL error: remote process exited or network error", "the connection to another rank"),
+        ("[gloo/tcp/pair.cc] Connection closed by peer [::1]:42", "the connection to another rank"),
+    ],
+)
+def test_errors_of_pytorch_are_named_as_what_they_are(text: str, sentence: str) -> None:
+    assert raised(RuntimeError(text)).startswith(sentence)
+
+
+def test_error_inside_a_loader_worker_is_not_reported_as_its_death() -> None:
+    """The worker reports its own traceback, which says more than any sentence about memory."""
+    text = "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: size mismatch"
+    with pytest.raises(RuntimeError, match="size mismatch") as found, explain_system_errors():
+        raise RuntimeError(text)
+    assert not isinstance(found.value, RunFailed)

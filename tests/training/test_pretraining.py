@@ -261,7 +261,7 @@ def test_a_dead_loader_process_is_one_error_sentence(tiny, monkeypatch) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr("mae_et.data.transforms.TrainDataset.__getitem__", die)
-    with pytest.raises(RunFailed, match=r"a loader process died.*efficiency\.num_workers"):
+    with pytest.raises(RunFailed, match=r"a loader worker died.*efficiency\.num_workers"):
         pretrain(tiny("--efficiency.num_workers=1"))
 
 

@@ -63,6 +63,31 @@ def die(step: str) -> None:
     at_step(int(step), lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def fail(step: str, on: str, kind: str) -> None:
+    """Raise an error on one rank; teardown waits for all ranks, as NCCL's does."""
+    import torch
+    import torch.distributed as dist
+
+    real = dist.destroy_process_group
+
+    def waiting() -> None:
+        store = dist.distributed_c10d._get_default_store()
+        store.add("leaving", 1)
+        while store.add("leaving", 0) < dist.get_world_size():
+            time.sleep(0.05)
+        real()
+
+    def strike() -> None:
+        raise {
+            "oom": torch.OutOfMemoryError("CUDA out of memory"),
+            "bug": ZeroDivisionError("a bug"),
+        }[kind]
+
+    dist.destroy_process_group = waiting
+    if on == os.environ.get("RANK", "0"):
+        at_step(int(step), strike)
+
+
 def lose_worker(step: str) -> None:
     """Have a loader process killed by somebody else."""
     at_step(int(step), lambda: multiprocessing.active_children()[0].kill())
@@ -130,6 +155,7 @@ FAULTS = {
     "none": lambda: None,
     "hang": hang,
     "die": die,
+    "fail": fail,
     "lose_worker": lose_worker,
     "stop_and_go": stop_and_go,
     "clock": clock,

@@ -59,7 +59,7 @@ def test_on_a_full_disk_a_run_ends_in_a_sentence_and_goes_on_when_there_is_room(
         code, said = run(disk, "none")
         assert code == 1, (kibibytes, said)
         assert told_once(said, "No space left on device"), said
-        assert "the same command goes on from there" in said
+        assert "the same command resumes from there" in said
         saved = newest_checkpoint(disk / "checkpoints")
         ended.append(f"{kibibytes} KiB: step {saved['step'] if saved else 0}")
         assert not list(disk.glob("checkpoints/.*.tmp"))
@@ -104,7 +104,7 @@ def test_a_file_that_may_not_grow_is_told_of_and_the_last_checkpoint_stays(tmp_p
 
     code, said = run(folder, "none", *flags, before=bound)
     assert code == 1
-    assert told_once(said, "File too large; what was saved is kept"), said
+    assert told_once(said, "File too large; saved checkpoints stay"), said
     assert list_checkpoints(folder / "checkpoints") == []
     code, said = run(folder, "none", *flags)
     assert code == 0, said

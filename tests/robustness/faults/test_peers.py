@@ -114,13 +114,33 @@ def test_a_loader_process_that_is_killed_ends_the_run_which_then_goes_on(tmp_pat
     assert run(clean, "none", *QUIET)[0] == 0
     code, said = run(folder, "lose_worker:step=7", *QUIET, "--efficiency.num_workers=2")
     assert code == 1
-    assert "a loader process died" in last_sentence(said)
+    assert "a loader worker died" in last_sentence(said)
     assert newest_checkpoint(folder / "checkpoints")["step"] == 5
     assert run(folder, "none", *QUIET, "--efficiency.num_workers=2")[0] == 0
     assert same_weights(folder, clean)
 
 
 # --- several ranks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "sentence"),
+    [
+        ("oom", 1, "mae-et: CUDA out of memory: --efficiency.micro_batch auto"),
+        ("bug", 70, "ZeroDivisionError: a bug"),
+    ],
+)
+def test_failed_rank_reports_its_reason_at_once_and_its_peer_ends(
+    tmp_path, kind: str, code: int, sentence: str
+) -> None:
+    """Tearing down NCCL waits for the peers, which wait for the failed rank in a collective."""
+    folder = tmp_path / "run"
+    pair = start(folder, f"fail:step=3,on=1,kind={kind}", *QUIET, processes=2)
+    ends = [one.end(60) for one in reversed(pair)]
+    assert ends[0][0] == code
+    assert last_sentence(ends[0][1]).startswith(sentence)
+    assert ends[1][0] == 1
+    assert "the connection to another rank broke" in last_sentence(ends[1][1])
 
 
 @pytest.mark.faults
@@ -134,7 +154,7 @@ def test_when_a_rank_is_killed_the_other_ends_by_itself_and_says_so(tmp_path, vi
     assert ends[victim][0] == -signal.SIGKILL
     code, said = ends[1 - victim]
     assert code == 1
-    assert "the connection to another process broke" in last_sentence(said)
+    assert "the connection to another rank broke" in last_sentence(said)
     assert newest_checkpoint(folder / "checkpoints")["step"] == 5
     assert run(folder, "none", *QUIET, processes=2)[0] == 0
     assert same_weights(folder, clean)
