@@ -35,7 +35,6 @@ from finetune.param_groups import build_optimizer
 from finetune.results import describe, evaluate_and_save_best, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.config.schema import duration_in_steps
-from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
@@ -93,9 +92,9 @@ def _classify(config: ClassifierConfig, world: DistributedContext, stopped: Stop
     del saved  # its tensors are in the run now
     dataset = LabelledTrainDataset(
         data.train, config.data, config.recipe, plan, config.seed, config.model.image_size,
-        config.crop.method,
+        config.crop.method, [shown(stage.bandwidth) for stage in plan.stages],
     )  # fmt: skip
-    step = partial(classifier_step, classes=data.classes, shown=shown)
+    step = partial(classifier_step, classes=data.classes)
     files = {"classes.json": describe(run, data)}
     periodic = [] if config.output.evaluate_every is None else [PeriodicEvaluation(run, data)]
     train_run(run, dataset, step, stopped, periodic, partial(finish, run), files)
@@ -219,7 +218,6 @@ def classifier_step(
     stage: PlannedStage,
     batches: Iterable[LabelledBatch],
     classes: int,
-    shown: Callable[[int], tuple[int, int]],
 ) -> tuple[Tensor, Tensor]:
     """Update a classifier once; return the loss and the gradient's norm.
 
@@ -232,12 +230,10 @@ def classifier_step(
     numbers = itertools.count()
 
     def loss_of(batch: LabelledBatch) -> Tensor:
-        side = shown(run.plan.stages[int(batch.stage[0])].bandwidth)
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         seed = sample_seed(*key, next(numbers))
         images, targets = mix(images, labels, config.recipe, classes, seed)
-        images = low_frequency_crop(images, side, config.crop.method)
         with autocast(run.dtype, device):
             logits = run.network(images)
         return F.cross_entropy(logits.float(), targets)

@@ -17,18 +17,15 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
-from finetune.config import RecipeConfig
 from finetune.model import build_classifier
 from finetune.run_folder import read_classifier_config
 from finetune.scores import score
-from finetune.transforms import LabelledTrainDataset, mix
-from mae_et import Curriculum, Interrupted, Stage, UserError, load_config
+from mae_et import Interrupted, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.schema import DataConfig
 from mae_et.data.prepare import prepare
-from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.webdataset import TarWriter
 from mae_et.io.metrics_file import SCORES, read_metrics
@@ -186,7 +183,7 @@ def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monke
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("place", ["write_weights", "RunLogger.score"])
+@pytest.mark.parametrize("place", ["write_weights", "RunLogger.log_scores"])
 def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_alone(
     small, monkeypatch, place: str
 ) -> None:
@@ -351,43 +348,6 @@ def test_evaluating_writes_tables_and_takes_the_published_layout(small, tmp_path
     assert (total, 100 * right / total) == (30, pytest.approx(found["top1"], abs=1e-3))
     with (tmp_path / "tables" / "classes.csv").open() as file:
         assert [row["images"] for row in csv.DictReader(file)] == ["3"] * 10
-
-
-def test_mixing_mixes_labels_as_it_mixes_images() -> None:
-    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8).clone()
-    labels = torch.tensor([0, 1, 2, 3])
-    mixed, targets = mix(images.clone(), labels, RecipeConfig(mixup=0.8), 5, seed=3)
-    share = targets.max(1).values[0]
-    torch.testing.assert_close(targets.sum(1), torch.ones(4))
-    expected = share * torch.arange(4.0) + (1 - share) * torch.arange(4.0).flip(0)
-    flipped = (1 - share) * torch.arange(4.0) + share * torch.arange(4.0).flip(0)
-    found = mixed[:, 0, 0, 0]
-    assert torch.allclose(found, expected) or torch.allclose(found, flipped)
-    same = mix(images.clone(), labels, RecipeConfig(mixup=0.8), 5, seed=3)[0]
-    assert torch.equal(same, mixed)
-    plain, hot = mix(images, labels, RecipeConfig(smoothing=0.1), 5, seed=0)
-    assert torch.equal(plain, images)
-    assert hot[2].tolist() == pytest.approx([0.02, 0.02, 0.92, 0.02, 0.02])
-
-
-def test_a_view_is_a_function_of_its_seed_and_erases_with_noise_of_unit_variance() -> None:
-    plan = Curriculum((Stage(64, 1),), 64).plan(2, 20, 4)
-    data = DataConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
-    whole = LabelledTrainDataset(Synthetic(20, 64), data, RecipeConfig(), plan, 0)
-    erased = LabelledTrainDataset(Synthetic(20, 64), data, RecipeConfig(erasing=0.999), plan, 0)
-    changed = torch.cat(
-        [
-            (erased[SampleIndex(i, 0, 0)].images - whole[SampleIndex(i, 0, 0)].images).flatten()
-            for i in range(20)
-        ]
-    )
-    pixels = torch.cat([erased[SampleIndex(i, 0, 0)].images.flatten() for i in range(20)])[
-        changed != 0
-    ]
-    assert 0.02 < (changed != 0).float().mean() < 0.4
-    assert abs(pixels.mean()) < 0.05
-    assert abs(pixels.std() - 1) < 0.05
-    assert torch.equal(erased[SampleIndex(3, 1, 0)].images, erased[SampleIndex(3, 1, 0)].images)
 
 
 def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, capsys) -> None:
