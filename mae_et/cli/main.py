@@ -1,7 +1,8 @@
 """The `mae-et` command.
 
 Exit status: 0 on success, 2 for a user's mistake, 1 for a run that failed, 128 + signal for a run
-that a signal stopped. Commands that end with results print them last, as one line of JSON.
+that a signal stopped. Commands that end with results print them last, as a table on a terminal and
+one line of JSON elsewhere.
 """
 
 import re
@@ -69,7 +70,11 @@ def usage() -> str:
         for name, command in COMMANDS.items()
     ]
     head = "usage: mae-et COMMAND [--config FILE_OR_NAME ...] [--key value ...]"
-    return "\n".join([head, "", *lines, "", "mae-et COMMAND --help lists a command's keys."])
+    tail = (
+        "mae-et COMMAND --help lists a command's keys. Results are printed as a table on a\n"
+        "terminal, as one line of JSON elsewhere or with --json."
+    )
+    return "\n".join([head, "", *lines, "", tail])
 
 
 def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:

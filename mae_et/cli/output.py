@@ -1,10 +1,12 @@
-"""What commands print: results as one line of JSON, hints for people on stderr."""
+"""Print results, as a table on a terminal and one line of JSON elsewhere; hints on stderr."""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from mae_et.cli.arguments import Arguments
+from mae_et.monitoring.figures import results_table
 from mae_et.runtime.console import is_main
 
 
@@ -14,9 +16,22 @@ def print_json(results: dict[str, Any]) -> None:
         print(json.dumps(results), flush=True)
 
 
-def print_run(folder: Path, further: dict[str, Any]) -> None:
+def split_json_flag(arguments: Arguments) -> tuple[Arguments, bool]:
+    """Remove `--json` from the arguments of a command that prints results."""
+    return [word for word in arguments if word != "--json"], "--json" in arguments
+
+
+def print_results(results: dict[str, Any], as_json: bool) -> None:
+    """Print a table on a terminal, one line of JSON elsewhere or if requested; from rank 0 only."""
+    if as_json or not sys.stdout.isatty():
+        print_json(results)
+    elif is_main():
+        print(results_table(results), flush=True)
+
+
+def print_run(folder: Path, further: dict[str, Any], as_json: bool) -> None:
     """Print the results of a finished run, and how to look at its curves; from rank 0 only."""
     if is_main():
         results = json.loads((folder / "results.json").read_text())
         print(f"mae-et: curves: tensorboard --logdir {folder}", file=sys.stderr)
-        print_json({"run": str(folder)} | results | further)
+        print_results({"run": str(folder)} | results | further, as_json)

@@ -1,5 +1,6 @@
 """Commands that compare runs: a table, an HTML report, benchmarks."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def compare(arguments: Arguments) -> None:
     config = config_of("compare", arguments)
     from mae_et.monitoring.compare import compare
 
-    print(compare(config), flush=True)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(compare(config, width), flush=True)
 
 
 def report(arguments: Arguments) -> None:

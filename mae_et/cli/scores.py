@@ -4,26 +4,29 @@ from pathlib import Path
 
 import finetune
 from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
-from mae_et.cli.output import print_json
+from mae_et.cli.output import print_json, print_results, split_json_flag
 from mae_et.config.schema import PretrainConfig
 
 
 def knn(arguments: Arguments) -> None:
     """Score a pre-trained encoder by weighted k-nearest neighbours."""
+    arguments, as_json = split_json_flag(arguments)
     config = config_over_data_of("knn", _read_pretraining, arguments)
-    print_json(finetune.knn(config))
+    print_results(finetune.knn(config), as_json)
 
 
 def linear_probe(arguments: Arguments) -> None:
     """Score a pre-trained encoder by a linear classifier on its frozen features."""
+    arguments, as_json = split_json_flag(arguments)
     config = config_over_data_of("linear-probe", _read_pretraining, arguments)
-    print_json(finetune.linear_probe(config))
+    print_results(finetune.linear_probe(config), as_json)
 
 
 def evaluate(arguments: Arguments) -> None:
     """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
+    arguments, as_json = split_json_flag(arguments)
     config = config_over_data_of("evaluate", _read_classifier, arguments)
-    print_json(finetune.evaluate(config))
+    print_results(finetune.evaluate(config), as_json)
 
 
 def dynamics(arguments: Arguments) -> None:

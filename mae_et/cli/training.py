@@ -7,13 +7,14 @@ from pathlib import Path
 import finetune as downstream
 import mae_et
 from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import is_main, print_json, print_run
+from mae_et.cli.output import is_main, print_results, print_run, split_json_flag
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 
 
 def demo(arguments: Arguments) -> None:
     """Pre-train, probe and picture a small model: minutes on two CPU cores."""
+    arguments, as_json = split_json_flag(arguments)
     config = _beside_the_embedded_run(config_of("demo", ["--config=demo", *arguments]))
     folder = mae_et.pretrain(config)
     if not is_main():
@@ -27,7 +28,7 @@ def demo(arguments: Arguments) -> None:
     except UserError as error:  # unlabelled images, most likely
         print(f"mae-et: not scored: {error}", file=sys.stderr)
         accuracies = {}
-    print_run(folder, accuracies)
+    print_run(folder, accuracies, as_json)
 
 
 def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
@@ -41,12 +42,14 @@ def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
 
 def pretrain(arguments: Arguments) -> None:
     """Pre-train a masked autoencoder; resumes automatically from the run folder."""
+    arguments, as_json = split_json_flag(arguments)
     config = config_of("pretrain", arguments)
-    print_run(mae_et.pretrain(config), {})
+    print_run(mae_et.pretrain(config), {}, as_json)
 
 
 def finetune(arguments: Arguments) -> None:
     """Fine-tune or probe a checkpoint on labelled images."""
+    arguments, as_json = split_json_flag(arguments)
     config = config_of("finetune", arguments)
     if not (config.data.name or config.data.root):
         start = config.model.checkpoint
@@ -56,17 +59,18 @@ def finetune(arguments: Arguments) -> None:
             f"data must be given (--data.root or --data.name): {start or config.model.backbone} "
             "does not say what it was trained on"
         )
-    _classify(config)
+    _classify(config, as_json)
 
 
 def supervised(arguments: Arguments) -> None:
     """Train a timm backbone from scratch, optionally under a curriculum."""
-    _classify(config_of("supervised", arguments))
+    arguments, as_json = split_json_flag(arguments)
+    _classify(config_of("supervised", arguments), as_json)
 
 
-def _classify(config: downstream.ClassifierConfig) -> None:
+def _classify(config: downstream.ClassifierConfig, as_json: bool) -> None:
     results = downstream.classify(config)
     if is_main():
         folder = config.output.dir
         print(f"mae-et: curves: tensorboard --logdir {folder}", file=sys.stderr)
-        print_json({"run": str(folder)} | results)
+        print_results({"run": str(folder)} | results, as_json)

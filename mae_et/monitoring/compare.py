@@ -39,11 +39,15 @@ class ComparedRun:
     figures: dict[str, Any]
 
 
-def compare(config: CompareConfig) -> str:
+def compare(config: CompareConfig, width: int | None = None) -> str:
     """Return a Markdown table with a row for each run, finished or not.
 
     Runs whose configs differ in the seed alone also get a row of means and standard deviations.
     Fine-tuned classifiers share the row of the run they started from, if that is compared too.
+
+    Args:
+        config: runs and output file.
+        width: characters of a line, beyond which the returned table has a column for each run.
 
     Raises:
         UserError: a run folder is missing or damaged, or the output cannot be written.
@@ -60,12 +64,16 @@ def compare(config: CompareConfig) -> str:
         ]
         for run in runs
     ]
-    table = markdown_table(["run", *varied, *figures], rows)
+    head = ["run", *varied, *figures]
+    table = markdown_table(head, rows)
     if config.output is not None:
         try:
             write_text_atomically(config.output, table + "\n")
         except OSError as error:
             raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
+    if width is not None and table.index("\n") > width:
+        head, *rows = [list(column) for column in zip(head, *rows, strict=True)]
+        return markdown_table(head, rows)
     return table
 
 

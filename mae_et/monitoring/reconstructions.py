@@ -90,7 +90,7 @@ def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
 
 def _caption_row(captions: Sequence[str], width: int, panel: int) -> Tensor:
     """Return captions centred over columns of panels, uint8 [3 H width]."""
-    size = max(12, panel // 10)
+    size = max(12, panel // 8)
     row = Image.new("RGB", (width, size + 2 * FRAME), "white")
     draw, font = ImageDraw.Draw(row), ImageFont.load_default(size)
     for place, caption in enumerate(captions):

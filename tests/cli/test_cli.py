@@ -151,7 +151,7 @@ def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yam
     for images, rows in (([], 8), ([f"--images=[{photo}]"], 1)):
         assert main(["reconstruct", f"--checkpoint={folder}", f"--output={output}", *images]) == 0
         assert last_json(capsys.readouterr().out) == {"picture": str(output)}
-        assert read_image(str(output)).shape == (3, rows * 100 + 4, 404)
+        assert read_image(str(output)).shape == (3, 20 + rows * 100 + 4, 404)
     flags = [f"--checkpoint={folder}", "--bandwidth=20"]
     assert main(["reconstruct", *flags]) == 2
 

@@ -86,3 +86,15 @@ def test_a_second_classifier_of_a_run_keeps_its_own_row(tmp_path: Path) -> None:
     rows = cells(compare(CompareConfig([start, *tuned])))
     assert [row["run"] for row in rows] == ["a", "y"]
     assert (rows[0]["finetune top1"], rows[1]["top1"]) == ("70", "71")
+
+
+def test_a_table_wider_than_the_terminal_has_a_column_for_each_run(tmp_path: Path) -> None:
+    runs = [written(tmp_path / name, {"optim": {"base_lr": 10.0**-place}}, loss=0.5, knn=place)
+            for place, name in enumerate(("first", "second"), 1)]  # fmt: skip
+    config = CompareConfig(runs, tmp_path / "table.md")
+    rows = compare(config, width=200)
+    columns = compare(config, width=30)
+    assert max(map(len, rows.split("\n"))) > max(map(len, columns.split("\n")))
+    assert [row["run"] for row in cells(columns)] == ["optim.base_lr", "loss", "knn"]
+    assert [row["second"] for row in cells(columns)] == ["0.01", "0.5", "2"]
+    assert (tmp_path / "table.md").read_text() == rows + "\n"  # independent of the terminal

@@ -1,0 +1,42 @@
+"""Results of commands: a table on a terminal, one line of JSON elsewhere."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mae_et.cli.main import main
+from mae_et.monitoring.figures import results_table
+
+
+@pytest.fixture
+def command(tiny_yaml: Path, tmp_path: Path) -> list[str]:
+    return ["pretrain", f"--config={tiny_yaml}", f"--output.dir={tmp_path / 'run'}"]
+
+
+def test_a_finished_run_prints_a_short_table_on_a_terminal_and_json_elsewhere(
+    command: list[str], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    assert main(command) == 0
+    piped = json.loads(capsys.readouterr().out)
+    assert piped == {"run": str(tmp_path / "run")} | json.loads(
+        (tmp_path / "run" / "results.json").read_text()
+    )
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == piped
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert len(lines) < 15
+    assert max(map(len, lines[1:])) <= 80
+    assert f"{piped['loss']:.5g}" in shown
+    assert [line.split()[:2] for line in lines[-3:]] == [["1", "16"], ["2", "24"], ["3", "32"]]
+
+
+def test_the_table_names_faults_only_if_there_were_any() -> None:
+    results = {"loss": 0.5, "diverged": False, "skipped_updates": 0, "training_seconds": 3661.0}
+    assert results_table(results).splitlines() == ["loss           0.5", "training time  1:01:01"]
+    faulty = results_table(results | {"diverged": True, "skipped_updates": 1200})
+    assert faulty.splitlines()[2:] == ["diverged         yes", "skipped updates  1,200"]
