@@ -26,7 +26,7 @@ def build_backbone(config: NetworkConfig, classes: int) -> nn.Module:
     network = _create(config, classes)
     follow_image_size(network, config.image_size)
     if config.checkpoint is not None:
-        _load_checkpoint(network, config.checkpoint, str(config.backbone))
+        _load_checkpoint(network, config.checkpoint, config.checkpoint_key, str(config.backbone))
     return network
 
 
@@ -52,14 +52,15 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
         raise UserError(f"timm cannot build model.backbone {config.backbone!r}: {reason}") from None
 
 
-def _load_checkpoint(network: Any, checkpoint: Path, name: str) -> None:
+def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str) -> None:
     """Load a checkpoint of the same timm model, except a head of other classes.
 
     Weights of another image or patch size are resampled as timm resamples its own.
     """
     head = network.default_cfg.get("classifier", "head")
     heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))
-    theirs, ours = read_state_dict(checkpoint), network.state_dict()
+    ours = network.state_dict()
+    theirs = read_state_dict(checkpoint, ours.keys(), key)
     kept = _without_mismatched_head(theirs, ours, heads)
     if describe_mismatch(kept, ours, may_lack=heads):
         kept = _without_mismatched_head(_resampled_by_timm(network, theirs), ours, heads)

@@ -52,6 +52,8 @@ class NetworkConfig:
     encoder_num_heads: int | None = None
     """Attention heads of the checkpoint's encoder, needed where its width is not a published
     one."""
+    checkpoint_key: str | None = None
+    """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         """Refuse an unnamed network and contradictory settings."""

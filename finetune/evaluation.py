@@ -67,7 +67,7 @@ def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Modu
         weights = config.checkpoint / names[config.weights]
         network = load_run_network(run.model, config.checkpoint, read_weight_file(weights))
         return network, run.model.image_size, run.model.channels
-    found = load_weights(config.checkpoint)
+    found = load_weights(config.checkpoint, config.checkpoint_key)
     if not {"weight", "bias"} <= set(found.head):
         raise UserError(f"{config.checkpoint} is not a classifier: it has no head")
     pool: Pool = "mean" if "fc_norm.weight" in found.encoder else "cls"

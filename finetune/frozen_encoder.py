@@ -14,8 +14,9 @@ from mae_et.checkpoints.encoders import (
     has_masked_autoencoder_layout,
     load_encoder,
 )
-from mae_et.checkpoints.formats import Weights, load_weights
+from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.checkpoints.weights import Weights
 from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder, initialise
@@ -45,8 +46,8 @@ class FrozenEncoder:
 def open_encoder(
     path: Path,
     encoder_num_heads: int | None = None,
-    decoder_num_heads: int | None = None,
     architecture: str | None = None,
+    key: str | None = None,
 ) -> FrozenEncoder:
     """Open the encoder of a checkpoint; see `mae_et.checkpoints.encoders.load_encoder`.
 
@@ -54,17 +55,15 @@ def open_encoder(
         UserError: there is no such checkpoint, or it is not a vision transformer.
     """
     if not has_masked_autoencoder_layout(path, architecture):
-        return _of_network(load_encoder(path, encoder_num_heads, architecture))
-    encoder = encoder_from_weights(load_weights(path), encoder_num_heads, decoder_num_heads)
+        return _of_network(load_encoder(path, encoder_num_heads, architecture, key))
+    encoder = encoder_from_weights(load_weights(path, key), encoder_num_heads)
     classifier = read_classifier_config(path)
     return encoder if classifier is None else replace(encoder, data=classifier.data)
 
 
-def encoder_from_weights(
-    weights: Weights, encoder_num_heads: int | None = None, decoder_num_heads: int | None = None
-) -> FrozenEncoder:
+def encoder_from_weights(weights: Weights, encoder_num_heads: int | None = None) -> FrozenEncoder:
     """Build the encoder of weights that have been read; see `open_encoder`."""
-    model = _masked_autoencoder(weights, encoder_num_heads, decoder_num_heads)
+    model = _masked_autoencoder(weights, encoder_num_heads)
     if model is None:
         return _of_network(encoder_of_weights(weights, encoder_num_heads))
     return encoder_of_masked_autoencoder(model, weights.config.data if weights.config else None)
@@ -80,11 +79,11 @@ def encoder_of_masked_autoencoder(
 
 
 def _masked_autoencoder(
-    weights: Weights, encoder_num_heads: int | None, decoder_num_heads: int | None
+    weights: Weights, encoder_num_heads: int | None
 ) -> MaskedAutoencoder | None:
     """Build the masked autoencoder that weights belong to; None if their encoder is another's."""
     try:
-        return masked_autoencoder(weights, encoder_num_heads, decoder_num_heads)
+        return masked_autoencoder(weights, encoder_num_heads, decoder=False)
     except UserError:
         if weights.model is not None:  # a run of ours, which must fit
             raise

@@ -11,9 +11,10 @@ from finetune.backbone import build_backbone
 from finetune.config import NetworkConfig
 from finetune.image_size import Size, format_size, height_and_width
 from finetune.vit import build_vit
-from mae_et.checkpoints.formats import Weights, load_weights, weights_of_classifier
+from mae_et.checkpoints.formats import load_weights, weights_of_classifier
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
+from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
 
 
@@ -26,7 +27,9 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
     if config.backbone is not None:
         return build_backbone(config, classes)
     assert config.checkpoint is not None  # NetworkConfig requires one of the two
-    return build_vit_classifier(config, load_weights(config.checkpoint), classes)
+    return build_vit_classifier(
+        config, load_weights(config.checkpoint, config.checkpoint_key), classes
+    )
 
 
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:

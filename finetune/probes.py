@@ -39,7 +39,7 @@ def score_encoder(
         UserError: the checkpoint or the data cannot be used.
     """
     encoder = open_encoder(
-        config.checkpoint, config.encoder_num_heads, config.decoder_num_heads, config.architecture
+        config.checkpoint, config.encoder_num_heads, config.architecture, config.checkpoint_key
     )
     data = config.data or encoder.data
     if data is None:

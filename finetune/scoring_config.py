@@ -37,8 +37,6 @@ class ProbeConfig:
     """Whether to score the same encoder with freshly initialised weights too."""
     encoder_num_heads: int | None = None
     """Attention heads of the encoder, needed where its width is not a published one."""
-    decoder_num_heads: int | None = None
-    """Attention heads of the decoder, likewise."""
     output: Path | None = None
     """Folder for results.json; by default scores are only printed."""
     batch_size: int = 256
@@ -51,6 +49,8 @@ class ProbeConfig:
     """Autocast precision of the encoder."""
     seed: int = 0
     """Seed of the probe's batches and of fresh weights."""
+    checkpoint_key: str | None = None
+    """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -84,6 +84,8 @@ class EvaluateConfig:
     """Device; auto uses a GPU if there is one."""
     precision: Precision = "auto"
     """Autocast precision."""
+    checkpoint_key: str | None = None
+    """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""

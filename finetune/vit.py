@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from finetune.config import Pool, Probe
 from finetune.image_size import Size, format_size, height_and_width
-from mae_et.checkpoints.formats import Weights
 from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
+from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
 from mae_et.models.encoder import create_vit
 

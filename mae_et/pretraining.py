@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.store import export_encoder
 from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig
@@ -153,7 +154,8 @@ def finish(run: Run, model: MaskedAutoencoder, logger: RunLogger | None) -> None
         return
     folder = run.config.output.dir
     description = json.dumps(plain(run.config.model))
-    export_encoder(model.encoder, folder / ENCODER, description)
+    preprocessing = Preprocessing.of_run(run.config.data, run.config.model.image_size).to_json()
+    export_encoder(model.encoder, folder / ENCODER, description, preprocessing)
     rows = read_metrics(folder)
     figures = {
         "loss": last_loss(rows),

@@ -26,7 +26,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     Raises:
         UserError: the checkpoint has no decoder, or there is no image.
     """
-    weights = load_weights(config.checkpoint)
+    weights = load_weights(config.checkpoint, config.checkpoint_key)
     model = masked_autoencoder(
         weights, config.encoder_num_heads, config.decoder_num_heads, config.target
     )

@@ -16,12 +16,13 @@ from timm.models import model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mae_et.checkpoints.formats import Weights, load_weights, read_state_dict
+from mae_et.checkpoints.formats import load_weights, read_state_dict
 from mae_et.checkpoints.hugging_face_vit import is_hugging_face_vit, read_hugging_face_vit
 from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, masked_autoencoder, num_heads_of
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.timm_hub import create_pretrained
+from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
 from mae_et.models.encoder import create_vit
 
@@ -29,7 +30,10 @@ NAME_IT = "give its timm model with --architecture"
 
 
 def load_encoder(
-    checkpoint: str | Path, num_heads: int | None = None, architecture: str | None = None
+    checkpoint: str | Path,
+    num_heads: int | None = None,
+    architecture: str | None = None,
+    checkpoint_key: str | None = None,
 ) -> Any:
     """Load an encoder as a timm model without a head; nothing in the file is executed.
 
@@ -41,6 +45,7 @@ def load_encoder(
             is not a published one.
         architecture: timm's name of the network, needed where the weights do not determine it
             (CLIP, SwiGLU, distilled DeiT); timm's own conversion is applied.
+        checkpoint_key: choice among several sets of weights in a file, such as `teacher`.
 
     Returns:
         The network on the CPU, in evaluation mode, at the checkpoint's image size. It has
@@ -52,13 +57,13 @@ def load_encoder(
     """
     path = Path(checkpoint)
     if architecture is not None:
-        return _checked(_build_named(path, architecture), path)
+        return _checked(_build_named(path, architecture, checkpoint_key), path)
     if not path.exists() and timm.is_model(str(path)):
         return _checked(_fetch(str(path)), path)
     if is_hugging_face_vit(path):
         vit = read_hugging_face_vit(path)
         return build_vit_of(path, vit.tensors, vit.num_heads, norm_eps=vit.norm_eps)
-    return encoder_of_weights(load_weights(path), num_heads)
+    return encoder_of_weights(load_weights(path, checkpoint_key), num_heads)
 
 
 def has_masked_autoencoder_layout(path: Path, architecture: str | None = None) -> bool:
@@ -69,7 +74,7 @@ def has_masked_autoencoder_layout(path: Path, architecture: str | None = None) -
 def encoder_of_weights(weights: Weights, num_heads: int | None = None) -> VisionTransformer:
     """Build the encoder of weights that have been read; see `load_encoder`."""
     if weights.model is not None:
-        return masked_autoencoder(weights).encoder
+        return masked_autoencoder(weights, decoder=False).encoder
     return build_vit_of(
         weights.path,
         weights.encoder,
@@ -158,10 +163,10 @@ def _fetch(name: str, **settings: Any) -> Any:
         raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
 
 
-def _build_named(path: Path, architecture: str) -> Any:
+def _build_named(path: Path, architecture: str, key: str | None) -> Any:
     """Build a named timm model around a file, which timm converts to its own names."""
-    tensors = read_state_dict(path)
     network = create_vit(architecture, num_classes=0)
+    tensors = read_state_dict(path, network.state_dict().keys(), key)
     entry = model_entrypoint(network.default_cfg["architecture"])
     convert = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
     if convert is not None:

@@ -1,10 +1,10 @@
-"""Write a checkpoint in the layouts of other libraries: each opens there with no conversion.
+"""Write a checkpoint in the layouts of other libraries, each of which opens it unconverted.
 
 timm: safetensors of a `VisionTransformer`. mae: a `.pth` in the layout of facebookresearch/mae. hf:
-a folder for transformers' `ViTMAEForPreTraining`.
+a folder for transformers' ViTMAEForPreTraining, ViTModel or ViTForImageClassification.
 
-A masked autoencoder is built first, so that what is written is one. A classifier is not: its
-tensors are written as they are, for its positions may have been trained, or be of another size.
+A masked autoencoder is rebuilt first, which checks it. A classifier's tensors are written as they
+are: its positions may have been trained, or have another size.
 """
 
 import json
@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from safetensors.torch import save as safetensors_bytes
 
-from mae_et.checkpoints.formats import Weights, load_weights
-from mae_et.checkpoints.hugging_face import to_hugging_face
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.hugging_face_export import decoder_with_positions, write_hugging_face
 from mae_et.checkpoints.load import masked_autoencoder
-from mae_et.checkpoints.mae_layout import MAE_DECODER, PROBE_EPSILON
+from mae_et.checkpoints.mae_layout import MAE_DECODER, fold_probe
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
+from mae_et.checkpoints.tensor_files import write_safetensors, write_torch
+from mae_et.checkpoints.weight_files import CLASSIFIER_KEY, MODEL_KEY, PREPROCESSING_KEY
+from mae_et.checkpoints.weights import Weights
 from mae_et.config.commands import Format
+from mae_et.config.files import plain
 from mae_et.errors import UserError
-from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.models.encoder import create_vit
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.models.pos_embed import sincos_positions
 
 # Parts of a block that MAE's code builds.
 MAE_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -37,53 +38,65 @@ def export(
     path: str | Path,
     encoder_num_heads: int | None = None,
     decoder_num_heads: int | None = None,
+    checkpoint_key: str | None = None,
 ) -> Path:
     """Write a checkpoint for another library.
 
-    A classifier's file holds its head too. In timm it opens as a `VisionTransformer` with as many
-    `num_classes`, the image size that it was trained at, and, by the norm in the file, a
-    `global_pool` of `avg` (`fc_norm`), `token` (`norm`) or `map` (`attn_pool`). A linear probe's
-    normalisation, which timm has not, becomes part of the head's product; `mae` keeps it.
+    A classifier is written with its head. timm opens it as a `VisionTransformer` with as many
+    `num_classes`, the image size of training, and the `global_pool` that its norm implies: `avg`
+    (`fc_norm`), `token` (`norm`) or `map` (`attn_pool`). A linear probe's normalisation is folded
+    into the head for timm and Hugging Face; `mae` keeps it.
+
+    Files for timm and `mae` also record the model, its target, the classes and the preprocessing
+    of the images, which our own commands read and other libraries skip.
 
     Args:
         checkpoint: run folder, checkpoint, or file of released weights, of a masked autoencoder or
-            of a ViT that classifies; of the latter's folder the last weights are taken.
+            of a ViT classifier (of its run folder, the last weights).
         format: `timm`, `hf` or `mae`.
-        path: the file to write, or the folder for `hf`.
-        encoder_num_heads: heads of the encoder, where its width is no published one; they leave no
-            trace in a classifier's file.
-        decoder_num_heads: heads of the decoder, likewise.
+        path: file to write, or folder for `hf`.
+        encoder_num_heads: attention heads of the encoder, needed where the checkpoint does not
+            record them and its width is not a published one.
+        decoder_num_heads: attention heads of the decoder, likewise.
+        checkpoint_key: choice among several sets of weights in a file, such as `teacher`.
 
     Returns:
         The path.
 
     Raises:
-        UserError: the checkpoint cannot be read, the format cannot hold its decoder or its head, or
-            the path cannot be written.
+        UserError: the checkpoint cannot be read, the format cannot hold its decoder or head, or the
+            path cannot be written.
     """
     if format not in get_args(Format):
         raise UserError(f"format must be timm, hf or mae, got {format!r}")
-    weights, path = load_weights(Path(checkpoint)), Path(path)
+    weights, path = load_weights(Path(checkpoint), checkpoint_key), Path(path)
     try:
         if weights.head:
-            _write_classifier(weights, format, path)
+            _write_classifier(weights, format, path, encoder_num_heads)
         else:
-            model = masked_autoencoder(weights, encoder_num_heads, decoder_num_heads)
-            _write_masked_autoencoder(model, format, path)
+            model = masked_autoencoder(
+                weights, encoder_num_heads, decoder_num_heads, decoder=format != "timm"
+            )
+            _write_masked_autoencoder(model, weights, format, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     return path
 
 
-def _write_masked_autoencoder(model: MaskedAutoencoder, format: Format, path: Path) -> None:  # noqa: A002
+def _write_masked_autoencoder(
+    model: MaskedAutoencoder,
+    weights: Weights,
+    format: Format,  # noqa: A002
+    path: Path,
+) -> None:
     encoder = dict(model.encoder.state_dict())
     if format == "hf":
-        _write_hugging_face(model, path)
+        write_hugging_face(path, weights, model, None)
     elif format == "timm":
-        _write_safetensors(encoder, path)
+        write_safetensors(encoder, path, _entries(weights))
     else:
         _check_mae_blocks(encoder)
-        _write_mae(encoder | _mae_decoder(model), path)
+        write_torch(encoder | _mae_decoder(model), path, _entries(weights))
 
 
 def _check_mae_blocks(encoder: Tensors) -> None:
@@ -98,18 +111,25 @@ def _check_mae_blocks(encoder: Tensors) -> None:
             raise UserError(f"format mae has no place for {name}; use timm")
 
 
-def _write_classifier(weights: Weights, format: Format, path: Path) -> None:  # noqa: A002
-    if format == "hf":
-        raise UserError("format hf holds no classifier, for ViTMAE has none; use timm or mae")
+def _write_classifier(
+    weights: Weights,
+    format: Format,  # noqa: A002
+    path: Path,
+    num_heads: int | None,
+) -> None:
     _check_classifier(weights)
+    if format == "hf":
+        write_hugging_face(path, weights, None, num_heads)
+        return
     if format == "timm":
-        _write_safetensors(weights.encoder | _head_of_timm(weights.head), path)
+        head = {f"head.{name}": tensor for name, tensor in fold_probe(weights.head).items()}
+        write_safetensors(weights.encoder | head, path, _entries(weights))
         return
     if "attn_pool.latent" in weights.encoder:
         raise UserError(
             "format mae holds no attentive pooling, which this classifier has; use timm"
         )
-    _write_mae(weights.encoder | _head_of_mae(weights.head), path)
+    write_torch(weights.encoder | _head_of_mae(weights.head), path, _entries(weights))
 
 
 def _check_classifier(weights: Weights) -> None:
@@ -144,16 +164,6 @@ def _check_classifier(weights: Weights) -> None:
         raise UserError(f"{weights.path} does not fit timm's VisionTransformer: {mismatch}")
 
 
-def _head_of_timm(head: Tensors) -> Tensors:
-    """Return a linear layer; a probe's normalisation before it is a part of its product."""
-    weight, bias = head["weight"].double(), head["bias"].double()
-    if "running_mean" in head:
-        weight = weight * (head["running_var"].double() + PROBE_EPSILON).rsqrt()
-        bias = bias - weight @ head["running_mean"].double()
-    dtype = head["weight"].dtype
-    return {"head.weight": weight.to(dtype), "head.bias": bias.to(dtype)}
-
-
 def _head_of_mae(head: Tensors) -> Tensors:
     """Return a linear layer, after a probe's normalisation where there is one."""
     if "running_mean" not in head:
@@ -169,38 +179,25 @@ def _mae_decoder(model: MaskedAutoencoder) -> Tensors:
         raise UserError("format mae holds MAE's decoder, and this one is cross; use timm")
     ours_to_theirs = {ours: theirs for theirs, ours in MAE_DECODER.items()}
     weights = {}
-    for name, tensor in _decoder(model).items():
+    for name, tensor in decoder_with_positions(model).items():
         ours = next((prefix for prefix in ours_to_theirs if name.startswith(prefix)), "")
         weights[ours_to_theirs.get(ours, "decoder_") + name.removeprefix(ours)] = tensor
     return weights
 
 
-def _write_safetensors(weights: Tensors, path: Path) -> None:
-    content = safetensors_bytes(_contiguous(weights), {"format": "pt"})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def _write_mae(weights: Tensors, path: Path) -> None:
-    payload = {"model": _contiguous(weights)}
-    write_atomically(path, lambda temporary: torch.save(payload, temporary))
-
-
-def _write_hugging_face(model: MaskedAutoencoder, folder: Path) -> None:
-    weights, about = to_hugging_face(model, _decoder(model))
-    _write_safetensors(weights, folder / "model.safetensors")
-    write_text_atomically(folder / "config.json", json.dumps(about, indent=2))
-
-
-def _decoder(model: MaskedAutoencoder) -> Tensors:
-    """Return the decoder's weights, with the positions that other layouts store."""
-    if model.decoder is None:
-        return {}
-    width = model.decoder.embed.out_features
-    table = sincos_positions(model.full, model.full, width, torch.device("cpu"))
-    positions = torch.cat([torch.zeros(1, width), table])[None]
-    return dict(model.decoder.state_dict()) | {"pos_embed": positions}
-
-
-def _contiguous(weights: Tensors) -> Tensors:
-    """Return tensors that share no memory, as files need them."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
+def _entries(weights: Weights) -> dict[str, str]:
+    """Return what our own readers need beside the weights; other readers skip it."""
+    entries = {}
+    if weights.model is not None:
+        entries[MODEL_KEY] = json.dumps(plain(weights.model))
+    if weights.preprocessing is not None:
+        entries[PREPROCESSING_KEY] = weights.preprocessing.to_json()
+    if weights.classes is not None:
+        description = {
+            "classes": list(weights.classes),
+            "encoder": weights.architecture,
+            "encoder_num_heads": weights.encoder_num_heads,
+            "grid": None if weights.grid is None else list(weights.grid),
+        }
+        entries[CLASSIFIER_KEY] = json.dumps(description)
+    return entries

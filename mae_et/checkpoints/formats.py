@@ -9,92 +9,83 @@
 Nothing in a file is executed.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 
-from mae_et.checkpoints.hugging_face import from_hugging_face, read_description, read_tensors
+from mae_et.checkpoints.hugging_face import (
+    classes_of,
+    from_hugging_face,
+    read_description,
+    read_tensors,
+)
 from mae_et.checkpoints.mae_layout import split_mae
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.releases import report_release
 from mae_et.checkpoints.run_config import (
-    DEFAULT_ENCODER,
+    check_classifier_description,
     config_from_checkpoint,
     config_of_run,
     read_classifier_description,
 )
-from mae_et.checkpoints.state_dicts import Tensors, unwrap
+from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, largest_state_dict
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.checkpoints.timm_hub import create_pretrained
-from mae_et.checkpoints.weight_files import MODEL_KEY, read_weight_file, summarise_error
-from mae_et.config.schema import ModelConfig, PretrainConfig, Target
+from mae_et.checkpoints.weight_files import (
+    CLASSIFIER_KEY,
+    MODEL_KEY,
+    OUR_ENTRIES,
+    PREPROCESSING_KEY,
+    read_weight_file,
+    summarise_error,
+)
+from mae_et.checkpoints.weights import Weights
+from mae_et.config.schema import ModelConfig
 from mae_et.errors import UserError
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A checkpoint's weights under one set of names, with the facts that came with them."""
-
-    path: Path
-    encoder: Tensors
-    """timm's names."""
-    decoder: Tensors = field(default_factory=dict)
-    """Our names; empty without a decoder."""
-    head: Tensors = field(default_factory=dict)
-    """A classifier's weight and bias, and the running_mean and running_var of a linear probe's
-    normalisation; empty without a head."""
-    model: ModelConfig | None = None
-    """The model's config, where it is recorded."""
-    config: PretrainConfig | None = None
-    """The run's config, of checkpoints and run folders of ours; its data are read-only."""
-    architecture: str = DEFAULT_ENCODER
-    """timm's name of a ViT that differs from the encoder in sizes alone."""
-    encoder_num_heads: int | None = None
-    """Heads of the encoder, where they are recorded."""
-    decoder_num_heads: int | None = None
-    """Heads of the decoder, where they are recorded."""
-    target: Target | None = None
-    """The decoder's target, where it is recorded."""
-    grid: Sequence[int] | None = None
-    """Rows and columns of the position table, where they are recorded."""
-
+from mae_et.io.plain_files import read_mapping
 
 # What `peek_weights` read, until `load_weights` is called for the same file.
-_peeked: dict[tuple[Path, object], Weights] = {}
+_peeked: dict[tuple[object, ...], Weights] = {}
 
 
-def load_weights(path: Path) -> Weights:
+def load_weights(path: Path, key: str | None = None) -> Weights:
     """Read a run folder, a Hugging Face folder, a weight file, or a timm model from its hub.
+
+    Args:
+        path: folder, file, or timm's name of the model.
+        key: choice among several sets of weights in a file, such as `teacher`.
 
     Raises:
         UserError: there is no such checkpoint, it cannot be read without executing code, or it
-            holds no vision transformer.
+            holds no vision transformer, or several.
     """
-    weights = _peeked.pop((path, _version(path)), None)
-    return _read(path) if weights is None else weights
+    weights = _peeked.pop((path, key, _version(path)), None)
+    return _read(path, key) if weights is None else weights
 
 
-def peek_weights(path: Path) -> Weights:
+def peek_weights(path: Path, key: str | None = None) -> Weights:
     """Read weights ahead: the next `load_weights` of the path returns them without reading again.
 
     A command needs a checkpoint's config before its own flags are complete, and weights after.
     """
-    weights = load_weights(path)
+    weights = load_weights(path, key)
     _peeked.clear()
-    _peeked[path, _version(path)] = weights
+    _peeked[path, key, _version(path)] = weights
     return weights
 
 
-def weights_of_payload(path: Path, payload: dict[str, Any]) -> Weights:
+def weights_of_payload(path: Path, payload: dict[str, Any], key: str | None = None) -> Weights:
     """Recognise the content of a file that has been read.
 
     Raises:
-        UserError: it holds no vision transformer.
+        UserError: it holds no vision transformer, or several.
     """
     try:
-        return _recognise(path, payload)
+        return _recognise(path, payload, key)
     except UserError:
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -108,25 +99,30 @@ def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:
     Raises:
         UserError: they are no plain vision transformer's, or the description is damaged.
     """
-    about = read_classifier_description(folder)
-    return replace(
-        _from_mae(folder, tensors),
-        architecture=about["encoder"],
-        encoder_num_heads=about["encoder_num_heads"],
-        grid=about.get("grid"),
-    )
+    description = read_classifier_description(folder)
+    return _with_classifier(_from_mae(folder, tensors), description)
 
 
-def read_state_dict(path: Path) -> Tensors:
-    """Read the tensors of any network: of a file, or the last ones of a classifier's run folder.
+def read_state_dict(path: Path, names: Collection[str], key: str | None = None) -> Tensors:
+    """Read the state dict of any network from a file, or from a classifier's run folder.
+
+    Args:
+        path: the file or folder.
+        names: parameter names of the network.
+        key: choice among several state dicts.
+
+    Returns:
+        Tensors under the network's names; all of the file's where none of the names is found.
 
     Raises:
-        UserError: there are none, or the file cannot be read without executing code.
+        UserError: there is no such file, it cannot be read without executing code, or it holds
+            several state dicts.
     """
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
-    return unwrap(read_weight_file(path))
+    payload = read_weight_file(path)
+    return find_state_dict(path, payload, names, key) or largest_state_dict(payload)
 
 
 def _version(path: Path) -> object:
@@ -137,13 +133,13 @@ def _version(path: Path) -> object:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _read(path: Path) -> Weights:
+def _read(path: Path, key: str | None) -> Weights:
     if not path.exists():
         if timm.is_model(str(path)):
             return _from_hub(path)
         raise UserError(f"there is no checkpoint {path}")
     if path.is_file():
-        return weights_of_payload(path, read_weight_file(path))
+        return weights_of_payload(path, read_weight_file(path), key)
     if (path / "config.json").is_file():
         return _from_hugging_face(path)
     if (path / "classes.json").is_file():
@@ -152,14 +148,43 @@ def _read(path: Path) -> Weights:
     return _from_finished_run(path) if payload is None else weights_of_payload(path, payload)
 
 
-def _recognise(path: Path, payload: dict[str, Any]) -> Weights:
+def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
     if "config" in payload and "plan" in payload:
         return _from_run(path, payload)
+    if not set(OUR_ENTRIES) & payload.keys():
+        report_release(path)
+    return _with_our_entries(_from_mae(path, payload, key), payload)
+
+
+def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
+    """Add what a file of ours records beside its weights."""
+    path = weights.path
+    if PREPROCESSING_KEY in payload:
+        preprocessing = Preprocessing.from_json(payload[PREPROCESSING_KEY], path)
+        weights = replace(weights, preprocessing=preprocessing)
+    if CLASSIFIER_KEY in payload:
+        description = check_classifier_description(json.loads(payload[CLASSIFIER_KEY]), path)
+        weights = _with_classifier(weights, description)
     if MODEL_KEY in payload:
-        model = ModelConfig(**payload[MODEL_KEY])
-        return Weights(path, payload["model"], model=model, architecture=model.encoder)
-    report_release(path)
-    return _from_mae(path, payload)
+        model = ModelConfig(**json.loads(payload[MODEL_KEY]))
+        weights = replace(weights, model=model, architecture=model.encoder)
+    return weights
+
+
+def _with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
+    """Add what `classes.json` of a classifier's run records."""
+    preprocessing = weights.preprocessing
+    if "preprocessing" in description:
+        text = json.dumps(description["preprocessing"])
+        preprocessing = Preprocessing.from_json(text, weights.path)
+    return replace(
+        weights,
+        architecture=description["encoder"],
+        encoder_num_heads=description["encoder_num_heads"],
+        grid=description.get("grid"),
+        classes=description["classes"],
+        preprocessing=preprocessing,
+    )
 
 
 def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
@@ -167,14 +192,22 @@ def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
     config = config_from_checkpoint(payload["config"])
     encoder, decoder = (
         {
-            name.removeprefix(prefix): tensor
+            name.removeprefix(prefix): tensor.float()
             for name, tensor in payload["model"].items()
             if name.startswith(prefix)
         }
         for prefix in ("encoder.", "decoder.")
     )
     model = config.model
-    return Weights(path, encoder, decoder, model=model, config=config, architecture=model.encoder)
+    return Weights(
+        path,
+        encoder,
+        decoder,
+        model=model,
+        config=config,
+        architecture=model.encoder,
+        preprocessing=Preprocessing.of_run(config.data, model.image_size),
+    )
 
 
 def _from_finished_run(folder: Path) -> Weights:
@@ -183,7 +216,11 @@ def _from_finished_run(folder: Path) -> Weights:
     if not path.is_file():
         raise UserError(f"{folder} holds no checkpoint that loads")
     weights = weights_of_payload(path, read_weight_file(path))
-    return replace(weights, config=config_of_run(folder))
+    config = config_of_run(folder)
+    if config is None:
+        return weights
+    preprocessing = Preprocessing.of_run(config.data, config.model.image_size)
+    return replace(weights, config=config, preprocessing=preprocessing)
 
 
 def _from_classifier_run(folder: Path) -> Weights:
@@ -194,10 +231,10 @@ def _from_classifier_run(folder: Path) -> Weights:
     return weights_of_classifier(folder, read_weight_file(path))
 
 
-def _from_mae(path: Path, payload: dict[str, Any]) -> Weights:
-    """Sort tensors of MAE's or timm's layout, bare or in a training checkpoint."""
-    tensors = unwrap(payload)
-    if "patch_embed.proj.weight" not in tensors:
+def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> Weights:
+    """Find and sort tensors of MAE's or timm's layout."""
+    tensors = find_state_dict(path, payload, {"patch_embed.proj.weight"}, key)
+    if not tensors:
         raise UserError(f"{path} holds no vision transformer: there is no patch_embed.proj.weight")
     plain = tensors["patch_embed.proj.weight"].ndim == 4 and "pos_embed" in tensors
     if not plain or tensors["pos_embed"].ndim != 3:
@@ -208,11 +245,17 @@ def _from_mae(path: Path, payload: dict[str, Any]) -> Weights:
 def _from_hugging_face(folder: Path) -> Weights:
     """Read a folder of transformers' ViTMAE, with or without its decoder."""
     about = read_description(folder)
-    encoder, decoder = from_hugging_face(folder, read_tensors(folder, read_weight_file))
+    encoder, decoder, head = from_hugging_face(folder, read_tensors(folder, read_weight_file))
+    views = folder / "preprocessor_config.json"
     return Weights(
         folder,
         encoder,
         decoder,
+        head,
+        classes=classes_of(about) if head else None,
+        preprocessing=(
+            Preprocessing.of_hugging_face(read_mapping(views), views) if views.is_file() else None
+        ),
         encoder_num_heads=about.get("num_attention_heads"),
         decoder_num_heads=about.get("decoder_num_attention_heads"),
         target="norm_pix" if about.get("norm_pix_loss") else "pixel",
@@ -231,4 +274,8 @@ def _from_hub(name: Path) -> Weights:
         reason = " ".join(str(error).split())
         raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
     weights = _from_mae(name, model.state_dict())
-    return replace(weights, encoder_num_heads=model.blocks[0].attn.num_heads)
+    return replace(
+        weights,
+        encoder_num_heads=model.blocks[0].attn.num_heads,
+        preprocessing=Preprocessing.of_timm(model.pretrained_cfg),
+    )

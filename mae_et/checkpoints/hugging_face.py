@@ -1,9 +1,9 @@
-"""The layout of Hugging Face's ViTMAE: its names, its folders, and how they describe a model.
+"""Folders of Hugging Face's ViTMAE and ViT: names of tensors in both directions, and reading.
 
 Names on disk have hardly changed over the versions of transformers, unlike those in memory. One
-table holds them for both directions; what only some writers do is undone before it is asked.
+table maps them both ways; variants that only some writers use are normalised first.
 
-Source: the `vit_mae` conversion of transformers.
+Source: the `vit_mae` and `vit` conversions of transformers.
 """
 
 import re
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
-from mae_et.models.mae import MaskedAutoencoder
 
 # Our names and theirs, after the number of a block.
 BLOCK = {
@@ -49,7 +48,10 @@ NAMES = {
             for ours, theirs in BLOCK.items()
         },
     },
+    "head": {"head.*": "classifier.*"},
 }
+MODEL_TYPES = ("vit_mae", "vit")
+POOLER = "vit.pooler."
 # How transformers 5 spells the decoder's blocks; every version reads the older spelling too.
 DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."
 THIRDS = ("query", "key", "value")
@@ -58,15 +60,23 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return what the `config.json` of a folder says of its model.
+    """Return the `config.json` of a folder.
 
     Raises:
-        UserError: it cannot be read, or its model is of another kind.
+        UserError: the file cannot be read, or describes a model of another type.
     """
     about = read_mapping(folder / "config.json")
-    if about.get("model_type") != "vit_mae":
-        raise UserError(f"{folder} holds a {about.get('model_type')!r} model, not a vit_mae")
+    if about.get("model_type") not in MODEL_TYPES:
+        raise UserError(f"{folder} holds a {about.get('model_type')!r} model, not a vit_mae or vit")
     return about
+
+
+def classes_of(about: dict[str, Any]) -> list[str] | None:
+    """Return the class names of a `config.json`, in the order of the head; None without them."""
+    names = about.get("id2label")
+    if not isinstance(names, dict) or not all(str(n) in names for n in range(len(names))):
+        return None
+    return [str(names[str(number)]) for number in range(len(names))]
 
 
 def read_tensors(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Tensor]:
@@ -94,60 +104,59 @@ def read_tensors(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[s
 
 def from_hugging_face(
     folder: Path, tensors: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the encoder (timm's names) and the decoder (ours) of tensors under names on disk.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return encoder (timm's names), decoder (ours) and head of tensors under names on disk.
 
-    They are those of a `ViTMAEForPreTraining`, or of a `ViTMAEModel`, which has no decoder.
+    They come from a ViTMAEForPreTraining, ViTMAEModel, ViTModel or ViTForImageClassification; parts
+    that the model does not have are empty.
 
     Raises:
         UserError: a tensor's name is unknown, or what every ViTMAE has is missing.
     """
     tables = {
-        part: {theirs: ours for ours, theirs in table.items()} for part, table in NAMES.items()
+        part: {theirs: ours for ours, theirs in names.items()} for part, names in NAMES.items()
     }
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}, "head": {}}
     for name, tensor in tensors.items():
-        part, ours = _find(_on_disk(name), tables)
+        spelled = _on_disk(name)
+        if spelled.startswith(POOLER):
+            continue  # of ViTModel, and used by none of its tasks
+        part, ours = _find(spelled, tables)
         if not ours:
             raise UserError(f"{folder} holds a tensor of unknown name: {name}")
-        parts[part][ours] = tensor
+        parts[part][ours] = tensor.float()
     lacking = {"cls_token", "pos_embed", "patch_embed.proj.weight"} - parts["encoder"].keys()
     if lacking:
         theirs = (_rename(name, NAMES["encoder"]) for name in sorted(lacking))
         raise UserError(f"{folder} lacks {', '.join(theirs)}")
+    head = {name.removeprefix("head."): tensor for name, tensor in parts["head"].items()}
     parts["decoder"].pop("pos_embed", None)  # computed, not loaded
-    return _join_qkv(parts["encoder"]), _join_qkv(parts["decoder"])
+    return _join_qkv(parts["encoder"]), _join_qkv(parts["decoder"]), head
 
 
 def to_hugging_face(
-    model: MaskedAutoencoder, decoder: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return a model's tensors under the names on disk, and the description of its `config.json`.
+    encoder: dict[str, Tensor],
+    decoder: dict[str, Tensor] | None = None,
+    head: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return tensors under the names on disk.
 
     Args:
-        model: the model.
-        decoder: its decoder's weights and positions [1 1+N width], under our names.
+        encoder: timm's names.
+        decoder: our names, and `pos_embed` [1 1+N width]; for a ViTMAE.
+        head: `head.weight` and `head.bias`; for a ViTForImageClassification.
 
     Raises:
-        UserError: ViTMAE cannot be that model: it has MAE's decoder, of pixels, and square images.
+        UserError: a tensor has no place there.
     """
-    if model.decoder is None:
-        raise UserError("format hf needs a decoder, which this checkpoint has not; use timm")
-    if model.decoder.attention != "self":
-        raise UserError("format hf holds MAE's decoder, and this one is cross; use timm")
-    if model.target == "hog":
-        raise UserError("format hf holds decoders of pixels, and this one predicts HOG; use timm")
-    if model.full[0] != model.full[1]:
-        raise UserError("format hf holds square models only")
-    parts = {"encoder": _split_qkv(model.encoder.state_dict()), "decoder": _split_qkv(decoder)}
     renamed = {}
-    for part, table in NAMES.items():
-        for name, tensor in parts[part].items():
-            theirs = _rename(name, table)
+    for part, tensors in (("encoder", encoder), ("decoder", decoder), ("head", head)):
+        for name, tensor in _split_qkv(tensors or {}).items():
+            theirs = _rename(name, NAMES[part])
             if not theirs:
                 raise UserError(f"format hf has no place for {name}; use timm")
             renamed[theirs] = tensor
-    return renamed, _describe(model)
+    return renamed
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Tensor]:
@@ -175,8 +184,8 @@ def _on_disk(name: str) -> str:
     """Bring a name to the spelling of the table, whichever model and version wrote it."""
     if name.startswith(DECODER_BLOCKS_OF_5):
         return f"decoder.decoder_layers.{name.removeprefix(DECODER_BLOCKS_OF_5)}"
-    # A ViTMAEModel alone is not called vit.
-    return name if name.startswith(("vit.", "decoder.")) else f"vit.{name}"
+    # A ViTMAEModel or ViTModel alone has no prefix.
+    return name if name.startswith(("vit.", "decoder.", "classifier.")) else f"vit.{name}"
 
 
 def _find(name: str, tables: dict[str, dict[str, str]]) -> tuple[str, str]:
@@ -226,33 +235,3 @@ def _join_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
                 raise UserError(f"a ViTMAE's weights lack {', '.join(lacking)}")
             joined[f"{apart[1]}.qkv.{apart[3]}"] = torch.cat([weights[name] for name in names])
     return joined
-
-
-def _describe(model: MaskedAutoencoder) -> dict[str, object]:
-    # timm's blocks are modules of no static type.
-    encoder: Any = model.encoder
-    decoder: Any = model.decoder
-    return {
-        "architectures": ["ViTMAEForPreTraining"],
-        "model_type": "vit_mae",
-        "image_size": model.full[0] * model.patch,
-        "patch_size": model.patch,
-        "num_channels": model.channels,
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": encoder.blocks[0].attn.num_heads,
-        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
-        "decoder_hidden_size": decoder.embed.out_features,
-        "decoder_num_hidden_layers": len(decoder.blocks),
-        "decoder_num_attention_heads": decoder.blocks[0].attn.num_heads,
-        "decoder_intermediate_size": decoder.blocks[0].mlp.fc1.out_features,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        # transformers' own default is 1e-12.
-        "layer_norm_eps": 1e-6,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
-        "mask_ratio": 0.75,
-        "norm_pix_loss": model.target == "norm_pix",
-    }

@@ -1,18 +1,21 @@
 """Build masked autoencoders from checkpoints, ours and released ones."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from mae_et.checkpoints.formats import Weights, load_weights, peek_weights
+from mae_et.checkpoints.formats import load_weights, peek_weights
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
+from mae_et.checkpoints.weights import Weights
 from mae_et.config.schema import PretrainConfig, Target
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 
-# Heads leave no trace in the weights; these are the published models' (MAE, tables 1 and A).
+# Weights do not record heads; these are the published models' (MAE, tables 1 and A).
 PUBLISHED_ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 PUBLISHED_DECODER_HEADS = {512: 16}
 
@@ -22,27 +25,30 @@ def load_pretrained(
     encoder_num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     target: Target | None = None,
+    decoder: bool = True,
+    checkpoint_key: str | None = None,
 ) -> MaskedAutoencoder:
     """Load a masked autoencoder; nothing in the file is executed.
 
     Args:
-        path: a run folder, one of our checkpoints, an encoder as safetensors, a `.pth` in MAE's
-            layout (released or of a training run), weights of a timm ViT, or a folder of Hugging
-            Face's ViTMAE.
-        encoder_num_heads: heads of the encoder, where its width is no published one.
-        decoder_num_heads: heads of the decoder, likewise.
-        target: what the decoder predicts, where the file does not say; norm_pix by default.
+        path: run folder, checkpoint, exported encoder, `.pth` in MAE's layout (released or of a
+            training run), weights of a timm ViT, or folder of Hugging Face's ViTMAE.
+        encoder_num_heads: attention heads of the encoder, needed where the file does not record
+            them and its width is not a published one.
+        decoder_num_heads: attention heads of the decoder, likewise.
+        target: target of the decoder where the file does not record it; norm_pix by default.
+        decoder: whether to load the decoder; an encoder loads whatever its decoder is.
+        checkpoint_key: choice among several sets of weights in a file, such as `teacher`.
 
     Returns:
-        The model on the CPU, in evaluation mode; `decoder` is None if the file has none.
+        The model on the CPU, in evaluation mode; its `decoder` is None if the file has none.
 
     Raises:
-        UserError: no such file, an unreadable or unknown one, heads that must be given, or learned
-            positions.
+        UserError: the file is missing, unreadable or of an unknown layout; heads must be given; or
+            positions are learned.
     """
-    return masked_autoencoder(
-        load_weights(Path(path)), encoder_num_heads, decoder_num_heads, target
-    )
+    weights = load_weights(Path(path), checkpoint_key)
+    return masked_autoencoder(weights, encoder_num_heads, decoder_num_heads, target, decoder)
 
 
 def masked_autoencoder(
@@ -50,21 +56,24 @@ def masked_autoencoder(
     encoder_num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     target: Target | None = None,
+    decoder: bool = True,
 ) -> MaskedAutoencoder:
-    """Build a masked autoencoder from weights that are at hand; see `load_pretrained`.
+    """Build a masked autoencoder from weights in memory; see `load_pretrained`.
 
     Raises:
-        UserError: they are a classifier's or have learned positions, or tensors are missing or left
-            over.
+        UserError: the weights are a classifier's, have learned positions, or have missing or
+            unexpected tensors.
     """
     path = weights.path
+    if not decoder:
+        weights = replace(weights, decoder={})
     if weights.head:
         raise UserError(f"{path} holds a classifier (head.*), so it is no masked autoencoder's")
     model = _build(weights, encoder_num_heads, decoder_num_heads, target)
     table = model.encoder.pos_embed
     positions = weights.encoder["pos_embed"]
     assert table is not None  # checked when it was built
-    if positions.shape != table.shape or not torch.allclose(positions, table, atol=1e-4):
+    if positions.shape != table.shape or not _is_sincos(positions, table):
         raise UserError(
             f"{path} has positions other than MAE's fixed sine-cosine table, so it is no masked "
             "autoencoder's (fine-tuned or learned positions)"
@@ -81,7 +90,15 @@ def masked_autoencoder(
     return model.eval()
 
 
-def stored_config(path: Path) -> PretrainConfig | None:
+def _is_sincos(positions: Tensor, table: Tensor) -> bool:
+    """Compare positions with MAE's table, as it is in float32 or was rounded to half precision."""
+    return any(
+        torch.allclose(positions, table.to(dtype).float(), atol=1e-4)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    )
+
+
+def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
     """Return the config of a run folder or of one of our checkpoints; None for other checkpoints.
 
     A file is read in full, and handed to the next `load_weights`.
@@ -92,7 +109,7 @@ def stored_config(path: Path) -> PretrainConfig | None:
     if not path.exists() or (path / "classes.json").is_file():
         return None  # a model of timm's hub, or a classifier's run
     found = config_of_run(path) if path.is_dir() else None
-    return found or peek_weights(path).config
+    return found or peek_weights(path, key).config
 
 
 def num_heads_of(part: str, width: int, given: int | None, published: dict[int, int]) -> int:

@@ -36,3 +36,13 @@ def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
             encoder[name] = tensor
     head.pop("num_batches_tracked", None)
     return encoder, decoder, head
+
+
+def fold_probe(head: Tensors) -> Tensors:
+    """Return the weight and bias of a linear layer, a probe's normalisation multiplied into it."""
+    weight, bias = head["weight"].double(), head["bias"].double()
+    if "running_mean" in head:
+        weight = weight * (head["running_var"].double() + PROBE_EPSILON).rsqrt()
+        bias = bias - weight @ head["running_mean"].double()
+    dtype = head["weight"].dtype
+    return {"weight": weight.to(dtype), "bias": bias.to(dtype)}

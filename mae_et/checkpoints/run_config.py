@@ -60,7 +60,16 @@ def read_classifier_description(folder: Path) -> dict[str, Any]:
         UserError: `classes.json` cannot be read, or an entry has the wrong type.
     """
     path = folder / "classes.json"
-    about = read_mapping(path)
+    return check_classifier_description(read_mapping(path), path)
+
+
+def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:
+    """Check the types of a classifier's description.
+
+    Raises:
+        UserError: an entry has the wrong type.
+    """
+    about = about if isinstance(about, dict) else {}
     classes, heads, grid = about.get("classes"), about.get("encoder_num_heads"), about.get("grid")
     encoder = about.get("encoder") or DEFAULT_ENCODER
     if not (

@@ -1,26 +1,131 @@
-"""State dicts: find one in a training checkpoint, and compare it with a network's."""
+"""State dicts: find one in anybody's training checkpoint, and compare it with a network's.
 
+A state dict is found by content: by the names that it completes, whatever wraps or precedes them
+(`state_dict`, `model_ema`, `module.`, `_orig_mod.`, `backbone.vit.`, `teacher.`, in any order).
+"""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from mae_et.errors import UserError
+
 Tensors = dict[str, Tensor]
 
-# A training checkpoint wraps its weights in one of these.
-WRAPPERS = ("model", "state_dict", "module", "state_dict_ema", "model_ema")
+# What torch.compile, FSDP and activation checkpointing insert anywhere in a name.
+_INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Entries and prefixes under which trainers keep an exponential moving average of the weights.
+_EMA = {
+    "ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "model_ema_state_dict",
+    "ema_model_state_dict", "ema_student", "ema_encoder",
+}  # fmt: skip
+_DEEPEST = 4  # mappings inside each other, past which no trainer hides weights
 
 
-def unwrap(payload: dict[str, Any]) -> Tensors:
-    """Find the state dict in a training checkpoint, and strip DDP's prefix."""
-    for name in WRAPPERS:
-        if isinstance(payload.get(name), dict):
-            payload = payload[name]
-            break
-    return {
-        name.removeprefix("module."): tensor
-        for name, tensor in payload.items()
-        if isinstance(name, str) and isinstance(tensor, Tensor)
+def find_state_dict(
+    path: Path, payload: dict[str, Any], names: Collection[str], key: str | None = None
+) -> Tensors:
+    """Find the state dict of a network in the content of a training checkpoint.
+
+    Weights of lower or higher precision are returned as float32. Of a pair of weights and their
+    moving average the average is taken, and reported on stderr.
+
+    Args:
+        path: file that the content was read from, for messages.
+        payload: mappings of tensors, inside each other in any way.
+        names: parameter names of the network, or one that only such a network has.
+        key: choice among several state dicts: a part of the path to one, such as `teacher`.
+
+    Returns:
+        Tensors under the network's names; empty if there are none.
+
+    Raises:
+        UserError: several state dicts match, or none has the key; the sentence lists them.
+    """
+    found = _candidates(payload, names)
+    chosen = [label for label in found if key is None or f".{key}." in f".{label}."]
+    averages = [label for label in chosen if not _EMA.isdisjoint(label.split("."))]
+    if len(averages) == 1 < len(chosen):
+        others = ", ".join(label or "the file itself" for label in chosen if label not in averages)
+        print(
+            f"mae-et: {path}: taking the moving average {averages[0]}, not {others} "
+            "(checkpoint_key chooses)",
+            file=sys.stderr,
+        )
+        chosen = averages
+    if not chosen and key is None:
+        return {}
+    if len(chosen) != 1:
+        listed = ", ".join(label or "(the file itself)" for label in found) or "no weights"
+        cause = "several sets of weights" if chosen else f"nothing under {key!r}"
+        raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({listed})")
+    return {name: _as_float32(tensor) for name, tensor in found[chosen[0]].items()}
+
+
+def largest_state_dict(payload: dict[str, Any]) -> Tensors:
+    """Return the largest mapping of tensors in a training checkpoint, for names of any network."""
+    tensors = max((tensors for _, tensors in _mappings(payload, ())), key=len, default={})
+    return {name: _as_float32(tensor) for name, tensor in tensors.items()}
+
+
+def _candidates(payload: dict[str, Any], names: Collection[str]) -> dict[str, Tensors]:
+    """Return the state dicts that complete the names, by the dotted path to each."""
+    found = {}
+    for place, tensors in _mappings(payload, ()):
+        completed = Counter(prefix for name in tensors for prefix in _prefixes(name, names))
+        most = max(completed.values(), default=0)
+        for prefix, count in completed.items():
+            if 2 * count > most:  # fewer are chance: a block may have a name of the whole network
+                label = ".".join((*place, *prefix.split(".")[:-1]))
+                found[label] = _strip(tensors, prefix)
+    return found
+
+
+def _mappings(payload: dict[Any, Any], place: tuple[str, ...]) -> Iterator[tuple[Any, Tensors]]:
+    """Yield each mapping of tensors with the path to it; names lose what compilers inserted."""
+    tensors = {
+        _INSERTED.sub("", name): value
+        for name, value in payload.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
+    if tensors:
+        yield place, tensors
+    if len(place) < _DEEPEST:
+        for name, value in payload.items():
+            if isinstance(name, str) and isinstance(value, dict):
+                yield from _mappings(value, (*place, name))
+
+
+def _prefixes(name: str, names: Collection[str]) -> Iterator[str]:
+    """Yield what stands before one of the names in a longer name."""
+    start = 0
+    while True:
+        if name[start:] in names:
+            yield name[:start]
+        start = name.find(".", start) + 1
+        if not start:
+            return
+
+
+def _strip(tensors: Tensors, prefix: str) -> Tensors:
+    """Take the tensors under a prefix; of our own models the decoder beside `encoder.` too."""
+    stripped = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    decoder = re.sub(r"(^|\.)encoder\.$", r"\1decoder.", prefix)
+    if decoder != prefix and f"{decoder}embed.weight" in tensors:
+        for name, tensor in tensors.items():
+            rest = name.removeprefix(decoder)
+            if rest != name:  # MAE's names
+                stripped[rest if rest == "mask_token" else f"decoder_{rest}"] = tensor
+    return stripped
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def describe_mismatch(

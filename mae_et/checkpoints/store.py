@@ -21,7 +21,12 @@ from mae_et.checkpoints.checksums import (
     sealed_safetensors,
 )
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
-from mae_et.checkpoints.weight_files import MODEL_KEY, describe_refusal, summarise_error
+from mae_et.checkpoints.weight_files import (
+    MODEL_KEY,
+    PREPROCESSING_KEY,
+    describe_refusal,
+    summarise_error,
+)
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 
@@ -152,13 +157,16 @@ def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> N
     remove_leftovers(folder)
 
 
-def export_encoder(encoder: nn.Module, path: Path, model: str) -> None:
+def export_encoder(
+    encoder: nn.Module, path: Path, model: str, preprocessing: str | None = None
+) -> None:
     """Write an encoder as safetensors with timm's names; plain timm loads it strictly.
 
-    The metadata hold the model's config (JSON), since weights do not record heads, and a checksum.
+    The metadata hold the model's config and the images' preprocessing (JSON), and a checksum.
     """
     tensors: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
     }
-    content = sealed_safetensors(tensors, {MODEL_KEY: model})
+    entries = {MODEL_KEY: model} | ({PREPROCESSING_KEY: preprocessing} if preprocessing else {})
+    content = sealed_safetensors(tensors, entries)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))

@@ -1,21 +1,51 @@
 """Read a weight file (safetensors, or a torch archive) without executing anything in it."""
 
 import argparse
-import json
+import datetime
 import pathlib
 import pickle
 import re
+import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
 from mae_et.checkpoints.checksums import Damaged, check_archive, check_safetensors
 from mae_et.errors import UserError
 
+# Entries (JSON) of a safetensors file's metadata, and of a torch archive beside its weights.
 MODEL_KEY = "mae_et.model"
-"""Entry of a safetensors file's metadata: the config (JSON) of the model whose encoder it holds."""
+"""Config of the masked autoencoder."""
+CLASSIFIER_KEY = "mae_et.classifier"
+"""Classes, heads and grid of a classifier, as in its run's `classes.json`."""
+PREPROCESSING_KEY = "mae_et.preprocessing"
+"""Statistics and sizes of the images; see `Preprocessing`."""
+OUR_ENTRIES = (MODEL_KEY, CLASSIFIER_KEY, PREPROCESSING_KEY)
+
+
+def _empty_dict(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _empty_list(*_: object) -> list[Any]:
+    return []
+
+
+_RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+# What trainers save beside tensors: arguments, numbers of NumPy, histories. All of these are plain
+# holders of data; constructing one runs no code of the file's. torch fills dicts and lists alone.
+PLAIN_TYPES: list[Any] = [
+    argparse.Namespace, types.SimpleNamespace, pathlib.PosixPath, pathlib.PurePosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"), (_empty_dict, "collections.defaultdict"),
+    (_empty_list, "collections.deque"), datetime.datetime, datetime.date, datetime.timedelta,
+    dict, list, set, tuple, int, float, str,
+    np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in np.sctypeDict.values()},
+    *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
+      for function, name in ((_RECONSTRUCT, "_reconstruct"), (_SCALAR, "scalar"))),
+]  # fmt: skip
 
 
 def read_weight_file(path: Path) -> dict[str, Any]:
@@ -30,8 +60,7 @@ def read_weight_file(path: Path) -> dict[str, Any]:
         if not is_pickle:
             return _read_safetensors(path)
         check_archive(path)
-        # Training checkpoints of MAE carry their arguments; both classes are plain holders.
-        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
+        with torch.serialization.safe_globals(PLAIN_TYPES):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except Damaged as error:
         raise UserError(str(error)) from None
@@ -45,12 +74,12 @@ def read_weight_file(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Read tensors, and the config of their model where the metadata has it."""
+    """Read tensors, and beside them the entries of ours in the metadata."""
     check_safetensors(path)
     with safe_open(path, framework="pt") as file:
-        model = (file.metadata() or {}).get(MODEL_KEY)
+        ours = {k: v for k, v in (file.metadata() or {}).items() if k in OUR_ENTRIES}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return {MODEL_KEY: json.loads(model), "model": tensors} if model else tensors
+    return {**ours, "model": tensors} if ours else tensors
 
 
 def describe_refusal(error: pickle.UnpicklingError) -> str:

@@ -15,6 +15,7 @@ def export(arguments: Arguments) -> None:
         config.output,
         config.encoder_num_heads,
         config.decoder_num_heads,
+        config.checkpoint_key,
     )
     print_json({"format": config.format, "output": str(path)})
 

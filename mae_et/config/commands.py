@@ -36,6 +36,8 @@ class ReconstructConfig:
     """Device; auto takes a GPU where there is one."""
     seed: int = 0
     """Seed of the masks."""
+    checkpoint_key: str | None = None
+    """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -58,10 +60,13 @@ class ExportConfig:
     checkpoint: Path
     """Run folder (of pre-training or of a classifier), checkpoint, or file of released weights."""
     format: Format
-    """timm: safetensors of the encoder; hf: folder for transformers' ViTMAEForPreTraining; mae:
-    .pth in the layout of facebookresearch/mae. A classifier keeps its head (timm, mae)."""
+    """timm: safetensors of the encoder; hf: folder for transformers (ViTMAEForPreTraining; ViTModel
+    where that cannot hold the decoder); mae: .pth in the layout of facebookresearch/mae. A
+    classifier keeps its head (hf: where it classifies by the class token)."""
     output: Path
     """File to write (timm, mae), or folder (hf)."""
+    checkpoint_key: str | None = None
+    """Choice among several sets of weights in a file, such as teacher."""
     encoder_num_heads: int | None = None
     """Heads of the encoder, where its width is no published one."""
     decoder_num_heads: int | None = None

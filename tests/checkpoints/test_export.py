@@ -14,7 +14,6 @@ from finetune.config import Pool, Probe
 from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.hugging_face import to_hugging_face
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
@@ -109,31 +108,37 @@ def run_with(tiny, path: Path, *flags: str) -> Path:
 
 
 def test_what_a_layout_cannot_hold_is_refused_in_one_sentence(tmp_path: Path, tiny) -> None:
-    torch.manual_seed(0)
-    save_file(load_weights(TINY).encoder, tmp_path / "encoder.safetensors")
-    hog = run_with(tiny, tmp_path / "hog.pt", "--model.target=hog")
     for checkpoint, kind, sentence in (
-        (tmp_path / "encoder.safetensors", "hf", "needs a decoder"),
-        (hog, "hf", "format hf holds decoders of pixels, and this one predicts HOG; use timm"),
         (tmp_path / "nowhere", "timm", "there is no checkpoint"),
         (TINY, "onnx", "format must be timm, hf or mae"),
     ):
         with pytest.raises(UserError, match=sentence):
             export(checkpoint, kind, tmp_path / "out", **HEADS)  # type: ignore[arg-type]
         assert not (tmp_path / "out").exists()
-    export(hog, "timm", tmp_path / "out")
-    pixels = run_with(tiny, tmp_path / "pixels.pt")
-    assert (export(pixels, "hf", tmp_path / "hf") / "config.json").is_file()
 
 
-def test_rectangles_are_refused_by_hugging_face_s_layout() -> None:
-    model = MaskedAutoencoder(
-        image_size=(32, 64), patch_size=8, encoder_embed_dim=32, encoder_depth=1,
-        encoder_num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
-    )  # fmt: skip
-    assert model.decoder is not None
-    with pytest.raises(UserError, match="format hf holds square models only"):
-        to_hugging_face(model, dict(model.decoder.state_dict()))
+def test_an_exported_hog_run_is_read_back_with_its_target(tmp_path: Path, tiny) -> None:
+    torch.manual_seed(0)
+    hog = run_with(tiny, tmp_path / "hog.pt", "--model.target=hog", "--model.hog_cell=4")
+    exported = load_pretrained(export(hog, "mae", tmp_path / "hog.pth"))
+    assert (exported.target, exported.hog_cell) == ("hog", 4)
+    noise, images = torch.rand(2, 16), torch.randn(2, 3, 32, 32)
+    ours = load_pretrained(hog)
+    with torch.no_grad():
+        assert torch.equal(exported(images, noise=noise).loss, ours(images, noise=noise).loss)
+    assert load_pretrained(tmp_path / "hog.pth", decoder=False).decoder is None
+
+
+def test_an_encoder_loads_whatever_its_decoder_is(tmp_path: Path) -> None:
+    payload = read_weight_file(TINY)
+    payload["model"]["decoder_pred.weight"] = torch.zeros(7, 32)
+    torch.save(payload, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"misshapen \(decoder\.pred\.weight"):
+        load_pretrained(tmp_path / "other.pth", **HEADS)
+    encoder = load_pretrained(tmp_path / "other.pth", encoder_num_heads=3, decoder=False)
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(encoder.encode(images), load_pretrained(TINY, **HEADS).encode(images))
+    export(tmp_path / "other.pth", "timm", tmp_path / "timm.safetensors", encoder_num_heads=3)
 
 
 def classifier_of(tmp_path: Path, pool: Pool, probe: Probe) -> tuple[torch.nn.Module, Path]:
@@ -185,8 +190,9 @@ def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if probe == "linear" else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(found, logits, **tolerance)
 
-    with pytest.raises(UserError, match="format hf holds no classifier"):
-        export(checkpoint, "hf", tmp_path / "hf")
+    if pool == "mean":
+        with pytest.raises(UserError, match=r"this classifier has \w+ pooling: use timm"):
+            export(checkpoint, "hf", tmp_path / "hf")
     if probe == "attentive":
         with pytest.raises(UserError, match="format mae holds no attentive pooling"):
             export(checkpoint, "mae", tmp_path / "mae.pth")

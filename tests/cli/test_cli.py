@@ -97,7 +97,7 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
         "count must be at least 1": ["reconstruct", f"--checkpoint={golden}", "--count=0"],
         "give encoder_num_heads": ["reconstruct", f"--checkpoint={golden}"],
         "images must be given": ["reconstruct", f"--checkpoint={golden}", *heads],
-        "data must be given": ["knn", f"--checkpoint={golden}", *heads],
+        "data must be given": ["knn", f"--checkpoint={golden}", heads[0]],
         "neighbours must be positive": ["knn", f"--checkpoint={golden}", "--neighbours=0"],
         "efficiency.micro_batch names": ["pretrain", *tiny, "--efficiency.micro_batch={16: 4}"],
         "torch sees no CUDA device": ["pretrain", *tiny, "--efficiency.device=cuda"],

@@ -186,12 +186,9 @@ def run_folder() -> dict[str, bytes]:
 
 @cache
 def hugging_face() -> dict[str, bytes]:
-    from mae_et.checkpoints.hugging_face import to_hugging_face
+    from mae_et.checkpoints.hugging_face_export import vit_mae
 
-    model = network()
-    decoder: dict[str, torch.Tensor] = dict(model.decoder.state_dict())  # type: ignore[union-attr]
-    decoder["pos_embed"] = torch.zeros(1, 5, 8)
-    tensors, about = to_hugging_face(model, decoder)
+    tensors, about = vit_mae(network(), 0.75)
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     index = {"weight_map": dict.fromkeys(tensors, "part.safetensors")}
     return {

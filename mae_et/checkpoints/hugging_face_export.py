@@ -1,0 +1,187 @@
+"""Write a Hugging Face folder: weights, config, image processor and model card.
+
+A masked autoencoder of pixels becomes a ViTMAEForPreTraining; any other encoder a ViTModel; a
+classifier by the class token a ViTForImageClassification.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae_et.checkpoints.hugging_face import to_hugging_face
+from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, num_heads_of
+from mae_et.checkpoints.mae_layout import fold_probe
+from mae_et.checkpoints.model_card import model_card
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.state_dicts import Tensors, depth_of
+from mae_et.checkpoints.tensor_files import write_safetensors
+from mae_et.checkpoints.weights import Weights
+from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD
+from mae_et.errors import UserError
+from mae_et.io.atomic import write_text_atomically
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.pos_embed import sincos_positions
+
+
+def write_hugging_face(
+    folder: Path, weights: Weights, model: MaskedAutoencoder | None, num_heads: int | None
+) -> None:
+    """Write a folder that transformers opens with no conversion.
+
+    Args:
+        folder: the folder.
+        weights: the checkpoint.
+        model: its masked autoencoder; None of a classifier.
+        num_heads: attention heads of a classifier's encoder, where they are not recorded.
+
+    Raises:
+        UserError: ViT cannot be that classifier.
+    """
+    if model is None:
+        tensors, about = _classifier(weights, num_heads)
+    elif _is_vit_mae(model):
+        tensors, about = vit_mae(model, weights.model.mask_ratio if weights.model else 0.75)
+    else:
+        tensors, about = _vit(model)
+    write_safetensors(tensors, folder / "model.safetensors")
+    processor = image_processor(weights.preprocessing, about["image_size"], about["num_channels"])
+    for name, content in (("config", about), ("preprocessor_config", processor)):
+        write_text_atomically(folder / f"{name}.json", json.dumps(content, indent=2))
+    write_text_atomically(folder / "README.md", model_card(weights, about))
+
+
+def image_processor(
+    preprocessing: Preprocessing | None, image_size: int | list[int], channels: int
+) -> dict[str, Any]:
+    """Return a `preprocessor_config.json` that gives our evaluation view.
+
+    The shorter side is resized to image size / eval crop, bicubic and antialiased, then the centre
+    is cropped. Hugging Face's default backend resizes tensors where ours resizes PIL images: values
+    differ by at most two of 255 grey levels. BitImageProcessor is the class of DINOv2's models.
+    """
+    if preprocessing is None:
+        preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
+    sides = [image_size] * 2 if isinstance(image_size, int) else image_size
+    statistics = (preprocessing.mean, preprocessing.std)
+    mean, std = (list(part) * (channels if len(part) == 1 else 1) for part in statistics)
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": round(min(sides) / preprocessing.eval_crop)},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": sides[0], "width": sides[1]},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def _is_vit_mae(model: MaskedAutoencoder) -> bool:
+    """Return whether ViTMAE can be a model: MAE's decoder, of pixels, on square images."""
+    return (
+        model.decoder is not None
+        and model.decoder.attention == "self"
+        and model.target != "hog"
+        and model.full[0] == model.full[1]
+    )
+
+
+def vit_mae(model: MaskedAutoencoder, mask_ratio: float) -> tuple[Tensors, dict[str, Any]]:
+    """Return the tensors and the `config.json` of a ViTMAEForPreTraining."""
+    decoder: Any = model.decoder
+    tensors = to_hugging_face(model.encoder.state_dict(), decoder_with_positions(model))
+    return tensors, {
+        **_encoder_of(model),
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": "vit_mae",
+        "decoder_hidden_size": decoder.embed.out_features,
+        "decoder_num_hidden_layers": len(decoder.blocks),
+        "decoder_num_attention_heads": decoder.blocks[0].attn.num_heads,
+        "decoder_intermediate_size": decoder.blocks[0].mlp.fc1.out_features,
+        "mask_ratio": mask_ratio,
+        "norm_pix_loss": model.target == "norm_pix",
+    }
+
+
+def _vit(model: MaskedAutoencoder) -> tuple[Tensors, dict[str, Any]]:
+    tensors = to_hugging_face(model.encoder.state_dict())
+    named = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
+    return named, {**_encoder_of(model), "architectures": ["ViTModel"], "model_type": "vit"}
+
+
+def _classifier(weights: Weights, num_heads: int | None) -> tuple[Tensors, dict[str, Any]]:
+    encoder = weights.encoder
+    if "norm.weight" not in encoder or "attn_pool.latent" in encoder:
+        pooling = "attentive pooling" if "attn_pool.latent" in encoder else "mean pooling"
+        raise UserError(
+            f"format hf classifies by the class token, and this classifier has {pooling}: use "
+            "timm, or fine-tune with model.pool cls"
+        )
+    width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
+    positions = encoder["pos_embed"].shape[1] - 1
+    side = round(positions**0.5)
+    rows, columns = weights.grid or (side, side)
+    if rows * columns != positions:
+        raise UserError(f"format hf needs the grid of {weights.path}, which it does not record")
+    head = {f"head.{name}": tensor for name, tensor in fold_probe(weights.head).items()}
+    tensors = to_hugging_face(encoder, head=head)
+    classes = weights.classes or [f"LABEL_{n}" for n in range(len(head["head.bias"]))]
+    heads = num_heads_of(
+        "encoder", width, weights.encoder_num_heads or num_heads, PUBLISHED_ENCODER_HEADS
+    )
+    mlp = encoder["blocks.0.mlp.fc1.weight"].shape[0]
+    image_size = [rows * patch, columns * patch]
+    return tensors, {
+        **_encoder_config(image_size, patch, channels, width, depth_of(encoder), heads, mlp),
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
+    }
+
+
+def _encoder_of(model: MaskedAutoencoder) -> dict[str, Any]:
+    encoder: Any = model.encoder  # timm's blocks have no static type
+    block = encoder.blocks[0]
+    return _encoder_config(
+        [side * model.patch for side in model.full], model.patch, model.channels,
+        encoder.embed_dim, len(encoder.blocks), block.attn.num_heads, block.mlp.fc1.out_features,
+    )  # fmt: skip
+
+
+def _encoder_config(
+    image_size: list[int], patch: int, channels: int, width: int, depth: int, heads: int, mlp: int
+) -> dict[str, Any]:
+    height, across = image_size
+    return {
+        "image_size": height if height == across else image_size,
+        "patch_size": patch,
+        "num_channels": channels,
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "layer_norm_eps": 1e-6,  # transformers' own default is 1e-12
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+    }
+
+
+def decoder_with_positions(model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Return the decoder's weights, with the positions that other layouts store."""
+    if model.decoder is None:
+        return {}
+    width = model.decoder.embed.out_features
+    table = sincos_positions(model.full, model.full, width, torch.device("cpu"))
+    positions = torch.cat([torch.zeros(1, width), table])[None]
+    return dict(model.decoder.state_dict()) | {"pos_embed": positions}

@@ -1,0 +1,104 @@
+"""A model card (README.md) from what a run folder records; it claims nothing else."""
+
+import json
+from typing import Any
+
+from mae_et.checkpoints.weights import Weights
+from mae_et.config.schema import PretrainConfig
+from mae_et.io.plain_files import read_mapping
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: {task}
+license: unknown
+---
+
+# {name}
+
+`{architecture}`: ViT of width {hidden_size}, depth {num_hidden_layers},
+{num_attention_heads} heads, patch {patch_size}, images of {image_size} pixels.
+
+## Data and recipe
+
+{recipe}
+
+## Compute and figures
+
+{figures}
+
+## Use
+
+```python
+from transformers import AutoImageProcessor, {architecture}
+
+processor = AutoImageProcessor.from_pretrained("PATH")
+model = {architecture}.from_pretrained("PATH"{options})
+```
+
+## Licence
+
+Not recorded. Weights follow the licence of the weights that they started from and the terms of
+their data: write it here and in the header.
+"""
+RECIPE = """\
+Masked autoencoder (He et al., arXiv 2111.06377) pre-trained under the frequency curriculum of
+EfficientTrain++ (Wang et al., arXiv 2405.08768).
+
+- data: {data}, mean {mean}, std {std}
+- target: {target}; mask ratio {mask_ratio:g}; decoder of {decoder_depth} blocks
+- curriculum: {preset}, {epochs:g} epochs; crop {method}
+- AdamW: batch {batch_size}, learning rate {lr:g}, weight decay {weight_decay:g}; seed {seed}"""
+NOT_RECORDED = "Not recorded in the checkpoint."
+
+
+def model_card(weights: Weights, about: dict[str, Any]) -> str:
+    """Return the text of a card.
+
+    Args:
+        weights: the checkpoint, whose run's config is described where it is recorded.
+        about: the exported `config.json`.
+    """
+    architecture = about["architectures"][0]
+    classifies = architecture == "ViTForImageClassification"
+    return CARD.format(
+        **about,
+        name=weights.path.name,
+        architecture=architecture,
+        task="image-classification" if classifies else "image-feature-extraction",
+        options=", add_pooling_layer=False" if architecture == "ViTModel" else "",
+        recipe=_recipe(weights.config),
+        figures=_figures(weights),
+    )
+
+
+def _recipe(config: PretrainConfig | None) -> str:
+    if config is None:
+        return NOT_RECORDED
+    data, model, optim = config.data, config.model, config.optim
+    return RECIPE.format(
+        data=data.root.name if data.root else data.source,
+        mean=list(data.mean),
+        std=list(data.std),
+        target=model.target,
+        mask_ratio=model.mask_ratio,
+        decoder_depth=model.decoder_depth,
+        preset=config.curriculum.preset,
+        epochs=config.curriculum.epochs,
+        method=config.crop.method,
+        batch_size=optim.batch_size,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        seed=config.seed,
+    )
+
+
+def _figures(weights: Weights) -> str:
+    path = weights.path / "results.json"
+    figures = read_mapping(path) if path.is_file() else {}
+    lines = [
+        f"- {name}: {json.dumps(value)}"
+        for name, value in figures.items()
+        if isinstance(value, int | float | str)
+    ]
+    return "\n".join(lines) or NOT_RECORDED

@@ -1,0 +1,137 @@
+"""How an encoder's images were prepared: stored with its weights, inherited downstream."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mae_et.config.schema import DataConfig
+from mae_et.errors import UserError
+
+# Of evaluation views here, always.
+INTERPOLATION = "bicubic"
+# Numbers by which Pillow and Hugging Face call them.
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Statistics, evaluation view and base size of the images that an encoder was trained on."""
+
+    mean: tuple[float, ...]
+    """Mean of each channel, of images in [0, 1]; one number serves all channels."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel."""
+    eval_crop: float = 0.875
+    """Share of the resized side that the centre crop keeps in evaluation."""
+    image_size: int | tuple[int, int] | None = None
+    """Base size in pixels, or (height, width); None where it is not recorded."""
+    interpolation: str = INTERPOLATION
+    """Interpolation of the resizing."""
+
+    @classmethod
+    def of_run(cls, data: DataConfig, image_size: int | tuple[int, int]) -> "Preprocessing":
+        """Return what a run's config says."""
+        return cls(data.mean, data.std, data.eval_crop, image_size)
+
+    @classmethod
+    def of_timm(cls, config: Any) -> "Preprocessing | None":
+        """Return what a timm model's `pretrained_cfg` (mapping) says; None without statistics."""
+        if not config or not config.get("mean"):
+            return None
+        height, width = config.get("input_size", (3, 224, 224))[-2:]
+        return cls._checked(
+            config["mean"], config["std"], config.get("crop_pct") or 1.0, (height, width),
+            config.get("interpolation") or INTERPOLATION,
+        )  # fmt: skip
+
+    @classmethod
+    def of_hugging_face(cls, about: dict[str, Any], path: object) -> "Preprocessing | None":
+        """Return what a `preprocessor_config.json` says; None without statistics.
+
+        Raises:
+            UserError: an entry has the wrong type.
+        """
+        if not about.get("image_mean"):
+            return None
+        try:
+            resized, crop = _sides(about.get("size")), _sides(about.get("crop_size"))
+            share = 1.0
+            if about.get("do_center_crop") and resized and crop:
+                share = min(crop) / min(resized)
+            else:
+                crop = resized
+            name = _RESAMPLING.get(about.get("resample", 3), INTERPOLATION)
+            return cls._checked(about["image_mean"], about["image_std"], share, crop, name)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path} is damaged: its statistics or sizes are no numbers") from None
+
+    @classmethod
+    def from_json(cls, text: str, path: object) -> "Preprocessing":
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserError: the text is something else.
+        """
+        try:
+            return cls._checked(**json.loads(text))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path} is damaged: mae_et.preprocessing has other entries") from None
+
+    @classmethod
+    def _checked(
+        cls, mean: Any, std: Any, eval_crop: Any, image_size: Any, interpolation: Any
+    ) -> "Preprocessing":
+        """Convert and check entries of a file; what is wrong is a ValueError or TypeError."""
+        statistics = tuple(map(float, mean)), tuple(map(float, std))
+        if image_size is not None and not isinstance(image_size, int):
+            height, width = map(int, image_size)
+            image_size = height if height == width else (height, width)
+        try:
+            DataConfig(mean=statistics[0], std=statistics[1], eval_crop=float(eval_crop))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return cls(*statistics, float(eval_crop), image_size, str(interpolation))
+
+    def to_json(self) -> str:
+        """Return the entries as JSON."""
+        return json.dumps(asdict(self))
+
+    def data_settings(self) -> dict[str, Any]:
+        """Return the keys of `data` that follow from it."""
+        return {"mean": self.mean, "std": self.std, "eval_crop": self.eval_crop}
+
+    def report_differences(self, data: DataConfig) -> None:
+        """Report in one line on stderr what a data config does differently."""
+        differing = [
+            f"data.{key} {list(now) if isinstance(now, tuple) else now} (the checkpoint has "
+            f"{list(own) if isinstance(own, tuple) else own})"
+            for key, own in self.data_settings().items()
+            if not _equal(now := getattr(data, key), own)
+        ]
+        if self.interpolation != INTERPOLATION:
+            differing.append(
+                f"{INTERPOLATION} interpolation (the checkpoint has {self.interpolation})"
+            )
+        if differing:
+            print(f"mae-et: images are prepared with {', '.join(differing)}", file=sys.stderr)
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Return height and width of a size in Hugging Face's notation."""
+    if size is None:
+        return None
+    if isinstance(size, int):
+        return size, size
+    if "shortest_edge" in size:
+        return int(size["shortest_edge"]), int(size["shortest_edge"])
+    return int(size["height"]), int(size["width"])
+
+
+def _equal(now: Any, own: Any) -> bool:
+    """Compare numbers, or statistics of which one number serves all channels."""
+    if not isinstance(now, tuple):
+        return abs(now - own) < 1e-3
+    length = max(len(now), len(own))
+    now, own = (values * length if len(values) == 1 else values for values in (now, own))
+    return len(now) == len(own) and all(abs(a - b) < 1e-4 for a, b in zip(now, own, strict=True))

@@ -1,0 +1,42 @@
+"""The one value that every reader of checkpoints returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.run_config import DEFAULT_ENCODER
+from mae_et.checkpoints.state_dicts import Tensors
+from mae_et.config.schema import ModelConfig, PretrainConfig, Target
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint's weights under one set of names, with the facts that came with them."""
+
+    path: Path
+    encoder: Tensors
+    """timm's names."""
+    decoder: Tensors = field(default_factory=dict)
+    """Our names; empty without a decoder."""
+    head: Tensors = field(default_factory=dict)
+    """A classifier's weight and bias, and the running_mean and running_var of a linear probe's
+    normalisation; empty without a head."""
+    model: ModelConfig | None = None
+    """The model's config, where it is recorded."""
+    config: PretrainConfig | None = None
+    """The run's config, of checkpoints and run folders of ours; its data are read-only."""
+    architecture: str = DEFAULT_ENCODER
+    """timm's name of a ViT that differs from the encoder in sizes alone."""
+    encoder_num_heads: int | None = None
+    """Heads of the encoder, where they are recorded."""
+    decoder_num_heads: int | None = None
+    """Heads of the decoder, where they are recorded."""
+    target: Target | None = None
+    """The decoder's target, where it is recorded."""
+    grid: Sequence[int] | None = None
+    """Rows and columns of the position table, where they are recorded."""
+    classes: Sequence[str] | None = None
+    """A classifier's class names, where they are recorded."""
+    preprocessing: Preprocessing | None = None
+    """Statistics and sizes of the images, where they are recorded."""
