@@ -10,17 +10,32 @@ if TYPE_CHECKING:
     from mae_et.checkpoints.export import export as export
     from mae_et.checkpoints.load import load_pretrained as load_pretrained
     from mae_et.config.files import load_config as load_config
+    from mae_et.config.schema import CropConfig as CropConfig
+    from mae_et.config.schema import CurriculumConfig as CurriculumConfig
+    from mae_et.config.schema import DataConfig as DataConfig
+    from mae_et.config.schema import EfficiencyConfig as EfficiencyConfig
+    from mae_et.config.schema import ModelConfig as ModelConfig
+    from mae_et.config.schema import OptimConfig as OptimConfig
+    from mae_et.config.schema import OutputConfig as OutputConfig
     from mae_et.config.schema import PretrainConfig as PretrainConfig
+    from mae_et.config.schema import Stage as Stage
     from mae_et.curriculum.frequency import low_frequency_crop as low_frequency_crop
     from mae_et.curriculum.schedule import Curriculum as Curriculum
     from mae_et.curriculum.schedule import Plan as Plan
-    from mae_et.curriculum.schedule import Stage as Stage
+    from mae_et.data.sampler import CurriculumBatchSampler as CurriculumBatchSampler
+    from mae_et.data.sampler import SampleIndex as SampleIndex
+    from mae_et.data.transforms import Batch as Batch
+    from mae_et.data.transforms import normalise as normalise
+    from mae_et.data.transforms import train_transform as train_transform
     from mae_et.errors import Interrupted as Interrupted
     from mae_et.errors import RunFailed as RunFailed
     from mae_et.errors import UserError as UserError
     from mae_et.models.features import extract_features as extract_features
     from mae_et.models.mae import MaskedAutoencoder as MaskedAutoencoder
     from mae_et.models.mae import Reconstruction as Reconstruction
+    from mae_et.models.masking import Mask as Mask
+    from mae_et.models.masking import mask_from_noise as mask_from_noise
+    from mae_et.models.masking import masks as masks
     from mae_et.models.targets import hog as hog
     from mae_et.pretraining import pretrain as pretrain
 else:
@@ -31,12 +46,25 @@ else:
             "mae_et.checkpoints.export": ["export"],
             "mae_et.checkpoints.load": ["load_pretrained"],
             "mae_et.config.files": ["load_config"],
-            "mae_et.config.schema": ["PretrainConfig"],
+            "mae_et.config.schema": [
+                "CropConfig",
+                "CurriculumConfig",
+                "DataConfig",
+                "EfficiencyConfig",
+                "ModelConfig",
+                "OptimConfig",
+                "OutputConfig",
+                "PretrainConfig",
+                "Stage",
+            ],
             "mae_et.curriculum.frequency": ["low_frequency_crop"],
-            "mae_et.curriculum.schedule": ["Curriculum", "Plan", "Stage"],
+            "mae_et.curriculum.schedule": ["Curriculum", "Plan"],
+            "mae_et.data.sampler": ["CurriculumBatchSampler", "SampleIndex"],
+            "mae_et.data.transforms": ["Batch", "normalise", "train_transform"],
             "mae_et.errors": ["Interrupted", "RunFailed", "UserError"],
             "mae_et.models.features": ["extract_features"],
             "mae_et.models.mae": ["MaskedAutoencoder", "Reconstruction"],
+            "mae_et.models.masking": ["Mask", "mask_from_noise", "masks"],
             "mae_et.models.targets": ["hog"],
             "mae_et.pretraining": ["pretrain"],
         },

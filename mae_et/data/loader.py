@@ -54,7 +54,7 @@ def training_batches(
     """
     loaded_from = dataset if bad_images is None else WithSubstitutes(dataset)
     with batches_of(train_loader(loaded_from, sampler, num_workers, pin_memory)) as batches:
-        if sampler.times:
+        if sampler.replay:
             batches = replayed(batches, sampler, dataset, pin_memory)
         yield batches if bad_images is None else bad_images.counted(batches)
 

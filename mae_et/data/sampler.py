@@ -58,61 +58,71 @@ def permutation(size: int, seed: int, epoch: int) -> Tensor:
 
 
 class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
-    """The samples to load for the plan's batches, for one process, in micro-batches.
+    """Batch sampler of a curriculum, for `torch.utils.data.DataLoader(batch_sampler=...)`.
 
-    Without replay, step s of the run takes the samples s*batch ... (s+1)*batch - 1 of an endless
-    sequence of permutations of the data set; process r takes the r-th equal part of each batch. The
-    stage travels with each sample, so that workers that fetch ahead always apply the right
-    transform.
+    It yields lists of `SampleIndex` (image, epoch, stage), so the dataset must accept them as
+    indices: the stage travels with each sample, and loader processes that fetch ahead apply the
+    transform of the right stage (`mae_et.train_transform`).
 
-    With replay (EfficientTrain++, arXiv 2405.08768, for loaders that do not keep up), a step at a
-    bandwidth of `times` t loads 1/t of its batch, and takes the rest at random from the samples
-    that this process loaded last in the same stage. A run that goes on loads again what it had at
-    hand, when it is drawn: the numbers are those of a run that was never stopped.
+    Step s takes the samples s * batch ... (s + 1) * batch - 1 of an endless sequence of
+    permutations of the dataset; rank r takes the r-th equal part of each batch. The order is a
+    function of (seed, step), so a loop resumes at any step with `start_step`.
+
+    With replay (EfficientTrain++, arXiv 2405.08768, for loaders that are too slow), a step at a
+    bandwidth of `replay` t loads 1/t of its batch and draws the rest from the samples that this
+    rank loaded last in the same stage; `mae_et.data.loader.training_batches` puts both together.
 
     Args:
-        plan: the plan.
-        seed: of the order.
-        micro_batch: from a bandwidth to the images of one forward pass.
-        rank: this process.
-        world: number of processes.
-        start: step to begin with.
-        times: bandwidths at which each loaded sample is used more than once, and how often.
-        kept: samples that a process keeps to draw from.
+        plan: stages in whole steps, from `Curriculum.plan`.
+        seed: seed of the order.
+        micro_batch: images of one forward pass of this rank: a number, or a function from a
+            bandwidth; by default a rank's whole share of the batch.
+        rank: index of this rank.
+        world_size: number of ranks.
+        start_step: first step.
+        replay: how often each loaded sample is used, by bandwidth; once by default.
+        replay_images: samples that a rank keeps to draw from.
 
     Raises:
-        UserError: `times` names a bandwidth that the plan has not, or a batch is not divided.
+        UserError: `replay` names a bandwidth that the plan does not have, or the ranks, or the uses
+            of an image, do not divide the batch.
     """
 
     def __init__(
         self,
         plan: Plan,
-        seed: int,
-        micro_batch: Callable[[int], int],
+        seed: int = 0,
+        micro_batch: Callable[[int], int] | int | None = None,
         rank: int = 0,
-        world: int = 1,
-        start: int = 0,
-        times: Mapping[int, int] | None = None,
-        kept: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        replay: Mapping[int, int] | None = None,
+        replay_images: int = 0,
     ):
-        self.plan, self.seed, self.micro_batch = plan, seed, micro_batch
-        self.rank, self.world, self.start = rank, world, start
-        self.times = dict(times or {})
-        # No more than an epoch of its own, so that draws are of two permutations at most.
-        self.kept = min(kept, plan.dataset_size // world)
-        bandwidths = {stage.bandwidth for stage in plan.stages}
-        if not set(self.times) <= bandwidths:
+        if plan.batch_size % world_size:
             raise UserError(
-                f"data.replay names the bandwidths {sorted(self.times)}, the curriculum has "
+                f"optim.batch_size {plan.batch_size} is not divided by {world_size} processes"
+            )
+        fixed = plan.batch_size // world_size if micro_batch is None else micro_batch
+        self.micro_batch = fixed if callable(fixed) else lambda _: fixed
+        self.plan, self.seed = plan, seed
+        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.replay = dict(replay or {})
+        # At most an epoch of this rank, so that draws are of two permutations at most.
+        self.replay_images = min(replay_images, plan.dataset_size // world_size)
+        bandwidths = {stage.bandwidth for stage in plan.stages}
+        if not set(self.replay) <= bandwidths:
+            raise UserError(
+                f"data.replay names the bandwidths {sorted(self.replay)}, the curriculum has "
                 f"{sorted(bandwidths)}"
             )
-        for bandwidth, count in self.times.items():
-            if plan.batch_size % (count * world):
+        for bandwidth, count in self.replay.items():
+            if plan.batch_size % (count * world_size):
                 raise UserError(
                     f"optim.batch_size {plan.batch_size} is not divided by {count} uses of an "
-                    f"image (data.replay at bandwidth {bandwidth}) on {world} processes"
+                    f"image (data.replay at bandwidth {bandwidth}) on {world_size} processes"
                 )
-        counts = (stage.steps * self._share(stage) * world for stage in plan.stages)
+        counts = (stage.steps * self._share(stage) * world_size for stage in plan.stages)
         self._before = [0, *accumulate(counts)]
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
@@ -126,14 +136,14 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
     def steps(self) -> Iterator[StepSamples]:
         """Yield what each step loads and uses, from the first one on."""
         held: set[SampleIndex] = set()
-        for step in range(self.start, self.plan.steps):
+        for step in range(self.start_step, self.plan.steps):
             stage = self.plan.at(step)
             new = self._new(step, stage)
             if not self.replays(stage):
                 yield StepSamples(step, stage, new, new, len(new), [])
                 continue
             last = (step - stage.start + 1) * len(new)
-            first = max(0, last - self.kept)
+            first = max(0, last - self.replay_images)
             generator = torch.Generator()
             generator.manual_seed(sample_seed(self.seed, step, self.rank, _REPLAY))
             count = (self._times(stage) - 1) * len(new)
@@ -141,7 +151,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             again = [self._own(place, stage) for place in places]
             loaded = list(dict.fromkeys(d for d in new + again if d not in held))
             held.update(loaded)
-            following = min(last, max(0, last + len(new) - self.kept))
+            following = min(last, max(0, last + len(new) - self.replay_images))
             if step + 1 == stage.start + stage.steps:
                 following = last
             leaving = (self._own(place, stage) for place in range(first, following))
@@ -150,11 +160,11 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             yield StepSamples(step, stage, loaded, new + again, len(new), dropped)
 
     def _times(self, stage: PlannedStage) -> int:
-        return self.times.get(stage.bandwidth, 1)
+        return self.replay.get(stage.bandwidth, 1)
 
     def _share(self, stage: PlannedStage) -> int:
         """Return the new samples of a step on this process."""
-        return self.plan.batch_size // self._times(stage) // self.world
+        return self.plan.batch_size // self._times(stage) // self.world_size
 
     def _new(self, step: int, stage: PlannedStage) -> list[SampleIndex]:
         share = self._share(stage)
@@ -165,8 +175,8 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         """Return the sample at a place of this process's own sequence in a stage."""
         share = self._share(stage)
         step, offset = divmod(place, share)
-        everyones = self._before[stage.index] + (step * self.world + self.rank) * share + offset
-        epoch, in_epoch = divmod(everyones, self.plan.dataset_size)
+        before = (step * self.world_size + self.rank) * share + offset
+        epoch, in_epoch = divmod(self._before[stage.index] + before, self.plan.dataset_size)
         order = permutation(self.plan.dataset_size, self.seed, epoch)
         return SampleIndex(int(order[in_epoch]), epoch, stage.index)
 

@@ -71,6 +71,50 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(saved[2])  # noqa: NPY002
 
 
+class TrainTransform:
+    """Transform of a training image; see `train_transform`."""
+
+    def __init__(self, plan: Plan, patch: int, seed: int, config: DataConfig):
+        self.seed = seed
+        self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
+        self.transforms = [
+            training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
+        ]
+
+    def __call__(self, image: Image.Image | Tensor, index: SampleIndex) -> Batch:
+        """Return one image with its mask noise; the default collate function makes batches."""
+        with seeded(sample_seed(self.seed, index.epoch, index.sample)):
+            view = self.transforms[index.stage](image)
+            noise = torch.rand(self.patches[index.stage])
+        return Batch(as_tensor(view), noise, torch.tensor(index.stage))
+
+
+def train_transform(
+    plan: Plan, patch_size: int = 16, seed: int = 0, config: DataConfig | None = None
+) -> TrainTransform:
+    """Return the transform of `mae-et pretrain`, for the dataset of a training loop of one's own.
+
+    Random-resized crop to the base size, flip, RandAugment at the stage's magnitude if `config` has
+    it, and the noise of the mask. All of it is a function of (seed, epoch, sample). The reduction
+    to the stage's bandwidth follows on the device (`mae_et.low_frequency_crop`).
+
+    Args:
+        plan: the plan of the `CurriculumBatchSampler`.
+        patch_size: side of a patch in pixels.
+        seed: seed of crops, flips, augmentation and masks.
+        config: `scale`, `ratio`, `flip`, `augment` and `mean` are read; MAE's by default.
+
+    Returns:
+        A function of (image, index), a PIL image or a tensor [C H W] and its `SampleIndex`, that
+        returns a `Batch` of one: `images` uint8 [C base base], `noise` float32 [N] with N =
+        (bandwidth / patch_size)^2, `stage` int64 []. DataLoader stacks them along a new dimension.
+
+    Raises:
+        UserError: timm does not know the augmentation.
+    """
+    return TrainTransform(plan, patch_size, seed, config or DataConfig())
+
+
 class TrainDataset(Dataset[Batch]):
     """Random views: MAE's random-resized crop and flip, RandAugment at the stage's magnitude."""
 
@@ -86,10 +130,7 @@ class TrainDataset(Dataset[Batch]):
         self.source, self.seed = source, seed
         self.flip = config.flip
         self.crops = DecodedCrops(source, config, plan) if method == "decode" else None
-        self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
-        self.transforms = [
-            training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
-        ]
+        self.transform = TrainTransform(plan, patch, seed, config)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -107,13 +148,10 @@ class TrainDataset(Dataset[Batch]):
         if self.crops is not None:
             generator = torch.Generator().manual_seed(seed)
             crop, _ = self.crops.load(sample, draw.stage, generator)
-            noise = torch.rand(self.patches[draw.stage], generator=generator)
+            noise = torch.rand(self.transform.patches[draw.stage], generator=generator)
             return Batch(crop, noise, torch.tensor(draw.stage))
         image, _ = self.source[sample]
-        with seeded(seed):
-            view = self.transforms[draw.stage](image)
-            noise = torch.rand(self.patches[draw.stage])
-        return Batch(as_tensor(view), noise, torch.tensor(draw.stage))
+        return self.transform(image, draw)
 
     def renewed(self, batch: Batch, again: Tensor, seed: int) -> Batch:
         """Return a batch in which images that are used again have a fresh mask and flip."""

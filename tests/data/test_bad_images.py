@@ -164,7 +164,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def batches(root: Path, workers: int = 0, start: int = 0, method: str = "fourier", **order) -> list:
     config = DataConfig(root=root)
     view = TrainDataset(open_dataset(config, "train"), config, PLAN, 8, 0, method)
-    order = CurriculumBatchSampler(PLAN, 0, micro_batch_size(5, PLAN, 1), start=start, **order)
+    order = CurriculumBatchSampler(PLAN, 0, micro_batch_size(5, PLAN, 1), start_step=start, **order)
     loader = train_loader(WithSubstitutes(view), order, workers, False)
     return list(replayed(iter(loader), order, view, False))
 
@@ -200,7 +200,7 @@ def test_substitutes_depend_on_neither_workers_nor_the_start_step(folders) -> No
 
 def test_a_replayed_bad_image_is_counted_once(folders) -> None:
     """Replay loads a draw once, and shows it several times."""
-    shown = batches(folders[1], times={PLAN.stages[0].bandwidth: 5}, kept=20)
+    shown = batches(folders[1], replay={PLAN.stages[0].bandwidth: 5}, replay_images=20)
     draws = [tuple(d) for batch in shown for d in batch.replaced.tolist() if d[0] >= 0]
     assert len(draws) == len(set(draws)) > 0
 

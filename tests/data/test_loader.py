@@ -34,7 +34,9 @@ def test_workers_default_to_a_share_of_the_cores() -> None:
 
 def replay(start: int = 0, micro: int = 4) -> list[Batch]:
     size = micro_batch_size(micro, PLAN, 1)
-    batches = CurriculumBatchSampler(PLAN, 0, size, start=start, times={16: 3}, kept=10)
+    batches = CurriculumBatchSampler(
+        PLAN, 0, size, start_step=start, replay={16: 3}, replay_images=10
+    )
     return list(replayed(iter(train_loader(view(), batches, 0, False)), batches, view(), False))
 
 

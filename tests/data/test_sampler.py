@@ -17,13 +17,13 @@ from mae_et.training.micro_batch import micro_batch_size
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 # Two stages of 8 and 6 steps of 12 images.
-REPLAYED = {"times": {16: 3}, "kept": 10}
+REPLAYED = {"replay": {16: 3}, "replay_images": 10}
 
 
 def draws(**where: int) -> list[list[SampleIndex]]:
     return list(
         CurriculumBatchSampler(
-            PLAN, 0, micro_batch_size(None, PLAN, where.get("world", 1)), **where
+            PLAN, 0, micro_batch_size(None, PLAN, where.get("world_size", 1)), **where
         )
     )
 
@@ -48,13 +48,13 @@ def test_a_sample_has_the_stage_of_its_step() -> None:
 
 
 def test_ranks_together_draw_what_one_rank_draws() -> None:
-    alone, ranks = draws(), [draws(rank=r, world=3) for r in range(3)]
+    alone, ranks = draws(), [draws(rank=r, world_size=3) for r in range(3)]
     assert [flat(parts) for parts in zip(*ranks, strict=True)] == alone
 
 
 @pytest.mark.parametrize("start", [0, 1, PLAN.stages[0].steps, PLAN.steps - 1, PLAN.steps])
 def test_a_resumed_run_draws_the_remaining_samples(start: int) -> None:
-    assert draws(start=start) == draws()[start:]
+    assert draws(start_step=start) == draws()[start:]
 
 
 @pytest.mark.parametrize("asked", [None, 5, {16: 6, 32: 3}])
@@ -62,7 +62,7 @@ def test_a_resumed_run_draws_the_remaining_samples(start: int) -> None:
 def test_micro_batches_divide_a_step_without_changing_its_samples(asked, start: int) -> None:
     batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(asked, PLAN, 2), 1, 2, start)
     parts = list(batches)
-    assert flat(parts) == flat(draws(rank=1, world=2, start=start))
+    assert flat(parts) == flat(draws(rank=1, world_size=2, start_step=start))
 
 
 def test_micro_batches_grow_as_images_shrink_and_divide_the_ranks_share() -> None:
@@ -154,4 +154,6 @@ def test_the_sampler_yields_what_the_steps_load() -> None:
 )
 def test_replay_that_does_not_fit_the_plan_is_refused(times, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        CurriculumBatchSampler(PLAN, 0, micro_batch_size(None, PLAN, 1), times=times, kept=10)
+        CurriculumBatchSampler(
+            PLAN, 0, micro_batch_size(None, PLAN, 1), replay=times, replay_images=10
+        )

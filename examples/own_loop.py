@@ -1,0 +1,73 @@
+"""Pre-train a masked autoencoder under EfficientTrain++'s curriculum in a plain PyTorch loop.
+
+Seconds on a CPU, on embedded images: python examples/own_loop.py. The losses are those of
+`mae-et pretrain` with the same model, data, budget and seed (tests/examples/test_own_loop.py).
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import mae_et
+from mae_et.data.synthetic import Synthetic
+
+BASE, PATCH, BATCH, PEAK_LR = 64, 8, 64, 1e-3
+
+
+class AugmentedImages(Dataset[mae_et.Batch]):
+    """Any images, indexed by the sampler's (image, epoch, stage)."""
+
+    def __init__(self, images: Synthetic, plan: mae_et.Plan, seed: int):
+        self.images = images
+        self.transform = mae_et.train_transform(plan, PATCH, seed)
+
+    def __getitem__(self, index: mae_et.SampleIndex) -> mae_et.Batch:
+        image, _ = self.images[index.sample]
+        return self.transform(image, index)
+
+
+def learning_rate(progress: float, warmup: float = 0.05) -> float:
+    """Linear warm-up, then half a cosine, over the share of the compute that is done."""
+    if progress < warmup:
+        return PEAK_LR * progress / warmup
+    return PEAK_LR * (0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))))
+
+
+def train(epochs: float = 4, seed: int = 0, device: str = "cpu") -> Iterator[tuple[int, float]]:
+    """Train, and yield the bandwidth and the loss of each step."""
+    images = Synthetic(512, BASE)
+    data = mae_et.DataConfig()  # mean and standard deviation, scale of the crops
+    curriculum = mae_et.Curriculum.preset("etpp", BASE, PATCH)
+    plan = curriculum.plan(epochs, dataset_size=len(images), batch_size=BATCH)
+    loader = DataLoader(
+        AugmentedImages(images, plan, seed),
+        batch_sampler=mae_et.CurriculumBatchSampler(plan, seed),
+    )
+    torch.manual_seed(seed)
+    model = mae_et.MaskedAutoencoder(
+        "vit_tiny_patch16_224", BASE, PATCH, encoder_embed_dim=64, encoder_depth=2,
+        encoder_num_heads=2, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2,
+    ).to(device)  # fmt: skip
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    for step, batch in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(plan.progress(step))
+        bandwidth = plan.stages[int(batch.stage[0])].bandwidth
+        pixels = mae_et.normalise(batch.images.to(device), data.mean, data.std)
+        pixels = mae_et.low_frequency_crop(pixels, bandwidth)  # [B C bandwidth bandwidth]
+        loss = model(pixels, 0.75, batch.noise.to(device), every_patch=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield bandwidth, loss.item()
+
+
+if __name__ == "__main__":
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for step, (bandwidth, loss) in enumerate(train(device=device), start=1):
+        print(f"step {step}: bandwidth {bandwidth}, loss {loss:.4f}")
