@@ -83,24 +83,24 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: SampleIndex) -> LabelledBatch:
-        return self.shown(draw, draw.sample)
+    def __getitem__(self, index: SampleIndex) -> LabelledBatch:
+        return self.augment(index, index.sample)
 
-    def shown(self, draw: SampleIndex, sample: int) -> LabelledBatch:
-        """Augment image `sample` with the randomness of a draw (of its own image by default).
+    def augment(self, index: SampleIndex, sample: int) -> LabelledBatch:
+        """Augment image `sample` with the random numbers of `index`, its own or another image's.
 
         Raises:
             Unreadable: the image cannot be read.
         """
-        seed = sample_seed(self.seed, draw.epoch, draw.sample)
+        seed = sample_seed(self.seed, index.epoch, index.sample)
         if self.crops is not None:
             generator = torch.Generator().manual_seed(seed)
-            view, label = self.crops.load(sample, draw.stage, generator)
+            view, label = self.crops.load(sample, index.stage, generator)
             with seeded(seed):
-                return self._finish(view, label, draw.stage)
+                return self._finish(view, label, index.stage)
         image, label = self.source[sample]
         with seeded(seed):
-            return self._finish(as_tensor(self.transforms[draw.stage](image)), label, draw.stage)
+            return self._finish(as_tensor(self.transforms[index.stage](image)), label, index.stage)
 
     def _finish(self, view: Tensor, label: int, stage: int) -> LabelledBatch:
         """Normalise, reduce to the bandwidth, and erase: the noise is of unit variance then."""
@@ -108,11 +108,11 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
         pixels = low_frequency_crop(pixels, self.sizes[stage], self.method)
         return LabelledBatch(self.erase(pixels), torch.tensor(label), torch.tensor(stage))
 
-    def renewed(self, batch: LabelledBatch, again: Tensor, seed: int) -> LabelledBatch:
-        """Return the batch with a new random flip of the images that are used again."""
+    def refresh(self, batch: LabelledBatch, reused: Tensor, seed: int) -> LabelledBatch:
+        """Return the batch with a new random flip of the reused images, marked in bool [B]."""
         generator = torch.Generator().manual_seed(seed)
-        images = flip_again(batch.images, again, self.data.flip, generator)
-        replaced = torch.where(again[:, None], NOT_REPLACED, batch.replaced)
+        images = flip_again(batch.images, reused, self.data.flip, generator)
+        replaced = torch.where(reused[:, None], NOT_REPLACED, batch.replaced)
         return LabelledBatch(images, batch.labels, batch.stage, replaced)
 
 

@@ -213,7 +213,8 @@ class DataConfig:
     """What becomes of an image that cannot be read: skip shows another one in its place, names the
     file once, and stops the run where there are too many; stop does so at the first."""
     max_bad_fraction: float = 0.01
-    """Images that may be unreadable, as a share of all; past it the run stops."""
+    """Fraction of images that may be unreadable before the run stops. Ten images or a tenth of all,
+    whichever is less, always may be, unless this is 0."""
     replay_images: int = 4096
     """Images that each rank keeps in memory for data.replay: 150 KB each in pre-training at 224,
     600 KB in classifiers. EfficientTrain++'s release keeps 245,760 at 96 and 65,536 at 160; with

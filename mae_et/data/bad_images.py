@@ -22,7 +22,9 @@ from mae_et.runtime import distributed
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 
-TRIES = 20
+ATTEMPTS = 20
+TOLERATED = 10
+TOLERATED_FRACTION = 0.1
 RECORD = "unreadable.jsonl"
 _SUBSTITUTE = -3  # separates these seeds from those of permutations and replay
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
@@ -34,54 +36,68 @@ class WithSubstitutes(Dataset[Any]):
     The replacement gets the crop and mask of the image that it replaces.
 
     Args:
-        view: views with `shown(draw, sample)`, which give samples with a field `replaced`.
+        dataset: an `AugmentedDataset` whose samples have a field `replaced`.
     """
 
-    def __init__(self, view: Any):
-        self.view = view
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.view)
+        return len(self.dataset)
 
-    def __getitem__(self, draw: SampleIndex) -> Any:
+    def __getitem__(self, index: SampleIndex) -> Any:
         try:
-            return self.view[draw]
+            return self.dataset[index]
         except Unreadable as error:
             first = error
-        for attempt in range(TRIES):
-            key = (draw.epoch, draw.sample, attempt, _SUBSTITUTE)
-            other = sample_seed(self.view.seed, *key) % len(self.view)
+        for attempt in range(ATTEMPTS):
+            key = (index.epoch, index.sample, attempt, _SUBSTITUTE)
+            other = sample_seed(self.dataset.seed, *key) % len(self.dataset)
             try:
-                shown = self.view.shown(draw, other)
+                substitute = self.dataset.augment(index, other)
             except Unreadable:
                 continue
-            return shown._replace(replaced=torch.tensor(draw))
-        raise RunFailed(f"{first}; nor can {TRIES} others that were drawn to stand in for it")
+            return substitute._replace(replaced=torch.tensor(index))
+        raise RunFailed(f"{first}; nor can {ATTEMPTS} randomly chosen substitutes")
+
+
+def tolerated_count(max_fraction: float, images: int) -> int:
+    """Return the number of unreadable images that a dataset may have.
+
+    One percent of a small dataset is less than one image, so that up to `TOLERATED` images are
+    tolerated, but no more than a tenth, unless `max_fraction` is 0.
+
+    Args:
+        max_fraction: `data.max_bad_fraction`.
+        images: size of the dataset.
+    """
+    least = min(TOLERATED, int(images * TOLERATED_FRACTION)) if max_fraction else 0
+    return max(least, int(max_fraction * images))
 
 
 class BadImages:
     """The images of a run that could not be read so far, the same on every rank.
 
     Args:
-        view: augmented dataset; an unreadable image is read once more, to report the reason.
-        max_fraction: largest fraction of unreadable images, in [0, 1]; beyond it the run fails.
+        dataset: augmented dataset; an unreadable image is read once more, to report the reason.
+        max_fraction: see `tolerated_count`.
         folder: run folder, which may hold the record of the run that is resumed.
         world: ranks that exchange what they could not read.
         start: steps already done; rows recorded after them are dropped.
     """
 
     def __init__(
-        self, view: Any, max_fraction: float, folder: Path, world: DistributedContext, start: int
+        self, dataset: Any, max_fraction: float, folder: Path, world: DistributedContext, start: int
     ):
-        self.view, self.world = view, world
+        self.dataset, self.world = dataset, world
         self.max_fraction, self.record = max_fraction, folder / RECORD
-        found = read_metrics(folder, RECORD, lambda row: row.get("sample") in range(len(view)))
+        found = read_metrics(folder, RECORD, lambda row: row.get("sample") in range(len(dataset)))
         self.rows = [row for row in found if row["step"] <= start]
         self.known = {row["sample"] for row in self.rows}
         self.waiting: list[list[int]] = []
         """Sample indices replaced on this rank since the last row."""
 
-    def counted(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
+    def track(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         """Yield micro-batches, and note the images that were replaced in them."""
         for batch in batches:
             replaced: Tensor = batch.replaced  # type: ignore[attr-defined]
@@ -92,44 +108,45 @@ class BadImages:
         """Exchange what each rank could not read; the main rank records and reports it.
 
         Raises:
-            RunFailed: more images than `max_fraction` allows are unreadable.
+            RunFailed: more images than `tolerated_count` are unreadable.
         """
         mine = torch.tensor(self.waiting, dtype=torch.int64).reshape(-1, 3)
         self.waiting = []
         before = len(self.rows)
-        for draw in map(SampleIndex._make, distributed.all_gather_rows(mine, self.world).tolist()):
-            if draw.sample in self.known:
+        rows = distributed.all_gather_rows(mine, self.world).tolist()
+        for index in map(SampleIndex._make, rows):
+            if index.sample in self.known:
                 continue
-            self.known.add(draw.sample)
-            reason = self._reason(draw) if self.world.is_main else ""
-            self.rows.append({"step": step, "sample": draw.sample, "reason": reason})
+            self.known.add(index.sample)
+            reason = self._reason(index) if self.world.is_main else ""
+            self.rows.append({"step": step, "sample": index.sample, "reason": reason})
         if self.world.is_main and len(self.rows) > before:
             self.write()
-        size = len(self.view)
-        if len(self.known) > self.max_fraction * size:
+        size = len(self.dataset)
+        if len(self.known) > tolerated_count(self.max_fraction, size):
             raise RunFailed(
                 f"{len(self.known)} of {size} images cannot be read, more than "
-                f"data.max_bad_fraction {self.max_fraction:g}: {self._first()}"
+                f"data.max_bad_fraction {self.max_fraction:g} allows: {self._first()}"
             )
 
     def write(self) -> None:
-        """Write the record: without what a run that was interrupted noted after its last state."""
+        """Write the record, without rows after the checkpoint that the run resumed from."""
         if self.rows or self.record.exists():
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_text_atomically(self.record, text)
 
-    def _reason(self, draw: SampleIndex) -> str:
+    def _reason(self, index: SampleIndex) -> str:
         try:
-            self.view.shown(draw, draw.sample)
+            self.dataset.augment(index, index.sample)
         except Unreadable as error:
             reason = str(error)
         else:
-            reason = f"the image {self._name(draw.sample)} could not be read, and now can be"
-        say(f"mae-et: {reason}; another one stands in for it")
+            reason = f"the image {self._name(index.sample)} could not be read, and now can be"
+        say(f"mae-et: {reason}; another image replaces it")
         return reason
 
     def _name(self, sample: int) -> object:
-        name = getattr(self.view.source, "name", None)
+        name = getattr(self.dataset.source, "name", None)
         return sample if name is None else name(sample)
 
     def _first(self, count: int = 3) -> str:

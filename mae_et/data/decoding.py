@@ -218,7 +218,7 @@ def extensions_for(channels: int) -> tuple[str, ...]:
 
 
 def has_deep_colours(image: Image.Image) -> bool:
-    """Return whether an undecoded image has 16-bit colours, of which PIL keeps the high byte."""
+    """Return whether an undecoded image has 16-bit colours, whose high byte PIL keeps."""
     return image.mode in {"RGB", "RGBA", "LA"} and any(
         ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
     )

@@ -69,7 +69,7 @@ def split_names(config: DataConfig, split: Split) -> tuple[str, ...]:
 
 
 def match_split(config: DataConfig, split: Split, present: Collection[str]) -> str | None:
-    """Return the one of some names that is a split's, in any case; None if there is none."""
+    """Return the first name of a split that is present, in any case, or None."""
     for name in split_names(config, split):
         if name in present:
             return name

@@ -1,4 +1,4 @@
-"""From datasets to batches on the host: loader processes, and images that are replayed."""
+"""Load batches in worker processes, and replay images that were loaded shortly before."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mae_et.data.bad_images import BadImages, WithSubstitutes
-from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, in_parts, sample_seed
+from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sample_seed
 from mae_et.runtime.signals import STOP_SIGNALS
 
 WORKER_GRACE_SECONDS = 120
@@ -19,19 +19,19 @@ AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
 
 
 class AugmentedDataset(Protocol[AnyBatch]):
-    """Random views of a source."""
+    """A dataset of randomly augmented images."""
 
     seed: int
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, draw: SampleIndex, /) -> AnyBatch: ...
+    def __getitem__(self, index: SampleIndex, /) -> AnyBatch: ...
 
-    def shown(self, draw: SampleIndex, sample: int) -> AnyBatch:
-        """Return a view of an image as a draw says, which may be of another one."""
+    def augment(self, index: SampleIndex, sample: int) -> AnyBatch:
+        """Augment an image with the random numbers of an index, which may be another image's."""
 
-    def renewed(self, batch: AnyBatch, again: Tensor, seed: int) -> AnyBatch:
-        """Return a batch in which images that are used again, marked [B], are seen anew."""
+    def refresh(self, batch: AnyBatch, reused: Tensor, seed: int) -> AnyBatch:
+        """Draw new masks and flips for the reused images of a batch, marked in bool [B]."""
 
 
 @contextlib.contextmanager
@@ -56,75 +56,86 @@ def training_batches(
     with batches_of(train_loader(loaded_from, sampler, num_workers, pin_memory)) as batches:
         if sampler.replay:
             batches = replayed(batches, sampler, dataset, pin_memory)
-        yield batches if bad_images is None else bad_images.counted(batches)
+        yield batches if bad_images is None else bad_images.track(batches)
 
 
 def replayed(
     loaded: Iterator[AnyBatch],
-    batches: CurriculumBatchSampler,
-    view: AugmentedDataset[AnyBatch],
+    sampler: CurriculumBatchSampler,
+    dataset: AugmentedDataset[AnyBatch],
     pin_memory: bool,
 ) -> Iterator[AnyBatch]:
-    """Yield the micro-batches of every step, with the images in them that are used again.
+    """Yield every micro-batch, completed with images that were loaded before.
 
     Args:
-        loaded: what a loader makes of `batches`.
-        batches: the order.
-        view: renews what is used again.
-        pin_memory: whether what is put together is pinned, for a copy to a GPU.
+        loaded: micro-batches of the images that `sampler` loads.
+        sampler: which images a step loads, uses and drops.
+        dataset: draws new masks and flips for reused images.
+        pin_memory: pin batches that are put together here, for copies to a GPU.
     """
     held: dict[SampleIndex, tuple[Tensor, ...]] = {}
-    for step in batches.steps():
-        size = batches.micro_batch(step.stage.bandwidth)
-        if not batches.replays(step.stage):
-            for _ in in_parts(step.loaded, size):
+    for step in sampler.steps():
+        size = sampler.micro_batch(step.stage.bandwidth)
+        if not sampler.replays(step.stage):
+            for _ in chunks(step.loaded, size):
                 yield next(loaded)
             continue
-        for part in in_parts(step.loaded, size):
+        for part in chunks(step.loaded, size):
             batch = next(loaded)
             kind: Any = type(batch)
-            for draw, sample in zip(part, zip(*batch, strict=True), strict=True):
+            for index, sample in zip(part, zip(*batch, strict=True), strict=True):
                 # Without a copy each sample would keep the whole batch in memory.
-                held[draw] = tuple(tensor.clone() for tensor in sample)
-        for number, part in enumerate(in_parts(step.used, size)):
-            stacked = (torch.stack(same) for same in zip(*(held[d] for d in part), strict=True))
-            again = torch.arange(len(part)) + number * size >= step.new
-            seed = sample_seed(view.seed, step.step, batches.rank, number)
-            renewed = view.renewed(kind(*stacked), again, seed)
-            yield kind(*(tensor.pin_memory() for tensor in renewed)) if pin_memory else renewed
-        for draw in step.dropped:
-            del held[draw]
+                held[index] = tuple(tensor.clone() for tensor in sample)
+        for number, part in enumerate(chunks(step.used, size)):
+            stacked = (torch.stack(same) for same in zip(*(held[i] for i in part), strict=True))
+            reused = torch.arange(len(part)) + number * size >= step.new
+            seed = sample_seed(dataset.seed, step.step, sampler.rank, number)
+            batch = dataset.refresh(kind(*stacked), reused, seed)
+            yield kind(*(tensor.pin_memory() for tensor in batch)) if pin_memory else batch
+        for index in step.dropped:
+            del held[index]
 
 
 def worker_count(requested: int | None, world: int = 1) -> int:
-    """Return the loader processes of one rank: as requested, or its share of the cores."""
+    """Return the number of loader processes of a rank.
+
+    Args:
+        requested: `efficiency.num_workers`; None for an equal part of the machine's cores, 1 to 16.
+        world: number of ranks, all on this machine unless LOCAL_WORLD_SIZE says otherwise.
+    """
     if requested is not None:
         return requested
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(16, max(1, cores // here))
+    return min(16, max(1, cores // ranks_here))
 
 
 def train_loader(
-    view: Dataset[AnyBatch], batches: CurriculumBatchSampler, workers: int, pin_memory: bool
+    dataset: Dataset[AnyBatch],
+    sampler: CurriculumBatchSampler,
+    num_workers: int,
+    pin_memory: bool,
 ) -> DataLoader[AnyBatch]:
-    """Return a loader of the plan's micro-batches, from its first step to its last."""
+    """Return a loader of the sampler's micro-batches."""
     return DataLoader(
-        view,
-        batch_sampler=batches,
-        num_workers=workers,
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_ignore_stop_signals,
     )
 
 
 def eval_loader(
-    view: Dataset[tuple[Tensor, int]], batch_size: int, workers: int
+    dataset: Dataset[tuple[Tensor, int]], batch_size: int, num_workers: int
 ) -> DataLoader[Any]:
-    """Return a loader of images [B C H W] and labels [B], in order; the last batch may be short."""
+    """Return a loader of images [B C H W] and labels [B] in order; the last batch may be short."""
     return DataLoader(
-        view, batch_size=batch_size, num_workers=workers, worker_init_fn=_leave_signals
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        worker_init_fn=_ignore_stop_signals,
     )
 
 
@@ -144,7 +155,7 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
             end()
 
 
-def _leave_signals(worker: int) -> None:
+def _ignore_stop_signals(worker: int) -> None:
     """Ignore stop signals in a loader process; the training process decides.
 
     Launchers signal the whole group, and a loader that died of it would end the run before it could

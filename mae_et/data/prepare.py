@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mae_et.config.commands import PrepareConfig
+from mae_et.data.bad_images import tolerated_count
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import DecodedDataset, open_image
 from mae_et.data.prepared_shards import (
@@ -140,11 +141,11 @@ class BadImageCount:
             RunFailed: there are too many.
         """
         self.count += len(unreadable_rows(read_index(folder, shard, self.levels)))
-        if self.count > self.max_fraction * self.images:
+        if self.count > tolerated_count(self.max_fraction, self.images):
             raise RunFailed(
                 f"{self.count} of {self.images} images of {self.split} cannot be read, more than "
-                f"data.max_bad_fraction {self.max_fraction:g}; they were reported when their "
-                "shards were written"
+                f"data.max_bad_fraction {self.max_fraction:g} allows; they were reported when "
+                "their shards were written"
             )
 
 

@@ -1,7 +1,7 @@
-"""Which images a step shows: the plan's batches, and which of their images are used again.
+"""Sample the batches of a plan, and choose the images that replay uses again.
 
-The order is a function of (seed, step): it depends neither on where a run was interrupted nor on
-the number of workers, nor, without replay, on how a batch is spread over processes.
+The order is a function of (seed, step): it depends neither on where a run was interrupted, nor on
+the number of workers, nor, without replay, on how a batch is spread over ranks.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from torch.utils.data import Sampler
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import UserError
 
-_REPLAY = -2  # keeps replay's draws apart from those of a permutation
+_REPLAY = -2  # separates replay's seeds from those of permutations
 
 
 class SampleIndex(NamedTuple):
-    """One sample of a batch: which image, in which pass over the data, at which stage."""
+    """Index of one sample: the image, the epoch and the stage of the curriculum."""
 
     sample: int
     epoch: int
@@ -30,22 +30,22 @@ class SampleIndex(NamedTuple):
 
 
 class StepSamples(NamedTuple):
-    """What one process needs for one step."""
+    """The samples of one step on one rank."""
 
     step: int
     stage: PlannedStage
     loaded: list[SampleIndex]
-    """Samples to be loaded."""
+    """Samples to load."""
     used: list[SampleIndex]
-    """Samples that are trained on: those that are new, then those that are used again."""
+    """Samples to train on: new ones, then reused ones."""
     new: int
-    """How many of the used ones are new."""
+    """Number of new samples in `used`."""
     dropped: list[SampleIndex]
-    """Samples that are not used after this step."""
+    """Samples that no later step uses."""
 
 
 def sample_seed(*key: int) -> int:
-    """Return a 63-bit seed that is a function of integers, the same on every machine."""
+    """Hash integers to a 63-bit seed, the same on every machine."""
     digest = hashlib.blake2b(np.asarray(key, dtype="<i8").tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -101,7 +101,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
     ):
         if plan.batch_size % world_size:
             raise UserError(
-                f"optim.batch_size {plan.batch_size} is not divided by {world_size} processes"
+                f"optim.batch_size {plan.batch_size} is not divisible by {world_size} ranks"
             )
         fixed = plan.batch_size // world_size if micro_batch is None else micro_batch
         self.micro_batch = fixed if callable(fixed) else lambda _: fixed
@@ -119,22 +119,22 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         for bandwidth, count in self.replay.items():
             if plan.batch_size % (count * world_size):
                 raise UserError(
-                    f"optim.batch_size {plan.batch_size} is not divided by {count} uses of an "
-                    f"image (data.replay at bandwidth {bandwidth}) on {world_size} processes"
+                    f"optim.batch_size {plan.batch_size} is not divisible by {count} uses of an "
+                    f"image (data.replay at bandwidth {bandwidth}) on {world_size} ranks"
                 )
         counts = (stage.steps * self._share(stage) * world_size for stage in plan.stages)
         self._before = [0, *accumulate(counts)]
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         for step in self.steps():
-            yield from in_parts(step.loaded, self.micro_batch(step.stage.bandwidth))
+            yield from chunks(step.loaded, self.micro_batch(step.stage.bandwidth))
 
     def replays(self, stage: PlannedStage) -> bool:
-        """Return whether a stage uses samples again."""
+        """Return whether a stage reuses samples."""
         return self._times(stage) > 1
 
     def steps(self) -> Iterator[StepSamples]:
-        """Yield what each step loads and uses, from the first one on."""
+        """Yield the samples of each step, from `start` to the plan's last."""
         held: set[SampleIndex] = set()
         for step in range(self.start_step, self.plan.steps):
             stage = self.plan.at(step)
@@ -148,14 +148,14 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             generator.manual_seed(sample_seed(self.seed, step, self.rank, _REPLAY))
             count = (self._times(stage) - 1) * len(new)
             places = torch.randint(first, last, (count,), generator=generator).tolist()
-            again = [self._own(place, stage) for place in places]
+            again = [self._sample_at(place, stage) for place in places]
             loaded = list(dict.fromkeys(d for d in new + again if d not in held))
             held.update(loaded)
             following = min(last, max(0, last + len(new) - self.replay_images))
             if step + 1 == stage.start + stage.steps:
                 following = last
-            leaving = (self._own(place, stage) for place in range(first, following))
-            dropped = [draw for draw in leaving if draw in held]  # not all were loaded again
+            leaving = (self._sample_at(place, stage) for place in range(first, following))
+            dropped = [draw for draw in leaving if draw in held]  # some were not reloaded
             held.difference_update(dropped)
             yield StepSamples(step, stage, loaded, new + again, len(new), dropped)
 
@@ -163,16 +163,16 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         return self.replay.get(stage.bandwidth, 1)
 
     def _share(self, stage: PlannedStage) -> int:
-        """Return the new samples of a step on this process."""
+        """Return the number of new samples of a step on this rank."""
         return self.plan.batch_size // self._times(stage) // self.world_size
 
     def _new(self, step: int, stage: PlannedStage) -> list[SampleIndex]:
         share = self._share(stage)
         first = (step - stage.start) * share
-        return [self._own(place, stage) for place in range(first, first + share)]
+        return [self._sample_at(place, stage) for place in range(first, first + share)]
 
-    def _own(self, place: int, stage: PlannedStage) -> SampleIndex:
-        """Return the sample at a place of this process's own sequence in a stage."""
+    def _sample_at(self, place: int, stage: PlannedStage) -> SampleIndex:
+        """Return the sample at a position of this rank's sequence in a stage."""
         share = self._share(stage)
         step, offset = divmod(place, share)
         before = (step * self.world_size + self.rank) * share + offset
@@ -181,7 +181,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         return SampleIndex(int(order[in_epoch]), epoch, stage.index)
 
 
-def in_parts(draws: list[SampleIndex], size: int) -> Iterator[list[SampleIndex]]:
-    """Yield a list in parts of a size, the last one shorter where it does not divide."""
-    for first in range(0, len(draws), size):
-        yield draws[first : first + size]
+def chunks(samples: list[SampleIndex], size: int) -> Iterator[list[SampleIndex]]:
+    """Split a list into parts of `size`; the last one may be shorter."""
+    for first in range(0, len(samples), size):
+        yield samples[first : first + size]

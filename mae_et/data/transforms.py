@@ -1,8 +1,8 @@
-"""From images to views: seeded random ones to train on, central ones to evaluate.
+"""Augment images for training, with seeded random numbers, and crop their centres for evaluation.
 
-All randomness is a function of (seed, epoch, sample): crop, flip, augmentation and mask noise. So
-the numbers depend neither on the number of workers, nor on where a run was interrupted, nor on how
-a global batch is spread over processes and micro-batches.
+Crop, flip, augmentation and mask noise are functions of (seed, epoch, sample): they depend neither
+on the number of workers, nor on where a run was interrupted, nor on how a global batch is spread
+over ranks and micro-batches.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ from mae_et.errors import RunFailed, UserError
 
 BICUBIC = InterpolationMode.BICUBIC
 NOT_REPLACED = torch.tensor((-1, -1, -1))
-LONGEST = 16
-"""Longer side over shorter one, past which the ends are cut off before a central view is scaled."""
+MAX_ASPECT = 16
+"""Longer side over shorter side beyond which the ends are trimmed before an image is resized."""
 
 
 class Batch(NamedTuple):
@@ -58,11 +58,11 @@ class Batch(NamedTuple):
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that image transforms draw from, and put them back afterwards."""
+    """Seed the global generators that image transforms use, and restore them afterwards."""
     saved = torch.default_generator.get_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  (timm's RandAugment draws from it)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  (timm's RandAugment uses it)
     try:
         yield
     finally:
@@ -116,7 +116,19 @@ def train_transform(
 
 
 class TrainDataset(Dataset[Batch]):
-    """Random views: MAE's random-resized crop and flip, RandAugment at the stage's magnitude."""
+    """Random-resized crop and flip as in MAE, and RandAugment at the stage's magnitude.
+
+    Args:
+        source: the images.
+        config: parameters of the crop, the flip and the augmentation.
+        plan: base size, and bandwidth and magnitude of each stage.
+        patch: patch size in pixels, for the mask noise.
+        seed: seed of all random numbers.
+        method: with decode, crops have the stage's bandwidth, else the base size.
+
+    Raises:
+        UserError: timm does not know the augmentation, or the dataset cannot decode crops.
+    """
 
     def __init__(
         self,
@@ -135,40 +147,40 @@ class TrainDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: SampleIndex) -> Batch:
-        return self.shown(draw, draw.sample)
+    def __getitem__(self, index: SampleIndex) -> Batch:
+        return self.augment(index, index.sample)
 
-    def shown(self, draw: SampleIndex, sample: int) -> Batch:
-        """Return a view of an image under a draw's crop and mask: of its own, or of another one.
+    def augment(self, index: SampleIndex, sample: int) -> Batch:
+        """Augment image `sample` with the random numbers of `index`, its own or another image's.
 
         Raises:
             Unreadable: the image cannot be read.
         """
-        seed = sample_seed(self.seed, draw.epoch, draw.sample)
+        seed = sample_seed(self.seed, index.epoch, index.sample)
         if self.crops is not None:
             generator = torch.Generator().manual_seed(seed)
-            crop, _ = self.crops.load(sample, draw.stage, generator)
-            noise = torch.rand(self.transform.patches[draw.stage], generator=generator)
-            return Batch(crop, noise, torch.tensor(draw.stage))
+            crop, _ = self.crops.load(sample, index.stage, generator)
+            noise = torch.rand(self.transform.patches[index.stage], generator=generator)
+            return Batch(crop, noise, torch.tensor(index.stage))
         image, _ = self.source[sample]
-        return self.transform(image, draw)
+        return self.transform(image, index)
 
-    def renewed(self, batch: Batch, again: Tensor, seed: int) -> Batch:
-        """Return a batch in which images that are used again have a fresh mask and flip."""
+    def refresh(self, batch: Batch, reused: Tensor, seed: int) -> Batch:
+        """Return the batch with new masks and flips for the reused images, marked in bool [B]."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(batch.noise.shape, generator=generator)
-        images = flip_again(batch.images, again, self.flip, generator)
-        noise = torch.where(again[:, None], noise, batch.noise)
-        replaced = torch.where(again[:, None], NOT_REPLACED, batch.replaced)
+        images = flip_again(batch.images, reused, self.flip, generator)
+        noise = torch.where(reused[:, None], noise, batch.noise)
+        replaced = torch.where(reused[:, None], NOT_REPLACED, batch.replaced)
         return Batch(images, noise, batch.stage, replaced)
 
 
 class DecodedCrops:
-    """Random crops at the stage's bandwidth, straight from the files, then RandAugment."""
+    """Random crops decoded at the stage's bandwidth, then RandAugment."""
 
     def __init__(self, source: ImageDataset, config: DataConfig, plan: Plan):
         if not isinstance(source, DecodedDataset):
-            raise UserError("crop.method decode needs a data set of pictures")
+            raise UserError("crop.method decode needs a dataset of image files")
         self.source, self.config = source, config
         self.sizes = [stage.bandwidth for stage in plan.stages]
         self.augment = [
@@ -177,7 +189,7 @@ class DecodedCrops:
         ]
 
     def load(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
-        """Return a crop [C B B], a function of the generator's state, and its label.
+        """Return a crop [C B B] and its label; the generator's state determines the crop.
 
         Raises:
             Unreadable: the image cannot be read.
@@ -186,14 +198,14 @@ class DecodedCrops:
         augment = self.augment[stage]
         if augment is not None:
             if crop.dtype != torch.uint8:
-                raise RunFailed("data.augment works on pictures, but the data are arrays")
+                raise RunFailed("data.augment works on images, but the dataset holds arrays")
             with seeded(int(torch.randint(2**62, (), generator=generator))):
                 crop = pil_to_tensor(augment(to_pil_image(crop)))
         return crop, label
 
 
 class EvalDataset(Dataset[tuple[Tensor, int]]):
-    """Central views with labels: resize, then centre crop (256 to 224 in MAE's recipe)."""
+    """Resize, then crop the centre, with labels (256 to 224 in MAE's recipe)."""
 
     def __init__(self, source: ImageDataset, config: DataConfig, size: int):
         self.source = source
@@ -214,10 +226,10 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
 
 
 def flip_again(images: Tensor, which: Tensor, chance: float, generator: Generator) -> Tensor:
-    """Return images [B C H W] of which those that are marked [B] are flipped once more or not.
+    """Flip the marked images [B] of [B C H W] once more, each with probability a half.
 
-    Of images that were flipped with another chance than a half, a second flip would change the
-    chance; they are left.
+    With a flip probability other than a half, a second flip would change it: the images are
+    returned unchanged.
     """
     coins = torch.rand(len(images), generator=generator) < 0.5
     if chance != 0.5:
@@ -226,24 +238,33 @@ def flip_again(images: Tensor, which: Tensor, chance: float, generator: Generato
 
 
 def trim_ends(image: Image.Image | Tensor) -> Image.Image | Tensor:
-    """Return the middle of an image that is more than `LONGEST` times as long as it is wide.
+    """Trim the ends of an image that is more than `MAX_ASPECT` times as long as it is wide.
 
-    A central crop does not show its ends, and a line of 20,000 pixels would be scaled to 4 GB.
+    A centre crop does not contain them, and resizing a line of 20,000 pixels would take 4 GB.
     """
     height, width = image.shape[-2:] if isinstance(image, Tensor) else image.size[::-1]
-    most = LONGEST * min(height, width)
+    most = MAX_ASPECT * min(height, width)
     if max(height, width) <= most:
         return image
     return CenterCrop((min(height, most), min(width, most)))(image)
 
 
 def as_tensor(image: Image.Image | Tensor) -> Tensor:
-    """Return a PIL image as uint8 [C H W]; a tensor as it is."""
+    """Convert a PIL image to uint8 [C H W]; return a tensor unchanged."""
     return image if isinstance(image, Tensor) else pil_to_tensor(image)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return images [B C H W] as float32 with the given statistics; uint8 is taken as [0, 255]."""
+    """Subtract the mean and divide by the standard deviation of each channel.
+
+    Args:
+        images: [B C H W]; uint8 is scaled from [0, 255] to [0, 1], other types are not.
+        mean: of each channel, or one number.
+        std: of each channel, or one number.
+
+    Returns:
+        float32 [B C H W].
+    """
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     centre, spread = statistics(mean, std, images.device)
     return (images.float() / scale - centre) / spread
@@ -253,22 +274,19 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 def statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation as tensors [C 1 1].
-
-    They are cached: a copy to the device for each batch would make it wait.
-    """
+    """Return mean and standard deviation as tensors [C 1 1], cached on the device."""
     centre, spread = torch.tensor([mean, std], device=device)[..., None, None]
     return centre, spread
 
 
 def _refuse_arrays(image: Image.Image | Tensor) -> Image.Image:
     if isinstance(image, Tensor):
-        raise RunFailed("data.augment works on pictures, but the data are arrays")
+        raise RunFailed("data.augment works on images, but the dataset holds arrays")
     return image
 
 
 def training_transform(config: DataConfig, size: int, magnitude: float) -> Callable:
-    """Return random-resized crop, flip and, if asked for, RandAugment of a magnitude.
+    """Return random-resized crop, flip and, with `data.augment`, RandAugment at a magnitude.
 
     Raises:
         UserError: timm knows no such augmentation.
@@ -281,7 +299,7 @@ def training_transform(config: DataConfig, size: int, magnitude: float) -> Calla
 
 
 def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:
-    """Return RandAugment of a magnitude, as steps on PIL images; none if it is not asked for.
+    """Return RandAugment at a magnitude, as transforms of PIL images; none without `data.augment`.
 
     Raises:
         UserError: timm knows no such augmentation.

@@ -41,7 +41,7 @@ def find_shards(config: DataConfig, root: Path, split: Split) -> list[Path]:
     are for training.
 
     Raises:
-        UserError: there is none, or they are compressed.
+        UserError: no shard is found, or all are compressed.
     """
     found = _shards_named(config, root, split)
     if not found and split == "train":
@@ -255,7 +255,7 @@ def _split_at_first_dot(name: str) -> tuple[str, str]:
 
 
 def _read_label(content: bytes, extension: str) -> int | str | None:
-    """Return a class's number or name; None if there is none.
+    """Return the number or the name of a class, or None.
 
     Raises:
         ValueError: a number is out of range (classes are numbered from 0, in a table).

@@ -162,8 +162,9 @@ def test_an_unreadable_image_stops_the_run_with_its_name(tiny_yaml, tmp_path, ca
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 40)).save(path)
     path.write_bytes(path.read_bytes()[:60])
-    flags = [f"--data.root={tmp_path / 'images'}", f"--output.dir={tmp_path / 'run'}"]
-    few = "mae-et: 1 of 24 images cannot be read, more than data.max_bad_fraction 0.01: "
+    flags = [f"--data.root={tmp_path / 'images'}", f"--output.dir={tmp_path / 'run'}",
+             "--data.max_bad_fraction=0"]  # fmt: skip
+    few = "mae-et: 1 of 24 images cannot be read, more than data.max_bad_fraction 0 allows: "
     for policy, sentence in (("stop", f"mae-et: cannot read the image {path}"), ("skip", few)):
         for workers in (0, 1):
             more = [f"--efficiency.num_workers={workers}", f"--data.on_error={policy}"]

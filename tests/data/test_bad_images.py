@@ -25,7 +25,7 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.config.schema import DataConfig
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.data import decoding
-from mae_et.data.bad_images import RECORD, TRIES, WithSubstitutes
+from mae_et.data.bad_images import ATTEMPTS, RECORD, WithSubstitutes, tolerated_count
 from mae_et.data.datasets import open_dataset
 from mae_et.data.loader import replayed, train_loader
 from mae_et.data.prepare import prepare
@@ -152,7 +152,7 @@ def test_very_long_images_are_trimmed_before_they_are_scaled() -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Return a folder of 30 images, and the same of which two are broken."""
+    """Return a folder of 30 images, and a copy with two unreadable ones."""
     files = {f"{n:02d}.png": encoded(noise(seed=n), "PNG") for n in range(30)}
     clean = write(tmp_path / "clean" / "train", files)
     spoilt = write(tmp_path / "spoilt" / "train", files)
@@ -211,7 +211,9 @@ def test_the_loader_fails_when_no_image_can_be_read(folders) -> None:
     assert WithSubstitutes(view)[SampleIndex(7, 0, 0)].replaced.tolist() == [7, 0, 0]
     for path in (root / "train").iterdir():
         path.unlink()
-    with pytest.raises(RunFailed, match=rf"07\.png.*; nor can {TRIES} others"):
+    with pytest.raises(
+        RunFailed, match=rf"07\.png.*; nor can {ATTEMPTS} randomly chosen substitutes"
+    ):
         WithSubstitutes(view)[SampleIndex(7, 0, 0)]
 
 
@@ -263,9 +265,9 @@ def test_preparing_stops_at_the_first_bad_image_or_at_too_many(folders, tmp_path
     # Two shards at a time: either may be the first to come upon one.
     with pytest.raises(Unreadable, match=r"07\.png: the file is empty|21\.png: .* truncated"):
         prepare(flags(on_error="stop"))
-    with pytest.raises(RunFailed, match=r"2 of 30 images of train cannot be read, more than"):
-        prepare(flags(max_bad_fraction=0.05))
-    assert prepare(flags(max_bad_fraction=0.07))["train"]["unreadable"] == 2
+    with pytest.raises(RunFailed, match=r"[12] of 30 images of train cannot be read, more than"):
+        prepare(flags(max_bad_fraction=0))
+    assert prepare(flags())["train"]["unreadable"] == 2
 
 
 # --- in a run -------------------------------------------------------------------------------------
@@ -334,7 +336,7 @@ def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(
 
 @pytest.mark.slow
 def test_too_many_bad_images_stop_a_run_until_the_limit_is_raised(tiny, folders) -> None:
-    flags = [f"--data.root={folders[1]}", "--curriculum.epochs=9"]
+    flags = [f"--data.root={folders[1]}", "--curriculum.epochs=9", "--data.max_bad_fraction=0"]
     with pytest.raises(
         RunFailed, match=r"^\d of 30 images cannot be read, more than data\.max_bad.*png"
     ):
@@ -375,6 +377,16 @@ def test_a_classifier_substitutes_in_training_and_never_in_evaluation(tmp_path: 
         classify(config)
 
 
+@pytest.mark.parametrize(
+    ("fraction", "images", "count"),
+    [(0.01, 5, 0), (0.01, 30, 3), (0.01, 60, 6), (0.01, 100, 10), (0.01, 1000, 10),
+     (0.01, 1_281_167, 12_811), (0.0, 1000, 0), (0.5, 30, 15), (1.0, 5, 5)],
+)  # fmt: skip
+def test_small_datasets_tolerate_some_bad_images(fraction: float, images: int, count: int) -> None:
+    """One percent of 60 images would be none."""
+    assert tolerated_count(fraction, images) == count
+
+
 def test_an_impossible_bad_fraction_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.max_bad_fraction must lie in"):
         DataConfig(max_bad_fraction=1.5)
@@ -384,7 +396,7 @@ def test_an_impossible_bad_fraction_is_refused() -> None:
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
-    """Return a file of which bytes were flipped, cut, left out, doubled or overwritten."""
+    """Return a copy with bytes flipped, removed, doubled or overwritten."""
     data = bytearray(content)
     for _ in range(chance.choice((1, 1, 2, 8, 40))):
         place = chance.randrange(len(data)) if data else 0

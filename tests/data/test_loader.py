@@ -77,7 +77,7 @@ def test_replayed_images_are_not_flipped_without_flips() -> None:
         torch.arange(8).reshape(2, 1, 1, 4), torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)
     )
     for seed in range(10):
-        renewed = never.renewed(batch, torch.tensor([False, True]), seed)
+        renewed = never.refresh(batch, torch.tensor([False, True]), seed)
         assert torch.equal(renewed.images, batch.images)
         assert torch.equal(renewed.noise[0], batch.noise[0])
         assert not torch.equal(renewed.noise[1], batch.noise[1])

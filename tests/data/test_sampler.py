@@ -9,7 +9,7 @@ from mae_et.data.sampler import (
     CurriculumBatchSampler,
     SampleIndex,
     StepSamples,
-    in_parts,
+    chunks,
     permutation,
     sample_seed,
 )
@@ -143,7 +143,7 @@ def test_a_resumed_replay_reloads_what_it_needs(start: int) -> None:
 
 def test_the_sampler_yields_what_the_steps_load() -> None:
     batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(3, PLAN, 1), **REPLAYED)
-    parts = [part for step in batches.steps() for part in in_parts(step.loaded, 12)]
+    parts = [part for step in batches.steps() for part in chunks(step.loaded, 12)]
     assert flat(batches) == flat(parts)
     assert max(map(len, batches)) <= 12
 
