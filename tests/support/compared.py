@@ -25,11 +25,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from tiny_run import GOLDEN
 from torchvision.transforms import RandomResizedCrop
-from transformers import ViTMAEForPreTraining
+from transformers import Dinov2Config, Dinov2Model, ViTMAEForPreTraining
 
 from finetune import Features, knn_accuracy, probe_features
+from finetune.config import NetworkConfig
+from finetune.model import build_classifier
 from finetune.param_groups import parameter_groups
-from mae_et import Curriculum, MaskedAutoencoder, export, hog, load_pretrained, low_frequency_crop
+from mae_et import (
+    Curriculum,
+    MaskedAutoencoder,
+    export,
+    hog,
+    load_encoder,
+    load_pretrained,
+    low_frequency_crop,
+)
 from mae_et.config.schema import OptimConfig
 from mae_et.curriculum.flops import training_flops
 from mae_et.data.jpeg_crop import random_box
@@ -241,6 +251,30 @@ def flops() -> Row:
     return numbers("multiply-adds of ViT-B/16 at 224, 10^9", "DeiT (2012.12877)", giga, 17.6, 0.3)
 
 
+def swin_flops() -> Row:
+    """FLOPs of Swin-T at 96 pixels, whose window is 3 there as in EfficientTrain++'s release."""
+    name = "swin_tiny_patch4_window7_224"
+    with torch.device("meta"):
+        ours = build_classifier(NetworkConfig(backbone=name), 1000)
+        theirs = timm.create_model(name, img_size=96, window_size=3)
+    found, expected = (training_flops(network)(96) / 3 / 1e9 for network in (ours, theirs))
+    return numbers("FLOPs of Swin-T at 96, 10^9", "timm, window 3", found, expected, 0.02)
+
+
+def dinov2_features() -> Row:
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8
+    )
+    theirs = Dinov2Model(config).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        theirs.save_pretrained(folder)
+        features = load_encoder(folder).forward_features(images)
+        expected = theirs(images).last_hidden_state
+    return tensors("tokens of a DINOv2 encoder", "transformers, Dinov2", features, expected, 1e-5)
+
+
 def headline_compute() -> Row:
     with torch.device("meta"):
         cost = training_flops(MaskedAutoencoder("vit_base_patch16_224", target="hog"))
@@ -251,8 +285,8 @@ def headline_compute() -> Row:
 
 ROWS: tuple[Callable[[], Row], ...] = (
     crop_fourier, crop_resize, hog_sobel, mae_loss, mae_training, hugging_face, timm_features,
-    knn, linear_probe, random_resized_crop, learning_rate, layer_decay, parameters, flops,
-    headline_compute,
+    dinov2_features, knn, linear_probe, random_resized_crop, learning_rate, layer_decay, parameters,
+    flops, swin_flops, headline_compute,
 )  # fmt: skip
 
 
