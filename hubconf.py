@@ -24,7 +24,7 @@ def mae_encoder(path_or_name: str, pretrained: bool = True, **settings: Any) -> 
         from mae_et import load_encoder
 
         return load_encoder(path_or_name, **settings)
-    from mae_et.models.mae import create_vit
+    from mae_et.models.encoder import create_vit
 
     return create_vit(path_or_name, **{"num_classes": 0} | settings).eval()
 

@@ -121,7 +121,9 @@ def test_python_example_runs_as_written() -> None:
     exec(text, names)
     assert names["small"].shape == (1, 3, 96, 96)
     assert names["loss"].isfinite()
-    assert names["plan"].at(0).bandwidth == 96
+    first = next(iter(names["sampler"]))
+    assert len(first) == 4096
+    assert {index.stage for index in first} == {0}
 
 
 def test_links_and_images_exist() -> None:
