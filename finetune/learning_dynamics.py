@@ -7,7 +7,6 @@ images, are unfiltered.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from mae_et.io.metrics_file import Row, read_metrics
 from mae_et.io.plain_files import keep_settings
 from mae_et.monitoring.plots import Plot, save_plots
 from mae_et.runtime import distributed
+from mae_et.runtime.console import say
 
 RECORD = "dynamics.jsonl"
 
@@ -50,10 +50,9 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     if run is None:
         raise UserError(f"{config.run} holds no checkpoints of mae-et pretrain")
     if len(paths) <= run.output.keep_last and run.output.keep_every is None:
-        print(
+        say(
             f"mae-et: {config.run} has only its last {len(paths)} checkpoints: pre-train with "
-            "output.keep_every to score earlier ones",
-            file=sys.stderr,
+            "output.keep_every to score earlier ones"
         )
     bandwidths = bandwidths_of(config, run.model.image_size)
     folder = config.output or config.run / "dynamics"
@@ -130,7 +129,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
             found = knn_accuracy(train, val, probing.neighbours, probing.temperature)
         accuracies.append(round(found, 2))
     stage = plan.at(max(0, step - 1))
-    print(f"mae-et: step {step}: {accuracies}", file=sys.stderr, flush=True)
+    say(f"mae-et: step {step}: {accuracies}")
     return {
         "step": step,
         "equivalent_epochs": round(plan.progress(step) * plan.equivalent_epochs, 4),

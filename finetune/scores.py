@@ -19,6 +19,7 @@ from mae_et.data.loader import batches_of, eval_loader
 from mae_et.data.transforms import normalise
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime import distributed
+from mae_et.runtime.console import printable
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.watchdog import heartbeat
@@ -128,7 +129,12 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f}" if whole else ""
 
 
+def _cell(text: str) -> str:
+    """Escape control characters, and quote names that a spreadsheet would run as formulas."""
+    return printable(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
+
+
 def _write_csv(path: Path, rows: list[list[str]]) -> None:
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows([[_cell(each) for each in row] for row in rows])
     write_text_atomically(path, text.getvalue())

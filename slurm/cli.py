@@ -18,6 +18,7 @@ from mae_et.config.files import (
     shipped_configs,
 )
 from mae_et.errors import UserError
+from mae_et.runtime.console import say
 from slurm.command import KINDS, CommandLine
 from slurm.config import ClusterConfig
 from slurm.run_status import as_dicts, status, table, watch
@@ -54,7 +55,7 @@ def submit_command(command_line: CommandLine, arguments: list[str]) -> None:
     if given.dry_run:
         return
     run = shlex.quote(jobs["run"])
-    print(f"mae-et: to follow it: mae-et status {run} --watch 10", file=sys.stderr)
+    say(f"mae-et: to follow it: mae-et status {run} --watch 10")
     print(json.dumps(jobs), flush=True)
 
 

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from mae_et.errors import Interrupted
 from mae_et.io.atomic import write_text_atomically
+from mae_et.runtime.console import say
 from slurm.events import record_event, this_job
 from slurm.progress import read_progress
 from slurm.squeue import job_state
@@ -93,7 +93,7 @@ class Job:
                 raise
             except (subprocess.SubprocessError, OSError) as error:
                 # SLURM refuses if it has already requeued the job after a preemption.
-                print(f"mae-et: job not requeued by this process: {error}", file=sys.stderr)
+                say(f"mae-et: job not requeued by this process: {error}")
         else:
             record_event(self.folder, "stopped", step=stop.step, signal=stop.signal)
 

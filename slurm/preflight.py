@@ -1,12 +1,12 @@
 """Check a job's data before submission, as far as the submitting machine sees it."""
 
 import os
-import sys
 from pathlib import Path
 
 from mae_et.config.schema import DataConfig
 from mae_et.data.layout import EXTENSIONS, data_root, split_name
 from mae_et.errors import UserError
+from mae_et.runtime.console import say
 
 # Sources that need data.root.
 ROOTED = ("folder", "shards", "wds")
@@ -23,7 +23,7 @@ def check_root(data: DataConfig) -> None:
             data_root(data)
     elif not data.root.exists():
         # Not an error: compute nodes may have disks that the login node lacks.
-        print(f"mae-et: warning: {data.root} does not exist on this machine", file=sys.stderr)
+        say(f"mae-et: warning: {data.root} does not exist on this machine")
 
 
 def check_classes(data: DataConfig) -> None:

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from mae_et.runtime import watchdog
+from mae_et.runtime.console import say
 from slurm.events import Event, log_file, read_events, record_event, this_job
 from slurm.job import is_running, requeue
 from slurm.progress import read_progress
@@ -57,7 +58,7 @@ def main(folder: Path, status: int, retries: int) -> int:
         record_event(folder, "given up", sentence=sentence, step=step, crashes=crashes + 1)
         return status
     record_event(folder, "retried", sentence=sentence, step=step)
-    print(f"mae-et: crashed ({sentence}); requeued from step {step}", file=sys.stderr)
+    say(f"mae-et: crashed ({sentence}); requeued from step {step}")
     requeue()
     return status
 

@@ -12,6 +12,7 @@ from typing import Any
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.progress import format_seconds, seconds_left
+from mae_et.runtime.console import printable
 from slurm.events import Event, events_file, log_file, read_events
 from slurm.squeue import JobState, job_states
 
@@ -215,19 +216,14 @@ def table(found: Iterable[RunStatus]) -> str:
             str(each.lost),
         ])  # fmt: skip
         if each.error:
-            errors.append(_printable(f"{each.run}: {each.error}"))
-    rows = [[_printable(cell) for cell in row] for row in rows]
+            errors.append(printable(f"{each.run}: {each.error}"))
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
     return "\n".join([*lines, *([""] if errors else []), *errors])
-
-
-def _printable(text: str) -> str:
-    """Replace control characters: the text comes from files."""
-    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _shown(value: float | None, form: str = "") -> str:

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 from mae_et.config.files import to_yaml
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
+from mae_et.runtime.console import say
 from mae_et.training.plan import curriculum_of
 from mae_et.training.same_run import check_same_run
 from slurm.command import (
@@ -176,7 +176,7 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool 
         return
     launcher = _launcher(group, cluster, root, root / "slurm")
     if cluster.executor == "slurm":
-        print(f"mae-et: {group[0].kind}: {launcher.check()}", file=sys.stderr)
+        say(f"mae-et: {group[0].kind}: {launcher.check()}")
 
 
 def _check_path(root: Path) -> None:

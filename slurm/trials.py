@@ -1,6 +1,5 @@
 """Run the trials of a search as jobs: submit independent ones together, then wait for them."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import RunFailed
 from mae_et.io.atomic import write_text_atomically
+from mae_et.runtime.console import say
 from slurm.cli import cluster_of
 from slurm.command import CommandLine, parse_task
 from slurm.events import read_events
@@ -56,7 +56,7 @@ class ClusterRunner:
                 write_text_atomically(written, to_yaml(config))
                 tasks.append(parse_task(self.command_line, "pretrain", [f"--config={written}"]))
             job = submit_together(tasks, self.cluster, self.folder)
-            print(f"mae-et: search: {len(tasks)} trials as job {job}", file=sys.stderr, flush=True)
+            say(f"mae-et: search: {len(tasks)} trials as job {job}")
         missing = 0
         while True:
             states = [each.state for folder in folders for each in status([folder])[:1]]

@@ -1,9 +1,10 @@
 """Recognise MAE's released files by their md5 (facebookresearch/mae, README and FINETUNE.md)."""
 
 import hashlib
-import sys
 import warnings
 from pathlib import Path
+
+from mae_et.runtime.console import say
 
 # First digits of each file's md5, as published.
 RELEASED_MD5 = {
@@ -27,7 +28,7 @@ def report_release(path: Path) -> None:
     """Report a released file on stderr; warn of a file that only bears a released file's name."""
     name = released_name(path)
     if name is not None:
-        print(f"mae-et: {path} is {name} as released (md5)", file=sys.stderr)
+        say(f"mae-et: {path} is {name} as released (md5)")
     elif path.name in RELEASED_MD5.values():
         warnings.warn(
             f"{path} is not the released file of that name: its md5 differs", stacklevel=2

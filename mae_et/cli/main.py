@@ -14,6 +14,7 @@ from typing import Any
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.commands import COMMANDS
 from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.runtime.console import say
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.version import __version__
 
@@ -25,18 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(given)
     except (UserError, RunFailed) as error:
-        # From a loader process it arrives as the last line of that process's traceback.
-        sentence = re.sub(r"^mae_et\.errors\.\w+: ", "", str(error).strip().splitlines()[-1])
-        print(f"mae-et: {sentence}", file=sys.stderr)
+        say(f"mae-et: {_sentence(error)}")
         return 2 if isinstance(error, UserError) else 1
     except OSError as error:  # a full disk, a folder that disappeared
-        print(f"mae-et: {error}", file=sys.stderr)
+        say(f"mae-et: {error}")
         return 1
     except Interrupted as error:
-        print(f"mae-et: {error}", file=sys.stderr)
+        say(f"mae-et: {error}")
         return 128 + error.signal
     except KeyboardInterrupt:
-        print("mae-et: stopped at once; checkpoints saved before are kept", file=sys.stderr)
+        say("mae-et: stopped at once; checkpoints saved before are kept")
         return 130
 
 
@@ -77,8 +76,16 @@ def usage() -> str:
     return "\n".join([head, "", *lines, "", tail])
 
 
+def _sentence(error: Exception) -> str:
+    """Return an error's sentence; from a loader worker it ends that process's traceback."""
+    text = str(error).strip()
+    if text.startswith("Caught "):
+        text = re.sub(r"^.*\nmae_et\.errors\.\w+: ", "", text, flags=re.DOTALL)
+    return text
+
+
 def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"mae-et: warning: {message}", file=sys.stderr)
+    say(f"mae-et: warning: {' '.join(str(message).split())}")
 
 
 if __name__ == "__main__":

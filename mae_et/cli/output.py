@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_et.cli.arguments import Arguments
 from mae_et.monitoring.figures import results_table
-from mae_et.runtime.console import is_main
+from mae_et.runtime.console import is_main, say
 
 
 def print_json(results: dict[str, Any]) -> None:
@@ -33,5 +33,5 @@ def print_run(folder: Path, further: dict[str, Any], as_json: bool) -> None:
     """Print the results of a finished run, and how to look at its curves; from rank 0 only."""
     if is_main():
         results = json.loads((folder / "results.json").read_text())
-        print(f"mae-et: curves: tensorboard --logdir {folder}", file=sys.stderr)
+        say(f"mae-et: curves: tensorboard --logdir {folder}")
         print_results({"run": str(folder)} | results | further, as_json)

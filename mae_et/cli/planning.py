@@ -14,6 +14,7 @@ from mae_et.cli.output import print_json
 from mae_et.cli.slurm_jobs import command_line
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
+from mae_et.runtime.console import say
 from mae_et.search.config import SearchConfig
 
 IMAGENET_1K = 1_281_167
@@ -58,7 +59,7 @@ def _plan_parser() -> ArgumentParser:
 
 def _count_images(config: PretrainConfig) -> int:
     if config.data.source == "folder" and config.data.root is None:
-        print("mae-et: no data.root: planned for the images of ImageNet-1K", file=sys.stderr)
+        say("mae-et: no data.root: planned for the images of ImageNet-1K")
         return IMAGENET_1K
     from mae_et.data.datasets import open_dataset
 
@@ -81,10 +82,9 @@ def search(arguments: Arguments) -> None:
         runner = ClusterRunner(command_line(), options.cluster, config.output.dir)
     results = search(config, objective, runner, parallel=options.cluster is not None)
     stages = ", ".join(str(bandwidth) for bandwidth in results["bandwidths"])
-    print(
+    say(
         f"mae-et: found {stages}: {options.objective} {results['value']:.2f}; train with: "
-        f"mae-et pretrain --config {results['curriculum']}",
-        file=sys.stderr,
+        f"mae-et pretrain --config {results['curriculum']}"
     )
     print_json(results)
 

@@ -1,6 +1,5 @@
 """Commands that train: pre-training, the demo, classifiers."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from mae_et.cli.arguments import Arguments, config_of
 from mae_et.cli.output import is_main, print_results, print_run, split_json_flag
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
+from mae_et.runtime.console import say
 
 
 def demo(arguments: Arguments) -> None:
@@ -26,7 +26,7 @@ def demo(arguments: Arguments) -> None:
     try:
         accuracies = downstream.score_encoder(probe)
     except UserError as error:  # unlabelled images, most likely
-        print(f"mae-et: not scored: {error}", file=sys.stderr)
+        say(f"mae-et: not scored: {error}")
         accuracies = {}
     print_run(folder, accuracies, as_json)
 
@@ -72,5 +72,5 @@ def _classify(config: downstream.ClassifierConfig, as_json: bool) -> None:
     results = downstream.classify(config)
     if is_main():
         folder = config.output.dir
-        print(f"mae-et: curves: tensorboard --logdir {folder}", file=sys.stderr)
+        say(f"mae-et: curves: tensorboard --logdir {folder}")
         print_results({"run": str(folder)} | results, as_json)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mae_et.config.files import one_sentence
 from mae_et.data.layout import ARRAYS, EXTENSIONS
 from mae_et.errors import RunFailed, Unreadable, UserError
+from mae_et.runtime.console import printable
 
 Sample = tuple[Image.Image | Tensor, int]
 
@@ -113,9 +114,7 @@ class DecodedDataset:
             raise
         except Exception as error:  # decoders raise many types for damaged files
             sentence = f"cannot read the image {self.name(index)}: {one_sentence(error)}"
-            # A file name may hold control characters.
-            printable = "".join(each if each.isprintable() else "?" for each in sentence)
-            raise Unreadable(printable) from None
+            raise Unreadable(printable(sentence)) from None
 
 
 def decode(content: bytes, channels: int, max_value: float | None = None) -> Image.Image | Tensor:

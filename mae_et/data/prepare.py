@@ -7,7 +7,6 @@ complete, and an interrupted preparation resumes after it.
 import hashlib
 import io
 import json
-import sys
 import zlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -38,6 +37,7 @@ from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings
+from mae_et.runtime.console import say
 
 EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
                 "TIFF": "tif", "PPM": "ppm"}  # fmt: skip
@@ -193,7 +193,7 @@ def write_shard(dataset: DecodedDataset, config: PrepareConfig, folder: Path, sh
             except Unreadable as error:
                 if config.data.on_error == "stop":
                     raise
-                tqdm.write(f"mae-et: {error}; skipped", file=sys.stderr)
+                say(f"mae-et: {error}; skipped")
     write_atomically(index_path(folder, shard), partial(_save, rows))
 
 

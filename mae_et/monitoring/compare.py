@@ -12,6 +12,7 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitoring.figures import FIGURES, ordered_figures
+from mae_et.runtime.console import printable
 
 # Folders inside a run's folder with the results of what started from it.
 INNER = ("knn", "linear-probe", "finetune", "evaluate")
@@ -179,7 +180,8 @@ def varied_keys(settings: list[dict[str, Any]]) -> list[str]:
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table that is also aligned as plain text, numbers to the right."""
     head, *rows = [
-        [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in [head, *rows]
+        [printable(" ".join(cell.split())).replace("|", "\\|") for cell in row]
+        for row in [head, *rows]
     ]
     columns = list(zip(head, *rows, strict=True))
     right = [any(column[1:]) and all(map(_is_number, column[1:])) for column in columns]

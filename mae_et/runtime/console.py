@@ -7,13 +7,20 @@ import sys
 from tqdm import tqdm
 
 
+def printable(text: str) -> str:
+    r"""Escape control characters (`\x1b`), which names of files, classes or keys may contain."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def say(line: str) -> None:
-    """Print a line to stderr, above the progress bar.
+    """Print a line to stderr, above the progress bar, with control characters escaped.
 
     A closed terminal or pipe never ends the run; metrics.jsonl records the same facts.
     """
     with contextlib.suppress(OSError):
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line), file=sys.stderr)
         sys.stderr.flush()
 
 

@@ -7,7 +7,6 @@ from its newest checkpoint like any run.
 
 import math
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from mae_et.errors import Diverged, RunFailed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics
 from mae_et.pretraining import pretrain
+from mae_et.runtime.console import say
 from mae_et.search.trial_log import Record, TrialLog
 
 Objective = Callable[[Path], float]
@@ -225,4 +225,4 @@ def training_seconds(trial: Trial) -> float:
 
 
 def _say(message: str) -> None:
-    print(f"mae-et: search: {message}", file=sys.stderr, flush=True)
+    say(f"mae-et: search: {message}")

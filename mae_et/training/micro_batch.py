@@ -4,7 +4,6 @@ To fit them, a forward and backward pass on zeros runs at two small sizes; the d
 peaks gives the memory of an image. Network, gradients and generators are restored afterwards.
 """
 
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import RunFailed, UserError
+from mae_et.runtime.console import say
 from mae_et.training.memory import available_memory, peak_of, without_trace
 from mae_et.training.run import Run
 
@@ -110,10 +110,7 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     sizes = dict(zip(sizes, chosen.tolist(), strict=True))
     if world.is_main:
         listed = ", ".join(f"{size} at {bandwidth}" for bandwidth, size in sizes.items())
-        print(
-            f"mae-et: micro-batches that fit: {listed} (of {share} images per rank)",
-            file=sys.stderr,
-        )
+        say(f"mae-et: micro-batches that fit: {listed} (of {share} images per rank)")
     return sizes
 
 
