@@ -89,7 +89,7 @@ class TensorBoardWriter:
         step, when = row["step"], row["time"]
         compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
         for key, value in row.items():
-            if key in {"step", "time"}:
+            if key in {"step", "time", "images"}:  # of images there is always the same number
                 continue
             is_loss = key.endswith("loss")
             name = key.replace("loss", "validation_loss")
@@ -107,7 +107,8 @@ class TensorBoardWriter:
 
         The tab shows five columns of each. Without an experiment summary it computes which keys
         differ between runs and shows these first, so only the start and end of the session are
-        written. Figures are the last points of scalars, in the alphabetical order of their tags.
+        written. Figures are the last points of scalars, in the alphabetical order of their tags
+        (TensorBoard 2.21 leaves them empty if the log directory is the run's own folder).
         """
         settings = {
             key: value if isinstance(value, (bool, int, float)) else str(value)

@@ -27,7 +27,7 @@ def config_in(folder: Path) -> PretrainConfig:
 def test_tensorboard_shows_curves_reconstructions_and_hyper_parameters(tmp_path: Path) -> None:
     run = pretrain(config_in(tmp_path))
     last = read_metrics(run)[-1]
-    with tensorboard(run) as url, chromium() as page:
+    with tensorboard(tmp_path) as url, chromium(viewport={"width": 2200, "height": 900}) as page:
 
         def look(place: str) -> None:
             page.goto("about:blank")  # otherwise the page keeps its filter
