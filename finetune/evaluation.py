@@ -1,26 +1,22 @@
 """Evaluate a trained classifier on a labelled split."""
 
 import json
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from torch import nn
-
-from finetune.config import ClassifierConfig, Pool
+from finetune.class_matching import SelectedClasses, match_classes
+from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
-from finetune.image_size import Size
-from finetune.model import load_run_network
 from finetune.run_folder import read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
-from finetune.vit import build_vit
-from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.run_config import read_classifier_description
-from mae_et.checkpoints.weight_files import read_weight_file
-from mae_et.config.schema import check_statistics
-from mae_et.data.datasets import ImageDataset
+from finetune.trained_classifier import load_classifier
+from mae_et.config.schema import DataConfig, check_statistics
+from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import classes_without_images
+from mae_et.data.layout import WHOLE_ROOT, split_folder
 from mae_et.data.loader import worker_count
+from mae_et.data.notices import notify
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime import distributed
@@ -28,10 +24,13 @@ from mae_et.runtime.precision import autocast_dtype
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score a classifier on the validation split.
+    """Score a classifier on the validation split, or on all images of a folder without splits.
+
+    A folder without splits that the classifier was trained on is scored on its held-out images.
 
     Returns:
-        `data`, its name; `top1` and `top5` in percent; `loss`; `images`, their number.
+        `data`, its name; `top1` and `top5` in percent; `loss`; `images`, their number; and where
+        the data have fewer classes than the checkpoint, `classes` and `classes_of_checkpoint`.
 
     Raises:
         UserError: the checkpoint is not a classifier, or does not fit the data.
@@ -40,53 +39,54 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     data = config.data or (run.data if run else None)
     if data is None:
         raise UserError("data must be given (--data.root or --data.name)")
+    data, held_out = _all_images(data, run)
     world = distributed.initialize(config.device)
     try:
-        network, size, channels = _load(config, run)
-        check_statistics(data, channels)
-        source = open_labelled(data, "val", channels, "an evaluation")
-        _check_classes(network, source, config.checkpoint, run is not None)
-        dtype = autocast_dtype(config.precision, world.device)
+        classifier = load_classifier(config, run)
+        check_statistics(data, classifier.channels)
+        source = open_labelled(data, "val", classifier.channels, "an evaluation")
+        if held_out:
+            total = len(source) + len(open_dataset(data, "train", classifier.channels))
+            notify(f"scoring the {len(source)} of {total} images that were held out in training")
+        empty = classes_without_images(source)
+        if empty:
+            raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
+        network = classifier.network.eval()
+        outputs = network.num_classes
+        indices, match = match_classes(
+            config.checkpoint, outputs, classifier.classes, source.classes
+        )
+        notify(f"classes {match}")
+        if indices != list(range(outputs)):
+            network = SelectedClasses(network, indices)
         scores = score(
-            network.to(world.device), source, data, size, world, dtype, config.batch_size,
+            network.to(world.device), source, data, classifier.image_size, world,
+            autocast_dtype(config.precision, world.device), config.batch_size,
             worker_count(config.num_workers, world.size),
         )  # fmt: skip
     finally:
         distributed.shutdown(world)
     results = {"data": str(data.root or data.source)} | scores.summary()
+    if len(indices) < outputs:
+        results |= {"classes": len(indices), "classes_of_checkpoint": outputs}
     if config.output is not None and world.is_main:
         write_tables(config.output, scores, list(source.classes))
         write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
     return results
 
 
-def _load(config: EvaluateConfig, run: ClassifierConfig | None) -> tuple[nn.Module, Size, int]:
-    """Load a classifier; return it with the size and the channels of its images."""
-    if run is not None:
-        names = {"last": "model.safetensors", "best": "best.safetensors"}
-        weights = config.checkpoint / names[config.weights]
-        network = load_run_network(run.model, config.checkpoint, read_weight_file(weights))
-        return network, run.model.image_size, run.model.channels
-    found = load_weights(config.checkpoint, config.checkpoint_key)
-    if not {"weight", "bias"} <= set(found.head):
-        raise UserError(f"{config.checkpoint} is not a classifier: it has no head")
-    pool: Pool = "mean" if "fc_norm.weight" in found.encoder else "cls"
-    probe: Literal["linear", "none"] = "linear" if "running_mean" in found.head else "none"
-    vit = build_vit(
-        found, found.head["weight"].shape[0], config.image_size, pool, probe,
-        encoder_num_heads=config.encoder_num_heads,
-    )  # fmt: skip
-    return vit, config.image_size, found.encoder["patch_embed.proj.weight"].shape[1]
+def _all_images(data: DataConfig, run: ClassifierConfig | None) -> tuple[DataConfig, bool]:
+    """Make the root the split where there are no split folders.
 
-
-def _check_classes(network: Any, source: ImageDataset, checkpoint: Path, is_run: bool) -> None:
-    ours = list(source.classes)
-    if network.num_classes != len(ours):
-        raise UserError(
-            f"{checkpoint} has {network.num_classes} classes, the dataset has {len(ours)}"
-        )
-    if is_run and read_classifier_description(checkpoint)["classes"] != ours:
-        raise UserError(f"the classes of {checkpoint} and of the dataset have different names")
-    empty = classes_without_images(source)
-    if empty:
-        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
+    Returns:
+        The data, and whether they are the run's own, whose held-out images are scored instead.
+    """
+    if data.source != "folder" or data.root is None or not data.root.is_dir():
+        return data, False
+    if split_folder(data, "val") is not None:
+        return data, False
+    trained_on = run.data.root if run else None
+    if trained_on is not None and trained_on.resolve() == data.root.resolve():
+        return data, True
+    notify(f"{data.root} has no split folders: scoring all of its images")
+    return replace(data, val_split=WHOLE_ROOT), False

@@ -64,13 +64,18 @@ class EvaluateConfig:
     """Score a trained classifier."""
 
     checkpoint: Path
-    """Run folder of a classifier, or fine-tuned weights in MAE's layout."""
+    """Run folder of a classifier, fine-tuned weights in MAE's or timm's layout, Hugging Face folder
+    (ViTForImageClassification), or name of a timm model."""
+    architecture: str | None = None
+    """timm's name of the checkpoint's network, needed where its weights do not determine it (CLIP,
+    distilled DeiT, any network that is not a ViT)."""
     weights: Literal["last", "best"] = "last"
     """Weights of a run: the last, or those with the best top-1."""
     data: DataConfig | None = None
     """Labelled data; by default the data of the run."""
-    image_size: Size = 224
-    """Side of the images in pixels, or [height, width], where the checkpoint does not say it."""
+    image_size: Size | None = None
+    """Side of the images in pixels, or [height, width]; by default the checkpoint's. A run has its
+    own."""
     encoder_num_heads: int | None = None
     """Attention heads of the encoder, needed where its width is not a published one."""
     output: Path | None = None
@@ -89,11 +94,12 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for name, smallest in (
-            ("image_size", min(height_and_width(self.image_size))),
-            ("batch_size", self.batch_size),
-        ):
-            require(smallest > 0, f"{name} must be positive, got {getattr(self, name)}")
+        size = self.image_size
+        require(
+            size is None or min(height_and_width(size)) > 0,
+            f"image_size must be positive, got {size}",
+        )
+        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
 
 
 @dataclass(frozen=True)

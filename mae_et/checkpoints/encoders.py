@@ -57,9 +57,9 @@ def load_encoder(
     """
     path = Path(checkpoint)
     if architecture is not None:
-        return _checked(_build_named(path, architecture, checkpoint_key), path)
+        return _checked(build_named(path, architecture, checkpoint_key), path)
     if not path.exists() and timm.is_model(str(path)):
-        return _checked(_fetch(str(path)), path)
+        return _checked(fetch_from_hub(str(path), num_classes=0), path)
     if is_hugging_face_vit(path):
         vit = read_hugging_face_vit(path)
         return build_vit_of(path, vit.tensors, vit.num_heads, norm_eps=vit.norm_eps)
@@ -91,8 +91,18 @@ def build_vit_of(
     architecture: str = DEFAULT_ENCODER,
     grid: Any = None,
     norm_eps: float = 1e-6,
+    head: Tensors | None = None,
 ) -> VisionTransformer:
     """Build a ViT as its tensors determine it, and load them.
+
+    Args:
+        path: the checkpoint, for errors.
+        tensors: the encoder, under timm's names.
+        num_heads: attention heads, needed where the width is not a published one.
+        architecture: timm's name of a ViT that differs in sizes alone.
+        grid: rows and columns of the position table; square by default.
+        norm_eps: epsilon of the layer norms.
+        head: weight and bias of a classifier; none by default.
 
     Raises:
         UserError: tensors are left that a ViT of these parts does not have.
@@ -122,7 +132,7 @@ def build_vit_of(
         embed_dim=width,
         depth=depth_of(tensors),
         num_heads=num_heads_of("encoder", width, num_heads, PUBLISHED_ENCODER_HEADS),
-        num_classes=0,
+        num_classes=len(head["weight"]) if head else 0,
         class_token=bool(class_tokens),
         reg_tokens=registers,
         no_embed_class=rows * columns == positions,
@@ -131,6 +141,7 @@ def build_vit_of(
         final_norm=has_norm or "norm.weight" in tensors,
         **(_traces(tensors, width, norm_eps) if architecture == DEFAULT_ENCODER else {}),
     )
+    tensors |= {f"head.{name}": tensor for name, tensor in (head or {}).items()}
     mismatch = describe_mismatch(tensors, network.state_dict())
     if mismatch:
         raise UserError(f"{path} is no plain vision transformer ({mismatch}): {NAME_IT}")
@@ -155,18 +166,52 @@ def _side(count: int) -> int:
     return side if side * side == count else 0
 
 
-def _fetch(name: str, **settings: Any) -> Any:
+def grid_of(weights: Weights) -> int:
+    """Return the side of the square position grid of a ViT with a class token, in patches.
+
+    Raises:
+        UserError: the grid is not square.
+    """
+    side = _side(weights.encoder["pos_embed"].shape[1] - 1)
+    if not side:
+        raise UserError(f"{weights.path} has no square grid of positions: give --image_size")
+    return side
+
+
+def fetch_from_hub(name: str, **settings: Any) -> Any:
+    """Fetch a timm model from its hub.
+
+    Raises:
+        UserError: the hub cannot be reached, or the file is not the published one.
+    """
     try:
-        return create_pretrained(name, num_classes=0, **settings)
+        return create_pretrained(name, **settings)
     except Exception as error:  # whatever the hub's client raises
         reason = " ".join(str(error).split())
         raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
 
 
-def _build_named(path: Path, architecture: str, key: str | None) -> Any:
-    """Build a named timm model around a file, which timm converts to its own names."""
+def build_named(path: Path, architecture: str, key: str | None = None, head: bool = False) -> Any:
+    """Build a named timm model around a file, which timm converts to its own names.
+
+    Args:
+        path: file of weights.
+        architecture: timm's name of the network.
+        key: state dict to take, where the file has several.
+        head: whether to load the classifier too, of as many classes as its bias has.
+
+    Raises:
+        UserError: the file does not fit.
+    """
     network = create_vit(architecture, num_classes=0)
     tensors = read_state_dict(path, network.state_dict().keys(), key)
+    parts = network.default_cfg.get("classifier", "head")
+    parts = tuple(f"{part}." for part in ([parts] if isinstance(parts, str) else parts))
+    if head:
+        biases = [tensors[f"{part}bias"] for part in parts if f"{part}bias" in tensors]
+        if not biases:
+            raise UserError(f"{path} is not a classifier: it has no {parts[0]}bias")
+        network = create_vit(architecture, num_classes=len(biases[0]))
     entry = model_entrypoint(network.default_cfg["architecture"])
     convert = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
     if convert is not None:
@@ -175,9 +220,8 @@ def _build_named(path: Path, architecture: str, key: str | None) -> Any:
         except Exception as error:  # names and shapes of another network
             reason = " ".join(str(error).split())
             raise UserError(f"timm cannot read {path} as {architecture}: {reason}") from None
-    mismatch = describe_mismatch(
-        tensors, network.state_dict(), may_have=("head.", "head_dist.", "fc.")
-    )
+    unused = () if head else parts
+    mismatch = describe_mismatch(tensors, network.state_dict(), may_have=unused)
     if mismatch:
         raise UserError(f"{path} is no {architecture}: {mismatch}")
     network.load_state_dict(tensors, strict=False)

@@ -1,0 +1,75 @@
+"""Match a dataset's classes to a classifier's outputs: the same, reordered, or a part of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mae_et.errors import UserError
+
+
+class SelectedClasses(nn.Module):
+    """A classifier of some of a network's classes: the other logits are dropped.
+
+    That is how ImageNet-A and -R, of 200 of ImageNet's 1,000 classes, are scored.
+
+    Args:
+        network: from images [B C H W] to logits [B classes].
+        indices: outputs to keep, in order.
+    """
+
+    def __init__(self, network: nn.Module, indices: Sequence[int]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("indices", torch.tensor(indices), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B C H W] -> [B selected classes]."""
+        return self.network(images)[:, self.indices]
+
+
+def match_classes(
+    path: Path, outputs: int, names: Sequence[str] | None, classes: Sequence[str]
+) -> tuple[list[int], str]:
+    """Find the output of a classifier for each class of a dataset.
+
+    With names the classes are matched by name. Without, they are matched by number if their folders
+    are numbers below `outputs`, and else by order, which needs as many classes as outputs.
+
+    Args:
+        path: the classifier, for errors.
+        outputs: its number of classes.
+        names: the names of its classes, if they are recorded.
+        classes: names of the dataset's classes.
+
+    Returns:
+        The output of each class, and a sentence about the match.
+
+    Raises:
+        UserError: a class has no output.
+    """
+    if names is not None:
+        unknown = [name for name in classes if name not in set(names)]
+        if unknown:
+            listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            raise UserError(
+                f"{path} has {outputs} classes, and {len(unknown)} of the dataset's "
+                f"{len(classes)} are not among them ({listed})"
+            )
+        number = {name: place for place, name in enumerate(names)}
+        return [number[name] for name in classes], f"matched by name{_part(classes, outputs)}"
+    if all(name.isdecimal() and int(name) < outputs for name in classes):
+        return list(map(int, classes)), f"matched by number{_part(classes, outputs)}"
+    if len(classes) != outputs:
+        raise UserError(
+            f"{path} has {outputs} classes without names, the dataset has {len(classes)}: name "
+            "their folders 0, 1, ... to score a part of the classes"
+        )
+    return list(range(outputs)), "matched by order, as the checkpoint records no names"
+
+
+def _part(classes: Sequence[str], outputs: int) -> str:
+    if len(classes) == outputs:
+        return ""
+    return f", {len(classes)} of {outputs}: the other classes are no candidates"

@@ -1,0 +1,107 @@
+"""Load a trained classifier: a run's, a released one's, timm's, or Hugging Face's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+
+from finetune.config import ClassifierConfig, Pool
+from finetune.image_size import Size
+from finetune.model import load_run_network
+from finetune.scoring_config import EvaluateConfig
+from finetune.vit import build_vit
+from mae_et.checkpoints.encoders import (
+    build_named,
+    build_vit_of,
+    fetch_from_hub,
+    grid_of,
+    is_hugging_face_vit,
+    read_hugging_face_vit,
+)
+from mae_et.checkpoints.formats import Weights, load_weights
+from mae_et.checkpoints.run_config import read_classifier_description
+from mae_et.checkpoints.weight_files import read_weight_file
+from mae_et.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A classifier, and what evaluation needs to know of it."""
+
+    network: Any
+    """From normalised images [B C H W] to logits [B classes]."""
+    image_size: Size
+    """Side of the images in pixels, or (height, width)."""
+    channels: int
+    """Image channels."""
+    classes: Sequence[str] | None = None
+    """Names of the classes, if they are recorded."""
+
+
+def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> TrainedClassifier:
+    """Load the classifier that a config names.
+
+    Raises:
+        UserError: there is none, or it has no head.
+    """
+    path = config.checkpoint
+    if run is not None:
+        names = {"last": "model.safetensors", "best": "best.safetensors"}
+        tensors = read_weight_file(path / names[config.weights])
+        network = load_run_network(run.model, path, tensors)
+        classes = read_classifier_description(path)["classes"]
+        return TrainedClassifier(network, run.model.image_size, run.model.channels, classes)
+    if config.architecture is not None:
+        return _of_timm(
+            config, build_named(path, config.architecture, config.checkpoint_key, head=True)
+        )
+    if not path.exists() and timm.is_model(str(path)):
+        return _of_timm(config, fetch_from_hub(str(path)))
+    if is_hugging_face_vit(path):
+        return _of_hugging_face(config)
+    return _of_weights(config, load_weights(path, config.checkpoint_key))
+
+
+def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:
+    """Take a timm model at its own image size, unless another is given."""
+    channels, height, width = network.default_cfg["input_size"]
+    own = getattr(getattr(network, "patch_embed", None), "img_size", None) or (height, width)
+    if config.image_size is not None and hasattr(network, "set_input_size"):
+        network.set_input_size(img_size=config.image_size)
+    return TrainedClassifier(network, config.image_size or tuple(own), channels)
+
+
+def _of_hugging_face(config: EvaluateConfig) -> TrainedClassifier:
+    vit = read_hugging_face_vit(config.checkpoint)
+    if not vit.head:
+        raise UserError(f"{config.checkpoint} is not a classifier: it has no head")
+    network: Any = build_vit_of(
+        config.checkpoint, vit.tensors, vit.num_heads, norm_eps=vit.norm_eps, head=vit.head
+    )
+    own = network.patch_embed.img_size
+    classifier = _of_timm(config, network)
+    # Labels such as LABEL_0 are transformers' own, and name nothing.
+    named = not all(name.startswith("LABEL_") for name in vit.classes)
+    return TrainedClassifier(
+        network, config.image_size or own, classifier.channels, vit.classes if named else None
+    )
+
+
+def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
+    """Build a ViT in MAE's or timm's layout, with registers, LayerScale and the like if need be."""
+    if not {"weight", "bias"} <= set(weights.head):
+        raise UserError(f"{config.checkpoint} is not a classifier: it has no head")
+    encoder = weights.encoder
+    channels = encoder["patch_embed.proj.weight"].shape[1]
+    if "cls_token" not in encoder or {"reg_token", "blocks.0.ls1.gamma"} & set(encoder):
+        network: Any = build_vit_of(
+            weights.path, encoder, config.encoder_num_heads, head=weights.head
+        )
+        return _of_timm(config, network)
+    size = config.image_size or grid_of(weights) * encoder["patch_embed.proj.weight"].shape[-1]
+    pool: Pool = "mean" if "fc_norm.weight" in encoder else "cls"
+    probe: Literal["linear", "none"] = "linear" if "running_mean" in weights.head else "none"
+    classes = weights.head["weight"].shape[0]
+    vit = build_vit(weights, classes, size, pool, probe, encoder_num_heads=config.encoder_num_heads)
+    return TrainedClassifier(vit, size, channels)

@@ -1,0 +1,165 @@
+"""Evaluation: which images and classes are scored, and classifiers of others."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+
+from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate, trained_classifier
+from mae_et import UserError, load_config
+from mae_et.config.schema import DataConfig
+from mae_et.data.notices import notify
+from mae_et.data.transforms import normalise
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "grey": (99, 99, 99), "red": (255, 0, 0)}
+SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def _forget_notices():
+    notify.cache_clear()
+
+
+def folder(top: Path, classes: dict[str, str], images: int = 5) -> Path:
+    """Write a folder of classes, whose images have the colour named."""
+    for name, colour in classes.items():
+        for number in range(images):
+            path = top / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), COLOURS[colour]).save(path)
+    return top
+
+
+def score(checkpoint: Path, root: Path, **settings) -> dict:
+    data = DataConfig(root=root)
+    return evaluate(EvaluateConfig(checkpoint, data=data, num_workers=0, device="cpu", **settings))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Return the run of a classifier that knows four colours, trained without split folders."""
+    top = tmp_path_factory.mktemp("run")
+    root = folder(top / "colours", {name: name for name in COLOURS}, images=15)
+    flags = [
+        "--model.backbone=test_resnet", "--model.image_size=32", f"--data.root={root}",
+        "--optim.batch_size=8", "--optim.base_lr=0.1", "--curriculum.epochs=10",
+        "--efficiency={num_workers: 0, device: cpu}", "--output.tensorboard=false",
+        f"--output.dir={top / 'run'}",
+    ]  # fmt: skip
+    assert classify(load_config(ClassifierConfig, [], flags))["top1"] == 100
+    return top / "run"
+
+
+def test_a_run_s_own_folder_is_scored_on_the_images_held_out(run: Path, capsys) -> None:
+    results = evaluate(EvaluateConfig(run, num_workers=0, device="cpu"))
+    assert (results["images"], results["top1"]) == (12, 100)
+    assert "scoring the 12 of 60 images that were held out in training" in capsys.readouterr().err
+
+
+def test_every_image_of_another_folder_without_splits_is_scored(run, tmp_path, capsys) -> None:
+    results = score(run, folder(tmp_path / "other", {name: name for name in COLOURS}))
+    assert (results["images"], results["top1"]) == (20, 100)
+    said = capsys.readouterr().err
+    assert "has no split folders: scoring all of its images" in said
+    assert "classes matched by name" in said
+
+
+def test_a_folder_with_splits_is_scored_on_its_validation_split(run, tmp_path) -> None:
+    classes = {name: name for name in COLOURS}
+    folder(tmp_path / "other" / "train", classes, images=2)
+    folder(tmp_path / "other" / "val", classes, images=3)
+    assert score(run, tmp_path / "other")["images"] == 12
+
+
+def test_a_part_of_the_classes_is_scored_without_the_others(run, tmp_path, capsys) -> None:
+    """As ImageNet-A and -R: a class that the data lack is no candidate."""
+    root = folder(tmp_path / "part", {"red": "red", "blue": "grey"})
+    results = score(run, root, output=tmp_path / "tables")
+    assert (results["classes"], results["classes_of_checkpoint"]) == (2, 4)
+    assert "2 of 4: the other classes are no candidates" in capsys.readouterr().err
+    with (tmp_path / "tables" / "confusion.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows] == ["", "blue", "red"]
+    # Grey images were the class grey to all four outputs; of two they are one of the two.
+    assert sum(map(int, rows[1][1:])) == 5
+    with pytest.raises(UserError, match=r"are not among them \(pink\)"):
+        score(run, folder(tmp_path / "unknown", {"red": "red", "pink": "red"}))
+
+
+def expected_scores(logits_of, root: Path, classes: list[str]) -> tuple[float, float]:
+    """Return top-1 and loss of a network on the images of a folder, computed plainly."""
+    logits, labels = [], []
+    for label, name in enumerate(classes):
+        for path in sorted((root / name).iterdir()):
+            image = torch.tensor(list(Image.open(path).tobytes()), dtype=torch.uint8)
+            image = image.view(1, 32, 32, 3).permute(0, 3, 1, 2)
+            data = DataConfig()
+            with torch.no_grad():
+                logits.append(logits_of(normalise(image, data.mean, data.std)))
+            labels.append(label)
+    joined, truth = torch.cat(logits), torch.tensor(labels)
+    top1 = 100 * (joined.argmax(1) == truth).float().mean().item()
+    return top1, F.cross_entropy(joined, truth).item()
+
+
+def vit(**settings) -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=4, **(SMALL | settings))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"reg_tokens": 4, "no_embed_class": True}, {"init_values": 1.0}, {"global_pool": "avg"},
+     {"class_token": False, "global_pool": "avg"}],
+    ids=["class token", "registers", "LayerScale", "mean", "no class token"],
+)  # fmt: skip
+def test_a_file_of_a_timm_classifier_scores_as_in_timm(settings: dict, tmp_path: Path) -> None:
+    network = vit(**settings)
+    save_file(dict(network.state_dict()), tmp_path / "weights.safetensors")
+    root = folder(tmp_path / "data", {name: name for name in COLOURS})
+    found = score(tmp_path / "weights.safetensors", root, encoder_num_heads=3)
+    top1, loss = expected_scores(network, root, sorted(COLOURS))
+    assert found["top1"] == pytest.approx(top1, abs=1e-3)
+    assert found["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+def test_a_timm_name_and_a_named_file_score_as_in_timm(tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=4).eval()
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "resnet.pth")
+    root = folder(tmp_path / "data", {name: name for name in COLOURS})
+    monkeypatch.setattr(trained_classifier, "fetch_from_hub", lambda name: network)
+    named = score(Path("resnet10t"), root, image_size=32)
+    file = score(tmp_path / "resnet.pth", root, architecture="resnet10t", image_size=32)
+    top1, loss = expected_scores(network, root, sorted(COLOURS))
+    for found in (named, file):
+        assert found["top1"] == pytest.approx(top1, abs=1e-3)
+        assert found["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+def test_a_hugging_face_classifier_scores_as_in_transformers(tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    names = ["red", "grey", "green", "blue"]
+    config = transformers.ViTConfig(
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96,
+        image_size=32, patch_size=8, id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)}, initializer_range=0.2,
+    )  # fmt: skip
+    network = transformers.ViTForImageClassification(config).eval()
+    network.save_pretrained(tmp_path / "vit")
+    root = folder(tmp_path / "data", {name: name for name in COLOURS})
+    found = score(tmp_path / "vit", root)
+    order = [names.index(name) for name in sorted(COLOURS)]
+    top1, loss = expected_scores(lambda x: network(x).logits[:, order], root, sorted(COLOURS))
+    assert found["top1"] == pytest.approx(top1, abs=1e-3)
+    assert found["loss"] == pytest.approx(loss, abs=1e-4)
