@@ -26,6 +26,7 @@ from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.distributed import choose_device
 from mae_et.runtime.precision import autocast, autocast_dtype
+from mae_et.training.compile import compile_network
 from mae_et.training.metrics import peak_memory
 from mae_et.training.optim import build_optimizer
 
@@ -127,7 +128,7 @@ def training_step(
     shape = batch, 3, model.image_size, model.image_size
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
     noise = torch.rand(batch, (bandwidth // network.patch) ** 2, device=device)
-    called: Any = torch.compile(network, dynamic=False) if compiled else network
+    called: Any = compile_network(network) if compiled else network
 
     def step() -> None:
         images = low_frequency_crop(normalise(pixels, MEAN, STD), bandwidth)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from slurm_cluster import Cluster, missing_programs, start_cluster
 from tiny_run import TINY
 
@@ -66,3 +67,11 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     accounting = not missing_programs(accounting=True)
     with start_cluster(tmp_path_factory.mktemp("slurm"), accounting=accounting) as found:
         yield found
+
+
+@pytest.fixture
+def alone_in_a_group():
+    """A process group of one, in which DistributedDataParallel runs as among many."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

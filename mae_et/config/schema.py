@@ -395,8 +395,9 @@ class EfficiencyConfig:
     """Autocast precision; auto is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
     tf32: bool = True
     """Whether float32 products may run as TF32 on a GPU."""
-    compile: bool = False
-    """Whether torch.compile is used (one graph for each bandwidth)."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile transformer blocks with torch.compile (other networks as a whole), with graphs of
+    their own for each bandwidth; auto compiles runs on a GPU of at least 1000 steps a bandwidth."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass to save memory."""
     micro_batch: int | dict[int, int] | Literal["auto"] | None = None
@@ -426,10 +427,6 @@ class EfficiencyConfig:
         require(
             all(not isinstance(size, int) or size > 0 for size in sizes),
             "efficiency.micro_batch must be positive",
-        )
-        require(
-            self.sharding == "none" or not self.compile,
-            "efficiency.compile does not go with efficiency.sharding",
         )
         require(
             self.num_workers is None or 0 <= self.num_workers <= MOST_WORKERS,

@@ -76,11 +76,11 @@ def _unknown(value: Any, kind: Any, prefix: str) -> Iterator[str]:
 
 
 def is_switch(key: str, kind: Any) -> bool:
-    """Return whether a key (`efficiency.compile`) is true or false, and nothing else."""
+    """Return whether a key (`efficiency.compile`) can be true or false."""
     for part in key.split("."):
         section = next(_sections(kind), None)
         kind = get_type_hints(section).get(part) if section is not None else None
-    return kind is bool
+    return kind is bool or bool in get_args(kind)
 
 
 def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:

@@ -32,22 +32,7 @@ def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -
     """
     if width % 4:
         raise ValueError(f"the width of sine-cosine positions must be a multiple of 4, got {width}")
-    if torch.compiler.is_compiling():
-        return _table_of_graph(list(grid), list(full), width, device)
     return _table(grid, full, width, device)
-
-
-# A custom operator, because the compiler does not fold sines: it would compute the table on the CPU
-# and copy it to the device in every step. A clone, because a graph may write to its inputs.
-@torch.library.custom_op("mae_et::sincos_positions", mutates_args=())
-def _table_of_graph(grid: list[int], full: list[int], width: int, device: torch.device) -> Tensor:
-    (rows, columns), (all_rows, all_columns) = grid, full
-    return _table((rows, columns), (all_rows, all_columns), width, device).clone()
-
-
-@_table_of_graph.register_fake
-def _(grid: list[int], full: list[int], width: int, device: torch.device) -> Tensor:
-    return torch.empty(grid[0] * grid[1], width, device=device)
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import set_precision
+from mae_et.training.compile import compile_network, should_compile
 from mae_et.training.fsdp import shard
 from mae_et.training.micro_batch import fit_micro_batch, micro_batch_size
 from mae_et.training.run import Run
@@ -81,12 +82,8 @@ def wrap(
 ) -> nn.Module:
     """Compile the model and wrap it in DistributedDataParallel, if the config and ranks need it."""
     network = model
-    if efficiency.compile:
-        # One graph for each bandwidth, none of them with symbolic shapes; past its limit of graphs
-        # the compiler would fall back without a word.
-        bandwidths = len({stage.bandwidth for stage in plan.stages})
-        torch._dynamo.config.recompile_limit = 8 + 2 * bandwidths
-        network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    if should_compile(efficiency.compile, plan, world.device):
+        network = compile_network(model, len({stage.bandwidth for stage in plan.stages}))
     if world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph

@@ -11,7 +11,6 @@ import warnings
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,8 +23,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from mae_et.errors import UserError
-from mae_et.models.decoders import CrossBlock
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.compile import transformer_blocks
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _GIVEN = StateDictOptions(full_state_dict=True)
@@ -40,7 +39,7 @@ def shard(model: nn.Module, world: DistributedContext) -> None:
     Raises:
         UserError: the model has no transformer blocks.
     """
-    blocks = [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
+    blocks = transformer_blocks(model)
     if not blocks:
         raise UserError("efficiency.sharding needs transformer blocks; this model has none")
     # The prediction is a view of the decoder's output. torch warns of in-place changes to such a

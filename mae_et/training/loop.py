@@ -18,6 +18,7 @@ from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.signals import StopFlag
 from mae_et.runtime.watchdog import heartbeat
+from mae_et.training.compile import eagerly
 from mae_et.training.metrics import MetricsWindow
 from mae_et.training.nonfinite import check_state
 from mae_et.training.optim import set_schedule
@@ -94,7 +95,8 @@ def train(
         if state.step and work.due(state.step):
             missing = logger is not None and not work.recorded(state.step, logger)
             if distributed.any_rank(missing, run.world):
-                work.run(logger)
+                with eagerly():
+                    work.run(logger)
     state.model.train()
     for outcome in steps(run, batches, step, stopped, stop_after_step):
         if logger is not None:
@@ -105,7 +107,8 @@ def train(
             save(run, logger)
         for work in periodic:
             if work.due(state.step) and not outcome.stopping:
-                work.run(logger)
+                with eagerly():
+                    work.run(logger)
 
 
 def steps(

@@ -47,14 +47,6 @@ PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
 WORLD = DistributedContext(0, 1, torch.device("cpu"))
 
 
-@pytest.fixture
-def alone_in_a_group():
-    """A process group of one, in which DistributedDataParallel runs as among many."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("parts", [1, 3])
 def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
     alone_in_a_group, parts: int
@@ -93,7 +85,7 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
     alone_in_a_group, monkeypatch, micro_batch: int, compiled: bool, static: bool
 ) -> None:
     """Torch's reducer fails on a static graph whose first backward pass exchanges nothing."""
-    monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # takes seconds
+    monkeypatch.setattr(building, "compile_network", lambda network, _: network)  # takes seconds
     efficiency = EfficiencyConfig(compile=compiled)
     two = DistributedContext(0, 2, torch.device("cpu"))  # its share of 12 images is 6
     network = wrap(nn.Linear(3, 1), efficiency, PLAN, two, lambda _: micro_batch)
@@ -351,8 +343,6 @@ def assert_same_states(found: dict, expected: dict) -> None:
 
 
 def test_unsupported_sharding_is_refused(tiny) -> None:
-    with pytest.raises(UserError, match=r"efficiency\.compile does not go with"):
-        tiny(SHARDED, "--efficiency.compile=true")
     with pytest.raises(UserError, match="needs transformer blocks"):
         shard(nn.Linear(2, 2), WORLD)
 

@@ -1,0 +1,98 @@
+"""Compilation: blocks share their graphs, and the numbers stay those of eager mode."""
+
+import pytest
+import torch
+from small_mae import small
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from mae_et import Curriculum, Stage
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.compile import compile_network, eagerly, should_compile
+from mae_et.training.fsdp import shard
+
+SHORT = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
+LONG = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(2000, 40, 12)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    limit = torch._dynamo.config.recompile_limit
+    yield
+    torch._dynamo.config.recompile_limit = limit
+    torch._dynamo.reset()
+
+
+def losses(model: nn.Module, sides: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for side in sides:
+        images = torch.randn(2, 3, side, side, generator=generator)
+        noise = torch.rand(2, (side // 8) ** 2, generator=generator)
+        found.append(model(images, noise=noise, every_patch=False).loss)
+    return found
+
+
+def test_blocks_of_a_kind_share_one_graph_per_bandwidth() -> None:
+    """Of the encoder, of the decoder, and of the decoder's last block, which computes less."""
+    model, counter = small(encoder_depth=4, decoder_depth=3), CompileCounter()
+    eager = losses(model, (16, 24, 32))
+    names = list(model.state_dict())
+    called = compile_network(model, 3, backend=counter)
+    assert torch.equal(torch.stack(losses(called, (16, 24, 32))), torch.stack(eager))
+    assert counter.frame_count == 3 * 3
+    losses(called, (16, 24, 32))
+    assert counter.frame_count == 3 * 3
+    assert list(model.state_dict()) == names
+
+
+def test_eagerly_compiles_nothing_for_other_shapes() -> None:
+    model, counter = small(), CompileCounter()
+    compile_network(model, 1, backend=counter)
+    with eagerly():
+        losses(model, (32,))
+    assert counter.frame_count == 0
+
+
+def test_a_network_without_blocks_is_compiled_as_a_whole() -> None:
+    counter = CompileCounter()
+    network = compile_network(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), 1, backend=counter)
+    network(torch.zeros(2, 3))
+    assert counter.frame_count == 1
+
+
+def test_gradient_checkpointing_composes_with_compiled_blocks() -> None:
+    model, counter = small(), CompileCounter()
+    model.set_gradient_checkpointing()
+    compile_network(model, 1, backend=counter)
+    (loss,) = losses(model, (32,))
+    loss.backward()
+    assert counter.frame_count > 0
+    for parameter in model.encoder.blocks.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+
+
+def test_sharding_composes_with_compiled_blocks(alone_in_a_group) -> None:
+    model, counter = small(), CompileCounter()
+    (eager,) = losses(model, (32,))
+    shard(model, DistributedContext(0, 1, torch.device("cpu")))
+    (loss,) = losses(compile_network(model, 1, backend=counter), (32,))
+    loss.backward()
+    assert torch.equal(loss, eager)
+    assert counter.frame_count > 0
+
+
+@pytest.mark.parametrize(
+    ("requested", "plan", "device", "expected"),
+    [
+        (True, SHORT, "cpu", True),
+        (False, LONG, "cuda", False),
+        ("auto", LONG, "cuda", True),
+        ("auto", SHORT, "cuda", False),
+        ("auto", LONG, "cpu", False),
+    ],
+)
+def test_auto_compiles_long_runs_on_a_gpu(requested, plan, device: str, expected: bool) -> None:
+    assert should_compile(requested, plan, torch.device(device)) is expected
