@@ -132,6 +132,13 @@ def test_links_and_images_exist() -> None:
             assert ((ROOT / page).parent / target).exists(), target
 
 
+def test_files_named_in_the_pages_exist() -> None:
+    rooms = "mae_et|finetune|slurm|tests|benchmarks|configs|examples"
+    for page in (*PAGES, "benchmarks/RESULTS.md", "benchmarks/SEARCH.md"):
+        for name in re.findall(rf"`((?:{rooms})/[\w/]+\.\w+)`", (ROOT / page).read_text()):
+            assert (ROOT / name).is_file(), f"{page}: {name}"
+
+
 def test_recipes_named_in_the_readme_exist() -> None:
     for pattern in re.findall(r"`(vit_\{[^`]+)`", README):
         for size in ("s16", "b16", "l16", "h14"):
