@@ -135,7 +135,9 @@ def test_links_and_images_exist() -> None:
 def test_files_named_in_the_pages_exist() -> None:
     rooms = "mae_et|finetune|slurm|tests|benchmarks|configs|examples"
     for page in (*PAGES, "benchmarks/RESULTS.md", "benchmarks/SEARCH.md"):
-        for name in re.findall(rf"`((?:{rooms})/[\w/]+\.\w+)`", (ROOT / page).read_text()):
+        for name in re.findall(
+            rf"`((?:{rooms})/[\w/]+\.(?:py|yaml|md))`", (ROOT / page).read_text()
+        ):
             assert (ROOT / name).is_file(), f"{page}: {name}"
 
 
