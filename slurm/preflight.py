@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from mae_et.config.schema import DataConfig
-from mae_et.data.layout import EXTENSIONS, data_root, split_name
+from mae_et.data.layout import EXTENSIONS, data_root, split_folder
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
 
@@ -37,13 +37,10 @@ def check_classes(data: DataConfig) -> None:
     root = data.root
     if data.source != "folder" or root is None or not root.is_dir():
         return
-    splits = {split: root / split_name(data, split) for split in ("train", "val")}
-    if not any(top.is_dir() for top in splits.values()):
-        splits = {"train": root}  # a fifth of each class is held out
-    for split, top in splits.items():
+    for split in ("train", "val"):
+        # Without split folders, a fifth of each class of the root is held out.
+        top = split_folder(data, split) or root
         where = f"the {split} split of data.root {root}"
-        if not top.is_dir():
-            raise UserError(f"--then: {where} is missing: the folder {top.name} does not exist")
         folders, image = _entries(top)
         cause = ""
         if image:

@@ -88,9 +88,11 @@ def test_validation_images_without_class_folders_are_found_before_pretraining(
     (flat_val / "val" / "9.png").rename(flat_val / "9.png")
     assert "has fewer than two class folders" in refusal(capsys, *run, "--then=knn")
     (flat_val / "val").rmdir()
-    assert "the val split of" in refusal(capsys, *run, "--then=knn")
+    assert "has no val split" in refusal(capsys, *run, "--then=knn")
     for label in "ab":
         (flat_val / "val" / label).mkdir(parents=True)
+    assert main([*run, "--then=knn"]) == 0
+    (flat_val / "val").rename(flat_val / "Testing")
     assert main([*run, "--then=knn"]) == 0
 
 
