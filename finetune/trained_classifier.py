@@ -43,7 +43,7 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
     """Load the classifier that a config names.
 
     Raises:
-        UserError: there is none, or it has no head.
+        UserError: the checkpoint is missing, or has no head.
     """
     path = config.checkpoint
     if run is not None:

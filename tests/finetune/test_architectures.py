@@ -44,7 +44,7 @@ def checkpoint(tiny, path: Path, *flags: str) -> tuple[MaskedAutoencoder, Path]:
 
 
 @pytest.mark.parametrize("flags", ENCODERS.values(), ids=ENCODERS)
-def test_the_vit_built_from_a_run_gives_the_tokens_that_were_pre_trained(
+def test_a_vit_built_from_a_run_gives_the_pretrained_tokens(
     tiny, tmp_path: Path, flags: list[str]
 ) -> None:
     """Whatever architecture, heads and overrides: as pre-training encodes, and as kNN sees it."""
@@ -58,7 +58,7 @@ def test_the_vit_built_from_a_run_gives_the_tokens_that_were_pre_trained(
     assert torch.equal(again, expected)
 
 
-def test_heads_that_a_run_s_weights_say_are_not_argued_with(tiny, tmp_path: Path) -> None:
+def test_recorded_heads_win_over_given_ones(tiny, tmp_path: Path) -> None:
     _, path = checkpoint(tiny, tmp_path / "run.pt", *ENCODERS["few heads"])
     network = build_vit(load_weights(path), 5, 32, encoder_num_heads=6)
     assert network.blocks[0].attn.num_heads == 3
@@ -69,7 +69,7 @@ def test_heads_that_a_run_s_weights_say_are_not_argued_with(tiny, tmp_path: Path
     ["longer product", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("few heads",
      "LayerScale", "parallel"))],
 )  # fmt: skip
-def test_other_architectures_are_fine_tuned_gone_on_with_scored_and_exported(
+def test_other_architectures_are_fine_tuned_resumed_scored_and_exported(
     tiny, tmp_path: Path, kind: str, monkeypatch
 ) -> None:
     """To the same scores; what a classifier's weights do not say stands in its folder."""
@@ -115,13 +115,13 @@ def stopped(*_: object) -> None:
 
 
 @pytest.mark.parametrize("layout", ["mae", "hf"])
-def test_a_layout_of_plain_blocks_holds_no_others(tiny, tmp_path: Path, layout: Format) -> None:
+def test_layouts_of_plain_blocks_refuse_other_blocks(tiny, tmp_path: Path, layout: Format) -> None:
     _, path = checkpoint(tiny, tmp_path / "run.pt", *ENCODERS["LayerScale"])
     with pytest.raises(UserError, match=rf"format {layout} has no place for blocks\.0\.ls1\.gamma"):
         export(path, layout, tmp_path / "out")
 
 
-def test_what_is_no_encoder_of_patches_alone_is_refused_in_a_sentence() -> None:
+def test_encoders_that_are_not_plain_vits_are_refused() -> None:
     for name in ("vit_none_patch16_224", "hf-hub:some/body"):
         with pytest.raises(UserError, match="there is no model of this name"):
             MaskedAutoencoder(name, decoder_depth=0)

@@ -71,7 +71,7 @@ def small(encoder: Path, tmp_path: Path):
     return build
 
 
-def test_a_run_leaves_what_it_promises_and_scores_the_same_when_evaluated(small, tmp_path) -> None:
+def test_evaluating_a_finished_run_gives_its_own_scores(small, tmp_path) -> None:
     config = small(*RECIPE)
     results = classify(config)
     folder = config.output.dir
@@ -91,8 +91,8 @@ def test_a_run_leaves_what_it_promises_and_scores_the_same_when_evaluated(small,
     assert read_classifier_config(folder) == config
 
 
-def test_training_learns_what_the_classes_are(small, tmp_path) -> None:
-    """Ten classes told apart by colour: nearly all right after a few epochs."""
+def test_training_learns_ten_colours(small, tmp_path) -> None:
+    """Ten classes that differ in colour: nearly all correct after a few epochs."""
     for split in ("train", "val"):
         for number in range(60 if split == "train" else 20):
             colour = (25 * (number % 10), 255 - 25 * (number % 10), (number % 10) ** 2)
@@ -104,7 +104,7 @@ def test_training_learns_what_the_classes_are(small, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("probe", ["linear", "attentive"])
-def test_a_probe_leaves_the_encoder_as_it_was(small, encoder: Path, probe: str) -> None:
+def test_a_probe_does_not_change_the_encoder(small, encoder: Path, probe: str) -> None:
     flags = [f"--model.probe={probe}", "--optim.optimizer=lars", "--optim.weight_decay=0"]
     config = small(*flags, "--model.pool=cls")
     results = classify(config)
@@ -132,7 +132,7 @@ RECTANGLE = ["--model.image_size=[16, 64]"]  # of as many patches as the square
 
 
 @pytest.mark.parametrize("flags", [[], RECIPE, RESNET, REPLAY, RECTANGLE])
-def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     small, monkeypatch, flags
 ) -> None:
     """Bit for bit, drop path, mixing, erasing and moving average included."""
@@ -152,7 +152,7 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
     monkeypatch.undo()
     assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 7
     if config.model.checkpoint is not None:
-        config.model.checkpoint.unlink()  # a run that goes on does not need what it started from
+        config.model.checkpoint.unlink()  # a resumed run does not need its starting point
     classify(config)
     weights = [(c.output.dir / "model.safetensors").read_bytes() for c in (whole, config)]
     assert weights[0] == weights[1]
@@ -161,8 +161,8 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
     assert len(list_checkpoints(config.output.dir / "checkpoints")) == 2
 
 
-def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monkeypatch) -> None:
-    """Saved first, scored then: killed in between, the scores come when the run goes on."""
+def test_scores_due_when_a_run_was_killed_follow_on_resume(small, monkeypatch) -> None:
+    """The checkpoint is saved before the scores; the resumed run adds them."""
     module = sys.modules[classify.__module__]
     whole = small("--output.checkpoint_every=10", run="whole")
     classify(whole)
@@ -184,7 +184,7 @@ def test_scores_that_were_due_when_a_run_was_killed_are_made_up_for(small, monke
 
 
 @pytest.mark.parametrize("place", ["write_weights", "RunLogger.log_scores"])
-def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_alone(
+def test_a_run_killed_between_best_weights_and_score_ends_like_an_uninterrupted_one(
     small, monkeypatch, place: str
 ) -> None:
     """Whichever of them is written first: the best weights are those of the step that is named."""
@@ -205,7 +205,7 @@ def test_a_run_killed_between_its_best_weights_and_their_score_ends_as_one_left_
     assert best[0] == best[1]
 
 
-def test_a_run_goes_on_from_a_sound_description_alone(small, monkeypatch) -> None:
+def test_a_damaged_description_of_the_classes_is_refused_on_resume(small, monkeypatch) -> None:
     config = small()
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[classify.__module__], "finish", _interrupt)
@@ -227,7 +227,7 @@ def _interrupt(*_: object) -> None:
 
 
 def test_images_without_a_label_are_refused_before_training(small, tmp_path: Path) -> None:
-    """Of shards of which some have no .cls, and of prepared ones of them."""
+    """In tar shards where some images have no .cls, and in shards prepared from them."""
     for split in ("train", "val"):
         with TarWriter(tmp_path / "tars" / split / "0.tar") as shard:
             for number in range(12):
@@ -247,12 +247,12 @@ def png_of(number: int) -> bytes:
     return file.getvalue()
 
 
-def test_a_curriculum_shows_a_checkpoint_s_vit_smaller_images_too(small) -> None:
+def test_a_curriculum_applies_to_a_checkpoint_s_vit_too(small) -> None:
     results = classify(small("--curriculum={preset: etpp, epochs: 8, cost: flops}"))
     assert [stage["bandwidth"] for stage in results["stages"]] == [16] * 2 + [24] * 4 + [32] * 4
 
 
-def test_without_a_validation_split_nothing_is_scored(small, tmp_path) -> None:
+def test_a_run_without_validation_split_has_no_scores(small, tmp_path) -> None:
     for number in range(40):
         path = tmp_path / "only" / "train" / str(number % 2) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +263,7 @@ def test_without_a_validation_split_nothing_is_scored(small, tmp_path) -> None:
     assert results["steps"] == 20
 
 
-def test_a_run_folder_serves_as_a_start_and_other_uses_are_refused_clearly(small, capsys) -> None:
+def test_a_classifier_s_run_folder_is_fine_tuned_evaluated_and_probed(small, capsys) -> None:
     classify(small())
     folder = small().output.dir
     again = classify(small(f"--model.checkpoint={folder}", run="again"))
@@ -293,7 +293,7 @@ def test_supervised_training_goes_through_growing_bandwidths(small) -> None:
     assert again["top1"] == results["top1"]
 
 
-def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeypatch) -> None:
+def test_scores_equal_scikit_learn_s_and_each_image_counts_once_over_ranks(monkeypatch) -> None:
     source = Synthetic(53, 32)
     data = DataConfig(mean=(0.5,), std=(0.5,), eval_crop=1.0)
     torch.manual_seed(0)
@@ -328,7 +328,7 @@ def test_scores_are_sklearn_s_and_every_image_counts_once_over_processes(monkeyp
     )
 
 
-def test_evaluating_writes_tables_and_takes_the_published_layout(small, tmp_path) -> None:
+def test_evaluation_reads_mae_s_layout_and_writes_tables(small, tmp_path) -> None:
     config = small()
     results = classify(config)
     weights = load_file(config.output.dir / "model.safetensors")
@@ -414,7 +414,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         assert sentence in error, error
 
 
-def test_a_split_that_lacks_a_class_is_not_scored(small, tmp_path) -> None:
+def test_a_validation_split_that_lacks_a_class_is_refused(small, tmp_path) -> None:
     """Trained without looking at it, the run is refused by it when it is evaluated."""
     for split, classes in (("train", "abc"), ("val", "ab")):
         for number in range(8 * len(classes)):
@@ -428,7 +428,7 @@ def test_a_split_that_lacks_a_class_is_not_scored(small, tmp_path) -> None:
         evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
 
 
-def test_a_finished_run_is_not_trained_again_and_another_is_refused(small, capsys) -> None:
+def test_a_finished_run_is_not_retrained_and_a_changed_recipe_is_refused(small, capsys) -> None:
     results = classify(small())
     assert classify(small()) == results
     with pytest.raises(UserError, match=r"recipe\.mixup was 0\.0 and is now 0\.5"):

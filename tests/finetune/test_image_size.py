@@ -54,7 +54,7 @@ def command(tmp_path: Path, capsys):
 
 @pytest.mark.parametrize("patch", [1, 8, 32])
 @pytest.mark.parametrize("size", [224, (160, 224), (224, 160), (96, 384)])
-def test_a_bandwidth_is_of_the_shorter_side_and_the_longer_keeps_its_share(size, patch) -> None:
+def test_bandwidths_refer_to_the_shorter_side_and_keep_the_aspect_ratio(size, patch) -> None:
     full = np.array([size] * 2 if isinstance(size, int) else size)
     assert size_at_bandwidth(size, full.min(), patch) == tuple(full)
     for bandwidth in range(patch, full.min(), patch):
@@ -82,7 +82,7 @@ class One:
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 64), (32, 100), (50, 64)])
-def test_a_central_view_covers_a_rectangle_and_is_its_centre(height: int, width: int) -> None:
+def test_an_evaluation_crop_covers_a_rectangle_and_is_its_centre(height: int, width: int) -> None:
     source = One(height, width)
     found, _ = eval_dataset(source, DataConfig(eval_crop=1.0), (32, 64))[0]
     whole = torch.from_numpy(np.array(source.image)).permute(2, 0, 1)
@@ -127,7 +127,7 @@ def test_a_backbone_is_trained_on_rectangles_under_a_curriculum(command, tmp_pat
     assert command("evaluate", f"--checkpoint={tmp_path}")["top1"] == results["top1"]
 
 
-def test_sizes_that_do_not_fit_are_refused_in_one_sentence(command, tmp_path) -> None:
+def test_image_sizes_that_do_not_fit_are_refused(command, tmp_path) -> None:
     base = [f"--checkpoint={TINY}", f"--output.dir={tmp_path / 'run'}"]
     for size, sentence in {
         "[32, 60]": "mae-et: model.image_size 32 x 60 is not a multiple of the patch size 8",
@@ -139,8 +139,8 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(command, tmp_path) ->
         assert "\n" not in said
 
 
-def test_positions_of_an_untold_rectangle_are_taken_as_they_are_or_refused(tmp_path) -> None:
-    """A file of weights does not say of which grid its table is."""
+def test_positions_of_an_unrecorded_grid_are_used_unchanged_or_refused(tmp_path) -> None:
+    """A file of weights does not record the grid of its positions."""
     network = build_vit(load_weights(TINY), 10, (32, 96), encoder_num_heads=3)
     save_file(network.state_dict(), tmp_path / "tuned.safetensors")
     weights = load_weights(tmp_path / "tuned.safetensors")

@@ -1,4 +1,4 @@
-"""Learning dynamics: kept checkpoints, scored once each, on images of which less is left."""
+"""Learning dynamics: each kept checkpoint is scored once, on low-pass filtered images."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from mae_et.curriculum.frequency import low_frequency_crop, low_pass
 
 
 @pytest.mark.parametrize(("size", "bandwidth"), [(32, 8), (32, 7), (15, 6), (32, 32)])
-def test_a_low_pass_keeps_the_crop_of_its_bandwidth_and_nothing_above(
+def test_a_low_pass_filter_keeps_the_bandwidth_s_crop_and_nothing_above(
     size: int, bandwidth: int
 ) -> None:
     images = torch.rand(2, 3, size, size, dtype=torch.float64)
@@ -64,7 +64,7 @@ def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
         (["--bandwidths=[0]"], "bandwidths must be positive"),
     ],
 )
-def test_mistakes_are_told(tmp_path: Path, flags: list[str], sentence: str, capsys) -> None:
+def test_mistakes_are_refused(tmp_path: Path, flags: list[str], sentence: str, capsys) -> None:
     assert main(["dynamics", f"--run={tmp_path}", *flags]) == 2
     assert sentence in capsys.readouterr().err
 

@@ -39,7 +39,7 @@ def test_the_class_token_classifier_has_the_golden_features() -> None:
     torch.testing.assert_close(found, golden["features_unmasked"], rtol=1e-4, atol=1e-5)
 
 
-def test_mean_pooling_has_a_new_norm_and_a_head_of_nearly_zero() -> None:
+def test_mean_pooling_has_a_new_norm_and_a_head_near_zero() -> None:
     model = network(pool="mean")
     names = {name for name, _ in model.named_parameters()}
     assert "fc_norm.weight" in names
@@ -59,7 +59,7 @@ def test_positions_are_resampled_as_timm_does(size: int, exact: bool) -> None:
     assert network(image_size=size)(torch.randn(1, 3, size, size)).shape == (1, 10)
 
 
-def test_a_linear_probe_normalises_without_affine_and_trains_its_head_alone() -> None:
+def test_a_linear_probe_trains_only_its_head_behind_a_batch_norm_without_affine() -> None:
     model = network(pool="cls", probe="linear")
     assert isinstance(model.head[0], torch.nn.BatchNorm1d)
     assert (model.head[0].affine, model.head[0].eps) == (False, 1e-6)
@@ -68,7 +68,7 @@ def test_a_linear_probe_normalises_without_affine_and_trains_its_head_alone() ->
     assert 0.005 < model.head[1].weight.std() < 0.02
 
 
-def test_an_attentive_probe_trains_its_pooling_and_head_alone() -> None:
+def test_an_attentive_probe_trains_only_its_pooling_and_head() -> None:
     model = network(probe="attentive")
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"attn_pool", "head"}
@@ -93,7 +93,7 @@ def test_released_layouts_load_strictly(tmp_path: Path, size: str, family: str) 
     assert len(depth) == {"base": 12, "large": 24, "huge": 32}[size]
 
 
-def test_fine_tuned_and_probed_files_bring_their_heads(tmp_path: Path) -> None:
+def test_fine_tuned_and_linear_probe_files_keep_their_heads(tmp_path: Path) -> None:
     encoder = load_weights(TINY).encoder
     head = {"head.weight": torch.randn(10, 48), "head.bias": torch.randn(10)}
     tuned = {n: t for n, t in encoder.items() if not n.startswith("norm.")} | head
@@ -115,7 +115,7 @@ def test_fine_tuned_and_probed_files_bring_their_heads(tmp_path: Path) -> None:
     assert other.head.weight.abs().max() < 2e-4  # a head of other classes is a new one
 
 
-def test_tensors_that_are_missing_or_left_over_are_listed(tmp_path: Path) -> None:
+def test_missing_unexpected_and_misshapen_tensors_are_listed(tmp_path: Path) -> None:
     encoder = load_weights(TINY).encoder
     without = {n: t for n, t in encoder.items() if n != "blocks.1.mlp.fc1.bias"}
     torch.save({"model": without}, tmp_path / "without.pth")
@@ -147,9 +147,7 @@ def test_tensors_that_are_missing_or_left_over_are_listed(tmp_path: Path) -> Non
      ("swin_tiny_patch4_window7_224", (96, 160, 224)), ("convnext_atto", (64, 96)),
      ("caformer_s18", (96,))],
 )  # fmt: skip
-def test_backbones_take_every_size_of_their_curriculum_in_one_process(
-    name: str, sizes: tuple[int, ...]
-) -> None:
+def test_backbones_accept_every_size_of_their_curriculum(name: str, sizes: tuple[int, ...]) -> None:
     model = build_classifier(NetworkConfig(backbone=name, drop_path=0.1), 5).eval()
     with torch.no_grad():
         for size in sizes:
@@ -181,7 +179,7 @@ def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
     assert model(torch.randn(1, 3, 96, 128)).shape == (1, 10)
 
 
-def test_a_name_of_timm_s_is_fetched_from_its_hub(monkeypatch) -> None:
+def test_a_timm_name_is_fetched_from_its_hub(monkeypatch) -> None:
     real = timm.create_model
 
     def fetched(name: str, pretrained: bool = False, **settings) -> torch.nn.Module:
@@ -200,7 +198,7 @@ def test_a_name_of_timm_s_is_fetched_from_its_hub(monkeypatch) -> None:
         load_weights(Path("vit_tiny_patch16_224"))
 
 
-def test_released_files_are_known_by_their_md5(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_released_files_are_recognised_by_md5(tmp_path: Path, monkeypatch, capsys) -> None:
     path = tmp_path / "mae_pretrain_vit_base.pth"
     path.write_bytes(TINY.read_bytes())
     with pytest.warns(UserWarning, match="not the released file of that name"):
@@ -237,7 +235,7 @@ def test_a_whole_vit_b_of_the_released_layout_is_fine_tuned_and_evaluated(
     assert found["top1"] == results["top1"]
 
 
-def test_a_backbone_takes_over_a_checkpoint_of_its_own_kind(tmp_path: Path) -> None:
+def test_a_backbone_loads_a_checkpoint_of_the_same_model(tmp_path: Path) -> None:
     """As from ImageNet-22K to 1K: all but a head of other classes."""
     torch.manual_seed(0)
     first = timm.create_model("resnet10t", num_classes=7)
@@ -251,11 +249,11 @@ def test_a_backbone_takes_over_a_checkpoint_of_its_own_kind(tmp_path: Path) -> N
             assert set(ours) - same == (set() if classes == 7 else {"fc.weight", "fc.bias"})
     with pytest.raises(UserError) as caught:
         build_classifier(NetworkConfig(checkpoint=tmp_path, backbone="resnet18"), 7)
-    told = str(caught.value)
-    assert told.startswith(f"resnet18 and {tmp_path} differ: ")
-    counts = re.findall(r"(\d+) (missing|unexpected|misshapen) \(([^)]*)\)", told)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"resnet18 and {tmp_path} differ: ")
+    counts = re.findall(r"(\d+) (missing|unexpected|misshapen) \(([^)]*)\)", sentence)
     assert [kind for _, kind, _ in counts] == ["missing", "unexpected", "misshapen"]
-    assert "conv1.weight is [" not in told  # a deep stem has other names
+    assert "conv1.weight is [" not in sentence  # a deep stem has other names
     for count, _, names in counts:
         listed = re.split(r", (?![\d ]|not)", names)
         assert len(listed) == (min(int(count), 5) + (int(count) > 5))
@@ -267,7 +265,7 @@ def test_a_backbone_takes_over_a_checkpoint_of_its_own_kind(tmp_path: Path) -> N
      ("vit_tiny_patch16_224", "deit_tiny_patch16_224", 96),
      ("vit_small_patch32_224", "vit_small_patch16_224", 64)],
 )  # fmt: skip
-def test_a_vit_backbone_s_checkpoint_of_other_sizes_is_resampled_as_timm_does(
+def test_a_vit_backbone_s_checkpoint_is_resampled_as_timm_does(
     tmp_path: Path, trained: str, backbone: str, size: int
 ) -> None:
     torch.manual_seed(0)
@@ -290,7 +288,7 @@ def test_a_vit_backbone_s_checkpoint_of_other_sizes_is_resampled_as_timm_does(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")
-def test_a_windowed_backbone_s_checkpoint_of_another_size_is_adapted_as_timm_does(
+def test_a_swin_checkpoint_of_another_size_is_resampled_as_timm_does(
     tmp_path: Path,
 ) -> None:
     """Windows larger than a stage's map shrink to it, and the tables of biases with them."""
@@ -319,7 +317,7 @@ def test_a_windowed_backbone_s_checkpoint_of_another_size_is_adapted_as_timm_doe
     assert large(torch.randn(1, 3, 96, 96)).isfinite().all()
 
 
-def test_a_backbone_s_checkpoint_that_timm_cannot_adapt_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_timm_cannot_resample_is_refused(tmp_path: Path) -> None:
     """Another depth is no matter of size; and timm's function fails at unknown names."""
     torch.manual_seed(0)
     deit = timm.create_model("deit_tiny_patch16_224", img_size=64, depth=11).state_dict()
