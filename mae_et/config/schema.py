@@ -259,7 +259,7 @@ class DataConfig:
         )
         require(
             self.augment is None
-            or re.fullmatch(r"rand(-(?!m\d)\w+[\d.]*)*", self.augment) is not None,
+            or re.fullmatch(r"rand(-(?!m\d)\w+(\.[\d.]*)?)*", self.augment) is not None,
             f"data.augment must read like rand-mstd0.5-inc1 (the stage gives the magnitude), "
             f"got {self.augment!r}",
         )

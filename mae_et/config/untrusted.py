@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from mae_et.config.plain_yaml import parse_yaml
 from mae_et.errors import UserError
 
 # What makes a mapping a class to jsonargparse, and its note of where a section was read from.
@@ -26,7 +27,7 @@ def check_text(text: str, kind: type[Any]) -> None:
         UserError: it is no YAML mapping, names a class, or has text or a list for a section.
     """
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"Problems parsing config: {' '.join(str(error).split())}") from None
     if not isinstance(value, (dict, type(None))):
@@ -50,7 +51,7 @@ def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
         if not equals:
             value = words[place + 1] if place + 1 < len(words) else ""
         try:
-            given = yaml.safe_load(value)
+            given = parse_yaml(value)
         except (yaml.YAMLError, ValueError, RecursionError):
             given = value  # text; the parser judges it
         for part in reversed(name.removeprefix("--").split(".")):
@@ -60,7 +61,7 @@ def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
 
 def unknown_keys(text: str, kind: type[Any]) -> list[str]:
     """Return the keys of a config's text that a kind of config does not have."""
-    return list(_unknown(yaml.safe_load(text), kind, ""))
+    return list(_unknown(parse_yaml(text), kind, ""))
 
 
 def _unknown(value: Any, kind: Any, prefix: str) -> Iterator[str]:

@@ -109,8 +109,10 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
     if text.lstrip().startswith("{"):
         import yaml
 
+        from mae_et.config.plain_yaml import parse_yaml
+
         try:
-            pairs = yaml.safe_load(text)
+            pairs = parse_yaml(text)
             return {int(bandwidth): float(speed) for bandwidth, speed in pairs.items()}
         except (yaml.YAMLError, TypeError, ValueError, AttributeError):
             raise UserError(f"{option} must read like '{{96: 5200}}', got {text!r}") from None

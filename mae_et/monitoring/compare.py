@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mae_et.config.plain_yaml import parse_yaml
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import read_mapping, read_text
@@ -149,10 +150,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
         return {}
     text = read_text(path)
     try:
-        # Runs write no aliases; a few of them can expand to more than fits in memory.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError
-        return _flat(yaml.safe_load(text))
+        return _flat(parse_yaml(text))
     except (AttributeError, RecursionError, TypeError, ValueError, yaml.YAMLError):
         raise UserError(f"{path} is damaged") from None
 

@@ -94,7 +94,7 @@ def _fuzz(name: str, runs: int, seconds: int) -> None:
     longest = max(map(len, target.seeds())) * 2
     atheris.Setup(
         [sys.argv[0], f"-runs={runs}", f"-max_total_time={seconds}", f"-max_len={longest}",
-         f"-dict={words}", f"-artifact_prefix={FINDINGS}/{name}-", "-timeout=60",
+         f"-dict={words}", f"-artifact_prefix={FINDINGS}/{name}-", "-timeout=10",
          "-rss_limit_mb=8192", "-seed=1", str(corpus)],
         one,
     )  # fmt: skip

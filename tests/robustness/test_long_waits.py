@@ -1,0 +1,103 @@
+"""Small inputs take no long time: YAML, flags and patterns are read in linear time."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from mae_et import PretrainConfig, UserError
+from mae_et.cli.main import main
+from mae_et.config.plain_yaml import MAX_CHARACTERS, parse_yaml
+from mae_et.config.schema import DataConfig
+from mae_et.config.untrusted import check_flags, check_text, unknown_keys
+from mae_et.curriculum.throughput import read_speeds
+from mae_et.search.config import SearchOptions
+from slurm.config import ClusterConfig
+
+MOST_SECONDS = 3.0
+
+
+@contextmanager
+def soon() -> Iterator[None]:
+    """Fail if the block takes more than `MOST_SECONDS` of processor time."""
+    before = time.process_time()
+    yield
+    assert time.process_time() - before < MOST_SECONDS
+
+
+def bomb(levels: int) -> str:
+    """YAML of a few hundred bytes that expands to 9**levels items."""
+    names = [chr(ord("a") + level) for level in range(levels + 1)]
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for name, inner in zip(names[1:], names, strict=False):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{inner}'] * 9)}]")
+    return "\n".join(lines)
+
+
+YAML = {
+    "aliases": bomb(12),
+    "merged keys": "a: &a {x: 1}\nb: {<<: *a}",
+    "alias of itself": "a: &a [*a]",
+    "nested lists": "[" * 100_000,
+    "nested lists in lines": "[\n" * 50_000,
+    "nested items": "- " * 50_000,
+    "nested mappings": "{a: " * 40_000,
+    "a long text": f"a: {'x' * MAX_CHARACTERS}",
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_that_would_take_long_is_refused_soon(name: str, place) -> None:
+    text = YAML[name]
+    with soon(), pytest.raises(UserError):
+        check_text(text, PretrainConfig)
+    with soon(), pytest.raises(UserError):
+        read_speeds(f"{{96: {text}", "--throughput")
+    with soon():
+        check_flags([f"--data.mean={text}"], PretrainConfig)  # text then, which the parser refuses
+    (place / "run").mkdir()
+    (place / "run/config.yaml").write_text(text)
+    (place / "long.yaml").write_text(text)
+    with soon():
+        assert main(["compare", "run"]) == 2
+        assert main(["pretrain", "--config=long.yaml"]) == 2
+
+
+def test_plain_yaml_is_read_as_before() -> None:
+    assert parse_yaml("a: {b: [1, 2.5, x, null, true]}\nc: '*a'") == {
+        "a": {"b": [1, 2.5, "x", None, True]}, "c": "*a",
+    }  # fmt: skip
+    assert parse_yaml("") is None
+    assert list(unknown_keys("model: {encoder: x, new: 1}", PretrainConfig)) == ["model.new"]
+    with soon():
+        parse_yaml("1:" * (MAX_CHARACTERS // 2 - 1) + "1")  # a number of base 60
+
+
+def objective(text: str) -> None:
+    SearchOptions(objective=text)
+
+
+PATTERNS: dict[str, tuple[Callable[[str], object], Callable[[int], str]]] = {
+    "augment": (lambda text: DataConfig(augment=text), lambda n: "rand" + "-a1" * n + "-!"),
+    "augment digits": (lambda text: DataConfig(augment=text), lambda n: "rand-" + "1" * n + "-!"),
+    "augment dots": (lambda text: DataConfig(augment=text), lambda n: "rand-a" + "1." * n + "!"),
+    "objective": (objective, lambda n: "a." * n + "!"),
+    "time": (lambda text: ClusterConfig(time=text), lambda n: "1" * n + "-!"),
+    "sbatch option": (lambda text: ClusterConfig(extra={text: 1}), lambda n: "a-" * n + "!"),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns_are_linear(name: str) -> None:
+    check, text = PATTERNS[name]
+    for n in (30, 3_000, 30_000):
+        with soon(), pytest.raises(UserError):
+            check(text(n))
+
+
+@pytest.mark.parametrize("name", ["rand", "rand-mstd0.5-inc1", "rand-n2-w0", "rand-p0.5-tweak"])
+def test_augmentation_names_are_accepted_as_before(name: str) -> None:
+    assert DataConfig(augment=name).augment == name
+    with pytest.raises(UserError, match="the stage gives the magnitude"):
+        DataConfig(augment=f"{name}-m9")
