@@ -1,4 +1,4 @@
-"""The ways in which a command ends early, told apart so that each gets its own exit status."""
+"""Errors that end a command, one class for each exit status."""
 
 from signal import Signals
 
@@ -8,36 +8,32 @@ class UserError(ValueError):
 
 
 def require(condition: bool, sentence: str) -> None:
-    """Refuse what does not hold.
-
-    Raises:
-        UserError: it does not, as the sentence says.
-    """
+    """Raise `UserError` with a sentence unless a condition holds."""
     if not condition:
         raise UserError(sentence)
 
 
 class RunFailed(RuntimeError):
-    """A run that started rightly and could not go on: one sentence, exit status 1."""
+    """A run that failed after a correct start: one sentence, exit status 1."""
 
 
 class Unreadable(RunFailed):
-    """An image that cannot be read; the sentence names it."""
+    """An image that cannot be read; the sentence names its file."""
 
 
 class Diverged(RunFailed):
-    """A run whose loss or gradient is not finite any more: starting it again does not help."""
+    """A run whose loss or gradient became infinite or NaN; restarting it does not help."""
 
 
 class PeerLost(RunFailed):
-    """A process whose connection to another broke: the other's end is the reason, not its own."""
+    """A rank that lost its connection to another rank, which failed."""
 
 
 class Interrupted(RuntimeError):
-    """A run that was told to stop, saved its state and can go on.
+    """A run that a signal stopped; its state is saved, and it can resume.
 
     Attributes:
-        step: steps done and saved.
+        step: number of steps taken and saved.
         signal: number of the signal.
     """
 

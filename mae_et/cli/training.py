@@ -13,7 +13,7 @@ from mae_et.runtime.console import say
 
 
 def demo(arguments: Arguments) -> None:
-    """Pre-train, probe and picture a small model: minutes on two CPU cores."""
+    """Pre-train, probe and reconstruct with a small model: minutes on two CPU cores."""
     arguments, as_json = split_json_flag(arguments)
     config = _beside_the_embedded_run(config_of("demo", ["--config=demo", *arguments]))
     folder = mae_et.pretrain(config)

@@ -19,19 +19,19 @@ class ReconstructConfig:
     images: tuple[Path, ...] = ()
     """Files or folders of images; by default the validation split of the run's data."""
     output: Path = Path("reconstruction.png")
-    """The picture."""
+    """PNG to write."""
     count: int = 8
-    """Most images in it."""
+    """Maximum number of images."""
     mask_ratio: float = 0.75
-    """Share of hidden patches."""
+    """Fraction of patches to mask, in (0, 1)."""
     bandwidth: int | None = None
-    """Side of the low-frequency crop that is reconstructed; the base size by default."""
+    """Side of the low-frequency crop to reconstruct, in pixels; the base size by default."""
     target: Target | None = None
-    """What a released file's decoder predicts: norm_pix, or pixel for the `visualize` files."""
+    """Target of a released decoder: norm_pix, or pixel for the `visualize` files."""
     encoder_num_heads: int | None = None
-    """Heads of the encoder, where its width is no published one."""
+    """Attention heads of the encoder, needed if its width is not a published one."""
     decoder_num_heads: int | None = None
-    """Heads of the decoder, likewise."""
+    """Attention heads of the decoder, likewise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto takes a GPU where there is one."""
     seed: int = 0
@@ -40,11 +40,6 @@ class ReconstructConfig:
     """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
         if not 0 < self.mask_ratio < 1:
             raise UserError(
                 f"mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}"
@@ -68,40 +63,35 @@ class ExportConfig:
     checkpoint_key: str | None = None
     """Choice among several sets of weights in a file, such as teacher."""
     encoder_num_heads: int | None = None
-    """Heads of the encoder, where its width is no published one."""
+    """Attention heads of the encoder, needed if its width is not a published one."""
     decoder_num_heads: int | None = None
-    """Heads of the decoder, likewise."""
+    """Attention heads of the decoder, likewise."""
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Write a data set as shards at several sizes, for --data.name shards."""
+    """Write a dataset as shards at several sizes, for --data.name shards."""
 
     output: Path
-    """Folder of the shards; what an interrupted preparation left there is gone on with."""
+    """Folder of the shards; an interrupted preparation resumes from it."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The data set: folder, wds or hfds/NAME."""
+    """Dataset: folder, wds or hfds/NAME."""
     channels: int = 3
     """Channels of the images; 5 and more mean arrays (.npy)."""
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
-    """Splits that are written."""
+    """Splits to write."""
     levels: tuple[int, ...] = (192, 256, 320)
-    """Shorter sides of the smaller pictures, in pixels; the original files are kept beside."""
+    """Shorter sides of the smaller images, in pixels; the original files are stored too."""
     quality: int = 95
-    """JPEG quality of the smaller pictures, whose colours are not subsampled."""
+    """JPEG quality of the smaller images, 1 to 100, without chroma subsampling."""
     shard_images: int = 10_000
-    """Images of a shard."""
+    """Images per shard."""
     num_workers: int = 1
-    """Shards that are written at once."""
+    """Shards written in parallel."""
     verify: bool = False
-    """Read all that is in the output again, against its checksums, and write nothing."""
+    """Check the output against its checksums, and write nothing."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
         if list(self.levels) != sorted(set(self.levels)) or any(x < 1 for x in self.levels):
             raise UserError(f"levels must be rising positive numbers, got {list(self.levels)}")
         if not 1 <= self.quality <= 100:

@@ -1,4 +1,4 @@
-"""Configs in files and flags: layered, refused strictly, written back whole."""
+"""Read configs from YAML files and flags, layered and strictly checked; write them back."""
 
 import dataclasses
 import difflib
@@ -48,7 +48,7 @@ def find_config(name: str) -> Path:
     """Find a config by path, or by name among the shipped ones (`pretrain/vit_b16_etpp`).
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such config; the sentence lists the shipped ones.
     """
     shipped = shipped_configs()
     for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
@@ -65,7 +65,7 @@ def find_config(name: str) -> Path:
 
 
 Config = TypeVar("Config")
-# What jsonargparse raises of a text that is no config, and a config's own checks of odd numbers.
+# What jsonargparse raises for an invalid config, and what checks of odd numbers raise.
 REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
 
@@ -162,11 +162,7 @@ def _with_config_paths(arguments: list[str], kind: type[Any]) -> list[str]:
 
 
 def _checked(name: str, kind: type[Any]) -> Path:
-    """Find a config's file, and refuse what is no config before the parser reads it.
-
-    Raises:
-        UserError: there is none, or it is none; the sentence names the file.
-    """
+    """Find a config's file, and check its text before the parser reads it."""
     path = find_config(name)
     try:
         check_text(path.read_text(encoding="utf-8"), kind)

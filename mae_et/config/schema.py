@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses that refuse impossible values.
+"""The configuration of a run: frozen dataclasses that reject impossible values.
 
 Sections are split by effect. `model`, `data`, `curriculum`, `crop` and `optim` decide the numbers;
 `efficiency` must not change them beyond rounding; `output` never does.
@@ -15,7 +15,7 @@ from mae_et.errors import UserError, require
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# The keys of `data` that say where images come from, and not how they are shown.
+# The keys of `data` that define the dataset, not its augmentation.
 SOURCE_KEYS = (
     "name", "root", "listing", "train_split", "val_split", "mean", "std",
     "synthetic_size", "synthetic_train", "synthetic_val",
@@ -112,15 +112,10 @@ class ModelConfig:
     """Orientations of a HOG histogram."""
 
     def __post_init__(self) -> None:
-        """Refuse what no model can be built from.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
         named = re.search(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)
         require(
             self.patch_size is not None or named is not None,
-            f"model.patch_size is needed: the name {self.encoder!r} does not say it",
+            f"model.patch_size is needed: the name {self.encoder!r} does not contain it",
         )
         for name in (
             "encoder_embed_dim",
@@ -210,8 +205,8 @@ class DataConfig:
     does not keep up, a batch is completed with images that were loaded shortly before, flipped and
     masked anew (EfficientTrain++'s replay buffer). By default every image is loaded."""
     on_error: Literal["skip", "stop"] = "skip"
-    """What becomes of an image that cannot be read: skip shows another one in its place, names the
-    file once, and stops the run where there are too many; stop does so at the first."""
+    """What to do with an image that cannot be read: skip uses another one in its place, names the
+    file once, and stops the run if there are too many; stop stops it at the first."""
     max_bad_fraction: float = 0.01
     """Fraction of images that may be unreadable before the run stops. Ten images or a tenth of all,
     whichever is less, always may be, unless this is 0."""
@@ -227,11 +222,6 @@ class DataConfig:
     """Validation images of the synthetic data set."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
         require(
             self.max_value is None or 0 < self.max_value < math.inf,
             f"data.max_value must be positive, got {self.max_value}",
@@ -288,28 +278,23 @@ class CurriculumConfig:
     """How an image's cost at a bandwidth is counted: measured FLOPs, or its area."""
 
     def __post_init__(self) -> None:
-        """Refuse a preset with stages, and a custom curriculum without.
-
-        Raises:
-            UserError: preset and stages contradict each other, or the budget is not positive.
-        """
         require(
             self.epochs > 0 and math.isfinite(self.epochs),
             f"curriculum.epochs must be positive, got {self.epochs}",
         )
         require(
             self.preset == "custom" or self.shares_of == "compute",
-            "curriculum.shares_of goes with curriculum.preset custom; presets set their own",
+            "curriculum.shares_of needs curriculum.preset custom; presets set their own",
         )
         require(
             bool(self.stages) == (self.preset == "custom"),
-            "curriculum.stages goes with curriculum.preset custom, and only with it",
+            "curriculum.stages needs curriculum.preset custom, which needs curriculum.stages",
         )
 
 
 @dataclass(frozen=True)
 class CropConfig:
-    """How an image is reduced to a bandwidth."""
+    """How images are reduced to a bandwidth."""
 
     method: Literal["fourier", "resize", "decode"] = "fourier"
     """fourier: exact low-frequency crop (the paper); resize: antialiased bicubic resizing of the
@@ -322,7 +307,7 @@ class OptimConfig:
     """AdamW, and schedules that are functions of the compute done."""
 
     batch_size: int = 4096
-    """Images per update, over all processes and accumulation steps; constant over stages."""
+    """Images per update, over all ranks and accumulation steps; constant over stages."""
     base_lr: float = 1.5e-4
     """Learning rate per 256 images of batch."""
     min_lr: float = 0.0
@@ -345,15 +330,10 @@ class OptimConfig:
     """Multiply the learning rate by model.decoder_share, as CrossMAE's release does; pre-training
     only."""
     max_skipped_updates: int = 0
-    """Updates in a row that may be left out because the loss or a gradient is NaN or infinite; one
-    more stops the run. 0 stops it at the first."""
+    """Consecutive updates that may be skipped because the loss or a gradient is NaN or infinite;
+    one more stops the run. 0 stops it at the first."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
         require(self.batch_size > 0, "optim.batch_size must be positive")
         require(0 < self.base_lr < math.inf, f"optim.base_lr must be positive, got {self.base_lr}")
         require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
@@ -401,27 +381,22 @@ class EfficiencyConfig:
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass to save memory."""
     micro_batch: int | dict[int, int] | Literal["auto"] | None = None
-    """Images per forward pass and process. A number holds at the base size and grows as
-    (base / B)^2 for a stage of bandwidth B, at constant memory; a mapping gives it for each
-    bandwidth; auto takes the largest equal parts that fit in memory; by default a process's share
-    of the batch goes through at once."""
+    """Images per forward pass of a rank. A number applies at the base size and grows as (base /
+    B)^2 at a stage of bandwidth B, at constant memory; a mapping gives it for each bandwidth; auto
+    takes the largest equal parts that fit in memory. By default a rank's whole share of the
+    batch."""
     sharding: Literal["none", "full"] = "none"
-    """full keeps weights, gradients and optimizer states in shards over all processes (FSDP2), for
-    models that one GPU cannot hold (efficiency.micro_batch auto, which tries out the whole, is not
-    for those); files stay the same. Of pre-training."""
+    """full shards weights, gradients and optimizer states over all ranks (FSDP2), for pre-training
+    models that do not fit on one GPU; files stay the same. Not with efficiency.micro_batch auto,
+    which tries out the whole model."""
     num_workers: int | None = None
-    """Loader processes per training process; 0 loads in the training process; by default a
-    process's share of the cores, at most 16."""
+    """Loader processes of each rank; 0 loads in the training process. By default a rank's share of
+    the cores, at most 16."""
     step_timeout: float | None = 1800
-    """Seconds without a finished step (or scored batch) after which a process writes down where its
-    threads stand and ends with status 75; null waits for ever."""
+    """Seconds without a finished step (or scored batch) after which a rank dumps its stack traces
+    and exits with status 75; null waits for ever."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
         asked = self.micro_batch
         sizes = asked.values() if isinstance(asked, dict) else [asked]
         require(
@@ -440,31 +415,26 @@ class EfficiencyConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What a run leaves behind; durations are steps, or a share of the run such as 5%."""
+    """What a run writes; intervals are steps, or a share of the run such as 5%."""
 
     dir: Path = Path("runs/pretrain")
-    """Run folder; a run resumes by itself from the checkpoints in it."""
+    """Run folder; a run resumes automatically from the checkpoints in it."""
     log_every: Duration = 20
-    """Between two rows of metrics."""
+    """Interval between rows of metrics."""
     checkpoint_every: Duration = "2%"
-    """Between two checkpoints."""
+    """Interval between checkpoints."""
     keep_last: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: Duration | None = None
-    """Checkpoints that are kept for good, at multiples of this."""
+    """Interval of checkpoints to keep permanently; none by default."""
     reconstruct_every: Duration = "10%"
-    """Between two pictures of reconstructions."""
+    """Interval between images of reconstructions."""
     reconstruct_images: int = 8
-    """Images in such a picture; 0 draws none."""
+    """Number of images to reconstruct; 0 turns it off."""
     tensorboard: bool = True
     """Whether TensorBoard files are written."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            UserError: a value is out of range; the sentence names its key.
-        """
         require(self.keep_last > 0, "output.keep_last must be at least 1")
         require(
             self.reconstruct_images >= 0,
@@ -491,11 +461,6 @@ class PretrainConfig:
     """Seed of the weights, the order of the data, its augmentation and the masks."""
 
     def __post_init__(self) -> None:
-        """Refuse sections that contradict each other.
-
-        Raises:
-            UserError: the statistics do not fit the channels.
-        """
         check_statistics(self.data, self.model.channels)
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
         if self.data.augment is not None:
@@ -507,7 +472,7 @@ class PretrainConfig:
             root is None
             or self.data.source != "folder"
             or not folder.absolute().is_relative_to(root.absolute()),
-            f"output.dir {folder} lies in data.root {root}: its pictures would become data",
+            f"output.dir {folder} lies in data.root {root}: its images would become data",
         )
 
 

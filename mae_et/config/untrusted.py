@@ -1,4 +1,4 @@
-"""What a config's text may be: mappings of plain values, and nothing that would be imported.
+"""Check the text of untrusted configs: mappings of plain values, nothing that is imported.
 
 jsonargparse imports, and for a value of any type calls, whatever class a `class_path` names, and
 reads a file where a section is given as text. A config may come out of a stranger's checkpoint, so
