@@ -1,1 +1,1 @@
-"""What measures speed and quality; `mae-et bench` and scripts of their own."""
+"""Benchmarks of speed and quality: `mae-et bench`, and scripts."""

@@ -1,29 +1,29 @@
-"""Pre-trainings that `mae-et bench quality` compares."""
+"""Arms of `mae-et bench quality`: pre-training runs to compare."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Arm:
-    """How a pre-training differs from that of the config."""
+    """Changes to the pre-training run of the config."""
 
     flags: tuple[str, ...] = ()
     """Flags, as on the command line."""
     budget: float = 1
-    """Times the compute; 0 leaves the encoder untrained."""
+    """Multiple of the compute; 0 leaves the encoder untrained."""
     images_of: str | None = None
-    """Arm that as many images are seen as in, whatever compute that takes."""
+    """Arm to match in images, at any compute."""
     time_of: str | None = None
-    """Arm that takes as long, by the time of a step of each, whatever compute that takes."""
+    """Arm to match in time, measured per step of each, at any compute."""
     replay: tuple[int, ...] = ()
-    """Times that an image is seen once it is loaded, from the smallest bandwidth on."""
+    """Uses of each loaded image, from the smallest bandwidth on."""
 
 
 PLAIN = ("--curriculum.preset=constant",)
 ETPP = ("--curriculum.preset=etpp",)
 HOG = ("--model.target=hog",)
-# Decoders in MAE's proportions to the encoder (2/3 of its width and depth); of a quarter of that
-# depth; and CrossMAE's, of half of it, predicting a quarter of all patches, a third of the hidden.
+# Decoders: in MAE's proportions to the encoder (2/3 of its width and depth); a quarter of that
+# depth; and CrossMAE's at half the depth, predicting a third of the hidden patches.
 FULL = (*PLAIN, "--model.decoder_depth=8")
 SHALLOW = (*PLAIN, "--model.decoder_depth=2")
 CROSS = (
@@ -56,7 +56,7 @@ ARMS = {
     "decoder-shallow-equal-time": Arm(SHALLOW, time_of="decoder-full"),
     "decoder-cross-equal-time": Arm(CROSS, time_of="decoder-full"),
 }
-# Plain MAE at growing compute, by target: the curves that other arms are read against.
+# Plain MAE at increasing compute, by target: reference curves for the other arms.
 CURVES = {
     "plain MAE": ("plain", "plain-2x", "plain-4x", "plain-8x"),
     "plain MAE with HOG": ("plain-hog", "plain-hog-2x", "plain-hog-4x"),

@@ -1,4 +1,4 @@
-"""What `mae-et bench` can measure: a config and what it starts, by name."""
+"""Benchmarks of `mae-et bench` by name: their config and function."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,10 +1,10 @@
-"""What pre-training is worth downstream: fine-tuned and probed, against the same encoder untrained.
+"""Downstream accuracy of a pre-trained encoder against the same encoder untrained.
 
     python benchmarks/fine_tuning.py --run RUN --root FOLDER --epochs 20 --probe-epochs 90
 
-Each encoder is fine-tuned whole and probed linearly with the same recipe and budget (further flags
-go to both); the fast probe on cached features stands beside the full one. Finished arms are not run
-again. Prints a Markdown table.
+Each encoder is fully fine-tuned and linearly probed with the same recipe and budget (further flags
+apply to both); the fast probe on cached features is listed beside the full one. Finished arms are
+not repeated. Prints a Markdown table.
 """
 
 import argparse
@@ -28,8 +28,8 @@ COMMON = [
     "--data.eval_crop=1.0", "--data.scale=[0.2, 1.0]", "--optim.warmup_fraction=0.1",
     "--output.evaluate_every=25%", "--output.checkpoint_every=10%",
 ]  # fmt: skip
-# LARS's steps are relative to the weights, so that what a probe needs is a number of steps: MAE's
-# 90 epochs of ImageNet at 16384 are 7,000. A small batch has as many on little data.
+# LARS's steps are relative to the weights, so a probe needs a number of steps: MAE's 90 epochs of
+# ImageNet at batch 16384 are 7,000. A small batch reaches as many on little data.
 PROBE_BATCH = 32
 # The peak rate of MAE's recipe, 6.4, at this batch.
 PROBE_LR = 6.4 * 256 / PROBE_BATCH
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def untrained(config: PretrainConfig, path: Path) -> Path:
-    """Write the encoder of a config's pre-training with fresh weights, and return its file."""
+    """Write the encoder of a pre-training config with fresh weights, and return its file."""
     if not path.exists():
         torch.manual_seed(config.seed)
         model = MaskedAutoencoder.from_config(config.model, decoder=False)
@@ -100,7 +100,7 @@ def fine_tuned(weights: Path, folder: Path, epochs: float, flags: list[str], kin
 
 
 def probe(weights: Path, folder: Path, data: DataConfig) -> dict[str, Any]:
-    """Score cached features, or read the scores."""
+    """Score cached features, or read earlier scores."""
     scores = folder / "scores.json"
     if not scores.exists():
         write_text_atomically(

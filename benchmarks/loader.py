@@ -1,14 +1,14 @@
-"""What a core loads: the usual loader against this one's, at each bandwidth.
+"""Images a core loads per second: a common loader against this one, at each bandwidth.
 
     mae-et bench loader --root FOLDER [--shards FOLDER] [--sizes '[96,160,224]'] [--rounds 7]
 
 One process, one thread, no workers. The reference is the loader of most recipes: Pillow,
 torchvision's RandomResizedCrop(224, bicubic), flip, ToTensor, Normalize. All arms load the same
-images in turn, round after round, and a ratio is that of two arms of one round. Times are of the
-processor, so that other work on the machine counts little. Files come from the page cache.
+images in turn, round after round; ratios compare two arms of one round. Times are processor times,
+so other load on the machine matters little. Files come from the page cache.
 
-The fidelity beside is that to the exact low-frequency crop of the box that was read, in dB (mean of
-the PSNR of pictures); for that of Lanczos, as released, the box is resized to 224 first.
+Fidelity is the mean PSNR, in dB, to the exact low-frequency crop of the box that was read; for
+Lanczos, as released, the box is resized to 224 first.
 """
 
 import io
@@ -58,7 +58,7 @@ Load = Callable[[int], object]
 
 
 def reference(source: ImageFolder) -> Load:
-    """Return the usual loader of a folder's images."""
+    """Return the common loader of a folder's images."""
     paths = [source.inner.path(index) for index in range(len(source))]
     transform = Compose(
         [
@@ -77,7 +77,7 @@ def reference(source: ImageFolder) -> Load:
 
 
 def arms(source: DecodedDataset, shards: DecodedDataset, size: int) -> dict[str, Load]:
-    """Return this loader's ways to a view."""
+    """Return the variants of this loader."""
     plan = Curriculum((Stage(size, 1),), BASE, PATCH).plan(1, len(source), len(source))
 
     def view(of: DecodedDataset, method: Any) -> Load:
@@ -109,7 +109,7 @@ def speeds(loaders: dict[str, Load], images: int, rounds: int) -> dict[str, list
             start = time.process_time()
             for index in range(images):
                 load(index)
-            if number >= 0:  # the first is for warming up
+            if number >= 0:  # the first round is a warm-up
                 found[name].append(images / (time.process_time() - start))
     return found
 
@@ -117,7 +117,7 @@ def speeds(loaders: dict[str, Load], images: int, rounds: int) -> dict[str, list
 def fidelity(
     source: DecodedDataset, shards: DecodedDataset, size: int, images: int
 ) -> dict[str, float]:
-    """Return the PSNR of each way, in dB."""
+    """Return the PSNR of each variant, in dB."""
     found: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(0)
     for index in range(images):
@@ -155,7 +155,7 @@ def box_read(content: bytes, draw: Any, image: Image.Image, size: int) -> Box:
 
 
 def exact_crop(image: Image.Image, box: Box, size: int) -> tuple[Image.Image, Tensor]:
-    """Return a box at the base size, and its exact low-frequency crop in [0, 255]."""
+    """Return a box at the base size and its exact low-frequency crop in [0, 255]."""
     right, bottom = box.left + box.width, box.top + box.height
     corners = (box.left, box.top, min(right, image.width), min(bottom, image.height))
     base = image.resize((BASE, BASE), Image.Resampling.BICUBIC, box=corners)
@@ -229,20 +229,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """Compare what a core loads with the usual loader, in one run."""
+    """Compare the loader with a common one, on one core."""
 
     root: Path
     """Folder of JPEGs."""
     shards: Path | None = None
-    """The same, prepared; by default it is now."""
+    """The same images as prepared shards; by default they are prepared now."""
     sizes: tuple[int, ...] = (96, 160, 224)
     """Bandwidths."""
     rounds: int = 7
-    """Rounds that are counted; one more warms up."""
+    """Number of rounds, after one to warm up."""
 
 
 def bench_loader(config: LoaderConfig) -> dict[str, Any]:
-    """Measure what a core loads beside the usual loader, and how true it is."""
+    """Measure loading speed and fidelity against a common loader."""
     with tempfile.TemporaryDirectory() as folder:
         shards = config.shards or Path(folder)
         if config.shards is None:

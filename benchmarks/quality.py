@@ -1,11 +1,11 @@
-"""What curricula, targets, positions and decoders are worth: accuracy for compute and for time.
+"""Accuracy of curricula, targets, positions and decoders at given compute and time.
 
     mae-et bench quality --root FOLDER --arms '[plain,plain-4x,etpp-hog]' --seeds '[0,1,2]'
 
 Every arm is a pre-training of the same small model on the same data, then scored on the validation
-split by kNN, a linear probe and fine-tuning, with the same recipe for all. Arms that are done are
-not run again, and one that was stopped goes on, so further arms and seeds can be added at any time,
-and several processes can share a folder as long as they are given different arms or seeds.
+split by kNN, a linear probe and fine-tuning, with the same recipe for all. Finished arms are not
+repeated and stopped ones resume, so further arms and seeds can be added at any time, and several
+processes can share a folder if they have different arms or seeds.
 """
 
 import dataclasses
@@ -36,18 +36,18 @@ from mae_et.training.plan import curriculum_of, make_plan
 
 @dataclass(frozen=True)
 class QualityConfig:
-    """Compare pre-trainings by what their encoders are worth."""
+    """Compare pre-training runs by the accuracy of their encoders."""
 
     root: Path
     """Folder with train/ and val/."""
     arms: tuple[str, ...] = ("plain", "plain-2x", "plain-4x", "etpp", "etpp-hog")
-    """Arms, of those that benchmarks/arms.py names."""
+    """Names of arms in benchmarks/arms.py."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of every arm."""
     epochs: float = 8
-    """Compute of an arm whose budget is 1, in epochs at the base size."""
+    """Compute of an arm of budget 1, in equivalent epochs."""
     fine_tune_epochs: float = 3
-    """Epochs of fine-tuning; 0 leaves it out."""
+    """Epochs of fine-tuning; 0 skips it."""
     recipe: str = str(Path(__file__).parent / "imagenette128.yaml")
     """Config of every arm."""
     flags: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def bench_quality(config: QualityConfig) -> dict[str, Any]:
 
 
 def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
-    """Pre-train and score an arm, or read what it left."""
+    """Pre-train and score an arm, or read its results."""
     folder = config.folder / f"{name}-seed{seed}"
     pretraining = arm_config(config, name, seed, folder)
     encoder = folder / "encoder.safetensors"
@@ -127,7 +127,7 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
 
 
 def arm_config(config: QualityConfig, name: str, seed: int, folder: Path) -> PretrainConfig:
-    """Return the config of an arm's pre-training; as it was written, once it has begun."""
+    """Return the config of an arm's pre-training, as stored once it has started."""
     arm = ARMS[name]
     begun = stored_config(folder) if (folder / "config.yaml").exists() else None
     mine = _load(config, arm.flags, seed, folder)
@@ -175,7 +175,7 @@ def _budget(config: PretrainConfig, epochs: float) -> PretrainConfig:
 
 
 def _kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a file holds; compute and write it first, if it is not there."""
+    """Return the content of a file; compute and write it first if there is none."""
     if not path.exists():
         write_text_atomically(path, json.dumps(compute()))
     return json.loads(path.read_text())

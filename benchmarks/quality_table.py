@@ -1,4 +1,4 @@
-"""What `mae-et bench quality` found: as tables, and as a chart against compute and time."""
+"""Results of `mae-et bench quality`: tables, and plots against compute and time."""
 
 import math
 import re
@@ -38,12 +38,11 @@ def table(rows: Rows) -> str:
 
 
 def equal_accuracy(rows: Rows) -> str:
-    """Return, as Markdown, how many times an arm's compute and time plain MAE takes to equal it.
+    """Return, as Markdown, the compute and time that plain MAE needs to match each arm.
 
-    Every arm is compared with normalised pixels at constant bandwidth; those with HOG with HOG at
-    constant bandwidth too, as the paper does. Between two budgets of a curve its accuracy is taken
-    to be linear in the logarithm of what was spent; beyond them nothing is said but that it is
-    more, or less.
+    Every arm is compared with normalised pixels at constant bandwidth, and arms with HOG also with
+    HOG at constant bandwidth, as in the paper. Between two budgets of a curve, accuracy is
+    interpolated linearly in the logarithm of the cost; beyond them only a bound is given.
     """
     plain, hog = CURVES
     others = [name for name in rows if name not in (*CURVES[plain], "untrained")]
@@ -53,7 +52,7 @@ def equal_accuracy(rows: Rows) -> str:
 
 
 def _against(rows: Rows, title: str, others: Sequence[str]) -> str:
-    """Return arms against a curve, or nothing where either is missing."""
+    """Return a table of arms against a curve; empty if either is missing."""
     curve = [name for name in CURVES[title] if name in rows]
     if len(curve) < 2 or not others:
         return ""
@@ -102,7 +101,7 @@ def draw(path: Path, rows: Rows) -> None:
 
 
 def budgets(rows: Rows) -> dict[str, list[str]]:
-    """Return the arms that differ in their budget alone, the cheapest first, by their name."""
+    """Group arms that differ only in their budget, the cheapest first, by name."""
     lines: dict[str, list[str]] = {}
     for name in rows:
         lines.setdefault(re.sub(r"-\d+x$", "", name), []).append(name)
@@ -112,7 +111,7 @@ def budgets(rows: Rows) -> dict[str, list[str]]:
 
 
 def mean(seeds: Sequence[dict[str, Any]], key: str) -> Any:
-    """Return the mean over the seeds that have a figure, or None; of time the median.
+    """Return the mean over the seeds that have a figure, or None; the median for times.
 
     Seeds take the same time; where one took longer, something else ran beside it.
     """
@@ -122,7 +121,7 @@ def mean(seeds: Sequence[dict[str, Any]], key: str) -> Any:
 
 
 def _needed(points: Sequence[tuple[float, float]], goal: float) -> tuple[str, float]:
-    """Return what a curve of (cost, score) costs where it first reaches a score, and its sign."""
+    """Return the cost at which a curve of (cost, score) first reaches a score, and its sign."""
     if goal <= points[0][1]:
         return ("" if goal == points[0][1] else "< "), points[0][0]
     for (cost, score), (more, better) in pairwise(points):

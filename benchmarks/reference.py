@@ -1,8 +1,8 @@
-"""A plain masked autoencoder: what the speed of mae-et is measured against.
+"""A plain masked autoencoder, the reference for the speed of mae-et.
 
-As the method is usually written down, in few lines: a convolution embeds all patches, of which the
-visible ones are then gathered; the decoder runs on all tokens, its head too; float32; AdamW as
-torch builds it by default. Blocks are timm's, with torch's fused attention. Normalised pixels.
+The method as usually implemented: a convolution embeds all patches, then the visible ones are
+gathered; the decoder and its head run on all tokens; float32; torch's default AdamW. Blocks are
+timm's, with fused attention. The target is normalised pixels.
 """
 
 import timm
@@ -16,7 +16,7 @@ from mae_et.models.pos_embed import sincos_positions
 
 
 class PlainAutoencoder(nn.Module):
-    """A masked autoencoder that leaves nothing out.
+    """A masked autoencoder without shortcuts.
 
     Args:
         encoder: name of a timm VisionTransformer.

@@ -1,4 +1,4 @@
-"""Compare speeds in interleaved rounds: what drifts on a shared machine drifts for every arm."""
+"""Compare speeds in interleaved rounds, so that drift of a shared machine affects every arm."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ class Speed:
     seconds: tuple[float, ...]
     """Time of a call."""
     ratios: tuple[float, ...]
-    """Times faster than the first arm in the same round."""
+    """Speed relative to the first arm in the same round."""
 
     @property
     def median_seconds(self) -> float:
@@ -30,12 +30,12 @@ class Speed:
 def interleave(
     arms: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
 ) -> dict[str, Speed]:
-    """Call each arm once a round, in turn; the first is what the others are compared with.
+    """Call each arm once per round, in turn; the first is the reference of the others.
 
     Args:
-        arms: by name; a call must end with the work done (a GPU waited for).
-        rounds: that are counted.
-        warm_up: that are not.
+        arms: by name; a call must complete its work (synchronise with the GPU).
+        rounds: number of timed rounds.
+        warm_up: number of untimed rounds before.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(warm_up + rounds):

@@ -1,11 +1,11 @@
-"""Time of a training step, of the frequency crop in it, and the memory it takes.
+"""Time and memory of a training step, and the share of the frequency crop in it.
 
     mae-et bench step [--encoder NAME --batch N --rounds N --compile true]
     mae-et bench crop
 
-Every arm runs forward, backward and the optimizer on the same batch in memory; arms take turns. The
-first is the plain reference of `benchmarks/reference.py` at the base size. Memory is what a process
-of its own holds at most while it builds the arm and does two steps, beyond what it held before.
+Every arm runs forward, backward and the optimizer on the same batch in memory; arms are
+interleaved. The first is the plain reference of `benchmarks/reference.py` at the base size. Memory
+is the peak of a separate process that builds the arm and runs two steps, above its start.
 """
 
 import multiprocessing
@@ -33,7 +33,7 @@ from mae_et.training.optim import build_optimizer
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BANDWIDTHS = (96, 160, 224)
 Precision = Literal["fp32", "bf16", "fp16"]
-# CrossMAE's quarter of all patches is a third of the hidden ones.
+# CrossMAE predicts a quarter of all patches: a third of the hidden ones.
 CROSS: dict[str, Any] = {"decoder_attention": "cross", "decoder_share": 1 / 3, "decoder_depth": 4}
 SHALLOW: dict[str, Any] = {"decoder_depth": 2, "decoder_embed_dim": 256, "decoder_num_heads": 8}
 
@@ -47,19 +47,19 @@ class StepConfig:
     batch: int = 32
     """Images of a step."""
     rounds: int = 5
-    """Rounds that are counted; one more warms up."""
+    """Number of rounds, after one to warm up."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     """Precisions of mae-et's own arms."""
     compile: bool = False
-    """Whether arms that are compiled run too."""
+    """Whether to run compiled arms too."""
     memory: bool = True
-    """Whether the peak of memory is measured too."""
+    """Whether to measure peak memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes a GPU where there is one."""
+    """Device; auto uses a GPU if there is one."""
 
 
 def arms(config: StepConfig) -> dict[str, partial[Callable[[], object]]]:
-    """Return what builds each arm, by name."""
+    """Return the builder of each arm, by name."""
     found: dict[str, partial[Callable[[], object]]] = {
         "reference, fp32, 224": partial(reference, config)
     }
@@ -106,7 +106,7 @@ def ours(
     changes: dict[str, Any] | None = None,
     compiled: bool = False,
 ) -> Callable[[], object]:
-    """Return a step of mae-et, with some of the model's keys changed."""
+    """Return a step of mae-et, with changes to the model config."""
     model = ModelConfig(encoder=config.encoder, **(changes or {}))
     device = choose_device(config.device)
     return training_step(model, config.batch, bandwidth, precision, device, compiled)
@@ -120,7 +120,7 @@ def training_step(
     device: torch.device,
     compiled: bool = False,
 ) -> Callable[[], object]:
-    """Return a step of mae-et, from uint8 images of the base size in memory on."""
+    """Return a step of mae-et, starting from uint8 images of the base size in memory."""
     torch.manual_seed(0)
     network = MaskedAutoencoder.from_config(model).to(device)
     optimizer = build_optimizer(network, OptimConfig())
@@ -143,7 +143,7 @@ def training_step(
 
 
 def operations(step: Callable[[], object]) -> int:
-    """Return the FLOPs of a step's products, forward and backward."""
+    """Return the FLOPs of the matrix products of a step, forward and backward."""
     # The counter does not know fused attention on a CPU; its products are those of the plain form.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
@@ -151,22 +151,22 @@ def operations(step: Callable[[], object]) -> int:
 
 
 def wait(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Synchronise with the GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def bench_step(config: StepConfig) -> dict[str, Any]:
-    """Measure training steps and their memory beside a plain reference's."""
+    """Measure training steps and their memory against a plain reference."""
     builders = arms(config)
-    # In processes of their own: what one leaves behind would count for the next.
+    # In separate processes: memory that one arm keeps would count for the next.
     peaks = (
         {name: peak(build, choose_device(config.device)) for name, build in builders.items()}
         if config.memory
         else {}
     )
     steps = {name: build() for name, build in builders.items()}
-    # A compiled step does as many.
+    # A compiled step has the same FLOPs.
     flops = {name: operations(step) for name, step in steps.items() if "compiled" not in name}
     speeds = interleave(steps, config.rounds)
     first = next(iter(builders))
@@ -192,7 +192,7 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
 
 
 def bench_crop(config: StepConfig) -> dict[str, Any]:
-    """Measure the frequency crop beside the step that it is part of."""
+    """Measure the frequency crop and its share of a training step."""
     device = choose_device(config.device)
     images = torch.randn(config.batch, 3, 224, 224, device=device)
     builders: dict[str, Callable[[], object]] = {}
@@ -218,19 +218,19 @@ def bench_crop(config: StepConfig) -> dict[str, Any]:
 
 
 def crop(images: torch.Tensor, bandwidth: int) -> None:
-    """Crop, to the end."""
+    """Crop, and synchronise."""
     low_frequency_crop(images, bandwidth)
     wait(images.device)
 
 
 def share_of(part: Speed, whole: Speed) -> float:
-    """Return the median over rounds of a part's share."""
+    """Return the median share of a part over rounds."""
     shares = sorted(a / b for a, b in zip(part.seconds, whole.seconds, strict=True))
     return shares[len(shares) // 2]
 
 
 def peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int:
-    """Return the most bytes that an arm and two steps of it take, in a process of its own."""
+    """Return the peak memory in bytes of building an arm and two steps, in a separate process."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (build, device))

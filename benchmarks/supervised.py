@@ -2,8 +2,8 @@
 
     python benchmarks/supervised.py --root FOLDER --epochs 4 [--key value ...]
 
-Three arms from the same initial weights: `constant`; `etpp` until it has seen as many images; and
-`etpp` until it has done as much compute. Finished arms are not run again. Prints a Markdown table.
+Three arms from the same initial weights: `constant`, `etpp` at equal images, and `etpp` at equal
+compute. Finished arms are not repeated. Prints a Markdown table.
 """
 
 import argparse

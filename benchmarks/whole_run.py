@@ -1,14 +1,13 @@
-"""Time of whole runs: the curriculum against constant bandwidth, and what writing costs.
+"""Duration of complete runs: curriculum against constant bandwidth, and the cost of writing.
 
     mae-et bench run --root FOLDER [--epochs N --rounds N --recipe FILE --flags '[--key=value]']
 
-Arms, each a pre-training from the first image read to the last checkpoint, in turn for so many
-rounds:
+Arms, each a pre-training from the first image read to the last checkpoint, interleaved in rounds:
 
-- constant, plain: what it is measured against. float32, `fourier`, no curriculum.
+- constant, plain: the reference. float32, `fourier`, no curriculum.
 - etpp, as many images: the curriculum with the flags given (bf16, a fast loader, ...).
 - constant, as much compute and etpp, as much compute: both with the flags given.
-- etpp, nothing written: as the one before, without metrics, pictures and checkpoints but the last.
+- etpp, nothing written: as the previous one, without metrics, images and checkpoints but the last.
 """
 
 import dataclasses
@@ -38,22 +37,22 @@ SILENT = [
 
 @dataclass(frozen=True)
 class WholeRunConfig:
-    """Compare whole pre-trainings: the curriculum, the loader, what is written."""
+    """Compare complete pre-training runs: curriculum, loader, written files."""
 
     root: Path
     """Folder with train/ and val/."""
     recipe: str = str(Path(__file__).parent / "imagenette128.yaml")
     """Config of every arm."""
     flags: tuple[str, ...] = ("--efficiency.precision=bf16",)
-    """Further flags of all arms but the plain one."""
+    """Further flags of all arms except the plain one."""
     epochs: float = 1
     """Epochs of the constant arms."""
     rounds: int = 3
-    """Rounds that are counted."""
+    """Number of rounds."""
 
 
 def bench_run(config: WholeRunConfig) -> dict[str, Any]:
-    """Measure whole runs: curriculum, loader, what is written."""
+    """Measure complete runs: curriculum, loader, written files."""
     plain = _config(config, [])
     ours = _config(config, list(config.flags))
     images = len(open_dataset(ours.data, "train", ours.model.channels))
@@ -111,10 +110,10 @@ def _plain(config: PretrainConfig) -> PretrainConfig:
 
 
 def _run(config: PretrainConfig, seconds: list[float]) -> None:
-    """Pre-train in a folder that goes away, and note how long it took."""
+    """Pre-train in a temporary folder, and append the duration."""
     with tempfile.TemporaryDirectory() as folder:
         output = dataclasses.replace(config.output, dir=Path(folder) / "run")
         start = time.perf_counter()
         pretrain(dataclasses.replace(config, output=output))
         seconds.append(time.perf_counter() - start)
-        json.loads((output.dir / "results.json").read_text())  # it did end
+        json.loads((output.dir / "results.json").read_text())  # the run finished
