@@ -17,7 +17,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The keys of `data` that define the dataset, not its augmentation.
 SOURCE_KEYS = (
-    "name", "root", "listing", "train_split", "val_split", "mean", "std",
+    "name", "root", "listing", "train_split", "val_split", "max_value", "mean", "std",
     "synthetic_size", "synthetic_train", "synthetic_val",
 )  # fmt: skip
 

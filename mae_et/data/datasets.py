@@ -18,7 +18,13 @@ import numpy as np
 
 from mae_et.config.files import one_sentence
 from mae_et.config.schema import DataConfig
-from mae_et.data.decoding import DecodedDataset, Sample, check_channels, extensions_for
+from mae_et.data.decoding import (
+    UNLABELLED,
+    DecodedDataset,
+    Sample,
+    check_channels,
+    extensions_for,
+)
 from mae_et.data.image_folder import open_image_folder
 from mae_et.data.layout import Split, data_root, split_name, split_names
 from mae_et.data.notices import notify
@@ -26,7 +32,7 @@ from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.untrusted import arrays_only
 from mae_et.data.value_range import check_range
-from mae_et.data.webdataset import UNLABELLED, TarShards, find_shards
+from mae_et.data.webdataset import TarShards, find_shards
 from mae_et.errors import UserError
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")

@@ -17,6 +17,7 @@ from mae_et.runtime.console import printable
 
 Sample = tuple[Image.Image | Tensor, int]
 
+UNLABELLED = -1
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 SIXTEEN_BITS = 0xFFFF

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mae_et.config.schema import DataConfig
-from mae_et.data.decoding import DecodedDataset, extensions_for
+from mae_et.data.decoding import UNLABELLED, DecodedDataset, extensions_for
 from mae_et.data.file_listing import Listing, cached_listing, count_by_extension
 from mae_et.data.layout import Split, data_root, nested_splits, split_folder, split_name
 from mae_et.data.notices import notify
-from mae_et.data.webdataset import UNLABELLED
 from mae_et.errors import UserError
 
 HELD_OUT_FRACTION = 0.2

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mae_et.config.commands import PrepareConfig
 from mae_et.data.bad_images import tolerated_count
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import DecodedDataset, open_image
+from mae_et.data.decoding import UNLABELLED, DecodedDataset, open_image
 from mae_et.data.prepared_shards import (
     ORIGINAL,
     VERSION,
@@ -32,7 +32,7 @@ from mae_et.data.prepared_shards import (
     index_path,
     read_index,
 )
-from mae_et.data.webdataset import UNLABELLED, TarWriter
+from mae_et.data.tar_writer import TarWriter
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.io.lock import sole_writer

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from mae_et.data.decoding import Box, BoxSampler, DecodedDataset
+from mae_et.data.tar_index import MAX_CLASSES
 from mae_et.data.untrusted import read_array
-from mae_et.data.webdataset import MAX_CLASSES
 from mae_et.errors import Unreadable, UserError
 from mae_et.io.plain_files import read_mapping
 

@@ -27,7 +27,7 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.config.schema import DataConfig
 from mae_et.data.prepare import prepare
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.webdataset import TarWriter
+from mae_et.data.tar_writer import TarWriter
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime.distributed import DistributedContext
 

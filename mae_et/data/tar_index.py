@@ -1,0 +1,147 @@
+"""Index WebDataset shards: the places of their images, and their labels."""
+
+import json
+import re
+import tarfile
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mae_et.data.decoding import UNLABELLED
+from mae_et.errors import UserError
+
+MAX_CLASSES = 1_000_000
+MAX_LABEL_BYTES = 256
+MAX_JSON_BYTES = 2**20
+JSON_KEYS = ("label", "cls", "class", "class_id", "class_index", "class_name", "target")
+
+
+class ShardIndex(NamedTuple):
+    """The images of one shard."""
+
+    places: np.ndarray
+    """Offset and size of each image, int64 [N 2]."""
+    labels: list[int | str | None]
+    skipped: Counter[str]
+    """Number of other files by extension."""
+
+
+def index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
+    """Read the headers and labels of a shard.
+
+    Args:
+        path: the archive.
+        extensions: of images, in lower case, with the dot.
+
+    Raises:
+        UserError: it is damaged, or a label is out of range.
+    """
+    try:
+        return _index_shard(path, extensions)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} is not a readable WebDataset shard: {error}") from None
+
+
+def _index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
+    files: list[tuple[str, int, int]] = []
+    labels: dict[str, int | str | None] = {}
+    with tarfile.open(path, "r:") as archive:
+        for entry in archive:
+            if not entry.isreg():
+                continue
+            extension = Path(entry.name).suffix.lower()
+            if extension in {".cls", ".json"}:
+                key = entry.name[: -len(extension)]
+                content = archive.extractfile(entry)
+                label = _read_label(content.read(MAX_JSON_BYTES) if content else b"", extension)
+                if label is not None and (extension == ".cls" or key not in labels):
+                    labels[key] = label
+            else:
+                files.append((entry.name, entry.offset_data, entry.size))
+        _check_end(path, archive.offset)
+    images, skipped = _images_of_keys(files, labels, extensions)
+    return ShardIndex(_places(list(images.values())), [labels.get(k) for k in images], skipped)
+
+
+def _images_of_keys(
+    files: Sequence[tuple[str, int, int]],
+    labels: dict[str, int | str | None],
+    extensions: tuple[str, ...],
+) -> tuple[dict[str, tuple[int, int]], Counter[str]]:
+    """Return the place of each key's image, in the order of the archive, and the skipped files."""
+    owned = set(labels)
+    owned.update(key for key, rest in map(_split_at_first_dot, _names(files)) if rest in extensions)
+    images: dict[str, tuple[int, int]] = {}
+    skipped: Counter[str] = Counter()
+    for name, *place in files:
+        key, rest = _split_at_first_dot(name)
+        suffix = Path(name).suffix.lower()
+        if rest != suffix and suffix in extensions and key not in owned:
+            key, rest = name[: -len(suffix)], suffix  # the dots are part of the key
+        if rest not in extensions:
+            skipped[rest] += 1
+            continue
+        if key in images:  # a second image of the sample; the last one counts
+            skipped[rest] += 1
+        images[key] = (place[0], place[1])
+    return images, skipped
+
+
+def _names(files: Sequence[tuple[str, int, int]]) -> list[str]:
+    return [name for name, *_ in files]
+
+
+def _split_at_first_dot(name: str) -> tuple[str, str]:
+    folder, slash, file = name.rpartition("/")
+    stem, dot, rest = file.partition(".")
+    return folder + slash + stem, (dot + rest).lower()
+
+
+def _read_label(content: bytes, extension: str) -> int | str | None:
+    """Return the number or the name of a class, or None.
+
+    Raises:
+        ValueError: a number is out of range (classes are numbered from 0, in a table).
+    """
+    if extension == ".json":
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            return None
+        if isinstance(found, dict):
+            found = next((found[key] for key in JSON_KEYS if key in found), None)
+    else:
+        found = content.decode("utf-8", "replace").strip()
+    if isinstance(found, bool) or not isinstance(found, (int, str)):
+        return None
+    text = str(found) if isinstance(found, int) else found.strip()
+    if not text or len(text) > MAX_LABEL_BYTES:
+        return None
+    if not re.fullmatch(r"[+-]?\d+", text):
+        return text
+    number = int(text)
+    if not UNLABELLED <= number < MAX_CLASSES:
+        raise ValueError(f"the label {number} is no class (0 to {MAX_CLASSES - 1})")
+    return None if number == UNLABELLED else number
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Refuse an archive in which tarfile stopped at a damaged header; warn of a missing end."""
+    with path.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    if any(block):
+        raise tarfile.ReadError(f"it is damaged at byte {end}")
+    if not block:
+        warnings.warn(
+            f"{path} has no end marker: it may have been cut, and samples may be missing",
+            stacklevel=2,
+        )
+
+
+def _places(rows: list[tuple[int, int]]) -> np.ndarray:
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
