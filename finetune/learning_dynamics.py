@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.features import extract_dataset_features
-from finetune.frozen_encoder import encoder_from_weights
+from finetune.frozen_encoder import FrozenEncoder, encoder_from_weights, open_encoder
 from finetune.linear_classifier import train_probe
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.objective import HeldOutAccuracy
@@ -39,16 +39,19 @@ RECORD = "dynamics.jsonl"
 def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     """Score each kept checkpoint once, and write `dynamics.md` and `dynamics.png`.
 
+    An encoder without kept checkpoints (a file, a classifier's run, a timm model) is scored as it
+    was trained: one row, for comparison.
+
     Returns:
-        The folder, the bandwidths, and the last checkpoint's accuracies in percent.
+        The folder, the number of checkpoints, and the last one's accuracies in percent.
 
     Raises:
-        UserError: the run has no checkpoints, or the data cannot be used.
+        UserError: there is no encoder, or the data cannot be used.
     """
     paths = list_checkpoints(config.run / "checkpoints")
     run = stored_config(config.run) if paths else None
     if run is None:
-        raise UserError(f"{config.run} holds no checkpoints of mae-et pretrain")
+        return _score_single(config)
     if len(paths) <= run.output.keep_last and run.output.keep_every is None:
         say(
             f"mae-et: {config.run} has only its last {len(paths)} checkpoints: pre-train with "
@@ -66,9 +69,34 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
                 # Whole, not appended: a line that was cut off would hide those after it.
                 lines = (json.dumps(known[step]) + "\n" for step in sorted(known))
                 write_text_atomically(folder / RECORD, "".join(lines))
-        rows = [known[step] for step in sorted(known)]
-        write_text_atomically(folder / "dynamics.md", table(rows, bandwidths))
-        draw(folder / "dynamics.png", config, rows, bandwidths)
+        return _write(folder, config, [known[step] for step in sorted(known)], bandwidths)
+
+
+def _score_single(config: DynamicsConfig) -> dict[str, Any]:
+    """Score an encoder that has no kept checkpoints."""
+    encoder = open_encoder(config.run, config.encoder_num_heads, architecture=config.architecture)
+    data = config.data or encoder.data
+    if data is None:
+        raise UserError(
+            f"data must be given (--data.root or --data.name): {config.run} does not record its "
+            "training data"
+        )
+    if config.output is None:
+        raise UserError(f"output must be given: {config.run} has no checkpoints of a run")
+    base = min(encoder.image_size)
+    bandwidths = bandwidths_of(config, base)
+    accuracies = _accuracies(config, encoder, data, bandwidths)
+    row = {"step": 0, "equivalent_epochs": 0.0, "trained_at": base, "accuracies": accuracies}
+    with sole_writer(config.output):
+        return _write(config.output, config, [row], bandwidths)
+
+
+def _write(
+    folder: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[int, ...]
+) -> dict[str, Any]:
+    """Write the table and the chart; return the results."""
+    write_text_atomically(folder / "dynamics.md", table(rows, bandwidths))
+    draw(folder / "dynamics.png", config, rows, bandwidths)
     last = dict(zip(map(str, bandwidths), rows[-1]["accuracies"], strict=True))
     return {"dynamics": str(folder), "by": config.by, "checkpoints": len(rows), "last": last}
 
@@ -107,27 +135,10 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
         raise UserError(f"{error}; delete it to score the others") from None
     run = config_from_text(saved["config"], PretrainConfig)
     plan = Plan.from_dict(saved["plan"])
-    step, data = saved["step"], run.data
+    step = saved["step"]
     encoder = encoder_from_weights(weights_of_payload(path, saved))
     del saved
-    device = distributed.choose_device(config.device)
-    probing = ProbeConfig(
-        path, batch_size=config.batch_size, num_workers=config.num_workers, device=config.device
-    )
-    indices = _draw_images(config, data, encoder.channels)
-    train = extract_dataset_features(encoder, data, probing, "train", device, indices).to(device)
-    probe = train_probe(train, probing.epochs, config.seed) if config.by == "linear" else None
-    accuracies = []
-    for bandwidth in bandwidths:
-        whole = None if bandwidth == run.model.image_size else bandwidth
-        val = extract_dataset_features(encoder, data, probing, "val", device, bandwidth=whole).to(
-            device
-        )
-        if probe is not None:
-            found = probe.accuracy(val)
-        else:
-            found = knn_accuracy(train, val, probing.neighbours, probing.temperature)
-        accuracies.append(round(found, 2))
+    accuracies = _accuracies(config, encoder, run.data, bandwidths)
     stage = plan.at(max(0, step - 1))
     say(f"mae-et: step {step}: {accuracies}")
     return {
@@ -136,6 +147,34 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
         "trained_at": stage.bandwidth,
         "accuracies": accuracies,
     }
+
+
+def _accuracies(
+    config: DynamicsConfig, encoder: FrozenEncoder, data: DataConfig, bandwidths: tuple[int, ...]
+) -> list[float]:
+    """Return the top-1 at each bandwidth, in percent."""
+    device = distributed.choose_device(config.device)
+    probing = ProbeConfig(
+        config.run,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        device=config.device,
+    )
+    indices = _draw_images(config, data, encoder.channels)
+    train = extract_dataset_features(encoder, data, probing, "train", device, indices).to(device)
+    probe = train_probe(train, probing.epochs, config.seed) if config.by == "linear" else None
+    accuracies = []
+    for bandwidth in bandwidths:
+        whole = None if bandwidth == min(encoder.image_size) else bandwidth
+        val = extract_dataset_features(encoder, data, probing, "val", device, bandwidth=whole).to(
+            device
+        )
+        if probe is not None:
+            found = probe.accuracy(val)
+        else:
+            found = knn_accuracy(train, val, probing.neighbours, probing.temperature)
+        accuracies.append(round(found, 2))
+    return accuracies
 
 
 def _draw_images(config: DynamicsConfig, data: DataConfig, channels: int) -> list[int] | None:

@@ -107,7 +107,13 @@ class DynamicsConfig:
     """Score a run's kept checkpoints (output.keep_every) on low-pass filtered images."""
 
     run: Path
-    """Run folder of mae-et pretrain."""
+    """Run folder of mae-et pretrain; or any encoder that knn takes, to compare with: one row."""
+    architecture: str | None = None
+    """timm's name of another encoder's network, where its weights do not determine it."""
+    encoder_num_heads: int | None = None
+    """Attention heads of another encoder, needed where its width is not a published one."""
+    data: DataConfig | None = None
+    """Labelled data for another encoder; a run is scored on its own."""
     by: Literal["knn", "linear"] = "knn"
     """Metric: kNN accuracy, or linear probe accuracy, from unfiltered training images."""
     bandwidths: tuple[int, ...] = ()

@@ -8,7 +8,7 @@ import torch
 
 from finetune.learning_dynamics import score_checkpoint
 from finetune.scoring_config import DynamicsConfig
-from mae_et import UserError, pretrain
+from mae_et import UserError, export, load_encoder, pretrain
 from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_frequency_crop, low_pass
 
@@ -59,7 +59,7 @@ def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ([], "holds no checkpoints of mae-et pretrain"),
+        ([], "holds no checkpoint that loads"),
         (["--images=0"], "images must be positive"),
         (["--bandwidths=[0]"], "bandwidths must be positive"),
     ],
@@ -73,3 +73,27 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.pt").write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"00001\.pt is damaged, .*; delete it to score the others"):
         score_checkpoint(DynamicsConfig(tmp_path), tmp_path / "step-00000001.pt", (8,))
+
+
+def test_another_encoder_is_scored_in_one_row(tiny, tmp_path: Path, capsys) -> None:
+    """The export of a run without what the run records gives the run's last row."""
+    folder = pretrain(tiny("--output.reconstruct_images=0"))
+    heads = load_encoder(folder).blocks[0].attn.num_heads
+    export(folder, "timm", tmp_path / "vit.safetensors")
+    shared = ["--bandwidths=[8,32]", "--num_workers=0"]
+    data = tiny().data
+    other = [
+        f"--run={tmp_path / 'vit.safetensors'}", f"--encoder_num_heads={heads}",
+        f"--data.synthetic_size={data.synthetic_size}",
+        f"--data.synthetic_train={data.synthetic_train}",
+        f"--data.synthetic_val={data.synthetic_val}",
+    ]  # fmt: skip
+    results = []
+    for flags in ([f"--run={folder}"], [*other, f"--output={tmp_path / 'other'}"]):
+        assert main(["dynamics", *flags, *shared]) == 0
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert results[0]["last"] == results[1]["last"]
+    assert results[1]["checkpoints"] == 1
+    assert (tmp_path / "other" / "dynamics.md").is_file()
+    assert main(["dynamics", *other, *shared]) == 2
+    assert "output must be given" in capsys.readouterr().err
