@@ -30,7 +30,13 @@ from finetune.image_size import (
     shorter_side,
     size_at_bandwidth,
 )
-from finetune.model import build_classifier, check_sizes, load_run_network, size_multiple
+from finetune.model import (
+    build_classifier,
+    check_sizes,
+    load_run_network,
+    preprocessing_of_start,
+    size_multiple,
+)
 from finetune.param_groups import build_optimizer
 from finetune.results import describe, evaluate_and_save_best, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
@@ -105,6 +111,9 @@ def build_network(
 ) -> nn.Module:
     """Build a new network, or the one of a checkpoint, whose starting weights may be gone."""
     if saved is None:
+        preprocessing = preprocessing_of_start(config.model)
+        if preprocessing is not None:
+            preprocessing.report_differences(config.data)
         return build_classifier(config.model, classes)
     return load_run_network(config.model, config.output.dir, saved["model"])
 

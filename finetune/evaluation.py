@@ -11,6 +11,7 @@ from finetune.run_folder import read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
+from mae_et.checkpoints.load import stored_preprocessing
 from mae_et.config.schema import DataConfig, check_statistics
 from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import classes_without_images
@@ -42,6 +43,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     data, held_out = _all_images(data, run)
     world = distributed.initialize(config.device)
     try:
+        if config.architecture is None:
+            recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key)
+            if recorded is not None:
+                recorded.report_differences(data)
         classifier = load_classifier(config, run)
         check_statistics(data, classifier.channels)
         source = open_labelled(data, "val", classifier.channels, "an evaluation")

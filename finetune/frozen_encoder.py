@@ -15,7 +15,8 @@ from mae_et.checkpoints.encoders import (
     load_encoder,
 )
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.checkpoints.load import masked_autoencoder, stored_preprocessing
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.schema import DataConfig
 from mae_et.errors import UserError
@@ -34,6 +35,8 @@ class FrozenEncoder:
     """Height and width of the images, in pixels."""
     initialise: Callable[[], None]
     """Replaces the weights by freshly initialised ones."""
+    preprocessing: Preprocessing | None = None
+    """How the images of its training were prepared, where the checkpoint records it."""
     data: DataConfig | None = None
     """Data that the encoder was pre-trained on, where the checkpoint records them."""
 
@@ -55,8 +58,13 @@ def open_encoder(
         UserError: there is no such checkpoint, or it is not a vision transformer.
     """
     if not has_masked_autoencoder_layout(path, architecture):
-        return _of_network(load_encoder(path, encoder_num_heads, architecture, key))
-    encoder = encoder_from_weights(load_weights(path, key), encoder_num_heads)
+        network = load_encoder(path, encoder_num_heads, architecture, key)
+        recorded = None if architecture is not None else stored_preprocessing(path, key)
+        return replace(_of_network(network), preprocessing=recorded)
+    weights = load_weights(path, key)
+    encoder = replace(
+        encoder_from_weights(weights, encoder_num_heads), preprocessing=weights.preprocessing
+    )
     classifier = read_classifier_config(path)
     return encoder if classifier is None else replace(encoder, data=classifier.data)
 
@@ -75,7 +83,7 @@ def encoder_of_masked_autoencoder(
     """Return a masked autoencoder's encoder, which encodes without masking."""
     height, width = (side * model.patch for side in model.full)
     fresh = partial(initialise, model)
-    return FrozenEncoder(model.encoder.eval(), model.encode, (height, width), fresh, data)
+    return FrozenEncoder(model.encoder.eval(), model.encode, (height, width), fresh, data=data)
 
 
 def _masked_autoencoder(

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +13,8 @@ from finetune.config import NetworkConfig
 from finetune.image_size import Size, format_size, height_and_width
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights, weights_of_classifier
+from mae_et.checkpoints.load import stored_preprocessing
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.weights import Weights
@@ -30,6 +33,19 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
     return build_vit_classifier(
         config, load_weights(config.checkpoint, config.checkpoint_key), classes
     )
+
+
+def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
+    """Return how images were prepared for the weights to start from; None if nothing records it.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if config.backbone is None:
+        assert config.checkpoint is not None  # NetworkConfig requires one of the two
+        return stored_preprocessing(config.checkpoint, config.checkpoint_key)
+    published = timm.get_pretrained_cfg(config.backbone) if config.pretrained else None
+    return Preprocessing.of_timm(published.to_dict()) if published else None
 
 
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:

@@ -47,6 +47,8 @@ def score_encoder(
             f"data must be given (--data.root or --data.name): {config.checkpoint} does not record "
             "its training data"
         )
+    if encoder.preprocessing is not None:
+        encoder.preprocessing.report_differences(data)
     results = {"data": str(data.root or data.source)}
     results |= _score(encoder, data, config, neighbours, linear)
     if config.untrained:

@@ -1,6 +1,7 @@
 """Write a classifier's scores, its best and last weights, and its final results."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from finetune.datasets import LabelledSplits
 from finetune.scores import score
 from mae_et.checkpoints.checksums import sealed_safetensors
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.data.loader import worker_count
 from mae_et.io.atomic import write_atomically
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
@@ -68,7 +70,10 @@ def read_scores(folder: Path) -> list[Row]:
 def describe(run: Run, data: LabelledSplits) -> str:
     """Return what the config does not say of the network, as JSON: classes, heads, grid."""
     network: Any = run.state.model
-    about: dict[str, Any] = {"classes": list(data.train.classes)}
+    preprocessing = Preprocessing.of_run(run.config.data, run.config.model.image_size)
+    about: dict[str, Any] = {
+        "classes": list(data.train.classes), "preprocessing": asdict(preprocessing)
+    }  # fmt: skip
     if isinstance(run.state.model, VisionTransformer):  # not visible in the weights' shapes
         heads = (part.num_heads for part in network.blocks.modules() if hasattr(part, "num_heads"))
         about["encoder"] = network.default_cfg["architecture"]

@@ -19,9 +19,10 @@ from mae_et.checkpoints.encoders import (
     is_hugging_face_vit,
     read_hugging_face_vit,
 )
-from mae_et.checkpoints.formats import Weights, load_weights
+from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.weight_files import read_weight_file
+from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
 
 
@@ -104,4 +105,4 @@ def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
     probe: Literal["linear", "none"] = "linear" if "running_mean" in weights.head else "none"
     classes = weights.head["weight"].shape[0]
     vit = build_vit(weights, classes, size, pool, probe, encoder_num_heads=config.encoder_num_heads)
-    return TrainedClassifier(vit, size, channels)
+    return TrainedClassifier(vit, size, channels, weights.classes)

@@ -41,6 +41,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
         )
     run = weights.config
     data = run.data if run else DataConfig()
+    if run is None and weights.preprocessing is not None:
+        data = DataConfig(**weights.preprocessing.data_settings())
     check_statistics(data, model.channels)
     if config.images:
         files = [file for path in config.images for file in _files(path)]

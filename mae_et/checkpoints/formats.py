@@ -21,6 +21,7 @@ from mae_et.checkpoints.hugging_face import (
     classes_of,
     from_hugging_face,
     read_description,
+    read_preprocessor,
     read_tensors,
 )
 from mae_et.checkpoints.mae_layout import split_mae
@@ -46,7 +47,6 @@ from mae_et.checkpoints.weight_files import (
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.schema import ModelConfig
 from mae_et.errors import UserError
-from mae_et.io.plain_files import read_mapping
 
 # What `peek_weights` read, until `load_weights` is called for the same file.
 _peeked: dict[tuple[object, ...], Weights] = {}
@@ -246,16 +246,13 @@ def _from_hugging_face(folder: Path) -> Weights:
     """Read a folder of transformers' ViTMAE, with or without its decoder."""
     about = read_description(folder)
     encoder, decoder, head = from_hugging_face(folder, read_tensors(folder, read_weight_file))
-    views = folder / "preprocessor_config.json"
     return Weights(
         folder,
         encoder,
         decoder,
         head,
         classes=classes_of(about) if head else None,
-        preprocessing=(
-            Preprocessing.of_hugging_face(read_mapping(views), views) if views.is_file() else None
-        ),
+        preprocessing=read_preprocessor(folder),
         encoder_num_heads=about.get("num_attention_heads"),
         decoder_num_heads=about.get("decoder_num_attention_heads"),
         target="norm_pix" if about.get("norm_pix_loss") else "pixel",

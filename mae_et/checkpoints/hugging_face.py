@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
@@ -69,6 +70,16 @@ def read_description(folder: Path) -> dict[str, Any]:
     if about.get("model_type") not in MODEL_TYPES:
         raise UserError(f"{folder} holds a {about.get('model_type')!r} model, not a vit_mae or vit")
     return about
+
+
+def read_preprocessor(folder: Path) -> Preprocessing | None:
+    """Return how a folder's `preprocessor_config.json` prepares images; None without one.
+
+    Raises:
+        UserError: the file cannot be read, or an entry has the wrong type.
+    """
+    path = folder / "preprocessor_config.json"
+    return Preprocessing.of_hugging_face(read_mapping(path), path) if path.is_file() else None
 
 
 def classes_of(about: dict[str, Any]) -> list[str] | None:

@@ -1,17 +1,21 @@
 """Build masked autoencoders from checkpoints, ours and released ones."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import timm
 import torch
 from torch import Tensor
 
 from mae_et.checkpoints.formats import load_weights, peek_weights
-from mae_et.checkpoints.run_config import config_of_run
+from mae_et.checkpoints.hugging_face import read_preprocessor
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.schema import PretrainConfig, Target
+from mae_et.config.schema import DataConfig, PretrainConfig, Target
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 
@@ -106,10 +110,49 @@ def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    if not path.exists() or (path / "classes.json").is_file():
-        return None  # a model of timm's hub, or a classifier's run
+    if not path.exists() or (path / "classes.json").is_file() or (path / "config.json").is_file():
+        return None  # a model of timm's hub, a classifier's run, or a Hugging Face folder
     found = config_of_run(path) if path.is_dir() else None
     return found or peek_weights(path, key).config
+
+
+def stored_preprocessing(path: Path, key: str | None = None) -> Preprocessing | None:
+    """Return how the images of a checkpoint's training were prepared; None if it records nothing.
+
+    Args:
+        path: checkpoint, or timm's name of a model.
+        key: choice among several sets of weights in a file.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if not path.exists():
+        published = timm.get_pretrained_cfg(str(path)) if timm.is_model(str(path)) else None
+        return Preprocessing.of_timm(published.to_dict()) if published else None
+    if (path / "config.json").is_file():
+        return read_preprocessor(path)
+    if (path / "classes.json").is_file():
+        recorded = read_classifier_description(path).get("preprocessing")
+        return Preprocessing.from_json(json.dumps(recorded), path) if recorded else None
+    config = config_of_run(path) if path.is_dir() else None
+    if config is not None:
+        return Preprocessing.of_run(config.data, config.model.image_size)
+    return peek_weights(path, key).preprocessing
+
+
+def stored_data(path: Path, key: str | None = None) -> DataConfig | None:
+    """Return the data of a checkpoint's run, or default data with the statistics it records.
+
+    None for checkpoints that record neither.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    config = stored_config(path, key)
+    if config is not None:
+        return config.data
+    preprocessing = stored_preprocessing(path, key)
+    return None if preprocessing is None else DataConfig(**preprocessing.data_settings())
 
 
 def num_heads_of(part: str, width: int, given: int | None, published: dict[int, int]) -> int:

@@ -11,10 +11,17 @@ from jsonargparse import ArgumentParser
 from finetune.config import ClassifierConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
-from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
+from mae_et.config.files import (
+    add_config_arguments,
+    config_from_text,
+    find_config,
+    parse_config,
+    plain,
+)
 from mae_et.config.schema import SOURCE_KEYS, DataConfig, PretrainConfig
 from mae_et.config.untrusted import unknown_keys
 from mae_et.errors import UserError
+from mae_et.io.plain_files import read_text
 from mae_et.monitoring.compare import CompareConfig
 from mae_et.search.config import SearchConfig
 
@@ -61,40 +68,40 @@ def parse_command(
     parser = parser or parser_of(command)
     kind = CONFIGS[command]
     if kind is ClassifierConfig:
-        # Every other command calls it --checkpoint.
-        pattern = r"^--checkpoint(?==|$)"
-        arguments = [re.sub(pattern, "--model.checkpoint", word) for word in arguments]
+        # Every other command calls them --checkpoint and --checkpoint_key.
+        pattern = r"^--(checkpoint(?:_key)?)(?==|$)"
+        arguments = [re.sub(pattern, r"--model.\1", word) for word in arguments]
     try:
         config, extra = parse_config(parser, kind, arguments)
     except UserError:
         _refuse_config_of_another_command(command, arguments)
         raise
-    if command == "finetune" and (data := _data_of_start(config)) is not None:
-        parser.set_defaults({f"data.{key}": data[key] for key in SOURCE_KEYS})
+    if kind is ClassifierConfig and (inherited := _inherited(command, config)):
+        parser.set_defaults(inherited)
         return parse_config(parser, kind, arguments)
     return config, extra
 
 
 def config_over_data_of(
-    command: str, read_config: Callable[[Path], Any], arguments: Arguments
+    command: str, read_data: Callable[[Any], DataConfig | None], arguments: Arguments
 ) -> Any:
     """Return a config whose data keys override those that its checkpoint was trained with.
 
     Args:
         command: name of the command; its config has `checkpoint` and `data`.
-        read_config: reads the config of a checkpoint's run; None if the checkpoint has none.
+        read_data: reads the data of a config's checkpoint; None if the checkpoint records none.
         arguments: what follows the name on the command line.
     """
     parser = parser_of(command)
     config, _ = parse_command(command, arguments, parser)
-    run = None if config.data is None else read_config(config.checkpoint)
-    if run is None:
+    own = None if config.data is None else read_data(config)
+    if own is None:
         return config
     # Again, because only the parser knows which keys were given.
-    parser.set_defaults({"data": plain(run.data)})
+    parser.set_defaults({"data": plain(own)})
     config, _ = parse_command(command, arguments, parser)
-    data: DataConfig = config.data or run.data
-    if data.source != run.data.source and data.root == run.data.root:
+    data: DataConfig = config.data or own
+    if data.source != own.source and data.root == own.root:
         data = replace(data, root=None)  # the root of the run's dataset, not of the requested one
     return replace(config, data=data)
 
@@ -110,16 +117,40 @@ def parser_of(command: str) -> ArgumentParser:
     return parser
 
 
-def _data_of_start(config: ClassifierConfig) -> dict[str, Any] | None:
-    """Return the data keys of the checkpoint to start from, if the config names no dataset."""
-    start = config.model.checkpoint
-    given = config.data.name or config.data.root or config.model.backbone
-    if given or start is None or not start.exists():
-        return None
+def _inherited(command: str, config: ClassifierConfig) -> dict[str, Any]:
+    """Return the keys that a classifier takes over from the weights that it starts from.
+
+    They are the statistics and sizes of the images and, if fine-tuning names no dataset, the data.
+    """
+    start, backbone = config.model.checkpoint, config.model.backbone
+    before = config.output.dir / "config.yaml"
+    if backbone is None and start is not None and not start.exists() and before.is_file():
+        return _inherited_before(before)
+    if backbone is not None and not config.model.pretrained:
+        return {}
+    from finetune.model import preprocessing_of_start
     from mae_et.checkpoints.load import stored_config
 
-    run = stored_config(start)
-    return None if run is None else plain(run.data) | {"name": run.data.source}
+    keys: dict[str, Any] = {}
+    given = config.data.name or config.data.root or backbone
+    run = None if given or start is None or command != "finetune" else stored_config(start)
+    if run is not None:
+        data = plain(run.data) | {"name": run.data.source}
+        keys = {f"data.{key}": data[key] for key in SOURCE_KEYS}
+    preprocessing = preprocessing_of_start(config.model)
+    if preprocessing is not None:
+        keys |= {f"data.{key}": value for key, value in preprocessing.data_settings().items()}
+        if backbone is None and preprocessing.image_size is not None:
+            keys["model.image_size"] = preprocessing.image_size
+    return keys
+
+
+def _inherited_before(path: Path) -> dict[str, Any]:
+    """Return the same keys of a run that resumes, whose starting weights are gone."""
+    before = config_from_text(read_text(path), ClassifierConfig)
+    data = plain(before.data)
+    keys = {f"data.{key}": data[key] for key in (*SOURCE_KEYS, "eval_crop")}
+    return keys | {"model.image_size": before.model.image_size}
 
 
 def _refuse_config_of_another_command(command: str, arguments: Arguments) -> None:

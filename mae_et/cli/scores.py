@@ -1,31 +1,31 @@
 """Commands that score or show a checkpoint: kNN, linear probe, evaluation, reconstructions."""
 
-from pathlib import Path
+from typing import Any
 
 import finetune
 from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
 from mae_et.cli.output import print_json, print_results, split_json_flag
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.schema import DataConfig
 
 
 def knn(arguments: Arguments) -> None:
     """Score a pre-trained encoder by weighted k-nearest neighbours."""
     arguments, as_json = split_json_flag(arguments)
-    config = config_over_data_of("knn", _read_pretraining, arguments)
+    config = config_over_data_of("knn", _read_data, arguments)
     print_results(finetune.knn(config), as_json)
 
 
 def linear_probe(arguments: Arguments) -> None:
     """Score a pre-trained encoder by a linear classifier on its frozen features."""
     arguments, as_json = split_json_flag(arguments)
-    config = config_over_data_of("linear-probe", _read_pretraining, arguments)
+    config = config_over_data_of("linear-probe", _read_data, arguments)
     print_results(finetune.linear_probe(config), as_json)
 
 
 def evaluate(arguments: Arguments) -> None:
     """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
     arguments, as_json = split_json_flag(arguments)
-    config = config_over_data_of("evaluate", _read_classifier, arguments)
+    config = config_over_data_of("evaluate", _read_data, arguments)
     print_results(finetune.evaluate(config), as_json)
 
 
@@ -43,11 +43,12 @@ def reconstruct(arguments: Arguments) -> None:
     print_json({"picture": str(reconstruct(config))})
 
 
-def _read_pretraining(checkpoint: Path) -> PretrainConfig | None:
-    from mae_et.checkpoints.load import stored_config
+def _read_data(config: Any) -> DataConfig | None:
+    """Return the data, or at least the statistics, that a checkpoint was trained with."""
+    from mae_et.checkpoints.load import stored_data
 
-    return stored_config(checkpoint)
-
-
-def _read_classifier(checkpoint: Path) -> finetune.ClassifierConfig | None:
-    return finetune.read_classifier_config(checkpoint)
+    run = finetune.read_classifier_config(config.checkpoint)
+    if run is not None:
+        return run.data
+    named = getattr(config, "architecture", None)  # of a file that only timm can read
+    return None if named else stored_data(config.checkpoint, config.checkpoint_key)

@@ -1,0 +1,142 @@
+"""Statistics, evaluation view and base size travel with the weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from tiny_run import GOLDEN
+
+from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
+from finetune.config import NetworkConfig
+from finetune.model import preprocessing_of_start
+from mae_et import UserError, export, load_config, pretrain
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.load import stored_data, stored_preprocessing
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.store import list_checkpoints
+from mae_et.cli.arguments import parse_command
+from mae_et.cli.main import main
+from mae_et.config.schema import DataConfig
+
+TINY = GOLDEN / "mae_tiny_released_format.pth"
+OWN = Preprocessing((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 1.0, 32)
+FLAGS = ("--data.mean=[0.5,0.4,0.3]", "--data.std=[0.25,0.2,0.3]", "--data.eval_crop=1.0",
+         "--output.reconstruct_images=0", "--output.tensorboard=false")  # fmt: skip
+ELSEWHERE = ["--data.name=synthetic", "--data.synthetic_train=32", "--data.synthetic_val=20"]
+
+
+@pytest.fixture
+def run(tiny) -> Path:
+    return pretrain(tiny(*FLAGS))
+
+
+def test_every_form_of_a_run_records_its_preprocessing(run: Path, tmp_path: Path) -> None:
+    forms = [run, list_checkpoints(run / "checkpoints")[-1], run / "encoder.safetensors"]
+    forms += [export(run, kind, tmp_path / kind) for kind in ("timm", "mae", "hf")]
+    for path in forms:
+        assert load_weights(path).preprocessing == OWN, path
+        assert stored_preprocessing(path) == OWN, path
+        data = stored_data(path)
+        assert data is not None
+        assert (data.mean, data.std, data.eval_crop) == (OWN.mean, OWN.std, 1.0)
+    assert stored_preprocessing(TINY) is None
+
+
+@pytest.mark.parametrize("form", ["run", "encoder", "mae", "hf"])
+def test_fine_tuning_on_other_data_inherits_it(form: str, run: Path, tmp_path: Path) -> None:
+    path = {"run": run, "encoder": run / "encoder.safetensors"}.get(form)
+    path = path or export(run, form, tmp_path / form)  # type: ignore[arg-type]
+    words = [f"--checkpoint={path}", *ELSEWHERE]
+    config, _ = parse_command("finetune", words)
+    assert (config.data.mean, config.data.std, config.data.eval_crop) == (OWN.mean, OWN.std, 1.0)
+    assert (config.model.image_size, config.data.synthetic_train) == (32, 32)
+    config, _ = parse_command("finetune", [*words, "--data.mean=[0.1]", "--data.std=[0.2]"])
+    assert (config.data.mean, config.data.eval_crop) == ((0.1,), 1.0)
+
+
+@pytest.mark.parametrize("form", ["run", "timm", "mae"])
+@pytest.mark.parametrize("command", ["knn", "linear-probe"])
+def test_probes_of_other_data_inherit_it(command, form, run, tmp_path, capsys) -> None:
+    path = run if form == "run" else export(run, form, tmp_path / form)
+    words = [command, f"--checkpoint={path}", *ELSEWHERE, "--num_workers=0", "--device=cpu"]
+    assert main(words) == 0
+    assert "images are prepared with" not in capsys.readouterr().err
+    assert main([*words, "--data.mean=[0.1,0.1,0.1]"]) == 0
+    line = "images are prepared with data.mean [0.1, 0.1, 0.1] (the checkpoint has [0.5, 0.4, 0.3])"
+    assert line in capsys.readouterr().err
+
+
+def test_the_library_reports_what_a_config_does_differently(run: Path, capsys) -> None:
+    data = DataConfig(name="synthetic", synthetic_train=32, synthetic_val=20)
+    knn(ProbeConfig(run, data=data, num_workers=0, device="cpu"))
+    told = capsys.readouterr().err
+    for part in ("data.mean [0.485, ", "data.std [0.229, ", "data.eval_crop 0.875 (the checkpoint"):
+        assert part in told
+    assert told.count("images are prepared") == 1
+
+
+def test_a_classifier_hands_it_on(run: Path, tmp_path: Path, capsys) -> None:
+    words = [f"--checkpoint={run}", *ELSEWHERE, "--curriculum.epochs=1", "--optim.batch_size=8",
+             f"--output.dir={tmp_path / 'tuned'}", "--efficiency.num_workers=0",
+             "--efficiency.device=cpu", "--output.tensorboard=false"]  # fmt: skip
+    config, _ = parse_command("finetune", words)
+    classify(config)
+    exported = export(tmp_path / "tuned", "mae", tmp_path / "tuned.pth")
+    for path in (tmp_path / "tuned", exported):
+        assert load_weights(path).preprocessing == OWN
+    capsys.readouterr()
+    given = DataConfig(**OWN.data_settings(), synthetic_val=20)
+    scores = [
+        evaluate(EvaluateConfig(path, data=given, num_workers=0, device="cpu"))
+        for path in (tmp_path / "tuned", exported)
+    ]
+    assert scores[0] == scores[1]
+    assert "images are prepared" not in capsys.readouterr().err
+    # It resumes, or is found finished, where its start is gone.
+    run.rename(tmp_path / "moved")
+    again, _ = parse_command("finetune", words)
+    assert again == config
+
+
+def test_backbones_inherit_what_timm_publishes() -> None:
+    name = "vit_base_patch16_clip_224.openai"
+    published = timm.get_pretrained_cfg(name)
+    found = preprocessing_of_start(NetworkConfig(backbone=name, pretrained=True))
+    assert found == Preprocessing(published.mean, published.std, published.crop_pct, 224, "bicubic")
+    assert preprocessing_of_start(NetworkConfig(backbone=name)) is None
+    config, _ = parse_command("finetune", [f"--model.backbone={name}", "--model.pretrained=true"])
+    assert config.data.mean == published.mean
+    assert stored_preprocessing(Path(name)) == found
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "line"),
+    [("bicubic", ""), ("bilinear", "bicubic interpolation (the checkpoint")],
+)
+def test_another_interpolation_is_reported(interpolation, line, capsys) -> None:
+    data = DataConfig()
+    Preprocessing(data.mean, data.std, 0.875, 224, interpolation).report_differences(data)
+    assert line in capsys.readouterr().err
+
+
+def test_one_number_for_all_channels_is_no_difference(capsys) -> None:
+    Preprocessing((0.5,), (0.5,)).report_differences(DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3))
+    assert not capsys.readouterr().err
+
+
+def test_a_damaged_record_is_refused_in_one_sentence(tmp_path: Path, run: Path) -> None:
+    weights = torch.load(export(run, "mae", tmp_path / "a.pth"), weights_only=True)
+    for text in ("[]", "{}", '{"mean": "x"}', json.dumps({"mean": [0], "std": [0]})):
+        torch.save(weights | {"mae_et.preprocessing": text}, tmp_path / "b.pth")
+        with pytest.raises(UserError, match=r"b\.pth is damaged: mae_et\.preprocessing"):
+            load_weights(tmp_path / "b.pth")
+
+
+def test_recipes_keep_their_own_sizes(run: Path) -> None:
+    config = load_config(ClassifierConfig, ["finetune/vit_b16"], [f"--model.checkpoint={run}"])
+    parsed, _ = parse_command(
+        "finetune", ["--config=finetune/vit_b16", f"--checkpoint={run}", *ELSEWHERE]
+    )
+    assert parsed.model.image_size == config.model.image_size == 224
