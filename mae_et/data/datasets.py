@@ -236,7 +236,10 @@ def _open_hugging_face(config: DataConfig, split: Split, channels: int) -> Image
             f"the {split} split of {config.source} cannot be opened (data.{split}_split "
             f"{split_name(config, split)}): {one_sentence(error)}"
         ) from None
-    return _wrap(inner, inner.classes, channels, config.source)
+    name = f"{{}} of {config.source}".format
+    dataset = DecodedDataset(inner, inner.classes, channels, name, config.max_value)
+    check_range(dataset, config)
+    return dataset
 
 
 def _first_split(config: DataConfig, split: Split) -> HuggingFaceImages:

@@ -62,7 +62,7 @@ def views(root: Path, **data: object) -> list:
 
 
 def place_in(view, number: int):
-    """Return what a kind of view is asked by: a draw, or a number."""
+    """Return an index of the type that a dataset takes: a sample index or a number."""
     return number if isinstance(view, EvalDataset) else SampleIndex(number, 0, len(PLAN.stages) - 1)
 
 

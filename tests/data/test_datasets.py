@@ -4,6 +4,7 @@ import importlib.util
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_a_missing_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def hugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DataConfig]:
-    """Return a function that names a local folder as a Hugging Face data set."""
+    """Return a function that names a local folder as a Hugging Face dataset."""
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
     def name(folder: str, **splits: str) -> DataConfig:
@@ -224,6 +225,32 @@ def test_unlabelled_images_of_a_hugging_face_dataset_are_counted(
     source = open_dataset(hugging("Set"), "train")
     assert [label for _, label in values(source)] == [0, -1, -1, 1]
     assert count_unlabelled(source) == 2
+
+
+@needs_datasets
+def test_a_hugging_face_dataset_of_12_bits_is_warned_of_and_scaled(
+    tmp_path: Path, hugging: Callable[..., DataConfig]
+) -> None:
+    for name in ("Cat", "Dog"):
+        path = tmp_path / "Set" / "train" / name / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((4, 6), 4095, np.uint16)).save(path)
+    with pytest.warns(UserWarning, match=r"reach 4095 of 65535.*data\.max_value 4095"):
+        open_dataset(hugging("Set"), "train", 1)
+    image, _ = open_dataset(replace(hugging("Set"), max_value=4095), "train", 1)[0]
+    assert np.asarray(image).min() == 255
+
+
+@needs_datasets
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_hugging_face_val_split_may_have_its_usual_names(
+    tmp_path: Path, hugging: Callable[..., DataConfig], name: str, capsys
+) -> None:
+    for value, split in enumerate(("train", name)):
+        for label in ("Cat", "Dog"):
+            save(tmp_path / f"Set/{split}/{label}/0.png", value)
+    assert values(open_dataset(hugging("Set"), "val")) == [(1, 0), (1, 1)]
+    assert f"the split is {name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import folder, picture, refusal, save
+from image_files import folder, refusal, save, small_image
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -22,12 +22,13 @@ def read_one(path: Path, channels: int) -> Image.Image | torch.Tensor:
     return ImageFolder([path], [0], [], channels)[0][0]
 
 
+@pytest.mark.filterwarnings("ignore:.*give data.max_value")
 @pytest.mark.parametrize("channels", [1, 2, 5, 13])
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float64"])
 def test_arrays_of_any_channels_become_views(tmp_path: Path, channels: int, kind: str) -> None:
     array = (np.random.default_rng(0).random((40, 32, channels)) * 250).astype(kind)
     np.save(tmp_path / "0.npy", array)
-    save(tmp_path / "preview.png")  # a picture has no 13 channels
+    save(tmp_path / "preview.png")  # an image file has no 13 channels
     if channels == 1:
         (tmp_path / "preview.png").unlink()
         np.save(tmp_path / "0.npy", array[..., 0])
@@ -133,7 +134,7 @@ def test_a_dataset_survives_pickling_and_workers(tmp_path: Path) -> None:
 
 
 def test_converting_leaves_the_given_image_unchanged() -> None:
-    image = picture(3, "RGBA")
+    image = small_image(3, "RGBA")
     assert to_channels(image, 1).mode == "L"
     assert image.mode == "RGBA"
 

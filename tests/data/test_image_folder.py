@@ -67,12 +67,12 @@ def test_split_folders_may_have_any_configured_name(tmp_path: Path) -> None:
     assert "no folder training" in refusal(folder(tmp_path, "training", "tset"))
 
 
-@pytest.mark.parametrize(("there", "asked"), [("train", "val"), ("val", "train")])
+@pytest.mark.parametrize(("there", "requested"), [("train", "val"), ("val", "train")])
 def test_a_missing_split_beside_another_is_refused(
-    tmp_path: Path, there: str, asked: Split
+    tmp_path: Path, there: str, requested: Split
 ) -> None:
     save(tmp_path / there / "a/0.png")
-    assert f"has no {asked} split" in refusal(folder(tmp_path), asked)
+    assert f"has no {requested} split" in refusal(folder(tmp_path), requested)
 
 
 def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path: Path) -> None:

@@ -38,12 +38,12 @@ SCALE, RATIO = (0.2, 1.0), (0.75, 4 / 3)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for number in range(12):
-        path = tmp_path / "pictures" / "train" / "ab"[number % 2] / f"{number}.jpg"
+        path = tmp_path / "images" / "train" / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(natural(90, 120, number)))
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def whole(height: int, width: int) -> Box:
@@ -72,9 +72,9 @@ def test_boxes_have_the_distribution_of_torchvision_and_stay_inside(height, widt
 
 
 def test_crops_depend_on_seed_epoch_and_index_alone(
-    pictures: Path,
+    images: Path,
 ) -> None:
-    source = open_dataset(DataConfig(root=pictures), "train")
+    source = open_dataset(DataConfig(root=images), "train")
 
     def view(seed: int = 0) -> TrainDataset:
         return TrainDataset(source, DataConfig(), PLAN, 8, seed, "decode")
@@ -95,8 +95,8 @@ def test_crops_depend_on_seed_epoch_and_index_alone(
         assert not torch.equal(first.noise, other.noise)
 
 
-def test_a_crop_has_the_size_of_its_stage_and_the_box_of_its_sample(pictures: Path) -> None:
-    source = open_dataset(DataConfig(root=pictures), "train")
+def test_a_crop_has_the_size_of_its_stage_and_the_box_of_its_sample(images: Path) -> None:
+    source = open_dataset(DataConfig(root=images), "train")
     view = TrainDataset(source, DataConfig(), PLAN, 8, 0, "decode")
     early, late = view[SampleIndex(3, 0, 0)], view[SampleIndex(3, 0, 1)]
     assert (early.images.shape, late.images.shape) == ((3, 16, 16), (3, 32, 32))
@@ -106,8 +106,8 @@ def test_a_crop_has_the_size_of_its_stage_and_the_box_of_its_sample(pictures: Pa
     assert (smaller - early.images).abs().mean() < 8  # other boxes: 40
 
 
-def test_crops_are_flipped_with_the_configured_probability(pictures: Path) -> None:
-    source = open_dataset(DataConfig(root=pictures), "train")
+def test_crops_are_flipped_with_the_configured_probability(images: Path) -> None:
+    source = open_dataset(DataConfig(root=images), "train")
     never, always = (
         TrainDataset(source, DataConfig(flip=chance), PLAN, 8, 0, "decode")[SampleIndex(1, 0, 0)]
         for chance in (0, 1)
@@ -193,7 +193,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("size", [48, 80])
 def test_decoded_crops_are_as_close_to_the_exact_crop_as_lanczos(size: int) -> None:
-    """Within half a decibel, as the mean of some pictures."""
+    """Within half a decibel, as the mean of some images."""
     found = []
     for seed in range(6):
         image = natural(280, 360, seed)
@@ -209,8 +209,8 @@ def test_decoded_crops_are_as_close_to_the_exact_crop_as_lanczos(size: int) -> N
     assert ours > theirs - 0.5
 
 
-def test_decoded_crops_are_augmented_at_their_size(pictures: Path) -> None:
-    source = open_dataset(DataConfig(root=pictures), "train")
+def test_decoded_crops_are_augmented_at_their_size(images: Path) -> None:
+    source = open_dataset(DataConfig(root=images), "train")
     config = DataConfig(augment="rand-inc1")
     view = TrainDataset(source, config, PLAN, 8, 0, "decode")
     again = TrainDataset(source, config, PLAN, 8, 0, "decode")
@@ -221,8 +221,8 @@ def test_decoded_crops_are_augmented_at_their_size(pictures: Path) -> None:
     assert view[draws[0]].images.shape == (3, 32, 32)
 
 
-def test_classifiers_train_on_decoded_crops(pictures: Path) -> None:
-    source = open_dataset(DataConfig(root=pictures), "train")
+def test_classifiers_train_on_decoded_crops(images: Path) -> None:
+    source = open_dataset(DataConfig(root=images), "train")
     recipe = RecipeConfig(erasing=0.999)
     view = LabelledTrainDataset(source, DataConfig(), recipe, PLAN, 0, method="decode")
     assert view[SampleIndex(2, 0, 0)].images.shape == (3, 16, 16)
@@ -232,13 +232,13 @@ def test_classifiers_train_on_decoded_crops(pictures: Path) -> None:
 
 
 def test_losses_of_decoded_crops_do_not_depend_on_workers(
-    tiny, pictures: Path, tmp_path: Path
+    tiny, images: Path, tmp_path: Path
 ) -> None:
     """And a run goes through its stage changes."""
     rows = []
     for workers in (0, 1):
         folder = pretrain(
-            tiny("--crop.method=decode", f"--data.root={pictures}", "--curriculum.epochs=6",
+            tiny("--crop.method=decode", f"--data.root={images}", "--curriculum.epochs=6",
                  f"--efficiency.num_workers={workers}", f"--output.dir={tmp_path / str(workers)}")
         )  # fmt: skip
         lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Prepared shards hold a data set's files, and smaller forms of them, whole or not at all."""
+"""Prepared shards hold the files of a dataset and smaller copies, complete or not at all."""
 
 import json
 import pickle
@@ -123,8 +123,8 @@ def test_files_of_every_format_are_kept(tmp_path: Path) -> None:
         [("RGB", "png"), ("RGBA", "png"), ("L", "jpg"), ("CMYK", "jpg"), ("P", "gif"),
          ("RGB", "webp"), ("I;16", "png")]
     ):  # fmt: skip
-        picture = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
-        picture.save(tmp_path / "data" / "train" / f"{number}.{ending}")
+        converted = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+        converted.save(tmp_path / "data" / "train" / f"{number}.{ending}")
     natural(40, 44).save(tmp_path / "data" / "train" / "7.jpg")
     np.save(tmp_path / "data" / "train" / "8.npy", np.zeros((40, 50, 3), np.uint8))
     prepare(config(tmp_path / "data", splits=("train",)))

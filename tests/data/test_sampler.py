@@ -57,10 +57,10 @@ def test_a_resumed_run_draws_the_remaining_samples(start: int) -> None:
     assert draws(start_step=start) == draws()[start:]
 
 
-@pytest.mark.parametrize("asked", [None, 5, {16: 6, 32: 3}])
+@pytest.mark.parametrize("requested", [None, 5, {16: 6, 32: 3}])
 @pytest.mark.parametrize("start", [0, 2])
-def test_micro_batches_divide_a_step_without_changing_its_samples(asked, start: int) -> None:
-    batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(asked, PLAN, 2), 1, 2, start)
+def test_micro_batches_divide_a_step_without_changing_its_samples(requested, start: int) -> None:
+    batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(requested, PLAN, 2), 1, 2, start)
     parts = list(batches)
     assert flat(parts) == flat(draws(rank=1, world_size=2, start_step=start))
 
@@ -71,9 +71,9 @@ def test_micro_batches_grow_as_images_shrink_and_divide_the_ranks_share() -> Non
     assert [size(b) for b in (224, 160, 96)] == [128, 128, 512]  # 128, 250 and 696 of 512
     with pytest.raises(UserError, match="not divisible by 3 ranks"):
         micro_batch_size(None, plan, 3)
-    for asked in ({96: 64}, {96: 64, 160: 32, 224: 32, 256: 8}):
+    for requested in ({96: 64}, {96: 64, 160: 32, 224: 32, 256: 8}):
         with pytest.raises(UserError, match=r"the curriculum has \[96, 160, 224\]"):
-            micro_batch_size(asked, plan, 8)
+            micro_batch_size(requested, plan, 8)
 
 
 def test_seeds_of_neighbouring_keys_are_unrelated_and_fixed() -> None:

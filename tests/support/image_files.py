@@ -15,19 +15,19 @@ from mae_et.data.layout import Split
 from mae_et.errors import UserError
 
 
-def picture(value: int = 0, mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
+def small_image(value: int = 0, mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
     return Image.new("L", size, value).convert(mode)
 
 
 def save(path: Path, value: int = 0, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(value).save(path, **options)
+    small_image(value).save(path, **options)
     return path
 
 
 def encoded(value: int, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
-    picture(value).save(file, kind)
+    small_image(value).save(file, kind)
     return file.getvalue()
 
 
@@ -46,7 +46,7 @@ def values(source: ImageDataset) -> list[tuple[int, int]]:
 
 
 def refusal(config: DataConfig, split: Split = "train", channels: int = 3) -> str:
-    """Return the one sentence in which a data set is refused."""
+    """Return the one sentence in which a dataset is refused."""
     with pytest.raises(UserError) as raised:
         open_dataset(config, split, channels)
     sentence = str(raised.value)
