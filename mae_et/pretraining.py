@@ -116,7 +116,8 @@ def build(
     model = MaskedAutoencoder.from_config(config.model)
     model.set_gradient_checkpointing(config.efficiency.gradient_checkpointing)
     optimizer_of = partial(build_optimizer, config=config.optim)
-    return build_run(config, plan, world, model, optimizer_of, dry_pass, saved), model
+    run = build_run(config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True)
+    return run, model
 
 
 def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:

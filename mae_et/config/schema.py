@@ -381,10 +381,10 @@ class EfficiencyConfig:
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass to save memory."""
     micro_batch: int | dict[int, int] | Literal["auto"] | None = None
-    """Images per forward pass of a rank. A number applies at the base size and grows as (base /
-    B)^2 at a stage of bandwidth B, at constant memory; a mapping gives it for each bandwidth; auto
-    takes the largest equal parts that fit in memory. By default a rank's whole share of the
-    batch."""
+    """Images per forward pass and rank. A number holds at the base size and grows as (base / B)^2
+    for a stage of bandwidth B, at constant memory; a mapping gives it for each bandwidth; auto
+    takes the largest equal parts that fit in memory. The default is auto when pre-training on a
+    GPU without sharding, else a rank's share of the batch at once."""
     sharding: Literal["none", "full"] = "none"
     """full shards weights, gradients and optimizer states over all ranks (FSDP2), for pre-training
     models that do not fit on one GPU; files stay the same. Not with efficiency.micro_batch auto,

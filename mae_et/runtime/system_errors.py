@@ -66,7 +66,7 @@ def explain_system_errors() -> Iterator[None]:
 def _explain_runtime_error(error: RuntimeError) -> str | None:
     """Return the sentence for an error that PyTorch raises; None if it is not the machine's."""
     text, first = _one_line(error), str(error).strip().split("\n")[0]
-    if _is_out_of_gpu_memory(error) or _NO_GPU_MEMORY.search(text):
+    if is_out_of_gpu_memory(error):
         return (
             "CUDA out of memory: --efficiency.micro_batch auto finds a size that fits; or lower it "
             "(batch_size for features)"
@@ -98,9 +98,12 @@ def _explain_runtime_error(error: RuntimeError) -> str | None:
     return None
 
 
-def _is_out_of_gpu_memory(error: Exception) -> bool:
+def is_out_of_gpu_memory(error: Exception) -> bool:
+    """Return whether an error means that a GPU's memory ran out, in torch or in a library."""
     torch = sys.modules.get("torch")  # commands that never import it cannot raise its errors
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return _NO_GPU_MEMORY.search(_one_line(error)) is not None
 
 
 def _out_of_memory(error: Exception) -> str:

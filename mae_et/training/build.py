@@ -31,6 +31,7 @@ def build_run(
     saved: dict[str, Any] | None = None,
     ema_decay: float | None = None,
     multiple: int = 1,
+    fit_by_default: bool = False,
 ) -> Run:
     """Build a run around a model, new or restored from a checkpoint.
 
@@ -45,6 +46,7 @@ def build_run(
         saved: checkpoint to restore.
         ema_decay: decay of a moving average of the weights; none by default.
         multiple: number that fitted micro-batches must be a multiple of.
+        fit_by_default: on a GPU, fit micro-batches unless the config gives their size.
 
     Raises:
         UserError: micro-batches, ranks or sharding do not fit the config.
@@ -55,12 +57,15 @@ def build_run(
     shards = efficiency.sharding == "full" and world.size > 1
     if shards and scaler.is_enabled():
         raise UserError("efficiency.sharding full needs efficiency.precision bf16 or fp32")
-    fits = efficiency.micro_batch == "auto"
+    requested = efficiency.micro_batch
+    if requested is None and fit_by_default and world.device.type == "cuda" and not shards:
+        requested = "auto"
+    fits = requested == "auto"
     if fits or not shards:  # shards move block by block: one GPU may not hold the whole model
         model = model.to(world.device)
     ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay)
     state = TrainState(model, optimizer_of(model), scaler, ema=ema)
-    micro_batch = micro_batch_size(efficiency.micro_batch, plan, world.size)
+    micro_batch = micro_batch_size(requested, plan, world.size)
     run = Run(config, plan, world, state, model, dtype, micro_batch)
     if fits:
         fit_micro_batch(run, saved, partial(dry_pass, run), multiple)

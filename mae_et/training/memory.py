@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mae_et.errors import RunFailed
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.system_errors import is_out_of_gpu_memory
 
 
 def available_memory(world: DistributedContext) -> int:
@@ -92,7 +93,9 @@ def peak_of(work: Callable[[], None], device: torch.device) -> int | None:
             work()
             torch.cuda.synchronize(device)
             return torch.cuda.max_memory_allocated(device) - before
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # cuBLAS and cuDNN raise no OutOfMemoryError
+            if not is_out_of_gpu_memory(error):
+                raise
             return None
         finally:
             torch.cuda.reset_peak_memory_stats(device)

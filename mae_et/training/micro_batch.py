@@ -5,14 +5,16 @@ peaks gives the memory of an image. Network, gradients and generators are restor
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import RunFailed, UserError
+from mae_et.runtime import distributed
 from mae_et.runtime.console import say
 from mae_et.training.memory import available_memory, peak_of, without_trace
 from mae_et.training.run import Run
@@ -60,7 +62,9 @@ def micro_batch_size(
 def fit_micro_batch(
     run: Run, saved: dict[str, Any] | None, attempt: Attempt, multiple: int = 1
 ) -> None:
-    """Set a run's micro-batches: those of its checkpoint, or else the largest that fit.
+    """Set a run's micro-batches: those of its checkpoint if they fit, or else the largest that do.
+
+    The checkpoint's sizes are lowered, with a line that says so, only if they do not fit now.
 
     Args:
         run: the run; its network is neither compiled nor wrapped yet.
@@ -72,8 +76,37 @@ def fit_micro_batch(
         RunFailed: the smallest micro-batch does not fit.
     """
     kept = saved and saved.get("micro_batch")
-    run.state.micro_batch = kept or fitted_micro_batch(run, attempt, multiple)
+    if kept and _all_fit(run, kept, attempt):
+        run.state.micro_batch = kept
+    else:
+        fitted = fitted_micro_batch(run, attempt, multiple)
+        run.state.micro_batch = fitted
+        if kept:
+            run.state.micro_batch = {b: min(kept[b], size) for b, size in fitted.items()}
+            if run.world.is_main:
+                listed = ", ".join(f"{size} at {b}" for b, size in kept.items())
+                say(f"mae-et: micro-batches of the checkpoint ({listed}) do not fit now: lowered")
     run.micro_batch = micro_batch_size(run.state.micro_batch, run.plan, run.world.size)
+
+
+def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
+    """Return whether micro-batches fit in the memory of every rank."""
+    stages = {stage.bandwidth: stage for stage in run.plan.stages}
+    limit = available_memory(run.world) - optimizer_bytes(run)
+    with without_trace(run.network):
+        _allocate_gradients(run.network)
+        peaks = [
+            peak_of(partial(attempt, stages[bandwidth], size), run.world.device)
+            for bandwidth, size in sizes.items()
+        ]
+    return not distributed.any_rank(any(p is None or p > limit for p in peaks), run.world)
+
+
+def _allocate_gradients(network: nn.Module) -> None:
+    """Allocate gradients, as in every pass but the first; a pass then grows with its images."""
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, int]:
@@ -84,15 +117,11 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     sizes = {}
     stages = {stage.bandwidth: stage for stage in run.plan.stages}
     with without_trace(network):
-        # Gradients exist beforehand, as in every pass but the first: what a pass takes on top of
-        # them grows linearly with its images.
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
+        _allocate_gradients(network)
         for bandwidth, stage in sorted(stages.items()):
 
             def peak(size: int, stage: PlannedStage = stage) -> int | None:
-                return peak_of(lambda: attempt(stage, size), world.device)
+                return peak_of(partial(attempt, stage, size), world.device)
 
             if parts:
                 peak(parts[0])  # libraries allocate their workspaces in the first pass

@@ -175,6 +175,23 @@ def test_a_resumed_run_keeps_its_micro_batches(tiny, monkeypatch, tmp_path) -> N
         assert torch.equal(halved["model"][name], weight)
 
 
+def test_micro_batches_of_a_checkpoint_are_lowered_if_they_do_not_fit_now(
+    tiny, monkeypatch, tmp_path, capsys
+) -> None:
+    """A preempted run may resume on a smaller GPU; weights differ by rounding only."""
+    folder = tmp_path / "run"
+    whole = auto(tiny, monkeypatch, 4096, f"--output.dir={folder}", "--output.keep_last=9")
+    (folder / "results.json").unlink()
+    for path in sorted((folder / "checkpoints").iterdir())[2:]:
+        path.unlink()
+    lowered = auto(tiny, monkeypatch, 1.235, f"--output.dir={folder}")
+    assert all(lowered["micro_batch"][b] <= size for b, size in whole["micro_batch"].items())
+    assert lowered["micro_batch"] != whole["micro_batch"]
+    assert "do not fit now: lowered" in capsys.readouterr().err
+    for name, weight in whole["model"].items():
+        torch.testing.assert_close(lowered["model"][name], weight, rtol=1e-3, atol=1e-4)
+
+
 def test_fitted_micro_batches_of_batch_norm_classifiers_are_even(tmp_path, monkeypatch) -> None:
     (tmp_path / "tiny.yaml").write_text(CLASSIFIER)
     flags = ["--efficiency.micro_batch=auto", f"--output.dir={tmp_path / 'run'}"]
