@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from finetune.class_matching import SelectedClasses, match_classes
+from finetune.class_matching import PresentClasses, SelectedClasses, match_classes
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
 from finetune.run_folder import read_classifier_config
@@ -54,8 +54,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             total = len(source) + len(open_dataset(data, "train", classifier.channels))
             notify(f"scoring the {len(source)} of {total} images that were held out in training")
         empty = classes_without_images(source)
-        if empty:
+        if empty and run is not None and config.data in (None, run.data):
             raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
+        if empty:
+            source = PresentClasses(source, empty)
         network = classifier.network.eval()
         outputs = network.num_classes
         indices, match = match_classes(

@@ -91,6 +91,16 @@ def test_a_part_of_the_classes_is_scored_without_the_others(run, tmp_path, capsy
         score(run, folder(tmp_path / "unknown", {"red": "red", "pink": "red"}))
 
 
+def test_a_validation_split_of_fewer_classes_than_the_training_split_is_scored_alike(
+    run, tmp_path
+) -> None:
+    """Another dataset whose val lacks a class; the run's own would be refused."""
+    folder(tmp_path / "lacks" / "train", {name: name for name in COLOURS}, images=1)
+    folder(tmp_path / "lacks" / "val", {"red": "red", "grey": "grey"})
+    results = score(run, tmp_path / "lacks")
+    assert (results["images"], results["top1"], results["classes"]) == (10, 100, 2)
+
+
 def expected_scores(logits_of, root: Path, classes: list[str]) -> tuple[float, float]:
     """Return top-1 and loss of a network on the images of a folder, computed plainly."""
     logits, labels = [], []
