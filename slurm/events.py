@@ -26,7 +26,7 @@ def record_event(folder: Path, event: Kind, **facts: Any) -> None:
     line = {"time": time.time(), "event": event, **this_job(), **facts}
     path = events_file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         os.write(descriptor, (json.dumps(line) + "\n").encode())
     finally:

@@ -3,38 +3,68 @@
 import contextlib
 import errno
 import fcntl
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from mae_et.errors import UserError
+from mae_et.errors import RunFailed, UserError
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path) -> Iterator[Callable[[], None]]:
     """Create a folder if necessary, and lock it against other runs.
 
     A POSIX lock: the kernel releases it when this process ends, however it ends, and forked loader
     workers do not inherit it (they would with flock, and keep it while they outlive their parent).
 
+    Yields:
+        A function that raises RunFailed once the folder, and its lock with it, was deleted, moved
+        or replaced: then another run may lock the path.
+
     Raises:
         UserError: another process holds the lock, or the folder cannot be written to or locked.
     """
+    path = folder / ".lock"
+    # A link could lead to any file of this user, where others may write to the folder.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link; delete it") from None
         raise UserError(f"output.dir {folder} cannot be written to: {error.strerror}") from None
-    with file:
+    try:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
                 sentence = f"another process is writing a run to output.dir {folder}"
             else:  # a file system without locks
                 sentence = f"output.dir {folder} cannot be locked: {error.strerror}"
             raise UserError(sentence) from None
-        yield
+        yield partial(check_in_place, path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_in_place(path: Path, descriptor: int) -> None:
+    """Refuse to write on after an open file was deleted, moved or replaced.
+
+    Raises:
+        RunFailed: the file at `path` is not the open one.
+    """
+    try:
+        same = os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        same = False
+    if not same:
+        raise RunFailed(
+            f"{path} was deleted, moved or replaced while this run was writing; the run ends, and "
+            "the same command resumes from the checkpoints that are left"
+        )
 
 
 def check_writable(folder: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchvision.io import encode_png
 
 from mae_et.curriculum.schedule import Plan
 from mae_et.io.atomic import write_atomically, write_text_atomically
+from mae_et.io.lock import check_in_place
 from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
 from mae_et.monitoring.divergence import RECENT, is_spike
 from mae_et.monitoring.tensorboard import TensorBoardWriter
@@ -28,10 +30,14 @@ class RunLogger:
         config: the run's config.
         plan: its plan.
         start: steps done before; later rows in the folder are dropped.
+        check_lock: raises RunFailed if the run folder is no longer the locked one.
     """
 
-    def __init__(self, config: Any, plan: Plan, start: int):
+    def __init__(
+        self, config: Any, plan: Plan, start: int, check_lock: Callable[[], None] = lambda: None
+    ):
         self.folder = config.output.dir
+        self.check_lock = check_lock
         self.folder.mkdir(parents=True, exist_ok=True)
         found = read_metrics(self.folder, is_whole=_is_complete)
         rows = [row for row in found if row["step"] <= start]
@@ -56,8 +62,18 @@ class RunLogger:
         """Show that a step is done; cheap enough for every step."""
         self.terminal.advance(step)
 
+    def check_in_place(self) -> None:
+        """Refuse to write to a run folder or a record that was deleted, moved or replaced.
+
+        Raises:
+            RunFailed: it was, since the run started.
+        """
+        self.check_lock()
+        check_in_place(self.folder / METRICS, self.metrics.fileno())
+
     def log(self, row: Row) -> None:
         """Log a row of metrics."""
+        self.check_in_place()
         row["time"] = time.time()
         row["spike"] = is_spike(row, self.recent)
         self.recent = [*self.recent, row][-RECENT:]
@@ -69,6 +85,7 @@ class RunLogger:
 
     def log_scores(self, step: int, scores: dict[str, float]) -> None:
         """Log scores on validation data."""
+        self.check_in_place()
         row = {"step": step, "time": time.time()} | scores
         with (self.folder / SCORES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -78,6 +95,7 @@ class RunLogger:
 
     def log_image(self, step: int, image: Tensor) -> None:
         """Save an image of reconstructions, uint8 [C H W], as PNG and to TensorBoard."""
+        self.check_in_place()
         content = encode_png(image).numpy().tobytes()
         write_atomically(self._image_path(step), lambda temporary: temporary.write_bytes(content))
         if self.tensorboard is not None:
@@ -89,6 +107,7 @@ class RunLogger:
 
     def flush(self) -> None:
         """Write all rows to disk; called before each checkpoint, which relies on them."""
+        self.check_in_place()
         self.metrics.flush()
         os.fsync(self.metrics.fileno())
         if self.tensorboard is not None:

@@ -172,7 +172,7 @@ def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Ru
         yield None
         return
     folder = run.config.output.dir
-    with sole_writer(folder):
+    with sole_writer(folder) as check_lock:
         check_writable(folder / "checkpoints")
         for place in (folder, folder / "reconstructions"):
             remove_leftovers(place)
@@ -183,7 +183,8 @@ def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Ru
             write_text_atomically(folder / name, text)
         if run.bad_images is not None:
             run.bad_images.write()
-        with closing(RunLogger(run.config, run.plan, run.state.step)) as logger:
+        logger = RunLogger(run.config, run.plan, run.state.step, check_lock)
+        with closing(logger):
             yield logger
 
 

@@ -2,12 +2,18 @@
 
 import errno
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mae_et import UserError
+from mae_et import UserError, pretrain, pretraining
+from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
+from mae_et.errors import RunFailed
+from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
+from slurm.events import record_event
 
 
 def test_missing_lock_support_is_not_reported_as_a_busy_folder(tmp_path: Path, monkeypatch) -> None:
@@ -29,3 +35,75 @@ def test_unwritable_checkpoint_folder_is_refused(tmp_path: Path) -> None:
     for name in ("file", "link"):
         with pytest.raises(UserError, match=f"{name} cannot be written to: File exists"):
             check_writable(tmp_path / name)
+
+
+def test_lock_neither_follows_a_link_nor_truncates_its_target(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=r"\.lock is a link"), sole_writer(tmp_path / "run"):
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_atomic_write_does_not_follow_a_planted_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f".a.json.{os.getpid()}.tmp").symlink_to(tmp_path / "victim")
+    write_text_atomically(tmp_path / "a.json", "{}")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "a.json").read_text() == "{}"
+    assert not (tmp_path / "a.json").is_symlink()
+
+
+def test_event_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "victim").write_text("precious\n")
+    (tmp_path / "slurm" / "events.jsonl").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
+        record_event(tmp_path, "started")
+    assert (tmp_path / "victim").read_text() == "precious\n"
+
+
+def delete(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def move(run: Path) -> None:
+    run.rename(run.with_name("moved"))
+
+
+def replace(run: Path) -> None:
+    """As another run does that starts at the path of a deleted one."""
+    shutil.rmtree(run)
+    (run / "checkpoints").mkdir(parents=True)
+    for name in (".lock", "metrics.jsonl"):
+        (run / name).touch()
+
+
+def delete_metrics(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+
+
+def delete_lock(run: Path) -> None:
+    (run / ".lock").unlink()
+
+
+@pytest.mark.parametrize("change", [delete, move, replace, delete_metrics, delete_lock])
+def test_run_ends_at_the_next_write_to_a_folder_that_went_away(
+    tiny, monkeypatch, change: Callable[[Path], None]
+) -> None:
+    config = tiny("--output.tensorboard=false", "--output.reconstruct_images=0")
+    folder = config.output.dir
+    real = pretraining.train_step
+
+    def step(run, *rest, **keywords):
+        if run.state.step == 7:
+            change(folder)
+        return real(run, *rest, **keywords)
+
+    monkeypatch.setattr(pretraining, "train_step", step)
+    with pytest.raises(RunFailed, match="was deleted, moved or replaced while this run was writi"):
+        pretrain(config)
+    assert not (folder / "results.json").exists()
+    steps = [checkpoint_step(path) for path in list_checkpoints(folder / "checkpoints")]
+    assert steps == ([5] if change in {delete_metrics, delete_lock} else [])
