@@ -6,7 +6,7 @@ once, and each image is then read at its offset.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from mae_et.config.schema import DataConfig
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.file_listing import count_by_extension
-from mae_et.data.layout import Split, match_split, split_name, split_names, subfolders
+from mae_et.data.layout import SYNONYMS, Split, match_split, split_name, split_names, subfolders
 from mae_et.data.tar_index import MAX_CLASSES, index_shard
 from mae_et.errors import UserError
 
@@ -32,13 +32,13 @@ def find_shards(config: DataConfig, root: Path, split: Split) -> list[Path]:
     """
     found = _shards_named(config, root, split)
     if not found and split == "train":
-        others = _shards_named(config, root, "val")
-        found = [path for path in sorted(root.glob("*.tar")) if path not in others]
+        others = {config.val_split.casefold(), *SYNONYMS["val"]}
+        found = [path for path in sorted(root.glob("*.tar")) if not others & set(_words(path))]
     if not found:
-        packed = sorted(path.name for path in root.rglob("*") if COMPRESSED.search(path.name))
+        packed = compressed_shards([root, *(root / name for name in subfolders(root))])
         if packed:
             raise UserError(
-                f"data.root {root} has compressed shards ({packed[0]}), which have no random "
+                f"data.root {root} has compressed shards ({packed[0].name}), which have no random "
                 "access: decompress them to .tar"
             )
         name = split_name(config, split)
@@ -59,6 +59,13 @@ def _shards_named(config: DataConfig, root: Path, split: Split) -> list[Path]:
         if found:
             return found
     return []
+
+
+def compressed_shards(folders: Iterable[Path]) -> list[Path]:
+    """Return the compressed shards in some folders, sorted."""
+    return sorted(
+        path for folder in folders for path in folder.iterdir() if COMPRESSED.search(path.name)
+    )
 
 
 def _words(path: Path) -> list[str]:
@@ -126,6 +133,9 @@ class TarShards:
             facts.append(f"{unlabelled} without a label")
         if self.skipped:
             facts.append(count_by_extension(self.skipped.items()))
+        packed = compressed_shards({path.parent for path in self.paths})
+        if packed:
+            facts.append(f"{len(packed)} compressed shards skipped ({packed[0].name}, ...)")
         return "; ".join(facts)
 
 

@@ -181,6 +181,23 @@ def test_compressed_shards_are_refused_by_name(tmp_path: Path, ending: str) -> N
     assert f"0{ending}), which have no random access: decompress them to .tar" in sentence
 
 
+def test_compressed_shards_beside_others_are_counted(tmp_path: Path, capsys) -> None:
+    write_shard(tmp_path / "train/0.tar", sample("a", 1, cls=b"0"))
+    for name in ("1.tar.gz", "2.tgz"):
+        (tmp_path / "train" / name).write_bytes(b"")
+    assert len(open_dataset(shards(tmp_path), "train")) == 1
+    assert "1 images in 1 shards; 2 compressed shards skipped (1.tar.gz, ...)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_test_shards_are_never_for_training(tmp_path: Path) -> None:
+    for name, value in (("x-0", 1), ("x-val-0", 2), ("x-test-0", 3)):
+        write_shard(tmp_path / f"{name}.tar", sample("a", value))
+    assert values(open_dataset(shards(tmp_path), "train")) == [(1, -1)]
+    assert values(open_dataset(shards(tmp_path), "val")) == [(2, -1)]
+
+
 def test_a_missing_end_marker_is_warned_of(tmp_path: Path) -> None:
     """A copy that was cut between two members reads as a whole archive."""
     path = write_shard(tmp_path / "0.tar", sample("a", 1, cls=b"0") | sample("b", 2, cls=b"1"))
