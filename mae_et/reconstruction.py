@@ -21,7 +21,7 @@ from mae_et.runtime.distributed import choose_device
 
 
 def reconstruct(config: ReconstructConfig) -> Path:
-    """Write the picture that a config asks for, and return its path.
+    """Write a PNG of images, masked, reconstructed and pasted, and return its path.
 
     Raises:
         UserError: the checkpoint has no decoder, or there is no image.
@@ -47,15 +47,15 @@ def reconstruct(config: ReconstructConfig) -> Path:
     if config.images:
         files = [file for path in config.images for file in _files(path)]
         source = ImageFolder(files, [-1] * len(files), [], model.channels, max_value=data.max_value)
-        # A user's own pictures are shown whole in their shorter side.
+        # The user's own images keep their whole shorter side.
         view = EvalDataset(source, DataConfig(eval_crop=1.0), size)
     elif run:
         view = EvalDataset(open_dataset(data, "val", model.channels), data, size)
     else:
-        raise UserError("images must be given for a checkpoint that is no run of ours")
+        raise UserError("images must be given for a checkpoint that is not a run of mae-et")
     device = choose_device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
-    # Drawn at random, so that a labelled folder shows more than its first class.
+    # At random, because a labelled folder lists its first class first.
     chosen = torch.randperm(len(view), generator=generator)[: config.count].tolist()
     pixels = torch.stack([view[place][0] for place in sorted(chosen)]).to(device)
     method = run.crop.method if run else "fourier"

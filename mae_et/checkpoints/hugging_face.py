@@ -95,14 +95,14 @@ def read_tensors(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[s
 
     Args:
         folder: what `save_pretrained` wrote.
-        read: reads a file of tensors, running nothing in it.
+        read: reads a file of tensors.
 
     Returns:
         The tensors, under the names on disk.
 
     Raises:
-        UserError: there are none, a file of the index is not there, lies outside of the folder, or
-            lacks what it should hold, or one cannot be read.
+        UserError: there are none; or a file of the index is missing, lies outside the folder, lacks
+            a tensor, or cannot be read.
     """
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
@@ -173,7 +173,7 @@ def to_hugging_face(
 def _read_shards(index: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Tensor]:
     placed = read_mapping(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
-        raise UserError(f"{index} has no weight_map, which says where each tensor is")
+        raise UserError(f"{index} has no weight_map from tensors to files")
     tensors: dict[str, Tensor] = {}
     for name in sorted({str(name) for name in placed.values()}):
         # Links are followed, for the hub's cache keeps its files by them; paths are not.
@@ -185,14 +185,14 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, Any]]) -> dict[st
         tensors |= read(index.parent / file)
     lacking = sorted(placed.keys() - tensors.keys())
     if lacking:
-        # A last block that is not there would not be missed later: depth is read from names.
+        # Depth is read from names, so a missing last block would go unnoticed later.
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         raise UserError(f"the files of {index} lack {', '.join(lacking[:5])}{more}")
     return tensors
 
 
 def _on_disk(name: str) -> str:
-    """Bring a name to the spelling of the table, whichever model and version wrote it."""
+    """Return the table's spelling of a name that any model or version wrote."""
     if name.startswith(DECODER_BLOCKS_OF_5):
         return f"decoder.decoder_layers.{name.removeprefix(DECODER_BLOCKS_OF_5)}"
     # A ViTMAEModel or ViTModel alone has no prefix.
@@ -200,7 +200,7 @@ def _on_disk(name: str) -> str:
 
 
 def _find(name: str, tables: dict[str, dict[str, str]]) -> tuple[str, str]:
-    """Return the part of a tensor and its name there; an empty name where it is unknown."""
+    """Return a tensor's part and its name there; an empty name if it is unknown."""
     for part, table in tables.items():
         found = _rename(name, table)
         if found:
@@ -209,7 +209,7 @@ def _find(name: str, tables: dict[str, dict[str, str]]) -> tuple[str, str]:
 
 
 def _rename(name: str, table: dict[str, str]) -> str:
-    """Look a name up in one direction of the table; empty where it has none."""
+    """Translate a name by a table; empty if it has none."""
     number = re.search(r"\.(\d+)\.", name)
     leaf = re.search(r"\.(weight|bias)$", name)
     pattern = name.replace(number[0], ".#.", 1) if number else name
@@ -220,7 +220,7 @@ def _rename(name: str, table: dict[str, str]) -> str:
 
 
 def _split_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Split timm's product into query, key and value, in this order."""
+    """Split timm's fused qkv into query, key and value, in this order."""
     apart: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         before, joined, leaf = name.partition(".attn.qkv.")

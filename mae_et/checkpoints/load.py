@@ -95,7 +95,7 @@ def masked_autoencoder(
 
 
 def _is_sincos(positions: Tensor, table: Tensor) -> bool:
-    """Compare positions with MAE's table, as it is in float32 or was rounded to half precision."""
+    """Compare positions with MAE's table, in float32 or rounded to half precision."""
     return any(
         torch.allclose(positions, table.to(dtype).float(), atol=1e-4)
         for dtype in (torch.float32, torch.float16, torch.bfloat16)

@@ -129,7 +129,7 @@ def _sides(size: Any) -> tuple[int, int] | None:
 
 
 def _equal(now: Any, own: Any) -> bool:
-    """Compare numbers, or statistics of which one number serves all channels."""
+    """Compare numbers, or statistics; one number stands for all channels."""
     if not isinstance(now, tuple):
         return abs(now - own) < 1e-3
     length = max(len(now), len(own))

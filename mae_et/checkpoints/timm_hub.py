@@ -1,8 +1,8 @@
-"""Models of timm's hub: fetched without running code, and compared with what was published.
+"""Fetch timm models from their hub: nothing is executed, and checksums are verified.
 
-timm reads weights as plain tensors (`weights_only`) already; here it may not do otherwise. Of files
-at a plain address the published name holds the first digits of the SHA-256, which torch compares
-when it is asked to. Of those on the Hugging Face hub the cache is named after it.
+timm reads weights as plain tensors (`weights_only`) by default; here it cannot do otherwise. The
+names of files at plain URLs contain the first digits of their SHA-256, which torch verifies on
+request. The Hugging Face hub's cache names large files by their SHA-256.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ def create_pretrained(name: str, **arguments: Any) -> Any:
     """Create a timm model with its published weights.
 
     Raises:
-        ValueError: a file of the weights has another checksum than was published.
+        ValueError: a file's checksum differs from the published one.
         Exception: whatever timm and the hub's client raise.
     """
     with _strictly():
@@ -35,16 +35,16 @@ def create_pretrained(name: str, **arguments: Any) -> Any:
 
 
 def check_cache(repository: str) -> int:
-    """Compare the files of a repository in the hub's cache with their published SHA-256.
+    """Verify the published SHA-256 of a repository's files in the hub's cache.
 
-    Large files lie there under their SHA-256 (the hub's entity tag of them); the small ones, under
-    that of git, are read as JSON alone.
+    Large files are stored under their SHA-256 (the hub's entity tag); small ones, under git's hash,
+    are only read as JSON.
 
     Returns:
-        How many were compared.
+        The number of files verified.
 
     Raises:
-        ValueError: one differs; it should be deleted.
+        ValueError: a file differs and should be deleted.
     """
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
@@ -63,7 +63,7 @@ def check_cache(repository: str) -> int:
 
 @contextlib.contextmanager
 def _strictly() -> Iterator[None]:
-    """Have torch refuse pickled objects, and compare checksums, whatever timm asks it for."""
+    """Make torch refuse pickled objects and verify checksums, whatever timm requests."""
     kept, checked = os.environ.get(FORCE), _builder._CHECK_HASH
     os.environ[FORCE] = "1"
     _builder.set_pretrained_check_hash(True)
