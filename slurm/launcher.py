@@ -27,20 +27,23 @@ PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that nobody but this user writes to: its jobs are pickled, and its code runs.
+    """Create a folder that only this user can write to, and close its parent to others too.
 
-    submitit hands a job over as a pickle in it, which the job loads: whoever can write it can run
-    code as this user.
+    Jobs load a pickle from it, and import code: whoever can write to the folder, or replace it in
+    the run folder around it, can run code as this user.
 
     Raises:
-        UserError: it is another user's.
+        UserError: one of the two is another user's, or the folder is a link.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts = folder.stat()
-    if facts.st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to another user, who could change the job in it")
-    if facts.st_mode & 0o022:
-        folder.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link; delete it")
+    for place in (folder.parent, folder):
+        facts = place.stat()
+        if facts.st_uid != os.getuid():
+            raise UserError(f"{place} belongs to another user, who could change the job in it")
+        if facts.st_mode & 0o022:
+            place.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
 
 
 class Launcher:

@@ -1,6 +1,7 @@
 """Ranks that train together: start, stop and collectives; one rank without a launcher."""
 
 import os
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -9,9 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mae_et.errors import UserError
+from mae_et.errors import RunFailed, UserError
+from mae_et.runtime.console import say
 
 PATIENCE_MARGIN = 300
+# A rank that waits longer for its peers says so.
+NOTICE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def initialize(
 
     Raises:
         UserError: CUDA is requested but not available.
+        RunFailed: a rank did not join within the timeout, or the port is in use.
     """
     chosen = choose_device(device)
     if chosen.type == "cuda":
@@ -70,9 +75,28 @@ def initialize(
     if not dist.is_initialized():
         # Flags are reduced on the CPU, so that no rank waits for its GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        wait = None if patience is None else timedelta(seconds=patience + PATIENCE_MARGIN)
-        dist.init_process_group(backend, timeout=wait)
+        _join(backend, None if patience is None else timedelta(seconds=patience + PATIENCE_MARGIN))
     return DistributedContext(dist.get_rank(), size, chosen)
+
+
+def _join(backend: str, timeout: timedelta | None) -> None:
+    """Join the process group; report a long wait, and which ranks did not come."""
+    rank, size = os.environ.get("RANK", "0"), os.environ["WORLD_SIZE"]
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    notice = threading.Timer(
+        NOTICE_SECONDS, say, [f"mae-et: rank {rank} is waiting for {size} ranks at {address}"]
+    )
+    notice.daemon = True
+    notice.start()
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except dist.DistError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RunFailed(
+            f"rank {rank} could not join {size} ranks at {address}: {reason}"
+        ) from error
+    finally:
+        notice.cancel()
 
 
 def shutdown(world: DistributedContext) -> None:

@@ -32,6 +32,7 @@ HOSTILE = [
     "--wrap=touch canary", "$HOME", "*", "~", "#", "!!", "\\", "a\\", "\x1b[2J", "é", "a:b", "%j",
     "a\x00b", "a\u2028touch canary", "{a,b}", "<x", ">canary", "&",
 ]  # fmt: skip
+REAL_PYTHON = sys.executable
 GONE = "99999999"  # no process has such a number
 STUB = """#!/bin/sh
 printf '%s\\0' "$@" >> "{words}"
@@ -182,6 +183,39 @@ def test_folder_of_pickled_jobs_is_writable_by_its_user_only(tmp_path: Path, mon
     monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
     with pytest.raises(UserError, match="belongs to another user"):
         make_private(folder)
+
+
+def test_linked_folder_of_pickled_jobs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "slurm").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="slurm is a link"):
+        make_private(tmp_path / "run" / "slurm")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="switches to another user")
+@pytest.mark.parametrize("mode", [0o2775, 0o777, 0o1777])
+def test_other_users_cannot_replace_the_folder_of_pickled_jobs(tmp_path: Path, mode: int) -> None:
+    """In a run folder that a group, or everybody, could write to."""
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.owner() == "root" and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    run = tmp_path / "run"
+    run.mkdir()
+    os.chown(run, 0, 1234)
+    run.chmod(mode)
+    make_private(run / "slurm")
+    (run / "slurm" / "7_submitted.pkl").write_text("ours")
+    attack = f"""if True:
+        import os
+        os.setgroups([1234]); os.setgid(1234); os.setuid(65534)
+        os.stat({str(run / "slurm")!r})
+        os.rename({str(run / "slurm")!r}, {str(run / "old")!r})
+    """
+    done = subprocess.run([REAL_PYTHON, "-c", attack], capture_output=True, text=True)
+    assert "PermissionError" in done.stderr
+    assert "run/old'" in done.stderr  # the rename, not the stat before it
+    assert (run / "slurm" / "7_submitted.pkl").read_text() == "ours"
 
 
 # --- status: it reads files, runs SLURM's programs, and prints ------------------------------------
