@@ -139,8 +139,8 @@ def test_the_page_shows_metrics_results_and_config(run: Path, tmp_path: Path) ->
             f"bandwidth {bandwidth}: {share:.1f} % of the compute, {seen:.1f} % of the images"
         ) in titles
     assert (run / "config.yaml").read_text().strip() in page.texts
-    pictures = sorted((run / "reconstructions").glob("*.png"))
-    assert len(page.attributes("src")) == len(pictures) == 3
+    images = sorted((run / "reconstructions").glob("*.png"))
+    assert len(page.attributes("src")) == len(images) == 3
     for curve in (
         "Training loss by compute",
         "Learning rate",

@@ -23,6 +23,7 @@ from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.logger import RunLogger
+from mae_et.monitoring.tensorboard import TensorBoardWriter
 
 FORK = multiprocessing.get_context("fork")
 KILLS = 50
@@ -81,22 +82,25 @@ class Strike:
     def in_a_row_of_the_log(self) -> None:
         real, share = RunLogger.log, self.chance.random()
 
-        def struck(monitor, row):
+        def struck(logger, row):
             if row["step"] < self.step:
-                return real(monitor, row)
+                return real(logger, row)
             line = json.dumps(row) + "\n"
-            monitor.record.write(line[: int(len(line) * share)])
-            monitor.record.flush()
+            logger.metrics.write(line[: int(len(line) * share)])
+            logger.metrics.flush()
             return kill()
 
         RunLogger.log = struck
 
     def at_the_start(self) -> None:
-        """While what a run writes at its start is written again from the rows."""
-        name = self.chance.choice(["_rewrite", "_open_tensorboard", "_scalars"])
-        rows = self.chance.randrange(10) if name == "_scalars" else 0
+        """While metrics and event files are rewritten from the rows."""
+        owner, name = self.chance.choice([
+            (RunLogger, "_rewrite"), (TensorBoardWriter, "_add_saved_images"),
+            (TensorBoardWriter, "add_metrics"),
+        ])  # fmt: skip
+        rows = self.chance.randrange(10) if name == "add_metrics" else 0
         calls = iter(range(1000))
-        self._at(RunLogger, name, lambda monitor: next(calls) >= rows)
+        self._at(owner, name, lambda *_, **__: next(calls) >= rows)
 
     def at_a_random_moment(self) -> None:
         """Wherever it is by then, at work or at rest; a few steps on at the latest."""
