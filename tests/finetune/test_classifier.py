@@ -273,7 +273,7 @@ def test_a_classifier_s_run_folder_is_fine_tuned_evaluated_and_probed(small, cap
     assert main(["knn", f"--checkpoint={folder}", "--num_workers=0"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["data"] == "synthetic"
     assert main(["export", "--format=hf", "--output=x", f"--checkpoint={folder}"]) == 2
-    assert "format hf holds no classifier" in capsys.readouterr().err
+    assert "format hf classifies by the class token" in capsys.readouterr().err
     (folder / "model.safetensors").unlink()
     assert main(["evaluate", f"--checkpoint={folder}"]) == 2
     assert "run that is not finished" in capsys.readouterr().err
