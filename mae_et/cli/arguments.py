@@ -46,6 +46,17 @@ CONFIGS: dict[str, type[Any]] = {
     "search": SearchConfig,
 }
 
+# Key that the first word stands for, of commands that are about one checkpoint: knn RUN.
+POSITIONAL = {
+    "knn": "checkpoint",
+    "linear-probe": "checkpoint",
+    "evaluate": "checkpoint",
+    "reconstruct": "checkpoint",
+    "export": "checkpoint",
+    "finetune": "checkpoint",
+    "dynamics": "run",
+}
+
 
 def config_of(command: str, arguments: Arguments) -> Any:
     """Return the config that the arguments of a command describe.
@@ -67,6 +78,8 @@ def parse_command(
     """
     parser = parser or parser_of(command)
     kind = CONFIGS[command]
+    if command in POSITIONAL and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{POSITIONAL[command]}={arguments[0]}", *arguments[1:]]
     if kind is ClassifierConfig:
         # Every other command calls them --checkpoint and --checkpoint_key.
         pattern = r"^--(checkpoint(?:_key)?)(?==|$)"
@@ -112,6 +125,9 @@ def parser_of(command: str) -> ArgumentParser:
     description = (kind.__doc__ or "").strip()
     if kind is ClassifierConfig:
         description = "--checkpoint PATH is short for --model.checkpoint PATH."
+    if command in POSITIONAL:
+        key = POSITIONAL[command]
+        description += f" mae-et {command} PATH is short for --{key} PATH."
     parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)
     add_config_arguments(parser, kind, paths="runs" if kind is CompareConfig else None)
     return parser

@@ -13,6 +13,7 @@ from typing import Any
 
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.commands import COMMANDS
+from mae_et.config.suggestions import suggest
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.runtime.console import say
 from mae_et.runtime.system_errors import explain_system_errors
@@ -55,7 +56,8 @@ def run(given: Arguments) -> int:
         return 0 if given else 2
     name, rest = given[0], given[1:]
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}")
+        meant = suggest(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name!r}{meant}")
     with explain_system_errors():
         COMMANDS[name](rest)
     return 0

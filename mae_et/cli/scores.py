@@ -1,11 +1,13 @@
 """Commands that score or show a checkpoint: kNN, linear probe, evaluation, reconstructions."""
 
+from pathlib import Path
 from typing import Any
 
 import finetune
 from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
 from mae_et.cli.output import print_json, print_results, split_json_flag
 from mae_et.config.schema import DataConfig
+from mae_et.errors import UserError
 
 
 def knn(arguments: Arguments) -> None:
@@ -26,6 +28,7 @@ def evaluate(arguments: Arguments) -> None:
     """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
     arguments, as_json = split_json_flag(arguments)
     config = config_over_data_of("evaluate", _read_data, arguments)
+    _refuse_pretraining(config.checkpoint)
     print_results(finetune.evaluate(config), as_json)
 
 
@@ -52,3 +55,12 @@ def _read_data(config: Any) -> DataConfig | None:
         return run.data
     named = getattr(config, "architecture", None)  # of a file that only timm can read
     return None if named else stored_data(config.checkpoint, config.checkpoint_key)
+
+
+def _refuse_pretraining(checkpoint: Path) -> None:
+    """Report the run folder of a pre-training, which has no classifier to evaluate."""
+    if (checkpoint / "config.yaml").is_file() and not (checkpoint / "classes.json").is_file():
+        raise UserError(
+            f"{checkpoint} is a run of mae-et pretrain, which has no classifier: fine-tune it with "
+            f"mae-et finetune, or score its encoder with mae-et knn or mae-et linear-probe"
+        )

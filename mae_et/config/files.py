@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from mae_et.config.untrusted import check_flags, check_text, is_switch
+from mae_et.config.suggestions import describe_unknown_key, suggest_key
+from mae_et.config.untrusted import check_flags, check_text
+from mae_et.config.words import expand_path, expand_paths, prepare_words
 from mae_et.errors import UserError
 
 # The strings under a config's fields are its help.
@@ -51,7 +53,7 @@ def find_config(name: str) -> Path:
         UserError: there is no such config; the sentence lists the shipped ones.
     """
     shipped = shipped_configs()
-    for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+    for path in (expand_path(Path(name), "config"), shipped / name, shipped / f"{name}.yaml"):
         if path.is_file():
             return path
     # A name without its budget, where there is one budget: vit_b16_etpp is vit_b16_etpp_400ep.
@@ -61,10 +63,31 @@ def find_config(name: str) -> Path:
     of_any_budget = [full for full in known if re.fullmatch(re.escape(name) + r"_\d+ep", full)]
     if len(of_any_budget) == 1:
         return shipped / f"{of_any_budget[0]}.yaml"
-    raise UserError(f"there is no config {name!r}; shipped configs: {', '.join(known)}")
+    meant = _suggest_config(name, known)
+    raise UserError(
+        f"there is no config {name!r}{meant or '; shipped configs: ' + ', '.join(known)}"
+    )
+
+
+def _suggest_config(name: str, known: list[str]) -> str:
+    """Suggest shipped configs: of the name in another folder, of another budget, or alike."""
+    stem = Path(name).stem
+    stems = {full: Path(full).name for full in known}
+    close = difflib.get_close_matches(stem, stems.values(), n=1, cutoff=0.8)
+    found = (
+        [full for full in known if stems[full] == stem],
+        [full for full in known if re.fullmatch(re.escape(stem) + r"_\d+ep", stems[full])],
+        [full for full in known if stems[full] in close],
+    )
+    meant = next((full for full in found if full), [])
+    return f"; did you mean {' or '.join(meant[:3])}?" if stem and meant else ""
 
 
 Config = TypeVar("Config")
+TYPES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
+    "tuple": "a list such as [1, 2]", "list": "a list such as [1, 2]",
+}  # fmt: skip
 # What jsonargparse raises for an invalid config, and what checks of odd numbers raise.
 REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
@@ -106,10 +129,11 @@ def parse_config(
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
     """
-    words = _with_config_paths(_with_switches(arguments, kind), kind)
+    words = _with_config_paths(prepare_words(arguments, parser, kind), kind)
     check_flags(words, kind)
     try:
-        return _build(parser, kind, lambda: parser.parse_args(words))
+        config, extra = _build(parser, kind, lambda: parser.parse_args(words))
+        return expand_paths(config), extra
     except UserError as error:
         raise UserError(f"{error}{_suggestion(str(error), parser)}") from None
 
@@ -117,15 +141,8 @@ def parse_config(
 def _suggestion(sentence: str, parser: ArgumentParser) -> str:
     """Return what an unknown flag may have been meant for, as the end of a sentence."""
     unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", sentence)
-    if not unknown:
-        return ""
     options = [option for action in parser._actions for option in action.option_strings]
-    last = unknown[1].lstrip("-").rpartition(".")[2]
-    meant = [option for option in options if option.endswith(f".{last}")]
-    # lr of base_lr and min_lr, in the order in which they are described
-    meant = meant or [o for o in options if last in o.rpartition(".")[2].split("_")]
-    meant = meant or difflib.get_close_matches(unknown[1], options, n=2, cutoff=0.75)
-    return f"; did you mean {' or '.join(meant[:2])}?" if meant else ""
+    return suggest_key(unknown[1], options) if unknown else ""
 
 
 def _build(
@@ -138,16 +155,6 @@ def _build(
     except REFUSALS as error:
         raise UserError(one_sentence(error)) from None
     return config, {name: value for name, value in values.items() if name not in names}
-
-
-def _with_switches(arguments: list[str], kind: type[Any]) -> list[str]:
-    """Give `true` to switches without a value: --untrained, --efficiency.compile."""
-    found = list(arguments)
-    for place, word in enumerate(arguments):
-        bare = place + 1 == len(arguments) or arguments[place + 1].startswith("--")
-        if bare and word.startswith("--") and is_switch(word.removeprefix("--"), kind):
-            found[place] = f"{word}=true"
-    return found
 
 
 def _with_config_paths(arguments: list[str], kind: type[Any]) -> list[str]:
@@ -165,16 +172,30 @@ def _checked(name: str, kind: type[Any]) -> Path:
     """Find a config's file, and check its text before the parser reads it."""
     path = find_config(name)
     try:
-        check_text(path.read_text(encoding="utf-8"), kind)
+        text = path.read_text(encoding="utf-8")
+        check_text(text, kind)
+        unknown = describe_unknown_key(text, kind)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {one_sentence(error)}") from None
+    if unknown is not None:
+        raise UserError(f"{path}, {unknown}")
     return path
 
 
 def one_sentence(error: BaseException) -> str:
     """Put a parser's message on one line, with types named as a user would."""
     message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
-    return re.sub(r"\s+", " ", message).strip()
+    message = re.sub(r"\s+", " ", message).strip()
+    wrong = re.fullmatch(r'Parser key "([\w.]+)": Expected a (.+?)\. Got value: (.*)', message)
+    if not wrong:
+        return message
+    key, kind, value = wrong.groups()
+    return f"{key} must be {TYPES.get(kind, _choices(kind))}, got {value}"
+
+
+def _choices(kind: str) -> str:
+    choices = re.fullmatch(r"Literal\[(.*)\]", kind)
+    return f"one of {choices[1]}" if choices else f"of type {kind}"
 
 
 def config_from_text(text: str, kind: type[Config]) -> Config:

@@ -65,7 +65,7 @@ def unknown_keys(text: str, kind: type[Any]) -> list[str]:
 
 
 def _unknown(value: Any, kind: Any, prefix: str) -> Iterator[str]:
-    section = next(_sections(kind), None)
+    section = next(sections_of(kind), None)
     if section is None or not isinstance(value, dict):
         return
     hints = get_type_hints(section)
@@ -79,7 +79,7 @@ def _unknown(value: Any, kind: Any, prefix: str) -> Iterator[str]:
 def is_switch(key: str, kind: Any) -> bool:
     """Return whether a key (`efficiency.compile`) can be true or false."""
     for part in key.split("."):
-        section = next(_sections(kind), None)
+        section = next(sections_of(kind), None)
         kind = get_type_hints(section).get(part) if section is not None else None
     return kind is bool or bool in get_args(kind)
 
@@ -93,7 +93,7 @@ def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
                 raise UserError(f"{key or 'a config'}: {name!r} is no key")
             if name in CLASS_KEYS:
                 raise UserError(f"{key or 'a config'}: {name} is refused: a config names no class")
-    section = next(_sections(kind), None)
+    section = next(sections_of(kind), None)
     if section is not None and not isinstance(value, (dict, list)) and value is not None:
         raise UserError(f"{key}: a section is a mapping of keys, not {_shown(value)}")
     hints = get_type_hints(section) if section is not None else {}
@@ -104,13 +104,13 @@ def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
         _check(item, kind, key, depth + 1)
 
 
-def _sections(kind: Any) -> Iterator[type[Any]]:
+def sections_of(kind: Any) -> Iterator[type[Any]]:
     """Find the dataclasses in a type: itself, of its items, or among its alternatives."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         yield kind
     elif get_origin(kind) in {Union, types.UnionType, tuple, list}:
         for part in get_args(kind):
-            yield from _sections(part)
+            yield from sections_of(part)
 
 
 def _shown(value: Any) -> str:

@@ -165,3 +165,17 @@ def test_switches_and_runs_are_given_as_they_are_thought_of(place: Path, capsys)
     with pytest.raises(SystemExit):
         main(["finetune", "--help"])
     assert "--checkpoint PATH" in capsys.readouterr().out
+
+
+def test_evaluating_a_pretraining_run_says_what_it_is(tiny, capsys) -> None:
+    folder = pretrain(tiny("--output.reconstruct_images=0"))
+    said = refusal(capsys, "evaluate", str(folder))
+    assert f"{folder} is a run of mae-et pretrain, which has no classifier: fine-tune it" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("pretran", "pretrain"), ("linear_probe", "linear-probe"), ("evalute", "evaluate")],
+)
+def test_an_unknown_command_suggests_the_closest(typed: str, meant: str, capsys) -> None:
+    assert f"no command {typed!r}; did you mean {meant}?" in refusal(capsys, typed)

@@ -93,7 +93,7 @@ def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
     ("yaml", "flags", "sentence"),
     [
         ("", ["--optim.lr_base", "1"], "optim.lr_base"),
-        ("optim: {lr_base: 1}", [], "'lr_base'"),
+        ("optim: {lr_base: 1}", [], "line 1: there is no key optim.lr_base"),
         ("optimizer: {base_lr: 1}", [], "optimizer"),
         ("optim: {base_lr: fast}", [], "optim.base_lr"),
         ("model: {target: edges}", [], "model.target"),
@@ -151,7 +151,7 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence_that_names_the_key(
 
 
 def test_a_config_that_is_not_there_is_refused_with_those_that_are() -> None:
-    for name in ("pretrain/nope", "/nowhere/nope.yaml", "/tmp", "pretrain/vit_b16_mae", "[", ""):
+    for name in ("pretrain/nope", "/nowhere/nope.yaml", "/tmp", "[", ""):
         with pytest.raises(UserError, match=r"there is no config .*; shipped .*demo"):
             find_config(name)
 

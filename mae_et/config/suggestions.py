@@ -1,0 +1,67 @@
+"""Suggest what a mistyped key, config or command was meant to be."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, get_type_hints
+
+import yaml
+
+from mae_et.config.untrusted import sections_of, unknown_keys
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?` with the closest of known words, or nothing."""
+    return _sentence(difflib.get_close_matches(word, list(known), n=2, cutoff=0.7))
+
+
+def suggest_key(key: str, known: Sequence[str]) -> str:
+    """Suggest a dotted key or flag: of the same last name, of a part of it, or spelled alike."""
+    last = key.lstrip("-").rpartition(".")[2]
+    meant = [name for name in known if re.split(r"[.]|--", name)[-1] == last]
+    # lr of base_lr and min_lr, in the order in which they are described
+    meant = meant or [name for name in known if last in name.rpartition(".")[2].split("_")]
+    meant = meant or difflib.get_close_matches(key, known, n=2, cutoff=0.75)
+    return _sentence(meant[:2])
+
+
+def describe_unknown_key(text: str, kind: type[Any]) -> str | None:
+    """Report the first key of a config's text that a kind of config does not have.
+
+    Returns:
+        `line 3: there is no key optim.base_lrr; did you mean optim.base_lr?`, or None.
+    """
+    unknown = unknown_keys(text, kind)
+    if not unknown:
+        return None
+    key = unknown[0]
+    return (
+        f"line {_line_of(key, text)}: there is no key {key}{suggest_key(key, list(keys_of(kind)))}"
+    )
+
+
+def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a config, its sections' included."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        section = next(sections_of(hints[field.name]), None)
+        yield f"{prefix}{field.name}"
+        if section is not None:
+            yield from keys_of(section, f"{prefix}{field.name}.")
+
+
+def _line_of(key: str, text: str) -> int:
+    """Return the line of a dotted key in a YAML text that has it, counted from 1."""
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = 1
+    for part in key.split("."):
+        for name, value in node.value:
+            if name.value == part:
+                line, node = name.start_mark.line + 1, value
+                break
+    return line
+
+
+def _sentence(meant: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""

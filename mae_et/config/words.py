@@ -1,0 +1,117 @@
+"""Prepare the words of a command line for the parser: spelling, switches, paths."""
+
+import dataclasses
+import glob
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from mae_et.config.untrusted import is_switch, sections_of
+from mae_et.errors import UserError
+
+
+def prepare_words(words: list[str], parser: ArgumentParser, kind: type[Any]) -> list[str]:
+    """Rewrite the words of a command line as the parser expects them.
+
+    Flags may be spelled with dashes or underscores, switches need no value, and flags of several
+    paths take several words and patterns: `--images a.jpg photos/*.jpg`.
+    """
+    options = {option for action in parser._actions for option in action.option_strings}
+    spelled = [_with_known_spelling(word, options) for word in words]
+    return _with_switches(_with_path_lists(spelled, kind), kind)
+
+
+def expand_paths(value: Any, key: str = "") -> Any:
+    """Expand `~` and environment variables in every path of a config.
+
+    Raises:
+        UserError: a variable is not set, or there is no such user; the sentence names the key.
+    """
+    if isinstance(value, Path):
+        return expand_path(value, key)
+    if isinstance(value, (list, tuple)):
+        return type(value)(expand_paths(item, key) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    changed = {
+        name: expanded
+        for name, item in found.items()
+        if (expanded := expand_paths(item, f"{key}.{name}".lstrip("."))) != item
+    }
+    return dataclasses.replace(value, **changed) if changed else value
+
+
+def expand_path(path: Path, key: str) -> Path:
+    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path."""
+    try:
+        expanded = os.path.expandvars(path.expanduser())
+    except RuntimeError:
+        raise UserError(f"{key} {path}: there is no such user") from None
+    unset = re.search(r"\$(?:\{(\w+)\}|(\w+))", expanded)
+    if unset and not path.exists():
+        name = unset[1] or unset[2]
+        raise UserError(f"{key} {path}: the environment variable {name} is not set")
+    return Path(expanded) if expanded != str(path) else path
+
+
+def _with_known_spelling(word: str, options: set[str]) -> str:
+    flag, equals, value = word.partition("=")
+    if not flag.startswith("--") or flag in options:
+        return word
+    for spelled in (flag.replace("-", "_"), flag.replace("_", "-")):
+        spelled = "--" + spelled[2:]
+        if spelled in options:
+            return f"{spelled}{equals}{value}"
+    return word
+
+
+def _with_switches(words: list[str], kind: type[Any]) -> list[str]:
+    """Give `true` to switches without a value: --untrained, --efficiency.compile."""
+    found = list(words)
+    for place, word in enumerate(words):
+        bare = place + 1 == len(words) or words[place + 1].startswith("--")
+        if bare and word.startswith("--") and is_switch(word.removeprefix("--"), kind):
+            found[place] = f"{word}=true"
+    return found
+
+
+def _with_path_lists(words: list[str], kind: type[Any]) -> list[str]:
+    """Collect the words after a flag of several paths into one value."""
+    found: list[str] = []
+    rest = list(words)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if not _takes_paths(flag.removeprefix("--"), kind):
+            found.append(f"{flag}{equals}{value}")
+            continue
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        found += [flag, _path_list(values)] if values else [flag]
+    return found
+
+
+def _path_list(values: list[str]) -> str:
+    """Return paths and patterns as one YAML list; a value that is a list already is kept."""
+    if len(values) == 1 and re.fullmatch(r"\[.*\]", values[0]) and not Path(values[0]).exists():
+        return values[0]
+    paths: list[str] = []
+    for value in values:
+        pattern = str(expand_path(Path(value), "path"))
+        found = glob.glob(pattern, recursive=True)  # noqa: PTH207  (of absolute patterns too)
+        matching = [] if Path(pattern).exists() else sorted(found)
+        paths += matching or [value]
+    return json.dumps(paths)
+
+
+def _takes_paths(key: str, kind: Any) -> bool:
+    """Return whether a key is a list of paths."""
+    for part in key.split("."):
+        section = next(sections_of(kind), None)
+        kind = get_type_hints(section).get(part) if section is not None else None
+    return get_origin(kind) in {list, tuple} and Path in get_args(kind)
