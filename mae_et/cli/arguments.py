@@ -82,7 +82,7 @@ def parse_command(
         arguments = [f"--{POSITIONAL[command]}={arguments[0]}", *arguments[1:]]
     if kind is ClassifierConfig:
         # Every other command calls them --checkpoint and --checkpoint_key.
-        pattern = r"^--(checkpoint(?:_key)?)(?==|$)"
+        pattern = r"^--(checkpoint(?:[_-]key)?)(?==|$)"
         arguments = [re.sub(pattern, r"--model.\1", word) for word in arguments]
     try:
         config, extra = parse_config(parser, kind, arguments)
