@@ -1,4 +1,4 @@
-"""The cluster that other tests run on does what a real one does, and leaves nothing behind."""
+"""The test cluster behaves like a real one and leaves no processes behind."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def overdue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, str]]:
-    """Give a job on a second cluster two seconds; limits are looked at every 30 seconds only."""
+    """A job on a second cluster with a limit of two seconds; SLURM checks limits every 30 s."""
     with start_cluster(tmp_path_factory.mktemp("overdue"), nodes=1) as started:
         job = started.submit("--output=/dev/null", "--time=60", "--wrap=sleep 300")
         started.wait_for_state(job, "RUNNING")
@@ -39,12 +39,12 @@ def alive(processes: list[int]) -> list[int]:
     return [process for process in processes if Path(f"/proc/{process}").exists()]
 
 
-def test_nodes_are_idle_with_the_cpus_that_they_claim(cluster: Cluster) -> None:
+def test_nodes_are_idle_with_the_simulated_cpus(cluster: Cluster) -> None:
     said = cluster.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T %c")
     assert said.splitlines() == [f"{name} idle 2" for name in cluster.nodes]
 
 
-def test_a_job_runs_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+def test_job_runs_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     out = tmp_path / "out"
     job = cluster.submit("--nodes=2", "--ntasks-per-node=2", f"--output={out}",
                          "--wrap=srun printenv SLURMD_NODENAME")  # fmt: skip
@@ -52,12 +52,12 @@ def test_a_job_runs_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     assert sorted(out.read_text().split()) == sorted(2 * cluster.nodes)
 
 
-def test_a_job_that_asks_for_too_much_is_refused_with_a_reason(cluster: Cluster) -> None:
+def test_impossible_job_is_rejected_with_a_reason(cluster: Cluster) -> None:
     with pytest.raises(ClusterError, match="Node count specification invalid"):
         cluster.submit("--nodes=3", "--wrap=true")
 
 
-def test_what_never_comes_is_reported_with_the_queue_and_the_logs(cluster: Cluster) -> None:
+def test_timeout_reports_the_queue_and_the_logs(cluster: Cluster) -> None:
     job = cluster.submit("--hold", "--job-name=held", "--wrap=true")
     with pytest.raises(ClusterError, match=rf"job {job} is RUNNING: not within 0.3 s") as error:
         cluster.wait_for_state(job, "RUNNING", seconds=0.1)
@@ -66,9 +66,7 @@ def test_what_never_comes_is_reported_with_the_queue_and_the_logs(cluster: Clust
     assert f"submit_batch_job: JobId={job}" in str(error.value)
 
 
-def test_the_high_partition_requeues_a_job_of_the_low_ones(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_high_partition_requeues_a_job_of_a_low_one(cluster: Cluster, tmp_path: Path) -> None:
     out = tmp_path / "out"
     both = ["--exclusive", "--nodes=2"]
     low = cluster.submit(*both, "--partition=low_nograce", "--open-mode=append",
@@ -84,23 +82,23 @@ def test_the_high_partition_requeues_a_job_of_the_low_ones(
     cluster.run("scancel", low)
 
 
-def test_a_job_with_grace_is_told_by_the_signal_that_it_asked_for(
+def test_preempted_job_with_grace_time_receives_the_requested_signal(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     both = ["--exclusive", "--nodes=2"]
     low = cluster.submit(*both, "--partition=low", "--signal=B:USR2@90", f"--output={out}",
-                         "--wrap=trap 'echo told; exit 0' USR2; echo ready; sleep 300 & wait",
+                         "--wrap=trap 'echo signalled; exit 0' USR2; echo ready; sleep 300 & wait",
                          )  # fmt: skip
     cluster.wait_for(lambda: out.exists() and "ready" in out.read_text(), "the job's start")
     high = cluster.submit(*both, "--partition=high", "--output=/dev/null", "--wrap=true")
     cluster.wait_for_state(high, "COMPLETED")
-    assert out.read_text().split()[:2] == ["ready", "told"]
-    # One that ends by itself has ended: it is for the job to requeue itself.
+    assert out.read_text().split()[:2] == ["ready", "signalled"]
+    # A job that ends by itself is done: it has to requeue itself.
     assert (cluster.state(low), cluster.restart_count(low)) == ("COMPLETED", 0)
 
 
-def test_submitit_finds_the_cluster_and_returns_a_value(
+def test_submitit_runs_on_the_cluster(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitit = pytest.importorskip("submitit")
@@ -111,7 +109,7 @@ def test_submitit_finds_the_cluster_and_returns_a_value(
     assert job.results() == list(cluster.nodes)
 
 
-def test_pretended_gpus_are_named_to_a_job(tmp_path: Path) -> None:
+def test_simulated_gpus_are_visible_to_a_job(tmp_path: Path) -> None:
     with start_cluster(tmp_path, nodes=1, gpus=2) as cluster:
         out = tmp_path / "job"
         job = cluster.submit("--gpus-per-node=2", f"--output={out}",
@@ -121,8 +119,8 @@ def test_pretended_gpus_are_named_to_a_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_process_takes_a_gpu_of_its_own(tmp_path: Path) -> None:
-    """Whether SLURM shows it all of the machine's or one."""
+def test_each_rank_takes_its_own_gpu(tmp_path: Path) -> None:
+    """Whether SLURM exposes all GPUs of the node to it, or one."""
     program = tmp_path / "program.py"
     program.write_text(
         "import os, pathlib, torch\n"
@@ -145,7 +143,7 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path: Path) -> None:
     assert sorted(lines[2:]) == ["1 0 0", "1 1 1"]
 
 
-def test_accounts_are_kept_when_asked_for(tmp_path: Path) -> None:
+def test_accounting_answers_sacct(tmp_path: Path) -> None:
     missing = missing_programs(accounting=True)
     if missing:
         pytest.skip(f"no programs for accounting ({', '.join(missing)}): run make slurm-deps")
@@ -155,8 +153,8 @@ def test_accounts_are_kept_when_asked_for(tmp_path: Path) -> None:
         cluster.wait_for(lambda: cluster.run(*sacct).strip() == "COMPLETED", "accounts of a job")
 
 
-def test_nothing_is_left_of_a_cluster_that_was_stopped_with_a_job_on_it(tmp_path: Path) -> None:
-    """Not even of a job that ignores signals, in a session and an environment of its own."""
+def test_stopped_cluster_leaves_no_process_of_a_job(tmp_path: Path) -> None:
+    """Even if the job ignores signals, in its own session and environment."""
     script = "setsid env -i /bin/sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1; done'"
     out = tmp_path / "job"
     with start_cluster(tmp_path / "cluster") as cluster:
@@ -171,7 +169,7 @@ def test_nothing_is_left_of_a_cluster_that_was_stopped_with_a_job_on_it(tmp_path
     assert (tmp_path / "cluster" / "slurmctld.log").exists()
 
 
-def test_nothing_is_left_after_a_failure_inside_of_the_block(tmp_path: Path) -> None:
+def test_failure_inside_the_block_leaves_no_process(tmp_path: Path) -> None:
     processes: list[int] = []
 
     def interrupted() -> None:
@@ -185,7 +183,7 @@ def test_nothing_is_left_after_a_failure_inside_of_the_block(tmp_path: Path) -> 
     assert alive(processes) == []
 
 
-def test_a_start_that_fails_says_why_and_leaves_nothing(
+def test_failed_start_reports_its_reason_and_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = tmp_path / "bin" / "slurmd"
@@ -201,9 +199,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(
     assert "Running as primary" in (tmp_path / "cluster" / "slurmctld.log").read_text()
 
 
-def test_a_program_that_is_missing_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_cluster, "PROGRAMS", ("sbatch", "no-such-program"))
     words = r"not installed \(no-such-program\)"
     with pytest.raises(ClusterError, match=words), start_cluster(tmp_path):
@@ -211,7 +207,7 @@ def test_a_program_that_is_missing_is_named(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_by_hand_it_ends_with_the_process_that_started_it(
+def test_cluster_started_by_hand_ends_with_its_process(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     process = subprocess.Popen(
@@ -226,9 +222,9 @@ def test_by_hand_it_ends_with_the_process_that_started_it(
             environment = os.environ | {variable: configuration}
             job = subprocess.run(["srun", "echo", "hello"], env=environment, capture_output=True)
             assert job.stdout == b"hello\n", job.stderr
-        finally:  # or a failure would wait for it for ever
+        finally:  # otherwise a failure would wait for it forever
             process.send_signal(number)
-    # The supervisor removes it last, when none of the cluster's processes is left.
+    # The supervisor removes it last, after all processes of the cluster have ended.
     end = time.monotonic() + 10
     while Path(configuration).parent.exists():
         assert time.monotonic() < end
@@ -237,6 +233,6 @@ def test_by_hand_it_ends_with_the_process_that_started_it(
 
 
 @pytest.mark.slow
-def test_a_job_ends_at_its_limit_of_time(overdue: tuple[Cluster, str]) -> None:
+def test_job_ends_at_its_time_limit(overdue: tuple[Cluster, str]) -> None:
     cluster, job = overdue
     cluster.wait_for_state(job, "TIMEOUT", seconds=45)

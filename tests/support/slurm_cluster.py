@@ -1,12 +1,12 @@
-"""A real SLURM on the loopback, up in a fraction of a second: several nodes on one machine.
+"""A real SLURM cluster on the loopback, started in a fraction of a second.
 
-Nodes, CPUs and GPUs are pretended, whatever the machine has, so that a job over nodes and processes
-runs anywhere. Every daemon is a child of one supervisor, which adopts whatever they leave behind:
-nothing outlives the cluster, no daemon and no job, not even when the tests are killed. The state is
-thrown away; the logs stay in the cluster's folder.
+Nodes, CPUs and GPUs are simulated, whatever the machine has, so that jobs over several nodes run
+anywhere. All daemons are children of one supervisor, which also adopts orphans: no daemon and no
+job outlives the cluster, even if the tests are killed. The state is discarded; the logs stay in the
+cluster's folder.
 
-By hand, `python tests/support/slurm_cluster.py` starts one and waits for Ctrl-C (`--accounting`
-adds a database, and with it `sacct`).
+`python tests/support/slurm_cluster.py` starts a cluster by hand and waits for Ctrl-C
+(`--accounting` adds a database, and with it `sacct`).
 """
 
 import argparse
@@ -34,35 +34,35 @@ T = TypeVar("T")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scontrol", "scancel")
 ACCOUNTING = ("slurmdbd", "sacct", "mariadbd", "mariadb-install-db")
 
-# Seconds until a daemon must answer: far more than any needs, for a machine under load.
+# Seconds within which a daemon must answer; generous, for machines under load.
 PATIENCE = 30.0
-# Times as long as a job needs where two cores are free, that is waited for it.
+# Factor on the timeouts of jobs, which are for two free cores.
 BUSY = 3
 
-# prctl's numbers, from linux/prctl.h.
+# Constants of prctl, from linux/prctl.h.
 SET_PARENT_DEATH_SIGNAL = 1
 SET_CHILD_SUBREAPER = 36
 
 
 class ClusterError(RuntimeError):
-    """The cluster did not start, did not do what was waited for, or refused a command."""
+    """The cluster did not start, did not reach an awaited state, or rejected a command."""
 
 
 def missing_programs(accounting: bool = False) -> list[str]:
-    """Return the names of the programs that a cluster needs and this machine lacks."""
+    """Return the names of the required programs that are not installed."""
     names = PROGRAMS + ACCOUNTING if accounting else PROGRAMS
     return [name for name in names if _find(name) is None]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that runs.
+    """A running cluster.
 
     Args:
-        folder: Where the daemons' logs are, and stay.
-        environment: Variables for a program that is to find this cluster, and no other.
-        nodes: The nodes' names, which are addresses: the first is a job's `MASTER_ADDR`.
-        supervisor: The process that all of the cluster's descend from.
+        folder: folder of the daemons' logs.
+        environment: environment that points SLURM's programs to this cluster.
+        nodes: names of the nodes, which are addresses: the first is a job's `MASTER_ADDR`.
+        supervisor: ancestor of all processes of the cluster.
     """
 
     folder: Path
@@ -71,14 +71,14 @@ class Cluster:
     supervisor: subprocess.Popen[str]
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run one of SLURM's commands and return what it printed.
+        """Run a SLURM command and return its output.
 
         Args:
-            command: Its name and arguments.
-            check: Raise where it fails; otherwise what it printed is returned all the same.
+            command: name and arguments.
+            check: raise an error if it fails.
 
         Raises:
-            ClusterError: It failed; the message has what it said.
+            ClusterError: it failed; the message contains its errors.
         """
         program = _find(command[0]) or command[0]
         done = subprocess.run(
@@ -95,11 +95,11 @@ class Cluster:
         return done.stdout
 
     def submit(self, *arguments: str) -> str:
-        """Give arguments to `sbatch` and return the new job's id."""
+        """Submit a job with `sbatch` and return its id."""
         return self.run("sbatch", "--parsable", *arguments).strip()
 
     def show(self, job_id: int | str) -> dict[str, str]:
-        """Return a job's fields, as `scontrol show job` names them.
+        """Return the fields of `scontrol show job`.
 
         SLURM forgets a job five minutes after its end.
         """
@@ -112,24 +112,23 @@ class Cluster:
         return self.show(job_id)["JobState"]
 
     def restart_count(self, job_id: int | str) -> int:
-        """Return how often a job was requeued."""
+        """Return the number of times that a job was requeued."""
         return int(self.show(job_id)["Restarts"])
 
     def start_now(self, job_id: int | str) -> None:
-        """Spare a job that was requeued, and is pending again, the six seconds until its start."""
+        """Start a requeued, pending job at once instead of after six seconds."""
         self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
     def wait_for(self, predicate: Callable[[], T], what: str, seconds: float = 30) -> T:
-        """Ask until the answer is true, and return it.
+        """Poll a predicate until it returns a true value, and return that.
 
         Args:
-            predicate: What to ask.
-            what: What is waited for, in words, for the error.
-            seconds: How long that may take where two cores are free; `BUSY` times as long is
-                waited.
+            predicate: function to poll.
+            what: description of the awaited event, for the error.
+            seconds: timeout on two free cores; `BUSY` times as long is allowed.
 
         Raises:
-            ClusterError: It did not come about; the message has the queue and the logs' ends.
+            ClusterError: timeout; the message contains the queue and the ends of the logs.
         """
         seconds *= BUSY
         end = time.monotonic() + seconds
@@ -142,7 +141,7 @@ class Cluster:
         return answer
 
     def wait_for_state(self, job_id: int | str, *states: str, seconds: float = 30) -> str:
-        """Wait as `wait_for` does until a job is in one of some states, and return that."""
+        """Wait until a job is in one of the given states, and return its state."""
 
         def reached() -> str | None:
             state = self.state(job_id)
@@ -151,7 +150,7 @@ class Cluster:
         return self.wait_for(reached, f"job {job_id} is {' or '.join(states)}", seconds) or ""
 
     def processes(self) -> list[int]:
-        """Return the ids of the cluster's processes: the supervisor, daemons, and jobs' tasks."""
+        """Return the ids of all processes of the cluster: supervisor, daemons, tasks of jobs."""
         parents = _parents()
         found = [pid for pid in parents if pid == self.supervisor.pid]
         for pid in found:
@@ -159,10 +158,10 @@ class Cluster:
         return found
 
     def stop(self) -> None:
-        """End every process of the cluster, jobs included; again does nothing.
+        """Kill all processes of the cluster, including jobs; may be called again.
 
         Raises:
-            ClusterError: Some process could not be ended.
+            ClusterError: a process could not be killed.
         """
         if self.supervisor.poll() is not None:
             return
@@ -180,23 +179,23 @@ class Cluster:
 def start_cluster(
     folder: Path, *, nodes: int = 2, cpus: int = 2, gpus: int = 0, accounting: bool = False
 ) -> Iterator[Cluster]:
-    """Start a cluster, hand it over when its nodes are idle, and end it with the block.
+    """Start a cluster, yield it once its nodes are idle, and stop it at the end of the block.
 
-    Its partitions, each with all nodes and without a limit of time: `main`, the default, which
-    nothing preempts; `low` and `low_nograce`, whose jobs `high` requeues where it needs their CPUs.
-    They first get the signal that they asked for with `--signal`; then SIGTERM, 15 seconds later in
-    `low` and at once in `low_nograce`; and SIGKILL 5 seconds after that.
+    All partitions have all nodes and no time limit: `main`, the default, is never preempted; `high`
+    requeues jobs of `low` and `low_nograce` if it needs their CPUs. These first receive the signal
+    that they requested with `--signal`, then SIGTERM (15 s later in `low`, at once in
+    `low_nograce`), and SIGKILL 5 s after that.
 
     Args:
-        folder: Where the logs go; made where absent.
-        nodes: How many nodes to pretend.
-        cpus: How many CPUs each node pretends to have.
-        gpus: How many GPUs each node pretends to have: `CUDA_VISIBLE_DEVICES` names them, no more.
-        accounting: Keep accounts in a database, so that `sacct` answers: a second longer to start.
+        folder: folder of the logs, created if necessary.
+        nodes: number of simulated nodes.
+        cpus: simulated CPUs per node.
+        gpus: simulated GPUs per node; `CUDA_VISIBLE_DEVICES` names them.
+        accounting: keep accounts in a database for `sacct`; takes a second longer to start.
 
     Raises:
-        ClusterError: A program is missing, or a daemon did not start; the message has its log's
-            end.
+        ClusterError: a program is missing, or a daemon did not start; the message contains the end
+            of its log.
     """
     missing = missing_programs(accounting)
     if missing:
@@ -226,13 +225,13 @@ def start_cluster(
 
 
 def _find(program: str) -> str | None:
-    """Return a program's path; daemons are often outside of a user's `PATH`."""
+    """Return a program's path; daemons are often outside a user's `PATH`."""
     places = (os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin")
     return shutil.which(program, path=os.pathsep.join(places))
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """Return this process's environment, pointed to a cluster and away from any other."""
+    """Return this process's environment without other clusters, pointed to a new one."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -242,27 +241,27 @@ def _environment(scratch: Path) -> dict[str, str]:
 
 
 def _node_names(nodes: int) -> tuple[str, ...]:
-    # Launchers take a node's name as an address to connect to, so a name must be one.
+    # Launchers connect to a node by its name, so the name must be an address.
     return tuple(f"127.0.0.{index}" for index in range(1, nodes + 1))
 
 
 def _fast_folder() -> str | None:
-    """Return a folder in memory that programs may be run from, or None for the system's own.
+    """Return an executable folder in memory, or None for the system's temporary folder.
 
-    Either has a short path, as sockets need one.
+    Both have short paths, as sockets require.
     """
     memory = "/dev/shm"
     try:
         found = os.statvfs(memory)
     except OSError:
         return None
-    # Containers often mount it small and without leave to run files, such as a job's script.
+    # Containers often mount it small, or noexec, which would prevent jobs' scripts from running.
     fit = not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize > 2**29
     return memory if fit and os.access(memory, os.W_OK) else None
 
 
 def _ends_of_logs(folder: Path, lines: int = 15) -> str:
-    """Return the last lines of each daemon's log, or of what it printed where it has none."""
+    """Return the last lines of each daemon's log, or of its output if it has none."""
     ends = []
     for printed in sorted(folder.glob("*.out")):
         log = printed.with_suffix(".log")
@@ -273,24 +272,24 @@ def _ends_of_logs(folder: Path, lines: int = 15) -> str:
 
 
 def _parents() -> dict[int, int]:
-    """Return the parent of every process that has not ended."""
+    """Return the parent of each running process."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # A program's name, in brackets before these, may itself have any character.
+                # The program's name, in brackets before these, may contain any character.
                 state, parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[:2]
                 if state not in (b"Z", b"X"):
                     parents[int(entry.name)] = int(parent)
     return parents
 
 
-# What follows runs in the supervisor.
+# The rest of the file runs in the supervisor.
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a cluster is to be, and where its state and its logs go."""
+    """Size of a cluster, and folders of its state and logs."""
 
     scratch: Path
     folder: Path
@@ -301,14 +300,14 @@ class _Layout:
 
 
 class _Daemons:
-    """Those started so far; each wait ends with an error where one of them has died."""
+    """Running daemons; waiting for them fails once one of them dies."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[bytes]] = []
 
     def start(self, program: str, *arguments: str, log: str = "") -> None:
-        """Start one in the foreground; it dies with the supervisor."""
+        """Start a daemon in the foreground; it dies with the supervisor."""
         libc = ctypes.CDLL(None)
         path = self.folder / f"{log or program}.out"
         path.with_suffix(".log").unlink(missing_ok=True)
@@ -345,7 +344,7 @@ class _Daemons:
 
 
 def _supervise(parent: int, layout: _Layout) -> int:
-    """Start the daemons, say so, and end them all when told to or when the parent has died."""
+    """Start the daemons, and kill all of them on SIGTERM or when the parent dies."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     os.umask(0o077)
     ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -353,20 +352,20 @@ def _supervise(parent: int, layout: _Layout) -> int:
         _start_daemons(layout)
         print("ready", flush=True)
         while os.getppid() == parent:
-            _bury_children()
+            _reap_children()
             time.sleep(0.2)
     except (ClusterError, OSError) as error:
         print(error, flush=True)
         return 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _end_children()
+        _kill_children()
         shutil.rmtree(layout.scratch, ignore_errors=True)
     return 0
 
 
-def _bury_children() -> bool:
-    """Take note of the children that ended; return whether any is left."""
+def _reap_children() -> bool:
+    """Reap ended children; return whether any is left."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -375,13 +374,13 @@ def _bury_children() -> bool:
     return True
 
 
-def _end_children() -> None:
-    """Kill children until there is none: those of a killed one become our own.
+def _kill_children() -> None:
+    """Kill children until none is left: grandchildren become children of the supervisor.
 
-    Nothing needs to end in order, as no state is kept.
+    The order does not matter, as no state is kept.
     """
     end = time.monotonic() + PATIENCE / 2
-    while _bury_children():
+    while _reap_children():
         children = [pid for pid, parent in _parents().items() if parent == os.getpid()]
         if time.monotonic() > end:
             raise ClusterError(f"the cluster's processes {children} cannot be killed")
@@ -506,7 +505,7 @@ def _write_configuration(layout: _Layout, controller: int, ports: Sequence[int])
 
 
 def _start_accounting(daemons: _Daemons, layout: _Layout, database: int, accounts: int) -> None:
-    """Start a database and the daemon that keeps SLURM's accounts in it."""
+    """Start a database and slurmdbd, which keeps SLURM's accounts in it."""
     scratch = layout.scratch
     host, user = _host_and_user()
     password = secrets.token_hex(16)
