@@ -1,5 +1,7 @@
 """Decoders: computing only what the loss reads does not change the loss."""
 
+import json
+
 import pytest
 import torch
 from small_mae import small
@@ -79,7 +81,7 @@ def test_decoder_share_outside_0_to_1_raises() -> None:
         ModelConfig(decoder_share=1.5)
 
 
-def test_export_to_layouts_of_the_mae_decoder_rejects_a_cross_decoder(tmp_path) -> None:
+def test_export_to_the_layout_of_mae_rejects_a_cross_decoder(tmp_path) -> None:
     from tiny_run import TINY
 
     from mae_et import PretrainConfig, load_config, pretrain
@@ -90,7 +92,9 @@ def test_export_to_layouts_of_the_mae_decoder_rejects_a_cross_decoder(tmp_path) 
         "--model.decoder_share=0.5",
     ]  # fmt: skip
     run = pretrain(load_config(PretrainConfig, [str(tmp_path / "tiny.yaml")], flags))
-    for layout in ("mae", "hf"):
-        with pytest.raises(UserError, match="cross"):
-            export(run, layout, tmp_path / layout)
+    with pytest.raises(UserError, match="cross"):
+        export(run, "mae", tmp_path / "mae.pth")
     export(run, "timm", tmp_path / "timm.safetensors")
+    export(run, "hf", tmp_path / "hf")  # the encoder alone
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["architectures"] == ["ViTModel"]
