@@ -114,7 +114,7 @@ def test_a_damaged_file_that_is_asked_for_by_name_is_refused_in_one_sentence(tmp
 
 
 @pytest.mark.faults
-def test_a_run_whose_newest_checkpoint_is_damaged_takes_the_one_before(tiny, tmp_path) -> None:
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny, tmp_path) -> None:
     """At 20 places of the file, with a warning, and to the same end bit for bit."""
     clean = pretrain(tiny(*QUIET, "--output.keep_last=9", f"--output.dir={tmp_path / 'clean'}"))
     paths = list_checkpoints(clean / "checkpoints")
@@ -139,7 +139,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_takes_the_one_before(tiny, tmp
         assert newest.with_name(f"{newest.name}.damaged").exists()
 
 
-def test_no_run_begins_anew_over_checkpoints_of_which_none_loads(tiny) -> None:
+def test_run_without_a_loadable_checkpoint_is_refused(tiny) -> None:
     """Nor is anything of it changed: whoever has a copy can put it back."""
     config = tiny(*QUIET)
     folder = pretrain(config, stop_after_step=5)
@@ -148,7 +148,7 @@ def test_no_run_begins_anew_over_checkpoints_of_which_none_loads(tiny) -> None:
     path.write_bytes(whole[:5000])
     with (
         pytest.warns(UserWarning, match="there is none before it"),
-        pytest.raises(UserError, match=r"none of the 1 checkpoints in \S+ loads, and nothing was"),
+        pytest.raises(UserError, match=r"none of the 1 checkpoints in \S+ loads; nothing was"),
     ):
         pretrain(config)
     assert (folder / "metrics.jsonl").read_bytes() == record
@@ -186,13 +186,13 @@ def test_damaged_rows_are_skipped_and_the_others_kept_with_a_warning(tmp_path) -
     lines[4] = b"\0" * 30  # what a machine that lost its power leaves of a file
     lines[5] = lines[5].replace(b"loss", b"l\xffss")
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b'\n{"step": 9, "lo')
-    with pytest.warns(UserWarning, match=r"metrics\.jsonl is damaged: left out line 3, 5, 6$"):
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl is damaged: skipped line 3, 5, 6$"):
         rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 4, 7, 8]
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.faults)])
-def test_a_run_comes_to_its_end_whatever_became_of_its_record(tiny, times: int) -> None:
+def test_damaged_record_does_not_stop_a_run(tiny, times: int) -> None:
     """The record says what happened; the numbers do not come from it. The encoder is made anew."""
     config = tiny("--output.keep_last=9")  # with TensorBoard, which reads every number again
     folder = pretrain(config)
@@ -215,7 +215,7 @@ def test_a_run_comes_to_its_end_whatever_became_of_its_record(tiny, times: int) 
         assert read_weight_file(folder / "encoder.safetensors")
 
 
-def test_rows_and_pictures_that_are_none_any_more_do_not_stop_a_run_that_goes_on(tiny) -> None:
+def test_damaged_rows_and_images_do_not_stop_a_resumed_run(tiny) -> None:
     """A flipped bit in a name or a number leaves JSON, and a row that TensorBoard cannot show."""
     config = tiny()
     folder = pretrain(config, stop_after_step=13)  # with a picture
@@ -236,7 +236,7 @@ def test_rows_and_pictures_that_are_none_any_more_do_not_stop_a_run_that_goes_on
         warnings.simplefilter("always")
         pretrain(config, stop_after_step=14)
     said = [str(each.message) for each in told]
-    assert any(f"{record} is damaged: left out line 1, 2, 3, 4, 5, ..." in each for each in said)
+    assert any(f"{record} is damaged: skipped line 1, 2, 3, 4, 5, ..." in each for each in said)
     assert any(f"{picture} is damaged: skipped in TensorBoard" in each for each in said)
     assert [row["step"] for row in read_metrics(folder)] == [13, 14]
 
@@ -266,14 +266,14 @@ def test_an_encoder_that_was_deleted_is_written_again_from_the_last_state(tiny) 
     assert encoder.read_bytes() == expected
 
 
-def test_a_record_without_a_checkpoint_is_begun_again_with_a_warning(tiny) -> None:
+def test_run_without_a_checkpoint_restarts_with_a_warning(tiny) -> None:
     config = tiny(*QUIET, "--curriculum.epochs=1")
     folder = pretrain(config)
     steps = [row["step"] for row in read_metrics(folder)]
     (folder / "results.json").unlink()
     for path in list_checkpoints(folder / "checkpoints"):
         path.unlink()
-    with pytest.warns(UserWarning, match=f"record up to step {steps[-1]}, but no checkpoint"):
+    with pytest.warns(UserWarning, match=f"metrics up to step {steps[-1]} but no checkpoint"):
         pretrain(config)
     assert [row["step"] for row in read_metrics(folder)] == steps
 

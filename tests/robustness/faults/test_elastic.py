@@ -72,7 +72,7 @@ def test_a_classifier_goes_on_with_other_processes(tmp_path, command: str) -> No
     """Without mixing, drop path and batch norms, so that the numbers too are the same to rounding.
 
     Image (augmented and erased) and label of every sample are those of a run that was left alone,
-    bit for bit and in its order. Whoever goes on with another number of processes is told so.
+    bit for bit and in its order. Resuming on another number of ranks prints a warning.
     """
     flags = VIT
     if command == "finetune":
@@ -97,7 +97,7 @@ def test_a_classifier_goes_on_with_other_processes(tmp_path, command: str) -> No
         fault = f"record:path={recorded}" + ("" if stop is None else f",stop={stop}")
         code, said = run(folder, fault, *flags, *more, processes=processes, command=command)
         assert code == (0 if stop is None else 128 + signal.SIGTERM), said
-        assert said.count("goes on with another number of processes") == differs
+        assert said.count("resumes on another number of ranks") == differs
         found += samples(recorded, processes)
     assert found == samples(tmp_path / "clean-samples", 1)
     assert len({digest for step in found for digest in step}) == 8 * len(found)  # none alike
@@ -146,7 +146,7 @@ def test_data_under_other_names_are_refused_and_moved_data_are_not(tiny_yaml, tm
     saved = newest_checkpoint(folder / "checkpoints")
     assert saved["origin"]["processes"] == 1
     (folder / "results.json").unlink()
-    with pytest.raises(UserError, match="as many images, but under other names"):
+    with pytest.raises(UserError, match="as many images, but other names or labels"):
         pretrain(config(other))
     pretrain(config(moved))
 

@@ -59,7 +59,7 @@ def test_a_run_does_not_go_back_behind_what_another_process_has_saved_meanwhile(
     folder = tmp_path / "checkpoints"
     for step in (5, 10):
         save_checkpoint(folder, state(step).to_dict(), "seed: 0", {"plan": 1})
-    with pytest.raises(UserError, match=r"since this one read step 5: step-00000010\.pt is there"):
+    with pytest.raises(UserError, match=r"since this one read step 5: step-00000010\.pt exists"):
         rename_damaged_after(folder, 5)
     assert len(list_checkpoints(folder)) == 2
     list_checkpoints(folder)[-1].write_bytes(b"damaged")
