@@ -61,14 +61,18 @@ def random_crop(
     Raises:
         Unreadable: the image cannot be read.
     """
-    numbers = torch.rand(4 * BOX_ATTEMPTS + 1, generator=generator, dtype=torch.float64).tolist()
-    sample_box: BoxSampler = partial(
-        random_box, scale=config.scale, ratio=config.ratio, numbers=numbers
-    )
+    sample_box, flip = draw_crop(config, generator)
     with source.naming_errors(index):
         content, label, sample_box = source.read_for_crop(index, sample_box, size)
         crop = crop_and_resize(content, source.channels, sample_box, size, source.max_value)
-    return (crop.flip(-1) if numbers[-1] < config.flip else crop), label
+    return (crop.flip(-1) if flip else crop), label
+
+
+def draw_crop(config: DataConfig, generator: Generator) -> tuple[BoxSampler, bool]:
+    """Draw a random-resized crop: the box, as a function of the image's size, and the flip."""
+    numbers = torch.rand(4 * BOX_ATTEMPTS + 1, generator=generator, dtype=torch.float64).tolist()
+    sample_box = partial(random_box, scale=config.scale, ratio=config.ratio, numbers=numbers)
+    return sample_box, numbers[-1] < config.flip
 
 
 def random_box(

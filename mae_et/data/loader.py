@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mae_et.data.bad_images import BadImages, WithSubstitutes
+from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
+from mae_et.data.encoded import EncodedDataset
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sample_seed
 from mae_et.runtime.signals import STOP_SIGNALS
 
@@ -41,6 +43,7 @@ def training_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
     bad_images: BadImages | None = None,
+    decoder: DeviceDecoder | None = None,
 ) -> Iterator[Iterator[Any]]:
     """Load the sampler's micro-batches, from its first step to the plan's last.
 
@@ -51,9 +54,15 @@ def training_batches(
         pin_memory: copy batches to pinned memory, for asynchronous copies to a GPU.
         bad_images: counts images that cannot be read and are replaced by others; without it the
             first one raises `Unreadable`.
+        decoder: decodes on a device what loader processes only read; None to decode in them.
     """
-    loaded_from = dataset if bad_images is None else WithSubstitutes(dataset)
-    with batches_of(train_loader(loaded_from, sampler, num_workers, pin_memory)) as batches:
+    views = dataset if bad_images is None else WithSubstitutes(dataset)
+    loaded_from = views if decoder is None else EncodedDataset(dataset, views)
+    with contextlib.ExitStack() as ends:
+        loader = train_loader(loaded_from, sampler, num_workers, pin_memory)
+        batches = ends.enter_context(batches_of(loader))
+        if decoder is not None:
+            batches = ends.enter_context(decoded_ahead(batches, decoder, views))
         if sampler.replay:
             batches = replayed(batches, sampler, dataset, pin_memory)
         yield batches if bad_images is None else bad_images.track(batches)
@@ -120,6 +129,7 @@ def train_loader(
     """Return a loader of the sampler's micro-batches."""
     return DataLoader(
         dataset,
+        collate_fn=getattr(dataset, "collate", None),
         batch_sampler=sampler,
         num_workers=num_workers,
         pin_memory=pin_memory,

@@ -139,8 +139,10 @@ class TrainDataset(Dataset[Batch]):
         seed: int,
         method: Method = "fourier",
     ):
-        self.source, self.seed = source, seed
+        self.source, self.config, self.seed = source, config, seed
         self.flip = config.flip
+        self.sides = [s.bandwidth if method == "decode" else plan.base for s in plan.stages]
+        """Side of the images of each stage, in pixels."""
         self.crops = DecodedCrops(source, config, plan) if method == "decode" else None
         self.transform = TrainTransform(plan, patch, seed, config)
 

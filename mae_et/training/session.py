@@ -14,6 +14,7 @@ from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
 from mae_et.data.datasets import ImageDataset
+from mae_et.data.device_decode import choose_decoder
 from mae_et.data.loader import training_batches, worker_count
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
@@ -133,11 +134,13 @@ def train_run(
         stop_after_step: number of steps after which to save and return, unfinished.
 
     Raises:
-        UserError: another process writes to the run folder, or it is not writable.
+        UserError: another process writes to the run folder, it is not writable, or the requested
+            decoder is not available.
         RunFailed: see `train`.
         Interrupted: a signal asked a rank to stop; the state is saved.
     """
     config, world = run.config, run.world
+    decoder = choose_decoder(config.efficiency.decode, dataset, world.device)
     if config.data.on_error == "skip":
         run.bad_images = BadImages(
             dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
@@ -147,7 +150,7 @@ def train_run(
     with (
         run_records(run, files) as logger,
         training_batches(
-            dataset, run.sampler(), num_workers, pin_memory, run.bad_images
+            dataset, run.sampler(), num_workers, pin_memory, run.bad_images, decoder
         ) as batches,
     ):
         train(run, batches, step, stopped, logger, periodic, stop_after_step)

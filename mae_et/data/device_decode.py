@@ -1,0 +1,288 @@
+"""Decode the JPEGs of micro-batches on a device, ahead of the training.
+
+    loader processes        one thread                               training thread
+    bytes, boxes, noise ->  decode -> crop and resize -> flip   ->   `Batch` on the device
+
+The box, flip and mask of an image are those of `TrainDataset`; its pixels differ by the decoder's
+rounding. What the device refuses to decode is made by `TrainDataset`, in its place in the batch, so
+that exactly the images are replaced (`data.on_error`) that are so without a device.
+
+Memory: `AHEAD` micro-batches at most are on their way, each as its files on the host or as its
+finished images on the device. While one is decoded, the device holds up to `MAX_DECODED` bytes of
+whole images and about four canvases of `box_resize.MAX_NUMBERS`: 1 GiB in all, or 2 GiB where
+single images have up to `encoded.MAX_DEVICE_PIXELS`.
+
+nvJPEG's hardware engine does not wait for the stream that it is given (pytorch/vision#9606,
+meta-pytorch/torchcodec#1634): it writes to memory that the caching allocator has handed out again,
+while kernels that are queued still read it. So images are decoded, cropped and resized on a stream
+of their own, which has its own pool of memory and is drained before each call of the decoder; what
+is handed over is marked as in use by the training's stream (`record_stream`).
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mae_et.data.box_resize import resize_boxes
+from mae_et.data.decoding import DecodedDataset
+from mae_et.data.encoded import FilePlace, PackedBatch, is_usual_jpeg
+from mae_et.data.notices import notify
+from mae_et.data.sampler import SampleIndex
+from mae_et.data.transforms import Batch, TrainDataset
+from mae_et.errors import UserError
+
+AHEAD = 2
+MAX_DECODED = 2**28
+PROBED = 16
+"""Images whose format is looked at to decide where to decode."""
+
+Decode = Callable[[list[Tensor], torch.device], list[Tensor]]
+"""Decode files, uint8 [bytes] each, to RGB images, uint8 [3 H W] each, on a device."""
+
+
+class Decoded(NamedTuple):
+    """A micro-batch that a decoder made."""
+
+    batch: Batch
+    refused: list[int]
+    """Places of images that the device did not decode; their pixels are undefined."""
+    draws: Tensor
+    done: Any
+    """Event of the decoder's stream; None on a CPU."""
+
+
+class DeviceDecoder:
+    """Turn packed micro-batches into batches on a device.
+
+    Args:
+        device: where to decode. A CPU runs the same code, for tests.
+        sides: side of the images of each stage, in pixels.
+        decode: the library's decoder.
+    """
+
+    def __init__(self, device: torch.device, sides: Sequence[int], decode: Decode):
+        self.device, self.sides, self.decode = device, sides, decode
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, packed: PackedBatch) -> Decoded:
+        """Decode a micro-batch; called by one thread at a time."""
+        if self.stream is None:
+            return self._batch(packed)
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            decoded = self._batch(packed)
+            return decoded._replace(done=self.stream.record_event())
+
+    def _batch(self, packed: PackedBatch) -> Decoded:
+        count, side = len(packed.draws), self.sides[int(packed.stage[0])]
+        files = packed.file_places()
+        images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=self.device)
+        finished = sorted(set(range(count)) - {file.place for file in files})
+        if finished:
+            images[self._indices(finished)] = packed.views.to(self.device, non_blocking=True)
+        refused: list[int] = []
+        for chunk in _chunks(files):
+            contents = [packed.content[file.start : file.end] for file in chunk]
+            whole = self._decode(contents, chunk)
+            kept = [n for n, image in enumerate(whole) if image is not None]
+            refused += [
+                file.place for file, image in zip(chunk, whole, strict=True) if image is None
+            ]
+            if not kept:
+                continue
+            decoded = [image for image in whole if image is not None]
+            resized = resize_boxes(decoded, [chunk[n].box for n in kept], side)
+            flips = torch.tensor([chunk[n].flip for n in kept], device=self.device)
+            flipped = torch.where(flips[:, None, None, None], resized.flip(-1), resized)
+            images[self._indices([chunk[n].place for n in kept])] = flipped
+        noise = packed.noise.to(self.device, non_blocking=True)
+        batch = Batch(images, noise, packed.stage, packed.replaced)
+        return Decoded(batch, refused, packed.draws, None)
+
+    def _decode(self, contents: list[Tensor], files: Sequence[FilePlace]) -> list[Tensor | None]:
+        """Decode files; None for those that the device refuses, found one by one."""
+        sizes = [(3, file.height, file.width) for file in files]
+        try:
+            images = self._call(contents)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # decoders raise many types, and no partial result
+            if len(contents) == 1:
+                return [None]
+            each = [self._decode([c], [f]) for c, f in zip(contents, files, strict=True)]
+            return [image for images in each for image in images]
+        return [
+            image if tuple(image.shape) == size else None
+            for image, size in zip(images, sizes, strict=True)
+        ]
+
+    def _call(self, contents: list[Tensor]) -> list[Tensor]:
+        if self.stream is not None:
+            self.stream.synchronize()  # see the module's docstring
+        images = self.decode(contents, self.device)
+        # nvJPEG may give a grey file one channel.
+        return [image.expand(3, -1, -1) if len(image) == 1 else image for image in images]
+
+    def _indices(self, places: list[int]) -> Tensor:
+        return torch.tensor(places, device=self.device)
+
+
+def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:
+    """Yield files in parts whose decoded images take at most `MAX_DECODED` bytes."""
+    chunk: list[FilePlace] = []
+    total = 0
+    for file in files:
+        size = 3 * file.height * file.width
+        if chunk and total + size > MAX_DECODED:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(file)
+        total += size
+    if chunk:
+        yield chunk
+
+
+@contextlib.contextmanager
+def decoded_ahead(
+    loaded: Iterator[PackedBatch], decoder: DeviceDecoder, views: Any
+) -> Iterator[Iterator[Batch]]:
+    """Iterate over the batches of packed micro-batches, decoded by a thread `AHEAD` of their use.
+
+    The caller's thread reads from the loader, so that signals of dead loader processes and seeded
+    generators stay in one thread; errors of the decoding thread are raised there, too. The thread
+    ends with the block.
+
+    Args:
+        loaded: micro-batches in order.
+        decoder: decodes them.
+        views: makes the samples that the device refuses, indexed by `SampleIndex`.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+    try:
+        yield _in_order(loaded, decoder, views, thread)
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    loaded: Iterator[PackedBatch], decoder: DeviceDecoder, views: Any, thread: ThreadPoolExecutor
+) -> Iterator[Batch]:
+    pending: deque[Future[Decoded]] = deque()
+    for packed in loaded:
+        pending.append(thread.submit(decoder, packed))
+        if len(pending) > AHEAD:
+            yield _taken_over(pending.popleft().result(), views)
+    while pending:
+        yield _taken_over(pending.popleft().result(), views)
+
+
+def _taken_over(decoded: Decoded, views: Any) -> Batch:
+    """Make a batch safe to use on this thread's stream, and complete it."""
+    batch = decoded.batch
+    if decoded.done is not None:
+        stream = torch.cuda.current_stream(batch.images.device)
+        stream.wait_event(decoded.done)
+        batch.images.record_stream(stream)
+        batch.noise.record_stream(stream)
+    for place in decoded.refused:
+        view = views[SampleIndex(*decoded.draws[place].tolist())]
+        batch.images[place] = view.images.to(batch.images.device)
+        batch.noise[place] = view.noise.to(batch.noise.device)  # a substitute's may differ
+        batch.replaced[place] = view.replaced
+    if decoded.refused:
+        notify("the decoder of the device refused JPEGs, which are decoded by the CPU instead")
+    return batch
+
+
+# --- where to decode ------------------------------------------------------------------------------
+
+
+def choose_decoder(
+    requested: Literal["auto", "cpu", "gpu"], dataset: Any, device: torch.device
+) -> DeviceDecoder | None:
+    """Return the decoder of a run, None to decode in loader processes, and print which and why.
+
+    Args:
+        requested: see `EfficiencyConfig.decode`.
+        dataset: augmented dataset.
+        device: the run's.
+
+    Raises:
+        UserError: the GPU is requested and cannot decode for this run.
+    """
+    if requested == "cpu" or (requested == "auto" and device.type != "cuda"):
+        return None
+    reason = _unsuited(dataset, device)
+    if reason is None and requested == "auto" and not _mostly_jpegs(dataset.source):
+        reason = "the images are not mostly JPEGs"
+    if reason is None:
+        found = _find_decoder(device)
+        if found is not None:
+            name, decode = found
+            notify(f"JPEGs are decoded by the GPU ({name}; efficiency.decode {requested})")
+            return DeviceDecoder(device, dataset.sides, decode)
+        reason = (
+            "neither TorchCodec (the extra gpu: pip install '.[gpu]') nor torchvision decodes a "
+            "JPEG there"
+        )
+    if requested == "gpu":
+        raise UserError(f"efficiency.decode gpu is not possible: {reason}")
+    notify(f"images are decoded by the CPU (efficiency.decode auto): {reason}")
+    return None
+
+
+def _unsuited(dataset: Any, device: torch.device) -> str | None:
+    """Return why a run cannot decode on the GPU; None if it can."""
+    if device.type != "cuda":
+        if torch.cuda.is_available():
+            return "the run is on the CPU (efficiency.device)"
+        return "torch sees no CUDA device"
+    if not isinstance(dataset, TrainDataset):
+        return "only pre-training does so"
+    if not isinstance(dataset.source, DecodedDataset):
+        return "the dataset has no files"
+    if dataset.source.channels != 3:
+        return f"model.channels is {dataset.source.channels}, not 3"
+    if dataset.config.augment:
+        return "RandAugment (data.augment) runs on the CPU"
+    if dataset.config.replay:
+        return "data.replay keeps images on the CPU, and is not needed with a fast decoder"
+    return None
+
+
+def _mostly_jpegs(source: DecodedDataset) -> bool:
+    """Return whether at least half of some images, evenly spread, are usual JPEGs."""
+    indices = sorted({n * len(source) // PROBED for n in range(PROBED)})
+    return 2 * sum(is_usual_jpeg(source, index) for index in indices) >= len(indices)
+
+
+def _find_decoder(device: torch.device) -> tuple[str, Decode] | None:
+    """Return the first library that decodes a small JPEG on a device, and its name."""
+    from torchvision.io import encode_jpeg
+
+    jpeg = encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    for name, decode in (("TorchCodec", _decode_torchcodec), ("torchvision", decode_torchvision)):
+        try:
+            images = decode([jpeg, jpeg], device)
+        except Exception:  # not installed, without CUDA, or no nvJPEG for this GPU
+            continue
+        if [tuple(image.shape) for image in images] == [(3, 16, 16)] * 2:
+            return name, decode
+    return None
+
+
+def _decode_torchcodec(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+    from torchcodec.decoders import decode_jpeg
+
+    return decode_jpeg(contents, mode="RGB", device=device)
+
+
+def decode_torchvision(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Decode with torchvision, whose decoders are deprecated since 0.29."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return decode_jpeg(contents, ImageReadMode.RGB, device)

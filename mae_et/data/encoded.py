@@ -1,0 +1,198 @@
+"""Read JPEGs without decoding them: loader processes for a decoder on the device.
+
+A sample is a file's bytes with the box, flip and mask noise that `TrainDataset` would apply: they
+are drawn in the same way from the same (seed, epoch, sample), and need the size of the image alone,
+which is in its header. What is not a JPEG that every decoder reads alike (see `jpeg_header`) is
+made as a finished view by the dataset itself, and so are substitutes of unreadable images.
+
+A micro-batch leaves its process as few tensors: all files are in one buffer.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import RandomResizedCrop
+
+from mae_et.data.box_resize import PixelBox
+from mae_et.data.decoding import DecodedDataset
+from mae_et.data.jpeg_crop import draw_crop, round_box
+from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header
+from mae_et.data.sampler import SampleIndex, sample_seed
+from mae_et.data.transforms import NOT_REPLACED, TrainDataset, seeded
+from mae_et.errors import RunFailed
+
+MAX_DEVICE_PIXELS = 2**25
+"""Of an image to be decoded on the device: 100 MB there. Larger ones are decoded by the loader."""
+
+
+class EncodedView(NamedTuple):
+    """A JPEG and the random view of it that is to be made."""
+
+    content: bytes
+    header: JpegHeader
+    box: PixelBox
+    flip: bool
+    noise: Tensor
+    """float32 [N]."""
+    draw: SampleIndex
+
+
+class FilePlace(NamedTuple):
+    """Where a JPEG of a packed batch lies, and what view is to be made of it."""
+
+    place: int
+    """In the batch."""
+    start: int
+    end: int
+    """Of the file, in `PackedBatch.content`."""
+    height: int
+    width: int
+    """Of the image, without EXIF rotation."""
+    box: PixelBox
+    flip: bool
+
+
+class PackedBatch(NamedTuple):
+    """A micro-batch on its way to a decoder: B images, of which F are files and B - F views."""
+
+    content: Tensor
+    """uint8 [bytes]: all files, one after the other."""
+    files: Tensor
+    """int64 [F 10]: a row a file, the numbers of `FilePlace`."""
+    views: Tensor
+    """uint8 [B-F C S S]: finished views, in their order; empty if there is none."""
+    draws: Tensor
+    """int64 [B 3]: the sample indices."""
+    noise: Tensor
+    stage: Tensor
+    replaced: Tensor
+    """See `Batch`."""
+
+    def file_places(self) -> list[FilePlace]:
+        """Return the rows of `files`."""
+        return [
+            FilePlace(place, start, end, height, width, (top, left, h, w), bool(flip))
+            for place, start, end, height, width, top, left, h, w, flip in self.files.tolist()
+        ]
+
+
+class EncodedDataset(Dataset[Any]):
+    """The samples of a `TrainDataset` as files where possible, else as its views.
+
+    Args:
+        dataset: random views of images with 3 channels, without RandAugment.
+        views: `dataset`, or a wrapper of it that substitutes unreadable images.
+    """
+
+    def __init__(self, dataset: TrainDataset, views: Any):
+        self.dataset, self.views = dataset, views
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: SampleIndex) -> Any:
+        """Return an `EncodedView`, or a pair of a `Batch` of one image and the sample index.
+
+        Raises:
+            Unreadable: the image cannot be read, and `views` substitutes none.
+            RunFailed: the image is an array that is not uint8.
+        """
+        try:
+            encoded = read_encoded(self.dataset, draw)
+        except Exception:  # whatever it is, the view reports or replaces it
+            encoded = None
+        if encoded is not None:
+            return encoded
+        view = self.views[draw]
+        if view.images.dtype != torch.uint8:
+            raise RunFailed("efficiency.decode gpu needs 8-bit images, but the data are arrays")
+        return view, draw
+
+    @staticmethod
+    def collate(samples: Sequence[Any]) -> PackedBatch:
+        """Pack samples of one stage."""
+        files = [(i, each) for i, each in enumerate(samples) if isinstance(each, EncodedView)]
+        views = [each[0] for each in samples if not isinstance(each, EncodedView)]
+        draws = torch.tensor([each[-1] for each in samples])
+        noise = [each.noise if isinstance(each, EncodedView) else each[0].noise for each in samples]
+        replaced = [
+            NOT_REPLACED if isinstance(each, EncodedView) else each[0].replaced for each in samples
+        ]
+        none = torch.empty(0, dtype=torch.uint8)
+        ends = list(accumulate((len(each.content) for _, each in files), initial=0))
+        rows = [
+            (i, ends[n], ends[n + 1], *each.header[:2], *each.box, int(each.flip))
+            for n, (i, each) in enumerate(files)
+        ]
+        return PackedBatch(
+            _joined([each for _, each in files]),
+            torch.tensor(rows, dtype=torch.int64).reshape(-1, 10),
+            torch.stack([view.images for view in views]) if views else none,
+            draws,
+            torch.stack(noise),
+            draws[:, 2].clone(),
+            torch.stack(replaced),
+        )
+
+
+def read_encoded(dataset: TrainDataset, draw: SampleIndex) -> EncodedView | None:
+    """Read a sample's file and draw its view; None if it is not a usual JPEG of bounded size."""
+    source, config = dataset.source, dataset.config
+    assert isinstance(source, DecodedDataset)
+    seed = sample_seed(dataset.seed, draw.epoch, draw.sample)
+    patches = dataset.transform.patches[draw.stage]
+    if dataset.crops is not None:
+        generator = torch.Generator().manual_seed(seed)
+        sample_box, flip = draw_crop(config, generator)
+        content, _, sample_box = source.read_for_crop(
+            draw.sample, sample_box, dataset.sides[draw.stage]
+        )
+        header = _usable_header(content)
+        if header is None:
+            return None
+        noise = torch.rand(patches, generator=generator)
+        exact = sample_box(header.height, header.width)
+        top, left, bottom, right = round_box(exact, header.height, header.width)
+        box = (top, left, bottom - top, right - left)
+        return EncodedView(content, header, box, flip, noise, draw)
+    content, _ = source.inner[draw.sample]
+    header = _usable_header(content)
+    if header is None:
+        return None
+    with seeded(seed):  # as `training_transform` draws them
+        size = torch.empty(1, header.height, header.width, device="meta")
+        box = RandomResizedCrop.get_params(size, list(config.scale), list(config.ratio))
+        flip = bool(torch.rand(1) < config.flip)
+        noise = torch.rand(patches)
+    return EncodedView(content, header, box, flip, noise, draw)
+
+
+def is_usual_jpeg(source: DecodedDataset, index: int) -> bool:
+    """Return whether an image is a file that a decoder on the device reads."""
+    try:
+        return _usable_header(source.inner[index][0]) is not None
+    except Exception:  # an unreadable image is reported when it is trained on
+        return False
+
+
+def _usable_header(content: Any) -> JpegHeader | None:
+    header = read_header(content) if isinstance(content, bytes) else None
+    too_large = header is not None and header.height * header.width > MAX_DEVICE_PIXELS
+    return None if too_large else header
+
+
+def _joined(files: Sequence[EncodedView]) -> Tensor:
+    """Join files to one buffer, and hide EXIF, by which some decoders rotate, from decoders."""
+    buffer = np.empty(sum(len(file.content) for file in files), np.uint8)
+    start = 0
+    for file in files:
+        buffer[start : start + len(file.content)] = np.frombuffer(file.content, np.uint8)
+        for position in file.header.exif:
+            buffer[start + position] = APP_UNUSED
+        start += len(file.content)
+    return torch.from_numpy(buffer)

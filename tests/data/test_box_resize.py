@@ -1,0 +1,70 @@
+"""Boxes of many images are resized at once, each as torchvision resizes it alone."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resized_crop
+
+from mae_et.data import box_resize
+from mae_et.data.box_resize import ONE, PixelBox, filter_weights, resize_boxes
+
+
+def images_and_boxes(count: int, largest: int = 150) -> tuple[list[Tensor], list[PixelBox]]:
+    """Return images of noise, the hardest to resize, and boxes of all sizes and shapes."""
+    draw = torch.Generator().manual_seed(0)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=draw))
+
+    images, boxes = [], []
+    for _ in range(count):
+        height, width = integer(1, largest), integer(1, largest)
+        shape = (3, height, width)
+        images.append(torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8))
+        h, w = integer(1, height), integer(1, width)
+        boxes.append((integer(0, height - h), integer(0, width - w), h, w))
+    return images, boxes
+
+
+@pytest.mark.parametrize("size", [17, 48])
+def test_a_box_is_within_one_level_of_torchvisions_antialiased_crop(size: int) -> None:
+    images, boxes = images_and_boxes(60)
+    expected = [
+        resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+        for image, box in zip(images, boxes, strict=True)
+    ]
+    difference = (resize_boxes(images, boxes, size).int() - torch.stack(expected).int()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 0.06
+
+
+def test_an_image_does_not_depend_on_the_others_of_its_batch(monkeypatch) -> None:
+    images, boxes = images_and_boxes(30)
+    together = resize_boxes(images, boxes, 24)
+    alone = [resize_boxes([i], [b], 24) for i, b in zip(images, boxes, strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+    monkeypatch.setattr(box_resize, "MAX_NUMBERS", 3 * 100 * 100 * 4)
+    assert torch.equal(together, resize_boxes(images, boxes, 24))
+
+
+def test_products_are_exact_in_tf32() -> None:
+    """Rounding their operands to TF32's 11 bits changes nothing, and float32 holds every sum."""
+    sides = (1, 2, 3, 7, 33, 96, 97, 500, 1000, 5000)
+    for size in (2, 16, 96, 224):
+        weights = filter_weights(sides, size, max(sides))
+        assert torch.equal(weights.sum(-1), torch.full(weights.shape[:2], float(ONE)))
+        overshoot = (weights.clamp(min=0).sum(-1).max() / ONE).item()  # of the first product
+        for part, unit in zip(box_resize._parts(weights), (box_resize.COARSE, 1), strict=True):
+            whole = part / unit
+            assert torch.equal(whole, whole.round())
+            assert whole.abs().max() <= 2**8
+            assert whole.abs().sum(-1).max() * 255 * overshoot * box_resize.QUARTERS < 2**24
+        assert 255 * overshoot * box_resize.QUARTERS < 2**11
+
+
+def test_a_constant_image_stays_constant_and_a_whole_box_of_the_size_stays_as_it_is() -> None:
+    constant = torch.full((3, 70, 41), 77, dtype=torch.uint8)
+    assert (resize_boxes([constant], [(3, 1, 50, 39)], 24) == 77).all()
+    image = torch.randint(0, 256, (3, 30, 30), dtype=torch.uint8)
+    assert torch.equal(resize_boxes([image], [(2, 5, 24, 24)], 24)[0], image[:, 2:26, 5:29])

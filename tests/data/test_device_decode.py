@@ -1,0 +1,446 @@
+"""Batches that a device decodes are those of loader processes, up to the decoder's rounding.
+
+The device is the CPU here: the same code, without streams.
+"""
+
+import importlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hostile import broken, unreadable, unusual
+from natural_images import jpeg, natural
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
+
+from finetune.config import RecipeConfig
+from finetune.transforms import LabelledTrainDataset
+from mae_et import pretrain
+from mae_et.config.commands import PrepareConfig
+from mae_et.config.schema import DataConfig
+from mae_et.curriculum.schedule import Curriculum, Stage
+from mae_et.data import device_decode, jpeg_crop
+from mae_et.data.bad_images import BadImages
+from mae_et.data.datasets import open_dataset
+from mae_et.data.device_decode import DeviceDecoder, choose_decoder, decode_torchvision
+from mae_et.data.encoded import read_encoded
+from mae_et.data.loader import training_batches
+from mae_et.data.prepare import prepare
+from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
+from mae_et.data.transforms import Batch, TrainDataset
+from mae_et.errors import RunFailed, Unreadable, UserError
+from mae_et.io.metrics_file import read_metrics
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.micro_batch import micro_batch_size
+
+session = importlib.import_module("mae_et.training.session")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+STAGES = (Stage(16, 1, 0), Stage(24, 1, 0), Stage(32, 1, 0))
+METHODS = ("fourier", "resize", "decode")
+SIZES = ((40, 48), (61, 33), (100, 37), (32, 32), (17, 90), (9, 12), (75, 100), (33, 34))
+LEVELS = 16
+"""Levels by which a view may differ from Pillow's, which clamps and rounds twice."""
+
+
+@pytest.fixture(autouse=True)
+def _decode_whole_images(monkeypatch) -> None:
+    """Let crop.method decode read the whole image, as the device does, not a coarser scale."""
+    monkeypatch.setattr(jpeg_crop, "coarsest_scale", lambda *_: 1)
+
+
+def write_images(root: Path, copies: int = 2) -> Path:
+    """Write JPEGs of many sizes, some grey or progressive, to a folder's train split."""
+    (root / "train").mkdir(parents=True, exist_ok=True)
+    for number, (height, width) in enumerate(SIZES * copies):
+        image = natural(height, width, number)
+        image = image.convert("L") if number % 5 == 4 else image
+        content = jpeg(image, progressive=number % 3 == 2)
+        (root / "train" / f"{number:02}.jpg").write_bytes(content)
+    return root
+
+
+def opened(config: DataConfig, method: Any = "fourier", stages: Any = STAGES) -> TrainDataset:
+    source = open_dataset(config, "train")
+    plan = Curriculum(stages, 32, 8).plan(2, len(source), 4)
+    dataset = TrainDataset(source, config, plan, 8, 0, method)
+    dataset.plan = plan  # type: ignore[attr-defined]
+    return dataset
+
+
+def cpu_decoder(dataset: TrainDataset, decode: Any = decode_torchvision) -> DeviceDecoder:
+    return DeviceDecoder(CPU, dataset.sides, decode)
+
+
+def batches(dataset: Any, decoder: DeviceDecoder | None, **options: Any) -> list[Batch]:
+    """Return all micro-batches of a plan, of three images each."""
+    sampler = CurriculumBatchSampler(dataset.plan, 0, micro_batch_size(3, dataset.plan, 1))
+    with training_batches(dataset, sampler, decoder=decoder, **options) as loaded:
+        return [Batch(*(tensor.clone() for tensor in batch)) for batch in loaded]
+
+
+def compare(ours: list[Batch], todays: list[Batch], levels: int = LEVELS) -> None:
+    """Assert that everything but pixels is the same bit for bit, and that pixels are close."""
+    assert len(ours) == len(todays) > 0
+    for one, other in zip(ours, todays, strict=True):
+        assert torch.equal(one.noise, other.noise)
+        assert torch.equal(one.stage, other.stage)
+        assert torch.equal(one.replaced.expand_as(other.replaced), other.replaced)
+        assert one.images.dtype == other.images.dtype == torch.uint8
+        difference = (one.images.int() - other.images.int()).abs().float()
+        assert difference.max() <= levels
+        assert difference.mean() < 1
+
+
+# --- the same views -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_are_those_of_loader_processes(tmp_path: Path, method: str) -> None:
+    """Boxes, flips and order: natural images in another box would differ by far more."""
+    dataset = opened(DataConfig(root=write_images(tmp_path)), method)
+    compare(batches(dataset, cpu_decoder(dataset)), batches(dataset, None))
+
+
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.05, 0.1), (1.0, 1.0)])
+def test_boxes_are_bit_for_bit_those_of_torchvision(tmp_path: Path, monkeypatch, scale) -> None:
+    dataset = opened(DataConfig(root=write_images(tmp_path), scale=scale))
+    drawn, get_params = [], RandomResizedCrop.get_params
+
+    def watched(*arguments: Any) -> Any:
+        drawn.append(get_params(*arguments))
+        return drawn[-1]
+
+    for number in range(len(dataset)):
+        draw = SampleIndex(number, 3, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(RandomResizedCrop, "get_params", staticmethod(watched))
+            view = dataset[draw]
+        ours = read_encoded(dataset, draw)
+        assert ours is not None
+        assert ours.box == drawn.pop()
+        assert torch.equal(ours.noise, view.noise)
+
+
+def test_flips_have_the_configured_chance(tmp_path: Path) -> None:
+    root = write_images(tmp_path)
+    for method in METHODS:
+        for chance in (0.0, 1.0, 0.5):
+            dataset = opened(DataConfig(root=root, flip=chance), method)
+            draws = [SampleIndex(n % len(dataset), n, 0) for n in range(64)]
+            share = sum(read_encoded(dataset, draw).flip for draw in draws) / 64  # type: ignore[union-attr]
+            assert abs(share - chance) <= 0.2 * (chance == 0.5)
+
+
+@pytest.mark.parametrize("kind", ["wds", "shards"])
+@pytest.mark.parametrize("method", METHODS)
+def test_shards_are_read_as_folders_are(tmp_path: Path, kind: str, method: str) -> None:
+    root = write_images(tmp_path / "files")
+    options: Any = {"splits": ("train",), "levels": (24, 32)}
+    prepare(PrepareConfig(tmp_path / "shards", DataConfig(root=root), **options))
+    folder = tmp_path / "shards"
+    if kind == "wds":  # the originals of prepared shards are tar shards
+        (tmp_path / "wds" / "train").mkdir(parents=True)
+        for path in folder.glob("train/*-original.tar"):
+            path.rename(tmp_path / "wds" / "train" / path.name)
+        folder = tmp_path / "wds"
+    dataset = opened(DataConfig(kind, folder), method)
+    compare(batches(dataset, cpu_decoder(dataset)), batches(dataset, None))
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    alone = batches(dataset, cpu_decoder(dataset))
+    for one, other in zip(
+        alone, batches(dataset, cpu_decoder(dataset), num_workers=2), strict=True
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_images_do_not_depend_on_how_many_are_decoded_at_once(tmp_path: Path, monkeypatch) -> None:
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    whole = batches(dataset, cpu_decoder(dataset))
+    monkeypatch.setattr(device_decode, "MAX_DECODED", 3 * 50 * 50)
+    for one, other in zip(whole, batches(dataset, cpu_decoder(dataset)), strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+# --- images that the device does not read ---------------------------------------------------------
+
+
+def mixed(root: Path) -> Path:
+    """Write usual JPEGs among every odd file, and what nobody can read."""
+    folder = write_images(root, 5) / "train"
+    for name, content in (unusual() | broken()).items():
+        (folder / name).write_bytes(content)
+    for name, make in unreadable().items():
+        if name != "endless.png":
+            make(folder / name)
+    return root
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_odd_files_are_made_by_the_loader_in_their_place(tmp_path: Path, method: str) -> None:
+    """Any file but a usual JPEG has the dataset's pixels, or those of its substitute."""
+    dataset = opened(DataConfig(root=mixed(tmp_path)), method)
+    results = []
+    for decoder in (cpu_decoder(dataset), None):
+        bad = BadImages(dataset, 1.0, tmp_path, DistributedContext(0, 1, CPU), 0)
+        results.append((batches(dataset, decoder, bad_images=bad), sorted(bad.waiting)))
+    (ours, replaced), (todays, replaced_today) = results
+    compare(ours, todays, 255)
+    assert replaced == replaced_today
+    assert len({sample for sample, _, _ in replaced}) == len(broken()) + len(unreadable()) - 1
+    sampler = CurriculumBatchSampler(dataset.plan, 0, micro_batch_size(3, dataset.plan, 1))
+    odd = 0
+    for draws, one, other in zip(sampler, ours, todays, strict=True):
+        for place, draw in enumerate(draws):
+            try:
+                usual = read_encoded(dataset, draw) is not None
+            except Exception:
+                usual = False
+            close = (one.images[place].int() - other.images[place].int()).abs().float()
+            assert close.max() <= (LEVELS if usual else 0)
+            odd += not usual
+    assert odd > len(unusual())
+
+
+def refusing(refused: Any) -> Any:
+    """Return a decoder without partial results, that raises for some files."""
+
+    def decode(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        if any(refused(content) for content in contents):
+            raise RuntimeError("nvjpegDecodeBatched failed: 5")
+        return decode_torchvision(contents, device)
+
+    return decode
+
+
+def test_a_jpeg_that_the_device_refuses_is_decoded_by_the_cpu(tmp_path: Path, capsys) -> None:
+    device_decode.notify.cache_clear()
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    todays, ours = batches(dataset, None), batches(dataset, cpu_decoder(dataset))
+    some = batches(dataset, cpu_decoder(dataset, refusing(lambda file: len(file) % 2)))
+    none = batches(dataset, cpu_decoder(dataset, refusing(lambda file: True)))
+    taken_over = 0
+    for today, all_decoded, some_decoded, undecoded in zip(todays, ours, some, none, strict=True):
+        assert torch.equal(undecoded.images, today.images)
+        for number, image in enumerate(some_decoded.images):
+            from_cpu = torch.equal(image, today.images[number])
+            assert from_cpu or torch.equal(image, all_decoded.images[number])
+            taken_over += from_cpu
+    assert 0 < taken_over < sum(len(batch.images) for batch in todays)
+    assert capsys.readouterr().err.count("the decoder of the device refused JPEGs") == 1
+
+
+def test_an_image_that_comes_out_in_another_size_is_decoded_by_the_cpu(tmp_path: Path) -> None:
+    def rotating(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        return [image.mT for image in decode_torchvision(contents, device)]
+
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    for one, today in zip(
+        batches(dataset, cpu_decoder(dataset, rotating)), batches(dataset, None), strict=True
+    ):
+        square = 32  # of the sizes, one alone is the same after a quarter turn
+        differing = (one.images != today.images).flatten(1).any(1).sum()
+        assert differing <= sum(s == (square, square) for s in SIZES) * 2
+
+
+def damaged(root: Path) -> Path:
+    """Write images of which one has a usual header and damaged tables, so that none decodes it."""
+    write_images(root)
+    path = root / "train" / "03.jpg"
+    content = path.read_bytes()
+    tables = content.index(b"\xff\xc4")
+    path.write_bytes(content[: tables + 5] + b"\xff" * 16 + content[tables + 21 :])
+    return root
+
+
+def test_a_broken_image_is_replaced_as_without_a_device(tmp_path: Path) -> None:
+    dataset = opened(DataConfig(root=damaged(tmp_path)))
+    assert read_encoded(dataset, SampleIndex(3, 0, 0)) is not None
+    found = []
+    for decoder in (cpu_decoder(dataset), None):
+        bad = BadImages(dataset, 1.0, tmp_path, DistributedContext(0, 1, CPU), 0)
+        found.append((batches(dataset, decoder, bad_images=bad), bad.waiting))
+    (ours, replaced), (todays, replaced_today) = found
+    compare(ours, todays)
+    assert replaced == replaced_today
+    assert {sample for sample, _, _ in replaced} == {3}
+    for one, today in zip(ours, todays, strict=True):
+        place = one.replaced[:, 0] >= 0
+        assert torch.equal(one.images[place], today.images[place])
+
+
+def test_a_broken_image_stops_a_run_that_replaces_none(tmp_path: Path) -> None:
+    dataset = opened(DataConfig(root=damaged(tmp_path)))
+    with pytest.raises(Unreadable, match=r"cannot read the image .*03\.jpg"):
+        batches(dataset, cpu_decoder(dataset))
+
+
+# --- the thread -----------------------------------------------------------------------------------
+
+
+def decoding_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_the_thread_ends_when_training_raises_and_when_it_stops_early(tmp_path: Path) -> None:
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    sampler = CurriculumBatchSampler(dataset.plan, 0, micro_batch_size(3, dataset.plan, 1))
+    loading = training_batches(dataset, sampler, decoder=cpu_decoder(dataset))
+
+    def train() -> None:
+        with loading as loaded:
+            next(loaded)
+            assert len(decoding_threads()) == 1
+            raise ValueError("diverged")
+
+    with pytest.raises(ValueError, match="diverged"):
+        train()
+    assert not decoding_threads()
+    with training_batches(dataset, sampler, decoder=cpu_decoder(dataset)) as loaded:
+        next(loaded)
+    assert not decoding_threads()
+
+
+def test_an_error_of_the_thread_is_raised_in_the_training(tmp_path: Path) -> None:
+    def out_of_memory(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    with pytest.raises(torch.OutOfMemoryError):
+        batches(dataset, cpu_decoder(dataset, out_of_memory))
+    assert not decoding_threads()
+
+
+def test_at_most_two_micro_batches_are_ahead_of_the_training(tmp_path: Path) -> None:
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    started: list[int] = []
+
+    def counted(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        started.append(len(contents))
+        return decode_torchvision(contents, device)
+
+    sampler = CurriculumBatchSampler(dataset.plan, 0, micro_batch_size(3, dataset.plan, 1))
+    with training_batches(dataset, sampler, decoder=cpu_decoder(dataset, counted)) as loaded:
+        for taken, _ in enumerate(loaded, start=1):
+            assert len(started) <= taken + device_decode.AHEAD
+    assert len(started) == len(list(sampler))
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_resumes_bit_for_bit_on_the_device_path(tiny, tmp_path, monkeypatch) -> None:
+    root = write_images(tmp_path / "images", 3)
+    monkeypatch.setattr(session, "choose_decoder", lambda _, dataset, __: cpu_decoder(dataset))
+    flags = [f"--data.root={root}", "--output.tensorboard=false", "--efficiency.micro_batch=3"]
+    whole = pretrain(tiny(*flags, f"--output.dir={tmp_path / 'whole'}"))
+    config = tiny(*flags)
+    for stop in (3, 7):
+        pretrain(config, stop_after_step=stop)
+    resumed = pretrain(config)
+    assert (resumed / "encoder.safetensors").read_bytes() == (
+        whole / "encoder.safetensors"
+    ).read_bytes()
+    assert read_metrics(resumed)[-1]["loss"] == read_metrics(whole)[-1]["loss"]
+    assert not decoding_threads()
+
+
+# --- where to decode ------------------------------------------------------------------------------
+
+
+def test_auto_and_cpu_decode_in_loader_processes_on_a_cpu(tmp_path: Path, capsys) -> None:
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    assert choose_decoder("auto", dataset, CPU) is None
+    assert choose_decoder("cpu", dataset, CUDA) is None
+    assert not capsys.readouterr().err
+
+
+def test_gpu_without_cuda_is_refused_before_anything_is_written(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = tiny(f"--data.root={write_images(tmp_path / 'images')}", "--efficiency.decode=gpu")
+    with pytest.raises(UserError, match=r"efficiency\.decode gpu .*: torch sees no CUDA"):
+        pretrain(config)
+    assert not config.output.dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "channels", "reason"),
+    [
+        ({"augment": "rand-mstd0.5-inc1"}, 3, "RandAugment (data.augment) runs on the CPU"),
+        ({"replay": {16: 2}}, 3, "data.replay keeps images on the CPU"),
+        ({}, 1, "model.channels is 1, not 3"),
+    ],
+)
+def test_what_the_gpu_path_lacks_is_said_and_left_to_the_cpu(
+    tmp_path: Path, capsys, data, channels: int, reason: str
+) -> None:
+    device_decode.notify.cache_clear()
+    config = DataConfig(root=write_images(tmp_path), **data)
+    source = open_dataset(config, "train", channels)
+    plan = Curriculum(STAGES, 32, 8).plan(2, len(source), 4)
+    dataset = TrainDataset(source, config, plan, 8, 0)
+    assert choose_decoder("auto", dataset, CUDA) is None
+    assert reason in capsys.readouterr().err
+    with pytest.raises(UserError) as raised:
+        choose_decoder("gpu", dataset, CUDA)
+    assert reason in str(raised.value)
+
+
+def test_classifiers_decode_on_the_cpu(tmp_path: Path) -> None:
+    config = DataConfig(root=write_images(tmp_path))
+    source = open_dataset(config, "train")
+    plan = Curriculum(STAGES, 32, 8).plan(2, len(source), 4)
+    dataset = LabelledTrainDataset(source, config, RecipeConfig(), plan, 0)
+    assert choose_decoder("auto", dataset, CUDA) is None
+    with pytest.raises(UserError, match="only pre-training"):
+        choose_decoder("gpu", dataset, CUDA)
+
+
+def test_auto_takes_the_gpu_for_jpegs_alone(tmp_path: Path, monkeypatch, capsys) -> None:
+    device_decode.notify.cache_clear()
+    monkeypatch.setattr(
+        device_decode, "_find_decoder", lambda _: ("TorchCodec", decode_torchvision)
+    )
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    assert isinstance(choose_decoder("auto", dataset, CUDA), DeviceDecoder)
+    assert "JPEGs are decoded by the GPU (TorchCodec; efficiency.decode auto)" in (
+        capsys.readouterr().err
+    )
+    for path in (tmp_path / "train").glob("*.jpg"):
+        natural(20, 30).save(path.with_suffix(".png"))
+        path.unlink()
+    pngs = opened(DataConfig(root=tmp_path))
+    assert choose_decoder("auto", pngs, CUDA) is None
+    assert "not mostly JPEGs" in capsys.readouterr().err
+    assert isinstance(choose_decoder("gpu", pngs, CUDA), DeviceDecoder)
+
+
+def test_a_library_that_decodes_no_jpeg_on_the_device_is_not_taken(monkeypatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("nvJPEG is not supported")
+
+    assert device_decode._find_decoder(CPU) is not None
+    monkeypatch.setattr(device_decode, "_decode_torchcodec", fails)
+    found = device_decode._find_decoder(CPU)
+    assert found is not None
+    assert found[0] == "torchvision"
+    monkeypatch.setattr(device_decode, "decode_torchvision", fails)
+    assert device_decode._find_decoder(CPU) is None
+
+
+def test_arrays_that_are_not_8_bits_are_refused(tmp_path: Path) -> None:
+    import numpy as np
+
+    (tmp_path / "train").mkdir()
+    for number in range(4):
+        np.save(tmp_path / "train" / f"{number}.npy", np.ones((9, 9, 3), np.float32))
+    dataset = opened(DataConfig(root=tmp_path))
+    with pytest.raises(RunFailed, match=r"efficiency\.decode gpu needs 8-bit images"):
+        batches(dataset, cpu_decoder(dataset))
