@@ -144,6 +144,8 @@ def _inherited(command: str, config: ClassifierConfig) -> dict[str, Any]:
         return _inherited_before(before)
     if backbone is not None and not config.model.pretrained:
         return {}
+    if start is not None and len(start.parts) > 1 and ":" not in str(start) and not start.exists():
+        return {}  # a missing file, not the name of a model on a hub
     from finetune.model import preprocessing_of_start
     from mae_et.checkpoints.load import stored_config
 

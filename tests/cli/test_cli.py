@@ -81,7 +81,7 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
         "there is no image in": ["pretrain", *tiny, f"--data.root={tmp_path / 'empty'}"],
         "is not a folder": ["pretrain", *tiny, f"--data.root={tmp_path / 'missing'}"],
         "model.mask_ratio must lie between": ["pretrain", *tiny, "--model.mask_ratio=1.0"],
-        "larger than the data set of 40": ["pretrain", *tiny, "--optim.batch_size=64"],
+        "larger than the dataset of 40": ["pretrain", *tiny, "--optim.batch_size=64"],
         "there is no config 'nope'": ["pretrain", "--config", "nope"],
         "there is no checkpoint": ["knn", "--checkpoint", str(tmp_path / "missing")],
         "holds no checkpoint that loads": ["linear-probe", "--checkpoint", str(tmp_path / "empty")],

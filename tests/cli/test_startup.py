@@ -40,7 +40,7 @@ print([*(name for name in {HEAVY} if name in sys.modules), status])
         ("pretrain --config finetune/vit_b16", 2),
         ("pretrain --model.mask_ratio 1", 2),
         ("plan --curriculum.epochs 0", 2),
-        ("finetune --checkpoint missing", 2),
+        ("finetune --checkpoint runs/missing", 2),
         ("supervised --model.backbone resnet50 --optim.lr 1", 2),
         ("knn --checkpoint x --neighbors 3", 2),
         ("evaluate --checkpoint x --batch_size 0", 2),
