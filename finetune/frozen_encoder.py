@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from finetune.run_folder import read_classifier_config
@@ -18,7 +19,7 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder, stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.schema import DataConfig
+from mae_et.config.schema import DataConfig, ModelConfig
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder, initialise
 
@@ -74,7 +75,11 @@ def encoder_from_weights(weights: Weights, encoder_num_heads: int | None = None)
     model = _masked_autoencoder(weights, encoder_num_heads)
     if model is None:
         return _of_network(encoder_of_weights(weights, encoder_num_heads))
-    return encoder_of_masked_autoencoder(model, weights.config.data if weights.config else None)
+    data = weights.config.data if weights.config else None
+    encoder = encoder_of_masked_autoencoder(model, data)
+    if weights.model is None:
+        return encoder
+    return replace(encoder, initialise=partial(_initialise_as_trained, model, weights.model))
 
 
 def encoder_of_masked_autoencoder(
@@ -84,6 +89,14 @@ def encoder_of_masked_autoencoder(
     height, width = (side * model.patch for side in model.full)
     fresh = partial(initialise, model)
     return FrozenEncoder(model.encoder.eval(), model.encode, (height, width), fresh, data=data)
+
+
+def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> None:
+    """Initialise an encoder as its pre-training did, where the decoder shares the generator."""
+    with torch.random.fork_rng(devices=[]):
+        whole = MaskedAutoencoder.from_config(config)
+    initialise(whole)
+    model.encoder.load_state_dict(whole.encoder.state_dict())
 
 
 def _masked_autoencoder(

@@ -138,7 +138,7 @@ def train_heads(
     velocity = torch.zeros_like(heads)
     rates = torch.tensor(learning_rates, device=device)[:, None, None]
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same order on any device
-    per_epoch = max(1, len(indices) // BATCH_SIZE)
+    per_epoch = len(indices.split(batch_size_for(len(indices))))
     for step in range(epochs * per_epoch):
         if step % per_epoch == 0:
             batches = shuffled_batches(indices, generator)
@@ -153,11 +153,15 @@ def train_heads(
     return heads
 
 
+def batch_size_for(count: int) -> int:
+    """Return the batch size for N images: N divided by N // 256, rounded up; 256 to 511."""
+    return -(-count // max(1, count // BATCH_SIZE))
+
+
 def shuffled_batches(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Return an epoch's batches: each index once, in max(1, N // 256) parts of 256 to 511."""
+    """Return an epoch's batches: each index once; only the last batch may be smaller."""
     order = torch.randperm(len(indices), generator=generator).to(indices.device)
-    # `chunk` may give fewer parts than requested (4,986 of 5,004 for ImageNet).
-    return indices[order].tensor_split(max(1, len(indices) // BATCH_SIZE))
+    return indices[order].split(batch_size_for(len(indices)))
 
 
 def accuracies(
