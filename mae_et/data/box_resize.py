@@ -86,7 +86,7 @@ def filter_weights(
     distance = ((places + 0.5 - centre[..., None]) / stretch[..., None]).abs()
     weights = _bicubic(distance) * (places < last[..., None])
     whole = (weights * (ONE / weights.sum(-1, keepdim=True))).round()
-    # The largest weight takes what rounding left, so that a constant image stays as it is.
+    # The largest weight takes the remainder of rounding, so that constant images stay constant.
     largest = whole.argmax(-1, keepdim=True)
     whole.scatter_add_(-1, largest, ONE - whole.sum(-1, keepdim=True))
     filters = torch.zeros(len(sides), size, length, device=device)

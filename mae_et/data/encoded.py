@@ -23,7 +23,7 @@ from mae_et.data.decoding import DecodedDataset
 from mae_et.data.jpeg_crop import draw_crop, round_box
 from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header
 from mae_et.data.sampler import SampleIndex, sample_seed
-from mae_et.data.transforms import NOT_REPLACED, TrainDataset, seeded
+from mae_et.data.transforms import NOT_REPLACED, TrainDataset
 from mae_et.errors import RunFailed
 
 MAX_DEVICE_PIXELS = 2**25
@@ -58,14 +58,14 @@ class FilePlace(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """A micro-batch on its way to a decoder: B images, of which F are files and B - F views."""
+    """A micro-batch on its way to a decoder: F of its B images are files, B - F views."""
 
     content: Tensor
     """uint8 [bytes]: all files, one after the other."""
     files: Tensor
     """int64 [F 10]: a row a file, the numbers of `FilePlace`."""
     views: Tensor
-    """uint8 [B-F C S S]: finished views, in their order; empty if there is none."""
+    """uint8 [B-F C S S]: finished views, in their order; empty without any."""
     draws: Tensor
     """int64 [B 3]: the sample indices."""
     noise: Tensor
@@ -164,7 +164,9 @@ def read_encoded(dataset: TrainDataset, draw: SampleIndex) -> EncodedView | None
     header = _usable_header(content)
     if header is None:
         return None
-    with seeded(seed):  # as `training_transform` draws them
+    # As `training_transform` draws them; nothing here needs other generators than torch's.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         size = torch.empty(1, header.height, header.width, device="meta")
         box = RandomResizedCrop.get_params(size, list(config.scale), list(config.ratio))
         flip = bool(torch.rand(1) < config.flip)

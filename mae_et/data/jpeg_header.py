@@ -22,7 +22,7 @@ COLOUR_SAMPLING = frozenset({0x11, 0x12, 0x21, 0x22, 0x41})
 
 
 class JpegHeader(NamedTuple):
-    """Size of a JPEG as it is stored, without EXIF rotation."""
+    """Stored size of a JPEG, before EXIF rotation."""
 
     height: int
     width: int

@@ -248,7 +248,7 @@ def test_an_image_that_comes_out_in_another_size_is_decoded_by_the_cpu(tmp_path:
 
 
 def damaged(root: Path) -> Path:
-    """Write images of which one has a usual header and damaged tables, so that none decodes it."""
+    """Write images; one has a usual header but damaged tables, which no decoder reads."""
     write_images(root)
     path = root / "train" / "03.jpg"
     content = path.read_bytes()
