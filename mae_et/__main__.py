@@ -20,10 +20,12 @@ def hidden_package() -> str | None:
 
 if __name__ == "__main__":
     if (package := hidden_package()) is not None:
-        sys.exit(
+        print(
             f"mae-et: a file or folder here is called {package} and hides the package {package} of "
-            "mae-et: set PYTHONSAFEPATH=1, or start mae-et instead of python -m mae_et"
+            "mae-et: set PYTHONSAFEPATH=1, or start mae-et instead of python -m mae_et",
+            file=sys.stderr,
         )
+        sys.exit(2)
     from mae_et.cli.main import main
 
     sys.exit(main())

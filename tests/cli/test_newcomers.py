@@ -53,7 +53,7 @@ def test_a_file_named_like_our_package_is_refused_and_never_run(place: Path, nam
     package = name.removesuffix(".py").partition("/")[0]
     refused = run()
     assert f"hides the package {package} of mae-et: set PYTHONSAFEPATH=1" in refused.stderr
-    assert refused.returncode != 0
+    assert refused.returncode == 2
     assert "hijacked" not in refused.stdout
     safe = run(PYTHONSAFEPATH="1")
     assert "there is no run folder nowhere" in safe.stderr
