@@ -392,11 +392,12 @@ class EfficiencyConfig:
     num_workers: int | None = None
     """Loader processes of each rank; 0 loads in the training process. By default a rank's share of
     the cores, at most 16."""
-    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    decode: Literal["auto", "cpu", "gpu"] = "cpu"
     """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
     CPU in loader processes. auto takes the GPU for runs on CUDA whose images are mostly JPEGs,
-    without data.augment and data.replay. Crops and masks are the same, pixels up to rounding."""
+    without data.augment and data.replay. Crops and masks are the same, pixels up to rounding. The
+    default is cpu until decoding has been checked on a GPU (docs/scaling.md)."""
     step_timeout: float | None = 1800
     """Seconds without a finished step (or scored batch) after which a rank dumps its stack traces
     and exits with status 75; null waits for ever."""
