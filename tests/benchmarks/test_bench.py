@@ -1,4 +1,4 @@
-"""Benchmarks run, and their arithmetic is right; how fast anything is, they say, not tests."""
+"""Benchmarks run, and their arithmetic is correct; no test asserts a speed."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from mae_et.cli.main import main
 from mae_et.training.plan import make_plan
 
 
-def test_rounds_are_counted_after_the_warm_up_and_compared_within_a_round() -> None:
+def test_rounds_exclude_the_warm_up_and_are_compared_pairwise() -> None:
     calls: list[str] = []
     speeds = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b"] * 4
@@ -28,17 +28,17 @@ def test_rounds_are_counted_after_the_warm_up_and_compared_within_a_round() -> N
     assert speeds["a"].ratios == (1.0, 1.0, 1.0)
 
 
-def test_an_arm_that_sleeps_half_as_long_is_about_twice_as_fast() -> None:
+def test_faster_arm_has_a_higher_speed_ratio() -> None:
     speeds = interleave({"a": lambda: time.sleep(0.1), "b": lambda: time.sleep(0.05)}, 1, 0)
     assert speeds["b"].ratios[0] > 1.2
 
 
-def test_a_ratio_reads_as_its_median_and_its_range() -> None:
+def test_ratio_prints_its_median_and_range() -> None:
     assert Speed((1.0, 1.0, 1.0), (3.0, 1.0, 2.0)).ratio(".1f") == "2.0 (1.0 to 3.0)"
 
 
-def test_the_plain_reference_has_the_loss_of_the_model() -> None:
-    """Else a ratio of their speeds would say nothing."""
+def test_plain_reference_computes_the_same_loss_as_the_model() -> None:
+    """Otherwise a ratio of their speeds would be meaningless."""
     torch.manual_seed(0)
     plain = PlainAutoencoder("vit_tiny_patch16_224", 32, 32, 2, 2)
     ours = MaskedAutoencoder(
@@ -54,7 +54,7 @@ def test_the_plain_reference_has_the_loss_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("what", ["crop", pytest.param("step", marks=pytest.mark.slow)])
-def test_bench_ends_in_one_line_of_figures(what: str, capsys) -> None:
+def test_bench_prints_json_on_its_last_line(what: str, capsys) -> None:
     flags = ["--encoder=vit_tiny_patch16_224", "--batch=1", "--rounds=1", "--memory=false",
              "--precisions=[fp32]"]  # fmt: skip
     assert main(["bench", what, *flags, "--device=cpu"]) == 0
@@ -90,7 +90,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_arm_of_equal_images_has_the_budget_that_shows_as_many(
+def test_equal_images_arm_trains_on_as_many_images_as_plain(
     photographs: Path, recipe: Path, tmp_path: Path
 ) -> None:
     config = QualityConfig(photographs, recipe=str(recipe), epochs=40)
@@ -102,7 +102,7 @@ def test_an_arm_of_equal_images_has_the_budget_that_shows_as_many(
 
 
 @pytest.mark.slow
-def test_quality_gives_arms_as_many_images_or_as_much_time_and_does_not_run_them_twice(
+def test_quality_matches_images_or_time_and_reuses_finished_arms(
     photographs: Path, recipe: Path, tmp_path: Path, capsys
 ) -> None:
     arms = [
@@ -134,7 +134,9 @@ def test_quality_gives_arms_as_many_images_or_as_much_time_and_does_not_run_them
 
 
 @pytest.mark.slow
-def test_whole_runs_are_compared_round_by_round(photographs: Path, recipe: Path, capsys) -> None:
+def test_bench_run_compares_whole_runs_round_by_round(
+    photographs: Path, recipe: Path, capsys
+) -> None:
     command = ["bench", "run", f"--root={photographs}", f"--recipe={recipe}", "--epochs=4"]
     assert main([*command, "--rounds=2", "--flags=[]"]) == 0
     figures = _last_line(capsys)
@@ -142,12 +144,12 @@ def test_whole_runs_are_compared_round_by_round(photographs: Path, recipe: Path,
     assert len(figures["time_with_writing"]) == 3
 
 
-def test_quality_of_an_unknown_arm_is_refused(tmp_path: Path, capsys) -> None:
+def test_unknown_quality_arm_is_refused(tmp_path: Path, capsys) -> None:
     assert main(["bench", "quality", f"--root={tmp_path}", "--arms=[plainer]"]) == 2
     assert "arms must be some of untrained, plain, plain-2x" in capsys.readouterr().err
 
 
-def test_replay_is_of_the_smaller_bandwidths_of_the_arm(photographs: Path, recipe: Path) -> None:
+def test_replay_arm_replays_the_smaller_bandwidths(photographs: Path, recipe: Path) -> None:
     config = QualityConfig(photographs, recipe=str(recipe), epochs=40)
     arm = arm_config(config, "etpp-replay", 0, Path("none"))
     shown = sorted({stage.bandwidth for stage in make_plan(arm, 32).stages})
@@ -159,7 +161,7 @@ def _figures(epochs: float, seconds: float, *scores: float) -> dict[str, Any]:
     return costs | dict(zip(SCORES, scores, strict=True))
 
 
-def test_equal_accuracy_is_read_off_the_curve_of_plain_mae(tmp_path: Path) -> None:
+def test_equal_accuracy_interpolates_the_curve_of_plain_mae(tmp_path: Path) -> None:
     """Half the way from 2x to 4x is 2.83x on a logarithmic axis; beyond the curve only a bound."""
     rows = {
         "untrained": [_figures(0, 0, 25, 25, 25)],
@@ -186,15 +188,15 @@ def test_equal_accuracy_is_read_off_the_curve_of_plain_mae(tmp_path: Path) -> No
     assert equal_accuracy({"plain": rows["plain"], "etpp-hog": rows["etpp-hog"]}) == ""
     pytest.importorskip("matplotlib")
     draw(tmp_path / "quality.png", rows)
-    with Image.open(tmp_path / "quality.png") as picture:
-        assert picture.size == (1980, 960)
+    with Image.open(tmp_path / "quality.png") as image:
+        assert image.size == (1980, 960)
 
 
 def _last_line(capsys) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_operations_of_attention_and_of_the_backward_pass_are_counted() -> None:
+def test_operations_include_attention_and_the_backward_pass() -> None:
     weight = torch.randn(16, 16, requires_grad=True)
 
     def step() -> None:
@@ -205,6 +207,6 @@ def test_operations_of_attention_and_of_the_backward_pass_are_counted() -> None:
     assert operations(step) == 2 * 2 * 8 * 16 * 16 + 3 * 2 * 2 * 8 * 8 * 16
 
 
-def test_bench_of_nothing_is_refused(capsys) -> None:
+def test_unknown_bench_is_refused(capsys) -> None:
     assert main(["bench", "lunch"]) == 2
     assert "bench needs one of step" in capsys.readouterr().err

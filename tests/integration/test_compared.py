@@ -1,4 +1,4 @@
-"""The page docs/compared.md has the figures of other libraries that its command computes."""
+"""docs/compared.md shows the figures that its command computes with other libraries."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_page_has_a_row_for_every_comparison() -> None:
 
 
 @pytest.mark.parametrize("compare", ROWS, ids=lambda compare: compare.__name__)
-def test_difference_is_allowed_and_the_page_shows_the_figures(compare) -> None:
+def test_difference_is_within_tolerance_and_page_is_current(compare) -> None:
     row = compare()
     assert row.difference <= row.allowed
     what, other, ours, theirs, _, allowed, _ = CELLS[compare.__name__]

@@ -39,7 +39,7 @@ def rename_keys(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]
     return config
 
 
-def test_a_run_begun_before_the_renaming_resumes_with_the_same_losses(tmp_path: Path) -> None:
+def test_run_started_before_the_renaming_resumes_with_the_same_losses(tmp_path: Path) -> None:
     saved = torch.load(BEFORE / "step-00000010.pt", weights_only=True)
     old = yaml.safe_load(saved["config"])
     new = rename_keys(old, renamed("config key"))

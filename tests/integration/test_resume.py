@@ -147,7 +147,7 @@ def test_kill_during_a_save_resumes_from_the_previous_checkpoint(
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_damaged_newest_checkpoint_costs_one_interval_and_a_warning(tiny, uninterrupted) -> None:
+def test_damaged_newest_checkpoint_repeats_one_interval_with_a_warning(tiny, uninterrupted) -> None:
     saved, _, _ = uninterrupted
     config = tiny()
     run_until(config, 13, "train_step")

@@ -234,7 +234,7 @@ def test_crash_restarts_up_to_the_limit_and_its_reason_is_kept(
 ) -> None:
     for name in ("train/a/1.png", "train/a/2.png"):
         (place / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / "data" / name).write_bytes(b"no picture")
+        (place / "data" / name).write_bytes(b"no image")
     flags = ["--data.root=data", "--optim.batch_size=2", "--retries=1", "--output.dir=run"]
     job = submit("pretrain", "--config=tiny.yaml", *FLAGS, *CLUSTER, *flags)["pretrain"]
     restart_soon(cluster, job)
@@ -283,7 +283,7 @@ def test_failed_node_repeats_only_the_steps_since_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("allowed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_run_requeues_after_the_allowed_number_of_time_limits_only(
+def test_run_requeues_up_to_the_allowed_number_of_time_limits(
     start, cluster: Cluster, capsys, allowed: int
 ) -> None:
     """Submitit counts every signal to a job of less than ten minutes as a time limit."""
@@ -356,7 +356,7 @@ if first and os.environ.get("SLURM_PROCID") == "{rank}":
 def test_rank_that_finishes_no_step_ends_and_the_job_restarts(
     start, cluster: Cluster, uninterrupted: Path, place: Path, rank: int
 ) -> None:
-    """It hangs in C and nobody signals it; its peer waits in a collective until its own timeout.
+    """It hangs in C without a signal; its peer waits in a collective until its own timeout.
 
     Both print their stacks, the job ends with status 75 and resumes from its last checkpoint.
     """

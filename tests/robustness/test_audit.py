@@ -1,4 +1,4 @@
-"""What `make audit` and `make coverage` say of what they were told."""
+"""`make audit` and `make coverage` report what their tools found."""
 
 import json
 import subprocess
@@ -20,7 +20,9 @@ HOLE = {"id": "X-1", "fix_versions": ["2"]}
         (None, 75, "not audited: pip-audit reached no list of holes"),
     ],
 )
-def test_an_audit_tells_no_holes_from_no_answer(found, status, said, tmp_path: Path) -> None:
+def test_audit_distinguishes_no_vulnerabilities_from_no_answer(
+    found, status, said, tmp_path: Path
+) -> None:
     report = f"open(out, 'w').write({json.dumps(json.dumps({'dependencies': found}))})"
     failing = "print('ERROR: no network', file=sys.stderr)"
     (tmp_path / "pip_audit.py").write_text(
@@ -35,7 +37,7 @@ def test_an_audit_tells_no_holes_from_no_answer(found, status, said, tmp_path: P
     assert said in done.stdout + done.stderr
 
 
-def test_untested_names_are_public_and_never_run(tmp_path: Path) -> None:
+def test_untested_lists_public_functions_that_never_run(tmp_path: Path) -> None:
     functions = {
         "run": ([1], 1), "left": ([], 2), "_own": ([], 2), "Class.left": ([], 1),
         "_Class.left": ([], 1), "Class.__len__": ([], 1), "": ([], 3), "stub": ([], 0),

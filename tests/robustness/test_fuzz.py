@@ -1,4 +1,4 @@
-"""Readers refuse what no writer wrote, in the way that they say, and run nothing that is in it.
+"""Readers refuse invalid files with their documented error, and run no code from them.
 
 The same laws as `make fuzz`, on changed copies of valid files that are the same in every run.
 """
@@ -27,7 +27,7 @@ CHANGED = 12
 
 
 def changed(seed: bytes, chance: random.Random) -> bytes:
-    """Return a copy with bits flipped, a piece cut out, doubled or put in, or its end lost."""
+    """Return a copy with bits flipped, bytes removed, doubled or inserted, or its end truncated."""
     content = bytearray(seed)
     first = 1 if len(content) > 1 else 0
     for _ in range(chance.choice((1, 1, 3))):
@@ -48,7 +48,9 @@ def changed(seed: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_valid_and_changed_files_load_or_are_refused_as_stated(name: str, tmp_path: Path) -> None:
+def test_valid_and_modified_files_load_or_raise_the_documented_error(
+    name: str, tmp_path: Path
+) -> None:
     target = TARGETS[name]
     chance = random.Random(name)
     inputs = [b"", b"\0", *target.seeds()]
@@ -60,8 +62,8 @@ def test_valid_and_changed_files_load_or_are_refused_as_stated(name: str, tmp_pa
             target.read(data, folder)
 
 
-def test_what_the_targets_take_apart_and_put_together_again_still_loads(tmp_path: Path) -> None:
-    """Otherwise they would be refused before a reader came to what is changed in them."""
+def test_reassembled_files_still_load(tmp_path: Path) -> None:
+    """Otherwise readers would refuse them before reaching the modified part."""
     path = tmp_path / "step-00000001.pt"
     path.write_bytes(with_pickle(run_checkpoint(), pickle_of(run_checkpoint())))
     seal_if_archive(path)

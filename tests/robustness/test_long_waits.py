@@ -48,7 +48,7 @@ YAML = {
 
 
 @pytest.mark.parametrize("name", YAML)
-def test_yaml_that_would_take_long_is_refused_soon(name: str, place) -> None:
+def test_slow_yaml_is_refused_quickly(name: str, place) -> None:
     text = YAML[name]
     with soon(), pytest.raises(UserError):
         check_text(text, PretrainConfig)
@@ -64,7 +64,7 @@ def test_yaml_that_would_take_long_is_refused_soon(name: str, place) -> None:
         assert main(["pretrain", "--config=long.yaml"]) == 2
 
 
-def test_plain_yaml_is_read_as_before() -> None:
+def test_plain_yaml_still_parses() -> None:
     assert parse_yaml("a: {b: [1, 2.5, x, null, true]}\nc: '*a'") == {
         "a": {"b": [1, 2.5, "x", None, True]}, "c": "*a",
     }  # fmt: skip
@@ -97,7 +97,7 @@ def test_patterns_are_linear(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rand", "rand-mstd0.5-inc1", "rand-n2-w0", "rand-p0.5-tweak"])
-def test_augmentation_names_are_accepted_as_before(name: str) -> None:
+def test_valid_augmentation_names_are_accepted(name: str) -> None:
     assert DataConfig(augment=name).augment == name
     with pytest.raises(UserError, match="the stage gives the magnitude"):
         DataConfig(augment=f"{name}-m9")

@@ -1,4 +1,4 @@
-"""Parsers of curricula, configs and checkpoints: what is valid round-trips, all else is refused."""
+"""Curricula, configs and checkpoints: valid input round-trips, all other input is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ stages = st.lists(
 
 
 def refused(read: Callable[[], Any], kind: type[Exception] = UserError) -> tuple[Any, str]:
-    """Return what is read, and what is said where it is refused; no other error is caught."""
+    """Return the result, or None and the error message; no other error is caught."""
     try:
         return read(), ""
     except kind as error:
@@ -52,7 +52,7 @@ def refused(read: Callable[[], Any], kind: type[Exception] = UserError) -> tuple
     epochs=st.floats(0.1, 1000), size=st.integers(1, 10_000), batch=st.integers(1, 512),
 )  # fmt: skip
 @settings(max_examples=80, **SAME)
-def test_a_plan_is_refused_or_shares_its_budget_in_steps_that_follow_on(
+def test_plan_is_refused_or_splits_its_budget_by_shares(
     stages, shares_of, epochs, size, batch
 ) -> None:
     curriculum = Curriculum(tuple(stages), 64, PATCH, shares_of)
@@ -78,7 +78,7 @@ def test_a_plan_is_refused_or_shares_its_budget_in_steps_that_follow_on(
 
 @given(stages=stages, epochs=st.floats(0.01, 5000))
 @settings(max_examples=15, **SAME)
-def test_a_curriculum_in_yaml_reads_back_equal(stages, epochs) -> None:
+def test_curriculum_survives_a_yaml_round_trip(stages, epochs) -> None:
     asked = CurriculumConfig("custom", tuple(stages), epochs=epochs)
     text = yaml.safe_dump({"curriculum": plain(asked)})
     assert config_from_text(text, PretrainConfig).curriculum == asked
@@ -111,7 +111,7 @@ CONFIGS = st.dictionaries(st.sampled_from(KEYS), TREES, min_size=1, max_size=3)
 @pytest.mark.parametrize("kind", [PretrainConfig, ClassifierConfig, ClusterConfig])
 @given(tree=CONFIGS)
 @settings(max_examples=15, **SAME)
-def test_any_yaml_is_a_config_or_one_sentence(kind: type, tree, tmp_path: Path) -> None:
+def test_arbitrary_yaml_parses_or_raises_a_one_line_error(kind: type, tree, tmp_path: Path) -> None:
     with nothing_runs(tmp_path):
         found, refusal = refused(lambda: config_from_text(yaml.safe_dump(tree), kind))
     assert "\n" not in refusal
@@ -122,7 +122,7 @@ def test_any_yaml_is_a_config_or_one_sentence(kind: type, tree, tmp_path: Path) 
 
 @given(text=st.text(max_size=60))
 @settings(max_examples=15, **SAME)
-def test_any_text_is_a_config_or_one_sentence(text: str, tmp_path: Path) -> None:
+def test_arbitrary_text_parses_or_raises_a_one_line_error(text: str, tmp_path: Path) -> None:
     with nothing_runs(tmp_path):
         assert "\n" not in refused(lambda: config_from_text(text, PretrainConfig))[1]
 
@@ -136,7 +136,7 @@ def test_any_text_is_a_config_or_one_sentence(text: str, tmp_path: Path) -> None
     )
 )  # fmt: skip
 @settings(max_examples=20, **SAME)
-def test_any_flags_are_a_config_or_one_sentence(words: list[str], tmp_path: Path) -> None:
+def test_arbitrary_flags_parse_or_raise_a_one_line_error(words: list[str], tmp_path: Path) -> None:
     with nothing_runs(tmp_path):
         assert "\n" not in refused(lambda: parse_config(flags(), PretrainConfig, words))[1]
 
@@ -155,13 +155,15 @@ def loads_or_refuses(content: bytes, folder: Path) -> None:
 
 @given(content=st.binary(max_size=200) | st.binary(max_size=200).map(lambda end: b"PK\3\4" + end))
 @settings(max_examples=50, **SAME)
-def test_any_bytes_are_a_checkpoint_or_a_value_error(content: bytes, tmp_path: Path) -> None:
+def test_arbitrary_bytes_as_a_checkpoint_load_or_raise_a_value_error(
+    content: bytes, tmp_path: Path
+) -> None:
     loads_or_refuses(content, tmp_path)
 
 
 @given(data=st.data())
 @settings(max_examples=50, **SAME)
-def test_a_changed_checkpoint_loads_or_is_a_value_error(data, tmp_path: Path) -> None:
+def test_modified_checkpoint_loads_or_raises_a_value_error(data, tmp_path: Path) -> None:
     content = bytearray(run_checkpoint())
     at = data.draw(st.integers(0, len(content) - 1))
     change = data.draw(st.sampled_from(["flip", "cut", "drop", "put"]))
@@ -176,8 +178,8 @@ def test_a_changed_checkpoint_loads_or_is_a_value_error(data, tmp_path: Path) ->
     loads_or_refuses(bytes(content), tmp_path)
 
 
-def test_a_valid_checkpoint_loads(tmp_path: Path) -> None:
-    """Otherwise the two laws above would hold of a loader that refuses all."""
+def test_valid_checkpoint_loads(tmp_path: Path) -> None:
+    """Otherwise a loader that refuses everything would pass the two tests above."""
     path = tmp_path / "step-00000001.pt"
     path.write_bytes(run_checkpoint())
     seal_if_archive(path)

@@ -1,4 +1,4 @@
-"""No file runs code, and none leads out of the folders that a user named."""
+"""No file runs code, and no file refers outside the folders that the user named."""
 
 import ast
 import hashlib
@@ -43,9 +43,9 @@ SOURCES = [path for name in ("mae_et", "finetune", "slurm", "benchmarks")
            for path in sorted((ROOT / name).rglob("*.py"))]  # fmt: skip
 
 
-# --- what the source may not say ------------------------------------------------------------------
+# --- forbidden calls in the source ----------------------------------------------------------------
 
-# What would run what a file says, or write where an archive says.
+# Calls that run code from a file, or write to paths from an archive.
 FORBIDDEN = re.compile(
     r"(?:cloud)?pickle\.loads?|dill\.\w+|joblib\.\w+|shelve\.\w+|marshal\.\w+|os\.(?:system|popen)"
     r"|yaml\.(?:load|load_all|full_load|unsafe_load)|(?:pd|pandas)\.read_pickle|eval|exec|compile"
@@ -55,7 +55,7 @@ REQUIRED = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_no_source_calls_what_would_run_a_file(path: Path) -> None:
+def test_source_never_calls_functions_that_execute_file_content(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
             continue
@@ -74,7 +74,7 @@ def test_no_source_calls_what_would_run_a_file(path: Path) -> None:
             assert node.args[0].id.isupper(), where
 
 
-def test_the_scan_sees_what_it_looks_for() -> None:
+def test_forbidden_pattern_matches_unsafe_calls_only() -> None:
     for call in ("pickle.load", "yaml.load", "os.system", "archive.extractall", "eval"):
         assert FORBIDDEN.fullmatch(call)
     assert not FORBIDDEN.fullmatch("network.eval")
@@ -84,7 +84,7 @@ def test_the_scan_sees_what_it_looks_for() -> None:
 
 
 class Payload:
-    """Pickled, it makes a folder where it is read."""
+    """Create a folder when unpickled."""
 
     def __reduce__(self) -> tuple:
         return (os.mkdir, (os.environ["PAYLOAD"],))
@@ -92,7 +92,7 @@ class Payload:
 
 @pytest.fixture
 def payload(tmp_path: Path, monkeypatch):
-    """Return a pickle that would make a folder, and see that nothing makes it."""
+    """Return an object that creates a folder when unpickled, and check that it never does."""
     target = tmp_path / "ran"
     monkeypatch.setenv("PAYLOAD", str(target))
     with nothing_runs(tmp_path):
@@ -115,7 +115,9 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors", "file.bin"])
 @pytest.mark.parametrize("form", ["torch", "legacy", "pickle"])
-def test_weights(payload: Payload, tmp_path: Path, name: str, form: str) -> None:
+def test_pickle_in_weights_is_refused(
+    payload: Payload, tmp_path: Path, name: str, form: str
+) -> None:
     path = tmp_path / name
     content = {"model": {"patch_embed.proj.weight": torch.zeros(1)}, "extra": payload}
     if form == "pickle":
@@ -127,7 +129,7 @@ def test_weights(payload: Payload, tmp_path: Path, name: str, form: str) -> None
         load_weights(path)
 
 
-def test_a_run_s_checkpoint(payload: Payload, tmp_path: Path) -> None:
+def test_pickle_in_the_checkpoint_of_a_run_is_refused(payload: Payload, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     state = {"format": "mae-et/1", "config": "seed: 0", "optimizer": payload}
     torch.save(state, tmp_path / "checkpoints" / "step-00000001.pt")
@@ -137,7 +139,9 @@ def test_a_run_s_checkpoint(payload: Payload, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_hugging_face_s_folder(payload: Payload, tmp_path: Path, sharded: bool) -> None:
+def test_pickle_in_a_hugging_face_folder_is_refused(
+    payload: Payload, tmp_path: Path, sharded: bool
+) -> None:
     (tmp_path / "config.json").write_bytes(hugging_face()["config.json"])
     name = "part.bin" if sharded else "pytorch_model.bin"
     torch.save({"vit.embeddings.cls_token": payload}, tmp_path / name)
@@ -147,14 +151,14 @@ def test_hugging_face_s_folder(payload: Payload, tmp_path: Path, sharded: bool) 
         load_weights(tmp_path)
 
 
-def test_a_classifier_s_folder(payload: Payload, tmp_path: Path) -> None:
+def test_pickle_in_a_classifier_folder_is_refused(payload: Payload, tmp_path: Path) -> None:
     write(tmp_path, classifier())
     torch.save({"model": payload}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"is refused: it holds posix\.mkdir|cannot be read"):
         load_weights(tmp_path)
 
 
-def test_a_listing(payload: Payload, tmp_path: Path) -> None:
+def test_pickle_in_a_listing_is_refused(payload: Payload, tmp_path: Path) -> None:
     save_png(tmp_path / "data" / "train" / "a" / "b.png")
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
     open_dataset(config, "train")
@@ -164,7 +168,7 @@ def test_a_listing(payload: Payload, tmp_path: Path) -> None:
         open_dataset(config, "train")
 
 
-def test_a_prepared_index(payload: Payload, tmp_path: Path) -> None:
+def test_pickle_in_a_prepared_index_is_refused(payload: Payload, tmp_path: Path) -> None:
     write(tmp_path / "train", prepared())
     np.save(tmp_path / "train" / "00000.npy", objects(payload), allow_pickle=True)
     with pytest.raises(UserError, match=r"index .* is damaged"):
@@ -173,7 +177,9 @@ def test_a_prepared_index(payload: Payload, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.npy", "x.png"])
 @pytest.mark.parametrize("source", ["folder", "wds"])
-def test_an_image(payload: Payload, tmp_path: Path, name: str, source: str) -> None:
+def test_pickle_in_an_image_is_refused(
+    payload: Payload, tmp_path: Path, name: str, source: str
+) -> None:
     place = tmp_path / "train" / "a" / name
     place.parent.mkdir(parents=True)
     with place.open("wb") as file:
@@ -186,7 +192,7 @@ def test_an_image(payload: Payload, tmp_path: Path, name: str, source: str) -> N
         opened[0]
 
 
-def test_cifar_s_batches_even_where_their_checksums_are_those_published(
+def test_pickle_in_cifar_is_refused_despite_a_valid_checksum(
     payload: Payload, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
@@ -198,7 +204,7 @@ def test_cifar_s_batches_even_where_their_checksums_are_those_published(
         open_dataset(DataConfig(name="cifar10", root=tmp_path, download=False), "train")
 
 
-def test_torchvision_unpickles_as_it_did_once_its_set_is_read(tmp_path: Path) -> None:
+def test_restricted_unpickler_is_removed_after_reading_cifar(tmp_path: Path) -> None:
     assert cifar.pickle is pickle
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(UserError):
@@ -209,8 +215,8 @@ def test_torchvision_unpickles_as_it_did_once_its_set_is_read(tmp_path: Path) ->
     assert cifar.pickle is pickle
 
 
-def test_importing_does_not_move_the_limit_of_pictures() -> None:
-    """It is moved once one is read, and then stays: Pillow looks at it again in every crop."""
+def test_import_leaves_the_pixel_limit_of_pillow_unchanged() -> None:
+    """Decoding raises it for good, because Pillow checks it again in every crop."""
     program = (
         "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; "
         "import mae_et.data.decoding as ours; "
@@ -238,7 +244,9 @@ CONFIGS = [
 
 @pytest.mark.parametrize("kind", [PretrainConfig, ClassifierConfig, ClusterConfig])
 @pytest.mark.parametrize("text", CONFIGS)
-def test_a_config(payload: Payload, tmp_path: Path, text: str, kind: type) -> None:
+def test_config_that_names_a_class_or_file_is_refused(
+    payload: Payload, tmp_path: Path, text: str, kind: type
+) -> None:
     with pytest.raises(UserError):
         config_from_text(text, kind)
     if kind is not (ClusterConfig if text.startswith("extra") else PretrainConfig):
@@ -251,7 +259,9 @@ def test_a_config(payload: Payload, tmp_path: Path, text: str, kind: type) -> No
         load_config(kind, [], [f"--{key}={value}"])
 
 
-def test_a_config_inside_of_a_checkpoint(payload: Payload, tmp_path: Path) -> None:
+def test_config_in_a_checkpoint_that_names_a_class_is_refused(
+    payload: Payload, tmp_path: Path
+) -> None:
     state = torch.load(write(tmp_path, {"c.pt": run_checkpoint()}) / "c.pt", weights_only=True)
     torch.save(state | {"config": CONFIGS[2]}, tmp_path / "c.pt")
     with pytest.raises(UserError, match="a config names no class"):
@@ -260,7 +270,7 @@ def test_a_config_inside_of_a_checkpoint(payload: Payload, tmp_path: Path) -> No
         stored_config(tmp_path / "c.pt")
 
 
-def test_the_watch_sees_what_it_is_for(tmp_path: Path) -> None:
+def test_nothing_runs_detects_unpickling_writes_programs_and_imports(tmp_path: Path) -> None:
     """Otherwise the tests above could not fail."""
     outside = tmp_path.with_name("outside")
     for broken in (
@@ -274,7 +284,7 @@ def test_the_watch_sees_what_it_is_for(tmp_path: Path) -> None:
     outside.unlink()
 
 
-def test_a_whole_run_and_its_scoring_unpickle_nothing(tmp_path: Path, tiny_yaml: Path) -> None:
+def test_whole_run_and_its_evaluation_unpickle_nothing(tmp_path: Path, tiny_yaml: Path) -> None:
     """Loader processes pickle samples to their own run; with none there is no pickle at all."""
     flags = [
         f"--config={tiny_yaml}",
@@ -289,7 +299,7 @@ def test_a_whole_run_and_its_scoring_unpickle_nothing(tmp_path: Path, tiny_yaml:
         assert main(knn) == 0
 
 
-# --- folders that files name ----------------------------------------------------------------------
+# --- paths in files -------------------------------------------------------------------------------
 
 
 def save_png(path: Path) -> None:
@@ -298,7 +308,7 @@ def save_png(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"../secret.png", b"/etc/passwd", b"a/../../secret.png", b"a\0b"])
-def test_a_listing_leads_nowhere_else(tmp_path: Path, name: bytes) -> None:
+def test_listing_with_paths_outside_its_folder_is_refused(tmp_path: Path, name: bytes) -> None:
     save_png(tmp_path / "data" / "train" / "a" / "b.png")
     save_png(tmp_path / "data" / "secret.png")
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
@@ -313,7 +323,7 @@ def test_a_listing_leads_nowhere_else(tmp_path: Path, name: bytes) -> None:
 
 
 @pytest.mark.parametrize("level", ["/../../../secret", "../x", 8.5, True, 0, -8, None])
-def test_a_prepared_split_names_no_other_files(tmp_path: Path, level: object) -> None:
+def test_prepared_split_with_invalid_levels_is_refused(tmp_path: Path, level: object) -> None:
     files = prepared()
     about = json.loads(files["split.json"]) | {"levels": [level]}
     write(tmp_path / "train", files | {"split.json": json.dumps(about).encode()})
@@ -321,7 +331,7 @@ def test_a_prepared_split_names_no_other_files(tmp_path: Path, level: object) ->
         open_dataset(DataConfig(name="shards", root=tmp_path), "train")
 
 
-def test_an_index_that_points_beyond_its_archive_is_told_of(tmp_path: Path) -> None:
+def test_prepared_index_beyond_its_archive_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train", prepared())
     rows = np.load(tmp_path / "train" / "00000.npy")
     rows["size"] = 2**62
@@ -330,7 +340,7 @@ def test_an_index_that_points_beyond_its_archive_is_told_of(tmp_path: Path) -> N
         open_dataset(DataConfig(name="shards", root=tmp_path), "train")[0]
 
 
-def test_members_of_an_archive_are_never_written(tmp_path: Path) -> None:
+def test_archive_members_are_never_extracted(tmp_path: Path) -> None:
     save_png(tmp_path / "p.png")
     (tmp_path / "train").mkdir()
     with tarfile.open(tmp_path / "train" / "0.tar", "w") as archive:
@@ -347,7 +357,7 @@ def test_members_of_an_archive_are_never_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["-2", "999999999999", "1" * 70])
-def test_a_label_is_no_size_of_a_table(tmp_path: Path, label: str) -> None:
+def test_out_of_range_label_is_refused(tmp_path: Path, label: str) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "a.cls").write_text(label)
     (tmp_path / "train").mkdir()
@@ -358,8 +368,8 @@ def test_a_label_is_no_size_of_a_table(tmp_path: Path, label: str) -> None:
         open_dataset(DataConfig(name="wds", root=tmp_path), "train")
 
 
-def test_nothing_is_written_where_a_checkpoint_says(tmp_path: Path) -> None:
-    """A stranger's checkpoint names an output, a listing and a download; they stay unused."""
+def test_paths_in_a_checkpoint_are_never_written_to(tmp_path: Path) -> None:
+    """An untrusted checkpoint names an output, a listing and a download; none is used."""
     evil = tmp_path / "evil"
     config = load_config(
         PretrainConfig, [],
@@ -377,23 +387,23 @@ def test_nothing_is_written_where_a_checkpoint_says(tmp_path: Path) -> None:
         home.mkdir()
         given = [f"--checkpoint={tmp_path / 'c.pt'}"]
         assert main(["knn", *given]) == 2  # its data are not there, and are not fetched
-        picture = [f"--images=[{tmp_path / 'own.png'}]", f"--output={home / 'p.png'}"]
-        assert main(["reconstruct", *given, *picture, "--device=cpu"]) == 0
+        images = [f"--images=[{tmp_path / 'own.png'}]", f"--output={home / 'p.png'}"]
+        assert main(["reconstruct", *given, *images, "--device=cpu"]) == 0
         assert main(["export", *given, "--format=timm", f"--output={home / 'e.safetensors'}"]) == 0
     assert not evil.exists()
     assert {path.name for path in home.iterdir()} >= {"p.png", "e.safetensors"}
 
 
-def test_what_a_file_says_of_its_data_is_only_read(tmp_path: Path) -> None:
-    told = DataConfig(name="cifar10", root=tmp_path, listing=tmp_path)
-    assert read_only_data(told) == DataConfig(name="cifar10", root=tmp_path, download=False)
+def test_stored_data_config_is_read_only(tmp_path: Path) -> None:
+    stored = DataConfig(name="cifar10", root=tmp_path, listing=tmp_path)
+    assert read_only_data(stored) == DataConfig(name="cifar10", root=tmp_path, download=False)
     assert read_only_data(DataConfig(name="cifar10")).download  # to our own data/cifar10
     gone = DataConfig(name="hfds/x", root=tmp_path / "gone")
     assert read_only_data(gone).root is None
     assert read_only_data(DataConfig(name="hfds/x", root=tmp_path)).root == tmp_path
 
 
-# --- what is downloaded ---------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------
 
 HUB = "vit_tiny_patch16_224.augreg_in21k"
 
@@ -417,7 +427,7 @@ def put(hub: Path, name: str, content: bytes, digest: str | None = None) -> Path
     return blob
 
 
-def test_weights_of_timm_s_hub_are_compared_with_their_checksum(hub: Path, tmp_path: Path) -> None:
+def test_timm_hub_weights_with_a_wrong_checksum_are_refused(hub: Path, tmp_path: Path) -> None:
     weights = timm.create_model(HUB, pretrained=False).state_dict()
     save_file(weights, tmp_path / "w.safetensors")
     content = (tmp_path / "w.safetensors").read_bytes()
@@ -428,14 +438,14 @@ def test_weights_of_timm_s_hub_are_compared_with_their_checksum(hub: Path, tmp_p
         load_weights(Path(HUB))
 
 
-def test_a_pickle_on_timm_s_hub_is_not_run(hub: Path, payload: Payload, tmp_path: Path) -> None:
+def test_pickle_on_the_timm_hub_is_refused(hub: Path, payload: Payload, tmp_path: Path) -> None:
     torch.save({"cls_token": payload}, tmp_path / "w.bin")
     put(hub, "pytorch_model.bin", (tmp_path / "w.bin").read_bytes())
     with pytest.raises(UserError, match="cannot fetch"):
         load_weights(Path(HUB))
 
 
-def test_a_hugging_face_data_set_runs_no_script(payload: Payload, tmp_path: Path) -> None:
+def test_hugging_face_dataset_script_never_runs(payload: Payload, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     folder = tmp_path / "mine"
     write(folder, {"mine.py": b"import os\nos.mkdir(os.environ['PAYLOAD'])\n"})
@@ -445,7 +455,7 @@ def test_a_hugging_face_data_set_runs_no_script(payload: Payload, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_torchvision_set_with_another_checksum_is_not_taken(name: str, tmp_path: Path) -> None:
+def test_torchvision_dataset_with_a_wrong_checksum_is_refused(name: str, tmp_path: Path) -> None:
     folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     for file in ("data_batch_1", "train", "test", "meta", "batches.meta"):
         write(tmp_path, {f"{folder}/{file}": b"changed"})
@@ -453,12 +463,12 @@ def test_a_torchvision_set_with_another_checksum_is_not_taken(name: str, tmp_pat
         open_dataset(DataConfig(name=name, root=tmp_path, download=False), "train")
 
 
-# --- who may connect ------------------------------------------------------------------------------
+# --- connections ---------------------------------------------------------------------------------
 
 
-def test_tensorboard_is_told_to_listen_on_the_loopback_alone() -> None:
+def test_tensorboard_commands_listen_on_the_loopback_only() -> None:
     texts = {path: path.read_text() for path in (ROOT / "Makefile", ROOT / "README.md",
-             *(ROOT / "docs").glob("*.md"), ROOT / "mae_et" / "cli.py")}  # fmt: skip
+             *(ROOT / "docs").glob("*.md"), *(ROOT / "mae_et" / "cli").glob("*.py"))}  # fmt: skip
     assert "--host 127.0.0.1" in texts[ROOT / "Makefile"]
     for path, text in texts.items():
         assert not re.search(r"bind_all|--host[ =](?!127\.0\.0\.1|localhost)", text), path

@@ -92,10 +92,10 @@ def holds(word: str, place: Path) -> None:
         return
     config = ClusterConfig(**settings)
     script = launcher(config, place, name=word).script("afterok:1")
-    told = directives(script)
+    options = directives(script)
     for key in ("job-name", "partition", "account", "qos", "constraint", "exclude", "comment",
                 "mail-user", "mail-type"):  # fmt: skip
-        assert told[key] == word
+        assert options[key] == word
     words = run(script, place)
     assert words[words.index("--kill-on-bad-exit=1") + 1] == word
 
@@ -162,9 +162,9 @@ def test_dry_run_prints_a_valid_script_for_any_arguments(place: Path, capsys) ->
     root = "--data.root=x\ntouch canary; $(touch canary)"
     flags = ["--data.name=cifar10", "--executor=slurm", "--output.dir=run", "--dry-run"]
     assert main(["submit", "pretrain", root, *flags]) == 0
-    told = [line for line in capsys.readouterr().out.split("\n") if line.startswith("# mae-et")]
-    assert len(told) == 1
-    assert "touch canary" in told[0]
+    comments = [line for line in capsys.readouterr().out.split("\n") if line.startswith("# mae-et")]
+    assert len(comments) == 1
+    assert "touch canary" in comments[0]
 
 
 @pytest.mark.parametrize("key", ["a b", "x\ntouch canary", "-x", "", "a=b", "a;b", "é"])

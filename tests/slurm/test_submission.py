@@ -92,8 +92,8 @@ def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
     for then in ("finetune=a.yaml,finetune=b.yaml", "knn,linear-probe,knn"):
         assert main(["submit", "pretrain", *RUN, "--dry-run", f"--then={then}"]) == 2
         kind = then[-3:] if then.endswith("knn") else "finetune"
-        told = f"--then: {kind} is given twice; both would write to run/{kind}"
-        assert told in capsys.readouterr().err
+        message = f"--then: {kind} is given twice; both would write to run/{kind}"
+        assert message in capsys.readouterr().err
 
 
 def test_submit_without_slurm_is_refused(place, monkeypatch, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Image files as they are met: those that are merely unusual, and those that nobody can read."""
+"""Image files that are unusual but valid, and files that cannot be read."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def noise(height: int = 40, width: int = 48, seed: int = 0) -> Image.Image:
-    """Return a picture of noise under a ramp, which no format stores in a few bytes."""
+    """Return an image of noise under a ramp, which no format stores in a few bytes."""
     grey = np.random.default_rng(seed).integers(0, 96, (height, width, 3))
     return Image.fromarray((grey + np.linspace(0, 150, width)[:, None].astype(int)).astype("uint8"))
 

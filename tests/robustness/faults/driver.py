@@ -29,18 +29,18 @@ def main(fault: str, arguments: list[str]) -> int:
     return command_line(arguments)
 
 
-SPINES = {"mae_et.pretraining": "train_step", "finetune.classifier": "classifier_step"}
+STEPS = {"mae_et.pretraining": "train_step", "finetune.classifier": "classifier_step"}
 
 
 def replace_steps(around) -> None:
-    """Put what `around` makes of a step in its place, in whatever is trained."""
-    for spine, name in SPINES.items():
-        module = importlib.import_module(spine)
+    """Wrap the training step of pre-training and of classifiers with `around`."""
+    for module_name, name in STEPS.items():
+        module = importlib.import_module(module_name)
         setattr(module, name, around(getattr(module, name)))
 
 
 def at_step(step: int, strike) -> None:
-    """Call `strike` before a step, which then goes on."""
+    """Call `strike` before a step, which then continues."""
 
     def around(real):
         def struck(run, *rest, **keywords):
@@ -54,12 +54,12 @@ def at_step(step: int, strike) -> None:
 
 
 def hang(step: str) -> None:
-    """Wait for ever in C, where no handler of Python's runs."""
+    """Block forever in C, where no Python signal handler runs."""
     at_step(int(step), lambda: ctypes.CDLL(None).sleep(10_000))
 
 
 def die(step: str) -> None:
-    """Be killed, as by the kernel when memory runs out."""
+    """Kill this process, as the kernel does when memory runs out."""
     at_step(int(step), lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -89,12 +89,12 @@ def fail(step: str, on: str, kind: str) -> None:
 
 
 def lose_worker(step: str) -> None:
-    """Have a loader process killed by somebody else."""
+    """Kill a loader process."""
     at_step(int(step), lambda: multiprocessing.active_children()[0].kill())
 
 
 def stop_and_go(step: str, seconds: str) -> None:
-    """Be suspended by the kernel for so long, as a job that makes room for another one."""
+    """Suspend this process for `seconds`, as SLURM suspends a job."""
 
     def suspend() -> None:
         if os.fork() == 0:
@@ -107,14 +107,14 @@ def stop_and_go(step: str, seconds: str) -> None:
 
 
 def clock(step: str, jump: str) -> None:
-    """Set the clock of the wall forward or back; imports come later, so all of Python sees it."""
+    """Set the wall clock forward or back; imports come later, so all of Python sees it."""
     real, off = time.time, [0.0]
     time.time = lambda: real() + off[0]
     at_step(int(step), lambda: off.__setitem__(0, float(jump)))
 
 
 def slow_disk(seconds: str) -> None:
-    """Have each file take so long to reach the disk."""
+    """Delay every fsync by `seconds`."""
     real = os.fsync
 
     def slow(descriptor: int) -> None:
@@ -125,15 +125,15 @@ def slow_disk(seconds: str) -> None:
 
 
 def record(path: str, stop: str = "-1") -> None:
-    """Write down every sample that is trained on: its image, and its noise or label, in order.
+    """Record a hash of every trained sample (image, and noise or label) in order.
 
-    Before the step `stop` it is told to stop, if there is one.
+    Send SIGTERM before the step `stop`, if given.
     """
     rank = int(os.environ.get("RANK", "0"))
     place = Path(f"{path}-{rank}")
 
     def around(real):
-        def told(run, stage, batches, **keywords):
+        def recorded(run, stage, batches, **keywords):
             def passing():
                 for batch in batches:
                     for image, other in zip(*batch[:2], strict=True):
@@ -145,7 +145,7 @@ def record(path: str, stop: str = "-1") -> None:
 
             return real(run, stage, passing(), **keywords)
 
-        return told
+        return recorded
 
     replace_steps(around)
     at_step(int(stop), lambda: os.kill(os.getpid(), signal.SIGTERM))

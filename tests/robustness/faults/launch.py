@@ -1,4 +1,4 @@
-"""Runs in processes of their own, and what is compared of them."""
+"""Start runs in their own processes, and compare their results."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Files that are cut off or changed on disk are noticed, or read as if nothing had been."""
+"""Truncated or corrupted files are detected, or load unchanged."""
 
 import errno
 import json
@@ -79,7 +79,7 @@ def encoder(folder: Path) -> Path:
     [(checkpoint, load_checkpoint), (checkpoint, read_weight_file), (encoder, read_weight_file)],
     ids=["checkpoint", "checkpoint-by-its-path", "encoder"],
 )
-def test_no_flipped_bit_changes_what_is_read(tmp_path, write, read, flips: int) -> None:
+def test_flipped_bits_are_detected_or_harmless(tmp_path, write, read, flips: int) -> None:
     seen = sweep(write(tmp_path), read, flips)
     print(f"\n{flips} flipped bits: {dict(seen)}")
     assert seen["WRONG"] == 0
@@ -91,7 +91,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path, write, read, flips: int) 
     ("write", "read"), [(checkpoint, load_checkpoint), (encoder, read_weight_file)],
     ids=["checkpoint", "encoder"],
 )  # fmt: skip
-def test_a_file_that_is_cut_off_at_any_byte_is_noticed(tmp_path, write, read, cuts: int) -> None:
+def test_truncated_file_is_detected_at_any_length(tmp_path, write, read, cuts: int) -> None:
     path = write(tmp_path)
     content, chance = path.read_bytes(), random.Random(1)
     # Each of the last bytes by itself: the checksum of a checkpoint lies there.
@@ -105,17 +105,17 @@ def test_a_file_that_is_cut_off_at_any_byte_is_noticed(tmp_path, write, read, cu
     assert seen == {"noticed": len(places)}
 
 
-def test_a_damaged_file_that_is_asked_for_by_name_is_refused_in_one_sentence(tmp_path) -> None:
+def test_damaged_file_given_by_path_raises_a_user_error(tmp_path) -> None:
     for path in (checkpoint(tmp_path), encoder(tmp_path)):
         place = path.stat().st_size // 2
-        with flipped(path, place, 1), pytest.raises(UserError) as told:
+        with flipped(path, place, 1), pytest.raises(UserError) as error:
             read_weight_file(path)
-        assert str(told.value) == f"{path} is damaged: it does not match its checksum"
+        assert str(error.value) == f"{path} is damaged: it does not match its checksum"
 
 
 @pytest.mark.faults
-def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny, tmp_path) -> None:
-    """At 20 places of the file, with a warning, and to the same end bit for bit."""
+def test_damaged_newest_checkpoint_falls_back_to_the_previous_one(tiny, tmp_path) -> None:
+    """At 20 places in the file, with a warning, to the same result bit for bit."""
     clean = pretrain(tiny(*QUIET, "--output.keep_last=9", f"--output.dir={tmp_path / 'clean'}"))
     paths = list_checkpoints(clean / "checkpoints")
     contents = {path.name: path.read_bytes() for path in paths[:3]}
@@ -140,7 +140,7 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny, tmp_path) 
 
 
 def test_run_without_a_loadable_checkpoint_is_refused(tiny) -> None:
-    """Nor is anything of it changed: whoever has a copy can put it back."""
+    """Without changing the folder, so that a copy of the checkpoint can be restored."""
     config = tiny(*QUIET)
     folder = pretrain(config, stop_after_step=5)
     (path,) = list_checkpoints(folder / "checkpoints")
@@ -158,10 +158,8 @@ def test_run_without_a_loadable_checkpoint_is_refused(tiny) -> None:
     assert newest_checkpoint(folder / "checkpoints")["step"] == 6
 
 
-def test_a_checkpoint_that_may_not_be_read_at_present_is_not_called_damaged(
-    tmp_path, monkeypatch
-) -> None:
-    """A server that went away, or a file of somebody else, costs no interval."""
+def test_temporarily_unreadable_checkpoint_is_not_marked_damaged(tmp_path, monkeypatch) -> None:
+    """A lost file server or missing permission never discards a checkpoint."""
     path = tmp_path / "step-00000001.pt"
     path.write_bytes(b"")
     for code in (errno.EACCES, errno.ESTALE):
@@ -180,7 +178,7 @@ def test_a_checkpoint_that_may_not_be_read_at_present_is_not_called_damaged(
 # --- the record -----------------------------------------------------------------------------------
 
 
-def test_damaged_rows_are_skipped_and_the_others_kept_with_a_warning(tmp_path) -> None:
+def test_damaged_rows_are_skipped_with_a_warning(tmp_path) -> None:
     lines = [f'{{"step": {step}, "loss": 0.5}}'.encode() for step in range(1, 9)]
     lines[2] = lines[2].replace(b"{", b"[")
     lines[4] = b"\0" * 30  # what a machine that lost its power leaves of a file
@@ -192,8 +190,8 @@ def test_damaged_rows_are_skipped_and_the_others_kept_with_a_warning(tmp_path) -
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.faults)])
-def test_damaged_record_does_not_stop_a_run(tiny, times: int) -> None:
-    """The record says what happened; the numbers do not come from it. The encoder is made anew."""
+def test_damaged_metrics_file_does_not_stop_a_run(tiny, times: int) -> None:
+    """Training never reads numbers from it; the damaged encoder is exported again."""
     config = tiny("--output.keep_last=9")  # with TensorBoard, which reads every number again
     folder = pretrain(config)
     record, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
@@ -218,8 +216,8 @@ def test_damaged_record_does_not_stop_a_run(tiny, times: int) -> None:
 def test_damaged_rows_and_images_do_not_stop_a_resumed_run(tiny) -> None:
     """A flipped bit in a name or a number leaves JSON, and a row that TensorBoard cannot show."""
     config = tiny()
-    folder = pretrain(config, stop_after_step=13)  # with a picture
-    record, (picture,) = folder / "metrics.jsonl", (folder / "reconstructions").iterdir()
+    folder = pretrain(config, stop_after_step=13)  # with an image
+    record, (image,) = folder / "metrics.jsonl", (folder / "reconstructions").iterdir()
     rows = [json.loads(line) for line in record.read_text().splitlines()]
     harm = [
         {"time": None}, {"stage": "0"}, {"bandwidth": []}, {"equivalent_epochs": math.inf},
@@ -230,18 +228,18 @@ def test_damaged_rows_and_images_do_not_stop_a_resumed_run(tiny) -> None:
     record.write_text("\n".join([*lines, json.dumps(rows[-1])]) + "\n")
     (folder / "unreadable.jsonl").write_text('{"step": 1}\n{"step": 2, "sample": 4000}\n')
     (folder / "scores.jsonl").write_text('{"step": 1, "time": 0.5, "top1": "x"}\n{}\n')
-    picture.write_bytes(picture.read_bytes()[:50])
-    picture.with_name("step-last.png").write_bytes(b"")
-    with warnings.catch_warnings(record=True) as told:
+    image.write_bytes(image.read_bytes()[:50])
+    image.with_name("step-last.png").write_bytes(b"")
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pretrain(config, stop_after_step=14)
-    said = [str(each.message) for each in told]
+    said = [str(each.message) for each in caught]
     assert any(f"{record} is damaged: skipped line 1, 2, 3, 4, 5, ..." in each for each in said)
-    assert any(f"{picture} is damaged: skipped in TensorBoard" in each for each in said)
+    assert any(f"{image} is damaged: skipped in TensorBoard" in each for each in said)
     assert [row["step"] for row in read_metrics(folder)] == [13, 14]
 
 
-def test_final_figures_that_are_damaged_are_written_again_from_the_last_state(tiny) -> None:
+def test_damaged_results_are_rewritten_from_the_last_checkpoint(tiny) -> None:
     config = tiny(*QUIET, "--curriculum.epochs=1")
     folder = pretrain(config)
     results = folder / "results.json"
@@ -257,7 +255,7 @@ def test_final_figures_that_are_damaged_are_written_again_from_the_last_state(ti
         pretrain(config)
 
 
-def test_an_encoder_that_was_deleted_is_written_again_from_the_last_state(tiny) -> None:
+def test_deleted_encoder_is_exported_again_from_the_last_checkpoint(tiny) -> None:
     config = tiny(*QUIET, "--curriculum.epochs=1")
     encoder = pretrain(config) / "encoder.safetensors"
     expected = encoder.read_bytes()
@@ -278,7 +276,7 @@ def test_run_without_a_checkpoint_restarts_with_a_warning(tiny) -> None:
     assert [row["step"] for row in read_metrics(folder)] == steps
 
 
-def test_temporary_files_of_a_killed_writer_are_deleted_and_no_others(tiny) -> None:
+def test_only_temporary_files_of_a_killed_writer_are_deleted(tiny) -> None:
     config = tiny(*QUIET, "--curriculum.epochs=1")
     folder = config.output.dir
     (folder / "reconstructions").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or slow: one sentence, nothing lost, and the run goes on later."""
+"""Full, read-only and slow disks: a one-line error, and the run resumes from a checkpoint."""
 
 import os
 import resource
@@ -43,28 +43,28 @@ def clean(tmp_path_factory) -> Path:
     return folder
 
 
-def told_once(said: str, what: str) -> bool:
-    """Return whether what was said last is one sentence about it, without a traceback."""
+def is_one_line_error(said: str, what: str) -> bool:
+    """Return whether the last line contains `what`, without a traceback above it."""
     return what in said.strip().splitlines()[-1] and "Traceback" not in said
 
 
 @pytest.mark.faults
-def test_on_a_full_disk_a_run_ends_in_a_sentence_and_goes_on_when_there_is_room(
+def test_run_on_a_full_disk_fails_with_one_error_line_and_resumes_once_there_is_space(
     disk, clean
 ) -> None:
-    """At 12 sizes, so that it is the log, a checkpoint, a picture or TensorBoard that fills it."""
+    """At 12 sizes: the log, a checkpoint, an image or the event file fills the disk."""
     ended: list[str] = []
     for kibibytes in (8, 32, 100, 300, 520, 540, 700, 1000, 1060, 1100, 1300, 1560):
         mount("-o", f"remount,size={kibibytes}k", str(disk))
         code, said = run(disk, "none")
         assert code == 1, (kibibytes, said)
-        assert told_once(said, "No space left on device"), said
+        assert is_one_line_error(said, "No space left on device"), said
         assert "the same command resumes from there" in said
         saved = newest_checkpoint(disk / "checkpoints")
         ended.append(f"{kibibytes} KiB: step {saved['step'] if saved else 0}")
         assert not list(disk.glob("checkpoints/.*.tmp"))
         mount("-o", "remount,size=64m", str(disk))
-        if kibibytes in {520, 1300}:  # go on from what was left; or from nothing, next time
+        if kibibytes in {520, 1300}:  # resume from what is there; otherwise start anew
             assert run(disk, "none")[0] == 0
             assert same_weights(disk, clean)
             losses = [[(r["step"], r["loss"]) for r in read_metrics(f)] for f in (clean, disk)]
@@ -75,8 +75,8 @@ def test_on_a_full_disk_a_run_ends_in_a_sentence_and_goes_on_when_there_is_room(
 
 
 @pytest.mark.parametrize("limit", [1, 64, 5000, 32_768, 100_000, 300_000])
-def test_a_checkpoint_that_has_no_room_says_why_wherever_it_is_cut_off(tmp_path, limit) -> None:
-    """Torch itself tells of sums that differ; the one before stays."""
+def test_checkpoint_beyond_the_file_size_limit_raises_the_reason(tmp_path, limit) -> None:
+    """Torch itself reports an internal error; the previous checkpoint stays."""
     from train_state import state
 
     save_checkpoint(tmp_path, state(1).to_dict(), "seed: 0", {"plan": 1})
@@ -93,8 +93,8 @@ def test_a_checkpoint_that_has_no_room_says_why_wherever_it_is_cut_off(tmp_path,
 
 
 @pytest.mark.faults
-def test_a_file_that_may_not_grow_is_told_of_and_the_last_checkpoint_stays(tmp_path) -> None:
-    """A quota on the size of a file, which needs no file system of its own."""
+def test_run_beyond_the_file_size_limit_reports_the_reason_and_resumes(tmp_path) -> None:
+    """RLIMIT_FSIZE, which needs no file system of its own."""
     folder = tmp_path / "run"
     flags = [*QUIET, "--curriculum.epochs=1.5"]
     limit = 100_000
@@ -104,22 +104,22 @@ def test_a_file_that_may_not_grow_is_told_of_and_the_last_checkpoint_stays(tmp_p
 
     code, said = run(folder, "none", *flags, before=bound)
     assert code == 1
-    assert told_once(said, "File too large; saved checkpoints stay"), said
+    assert is_one_line_error(said, "File too large; saved checkpoints stay"), said
     assert list_checkpoints(folder / "checkpoints") == []
     code, said = run(folder, "none", *flags)
     assert code == 0, said
 
 
 @pytest.mark.faults
-def test_a_read_only_folder_is_refused_before_training(disk) -> None:
-    """As new, and with a run in it to go on from; also where the folder is another user's."""
+def test_read_only_folder_is_refused_before_training(disk) -> None:
+    """For a new run and for one to resume."""
     for held in (False, True):
         if held:
             assert run(disk, "die:step=12", *QUIET)[0] == -9
         mount("-o", "remount,ro", str(disk))
         code, said = run(disk, "none", *QUIET)
         assert code == 2
-        assert told_once(said, "cannot be written to: Read-only file system"), said
+        assert is_one_line_error(said, "cannot be written to: Read-only file system"), said
         assert "step 2/" not in said
         mount("-o", "remount,rw", str(disk))
     assert newest_checkpoint(disk / "checkpoints")["step"] == 10
@@ -127,7 +127,7 @@ def test_a_read_only_folder_is_refused_before_training(disk) -> None:
 
 
 @pytest.mark.faults
-def test_a_folder_of_another_user_is_refused_before_training(tmp_path) -> None:
+def test_folder_of_another_user_is_refused_before_training(tmp_path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can run as somebody else")
     for parent in (tmp_path, *tmp_path.parents[:3]):
@@ -139,12 +139,12 @@ def test_a_folder_of_another_user_is_refused_before_training(tmp_path) -> None:
     log.chmod(0o666)
     code, said = run(tmp_path / "run", "none", *QUIET, before=lambda: os.setuid(65534))
     assert code == 2
-    assert told_once(said, "cannot be written to: Permission denied"), said
+    assert is_one_line_error(said, "cannot be written to: Permission denied"), said
 
 
 @pytest.mark.faults
-def test_a_slow_disk_costs_time_and_no_number(tmp_path, clean) -> None:
-    """A second for every file: more than the time-out in all, and never without a sign of life."""
+def test_slow_disk_changes_no_result(tmp_path, clean) -> None:
+    """One second per file: longer than the time-out in total, with a heartbeat in between."""
     began = time.monotonic()
     code, said = run(tmp_path / "run", "slow_disk:seconds=1", "--efficiency.step_timeout=10")
     assert code == 0, said

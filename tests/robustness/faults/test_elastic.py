@@ -1,4 +1,4 @@
-"""A run goes on with other processes, micro-batches and workers: the same samples, order, masks."""
+"""Runs resume with other ranks, micro-batches and workers: same samples, order and masks."""
 
 import json
 import signal
@@ -32,11 +32,11 @@ def samples(recorded: Path, processes: int) -> list[list[str]]:
 
 
 @pytest.mark.faults
-def test_a_run_goes_on_with_other_processes_micro_batches_and_workers(tmp_path) -> None:
-    """Stopped twice: one process, then two with halved parts and loaders, then one again.
+def test_run_resumes_with_other_ranks_micro_batches_and_workers(tmp_path) -> None:
+    """Stopped twice: one rank, then two with smaller micro-batches, then one again.
 
-    Image and noise of every sample are those of a run that was left alone, bit for bit and in its
-    order; losses and gradients' norms are the same to rounding.
+    Image and noise of every sample equal those of an uninterrupted run, bit for bit and in the same
+    order; losses and gradient norms are equal up to rounding.
     """
     clean = tmp_path / "clean"
     code, said = run(clean, f"record:path={tmp_path / 'clean-samples'}", *FLAGS)
@@ -68,11 +68,11 @@ def test_a_run_goes_on_with_other_processes_micro_batches_and_workers(tmp_path) 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("command", ["supervised", "finetune"])
-def test_a_classifier_goes_on_with_other_processes(tmp_path, command: str) -> None:
-    """Without mixing, drop path and batch norms, so that the numbers too are the same to rounding.
+def test_classifier_resumes_with_other_ranks(tmp_path, command: str) -> None:
+    """Without mixing, drop path and batch norms, so losses are equal up to rounding too.
 
-    Image (augmented and erased) and label of every sample are those of a run that was left alone,
-    bit for bit and in its order. Resuming on another number of ranks prints a warning.
+    Image (augmented and erased) and label of every sample equal those of an uninterrupted run,
+    bit for bit and in the same order. Resuming on another number of ranks prints a warning.
     """
     flags = VIT
     if command == "finetune":
@@ -116,13 +116,13 @@ def test_a_classifier_goes_on_with_other_processes(tmp_path, command: str) -> No
     assert [(end["steps"], end["images"]) for end in ends] == [(len(found), 30)] * 2
 
 
-def test_another_global_batch_is_refused(tiny) -> None:
+def test_changed_batch_size_is_refused(tiny) -> None:
     pretrain(tiny(*QUIET, "--curriculum.epochs=2"))
     with pytest.raises(UserError, match=r"optim\.batch_size was 12 and is now 6"):
         pretrain(tiny(*QUIET, "--curriculum.epochs=2", "--optim.batch_size=6"))
 
 
-def picture_folder(place: Path, names: list[str]) -> Path:
+def image_folder(place: Path, names: list[str]) -> Path:
     for number, name in enumerate(names):
         path = place / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,12 +130,12 @@ def picture_folder(place: Path, names: list[str]) -> Path:
     return place
 
 
-def test_data_under_other_names_are_refused_and_moved_data_are_not(tiny_yaml, tmp_path) -> None:
-    """As many images, so that nothing else would tell: order and labels would differ silently."""
+def test_renamed_images_are_refused_and_moved_images_are_not(tiny_yaml, tmp_path) -> None:
+    """With as many images, order and labels would differ silently."""
     names = [f"{'ab'[number % 2]}/{number:03d}.png" for number in range(12)]
-    here = picture_folder(tmp_path / "here", names)
-    moved = picture_folder(tmp_path / "moved", names)
-    other = picture_folder(tmp_path / "other", [name.replace("003", "300") for name in names])
+    here = image_folder(tmp_path / "here", names)
+    moved = image_folder(tmp_path / "moved", names)
+    other = image_folder(tmp_path / "other", [name.replace("003", "300") for name in names])
     flags = [*QUIET, "--curriculum.epochs=9", f"--output.dir={tmp_path / 'run'}"]
     flags += ["--data.name=folder", "--output.checkpoint_every=4"]
 
@@ -151,8 +151,8 @@ def test_data_under_other_names_are_refused_and_moved_data_are_not(tiny_yaml, tm
     pretrain(config(moved))
 
 
-def test_replay_on_other_processes_is_refused_and_other_runs_are_not(tiny) -> None:
-    """Each process replays what it loaded itself."""
+def test_replay_on_a_changed_number_of_ranks_is_refused(tiny) -> None:
+    """Each rank replays the samples that it loaded itself."""
     source = open_dataset(DataConfig(synthetic_size=32, synthetic_train=40), "train")
     two = provenance_of(source, DistributedContext(0, 2, None))
     saved = {"plan": {"dataset_size": 40}, "origin": two}
@@ -164,19 +164,19 @@ def test_replay_on_other_processes_is_refused_and_other_runs_are_not(tiny) -> No
     check_same_data(tiny(), {"plan": {"dataset_size": 40}}, 40, one)  # of an older version
 
 
-def test_a_classifier_is_told_that_it_goes_on_with_other_processes() -> None:
-    """Checkpoints of older versions do not say how many there were."""
+def test_changed_number_of_ranks_is_detected() -> None:
+    """Checkpoints of older versions do not record the number of ranks."""
     saved = {"origin": {"processes": 2}}
     assert same_world_size(saved, DistributedContext(0, 2, None))
     assert not same_world_size(saved, DistributedContext(0, 1, None))
     assert same_world_size({}, DistributedContext(0, 1, None))
 
 
-def test_a_fingerprint_depends_on_names_and_their_order_alone(tmp_path) -> None:
+def test_fingerprint_depends_only_on_names_and_their_order(tmp_path) -> None:
     folders = [["a/1.png", "b/2.png"], ["a/1.png", "b/2.png"], ["a/2.png", "b/1.png"], ["a/1.png"]]
     found = []
     for number, names in enumerate(folders):
-        root = picture_folder(tmp_path / str(number), names)
+        root = image_folder(tmp_path / str(number), names)
         found.append(fingerprint(open_dataset(DataConfig(name="folder", root=root), "train")))
     assert found[0] == found[1]
     assert len(set(found)) == 3

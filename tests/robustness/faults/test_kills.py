@@ -1,4 +1,4 @@
-"""One run, killed fifty times: every restart loads, and the end is that of a run left alone."""
+"""A run killed fifty times resumes every time, to the result of an uninterrupted run."""
 
 import importlib
 import io
@@ -36,7 +36,7 @@ def kill() -> None:
 
 
 class Strike:
-    """A place to be killed at, put into a process that is thrown away."""
+    """Kill the current process at a given place of the run."""
 
     def __init__(self, step: int, chance: random.Random, last: int = 10**9):
         self.last = last
@@ -103,7 +103,7 @@ class Strike:
         self._at(owner, name, lambda *_, **__: next(calls) >= rows)
 
     def at_a_random_moment(self) -> None:
-        """Wherever it is by then, at work or at rest; a few steps on at the latest."""
+        """After a random delay; a few steps later at the latest."""
         self.step = min(self.step + 8, self.last)
         self.in_a_step()
         signal.signal(signal.SIGALRM, lambda *_: kill())
@@ -127,7 +127,7 @@ PLACES = [name for name in vars(Strike) if not name.startswith("_")]
 
 
 def attempt(config: PretrainConfig, strike: Strike, place: str) -> int:
-    """Go on with a run in a process that is killed at a place; return its exit code."""
+    """Resume a run in a process that is killed at `place`; return its exit code."""
 
     def target() -> None:
         torch.set_num_threads(1)
@@ -142,7 +142,7 @@ def attempt(config: PretrainConfig, strike: Strike, place: str) -> int:
 
 
 @pytest.mark.faults
-def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
+def test_run_killed_fifty_times_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     """Bit for bit: weights, optimizer, encoder, and every row's loss; no row twice, none missing.
 
     Six in seven kills are aimed (in a step, within a checkpoint's bytes, between it and its name,
@@ -190,12 +190,12 @@ def test_a_run_killed_fifty_times_ends_as_one_that_was_left_alone(tmp_path: Path
     assert rows == expected
     leftovers = [path.name for path in done.rglob("*") if path.name.endswith((".tmp", ".damaged"))]
     assert leftovers == []
-    print(f"\n{KILLS} kills: {dict(kills)}; went on from steps {sorted(set(resumed))}")
+    print(f"\n{KILLS} kills: {dict(kills)}; resumed from steps {sorted(set(resumed))}")
 
 
 @pytest.mark.faults
-def test_a_classifier_killed_with_its_best_weights_written_and_their_score_not(tmp_path) -> None:
-    """And the other way round: the best weights are in the end those of the step that is named."""
+def test_classifier_killed_while_saving_its_best_weights_keeps_the_correct_ones(tmp_path) -> None:
+    """Before and after the weights, and before and after their score, are written."""
     torch.set_num_threads(1)
     outcome = importlib.import_module("finetune.results")
 
@@ -229,8 +229,8 @@ def test_a_classifier_killed_with_its_best_weights_written_and_their_score_not(t
 
 
 @pytest.mark.faults
-def test_nothing_that_a_kill_leaves_is_in_the_way_when_the_run_is_at_its_end(tmp_path) -> None:
-    """Killed while the encoder and the final figures are written, it writes them again."""
+def test_run_killed_while_writing_results_finishes_on_restart(tmp_path) -> None:
+    """Killed while the encoder and the final results are written, it writes them again."""
     torch.set_num_threads(1)
     (tmp_path / "tiny.yaml").write_text(TINY)
     flags = ["--curriculum.epochs=2", f"--output.dir={tmp_path / 'run'}"]

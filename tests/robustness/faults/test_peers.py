@@ -1,4 +1,4 @@
-"""Processes that die, hang or meet in one folder; clocks that jump."""
+"""Processes that die, hang or share a run folder; clocks that jump."""
 
 import errno
 import io
@@ -33,8 +33,8 @@ def last_sentence(said: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_second_of_two_runs_in_one_folder_is_refused(tmp_path) -> None:
-    """Exit status 2, and the first goes on unharmed."""
+def test_second_run_in_one_folder_is_refused(tmp_path) -> None:
+    """With exit status 2, and the first completes."""
     folder = tmp_path / "run"
     (first,) = start(folder, "slow_disk:seconds=1", *SHORT)
     try:
@@ -52,8 +52,8 @@ def test_the_second_of_two_runs_in_one_folder_is_refused(tmp_path) -> None:
     assert not list(folder.rglob("*.damaged"))
 
 
-def test_a_run_does_not_go_back_behind_what_another_process_has_saved_meanwhile(tmp_path) -> None:
-    """It read step 5; before it had the lock another one saved step 10, which is not damaged."""
+def test_run_never_discards_a_checkpoint_saved_by_another_process(tmp_path) -> None:
+    """It read step 5; before it took the lock, another process saved step 10."""
     from train_state import state
 
     folder = tmp_path / "checkpoints"
@@ -68,8 +68,8 @@ def test_a_run_does_not_go_back_behind_what_another_process_has_saved_meanwhile(
 
 
 @pytest.mark.parametrize("code", [errno.EPIPE, errno.EIO])
-def test_a_run_goes_on_when_nobody_reads_its_lines_any_more(tiny, monkeypatch, code: int) -> None:
-    """Its pipe or terminal is gone: what it would have said is in its record."""
+def test_run_continues_after_stderr_closes(tiny, monkeypatch, code: int) -> None:
+    """A closed pipe or terminal never ends the run; the metrics file has every row."""
 
     class Gone(io.StringIO):
         def write(self, _: str) -> int:
@@ -82,8 +82,8 @@ def test_a_run_goes_on_when_nobody_reads_its_lines_any_more(tiny, monkeypatch, c
 
 @pytest.mark.faults
 @pytest.mark.parametrize("jump", [-86_400, 86_400])
-def test_a_clock_that_jumps_by_a_day_changes_no_figure(tmp_path, jump: int) -> None:
-    """Durations come from a clock that only goes on; rows keep their order in TensorBoard."""
+def test_clock_jump_of_a_day_changes_no_metric(tmp_path, jump: int) -> None:
+    """Durations come from the monotonic clock; rows keep their order in TensorBoard."""
     folder = tmp_path / "run"
     code, said = run(folder, f"clock:step=4,jump={jump}", "--curriculum.epochs=2")
     assert code == 0, said
@@ -97,8 +97,8 @@ def test_a_clock_that_jumps_by_a_day_changes_no_figure(tmp_path, jump: int) -> N
 
 
 @pytest.mark.faults
-def test_a_run_goes_on_after_the_clock_was_set_back(tmp_path) -> None:
-    """Its event file is younger than the one before it, by the clock, and takes its place."""
+def test_run_resumes_after_the_clock_was_set_back(tmp_path) -> None:
+    """The new event file is older by the clock, and still replaces the previous one."""
     folder = tmp_path / "run"
     assert run(folder, "die:step=8")[0] == -signal.SIGKILL
     code, said = run(folder, "clock:step=5,jump=-86400")
@@ -109,7 +109,7 @@ def test_a_run_goes_on_after_the_clock_was_set_back(tmp_path) -> None:
 
 
 @pytest.mark.faults
-def test_a_loader_process_that_is_killed_ends_the_run_which_then_goes_on(tmp_path) -> None:
+def test_killed_loader_process_ends_the_run_which_then_resumes(tmp_path) -> None:
     clean, folder = tmp_path / "clean", tmp_path / "run"
     assert run(clean, "none", *QUIET)[0] == 0
     code, said = run(folder, "lose_worker:step=7", *QUIET, "--efficiency.num_workers=2")
@@ -145,8 +145,8 @@ def test_failed_rank_reports_its_reason_at_once_and_its_peer_ends(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_rank_is_killed_the_other_ends_by_itself_and_says_so(tmp_path, victim) -> None:
-    """No launcher is there to end it. Both start again and end as a pair that was left alone."""
+def test_killed_rank_ends_the_other_rank_with_an_error(tmp_path, victim) -> None:
+    """Without a launcher. Both resume to the result of an uninterrupted run."""
     clean, folder = tmp_path / "clean", tmp_path / "run"
     assert run(clean, "none", *QUIET, processes=2)[0] == 0
     pair = start(folder, f"die:rank={victim},step=7", *QUIET, processes=2)
@@ -161,8 +161,8 @@ def test_when_a_rank_is_killed_the_other_ends_by_itself_and_says_so(tmp_path, vi
 
 
 @pytest.mark.faults
-def test_when_a_rank_hangs_every_rank_ends_with_its_stacks_in_the_log(tmp_path) -> None:
-    """Within the time-out and a margin; the same command then goes on.
+def test_hung_rank_ends_every_rank_with_its_stack_in_the_log(tmp_path) -> None:
+    """Within the time-out and a margin; the same command then resumes.
 
     The one that hangs ends with status 75; the other too, unless it sees the first end before.
     """
@@ -183,8 +183,8 @@ def test_when_a_rank_hangs_every_rank_ends_with_its_stacks_in_the_log(tmp_path) 
 
 
 @pytest.mark.faults
-def test_torchrun_ends_too_when_a_rank_hangs(tmp_path) -> None:
-    """The launcher of the field: its status is not 0, and nothing of the run is left running."""
+def test_torchrun_ends_when_a_rank_hangs(tmp_path) -> None:
+    """With a status other than 0 and the stacks of both ranks."""
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(DRIVER)]
@@ -200,12 +200,12 @@ def test_torchrun_ends_too_when_a_rank_hangs(tmp_path) -> None:
     assert "most recent call first" in done.stderr
 
 
-# --- the watch over one process -------------------------------------------------------------------
+# --- the watchdog of one process ------------------------------------------------------------------
 
 
 @pytest.mark.faults
-def test_a_process_that_hangs_ends_with_its_stack_and_status(tmp_path) -> None:
-    """Alone, without a launcher, its loader processes with it."""
+def test_hung_process_ends_with_its_stack_and_status(tmp_path) -> None:
+    """Without a launcher, and with its loader processes."""
     folder = tmp_path / "run"
     flags = (*SHORT, "--efficiency.step_timeout=3", "--efficiency.num_workers=1")
     code, said = run(folder, "hang:step=3", *flags)
@@ -216,8 +216,8 @@ def test_a_process_that_hangs_ends_with_its_stack_and_status(tmp_path) -> None:
 
 
 @pytest.mark.faults
-def test_a_process_that_was_suspended_has_not_hung(tmp_path) -> None:
-    """SLURM suspends jobs to make room for others, and they go on hours later."""
+def test_suspended_process_is_not_treated_as_hung(tmp_path) -> None:
+    """SLURM suspends jobs to make room for others, and resumes them hours later."""
     began = time.monotonic()
     flags = (*SHORT, "--efficiency.step_timeout=6")
     code, said = run(tmp_path / "run", "stop_and_go:step=3,seconds=10", *flags)
@@ -225,8 +225,8 @@ def test_a_process_that_was_suspended_has_not_hung(tmp_path) -> None:
     assert code == 0, said
 
 
-def test_the_watch_waits_for_the_first_step_and_can_be_disabled(monkeypatch) -> None:
-    """Opening data may take longer than a step; null never ends anything."""
+def test_watchdog_starts_at_the_first_step_and_can_be_disabled(monkeypatch) -> None:
+    """Opening data may take longer than a step; null disables it."""
     ended = []
     monkeypatch.setattr(watchdog._Watch, "end", lambda watch: ended.append(watch))
     with watchdog.hang_watchdog(0.1):

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 FINDINGS = Path("fuzz-findings")
-# What is followed line by line: ours, and two readers of archives. To see inside of the parsers of
-# YAML and of flags made them fifty times slower, and told of little but themselves.
+# What is followed line by line: ours, and two readers of archives. Tracing the parsers of
+# YAML and of flags made them fifty times slower, and found little but themselves.
 SEEN_INTO = ("mae_et", "finetune", "slurm", "tarfile", "zipfile")
 WORDS = ("class_path", "init_args", "evil_module.Thing", "../", "!!python/name:", "config:", "&a",
          "*a", "<<:", "data.pkl", "weight_map", "steps", "1e999", "-1")  # fmt: skip

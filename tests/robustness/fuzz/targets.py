@@ -144,7 +144,7 @@ def shard() -> bytes:
 def prepared() -> dict[str, bytes]:
     from mae_et.data.prepared_shards import index_dtype
 
-    content = b"not a picture, which shows as a sentence"
+    content = b"not an image, which raises an error"
     rows = np.zeros(2, index_dtype(1))
     rows["size"][:, 1], rows["height"], rows["width"], rows["label"] = len(content), 8, 8, [0, 1]
     about = {"version": 1, "images": 2, "shards": 1, "levels": [8], "classes": ["a", "b"]}
