@@ -22,7 +22,7 @@ from mae_et.training.run import Run
 from mae_et.training.session import write_results
 
 
-def evaluate_and_save_best(run: Run, data: LabelledSplits, monitor: RunLogger | None) -> None:
+def evaluate_and_save_best(run: Run, data: LabelledSplits, logger: RunLogger | None) -> None:
     """Score the network (with optim.ema its average, and the raw weights too), and keep the best.
 
     Raises:
@@ -35,14 +35,14 @@ def evaluate_and_save_best(run: Run, data: LabelledSplits, monitor: RunLogger | 
     if ema is not None:
         raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "loss")}
         scores = evaluate_network(run, data, ema.module) | raw
-    if monitor is None:
+    if logger is None:
         return
     folder = run.config.output.dir
     # Weights before scores: a resumed run redoes both if the scores are missing, and neither if
     # they are there.
     if scores["top1"] > best_score(folder):
         write_weights(run, folder / "best.safetensors")
-    monitor.log_scores(run.state.step, scores)
+    logger.log_scores(run.state.step, scores)
 
 
 def evaluate_network(run: Run, data: LabelledSplits, network: nn.Module) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def describe(run: Run, data: LabelledSplits) -> str:
     return json.dumps(about, indent=1)
 
 
-def finish(run: Run, monitor: RunLogger | None) -> None:
+def finish(run: Run, logger: RunLogger | None) -> None:
     """Write the last weights and the final results."""
-    if monitor is None:
+    if logger is None:
         return
     folder = run.config.output.dir
     write_weights(run, folder / "model.safetensors")
@@ -94,7 +94,7 @@ def finish(run: Run, monitor: RunLogger | None) -> None:
         results = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
         results |= {"best_top1": best["top1"], "best_step": best["step"]}
     results |= {"train_images": run.plan.images}
-    write_results(run, monitor, read_metrics(folder), results)
+    write_results(run, logger, read_metrics(folder), results)
 
 
 def write_weights(run: Run, path: Path) -> None:
