@@ -1,4 +1,4 @@
-"""Picture what a checkpoint reconstructs of given images."""
+"""Reconstruct masked images with a checkpoint, and write them as a PNG."""
 
 from pathlib import Path
 

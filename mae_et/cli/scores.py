@@ -43,7 +43,7 @@ def reconstruct(arguments: Arguments) -> None:
     config = config_of("reconstruct", arguments)
     from mae_et.reconstruction import reconstruct
 
-    print_json({"picture": str(reconstruct(config))})
+    print_json({"image": str(reconstruct(config))})
 
 
 def _read_data(config: Any) -> DataConfig | None:

@@ -143,14 +143,14 @@ def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yam
     )
     photo = folder / "photo.jpg"
     Image.new("RGB", (50, 30), (200, 10, 10)).save(photo)
-    output = folder / "picture.png"
+    output = folder / "reconstruction.png"
     whole, encoder = load_pretrained(folder), load_pretrained(folder / "encoder.safetensors")
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(whole.encode(pixels), encoder.encode(pixels))
     assert encoder.decoder is None
     for images, rows in (([], 8), ([f"--images=[{photo}]"], 1)):
         assert main(["reconstruct", f"--checkpoint={folder}", f"--output={output}", *images]) == 0
-        assert last_json(capsys.readouterr().out) == {"picture": str(output)}
+        assert last_json(capsys.readouterr().out) == {"image": str(output)}
         assert read_image(str(output)).shape == (3, 20 + rows * 100 + 4, 404)
     flags = [f"--checkpoint={folder}", "--bandwidth=20"]
     assert main(["reconstruct", *flags]) == 2

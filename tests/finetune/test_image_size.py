@@ -66,7 +66,7 @@ def test_bandwidths_refer_to_the_shorter_side_and_keep_the_aspect_ratio(size, pa
 
 
 class One:
-    """A single picture."""
+    """A single image."""
 
     classes = ("a",)
 

@@ -77,8 +77,8 @@ def reads(monkeypatch) -> list[Path]:
 
 
 def test_each_command_reads_the_checkpoint_once(run, tmp_path, reads) -> None:
-    picture = f"--output={tmp_path / 'p.png'}"
-    for command in (["knn"], ["knn", "--data.synthetic_val=20"], ["reconstruct", picture]):
+    output = f"--output={tmp_path / 'p.png'}"
+    for command in (["knn"], ["knn", "--data.synthetic_val=20"], ["reconstruct", output]):
         assert main([*command, f"--checkpoint={run}", "--device=cpu"]) == 0
         assert len(reads) == 1, command
         reads.clear()

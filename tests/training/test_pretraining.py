@@ -39,8 +39,8 @@ def test_a_run_writes_every_promised_file(tiny) -> None:
         p.name for p in folder.iterdir()
     }
     assert list(folder.glob("events.out.tfevents.*"))
-    pictures = sorted(path.stem for path in (folder / "reconstructions").iterdir())
-    assert pictures == ["step-00000012", "step-00000024", "step-00000025"]
+    images = sorted(path.stem for path in (folder / "reconstructions").iterdir())
+    assert images == ["step-00000012", "step-00000024", "step-00000025"]
     assert len(list_checkpoints(folder / "checkpoints")) == config.output.keep_last
     assert rows[-1]["step"] == results["steps"] == newest_checkpoint(folder / "checkpoints")["step"]
     assert sum(row["window_steps"] for row in rows) == results["steps"]
