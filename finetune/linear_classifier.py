@@ -91,7 +91,7 @@ def train_probe(train: tuple[Tensor, Tensor], epochs: int = 100, seed: int = 0) 
     """Train a linear classifier on features; see `probe_features`."""
     features, labels = train
     check_features(features, labels, "train")
-    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    mean, variance = features.mean(dim=0), features.var(dim=0, correction=0)
     std = (variance + PROBE_EPSILON).sqrt()
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     order = order.to(features.device)

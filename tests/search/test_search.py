@@ -465,7 +465,10 @@ def test_trials_run_as_a_slurm_array(
             "optim.warmup_fraction 0.9 is longer than the first of the 3 stages",
         ),
         (["--search.epochs=0.01"], "less than one step"),
-        (["--data.synthetic_train=12", "--search.held_out=0.01"], "too few to hold out a share of 0.01"),
+        (
+            ["--data.synthetic_train=12", "--search.held_out=0.01"],
+            "too few to hold out a share of 0.01",
+        ),
         (["--search.magnitude=11"], "search.magnitude must lie in"),
     ],
 )
