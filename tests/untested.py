@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def untested(report: Path) -> list[str]:
-    """Return `file: name` of each public function of which no line was executed."""
+    """Return `file: name` of each public function that was never executed."""
     found = []
     for file, about in json.loads(report.read_text())["files"].items():
         for name, function in about["functions"].items():

@@ -1,4 +1,4 @@
-"""Write a checkpoint in the layouts of other libraries, each of which opens it unconverted.
+"""Write a checkpoint in the layouts of other libraries, which open it without conversion.
 
 timm: safetensors of a `VisionTransformer`. mae: a `.pth` in the layout of facebookresearch/mae. hf:
 a folder for transformers' ViTMAEForPreTraining, ViTModel or ViTForImageClassification.

@@ -117,7 +117,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
         try:
             return load_checkpoint(path)
         except ValueError as error:
-            then = "taking the checkpoint before it" if place else "there is none before it"
+            then = "falling back to the one before it" if place else "there is no earlier one"
             warnings.warn(f"{error}; {then}", stacklevel=2)
     return None
 

@@ -47,7 +47,7 @@ class Periodic(Protocol):
         """Return whether the record of a resumed run holds the work of a step."""
 
     def run(self, logger: RunLogger | None) -> None:
-        """Do the work with the state as it is; only the main rank has a logger."""
+        """Do the work with the current state; only the main rank has a logger."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Run:
         plan: stages in whole steps.
         world: rank, number of ranks and device.
         state: what changes while training.
-        network: the state's model as it is called: compiled, and wrapped for several ranks.
+        network: the state's model to call: compiled, and wrapped for several ranks.
         dtype: autocast dtype; None for float32.
         micro_batch: from a bandwidth to the images of one forward pass.
         provenance: hash of the data and number of ranks (`resume.provenance_of`).

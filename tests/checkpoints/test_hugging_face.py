@@ -133,7 +133,7 @@ def test_a_shard_that_would_run_code_does_not_run(exported: Path, tmp_path: Path
 def test_an_encoder_saved_without_its_decoder_has_the_same_features(
     exported: Path, tmp_path: Path, shards: bool
 ) -> None:
-    """Of a `ViTMAEModel`, whose names have no prefix, on images of which nothing is hidden."""
+    """Of a `ViTMAEModel`, whose names have no prefix, on unmasked images."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     theirs = transformers.ViTMAEModel.from_pretrained(exported, mask_ratio=0.0).eval()
     theirs.save_pretrained(tmp_path, max_shard_size="100KB" if shards else "5GB")

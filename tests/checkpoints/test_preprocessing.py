@@ -71,10 +71,10 @@ def test_probes_of_other_data_inherit_it(command, form, run, tmp_path, capsys) -
 def test_the_library_reports_what_a_config_does_differently(run: Path, capsys) -> None:
     data = DataConfig(name="synthetic", synthetic_train=32, synthetic_val=20)
     knn(ProbeConfig(run, data=data, num_workers=0, device="cpu"))
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for part in ("data.mean [0.485, ", "data.std [0.229, ", "data.eval_crop 0.875 (the checkpoint"):
-        assert part in told
-    assert told.count("images are prepared") == 1
+        assert part in stderr
+    assert stderr.count("images are prepared") == 1
 
 
 def test_a_classifier_hands_it_on(run: Path, tmp_path: Path, capsys) -> None:

@@ -142,7 +142,7 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
 
     torch.save({"format": "mae-et/1", "x": Evil()}, tmp_path / "step-00000001.pt")
     seal_archive(tmp_path / "step-00000001.pt")
-    refusal = r"00001\.pt is refused: it holds \S+; there is none before it"
+    refusal = r"00001\.pt is refused: it holds \S+; there is no earlier one"
     with pytest.warns(UserWarning, match=refusal) as caught:
         assert newest_checkpoint(tmp_path) is None
     assert "\n" not in str(caught[0].message)

@@ -39,7 +39,7 @@ def test_the_headline_plan_costs_a_quarter_of_1600_epochs(capsys) -> None:
     [(torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory: --efficiency"),
      (RuntimeError("DataLoader worker (pid 3) is killed by signal"), "a loader worker died, as")],
 )  # fmt: skip
-def test_failures_of_the_machine_are_a_sentence_of_every_command(
+def test_system_errors_are_one_sentence_in_every_command(
     failure: Exception, sentence: str, monkeypatch, capsys
 ) -> None:
     def fails(_: list[str]) -> None:
@@ -48,9 +48,9 @@ def test_failures_of_the_machine_are_a_sentence_of_every_command(
     for name in COMMANDS:
         monkeypatch.setitem(COMMANDS, name, fails)
         assert main([name]) == 1
-        told = capsys.readouterr().err
-        assert told.startswith(f"mae-et: {sentence}")
-        assert told.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"mae-et: {sentence}")
+        assert error.count("\n") == 1
 
 
 def test_a_plan_is_a_table_for_people(capsys) -> None:
@@ -63,7 +63,7 @@ def test_a_plan_is_a_table_for_people(capsys) -> None:
 
 
 @pytest.fixture
-def mistakes(tmp_path: Path) -> dict[str, list[str]]:
+def user_errors(tmp_path: Path) -> dict[str, list[str]]:
     (tmp_path / "empty").mkdir()
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "file").write_text("")
@@ -105,8 +105,8 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
     }
 
 
-def test_mistakes_get_one_sentence_and_exit_status_2(mistakes, capsys, tmp_path) -> None:
-    for sentence, arguments in mistakes.items():
+def test_user_errors_are_one_sentence_and_exit_with_2(user_errors, capsys, tmp_path) -> None:
+    for sentence, arguments in user_errors.items():
         assert main(arguments) == 2, sentence
         shown = capsys.readouterr()
         assert sentence in shown.err
@@ -254,7 +254,7 @@ def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_demo_takes_a_folder_of_one_s_own_beside_the_embedded_run(
+def test_the_demo_on_your_own_folder_keeps_the_embedded_run(
     tmp_path, capsys, monkeypatch, labelled: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)

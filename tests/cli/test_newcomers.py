@@ -1,4 +1,4 @@
-"""Mistakes that a newcomer makes, found before they cost a day: each is told with its remedy."""
+"""Newcomers' mistakes are found before they cost a day, and named with their remedy."""
 
 import json
 import os
@@ -105,7 +105,9 @@ def test_scoring_names_the_split_that_has_no_classes_and_why(flat_val: Path, tin
         )
 
 
-def test_fine_tuning_takes_the_data_of_its_checkpoint_s_run_or_asks(place, tiny, capsys) -> None:
+def test_fine_tuning_inherits_the_data_of_its_checkpoint_or_requires_them(
+    place, tiny, capsys
+) -> None:
     run = pretrain(tiny("--data.synthetic_train=41", "--output.reconstruct_images=0"))
     capsys.readouterr()
     start = [f"--checkpoint={run}", "--model.image_size=32"]
@@ -119,7 +121,7 @@ def test_fine_tuning_takes_the_data_of_its_checkpoint_s_run_or_asks(place, tiny,
     assert "data must be given (--data.root or --data.name)" in said
 
 
-def test_a_batch_too_large_for_data_that_nobody_asked_for_says_so(place: Path, capsys) -> None:
+def test_batch_larger_than_the_default_synthetic_data_is_refused(place: Path, capsys) -> None:
     said = refusal(capsys, "plan", "--config=tiny.yaml", "--optim.batch_size=64")
     assert (
         "of 40 images (the synthetic one, because neither data.root nor data.name is given)" in said
@@ -142,13 +144,13 @@ def test_a_batch_too_large_for_data_that_nobody_asked_for_says_so(place: Path, c
         (["compare", "nowhere"], "there is no run folder nowhere"),
     ],
 )
-def test_a_slip_of_the_keyboard_is_told_with_what_was_meant(
+def test_unknown_flag_suggests_the_closest(
     place: Path, capsys, arguments: list[str], sentence: str
 ) -> None:
     assert sentence in refusal(capsys, *arguments)
 
 
-def test_switches_and_runs_are_given_as_they_are_thought_of(place: Path, capsys) -> None:
+def test_switches_need_no_value_and_runs_no_flag(place: Path, capsys) -> None:
     assert config_of("knn", ["--checkpoint=x", "--untrained"]).untrained
     assert config_of("knn", ["--untrained", "--checkpoint=x"]).untrained
     assert not config_of("knn", ["--checkpoint=x", "--untrained", "false"]).untrained

@@ -1,4 +1,4 @@
-"""Numbers that are none: named by their step, left out where that is asked for, never saved."""
+"""Non-finite numbers: reported with their step, skipped up to a limit, never saved."""
 
 import importlib
 import itertools
@@ -87,7 +87,7 @@ def test_a_non_finite_gradient_between_log_steps_is_reported_at_its_step(tiny, m
 def test_a_skipped_update_leaves_weights_and_moments_unchanged(
     tiny, poison, precision: str, clip: list[str]
 ) -> None:
-    """Bit for bit, Adam's step count too; the run goes on, and says how many were left out."""
+    """Bit for bit, Adam's step count included; the run continues and reports the number skipped."""
     poison(3)
     folder = pretrain(
         tiny("--optim.max_skipped_updates=1", "--output.checkpoint_every=1",
@@ -329,7 +329,7 @@ NOISY = [1.0 + 0.01 * ((7 * n) % 5 - 2) for n in range(30)]
     [
         (1.02, rows(NOISY), False),
         (1.2, rows(NOISY), True),
-        (0.2, rows(NOISY), False),  # a fall is none
+        (0.2, rows(NOISY), False),  # a fall is not a spike
         (1.2, rows(NOISY[: FEWEST - 1]), False),  # too little is known
         (1.2, rows(NOISY, stage=1), False),  # of another stage
         (1.2, rows([*NOISY, *[9.0] * 5]), True),  # others do not hide it

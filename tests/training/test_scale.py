@@ -300,7 +300,7 @@ def test_sharded_state_dicts_equal_unsharded_ones(alone_in_a_group) -> None:
     assert list(state["state"]) == list(expected_state["state"])
     torch.testing.assert_close(state["state"], expected_state["state"])
 
-    # What was saved in one piece goes on in shards as it does in one piece.
+    # An unsharded state resumes under sharding as it does without.
     expected, expected_state = deepcopy((expected, expected_state))
     again = network()
     shard(again, WORLD)

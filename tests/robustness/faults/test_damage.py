@@ -133,7 +133,9 @@ def test_damaged_newest_checkpoint_falls_back_to_the_previous_one(tiny, tmp_path
             data = bytearray(newest.read_bytes())
             data[chance.randrange(size)] ^= 1 << chance.randrange(8)
             newest.write_bytes(data)
-        with pytest.warns(UserWarning, match=r"step-00000015\.pt .*; taking the checkpoint before"):
+        with pytest.warns(
+            UserWarning, match=r"step-00000015\.pt .*; falling back to the one before"
+        ):
             done = pretrain(tiny(*QUIET, f"--output.dir={folder}"))
         assert same_weights(done, clean)
         assert newest.with_name(f"{newest.name}.damaged").exists()
@@ -147,7 +149,7 @@ def test_run_without_a_loadable_checkpoint_is_refused(tiny) -> None:
     whole, record = path.read_bytes(), (folder / "metrics.jsonl").read_bytes()
     path.write_bytes(whole[:5000])
     with (
-        pytest.warns(UserWarning, match="there is none before it"),
+        pytest.warns(UserWarning, match="there is no earlier one"),
         pytest.raises(UserError, match=r"none of the 1 checkpoints in \S+ loads; nothing was"),
     ):
         pretrain(config)
