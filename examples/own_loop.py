@@ -1,7 +1,8 @@
 """Pre-train a masked autoencoder under EfficientTrain++'s curriculum in a plain PyTorch loop.
 
 Seconds on a CPU, on embedded images: python examples/own_loop.py. The losses are those of
-`mae-et pretrain` with the same model, data, budget and seed (tests/examples/test_own_loop.py).
+`mae-et pretrain` with the same model, data, budget, seed and `curriculum.cost: area`
+(tests/examples/test_own_loop.py); `mae-et pretrain` counts FLOPs by default.
 """
 
 import math
@@ -21,7 +22,7 @@ class AugmentedImages(Dataset[mae_et.Batch]):
 
     def __init__(self, images: Synthetic, plan: mae_et.Plan, seed: int):
         self.images = images
-        self.transform = mae_et.train_transform(plan, PATCH, seed)
+        self.transform = mae_et.train_transform(plan, PATCH, seed, mae_et.DataConfig())
 
     def __getitem__(self, index: mae_et.SampleIndex) -> mae_et.Batch:
         image, _ = self.images[index.sample]
@@ -43,6 +44,7 @@ def train(epochs: float = 4, seed: int = 0, device: str = "cpu") -> Iterator[tup
     plan = curriculum.plan(epochs, dataset_size=len(images), batch_size=BATCH)
     loader = DataLoader(
         AugmentedImages(images, plan, seed),
+        # Several GPUs: rank=..., world_size=...; to resume: start_step=...
         batch_sampler=mae_et.CurriculumBatchSampler(plan, seed),
     )
     torch.manual_seed(seed)

@@ -1,14 +1,14 @@
 """Pre-train a masked autoencoder under a frequency curriculum: the method, top to bottom.
 
-    config -> plan -> batch -> device -> normalise -> crop(S) -> mask -> encode -> decode
-           -> target -> loss -> step -> checkpoint -> encoder
+    config -> plan -> batch -> device -> normalise -> crop(S) -> target -> mask -> encode
+           -> decode -> loss -> step -> checkpoint -> encoder
 
 A `Plan` fixes before training which bandwidth S each step has. Only the `TrainState` changes while
 training; everything else is a function of the config and the step, so a run resumes from its newest
 checkpoint as if it had never stopped.
 
 Shapes: B micro-batch, C channels, H base size, S bandwidth, N = (S / patch)^2 patches, V visible
-patches, M predicted patches, D width, P numbers per patch.
+patches, M predicted patches, W width, D numbers per patch.
 
 The module is not called `pretrain` because its function is: `mae_et.pretrain` is the function.
 """
@@ -126,7 +126,7 @@ def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple
 
 
 def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
-    """Return the mean squared error over the hidden patches of a micro-batch, float32 []."""
+    """Return the mean squared error over the predicted patches of a micro-batch, float32 []."""
     config, device = run.config, run.world.device
     stage = run.plan.stages[int(batch.stage[0])]  # the batch carries its stage
     images = batch.images.to(device, non_blocking=True)  # uint8 [B C H H]
@@ -134,8 +134,8 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
     images = normalise(images, config.data.mean, config.data.std)  # float32 [B C H H]
     images = low_frequency_crop(images, stage.bandwidth, config.crop.method)  # [B C S S]
     with autocast(run.dtype, device):
-        # MaskedAutoencoder.forward: target [B N P] of the images; mask [B N] of the noise; encode
-        # the visible patches [B 1+V D]; decode [B M P]; loss [] over the M predicted patches.
+        # MaskedAutoencoder.forward: target [B N D] of the images; mask [B N] of the noise; encode
+        # the visible patches [B 1+V W]; decode [B M D]; loss [] over the M predicted patches.
         return run.network(images, config.model.mask_ratio, noise, every_patch=False).loss
 
 

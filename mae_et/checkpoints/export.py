@@ -176,7 +176,9 @@ def _head_of_mae(head: Tensors) -> Tensors:
 
 def _mae_decoder(model: MaskedAutoencoder) -> Tensors:
     if model.decoder is not None and model.decoder.attention != "self":
-        raise UserError("format mae holds MAE's decoder, and this one is cross; use timm")
+        raise UserError(
+            f"format mae holds MAE's decoder, and this one is {model.decoder.attention}; use timm"
+        )
     ours_to_theirs = {ours: theirs for theirs, ours in MAE_DECODER.items()}
     weights = {}
     for name, tensor in decoder_with_positions(model).items():

@@ -88,7 +88,7 @@ def _is_vit_mae(model: MaskedAutoencoder) -> bool:
     return (
         model.decoder is not None
         and model.decoder.attention == "self"
-        and model.target != "hog"
+        and model.target in {"pixel", "norm_pix"}
         and model.full[0] == model.full[1]
     )
 

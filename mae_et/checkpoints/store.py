@@ -43,15 +43,15 @@ def save_checkpoint(
     state: dict[str, Any],
     config: str,
     plan: dict[str, Any],
-    origin: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint of a state (`TrainState.to_dict`), its config (YAML), plan and origin.
+    """Write a checkpoint of a state (`TrainState.to_dict`), its config (YAML), plan and provenance.
 
     Returns:
         The path.
     """
     path = folder / f"step-{state['step']:08d}.pt"
-    payload = {"format": FORMAT, "config": config, "plan": plan, "origin": origin, **state}
+    payload = {"format": FORMAT, "config": config, "plan": plan, "origin": provenance, **state}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:

@@ -387,8 +387,8 @@ class EfficiencyConfig:
     GPU without sharding, else a rank's share of the batch at once."""
     sharding: Literal["none", "full"] = "none"
     """full shards weights, gradients and optimizer states over all ranks (FSDP2), for pre-training
-    models that do not fit on one GPU; files stay the same. Not with efficiency.micro_batch auto,
-    which tries out the whole model."""
+    models that do not fit on one GPU; files stay the same. efficiency.micro_batch auto then
+    tries the whole, unsharded model first; set a number if that does not fit."""
     num_workers: int | None = None
     """Loader processes of each rank; 0 loads in the training process. By default a rank's share of
     the cores, at most 16."""
@@ -396,8 +396,8 @@ class EfficiencyConfig:
     """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
     CPU in loader processes. auto takes the GPU for runs on CUDA whose images are mostly JPEGs,
-    without data.augment and data.replay. Crops and masks are the same, pixels up to rounding. The
-    default is cpu until decoding has been checked on a GPU (docs/scaling.md)."""
+    without data.augment and data.replay. Crops and masks are the same; pixels
+    differ slightly (docs/scaling.md). The default is cpu until this has been checked on a GPU."""
     step_timeout: float | None = 1800
     """Seconds without a finished step (or scored batch) after which a rank dumps its stack traces
     and exits with status 75; null waits for ever."""

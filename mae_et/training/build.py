@@ -60,16 +60,17 @@ def build_run(
     requested = efficiency.micro_batch
     if requested is None and fit_by_default and world.device.type == "cuda" and not shards:
         requested = "auto"
-    fits = requested == "auto"
-    if fits or not shards:  # shards move block by block: one GPU may not hold the whole model
+    fitting = requested == "auto"
+    if fitting or not shards:  # shards move block by block: one GPU may not hold the whole model
         model = model.to(world.device)
     ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay)
     state = TrainState(model, optimizer_of(model), scaler, ema=ema)
     micro_batch = micro_batch_size(requested, plan, world.size)
-    run = Run(config, plan, world, state, model, dtype, micro_batch)
-    if fits:
+    run = Run(config, plan, world, state, model, dtype, micro_batch)  # not wrapped yet
+    if fitting:
         fit_micro_batch(run, saved, partial(dry_pass, run), multiple)
     if shards:
+        # FSDP replaces the parameters, so the optimizer is built again.
         shard(model, world)
         state.optimizer, state.sharded = optimizer_of(model), True
     if saved is not None:

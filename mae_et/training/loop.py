@@ -127,7 +127,7 @@ def steps(
         Interrupted: a signal asked a rank to stop; raised after the outcome that saves.
     """
     plan, world, state, output = run.plan, run.world, run.state, run.config.output
-    end = min(plan.steps, stop_after_step or plan.steps)
+    end = plan.steps if stop_after_step is None else min(plan.steps, stop_after_step)
     log_every, save_every, keep_every = (
         duration_in_steps(duration or plan.steps, plan.steps)
         for duration in (output.log_every, output.checkpoint_every, output.keep_every)

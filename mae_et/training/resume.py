@@ -41,7 +41,7 @@ def fingerprint(source: ImageDataset) -> str:
 
 
 def check_same_data(
-    config: Any, saved: dict[str, Any] | None, images: int, origin: dict[str, Any]
+    config: Any, saved: dict[str, Any] | None, images: int, provenance: dict[str, Any]
 ) -> None:
     """Compare data and ranks with the checkpoint's.
 
@@ -59,15 +59,16 @@ def check_same_data(
             f"{saved['plan']['dataset_size']} images and now has {images}; give another "
             "output.dir"
         )
-    if before.get("data", origin["data"]) != origin["data"]:
+    if before.get("data", provenance["data"]) != provenance["data"]:
         raise UserError(
             f"{folder} holds a checkpoint of another run: the dataset has as many images, but "
             "other names or labels or another order; give another output.dir"
         )
-    if config.data.replay and before.get("processes", origin["processes"]) != origin["processes"]:
+    ranks = provenance["processes"]
+    if config.data.replay and before.get("processes", ranks) != ranks:
         raise UserError(
             f"{folder} holds a checkpoint of {before['processes']} ranks and cannot resume on "
-            f"{origin['processes']}: each rank replays the images that it loaded (data.replay); "
+            f"{ranks}: each rank replays the images that it loaded (data.replay); "
             "start as many ranks"
         )
 

@@ -39,7 +39,7 @@ from mae_et.training.same_run import check_same_run
 def distributed_session(
     efficiency: EfficiencyConfig,
 ) -> Iterator[tuple[DistributedContext, StopFlag]]:
-    """Join the other ranks; handle signals, hangs and errors of the system inside the block.
+    """Join the other ranks; handle signals, hangs and system errors inside the block.
 
     Raises:
         UserError: the device is not available.
@@ -61,7 +61,7 @@ def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, A
 
     Raises:
         UserError: the folder holds another run, or only checkpoints that do not load.
-        RunFailed: ranks see different checkpoints.
+        RunFailed: ranks see different checkpoints or results.
     """
     folder = config.output.dir
     checkpoints = folder / "checkpoints"
@@ -74,8 +74,9 @@ def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, A
             "restore a copy of one, or delete them to start at step 0"
         )
     check_same_run(config, saved, finished)
-    if not distributed.all_ranks_equal(saved["step"] if saved else 0, world):
-        raise RunFailed(f"ranks see different checkpoints in {folder}; start again")
+    step = saved["step"] if saved else 0
+    if not distributed.all_ranks_equal(2 * step + finished, world):
+        raise RunFailed(f"ranks see different checkpoints or results in {folder}; start again")
     return saved, finished
 
 
@@ -129,7 +130,7 @@ def train_run(
         step: one update of the weights.
         stopped: set by a signal.
         periodic: work between steps.
-        finish: writes what the run ends with; called on every rank.
+        finish: writes the run's final files; called on every rank.
         files: texts to write into the run folder at the start, by name.
         stop_after_step: number of steps after which to save and return, unfinished.
 

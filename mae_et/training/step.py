@@ -48,15 +48,14 @@ def update(
         losses += loss.detach()
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if run.config.optim.max_skipped_updates:
+    skips = run.config.optim.max_skipped_updates > 0
+    if skips:
         propagate_nonfinite_loss(gradients, losses, run.world)
     state.scaler.unscale_(state.optimizer)
     norm = get_total_norm(gradients)
     if isinstance(norm, DTensor):  # sharded: each rank has its part of the sum
         norm = norm.full_tensor()
-    if (
-        run.config.optim.max_skipped_updates and not state.scaler.is_enabled()
-    ):  # which does so itself
+    if skips and not state.scaler.is_enabled():  # the fp16 scaler skips updates itself
         skip_update_unless_finite(state.optimizer, norm)
     if run.config.optim.clip_grad is not None:
         clip_grads_with_norm_(parameters, run.config.optim.clip_grad, norm)
