@@ -8,7 +8,11 @@ import torch
 from tiny_run import GOLDEN
 
 from mae_et import UserError, load_pretrained
-from mae_et.checkpoints.state_dicts import describe_mismatch, find_state_dict
+from mae_et.checkpoints.state_dicts import (
+    describe_mismatch,
+    find_state_dict,
+    largest_state_dict,
+)
 from mae_et.checkpoints.weight_files import read_weight_file
 
 
@@ -134,3 +138,11 @@ def test_the_state_dict_of_any_network_is_found(tmp_path: Path) -> None:
     found = find_state_dict(PATH, payload, weights.keys())
     assert found.keys() == weights.keys()
     assert find_state_dict(PATH, {"epoch": 3}, weights.keys()) == {}
+
+
+def test_largest_state_dict_is_taken_where_no_name_is_known() -> None:
+    weights = {"stem.weight": torch.ones(2, dtype=torch.float16), "head.weight": torch.zeros(3)}
+    found = largest_state_dict({"epoch": 3, "net": weights, "ema": {"decay": torch.tensor(0.9)}})
+    assert list(found) == ["stem.weight", "head.weight"]
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert largest_state_dict({"epoch": 3}) == {}
