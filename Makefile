@@ -30,7 +30,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/codespell mae_et finetune slurm tests benchmarks configs docs README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/codespell mae_et finetune slurm tests benchmarks configs docs examples hubconf.py README.md CONTRIBUTING.md CHANGELOG.md
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
