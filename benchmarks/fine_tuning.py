@@ -18,8 +18,9 @@ from finetune import ClassifierConfig, ProbeConfig, classify, score_encoder
 from mae_et import load_config
 from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.store import export_encoder
+from mae_et.config.data import DataConfig
 from mae_et.config.files import plain
-from mae_et.config.schema import DataConfig, PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.models.mae import MaskedAutoencoder

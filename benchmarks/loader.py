@@ -35,7 +35,7 @@ from torchvision.transforms import (
 
 from mae_et import low_frequency_crop
 from mae_et.config.commands import PrepareConfig
-from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
 from mae_et.data.datasets import open_dataset

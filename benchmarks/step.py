@@ -20,7 +20,8 @@ from mae_et.benchmarks.rounds import Speed, interleave
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_et.config.schema import ModelConfig, OptimConfig, visible_patches
+from mae_et.config.model import ModelConfig, visible_patches
+from mae_et.config.schema import OptimConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.image_size import Size, height_and_width
+from mae_et.config.data import DataConfig, check_statistics
 from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,
-    DataConfig,
     EfficiencyConfig,
     OptimConfig,
     OutputConfig,
-    check_statistics,
     duration_in_steps,
 )
 from mae_et.errors import require

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from finetune.config import ClassifierConfig
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import Split, split_name

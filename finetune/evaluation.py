@@ -12,7 +12,7 @@ from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
 from mae_et.checkpoints.load import stored_preprocessing
-from mae_et.config.schema import DataConfig, check_statistics
+from mae_et.config.data import DataConfig, check_statistics
 from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder

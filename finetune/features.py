@@ -14,7 +14,7 @@ from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
 from finetune.scoring_config import ProbeConfig
 from finetune.transforms import eval_dataset
-from mae_et.config.schema import DataConfig, check_statistics
+from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.layout import Split
 from mae_et.data.loader import batches_of, eval_loader, worker_count

@@ -19,7 +19,8 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder, stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.schema import DataConfig, ModelConfig
+from mae_et.config.data import DataConfig
+from mae_et.config.model import ModelConfig
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder, initialise
 

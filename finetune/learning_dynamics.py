@@ -20,8 +20,9 @@ from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.store import load_checkpoint
+from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, plain
-from mae_et.config.schema import DataConfig, PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError

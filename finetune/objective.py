@@ -16,7 +16,7 @@ from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.scoring_config import ProbeConfig
 from mae_et.checkpoints.formats import load_weights
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError

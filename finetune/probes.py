@@ -10,7 +10,7 @@ from finetune.frozen_encoder import FrozenEncoder, open_encoder
 from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.scoring_config import ProbeConfig
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime import distributed

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 
 from finetune.image_size import Size
 from finetune.transforms import eval_dataset
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, eval_loader
 from mae_et.data.transforms import normalise

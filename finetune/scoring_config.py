@@ -6,7 +6,7 @@ from typing import Literal
 
 from finetune.config import Pool
 from finetune.image_size import Size, height_and_width
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.errors import require
 
 Device = Literal["auto", "cpu", "cuda"]

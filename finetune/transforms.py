@@ -13,7 +13,7 @@ from torchvision.transforms import CenterCrop, Compose
 
 from finetune.config import RecipeConfig
 from finetune.image_size import Size, height_and_width
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.curriculum.frequency import Method, low_frequency_crop
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset

@@ -8,7 +8,7 @@ from torchvision.io import encode_png
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.config.commands import ReconstructConfig
-from mae_et.config.schema import DataConfig, check_statistics
+from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import open_dataset
 from mae_et.data.file_listing import list_images

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mae_et.config.data import SOURCE_KEYS
 from mae_et.config.files import find_config
-from mae_et.config.schema import SOURCE_KEYS
 from mae_et.errors import UserError
 
 TRAININGS = ("pretrain", "finetune", "supervised")

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.layout import EXTENSIONS, data_root, split_folder
 from mae_et.errors import UserError
 from mae_et.runtime.console import say

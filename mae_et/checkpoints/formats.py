@@ -45,7 +45,7 @@ from mae_et.checkpoints.weight_files import (
     summarise_error,
 )
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.schema import ModelConfig
+from mae_et.config.model import ModelConfig
 from mae_et.errors import UserError
 
 # What `peek_weights` read, until `load_weights` is called for the same file.

@@ -19,7 +19,7 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.state_dicts import Tensors, depth_of
 from mae_et.checkpoints.tensor_files import write_safetensors
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.schema import IMAGENET_MEAN, IMAGENET_STD
+from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.models.mae import MaskedAutoencoder

@@ -15,7 +15,9 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.schema import DataConfig, PretrainConfig, Target
+from mae_et.config.data import DataConfig
+from mae_et.config.model import Target
+from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 

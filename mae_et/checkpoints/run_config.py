@@ -6,8 +6,9 @@ from typing import Any
 
 import timm
 
+from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text
-from mae_et.config.schema import DataConfig, PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping, read_text
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors
-from mae_et.config.schema import ModelConfig, PretrainConfig, Target
+from mae_et.config.model import ModelConfig, Target
+from mae_et.config.schema import PretrainConfig
 
 
 @dataclass(frozen=True)

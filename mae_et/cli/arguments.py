@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from finetune.config import ClassifierConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
+from mae_et.config.data import SOURCE_KEYS, DataConfig
 from mae_et.config.files import (
     add_config_arguments,
     config_from_text,
@@ -18,7 +19,7 @@ from mae_et.config.files import (
     parse_config,
     plain,
 )
-from mae_et.config.schema import SOURCE_KEYS, DataConfig, PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.config.untrusted import unknown_keys
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text

@@ -6,7 +6,7 @@ from typing import Any
 import finetune
 from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
 from mae_et.cli.output import print_json, print_results, split_json_flag
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
 
 

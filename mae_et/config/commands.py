@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mae_et.config.schema import DataConfig, Target
+from mae_et.config.data import DataConfig
+from mae_et.config.model import Target
 from mae_et.errors import UserError
 
 Format = Literal["timm", "hf", "mae"]

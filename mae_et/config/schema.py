@@ -10,20 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mae_et.config.data import DataConfig, check_statistics
+from mae_et.config.model import ModelConfig
 from mae_et.errors import UserError, require
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# The keys of `data` that define the dataset, not its augmentation.
-SOURCE_KEYS = (
-    "name", "root", "listing", "train_split", "val_split", "max_value", "mean", "std",
-    "synthetic_size", "synthetic_train", "synthetic_val",
-)  # fmt: skip
 
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
 MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to end again
-Target = Literal["pixel", "norm_pix", "hog"]
 Duration = int | str
 
 
@@ -42,21 +34,6 @@ def duration_in_steps(duration: Duration, total_steps: int, key: str = "duration
     raise UserError(f"{key} must be a number of steps or a share such as 5%, got {duration!r}")
 
 
-def visible_patches(patches: int, mask_ratio: float) -> int:
-    """Return how many of N patches stay visible: V = floor(N * (1 - mask ratio)).
-
-    Raises:
-        ValueError: none would stay visible, or none would be hidden.
-    """
-    visible = int(patches * (1 - mask_ratio))
-    if not 0 < visible < patches:
-        raise ValueError(
-            f"a mask ratio of {mask_ratio} leaves {visible} of {patches} patches visible; at least "
-            "one must be visible and one hidden"
-        )
-    return visible
-
-
 @dataclass(frozen=True)
 class Stage:
     """One stage of a curriculum; `Curriculum` checks the ranges."""
@@ -67,197 +44,6 @@ class Stage:
     """Fraction of the budget, positive; shares are normalised by their sum."""
     magnitude: float = 0
     """RandAugment magnitude, 0 to 10; used only with data.augment."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The masked autoencoder."""
-
-    encoder: str = "vit_base_patch16_224"
-    """Name of a timm VisionTransformer with a class token."""
-    image_size: int = 224
-    """Base size: side of the full-spectrum input, in pixels."""
-    patch_size: int | None = None
-    """Side of a patch, in pixels; read from the encoder's name when not given."""
-    channels: int = 3
-    """Channels of the images."""
-    encoder_embed_dim: int | None = None
-    """Overrides the encoder's width."""
-    encoder_depth: int | None = None
-    """Overrides the encoder's number of blocks."""
-    encoder_num_heads: int | None = None
-    """Overrides the encoder's number of heads."""
-    decoder_embed_dim: int = 512
-    """Width of the decoder."""
-    decoder_depth: int = 8
-    """Blocks of the decoder."""
-    decoder_num_heads: int = 16
-    """Heads of the decoder."""
-    decoder_attention: Literal["self", "cross"] = "self"
-    """self: mask tokens attend to all tokens (MAE); cross: to the visible ones (after CrossMAE,
-    whose release also mixes the encoder's layers for each of its 8 or 12 decoder blocks)."""
-    decoder_share: float = 1.0
-    """Fraction of the masked patches that a step predicts, drawn at random (as in CrossMAE, whose
-    release scales the learning rate by it: optim.scale_lr_by_decoder_share); all of them in MAE."""
-    positions: Literal["full_grid", "own_grid"] = "full_grid"
-    """Grid that positions are laid on: the base size's, or (to measure what that is worth) the
-    smaller one of the input itself."""
-    mask_ratio: float = 0.75
-    """Share of the patches that the encoder does not see."""
-    target: Target = "norm_pix"
-    """What a masked patch must predict."""
-    hog_cell: int = 8
-    """Side of a HOG cell, in pixels; must divide the patch."""
-    hog_bins: int = 9
-    """Orientations of a HOG histogram."""
-
-    def __post_init__(self) -> None:
-        named = re.search(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)
-        require(
-            self.patch_size is not None or named is not None,
-            f"model.patch_size is needed: the name {self.encoder!r} does not contain it",
-        )
-        for name in (
-            "encoder_embed_dim",
-            "encoder_depth",
-            "encoder_num_heads",
-            "image_size",
-            "channels",
-            "decoder_embed_dim",
-            "decoder_depth",
-            "decoder_num_heads",
-            "hog_cell",
-            "hog_bins",
-            "patch_size",
-        ):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"model.{name} must be positive, got {value}")
-        require(
-            0 < self.mask_ratio < 1,
-            f"model.mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}",
-        )
-        require(
-            0 < self.decoder_share <= 1,
-            f"model.decoder_share must lie in (0, 1], got {self.decoder_share}",
-        )
-        require(
-            self.image_size % self.patch == 0,
-            f"model.image_size {self.image_size} is not a multiple of the patch size {self.patch}",
-        )
-        require(
-            self.decoder_embed_dim % self.decoder_num_heads == 0
-            and self.decoder_embed_dim % 4 == 0,
-            f"model.decoder_embed_dim {self.decoder_embed_dim} must be a multiple of 4 and of "
-            f"model.decoder_num_heads {self.decoder_num_heads}",
-        )
-        require(
-            self.target != "hog" or self.patch % self.hog_cell == 0,
-            f"model.hog_cell {self.hog_cell} does not divide the patch size {self.patch}",
-        )
-
-    @property
-    def patch(self) -> int:
-        """Side of a patch, in pixels."""
-        if self.patch_size is not None:
-            return self.patch_size
-        return int(re.findall(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)[0])
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where images come from and how a training view is drawn."""
-
-    name: str | None = None
-    """folder, shards (what mae-et prepare wrote), synthetic, cifar10, cifar100, fashion_mnist,
-    imagenette, wds (tar shards) or hfds/NAME (Hugging Face, through timm); when not given, folder
-    if there is a root, else synthetic."""
-    root: Path | None = None
-    """Folder of the images, or where a download is kept."""
-    listing: Path | None = None
-    """Folder in which listings of folders are kept: one of millions of files is walked once. Delete
-    it when files are added or removed."""
-    train_split: str = "train"
-    """Name of the training split."""
-    val_split: str = "val"
-    """Name of the split that probes and kNN are scored on."""
-    download: bool = True
-    """Whether a missing torchvision data set may be downloaded."""
-    max_value: float | None = None
-    """White of 16-bit images (4095 for 12 bits in 16-bit files; 65535 by default), and what arrays
-    other than uint8 are divided by (1 by default)."""
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    """Mean of each channel, of images in [0, 1]; one number serves all channels."""
-    std: tuple[float, ...] = IMAGENET_STD
-    """Standard deviation of each channel."""
-    scale: tuple[float, float] = (0.2, 1.0)
-    """Area of a random-resized crop, as shares of the image."""
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    """Aspect ratio of a random-resized crop."""
-    flip: float = 0.5
-    """Chance of a horizontal flip."""
-    augment: str | None = None
-    """RandAugment in timm's notation without its magnitude, which is the stage's
-    (rand-mstd0.5-inc1); none by default, as in MAE."""
-    eval_crop: float = 0.875
-    """Share of the resized side that the centre crop keeps in evaluation (224 of 256)."""
-    replay: dict[int, int] | None = None
-    """Times that a loaded image is used, for each bandwidth named ({96: 4, 160: 2}): where loading
-    does not keep up, a batch is completed with images that were loaded shortly before, flipped and
-    masked anew (EfficientTrain++'s replay buffer). By default every image is loaded."""
-    on_error: Literal["skip", "stop"] = "skip"
-    """What to do with an image that cannot be read: skip uses another one in its place, names the
-    file once, and stops the run if there are too many; stop stops it at the first."""
-    max_bad_fraction: float = 0.01
-    """Fraction of images that may be unreadable before the run stops. Ten images or a tenth of all,
-    whichever is less, always may be, unless this is 0."""
-    replay_images: int = 4096
-    """Images that each rank keeps in memory for data.replay: 150 KB each in pre-training at 224,
-    600 KB in classifiers. EfficientTrain++'s release keeps 245,760 at 96 and 65,536 at 160; with
-    fewer, the uses of an image follow each other sooner."""
-    synthetic_size: int = 64
-    """Side of the synthetic images, in pixels."""
-    synthetic_train: int = 4000
-    """Training images of the synthetic data set."""
-    synthetic_val: int = 1000
-    """Validation images of the synthetic data set."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.max_value is None or 0 < self.max_value < math.inf,
-            f"data.max_value must be positive, got {self.max_value}",
-        )
-        require(len(self.mean) == len(self.std), "data.mean and data.std differ in length")
-        require(all(map(math.isfinite, self.mean)), "data.mean must be finite")
-        require(all(0 < value < math.inf for value in self.std), "data.std must be positive")
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            require(0 < low <= high < math.inf, f"data.{name} must be two rising positive numbers")
-        require(self.scale[1] <= 1, "data.scale must not exceed 1")
-        require(
-            all(times > 0 for times in (self.replay or {}).values()) and self.replay_images > 0,
-            "data.replay and data.replay_images must be positive",
-        )
-        require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
-        require(
-            0 <= self.max_bad_fraction <= 1,
-            f"data.max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}",
-        )
-        require(0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}")
-        require(
-            self.root is None or self.source != "synthetic",
-            "data.root is given, but data.name synthetic needs none",
-        )
-        require(
-            self.augment is None
-            or re.fullmatch(r"rand(-(?!m\d)\w+(\.[\d.]*)?)*", self.augment) is not None,
-            f"data.augment must read like rand-mstd0.5-inc1 (the stage gives the magnitude), "
-            f"got {self.augment!r}",
-        )
-
-    @property
-    def source(self) -> str:
-        """The data set's kind, resolved."""
-        return self.name or ("folder" if self.root else "synthetic")
 
 
 @dataclass(frozen=True)
@@ -480,15 +266,3 @@ class PretrainConfig:
             or not folder.absolute().is_relative_to(root.absolute()),
             f"output.dir {folder} lies in data.root {root}: its images would become data",
         )
-
-
-def check_statistics(data: DataConfig, channels: int) -> None:
-    """Refuse statistics that do not fit the channels.
-
-    Raises:
-        UserError: there are neither one nor as many numbers.
-    """
-    require(
-        len(data.mean) in {1, channels},
-        f"data.mean has {len(data.mean)} numbers for {channels} channels",
-    )

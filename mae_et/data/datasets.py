@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mae_et.config.data import DataConfig
 from mae_et.config.files import one_sentence
-from mae_et.config.schema import DataConfig
 from mae_et.data.decoding import (
     UNLABELLED,
     DecodedDataset,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.layout import EXTENSIONS, is_folder
 from mae_et.data.untrusted import read_array
 from mae_et.errors import UserError

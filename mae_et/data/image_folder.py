@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, extensions_for
 from mae_et.data.file_listing import Listing, cached_listing, count_by_extension
 from mae_et.data.layout import Split, data_root, nested_splits, split_folder, split_name

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.decoding import (
     MAX_PIXELS,
     Box,

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
 
 Split = Literal["train", "val"]

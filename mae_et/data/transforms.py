@@ -27,7 +27,7 @@ from torchvision.transforms import (
 )
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset

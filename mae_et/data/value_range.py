@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.decoding import (
     SIXTEEN_BIT_MODES,
     SIXTEEN_BITS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.file_listing import count_by_extension
 from mae_et.data.layout import SYNONYMS, Split, match_split, split_name, split_names, subfolders

@@ -14,7 +14,7 @@ from einops import rearrange
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from mae_et.config.schema import ModelConfig, Target
+from mae_et.config.model import ModelConfig, Target
 from mae_et.errors import UserError
 from mae_et.models.decoders import DECODERS, Attention, Decoder, gather
 from mae_et.models.encoder import build_plain_vit

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mae_et.config.schema import visible_patches
+from mae_et.config.model import visible_patches
 
 
 class Mask(NamedTuple):

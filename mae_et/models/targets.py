@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from mae_et.config.schema import Target
+from mae_et.config.model import Target
 from mae_et.runtime.precision import full_precision
 
 NORM_PIX_EPSILON = 1e-6

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import Grid
 from mae_et.models.targets import hog, hog_cells, patch_statistics, unpatchify

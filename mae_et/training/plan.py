@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from mae_et.config.schema import PretrainConfig, visible_patches
+from mae_et.config.model import visible_patches
+from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum, Plan
 from mae_et.errors import UserError
 

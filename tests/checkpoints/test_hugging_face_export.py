@@ -12,7 +12,7 @@ from tiny_run import GOLDEN
 from finetune.vit import build_vit
 from mae_et import export, load_pretrained, pretrain
 from mae_et.checkpoints.formats import load_weights
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.transforms import EvalDataset, normalise
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -18,7 +18,7 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.arguments import parse_command
 from mae_et.cli.main import main
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 OWN = Preprocessing((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 1.0, 32)

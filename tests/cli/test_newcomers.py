@@ -17,7 +17,7 @@ from finetune.frozen_encoder import encoder_of_masked_autoencoder
 from mae_et import MaskedAutoencoder, UserError, pretrain
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 
 RUN = ["--config=tiny.yaml", "--output.dir=run"]
 

@@ -3,7 +3,8 @@
 import pytest
 
 from mae_et import UserError
-from mae_et.config.schema import DataConfig, EfficiencyConfig, check_statistics
+from mae_et.config.data import DataConfig, check_statistics
+from mae_et.config.schema import EfficiencyConfig
 
 
 def test_mean_and_std_have_one_value_or_one_per_channel() -> None:

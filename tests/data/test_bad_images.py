@@ -22,7 +22,7 @@ from finetune.config import RecipeConfig
 from finetune.transforms import LabelledTrainDataset, eval_dataset
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.commands import PrepareConfig
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.data import decoding
 from mae_et.data.bad_images import ATTEMPTS, RECORD, WithSubstitutes, tolerated_count

@@ -13,7 +13,7 @@ from image_files import refusal, save, values
 from PIL import Image
 
 import mae_et.data.datasets as sources
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import count_unlabelled, open_dataset
 from mae_et.data.decoding import PIL_MODES
 from mae_et.data.synthetic import CLASSES

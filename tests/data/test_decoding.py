@@ -10,7 +10,7 @@ from image_files import folder, refusal, save, small_image
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import check_channels, extensions_for, to_channels
 from mae_et.data.image_folder import ImageFolder

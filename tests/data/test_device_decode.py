@@ -19,7 +19,7 @@ from finetune.config import RecipeConfig
 from finetune.transforms import LabelledTrainDataset
 from mae_et import pretrain
 from mae_et.config.commands import PrepareConfig
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import device_decode, jpeg_crop
 from mae_et.data.bad_images import BadImages

@@ -8,7 +8,7 @@ import pytest
 from image_files import folder, npy, refusal, save, values
 from PIL import Image
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import FORMATS
 from mae_et.data.file_listing import list_folder, list_images

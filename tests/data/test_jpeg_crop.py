@@ -17,7 +17,7 @@ import mae_et.data.jpeg_crop as crops
 from finetune.config import RecipeConfig
 from finetune.transforms import LabelledTrainDataset
 from mae_et import Curriculum, Stage, UserError, low_frequency_crop
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box
 from mae_et.data.jpeg_crop import (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from image_files import folder, refusal, save, values
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.layout import looks_split, split_folder, split_names
 

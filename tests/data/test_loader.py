@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mae_et import Curriculum, Stage
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.loader import replayed, train_loader, worker_count
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.synthetic import Synthetic

@@ -14,7 +14,7 @@ import mae_et.data.prepare as preparing
 from mae_et import Curriculum, Stage, UserError
 from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.decoding import Box, DecodedDataset
 from mae_et.data.prepare import prepare

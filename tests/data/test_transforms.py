@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from mae_et import Curriculum, Stage, UserError
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.loader import eval_loader
 from mae_et.data.sampler import SampleIndex

@@ -12,7 +12,7 @@ import torch
 from image_files import npy
 from PIL import Image
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box, decode
 from mae_et.data.jpeg_crop import crop_and_resize

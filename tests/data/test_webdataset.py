@@ -9,7 +9,7 @@ import pytest
 import torch
 from image_files import encoded, npy, refusal, shards, values, write_shard
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import count_unlabelled, open_dataset
 from mae_et.errors import RunFailed
 

@@ -24,7 +24,7 @@ from mae_et import Interrupted, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.prepare import prepare
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.tar_writer import TarWriter

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate, trained_classifier
 from mae_et import UserError, load_config
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.notices import notify
 from mae_et.data.transforms import normalise
 

@@ -23,7 +23,7 @@ from finetune.vit import build_vit
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.cli.main import main
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.curriculum.flops import training_flops
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"

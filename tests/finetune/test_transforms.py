@@ -7,7 +7,7 @@ from natural_images import jpeg, natural
 from finetune.config import RecipeConfig
 from finetune.transforms import LabelledTrainDataset, mix
 from mae_et import Curriculum, Stage, low_frequency_crop
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic

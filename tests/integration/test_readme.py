@@ -16,7 +16,8 @@ from mae_et.checkpoints.store import export_encoder
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.files import find_config, load_config, plain
-from mae_et.config.schema import ModelConfig, PretrainConfig
+from mae_et.config.model import ModelConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.search import SearchConfig
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from small_mae import small
 
 from mae_et import MaskedAutoencoder, UserError
 from mae_et.checkpoints.export import export
-from mae_et.config.schema import ModelConfig
+from mae_et.config.model import ModelConfig
 from mae_et.models.decoders import gather
 from mae_et.models.mae import predicted_patches
 

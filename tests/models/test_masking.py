@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_et.config.schema import visible_patches
+from mae_et.config.model import visible_patches
 from mae_et.models.masking import mask_from_noise, masks
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.targets import hog
 from mae_et.monitoring.reconstructions import hog_strokes, panel_grid, reconstruction_panels

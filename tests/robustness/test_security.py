@@ -31,8 +31,9 @@ from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.run_config import read_only_data
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.cli.main import main
+from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, load_config, to_yaml
-from mae_et.config.schema import DataConfig, PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.untrusted import arrays_only
 from mae_et.errors import RunFailed

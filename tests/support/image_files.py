@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_et.config.schema import DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.layout import Split
 from mae_et.errors import UserError

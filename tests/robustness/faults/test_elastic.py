@@ -11,7 +11,8 @@ from PIL import Image
 
 from mae_et import UserError, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
-from mae_et.config.schema import DataConfig, PretrainConfig
+from mae_et.config.data import DataConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime.distributed import DistributedContext

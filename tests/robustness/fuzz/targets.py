@@ -31,8 +31,9 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.run_config import read_only_data
 from mae_et.checkpoints.store import load_checkpoint
+from mae_et.config.data import DataConfig
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
-from mae_et.config.schema import DataConfig, PretrainConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.throughput import read_speeds
 from mae_et.data.datasets import open_dataset
 from mae_et.data.layout import EXTENSIONS

@@ -1,0 +1,129 @@
+"""The section `data` of a configuration."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mae_et.errors import require
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# The keys of `data` that define the dataset, not its augmentation.
+SOURCE_KEYS = (
+    "name", "root", "listing", "train_split", "val_split", "max_value", "mean", "std",
+    "synthetic_size", "synthetic_train", "synthetic_val",
+)  # fmt: skip
+
+Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how a training view is drawn."""
+
+    name: str | None = None
+    """folder, shards (what mae-et prepare wrote), synthetic, cifar10, cifar100, fashion_mnist,
+    imagenette, wds (tar shards) or hfds/NAME (Hugging Face, through timm); when not given, folder
+    if there is a root, else synthetic."""
+    root: Path | None = None
+    """Folder of the images, or where a download is kept."""
+    listing: Path | None = None
+    """Folder in which listings of folders are kept: one of millions of files is walked once. Delete
+    it when files are added or removed."""
+    train_split: str = "train"
+    """Name of the training split."""
+    val_split: str = "val"
+    """Name of the split that probes and kNN are scored on."""
+    download: bool = True
+    """Whether a missing torchvision data set may be downloaded."""
+    max_value: float | None = None
+    """White of 16-bit images (4095 for 12 bits in 16-bit files; 65535 by default), and what arrays
+    other than uint8 are divided by (1 by default)."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, of images in [0, 1]; one number serves all channels."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Area of a random-resized crop, as shares of the image."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Aspect ratio of a random-resized crop."""
+    flip: float = 0.5
+    """Chance of a horizontal flip."""
+    augment: str | None = None
+    """RandAugment in timm's notation without its magnitude, which is the stage's
+    (rand-mstd0.5-inc1); none by default, as in MAE."""
+    eval_crop: float = 0.875
+    """Share of the resized side that the centre crop keeps in evaluation (224 of 256)."""
+    replay: dict[int, int] | None = None
+    """Times that a loaded image is used, for each bandwidth named ({96: 4, 160: 2}): where loading
+    does not keep up, a batch is completed with images that were loaded shortly before, flipped and
+    masked anew (EfficientTrain++'s replay buffer). By default every image is loaded."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """What to do with an image that cannot be read: skip uses another one in its place, names the
+    file once, and stops the run if there are too many; stop stops it at the first."""
+    max_bad_fraction: float = 0.01
+    """Fraction of images that may be unreadable before the run stops. Ten images or a tenth of all,
+    whichever is less, always may be, unless this is 0."""
+    replay_images: int = 4096
+    """Images that each rank keeps in memory for data.replay: 150 KB each in pre-training at 224,
+    600 KB in classifiers. EfficientTrain++'s release keeps 245,760 at 96 and 65,536 at 160; with
+    fewer, the uses of an image follow each other sooner."""
+    synthetic_size: int = 64
+    """Side of the synthetic images, in pixels."""
+    synthetic_train: int = 4000
+    """Training images of the synthetic data set."""
+    synthetic_val: int = 1000
+    """Validation images of the synthetic data set."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_value is None or 0 < self.max_value < math.inf,
+            f"data.max_value must be positive, got {self.max_value}",
+        )
+        require(len(self.mean) == len(self.std), "data.mean and data.std differ in length")
+        require(all(map(math.isfinite, self.mean)), "data.mean must be finite")
+        require(all(0 < value < math.inf for value in self.std), "data.std must be positive")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            require(0 < low <= high < math.inf, f"data.{name} must be two rising positive numbers")
+        require(self.scale[1] <= 1, "data.scale must not exceed 1")
+        require(
+            all(times > 0 for times in (self.replay or {}).values()) and self.replay_images > 0,
+            "data.replay and data.replay_images must be positive",
+        )
+        require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
+        require(
+            0 <= self.max_bad_fraction <= 1,
+            f"data.max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}",
+        )
+        require(0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}")
+        require(
+            self.root is None or self.source != "synthetic",
+            "data.root is given, but data.name synthetic needs none",
+        )
+        require(
+            self.augment is None
+            or re.fullmatch(r"rand(-(?!m\d)\w+(\.[\d.]*)?)*", self.augment) is not None,
+            f"data.augment must read like rand-mstd0.5-inc1 (the stage gives the magnitude), "
+            f"got {self.augment!r}",
+        )
+
+    @property
+    def source(self) -> str:
+        """The data set's kind, resolved."""
+        return self.name or ("folder" if self.root else "synthetic")
+
+
+def check_statistics(data: DataConfig, channels: int) -> None:
+    """Refuse statistics that do not fit the channels.
+
+    Raises:
+        UserError: there are neither one nor as many numbers.
+    """
+    require(
+        len(data.mean) in {1, channels},
+        f"data.mean has {len(data.mean)} numbers for {channels} channels",
+    )

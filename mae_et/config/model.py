@@ -1,0 +1,118 @@
+"""The section `model` of a configuration."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mae_et.errors import require
+
+Target = Literal["pixel", "norm_pix", "hog"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The masked autoencoder."""
+
+    encoder: str = "vit_base_patch16_224"
+    """Name of a timm VisionTransformer with a class token."""
+    image_size: int = 224
+    """Base size: side of the full-spectrum input, in pixels."""
+    patch_size: int | None = None
+    """Side of a patch, in pixels; read from the encoder's name when not given."""
+    channels: int = 3
+    """Channels of the images."""
+    encoder_embed_dim: int | None = None
+    """Overrides the encoder's width."""
+    encoder_depth: int | None = None
+    """Overrides the encoder's number of blocks."""
+    encoder_num_heads: int | None = None
+    """Overrides the encoder's number of heads."""
+    decoder_embed_dim: int = 512
+    """Width of the decoder."""
+    decoder_depth: int = 8
+    """Blocks of the decoder."""
+    decoder_num_heads: int = 16
+    """Heads of the decoder."""
+    decoder_attention: Literal["self", "cross"] = "self"
+    """self: mask tokens attend to all tokens (MAE); cross: to the visible ones (after CrossMAE,
+    whose release also mixes the encoder's layers for each of its 8 or 12 decoder blocks)."""
+    decoder_share: float = 1.0
+    """Fraction of the masked patches that a step predicts, drawn at random (as in CrossMAE, whose
+    release scales the learning rate by it: optim.scale_lr_by_decoder_share); all of them in MAE."""
+    positions: Literal["full_grid", "own_grid"] = "full_grid"
+    """Grid that positions are laid on: the base size's, or (to measure what that is worth) the
+    smaller one of the input itself."""
+    mask_ratio: float = 0.75
+    """Share of the patches that the encoder does not see."""
+    target: Target = "norm_pix"
+    """What a masked patch must predict."""
+    hog_cell: int = 8
+    """Side of a HOG cell, in pixels; must divide the patch."""
+    hog_bins: int = 9
+    """Orientations of a HOG histogram."""
+
+    def __post_init__(self) -> None:
+        named = re.search(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)
+        require(
+            self.patch_size is not None or named is not None,
+            f"model.patch_size is needed: the name {self.encoder!r} does not contain it",
+        )
+        for name in (
+            "encoder_embed_dim",
+            "encoder_depth",
+            "encoder_num_heads",
+            "image_size",
+            "channels",
+            "decoder_embed_dim",
+            "decoder_depth",
+            "decoder_num_heads",
+            "hog_cell",
+            "hog_bins",
+            "patch_size",
+        ):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"model.{name} must be positive, got {value}")
+        require(
+            0 < self.mask_ratio < 1,
+            f"model.mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}",
+        )
+        require(
+            0 < self.decoder_share <= 1,
+            f"model.decoder_share must lie in (0, 1], got {self.decoder_share}",
+        )
+        require(
+            self.image_size % self.patch == 0,
+            f"model.image_size {self.image_size} is not a multiple of the patch size {self.patch}",
+        )
+        require(
+            self.decoder_embed_dim % self.decoder_num_heads == 0
+            and self.decoder_embed_dim % 4 == 0,
+            f"model.decoder_embed_dim {self.decoder_embed_dim} must be a multiple of 4 and of "
+            f"model.decoder_num_heads {self.decoder_num_heads}",
+        )
+        require(
+            self.target != "hog" or self.patch % self.hog_cell == 0,
+            f"model.hog_cell {self.hog_cell} does not divide the patch size {self.patch}",
+        )
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, in pixels."""
+        if self.patch_size is not None:
+            return self.patch_size
+        return int(re.findall(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)[0])
+
+
+def visible_patches(patches: int, mask_ratio: float) -> int:
+    """Return how many of N patches stay visible: V = floor(N * (1 - mask ratio)).
+
+    Raises:
+        ValueError: none would stay visible, or none would be hidden.
+    """
+    visible = int(patches * (1 - mask_ratio))
+    if not 0 < visible < patches:
+        raise ValueError(
+            f"a mask ratio of {mask_ratio} leaves {visible} of {patches} patches visible; at least "
+            "one must be visible and one hidden"
+        )
+    return visible
