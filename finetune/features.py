@@ -3,8 +3,8 @@
 Shapes: B batch, N images or patches, D width.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 
 from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
-from finetune.scoring_config import ProbeConfig
+from finetune.scoring_config import FrozenEncoderConfig, ProbeConfig
 from finetune.transforms import eval_dataset
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
@@ -89,22 +89,52 @@ def extract_dataset_features(
     if indices is not None:
         images = Subset(images, indices)
     count = len(source) if indices is None else len(indices)
-    dtype = autocast_dtype(config.precision, device)
-    network = encoder.network.to(device).eval()
     vectors, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
-    loader = eval_loader(images, config.batch_size, worker_count(config.num_workers))
     start = 0
+    for tokens, batch_labels in encode_images(
+        encoder, images, data, config, device, bandwidth=bandwidth
+    ):
+        pooled = pool_tokens(encoder.network, tokens, config.pool)
+        if start == 0:  # the whole array at once: joining parts would need twice the memory
+            vectors = torch.empty(count, pooled.shape[1])
+        end = start + len(pooled)
+        vectors[start:end], labels[start:end] = pooled, batch_labels
+        start = end
+    return Features(vectors, labels)
+
+
+@torch.no_grad()
+def encode_images(
+    encoder: FrozenEncoder,
+    images: Dataset[Any],
+    data: DataConfig,
+    config: FrozenEncoderConfig,
+    device: torch.device,
+    encode: Callable[[Tensor], Tensor] | None = None,
+    bandwidth: int | None = None,
+) -> Iterator[tuple[Any, ...]]:
+    """Encode a dataset in its order, a batch at a time.
+
+    Args:
+        encoder: encoder of any checkpoint; moved to `device`.
+        images: samples that start with pixels [C H W], at a size that the encoder takes.
+        data: statistics of the images.
+        config: batch size, workers and precision.
+        device: device of the forward passes.
+        encode: from normalised images [B C H W] to tokens; the encoder's own by default.
+        bandwidth: bandwidth of a low-pass filter applied to the images; none by default.
+
+    Yields:
+        Tokens, float32 [B P+N D] on the device, and what else each batch of `images` holds.
+    """
+    dtype = autocast_dtype(config.precision, device)
+    encoder.network.to(device).eval()
+    loader = eval_loader(images, config.batch_size, worker_count(config.num_workers))
     with batches_of(loader) as batches:
-        for pixels, batch_labels in batches:
+        for pixels, *rest in batches:
             pixels = normalise(pixels.to(device), data.mean, data.std)
             if bandwidth is not None:
                 pixels = low_pass(pixels, bandwidth)
             with autocast(dtype, device):
-                tokens = encoder.encode(pixels)
-            pooled = pool_tokens(network, tokens.float(), config.pool)
-            if start == 0:  # the whole array at once: joining parts would need twice the memory
-                vectors = torch.empty(count, pooled.shape[1])
-            end = start + len(pooled)
-            vectors[start:end], labels[start:end] = pooled, batch_labels
-            start = end
-    return Features(vectors, labels)
+                tokens = (encode or encoder.encode)(pixels)
+            yield tokens.float(), *rest

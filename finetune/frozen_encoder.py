@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.image_size import Size, format_size, height_and_width
 from finetune.run_folder import read_classifier_config
 from mae_et.checkpoints.encoders import (
     encoder_of_weights,
@@ -42,10 +43,62 @@ class FrozenEncoder:
     data: DataConfig | None = None
     """Data that the encoder was pre-trained on, where the checkpoint records them."""
 
+    takes_any_size: bool = False
+    """Whether `encode` takes images of every size that patches tile."""
+
     @property
     def channels(self) -> int:
         """Image channels."""
         return self.network.patch_embed.proj.in_channels
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return self.network.patch_embed.patch_size[0]
+
+    def at_size(self, image_size: Size) -> "FrozenEncoder":
+        """Return the encoder for images of another size, its positions resampled where needed.
+
+        Raises:
+            UserError: patches do not tile the size, or timm cannot change that of the network.
+        """
+        size = height_and_width(image_size)
+        if any(side % self.patch for side in size):
+            raise UserError(
+                f"image_size {format_size(image_size)} is not a multiple of the patch size "
+                f"{self.patch}"
+            )
+        if size != self.image_size and not self.takes_any_size:
+            if not hasattr(self.network, "set_input_size"):
+                raise UserError(f"image_size: timm cannot resize a {type(self.network).__name__}")
+            self.network.set_input_size(img_size=size)
+        return replace(self, image_size=size)
+
+
+def open_encoder_and_data(
+    path: Path,
+    data: DataConfig | None,
+    encoder_num_heads: int | None = None,
+    architecture: str | None = None,
+    key: str | None = None,
+) -> tuple[FrozenEncoder, DataConfig]:
+    """Open an encoder and choose its data: those given, else those of its training.
+
+    How the images are prepared otherwise than for the encoder's training is printed.
+
+    Raises:
+        UserError: see `open_encoder`; or no data are given, and the checkpoint records none.
+    """
+    encoder = open_encoder(path, encoder_num_heads, architecture, key)
+    data = data or encoder.data
+    if data is None:
+        raise UserError(
+            f"data must be given (--data.root or --data.name): {path} does not record its training "
+            "data"
+        )
+    if encoder.preprocessing is not None:
+        encoder.preprocessing.report_differences(data)
+    return encoder, data
 
 
 def open_encoder(
@@ -89,7 +142,9 @@ def encoder_of_masked_autoencoder(
     """Return a masked autoencoder's encoder, which encodes without masking."""
     height, width = (side * model.patch for side in model.full)
     fresh = partial(initialise, model)
-    return FrozenEncoder(model.encoder.eval(), model.encode, (height, width), fresh, data=data)
+    return FrozenEncoder(
+        model.encoder.eval(), model.encode, (height, width), fresh, data=data, takes_any_size=True
+    )
 
 
 def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> None:

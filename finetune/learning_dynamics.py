@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.features import extract_dataset_features
-from finetune.frozen_encoder import FrozenEncoder, encoder_from_weights, open_encoder
+from finetune.frozen_encoder import FrozenEncoder, encoder_from_weights, open_encoder_and_data
 from finetune.linear_classifier import train_probe
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.objective import HeldOutAccuracy
@@ -75,13 +75,9 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
 
 def _score_single(config: DynamicsConfig) -> dict[str, Any]:
     """Score an encoder that has no kept checkpoints."""
-    encoder = open_encoder(config.run, config.encoder_num_heads, architecture=config.architecture)
-    data = config.data or encoder.data
-    if data is None:
-        raise UserError(
-            f"data must be given (--data.root or --data.name): {config.run} does not record its "
-            "training data"
-        )
+    encoder, data = open_encoder_and_data(
+        config.run, config.data, config.encoder_num_heads, config.architecture
+    )
     if config.output is None:
         raise UserError(f"output must be given: {config.run} has no checkpoints of a run")
     base = min(encoder.image_size)

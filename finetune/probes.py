@@ -6,12 +6,11 @@ from typing import Any
 import torch
 
 from finetune.features import extract_dataset_features
-from finetune.frozen_encoder import FrozenEncoder, open_encoder
+from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.linear_classifier import probe_features
 from finetune.nearest_neighbours import knn_accuracy
 from finetune.scoring_config import ProbeConfig
 from mae_et.config.data import DataConfig
-from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime import distributed
 
@@ -38,17 +37,13 @@ def score_encoder(
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
-    encoder = open_encoder(
-        config.checkpoint, config.encoder_num_heads, config.architecture, config.checkpoint_key
+    encoder, data = open_encoder_and_data(
+        config.checkpoint,
+        config.data,
+        config.encoder_num_heads,
+        config.architecture,
+        config.checkpoint_key,
     )
-    data = config.data or encoder.data
-    if data is None:
-        raise UserError(
-            f"data must be given (--data.root or --data.name): {config.checkpoint} does not record "
-            "its training data"
-        )
-    if encoder.preprocessing is not None:
-        encoder.preprocessing.report_differences(data)
     results = {"data": str(data.root or data.source)}
     results |= _score(encoder, data, config, neighbours, linear)
     if config.untrained:

@@ -1,4 +1,4 @@
-"""Configs of what scores trained networks: probes, evaluation, learning dynamics."""
+"""Configs of what uses trained networks: probes, evaluation, learning dynamics, features."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
-    """Score a frozen encoder on labelled data."""
+class FrozenEncoderConfig:
+    """An encoder of any checkpoint, the images that it encodes, and how fast."""
 
     checkpoint: Path
     """Run folder, checkpoint, file of released weights (MAE's or timm's layout), Hugging Face
@@ -23,6 +23,30 @@ class ProbeConfig:
     architecture: str | None = None
     """timm's name of the checkpoint's network, needed where its weights do not determine it (CLIP,
     SwiGLU, distilled DeiT)."""
+    data: DataConfig | None = None
+    """Images; by default the data of the pre-training run, if the checkpoint names them."""
+    encoder_num_heads: int | None = None
+    """Attention heads of the encoder, needed where its width is not a published one."""
+    batch_size: int = 256
+    """Images per forward pass."""
+    num_workers: int | None = None
+    """Loader processes; by default one per core, at most 16."""
+    device: Device = "auto"
+    """Device; auto uses a GPU if there is one."""
+    precision: Precision = "auto"
+    """Autocast precision of the encoder."""
+    checkpoint_key: str | None = None
+    """Choice among several sets of weights in a file, such as teacher."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class ProbeConfig(FrozenEncoderConfig):
+    """Score a frozen encoder on labelled data."""
+
     data: DataConfig | None = None
     """Labelled data; by default the data of the pre-training run, if the checkpoint names them."""
     pool: Pool = "mean"
@@ -35,26 +59,15 @@ class ProbeConfig:
     """Passes of the linear probe over the cached features."""
     untrained: bool = False
     """Whether to score the same encoder with freshly initialised weights too."""
-    encoder_num_heads: int | None = None
-    """Attention heads of the encoder, needed where its width is not a published one."""
     output: Path | None = None
     """Folder for results.json; by default scores are only printed."""
-    batch_size: int = 256
-    """Images per forward pass."""
-    num_workers: int | None = None
-    """Loader processes; by default one per core, at most 16."""
-    device: Device = "auto"
-    """Device; auto uses a GPU if there is one."""
-    precision: Precision = "auto"
-    """Autocast precision of the encoder."""
     seed: int = 0
     """Seed of the probe's batches and of fresh weights."""
-    checkpoint_key: str | None = None
-    """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for name in ("neighbours", "temperature", "epochs", "batch_size"):
+        super().__post_init__()
+        for name in ("neighbours", "temperature", "epochs"):
             value = getattr(self, name)
             require(value > 0, f"{name} must be positive, got {value}")
 

@@ -137,12 +137,11 @@ def train_loader(
     )
 
 
-def eval_loader(
-    dataset: Dataset[tuple[Tensor, int]], batch_size: int, num_workers: int
-) -> DataLoader[Any]:
+def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Return a loader of images [B C H W] and labels [B] in order; the last batch may be short."""
     return DataLoader(
         dataset,
+        collate_fn=getattr(dataset, "collate", None),
         batch_size=batch_size,
         num_workers=num_workers,
         worker_init_fn=_ignore_stop_signals,
