@@ -2,24 +2,27 @@
 # make test: set up, lint, and run the tests that CI runs      make test-all: the slow ones too
 # make test-faults: kills, full disks, flipped bits, hangs (docs/reliability.md)
 # make coverage: which lines the tests run      make fuzz RUNS=N: every reader, N inputs each
-# make audit: known holes in the dependencies
+# make audit: known holes in the dependencies      make docs: the pages as a site, links checked
 # make slurm-deps: install SLURM (as root), so that the tests of jobs run too
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+# The versions to install: those that the tests last passed with. Empty (make LOCK=) takes the newest.
+LOCK   ?= requirements/lock.txt
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(LOCK:%=--constraint %)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-all test-faults coverage fuzz audit slurm-deps lint format tensorboard clean
+.PHONY: demo test test-all test-faults coverage fuzz audit docs slurm-deps lint format tensorboard clean
 
-$(VENV)/.ready: setup.cfg pyproject.toml
+$(VENV)/.ready: setup.cfg pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'mae-et needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(INSTALL) -e .
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.ready
@@ -30,7 +33,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/codespell mae_et finetune slurm tests benchmarks configs docs examples hubconf.py README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/codespell mae_et finetune slurm tests benchmarks configs docs examples hubconf.py README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
@@ -44,6 +47,17 @@ test: lint
 
 test-all: lint
 	$(PYTEST) -m 'not faults'
+
+# The same tests with the oldest versions that setup.cfg allows, in an environment of their own.
+test-lowest:
+	$(MAKE) VENV=.venv-lowest LOCK=requirements/lowest.txt .venv-lowest/.ready-dev
+	$(PYTEST:$(BIN)%=.venv-lowest/bin%) -m 'not slow and not faults'
+
+lock: setup.cfg
+	$(MAKE) VENV=build/lock LOCK= build/lock/.ready-dev
+	{ sed '/^[^#]/,$$d' requirements/lock.txt; \
+	  build/lock/bin/pip freeze --exclude-editable | grep -vE '^(nvidia|cuda|triton)'; } > build/lock.txt
+	mv build/lock.txt requirements/lock.txt
 
 # Everything that can go wrong is made to go wrong (docs/reliability.md); bounded, see FAULT_LIMIT.
 FAULT_LIMIT = 30m
@@ -60,13 +74,22 @@ coverage: $(VENV)/.ready-dev
 # Coverage-guided: `make fuzz RUNS=100000` reads so many inputs with each reader of files and flags.
 RUNS ?= 1000
 fuzz: $(VENV)/.ready-dev
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(INSTALL) -e '.[fuzz]'
 	PYTHONPATH=tests/support:tests/robustness $(BIN)/python -m fuzz --runs $(RUNS)
 
 # Known holes in what is installed; without network it says so, with status 75 (make shows it).
 audit: $(VENV)/.ready-dev
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[audit]'
+	@$(INSTALL) -e '.[audit]'
 	@$(BIN)/python tests/audit.py
+
+# The pages as a site, build/site/index.html; a broken link fails. Reading it needs no network.
+PAGES = README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE CITATION.cff docs benchmarks/*.md benchmarks/*.png
+LINKED = setup.cfg requirements examples configs mae_et/pretraining.py
+docs: $(VENV)/.ready-dev
+	$(INSTALL) -e '.[docs]'
+	rm -rf build/pages && mkdir -p build/pages
+	git ls-files -coz --exclude-standard $(PAGES) $(LINKED) | xargs -0 cp --parents -t build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # What the tests of jobs need: a SLURM of Debian's, which starts nothing by itself. Without it they skip.
 SLURM_PACKAGES = slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core
