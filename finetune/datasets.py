@@ -41,7 +41,7 @@ def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -
     if len(source.classes) < 2:
         cause = "has no classes"
         if source.classes:
-            cause = "has one class"
+            cause = f"has one class ({source.classes[0]})"
         elif data.source == "folder":
             cause += f", because some images are in no class folder ({name}/CLASS/*)"
         raise UserError(

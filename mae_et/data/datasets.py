@@ -32,7 +32,7 @@ from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.untrusted import arrays_only
 from mae_et.data.value_range import check_range
-from mae_et.data.webdataset import TarShards, find_shards
+from mae_et.data.webdataset import open_shards
 from mae_et.errors import UserError
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
@@ -101,23 +101,15 @@ def _open_files(config: DataConfig, split: Split, channels: int) -> DecodedDatas
 
 def _open_tar_shards(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
     root, extensions = data_root(config), extensions_for(channels)
-    paths = find_shards(config, root, split)
-    shards = TarShards(paths, extensions)
-    classes = shards.classes
+    shards = open_shards(config, root, split, extensions)
     if not len(shards):
         raise UserError(
             f"the {split} shards in {root} hold no image of {channels} channels "
             f"({' '.join(extensions)}): {shards.summary() or 'they are empty'}"
         )
-    if split == "val" and shards.has_names:
-        # Number the classes as in training, whose shards may have more of them.
-        with contextlib.suppress(UserError):
-            train_paths = find_shards(config, root, "train")
-            if train_paths != paths:
-                classes = TarShards(train_paths, extensions).classes
-        shards = TarShards(paths, extensions, classes)
     if facts := shards.summary():
-        notify(f"{split} split of {root}: {len(shards)} images in {len(paths)} shards; {facts}")
+        count = f"{len(shards)} images in {len(shards.paths)} shards"
+        notify(f"{split} split of {root}: {count}; {facts}")
     return DecodedDataset(shards, shards.classes, channels, shards.name, config.max_value)
 
 

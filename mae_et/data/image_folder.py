@@ -11,7 +11,14 @@ import numpy as np
 from mae_et.config.data import DataConfig
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, extensions_for
 from mae_et.data.file_listing import Listing, cached_listing, count_by_extension
-from mae_et.data.layout import Split, data_root, nested_splits, split_folder, split_name
+from mae_et.data.layout import (
+    Split,
+    data_root,
+    nested_splits,
+    split_folder,
+    split_name,
+    subfolders,
+)
 from mae_et.data.notices import notify
 from mae_et.errors import UserError
 
@@ -54,7 +61,7 @@ def _open_part(config: DataConfig, split: Split, channels: int) -> "ImageFolder"
     if nested:
         raise UserError(
             f"data.root {root} has split folders inside of its folders ({', '.join(nested)}): give "
-            f"--data.root {root / nested[0].partition('/')[0]}, or name the splits with "
+            f"--data.root {(root / nested[0]).parent}, or name the splits with "
             "--data.train_split and --data.val_split"
         )
     classes = class_names(listing.names)
@@ -149,11 +156,25 @@ def _report(
     lone = sorted(file for file in listing.names if "/" not in file)
     if lone and len(lone) < len(listing.names):
         facts.append(f"no labels, as {len(lone)} lie outside of class folders ({lone[0]})")
+    if classes:
+        facts += _report_folders(folder, listing.names)
     if listing.skipped:
         facts.append(count_by_extension(listing.skipped.items()))
     if facts:
         count = f"{len(labels)} images" + (f" of {len(classes)} classes" if classes else "")
         notify(f"{split} split of {data_root(config)}: {count}; {'; '.join(facts)}")
+
+
+def _report_folders(folder: Path, files: Sequence[str]) -> list[str]:
+    """Describe folders that a user may take for classes: those deeper down, and empty ones."""
+    facts = []
+    deeper = next((file for file in files if file.count("/") > 1), None)
+    if deeper is not None:
+        facts.append(f"the first folder is the class, not those below ({deeper})")
+    empty = sorted(set(subfolders(folder)) - {file.partition("/")[0] for file in files})
+    if empty:
+        facts.append(f"folders without images: {len(empty)} ({', '.join(empty[:3])})")
+    return facts
 
 
 class ImageFolder(DecodedDataset):

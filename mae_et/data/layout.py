@@ -143,14 +143,15 @@ def looks_split(folders: Collection[str]) -> bool:
 
 
 def nested_splits(files: Collection[str]) -> list[str]:
-    """Return the split folders that lie one level below the folders of some files.
+    """Return two split folders below the first folders of some files; none if there are none.
 
     `["set/train", "set/test"]` for `set/train/a/1.jpg` and `set/test/a/2.jpg`: read as classes,
     both splits would be mixed.
     """
-    below = {"/".join(parts[:2]) for file in files if len(parts := file.split("/", 2)) == 3}
+    parents = {tuple(file.split("/")[:-1]) for file in files}
+    below = {parts[:depth] for parts in parents for depth in range(2, len(parts) + 1)}
     of = {
-        split: sorted(each for each in below if each.partition("/")[2].casefold() in names)
+        split: sorted("/".join(parts) for parts in below if parts[-1].casefold() in names)
         for split, names in SYNONYMS.items()
     }
     return [of["train"][0], of["val"][0]] if of["train"] and of["val"] else []

@@ -49,22 +49,36 @@ def index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
 def _index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
     files: list[tuple[str, int, int]] = []
     labels: dict[str, int | str | None] = {}
+    unread: list[tuple[str, str]] = []
+    skipped: Counter[str] = Counter()
     with tarfile.open(path, "r:") as archive:
         for entry in archive:
-            if not entry.isreg():
+            if entry.isdir():
                 continue
             extension = Path(entry.name).suffix.lower()
-            if extension in {".cls", ".json"}:
+            if _is_hidden(entry.name):  # such as ._photo.jpg, which macOS adds
+                skipped["hidden"] += 1
+            elif not entry.isreg():
+                skipped[f"{extension} (links)"] += 1
+            elif extension in {".cls", ".json"}:
                 key = entry.name[: -len(extension)]
                 content = archive.extractfile(entry)
                 label = _read_label(content.read(MAX_JSON_BYTES) if content else b"", extension)
-                if label is not None and (extension == ".cls" or key not in labels):
+                if label is None:
+                    unread.append((key, extension))
+                elif extension == ".cls" or key not in labels:
                     labels[key] = label
             else:
                 files.append((entry.name, entry.offset_data, entry.size))
         _check_end(path, archive.offset)
-    images, skipped = _images_of_keys(files, labels, extensions)
-    return ShardIndex(_places(list(images.values())), [labels.get(k) for k in images], skipped)
+    skipped.update(f"{ext} (no label in it)" for key, ext in unread if key not in labels)
+    images, others = _images_of_keys(files, labels, extensions)
+    places = _places(list(images.values()))
+    return ShardIndex(places, [labels.get(key) for key in images], skipped + others)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in Path(name).parts if part != "..")
 
 
 def _images_of_keys(
@@ -114,8 +128,10 @@ def _read_label(content: bytes, extension: str) -> int | str | None:
             return None
         if isinstance(found, dict):
             found = next((found[key] for key in JSON_KEYS if key in found), None)
+        if isinstance(found, float) and found.is_integer():
+            found = int(found)
     else:
-        found = content.decode("utf-8", "replace").strip()
+        found = content.decode("utf-8-sig", "replace").strip()
     if isinstance(found, bool) or not isinstance(found, (int, str)):
         return None
     text = str(found) if isinstance(found, int) else found.strip()
@@ -130,12 +146,20 @@ def _read_label(content: bytes, extension: str) -> int | str | None:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Refuse an archive in which tarfile stopped at a damaged header; warn of a missing end."""
+    """Refuse an archive of which tarfile read a part; warn of a missing end marker.
+
+    Raises:
+        tarfile.ReadError: a header is damaged, or another archive follows.
+    """
     with path.open("rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
+        rest = iter(lambda: file.read(2**20), b"")
+        followed = not any(block) and any(part.strip(b"\0") for part in rest)
     if any(block):
         raise tarfile.ReadError(f"it is damaged at byte {end}")
+    if followed:
+        raise tarfile.ReadError("another archive follows its end marker: join them with tar -A")
     if not block:
         warnings.warn(
             f"{path} has no end marker: it may have been cut, and samples may be missing",

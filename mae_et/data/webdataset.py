@@ -15,14 +15,37 @@ from mae_et.config.data import DataConfig
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.file_listing import count_by_extension
 from mae_et.data.layout import SYNONYMS, Split, match_split, split_name, split_names, subfolders
+from mae_et.data.notices import notify
 from mae_et.data.tar_index import MAX_CLASSES, index_shard
 from mae_et.errors import UserError
 
 COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 
 
+def open_shards(
+    config: DataConfig, root: Path, split: Split, extensions: tuple[str, ...]
+) -> "TarShards":
+    """Open a split's shards, its classes numbered as in training, whose shards may have more.
+
+    Raises:
+        UserError: see `find_shards` and `TarShards`.
+    """
+    paths = find_shards(config, root, split)
+    shards = TarShards(paths, extensions)
+    if split == "train":
+        return shards
+    try:
+        train = find_shards(config, root, "train")
+        if train == paths or not (shards.has_names or TarShards(train[:1], extensions).has_names):
+            return shards  # numbers mean the same in both splits
+        classes = TarShards(train, extensions).classes
+    except UserError:  # a validation split alone
+        return shards
+    return TarShards(paths, extensions, classes)
+
+
 def find_shards(config: DataConfig, root: Path, split: Split) -> list[Path]:
-    """Return a split's shards: `ROOT/NAME/*.tar`, or `ROOT/*.tar` with NAME as a word of the file.
+    """Return a split's shards: `ROOT/NAME/**/*.tar`, or `ROOT/*.tar` with NAME as a word of it.
 
     NAME may be a synonym of the configured one (see `layout.SYNONYMS`). Shards that name no split
     are for training.
@@ -33,7 +56,7 @@ def find_shards(config: DataConfig, root: Path, split: Split) -> list[Path]:
     found = _shards_named(config, root, split)
     if not found and split == "train":
         others = {config.val_split.casefold(), *SYNONYMS["val"]}
-        found = [path for path in sorted(root.glob("*.tar")) if not others & set(_words(path))]
+        found = [path for path in _archives(root.glob("*")) if not others & set(_words(path))]
     if not found:
         packed = compressed_shards([root, *(root / name for name in subfolders(root))])
         if packed:
@@ -52,13 +75,30 @@ def find_shards(config: DataConfig, root: Path, split: Split) -> list[Path]:
 def _shards_named(config: DataConfig, root: Path, split: Split) -> list[Path]:
     folder = match_split(config, split, subfolders(root))
     if folder is not None:
-        return sorted((root / folder).glob("*.tar"))
-    shards = sorted(root.glob("*.tar"))
+        return _archives((root / folder).rglob("*"))
+    shards = _archives(root.glob("*"))
     for name in split_names(config, split):
         found = [path for path in shards if name.casefold() in _words(path)]
         if found:
+            _report_unnamed(config, root, shards)
             return found
     return []
+
+
+def _archives(paths: Iterable[Path]) -> list[Path]:
+    """Return the shards among some paths, sorted, without hidden ones."""
+    return sorted(p for p in paths if p.suffix.lower() == ".tar" and not p.name.startswith("."))
+
+
+def _report_unnamed(config: DataConfig, root: Path, shards: Sequence[Path]) -> None:
+    """Print how many shards beside those of the splits are not read."""
+    names = {config.train_split.casefold(), config.val_split.casefold()}
+    names.update(*SYNONYMS.values())
+    others = [path.name for path in shards if not names & set(_words(path))]
+    if others:
+        notify(
+            f"shards in {root} that name no split are not read: {len(others)} ({others[0]}, ...)"
+        )
 
 
 def compressed_shards(folders: Iterable[Path]) -> list[Path]:
@@ -146,7 +186,7 @@ def _number_classes(
 
     Labels that are all numbers are classes 0 to their maximum; else all are names, in order.
     """
-    if not any(isinstance(label, str) for label in raw):
+    if classes is None and not any(isinstance(label, str) for label in raw):
         numbers = np.array([UNLABELLED if label is None else label for label in raw], np.int64)
         return [str(i) for i in range(1 + max(numbers, default=UNLABELLED))], numbers
     names = [label if label is None else str(label) for label in raw]

@@ -301,3 +301,15 @@ def test_an_ordinary_folder_prints_nothing(tmp_path: Path, capsys) -> None:
         save(tmp_path / split / "a/0.png")
         open_dataset(folder(tmp_path), split)  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
+
+
+def test_folders_that_are_no_classes_are_reported(tmp_path: Path, capsys) -> None:
+    for name in ("plants/oak/0.png", "plants/elm/0.png", "animals/0.png", "animals/1.png"):
+        save(tmp_path / "train" / name)
+    (tmp_path / "train/fungi").mkdir()
+    assert list(open_dataset(folder(tmp_path), "train").classes) == ["animals", "plants"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"mae-et: train split of {tmp_path}: 4 images of 2 classes; the first folder is the class, "
+        "not those below (plants/elm/0.png); folders without images: 1 (fungi)"
+    )

@@ -81,6 +81,8 @@ def test_splits_below_the_first_folders_are_refused(tmp_path: Path, inner: tuple
     assert f"archive/{inner[0]}, archive/{inner[1]}" in sentence
     assert f"--data.root {tmp_path / 'archive'}" in sentence
     assert len(open_dataset(folder(tmp_path / "archive"), "train")) == 4
+    make(tmp_path / "twice", *(f"archive/set/{split}" for split in inner))
+    assert f"--data.root {tmp_path / 'twice/archive/set'}" in refusal(folder(tmp_path / "twice"))
     for name in ("bottle", "cable"):
         make(tmp_path / "classes", *(f"{name}/{split}" for split in inner))
     assert "split folders inside" in refusal(folder(tmp_path / "classes"))

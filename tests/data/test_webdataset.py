@@ -216,3 +216,50 @@ def test_shards_of_usual_split_names_are_found(tmp_path: Path) -> None:
     for root, expected in (("in", (1, 2)), ("by", (3, 4))):
         found = [values(open_dataset(shards(tmp_path / root), s))[0][0] for s in ("train", "val")]  # type: ignore[arg-type]
         assert tuple(found) == expected
+
+
+def test_shards_are_found_in_folders_below_and_in_capitals(tmp_path: Path) -> None:
+    for value, name in enumerate(("0.tar", "1.TAR", "part/2.tar")):
+        write_shard(tmp_path / "train" / name, sample("a", value))
+    (tmp_path / "train/._0.tar").write_bytes(b"of macOS")
+    assert values(open_dataset(shards(tmp_path), "train")) == [(0, -1), (1, -1), (2, -1)]
+
+
+def test_shards_that_name_no_split_are_counted(tmp_path: Path, capsys) -> None:
+    for value, name in enumerate(("x-train-0", "x-val-0", "x-test-0", "more-0")):
+        write_shard(tmp_path / f"{name}.tar", sample("a", value))
+    assert values(open_dataset(shards(tmp_path), "train")) == [(0, -1)]
+    line = f"shards in {tmp_path} that name no split are not read: 1 (more-0.tar, ...)"
+    assert line in capsys.readouterr().err
+
+
+def test_archives_joined_with_cat_are_refused(tmp_path: Path) -> None:
+    """Reading would stop at the first archive's end marker."""
+    path = write_shard(tmp_path / "0.tar", sample("a", 1, cls=b"0"))
+    path.write_bytes(path.read_bytes() * 2)
+    assert "another archive follows its end marker" in refusal(shards(tmp_path))
+
+
+def test_hidden_files_and_links_in_a_shard_are_counted_not_read(tmp_path: Path, capsys) -> None:
+    files = sample("a", 1, cls=b"0") | {"._a.png": b"of macOS", "__MACOSX/._a.cls": b"x"}
+    path = write_shard(tmp_path / "0.tar", files | sample("./b", 2, cls=b"1"))
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        archive.addfile(link)
+    assert values(open_dataset(shards(tmp_path), "train")) == [(1, 0), (2, 1)]
+    assert "3 files skipped (2 hidden, 1 .png (links))" in capsys.readouterr().err
+
+
+def test_label_files_without_a_label_are_counted(tmp_path: Path, capsys) -> None:
+    files = sample("a", 1, json=b'{"label": 2.0}') | sample("b", 2, json=b'{"label": [1, 0]}')
+    files |= sample("c", 3, json=b'{"caption": "c"}', cls=b"\xef\xbb\xbf1")
+    write_shard(tmp_path / "0.tar", files)
+    assert values(open_dataset(shards(tmp_path), "train")) == [(1, 2), (2, -1), (3, 1)]
+    assert "1 file skipped (1 .json (no label in it))" in capsys.readouterr().err
+
+
+def test_numbers_in_val_are_no_names_of_train(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train/0.tar", sample("a", 1, cls=b"ant") | sample("b", 2, cls=b"bee"))
+    write_shard(tmp_path / "val/0.tar", sample("a", 1, cls=b"1"))
+    assert "classes that the training split lacks: 1" in refusal(shards(tmp_path), "val")
