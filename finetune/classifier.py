@@ -58,8 +58,14 @@ from mae_et.training.step import update
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def classify(config: ClassifierConfig) -> dict[str, Any]:
+def classify(
+    config: ClassifierConfig, *, step: Callable[..., tuple[Tensor, Tensor]] | None = None
+) -> dict[str, Any]:
     """Train a classifier as a config says, resuming from the run folder's newest checkpoint.
+
+    Args:
+        config: the run.
+        step: one update of the weights, called as `classifier_step`, which is the default.
 
     Returns:
         The final figures, which are also in the run folder's `results.json`.
@@ -71,11 +77,16 @@ def classify(config: ClassifierConfig) -> dict[str, Any]:
         Interrupted: a signal asked to stop; the state is saved.
     """
     with distributed_session(config.efficiency) as (world, stopped):
-        _classify(config, world, stopped)
+        _classify(config, world, stopped, step or classifier_step)
     return json.loads((config.output.dir / "results.json").read_text(encoding="utf-8"))
 
 
-def _classify(config: ClassifierConfig, world: DistributedContext, stopped: StopFlag) -> None:
+def _classify(
+    config: ClassifierConfig,
+    world: DistributedContext,
+    stopped: StopFlag,
+    step: Callable[..., tuple[Tensor, Tensor]],
+) -> None:
     saved, finished = find_checkpoint(config, world)
     if finished:
         return
@@ -100,7 +111,7 @@ def _classify(config: ClassifierConfig, world: DistributedContext, stopped: Stop
         data.train, config.data, config.recipe, plan, config.seed, config.model.image_size,
         config.crop.method, [shown(stage.bandwidth) for stage in plan.stages],
     )  # fmt: skip
-    step = partial(classifier_step, classes=data.classes)
+    step = partial(step, classes=data.classes)
     files = {"classes.json": describe(run, data)}
     periodic = [] if config.output.evaluate_every is None else [PeriodicEvaluation(run, data)]
     train_run(run, dataset, step, stopped, periodic, partial(finish, run), files)

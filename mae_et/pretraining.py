@@ -38,6 +38,7 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
+from mae_et.training.loop import Step
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import curriculum_of, make_plan
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
@@ -54,13 +55,19 @@ from mae_et.training.step import update
 ENCODER = "encoder.safetensors"
 
 
-def pretrain(config: PretrainConfig, stop_after_step: int | None = None) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    stop_after_step: int | None = None,
+    *,
+    step: Step[Batch] | None = None,
+) -> Path:
     """Pre-train as a config says, resuming from the run folder's newest checkpoint.
 
     Args:
         config: the run.
         stop_after_step: number of steps after which to save the state and return, for a later call
             to resume; by default the run goes to its end.
+        step: one update of the weights, called as `train_step`, which is the default.
 
     Returns:
         The run folder; a finished run has `encoder.safetensors` (a timm model) and `results.json`.
@@ -72,7 +79,7 @@ def pretrain(config: PretrainConfig, stop_after_step: int | None = None) -> Path
         Interrupted: a signal asked to stop; the state is saved.
     """
     with distributed_session(config.efficiency) as (world, stopped):
-        _pretrain(config, world, stopped, stop_after_step)
+        _pretrain(config, world, stopped, stop_after_step, step or train_step)
     return config.output.dir
 
 
@@ -81,6 +88,7 @@ def _pretrain(
     world: DistributedContext,
     stopped: StopFlag,
     stop_after_step: int | None,
+    step: Step[Batch],
 ) -> None:
     saved, finished = find_checkpoint(config, world)
     # An encoder that was deleted is written again, from the last checkpoint.
@@ -100,7 +108,7 @@ def _pretrain(
     train_run(
         run,
         dataset,
-        train_step,
+        step,
         stopped,
         [PeriodicReconstructions(run, model, source)],
         partial(finish, run, model),

@@ -1,14 +1,12 @@
 """Unusual files are images; unreadable ones are named, counted and replaced, and stop a run."""
 
 import contextlib
-import importlib
 import io
 import itertools
 import json
 import os
 import random
 import shutil
-import signal
 import tarfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 import torch
 from hostile import broken, encoded, noise, unreadable, unusual
 from PIL import Image
+from steps import before_step, signal_at
 
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
@@ -36,7 +35,6 @@ from mae_et.io.metrics_file import read_metrics
 from mae_et.training.micro_batch import micro_batch_size
 
 # The package names the function of the same name first.
-module = importlib.import_module("mae_et.pretraining")
 PLAN = Curriculum.preset("etpp", 32, 8).plan(6, 30, 10)
 NEVER = "cannot read the image"
 
@@ -273,7 +271,7 @@ def test_preparing_stops_at_the_first_bad_image_or_at_too_many(folders, tmp_path
 # --- in a run -------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_reports_the_same_bad_images(tiny, folders, monkeypatch, capsys) -> None:
+def test_an_interrupted_run_reports_the_same_bad_images(tiny, folders, capsys) -> None:
     def config(name: str):
         return tiny(f"--data.root={folders[1]}", f"--output.dir={folders[1].parent / name}",
                     "--data.max_bad_fraction=0.1", "--optim.batch_size=6", "--output.log_every=1",
@@ -291,17 +289,8 @@ def test_an_interrupted_run_reports_the_same_bad_images(tiny, folders, monkeypat
     assert results["unreadable_images"] == rows[-1]["unreadable"] == 2
     assert results["substituted"] == sum(row["substituted"] for row in rows) > 2
     first = record[0]["step"]
-    step = module.train_step
-
-    def signalled(run, *rest):
-        if run.state.step == first + 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(run, *rest)
-
-    monkeypatch.setattr(module, "train_step", signalled)
     with pytest.raises(Interrupted):
-        pretrain(config("parts"))
-    monkeypatch.undo()
+        pretrain(config("parts"), step=signal_at(first + 1))
     parts = pretrain(config("parts"))
     keys = ("step", "loss", "substituted", "unreadable")
     assert [[r[k] for k in keys] for r in read_metrics(parts)] == [
@@ -314,21 +303,14 @@ def test_an_interrupted_run_reports_the_same_bad_images(tiny, folders, monkeypat
     }
 
 
-def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(
-    tiny, folders, monkeypatch
-) -> None:
-    step = module.train_step
+def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(tiny, folders) -> None:
+    def change() -> None:
+        (folders[0] / "train" / "03.png").unlink()
+        shutil.copy(folders[0] / "train" / "04.png", folders[0] / "train" / "035.png")
 
-    def changed(run, *rest):
-        if run.state.step == 4:
-            (folders[0] / "train" / "03.png").unlink()
-            shutil.copy(folders[0] / "train" / "04.png", folders[0] / "train" / "035.png")
-        return step(run, *rest)
-
-    monkeypatch.setattr(module, "train_step", changed)
     config = tiny(f"--data.root={folders[0]}", "--data.max_bad_fraction=0.04",
                   "--curriculum.epochs=9", "--output.reconstruct_images=0")  # fmt: skip
-    folder = pretrain(config)
+    folder = pretrain(config, step=before_step(4, change))
     record = read_metrics(folder, RECORD)
     assert [row["sample"] for row in record] == [3]
     assert "No such file" in record[0]["reason"]

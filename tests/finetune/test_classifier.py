@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -14,9 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from steps import signal_at
 from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
+from finetune.classifier import classifier_step
 from finetune.model import build_classifier
 from finetune.run_folder import read_classifier_config
 from finetune.scores import score
@@ -132,24 +132,13 @@ RECTANGLE = ["--model.image_size=[16, 64]"]  # of as many patches as the square
 
 
 @pytest.mark.parametrize("flags", [[], RECIPE, RESNET, REPLAY, RECTANGLE])
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    small, monkeypatch, flags
-) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small, flags) -> None:
     """Bit for bit, drop path, mixing, erasing and moving average included."""
-    module = sys.modules["finetune.classifier"]
     whole = small(*flags, run="whole")
     classify(whole)
-    config, real = small(*flags), module.classifier_step
-
-    def signalled(run, *rest, **keywords):
-        if run.state.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, *rest, **keywords)
-
-    monkeypatch.setattr(module, "classifier_step", signalled)
+    config = small(*flags)
     with pytest.raises(Interrupted):
-        classify(config)
-    monkeypatch.undo()
+        classify(config, step=signal_at(6, step=classifier_step))
     assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 7
     if config.model.checkpoint is not None:
         config.model.checkpoint.unlink()  # a resumed run does not need its starting point

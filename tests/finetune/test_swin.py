@@ -1,17 +1,17 @@
 """Swin's windows follow the bandwidth, with one table of biases for all window sizes."""
 
 import copy
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from steps import signal_at
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune import ClassifierConfig, classifier, classify
+from finetune import ClassifierConfig, classify
+from finetune.classifier import classifier_step
 from finetune.config import NetworkConfig
 from finetune.model import build_classifier
 from finetune.param_groups import parameter_groups
@@ -135,7 +135,7 @@ def test_bias_tables_are_decayed_as_in_the_release(swin) -> None:
     assert not any(name.endswith("norm1.weight") for name in decayed)
 
 
-def test_a_run_resumes_exactly_across_a_change_of_windows(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_resumes_exactly_across_a_change_of_windows(tmp_path: Path) -> None:
     """Stages at 32 and 64 pixels, windows of 1 and 2; stopped in the first, ended in the second."""
     curriculum = (
         "--curriculum={preset: custom, epochs: 3, cost: area, shares_of: images, "
@@ -157,17 +157,8 @@ def test_a_run_resumes_exactly_across_a_change_of_windows(tmp_path: Path, monkey
         )  # fmt: skip
 
     classify(config("whole"))
-    real = classifier.classifier_step
-
-    def signalled(run, *rest, **keywords):
-        if run.state.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, *rest, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(classifier, "classifier_step", signalled)
-        with pytest.raises(Interrupted):
-            classify(config("stopped"))
+    with pytest.raises(Interrupted):
+        classify(config("stopped"), step=signal_at(1, step=classifier_step))
     results = classify(config("stopped"))
     assert [stage["bandwidth"] for stage in results["stages"]] == [32, 64]
     whole, stopped = (

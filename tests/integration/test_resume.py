@@ -1,6 +1,5 @@
 """A run that is killed at any moment and restarted ends like an uninterrupted one."""
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -10,35 +9,29 @@ from pathlib import Path
 import pytest
 import torch
 from processes import exit_code
+from steps import before_step
 
 from mae_et import PretrainConfig, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.io.metrics_file import read_metrics
+from mae_et.pretraining import train_step
 from mae_et.training import loop
 
 FORK = multiprocessing.get_context("fork")
 
-# The package names the function of the same name first.
 
-module = importlib.import_module("mae_et.pretraining")
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_until(config: PretrainConfig, step: int, where: str) -> None:
-    """Pre-train in a process that sends itself SIGKILL at a given place."""
+def run_until(config: PretrainConfig, step: int, saving: bool = False) -> None:
+    """Pre-train in a process that sends itself SIGKILL at a step, or before it is saved."""
 
     def target() -> None:
         torch.set_num_threads(1)
-        owner = loop if where == "save" else module
-        real = getattr(owner, where)
-
-        def killing(*arguments, **keywords):
-            run = arguments[0]
-            if run.state.step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **keywords)
-
-        setattr(owner, where, killing)
-        pretrain(config)
+        if saving:
+            loop.save = before_step(step, kill, loop.save)
+        pretrain(config, step=train_step if saving else before_step(step, kill))
 
     process = FORK.Process(target=target)
     process.start()
@@ -87,7 +80,7 @@ def test_killed_run_resumes_to_the_same_bits(tiny, uninterrupted, workers: int, 
     # With a checkpoint at each step the run resumes exactly where it was killed.
     every = 1 if place in {"stage change", "last step"} else 5
     config = tiny(f"--efficiency.num_workers={workers}", f"--output.checkpoint_every={every}")
-    run_until(config, step, "train_step")
+    run_until(config, step)
     steps = [int(path.stem[-8:]) for path in list_checkpoints(config.output.dir / "checkpoints")]
     assert steps == ([] if step == 3 else [step - 1, step] if every == 1 else [5])
     same_end(pretrain(config), saved)
@@ -101,7 +94,7 @@ def test_killed_run_replays_the_same_images(tiny, workers: int) -> None:
     assert saved is not None
     stages = json.loads((whole / "plan.json").read_text())["stages"]
     config = tiny(*flags, f"--efficiency.num_workers={workers}", "--output.checkpoint_every=1")
-    run_until(config, stages[1]["start"] + 2, "train_step")
+    run_until(config, stages[1]["start"] + 2)
     same_end(pretrain(config), saved)
 
 
@@ -110,7 +103,7 @@ def test_kill_between_log_and_checkpoint_neither_doubles_nor_loses_a_row(
 ) -> None:
     saved, rows, _ = uninterrupted
     config = tiny()
-    run_until(config, 10, "save")
+    run_until(config, 10, saving=True)
     assert read_metrics(config.output.dir)[-1]["step"] == 10
     same_end(pretrain(config), saved)
     again = [(row["step"], row["loss"]) for row in read_metrics(config.output.dir)]
@@ -150,7 +143,7 @@ def test_kill_during_a_save_resumes_from_the_previous_checkpoint(
 def test_damaged_newest_checkpoint_repeats_one_interval_with_a_warning(tiny, uninterrupted) -> None:
     saved, _, _ = uninterrupted
     config = tiny()
-    run_until(config, 13, "train_step")
+    run_until(config, 13)
     newest = list_checkpoints(config.output.dir / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:5000])
     with pytest.warns(UserWarning, match=r"step-00000010\.pt is damaged"):
@@ -163,10 +156,10 @@ def test_damaged_checkpoints_do_not_count_as_newer(tiny, uninterrupted) -> None:
     """If they counted, each save before their step would be deleted at once."""
     saved, _, _ = uninterrupted
     config = tiny("--output.keep_last=1", "--output.checkpoint_every=2", "--output.keep_every=4")
-    run_until(config, 17, "train_step")
+    run_until(config, 17)
     for path in list_checkpoints(config.output.dir / "checkpoints")[-2:]:
         path.write_bytes(b"")
-    run_until(config, 15, "train_step")
+    run_until(config, 15)
     newest = list_checkpoints(config.output.dir / "checkpoints")[-1]
     assert newest.name == "step-00000014.pt"
     same_end(pretrain(config), saved)
@@ -176,5 +169,5 @@ def test_run_killed_many_times_resumes_to_the_same_bits(tiny, uninterrupted) -> 
     saved, _, _ = uninterrupted
     config = tiny("--output.checkpoint_every=2")
     for step in (3, 6, 9, 14):
-        run_until(config, step, "train_step")
+        run_until(config, step)
     same_end(pretrain(config), saved)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from steps import before_step
 
-from mae_et import UserError, pretrain, pretraining
+from mae_et import UserError, pretrain
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.errors import RunFailed
 from mae_et.io.atomic import write_text_atomically
@@ -90,20 +91,12 @@ def delete_lock(run: Path) -> None:
 
 @pytest.mark.parametrize("change", [delete, move, replace, delete_metrics, delete_lock])
 def test_run_ends_at_the_next_write_to_a_folder_that_went_away(
-    tiny, monkeypatch, change: Callable[[Path], None]
+    tiny, change: Callable[[Path], None]
 ) -> None:
     config = tiny("--output.tensorboard=false", "--output.reconstruct_images=0")
     folder = config.output.dir
-    real = pretraining.train_step
-
-    def step(run, *rest, **keywords):
-        if run.state.step == 7:
-            change(folder)
-        return real(run, *rest, **keywords)
-
-    monkeypatch.setattr(pretraining, "train_step", step)
     with pytest.raises(RunFailed, match="was deleted, moved or replaced while this run was writi"):
-        pretrain(config)
+        pretrain(config, step=before_step(7, lambda: change(folder)))
     assert not (folder / "results.json").exists()
     steps = [checkpoint_step(path) for path in list_checkpoints(folder / "checkpoints")]
     assert steps == ([5] if change in {delete_metrics, delete_lock} else [])

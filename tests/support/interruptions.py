@@ -1,6 +1,5 @@
 """Train in another process, record each step, and interrupt it where the test says."""
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -12,9 +11,11 @@ import torch
 from processes import exit_code
 
 from finetune import classify
+from finetune.classifier import classifier_step
 from mae_et import pretrain
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted
+from mae_et.pretraining import train_step
 from mae_et.training import loop
 
 FORK = multiprocessing.get_context("fork")
@@ -31,13 +32,12 @@ ENDS = (
 
 def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | None) -> None:
     """Train in a process of its own, record each step, and interrupt it at a given place."""
-    trains = pretrain if isinstance(config, PretrainConfig) else classify
-    module = importlib.import_module(trains.__module__)
-    name = "train_step" if trains is pretrain else "classifier_step"
+    pretrains = isinstance(config, PretrainConfig)
+    trains, real_step = (pretrain, train_step) if pretrains else (classify, classifier_step)
 
     def target() -> None:
         torch.set_num_threads(1)
-        real_step, real_save = getattr(module, name), loop.save
+        real_save = loop.save
 
         def step(run, stage, batches, **more):
             optimizer = run.state.optimizer.param_groups[0]
@@ -59,10 +59,9 @@ def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | N
                 os.kill(os.getpid(), end[2])
             real_save(run, logger)
 
-        setattr(module, name, step)
         loop.save = save
         try:
-            trains(config)
+            trains(config, step=step)
         except Interrupted:
             os._exit(0)
 

@@ -1,17 +1,15 @@
 """Non-finite numbers: reported with their step, skipped up to a limit, never saved."""
 
-import importlib
 import itertools
 import json
 import math
-import os
-import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steps import signal_at
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune import ClassifierConfig
@@ -19,38 +17,31 @@ from finetune.config import ClassifierOptimConfig, NetworkConfig
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_checkpoint
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.data.transforms import normalise
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
+from mae_et.pretraining import train_step
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, streak
 from mae_et.training.run import Run
 from mae_et.training.state import TrainState
 from mae_et.training.step import update
 
-# The package names the function of the same name first.
-module = importlib.import_module("mae_et.pretraining")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def poison(monkeypatch):
-    """Return a function that puts a number among the pixels of some steps, counted from 1."""
+def poisoned(*steps: int, value: float = math.nan):
+    """Return a training step that multiplies the images of some steps, counted from 1."""
 
-    def put(*steps: int, value: float = math.nan) -> None:
-        step = module.train_step
+    def step(run, *rest):
+        if run.state.step + 1 not in steps:
+            return train_step(run, *rest)
+        hook = run.network.register_forward_pre_hook(lambda _, a: (a[0] * value, *a[1:]))
+        result = train_step(run, *rest)
+        hook.remove()
+        return result
 
-        def poisoned(run, stage, batches):
-            if run.state.step + 1 not in steps:
-                return step(run, stage, batches)
-            with monkeypatch.context() as patch:
-                patch.setattr("mae_et.pretraining.normalise", lambda *a: normalise(*a) * value)
-                return step(run, stage, batches)
-
-        monkeypatch.setattr(module, "train_step", poisoned)
-
-    return put
+    return step
 
 
 def weights_at(folder, step: int) -> dict:
@@ -58,42 +49,37 @@ def weights_at(folder, step: int) -> dict:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_the_error_names_the_step_and_keeps_the_checkpoint_before_it(
-    tiny, poison, value: float
-) -> None:
+def test_the_error_names_the_step_and_keeps_the_checkpoint_before_it(tiny, value: float) -> None:
     """Also where a row is far behind: at step 9 of rows at 2, 4, 5, 6, 8 and 10."""
-    poison(9, value=value)
     with pytest.raises(Diverged, match=r"^the loss became nan at step 9; the last good checkpoint"):
-        pretrain(tiny("--output.reconstruct_images=0"))
+        pretrain(tiny("--output.reconstruct_images=0"), step=poisoned(9, value=value))
     assert newest_checkpoint(tiny().output.dir / "checkpoints")["step"] == 5
 
 
-def test_a_non_finite_gradient_between_log_steps_is_reported_at_its_step(tiny, monkeypatch) -> None:
+def test_a_non_finite_gradient_between_log_steps_is_reported_at_its_step(tiny) -> None:
     """Though the loss and the row's last gradient are finite: the next loss would not be."""
-    step = module.train_step
 
-    def poisoned(run, *rest):
-        loss, norm = step(run, *rest)
+    def step(run, *rest):
+        loss, norm = train_step(run, *rest)
         return loss, norm * math.inf if run.state.step == 1 else norm
 
-    monkeypatch.setattr(module, "train_step", poisoned)
     with pytest.raises(Diverged, match=r"gradient's norm became inf at step 2"):
-        pretrain(tiny("--output.log_every=5", "--optim.max_skipped_updates=0"))
+        pretrain(tiny("--output.log_every=5", "--optim.max_skipped_updates=0"), step=step)
 
 
 @pytest.mark.parametrize(
     ("precision", "clip"), [("fp32", ["--optim.clip_grad=0.5"]), ("bf16", []), ("fp16", [])]
 )
 def test_a_skipped_update_leaves_weights_and_moments_unchanged(
-    tiny, poison, precision: str, clip: list[str]
+    tiny, precision: str, clip: list[str]
 ) -> None:
     """Bit for bit, Adam's step count included; the run continues and reports the number skipped."""
-    poison(3)
     folder = pretrain(
         tiny("--optim.max_skipped_updates=1", "--output.checkpoint_every=1",
              "--output.keep_last=30", "--output.log_every=1",
              f"--efficiency.precision={precision}", *clip,
-             "--curriculum.epochs=1.2")
+             "--curriculum.epochs=1.2"),
+        step=poisoned(3),
     )  # fmt: skip
     rows, results = read_metrics(folder), json.loads((folder / "results.json").read_text())
     assert [row["skipped_updates"] for row in rows] == [int(row["step"] == 3) for row in rows]
@@ -131,12 +117,11 @@ def test_a_non_finite_loss_over_a_finite_gradient_skips_the_update(
         assert all(map(torch.equal, model.parameters(), before)) is lost
 
 
-def test_more_skipped_updates_in_a_row_than_allowed_stop_the_run(tiny, poison) -> None:
+def test_more_skipped_updates_in_a_row_than_allowed_stop_the_run(tiny) -> None:
     """Two and two with one between are borne with a bound of two; three are not."""
-    poison(2, 3, 5, 6, 8, 9, 10)
     config = tiny("--optim.max_skipped_updates=2", "--output.reconstruct_images=0")
     with pytest.raises(Diverged, match=r"the loss became nan .*for 3 updates in a row"):
-        pretrain(config)
+        pretrain(config, step=poisoned(2, 3, 5, 6, 8, 9, 10))
     assert [row["skipped_updates"] for row in read_metrics(config.output.dir)] == [1, 1, 1, 1, 1]
     saved = newest_checkpoint(config.output.dir / "checkpoints")
     assert saved["step"] == 5
@@ -155,21 +140,19 @@ def test_max_skipped_updates_changes_nothing_in_a_finite_run(tiny) -> None:
     assert files[0] == files[1]
 
 
-def test_non_finite_weights_after_a_finite_gradient_are_not_saved(tiny, monkeypatch):
+def test_non_finite_weights_after_a_finite_gradient_are_not_saved(tiny) -> None:
     """A learning rate out of all measure: the step that ends a row ruins the weights itself."""
-    step = module.train_step
 
     def ruined(run, *rest):
-        result = step(run, *rest)
+        result = train_step(run, *rest)
         if run.state.step == 9:
             with torch.no_grad():
                 next(run.state.model.parameters()).view(-1)[0] = math.inf
         return result
 
-    monkeypatch.setattr(module, "train_step", ruined)
     config = tiny("--output.reconstruct_images=0")
     with pytest.raises(Diverged, match=r"is not finite after step 10; it is not saved"):
-        pretrain(config)
+        pretrain(config, step=ruined)
     folder = config.output.dir / "checkpoints"
     assert [path.name[-6:-3] for path in list_checkpoints(folder)] == ["005"]
 
@@ -190,22 +173,21 @@ class NoReading(TorchDispatchMode):
 
 @pytest.mark.parametrize(("skip", "precision"), [(0, "fp32"), (3, "fp32"), (3, "fp16")])
 def test_no_number_is_read_from_the_device_between_two_rows(
-    tiny, monkeypatch, skip: int, precision: str
+    tiny, skip: int, precision: str
 ) -> None:
-    mode, step = NoReading(), module.train_step
-    reads = []
+    mode, reads = NoReading(), []
 
     def watched(run, stage, batches):
         before, loaded = mode.read, list(batches)
         with mode:
-            result = step(run, stage, loaded)
+            result = train_step(run, stage, loaded)
         reads.append(mode.read - before)
         return result
 
-    monkeypatch.setattr(module, "train_step", watched)
     pretrain(
         tiny(f"--optim.max_skipped_updates={skip}", "--optim.clip_grad=1",
-             f"--efficiency.precision={precision}", "--curriculum.epochs=2")
+             f"--efficiency.precision={precision}", "--curriculum.epochs=2"),
+        step=watched,
     )  # fmt: skip
     assert reads
     assert not any(reads)
@@ -268,7 +250,7 @@ def restless_scaler(monkeypatch):
     monkeypatch.setattr(torch.amp, "GradScaler", made)
 
 
-def test_a_resumed_fp16_run_finds_the_same_scale(tiny, restless_scaler, monkeypatch) -> None:
+def test_a_resumed_fp16_run_finds_the_same_scale(tiny, restless_scaler) -> None:
     """Stopped in the search, between two trials: weights, scale and its age are the same."""
     base = str(tiny().output.dir)
     flags = ["--efficiency.precision=fp16", "--output.log_every=1"]
@@ -276,21 +258,12 @@ def test_a_resumed_fp16_run_finds_the_same_scale(tiny, restless_scaler, monkeypa
     skipped_updates = [row["skipped_updates"] for row in read_metrics(whole)]
     assert skipped_updates[:10] == [1] * 10
     assert 0 < sum(skipped_updates[20:]) < 5
-    step = module.train_step
     for stop in (7, 23):
-
-        def signalled(run, *rest, stop=stop):
-            if run.state.step == stop - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(run, *rest)
-
-        monkeypatch.setattr(module, "train_step", signalled)
         with pytest.raises(Interrupted):
-            pretrain(tiny(*flags))
+            pretrain(tiny(*flags), step=signal_at(stop - 1))
         saved = newest_checkpoint(tiny().output.dir / "checkpoints")
         assert saved["step"] == stop
         assert saved["scaler"]["scale"] < 2.0**40
-    monkeypatch.setattr(module, "train_step", step)
     parts = pretrain(tiny(*flags))
     first, second = (newest_checkpoint(folder / "checkpoints") for folder in (whole, parts))
     assert first["scaler"] == second["scaler"]
@@ -298,20 +271,18 @@ def test_a_resumed_fp16_run_finds_the_same_scale(tiny, restless_scaler, monkeypa
     assert [row["skipped_updates"] for row in read_metrics(parts)] == skipped_updates
 
 
-def test_a_scaler_that_finds_no_scale_stops_the_run(tiny, poison) -> None:
+def test_a_scaler_that_finds_no_scale_stops_the_run(tiny) -> None:
     """It would halve its scale and leave out updates to the end, with a finite loss."""
     assert 2.0**16 / 2**SCALER_PATIENCE < 2.0**-24  # less than fp16's smallest number
-    step = module.train_step
 
     def overflowing(run, *rest):
-        loss, norm = step(run, *rest)
+        loss, norm = train_step(run, *rest)
         return loss, norm * math.inf
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train_step", overflowing)
         patch.setattr("mae_et.training.metrics.SCALER_PATIENCE", 12)
         with pytest.raises(Diverged, match=r"gradient's norm became inf.*13 updates in a row"):
-            pretrain(tiny("--efficiency.precision=fp16", "--output.log_every=1"))
+            pretrain(tiny("--efficiency.precision=fp16", "--output.log_every=1"), step=overflowing)
 
 
 # --- spikes, and runs that do not train -----------------------------------------------------------
@@ -346,19 +317,17 @@ def test_a_spike_is_a_loss_far_above_the_recent_losses_of_its_stage(
     assert is_spike({"loss": loss, "stage": 0}, before) is expected
 
 
-def test_a_spike_is_marked_in_the_record_and_in_tensorboard(tiny, monkeypatch) -> None:
+def test_a_spike_is_marked_in_the_record_and_in_tensorboard(tiny) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    step = module.train_step
-
     def leaping(run, *rest):
-        loss, norm = step(run, *rest)
+        loss, norm = train_step(run, *rest)
         return (loss * 3 if run.state.step == 19 else loss), norm
 
-    monkeypatch.setattr(module, "train_step", leaping)
     folder = pretrain(
         tiny("--output.log_every=1", "--curriculum.epochs=9", "--curriculum.preset=constant",
-             "--curriculum.stages=[]")
+             "--curriculum.stages=[]"),
+        step=leaping,
     )  # fmt: skip
     assert [row["step"] for row in read_metrics(folder) if row["spike"]] == [20]
     assert json.loads((folder / "results.json").read_text())["loss_spikes"] == 1

@@ -1,6 +1,5 @@
 """The loop, on a model that trains in a second."""
 
-import importlib
 import json
 import math
 import multiprocessing
@@ -11,18 +10,16 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from steps import signal_at
 from tiny_run import GOLDEN
 
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.data.transforms import normalise
+from mae_et.curriculum.schedule import Plan
 from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import read_metrics
-
-# The package names the function of the same name first.
+from mae_et.pretraining import train_step
 from mae_et.training.reconstructions import PeriodicReconstructions
-
-module = importlib.import_module("mae_et.pretraining")
 
 
 def losses(folder) -> list[float]:
@@ -58,7 +55,7 @@ def test_a_run_writes_every_promised_file(tiny) -> None:
 
 def test_a_row_belongs_to_one_stage_and_counts_its_steps(tiny) -> None:
     folder = pretrain(tiny())
-    plan = module.Plan.from_dict(json.loads((folder / "plan.json").read_text()))
+    plan = Plan.from_dict(json.loads((folder / "plan.json").read_text()))
     for row in read_metrics(folder):
         first, last = row["step"] - row["window_steps"], row["step"] - 1
         assert plan.at(first) == plan.at(last)
@@ -164,26 +161,25 @@ def test_clipping_changes_the_run(tiny) -> None:
 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
-    tiny, monkeypatch
+    tiny,
 ) -> None:
     """Poisoned at step 8: the checkpoint of step 5 stays the newest."""
-    real, calls = normalise, iter(range(1000))
 
-    def poisoned(*arguments):
-        images = real(*arguments)
-        return images * float("nan") if next(calls) == 8 else images
+    def poisoned(run, *rest):
+        if run.state.step == 8:
+            run.network.register_forward_pre_hook(lambda _, a: (a[0] * math.nan, *a[1:]))
+        return train_step(run, *rest)
 
-    monkeypatch.setattr("mae_et.pretraining.normalise", poisoned)
     config = tiny("--output.reconstruct_images=0")
     with pytest.raises(RunFailed, match=r"loss became nan at step 9; the last good"):
-        pretrain(config)
+        pretrain(config, step=poisoned)
     saved = newest_checkpoint(config.output.dir / "checkpoints")
     assert saved["step"] == 5
     assert all(weight.isfinite().all() for weight in saved["model"].values())
     assert not (config.output.dir / "results.json").exists()
 
 
-def test_a_non_finite_gradient_under_a_finite_loss_stops_the_run(tiny, monkeypatch) -> None:
+def test_a_non_finite_gradient_under_a_finite_loss_stops_the_run(tiny) -> None:
     """A NaN in the backward pass alone would be saved as the newest checkpoint."""
 
     class Poison(torch.autograd.Function):
@@ -195,17 +191,14 @@ def test_a_non_finite_gradient_under_a_finite_loss_stops_the_run(tiny, monkeypat
         def backward(ctx, gradient):
             return gradient * float("nan")
 
-    step = module.train_step
-
     def poisoned(run, *rest):
         if run.state.step == 9:
             run.state.model.decoder.pred.register_forward_hook(lambda *a: Poison.apply(a[2]))
-        return step(run, *rest)
+        return train_step(run, *rest)
 
-    monkeypatch.setattr(module, "train_step", poisoned)
     config = tiny()
     with pytest.raises(RunFailed, match=r"gradient's norm became nan at step 10"):
-        pretrain(config)
+        pretrain(config, step=poisoned)
     assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 5
 
 
@@ -236,24 +229,15 @@ def test_a_second_writer_of_a_run_folder_is_refused(tiny) -> None:
     pretrain(config)
 
 
-def test_a_run_may_resume_in_another_precision(tiny, monkeypatch) -> None:
+def test_a_run_may_resume_in_another_precision(tiny) -> None:
     """From bf16, which has no scaler, to fp16, which has one, and on in float32."""
-    step = module.train_step
     for precision, stop in (("bf16", 6), ("fp16", 12), ("fp32", None)):
         config = tiny(f"--efficiency.precision={precision}", "--output.checkpoint_every=6")
         if stop is None:
             assert (pretrain(config) / "results.json").exists()
             return
-
-        def signalled(run, *rest, stop=stop):
-            if run.state.step == stop - 1:
-                os.kill(os.getpid(), signal.SIGUSR2)
-            return step(run, *rest)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "train_step", signalled)
-            with pytest.raises(Interrupted):
-                pretrain(config)
+        with pytest.raises(Interrupted):
+            pretrain(config, step=signal_at(stop - 1, signal.SIGUSR2))
 
 
 def test_a_dead_loader_process_is_one_error_sentence(tiny, monkeypatch) -> None:
@@ -271,17 +255,9 @@ def test_loader_processes_end_with_a_failed_run(tiny, monkeypatch, failure: str)
     config = tiny("--efficiency.num_workers=2", "--curriculum.epochs=40")
     if failure == "unreadable":
         monkeypatch.setattr("mae_et.data.synthetic.render", lambda *_: 1 / 0)
-    step = module.train_step
-
-    def signalled(run, *rest):
-        if run.state.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(run, *rest)
-
-    monkeypatch.setattr(module, "train_step", signalled)
     error: type[BaseException] = Interrupted if failure == "interrupted" else Exception
     with pytest.raises(error) as caught:
-        pretrain(config)
+        pretrain(config, step=signal_at(3))
     assert multiprocessing.active_children() == []
     assert caught.tb is not None  # the frames are still there
 
@@ -316,20 +292,12 @@ def test_a_folder_of_a_run_with_other_settings_is_refused(tiny, flag: str, key: 
         assert key in str(caught.value)
 
 
-def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(tiny, monkeypatch) -> None:
+def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(tiny) -> None:
     base = str(tiny().output.dir)
     whole = newest_checkpoint(pretrain(tiny(f"--output.dir={base}-whole")) / "checkpoints")
-    config, real = tiny(), module.train_step
-
-    def signalled(run, *rest):
-        if run.state.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, *rest)
-
-    monkeypatch.setattr(module, "train_step", signalled)
+    config = tiny()
     with pytest.raises(Interrupted) as caught:
-        pretrain(config)
-    monkeypatch.undo()
+        pretrain(config, step=signal_at(7))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     saved = newest_checkpoint(config.output.dir / "checkpoints")
     assert saved["step"] == caught.value.step == 8
@@ -345,14 +313,9 @@ def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_s
     """A signal may leave no time to draw; the resumed run draws what was due."""
     flags = ["--output.reconstruct_every=6", "--output.checkpoint_every=6"]
     whole = pretrain(tiny(f"--output.dir={tiny().output.dir}-whole", *flags))
-    config, step = tiny(*flags), module.train_step
+    config = tiny(*flags)
     draw = PeriodicReconstructions.run
     checkpoints, drawn = config.output.dir / "checkpoints", []
-
-    def signalled(run, *rest):
-        if run.state.step == 11:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(run, *rest)
 
     def watched(self, logger):
         assert newest_checkpoint(checkpoints)["step"] == self.of.state.step
@@ -360,10 +323,8 @@ def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_s
         draw(self, logger)
 
     monkeypatch.setattr(PeriodicReconstructions, "run", watched)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "train_step", signalled)
-        with pytest.raises(Interrupted):
-            pretrain(config)
+    with pytest.raises(Interrupted):
+        pretrain(config, step=signal_at(11))
     assert drawn == [6]
     pretrain(config)
     assert drawn == [6, 12, 18, 24, 25]

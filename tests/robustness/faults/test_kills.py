@@ -21,9 +21,11 @@ from tiny_run import TINY
 from finetune import ClassifierConfig, classify
 from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
+from mae_et.curriculum.schedule import Plan
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.tensorboard import TensorBoardWriter
+from mae_et.pretraining import train_step
 
 FORK = multiprocessing.get_context("fork")
 KILLS = 50
@@ -41,10 +43,9 @@ class Strike:
     def __init__(self, step: int, chance: random.Random, last: int = 10**9):
         self.last = last
         self.step, self.chance = step, chance
+        self.train_step = train_step
 
     def in_a_step(self) -> None:
-        real = module.train_step
-
         def struck(run, stage, batches):
             def passing():
                 for batch in batches:
@@ -52,9 +53,9 @@ class Strike:
                     if run.state.step >= self.step:
                         kill()  # with the batch loaded, before the weights are updated
 
-            return real(run, stage, passing())
+            return train_step(run, stage, passing())
 
-        module.train_step = struck
+        self.train_step = struck
 
     def in_a_checkpoint(self) -> None:
         """After a random share of the file's bytes; at 1.0, between the file and its name."""
@@ -132,7 +133,7 @@ def attempt(config: PretrainConfig, strike: Strike, place: str) -> int:
     def target() -> None:
         torch.set_num_threads(1)
         getattr(strike, place)()
-        pretrain(config)
+        pretrain(config, step=strike.train_step)
         os._exit(0)
 
     process = FORK.Process(target=target)
@@ -158,7 +159,7 @@ def test_run_killed_fifty_times_equals_an_uninterrupted_run(tmp_path: Path) -> N
         return load_config(PretrainConfig, [tmp_path / "tiny.yaml"], [*shared, where])
 
     clean = pretrain(config("clean"))
-    plan = module.Plan.from_dict(json.loads((clean / "plan.json").read_text()))
+    plan = Plan.from_dict(json.loads((clean / "plan.json").read_text()))
     changes = [stage.start for stage in plan.stages[1:]]
     chance, kills, resumed = random.Random(7), Counter(), []
     for number in range(KILLS):
