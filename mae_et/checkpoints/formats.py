@@ -122,7 +122,7 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     payload = read_weight_file(path)
-    return find_state_dict(path, payload, names, key) or largest_state_dict(payload)
+    return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 
 def _version(path: Path) -> object:

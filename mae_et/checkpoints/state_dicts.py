@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mae_et.errors import UserError
@@ -19,11 +20,9 @@ Tensors = dict[str, Tensor]
 
 # What torch.compile, FSDP and activation checkpointing insert anywhere in a name.
 _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Entries and prefixes under which trainers keep an exponential moving average of the weights.
-_EMA = {
-    "ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "model_ema_state_dict",
-    "ema_model_state_dict", "ema_student", "ema_encoder",
-}  # fmt: skip
+# Part of the entries and prefixes under which trainers keep a moving average of the weights.
+_EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
+_QUANTISED = {torch.int8, torch.uint8, torch.int16}
 _DEEPEST = 4  # mappings inside each other, past which no trainer hides weights
 
 
@@ -33,7 +32,8 @@ def find_state_dict(
     """Find the state dict of a network in the content of a training checkpoint.
 
     Weights of lower or higher precision are returned as float32. Of a pair of weights and their
-    moving average the average is taken, and reported on stderr.
+    moving average the average is taken, with the tensors that it lacks (trainers often average
+    parameters alone) from the weights; that is reported on stderr.
 
     Args:
         path: file that the content was read from, for messages.
@@ -45,32 +45,63 @@ def find_state_dict(
         Tensors under the network's names; empty if there are none.
 
     Raises:
-        UserError: several state dicts match, or none has the key; the sentence lists them.
+        UserError: several state dicts match, none has the key, or the weights are quantised; the
+            sentence lists the state dicts.
     """
     found = _candidates(payload, names)
     chosen = [label for label in found if key is None or f".{key}." in f".{label}."]
-    averages = [label for label in chosen if not _EMA.isdisjoint(label.split("."))]
+    averages = [label for label in chosen if _EMA.search(label)]
     if len(averages) == 1 < len(chosen):
-        others = ", ".join(label or "the file itself" for label in chosen if label not in averages)
-        print(
-            f"mae-et: {path}: taking the moving average {averages[0]}, not {others} "
-            "(checkpoint_key chooses)",
-            file=sys.stderr,
-        )
-        chosen = averages
+        return _average(path, found, averages[0], [each for each in chosen if each not in averages])
     if not chosen and key is None:
         return {}
     if len(chosen) != 1:
         listed = ", ".join(label or "(the file itself)" for label in found) or "no weights"
         cause = "several sets of weights" if chosen else f"nothing under {key!r}"
         raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({listed})")
-    return {name: _as_float32(tensor) for name, tensor in found[chosen[0]].items()}
+    nameless = None if averages else _nameless_average(payload)
+    if nameless is not None:
+        _say(path, f"the moving average in {nameless} has no names and is not used")
+    return _as_float32(path, found[chosen[0]])
 
 
-def largest_state_dict(payload: dict[str, Any]) -> Tensors:
-    """Return the largest mapping of tensors in a training checkpoint, for names of any network."""
+def largest_state_dict(path: Path, payload: dict[str, Any]) -> Tensors:
+    """Return the largest mapping of tensors in a training checkpoint, for names of any network.
+
+    Raises:
+        UserError: the weights are quantised.
+    """
     tensors = max((tensors for _, tensors in _mappings(payload, ())), key=len, default={})
-    return {name: _as_float32(tensor) for name, tensor in tensors.items()}
+    return _as_float32(path, tensors)
+
+
+def _average(path: Path, found: dict[str, Tensors], average: str, others: list[str]) -> Tensors:
+    """Return a moving average, with the tensors that its modules lack from the weights."""
+    tensors, weights = found[average], found[others[0]] if len(others) == 1 else {}
+    modules = {name.rpartition(".")[0] for name in tensors}
+    lacking = sorted(n for n in weights.keys() - tensors.keys() if n.rpartition(".")[0] in modules)
+    listed = ", ".join(label or "the file itself" for label in others)
+    rest = f"; it lacks {', '.join(lacking[:3])}, taken from {listed}" if lacking else ""
+    _say(path, f"taking the moving average {average}, not {listed} (checkpoint_key chooses){rest}")
+    return _as_float32(path, {name: weights[name] for name in lacking} | tensors)
+
+
+def _nameless_average(payload: dict[Any, Any], place: tuple[str, ...] = ()) -> str | None:
+    """Return the path to a list of tensors under the name of a moving average, if there is one."""
+    for name, value in payload.items():
+        here = (*place, str(name))
+        label = ".".join(here)
+        if isinstance(value, dict) and len(here) <= _DEEPEST:
+            label = _nameless_average(value, here) or ""
+        elif not (isinstance(value, list | tuple) and isinstance(next(iter(value), None), Tensor)):
+            continue
+        if _EMA.search(label):
+            return label
+    return None
+
+
+def _say(path: Path, fact: str) -> None:
+    print(f"mae-et: {path}: {fact}", file=sys.stderr)
 
 
 def _candidates(payload: dict[str, Any], names: Collection[str]) -> dict[str, Tensors]:
@@ -124,8 +155,12 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
     return stripped
 
 
-def _as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _as_float32(path: Path, tensors: Tensors) -> Tensors:
+    """Convert numbers of any floating-point format; refuse integers that stand for others."""
+    for name, tensor in tensors.items():
+        if tensor.is_quantized or (tensor.dtype in _QUANTISED and tensor.ndim > 1):
+            raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
+    return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
 
 
 def describe_mismatch(

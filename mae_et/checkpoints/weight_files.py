@@ -56,8 +56,8 @@ def read_weight_file(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            is_pickle = file.read(2) in {b"PK", b"\x80\x02"}
-        if not is_pickle:
+            start = file.read(9)
+        if start[8:] == b"{" or not start.startswith((b"PK", b"\x80")):
             return _read_safetensors(path)
         check_archive(path)
         with torch.serialization.safe_globals(PLAIN_TYPES):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from tiny_run import GOLDEN
@@ -108,8 +109,9 @@ def test_several_candidates_are_listed_and_chosen_by_a_key(pair, vit, tmp_path: 
 
 @pytest.mark.parametrize(
     ("raw", "average"),
-    [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema_state_dict")],
-)
+    [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema_state_dict"),
+     ("params", "params_ema"), ("net", "ema_weights"), ("student", "teacher_ema")],
+)  # fmt: skip
 def test_a_moving_average_is_taken_and_reported(raw, average, vit, tmp_path, capsys) -> None:
     ema = vit | {"cls_token": torch.ones(1, 1, 48)}
     torch.save({raw: vit, average: wrapped(ema, "module.")}, tmp_path / "a.pth")
@@ -119,6 +121,40 @@ def test_a_moving_average_is_taken_and_reported(raw, average, vit, tmp_path, cap
     found = load_pretrained(tmp_path / "a.pth", **HEADS, checkpoint_key=raw)
     assert torch.equal(found.encoder.cls_token, vit["cls_token"])
     assert not capsys.readouterr().err
+
+
+def test_a_moving_average_of_parameters_alone_is_completed(vit, tmp_path: Path, capsys) -> None:
+    """MAE's positions are a constant, which some trainers do not average."""
+    ema = vit | {"cls_token": torch.ones(1, 1, 48)}
+    del ema["pos_embed"]
+    torch.save({"model": vit, "model_ema": ema}, tmp_path / "a.pth")
+    found = load_pretrained(tmp_path / "a.pth", **HEADS)
+    assert found.encoder.cls_token.eq(1).all()
+    assert torch.equal(found.encoder.pos_embed, vit["pos_embed"])
+    assert "it lacks pos_embed, taken from model" in capsys.readouterr().err
+
+
+def test_an_average_without_names_is_reported(vit, capsys) -> None:
+    payload = {"model": vit, "ema": {"decay": 0.9, "shadow_params": list(vit.values())}}
+    found = find_state_dict(PATH, payload, vit.keys())
+    assert torch.equal(found["cls_token"], vit["cls_token"])
+    assert "average in ema.shadow_params has no names and is not used" in capsys.readouterr().err
+
+
+def test_quantised_weights_are_refused(vit) -> None:
+    payload = vit | {"blocks.0.mlp.fc1.weight": torch.ones(8, 4, dtype=torch.int8)}
+    with pytest.raises(UserError, match=r"quantised weights \(blocks.0.mlp.fc1.weight"):
+        find_state_dict(PATH, payload, vit.keys())
+
+
+def test_a_safetensors_header_that_starts_like_a_pickle_is_read(tmp_path: Path) -> None:
+    """Its first bytes are a length: 640 is 0x0280, the first bytes of a pickle."""
+    tensors = {"a": torch.ones(2)}
+    bare = int.from_bytes(safetensors.torch.save(tensors, {"k": ""})[:8], "little")
+    content = safetensors.torch.save(tensors, {"k": "x" * (640 - bare)})
+    assert content[:2] == b"\x80\x02"
+    (tmp_path / "a").write_bytes(content)
+    assert torch.equal(read_weight_file(tmp_path / "a")["a"], tensors["a"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -142,7 +178,9 @@ def test_the_state_dict_of_any_network_is_found(tmp_path: Path) -> None:
 
 def test_largest_state_dict_is_taken_where_no_name_is_known() -> None:
     weights = {"stem.weight": torch.ones(2, dtype=torch.float16), "head.weight": torch.zeros(3)}
-    found = largest_state_dict({"epoch": 3, "net": weights, "ema": {"decay": torch.tensor(0.9)}})
+    found = largest_state_dict(
+        PATH, {"epoch": 3, "net": weights, "ema": {"decay": torch.tensor(0.9)}}
+    )
     assert list(found) == ["stem.weight", "head.weight"]
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
-    assert largest_state_dict({"epoch": 3}) == {}
+    assert largest_state_dict(PATH, {"epoch": 3}) == {}
