@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         scores = score(
             network.to(world.device), source, data, classifier.image_size, world,
             autocast_dtype(config.precision, world.device), config.batch_size,
-            worker_count(config.num_workers, world.size),
+            worker_count(config.num_workers, world),
         )  # fmt: skip
     finally:
         distributed.shutdown(world)

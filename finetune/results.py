@@ -50,7 +50,7 @@ def evaluate_network(run: Run, data: LabelledSplits, network: nn.Module) -> dict
     assert data.val is not None
     config = run.config
     distributed.broadcast_buffers(network, run.world)
-    workers = worker_count(config.efficiency.num_workers, run.world.size)
+    workers = worker_count(config.efficiency.num_workers, run.world)
     size, batch = config.model.image_size, run.micro_batch(run.plan.stages[-1].bandwidth)
     return score(
         network, data.val, config.data, size, run.world, run.dtype, batch, workers

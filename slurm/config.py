@@ -52,6 +52,10 @@ class ClusterConfig:
     """Maximum number of time limits after which a job is requeued."""
     retries: int = 3
     """Maximum number of restarts after crashes without a new checkpoint between them."""
+    network_interface: str | None = None
+    """Network interface over which ranks of several nodes connect, such as ib0 (`ip -br link`
+    lists them): exported as NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME. By default NCCL chooses one,
+    and gloo takes that of the node's host name."""
     setup: list[str] = field(default_factory=list)
     """Shell lines to run before the job (module load ..., export NCCL_...)."""
     extra: dict[str, Any] = field(default_factory=dict)

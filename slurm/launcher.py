@@ -182,9 +182,13 @@ class Launcher:
         return [*self.config.setup, *exports, threads]
 
     def _variables(self) -> dict[str, str]:
-        """Return variables that make Python import the copied code, not the current folder's."""
+        """Return variables: import the copied code, not the current folder's; the interface."""
         path = f'{shlex.quote(str(self.code.absolute()))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-        return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        interface = self.config.network_interface
+        # Both are needed: gradients travel over NCCL, flags and metrics on the CPU over gloo.
+        names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if interface else ()
+        own = {name: shlex.quote(str(interface)) for name in names}
+        return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"} | own
 
     def _teardown(self) -> list[str]:
         after = [sys.executable, "-m", "slurm.retry", str(self.runs_file)]

@@ -1,7 +1,6 @@
 """Load batches in worker processes, and replay images that were loaded shortly before."""
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
@@ -14,6 +13,8 @@ from mae_et.data.bad_images import BadImages, WithSubstitutes
 from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
 from mae_et.data.encoded import EncodedDataset
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sample_seed
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.placement import own_cores
 from mae_et.runtime.signals import STOP_SIGNALS
 
 WORKER_GRACE_SECONDS = 120
@@ -105,19 +106,16 @@ def replayed(
             del held[index]
 
 
-def worker_count(requested: int | None, world: int = 1) -> int:
+def worker_count(requested: int | None, world: DistributedContext | None = None) -> int:
     """Return the number of loader processes of a rank.
 
     Args:
-        requested: `efficiency.num_workers`; None for an equal part of the machine's cores, 1 to 16.
-        world: number of ranks, all on this machine unless LOCAL_WORLD_SIZE says otherwise.
+        requested: `efficiency.num_workers`; None for the cores of this rank (`own_cores`), 1 to 16.
+        world: the ranks, all of which call this; None for a process alone.
     """
     if requested is not None:
         return requested
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(16, max(1, cores // ranks_here))
+    return min(16, own_cores(world or DistributedContext(0, 1, torch.device("cpu"))))
 
 
 def train_loader(

@@ -8,11 +8,18 @@ from contextlib import contextmanager
 
 from mae_et.errors import Interrupted, PeerLost, RunFailed
 
-# How gloo and NCCL report a lost rank. NCCL's "unhandled cuda error" is this rank's own.
+# How gloo, NCCL and the store in which ranks meet report a lost rank. NCCL's "unhandled cuda error"
+# is this rank's own; it aborts a communicator whose peers are gone, or do not answer.
 _PEER_LOST = re.compile(
     r"gloo.*(Connection|Read error|Write error|Timed out)"
-    r"|NCCL.*(remote|timeout|unhandled system error)",
+    r"|NCCL.*(remote|timeout|unhandled system error|communicator was aborted)"
+    r"|Watchdog caught collective operation timeout"
+    r"|(recvValue|sendBytes).* failed|Failed to recv, got 0 bytes|Did the remote server shutdown",
     re.I,
+)
+_DUPLICATE_GPU = re.compile(r"Duplicate GPU detected", re.I)
+_NO_INTERFACE = re.compile(
+    r"Unable to find (address|interface) for|no socket interface found", re.I
 )
 # PyTorch's words for exhausted memory on a CPU; absurd sizes overflow before they are allocated.
 _NO_MEMORY = re.compile(r"can't allocate memory|Storage size calculation overflowed")
@@ -77,6 +84,14 @@ def _explain_runtime_error(error: RuntimeError) -> str | None:
             "efficiency.micro_batch (batch_size for features), or enlarge /dev/shm "
             "(docker run --shm-size)"
         )
+    if _NO_INTERFACE.search(text):
+        return (
+            "this node has no network interface of the given name: see network_interface of the "
+            "cluster config, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in the environment; "
+            f"PyTorch reports: {first}"
+        )
+    if _DUPLICATE_GPU.search(text):
+        return f"two ranks run on the same GPU: start one rank per GPU; NCCL reports: {first}"
     if _PEER_LOST.search(text):
         return (
             "the connection to another rank broke: it died, or its node did (its log may say why); "

@@ -71,7 +71,7 @@ def build_run(
         fit_micro_batch(run, saved, partial(dry_pass, run), multiple)
     if shards:
         # FSDP replaces the parameters, so the optimizer is built again.
-        shard(model, world)
+        shard(model, world, dtype)
         state.optimizer, state.sharded = optimizer_of(model), True
     if saved is not None:
         state.restore(saved)

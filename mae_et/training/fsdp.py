@@ -3,15 +3,19 @@
 Each transformer block is gathered when needed and freed afterwards. Checkpoints hold full tensors,
 as one rank would have written them, so a run can resume with or without sharding.
 
-Autocast computes in half precision as without sharding, and master weights stay float32: no
-MixedPrecisionPolicy is needed.
+Under bf16 autocast, blocks are gathered in bf16, which halves the traffic, and gradients are summed
+over ranks in float32. Autocast uses their matrices in bf16 without sharding too; here the weights
+of their norms are rounded as well. Master weights, activations between blocks and what is outside
+of blocks stay in float32.
 """
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -20,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext
@@ -30,11 +34,16 @@ _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _GIVEN = StateDictOptions(full_state_dict=True)
 
 
-def shard(model: nn.Module, world: DistributedContext) -> None:
+def shard(model: nn.Module, world: DistributedContext, dtype: torch.dtype | None = None) -> None:
     """Shard a model in place, block by block, then the rest.
 
     A model on the CPU moves to the device block by block, never all at once. Build the optimizer
     afterwards.
+
+    Args:
+        model: the model.
+        world: its ranks.
+        dtype: autocast dtype, in which weights are gathered; None for float32.
 
     Raises:
         UserError: the model has no transformer blocks.
@@ -46,9 +55,20 @@ def shard(model: nn.Module, world: DistributedContext) -> None:
     # view; there are none, and only the loss is differentiated.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
+    # Autocast casts what needs it: casting the inputs of blocks would round the residual stream.
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+        for norm in block.modules() if dtype else ():
+            if isinstance(norm, nn.LayerNorm):
+                norm.forward = partial(_float32_layer_norm, norm)  # type: ignore[method-assign]
     fully_shard(model, mesh=mesh)
+
+
+def _float32_layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Normalise in float32 with weights in bf16, which a CPU's autocast does not do by itself."""
+    weight, bias = (part if part is None else part.float() for part in (norm.weight, norm.bias))
+    return F.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Any]:

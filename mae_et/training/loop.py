@@ -19,6 +19,7 @@ from mae_et.runtime import distributed
 from mae_et.runtime.signals import StopFlag
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.compile import eagerly
+from mae_et.training.memory import release_cached_memory
 from mae_et.training.metrics import MetricsWindow
 from mae_et.training.nonfinite import check_state
 from mae_et.training.optim import set_schedule
@@ -136,6 +137,8 @@ def steps(
     heartbeat()
     while state.step < end:
         stage = plan.at(state.step)
+        if state.step == stage.start:
+            release_cached_memory(world.device)
         set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
         micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
         window.add(*step(run, stage, window.timed(micro_batches)))

@@ -1,6 +1,7 @@
 """Memory: how much this rank may still take, and how much a piece of work takes at its peak."""
 
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mae_et.errors import RunFailed
+from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
+
+OTHERS_BYTES = 2 * 2**30
+"""Memory of a GPU that is not torch's: more than the CUDA context of one process takes."""
 
 
 def available_memory(world: DistributedContext) -> int:
@@ -38,6 +43,43 @@ def available_memory(world: DistributedContext) -> int:
         raise RunFailed("efficiency.micro_batch auto needs /proc/meminfo; give a number") from None
     kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     return min(kibibytes * 1024, _left_in_control_groups()) // here
+
+
+def wait_for_other_processes(world: DistributedContext, seconds: float = 30) -> bool:
+    """Wait while other processes hold memory of this rank's GPU; return whether they still do.
+
+    Loader processes of a run that was killed keep its memory for some seconds, which a run that is
+    restarted at once would take for memory that the GPU does not have.
+    """
+    if world.device.type != "cuda":
+        return False
+    end = time.monotonic() + seconds
+    said = False
+    while (held := _held_by_others(world.device)) > OTHERS_BYTES:
+        if not said:
+            amount = f"{held / 2**30:.1f} GiB of the memory of GPU {world.device.index}"
+            say(f"mae-et: other processes hold {amount}; waiting up to {seconds:g} s for them")
+            said = True
+        if time.monotonic() >= end:
+            say("mae-et: they still do: micro-batches that fit beside them are not kept")
+            return True
+        time.sleep(min(1.0, seconds))
+    return False
+
+
+def _held_by_others(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory that are neither free nor torch's in this process."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Return memory that torch caches to the GPU, before tensors of other sizes are allocated.
+
+    Blocks of the sizes of one bandwidth fit badly into those of the next.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -16,7 +16,12 @@ from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
-from mae_et.training.memory import available_memory, peak_of, without_trace
+from mae_et.training.memory import (
+    available_memory,
+    peak_of,
+    wait_for_other_processes,
+    without_trace,
+)
 from mae_et.training.run import Run
 
 MARGIN = 0.1
@@ -64,7 +69,8 @@ def fit_micro_batch(
 ) -> None:
     """Set a run's micro-batches: those of its checkpoint if they fit, or else the largest that do.
 
-    The checkpoint's sizes are lowered, with a line that says so, only if they do not fit now.
+    The checkpoint's sizes are lowered, with a line that says so, only if they do not fit now. Sizes
+    measured while other processes hold memory of a GPU are not kept for the next start.
 
     Args:
         run: the run; its network is neither compiled nor wrapped yet.
@@ -75,18 +81,20 @@ def fit_micro_batch(
     Raises:
         RunFailed: the smallest micro-batch does not fit.
     """
-    kept = saved and saved.get("micro_batch")
+    kept: dict[int, int] | None = (saved or {}).get("micro_batch")
+    crowded = distributed.any_rank(wait_for_other_processes(run.world), run.world)
+    distributed.connect(run.world)
     if kept and _all_fit(run, kept, attempt):
-        run.state.micro_batch = kept
+        sizes = kept
     else:
-        fitted = fitted_micro_batch(run, attempt, multiple)
-        run.state.micro_batch = fitted
+        sizes = fitted_micro_batch(run, attempt, multiple)
         if kept:
-            run.state.micro_batch = {b: min(kept[b], size) for b, size in fitted.items()}
+            sizes = {bandwidth: min(kept[bandwidth], size) for bandwidth, size in sizes.items()}
             if run.world.is_main:
                 listed = ", ".join(f"{size} at {b}" for b, size in kept.items())
                 say(f"mae-et: micro-batches of the checkpoint ({listed}) do not fit now: lowered")
-    run.micro_batch = micro_batch_size(run.state.micro_batch, run.plan, run.world.size)
+    run.state.micro_batch = kept if crowded else sizes
+    run.micro_batch = micro_batch_size(sizes, run.plan, run.world.size)
 
 
 def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
@@ -146,10 +154,12 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
 def optimizer_bytes(run: Run) -> int:
     """Return the bytes that training takes besides a pass: gradients and AdamW's two moments.
 
-    With several ranks, gradients are views of the reducer's buckets and take no more.
+    With several ranks, gradients are views of the reducer's buckets. After the first step it
+    allocates new ones in the order of the backward pass, for a moment beside the old.
     """
     trained = sum(p.numel() * p.element_size() for p in run.network.parameters() if p.requires_grad)
-    return trained * (1 if run.state.optimizer.state else 3)
+    rebuilt = int(run.world.size > 1)
+    return trained * (rebuilt + (1 if run.state.optimizer.state else 3))
 
 
 def largest_part(peak: Callable[[int], int | None], parts: list[int], limit: int) -> int:

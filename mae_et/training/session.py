@@ -25,6 +25,7 @@ from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog
@@ -47,6 +48,7 @@ def distributed_session(
     """
     patience = efficiency.step_timeout
     world = distributed.initialize(efficiency.device, patience)
+    check_own_gpus(world)
     try:
         with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
             yield world, stopped
@@ -146,7 +148,7 @@ def train_run(
         run.bad_images = BadImages(
             dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
         )
-    num_workers = worker_count(config.efficiency.num_workers, world.size)
+    num_workers = worker_count(config.efficiency.num_workers, world)
     pin_memory = world.device.type == "cuda"
     with (
         run_records(run, files) as logger,

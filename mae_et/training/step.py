@@ -6,7 +6,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -41,7 +40,8 @@ def update(
     state, accumulation = run.state, run.accumulation(stage)
     losses = torch.zeros((), device=run.world.device)
     for number, batch in enumerate(batches, start=1):
-        # Ranks exchange gradients once a step, with the last micro-batch.
+        # Ranks exchange gradients once a step, with the last micro-batch. Sharded models exchange
+        # those of each: only so do gradients stay sharded.
         with _exchange(run.network, number == accumulation):
             loss = loss_of(batch) / accumulation
             state.scaler.scale(loss).backward()
@@ -66,8 +66,6 @@ def update(
 
 
 def _exchange(network: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(wanted)
-    elif isinstance(network, DistributedDataParallel) and not wanted:
+    if isinstance(network, DistributedDataParallel) and not wanted:
         return network.no_sync()
     return nullcontext()

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -27,9 +29,12 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
         assert torch.equal(one.noise, other.noise)
 
 
-def test_workers_default_to_a_share_of_the_cores() -> None:
+def test_workers_default_to_the_cores_of_a_rank(monkeypatch) -> None:
     assert worker_count(3) == 3
-    assert 1 <= worker_count(None) <= 16
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5})
+    assert worker_count(None) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert worker_count(None) == 16
 
 
 def replay(start: int = 0, micro: int = 4) -> list[Batch]:

@@ -53,6 +53,14 @@ dataloader's workers are out of shared memory."""
         ("NCCL Error 1: unhandled cuda error (run with NCCL_DEBUG=INFO)", "the GPU or one of its"),
         ("CUDA error: uncorrectable ECC error encountered", "the GPU has a hardware fault"),
         ("NCCL error: remote process exited or network error", "the connection to another rank"),
+        ("NCCL communicator was aborted on rank 0.", "the connection to another rank"),
+        ("[Rank 0] Watchdog caught collective operation timeout: W", "the connection to another"),
+        (
+            "recvValueWithTimeout failed on SocketImpl: Broken pipe",
+            "the connection to another rank",
+        ),
+        ("ncclInvalidUsage: Duplicate GPU detected : rank 0 and", "two ranks run on the same GPU"),
+        ("[device.cc:39] Unable to find address for: ib9", "this node has no network interface"),
         ("[gloo/tcp/pair.cc] Connection closed by peer [::1]:42", "the connection to another rank"),
     ],
 )

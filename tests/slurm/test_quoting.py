@@ -84,7 +84,7 @@ def holds(word: str, place: Path) -> None:
     settings = {
         "name": word, "partition": word, "account": word, "qos": word, "constraint": word,
         "exclude": word, "mail_user": word, "mail_type": word, "extra": {"comment": word},
-        "srun": [word],
+        "srun": [word], "network_interface": word,
     }  # fmt: skip
     if not word.isprintable():
         with pytest.raises(UserError, match="control character"):
@@ -96,6 +96,10 @@ def holds(word: str, place: Path) -> None:
     for key in ("job-name", "partition", "account", "qos", "constraint", "exclude", "comment",
                 "mail-user", "mail-type"):  # fmt: skip
         assert options[key] == word
+    exports = [line for line in script.split("\n") if "SOCKET_IFNAME=" in line]
+    assert [shlex.split(line)[1] for line in exports] == [
+        f"NCCL_SOCKET_IFNAME={word}", f"GLOO_SOCKET_IFNAME={word}"
+    ]  # fmt: skip
     words = run(script, place)
     assert words[words.index("--kill-on-bad-exit=1") + 1] == word
 

@@ -10,8 +10,10 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import CLASSIFIER, run
+from small_mae import small
 from timm.models.vision_transformer import Block
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune.classifier import build as build_classifier_run
@@ -25,6 +27,7 @@ from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.precision import autocast
 from mae_et.training import build as building
 from mae_et.training import memory, micro_batch, reconstructions
 from mae_et.training.build import wrap
@@ -190,6 +193,27 @@ def test_micro_batches_of_a_checkpoint_are_lowered_if_they_do_not_fit_now(
     assert "do not fit now: lowered" in capsys.readouterr().err
     for name, weight in whole["model"].items():
         torch.testing.assert_close(lowered["model"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_sizes_measured_beside_other_processes_are_not_kept(tiny, monkeypatch, tmp_path) -> None:
+    """As after a quick restart: a later start would wrongly take them for all that fits."""
+    monkeypatch.setattr(micro_batch, "wait_for_other_processes", lambda _: True)
+    assert auto(tiny, monkeypatch, 1.235, f"--output.dir={tmp_path / 'run'}")["micro_batch"] is None
+
+
+def test_a_restart_waits_for_the_memory_of_ended_processes(monkeypatch, capsys) -> None:
+    gpu = DistributedContext(0, 1, torch.device("cuda", 0))
+    held = iter([3 * memory.OTHERS_BYTES, 2 * memory.OTHERS_BYTES, memory.OTHERS_BYTES])
+    monkeypatch.setattr(memory, "_held_by_others", lambda _: next(held))
+    monkeypatch.setattr(memory.time, "sleep", lambda _: None)
+    assert not memory.wait_for_other_processes(gpu)
+    assert capsys.readouterr().err == (
+        "mae-et: other processes hold 6.0 GiB of the memory of GPU 0; waiting up to 30 s for them\n"
+    )
+    monkeypatch.setattr(memory, "_held_by_others", lambda _: 10 * memory.OTHERS_BYTES)
+    assert memory.wait_for_other_processes(gpu, seconds=0)
+    assert "micro-batches that fit beside them are not kept" in capsys.readouterr().err
+    assert not memory.wait_for_other_processes(WORLD)
 
 
 def test_fitted_micro_batches_of_batch_norm_classifiers_are_even(tmp_path, monkeypatch) -> None:
@@ -364,13 +388,43 @@ def test_unsupported_sharding_is_refused(tiny) -> None:
         shard(nn.Linear(2, 2), WORLD)
 
 
+def test_weights_are_gathered_in_bf16_and_gradients_summed_in_float32(alone_in_a_group) -> None:
+    """With the loss and gradients of autocast without sharding, but for those of norms."""
+    models = [small() for _ in range(2)]
+    shard(models[1], WORLD, torch.bfloat16)
+    gathered: list[torch.dtype] = []
+    models[1].encoder.blocks[0].attn.qkv.register_forward_pre_hook(
+        lambda module, _: gathered.append(module.weight.dtype)
+    )
+    torch.manual_seed(1)
+    images, noise = torch.randn(4, 3, 32, 32), torch.rand(4, 16)
+    losses, gradients = [], []
+    for model in models:
+        for _ in range(2):  # accumulated
+            with autocast(torch.bfloat16, WORLD.device):
+                loss = model(images, 0.75, noise).loss
+            loss.backward()
+        losses.append(loss)
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert set(gathered) == {torch.bfloat16}
+    assert torch.equal(losses[1], losses[0])
+    for name, expected in gradients[0].items():
+        found = gradients[1][name]
+        assert isinstance(found, DTensor)  # stays sharded between micro-batches
+        assert found.dtype == torch.float32
+        # New norms' weights are 1 and 0, which bf16 holds; their gradients are rounded to it.
+        rounding = 1e-2 if ".norm" in name else 0
+        difference = (found.full_tensor() - expected).norm()
+        assert difference <= rounding * expected.norm(), name
+
+
 def test_a_sharded_model_is_gathered_on_the_cpu(tiny, monkeypatch) -> None:
     """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
     module = importlib.import_module("mae_et.pretraining")
     two, seen = DistributedContext(0, 2, torch.device("meta")), []
     monkeypatch.setattr(building, "fit_micro_batch", lambda *_: None)
     device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
-    monkeypatch.setattr(building, "shard", lambda model, _: seen.append(device_of(model)))
+    monkeypatch.setattr(building, "shard", lambda model, *_: seen.append(device_of(model)))
     for flags in ([], ["--efficiency.micro_batch=auto"]):
         config = tiny(SHARDED, *flags)
         run, model = module.build(config, make_pretraining_plan(config, 40), two, None)

@@ -1,0 +1,78 @@
+"""Where the ranks of a node run: each on a GPU of its own, and on which cores."""
+
+import os
+import platform
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mae_et.errors import UserError
+from mae_et.runtime.distributed import DistributedContext, all_gather
+
+_CORES = 1024
+"""Most cores of a machine, as in the kernel's cpu_set_t."""
+_UUID_BYTES = 64
+"""More than the text of a UUID takes."""
+
+
+def check_own_gpus(world: DistributedContext) -> None:
+    """Check over all ranks that no two of them use the same GPU, by its UUID.
+
+    Launchers number GPUs in different ways (CUDA_VISIBLE_DEVICES for each rank, or all GPUs for
+    all ranks), and a wrong combination puts every rank on one GPU. NCCL would report a duplicate
+    GPU at the first exchange only, and in its own words.
+
+    Raises:
+        UserError: two ranks share a GPU; raised on every rank.
+    """
+    if world.size == 1 or world.device.type != "cuda":
+        return
+    mine = str(torch.cuda.get_device_properties(world.device).uuid).encode().ljust(_UUID_BYTES)
+    gathered = all_gather(torch.tensor(list(mine), dtype=torch.uint8), world)
+    uuids = [bytes(each.tolist()).decode().strip() for each in gathered]
+    sharing = _first_shared(uuids)
+    if sharing is not None:
+        raise UserError(
+            f"ranks {' and '.join(map(str, sharing))} run on the same GPU "
+            f"(UUID {uuids[sharing[0]]}): start one rank per GPU, and give each rank either "
+            "all GPUs of its node or its own in CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _first_shared(uuids: Sequence[str]) -> list[int] | None:
+    """Return the ranks of the first GPU that several use; None if each has its own."""
+    for uuid in uuids:
+        ranks = [rank for rank, other in enumerate(uuids) if other == uuid]
+        if len(ranks) > 1:
+            return ranks
+    return None
+
+
+def own_cores(world: DistributedContext) -> int:
+    """Return the CPU cores of this rank: those that it may run on, divided by who shares them.
+
+    Ranks that a launcher binds to cores of their own (srun --cpus-per-task) keep all of them;
+    ranks that may run anywhere (torchrun) divide the machine. Every rank must call this.
+
+    Returns:
+        A number of cores, at least 1.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    mine = affinity(0) if affinity else set(range(os.cpu_count() or 1))
+    mask = torch.zeros(_CORES + 1, dtype=torch.int64)
+    mask[[core for core in mine if core < _CORES]] = 1
+    mask[-1] = _node()
+    masks = all_gather(mask, world)
+    here = masks[masks[:, -1] == mask[-1], :-1]  # [ranks of this node, cores]
+    return max(1, int((mask[:-1] / here.sum(dim=0).clamp(min=1)).sum() + 1e-6))
+
+
+def _node() -> int:
+    """Return a number that all ranks of a machine share, in containers too."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        name = platform.node()
+    return zlib.crc32(name.encode())

@@ -1,0 +1,74 @@
+"""Each rank has a GPU of its own, and its share of the cores."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mae_et import UserError
+from mae_et.runtime import placement
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.placement import check_own_gpus, own_cores
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """A function that answers a gather of rank 0 with the tensors of all ranks."""
+
+    def gather(each: list[torch.Tensor]) -> None:
+        monkeypatch.setattr(placement, "all_gather", lambda mine, world: torch.stack(each))
+
+    return gather
+
+
+def uuid_of(number: int) -> torch.Tensor:
+    return torch.tensor(list(f"GPU-{number}".encode().ljust(64)), dtype=torch.uint8)
+
+
+def test_ranks_on_one_gpu_are_refused_by_its_uuid(monkeypatch, together) -> None:
+    """`cuda:0` of two ranks may be two GPUs, and `cuda:0` and `cuda:1` the same one."""
+    properties = SimpleNamespace(uuid="GPU-0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    four = DistributedContext(0, 4, torch.device("cuda", 0))
+    together([uuid_of(n) for n in range(4)])
+    check_own_gpus(four)
+    together([uuid_of(n) for n in (0, 3, 2, 3)])
+    with pytest.raises(UserError, match=r"^ranks 1 and 3 run on the same GPU \(UUID GPU-3"):
+        check_own_gpus(four)
+    check_own_gpus(DistributedContext(0, 4, torch.device("cpu")))
+    check_own_gpus(DistributedContext(0, 1, torch.device("cuda", 0)))
+
+
+def bound_to(cores: range, node: int = -1) -> torch.Tensor:
+    mask = torch.zeros(placement._CORES + 1, dtype=torch.int64)
+    mask[list(cores)] = 1
+    mask[-1] = placement._node() if node < 0 else node
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores"),
+    [
+        ([bound_to(range(12)), bound_to(range(12, 24))], 12),  # bound by srun
+        ([bound_to(range(12)), bound_to(range(12))], 6),  # torchrun, or a container of 12 cores
+        ([bound_to(range(12)), bound_to(range(12), node=5)], 12),  # of another machine
+        ([bound_to(range(12)), bound_to(range(6, 18))], 9),
+        ([bound_to(range(2))] * 5, 1),
+    ],
+)
+def test_cores_are_divided_by_the_ranks_that_share_them(
+    monkeypatch, together, ranks: list[torch.Tensor], cores: int
+) -> None:
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda _: set(ranks[0][:-1].nonzero().flatten().tolist())
+    )
+    together(ranks)
+    assert own_cores(DistributedContext(0, len(ranks), torch.device("cpu"))) == cores
+
+
+def test_a_process_alone_has_the_cores_that_it_may_run_on(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 2000})
+    assert own_cores(DistributedContext(0, 1, torch.device("cpu"))) == 1
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert own_cores(DistributedContext(0, 1, torch.device("cpu"))) == os.cpu_count()
