@@ -1,8 +1,9 @@
 """Resolve a config and a dataset's size to the plan of a run."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
-from mae_et.config.model import visible_patches
+from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum, Plan
 from mae_et.errors import UserError
@@ -39,19 +40,26 @@ def make_plan(
             f"optim.batch_size {batch} is larger than the dataset of {dataset_size} images (the "
             "synthetic one, because neither data.root nor data.name is given)"
         )
-    cost = None
-    if config.curriculum.cost == "flops":
-        # Here, for `mae-et submit` checks curricula without PyTorch.
-        import torch
-
-        from mae_et.curriculum.flops import training_flops
-        from mae_et.models.mae import MaskedAutoencoder
-
-        with torch.device("meta"):
-            model = MaskedAutoencoder.from_config(config.model)
-        # The budget counts MAE's decoder as published, on every patch: skipping what the loss does
-        # not read saves time and must not lengthen the run. A decoder share is a user's choice.
-        published = config.model.decoder_attention == "self" and config.model.decoder_share == 1
-        forward = partial(model, mask_ratio=config.model.mask_ratio, every_patch=published)
-        cost = training_flops(forward, config.model.channels)
+    cost = image_cost(config.model) if config.curriculum.cost == "flops" else None
     return curriculum.plan(config.curriculum.epochs, dataset_size, batch, cost)
+
+
+@cache
+def image_cost(config: ModelConfig) -> Callable[[int], float]:
+    """Return a function from a bandwidth to the FLOPs of one image's training step.
+
+    Cached, because a search plans many runs of one model.
+    """
+    # Here, for `mae-et submit` checks curricula without PyTorch.
+    import torch
+
+    from mae_et.curriculum.flops import training_flops
+    from mae_et.models.mae import MaskedAutoencoder
+
+    with torch.device("meta"):
+        model = MaskedAutoencoder.from_config(config)
+    # The budget counts MAE's decoder as published, on every patch: skipping what the loss does
+    # not read saves time and must not lengthen the run. A decoder share is a user's choice.
+    published = config.decoder_attention == "self" and config.decoder_share == 1
+    forward = partial(model, mask_ratio=config.mask_ratio, every_patch=published)
+    return training_flops(forward, config.channels)
