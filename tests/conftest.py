@@ -10,8 +10,7 @@ import torch.distributed as dist
 from slurm_cluster import Cluster, missing_programs, start_cluster
 from tiny_run import TINY
 
-from mae_et.config.files import load_config
-from mae_et.config.schema import PretrainConfig
+from mae_et import PretrainConfig, load_config, pretrain
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,6 +55,17 @@ def tiny(tiny_yaml: Path, tmp_path: Path):
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """Folder of a finished run of the tiny config; a test that writes to it copies it first."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(TINY)
+    return pretrain(
+        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder / 'run'}"])
+    )
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,10 @@ def test_the_error_names_the_step_and_keeps_the_checkpoint_before_it(tiny, value
     """Also where a row is far behind: at step 9 of rows at 2, 4, 5, 6, 8 and 10."""
     with pytest.raises(Diverged, match=r"^the loss became nan at step 9; the last good checkpoint"):
         pretrain(tiny("--output.reconstruct_images=0"), step=poisoned(9, value=value))
-    assert newest_checkpoint(tiny().output.dir / "checkpoints")["step"] == 5
+    saved = newest_checkpoint(tiny().output.dir / "checkpoints")
+    assert saved["step"] == 5
+    assert all(weight.isfinite().all() for weight in saved["model"].values())
+    assert not (tiny().output.dir / "results.json").exists()
 
 
 def test_a_non_finite_gradient_between_log_steps_is_reported_at_its_step(tiny) -> None:

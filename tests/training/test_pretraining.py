@@ -4,7 +4,9 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import timm
@@ -26,9 +28,8 @@ def losses(folder) -> list[float]:
     return [row["loss"] for row in read_metrics(folder)]
 
 
-def test_a_run_writes_every_promised_file(tiny) -> None:
-    config = tiny()
-    folder = pretrain(config)
+def test_a_run_writes_every_promised_file(tiny, trained) -> None:
+    folder = trained
     results = json.loads((folder / "results.json").read_text())
     plan = json.loads((folder / "plan.json").read_text())
     rows = read_metrics(folder)
@@ -38,7 +39,7 @@ def test_a_run_writes_every_promised_file(tiny) -> None:
     assert list(folder.glob("events.out.tfevents.*"))
     images = sorted(path.stem for path in (folder / "reconstructions").iterdir())
     assert images == ["step-00000012", "step-00000024", "step-00000025"]
-    assert len(list_checkpoints(folder / "checkpoints")) == config.output.keep_last
+    assert len(list_checkpoints(folder / "checkpoints")) == tiny().output.keep_last
     assert rows[-1]["step"] == results["steps"] == newest_checkpoint(folder / "checkpoints")["step"]
     assert sum(row["window_steps"] for row in rows) == results["steps"]
     assert rows[-1]["compute"] == 1
@@ -53,10 +54,9 @@ def test_a_run_writes_every_promised_file(tiny) -> None:
     encoder.load_state_dict(load_file(folder / "encoder.safetensors"), strict=True)
 
 
-def test_a_row_belongs_to_one_stage_and_counts_its_steps(tiny) -> None:
-    folder = pretrain(tiny())
-    plan = Plan.from_dict(json.loads((folder / "plan.json").read_text()))
-    for row in read_metrics(folder):
+def test_a_row_belongs_to_one_stage_and_counts_its_steps(trained) -> None:
+    plan = Plan.from_dict(json.loads((trained / "plan.json").read_text()))
+    for row in read_metrics(trained):
         first, last = row["step"] - row["window_steps"], row["step"] - 1
         assert plan.at(first) == plan.at(last)
         assert row["bandwidth"] == plan.at(last).bandwidth
@@ -74,7 +74,7 @@ def test_golden_losses_do_not_move(tiny) -> None:
 
 def test_training_lowers_the_loss(tiny) -> None:
     """Far below 1, which predicting each patch's mean gives for norm_pix."""
-    found = losses(pretrain(tiny("--curriculum.epochs=60", "--data.scale=[1.0,1.0]")))
+    found = losses(pretrain(tiny("--curriculum.epochs=20", "--data.scale=[1.0,1.0]")))
     assert found[-1] < 0.9 * found[0]
 
 
@@ -83,16 +83,15 @@ def test_training_lowers_the_loss(tiny) -> None:
     [
         ["--efficiency.micro_batch=3"],
         ["--efficiency.micro_batch={16: 12, 24: 6, 32: 4}"],
-        ["--efficiency.gradient_checkpointing=true"],
-        ["--efficiency.num_workers=2"],
-        ["--output.log_every=1", "--output.tensorboard=false"],
-        ["--output.checkpoint_every=3", "--output.reconstruct_images=0"],
+        ["--efficiency.gradient_checkpointing=true", "--efficiency.num_workers=2"],
+        ["--output.log_every=1", "--output.checkpoint_every=3", "--output.tensorboard=false",
+         "--output.reconstruct_images=0"],
     ],
-)
-def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(tiny, flags) -> None:
-    expected = newest_checkpoint(
-        pretrain(tiny("--output.dir=" + str(tiny().output.dir) + "0")) / "checkpoints"
-    )
+)  # fmt: skip
+def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(
+    tiny, trained, flags
+) -> None:
+    expected = newest_checkpoint(trained / "checkpoints")
     found = newest_checkpoint(pretrain(tiny(*flags)) / "checkpoints")
     exact = "micro_batch" not in flags[0]
     for name, weight in expected["model"].items():
@@ -101,14 +100,17 @@ def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(tiny, f
         )
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("target", ["norm_pix", "hog"])
-def test_half_precision_trains_to_about_the_same_loss(tiny, precision: str, target: str) -> None:
-    base = str(tiny().output.dir)
-    full = losses(pretrain(tiny(f"--model.target={target}", f"--output.dir={base}-full")))
-    half = losses(pretrain(tiny(f"--model.target={target}", f"--efficiency.precision={precision}")))
-    assert half == pytest.approx(full, rel=0.03)
-    assert half != full
+def test_half_precision_trains_to_about_the_same_loss(tiny, trained, target: str) -> None:
+    def train(precision: str) -> list[float]:
+        flags = [f"--model.target={target}", f"--efficiency.precision={precision}"]
+        return losses(pretrain(tiny(*flags, f"--output.dir={tiny().output.dir}-{precision}")))
+
+    full = losses(trained) if target == "norm_pix" else train("fp32")
+    for precision in ("bf16", "fp16"):
+        half = train(precision)
+        assert half == pytest.approx(full, rel=0.03)
+        assert half != full
 
 
 @pytest.mark.slow
@@ -127,15 +129,14 @@ def test_a_compiled_model_gives_the_same_losses(tiny, flags: list[str], toleranc
     assert compiled == pytest.approx(eager, rel=tolerance)
 
 
-def test_the_resize_method_trains_on_other_pixels(tiny) -> None:
-    base = str(tiny().output.dir)
-    fourier = losses(pretrain(tiny(f"--output.dir={base}-f")))
+def test_the_resize_method_trains_on_other_pixels(tiny, trained) -> None:
+    fourier = losses(trained)
     resized = losses(pretrain(tiny("--crop.method=resize")))
     assert resized != fourier
     assert resized == pytest.approx(fourier, rel=0.2)
 
 
-def test_clipping_bounds_the_gradient_that_the_optimizer_sees(tiny, monkeypatch) -> None:
+def test_clipping_bounds_the_gradient_that_the_optimizer_sees(tiny, trained, monkeypatch) -> None:
     seen = []
     step = torch.optim.AdamW.step
 
@@ -150,33 +151,7 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees(tiny, monkeypatch)
     assert len(seen) == len(rows)
     assert all(row["grad_norm"] > 0.05 for row in rows)  # as it was before
     assert seen == pytest.approx([0.05] * len(rows), rel=1e-3)
-
-
-def test_clipping_changes_the_run(tiny) -> None:
-    base = str(tiny().output.dir)
-    free = losses(pretrain(tiny(f"--output.dir={base}-free")))
-    clipped = losses(pretrain(tiny("--optim.clip_grad=0.001")))
-    assert free[0] == pytest.approx(clipped[0], rel=0.02)
-    assert free[-1] != clipped[-1]
-
-
-def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
-    tiny,
-) -> None:
-    """Poisoned at step 8: the checkpoint of step 5 stays the newest."""
-
-    def poisoned(run, *rest):
-        if run.state.step == 8:
-            run.network.register_forward_pre_hook(lambda _, a: (a[0] * math.nan, *a[1:]))
-        return train_step(run, *rest)
-
-    config = tiny("--output.reconstruct_images=0")
-    with pytest.raises(RunFailed, match=r"loss became nan at step 9; the last good"):
-        pretrain(config, step=poisoned)
-    saved = newest_checkpoint(config.output.dir / "checkpoints")
-    assert saved["step"] == 5
-    assert all(weight.isfinite().all() for weight in saved["model"].values())
-    assert not (config.output.dir / "results.json").exists()
+    assert losses(folder)[-1] != losses(trained)[-1]
 
 
 def test_a_non_finite_gradient_under_a_finite_loss_stops_the_run(tiny) -> None:
@@ -226,7 +201,7 @@ def test_a_second_writer_of_a_run_folder_is_refused(tiny) -> None:
         pretrain(config)
     done.set()
     process.join()
-    pretrain(config)
+    pretrain(config, stop_after_step=1)
 
 
 def test_a_run_may_resume_in_another_precision(tiny) -> None:
@@ -262,8 +237,8 @@ def test_loader_processes_end_with_a_failed_run(tiny, monkeypatch, failure: str)
     assert caught.tb is not None  # the frames are still there
 
 
-def test_restarting_a_finished_run_returns_its_results(tiny) -> None:
-    folder = pretrain(tiny())
+def test_restarting_a_finished_run_returns_its_results(tiny, trained) -> None:
+    folder = Path(shutil.copytree(trained, tiny().output.dir))
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
     assert pretrain(tiny()) == folder
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
@@ -279,8 +254,10 @@ def test_restarting_a_finished_run_returns_its_results(tiny) -> None:
         ("--crop.method=resize", "crop.method"),
     ],
 )
-def test_a_folder_of_a_run_with_other_settings_is_refused(tiny, flag: str, key: str) -> None:
-    folder = pretrain(tiny())
+def test_a_folder_of_a_run_with_other_settings_is_refused(
+    tiny, trained, flag: str, key: str
+) -> None:
+    folder = Path(shutil.copytree(trained, tiny().output.dir))
     results, checkpoints = folder / "results.json", folder / "checkpoints"
     for gone in (None, checkpoints, results):
         if gone is not None:
@@ -292,9 +269,8 @@ def test_a_folder_of_a_run_with_other_settings_is_refused(tiny, flag: str, key: 
         assert key in str(caught.value)
 
 
-def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(tiny) -> None:
-    base = str(tiny().output.dir)
-    whole = newest_checkpoint(pretrain(tiny(f"--output.dir={base}-whole")) / "checkpoints")
+def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(tiny, trained) -> None:
+    whole = newest_checkpoint(trained / "checkpoints")
     config = tiny()
     with pytest.raises(Interrupted) as caught:
         pretrain(config, step=signal_at(7))
@@ -308,12 +284,10 @@ def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(tiny) -> No
 
 
 def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_signal(
-    tiny, monkeypatch
+    tiny, trained, monkeypatch
 ) -> None:
     """A signal may leave no time to draw; the resumed run draws what was due."""
-    flags = ["--output.reconstruct_every=6", "--output.checkpoint_every=6"]
-    whole = pretrain(tiny(f"--output.dir={tiny().output.dir}-whole", *flags))
-    config = tiny(*flags)
+    config = tiny("--output.reconstruct_every=12", "--output.checkpoint_every=12")
     draw = PeriodicReconstructions.run
     checkpoints, drawn = config.output.dir / "checkpoints", []
 
@@ -324,11 +298,11 @@ def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_s
 
     monkeypatch.setattr(PeriodicReconstructions, "run", watched)
     with pytest.raises(Interrupted):
-        pretrain(config, step=signal_at(11))
-    assert drawn == [6]
+        pretrain(config, step=signal_at(23))
+    assert drawn == [12]
     pretrain(config)
-    assert drawn == [6, 12, 18, 24, 25]
-    for path in (whole / "reconstructions").iterdir():
+    assert drawn == [12, 24, 25]
+    for path in (trained / "reconstructions").iterdir():
         again = config.output.dir / "reconstructions" / path.name
         assert again.read_bytes() == path.read_bytes()
 
