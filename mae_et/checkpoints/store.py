@@ -29,6 +29,7 @@ from mae_et.checkpoints.weight_files import (
 )
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
+from mae_et.runtime.watchdog import heartbeat
 
 FORMAT = "mae-et/1"
 # Errors of reading an intact file: permissions, memory, or a file server that is away.
@@ -63,6 +64,7 @@ def save_checkpoint(
                     raise
                 raise recorder.error from None
         seal_archive(temporary)
+        heartbeat()
 
     write_atomically(path, write)
     return path
@@ -79,6 +81,7 @@ class _ErrorRecorder:
         self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
+        heartbeat()  # a slow disk is no hang, as long as it writes one tensor after the other
         try:
             return self.file.write(content)
         except OSError as error:

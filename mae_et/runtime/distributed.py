@@ -2,6 +2,8 @@
 
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.console import say
+from mae_et.runtime.watchdog import heartbeat
 
 PATIENCE_MARGIN = 300
 # A rank that waits longer for its peers says so.
@@ -184,6 +187,26 @@ def all_ranks_equal(value: int, world: DistributedContext) -> bool:
     extremes = torch.tensor([value, -value])
     dist.all_reduce(extremes, dist.ReduceOp.MAX)
     return bool(extremes[0] == -extremes[1])
+
+
+def run_on_main(work: Callable[[], None], world: DistributedContext, poll: float = 1.0) -> None:
+    """Run work that may take long on the main rank, while the others wait for its end.
+
+    The others' watchdogs rest meanwhile; that of the main rank sees whether the work progresses.
+    """
+    if world.size == 1:
+        work()
+        return
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(work) if world.is_main else None
+        waits = True
+        while waits:
+            done = future is None or bool(wait([future], poll).done)
+            waits = any_rank(not done, world)
+            if future is None:
+                heartbeat()
+        if future is not None:
+            future.result()
 
 
 def barrier(world: DistributedContext) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from mae_et.curriculum.schedule import Plan
 from mae_et.models.decoders import CrossBlock
+from mae_et.runtime.watchdog import heartbeat
 
 STEPS_WORTH_COMPILING = 1000
 """Steps per bandwidth from which `auto` compiles: seconds of compilation against minutes saved."""
@@ -43,6 +44,7 @@ def compile_network(
     Returns:
         The network to call.
     """
+    _count_compilation_as_progress()
     # Past this number of graphs per function, torch would silently run eagerly.
     torch._dynamo.config.recompile_limit = 8 + 4 * bandwidths
     blocks = transformer_blocks(network)
@@ -51,6 +53,18 @@ def compile_network(
     for block in blocks:
         block.compile(fullgraph=True, dynamic=False, backend=backend)
     return network
+
+
+def _count_compilation_as_progress() -> None:
+    """Beat at the start and end of each graph, so that only a graph that never ends is a hang."""
+    callbacks = torch._dynamo.callback.callback_handler
+    for registered in (callbacks.start_callbacks, callbacks.end_callbacks):
+        if _beat not in registered:
+            registered.append(_beat)
+
+
+def _beat(*_: object) -> None:
+    heartbeat()
 
 
 def transformer_blocks(network: nn.Module) -> list[nn.Module]:

@@ -3,8 +3,9 @@
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -182,6 +183,11 @@ def save(run: Run, logger: RunLogger | None) -> None:
     """
     check_state(run)
     state = run.state.to_dict()
+    distributed.run_on_main(partial(_write, run, logger, state), run.world)
+
+
+def _write(run: Run, logger: RunLogger | None, state: dict[str, Any]) -> None:
+    """Write a checkpoint of a state, on the main rank."""
     if logger is None:
         return
     logger.flush()

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from train_state import state
 
+from mae_et.checkpoints import store
 from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.store import (
     checkpoint_step,
@@ -169,3 +170,11 @@ def test_checkpoints_sort_by_step_beyond_eight_digits(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000, 2):
         (tmp_path / f"step-{step:08d}.pt").touch()
     assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [2, 10**8 - 1, 10**8]
+
+
+def test_each_tensor_that_is_written_counts_as_progress(tmp_path: Path, monkeypatch) -> None:
+    beats: list[int] = []
+    monkeypatch.setattr(store, "heartbeat", lambda: beats.append(1))
+    saved = state()
+    save_checkpoint(tmp_path, saved.to_dict(), "seed: 0", {})
+    assert len(beats) >= 3 * len(list(saved.model.parameters()))  # weights and two moments

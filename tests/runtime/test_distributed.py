@@ -1,6 +1,7 @@
 """Collectives with a single rank."""
 
 import socket
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from mae_et.errors import RunFailed
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import DistributedContext, broadcast_buffers
+from mae_et.runtime.distributed import DistributedContext, broadcast_buffers, run_on_main
 
 
 def test_broadcast_with_one_rank_changes_nothing() -> None:
@@ -49,3 +50,26 @@ def test_port_in_use_is_reported_at_once(two_ranks: int) -> None:
         other.listen()
         with pytest.raises(RunFailed, match=rf"rank 0 could not join .*:{two_ranks}: .*EADDRINUSE"):
             distributed.initialize("cpu", patience=1)
+
+
+def test_ranks_wait_for_long_work_of_the_main_rank_without_being_ended(monkeypatch) -> None:
+    """Its own watchdog sees only the heartbeats of the work: a save that hangs still ends it."""
+    cpu, beats, done = torch.device("cpu"), [], []
+    monkeypatch.setattr(distributed, "heartbeat", lambda: beats.append(1))
+    busy = iter([True, True, True, False])
+    monkeypatch.setattr(distributed, "any_rank", lambda flag, _: next(busy))
+    run_on_main(lambda: done.append("other"), DistributedContext(1, 2, cpu))
+    assert len(beats) == 4
+    assert not done
+
+    monkeypatch.setattr(distributed, "any_rank", lambda flag, _: flag)
+    main = DistributedContext(0, 2, cpu)
+    run_on_main(lambda: (time.sleep(0.1), done.append("main")), main, poll=0.01)
+    assert done == ["main"]
+    assert len(beats) == 4
+
+    def full_disk() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_on_main(full_disk, main)

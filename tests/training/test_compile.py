@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 from mae_et import Curriculum, Stage
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training import compile as compiling
 from mae_et.training.compile import compile_network, eagerly, should_compile
 from mae_et.training.fsdp import shard
 
@@ -96,3 +97,13 @@ def test_sharding_composes_with_compiled_blocks(alone_in_a_group) -> None:
 )
 def test_auto_compiles_long_runs_on_a_gpu(requested, plan, device: str, expected: bool) -> None:
     assert should_compile(requested, plan, torch.device(device)) is expected
+
+
+def test_each_graph_that_is_compiled_counts_as_progress(monkeypatch) -> None:
+    beats: list[int] = []
+    monkeypatch.setattr(compiling, "heartbeat", lambda: beats.append(1))
+    for _ in range(2):
+        network = compile_network(nn.Linear(2, 2), backend="eager")
+    for count in (1, 2):
+        network(torch.ones(count, 2))
+        assert len(beats) == 2 * count  # start and end
