@@ -36,10 +36,14 @@ from torchvision.transforms import (
 from mae_et import low_frequency_crop
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from mae_et.curriculum.schedule import Curriculum, Stage
+from mae_et.config.schema import EfficiencyConfig, PretrainConfig
+from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.data import jpeg_crop
+from mae_et.data.cache import cache_images
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import Box, DecodedDataset
+from mae_et.data.device_decode import DeviceDecoder, decode_torchvision
+from mae_et.data.encoded import EncodedDataset
 from mae_et.data.image_folder import ImageFolder
 from mae_et.data.jpeg_crop import (
     BOX_ATTEMPTS,
@@ -51,6 +55,8 @@ from mae_et.data.jpeg_crop import (
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.transforms import TrainDataset
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.signals import StopFlag
 
 BASE, PATCH = 224, 16
 GOALS = {96: 4.0, 160: 2.5, 224: 1.5}
@@ -85,6 +91,9 @@ def arms(source: DecodedDataset, shards: DecodedDataset, size: int) -> dict[str,
         return lambda index: samples[SampleIndex(index, 0, 0)]
 
     decode = view(source, "decode")
+    run = PretrainConfig(data=DataConfig(cache="ram"), efficiency=EfficiencyConfig(num_workers=0))
+    world = DistributedContext(0, 1, torch.device("cpu"))
+    cached: Any = cache_images(source, run, world, StopFlag())
 
     def with_pillow(index: int) -> None:
         fast, jpeg_crop.simplejpeg = jpeg_crop.simplejpeg, None
@@ -95,10 +104,27 @@ def arms(source: DecodedDataset, shards: DecodedDataset, size: int) -> dict[str,
 
     return {
         "fourier, resize": view(source, "fourier"),
+        "fourier, resize; data.cache ram": view(cached, "fourier"),
         "decode, Pillow": with_pillow,
         "decode": decode,
         "decode, prepared shards": view(shards, "decode"),
+        "efficiency.decode gpu, its loader processes": encoded_view(source, plan),
+        "efficiency.decode gpu, all of it on the CPU": device_view(source, plan),
     }
+
+
+def encoded_view(source: DecodedDataset, plan: Plan) -> Load:
+    """Return what loader processes do if a device decodes: read files, draw boxes and masks."""
+    samples = TrainDataset(source, DataConfig(), plan, PATCH, 0)
+    packed = EncodedDataset(samples, samples)
+    return lambda index: packed.collate([packed[SampleIndex(index, 0, 0)]])
+
+
+def device_view(source: DecodedDataset, plan: Plan) -> Load:
+    """Return the whole path of decoding on a device, with the CPU as the device."""
+    load: Any = encoded_view(source, plan)
+    decoder = DeviceDecoder(torch.device("cpu"), [plan.base], decode_torchvision)
+    return lambda index: decoder(load(index))
 
 
 def speeds(loaders: dict[str, Load], images: int, rounds: int) -> dict[str, list[float]]:

@@ -42,6 +42,7 @@ from finetune.results import describe, evaluate_and_save_best, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
+from mae_et.data.cache import cache_images
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, read_metrics
@@ -98,6 +99,7 @@ def _classify(
             "draws its own mixing and drop path and has its own batch-norm statistics",
             stacklevel=1,
         )
+    images = cache_images(data.train, config, world, stopped)
     torch.manual_seed(config.seed)
     network = build_network(config, saved, data.classes)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, network, len(data.train))
@@ -108,7 +110,7 @@ def _classify(
     run.provenance = provenance
     del saved  # its tensors are in the run now
     dataset = LabelledTrainDataset(
-        data.train, config.data, config.recipe, plan, config.seed, config.model.image_size,
+        images, config.data, config.recipe, plan, config.seed, config.model.image_size,
         config.crop.method, [shown(stage.bandwidth) for stage in plan.stages],
     )  # fmt: skip
     step = partial(step, classes=data.classes)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.image_size import Size, height_and_width
-from mae_et.config.data import DataConfig, check_statistics
+from mae_et.config.data import DataConfig, check_cache, check_statistics
 from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,
@@ -179,6 +179,7 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         """Refuse sections that contradict each other."""
         check_statistics(self.data, self.model.channels)
+        check_cache(self.data, self.crop.method, self.efficiency.decode)
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
         require(
             self.data.augment is None or self.model.channels == 3,

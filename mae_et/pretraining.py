@@ -28,6 +28,7 @@ from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.data.cache import cache_images
 from mae_et.data.datasets import open_dataset
 from mae_et.data.transforms import Batch, TrainDataset, normalise
 from mae_et.io.metrics_file import read_metrics
@@ -99,12 +100,13 @@ def _pretrain(
     curriculum = curriculum_of(config)  # checked before the data are opened
     source = open_dataset(config.data, "train", config.model.channels)
     provenance = check_data(config, saved, source, world)
+    images = cache_images(source, config, world, stopped)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)
     run, model = build(config, plan, world, saved)
     run.provenance = provenance
     del saved  # its tensors are in the run now
     patch, crop = config.model.patch, config.crop.method
-    dataset = TrainDataset(source, config.data, plan, patch, config.seed, crop)
+    dataset = TrainDataset(images, config.data, plan, patch, config.seed, crop)
     train_run(
         run,
         dataset,

@@ -71,6 +71,11 @@ class DataConfig:
     """Images that each rank keeps in memory for data.replay: 150 KB each in pre-training at 224,
     600 KB in classifiers. EfficientTrain++'s release keeps 245,760 at 96 and 65,536 at 160; with
     fewer, the uses of an image follow each other sooner."""
+    cache: Literal["none", "ram"] = "none"
+    """ram decodes every training image once, at the start, into memory that the loader processes
+    and ranks of a machine share: at full size, 3 bytes a pixel, so numbers stay the same. It is for
+    small datasets; one line says what was stored, or that the images do not fit and are read from
+    files as usual. crop.method decode needs files."""
     synthetic_size: int = 64
     """Side of the synthetic images, in pixels."""
     synthetic_train: int = 4000
@@ -127,3 +132,26 @@ def check_statistics(data: DataConfig, channels: int) -> None:
         len(data.mean) in {1, channels},
         f"data.mean has {len(data.mean)} numbers for {channels} channels",
     )
+
+
+def check_cache(data: DataConfig, method: str, decode: str) -> None:
+    """Refuse a cache of decoded images where files are needed.
+
+    Args:
+        data: the section `data`.
+        method: `crop.method`.
+        decode: `efficiency.decode`.
+
+    Raises:
+        UserError: `data.cache` excludes one of them.
+    """
+    if data.cache != "none":
+        require(
+            method != "decode",
+            "data.cache ram stores whole images, and crop.method decode decodes files at the scale "
+            "of each crop: use crop.method fourier or resize",
+        )
+        require(
+            decode != "gpu",
+            "data.cache ram leaves nothing to decode: set efficiency.decode to auto or cpu",
+        )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mae_et.config.data import DataConfig, check_statistics
+from mae_et.config.data import DataConfig, check_cache, check_statistics
 from mae_et.config.model import ModelConfig
 from mae_et.errors import UserError, require
 
@@ -254,6 +254,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_statistics(self.data, self.model.channels)
+        check_cache(self.data, self.crop.method, self.efficiency.decode)
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
         if self.data.augment is not None:
             require(self.model.channels == 3, "data.augment needs images of 3 channels")

@@ -244,7 +244,7 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
     if not isinstance(dataset, TrainDataset):
         return "only pre-training does so"
     if not isinstance(dataset.source, DecodedDataset):
-        return "the dataset has no files"
+        return "the images are in memory, not in files"
     if dataset.source.channels != 3:
         return f"model.channels is {dataset.source.channels}, not 3"
     if dataset.config.augment:

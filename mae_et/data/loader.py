@@ -136,7 +136,7 @@ def train_loader(
 
 
 def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """Return a loader of images [B C H W] and labels [B] in order; the last batch may be short."""
+    """Return a loader of samples in order, stacked; the last batch may be short."""
     return DataLoader(
         dataset,
         collate_fn=getattr(dataset, "collate", None),

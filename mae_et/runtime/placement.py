@@ -63,13 +63,13 @@ def own_cores(world: DistributedContext) -> int:
     mine = affinity(0) if affinity else set(range(os.cpu_count() or 1))
     mask = torch.zeros(_CORES + 1, dtype=torch.int64)
     mask[[core for core in mine if core < _CORES]] = 1
-    mask[-1] = _node()
+    mask[-1] = node_id()
     masks = all_gather(mask, world)
     here = masks[masks[:, -1] == mask[-1], :-1]  # [ranks of this node, cores]
     return max(1, int((mask[:-1] / here.sum(dim=0).clamp(min=1)).sum() + 1e-6))
 
 
-def _node() -> int:
+def node_id() -> int:
     """Return a number that all ranks of a machine share, in containers too."""
     try:
         name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")

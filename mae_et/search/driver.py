@@ -23,8 +23,8 @@ Strategy = Callable[[SearchConfig, int, Trials], SearchResult]
 STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "greedy": greedy, "bayes": bayes}
 # Keys that may change when a search resumes.
 MAY_DIFFER = {
-    "data.root", "data.download", "data.listing", "curriculum.epochs", "search.trials",
-    "search.cluster", "search.at_once", "search.keep_checkpoints",
+    "data.root", "data.download", "data.listing", "data.cache", "curriculum.epochs",
+    "search.trials", "search.cluster", "search.at_once", "search.keep_checkpoints",
 }  # fmt: skip
 
 

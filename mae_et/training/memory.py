@@ -5,7 +5,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from mae_et.errors import RunFailed
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.host_memory import available_host_memory
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 
 OTHERS_BYTES = 2 * 2**30
@@ -36,13 +36,10 @@ def available_memory(world: DistributedContext) -> int:
         free, _ = torch.cuda.mem_get_info(world.device)
         held = torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
         return free + held
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        raise RunFailed("efficiency.micro_batch auto needs /proc/meminfo; give a number") from None
-    kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return min(kibibytes * 1024, _left_in_control_groups()) // here
+    available = available_host_memory()
+    if available is None:
+        raise RunFailed("efficiency.micro_batch auto needs /proc/meminfo; give a number")
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
 
 
 def wait_for_other_processes(world: DistributedContext, seconds: float = 30) -> bool:
@@ -80,48 +77,6 @@ def release_cached_memory(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes left under the limits of this process's control groups (v2, or v1)."""
-    left = 2**63
-    try:
-        named = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return left
-    for line in named:
-        _, controllers, name = line.split(":", 2)
-        folder = root / ("memory" if controllers else "") / name.strip("/")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        for group in (folder, *folder.parents):
-            for most, used in (
-                ("memory.max", "memory.current"),
-                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-            ):
-                limit, taken = _number(group / most), _number(group / used)
-                if limit is not None and taken is not None:
-                    left = min(left, max(0, limit - taken + _reclaimable(group / "memory.stat")))
-            if group == root:
-                break
-    return left
-
-
-def _number(file: Path) -> int | None:
-    """Return the number in a file; None if there is no file or it holds "max"."""
-    try:
-        return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-
-
-def _reclaimable(file: Path) -> int:
-    """Return the bytes of cached files that a control group counts and the kernel can reclaim."""
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
 
 
 def peak_of(work: Callable[[], None], device: torch.device) -> int | None:

@@ -35,7 +35,9 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     now = numeric_keys(config)
     # How to handle faults may be decided when they happen.
     may_differ = {"data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates"}
-    may_differ |= {"data.download", "data.listing"} | (set() if finished else {"data.root"})
+    may_differ |= {"data.download", "data.listing", "data.cache"} | (
+        set() if finished else {"data.root"}
+    )
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
 
 

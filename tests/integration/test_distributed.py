@@ -28,20 +28,27 @@ def test_two_ranks_train_to_the_losses_and_weights_of_one(tmp_path: Path) -> Non
 
 
 def test_interrupted_ranks_resume_to_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
-    """The launcher forwards the signal to both ranks, which save one state at the same step."""
+    """The launcher forwards the signal to both ranks, which save one state at the same step.
+
+    The interrupted ranks read their images from one cache in memory, the others from the dataset.
+    """
     flags = ["--curriculum.epochs=20", "--efficiency.num_workers=1"]
     whole = run(tmp_path, 2, *flags, f"--output.dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert len(whole.stdout.strip().splitlines()) == 1
+    flags.append("--data.cache=ram")
     process = launch(tmp_path, 2, *flags)
+    said = ""
     for line in process.stderr:
+        said += line
         if line.startswith("step 12/"):
             break
     process.terminate()
-    said = process.stderr.read()
+    said += process.stderr.read()
     process.wait()
     saved = newest_checkpoint(tmp_path / "2" / "checkpoints")
     assert f"stopped by SIGTERM after step {saved['step']}" in said
+    assert said.count("data.cache ram") == said.count("data.cache ram: 40 images decoded to") == 1
     assert not (tmp_path / "2" / "results.json").exists()
     assert run(tmp_path, 2, *flags).returncode == 0
     encoders = [(tmp_path / r / "encoder.safetensors").read_bytes() for r in ("whole", "2")]

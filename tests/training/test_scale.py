@@ -26,6 +26,7 @@ from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.io.metrics_file import read_metrics
+from mae_et.runtime import host_memory
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.training import build as building
@@ -271,7 +272,7 @@ def test_available_memory_respects_the_control_group(tmp_path, monkeypatch) -> N
     assert memory.available_memory(WORLD) < available
     for name, text in {"max": "9000", "current": "5000", "stat": "a 1\ninactive_file 300"}.items():
         (tmp_path / f"memory.{name}").write_text(text)
-    assert memory._left_in_control_groups(tmp_path) == 4300
+    assert host_memory.left_in_control_groups(tmp_path) == 4300
 
 
 # --- weights in shards ----------------------------------------------------------------------------

@@ -1,0 +1,205 @@
+"""Decode a dataset once, into memory that loader processes and ranks share (`data.cache: ram`).
+
+Images are stored as the dataset yields them: whole, in 8 bits (arrays of other types as float32).
+So views are made of the same pixels as without a cache, and are the same bit for bit. An image of
+500 x 375 pixels takes 0.56 MB: ImageNet would take 720 GB.
+
+On each machine the first rank decodes, in loader processes, and the others read what it holds.
+Unreadable images are not stored: they are read, and reported or replaced, when they are trained on.
+"""
+
+import multiprocessing
+import os
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mae_et.data.datasets import ImageDataset
+from mae_et.data.decoding import Sample
+from mae_et.data.loader import batches_of, eval_loader, worker_count
+from mae_et.data.shared_buffer import SharedBuffer
+from mae_et.runtime import distributed
+from mae_et.runtime.console import say
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.host_memory import available_host_memory
+from mae_et.runtime.placement import node_id
+from mae_et.runtime.signals import StopFlag
+
+MEMORY_FRACTION = 0.8
+"""Of the memory that is available at the start; the rest is left to the training."""
+PROBED = 32
+"""Images that are decoded to estimate the size of all."""
+ROWS_AT_ONCE = 32
+NOT_STORED, IMAGE, ARRAY, FLOAT_ARRAY = range(4)
+DTYPES = {IMAGE: np.uint8, ARRAY: np.uint8, FLOAT_ARRAY: np.float32}
+
+
+class Entry(NamedTuple):
+    """Where the pixels of an image lie in the buffer."""
+
+    kind: int = NOT_STORED
+    """IMAGE [H W C], ARRAY or FLOAT_ARRAY [C H W]; NOT_STORED to read the dataset."""
+    shape: tuple[int, ...] = (0, 0, 0)
+    label: int = 0
+    offset: int = 0
+
+
+class CachedDataset:
+    """A dataset whose images are in memory; others are read from it.
+
+    Args:
+        source: the dataset.
+        buffer: pixels of the images.
+        entries: int64 [N 6]: kind, three sides, label and offset of each.
+    """
+
+    def __init__(self, source: ImageDataset, buffer: SharedBuffer, entries: np.ndarray):
+        self.source, self.buffer, self.entries = source, buffer, entries
+        self.classes = source.classes
+        self.name = getattr(source, "name", str)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        kind, *shape, label, offset = self.entries[range(len(self))[index]].tolist()
+        if kind == NOT_STORED:
+            return self.source[index]
+        pixels = self.buffer.read(DTYPES[kind], shape, offset)
+        if kind == IMAGE:
+            return Image.fromarray(pixels[..., 0] if shape[2] == 1 else pixels), label
+        return torch.from_numpy(pixels.copy()), label
+
+
+def cache_images(
+    source: ImageDataset, config: Any, world: DistributedContext, stopped: StopFlag
+) -> ImageDataset:
+    """Return a dataset with its images in memory, or itself without `data.cache`.
+
+    One line on stderr says what was stored, or that the images do not fit and are read from files.
+
+    Args:
+        source: the dataset.
+        config: the run's; `data.cache` and `efficiency.num_workers` are read.
+        world: ranks, all of which must call this.
+        stopped: set by a signal, which ends decoding early.
+
+    Raises:
+        UserError: the operating system has no anonymous shared memory.
+    """
+    if config.data.cache == "none":
+        return source
+    machines = distributed.all_gather(torch.tensor(node_id()), world).tolist()
+    here = [rank for rank, machine in enumerate(machines) if machine == machines[world.rank]]
+    made, place = None, (0, -1, 0)
+    if world.rank == here[0]:
+        workers = worker_count(config.efficiency.num_workers)
+        made, entries_offset = _decode_all(source, workers, stopped)
+        if made is not None:
+            place = os.getpid(), made.buffer.descriptor, entries_offset
+    process, descriptor, offset = distributed.all_gather(torch.tensor(place), world)[
+        here[0]
+    ].tolist()
+    if made is None and descriptor >= 0:
+        made = _attach(source, process, descriptor, offset, world.rank)
+    return source if made is None else made
+
+
+def _attach(
+    source: ImageDataset, process: int, descriptor: int, offset: int, rank: int
+) -> CachedDataset | None:
+    try:
+        buffer = SharedBuffer.attach(process, descriptor)
+    except OSError as error:  # another container or user
+        say(f"mae-et: data.cache ram: rank {rank} cannot share the memory ({error}): reads files")
+        return None
+    return CachedDataset(source, buffer, buffer.read(np.int64, (len(source), 6), offset))
+
+
+def _decode_all(
+    source: ImageDataset, num_workers: int, stopped: StopFlag
+) -> tuple[CachedDataset | None, int]:
+    """Decode a dataset, if it fits; return it with the place of its entries in the buffer."""
+    start, limit = time.monotonic(), int((available_host_memory() or 0) * MEMORY_FRACTION)
+    expected = _expected_bytes(source)
+    if expected > limit:
+        say(
+            f"mae-et: data.cache ram: {len(source)} decoded images need about "
+            f"{expected / 2**30:.3g} GiB, and {limit / 2**30:.3g} GiB of memory are free for them: "
+            "they are read from files"
+        )
+        return None, 0
+    filled = _Filled(source, limit)
+    entries: list[Tensor] = []
+    with batches_of(eval_loader(filled, ROWS_AT_ONCE, num_workers)) as loaded:
+        for rows in loaded:
+            entries.append(rows)
+            if stopped.signal is not None:
+                break
+    table = torch.cat(entries).numpy()
+    table = np.pad(table, ((0, len(source) - len(table)), (0, 0)))  # NOT_STORED
+    size = -(-int(filled.end.value) // 8) * 8
+    filled.buffer.write(table, size)
+    stored = int((table[:, 0] != NOT_STORED).sum())
+    rest = len(source) - stored
+    say(
+        f"mae-et: data.cache ram: {stored} images decoded to {size / 2**30:.3g} GiB of shared "
+        f"memory in {time.monotonic() - start:.1f} s"
+        + (f"; {rest} unreadable or not fitting are read from files" if rest else "")
+    )
+    return CachedDataset(source, filled.buffer, table), size
+
+
+def _expected_bytes(source: ImageDataset) -> int:
+    """Estimate the bytes of all images from some that are evenly spread."""
+    indices = sorted({n * len(source) // PROBED for n in range(PROBED)})
+    sizes = [pixels.nbytes for index in indices if (pixels := _read(source, index)[1]) is not None]
+    return len(source) * sum(sizes) // max(1, len(sizes))
+
+
+def _read(source: ImageDataset, index: int) -> tuple[Entry, np.ndarray | None]:
+    """Return an image's entry, without an offset, and its pixels; none if it is unreadable."""
+    try:
+        image, label = source[index]
+    except Exception:  # raised again, and reported, when the image is trained on
+        return Entry(), None
+    if isinstance(image, Image.Image):
+        pixels = np.atleast_3d(np.asarray(image))
+        return Entry(IMAGE, pixels.shape, label), pixels
+    kind = ARRAY if image.dtype == torch.uint8 else FLOAT_ARRAY
+    return Entry(kind, tuple(image.shape), label), image.numpy()
+
+
+class _Filled(Dataset[Tensor]):
+    """Write an image into a buffer, and return its entry, int64 [6].
+
+    Args:
+        source: the dataset.
+        limit: bytes of the buffer.
+    """
+
+    def __init__(self, source: ImageDataset, limit: int):
+        self.source, self.limit = source, limit
+        self.buffer = SharedBuffer.create()
+        self.end = multiprocessing.Value("q", 0)
+        """Bytes of the buffer that are taken."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Tensor:
+        entry, pixels = _read(self.source, index)
+        if pixels is not None:
+            with self.end.get_lock():
+                offset = self.end.value
+                fits = offset + pixels.nbytes <= self.limit
+                self.end.value += pixels.nbytes if fits else 0
+            entry = entry._replace(offset=offset) if fits else Entry()
+            if fits:
+                self.buffer.write(pixels, offset)
+        return torch.tensor([entry.kind, *entry.shape, entry.label, entry.offset])

@@ -1,0 +1,69 @@
+"""Memory that processes of one machine share: written by some, then read in place by all."""
+
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+
+from mae_et.errors import UserError
+
+
+class SharedBuffer:
+    """Anonymous shared memory (memfd), which loader processes inherit, forked or spawned.
+
+    It has no name that could be left behind, is freed with the last process that holds it, and
+    does not count against the size of /dev/shm, which containers often limit to 64 MB.
+
+    Args:
+        descriptor: file descriptor of the memory, closed with this object.
+    """
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self._map: mmap.mmap | None = None
+
+    @classmethod
+    def create(cls) -> "SharedBuffer":
+        """Create an empty buffer, which grows as it is written to.
+
+        Raises:
+            UserError: the operating system has no anonymous shared memory.
+        """
+        if not hasattr(os, "memfd_create"):
+            raise UserError("data.cache ram needs Linux (memfd_create)")
+        return cls(os.memfd_create("mae-et-cache"))
+
+    @classmethod
+    def attach(cls, process: int, descriptor: int) -> "SharedBuffer":
+        """Open the buffer that another process of this machine holds, for reading.
+
+        Raises:
+            OSError: the process cannot be seen from here, or belongs to another user.
+        """
+        return cls(os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDONLY))
+
+    def write(self, array: np.ndarray, offset: int) -> None:
+        """Write an array's bytes; several processes may, to places that do not overlap."""
+        left = np.ascontiguousarray(array).data.cast("B")
+        while left:
+            written = os.pwrite(self.descriptor, left, offset)
+            left, offset = left[written:], offset + written
+
+    def read(self, dtype: Any, shape: Sequence[int], offset: int) -> np.ndarray:
+        """Return an array in place, read-only; nothing may be written any more."""
+        if self._map is None:
+            self._map = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ)
+        count = int(np.prod(shape))
+        return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (reduction.DupFd(self.descriptor),)
+
+
+def _received(descriptor: Any) -> SharedBuffer:
+    return SharedBuffer(descriptor.detach())

@@ -1,0 +1,159 @@
+"""A cache of decoded images changes no number (`data.cache: ram`)."""
+
+import os
+import pickle
+import tarfile
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hostile import broken, unusual
+from image_files import npy
+from natural_images import jpeg, natural
+
+from finetune.config import ClassifierConfig, NetworkConfig, RecipeConfig
+from finetune.transforms import LabelledTrainDataset
+from mae_et import UserError
+from mae_et.config.commands import PrepareConfig
+from mae_et.config.data import DataConfig
+from mae_et.config.schema import CropConfig, EfficiencyConfig, PretrainConfig
+from mae_et.curriculum.schedule import Curriculum, Stage
+from mae_et.data import cache
+from mae_et.data.bad_images import WithSubstitutes
+from mae_et.data.cache import CachedDataset, cache_images
+from mae_et.data.datasets import open_dataset
+from mae_et.data.loader import train_loader
+from mae_et.data.prepare import prepare
+from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
+from mae_et.data.shared_buffer import SharedBuffer
+from mae_et.data.transforms import TrainDataset
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.signals import StopFlag
+from mae_et.training.micro_batch import micro_batch_size
+
+STAGES = (Stage(16, 1, 3), Stage(32, 1, 7))
+WORLD = DistributedContext(0, 1, torch.device("cpu"))
+
+
+def cached(data: DataConfig, channels: int = 3, num_workers: int = 0) -> tuple:
+    """Return a dataset and its cache."""
+    config = PretrainConfig(data=data, efficiency=EfficiencyConfig(num_workers=num_workers))
+    source = open_dataset(data, "train", channels)
+    found = cache_images(source, config, WORLD, StopFlag())
+    return source, found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Return a folder of JPEGs, of every unusual file, and of some that cannot be read."""
+    root = tmp_path_factory.mktemp("images")
+    files = {f"{n}.jpg": jpeg(natural(40 + n, 50 - 2 * n, n)) for n in range(8)}
+    for name, content in (files | unusual() | broken()).items():
+        path = root / "train" / str(len(name) % 2) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+@pytest.fixture(scope="module", params=["folder", "shards", "wds", "synthetic"])
+def data(request, folder: Path, tmp_path_factory) -> DataConfig:
+    """Return the config of a dataset of each kind; all but the last hold the same images."""
+    kind = request.param
+    root = tmp_path_factory.mktemp(kind)
+    if kind == "synthetic":
+        return DataConfig(cache="ram", synthetic_train=9, synthetic_size=40)
+    if kind == "folder":
+        return DataConfig(root=folder, cache="ram")
+    if kind == "shards":
+        plain = DataConfig(root=folder, max_bad_fraction=1)
+        prepare(PrepareConfig(root, plain, splits=("train",), levels=(24,)))
+    else:
+        with tarfile.open(root / "all-train-0.tar", "w") as tar:
+            for path in sorted((folder / "train").rglob("*.*")):
+                tar.add(path, path.name)
+    return DataConfig(name=kind, root=root, cache="ram")
+
+
+def test_views_are_those_of_the_files_bit_for_bit(data: DataConfig) -> None:
+    """Of every kind of dataset, substitutes of unreadable images included."""
+    source, images = cached(data)
+    assert isinstance(images, CachedDataset)
+    plan = Curriculum(STAGES, 32, 8).plan(2, len(source), 4)
+    recipe = RecipeConfig(erasing=0.5)
+    for expected, found in (
+        (TrainDataset(of, data, plan, 8, 0) for of in (source, images)),
+        (LabelledTrainDataset(of, data, recipe, plan, 0) for of in (source, images)),
+    ):
+        for sample in range(len(source)):
+            index = SampleIndex(sample, 1, sample % 2)
+            pair = WithSubstitutes(expected)[index], WithSubstitutes(found)[index]
+            assert all(map(torch.equal, *pair))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, np.uint16])
+def test_arrays_keep_their_values(tmp_path: Path, kind: type) -> None:
+    for number in range(3):
+        array = np.random.default_rng(number).integers(0, 255, (9 + number, 12, 5)).astype(kind)
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / f"{number}.npy").write_bytes(npy(array))
+    statistics = {"mean": (0.5,), "std": (0.2,), "max_value": 255.0}
+    source, images = cached(DataConfig(root=tmp_path, cache="ram", **statistics), 5)  # type: ignore[arg-type]
+    for index in range(3):
+        assert images[index][0].dtype == source[index][0].dtype
+        assert torch.equal(images[index][0], source[index][0])
+
+
+def test_loader_processes_fill_and_read_it(folder: Path) -> None:
+    data = DataConfig(root=folder, cache="ram")
+    source, images = cached(data, num_workers=2)
+    plan = Curriculum(STAGES, 32, 8).plan(2, len(source), 8)
+    order = CurriculumBatchSampler(plan, 0, micro_batch_size(None, plan, 1))
+    alone, shared = (
+        list(train_loader(WithSubstitutes(TrainDataset(of, data, plan, 8, 0)), order, n, False))
+        for of, n in ((source, 0), (images, 2))
+    )
+    for expected, found in zip(alone, shared, strict=True):
+        assert all(map(torch.equal, expected, found))
+
+
+def test_spawned_processes_and_other_ranks_read_the_same_memory(folder: Path) -> None:
+    source, images = cached(DataConfig(root=folder, cache="ram"))
+    pickled = ForkingPickler.dumps(images)
+    assert len(pickled) < 20_000
+    attached = SharedBuffer.attach(os.getpid(), images.buffer.descriptor)
+    for other in (pickle.loads(pickled), CachedDataset(source, attached, images.entries)):
+        stored = np.flatnonzero(images.entries[:, 0])
+        assert len(stored) > 8
+        for index in stored[:5].tolist():
+            assert np.array_equal(other[index][0], source[index][0])
+
+
+@pytest.mark.parametrize("mebibytes", [0, 0.02])
+def test_images_that_do_not_fit_are_read_from_files(
+    folder: Path, monkeypatch, capsys, mebibytes: float
+) -> None:
+    """All of them where it is known before, or those for which no memory is left."""
+    monkeypatch.setattr(cache, "available_host_memory", lambda: int(mebibytes * 2**20))
+    if mebibytes:
+        monkeypatch.setattr(cache, "_expected_bytes", lambda _: 0)
+    source, images = cached(DataConfig(root=folder, cache="ram"))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "read from files" in said
+    assert (images is source) == (mebibytes == 0)
+    last = next(i for i in range(len(source)) if str(source.name(i)).endswith("/7.jpg"))
+    assert np.array_equal(images[last][0], source[last][0])
+
+
+@pytest.mark.parametrize(
+    "config", [PretrainConfig, partial(ClassifierConfig, NetworkConfig(backbone="resnet18"))]
+)
+def test_what_needs_files_is_refused_with_a_cache(config) -> None:
+    data = DataConfig(cache="ram")
+    with pytest.raises(UserError, match=r"data\.cache ram .* crop\.method fourier or resize"):
+        config(data=data, crop=CropConfig("decode"))
+    with pytest.raises(UserError, match=r"set efficiency\.decode to auto or cpu"):
+        config(data=data, efficiency=EfficiencyConfig(decode="gpu"))
