@@ -36,6 +36,8 @@ PROBED = 32
 """Images that are decoded to estimate the size of all."""
 ROWS_AT_ONCE = 32
 NOT_STORED, IMAGE, ARRAY, FLOAT_ARRAY = range(4)
+COLUMNS = 6
+"""Of an entry: kind, three sides, label and offset."""
 DTYPES = {IMAGE: np.uint8, ARRAY: np.uint8, FLOAT_ARRAY: np.float32}
 
 
@@ -55,7 +57,7 @@ class CachedDataset:
     Args:
         source: the dataset.
         buffer: pixels of the images.
-        entries: int64 [N 6]: kind, three sides, label and offset of each.
+        entries: int64 [N 6]: an `Entry` of each image.
     """
 
     def __init__(self, source: ImageDataset, buffer: SharedBuffer, entries: np.ndarray):
@@ -96,35 +98,27 @@ def cache_images(
         return source
     machines = distributed.all_gather(torch.tensor(node_id()), world).tolist()
     here = [rank for rank, machine in enumerate(machines) if machine == machines[world.rank]]
-    made, place = None, (0, -1, 0)
+    made = None
     if world.rank == here[0]:
-        workers = worker_count(config.efficiency.num_workers)
-        made, entries_offset = _decode_all(source, workers, stopped)
-        if made is not None:
-            place = os.getpid(), made.buffer.descriptor, entries_offset
-    process, descriptor, offset = distributed.all_gather(torch.tensor(place), world)[
-        here[0]
-    ].tolist()
-    if made is None and descriptor >= 0:
-        made = _attach(source, process, descriptor, offset, world.rank)
+        made = _decode_all(source, worker_count(config.efficiency.num_workers), stopped)
+    holder = torch.tensor([os.getpid(), -1 if made is None else made.buffer.descriptor])
+    process, descriptor = distributed.all_gather(holder, world)[here[0]].tolist()
+    if world.rank != here[0] and descriptor >= 0:
+        made = _attach(source, process, descriptor, world.rank)
     return source if made is None else made
 
 
-def _attach(
-    source: ImageDataset, process: int, descriptor: int, offset: int, rank: int
-) -> CachedDataset | None:
+def _attach(source: ImageDataset, process: int, descriptor: int, rank: int) -> CachedDataset | None:
     try:
         buffer = SharedBuffer.attach(process, descriptor)
     except OSError as error:  # another container or user
         say(f"mae-et: data.cache ram: rank {rank} cannot share the memory ({error}): reads files")
         return None
-    return CachedDataset(source, buffer, buffer.read(np.int64, (len(source), 6), offset))
+    return CachedDataset(source, buffer, buffer.read(np.int64, (len(source), COLUMNS), 0))
 
 
-def _decode_all(
-    source: ImageDataset, num_workers: int, stopped: StopFlag
-) -> tuple[CachedDataset | None, int]:
-    """Decode a dataset, if it fits; return it with the place of its entries in the buffer."""
+def _decode_all(source: ImageDataset, num_workers: int, stopped: StopFlag) -> CachedDataset | None:
+    """Decode a dataset into a buffer that starts with its entries; None if it does not fit."""
     start, limit = time.monotonic(), int((available_host_memory() or 0) * MEMORY_FRACTION)
     expected = _expected_bytes(source)
     if expected > limit:
@@ -133,7 +127,7 @@ def _decode_all(
             f"{expected / 2**30:.3g} GiB, and {limit / 2**30:.3g} GiB of memory are free for them: "
             "they are read from files"
         )
-        return None, 0
+        return None
     filled = _Filled(source, limit)
     entries: list[Tensor] = []
     with batches_of(eval_loader(filled, ROWS_AT_ONCE, num_workers)) as loaded:
@@ -143,16 +137,15 @@ def _decode_all(
                 break
     table = torch.cat(entries).numpy()
     table = np.pad(table, ((0, len(source) - len(table)), (0, 0)))  # NOT_STORED
-    size = -(-int(filled.end.value) // 8) * 8
-    filled.buffer.write(table, size)
+    filled.buffer.write(table, 0)
     stored = int((table[:, 0] != NOT_STORED).sum())
     rest = len(source) - stored
     say(
-        f"mae-et: data.cache ram: {stored} images decoded to {size / 2**30:.3g} GiB of shared "
+        f"mae-et: data.cache ram: {stored} images decoded to {filled.end.value / 2**30:.3g} GiB of shared "
         f"memory in {time.monotonic() - start:.1f} s"
         + (f"; {rest} unreadable or not fitting are read from files" if rest else "")
     )
-    return CachedDataset(source, filled.buffer, table), size
+    return CachedDataset(source, filled.buffer, table)
 
 
 def _expected_bytes(source: ImageDataset) -> int:
@@ -176,7 +169,7 @@ def _read(source: ImageDataset, index: int) -> tuple[Entry, np.ndarray | None]:
 
 
 class _Filled(Dataset[Tensor]):
-    """Write an image into a buffer, and return its entry, int64 [6].
+    """Write an image into a buffer, behind the entries, and return its entry, int64 [6].
 
     Args:
         source: the dataset.
@@ -186,7 +179,7 @@ class _Filled(Dataset[Tensor]):
     def __init__(self, source: ImageDataset, limit: int):
         self.source, self.limit = source, limit
         self.buffer = SharedBuffer.create()
-        self.end = multiprocessing.Value("q", 0)
+        self.end = multiprocessing.Value("q", len(source) * COLUMNS * 8)
         """Bytes of the buffer that are taken."""
 
     def __len__(self) -> int:

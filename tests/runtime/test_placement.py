@@ -43,7 +43,7 @@ def test_ranks_on_one_gpu_are_refused_by_its_uuid(monkeypatch, together) -> None
 def bound_to(cores: range, node: int = -1) -> torch.Tensor:
     mask = torch.zeros(placement._CORES + 1, dtype=torch.int64)
     mask[list(cores)] = 1
-    mask[-1] = placement._node() if node < 0 else node
+    mask[-1] = placement.node_id() if node < 0 else node
     return mask
 
 
