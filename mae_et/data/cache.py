@@ -141,8 +141,8 @@ def _decode_all(source: ImageDataset, num_workers: int, stopped: StopFlag) -> Ca
     stored = int((table[:, 0] != NOT_STORED).sum())
     rest = len(source) - stored
     say(
-        f"mae-et: data.cache ram: {stored} images decoded to {filled.end.value / 2**30:.3g} GiB of shared "
-        f"memory in {time.monotonic() - start:.1f} s"
+        f"mae-et: data.cache ram: {stored} images decoded to {filled.end.value / 2**30:.3g} GiB of "
+        f"shared memory in {time.monotonic() - start:.1f} s"
         + (f"; {rest} unreadable or not fitting are read from files" if rest else "")
     )
     return CachedDataset(source, filled.buffer, table)
