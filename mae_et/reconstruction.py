@@ -76,6 +76,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
+    if not path.exists():
+        raise UserError(f"there is no image or folder {path}")
     found = list_images(path)
     if not found:
         raise UserError(f"there is no image in {path}")

@@ -17,8 +17,8 @@ class ClusterConfig:
     the first error."""
     nodes: int = 1
     """Number of nodes."""
-    gpus_per_node: int = 0
-    """GPUs per node (--gpus-per-node)."""
+    gpus_per_node: int | str = 0
+    """GPUs per node (--gpus-per-node): their number, or with their type, such as a100:4."""
     tasks_per_node: int | None = None
     """Ranks per node; default: one per GPU, or one on nodes without GPUs."""
     cpus_per_task: int | None = None
@@ -69,9 +69,10 @@ class ClusterConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"cluster: {name} must be positive, got {value}")
-        for name in ("gpus_per_node", "timeouts", "retries", "signal_delay"):
+        for name in ("gpus", "timeouts", "retries", "signal_delay"):
             if getattr(self, name) < 0:
-                raise UserError(f"cluster: {name} must not be negative, got {getattr(self, name)}")
+                key = "gpus_per_node" if name == "gpus" else name
+                raise UserError(f"cluster: {key} must not be negative, got {getattr(self, name)}")
         if self.executor == "local" and self.nodes > 1:
             raise UserError("cluster: executor local runs on one machine, so nodes must be 1")
         if self.executor == "debug" and self.tasks > 1:
@@ -97,9 +98,24 @@ class ClusterConfig:
                 raise UserError(f"cluster: extra has {name!r}, which is not an sbatch option")
 
     @property
+    def gpus(self) -> int:
+        """Number of GPUs per node, without their type.
+
+        Raises:
+            UserError: `gpus_per_node` is neither a number nor TYPE:NUMBER.
+        """
+        found = re.fullmatch(r"(?:[\w.-]+:)?(-?\d+)", str(self.gpus_per_node), re.ASCII)
+        if found is None:
+            raise UserError(
+                "cluster: gpus_per_node must be a number, or a type and a number such as a100:4, "
+                f"got {self.gpus_per_node}"
+            )
+        return int(found[1])
+
+    @property
     def tasks(self) -> int:
         """Ranks per node."""
-        return self.tasks_per_node or max(1, self.gpus_per_node)
+        return self.tasks_per_node or max(1, self.gpus)
 
     @property
     def ranks(self) -> int:
@@ -124,13 +140,15 @@ class ClusterConfig:
 
     def single(self) -> "ClusterConfig":
         """Return the config of a job with one rank, with its share of a node."""
+        kind, typed, _ = str(self.gpus_per_node).rpartition(":")
+        gpus = min(1, self.gpus)
         memory = self.memory_gb and max(1.0, self.memory_gb / self.tasks)
         return ClusterConfig(
             **self.__dict__
             | {
                 "nodes": 1,
                 "tasks_per_node": 1,
-                "gpus_per_node": min(1, self.gpus_per_node),
+                "gpus_per_node": f"{kind}:{gpus}" if typed else gpus,
                 "memory_gb": memory,
             }
         )

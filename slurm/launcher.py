@@ -136,7 +136,7 @@ class Launcher:
             local.update_parameters(
                 timeout_min=config.minutes,
                 tasks_per_node=config.tasks,
-                gpus_per_node=config.gpus_per_node,
+                gpus_per_node=config.gpus,
                 signal_delay_s=config.signal_delay,
             )
             return local
@@ -152,7 +152,7 @@ class Launcher:
             "nodes": config.nodes,
             "ntasks_per_node": config.tasks,
             "cpus_per_task": config.cpus_per_task,
-            "gpus_per_node": config.gpus_per_node or None,
+            "gpus_per_node": config.gpus_per_node if config.gpus else None,
             "partition": config.partition,
             "account": config.account,
             "qos": config.qos,

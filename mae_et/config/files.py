@@ -85,8 +85,8 @@ def _suggest_config(name: str, known: list[str]) -> str:
 
 Config = TypeVar("Config")
 TYPES = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
-    "tuple": "a list such as [1, 2]", "list": "a list such as [1, 2]",
+    "int": "a whole number", "float": "a number", "bool": "true or false",
+    "str": "text (in quotes)", "tuple": "a list such as [1, 2]", "list": "a list such as [1, 2]",
 }  # fmt: skip
 # What jsonargparse raises for an invalid config, and what checks of odd numbers raise.
 REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)

@@ -1,5 +1,6 @@
 """Parse YAML of untrusted files and flags in time linear in its length."""
 
+import re
 from typing import Any
 
 import yaml
@@ -12,7 +13,8 @@ def parse_yaml(text: str) -> Any:
     """Return the plain values in a YAML document.
 
     Aliases are refused: a dozen of them expand to more than fits in memory. So are long and deeply
-    nested documents, in which PyYAML takes quadratic time.
+    nested documents, in which PyYAML takes quadratic time; and what YAML reads otherwise than its
+    writer meant: keys given twice, of which the last counts, and octal numbers (0100 is 64).
 
     Raises:
         yaml.YAMLError: the text is not YAML, or one of the above.
@@ -30,4 +32,32 @@ def parse_yaml(text: str) -> Any:
             depth -= 1
         if depth > MAX_DEPTH:
             raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
-    return yaml.safe_load(text)
+    loader = yaml.SafeLoader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    _check_node(node)
+    return loader.construct_document(node)
+
+
+def _check_node(node: yaml.Node) -> None:
+    """Refuse keys given twice and octal numbers.
+
+    Raises:
+        yaml.YAMLError: there is one; the sentence has its line.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        is_number = node.tag == "tag:yaml.org,2002:int"
+        if is_number and re.fullmatch(r"[-+]?0[0-7_]+", node.value):
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {node.value} is an octal number in YAML")
+        return
+    lines: dict[str, int] = {}
+    for item in node.value:
+        for part in item if isinstance(node, yaml.MappingNode) else (item,):
+            _check_node(part)
+        if isinstance(node, yaml.MappingNode) and isinstance(item[0], yaml.ScalarNode):
+            name, line = item[0].value, item[0].start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"{name} is given twice, in lines {lines[name]} and {line}")
+            lines[name] = line

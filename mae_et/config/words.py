@@ -99,7 +99,9 @@ def _with_path_lists(words: list[str], kind: type[Any]) -> list[str]:
 def _path_list(values: list[str]) -> str:
     """Return paths and patterns as one YAML list; a value that is a list already is kept."""
     if len(values) == 1 and re.fullmatch(r"\[.*\]", values[0]) and not Path(values[0]).exists():
-        return values[0]
+        if not Path(values[0][1:-1]).exists():
+            return values[0]
+        values = [values[0][1:-1]]  # one path, which YAML would split at a comma or a colon
     paths: list[str] = []
     for value in values:
         pattern = str(expand_path(Path(value), "path"))

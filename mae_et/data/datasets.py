@@ -31,7 +31,7 @@ from mae_et.data.notices import notify
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.untrusted import arrays_only
-from mae_et.data.value_range import check_range
+from mae_et.data.value_range import check_image_statistics, check_range
 from mae_et.data.webdataset import open_shards
 from mae_et.errors import UserError
 
@@ -71,6 +71,7 @@ def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDa
         check_range(dataset, config)
         return dataset
     check_channels(channels)  # the others hold no arrays
+    check_image_statistics(config)
     if kind == "synthetic":
         return _open_synthetic(config, split, channels)
     if kind in TORCHVISION:

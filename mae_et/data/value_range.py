@@ -17,6 +17,7 @@ from mae_et.data.decoding import (
     open_image,
 )
 from mae_et.data.notices import notify
+from mae_et.errors import UserError
 
 SAMPLES = 8
 MAX_DEVIATIONS = 50
@@ -27,23 +28,33 @@ class Range(NamedTuple):
     """The values of an image, before any scaling."""
 
     kind: str
-    """16-bit images, 16-bit colours (their high byte), or arrays of a dtype."""
+    """8-bit images, 16-bit images, 16-bit colours (their high byte), or arrays of a dtype."""
     low: np.ndarray
     high: np.ndarray
     """Of each channel, [C]; [1] for grey."""
 
 
+EIGHT_BITS = Range("8-bit images", np.zeros(1), np.full(1, 255))
+
+
 def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
     """Look at some images, the first among them, and warn of a doubtful range.
 
-    16-bit images should reach the upper half of their range (10 to 14 bits in 16-bit files do not),
-    and arrays should lie within some standard deviations (`data.std`) of `data.mean`.
+    Statistics of images must be those of values in [0, 1]. 16-bit images should reach the upper
+    half of their range (10 to 14 bits in 16-bit files do not), and arrays should lie within some
+    standard deviations (`data.std`) of `data.mean`.
 
     Args:
         dataset: the dataset; unreadable images are skipped.
         config: `max_value`, `mean` and `std`.
+
+    Raises:
+        UserError: the statistics are those of other values.
     """
     found = list(_ranges(dataset))
+    if any(not each.kind.endswith("arrays") for each in found):
+        check_image_statistics(config)
+    found = [each for each in found if each is not EIGHT_BITS]
     for kind in dict.fromkeys(each.kind for each in found):
         same = [each for each in found if each.kind == kind]
         low, high = np.min([r.low for r in same], 0), np.max([r.high for r in same], 0)
@@ -53,6 +64,20 @@ def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
             _check_colours(high.item())
         else:
             _check_array(kind, low, high, config)
+
+
+def check_image_statistics(config: DataConfig) -> None:
+    """Refuse statistics that images scaled to [0, 1] cannot have.
+
+    Raises:
+        UserError: a mean or a standard deviation is above 1.
+    """
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if max(values) > 1:
+            raise UserError(
+                f"data.{name} {list(values)} is above 1: images are scaled to [0, 1], so divide "
+                "statistics of values from 0 to 255 by 255"
+            )
 
 
 def _ranges(dataset: DecodedDataset) -> Iterator[Range]:
@@ -67,11 +92,13 @@ def _ranges(dataset: DecodedDataset) -> Iterator[Range]:
 
 
 def _range_of(content: bytes) -> Range | None:
-    """Return the range of a 16-bit image or an array; None for images of 8 bits."""
+    """Return the range of an image or an array; None for arrays that reading refuses."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         array = np.load(io.BytesIO(content), allow_pickle=False)
-        if array.dtype == np.uint8 or array.ndim not in {2, 3}:
+        if array.ndim not in {2, 3}:
             return None
+        if array.dtype == np.uint8:
+            return EIGHT_BITS
         pixels = array.reshape(-1, array.shape[2] if array.ndim == 3 else 1).astype(float)
         return Range(f"{array.dtype} arrays", pixels.min(0), pixels.max(0))
     with open_image(content) as image:
@@ -79,7 +106,7 @@ def _range_of(content: bytes) -> Range | None:
             return Range("16-bit colours", np.zeros(1), _highest(image.convert("RGB")))
         if image.mode in SIXTEEN_BIT_MODES:
             return Range("16-bit images", np.zeros(1), _highest(image))
-    return None
+    return EIGHT_BITS
 
 
 def _highest(image: Image.Image) -> np.ndarray:

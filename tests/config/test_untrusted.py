@@ -15,3 +15,16 @@ def test_config_structure_is_checked_before_its_values() -> None:
     for words in (["--model=x"], ["--model", "x"], ["--model.class_path=x"]):
         with pytest.raises(UserError):
             check_flags(words, PretrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("optim: {batch_size: 8}\nseed: 1\noptim: {base_lr: 1}", "optim is given twice.* 1 and 3"),
+        ("optim:\n  base_lr: 1\n  base_lr: 2", "base_lr is given twice, in lines 2 and 3"),
+        ("curriculum:\n  epochs: 0100", "line 2: 0100 is an octal number"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_written_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_text(text, PretrainConfig)

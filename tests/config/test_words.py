@@ -78,6 +78,8 @@ def test_a_folder_with_a_dollar_in_its_name_is_taken_literally(home: Path) -> No
         (["--images", "*.jpg"], ["2024.jpg", "a.jpg", "a: b.jpg", "b.jpg", "my cat, grey.jpg"]),
         (["--images=[a-j].jpg"], ["[a-j].jpg"]),
         (["--images=a.jpg"], ["a.jpg"]),
+        (["--images=[a: b.jpg]"], ["a: b.jpg"]),
+        (["--images", "[my cat, grey.jpg]"], ["my cat, grey.jpg"]),
         (["--images", "~/pics"], ["HOME/pics"]),
         (["--images=[a.jpg, b.jpg]"], ["a.jpg", "b.jpg"]),
         (['--images=["my cat, grey.jpg"]'], ["my cat, grey.jpg"]),

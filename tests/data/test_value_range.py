@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import npy
+from image_files import encoded, npy
 from PIL import Image
 
 from mae_et.config.data import DataConfig
@@ -165,3 +165,15 @@ def test_uint8_arrays_are_never_scaled(tmp_path: Path) -> None:
 def test_an_impossible_range_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.max_value must be positive"):
         DataConfig(max_value=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.png", grey(16)), ("a.jpg", encoded(9, "JPEG")), ("a.npy", npy(np.zeros((4, 4, 3), "u1")))],
+)
+def test_statistics_of_0_to_255_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    config = DataConfig(root=write(tmp_path, name, content), mean=(123.7,) * 3, std=(58.4,) * 3)
+    with pytest.raises(UserError, match=r"data.mean .* is above 1: .* divide"):
+        open_dataset(config, "train")
+    with pytest.raises(UserError, match="is above 1"):
+        open_dataset(DataConfig(name="synthetic", std=(58.4,) * 3), "train")

@@ -42,12 +42,15 @@ def test_one_rank_per_gpu_by_default() -> None:
     assert ClusterConfig(tasks_per_node=4).ranks == 4
     one = ClusterConfig(nodes=4, gpus_per_node=8, memory_gb=480, partition="gpu").single()
     assert (one.ranks, one.gpus_per_node, one.memory_gb, one.partition) == (1, 1, 60, "gpu")
+    typed = ClusterConfig(nodes=2, gpus_per_node="a100:4")
+    assert (typed.ranks, typed.single().gpus_per_node) == (8, "a100:1")
 
 
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
         ("--nodes=0", "nodes must be positive"),
+        ("--gpus_per_node=a100", "a number, or a type and a number such as a100:4, got a100"),
         ("--executor=local --nodes=2", "local runs on one machine"),
         ("--executor=debug --tasks_per_node=2", "debug runs one rank"),
         ("--retries=-1", "retries must not be negative"),
