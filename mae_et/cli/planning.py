@@ -46,8 +46,9 @@ def _plan_parser() -> ArgumentParser:
     parser = parser_of("plan")
     add = parser.add_argument
     add("--json", action="store_true", help="print one line of JSON")
-    add("--against-epochs", type=float, default=1600.0,
-        help="epochs of the constant-bandwidth baseline")  # fmt: skip
+    add("--against-epochs", type=float, default=None,
+        help="epochs of the constant-bandwidth baseline; by default 1600 (MAE's), below 100 "
+        "equivalent epochs those of the plan's own images")  # fmt: skip
     add("--images", type=int, default=None, help="images of an epoch, if the dataset is elsewhere")
     speed = "images/s at each bandwidth, '{96: 5200, 224: 1200}' or a finished run's folder"
     add("--throughput", type=str, default=None, help=f"of one GPU: {speed}")

@@ -10,12 +10,14 @@ from mae_et.cli.output import is_main, print_results, print_run, split_json_flag
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
+from mae_et.version import __version__
 
 
 def demo(arguments: Arguments) -> None:
     """Pre-train, probe and reconstruct with a small model: minutes on two CPU cores."""
     arguments, as_json = split_json_flag(arguments)
     config = _beside_the_embedded_run(config_of("demo", ["--config=demo", *arguments]))
+    announce("demo", config.output.dir)
     folder = mae_et.pretrain(config)
     if not is_main():
         return
@@ -31,6 +33,14 @@ def demo(arguments: Arguments) -> None:
     print_run(folder, accuracies, as_json)
 
 
+def announce(command: str, folder: Path) -> None:
+    """Print what starts and where, before PyTorch is loaded, which takes seconds."""
+    if is_main():
+        finished = (folder / "results.json").exists()
+        state = "finished before, its results follow" if finished else "starting"
+        say(f"mae-et {__version__}: {command} in {folder}: {state}")
+
+
 def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
     """Return the demo's config with a run folder of its own, if it trains on other data."""
     data, output = config.data, config.output
@@ -44,6 +54,7 @@ def pretrain(arguments: Arguments) -> None:
     """Pre-train a masked autoencoder; resumes automatically from the run folder."""
     arguments, as_json = split_json_flag(arguments)
     config = config_of("pretrain", arguments)
+    announce("pretrain", config.output.dir)
     print_run(mae_et.pretrain(config), {}, as_json)
 
 
@@ -59,16 +70,17 @@ def finetune(arguments: Arguments) -> None:
             f"data must be given (--data.root or --data.name): {start or config.model.backbone} "
             "does not say what it was trained on"
         )
-    _classify(config, as_json)
+    _classify("finetune", config, as_json)
 
 
 def supervised(arguments: Arguments) -> None:
     """Train a timm backbone from scratch, optionally under a curriculum."""
     arguments, as_json = split_json_flag(arguments)
-    _classify(config_of("supervised", arguments), as_json)
+    _classify("supervised", config_of("supervised", arguments), as_json)
 
 
-def _classify(config: downstream.ClassifierConfig, as_json: bool) -> None:
+def _classify(command: str, config: downstream.ClassifierConfig, as_json: bool) -> None:
+    announce(command, config.output.dir)
     results = downstream.classify(config)
     if is_main():
         folder = config.output.dir

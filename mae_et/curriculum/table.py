@@ -7,14 +7,22 @@ from mae_et.curriculum.schedule import Plan
 COMPUTE_UNITS = {"flops": "FLOPs", "area": "pixels"}
 
 
-def summarise(plan: Plan, unit: str, against_epochs: float) -> dict[str, Any]:
+LONG_BUDGET = 100  # equivalent epochs from which a comparison with MAE's 1600 epochs says something
+
+
+def summarise(plan: Plan, unit: str, against_epochs: float | None = None) -> dict[str, Any]:
     """Return a plan's figures as JSON-serialisable types.
 
     Args:
         plan: the plan.
         unit: unit of its costs, FLOPs or pixels.
-        against_epochs: epochs at the base size that `speedup` compares with.
+        against_epochs: epochs at the base size that `speedup` compares with; by default MAE's 1600
+            for budgets of at least 100 equivalent epochs, and those of the plan's own images for
+            shorter ones.
     """
+    epochs = plan.images / plan.dataset_size
+    if against_epochs is None:
+        against_epochs = 1600.0 if plan.equivalent_epochs >= LONG_BUDGET else epochs
     stages = [
         {
             "stage": stage.index,
@@ -32,7 +40,7 @@ def summarise(plan: Plan, unit: str, against_epochs: float) -> dict[str, Any]:
         "stages": stages,
         "steps": plan.steps,
         "images": plan.images,
-        "epochs": plan.images / plan.dataset_size,
+        "epochs": epochs,
         "equivalent_epochs": plan.equivalent_epochs,
         "compute": plan.compute,
         "compute_unit": unit,
@@ -64,7 +72,7 @@ def plan_table(summary: dict[str, Any]) -> str:
         "bandwidth"
     )
     gain = (
-        f"{summary['speedup']:.2f}x less compute than {summary['against_epochs']:g} epochs at "
+        f"{summary['speedup']:.2f}x less compute than {summary['against_epochs']:.4g} epochs at "
         "constant bandwidth"
     )
     return "\n".join([head, *rows, total, "", budget, gain])

@@ -24,6 +24,7 @@ from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
+from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
@@ -31,6 +32,7 @@ from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog
 from mae_et.training.loop import Periodic, Step, train
 from mae_et.training.metrics import summarise_stages
+from mae_et.training.overview import overview
 from mae_et.training.resume import check_same_data, provenance_of
 from mae_et.training.run import Run
 from mae_et.training.same_run import check_same_run
@@ -150,15 +152,16 @@ def train_run(
         )
     num_workers = worker_count(config.efficiency.num_workers, world)
     pin_memory = world.device.type == "cuda"
-    with (
-        run_records(run, files) as logger,
-        training_batches(
+    with run_records(run, files) as logger:
+        if logger is not None:
+            for line in overview(run, dataset.source, num_workers):
+                say(line)
+        with training_batches(
             dataset, run.sampler(), num_workers, pin_memory, run.bad_images, decoder
-        ) as batches,
-    ):
-        train(run, batches, step, stopped, logger, periodic, stop_after_step)
-        if run.state.step == run.plan.steps:
-            finish(logger)
+        ) as batches:
+            train(run, batches, step, stopped, logger, periodic, stop_after_step)
+            if run.state.step == run.plan.steps:
+                finish(logger)
     distributed.barrier(world)
 
 

@@ -1,0 +1,107 @@
+"""What a run is, in one block of lines at its start."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mae_et.curriculum.schedule import Plan
+from mae_et.data.datasets import count_unlabelled
+from mae_et.monitoring.figures import short
+from mae_et.training.compile import should_compile
+from mae_et.training.run import Run
+
+
+def overview(run: Run, source: Any, num_workers: int) -> list[str]:
+    """Return what a run trains, on what, for how long and where, as aligned lines.
+
+    Args:
+        run: the run, new or restored.
+        source: its images, an `ImageDataset`.
+        num_workers: loader processes of each rank.
+    """
+    folder, step = run.config.output.dir, run.state.step
+    state = f"resumes after step {step:,}" if step else "new"
+    facts = {
+        "run": f"{folder}: {state}",
+        "data": _data(run.config.data, source),
+        "model": _model(run),
+        "device": _device(run, num_workers),
+        "plan": _plan(run.plan),
+        "curves": f"tensorboard --logdir {folder}",
+    }
+    if not run.config.output.tensorboard:
+        facts["curves"] = f"mae-et report {folder}"
+    return [f"{name:<8}{fact}" for name, fact in facts.items()]
+
+
+def _data(config: Any, source: Any) -> str:
+    kind = config.source
+    where = config.root if kind in {"folder", "shards", "wds"} else kind
+    unlabelled = count_unlabelled(source)
+    classes = len(source.classes)
+    labels = f", {classes:,} classes" if classes else ""
+    if unlabelled and classes:
+        labels += f", {unlabelled:,} without a label"
+    return f"{where}, training split: {len(source):,} images{labels or ', no labels'}"
+
+
+def _model(run: Run) -> str:
+    settings, model = run.config.model, run.state.model
+    name = getattr(settings, "encoder", None) or getattr(settings, "backbone", None)
+    parts = [f"{name or type(model).__name__}"]
+    decoder = getattr(model, "decoder", None)
+    total = _parameters(model)
+    if isinstance(decoder, nn.Module):
+        rest = _parameters(decoder)
+        parts.append(f"{short(total - rest)} parameters and {short(rest)} of the decoder")
+    else:
+        parts.append(f"{short(total)} parameters")
+    if run.config.curriculum.cost == "flops":
+        costs = {stage.bandwidth: stage.cost for stage in run.plan.stages}
+        figures = " / ".join(f"{cost / 1e9:.3g}" for cost in costs.values())
+        parts.append(f"{figures} GFLOPs an image and step at {_sizes(list(costs))}")
+    return ", ".join(parts)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _device(run: Run, num_workers: int) -> str:
+    efficiency, world = run.config.efficiency, run.world
+    if world.device.type == "cuda":
+        name = torch.cuda.get_device_name(world.device)
+    else:
+        name = f"CPU, {_count(torch.get_num_threads(), 'thread')}"
+    if world.size > 1:
+        name = f"{world.size} x {name}"
+    precision = str(run.dtype or torch.float32).removeprefix("torch.")
+    compiled = should_compile(efficiency.compile, run.plan, world.device)
+    bandwidths = dict.fromkeys(stage.bandwidth for stage in run.plan.stages)
+    sizes = [run.micro_batch(bandwidth) for bandwidth in bandwidths]
+    batches = " / ".join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))
+    loaders = _count(num_workers, "loader process", "es")
+    return (
+        f"{name}, {precision}, {'compiled' if compiled else 'not compiled'}; "
+        f"micro-batch {batches}; {loaders}{' a rank' * (world.size > 1)}"
+    )
+
+
+def _plan(plan: Plan) -> str:
+    sizes = _sizes([stage.bandwidth for stage in plan.stages])
+    return (
+        f"{plan.steps:,} steps of {plan.batch_size:,} images, "
+        f"{_count(len(plan.stages), 'stage')} at {sizes}; "
+        f"{plan.images / plan.dataset_size:.4g} epochs of images for the compute of "
+        f"{plan.equivalent_epochs:.4g}"
+    )
+
+
+def _sizes(bandwidths: Sequence[int]) -> str:
+    return " / ".join(map(str, dict.fromkeys(bandwidths))) + " px"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{plural * (number != 1)}"
