@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from finetune.learning_dynamics import dynamics as dynamics
     from finetune.linear_classifier import ProbeResult as ProbeResult
     from finetune.linear_classifier import probe_features as probe_features
-    from finetune.nearest_neighbours import knn_accuracy as knn_accuracy
     from finetune.objective import HeldOutAccuracy as HeldOutAccuracy
     from finetune.probes import knn as knn
     from finetune.probes import linear_probe as linear_probe
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from finetune.scoring_config import DynamicsConfig as DynamicsConfig
     from finetune.scoring_config import EvaluateConfig as EvaluateConfig
     from finetune.scoring_config import ProbeConfig as ProbeConfig
+    from mae_et.probing.nearest_neighbours import knn_accuracy as knn_accuracy
 else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
@@ -32,10 +32,10 @@ else:
             "finetune.features": ["Features", "extract_dataset_features"],
             "finetune.learning_dynamics": ["dynamics"],
             "finetune.linear_classifier": ["ProbeResult", "probe_features"],
-            "finetune.nearest_neighbours": ["knn_accuracy"],
             "finetune.objective": ["HeldOutAccuracy"],
             "finetune.probes": ["knn", "linear_probe", "score_encoder"],
             "finetune.run_folder": ["read_classifier_config"],
             "finetune.scoring_config": ["DynamicsConfig", "EvaluateConfig", "ProbeConfig"],
+            "mae_et.probing.nearest_neighbours": ["knn_accuracy"],
         },
     )

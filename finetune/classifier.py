@@ -223,7 +223,7 @@ class PeriodicEvaluation:
 
     def due(self, step: int) -> bool:
         """Return whether scores are due after this number of steps."""
-        return step % self.every == 0 or step == self.of.plan.steps
+        return step > 0 and (step % self.every == 0 or step == self.of.plan.steps)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record holds the scores of a step."""

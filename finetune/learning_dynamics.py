@@ -13,7 +13,6 @@ from typing import Any
 from finetune.features import extract_dataset_features
 from finetune.frozen_encoder import FrozenEncoder, encoder_from_weights, open_encoder_and_data
 from finetune.linear_classifier import train_probe
-from finetune.nearest_neighbours import knn_accuracy
 from finetune.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig, ProbeConfig
 from mae_et.checkpoints.formats import weights_of_payload
@@ -31,6 +30,7 @@ from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import Row, read_metrics
 from mae_et.io.plain_files import keep_settings
 from mae_et.monitoring.plots import Plot, save_plots
+from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
 

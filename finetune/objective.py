@@ -13,13 +13,13 @@ from finetune.datasets import open_labelled
 from finetune.features import Features, extract_dataset_features
 from finetune.frozen_encoder import encoder_from_weights
 from finetune.linear_classifier import probe_features
-from finetune.nearest_neighbours import knn_accuracy
 from finetune.scoring_config import ProbeConfig
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
+from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 
 

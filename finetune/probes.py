@@ -8,10 +8,10 @@ import torch
 from finetune.features import extract_dataset_features
 from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.linear_classifier import probe_features
-from finetune.nearest_neighbours import knn_accuracy
 from finetune.scoring_config import ProbeConfig
 from mae_et.config.data import DataConfig
 from mae_et.io.atomic import write_text_atomically
+from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 
 

@@ -29,17 +29,19 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.cache import cache_images
-from mae_et.data.datasets import open_dataset
+from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.transforms import Batch, TrainDataset, normalise
-from mae_et.io.metrics_file import read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.divergence import last_loss
 from mae_et.monitoring.logger import RunLogger
+from mae_et.monitoring.probes import summarise_probes
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
 from mae_et.training.loop import Step
+from mae_et.training.online_probe import OnlineProbe
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import curriculum_of, make_plan
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
@@ -112,7 +114,7 @@ def _pretrain(
         dataset,
         step,
         stopped,
-        [PeriodicReconstructions(run, model, source)],
+        [PeriodicReconstructions(run, model, source), *online_probes(run, model, source)],
         partial(finish, run, model),
         stop_after_step=stop_after_step,
     )
@@ -128,6 +130,11 @@ def build(
     optimizer_of = partial(build_optimizer, config=config.optim)
     run = build_run(config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True)
     return run, model
+
+
+def online_probes(run: Run, model: MaskedAutoencoder, source: ImageDataset) -> list[OnlineProbe]:
+    """Return the probe of the encoder, if the config has one."""
+    return [] if run.config.probe.every is None else [OnlineProbe(run, model, source)]
 
 
 def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
@@ -172,5 +179,6 @@ def finish(run: Run, model: MaskedAutoencoder, logger: RunLogger | None) -> None
         "loss": last_loss(rows),
         "loss_at_first": rows[0].get("loss") if rows else None,
         "images": run.plan.images,
+        **summarise_probes(read_metrics(folder, SCORES), run.plan, run.state.seconds),
     }
     write_results(run, logger, rows, figures)

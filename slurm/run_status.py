@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.monitoring.figures import figure_name, format_figure
 from mae_et.monitoring.progress import format_seconds, seconds_left
 from mae_et.runtime.console import printable
 from slurm.events import Event, events_file, log_file, read_events
@@ -19,6 +20,7 @@ from slurm.squeue import JobState, job_states
 # A run without a job counts as stopped once no row of metrics has arrived for so long.
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
+SHOWN_SCORES = ("top1", "knn", "ridge", "effective_rank")
 MAX_NUMBER = 1e30  # larger values in a row are damage
 ENDED = frozenset(
     {"finished", "failed", "cancelled", "stopped", "timeout", "node_fail", "out_of_memory"}
@@ -54,6 +56,8 @@ class RunStatus:
     """Number of restarts."""
     lost: int
     """Steps that restarts repeated, as far as the metrics show."""
+    scores: dict[str, float]
+    """Last accuracies of a probe or of an evaluation; an effective rank if there are no labels."""
     error: str
     """Last error; empty for finished runs."""
 
@@ -119,6 +123,7 @@ def _status(
         eta=seconds_left(row) if row and running else None,
         restarts=max(0, len(starts) - 1),
         lost=sum(event.get("lost", 0) for event in starts),
+        scores=_scores(run),
         error="" if state == "finished" else _error(run, events, job, state),
     )
 
@@ -139,6 +144,20 @@ def _rows(run: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError):
         return []
     return [row for row in rows if isinstance(row, dict) and _is_plausible(row)]
+
+
+def _scores(run: Path) -> dict[str, float]:
+    """Return the plausible values of the last row of scores."""
+    try:
+        rows = read_metrics(run, SCORES)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    given = [(key, rows[-1].get(key)) for key in SHOWN_SCORES] if rows else []
+    return {
+        key: value
+        for key, value in given
+        if isinstance(value, (int, float)) and abs(value) < MAX_NUMBER
+    }
 
 
 def _is_plausible(row: dict[str, Any]) -> bool:
@@ -198,7 +217,8 @@ def _error(run: Path, events: list[Event], job: str | None, state: str) -> str:
 def table(found: Iterable[RunStatus]) -> str:
     """Format statuses as a table for a terminal, followed by errors."""
     head = [
-        "run", "job", "state", "step", "stage", "B", "loss", "img/s", "ETA", "restarts", "lost",
+        "run", "job", "state", "step", "stage", "B", "loss", "score", "img/s", "ETA", "restarts",
+        "lost",
     ]  # fmt: skip
     rows, errors = [head], []
     for each in found:
@@ -210,6 +230,7 @@ def table(found: Iterable[RunStatus]) -> str:
             each.stage or "-",
             _shown(each.bandwidth),
             _shown(each.loss, ".4f"),
+            _first(each.scores),
             _shown(each.images_per_second, ".0f"),
             "-" if each.eta is None else format_seconds(each.eta),
             str(each.restarts),
@@ -228,6 +249,10 @@ def table(found: Iterable[RunStatus]) -> str:
 
 def _shown(value: float | None, form: str = "") -> str:
     return "-" if value is None else format(value, form)
+
+
+def _first(scores: dict[str, float]) -> str:
+    return next((f"{figure_name(k)} {format_figure(k, v)}" for k, v in scores.items()), "-")
 
 
 def watch(folders: Sequence[Path], seconds: float) -> None:

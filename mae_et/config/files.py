@@ -219,12 +219,12 @@ def _parser_of(kind: type[Any]) -> ArgumentParser:
 def numeric_keys(config: Any) -> dict[str, Any]:
     """Return the keys that decide a run's numbers, with their values as plain types.
 
-    They are written as on the command line (`optim.base_lr`); `efficiency` and `output` do not
-    belong to them.
+    They are written as on the command line (`optim.base_lr`); `efficiency`, `probe` and `output` do
+    not belong to them.
     """
     flat: dict[str, Any] = {}
     for section, value in plain(config).items():
-        if section in {"efficiency", "output"}:
+        if section in {"efficiency", "probe", "output"}:
             continue
         if isinstance(value, dict):
             flat |= {f"{section}.{key}": item for key, item in value.items()}

@@ -1,37 +1,22 @@
 """The configuration of a run: frozen dataclasses that reject impossible values.
 
 Sections are split by effect. `model`, `data`, `curriculum`, `crop` and `optim` decide the numbers;
-`efficiency` must not change them beyond rounding; `output` never does.
+`efficiency` must not change them beyond rounding; `probe` and `output` never do.
 """
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mae_et.config.data import DataConfig, check_cache, check_statistics
+from mae_et.config.duration import Duration, duration_in_steps
 from mae_et.config.model import ModelConfig
-from mae_et.errors import UserError, require
+from mae_et.config.probe import OnlineProbeConfig
+from mae_et.errors import require
 
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
 MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to end again
-Duration = int | str
-
-
-def duration_in_steps(duration: Duration, total_steps: int, key: str = "duration") -> int:
-    """Convert a number of steps, or a share of the run such as "5%", to steps (at least 1).
-
-    Raises:
-        UserError: neither a positive whole number nor a percentage in (0, 100].
-    """
-    text = str(duration).strip()
-    if re.fullmatch(r"\d+", text) and int(text) > 0:
-        return int(text)
-    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
-    if share and 0 < float(share[1]) <= 100:
-        return max(1, round(total_steps * float(share[1]) / 100))
-    raise UserError(f"{key} must be a number of steps or a share such as 5%, got {duration!r}")
 
 
 @dataclass(frozen=True)
@@ -248,6 +233,7 @@ class PretrainConfig:
     crop: CropConfig = field(default_factory=CropConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
+    probe: OnlineProbeConfig = field(default_factory=OnlineProbeConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     seed: int = 0
     """Seed of the weights, the order of the data, its augmentation and the masks."""

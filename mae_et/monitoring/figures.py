@@ -9,14 +9,19 @@ from mae_et.monitoring.progress import format_seconds
 # Figures to compare, in the order of the columns.
 FIGURES = (
     "loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
-    "untrained_linear", "equivalent_epochs", "images", "training_seconds",
+    "untrained_linear", "probe_knn", "probe_ridge", "probe_effective_rank", "probe_time_fraction",
+    "equivalent_epochs", "images", "training_seconds",
 )  # fmt: skip
 NAMES = {
+    "ridge": "linear (ridge)", "probe_knn": "kNN of the last probe",
+    "probe_ridge": "linear (ridge) of the last probe",
+    "probe_effective_rank": "effective rank of the last probe",
+    "probe_time_fraction": "time of probes", "probe_seconds": "probe time",
     "top1": "top-1", "top5": "top-5", "best_top1": "best top-1", "raw_top1": "raw top-1",
     "raw_top5": "raw top-5", "knn": "kNN", "untrained_knn": "kNN, untrained",
     "untrained_linear": "linear, untrained", "training_seconds": "training time",
 }  # fmt: skip
-PERCENTAGES = ("top1", "top5", "knn", "linear")
+PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
 # Counts of faults, shown only if there were any.
 FAULTS = ("diverged", "loss_spikes", "skipped_updates", "unreadable_images", "substituted")
 PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -49,6 +54,8 @@ def format_figure(key: str, value: Any) -> str:
         return str(value)
     if key.endswith("seconds"):
         return format_seconds(number)
+    if key.endswith("fraction"):
+        return f"{number:.2%}"
     if key.endswith(PERCENTAGES):
         return f"{number:.4g} %"
     if isinstance(value, int):
@@ -75,7 +82,21 @@ def results_table(results: dict[str, Any]) -> str:
     stages = results.get("stages")
     if isinstance(stages, list) and len(stages) > 1:
         lines += ["", *_stages(stages)]
+    probes = results.get("probes")
+    if isinstance(probes, list) and probes:
+        lines += ["", probe_curve(probes)]
     return "\n".join(lines)
+
+
+def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
+    """Return the curve of a run's probes in a line, from the untrained encoder to the trained one.
+
+    Args:
+        probes: `compute`, the share that was done, and measures of each probe.
+    """
+    key = "knn" if "knn" in probes[0] else "effective_rank"
+    points = [f"{format_figure(key, probe.get(key))} at {probe['compute']:.0%}" for probe in probes]
+    return f"{figure_name(key)} by compute done: {' -> '.join(points)}"
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:

@@ -48,7 +48,7 @@ class RunLogger:
                 stacklevel=2,
             )
         found = read_metrics(self.folder, SCORES, is_whole=_is_numeric)
-        scores = [row for row in found if row["step"] <= start]
+        scores = [row for row in found if 0 < start >= row["step"]]
         self._rewrite(METRICS, rows)
         self._rewrite(SCORES, scores)
         self.metrics = (self.folder / METRICS).open("a", encoding="utf-8")
@@ -83,8 +83,8 @@ class RunLogger:
             self.tensorboard.add_metrics(row)
         self.terminal.show_metrics(row)
 
-    def log_scores(self, step: int, scores: dict[str, float]) -> None:
-        """Log scores on validation data."""
+    def log_scores(self, step: int, scores: dict[str, float | None]) -> None:
+        """Log scores on validation data, or of a probe."""
         self.check_in_place()
         row = {"step": step, "time": time.time()} | scores
         with (self.folder / SCORES).open("a", encoding="utf-8") as file:

@@ -1,9 +1,9 @@
 """TensorBoard's event file of a run, written from the rows of its metrics and scores.
 
-Tag names decide the order on the page, which is alphabetical: accuracy, loss and reconstructions
-come first. Resuming rewrites the file from the rows that are kept, so that no reader sees a step
-twice. `SummaryWriter(purge_step=N)` alone cannot do this: it drops every point at or after N, also
-of the curves against compute and images, whose axes do not count steps.
+Tag names decide the order on the page, which is alphabetical: accuracy, features, loss and
+reconstructions come first. Resuming rewrites the file from the rows that are kept, so that no
+reader sees a step twice. `SummaryWriter(purge_step=N)` alone cannot do this: it drops every point
+at or after N, also of the curves against compute and images, whose axes do not count steps.
 """
 
 import os
@@ -36,6 +36,8 @@ TAGS = {
     "substituted": "training/substituted_images",
     "unreadable": "training/unreadable_images",
 }
+SCORE_TAGS = {"effective_rank": "features/effective_rank", "probe_seconds": "speed/probe_seconds"}
+"""Of scores that are neither an accuracy nor a loss."""
 # Zero in a healthy run: their charts appear with the first other value.
 USUALLY_ZERO = {"skipped_updates", "substituted", "unreadable"}
 
@@ -85,16 +87,19 @@ class TensorBoardWriter:
             self._add("training/loss_spikes", loss, step, when)
 
     def add_scores(self, row: Row) -> None:
-        """Add validation scores, against steps, compute and images."""
+        """Add validation scores, or those of a probe, against steps, compute and images."""
         step, when = row["step"], row["time"]
         compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
         for key, value in row.items():
             if key in {"step", "time", "images"}:  # of images there is always the same number
                 continue
-            is_loss = key.endswith("loss")
+            tag = SCORE_TAGS.get(key, f"accuracy/{key}")
+            if key.endswith("loss"):
+                tag = f"loss/{key.replace('loss', 'validation')}"
+            self._add(tag, value, step, when)
+            if tag.startswith("speed/"):
+                continue
             name = key.replace("loss", "validation_loss")
-            self._add(f"loss/{key.replace('loss', 'validation')}" if is_loss else f"accuracy/{key}",
-                      value, step, when)  # fmt: skip
             self._add(f"vs_compute/{name}", value, compute, when)
             self._add(f"vs_images/{name}", value, step * self.plan.batch_size, when)
 

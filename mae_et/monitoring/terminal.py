@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from mae_et.curriculum.schedule import Plan
 from mae_et.io.metrics_file import Row
+from mae_et.monitoring.figures import figure_name, format_figure
 from mae_et.monitoring.progress import format_seconds, seconds_left
 from mae_et.runtime.console import say
 
@@ -48,10 +49,15 @@ class Terminal:
             self.advance(row["step"])
             self.bar.set_description_str(summary(row) + spike.replace(" |", ","))
 
-    def show_scores(self, step: int, scores: dict[str, float]) -> None:
-        """Show validation scores."""
-        shown = " | ".join(f"{key} {value:g}" for key, value in scores.items())
-        say(f"step {step}/{self.plan.steps} | validation: {shown}")
+    def show_scores(self, step: int, scores: dict[str, float | None]) -> None:
+        """Show validation scores, or those of a probe."""
+        shown = " | ".join(
+            f"{figure_name(key)} {value:.1f} s"
+            if key == "probe_seconds"
+            else f"{figure_name(key)} {format_figure(key, value) or 'non-finite'}"
+            for key, value in scores.items()
+        )
+        say(f"step {step}/{self.plan.steps} | {shown}")
 
     def close(self) -> None:
         """Close the bar."""

@@ -43,7 +43,7 @@ class Periodic(Protocol):
     """Work that is due at some steps, such as scoring or drawing; every rank takes part."""
 
     def due(self, step: int) -> bool:
-        """Return whether the work is due after this number of steps."""
+        """Return whether the work is due after this number of steps; 0: before the first."""
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record of a resumed run holds the work of a step."""
@@ -93,8 +93,8 @@ def train(
     """
     state = run.state
     for work in periodic:
-        # A run that was killed between a checkpoint and the work due with it catches up.
-        if state.step and work.due(state.step):
+        # Also what a run missed that was killed between a checkpoint and the work due with it.
+        if work.due(state.step):
             missing = logger is not None and not work.recorded(state.step, logger)
             if distributed.any_rank(missing, run.world):
                 with eagerly():

@@ -29,7 +29,8 @@ class PeriodicReconstructions:
 
     def due(self, step: int) -> bool:
         """Return whether reconstructions are due after this number of steps."""
-        return self.count > 0 and (step % self.every == 0 or step == self.of.plan.steps)
+        ends = step % self.every == 0 or step == self.of.plan.steps
+        return self.count > 0 and step > 0 and ends
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the image of a step is kept."""

@@ -25,7 +25,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.figures import FIGURES
-from mae_et.monitoring.tensorboard import TAGS, USUALLY_ZERO
+from mae_et.monitoring.tensorboard import SCORE_TAGS, TAGS, USUALLY_ZERO
 from mae_et.training.optim import lr_at, weight_decay_at
 
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
@@ -52,6 +52,7 @@ def recorded(request, tmp_path_factory) -> tuple[PretrainConfig, list[dict], Eve
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "tiny.yaml").write_text(TINY)
     flags = [f"--output.dir={folder}/run", "--optim.weight_decay_end=0.2"]
+    flags += ["--probe.every=6", "--probe.max_fraction=1"]
     config = load_config(PretrainConfig, [folder / "tiny.yaml"], flags)
     return config, *trained(config, folder, ENDS if request.param == "interrupted" else ())
 
@@ -135,10 +136,12 @@ def hand(model: Any) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("kind", ["opened at the end", "open throughout"])
 def test_tensorboard_shows_every_row_exactly_once(recorded, kind: str) -> None:
-    config, _, live = recorded
+    config, facts, live = recorded
     folder = config.output.dir
     found = live if kind == "open throughout" else reader(folder).Reload()
-    check_scalars(found, read_metrics(folder), [], folder)
+    scores = read_metrics(folder, SCORES)
+    assert [row["step"] for row in scores] == [*range(0, len(facts), 6), len(facts)]
+    check_scalars(found, read_metrics(folder), scores, folder)
     drawn = sorted(int(path.stem[-8:]) for path in (folder / "reconstructions").glob("*.png"))
     assert [image.step for image in found.Images("reconstructions")] == drawn
     files = [path.stat().st_size for path in folder.glob("events.out.tfevents.*")]
@@ -202,7 +205,9 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
         expect(f"stages/loss_{row['stage'] + 1}_B{row['bandwidth']}", at, "loss", [row])
     for key in set(scores[0]) - {"step", "time", "images"} if scores else ():
         name = "validation_loss" if key == "loss" else key
-        expect("loss/validation" if key == "loss" else f"accuracy/{key}", at, key, scores)
+        expect("loss/validation" if key == "loss" else tag_of(key), at, key, scores)
+        if key == "probe_seconds":
+            continue
         expect(f"vs_compute/{name}", thousandths, key, scores)
         expect(f"vs_images/{name}", lambda row: row["step"] * 12, key, scores)
     for key, value in json.loads((folder / "results.json").read_text()).items():
@@ -216,6 +221,10 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
         assert [scalar.value for scalar in read] == pytest.approx(values, rel=1e-6), tag
         if points[0][2] is not None:
             assert [scalar.wall_time for scalar in read] == [time for _, _, time in points], tag
+
+
+def tag_of(score: str) -> str:
+    return SCORE_TAGS.get(score, f"accuracy/{score}")
 
 
 def from_first_nonzero(rows: list, key: str) -> list:

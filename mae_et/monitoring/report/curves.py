@@ -9,6 +9,10 @@ from mae_et.monitoring.figures import short
 from mae_et.monitoring.report.charts import Band, Curve, SvgChart, chart
 from mae_et.monitoring.report.records import Record, number
 
+PROBES = {
+    "knn": "kNN of the probe (%)", "ridge": "Linear (ridge) of the probe (%)",
+    "effective_rank": "Effective rank of the features",
+}  # fmt: skip
 Position = Callable[[Record, float], float | None]
 
 
@@ -52,6 +56,10 @@ def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
             draw.scores("Validation top-5 (%)", compute, "top5"),
             draw.scores("Validation loss", compute, "loss"),
         ]
+    for place, (key, title) in enumerate(draw.probes().items()):
+        axes = (("compute", compute), ("images", images), ("time", clock))
+        charts += [draw.scores(f"{title} by {by}", axis, key)
+                   for by, axis in (axes if place == 0 else axes[:1])]  # fmt: skip
     charts += [draw.rows(f"Training loss by {by}", axis, "loss") for by, axis in
                (("compute", compute), ("time", clock), ("images", images))]  # fmt: skip
     charts += [
@@ -130,6 +138,11 @@ class _Drawing:
         note = "Dashed: without the moving average of the weights"
         any_raw = any(curve.points for curve in raw)
         return self._chart(title, axis, [*curves, *raw], note=note if any_raw else "")
+
+    def probes(self) -> dict[str, str]:
+        """Return the measures of the probes and their titles, the most telling one first."""
+        rows = [row for record in self.records for row in record.scores]
+        return {key: title for key, title in PROBES.items() if any(key in row for row in rows)}
 
     def bandwidths(self, axis: Axis) -> SvgChart | None:
         """Draw the complete curricula."""

@@ -12,6 +12,7 @@ from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_of
+from mae_et.monitoring.probes import MEASURES
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Record:
     @property
     def is_classifier(self) -> bool:
         """Whether the run trains a classifier."""
-        return "model.backbone" in self.settings or bool(self.scores)
+        return "model.backbone" in self.settings or any("top1" in row for row in self.scores)
 
     @property
     def step(self) -> int:
@@ -63,6 +64,7 @@ class Record:
         """The figures; for an unfinished run, those of its last rows."""
         scores = self.scores[-1] if self.scores else {}
         so_far: dict[str, Any] = {key: number(scores, key) for key in ("top1", "top5")}
+        so_far |= {f"probe_{key}": number(scores, key) for key in MEASURES}
         if self.rows and not self.is_classifier:
             so_far |= {"loss": number(self.rows[-1], "loss"), "images": self.images(self.step)}
         if self.rows:
@@ -88,7 +90,9 @@ class Record:
         return None if self.plan is None else int(step) * self.plan.batch_size
 
     def seconds(self, step: float) -> float | None:
-        """Return the training time at the last row up to a step."""
+        """Return the training time at the last row up to a step; 0 at the start."""
+        if not step:
+            return 0.0
         place = bisect_right(self.rows, step, key=lambda row: row["step"])
         return number(self.rows[place - 1], "seconds") if place else None
 

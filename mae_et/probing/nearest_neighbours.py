@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.features import check_features
+from mae_et.probing.labelled import check_features
 
 MAX_SIMILARITIES = 2**28
 """Most entries of a block of the similarity matrix: 1 GiB in float32."""

@@ -1,0 +1,52 @@
+"""The section `probe` of a configuration: how a pre-training is watched."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_et.config.duration import Duration, duration_in_steps
+from mae_et.errors import require
+
+
+@dataclass(frozen=True)
+class ProbeDataConfig:
+    """Another data set to probe on; how its images are prepared is the run's."""
+
+    name: str | None = None
+    """As data.name: folder if there is a root, else synthetic."""
+    root: Path | None = None
+    """Folder of the images, or where a download is kept."""
+    train_split: str = "train"
+    """Name of the split whose images vote."""
+    val_split: str = "val"
+    """Name of the split that is classified."""
+
+
+@dataclass(frozen=True)
+class OnlineProbeConfig:
+    """Probes of the encoder while it trains: kNN, ridge classifier, effective rank."""
+
+    every: Duration | None = None
+    """Interval between probes, in steps or as a share of the run such as 5%; also before the first
+    step and after the last. By default there are none: a pre-training needs no labels."""
+    data: ProbeDataConfig | None = None
+    """Labelled data to probe on; by default the run's own. Without labels, only the effective rank
+    is measured."""
+    train_images: int = 20_000
+    """Training images that vote, drawn at random."""
+    val_images: int = 5_000
+    """Validation images to classify, drawn at random; where there is no validation split, training
+    images that do not vote."""
+    max_fraction: float = 0.02
+    """Largest fraction of the run's time for all probes together: fewer images are drawn where
+    their loading and encoding would take more."""
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            duration_in_steps(self.every, 1, "probe.every")
+        for name in ("train_images", "val_images"):
+            value = getattr(self, name)
+            require(value > 0, f"probe.{name} must be positive, got {value}")
+        require(
+            0 < self.max_fraction <= 1,
+            f"probe.max_fraction must lie in (0, 1], got {self.max_fraction}",
+        )

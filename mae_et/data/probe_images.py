@@ -1,0 +1,153 @@
+"""The images of online probes: a bounded random sample, the same at every probe."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from mae_et.config.data import DataConfig
+from mae_et.config.probe import OnlineProbeConfig
+from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
+from mae_et.data.notices import notify
+from mae_et.data.sampler import sample_seed
+from mae_et.data.transforms import EvalDataset
+from mae_et.errors import Unreadable, UserError
+
+HELD_OUT_FRACTION = 0.2
+"""Of the training images, where there is no validation split."""
+
+
+class CentreCrops(Dataset[tuple[Tensor, int] | None]):
+    """Centre crops of chosen images with their labels; None for those that cannot be read.
+
+    Args:
+        source: the images.
+        data: `eval_crop`, and `on_error`, which may refuse unreadable images.
+        size: side of the crops, in pixels.
+        indices: the chosen images, in order.
+    """
+
+    def __init__(
+        self, source: ImageDataset, data: DataConfig, size: int, indices: Sequence[int]
+    ) -> None:
+        self.crops = EvalDataset(source, data, size)
+        self.skips = data.on_error == "skip"
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int] | None:
+        try:
+            return self.crops[self.indices[place]]
+        except Unreadable:
+            if not self.skips:
+                raise
+            return None
+
+    @staticmethod
+    def collate(samples: list[tuple[Tensor, int] | None]) -> Any:
+        """Return images [B C H W] and labels [B] of the readable images; None if there are none."""
+        readable = [sample for sample in samples if sample is not None]
+        return default_collate(readable) if readable else None
+
+
+@dataclass(frozen=True)
+class ProbeImages:
+    """Which images a probe encodes."""
+
+    data: DataConfig
+    """Where they come from, and how they are prepared."""
+    train: ImageDataset
+    train_indices: list[int]
+    """Images whose features are measured, and vote if they have labels."""
+    val: ImageDataset
+    val_indices: list[int]
+    """Images to classify; none without labels."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracies can be measured."""
+        return bool(self.val_indices)
+
+
+def open_probe_images(
+    config: OnlineProbeConfig,
+    run: DataConfig,
+    source: ImageDataset,
+    channels: int,
+    most: int,
+    seed: int,
+) -> ProbeImages:
+    """Open the data of the probes and draw their images; print in one line what they are.
+
+    Args:
+        config: which data, and how many images.
+        run: the data that the run trains on; images are prepared as its own.
+        source: their training split.
+        channels: image channels.
+        most: images that a probe can afford.
+        seed: seed of the draw.
+
+    Raises:
+        UserError: `probe.data` cannot be opened.
+    """
+    data, train = run, source
+    if config.data is not None:
+        data = replace(run, **vars(config.data))
+        train = open_dataset(data, "train", channels)
+    order = _shuffled(len(train), seed)
+    if unlabelled := _why_unlabelled(train):
+        chosen = sorted(order[: max(1, min(config.train_images, most))])
+        _describe(data, f"effective rank of {len(chosen)} images, no accuracy: {unlabelled}")
+        return ProbeImages(data, train, chosen, train, [])
+    val, reason = _open_validation(data, train, channels)
+    if val is not None:
+        val_order = _shuffled(len(val), seed)
+    elif config.data is not None:
+        raise UserError(f"probe.data: {reason}")
+    else:
+        held_out = max(1, int(len(train) * HELD_OUT_FRACTION))
+        val, val_order, order = train, order[:held_out], order[held_out:]
+    wanted = min(config.train_images, len(order)), min(config.val_images, len(val_order))
+    share = min(1.0, most / sum(wanted))
+    voting, classified = (max(1, int(share * count)) for count in wanted)
+    limit = "" if share == 1 else f" (probe.max_fraction allows no more, of {sum(wanted)})"
+    held = f", held out from the training images: {reason}" if reason else ""
+    _describe(data, f"{voting} images vote, {classified} are classified{limit}{held}")
+    return ProbeImages(data, train, sorted(order[:voting]), val, sorted(val_order[:classified]))
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(sample_seed(seed, count))
+    return torch.randperm(count, generator=generator).tolist()
+
+
+def _why_unlabelled(images: ImageDataset) -> str:
+    """Return why images cannot be classified; empty if they can."""
+    if len(images.classes) < 2:
+        return f"{len(images.classes) or 'no'} class{'es' if not images.classes else ''}"
+    unlabelled = count_unlabelled(images)
+    return f"{unlabelled} of {len(images)} images have no label" if unlabelled else ""
+
+
+def _open_validation(
+    data: DataConfig, train: ImageDataset, channels: int
+) -> tuple[ImageDataset | None, str]:
+    """Open the validation split; None and the reason if it cannot be used."""
+    try:
+        val = open_dataset(data, "val", channels)
+    except UserError as error:
+        return None, str(error)
+    if unlabelled := _why_unlabelled(val):
+        return None, f"of the validation split, {unlabelled}"
+    if list(val.classes) != list(train.classes):
+        return None, "the validation split has other classes"
+    return val, ""
+
+
+def _describe(data: DataConfig, fact: str) -> None:
+    notify(f"probe on {data.root or data.source}: {fact}")

@@ -1,0 +1,1 @@
+"""How good features are: kNN, a ridge classifier, effective rank."""

@@ -1,0 +1,185 @@
+"""Probe the encoder during pre-training, to see whether it learns.
+
+The loss cannot tell: it steps with the curriculum. A probe draws none of the run's random numbers
+and changes none of its state, and its time does not count as training.
+
+Shapes: N images, D width.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mae_et.config.duration import duration_in_steps
+from mae_et.curriculum.flops import FORWARD_AND_BACKWARD
+from mae_et.curriculum.schedule import Plan
+from mae_et.data.datasets import ImageDataset
+from mae_et.data.loader import batches_of, eval_loader, worker_count
+from mae_et.data.probe_images import CentreCrops, open_probe_images
+from mae_et.data.transforms import normalise, seeded
+from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.models.features import pool_tokens
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.monitoring.logger import RunLogger
+from mae_et.probing.effective_rank import effective_rank
+from mae_et.probing.nearest_neighbours import knn_accuracy
+from mae_et.probing.ridge_classifier import ridge_accuracy
+from mae_et.runtime import distributed
+from mae_et.runtime.precision import autocast
+from mae_et.runtime.watchdog import heartbeat
+from mae_et.training.reconstructions import gather_model
+from mae_et.training.run import Run
+
+BATCH_SIZE = 256
+MAX_CACHED_BYTES = 256 * 2**20
+"""Most memory in which the images of small probes are kept; others are loaded for each probe."""
+
+Batches = list[tuple[Tensor, Tensor]]
+Labelled = tuple[Tensor, Tensor]
+"""Features [N D] and labels [N]."""
+
+
+class OnlineProbe:
+    """kNN, ridge classifier and effective rank of the encoder, every `probe.every` (a `Periodic`).
+
+    Every rank encodes its part of the images. A sharded model is gathered on the main rank, which
+    encodes all of them.
+    """
+
+    def __init__(self, run: Run, model: MaskedAutoencoder, source: ImageDataset):
+        self.of, self.model = run, model
+        config, plan = run.config, run.plan
+        self.every = duration_in_steps(config.probe.every, plan.steps)
+        fraction = config.probe.max_fraction / sum(map(self.due, range(plan.steps + 1)))
+        most = affordable_images(plan, config.model.mask_ratio, fraction)
+        self.images = open_probe_images(
+            config.probe, config.data, source, config.model.channels, most, config.seed
+        )
+        self.cached: dict[str, Batches] = {}
+
+    def due(self, step: int) -> bool:
+        """Return whether a probe is due after this number of steps, of which 0 is one."""
+        return step % self.every == 0 or step == self.of.plan.steps
+
+    def recorded(self, step: int, logger: RunLogger) -> bool:
+        """Return whether the record holds the probe of a step."""
+        return any(row["step"] == step for row in read_metrics(logger.folder, SCORES))
+
+    def run(self, logger: RunLogger | None) -> None:
+        """Probe the weights as they are."""
+        state, world = self.of.state, self.of.world
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()  # queued steps take time that is not the probe's
+        started = time.perf_counter()
+        model = gather_model(self.of, self.model)
+        if state.sharded and not world.is_main:
+            while not distributed.any_rank(False, world):  # until the main rank is done
+                heartbeat()
+            return
+        model = model.to(world.device)
+        with torch.no_grad(), evaluating(model), seeded(self.of.config.seed):
+            train, val = (self._encode(model, part) for part in ("train", "val"))
+        if state.sharded:
+            distributed.any_rank(True, world)
+        if logger is not None:
+            seconds = time.perf_counter() - started
+            scores = measure(train, val)
+            logger.log_scores(state.step, {**scores, "probe_seconds": seconds})
+
+    def _encode(self, model: MaskedAutoencoder, part: str) -> Labelled:
+        """Return the features of a part's images, of all ranks, on the device."""
+        run, data = self.of, self.images.data
+        device = run.world.device
+        vectors, labels = [torch.empty(0, model.encoder.embed_dim)], [torch.empty(0).long()]
+        for pixels, batch_labels in self._batches(part):
+            pixels = normalise(pixels.to(device), data.mean, data.std)
+            with autocast(run.dtype, device):
+                tokens = model.encode(pixels)
+            vectors.append(pool_tokens(model.encoder, tokens.float(), "mean").cpu())
+            labels.append(batch_labels)
+            heartbeat()
+            if run.state.sharded:
+                distributed.any_rank(False, run.world)  # for the heartbeats of the others
+        features, truth = torch.cat(vectors), torch.cat(labels)
+        if not run.state.sharded:
+            features = distributed.all_gather_rows(features, run.world)
+            truth = distributed.all_gather_rows(truth, run.world)
+        return features.to(device), truth.to(device)
+
+    def _batches(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this rank's images, uint8 [B C H W], and labels [B]; kept if they are few."""
+        if part in self.cached:
+            yield from self.cached[part]
+            return
+        run = self.of
+        workers = worker_count(run.config.efficiency.num_workers, run.world.size)
+        batch_size = min(BATCH_SIZE, *(run.micro_batch(s.bandwidth) for s in run.plan.stages))
+        kept: Batches | None = []
+        with batches_of(eval_loader(self._crops(part), batch_size, workers)) as batches:
+            for batch in filter(None, batches):  # None: no image of it could be read
+                if kept is not None:
+                    # Copies: what loader processes return lies in shared memory, which is scarce.
+                    kept.append((batch[0].clone(), batch[1].clone()))
+                    if sum(pixels.nbytes for pixels, _ in kept) > MAX_CACHED_BYTES:
+                        kept = None
+                yield batch
+        if kept is not None:
+            self.cached[part] = kept
+
+    def _crops(self, part: str) -> CentreCrops:
+        """Return the crops of this rank; of a sharded model, the main rank's are all."""
+        images, world = self.images, self.of.world
+        source = images.train if part == "train" else images.val
+        indices = images.train_indices if part == "train" else images.val_indices
+        mine = indices if self.of.state.sharded else indices[world.rank :: world.size]
+        return CentreCrops(source, images.data, self.of.config.model.image_size, mine)
+
+
+def measure(train: Labelled, val: Labelled) -> dict[str, float | None]:
+    """Measure features: `knn` and `ridge`, top-1 in percent, and `effective_rank`.
+
+    Args:
+        train: features that vote or are fitted, and whose rank is measured.
+        val: features to classify; accuracies are left out if there are none.
+
+    Returns:
+        The values by name; None if a feature is not finite.
+    """
+    finite = bool(train[0].isfinite().all() and val[0].isfinite().all())
+    measures: dict[str, Callable[[], float]] = {}
+    if len(train[0]) and len(val[0]):
+        measures["knn"] = lambda: knn_accuracy(train, val)
+        measures["ridge"] = lambda: ridge_accuracy(train, val)
+    if len(train[0]):
+        measures["effective_rank"] = lambda: effective_rank(train[0])
+    return {name: value() if finite else None for name, value in measures.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def affordable_images(plan: Plan, mask_ratio: float, fraction: float) -> int:
+    """Return the number of images that can be encoded in a fraction of a run's time.
+
+    Training on an image takes three passes of the encoder over its visible patches, and the
+    decoder; probing takes one pass over all patches. The time to load a probe's image counts as
+    that to load a training image at the base size.
+
+    Args:
+        plan: the run's plan.
+        mask_ratio: fraction of the patches that are masked in training.
+        fraction: of the run's time.
+    """
+    trained = plan.compute / plan.base_cost  # images at the base size, of the same compute
+    return int(fraction * trained * min(1.0, FORWARD_AND_BACKWARD * (1 - mask_ratio)))

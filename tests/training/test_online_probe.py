@@ -1,0 +1,169 @@
+"""Probes during pre-training: what they measure, and that they change nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small_mae import small
+from tiny_run import TINY
+
+from finetune import ProbeConfig, score_encoder
+from mae_et import Curriculum, load_config, pretrain
+from mae_et.config.data import DataConfig
+from mae_et.config.probe import OnlineProbeConfig, ProbeDataConfig
+from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.flops import training_flops
+from mae_et.data.datasets import open_dataset
+from mae_et.data.probe_images import open_probe_images
+from mae_et.data.synthetic import render
+from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.monitoring.probes import MEASURES
+from mae_et.training.online_probe import affordable_images, evaluating, measure
+
+# Of all images: three probes of 36, at a cost that the run can afford.
+PLAIN = (
+    "--data.synthetic_train=24", "--data.synthetic_val=12", "--data.eval_crop=0.8",
+    "--data.mean=[0.3]", "--data.std=[0.4]", "--model.mask_ratio=0.5",
+    "--output.tensorboard=false", "--output.reconstruct_images=0",
+)  # fmt: skip
+PROBED = (*PLAIN, "--probe.every=9", "--probe.max_fraction=1")
+
+
+def config_of(folder: Path, *flags: str) -> PretrainConfig:
+    (folder / "tiny.yaml").write_text(TINY)
+    return load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}", *flags])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    return pretrain(config_of(tmp_path_factory.mktemp("probed"), *PROBED))
+
+
+def curve(folder: Path) -> list[tuple]:
+    return [(row["step"], *(row[key] for key in MEASURES)) for row in read_metrics(folder, SCORES)]
+
+
+def losses(folder: Path) -> list[tuple]:
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(folder)]
+
+
+def test_training_is_bit_for_bit_that_without_probes(run: Path, tmp_path: Path) -> None:
+    plain = pretrain(config_of(tmp_path, *PLAIN))
+    assert not (plain / SCORES).exists()
+    assert losses(run) == losses(plain)
+    files = [(folder / "encoder.safetensors").read_bytes() for folder in (run, plain)]
+    assert files[0] == files[1]
+
+
+def test_curve_runs_from_the_untrained_encoder_to_the_trained_one(run: Path) -> None:
+    rows = read_metrics(run, SCORES)
+    assert [row["step"] for row in rows] == [0, 9, 16]
+    results = json.loads((run / "results.json").read_text())
+    assert [(p["step"], *(p[key] for key in MEASURES)) for p in results["probes"]] == curve(run)
+    assert (results["probes"][0]["compute"], results["probes"][-1]["compute"]) == (0, 1)
+    seconds = sum(row["probe_seconds"] for row in rows)
+    share = seconds / (seconds + results["training_seconds"])
+    assert results["probe_time_fraction"] == pytest.approx(share)
+
+
+def test_interrupted_runs_repeat_no_probe_and_miss_none(run: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, *PROBED)
+    pretrain(config, stop_after_step=9)
+    record = tmp_path / SCORES
+    # As if killed between the checkpoint of step 9 and the probe that was due with it.
+    record.write_text("".join(record.read_text().splitlines(keepends=True)[:-1]))
+    pretrain(config, stop_after_step=11)
+    with record.open("a") as file:  # as if killed at step 13, before its checkpoint
+        file.write(json.dumps({"step": 13, "time": 0.0, "knn": 99.0}) + "\n")
+    pretrain(config)
+    assert curve(tmp_path) == curve(run)
+
+
+def test_knn_equals_that_of_the_knn_command(run: Path) -> None:
+    config = ProbeConfig(run, device="cpu", num_workers=0)
+    found = read_metrics(run, SCORES)[-1]["knn"]
+    assert round(found, 2) == score_encoder(config, linear=False)["knn"]
+
+
+def test_unlabelled_images_have_an_effective_rank(tmp_path: Path, capsys) -> None:
+    """An image that cannot be read ends no run."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(30):
+        Image.fromarray(render(number, 32)[0]).save(root / f"{number:02d}.png")
+    (root / "07.png").write_bytes(b"")
+    flags = [f"--data.root={root}", "--data.max_bad_fraction=0.5", "--curriculum.epochs=3"]
+    folder = pretrain(config_of(tmp_path, *PROBED, *flags, f"--output.dir={tmp_path / 'run'}"))
+    rows = read_metrics(folder, SCORES)
+    assert [set(row) for row in rows] == [
+        {"step", "time", "effective_rank", "probe_seconds"}
+    ] * len(rows)
+    assert all(1 < row["effective_rank"] < 29 for row in rows)
+    assert "no accuracy: no classes" in capsys.readouterr().err
+
+
+def labelled(root: Path, splits: tuple[str, ...], count: int = 20) -> None:
+    for split in splits:
+        for number in range(count):
+            folder = root / split / f"class{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(render(number, 32)[0]).save(folder / f"{number:02d}.png")
+
+
+def test_another_data_set_is_prepared_as_the_run_s(tmp_path: Path) -> None:
+    labelled(tmp_path / "other", ("a", "b"))
+    given = ProbeDataConfig(root=tmp_path / "other", train_split="a", val_split="b")
+    run = DataConfig(mean=(0.2,), std=(0.3,), eval_crop=0.7, synthetic_train=40)
+    source = open_dataset(run, "train")
+    images = open_probe_images(OnlineProbeConfig(data=given), run, source, 3, 1000, 0)
+    assert (images.data.mean, images.data.std, images.data.eval_crop) == ((0.2,), (0.3,), 0.7)
+    assert list(images.train.classes) == ["class0", "class1"]
+    assert len(images.train_indices) == len(images.val_indices) == 20
+
+
+def test_without_a_validation_split_training_images_are_held_out(tmp_path: Path, capsys) -> None:
+    """Each image votes or is classified, none does both."""
+    labelled(tmp_path, ("train",))
+    data = DataConfig(root=tmp_path)
+    source = open_dataset(data, "train")
+    images = open_probe_images(OnlineProbeConfig(), data, source, 3, 1000, 0)
+    assert images.val is source
+    assert sorted(images.train_indices + images.val_indices) == list(range(20))
+    assert len(images.val_indices) == 4
+    assert "held out from the training images" in capsys.readouterr().err
+
+
+def test_sample_shrinks_in_proportion_to_what_the_run_can_afford() -> None:
+    data = DataConfig(synthetic_train=400, synthetic_val=100)
+    source = open_dataset(data, "train")
+    images = open_probe_images(OnlineProbeConfig(), data, source, 3, 50, 0)
+    assert (len(images.train_indices), len(images.val_indices)) == (40, 10)
+
+
+@pytest.mark.parametrize("mask_ratio", [0.5, 0.75])
+def test_probes_cost_at_most_their_fraction_of_the_run_s_compute(mask_ratio: float) -> None:
+    with torch.device("meta"):
+        model = MaskedAutoencoder("vit_tiny_patch16_224", encoder_depth=4, decoder_depth=1)
+    cost = training_flops(lambda images: model(images, mask_ratio, every_patch=False))
+    plan = Curriculum.preset("etpp", 224, 16).plan(100, 10_000, 64, cost)
+    images = affordable_images(plan, mask_ratio, 0.02)
+    encoding = training_flops(model.encode)(224) / 3
+    assert 0 < images * encoding <= 0.02 * plan.compute
+    assert images <= 0.02 * plan.images
+
+
+def test_non_finite_features_are_recorded_as_such() -> None:
+    features = torch.full((4, 3), torch.nan), torch.tensor([0, 1, 0, 1])
+    assert measure(features, features) == dict.fromkeys(MEASURES)
+
+
+def test_probe_leaves_the_mode_of_a_model_in_evaluation() -> None:
+    model = small().train()
+    with evaluating(model):
+        assert not model.encoder.training
+    assert model.training
+    assert model.encoder.training
