@@ -58,6 +58,7 @@ class OnlineProbe:
         self.images = open_probe_images(
             config.probe, config.data, source, config.model.channels, most, config.seed
         )
+        self.num_workers = worker_count(config.efficiency.num_workers, run.world)
         self.cached: dict[str, Batches] = {}
 
     def due(self, step: int) -> bool:
@@ -115,10 +116,9 @@ class OnlineProbe:
             yield from self.cached[part]
             return
         run = self.of
-        workers = worker_count(run.config.efficiency.num_workers, run.world.size)
         batch_size = min(BATCH_SIZE, *(run.micro_batch(s.bandwidth) for s in run.plan.stages))
         kept: Batches | None = []
-        with batches_of(eval_loader(self._crops(part), batch_size, workers)) as batches:
+        with batches_of(eval_loader(self._crops(part), batch_size, self.num_workers)) as batches:
             for batch in filter(None, batches):  # None: no image of it could be read
                 if kept is not None:
                     # Copies: what loader processes return lies in shared memory, which is scarce.
