@@ -129,12 +129,12 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f}" if whole else ""
 
 
-def _cell(text: str) -> str:
+def csv_cell(text: str) -> str:
     """Escape control characters, and quote names that a spreadsheet would run as formulas."""
     return printable(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
 
 def _write_csv(path: Path, rows: list[list[str]]) -> None:
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([[_cell(each) for each in row] for row in rows])
+    csv.writer(text).writerows([[csv_cell(each) for each in row] for row in rows])
     write_text_atomically(path, text.getvalue())

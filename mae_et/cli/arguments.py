@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from finetune.config import ClassifierConfig
+from finetune.embedding_config import EmbedConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.data import SOURCE_KEYS, DataConfig
@@ -39,6 +40,7 @@ CONFIGS: dict[str, type[Any]] = {
     "evaluate": EvaluateConfig,
     "knn": ProbeConfig,
     "linear-probe": ProbeConfig,
+    "embed": EmbedConfig,
     "dynamics": DynamicsConfig,
     "reconstruct": ReconstructConfig,
     "export": ExportConfig,
@@ -51,6 +53,7 @@ CONFIGS: dict[str, type[Any]] = {
 POSITIONAL = {
     "knn": "checkpoint",
     "linear-probe": "checkpoint",
+    "embed": "checkpoint",
     "evaluate": "checkpoint",
     "reconstruct": "checkpoint",
     "export": "checkpoint",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mae_et.cli import files, planning, runs, scores, slurm_jobs, training
+from mae_et.cli import features, files, planning, runs, scores, slurm_jobs, training
 from mae_et.cli.arguments import Arguments
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
@@ -14,6 +14,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "evaluate": scores.evaluate,
     "knn": scores.knn,
     "linear-probe": scores.linear_probe,
+    "embed": features.embed,
     "reconstruct": scores.reconstruct,
     "export": files.export,
     "prepare": files.prepare,

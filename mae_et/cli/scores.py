@@ -13,21 +13,21 @@ from mae_et.errors import UserError
 def knn(arguments: Arguments) -> None:
     """Score a pre-trained encoder by weighted k-nearest neighbours."""
     arguments, as_json = split_json_flag(arguments)
-    config = config_over_data_of("knn", _read_data, arguments)
+    config = config_over_data_of("knn", read_data, arguments)
     print_results(finetune.knn(config), as_json)
 
 
 def linear_probe(arguments: Arguments) -> None:
     """Score a pre-trained encoder by a linear classifier on its frozen features."""
     arguments, as_json = split_json_flag(arguments)
-    config = config_over_data_of("linear-probe", _read_data, arguments)
+    config = config_over_data_of("linear-probe", read_data, arguments)
     print_results(finetune.linear_probe(config), as_json)
 
 
 def evaluate(arguments: Arguments) -> None:
     """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
     arguments, as_json = split_json_flag(arguments)
-    config = config_over_data_of("evaluate", _read_data, arguments)
+    config = config_over_data_of("evaluate", read_data, arguments)
     _refuse_pretraining(config.checkpoint)
     print_results(finetune.evaluate(config), as_json)
 
@@ -46,7 +46,7 @@ def reconstruct(arguments: Arguments) -> None:
     print_json({"image": str(reconstruct(config))})
 
 
-def _read_data(config: Any) -> DataConfig | None:
+def read_data(config: Any) -> DataConfig | None:
     """Return the data, or at least the statistics, that a checkpoint was trained with."""
     from mae_et.checkpoints.load import stored_data
 

@@ -49,12 +49,26 @@ def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
         UserError: a setting differs, or the file is damaged.
     """
     now = json.loads(json.dumps(settings))
-    before = read_mapping(path) if path.exists() else now
-    for key, value in now.items():
+    if path.exists():
+        check_settings(read_mapping(path), now, sentence)
+    write_text_atomically(path, json.dumps(now, indent=1))
+
+
+def check_settings(before: dict[str, Any], now: dict[str, Any], sentence: str) -> None:
+    """Compare settings, as JSON has them, with those that something was made with.
+
+    Args:
+        before: recorded settings, and whatever else is recorded.
+        now: requested settings.
+        sentence: see `keep_settings`.
+
+    Raises:
+        UserError: a setting differs.
+    """
+    for key, value in json.loads(json.dumps(now)).items():
         if before.get(key) != value:
             raise UserError(
                 sentence.replace("{key}", key)
                 .replace("{before}", repr(before.get(key)))
                 .replace("{now}", repr(value))
             )
-    write_text_atomically(path, json.dumps(now, indent=1))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from finetune.scores import _cell
+from finetune.scores import csv_cell
 from mae_et.cli.main import main
 from mae_et.data.notices import notify
 from mae_et.runtime.console import printable
@@ -95,6 +95,6 @@ def test_notice_is_escaped(capsys) -> None:
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
 def test_class_name_that_a_spreadsheet_would_run_is_quoted_in_csv(name: str) -> None:
-    assert _cell(name).startswith("'")
-    assert _cell("tench, Tinca") == "tench, Tinca"
-    assert _cell(f"a{HOSTILE}").isprintable()
+    assert csv_cell(name).startswith("'")
+    assert csv_cell("tench, Tinca") == "tench, Tinca"
+    assert csv_cell(f"a{HOSTILE}").isprintable()

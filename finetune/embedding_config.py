@@ -1,0 +1,55 @@
+"""Config of `mae-et embed`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetune.image_size import Size, height_and_width
+from finetune.scoring_config import FrozenEncoderConfig
+from mae_et.data.layout import Split
+from mae_et.errors import require
+
+FilePool = Literal["mean", "cls", "none"]
+FILE_TYPES = (".npy", ".parquet", ".safetensors")
+
+
+@dataclass(frozen=True)
+class EmbedConfig(FrozenEncoderConfig):
+    """Write the features of images to a file, resuming where an earlier call was stopped."""
+
+    output: Path = Path("features.npy")
+    """File to write: .npy or .safetensors, with a .csv of names and labels beside it, or .parquet
+    (which needs pyarrow). A .json beside it describes the features."""
+    split: Split | Literal["all"] = "all"
+    """Images to encode: those of one split, or of both, training images first."""
+    pool: FilePool = "mean"
+    """Feature of an image: mean of the patch tokens [D], class token [D], or all patch tokens
+    [N D], row by row."""
+    layers: tuple[int, ...] = ()
+    """Blocks whose outputs are concatenated to a feature, each after the encoder's final norm:
+    counted from 1, or from -1, the last; the last by default."""
+    image_size: Size | None = None
+    """Side of the images in pixels, or [height, width], a multiple of the patch; the encoder's own
+    by default. Positions are resampled."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the numbers in the file."""
+    projector: Path | None = None
+    """Folder for TensorBoard's embedding projector: at most 5000 images, evenly spaced, with
+    thumbnails."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        require(
+            self.output.suffix in FILE_TYPES,
+            f"output must end in {', '.join(FILE_TYPES[:-1])} or {FILE_TYPES[-1]}, got "
+            f"{self.output}",
+        )
+        require(
+            self.image_size is None or min(height_and_width(self.image_size)) > 0,
+            f"image_size must be positive, got {self.image_size}",
+        )
+        require(
+            self.projector is None or self.pool != "none",
+            "projector shows one point an image: it cannot be combined with pool none",
+        )
