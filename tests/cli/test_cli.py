@@ -147,6 +147,9 @@ def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yam
     photo = folder / "photo.jpg"
     Image.new("RGB", (50, 30), (200, 10, 10)).save(photo)
     output = folder / "reconstruction.png"
+    features = folder / "features.npy"
+    assert main(["embed", str(folder), f"--output={features}", "--num_workers=0"]) == 0
+    assert last_json(capsys.readouterr().out)["shape"] == [60, 32]
     whole, encoder = load_pretrained(folder), load_pretrained(folder / "encoder.safetensors")
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(whole.encode(pixels), encoder.encode(pixels))

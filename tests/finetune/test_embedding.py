@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from finetune import EmbedConfig, embed, embedding
 from finetune.feature_rows import FeatureRows
 from mae_et import UserError
-from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.transforms import EvalDataset, normalise
@@ -84,8 +83,10 @@ def test_features_are_timm_s_in_the_order_of_the_listing(place, network, tmp_pat
     with torch.no_grad():
         expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
-    names = [f"{p.parent.parent.name}/{p.parent.name}/{p.name}"
-             for split in ("train", "val") for p in sorted((place / "data" / split).rglob("*.png"))]  # fmt: skip
+    files = [
+        path for split in ("train", "val") for path in sorted((place / "data" / split).rglob("*.*"))
+    ]
+    names = [path.relative_to(place / "data").as_posix() for path in files]
     assert table["name"].tolist() == names
     assert table["class"].tolist() == [name.split("/")[1] for name in names]
     assert table["label"].tolist() == [int(name == "dog") for name in table["class"]]
@@ -182,10 +183,9 @@ def test_other_features_are_not_overwritten(place, tmp_path, capsys) -> None:
     embed(settings)
     assert "is complete already" in capsys.readouterr().err
     assert settings.output.stat().st_mtime_ns == before
-    for changed in ({"dtype": "float16"}, {"split": "train"}):
-        (key,) = changed
-        with pytest.raises(UserError, match="has other features: (dtype|images) was"):
-            embed(EmbedConfig(**{**vars(settings), **changed}))
+    for key, value in (("dtype", "float16"), ("split", "train")):
+        with pytest.raises(UserError, match=r"has other features: (dtype|images) was"):
+            embed(EmbedConfig(**{**vars(settings), key: value}))
     (tmp_path / "f.json").unlink()
     with pytest.raises(UserError, match="mae-et embed did not write it"):
         embed(settings)
@@ -201,7 +201,7 @@ def test_unreadable_images_are_rows_of_nan(place, tmp_path, capsys) -> None:
     missing = np.isnan(np.load(settings.output)).any(1)
     assert missing.nonzero()[0].tolist() == [4, 5, 6, 7]
     assert "4 of 11 images cannot be read: their rows are NaN" in capsys.readouterr().err
-    with pytest.raises(RunFailed, match="more than data.max_bad_fraction 0.01 allows"):
+    with pytest.raises(RunFailed, match=r"more than data.max_bad_fraction 0.01 allows"):
         embed(config(tmp_path, tmp_path / "g.npy", "flat"))
     with pytest.raises(RunFailed, match=r"cannot read the image .*04.png"):
         embed(config(tmp_path, tmp_path / "g.npy", "flat", section={"on_error": "stop"}))
@@ -239,3 +239,21 @@ def test_parquet_without_pyarrow_is_refused(place, tmp_path, monkeypatch) -> Non
         embed(config(place, tmp_path / "f.parquet"))
     with pytest.raises(UserError, match=r"output must end in .npy, .parquet or .safetensors"):
         config(place, tmp_path / "f.csv")
+
+
+def test_the_page_s_lines_read_the_files_back(place, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    embed(config(place, Path("features.npy"), "flat"))
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict = {}
+    exec(lines, names)
+    assert len(names["features"]) == len(names["table"]) == 11
+    assert names["similar"].argmax() == 0
+    for file_type in (".parquet", ".safetensors"):
+        embed(config(place, Path(f"features{file_type}"), "flat"))
+    for code in re.findall(r"`(np.stack.*?|safetensors.*?)` \|", PAGE.read_text()):
+        import safetensors.numpy
+
+        path = "features.parquet" if "parquet" in code else "features.safetensors"
+        found = eval(code, names | {"path": path, "safetensors": safetensors})
+        np.testing.assert_array_equal(found, names["features"])

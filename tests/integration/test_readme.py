@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import mae_et
-from finetune import ClassifierConfig, DynamicsConfig, EvaluateConfig, ProbeConfig
+from finetune import ClassifierConfig, DynamicsConfig, EmbedConfig, EvaluateConfig, ProbeConfig
 from mae_et.checkpoints.store import export_encoder
+from mae_et.cli.arguments import POSITIONAL
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.files import find_config, load_config, plain
@@ -25,7 +26,7 @@ README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", *GUIDES)
-CHECKED = ("slurm", "monitoring", "curriculum")
+CHECKED = ("slurm", "monitoring", "curriculum", "features")
 # Files that the reader writes, as the pages show.
 OWN = {
     "my_changes.yaml",
@@ -73,6 +74,7 @@ def test_command_exists_and_its_flags_parse(
         "evaluate": EvaluateConfig,
         "knn": ProbeConfig,
         "linear-probe": ProbeConfig,
+        "embed": EmbedConfig,
         "reconstruct": ReconstructConfig,
         "export": ExportConfig,
         "prepare": PrepareConfig,
@@ -80,6 +82,8 @@ def test_command_exists_and_its_flags_parse(
         "dynamics": DynamicsConfig,
     }
     kind = kinds.get(words[0], PretrainConfig)
+    if words[0] in POSITIONAL and not words[1].startswith("-"):
+        words[1:2] = [f"--{POSITIONAL[words[0]]}", words[1]]
     flags = [re.sub("^--checkpoint$", "--model.checkpoint", word) for word in words[1:]]
     if kind is not ClassifierConfig:
         flags = words[1:]
