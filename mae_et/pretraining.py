@@ -40,6 +40,8 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
+from mae_et.training.extension import read_extension
+from mae_et.training.initialisation import load_initial_weights, saved_hash
 from mae_et.training.loop import Step
 from mae_et.training.online_probe import OnlineProbe
 from mae_et.training.optim import build_optimizer
@@ -65,6 +67,11 @@ def pretrain(
     step: Step[Batch] | None = None,
 ) -> Path:
     """Pre-train as a config says, resuming from the run folder's newest checkpoint.
+
+    A new run starts from random weights, from other weights (`config.init.weights`), or from a
+    checkpoint of a shorter run (`config.init.extends`); a line on stderr says what it took. The
+    images are normalised as `config.data` says: only the command line takes over the statistics of
+    the initial weights, and the line reports a difference.
 
     Args:
         config: the run.
@@ -101,11 +108,14 @@ def _pretrain(
         return
     curriculum = curriculum_of(config)  # checked before the data are opened
     source = open_dataset(config.data, "train", config.model.channels)
+    files: dict[str, str] = {}
+    if saved is None and config.init.extends is not None:
+        saved, files = read_extension(config, config.init.extends, world)
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world, stopped)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)
     run, model = build(config, plan, world, saved)
-    run.provenance = provenance
+    run.provenance |= provenance
     del saved  # its tensors are in the run now
     patch, crop = config.model.patch, config.crop.method
     dataset = TrainDataset(images, config.data, plan, patch, config.seed, crop)
@@ -116,19 +126,22 @@ def _pretrain(
         stopped,
         [PeriodicReconstructions(run, model, source), *online_probes(run, model, source)],
         partial(finish, run, model),
-        stop_after_step=stop_after_step,
+        files,
+        stop_after_step,
     )
 
 
 def build(
     config: PretrainConfig, plan: Plan, world: DistributedContext, saved: dict[str, Any] | None
 ) -> tuple[Run, MaskedAutoencoder]:
-    """Build the model and its run, new or restored from a checkpoint."""
+    """Build the model and its run, new (random, or from initial weights) or from a checkpoint."""
     torch.manual_seed(config.seed)
     model = MaskedAutoencoder.from_config(config.model)
+    initial = load_initial_weights(model, config, world) if saved is None else saved_hash(saved)
     model.set_gradient_checkpointing(config.efficiency.gradient_checkpointing)
     optimizer_of = partial(build_optimizer, config=config.optim)
     run = build_run(config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True)
+    run.provenance["init"] = initial
     return run, model
 
 

@@ -79,7 +79,7 @@ def masked_autoencoder(
     table = model.encoder.pos_embed
     positions = weights.encoder["pos_embed"]
     assert table is not None  # checked when it was built
-    if positions.shape != table.shape or not _is_sincos(positions, table):
+    if positions.shape != table.shape or not is_sincos(positions, table):
         raise UserError(
             f"{path} has positions other than MAE's fixed sine-cosine table, so it is no masked "
             "autoencoder's (fine-tuned or learned positions)"
@@ -96,7 +96,7 @@ def masked_autoencoder(
     return model.eval()
 
 
-def _is_sincos(positions: Tensor, table: Tensor) -> bool:
+def is_sincos(positions: Tensor, table: Tensor) -> bool:
     """Compare positions with MAE's table, in float32 or rounded to half precision."""
     return any(
         torch.allclose(positions, table.to(dtype).float(), atol=1e-4)

@@ -103,6 +103,11 @@ class Preprocessing:
 
     def report_differences(self, data: DataConfig) -> None:
         """Report in one line on stderr what a data config does differently."""
+        if differing := self.differences(data):
+            print(f"mae-et: images are prepared with {', '.join(differing)}", file=sys.stderr)
+
+    def differences(self, data: DataConfig) -> list[str]:
+        """Return what a data config does differently, a phrase for each."""
         differing = [
             f"data.{key} {list(now) if isinstance(now, tuple) else now} (the checkpoint has "
             f"{list(own) if isinstance(own, tuple) else own})"
@@ -113,8 +118,7 @@ class Preprocessing:
             differing.append(
                 f"{INTERPOLATION} interpolation (the checkpoint has {self.interpolation})"
             )
-        if differing:
-            print(f"mae-et: images are prepared with {', '.join(differing)}", file=sys.stderr)
+        return differing
 
 
 def _sides(size: Any) -> tuple[int, int] | None:

@@ -149,13 +149,16 @@ def _loads(path: Path) -> bool:
     return True
 
 
-def prune_checkpoints(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Delete all but the newest `keep_last` and multiples of `keep_every` steps.
+def prune_checkpoints(
+    folder: Path, keep_last: int, keep_every: int | None, branch_step: int | None = None
+) -> None:
+    """Delete all but the newest `keep_last`, multiples of `keep_every` steps, and `branch_step`.
 
     Temporary files of killed writers are deleted too.
     """
     for path in list_checkpoints(folder)[:-keep_last]:
-        if keep_every is None or checkpoint_step(path) % keep_every:
+        step = checkpoint_step(path)
+        if step != branch_step and (keep_every is None or step % keep_every):
             path.unlink()
     remove_leftovers(folder)
 

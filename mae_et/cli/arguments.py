@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -11,11 +10,12 @@ from jsonargparse import ArgumentParser
 from finetune.config import ClassifierConfig
 from finetune.embedding_config import EmbedConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
+from mae_et.cli.extension import flags_of_extension
+from mae_et.cli.inheritance import inherited_keys
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
-from mae_et.config.data import SOURCE_KEYS, DataConfig
+from mae_et.config.data import DataConfig
 from mae_et.config.files import (
     add_config_arguments,
-    config_from_text,
     find_config,
     parse_config,
     plain,
@@ -23,7 +23,6 @@ from mae_et.config.files import (
 from mae_et.config.schema import PretrainConfig
 from mae_et.config.untrusted import unknown_keys
 from mae_et.errors import UserError
-from mae_et.io.plain_files import read_text
 from mae_et.monitoring.compare import CompareConfig
 from mae_et.search.config import SearchConfig
 
@@ -88,12 +87,15 @@ def parse_command(
         # Every other command calls them --checkpoint and --checkpoint_key.
         pattern = r"^--(checkpoint(?:[_-]key)?)(?==|$)"
         arguments = [re.sub(pattern, r"--model.\1", word) for word in arguments]
+    if issubclass(kind, PretrainConfig):
+        arguments = [re.sub(r"^--init(?==|$)", "--init.weights", word) for word in arguments]
+        arguments = flags_of_extension(arguments)
     try:
         config, extra = parse_config(parser, kind, arguments)
     except UserError:
         _refuse_config_of_another_command(command, arguments)
         raise
-    if kind is ClassifierConfig and (inherited := _inherited(command, config)):
+    if inherited := inherited_keys(command, config):
         parser.set_defaults(inherited)
         return parse_config(parser, kind, arguments)
     return config, extra
@@ -129,50 +131,17 @@ def parser_of(command: str) -> ArgumentParser:
     description = (kind.__doc__ or "").strip()
     if kind is ClassifierConfig:
         description = "--checkpoint PATH is short for --model.checkpoint PATH."
+    if kind is PretrainConfig:
+        description += (
+            " --init PATH is short for --init.weights PATH. mae-et pretrain RUN --extend-to EPOCHS "
+            "continues a run to a larger budget, in a new folder."
+        )
     if command in POSITIONAL:
         key = POSITIONAL[command]
         description += f" mae-et {command} PATH is short for --{key} PATH."
     parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)
     add_config_arguments(parser, kind, paths="runs" if kind is CompareConfig else None)
     return parser
-
-
-def _inherited(command: str, config: ClassifierConfig) -> dict[str, Any]:
-    """Return the keys that a classifier takes over from the weights that it starts from.
-
-    They are the statistics and sizes of the images and, if fine-tuning names no dataset, the data.
-    """
-    start, backbone = config.model.checkpoint, config.model.backbone
-    before = config.output.dir / "config.yaml"
-    if backbone is None and start is not None and not start.exists() and before.is_file():
-        return _inherited_before(before)
-    if backbone is not None and not config.model.pretrained:
-        return {}
-    if start is not None and len(start.parts) > 1 and ":" not in str(start) and not start.exists():
-        return {}  # a missing file, not the name of a model on a hub
-    from finetune.model import preprocessing_of_start
-    from mae_et.checkpoints.load import stored_config
-
-    keys: dict[str, Any] = {}
-    given = config.data.name or config.data.root or backbone
-    run = None if given or start is None or command != "finetune" else stored_config(start)
-    if run is not None:
-        data = plain(run.data) | {"name": run.data.source}
-        keys = {f"data.{key}": data[key] for key in SOURCE_KEYS}
-    preprocessing = preprocessing_of_start(config.model)
-    if preprocessing is not None:
-        keys |= {f"data.{key}": value for key, value in preprocessing.data_settings().items()}
-        if backbone is None and preprocessing.image_size is not None:
-            keys["model.image_size"] = preprocessing.image_size
-    return keys
-
-
-def _inherited_before(path: Path) -> dict[str, Any]:
-    """Return the same keys of a run that resumes, whose starting weights are gone."""
-    before = config_from_text(read_text(path), ClassifierConfig)
-    data = plain(before.data)
-    keys = {f"data.{key}": data[key] for key in (*SOURCE_KEYS, "eval_crop")}
-    return keys | {"model.image_size": before.model.image_size}
 
 
 def _refuse_config_of_another_command(command: str, arguments: Arguments) -> None:

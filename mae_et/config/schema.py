@@ -1,7 +1,7 @@
 """The configuration of a run: frozen dataclasses that reject impossible values.
 
-Sections are split by effect. `model`, `data`, `curriculum`, `crop` and `optim` decide the numbers;
-`efficiency` must not change them beyond rounding; `probe` and `output` never do.
+Sections are split by effect. `model`, `init`, `data`, `curriculum`, `crop` and `optim` decide the
+numbers; `efficiency` must not change them beyond rounding; `probe` and `output` never do.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Literal
 
 from mae_et.config.data import DataConfig, check_cache, check_statistics
 from mae_et.config.duration import Duration, duration_in_steps
+from mae_et.config.init import InitConfig
 from mae_et.config.model import ModelConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.errors import require
@@ -87,8 +88,9 @@ class OptimConfig:
     """Share of the compute over which the learning rate rises (40 of 800 epochs in MAE)."""
     decay_fraction: float | None = None
     """Share of the compute at the end over which the learning rate falls, in a straight line; it is
-    constant from the warm-up to there, so that runs of other lengths can branch off. By default it
-    falls as half a cosine from the warm-up on."""
+    constant from the warm-up to there. The checkpoint at the start of the decay is never deleted,
+    so that longer runs can branch off (pretrain RUN --extend-to EPOCHS). By default it falls as
+    half a cosine from the warm-up on."""
     weight_decay: float = 0.05
     """Weight decay of parameters with two or more dimensions."""
     weight_decay_end: float | None = None
@@ -228,6 +230,7 @@ class PretrainConfig:
     """Pre-train a masked autoencoder under a frequency curriculum."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     crop: CropConfig = field(default_factory=CropConfig)

@@ -11,7 +11,7 @@ arXiv 2405.08768).
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from mae_et.config.schema import CurriculumConfig, Preset, Stage
@@ -257,3 +257,25 @@ class Curriculum:
             )
             start += steps
         return Plan(tuple(planned), self.base, base_cost, batch_size, dataset_size)
+
+    def extend(self, plan: Plan, epochs: float) -> Plan:
+        """Lengthen the last stage of a plan to a larger budget; earlier steps stay as they are.
+
+        Args:
+            plan: plan of this curriculum.
+            epochs: budget, in the unit of `plan`.
+
+        Raises:
+            UserError: the budget is not larger than the plan's by a step.
+        """
+        *earlier, last = plan.stages
+        unit = 1.0 if self.shares_of == "images" else None
+        units = [unit or stage.cost / plan.base_cost for stage in plan.stages]
+        spent = math.fsum(s.steps * u for s, u in zip(earlier, units, strict=False))
+        due = epochs * plan.dataset_size / plan.batch_size
+        steps = round((due - spent) / units[-1])
+        if steps <= last.steps:
+            raise UserError(
+                f"curriculum.epochs {epochs:g} is no larger budget than that of the run to extend"
+            )
+        return replace(plan, stages=(*earlier, replace(last, steps=steps)))

@@ -23,7 +23,7 @@ from mae_et.training.compile import eagerly
 from mae_et.training.memory import release_cached_memory
 from mae_et.training.metrics import MetricsWindow
 from mae_et.training.nonfinite import check_state
-from mae_et.training.optim import set_schedule
+from mae_et.training.optim import decay_start, set_schedule
 from mae_et.training.run import Run
 
 
@@ -134,6 +134,7 @@ def steps(
         duration_in_steps(duration or plan.steps, plan.steps)
         for duration in (output.log_every, output.checkpoint_every, output.keep_every)
     )
+    branch_step = decay_start(plan, run.config.optim)
     window = MetricsWindow(world.device)
     heartbeat()
     while state.step < end:
@@ -148,7 +149,7 @@ def steps(
 
         stops = distributed.any_rank(stopped.signal is not None, world) and state.step < end
         saving = state.step % save_every == 0 or state.step % keep_every == 0
-        saving = saving or stops or state.step == end
+        saving = saving or stops or state.step in {end, branch_step}
         stage_ends = state.step == stage.start + stage.steps
         row_ends = state.step % log_every == 0 or stage_ends or saving
         row = window.close(run, stage) if row_ends else None
@@ -196,4 +197,5 @@ def _write(run: Run, logger: RunLogger | None, state: dict[str, Any]) -> None:
     save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.provenance)
     every = output.keep_every
     keep_every = None if every is None else duration_in_steps(every, plan.steps)
-    prune_checkpoints(folder, output.keep_last, keep_every)
+    branch_step = decay_start(plan, run.config.optim)
+    prune_checkpoints(folder, output.keep_last, keep_every, branch_step)

@@ -1,11 +1,13 @@
 """AdamW with MAE's parameter groups, and schedules that are pure functions of the compute done."""
 
 import math
+from bisect import bisect_right
 
 import torch
 from torch import nn
 
 from mae_et.config.schema import OptimConfig
+from mae_et.curriculum.schedule import Plan
 from mae_et.models.mae import MaskedAutoencoder
 
 
@@ -49,6 +51,17 @@ def lr_at(progress: float, config: OptimConfig) -> float:
         )
     cosine = _half_cosine((progress - config.warmup_fraction) / (1 - config.warmup_fraction))
     return config.min_lr + (config.lr - config.min_lr) * cosine
+
+
+def decay_start(plan: Plan, config: OptimConfig) -> int | None:
+    """Return how many steps have the constant learning rate or the warm-up's; None for a cosine.
+
+    The checkpoint after them is the last that longer runs can branch off from.
+    """
+    if config.decay_fraction is None:
+        return None
+    constant_until = 1 - config.decay_fraction
+    return bisect_right(range(plan.steps), constant_until, key=plan.progress)
 
 
 def weight_decay_at(progress: float, config: OptimConfig) -> float:

@@ -26,7 +26,8 @@ class Run:
         network: the state's model to call: compiled, and wrapped for several ranks.
         dtype: autocast dtype; None for float32.
         micro_batch: from a bandwidth to the images of one forward pass.
-        provenance: hash of the data and number of ranks (`resume.provenance_of`).
+        provenance: hash of the data and number of ranks (`resume.provenance_of`), and of the
+            initial weights.
         bad_images: images that could not be read; None if the first one stops the run.
     """
 

@@ -1,0 +1,57 @@
+"""The command line of an extended run: mae-et pretrain RUN --extend-to EPOCHS."""
+
+import re
+from pathlib import Path
+
+from mae_et.config.files import config_from_text
+from mae_et.config.schema import PretrainConfig
+from mae_et.errors import UserError
+from mae_et.io.plain_files import read_text
+
+Arguments = list[str]
+
+
+def flags_of_extension(arguments: Arguments) -> Arguments:
+    """Replace `RUN --extend-to EPOCHS` by the config of RUN and the keys that extend it.
+
+    The warm-up lasts as long as in RUN; the new folder is RUN-EPOCHSep. Flags override all of it.
+
+    Raises:
+        UserError: RUN is missing or no run of pre-training, or EPOCHS is no number.
+    """
+    epochs, rest = _take_option(arguments)
+    if epochs is None:
+        return arguments
+    if not rest or rest[0].startswith("-"):
+        raise UserError("--extend-to needs the run to extend: mae-et pretrain RUN --extend-to E")
+    run = Path(rest[0])
+    written = run / "config.yaml"
+    if not written.is_file():
+        raise UserError(f"{run} is no run folder of mae-et pretrain: it has no config.yaml")
+    before = config_from_text(read_text(written), PretrainConfig)
+    try:
+        budget = float(epochs)
+    except ValueError:
+        raise UserError(f"--extend-to must be a number of epochs, got {epochs!r}") from None
+    shorter = before.curriculum.epochs / budget if budget > 0 else 1.0
+    return [
+        f"--config={written}",
+        f"--init.extends={run}",
+        f"--curriculum.epochs={budget:g}",
+        f"--optim.warmup_fraction={before.optim.warmup_fraction * min(shorter, 1.0)!r}",
+        f"--output.dir={run}-{budget:g}ep",
+        *rest[1:],
+    ]
+
+
+def _take_option(arguments: Arguments) -> tuple[str | None, Arguments]:
+    """Return the value of --extend-to, the last if there are several, and the other arguments."""
+    rest, value = [], None
+    words = iter(arguments)
+    for word in words:
+        found = re.fullmatch(r"--extend[-_]to(?:=(.*))?", word, re.DOTALL)
+        if found is None:
+            rest.append(word)
+        else:
+            value = found[1] if found[1] is not None else next(words, "")
+    return value, rest

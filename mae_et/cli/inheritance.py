@@ -1,0 +1,89 @@
+"""Keys of a config that a run takes over from the weights that it starts from, unless given."""
+
+from pathlib import Path
+from typing import Any
+
+from finetune.config import ClassifierConfig
+from mae_et.config.data import SOURCE_KEYS
+from mae_et.config.files import config_from_text, plain
+from mae_et.config.schema import PretrainConfig
+from mae_et.errors import UserError
+from mae_et.io.plain_files import read_text
+
+STATISTICS = ("mean", "std", "eval_crop")
+
+
+def inherited_keys(command: str, config: Any) -> dict[str, Any]:
+    """Return the keys that a command's config takes over from its initial weights."""
+    if isinstance(config, ClassifierConfig):
+        return _by_classifier(command, config)
+    if isinstance(config, PretrainConfig) and command != "plan":
+        return _by_pretraining(config)
+    return {}
+
+
+def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
+    """Return the statistics of the images that `init.weights` were trained on."""
+    start = config.init.weights
+    if start is None:
+        return {}
+    before = _earlier_config(config.output.dir, PretrainConfig)
+    if before is not None and before.init == config.init:  # resumes; the weights may be gone
+        data = plain(before.data)
+        return {f"data.{key}": data[key] for key in STATISTICS}
+    if _is_missing_file(start):
+        return {}
+    from mae_et.checkpoints.load import stored_preprocessing
+
+    preprocessing = stored_preprocessing(start, config.init.checkpoint_key)
+    settings = preprocessing.data_settings() if preprocessing else {}
+    return {f"data.{key}": value for key, value in settings.items()}
+
+
+def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
+    """Return statistics and sizes of the images and, if fine-tuning names no dataset, the data."""
+    start, backbone = config.model.checkpoint, config.model.backbone
+    before = config.output.dir / "config.yaml"
+    if backbone is None and start is not None and not start.exists() and before.is_file():
+        return _inherited_before(before)
+    if backbone is not None and not config.model.pretrained:
+        return {}
+    if start is not None and _is_missing_file(start):
+        return {}
+    from finetune.model import preprocessing_of_start
+    from mae_et.checkpoints.load import stored_config
+
+    keys: dict[str, Any] = {}
+    given = config.data.name or config.data.root or backbone
+    run = None if given or start is None or command != "finetune" else stored_config(start)
+    if run is not None:
+        data = plain(run.data) | {"name": run.data.source}
+        keys = {f"data.{key}": data[key] for key in SOURCE_KEYS}
+    preprocessing = preprocessing_of_start(config.model)
+    if preprocessing is not None:
+        keys |= {f"data.{key}": value for key, value in preprocessing.data_settings().items()}
+        if backbone is None and preprocessing.image_size is not None:
+            keys["model.image_size"] = preprocessing.image_size
+    return keys
+
+
+def _inherited_before(path: Path) -> dict[str, Any]:
+    """Return the same keys of a run that resumes, whose starting weights are gone."""
+    before = config_from_text(read_text(path), ClassifierConfig)
+    data = plain(before.data)
+    keys = {f"data.{key}": data[key] for key in (*SOURCE_KEYS, "eval_crop")}
+    return keys | {"model.image_size": before.model.image_size}
+
+
+def _earlier_config(folder: Path, kind: type[PretrainConfig]) -> PretrainConfig | None:
+    """Return the config of the run in a folder; None if there is none of this kind."""
+    path = folder / "config.yaml"
+    try:
+        return config_from_text(read_text(path), kind) if path.is_file() else None
+    except UserError:
+        return None
+
+
+def _is_missing_file(start: Path) -> bool:
+    """Return whether a checkpoint is a file that does not exist, not a model's name on a hub."""
+    return len(start.parts) > 1 and ":" not in str(start) and not start.exists()

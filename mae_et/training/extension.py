@@ -1,0 +1,137 @@
+"""Extend a run to a larger budget, from its last checkpoint before the learning rate decays.
+
+    RUN:      warm-up | constant ................ | decay
+                                  kept checkpoint ^
+    extended: the same steps .................... | constant ................ | decay
+
+Source: warm-up, stable, decay (Hägele et al., arXiv 2405.18392).
+"""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
+from mae_et.checkpoints.run_config import config_of_run
+from mae_et.checkpoints.store import load_checkpoint
+from mae_et.config.files import numeric_keys
+from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.schedule import Plan
+from mae_et.errors import UserError
+from mae_et.io.metrics_file import METRICS, read_metrics
+from mae_et.io.plain_files import read_mapping
+from mae_et.runtime.console import say
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.optim import decay_start, lr_at
+from mae_et.training.plan import curriculum_of
+from mae_et.training.same_run import check_same_settings
+
+# What an extension may change: its budget, and how its learning rate falls after the branch.
+_MAY_DIFFER = {
+    "curriculum.epochs", "init.extends", "optim.warmup_fraction", "optim.decay_fraction",
+    "optim.min_lr", "optim.max_skipped_updates", "data.root", "data.listing", "data.download",
+    "data.on_error", "data.max_bad_fraction",
+}  # fmt: skip
+
+
+def read_extension(
+    config: PretrainConfig, run: Path, world: DistributedContext
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the run that a config extends, and report which checkpoint and learning rate it takes.
+
+    Args:
+        config: the longer run.
+        run: folder of the run to extend (`init.extends`).
+        world: ranks of the longer run.
+
+    Returns:
+        The checkpoint to start from, under the longer plan, and the run's records up to there, as
+        files for the new run folder.
+
+    Raises:
+        UserError: there is no such run, its schedule has no constant part, no checkpoint of that
+            part is left, or the config is that of another run.
+    """
+    before = config_of_run(run)
+    if before is None or not (run / "plan.json").is_file():
+        raise UserError(f"init.extends {run} is no run folder of mae-et pretrain")
+    check_same_settings(
+        f"init.extends {run} is a run of other settings",
+        numeric_keys(before),
+        numeric_keys(config),
+        _MAY_DIFFER,
+    )
+    plan = Plan.from_dict(read_mapping(run / "plan.json"))
+    path, saved = _last_constant_checkpoint(run, before, plan)
+    extended = curriculum_of(config).extend(plan, config.curriculum.epochs)
+    _check_continuous(config, extended, saved["step"])
+    if world.is_main:
+        say(_describe(config, extended, path, saved["step"]))
+    rows = [
+        row | {"compute": extended.progress(row["step"])}  # now of more
+        for row in read_metrics(run)
+        if row["step"] <= saved["step"]
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return saved | {"plan": extended.to_dict()}, {METRICS: text}
+
+
+def _last_constant_checkpoint(
+    run: Path, config: PretrainConfig, plan: Plan
+) -> tuple[Path, dict[str, Any]]:
+    """Read a run's last checkpoint from the constant part of its learning rate.
+
+    Raises:
+        UserError: the schedule has no such part, or none of its checkpoints is left.
+    """
+    last = decay_start(plan, config.optim)
+    if last is None:
+        raise UserError(
+            f"init.extends {run} cannot be extended: its learning rate falls as a cosine from the "
+            "warm-up to the end (no optim.decay_fraction); start a new run from its weights "
+            f"instead, which warms up again: --init {run}"
+        )
+    first = next(s for s in range(last + 1) if plan.progress(s) >= config.optim.warmup_fraction)
+    paths = list_checkpoints(run / "checkpoints")
+    for path in reversed([path for path in paths if first <= checkpoint_step(path) <= last]):
+        try:
+            return path, load_checkpoint(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; falling back to the one before it", stacklevel=2)
+    raise UserError(
+        f"init.extends {run} has no checkpoint of its constant learning rate (steps {first} to "
+        f"{last}) that loads; the one of step {last} is kept unless it is deleted"
+    )
+
+
+def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:
+    """Refuse an extension whose schedules are not constant at its first step, as they were before.
+
+    Raises:
+        UserError: the learning rate or the weight decay would jump.
+    """
+    optim, run = config.optim, config.init.extends
+    if optim.weight_decay_end is not None:
+        raise UserError(
+            f"init.extends {run} cannot be extended: its weight decay moves over the whole run "
+            "(optim.weight_decay_end), so no step of it belongs to a longer run"
+        )
+    lr = lr_at(plan.progress(step), optim)
+    if not math.isclose(lr, optim.lr):
+        raise UserError(
+            f"init.extends {run}: the learning rate would jump from {optim.lr:.3g} to {lr:.3g} at "
+            f"step {step}: optim.warmup_fraction must end, and optim.decay_fraction begin, so "
+            f"that it is constant at {plan.progress(step):.0%} of the longer run"
+        )
+
+
+def _describe(config: PretrainConfig, plan: Plan, path: Path, step: int) -> str:
+    """Return which checkpoint and learning rate an extension starts from, and what follows."""
+    optim = config.optim
+    return (
+        f"mae-et: extending {path} (step {step} of {plan.steps}): bandwidth "
+        f"{plan.at(step).bandwidth}, learning rate {optim.lr:.3g} to step "
+        f"{decay_start(plan, optim)}, then falling to {optim.min_lr:.3g}"
+    )

@@ -1,0 +1,58 @@
+"""Start a new run from other weights (`init.weights`)."""
+
+from typing import Any
+
+from mae_et.checkpoints.initial_weights import initialise_from, read_initial_weights
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.config.data import DataConfig
+from mae_et.config.schema import PretrainConfig
+from mae_et.errors import RunFailed
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.runtime.console import say
+from mae_et.runtime.distributed import DistributedContext, all_ranks_equal
+
+
+def load_initial_weights(
+    model: MaskedAutoencoder, config: PretrainConfig, world: DistributedContext
+) -> str | None:
+    """Load the config's initial weights into a new model, and report what was taken.
+
+    Args:
+        model: new model, on the CPU, neither wrapped nor sharded: every rank loads all of it.
+        config: its run.
+        world: ranks of the run.
+
+    Returns:
+        SHA-256 of the weights, which checkpoints record; None without `init.weights`.
+
+    Raises:
+        UserError: the weights cannot be read, or are those of another architecture.
+        RunFailed: ranks read different weights.
+    """
+    path = config.init.weights
+    if path is None:
+        return None
+    weights = read_initial_weights(path, config.init.checkpoint_key)
+    initial = initialise_from(model, config.model, config.init, weights)
+    if not all_ranks_equal(int(initial.sha256[:15], 16), world):
+        raise RunFailed(f"ranks read different weights from init.weights {path}; start again")
+    if world.is_main:
+        statistics = _describe_statistics(weights.preprocessing, config.data)
+        say(
+            f"mae-et: starting from {path} (sha256 {initial.sha256[:12]}): {initial.summary}; "
+            f"{statistics}"
+        )
+    return initial.sha256
+
+
+def _describe_statistics(recorded: Preprocessing | None, data: DataConfig) -> str:
+    """Return whether images are prepared as for the weights, as part of a sentence."""
+    if recorded is None:
+        return "the weights record no mean and std: those of the config are used"
+    differing = recorded.differences(data)
+    return f"but {', '.join(differing)}" if differing else "mean and std as for the weights"
+
+
+def saved_hash(saved: dict[str, Any]) -> str | None:
+    """Return the hash of the initial weights that a checkpoint records; None without any."""
+    return (saved.get("origin") or {}).get("init")
