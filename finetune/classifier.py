@@ -47,6 +47,7 @@ from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.monitoring.logger import RunLogger
+from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
@@ -77,7 +78,7 @@ def classify(
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    with distributed_session(config.efficiency) as (world, stopped):
+    with distributed_session(config) as (world, stopped):
         _classify(config, world, stopped, step or classifier_step)
     return json.loads((config.output.dir / "results.json").read_text(encoding="utf-8"))
 
@@ -91,7 +92,8 @@ def _classify(
     saved, finished = find_checkpoint(config, world)
     if finished:
         return
-    data = open_splits(config)
+    with fail_together(world):
+        data = open_splits(config)
     provenance = check_data(config, saved, data.train, world)
     if saved and world.is_main and not same_world_size(saved, world):
         warnings.warn(
@@ -101,7 +103,8 @@ def _classify(
         )
     images = cache_images(data.train, config, world, stopped)
     torch.manual_seed(config.seed)
-    network = build_network(config, saved, data.classes)
+    with fail_together(world):
+        network = build_network(config, saved, data.classes)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, network, len(data.train))
     shown = shown_sides(config, network)
     sizes = {height_and_width(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}

@@ -1,12 +1,13 @@
 """Evaluate a trained classifier on a labelled split."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.class_matching import PresentClasses, SelectedClasses, match_classes
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
+from finetune.image_size import Size
 from finetune.run_folder import read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
@@ -20,8 +21,11 @@ from mae_et.data.loader import worker_count
 from mae_et.data.notices import notify
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.runtime import distributed
+from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.precision import autocast_dtype
+from mae_et.training.resume import fingerprint
+from mae_et.training.same_ranks import check_same_start
+from mae_et.training.session import distributed_session
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -36,50 +40,72 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint is not a classifier, or does not fit the data.
     """
+    with distributed_session(config) as (world, _):
+        with fail_together(world):
+            task = _open(config)
+        network, source, size = task.network, task.source, task.image_size
+        facts = {"the number of images": len(source), "the digest of their names": task.digest}
+        check_ranks_agree(facts, world)
+        check_same_start(network, None, None, world)
+        dtype = autocast_dtype(config.precision, world.device)
+        workers = worker_count(config.num_workers, world)
+        scores = score(
+            network.to(world.device), source, task.data, size, world, dtype, config.batch_size,
+            workers,
+        )  # fmt: skip
+    results = {"data": str(task.data.root or task.data.source)} | scores.summary()
+    if len(source.classes) < task.outputs:
+        results |= {"classes": len(source.classes), "classes_of_checkpoint": task.outputs}
+    if config.output is not None and world.is_main:
+        write_tables(config.output, scores, list(source.classes))
+        write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
+    return results
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is scored: a network on the images of the classes that both it and the data have."""
+
+    network: Any
+    source: Any
+    data: DataConfig
+    image_size: Size
+    digest: str
+    """Digest of the images' names and labels."""
+    outputs: int
+    """Classes of the checkpoint."""
+
+
+def _open(config: EvaluateConfig) -> _Task:
+    """Open the classifier and the data, and match their classes."""
     run = read_classifier_config(config.checkpoint)
     data = config.data or (run.data if run else None)
     if data is None:
         raise UserError("data must be given (--data.root or --data.name)")
     data, held_out = _all_images(data, run)
-    world = distributed.initialize(config.device)
-    try:
-        if config.architecture is None:
-            recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key)
-            if recorded is not None:
-                recorded.report_differences(data)
-        classifier = load_classifier(config, run)
-        check_statistics(data, classifier.channels)
-        source = open_labelled(data, "val", classifier.channels, "an evaluation")
-        if held_out:
-            total = len(source) + len(open_dataset(data, "train", classifier.channels))
-            notify(f"scoring the {len(source)} of {total} images that were held out in training")
-        empty = classes_without_images(source)
-        if empty and run is not None and config.data in (None, run.data):
-            raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
-        if empty:
-            source = PresentClasses(source, empty)
-        network = classifier.network.eval()
-        outputs = network.num_classes
-        indices, match = match_classes(
-            config.checkpoint, outputs, classifier.classes, source.classes
-        )
-        notify(f"classes {match}")
-        if indices != list(range(outputs)):
-            network = SelectedClasses(network, indices)
-        scores = score(
-            network.to(world.device), source, data, classifier.image_size, world,
-            autocast_dtype(config.precision, world.device), config.batch_size,
-            worker_count(config.num_workers, world),
-        )  # fmt: skip
-    finally:
-        distributed.shutdown(world)
-    results = {"data": str(data.root or data.source)} | scores.summary()
-    if len(indices) < outputs:
-        results |= {"classes": len(indices), "classes_of_checkpoint": outputs}
-    if config.output is not None and world.is_main:
-        write_tables(config.output, scores, list(source.classes))
-        write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
-    return results
+    if config.architecture is None:
+        recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key)
+        if recorded is not None:
+            recorded.report_differences(data)
+    classifier = load_classifier(config, run)
+    check_statistics(data, classifier.channels)
+    source = open_labelled(data, "val", classifier.channels, "an evaluation")
+    digest = fingerprint(source)
+    if held_out:
+        total = len(source) + len(open_dataset(data, "train", classifier.channels))
+        notify(f"scoring the {len(source)} of {total} images that were held out in training")
+    empty = classes_without_images(source)
+    if empty and run is not None and config.data in (None, run.data):
+        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
+    if empty:
+        source = PresentClasses(source, empty)
+    network = classifier.network.eval()
+    outputs = network.num_classes
+    indices, match = match_classes(config.checkpoint, outputs, classifier.classes, source.classes)
+    notify(f"classes {match}")
+    if indices != list(range(outputs)):
+        network = SelectedClasses(network, indices)
+    return _Task(network, source, data, classifier.image_size, digest, outputs)
 
 
 def _all_images(data: DataConfig, run: ClassifierConfig | None) -> tuple[DataConfig, bool]:

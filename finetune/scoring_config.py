@@ -102,6 +102,9 @@ class EvaluateConfig:
     """Device; auto uses a GPU if there is one."""
     precision: Precision = "auto"
     """Autocast precision."""
+    step_timeout: float | None = 1800
+    """Seconds without a scored batch after which a rank ends with its stacks and status 75; null
+    waits forever."""
     checkpoint_key: str | None = None
     """Choice among several sets of weights in a file, such as teacher."""
 
@@ -113,6 +116,11 @@ class EvaluateConfig:
             f"image_size must be positive, got {size}",
         )
         require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require(
+            self.step_timeout is None or 0 < self.step_timeout <= 1e8,
+            f"step_timeout must be positive (and at most 1e8, three years), or null, got "
+            f"{self.step_timeout}",
+        )
 
 
 @dataclass(frozen=True)

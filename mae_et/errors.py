@@ -29,6 +29,22 @@ class PeerLost(RunFailed):
     """A rank that lost its connection to another rank, which failed."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that ended a command while it had nothing to save; exit status 128 + signal.
+
+    Attributes:
+        signal: number of the signal.
+        step: None, as no step was taken.
+    """
+
+    def __init__(self, signal: int):
+        super().__init__(
+            f"stopped by {Signals(signal).name}; there was nothing to save, and checkpoints saved "
+            "before are kept"
+        )
+        self.step, self.signal = None, signal
+
+
 class Interrupted(RuntimeError):
     """A run that a signal stopped; its state is saved, and it can resume.
 

@@ -36,6 +36,7 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.divergence import last_loss
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.probes import summarise_probes
+from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
@@ -88,7 +89,7 @@ def pretrain(
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    with distributed_session(config.efficiency) as (world, stopped):
+    with distributed_session(config) as (world, stopped):
         _pretrain(config, world, stopped, stop_after_step, step or train_step)
     return config.output.dir
 
@@ -106,11 +107,12 @@ def _pretrain(
     reached = saved is not None and stop_after_step is not None and saved["step"] >= stop_after_step
     if finished or reached:
         return
-    curriculum = curriculum_of(config)  # checked before the data are opened
-    source = open_dataset(config.data, "train", config.model.channels)
-    files: dict[str, str] = {}
-    if saved is None and config.init.extends is not None:
-        saved, files = read_extension(config, config.init.extends, world)
+    with fail_together(world):
+        curriculum = curriculum_of(config)  # checked before the data are opened
+        source = open_dataset(config.data, "train", config.model.channels)
+        files: dict[str, str] = {}
+        if saved is None and config.init.extends is not None:
+            saved, files = read_extension(config, config.init.extends, world)
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world, stopped)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)

@@ -20,7 +20,7 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
-from mae_et.errors import Interrupted
+from mae_et.errors import Interrupted, Stopped
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.console import say
 from slurm.events import record_event, this_job
@@ -61,7 +61,7 @@ class Job:
         with StopDeadline(self.grace, lambda number: self._give_up(number)):
             try:
                 self.run(list(self.words))
-            except Interrupted as stop:
+            except (Interrupted, Stopped) as stop:
                 if rank == 0:
                     self._hand_over(stop)
                 return
@@ -81,7 +81,7 @@ class Job:
         """
         return DelayedSubmission(self)
 
-    def _hand_over(self, stop: Interrupted) -> None:
+    def _hand_over(self, stop: Interrupted | Stopped) -> None:
         """Requeue the job, unless it is being cancelled or the user stopped it."""
         if stop.signal == signal.SIGUSR2 or (stop.signal == signal.SIGTERM and is_running()):
             record_event(self.folder, "requeued", step=stop.step, signal=stop.signal)

@@ -14,8 +14,9 @@ from typing import Any
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.commands import COMMANDS
 from mae_et.config.suggestions import suggest
-from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.errors import Interrupted, RunFailed, Stopped, UserError
 from mae_et.runtime.console import say
+from mae_et.runtime.signals import stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.version import __version__
 
@@ -25,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _one_line_warning
     try:
-        return run(given)
+        with stop_signals():
+            return run(given)
     except (UserError, RunFailed) as error:
         say(f"mae-et: {_sentence(error)}")
         return 2 if isinstance(error, UserError) else 1
@@ -33,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"mae-et: {error}")
         return 1
     except Interrupted as error:
+        say(f"mae-et: {error}")
+        return 128 + error.signal
+    except Stopped as error:
         say(f"mae-et: {error}")
         return 128 + error.signal
     except KeyboardInterrupt:

@@ -217,15 +217,15 @@ def _parser_of(kind: type[Any]) -> ArgumentParser:
 
 
 def numeric_keys(config: Any) -> dict[str, Any]:
-    """Return the keys that decide a run's numbers, with their values as plain types.
+    """Return the keys that decide a run's numbers: all but `efficiency`, `probe` and `output`."""
+    others = ("efficiency.", "probe.", "output.")
+    return {key: value for key, value in flat_keys(config).items() if not key.startswith(others)}
 
-    They are written as on the command line (`optim.base_lr`); `efficiency`, `probe` and `output` do
-    not belong to them.
-    """
+
+def flat_keys(config: Any) -> dict[str, Any]:
+    """Return a config's keys as on the command line (`optim.base_lr`), with plain values."""
     flat: dict[str, Any] = {}
     for section, value in plain(config).items():
-        if section in {"efficiency", "probe", "output"}:
-            continue
         if isinstance(value, dict):
             flat |= {f"{section}.{key}": item for key, item in value.items()}
         else:

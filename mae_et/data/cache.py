@@ -29,6 +29,7 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.host_memory import available_host_memory
 from mae_et.runtime.placement import node_id
 from mae_et.runtime.signals import StopFlag
+from mae_et.runtime.watchdog import heartbeat
 
 MEMORY_FRACTION = 0.8
 """Of the memory that is available at the start; the rest is left to the training."""
@@ -132,6 +133,7 @@ def _decode_all(source: ImageDataset, num_workers: int, stopped: StopFlag) -> Ca
     entries: list[Tensor] = []
     with batches_of(eval_loader(filled, ROWS_AT_ONCE, num_workers)) as loaded:
         for rows in loaded:
+            heartbeat()
             entries.append(rows)
             if stopped.signal is not None:
                 break

@@ -14,6 +14,7 @@ from mae_et.data.layout import EXTENSIONS, is_folder
 from mae_et.data.untrusted import read_array
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
+from mae_et.runtime.watchdog import heartbeat
 
 
 class Listing(NamedTuple):
@@ -60,6 +61,7 @@ def _walk(
         return
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
+    heartbeat()
     for entry in ordered:
         if entry.name.startswith("."):  # .git, .thumbnails, ._photo.jpg
             continue

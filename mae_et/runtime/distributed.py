@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from mae_et.runtime.console import say
 from mae_et.runtime.watchdog import heartbeat
 
 PATIENCE_MARGIN = 300
-# A rank that waits longer for its peers says so.
+# A rank that waits longer for its peers says so; again after twice the time, and so on.
 NOTICE_SECONDS = 60.0
+# PyTorch's own default is 30 minutes; it counts milliseconds in places in 32 bits.
+FOREVER = timedelta(days=24)
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,13 @@ def initialize(
 
     Args:
         device: see `choose_device`.
-        patience: timeout of collectives in seconds, extended by a margin in which the watchdog
-            reports first; default: PyTorch's.
+        patience: seconds to wait for the other ranks to join, and the timeout of collectives,
+            there extended by a margin in which the watchdog reports first; None waits forever.
 
     Raises:
         UserError: CUDA is requested but not available.
-        RunFailed: a rank did not join within the timeout, or the port is in use.
+        RunFailed: a rank did not join in time, or the port is in use.
+        Stopped: a signal arrived while waiting.
     """
     chosen = choose_device(device)
     if chosen.type == "cuda":
@@ -78,28 +82,43 @@ def initialize(
     if not dist.is_initialized():
         # Flags are reduced on the CPU, so that no rank waits for its GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        _join(backend, None if patience is None else timedelta(seconds=patience + PATIENCE_MARGIN))
+        _join(backend, patience)
     return DistributedContext(dist.get_rank(), size, chosen)
 
 
-def _join(backend: str, timeout: timedelta | None) -> None:
-    """Join the process group; report a long wait, and which ranks did not come."""
+def _join(backend: str, patience: float | None) -> None:
+    """Join the process group; report a long wait, and which ranks did not come.
+
+    PyTorch waits in C++, where no signal handler runs, so a thread joins while this one waits.
+    """
     rank, size = os.environ.get("RANK", "0"), os.environ["WORLD_SIZE"]
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    notice = threading.Timer(
-        NOTICE_SECONDS, say, [f"mae-et: rank {rank} is waiting for {size} ranks at {address}"]
-    )
-    notice.daemon = True
-    notice.start()
-    try:
-        dist.init_process_group(backend, timeout=timeout)
-    except dist.DistError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise RunFailed(
-            f"rank {rank} could not join {size} ranks at {address}: {reason}"
-        ) from error
-    finally:
-        notice.cancel()
+    timeout = FOREVER if patience is None else timedelta(seconds=patience + PATIENCE_MARGIN)
+    errors: list[Exception] = []
+
+    def join() -> None:
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except Exception as error:
+            errors.append(error)
+
+    joining = threading.Thread(target=join, name="join", daemon=True)
+    joining.start()
+    began, notice = time.monotonic(), NOTICE_SECONDS
+    while joining.is_alive():
+        joining.join(0.05)
+        waited = time.monotonic() - began
+        if waited > notice:
+            say(f"mae-et: rank {rank} is waiting for {size} ranks at {address}")
+            notice *= 2
+        if patience is not None and waited > patience:
+            errors.append(TimeoutError(f"timed out after {patience:g} s (step_timeout)"))
+            break
+    if errors and not isinstance(errors[0], (dist.DistError, TimeoutError)):
+        raise errors[0]
+    if errors:
+        reason = str(errors[0]).strip().split("\n")[0]
+        raise RunFailed(f"rank {rank} could not join {size} ranks at {address}: {reason}")
 
 
 def shutdown(world: DistributedContext) -> None:

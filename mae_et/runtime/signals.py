@@ -1,43 +1,67 @@
-"""Turn stop signals into a flag that the training loop reads between steps."""
+"""Stop signals: end a command that has nothing to save at once, a training after its next step."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mae_et.errors import Stopped
+
 # SIGHUP arrives when a run's terminal is closed or its connection lost.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
+# A signal whose `Stopped` may have been swallowed: some libraries are imported under bare excepts.
+_pending: int | None = None
+
+
 class StopFlag:
-    """The signal that requested a stop, or None."""
+    """The signal that requested a stop, or None.
+
+    Attributes:
+        signal: its number.
+        saves: whether a signal only sets the flag, because there is something to save.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.saves = False
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Turn SIGTERM, SIGINT, SIGUSR2 and SIGHUP into a flag that the loop reads between steps.
+    """Handle SIGTERM, SIGINT, SIGUSR2 and SIGHUP inside the block.
 
-    A second SIGINT stops at once. Under nohup, SIGHUP stays ignored.
+    They raise `Stopped`, or set the flag once it `saves`; then a second SIGINT stops at once. A
+    flag that nobody has acted on by the end of the block is passed on to the handler before. Under
+    nohup, SIGHUP stays ignored.
     """
+    global _pending
     flag = StopFlag()
 
-    def raise_flag(number: int, frame: object) -> None:
-        if flag.signal == number == signal.SIGINT:
+    def handle(number: int, frame: object) -> None:
+        global _pending
+        if flag.saves and flag.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         flag.signal = number
+        if not flag.saves:
+            _pending = number
+            raise Stopped(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield flag  # only the main thread may install handlers
         return
+    if _pending is not None:
+        raise Stopped(_pending)
     wanted = set(STOP_SIGNALS)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         wanted.remove(signal.SIGHUP)
-    kept = {number: signal.signal(number, raise_flag) for number in wanted}
+    kept = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield flag
     finally:
+        _pending = None
         for number, handler in kept.items():
             signal.signal(number, handler)
+    if flag.signal is not None:
+        signal.raise_signal(flag.signal)

@@ -18,6 +18,7 @@ from mae_et.training.compile import compile_network, should_compile
 from mae_et.training.fsdp import shard
 from mae_et.training.micro_batch import fit_micro_batch, micro_batch_size
 from mae_et.training.run import Run
+from mae_et.training.same_ranks import check_same_start
 from mae_et.training.state import TrainState
 
 
@@ -52,6 +53,7 @@ def build_run(
         UserError: micro-batches, ranks or sharding do not fit the config.
         RunFailed: the smallest micro-batch does not fit in memory.
     """
+    check_same_start(model, plan, saved, world)
     efficiency = config.efficiency
     dtype, scaler = set_precision(efficiency.precision, efficiency.tf32, world.device)
     shards = efficiency.sharding == "full" and world.size > 1

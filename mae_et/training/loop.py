@@ -136,6 +136,7 @@ def steps(
     )
     branch_step = decay_start(plan, run.config.optim)
     window = MetricsWindow(world.device)
+    stopped.saves = world.size > 1  # then all ranks stop at the same step
     heartbeat()
     while state.step < end:
         stage = plan.at(state.step)
@@ -145,6 +146,7 @@ def steps(
         micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
         window.add(*step(run, stage, window.timed(micro_batches)))
         state.step += 1
+        stopped.saves = True
         heartbeat()
 
         stops = distributed.any_rank(stopped.signal is not None, world) and state.step < end

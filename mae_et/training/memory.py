@@ -17,6 +17,7 @@ from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.host_memory import available_host_memory
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
+from mae_et.runtime.watchdog import heartbeat
 
 OTHERS_BYTES = 2 * 2**30
 """Memory of a GPU that is not torch's: more than the CUDA context of one process takes."""
@@ -81,6 +82,7 @@ def release_cached_memory(device: torch.device) -> None:
 
 def peak_of(work: Callable[[], None], device: torch.device) -> int | None:
     """Return the peak memory of tensors made in `work`, in bytes; None if memory ran out."""
+    heartbeat()
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)

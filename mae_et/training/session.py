@@ -10,7 +10,6 @@ from typing import Any
 from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.store import newest_checkpoint, rename_damaged_after
 from mae_et.config.files import to_yaml
-from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
 from mae_et.data.datasets import ImageDataset
@@ -24,40 +23,46 @@ from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
+from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
-from mae_et.runtime.watchdog import hang_watchdog
+from mae_et.runtime.watchdog import hang_watchdog, heartbeat
 from mae_et.training.loop import Periodic, Step, train
 from mae_et.training.metrics import summarise_stages
 from mae_et.training.overview import overview
 from mae_et.training.resume import check_same_data, provenance_of
 from mae_et.training.run import Run
+from mae_et.training.same_ranks import check_same_command
 from mae_et.training.same_run import check_same_run
 
 
 @contextmanager
-def distributed_session(
-    efficiency: EfficiencyConfig,
-) -> Iterator[tuple[DistributedContext, StopFlag]]:
-    """Join the other ranks; handle signals, hangs and system errors inside the block.
+def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopFlag]]:
+    """Join the other ranks, which must run the same command; handle signals, hangs and errors.
+
+    Args:
+        config: has `device` and `step_timeout`, in its section `efficiency` if it has one.
 
     Raises:
-        UserError: the device is not available.
-        RunFailed: memory or the disk ran out, or another rank died.
+        UserError: the device is not available, or a rank has other settings or code.
+        RunFailed: a rank did not join, memory or the disk ran out, or another rank died.
+        Stopped: a signal arrived when there was nothing to save.
     """
-    patience = efficiency.step_timeout
-    world = distributed.initialize(efficiency.device, patience)
-    check_own_gpus(world)
-    try:
-        with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
+    settings = getattr(config, "efficiency", config)
+    patience = settings.step_timeout
+    with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
+        world = distributed.initialize(settings.device, patience)
+        try:
+            check_same_command(config, world)
+            check_own_gpus(world)
             yield world, stopped
-    except Interrupted:  # on all ranks, by agreement
+        except Interrupted:  # on all ranks, by agreement
+            distributed.shutdown(world)
+            raise
         distributed.shutdown(world)
-        raise
-    distributed.shutdown(world)
 
 
 def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, Any] | None, bool]:
@@ -69,18 +74,21 @@ def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, A
     """
     folder = config.output.dir
     checkpoints = folder / "checkpoints"
-    saved = newest_checkpoint(checkpoints)
-    finished = _is_finished(folder, saved)
-    if saved is None and not finished and (damaged := list_checkpoints(checkpoints)):
-        # Starting over would discard the record, and days of work.
-        raise UserError(
-            f"none of the {len(damaged)} checkpoints in {checkpoints} loads; nothing was changed: "
-            "restore a copy of one, or delete them to start at step 0"
-        )
-    check_same_run(config, saved, finished)
-    step = saved["step"] if saved else 0
-    if not distributed.all_ranks_equal(2 * step + finished, world):
-        raise RunFailed(f"ranks see different checkpoints or results in {folder}; start again")
+    with fail_together(world):
+        saved = newest_checkpoint(checkpoints)
+        finished = _is_finished(folder, saved)
+        if saved is None and not finished and (damaged := list_checkpoints(checkpoints)):
+            # Starting over would discard the record, and days of work.
+            raise UserError(
+                f"none of the {len(damaged)} checkpoints in {checkpoints} loads; nothing was "
+                "changed: restore a copy of one, or delete them to start at step 0"
+            )
+        check_same_run(config, saved, finished)
+    found = {
+        f"the newest checkpoint of {folder.name}": f"step {saved['step']}" if saved else "absent",
+        "its results.json": "present" if finished else "absent",
+    }
+    check_ranks_agree(found, world, RunFailed)  # a shared folder that lags: a later start agrees
     return saved, finished
 
 
@@ -109,10 +117,14 @@ def check_data(
     """Return the provenance of a run's numbers, and compare it with the checkpoint's.
 
     Raises:
-        UserError: the checkpoint was trained on other data.
+        UserError: the checkpoint was trained on other data, or a rank sees other data.
     """
+    heartbeat()
     provenance = provenance_of(dataset, world)
-    check_same_data(config, saved, len(dataset), provenance)
+    images = len(dataset)
+    facts = {"the number of images": images, "the digest of their names": provenance["data"]}
+    check_ranks_agree(facts, world)
+    check_same_data(config, saved, images, provenance)
     return provenance
 
 

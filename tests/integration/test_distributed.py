@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import CLASSIFIER, launch, run
+from tiny_run import TINY
 
 from finetune import EvaluateConfig, evaluate
 from mae_et import UserError
@@ -73,6 +74,37 @@ def test_batch_size_that_the_ranks_do_not_divide_is_refused(tmp_path: Path) -> N
     failed = run(tmp_path, 2, "--optim.batch_size=13")
     assert failed.returncode != 0
     assert "optim.batch_size 13 is not divisible by 2 ranks" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("yaml", "command", "flag", "what"),
+    [
+        (TINY, "pretrain", "--optim.base_lr=0.03", "optim.base_lr is 0.03 there and 0.02"),
+        (TINY, "pretrain", "--output.checkpoint_every=4", "output.checkpoint_every is 4 there"),
+        (TINY, "pretrain", "--data.root=ROOT/other", "the digest of their names is"),
+        (TINY, "pretrain", "--data.root=ROOT/fewer", "the number of images is 39 there and 40"),
+        (TINY, "pretrain", "--data.root=ROOT/absent", "failed: "),
+        (CLASSIFIER, "supervised", "--recipe.mixup=0.5", "recipe.mixup is 0.5 there"),
+    ],
+)
+def test_ranks_that_differ_end_with_one_sentence_on_each(
+    tmp_path: Path, yaml: str, command: str, flag: str, what: str
+) -> None:
+    flags = []
+    if "ROOT" in flag:
+        for name, first, count in (("same", 0, 40), ("other", 1, 40), ("fewer", 0, 39)):
+            folder = tmp_path / name / "train"
+            folder.mkdir(parents=True)
+            for number in range(first, first + count):
+                (folder / f"{number:02d}.png").touch()
+        flags = ["--data.name=folder", f"--data.root={tmp_path / 'same'}"]
+    more = [flag.replace("ROOT", str(tmp_path))]
+    done = run(tmp_path, 2, *flags, command=command, yaml=yaml, of_last=more)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "rank 1 (on " in line]
+    assert all(what in line for line in lines)
+    assert len(lines) == (1 if "absent" in flag else 2)  # the rank that failed names no rank
+    assert not (tmp_path / "2").exists()
 
 
 def test_collectives_with_one_rank_return_their_input() -> None:

@@ -1,21 +1,97 @@
 """Signals that request a stop."""
 
+import contextlib
+import importlib
 import os
 import signal
 
-from mae_et.runtime.signals import stop_signals
+import pytest
+
+from mae_et.cli.main import main
+from mae_et.errors import Interrupted, Stopped
+from mae_et.runtime.signals import StopFlag, stop_signals
 
 
 def test_sighup_requests_a_stop_except_under_nohup() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with stop_signals() as flag:
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert flag.signal == signal.SIGHUP
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         with stop_signals() as flag:
             os.kill(os.getpid(), signal.SIGHUP)
         assert flag.signal is None
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Stopped, match="stopped by SIGHUP; there was not"), stop_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def stop_and_save(flag: StopFlag, number: int) -> None:
+    flag.saves = True
+    os.kill(os.getpid(), number)
+    raise Interrupted(3, number, "run")
+
+
+def import_that_swallows_everything() -> None:
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with stop_signals():
+        raise AssertionError("never reached")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_signal_waits_only_where_there_is_something_to_save_and_is_never_lost(number) -> None:
+    passed_on = []
+    before = signal.signal(number, lambda *_: passed_on.append(number))
+    try:
+        with stop_signals() as flag:
+            flag.saves = True
+            os.kill(os.getpid(), number)
+            assert flag.signal == number
+            assert not passed_on
+        assert passed_on == [number]  # nobody has acted on it: the next command must not start
+        with pytest.raises(Interrupted), stop_signals() as flag:
+            stop_and_save(flag, number)
+        assert passed_on == [number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_signal_swallowed_by_an_import_stops_the_command_that_follows() -> None:
+    with pytest.raises(Stopped, match="SIGTERM"), stop_signals():
+        import_that_swallows_everything()
+    with stop_signals() as flag:  # and no later one
+        assert flag.signal is None
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "status"),
+    [
+        (signal.SIGTERM, "mae_et.runtime.distributed.initialize", 143),
+        (signal.SIGUSR2, "mae_et.pretraining.open_dataset", 140),
+        (signal.SIGINT, "mae_et.training.build.fit_micro_batch", 130),
+        (signal.SIGTERM, "mae_et.pretraining.train_step", 143),  # the first: it may compile
+        (signal.SIGTERM, "mae_et.pretraining.write_results", 143),
+    ],
+)
+def test_command_stopped_before_or_after_its_steps_says_one_line(
+    tiny_yaml, tmp_path, monkeypatch, capsys, number: int, place: str, status: int
+) -> None:
+    owner, _, name = place.rpartition(".")
+    module = importlib.import_module(owner)
+    real = getattr(module, name)
+
+    def struck(*given, **more):
+        os.kill(os.getpid(), number)
+        return real(*given, **more)
+
+    monkeypatch.setattr(module, name, struck)
+    run = tmp_path / "run"
+    flags = [f"--output.dir={run}", "--efficiency.micro_batch=auto", "--curriculum.epochs=1"]
+    assert (
+        main(["pretrain", f"--config={tiny_yaml}", "--output.tensorboard=false", *flags]) == status
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(f"mae-et: stopped by {signal.Signals(number).name}; there was not")
+    assert sum("stopped" in line for line in said) == 1
+    assert (run / "results.json").exists() == (name == "write_results")

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_run import TINY
@@ -15,11 +16,13 @@ RANKS.set_forkserver_preload(["mae_et.cli.main", "mae_et.pretraining", "finetune
 
 
 def run(
-    folder: Path, ranks: int, *flags: str, command: str = "pretrain", yaml: str = TINY
-) -> subprocess.CompletedProcess:
+    folder: Path, ranks: int, *flags: str, command: str = "pretrain", yaml: str = TINY,
+    of_last: Sequence[str] = (),
+) -> subprocess.CompletedProcess:  # fmt: skip
     """Run a command on ranks that join over gloo, in the folder's subfolder named after them.
 
-    `launch` starts them as a user does, which takes seconds more.
+    `launch` starts them as a user does, which takes seconds more. The last rank has the flags
+    `of_last` too.
 
     Returns:
         The first exit status other than zero, and what the ranks printed, in their order.
@@ -30,8 +33,8 @@ def run(
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     environment = address | {"WORLD_SIZE": str(ranks)}
     processes = [
-        RANKS.Process(target=_rank, args=(rank, environment, arguments, folder))
-        for rank in range(ranks)
+        RANKS.Process(target=_rank, args=(rank, environment, [*arguments, *more], folder))
+        for rank, more in enumerate([*[()] * (ranks - 1), of_last])
     ]
     for process in processes:
         process.start()

@@ -1,0 +1,113 @@
+"""Compare what the ranks see before they train.
+
+Ranks with other settings, data, code or weights average gradients of different runs: nothing fails,
+and the weights are wrong. Everything here is a collective, which every rank must call.
+"""
+
+import hashlib
+import importlib.util
+import json
+import socket
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae_et.errors import RunFailed, UserError
+from mae_et.runtime import distributed
+from mae_et.runtime.distributed import DistributedContext
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "Pillow")
+"""Libraries whose version may change the numbers of a rank."""
+
+
+def check_ranks_agree(
+    facts: Mapping[str, Any],
+    world: DistributedContext,
+    kind: type[UserError] | type[RunFailed] = UserError,
+) -> None:
+    """Compare facts over all ranks; equal ones cost one exchange of 16 bytes.
+
+    Args:
+        facts: values by name; compared, and shown, as their `repr`.
+        world: ranks.
+        kind: error to raise.
+
+    Raises:
+        UserError: a rank differs from rank 0; or `RunFailed`, see `kind`. Every rank raises the
+            same sentence, which names the rank, its node, and what differs.
+    """
+    if world.size == 1:
+        return
+    mine = {name: repr(value) for name, value in facts.items()}
+    digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).digest()
+    if distributed.all_ranks_equal(int.from_bytes(digest[:7]), world):
+        return
+    everyone = _gather({"node": socket.gethostname(), "facts": mine}, world)
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        for name in first["facts"] | other["facts"]:
+            here, there = (each["facts"].get(name, "not known") for each in (first, other))
+            if here != there:
+                raise kind(
+                    f"rank {rank} (on {other['node']}) differs from rank 0 (on {first['node']}): "
+                    f"{name} is {there} there and {here} on rank 0; nothing was trained"
+                )
+
+
+@contextmanager
+def fail_together(world: DistributedContext) -> Iterator[None]:
+    """Raise an error of one rank on all ranks, which would wait for it; no collectives inside.
+
+    Raises:
+        UserError: a rank raised one in the block; other ranks name that rank and its node.
+        RunFailed: likewise.
+    """
+    failure: UserError | RunFailed | None = None
+    try:
+        yield
+    except (UserError, RunFailed) as error:
+        failure = error
+    if not distributed.any_rank(failure is not None, world):
+        return
+    mine = {"node": socket.gethostname(), "sentence": str(failure or "")}
+    everyone = _gather(mine | {"status": 2 if isinstance(failure, UserError) else 1}, world)
+    if failure is not None:
+        raise failure
+    rank, other = next(pair for pair in enumerate(everyone) if pair[1]["sentence"])
+    kind = UserError if other["status"] == 2 else RunFailed
+    raise kind(f"rank {rank} (on {other['node']}) failed: {other['sentence']}")
+
+
+def code_version(*packages: str) -> dict[str, str]:
+    """Return digests of the source files of packages, and versions of the libraries below them."""
+    found = {name: version(name) for name in LIBRARIES}
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        digest = hashlib.sha256()
+        for folder in map(Path, spec.submodule_search_locations):
+            for path in sorted(folder.rglob("*.py")):
+                digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+        found[f"the code of {package}"] = digest.hexdigest()[:12]
+    return found
+
+
+def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return a CRC-32 of each tensor's bytes, by name (0.3 s per 10^9 bytes on one core)."""
+    flat = {name: each.detach().cpu().contiguous().flatten() for name, each in tensors.items()}
+    return {name: zlib.crc32(each.view(torch.uint8).numpy().data) for name, each in flat.items()}
+
+
+def _gather(content: dict[str, Any], world: DistributedContext) -> list[dict[str, Any]]:
+    """Gather JSON from every rank, in the order of ranks: rows of bytes, none of which is run."""
+    text = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+    sizes = distributed.all_gather(torch.tensor(len(text)), world).tolist()
+    rows = distributed.all_gather_rows(text, world).split(sizes)
+    return [json.loads(bytes(row.tolist())) for row in rows]

@@ -1,0 +1,65 @@
+"""What must be equal on all ranks of a run, and where it is compared.
+
+Settings, code and libraries are compared as soon as the ranks have joined (`check_same_command`),
+the data once they are listed (`session.check_data`), plan and weights before anything is trained
+(`check_same_start`).
+"""
+
+from typing import Any
+
+from torch import nn
+
+from mae_et.config.files import flat_keys
+from mae_et.curriculum.schedule import Plan
+from mae_et.runtime.agreement import check_ranks_agree, code_version, tensor_digests
+from mae_et.runtime.distributed import DistributedContext
+
+# Nodes may keep the data elsewhere and have other cores; data and weights are compared themselves.
+MAY_DIFFER = frozenset({
+    "data.root", "data.listing", "data.download", "checkpoint", "model.checkpoint", "num_workers",
+    "efficiency.num_workers", "output", "output.dir",
+})  # fmt: skip
+
+
+def check_same_command(config: Any, world: DistributedContext) -> None:
+    """Compare config, code, libraries and kind of device over all ranks.
+
+    Raises:
+        UserError: they differ; see `check_ranks_agree`.
+    """
+    if world.size == 1:
+        return
+    facts = {key: value for key, value in flat_keys(config).items() if key not in MAY_DIFFER}
+    packages = {"mae_et", type(config).__module__.partition(".")[0]}
+    facts |= {"the device": world.device.type, **code_version(*sorted(packages))}
+    check_ranks_agree(facts, world)
+
+
+def check_same_start(
+    model: nn.Module, plan: Plan | None, saved: dict[str, Any] | None, world: DistributedContext
+) -> None:
+    """Compare plan, weights and optimizer state over all ranks.
+
+    Args:
+        model: the model, neither sharded nor wrapped; DistributedDataParallel would replace its
+            weights by those of rank 0 without a word.
+        plan: plan; None without training.
+        saved: checkpoint to restore, whose weights are those compared.
+        world: ranks.
+
+    Raises:
+        UserError: they differ; see `check_ranks_agree`.
+    """
+    if world.size == 1:
+        return
+    facts: dict[str, Any] = {} if plan is None else {"the plan": plan.to_dict()}
+    if saved is None:
+        digests = tensor_digests(model.state_dict())
+    else:
+        digests = tensor_digests(saved["model"])
+        facts["the step"] = saved["step"]
+        for number, moments in saved["optimizer"]["state"].items():
+            for name, digest in tensor_digests(moments).items():
+                facts[f"the optimizer's {name} of parameter {number}"] = digest
+    facts |= {f"the checksum of {name}": digest for name, digest in digests.items()}
+    check_ranks_agree(facts, world)
