@@ -14,10 +14,10 @@ from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
 from mae_et.checkpoints.load import stored_preprocessing
 from mae_et.config.data import DataConfig, check_statistics
+from mae_et.data.cores import worker_count
 from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
-from mae_et.data.loader import worker_count
 from mae_et.data.notices import notify
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically

@@ -16,10 +16,12 @@ from finetune.scoring_config import FrozenEncoderConfig, ProbeConfig
 from finetune.transforms import eval_dataset
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
+from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.layout import Split
-from mae_et.data.loader import batches_of, eval_loader, worker_count
+from mae_et.data.loader import batches_of, eval_loader
 from mae_et.data.transforms import normalise
 from mae_et.models.features import pool_tokens
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast, autocast_dtype
 
 
@@ -109,8 +111,10 @@ def encode_images(
     """
     dtype = autocast_dtype(config.precision, device)
     encoder.network.to(device).eval()
-    loader = eval_loader(images, config.batch_size, worker_count(config.num_workers))
-    with batches_of(loader) as batches:
+    alone = DistributedContext(0, 1, device)
+    num_workers = worker_count(config.num_workers, alone)
+    loader = eval_loader(images, config.batch_size, num_workers)
+    with compute_threads(num_workers, alone), batches_of(loader) as batches:
         for pixels, *rest in batches:
             pixels = normalise(pixels.to(device), data.mean, data.std)
             if bandwidth is not None:

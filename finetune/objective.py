@@ -36,7 +36,7 @@ class HeldOutAccuracy:
     seed: int = 0
     """Seed of the draw, the held-out split and the probe."""
     num_workers: int | None = None
-    """Loader processes; by default one per core, at most 16."""
+    """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto uses a GPU if there is one."""
 

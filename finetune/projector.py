@@ -11,7 +11,8 @@ from torch.utils.data import Subset
 from finetune.embedding_config import EmbedConfig
 from finetune.feature_images import FeatureImages, Part
 from mae_et.config.data import DataConfig
-from mae_et.data.loader import batches_of, eval_loader, worker_count
+from mae_et.data.cores import worker_count
+from mae_et.data.loader import batches_of, eval_loader
 from mae_et.monitoring.projector import write_projector
 
 POINTS = 5000

@@ -12,7 +12,7 @@ from finetune.datasets import LabelledSplits
 from finetune.scores import score
 from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.data.loader import worker_count
+from mae_et.data.cores import worker_count
 from mae_et.io.atomic import write_atomically
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.logger import RunLogger

@@ -30,7 +30,7 @@ class FrozenEncoderConfig:
     batch_size: int = 256
     """Images per forward pass."""
     num_workers: int | None = None
-    """Loader processes; by default one per core, at most 16."""
+    """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
     device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
     precision: Precision = "auto"
@@ -97,7 +97,7 @@ class EvaluateConfig:
     batch_size: int = 256
     """Images per forward pass."""
     num_workers: int | None = None
-    """Loader processes; by default one per core, at most 16."""
+    """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
     device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
     precision: Precision = "auto"
@@ -147,7 +147,7 @@ class DynamicsConfig:
     batch_size: int = 256
     """Images per forward pass."""
     num_workers: int | None = None
-    """Loader processes; by default one per core, at most 16."""
+    """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
     device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
     seed: int = 0

@@ -164,7 +164,8 @@ class EfficiencyConfig:
     tries the whole, unsharded model first; set a number if that does not fit."""
     num_workers: int | None = None
     """Loader processes of each rank; 0 loads in the training process. By default a rank's share of
-    the cores, at most 16."""
+    the cores, or a quarter of it on the CPU, 1 to 16. On the CPU, training computes with as many
+    threads as they leave cores, unless OMP_NUM_THREADS is set."""
     decode: Literal["auto", "cpu", "gpu"] = "cpu"
     """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the

@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoding import Sample
-from mae_et.data.loader import batches_of, eval_loader, worker_count
+from mae_et.data.loader import batches_of, eval_loader
 from mae_et.data.shared_buffer import SharedBuffer
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say

@@ -13,8 +13,6 @@ from mae_et.data.bad_images import BadImages, WithSubstitutes
 from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
 from mae_et.data.encoded import EncodedDataset
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sample_seed
-from mae_et.runtime.distributed import DistributedContext
-from mae_et.runtime.placement import own_cores
 from mae_et.runtime.signals import STOP_SIGNALS
 
 WORKER_GRACE_SECONDS = 120
@@ -104,18 +102,6 @@ def replayed(
             yield kind(*(tensor.pin_memory() for tensor in batch)) if pin_memory else batch
         for index in step.dropped:
             del held[index]
-
-
-def worker_count(requested: int | None, world: DistributedContext | None = None) -> int:
-    """Return the number of loader processes of a rank.
-
-    Args:
-        requested: `efficiency.num_workers`; None for the cores of this rank (`own_cores`), 1 to 16.
-        world: the ranks, all of which call this; None for a process alone.
-    """
-    if requested is not None:
-        return requested
-    return min(16, own_cores(world or DistributedContext(0, 1, torch.device("cpu"))))
 
 
 def train_loader(

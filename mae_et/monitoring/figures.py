@@ -89,7 +89,7 @@ def results_table(results: dict[str, Any]) -> str:
 
 
 def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
-    """Return the curve of a run's probes in a line, from the untrained encoder to the trained one.
+    """Return the curve of a run's probes in a line, from the first encoder to the last.
 
     Args:
         probes: `compute`, the share that was done, and measures of each probe.

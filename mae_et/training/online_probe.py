@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mae_et.config.duration import duration_in_steps
 from mae_et.curriculum.flops import FORWARD_AND_BACKWARD
 from mae_et.curriculum.schedule import Plan
+from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.loader import batches_of, eval_loader, worker_count
+from mae_et.data.loader import batches_of, eval_loader
 from mae_et.data.probe_images import CentreCrops, open_probe_images
 from mae_et.data.transforms import normalise, seeded
 from mae_et.io.metrics_file import SCORES, read_metrics

@@ -12,9 +12,10 @@ from mae_et.checkpoints.store import newest_checkpoint, rename_damaged_after
 from mae_et.config.files import to_yaml
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
+from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.device_decode import choose_decoder
-from mae_et.data.loader import training_batches, worker_count
+from mae_et.data.loader import training_batches
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
@@ -44,7 +45,7 @@ def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopF
     """Join the other ranks, which must run the same command; handle signals, hangs and errors.
 
     Args:
-        config: has `device` and `step_timeout`, in its section `efficiency` if it has one.
+        config: has `device`, `num_workers` and `step_timeout`, in its section `efficiency` if it has one.
 
     Raises:
         UserError: the device is not available, or a rank has other settings or code.
@@ -58,7 +59,8 @@ def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopF
         try:
             check_same_command(config, world)
             check_own_gpus(world)
-            yield world, stopped
+            with compute_threads(worker_count(settings.num_workers, world), world):
+                yield world, stopped
         except Interrupted:  # on all ranks, by agreement
             distributed.shutdown(world)
             raise

@@ -1,11 +1,9 @@
-import os
-
 import pytest
 import torch
 
 from mae_et import Curriculum, Stage
 from mae_et.config.data import DataConfig
-from mae_et.data.loader import replayed, train_loader, worker_count
+from mae_et.data.loader import replayed, train_loader
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import Batch, TrainDataset
@@ -27,14 +25,6 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     for one, other in zip(alone, spread, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.noise, other.noise)
-
-
-def test_workers_default_to_the_cores_of_a_rank(monkeypatch) -> None:
-    assert worker_count(3) == 3
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5})
-    assert worker_count(None) == 3
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert worker_count(None) == 16
 
 
 def replay(start: int = 0, micro: int = 4) -> list[Batch]:
