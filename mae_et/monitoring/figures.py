@@ -22,6 +22,8 @@ NAMES = {
     "untrained_linear": "linear, untrained", "training_seconds": "training time",
 }  # fmt: skip
 PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
+POINTS = 5
+"""Most points of a curve in a line of text."""
 # Counts of faults, shown only if there were any.
 FAULTS = ("diverged", "loss_spikes", "skipped_updates", "unreadable_images", "substituted")
 PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -92,11 +94,20 @@ def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
     """Return the curve of a run's probes in a line, from the first encoder to the last.
 
     Args:
-        probes: `compute`, the share that was done, and measures of each probe.
+        probes: `compute`, the share that was done, and measures of each probe; long curves are
+            thinned to `POINTS` probes.
     """
     key = "knn" if "knn" in probes[0] else "effective_rank"
-    points = [f"{format_figure(key, probe.get(key))} at {probe['compute']:.0%}" for probe in probes]
-    return f"{figure_name(key)} by compute done: {' -> '.join(points)}"
+    last = len(probes) - 1
+    chosen = sorted({round(place * last / (POINTS - 1)) for place in range(POINTS)})
+    points = []
+    for probe in (probes[place] for place in chosen):
+        value = "non-finite" if probe.get(key) is None else f"{probe[key]:.1f}"
+        points.append(
+            f"{value} at {probe['compute']:.0%}" if probe["step"] else f"{value} untrained"
+        )
+    unit = " (%)" if key in PERCENTAGES else ""
+    return f"{figure_name(key)}{unit} by compute: {', '.join(points)}"
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mae_et.cli.main import main
-from mae_et.monitoring.figures import results_table
+from mae_et.monitoring.figures import probe_curve, results_table
 
 
 @pytest.fixture
@@ -40,3 +40,13 @@ def test_the_table_names_faults_only_if_there_were_any() -> None:
     assert results_table(results).splitlines() == ["loss           0.5", "training time  1:01:01"]
     faulty = results_table(results | {"diverged": True, "skipped_updates": 1200})
     assert faulty.splitlines()[2:] == ["diverged         yes", "skipped updates  1,200"]
+
+
+def test_the_table_ends_with_the_curve_of_the_probes() -> None:
+    probes = [{"step": 9 * i, "compute": i / 20, "knn": 10.0 + i} for i in range(21)]
+    last = results_table({"loss": 0.5, "probes": probes}).splitlines()[-1]
+    assert last == (
+        "kNN (%) by compute: 10.0 untrained, 15.0 at 25%, 20.0 at 50%, 25.0 at 75%, 30.0 at 100%"
+    )
+    ranks = [{"step": i, "compute": i / 1, "effective_rank": [8.0, None][i]} for i in (0, 1)]
+    assert probe_curve(ranks).endswith("by compute: 8.0 untrained, non-finite at 100%")

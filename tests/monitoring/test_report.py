@@ -339,6 +339,16 @@ def test_several_runs_are_compared_by_their_differences(run: Path, tmp_path: Pat
     assert set(links) == {"#run-1", "#run-2", "#run-3"} <= {f"#{i}" for i in page.attributes("id")}
 
 
+def test_probes_of_a_pre_training_are_drawn(tmp_path: Path) -> None:
+    scores = [{"step": step, "time": 0, "knn": 2.0 * step, "effective_rank": 9} for step in (0, 10)]
+    run = written(tmp_path / "run", **{"scores.jsonl": scores})
+    texts = Page(report([run], tmp_path / "report.html")).texts
+    assert "Validation top-1 (%) by compute" not in texts
+    for by in ("compute", "images", "time"):
+        assert f"kNN of the probe (%) by {by}" in texts
+    assert {"Effective rank of the features by compute", "step 0: 0", "step 10: 20"} <= set(texts)
+
+
 def test_names_of_runs_are_unique_ends_of_their_paths(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a/run", "b/run", "c/other", "c/finetune")]
     assert names_of(paths) == ["a/run", "b/run", "other", "c/finetune"]

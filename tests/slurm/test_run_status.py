@@ -28,3 +28,15 @@ def test_status_skips_metric_rows_with_non_finite_values(tmp_path: Path, key, va
         (found,) = status([tmp_path])
     assert (found.state, found.step, round(found.eta or 0)) == ("running", 1, 1)
     assert "0:00:01" in table([found])
+
+
+def test_status_shows_the_last_score(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    rows = [
+        {"step": 0, "knn": 14.4},
+        {"step": 5, "knn": 25.9, "effective_rank": 9.0, "ridge": None},
+    ]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = status([tmp_path])
+    assert found.scores == {"knn": 25.9, "effective_rank": 9.0}
+    assert "kNN 25.9 %" in table([found])
