@@ -101,11 +101,9 @@ def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
     last = len(probes) - 1
     chosen = sorted({round(place * last / (POINTS - 1)) for place in range(POINTS)})
     points = []
-    for probe in (probes[place] for place in chosen):
+    for probe in [probes[place] for place in chosen]:
         value = "non-finite" if probe.get(key) is None else f"{probe[key]:.1f}"
-        points.append(
-            f"{value} at {probe['compute']:.0%}" if probe["step"] else f"{value} untrained"
-        )
+        points.append(f"{value} at {probe['compute']:.0%}")
     unit = " (%)" if key in PERCENTAGES else ""
     return f"{figure_name(key)}{unit} by compute: {', '.join(points)}"
 

@@ -29,6 +29,7 @@ from mae_et.probing.effective_rank import effective_rank
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.probing.ridge_classifier import ridge_accuracy
 from mae_et.runtime import distributed
+from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.reconstructions import gather_model
@@ -56,9 +57,10 @@ class OnlineProbe:
         self.every = duration_in_steps(config.probe.every, plan.steps)
         fraction = config.probe.max_fraction / sum(map(self.due, range(plan.steps + 1)))
         most = affordable_images(plan, config.model.mask_ratio, fraction)
-        self.images = open_probe_images(
-            config.probe, config.data, source, config.model.channels, most, config.seed
-        )
+        with fail_together(run.world):
+            self.images = open_probe_images(
+                config.probe, config.data, source, config.model.channels, most, config.seed
+            )
         self.num_workers = worker_count(config.efficiency.num_workers, run.world)
         self.cached: dict[str, Batches] = {}
 

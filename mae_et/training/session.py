@@ -45,7 +45,8 @@ def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopF
     """Join the other ranks, which must run the same command; handle signals, hangs and errors.
 
     Args:
-        config: has `device`, `num_workers` and `step_timeout`, in its section `efficiency` if it has one.
+        config: has `device`, `num_workers` and `step_timeout`, in its section `efficiency` if it
+            has one.
 
     Raises:
         UserError: the device is not available, or a rank has other settings or code.
