@@ -15,6 +15,7 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.data.cores import worker_count
 from mae_et.io.atomic import write_atomically
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
+from mae_et.io.seals import seal
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.training.nonfinite import check_state
@@ -79,7 +80,7 @@ def describe(run: Run, data: LabelledSplits) -> str:
         about["encoder"] = network.default_cfg["architecture"]
         about["encoder_num_heads"] = next(heads)
         about["grid"] = list(network.patch_embed.grid_size)
-    return json.dumps(about, indent=1)
+    return json.dumps(seal(about), indent=1)
 
 
 def finish(run: Run, logger: RunLogger | None) -> None:

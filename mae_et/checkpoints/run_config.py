@@ -10,7 +10,8 @@ from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
-from mae_et.io.plain_files import read_mapping, read_text
+from mae_et.io.plain_files import read_text
+from mae_et.io.seals import read_sealed
 
 # Architecture of encoders whose files record none; sizes are read from the tensors.
 DEFAULT_ENCODER = "vit_base_patch16_224"
@@ -61,7 +62,7 @@ def read_classifier_description(folder: Path) -> dict[str, Any]:
         UserError: `classes.json` cannot be read, or an entry has the wrong type.
     """
     path = folder / "classes.json"
-    return check_classifier_description(read_mapping(path), path)
+    return check_classifier_description(read_sealed(path), path)
 
 
 def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:

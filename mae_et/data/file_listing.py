@@ -11,7 +11,7 @@ import numpy as np
 
 from mae_et.config.data import DataConfig
 from mae_et.data.layout import EXTENSIONS, is_folder
-from mae_et.data.untrusted import read_array
+from mae_et.data.untrusted import read_array, write_array
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 from mae_et.runtime.watchdog import heartbeat
@@ -88,12 +88,7 @@ def cached_listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]
         return Listing(_read_listing(path), Counter())
     listing = list_folder(folder, extensions)
     array = np.array([os.fsencode(name) for name in listing.names], dtype=np.bytes_)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: write_array(temporary, array))
     return listing
 
 

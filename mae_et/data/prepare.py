@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,10 +32,12 @@ from mae_et.data.prepared_shards import (
     read_index,
 )
 from mae_et.data.tar_writer import TarWriter
+from mae_et.data.untrusted import write_array
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings
+from mae_et.io.seals import seal
 from mae_et.runtime.console import say
 
 EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
@@ -123,7 +124,7 @@ def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -
         "levels": list(config.levels),
         "classes": list(dataset.classes),
     }
-    write_text_atomically(folder / "split.json", json.dumps(description, indent=1))
+    write_text_atomically(folder / "split.json", json.dumps(seal(description), indent=1))
     return _summary(PreparedShards(folder))
 
 
@@ -194,7 +195,7 @@ def write_shard(dataset: DecodedDataset, config: PrepareConfig, folder: Path, sh
                 if config.data.on_error == "stop":
                     raise
                 say(f"mae-et: {error}; skipped")
-    write_atomically(index_path(folder, shard), partial(_save, rows))
+    write_atomically(index_path(folder, shard), lambda temporary: write_array(temporary, rows))
 
 
 def _add_image(
@@ -262,11 +263,6 @@ def _encode_level(image: Image.Image, level: int, quality: int) -> bytes | None:
         file, "JPEG", quality=quality, subsampling=0
     )
     return file.getvalue()
-
-
-def _save(rows: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, rows, allow_pickle=False)
 
 
 def _verify(folder: Path) -> dict[str, Any]:

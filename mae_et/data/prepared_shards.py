@@ -3,7 +3,7 @@
 `mae-et prepare` writes, for each split:
 
     DIR/train/split.json            classes, levels, number of images and shards; written last
-    DIR/train/00000.npy             index of shard 0: one row an image
+    DIR/train/00000.npy             index of shard 0: one row an image, then its checksum
     DIR/train/00000-192.tar         its images at 192 pixels on the shorter side
     DIR/train/00000-original.tar    its original files
 
@@ -24,9 +24,9 @@ from mae_et.data.decoding import Box, BoxSampler, DecodedDataset
 from mae_et.data.tar_index import MAX_CLASSES
 from mae_et.data.untrusted import read_array
 from mae_et.errors import Unreadable, UserError
-from mae_et.io.plain_files import read_mapping
+from mae_et.io.seals import read_sealed
 
-VERSION = 1
+VERSION = 2
 ORIGINAL = 0
 LEVEL_DETAIL = 1.25
 MAX_OPEN_FILES = 256
@@ -206,7 +206,7 @@ def read_split_file(folder: Path) -> dict[str, Any]:
             f"{folder} is not a prepared split: it has no split.json, which mae-et prepare writes "
             "last"
         )
-    description = read_mapping(path)
+    description = read_sealed(path)
     try:
         if description["version"] == VERSION:
             _check_description(description)

@@ -5,6 +5,7 @@ looked up, so a file that was tampered with cannot run code whatever its checksu
 """
 
 import codecs
+import io
 import pickle
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
+
+from mae_et.io.seals import TRAILER_BYTES, check_sealed, sealed_bytes
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 ARRAY_NAMES: dict[tuple[str, str], Any] = {
@@ -27,13 +30,21 @@ ARRAY_NAMES: dict[tuple[str, str], Any] = {
 _swapping = threading.Lock()
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file with its checksum after it, which other readers of arrays skip."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    path.write_bytes(sealed_bytes(file.getvalue()))
+
+
 def read_array(path: Path) -> np.ndarray:
-    """Return the array of a `.npy` file whose length matches its header.
+    """Return the array that `write_array` wrote.
 
     Raises:
-        ValueError: the file is damaged or holds Python objects (which are pickled).
+        ValueError: the file does not match its checksum or holds Python objects.
         OSError: the file cannot be read.
     """
+    check_sealed(path)
     try:
         # Map first: memory is allocated for the bytes present, whatever shape the header claims.
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -41,8 +52,10 @@ def read_array(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # numpy's header parser raises many types
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    if not isinstance(mapped, np.ndarray):  # np.load opens a zip of several arrays too
+    if not isinstance(mapped, np.memmap):  # np.load opens a zip of several arrays too
         raise ValueError("it is not a single array")
+    if mapped.offset + mapped.nbytes + TRAILER_BYTES != path.stat().st_size:
+        raise ValueError("its length does not match its header")
     return np.array(mapped)
 
 

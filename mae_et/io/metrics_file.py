@@ -6,9 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mae_et.io.seals import seal, unseal
+
 METRICS = "metrics.jsonl"
 SCORES = "scores.jsonl"
 Row = dict[str, Any]
+
+
+def row_line(row: Row, name: str) -> str:
+    """Return a row as a line of a record; scores, which decide the best weights, are sealed."""
+    return json.dumps(seal(row) if name == SCORES else row) + "\n"
 
 
 def read_metrics(
@@ -34,7 +41,9 @@ def read_metrics(
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):  # no JSON, or no text
+            if name == SCORES:
+                row = unseal(row)
+        except (ValueError, RecursionError, TypeError, AttributeError):  # no JSON, or no text
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int) and is_whole(row):
             rows.append(row)

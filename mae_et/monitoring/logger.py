@@ -3,7 +3,6 @@
 When a run resumes from a checkpoint, rows of later steps are dropped from both files.
 """
 
-import json
 import os
 import time
 import warnings
@@ -17,7 +16,7 @@ from torchvision.io import encode_png
 from mae_et.curriculum.schedule import Plan
 from mae_et.io.atomic import write_atomically, write_text_atomically
 from mae_et.io.lock import check_in_place
-from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics, row_line
 from mae_et.monitoring.divergence import RECENT, is_spike
 from mae_et.monitoring.tensorboard import TensorBoardWriter
 from mae_et.monitoring.terminal import Terminal
@@ -77,7 +76,7 @@ class RunLogger:
         row["time"] = time.time()
         row["spike"] = is_spike(row, self.recent)
         self.recent = [*self.recent, row][-RECENT:]
-        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.write(row_line(row, METRICS))
         self.metrics.flush()
         if self.tensorboard is not None:
             self.tensorboard.add_metrics(row)
@@ -88,7 +87,7 @@ class RunLogger:
         self.check_in_place()
         row = {"step": step, "time": time.time()} | scores
         with (self.folder / SCORES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(row_line(row, SCORES))
         if self.tensorboard is not None:
             self.tensorboard.add_scores(row)
         self.terminal.show_scores(step, scores)
@@ -130,7 +129,7 @@ class RunLogger:
 
     def _rewrite(self, name: str, rows: list[Row]) -> None:
         if rows or (self.folder / name).exists():
-            text = "".join(json.dumps(row) + "\n" for row in rows)
+            text = "".join(row_line(row, name) for row in rows)
             write_text_atomically(self.folder / name, text)
 
 

@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mae_et.errors import UserError
+from mae_et.io.seals import seal, unseal
+
 Record = dict[str, Any]
 
 
@@ -13,18 +16,29 @@ class TrialLog:
 
     Args:
         path: the file; created by the first record.
+
+    Raises:
+        UserError: a record does not match its checksum.
     """
 
     def __init__(self, path: Path):
         self.path = path
         truncate_partial_line(path)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.records: list[Record] = [json.loads(line) for line in lines]
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        self.records: list[Record] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                self.records.append(unseal(json.loads(line)))
+            except (ValueError, RecursionError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{path} is damaged at line {number} of {len(lines)} ({error}): the trials "
+                    f"before it can be kept (head -n {number - 1}), those after it run again"
+                ) from None
 
     def append(self, record: Record) -> None:
         """Append a record."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(seal(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.records.append(record)

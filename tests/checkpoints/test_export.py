@@ -17,6 +17,7 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
+from mae_et.io.seals import seal
 from mae_et.models.mae import MaskedAutoencoder
 
 HEADS = {"encoder_num_heads": 3, "decoder_num_heads": 4}
@@ -155,7 +156,7 @@ def classifier_of(tmp_path: Path, pool: Pool, probe: Probe) -> tuple[torch.nn.Mo
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
     about = {"classes": list("abcdefg"), "encoder_num_heads": 3}
-    (folder / "classes.json").write_text(json.dumps(about))
+    (folder / "classes.json").write_text(json.dumps(seal(about)))
     return network, folder
 
 

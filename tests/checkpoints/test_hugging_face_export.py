@@ -14,6 +14,7 @@ from mae_et import export, load_pretrained, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig
 from mae_et.data.transforms import EvalDataset, normalise
+from mae_et.io.seals import seal
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -62,7 +63,7 @@ def test_the_image_processor_gives_our_evaluation_view(size, eval_crop, tmp_path
     path = folder / "preprocessor_config.json"
     about = json.loads(path.read_text())
     about["size"]["shortest_edge"] = round(64 / eval_crop)
-    path.write_text(json.dumps(about))
+    path.write_text(json.dumps(seal(about)))
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     found = processor(image, return_tensors="pt")["pixel_values"]
     data = DataConfig(eval_crop=eval_crop)
@@ -106,7 +107,7 @@ def test_a_classifier_by_the_class_token_gives_the_same_logits(probe, tmp_path: 
     run.mkdir()
     save_file(network.state_dict(), run / "model.safetensors")
     about = {"classes": ["cat", "dog", "newt"], "encoder_num_heads": 3, "grid": [8, 8]}
-    (run / "classes.json").write_text(json.dumps(about))
+    (run / "classes.json").write_text(json.dumps(seal(about)))
     folder = export(run, "hf", tmp_path / "hf")
     model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     assert model.config.id2label == {0: "cat", 1: "dog", 2: "newt"}

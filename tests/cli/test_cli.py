@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from tiny_run import GOLDEN, TINY
 from torchvision.io import read_image
+from user_errors import error_of
 
 from mae_et import load_config, load_pretrained, pretrain
 from mae_et.cli.main import COMMANDS, main
@@ -110,8 +110,7 @@ def test_user_errors_are_one_sentence_and_exit_with_2(user_errors, capsys, tmp_p
     for sentence, arguments in user_errors.items():
         assert main(arguments) == 2, sentence
         shown = capsys.readouterr()
-        # Commands that train first say that they start.
-        error = re.sub(r"^mae-et \S+: pretrain in .*: starting\n", "", shown.err)
+        error = error_of(shown.err)
         assert sentence in error
         assert error.startswith("mae-et: ")
         assert error.count("\n") == 1

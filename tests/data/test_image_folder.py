@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flipped import flipped
 from image_files import folder, npy, refusal, save, values
 from PIL import Image
 
@@ -199,9 +200,11 @@ def test_a_kept_listing_is_read_without_a_walk(tmp_path: Path, monkeypatch) -> N
     )
     assert values(open_dataset(config, "train")) == first
     assert len(first) == 6
-    kept.write_bytes(kept.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"listing .* is damaged .*: delete it"):
-        open_dataset(config, "train")
+    content = kept.read_bytes()
+    for damaged in (content[:50], *(flipped(content, bit) for bit in range(7, 8 * 200, 97))):
+        kept.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"listing .* is damaged .*: delete it"):
+            open_dataset(config, "train")
 
 
 def test_classes_without_images_are_named(tmp_path: Path) -> None:

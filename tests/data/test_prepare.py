@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flipped import flipped
 from natural_images import jpeg, natural
 from PIL import Image
 
@@ -206,6 +207,23 @@ def test_a_damaged_index_is_refused(root: Path, spoil, sentence: str) -> None:
     spoil(root.parent / "shards" / "train")
     with pytest.raises(UserError, match=sentence):
         opened(root)
+
+
+def test_verify_notices_a_flipped_bit_in_labels_sizes_classes_or_counts(root: Path, capsys) -> None:
+    prepare(config(root, splits=("train",)))
+    folder = root.parent / "shards" / "train"
+    flags = ["prepare", f"--output={folder.parent}", "--splits=[train]", "--verify=true"]
+    for name, step in (("00001.npy", 61), ("split.json", 31)):
+        path = folder / name
+        content = path.read_bytes()
+        for bit in range(0, 8 * len(content), step):
+            path.write_bytes(flipped(content, bit))
+            with pytest.raises(UserError, match=rf"{name} (is damaged|cannot be read)"):
+                opened(root)
+        assert main(flags) == 2
+        assert name in capsys.readouterr().err
+        path.write_bytes(content)
+    assert main(flags) == 0
 
 
 @pytest.mark.parametrize(

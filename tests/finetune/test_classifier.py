@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from steps import signal_at
 from tiny_run import GOLDEN
+from user_errors import error_of
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.classifier import classifier_step
@@ -29,6 +30,7 @@ from mae_et.data.prepare import prepare
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.tar_writer import TarWriter
 from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.io.seals import read_sealed, seal
 from mae_et.runtime.distributed import DistributedContext
 
 SMALL = """
@@ -201,12 +203,12 @@ def test_a_damaged_description_of_the_classes_is_refused_on_resume(small, monkey
         with pytest.raises(KeyboardInterrupt):
             classify(config)
     path = config.output.dir / "classes.json"
-    about = json.loads(path.read_text())
+    about = read_sealed(path)
     for damage in ({"classes": 3}, {"encoder": "hf-hub:some/body"}, {"encoder_num_heads": "2"}):
-        path.write_text(json.dumps(about | damage))
+        path.write_text(json.dumps(seal(about | damage)))
         with pytest.raises(UserError, match=r"classes\.json is damaged"):
             classify(config)
-    path.write_text(json.dumps(about | {"classes": ["a"]}))
+    path.write_text(json.dumps(seal(about | {"classes": ["a"]})))
     with pytest.raises(UserError, match=r"do not fit: 2 misshapen \(head\.weight is \[10, 32\]"):
         classify(config)
 
@@ -398,7 +400,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         "is not a classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],
     }.items():
         assert main(arguments) == 2, sentence
-        error = capsys.readouterr().err
+        error = error_of(capsys.readouterr().err)
         assert error.count("\n") == 1, error
         assert sentence in error, error
 

@@ -16,7 +16,7 @@ from mae_et import pretrain
 from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import read_metrics
+from mae_et.io.metrics_file import read_metrics, row_line
 from mae_et.monitoring.compare import names_of
 from mae_et.monitoring.figures import short
 from mae_et.monitoring.report import report
@@ -103,7 +103,7 @@ def written(folder: Path, **files: object) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, list):
-            content = "".join(json.dumps(row) + "\n" for row in content)
+            content = "".join(row_line(row, name) for row in content)
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
 

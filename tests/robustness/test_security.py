@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -35,8 +36,9 @@ from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, load_config, to_yaml
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.data.untrusted import arrays_only
+from mae_et.data.untrusted import arrays_only, write_array
 from mae_et.errors import RunFailed
+from mae_et.io.seals import seal, sealed_bytes, unseal
 from slurm.config import ClusterConfig
 
 ROOT = Path(__file__).parents[2]
@@ -103,8 +105,11 @@ def payload(tmp_path: Path, monkeypatch):
     assert target.is_dir()  # so it would have been seen
 
 
-def objects(payload: Payload) -> np.ndarray:
-    return np.array([payload], dtype=object)
+def save_objects(path: Path, payload: Payload) -> None:
+    """Write a pickled array under a checksum that matches."""
+    file = io.BytesIO()
+    np.save(file, np.array([payload], dtype=object), allow_pickle=True)
+    path.write_bytes(sealed_bytes(file.getvalue()))
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -164,14 +169,14 @@ def test_pickle_in_a_listing_is_refused(payload: Payload, tmp_path: Path) -> Non
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
     open_dataset(config, "train")
     (kept,) = (tmp_path / "kept").iterdir()
-    np.save(kept, objects(payload), allow_pickle=True)
+    save_objects(kept, payload)
     with pytest.raises(UserError, match=r"listing .* is damaged"):
         open_dataset(config, "train")
 
 
 def test_pickle_in_a_prepared_index_is_refused(payload: Payload, tmp_path: Path) -> None:
     write(tmp_path / "train", prepared())
-    np.save(tmp_path / "train" / "00000.npy", objects(payload), allow_pickle=True)
+    save_objects(tmp_path / "train" / "00000.npy", payload)
     with pytest.raises(UserError, match=r"index .* is damaged"):
         open_dataset(DataConfig(name="shards", root=tmp_path), "train")
 
@@ -184,7 +189,7 @@ def test_pickle_in_an_image_is_refused(
     place = tmp_path / "train" / "a" / name
     place.parent.mkdir(parents=True)
     with place.open("wb") as file:
-        np.save(file, objects(payload), allow_pickle=True)
+        np.save(file, np.array([payload], dtype=object), allow_pickle=True)
     if source == "wds":
         with tarfile.open(tmp_path / "train" / "0.tar", "w") as archive:
             archive.add(place, name)
@@ -318,7 +323,7 @@ def test_listing_with_paths_outside_its_folder_is_refused(tmp_path: Path, name: 
     np.save(kept, np.array([name + b"!"], dtype=np.bytes_))
     array = np.load(kept)
     array[0] = name
-    np.save(kept, array)
+    write_array(kept, array)
     with pytest.raises(UserError, match=r"outside of the folder\): delete it"):
         open_dataset(config, "train")
 
@@ -326,8 +331,8 @@ def test_listing_with_paths_outside_its_folder_is_refused(tmp_path: Path, name: 
 @pytest.mark.parametrize("level", ["/../../../secret", "../x", 8.5, True, 0, -8, None])
 def test_prepared_split_with_invalid_levels_is_refused(tmp_path: Path, level: object) -> None:
     files = prepared()
-    about = json.loads(files["split.json"]) | {"levels": [level]}
-    write(tmp_path / "train", files | {"split.json": json.dumps(about).encode()})
+    about = unseal(json.loads(files["split.json"])) | {"levels": [level]}
+    write(tmp_path / "train", files | {"split.json": json.dumps(seal(about)).encode()})
     with pytest.raises(UserError, match=r"split.json is damaged"):
         open_dataset(DataConfig(name="shards", root=tmp_path), "train")
 
@@ -336,7 +341,7 @@ def test_prepared_index_beyond_its_archive_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train", prepared())
     rows = np.load(tmp_path / "train" / "00000.npy")
     rows["size"] = 2**62
-    np.save(tmp_path / "train" / "00000.npy", rows)
+    write_array(tmp_path / "train" / "00000.npy", rows)
     with pytest.raises(RunFailed, match="the archive ends before it"):
         open_dataset(DataConfig(name="shards", root=tmp_path), "train")[0]
 

@@ -39,6 +39,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.layout import EXTENSIONS
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import RunFailed, UserError
+from mae_et.io.seals import seal, sealed_bytes
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.compare import CompareConfig, compare
 from slurm.config import ClusterConfig
@@ -143,15 +144,15 @@ def shard() -> bytes:
 
 @cache
 def prepared() -> dict[str, bytes]:
-    from mae_et.data.prepared_shards import index_dtype
+    from mae_et.data.prepared_shards import VERSION, index_dtype
 
     content = b"not an image, which raises an error"
     rows = np.zeros(2, index_dtype(1))
     rows["size"][:, 1], rows["height"], rows["width"], rows["label"] = len(content), 8, 8, [0, 1]
-    about = {"version": 1, "images": 2, "shards": 1, "levels": [8], "classes": ["a", "b"]}
+    about = {"version": VERSION, "images": 2, "shards": 1, "levels": [8], "classes": ["a", "b"]}
     return {
-        "split.json": json.dumps(about).encode(),
-        "00000.npy": array(rows),
+        "split.json": json.dumps(seal(about)).encode(),
+        "00000.npy": sealed_bytes(array(rows)),
         "00000-original.tar": content,
         "00000-8.tar": content,
     }
@@ -204,7 +205,7 @@ def classifier() -> dict[str, bytes]:
     settings = "model: {checkpoint: nowhere.pth, image_size: 16}\ndata: {name: synthetic}\n"
     about = {"classes": ["a", "b"], "encoder_num_heads": 1, "grid": [2, 2]}
     return {
-        "classes.json": json.dumps(about).encode(),
+        "classes.json": json.dumps(seal(about)).encode(),
         "config.yaml": settings.encode(),
         "model.safetensors": encoder(),
     }
@@ -323,7 +324,7 @@ def read_listing(data: bytes, folder: Path) -> None:
     with suppress(UserError):
         open_dataset(config, "train")
     for kept in (folder / "kept").iterdir():
-        kept.write_bytes(data)
+        kept.write_bytes(sealed_bytes(data))  # any content, under its checksum
     with suppress(UserError):
         source: Any = open_dataset(config, "train")
         for index in range(min(len(source), 4)):

@@ -1,0 +1,78 @@
+"""Checksums inside the small files that decide labels, order or results.
+
+A flipped bit in an index, a list of classes or a journal changes numbers without an error. So these
+files carry the SHA-256 of their content: an object of JSON as its entry `sha256`, a line of JSON
+too, and any other file as a last line `sha256:...` after its content, which readers of `.npy` skip.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mae_et.errors import UserError
+from mae_et.io.plain_files import read_mapping
+
+KEY = "sha256"
+_TAG = b"\nsha256:"
+TRAILER_BYTES = len(_TAG) + 64
+"""Length of the checksum at the end of a file."""
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """Return an object of JSON with its checksum, computed whatever the order of its keys."""
+    return content | {KEY: _digest(content)}
+
+
+def unseal(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a sealed object without its checksum.
+
+    Raises:
+        ValueError: the checksum is missing or does not match.
+    """
+    plain = {key: value for key, value in content.items() if key != KEY}
+    if KEY not in content:
+        raise ValueError("it has no checksum")
+    if content[KEY] != _digest(plain):
+        raise ValueError("it does not match its checksum")
+    return plain
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return the sealed object in a JSON file, without its checksum.
+
+    Raises:
+        UserError: it cannot be read, has no checksum or does not match it.
+    """
+    try:
+        return unseal(read_mapping(path))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def sealed_bytes(content: bytes) -> bytes:
+    """Return a file's content with its checksum after it."""
+    return content + _TAG + hashlib.sha256(content).hexdigest().encode()
+
+
+def check_sealed(path: Path) -> None:
+    """Compare a file with the checksum at its end.
+
+    Raises:
+        ValueError: the checksum is missing or does not match.
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    trailer = content[-TRAILER_BYTES:]
+    if not trailer.startswith(_TAG):
+        raise ValueError("it has no checksum")
+    if content != sealed_bytes(content[:-TRAILER_BYTES]):
+        raise ValueError("it does not match its checksum")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    read_back = json.loads(json.dumps(content))  # whose keys are texts, as in the file
+    text = json.dumps(read_back, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
