@@ -1,7 +1,7 @@
 """Load a trained classifier: a run's, a released one's, timm's, or Hugging Face's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import timm
@@ -12,12 +12,11 @@ from finetune.model import load_run_network
 from finetune.scoring_config import EvaluateConfig
 from finetune.vit import build_vit
 from mae_et.checkpoints.encoders import (
+    DEFAULT_EPS,
     build_named,
     build_vit_of,
     fetch_from_hub,
     grid_of,
-    is_hugging_face_vit,
-    read_hugging_face_vit,
 )
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.run_config import read_classifier_description
@@ -59,8 +58,6 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         )
     if not path.exists() and timm.is_model(str(path)):
         return _of_timm(config, fetch_from_hub(str(path)))
-    if is_hugging_face_vit(path):
-        return _of_hugging_face(config)
     return _of_weights(config, load_weights(path, config.checkpoint_key))
 
 
@@ -73,33 +70,22 @@ def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:
     return TrainedClassifier(network, config.image_size or tuple(own), channels)
 
 
-def _of_hugging_face(config: EvaluateConfig) -> TrainedClassifier:
-    vit = read_hugging_face_vit(config.checkpoint)
-    if not vit.head:
-        raise UserError(f"{config.checkpoint} is not a classifier: it has no head")
-    network: Any = build_vit_of(
-        config.checkpoint, vit.tensors, vit.num_heads, norm_eps=vit.norm_eps, head=vit.head
-    )
-    own = network.patch_embed.img_size
-    classifier = _of_timm(config, network)
-    # Labels such as LABEL_0 are transformers' own, and name nothing.
-    named = not all(name.startswith("LABEL_") for name in vit.classes)
-    return TrainedClassifier(
-        network, config.image_size or own, classifier.channels, vit.classes if named else None
-    )
-
-
 def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
     """Build a ViT in MAE's or timm's layout, with registers, LayerScale and the like if need be."""
     if not {"weight", "bias"} <= set(weights.head):
         raise UserError(f"{config.checkpoint} is not a classifier: it has no head")
     encoder = weights.encoder
     channels = encoder["patch_embed.proj.weight"].shape[1]
-    if "cls_token" not in encoder or {"reg_token", "blocks.0.ls1.gamma"} & set(encoder):
+    plain = "cls_token" in encoder and not {"reg_token", "blocks.0.ls1.gamma"} & set(encoder)
+    if not plain or weights.norm_eps is not None:
         network: Any = build_vit_of(
-            weights.path, encoder, config.encoder_num_heads, head=weights.head
+            weights.path,
+            encoder,
+            weights.encoder_num_heads or config.encoder_num_heads,
+            norm_eps=weights.norm_eps or DEFAULT_EPS,
+            head=weights.head,
         )
-        return _of_timm(config, network)
+        return replace(_of_timm(config, network), classes=weights.classes)
     size = config.image_size or grid_of(weights) * encoder["patch_embed.proj.weight"].shape[-1]
     pool: Pool = "mean" if "fc_norm.weight" in encoder else "cls"
     probe: Literal["linear", "none"] = "linear" if "running_mean" in weights.head else "none"

@@ -17,7 +17,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mae_et.checkpoints.formats import load_weights, read_state_dict
-from mae_et.checkpoints.hugging_face_vit import is_hugging_face_vit, read_hugging_face_vit
 from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, masked_autoencoder, num_heads_of
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
@@ -26,6 +25,7 @@ from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
 from mae_et.models.encoder import create_vit
 
+DEFAULT_EPS = 1e-6  # of layer norms in timm's ViTs
 NAME_IT = "give its timm model with --architecture"
 
 
@@ -60,15 +60,12 @@ def load_encoder(
         return _checked(build_named(path, architecture, checkpoint_key), path)
     if not path.exists() and timm.is_model(str(path)):
         return _checked(fetch_from_hub(str(path), num_classes=0), path)
-    if is_hugging_face_vit(path):
-        vit = read_hugging_face_vit(path)
-        return build_vit_of(path, vit.tensors, vit.num_heads, norm_eps=vit.norm_eps)
     return encoder_of_weights(load_weights(path, checkpoint_key), num_heads)
 
 
 def has_masked_autoencoder_layout(path: Path, architecture: str | None = None) -> bool:
     """Return whether `load_weights` reads a checkpoint, so that it may be a masked autoencoder."""
-    return architecture is None and path.exists() and not is_hugging_face_vit(path)
+    return architecture is None and path.exists()
 
 
 def encoder_of_weights(weights: Weights, num_heads: int | None = None) -> VisionTransformer:
@@ -81,6 +78,7 @@ def encoder_of_weights(weights: Weights, num_heads: int | None = None) -> Vision
         weights.encoder_num_heads or num_heads,
         architecture=weights.architecture,
         grid=weights.grid,
+        norm_eps=weights.norm_eps or DEFAULT_EPS,
     )
 
 
@@ -90,7 +88,7 @@ def build_vit_of(
     num_heads: int | None,
     architecture: str = DEFAULT_ENCODER,
     grid: Any = None,
-    norm_eps: float = 1e-6,
+    norm_eps: float = DEFAULT_EPS,
     head: Tensors | None = None,
 ) -> VisionTransformer:
     """Build a ViT as its tensors determine it, and load them.

@@ -17,12 +17,11 @@ from typing import Any
 
 import timm
 
-from mae_et.checkpoints.hugging_face import (
+from mae_et.checkpoints.hugging_face import from_hugging_face, read_tensors
+from mae_et.checkpoints.hugging_face_config import (
     classes_of,
-    from_hugging_face,
     read_description,
     read_preprocessor,
-    read_tensors,
 )
 from mae_et.checkpoints.mae_layout import split_mae
 from mae_et.checkpoints.preprocessing import Preprocessing
@@ -243,7 +242,7 @@ def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> We
 
 
 def _from_hugging_face(folder: Path) -> Weights:
-    """Read a folder of transformers' ViTMAE, with or without its decoder."""
+    """Read a folder of transformers' ViTMAE, ViT or DINOv2, with what else it holds."""
     about = read_description(folder)
     encoder, decoder, head = from_hugging_face(folder, read_tensors(folder, read_weight_file))
     return Weights(
@@ -255,6 +254,7 @@ def _from_hugging_face(folder: Path) -> Weights:
         preprocessing=read_preprocessor(folder),
         encoder_num_heads=about.get("num_attention_heads"),
         decoder_num_heads=about.get("decoder_num_attention_heads"),
+        norm_eps=about.get("layer_norm_eps", 1e-12),
         target="norm_pix" if about.get("norm_pix_loss") else "pixel",
     )
 

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's ViTMAE and ViT: names of tensors in both directions, and reading.
+"""Folders of Hugging Face's ViTMAE, ViT and DINOv2: names in both directions, and reading.
 
 Names on disk have hardly changed over the versions of transformers, unlike those in memory. One
 table maps them both ways; variants that only some writers use are normalised first.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints import hugging_face_dinov2
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
@@ -51,43 +51,12 @@ NAMES = {
     },
     "head": {"head.*": "classifier.*"},
 }
-MODEL_TYPES = ("vit_mae", "vit")
-POOLER = "vit.pooler."
+UNUSED = ("vit.pooler.", "vit.embeddings.mask_token")  # by any task of images
 # How transformers 5 spells the decoder's blocks; every version reads the older spelling too.
 DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."
 THIRDS = ("query", "key", "value")
 # Where transformers looks for weights, in its order.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """Return the `config.json` of a folder.
-
-    Raises:
-        UserError: the file cannot be read, or describes a model of another type.
-    """
-    about = read_mapping(folder / "config.json")
-    if about.get("model_type") not in MODEL_TYPES:
-        raise UserError(f"{folder} holds a {about.get('model_type')!r} model, not a vit_mae or vit")
-    return about
-
-
-def read_preprocessor(folder: Path) -> Preprocessing | None:
-    """Return how a folder's `preprocessor_config.json` prepares images; None without one.
-
-    Raises:
-        UserError: the file cannot be read, or an entry has the wrong type.
-    """
-    path = folder / "preprocessor_config.json"
-    return Preprocessing.of_hugging_face(read_mapping(path), path) if path.is_file() else None
-
-
-def classes_of(about: dict[str, Any]) -> list[str] | None:
-    """Return the class names of a `config.json`, in the order of the head; None without them."""
-    names = about.get("id2label")
-    if not isinstance(names, dict) or not all(str(n) in names for n in range(len(names))):
-        return None
-    return [str(names[str(number)]) for number in range(len(names))]
 
 
 def read_tensors(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Tensor]:
@@ -118,20 +87,21 @@ def from_hugging_face(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return encoder (timm's names), decoder (ours) and head of tensors under names on disk.
 
-    They come from a ViTMAEForPreTraining, ViTMAEModel, ViTModel or ViTForImageClassification; parts
-    that the model does not have are empty.
+    They come from a ViTMAEForPreTraining, ViTMAEModel, ViTModel, ViTForImageClassification,
+    Dinov2Model or Dinov2WithRegistersModel; parts that the model does not have are empty.
 
     Raises:
-        UserError: a tensor's name is unknown, or what every ViTMAE has is missing.
+        UserError: a tensor's name is unknown, or what every ViT has is missing.
     """
     tables = {
         part: {theirs: ours for ours, theirs in names.items()} for part, names in NAMES.items()
     }
+    tables["encoder"] |= {theirs: ours for ours, theirs in hugging_face_dinov2.EXTRA_NAMES.items()}
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}, "head": {}}
     for name, tensor in tensors.items():
         spelled = _on_disk(name)
-        if spelled.startswith(POOLER):
-            continue  # of ViTModel, and used by none of its tasks
+        if spelled.startswith(UNUSED):
+            continue
         part, ours = _find(spelled, tables)
         if not ours:
             raise UserError(f"{folder} holds a tensor of unknown name: {name}")
@@ -195,6 +165,7 @@ def _on_disk(name: str) -> str:
     """Return the table's spelling of a name that any model or version wrote."""
     if name.startswith(DECODER_BLOCKS_OF_5):
         return f"decoder.decoder_layers.{name.removeprefix(DECODER_BLOCKS_OF_5)}"
+    name = hugging_face_dinov2.as_vit(name)
     # A ViTMAEModel or ViTModel alone has no prefix.
     return name if name.startswith(("vit.", "decoder.", "classifier.")) else f"vit.{name}"
 
@@ -243,6 +214,6 @@ def _join_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             names = [f"{apart[1]}.{third}.{apart[3]}" for third in THIRDS]
             lacking = [name for name in names if name not in weights]
             if lacking:
-                raise UserError(f"a ViTMAE's weights lack {', '.join(lacking)}")
+                raise UserError(f"the weights lack {', '.join(lacking)}")
             joined[f"{apart[1]}.qkv.{apart[3]}"] = torch.cat([weights[name] for name in names])
     return joined

@@ -6,15 +6,11 @@ weights -> same encoder? -> patch embedding, positions relaid -> encoder
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from timm.layers import resample_patch_embed
 from torch import Tensor
 
-from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.hugging_face import read_preprocessor
-from mae_et.checkpoints.hugging_face_vit import is_hugging_face_vit, read_hugging_face_vit
 from mae_et.checkpoints.load import (
     PUBLISHED_DECODER_HEADS,
     PUBLISHED_ENCODER_HEADS,
@@ -37,23 +33,6 @@ class InitialWeights:
     """SHA-256 of the names, shapes and values of all tensors, as read."""
     summary: str
     """What was taken, what was changed, and what is fresh."""
-
-
-def read_initial_weights(path: Path, key: str | None = None) -> Weights:
-    """Read any checkpoint that has an encoder: what `load_weights` reads, and Hugging Face's ViTs.
-
-    Raises:
-        UserError: there is no such checkpoint, or it holds no vision transformer.
-    """
-    if not is_hugging_face_vit(path):
-        return load_weights(path, key)
-    vit = read_hugging_face_vit(path)
-    return Weights(
-        path,
-        vit.tensors,
-        preprocessing=read_preprocessor(path),
-        encoder_num_heads=vit.num_heads,
-    )
 
 
 def initialise_from(

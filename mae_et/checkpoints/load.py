@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mae_et.checkpoints.formats import load_weights, peek_weights
-from mae_et.checkpoints.hugging_face import read_preprocessor
+from mae_et.checkpoints.hugging_face_config import read_preprocessor
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch

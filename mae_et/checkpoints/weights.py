@@ -33,6 +33,8 @@ class Weights:
     """Heads of the encoder, where they are recorded."""
     decoder_num_heads: int | None = None
     """Heads of the decoder, where they are recorded."""
+    norm_eps: float | None = None
+    """Epsilon of the encoder's layer norms, where it is recorded."""
     target: Target | None = None
     """The decoder's target, where it is recorded."""
     grid: Sequence[int] | None = None

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from mae_et.checkpoints.initial_weights import initialise_from, read_initial_weights
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.initial_weights import initialise_from
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
@@ -32,7 +33,7 @@ def load_initial_weights(
     path = config.init.weights
     if path is None:
         return None
-    weights = read_initial_weights(path, config.init.checkpoint_key)
+    weights = load_weights(path, config.init.checkpoint_key)
     initial = initialise_from(model, config.model, config.init, weights)
     if not all_ranks_equal(int(initial.sha256[:15], 16), world):
         raise RunFailed(f"ranks read different weights from init.weights {path}; start again")

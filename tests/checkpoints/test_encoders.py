@@ -152,7 +152,11 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
     transformers.ViTModel(transformers.ViTConfig(**sizes, hidden_act="relu")).save_pretrained(
         tmp_path
     )
-    with pytest.raises(UserError, match="another MLP than a plain ViT"):
+    for read in (load_encoder, load_weights):  # fine-tuning reads the same folders
+        with pytest.raises(UserError, match="another MLP than a plain ViT"):
+            read(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    with pytest.raises(UserError, match="give its file of weights, with --architecture vit_tiny_"):
         load_encoder(tmp_path)
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="no vision transformer"):

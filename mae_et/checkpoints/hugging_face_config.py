@@ -1,0 +1,54 @@
+"""What a Hugging Face folder says of its model, its classes and its images."""
+
+from pathlib import Path
+from typing import Any
+
+from mae_et.checkpoints import hugging_face_dinov2
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.errors import UserError
+from mae_et.io.plain_files import read_mapping
+
+MODEL_TYPES = ("vit_mae", "vit", *hugging_face_dinov2.MODEL_TYPES)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the `config.json` of a folder.
+
+    Raises:
+        UserError: the file cannot be read, or describes a model of another type or with another MLP
+            than a plain ViT.
+    """
+    about = read_mapping(folder / "config.json")
+    if "architecture" in about and "model_type" not in about:
+        raise UserError(
+            f"{folder} is a folder of timm's: give its file of weights, with --architecture "
+            f"{about['architecture']}"
+        )
+    kind = about.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UserError(f"{folder} holds a {kind!r} model, not {' or '.join(MODEL_TYPES)}")
+    if about.get("hidden_act", "gelu") != "gelu" or about.get("use_swiglu_ffn"):
+        raise UserError(f"{folder} has another MLP than a plain ViT: give its timm model instead")
+    return about
+
+
+def read_preprocessor(folder: Path) -> Preprocessing | None:
+    """Return how a folder's `preprocessor_config.json` prepares images; None without one.
+
+    Raises:
+        UserError: the file cannot be read, or an entry has the wrong type.
+    """
+    path = folder / "preprocessor_config.json"
+    return Preprocessing.of_hugging_face(read_mapping(path), path) if path.is_file() else None
+
+
+def classes_of(about: dict[str, Any]) -> list[str] | None:
+    """Return the class names of a `config.json`, in the order of the head; None without them.
+
+    `LABEL_0` and so on are transformers' own, and name nothing.
+    """
+    names = about.get("id2label")
+    if not isinstance(names, dict) or not all(str(n) in names for n in range(len(names))):
+        return None
+    classes = [str(names[str(number)]) for number in range(len(names))]
+    return None if all(name.startswith("LABEL_") for name in classes) else classes
