@@ -12,6 +12,7 @@ from finetune import ProbeConfig, knn, linear_probe
 from finetune.frozen_encoder import open_encoder
 from mae_et import UserError, export, extract_features, load_encoder
 from mae_et.checkpoints import encoders
+from mae_et.checkpoints.formats import load_weights
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
 # By file: what the tensors determine. Settings and the family that has them.
