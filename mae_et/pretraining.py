@@ -71,8 +71,8 @@ def pretrain(
 
     A new run starts from random weights, from other weights (`config.init.weights`), or from a
     checkpoint of a shorter run (`config.init.extends`); a line on stderr says what it took. The
-    images are normalised as `config.data` says: only the command line takes over the statistics of
-    the initial weights, and the line reports a difference.
+    command line takes over the statistics and the grid of positions of initial weights; here,
+    `config.data` and `config.model.position_grid` give them, and the line reports a difference.
 
     Args:
         config: the run.
@@ -112,7 +112,7 @@ def _pretrain(
         source = open_dataset(config.data, "train", config.model.channels)
         files: dict[str, str] = {}
         if saved is None and config.init.extends is not None:
-            saved, files = read_extension(config, config.init.extends, world)
+            saved, files = read_extension(config, config.init.extends, source, world)
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world, stopped)
     plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)

@@ -182,6 +182,7 @@ def decoder_with_positions(model: MaskedAutoencoder) -> dict[str, Tensor]:
     if model.decoder is None:
         return {}
     width = model.decoder.embed.out_features
-    table = sincos_positions(model.full, model.full, width, torch.device("cpu"))
+    laid_on = model.laid_on or model.full
+    table = sincos_positions(model.full, laid_on, width, torch.device("cpu"))
     positions = torch.cat([torch.zeros(1, width), table])[None]
     return dict(model.decoder.state_dict()) | {"pos_embed": positions}

@@ -5,12 +5,15 @@ weights -> same encoder? -> patch embedding, positions relaid -> encoder
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from timm.layers import resample_patch_embed
-from torch import Tensor
 
+from mae_et.checkpoints.formats import peek_weights
 from mae_et.checkpoints.load import (
     PUBLISHED_DECODER_HEADS,
     PUBLISHED_ENCODER_HEADS,
@@ -35,12 +38,43 @@ class InitialWeights:
     """What was taken, what was changed, and what is fresh."""
 
 
+def inherited_settings(path: Path, config: ModelConfig, key: str | None = None) -> dict[str, Any]:
+    """Return the keys of a pre-training config that follow from its initial weights.
+
+    They are the statistics of the images, where they are recorded, and the grid of fixed
+    positions, where it is not the config's. The next `load_weights` reads nothing again.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    weights = peek_weights(path, key)
+    settings = weights.preprocessing.data_settings() if weights.preprocessing else {}
+    keys = {f"data.{name}": value for name, value in settings.items()}
+    grid = fixed_grid_of(weights)
+    if grid is not None and grid != config.image_size // config.patch:
+        keys["model.position_grid"] = grid
+    return keys
+
+
+def fixed_grid_of(weights: Weights) -> int | None:
+    """Return the side of the grid that fixed sine-cosine positions are laid on; None if learned."""
+    positions = weights.encoder["pos_embed"]
+    side, width = math.isqrt(positions.shape[1] - 1), positions.shape[2]
+    if positions.shape[1] != side * side + 1 or width % 4:
+        return None
+    extent = (weights.model and weights.model.position_grid) or side
+    table = torch.zeros_like(positions)
+    table[0, 1:] = sincos_positions((side, side), (extent, extent), width, table.device)
+    return extent if is_sincos(positions, table) else None
+
+
 def initialise_from(
     model: MaskedAutoencoder, config: ModelConfig, init: InitConfig, weights: Weights
 ) -> InitialWeights:
     """Load the encoder of weights into a model, and their decoder if it fits; in place.
 
-    Positions are always the model's own fixed sine-cosine table. A learned table is dropped, except
+    Positions are always the model's own fixed sine-cosine table, which `position_grid` lays over
+    the grid of the weights, as those of a smaller bandwidth are. A learned table is dropped, except
     for the class token's position, which is added to the class token. The patch embedding of
     another patch size is resampled by the pseudo-inverse (FlexiViT, arXiv 2212.08013).
 
@@ -132,25 +166,17 @@ def _adapted_encoder(model: MaskedAutoencoder, weights: Weights) -> tuple[Tensor
     positions, table = tensors["pos_embed"], model.encoder.pos_embed
     assert table is not None  # a plain ViT
     tensors["pos_embed"] = table.detach()
-    side = round((positions.shape[1] - 1) ** 0.5)
-    if not _is_fixed(positions, side):
+    grid, (rows, columns) = fixed_grid_of(weights), model.full
+    if grid is None:
         changes.append("learned positions replaced by the fixed sine-cosine table")
-        if "cls_token" in tensors and positions.shape[1] == side * side + 1:
+        if "cls_token" in tensors and positions.shape[1] == math.isqrt(positions.shape[1]) ** 2 + 1:
             tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
-    elif (side, side) != model.full:
-        rows, columns = model.full
-        changes.append(f"positions laid on {rows}x{columns} patches instead of {side}x{side}")
+    elif positions.shape != table.shape or not torch.allclose(positions, table, atol=1e-4):
+        where = "laid over" if model.laid_on == (grid, grid) else "not laid over"
+        changes.append(
+            f"positions of {rows}x{columns} patches, {where} the {grid}x{grid} of the weights"
+        )
     return tensors, changes
-
-
-def _is_fixed(positions: Tensor, side: int) -> bool:
-    """Return whether positions [1 N D] are MAE's fixed table of a square grid."""
-    if positions.shape[1] != side * side + 1 or positions.shape[2] % 4:
-        return False
-    table = torch.zeros_like(positions)
-    grid = (side, side)
-    table[0, 1:] = sincos_positions(grid, grid, positions.shape[2], table.device)
-    return is_sincos(positions, table)
 
 
 def _why_fresh(

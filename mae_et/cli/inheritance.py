@@ -23,21 +23,20 @@ def inherited_keys(command: str, config: Any) -> dict[str, Any]:
 
 
 def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
-    """Return the statistics of the images that `init.weights` were trained on."""
+    """Return the statistics of the images and the positions of `init.weights`."""
     start = config.init.weights
     if start is None:
         return {}
     before = _earlier_config(config.output.dir, PretrainConfig)
     if before is not None and before.init == config.init:  # resumes; the weights may be gone
         data = plain(before.data)
-        return {f"data.{key}": data[key] for key in STATISTICS}
+        keys = {f"data.{key}": data[key] for key in STATISTICS}
+        return keys | {"model.position_grid": before.model.position_grid}
     if _is_missing_file(start):
         return {}
-    from mae_et.checkpoints.load import stored_preprocessing
+    from mae_et.checkpoints.initial_weights import inherited_settings
 
-    preprocessing = stored_preprocessing(start, config.init.checkpoint_key)
-    settings = preprocessing.data_settings() if preprocessing else {}
-    return {f"data.{key}": value for key, value in settings.items()}
+    return inherited_settings(start, config.model, config.init.checkpoint_key)
 
 
 def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:

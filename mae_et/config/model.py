@@ -42,6 +42,9 @@ class ModelConfig:
     positions: Literal["full_grid", "own_grid"] = "full_grid"
     """Grid that positions are laid on: the base size's, or (to measure what that is worth) the
     smaller one of the input itself."""
+    position_grid: int | None = None
+    """Side of the grid of full_grid, in patches, if it is not the base size's: that of initial
+    weights of another base size or patch, which mae-et pretrain --init inherits."""
     mask_ratio: float = 0.75
     """Share of the patches that the encoder does not see."""
     target: Target = "norm_pix"
@@ -69,6 +72,7 @@ class ModelConfig:
             "hog_cell",
             "hog_bins",
             "patch_size",
+            "position_grid",
         ):
             value = getattr(self, name)
             require(value is None or value > 0, f"model.{name} must be positive, got {value}")
@@ -79,6 +83,10 @@ class ModelConfig:
         require(
             0 < self.decoder_share <= 1,
             f"model.decoder_share must lie in (0, 1], got {self.decoder_share}",
+        )
+        require(
+            self.position_grid is None or self.positions == "full_grid",
+            "model.position_grid needs model.positions full_grid",
         )
         require(
             self.image_size % self.patch == 0,

@@ -58,6 +58,8 @@ class MaskedAutoencoder(nn.Module):
         decoder_share: fraction of the masked patches that a training step predicts, in (0, 1].
         positions: `full_grid` samples the positions of a smaller grid on the full one; `own_grid`
             gives each grid its own table, as plain MAE of that size has (for comparison).
+        position_grid: side of the full grid in patches, if it is not that of `image_size`: of an
+            encoder that was trained at another base size or patch.
         target: `pixel`, `norm_pix` or `hog`.
         hog_cell: side of a HOG cell in pixels; must divide the patch.
         hog_bins: number of orientations of a HOG histogram.
@@ -82,6 +84,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_attention: Attention = "self",
         decoder_share: float = 1.0,
         positions: Literal["full_grid", "own_grid"] = "full_grid",
+        position_grid: int | None = None,
         target: Target = "norm_pix",
         hog_cell: int = 8,
         hog_bins: int = 9,
@@ -96,7 +99,8 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = build_plain_vit(encoder, image_size, channels, overrides)
         self.patch: int = self.encoder.patch_embed.patch_size[0]
         self.full: Grid = self.encoder.patch_embed.grid_size
-        self.laid_on = self.full if positions == "full_grid" else None
+        extent = (position_grid, position_grid) if position_grid else self.full
+        self.laid_on = extent if positions == "full_grid" else None
         self.channels = channels
         self.target: Target = target
         self.hog_cell, self.hog_bins = hog_cell, hog_bins
@@ -227,7 +231,8 @@ def initialise(model: MaskedAutoencoder) -> None:
     table = model.encoder.pos_embed.requires_grad_(False)
     with torch.no_grad():
         table.zero_()
-        table[0, 1:] = sincos_positions(model.full, model.full, table.shape[-1], table.device)
+        laid_on = model.laid_on or model.full
+        table[0, 1:] = sincos_positions(model.full, laid_on, table.shape[-1], table.device)
 
 
 def _run(blocks: nn.Sequential, tokens: Tensor, checkpointing: bool) -> Tensor:

@@ -19,13 +19,14 @@ from mae_et.checkpoints.store import load_checkpoint
 from mae_et.config.files import numeric_keys
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Plan
-from mae_et.errors import UserError
+from mae_et.data.datasets import ImageDataset
+from mae_et.errors import RunFailed, UserError
 from mae_et.io.metrics_file import METRICS, read_metrics
-from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
-from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.distributed import DistributedContext, all_ranks_equal
 from mae_et.training.optim import decay_start, lr_at
-from mae_et.training.plan import curriculum_of
+from mae_et.training.plan import make_plan, plan_of_run
+from mae_et.training.resume import fingerprint
 from mae_et.training.same_run import check_same_settings
 
 # What an extension may change: its budget, and how its learning rate falls after the branch.
@@ -37,13 +38,14 @@ _MAY_DIFFER = {
 
 
 def read_extension(
-    config: PretrainConfig, run: Path, world: DistributedContext
+    config: PretrainConfig, run: Path, source: ImageDataset, world: DistributedContext
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Read the run that a config extends, and report which checkpoint and learning rate it takes.
 
     Args:
         config: the longer run.
         run: folder of the run to extend (`init.extends`).
+        source: training images.
         world: ranks of the longer run.
 
     Returns:
@@ -52,10 +54,11 @@ def read_extension(
 
     Raises:
         UserError: there is no such run, its schedule has no constant part, no checkpoint of that
-            part is left, or the config is that of another run.
+            part is left, or settings or images are those of another run.
+        RunFailed: ranks see different checkpoints.
     """
     before = config_of_run(run)
-    if before is None or not (run / "plan.json").is_file():
+    if before is None:
         raise UserError(f"init.extends {run} is no run folder of mae-et pretrain")
     check_same_settings(
         f"init.extends {run} is a run of other settings",
@@ -63,9 +66,14 @@ def read_extension(
         numeric_keys(config),
         _MAY_DIFFER,
     )
-    plan = Plan.from_dict(read_mapping(run / "plan.json"))
-    path, saved = _last_constant_checkpoint(run, before, plan)
-    extended = curriculum_of(config).extend(plan, config.curriculum.epochs)
+    path, saved = _last_constant_checkpoint(run, before, plan_of_run(run))
+    if not all_ranks_equal(saved["step"], world):
+        raise RunFailed(f"ranks see different checkpoints in {run}; start again")
+    if (saved["origin"] or {}).get("data") != fingerprint(source):
+        raise UserError(
+            f"init.extends {run} was trained on other images (their number, names, labels or order)"
+        )
+    extended = make_plan(config, len(source))
     _check_continuous(config, extended, saved["step"])
     if world.is_main:
         say(_describe(config, extended, path, saved["step"]))

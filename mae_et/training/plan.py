@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum, Plan
 from mae_et.errors import UserError
+from mae_et.io.plain_files import read_mapping
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:
@@ -25,15 +27,33 @@ def curriculum_of(config: PretrainConfig) -> Curriculum:
     return curriculum
 
 
+def plan_of_run(folder: Path) -> Plan:
+    """Return the plan of a run folder.
+
+    Raises:
+        UserError: the folder has none, or it is damaged.
+    """
+    path = folder / "plan.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder of mae-et pretrain: it has no plan.json")
+    try:
+        return Plan.from_dict(read_mapping(path))
+    except (KeyError, TypeError):
+        raise UserError(f"{path} is damaged: its stages are incomplete") from None
+
+
 def make_plan(
     config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
 ) -> Plan:
-    """Resolve a config's curriculum for a dataset.
+    """Resolve a config's curriculum for a dataset; for an extended run, lengthen the first plan.
 
     Raises:
-        UserError: curriculum, batch size and dataset size do not fit each other.
+        UserError: curriculum, batch size and dataset size do not fit each other, or there is no run
+            to extend.
     """
     curriculum = curriculum or curriculum_of(config)
+    if config.init.extends is not None:
+        return curriculum.extend(plan_of_run(config.init.extends), config.curriculum.epochs)
     batch, data = config.optim.batch_size, config.data
     if batch > dataset_size and data.name is None and data.root is None:
         raise UserError(

@@ -15,6 +15,7 @@ from mae_et.config.files import load_config, to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.io.metrics_file import read_metrics
+from mae_et.training import extension
 
 CONSTANT = """
 model: {encoder: vit_tiny_patch16_224, image_size: 16, patch_size: 8, encoder_embed_dim: 16,
@@ -76,7 +77,7 @@ def test_an_extended_run_is_the_longer_run_bit_for_bit(finished, tmp_path: Path,
         assert rows[0] == rows[1]
 
 
-def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monkeypatch) -> None:
     config, run = finished
     falling = tmp_path / "cosine"
     falling.mkdir()
@@ -110,6 +111,9 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path) -> N
             pretrain(wrong)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(extension, "fingerprint", lambda source: "another")
+    with pytest.raises(UserError, match="was trained on other images"):
+        pretrain(extending(run))
     for words, sentence in (
         (["--extend-to=8"], "needs the run to extend"),
         ([str(tmp_path / "none"), "--extend-to=8"], "it has no config.yaml"),

@@ -173,12 +173,28 @@ def test_learned_positions_are_replaced_and_reported(starting, monkeypatch, caps
     assert torch.equal(model.encoder.pos_embed[0, 1:], sincos_positions((8, 8), (8, 8), 48, CPU))
 
 
-def test_another_base_size_and_patch_are_adapted_and_reported(starting, capsys) -> None:
-    """A constant image has the same embedding at any patch size, up to the positions."""
-    _, model = build(starting(RELEASED, image_size=32))
-    assert "positions laid on 4x4 patches instead of 8x8" in capsys.readouterr().err
-    assert model.decoder.pred.weight.shape[0] == 8 * 8 * 3
-    _, other = build(starting(RELEASED, patch_size=16))
+def test_another_base_size_lays_positions_over_the_grid_of_the_weights(
+    starting, recipe: Path, tmp_path: Path, capsys
+) -> None:
+    """So an image is encoded as the loaded model encodes it at that bandwidth, bit for bit."""
+    flags = [f"--config={recipe}", f"--output.dir={tmp_path / 'small'}", f"--init={RELEASED}"]
+    config = config_of("pretrain", [*flags, "--model.image_size=32", "--data.synthetic_size=32"])
+    assert config.model.position_grid == 8
+    _, model = build(config)
+    assert "positions of 4x4 patches, laid over the 8x8 of the weights" in capsys.readouterr().err
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model.encode(images), load_pretrained(RELEASED, **HEADS).encode(images))
+    assert torch.allclose(model.encoder.forward_features(images), model.encode(images), atol=1e-5)
+    encoder = pretrain(config) / "encoder.safetensors"
+    assert load_pretrained(encoder).laid_on == (8, 8)
+    assert config_of("pretrain", flags[:2]).model.position_grid is None
+    build(starting(RELEASED, image_size=32))  # in Python, unless the config says so
+    assert "4x4 patches, not laid over the 8x8 of the weights" in capsys.readouterr().err
+
+
+def test_another_patch_resamples_the_patch_embedding(starting, capsys) -> None:
+    """An image of one colour has the same embedding at any patch size."""
+    (_, model), (_, other) = build(starting(RELEASED)), build(starting(RELEASED, patch_size=16))
     said = capsys.readouterr().err
     assert "patch embedding resampled from 8 to 16 pixels" in said
     assert "decoder fresh (it does not fit: 2 misshapen (pred.weight" in said
