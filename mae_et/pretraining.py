@@ -30,6 +30,7 @@ from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import ImageDataset, open_dataset
+from mae_et.data.device_decode import memory_ahead
 from mae_et.data.transforms import Batch, TrainDataset, normalise
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.mae import MaskedAutoencoder
@@ -172,12 +173,14 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
 
 
 def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
-    """Run forward and backward on `count` black images at a stage."""
+    """Run forward and backward on `count` black images at a stage, beside a decoder's memory."""
     model = run.config.model
     images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
     noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
     batch = Batch(images, noise, torch.full((count,), stage.index))
+    held = memory_ahead(run.config.efficiency.decode, images, run.world.device)
     reconstruction_loss(run, batch).backward()
+    del held  # until here, as in training
 
 
 def finish(run: Run, model: MaskedAutoencoder, logger: RunLogger | None) -> None:

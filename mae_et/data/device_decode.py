@@ -38,6 +38,8 @@ from mae_et.errors import UserError
 
 AHEAD = 2
 MAX_DECODED = 2**28
+MOST_BYTES = 2**31
+"""Of a GPU's memory that decoding a micro-batch takes, besides its finished images (see above)."""
 PROBED = 16
 """Images whose format is looked at to decide where to decode."""
 
@@ -196,6 +198,24 @@ def _taken_over(decoded: Decoded, views: Any) -> Batch:
     if decoded.refused:
         notify("the decoder of the device refused JPEGs, which are decoded by the CPU instead")
     return batch
+
+
+def memory_ahead(
+    requested: Literal["auto", "cpu", "gpu"], images: Tensor, device: torch.device
+) -> list[Tensor]:
+    """Allocate what decoding may hold on a device while a micro-batch is trained on.
+
+    It is held while the memory of a pass is measured (`efficiency.micro_batch: auto`).
+
+    Args:
+        requested: see `EfficiencyConfig.decode`.
+        images: images of a micro-batch [B C H H].
+        device: the run's; nothing is allocated on a CPU, where loader processes decode.
+    """
+    if requested == "cpu" or device.type == "cpu":
+        return []
+    ahead = [torch.empty_like(images, device=device) for _ in range(AHEAD)]
+    return [torch.empty(MOST_BYTES, dtype=torch.uint8, device=device), *ahead]
 
 
 # --- where to decode ------------------------------------------------------------------------------

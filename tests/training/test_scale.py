@@ -25,6 +25,7 @@ from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
+from mae_et.data import device_decode
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import host_memory
 from mae_et.runtime.distributed import DistributedContext
@@ -41,6 +42,7 @@ from mae_et.training.fsdp import (
 )
 from mae_et.training.memory import peak_of
 from mae_et.training.micro_batch import largest_part
+from mae_et.training.plan import make_plan as make_pretrain_plan
 from mae_et.training.plan import make_plan as make_pretraining_plan
 from mae_et.training.reconstructions import gather_model
 from mae_et.training.run import Run
@@ -194,6 +196,23 @@ def test_micro_batches_of_a_checkpoint_are_lowered_if_they_do_not_fit_now(
     assert "do not fit now: lowered" in capsys.readouterr().err
     for name, weight in whole["model"].items():
         torch.testing.assert_close(lowered["model"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_a_pass_is_measured_beside_what_a_decoder_holds(tiny, monkeypatch) -> None:
+    """On a device other than the CPU, where a thread decodes the next micro-batches meanwhile."""
+    images, gpu = torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.device("meta")
+    held = device_decode.memory_ahead("auto", images, gpu)
+    assert sum(tensor.nbytes for tensor in held) == 2**31 + device_decode.AHEAD * images.nbytes
+    assert not device_decode.memory_ahead("cpu", images, gpu)
+    assert not device_decode.memory_ahead("gpu", images, WORLD.device)
+    module = importlib.import_module("mae_et.pretraining")
+    config = tiny()
+    run, _ = module.build(config, make_pretrain_plan(config, 40), WORLD, None)
+    peaks = []
+    for size in (0, 0, 10**7):  # after a first pass, which allocates gradients
+        monkeypatch.setattr(module, "memory_ahead", lambda *_, n=size: torch.empty(n))
+        peaks.append(peak_of(lambda: module.dry_pass(run, run.plan.stages[0], 2), WORLD.device))
+    assert peaks[2] - peaks[1] == 4 * 10**7
 
 
 def test_sizes_measured_beside_other_processes_are_not_kept(tiny, monkeypatch, tmp_path) -> None:
