@@ -105,7 +105,7 @@ def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
         value = "non-finite" if probe.get(key) is None else f"{probe[key]:.1f}"
         points.append(f"{value} at {probe['compute']:.0%}")
     unit = " (%)" if key in PERCENTAGES else ""
-    return f"{figure_name(key)}{unit} by compute: {', '.join(points)}"
+    return f"{figure_name(key)} of the probes{unit} by compute: {', '.join(points)}"
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:

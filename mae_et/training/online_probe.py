@@ -65,8 +65,12 @@ class OnlineProbe:
         self.cached: dict[str, Batches] = {}
 
     def due(self, step: int) -> bool:
-        """Return whether a probe is due after this number of steps, of which 0 is one."""
-        return step % self.every == 0 or step == self.of.plan.steps
+        """Return whether a probe is due after this number of steps: 0, multiples, and the last.
+
+        There is none shortly before the last.
+        """
+        left = self.of.plan.steps - step
+        return left == 0 or (step % self.every == 0 and 2 * left >= self.every)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record holds the probe of a step."""

@@ -46,7 +46,7 @@ def test_the_table_ends_with_the_curve_of_the_probes() -> None:
     probes = [{"step": 9 * i, "compute": i / 20, "knn": 10.0 + i} for i in range(21)]
     last = results_table({"loss": 0.5, "probes": probes}).splitlines()[-1]
     assert last == (
-        "kNN (%) by compute: 10.0 at 0%, 15.0 at 25%, 20.0 at 50%, 25.0 at 75%, 30.0 at 100%"
+        "kNN of the probes (%) by compute: 10.0 at 0%, 15.0 at 25%, 20.0 at 50%, 25.0 at 75%, 30.0 at 100%"
     )
     ranks = [{"step": i, "compute": i / 1, "effective_rank": [8.0, None][i]} for i in (0, 1)]
     assert probe_curve(ranks).endswith("by compute: 8.0 at 0%, non-finite at 100%")

@@ -13,16 +13,21 @@ from finetune import EvaluateConfig, evaluate
 from mae_et import UserError
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.data.bad_images import RECORD
-from mae_et.io.metrics_file import read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime import distributed
 
 
 def test_two_ranks_train_to_the_losses_and_weights_of_one(tmp_path: Path) -> None:
     for ranks in (1, 2):
-        done = run(tmp_path, ranks, "--efficiency.micro_batch=3", "--output.log_every=1")
+        flags = ["--efficiency.micro_batch=3", "--output.log_every=1", "--probe.every=100%"]
+        done = run(tmp_path, ranks, *flags, "--probe.max_fraction=1")
         assert done.returncode == 0, done.stderr
     one, two = ([row["loss"] for row in read_metrics(tmp_path / str(ranks))] for ranks in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
+    one, two = (read_metrics(tmp_path / str(ranks), SCORES) for ranks in (1, 2))
+    for before, after in zip(one, two, strict=True):
+        for key in set(before) - {"time", "probe_seconds"}:
+            assert after[key] == pytest.approx(before[key], abs=1e-2), key
     one, two = (newest_checkpoint(tmp_path / str(p) / "checkpoints") for p in (1, 2))
     for name, weight in one["model"].items():
         torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=2e-4)
