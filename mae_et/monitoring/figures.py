@@ -91,21 +91,20 @@ def results_table(results: dict[str, Any]) -> str:
 
 
 def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
-    """Return the curve of a run's probes in a line, from the first encoder to the last.
+    """Return the curve of a run's probes, kNN or else effective rank, in a line of a terminal.
 
     Args:
         probes: `compute`, the share that was done, and measures of each probe; long curves are
             thinned to `POINTS` probes.
     """
-    key = "knn" if "knn" in probes[0] else "effective_rank"
+    key, name = ("knn", "kNN") if "knn" in probes[0] else ("effective_rank", "rank")
     last = len(probes) - 1
     chosen = sorted({round(place * last / (POINTS - 1)) for place in range(POINTS)})
     points = []
     for probe in [probes[place] for place in chosen]:
-        value = "non-finite" if probe.get(key) is None else f"{probe[key]:.1f}"
+        value = "non-finite" if probe.get(key) is None else f"{probe[key]:.3g}"
         points.append(f"{value} at {probe['compute']:.0%}")
-    unit = " (%)" if key in PERCENTAGES else ""
-    return f"{figure_name(key)} of the probes{unit} by compute: {', '.join(points)}"
+    return f"{name} by compute: {', '.join(points)}"
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:

@@ -43,10 +43,10 @@ def test_the_table_names_faults_only_if_there_were_any() -> None:
 
 
 def test_the_table_ends_with_the_curve_of_the_probes() -> None:
-    probes = [{"step": 9 * i, "compute": i / 20, "knn": 10.0 + i} for i in range(21)]
+    probes = [{"step": 9 * i, "compute": i / 20, "knn": 10.5 + i} for i in range(21)]
     last = results_table({"loss": 0.5, "probes": probes}).splitlines()[-1]
     assert last == (
-        "kNN of the probes (%) by compute: 10.0 at 0%, 15.0 at 25%, 20.0 at 50%, 25.0 at 75%, 30.0 at 100%"
+        "kNN by compute: 10.5 at 0%, 15.5 at 25%, 20.5 at 50%, 25.5 at 75%, 30.5 at 100%"
     )
     ranks = [{"step": i, "compute": i / 1, "effective_rank": [8.0, None][i]} for i in (0, 1)]
-    assert probe_curve(ranks).endswith("by compute: 8.0 at 0%, non-finite at 100%")
+    assert probe_curve(ranks) == "rank by compute: 8 at 0%, non-finite at 100%"
