@@ -179,7 +179,21 @@ class Launcher:
         exports = [f"export {name}={value}" for name, value in self._variables().items()]
         # Ranks and loader workers share the cores; torch would start a thread per core in each.
         threads = 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"'
-        return [*self.config.setup, *exports, threads]
+        return [*self.config.setup, self._ownership_check(), *exports, threads]
+
+    def _ownership_check(self) -> str:
+        """Return a line that ends the job if its pickle or its code is another user's.
+
+        While a job waits, whoever can write to a folder above the run folder can put another run
+        folder in its place.
+        """
+        places = shlex.join([str(self.folder), str(self.code.absolute())])
+        return (
+            f"for place in {places}; do "
+            'if [ -e "$place" ] && [ ! -O "$place" ]; then '
+            'echo "mae-et: $place was replaced by another user\'s; the job ends" >&2; exit 2; '
+            "fi; done"
+        )
 
     def _variables(self) -> dict[str, str]:
         """Return variables: import the copied code, not the current folder's; the interface."""

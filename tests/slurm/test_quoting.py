@@ -222,6 +222,20 @@ def test_other_users_cannot_replace_the_folder_of_pickled_jobs(tmp_path: Path, m
     assert (run / "slurm" / "7_submitted.pkl").read_text() == "ours"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="gives folders to another user")
+@pytest.mark.parametrize("foreign", ["slurm", "code"])
+def test_job_ends_if_its_run_folder_was_replaced_by_another_user(place: Path, foreign: str) -> None:
+    job = launcher(ClusterConfig(), place, root="run $(touch canary)")
+    script = job.script()
+    for folder in (job.folder, job.code):
+        folder.mkdir(parents=True)
+    assert run(script, place)
+    os.chown(job.folder.parent / foreign, 65534, 65534)
+    with pytest.raises(AssertionError, match=rf"{foreign} was replaced by another user's"):
+        run(script, place)
+    assert not (place / "srun.words").exists()
+
+
 # --- status: it reads files, runs SLURM's programs, and prints ------------------------------------
 
 
