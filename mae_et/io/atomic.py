@@ -1,14 +1,26 @@
 """Write files completely or not at all."""
 
+import glob
+import hashlib
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
+# Tells apart processes of equal number on two machines that share a file system.
+_MACHINE = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)`, flush the file, and rename it to its place."""
+    """Call `write(temporary path)`, flush the file, and rename it to its place.
+
+    What killed processes of this machine left of the same file is deleted.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{_MACHINE}.tmp")
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.{_MACHINE}.tmp"):
+        if not _is_running(leftover.name.split(".")[-3]):
+            leftover.unlink(missing_ok=True)
     try:
         # Anew: in a folder to which others may write, the name could be a link to any file.
         temporary.unlink(missing_ok=True)
@@ -25,6 +37,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except (PermissionError, ValueError):  # another user's; no name of ours
+        pass
+    return True
 
 
 def remove_leftovers(folder: Path) -> None:

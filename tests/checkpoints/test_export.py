@@ -53,6 +53,15 @@ def test_the_mae_layout_has_the_released_file_s_names_and_tensors(tmp_path) -> N
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("layout", ["timm", "mae", "hf"])
+def test_exports_are_reproducible_byte_for_byte(layout, tmp_path) -> None:
+    first, *others = (export(TINY, layout, tmp_path / name, **HEADS) for name in ("a", "b", "cc"))
+    files = [path for path in sorted(first.rglob("*")) if path.is_file()] or [first]
+    for path in files:
+        for other in others:
+            assert path.read_bytes() == (other / path.relative_to(first)).read_bytes(), path.name
+
+
 def test_transformers_reconstructs_the_golden_predictions_from_the_same_noise(
     golden, tmp_path
 ) -> None:

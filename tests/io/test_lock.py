@@ -12,6 +12,7 @@ from steps import before_step
 from mae_et import UserError, pretrain
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.errors import RunFailed
+from mae_et.io import atomic
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from slurm.events import record_event
@@ -49,7 +50,7 @@ def test_lock_neither_follows_a_link_nor_truncates_its_target(tmp_path: Path) ->
 
 def test_atomic_write_does_not_follow_a_planted_link(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
-    (tmp_path / f".a.json.{os.getpid()}.tmp").symlink_to(tmp_path / "victim")
+    (tmp_path / f".a.json.{os.getpid()}.{atomic._MACHINE}.tmp").symlink_to(tmp_path / "victim")
     write_text_atomically(tmp_path / "a.json", "{}")
     assert (tmp_path / "victim").read_text() == "precious"
     assert (tmp_path / "a.json").read_text() == "{}"
