@@ -48,6 +48,7 @@ from mae_et.training.loop import Step
 from mae_et.training.online_probe import OnlineProbe
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import curriculum_of, make_plan
+from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
 from mae_et.training.run import Run
 from mae_et.training.session import (
@@ -122,6 +123,7 @@ def _pretrain(
     del saved  # its tensors are in the run now
     patch, crop = config.model.patch, config.crop.method
     dataset = TrainDataset(images, config.data, plan, patch, config.seed, crop)
+    drawn = partial(draw_preview, config, plan, dataset)
     train_run(
         run,
         dataset,
@@ -131,6 +133,7 @@ def _pretrain(
         partial(finish, run, model),
         files,
         stop_after_step,
+        preview=drawn if config.output.reconstruct_images else None,
     )
 
 

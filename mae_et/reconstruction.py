@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torchvision.io import encode_png
 
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
@@ -15,7 +14,7 @@ from mae_et.data.file_listing import list_images
 from mae_et.data.image_folder import ImageFolder
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
-from mae_et.io.atomic import write_atomically
+from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.runtime.distributed import choose_device
 
@@ -66,8 +65,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     except ValueError as error:
         raise UserError(str(error)) from None
     try:
-        content = encode_png(panel_grid(panels, model.target)).numpy().tobytes()
-        write_atomically(config.output, lambda path: path.write_bytes(content))
+        save_png(config.output, panel_grid(panels, model.target))
     except OSError as error:
         raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
     return config.output

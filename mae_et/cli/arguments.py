@@ -34,6 +34,7 @@ CONFIGS: dict[str, type[Any]] = {
     "pretrain": PretrainConfig,
     "demo": PretrainConfig,
     "plan": PretrainConfig,
+    "preview": PretrainConfig,
     "finetune": ClassifierConfig,
     "supervised": ClassifierConfig,
     "evaluate": EvaluateConfig,

@@ -8,6 +8,7 @@ from mae_et.cli.arguments import Arguments
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": training.demo,
     "plan": planning.plan,
+    "preview": features.preview,
     "pretrain": training.pretrain,
     "finetune": training.finetune,
     "supervised": training.supervised,

@@ -210,7 +210,7 @@ class OutputConfig:
     reconstruct_every: Duration = "10%"
     """Interval between images of reconstructions."""
     reconstruct_images: int = 8
-    """Number of images to reconstruct; 0 turns it off."""
+    """Number of images to reconstruct; 0 turns these and preview.png off."""
     tensorboard: bool = True
     """Whether TensorBoard files are written."""
 

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import RandomResizedCrop
 
 from mae_et.data.box_resize import PixelBox
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.jpeg_crop import draw_crop, round_box
 from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header
 from mae_et.data.sampler import SampleIndex, sample_seed
-from mae_et.data.transforms import NOT_REPLACED, TrainDataset
+from mae_et.data.transforms import NOT_REPLACED, TrainDataset, draw_resized_crop
 from mae_et.errors import RunFailed
 
 MAX_DEVICE_PIXELS = 2**25
@@ -167,9 +166,7 @@ def read_encoded(dataset: TrainDataset, draw: SampleIndex) -> EncodedView | None
     # As `training_transform` draws them; nothing here needs other generators than torch's.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        size = torch.empty(1, header.height, header.width, device="meta")
-        box = RandomResizedCrop.get_params(size, list(config.scale), list(config.ratio))
-        flip = bool(torch.rand(1) < config.flip)
+        box, flip = draw_resized_crop(config, header.height, header.width)
         noise = torch.rand(patches)
     return EncodedView(content, header, box, flip, noise, draw)
 

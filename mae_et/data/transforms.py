@@ -30,9 +30,10 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.frequency import Method
 from mae_et.curriculum.schedule import Plan
+from mae_et.data.box_resize import PixelBox
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.decoding import DecodedDataset
-from mae_et.data.jpeg_crop import random_crop
+from mae_et.data.decoding import Box, DecodedDataset
+from mae_et.data.jpeg_crop import draw_crop, random_crop
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, UserError
 
@@ -167,6 +168,16 @@ class TrainDataset(Dataset[Batch]):
         image, _ = self.source[sample]
         return self.transform(image, index)
 
+    def draw_box(self, index: SampleIndex, height: int, width: int) -> tuple[Box, bool]:
+        """Return the box that `augment` takes of an image of a size, and whether it is flipped."""
+        seed = sample_seed(self.seed, index.epoch, index.sample)
+        if self.crops is not None:
+            sample_box, flip = draw_crop(self.config, Generator().manual_seed(seed))
+            return sample_box(height, width), flip
+        with seeded(seed):
+            box, flip = draw_resized_crop(self.config, height, width)
+        return Box(*box), flip
+
     def refresh(self, batch: Batch, reused: Tensor, seed: int) -> Batch:
         """Return the batch with new masks and flips for the reused images, marked in bool [B]."""
         generator = torch.Generator().manual_seed(seed)
@@ -298,6 +309,19 @@ def training_transform(config: DataConfig, size: int, magnitude: float) -> Calla
         RandomHorizontalFlip(config.flip),
     ]
     return Compose(steps + augmentation(config, magnitude))
+
+
+def draw_resized_crop(config: DataConfig, height: int, width: int) -> tuple[PixelBox, bool]:
+    """Draw the box and the flip of `training_transform`, from torch's global generator.
+
+    Args:
+        config: scale and ratio of the box, and the probability of a flip.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+    """
+    size = torch.empty(1, height, width, device="meta")
+    box = RandomResizedCrop.get_params(size, list(config.scale), list(config.ratio))
+    return box, bool(torch.rand(1) < config.flip)
 
 
 def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torchvision.io import encode_png
 
 from mae_et.curriculum.schedule import Plan
-from mae_et.io.atomic import write_atomically, write_text_atomically
+from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_in_place
 from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics, row_line
 from mae_et.monitoring.divergence import RECENT, is_spike
-from mae_et.monitoring.tensorboard import TensorBoardWriter
+from mae_et.monitoring.image_grid import save_png
+from mae_et.monitoring.tensorboard import PREVIEW, TensorBoardWriter
 from mae_et.monitoring.terminal import Terminal
 
 
@@ -95,10 +95,21 @@ class RunLogger:
     def log_image(self, step: int, image: Tensor) -> None:
         """Save an image of reconstructions, uint8 [C H W], as PNG and to TensorBoard."""
         self.check_in_place()
-        content = encode_png(image).numpy().tobytes()
-        write_atomically(self._image_path(step), lambda temporary: temporary.write_bytes(content))
+        save_png(self._image_path(step), image)
         if self.tensorboard is not None:
             self.tensorboard.add_image(step, image)
+
+    def log_preview(self, draw: Callable[[], Tensor | None]) -> None:
+        """Draw the preview of a run, uint8 [C H W], unless its folder has one."""
+        if (self.folder / PREVIEW).exists():
+            return
+        image = draw()
+        if image is None:
+            return
+        self.check_in_place()
+        save_png(self.folder / PREVIEW, image)
+        if self.tensorboard is not None:
+            self.tensorboard.add_preview(image)
 
     def has_image(self, step: int) -> bool:
         """Return whether the image of a step was saved."""

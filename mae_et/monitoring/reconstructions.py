@@ -8,24 +8,21 @@ beside the true one of visible patches.
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from einops import rearrange, reduce, repeat
-from PIL import Image, ImageDraw, ImageFont
+from einops import reduce, repeat
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
-from torchvision.utils import make_grid
+from torchvision.transforms.functional import to_pil_image
 
 from mae_et.config.data import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import Grid
 from mae_et.models.targets import hog, hog_cells, patch_statistics, unpatchify
+from mae_et.monitoring.image_grid import image_grid
 
 CAPTIONS = ("input", "masked", "reconstruction", "pasted")
 HOG_CAPTIONS = ("input", "masked", "true HOG", "predicted HOG")
-FRAME = 4  # pixels around each panel
 GREY = 0.5
 STROKE_GAIN = 2.0
 
@@ -40,7 +37,7 @@ def reconstruction_panels(
     hidden = repeat(
         output.mask, "b (h w) -> b 1 (h p) (w q)", h=grid[0], p=model.patch, q=model.patch
     )
-    shown = _displayable(images, data)
+    shown = displayable(images, data)
     masked = shown * (1 - hidden) + GREY * hidden
     prediction = output.prediction.float()
     if model.target == "hog":
@@ -53,7 +50,7 @@ def reconstruction_panels(
         pasted = true * (1 - hidden_cells) + predicted * hidden_cells
         last = [hog_strokes(cells, model.hog_cell, shown.shape[1]) for cells in (true, pasted)]
     else:
-        rebuilt = _displayable(_pixels(model, images, prediction, grid), data)
+        rebuilt = displayable(_pixels(model, images, prediction, grid), data)
         last = [rebuilt, shown * (1 - hidden) + rebuilt * hidden]
     return torch.stack([shown, masked, *last], dim=1).clamp(0, 1)
 
@@ -69,12 +66,10 @@ def panel_grid(panels: Tensor, target: str, smallest: int = 96) -> Tensor:
         smallest: least width of a panel, in pixels.
     """
     factor = max(1, math.ceil(smallest / panels.shape[-1]))
-    flat = rearrange(panels, "b p c h w -> (b p) c h w")
-    flat = repeat(flat, "n c h w -> n c (h y) (w x)", y=factor, x=factor)
-    grid = make_grid(flat, nrow=panels.shape[1], padding=FRAME, pad_value=1.0)
-    pixels = (grid * 255).round().to(torch.uint8).cpu()
+    large = repeat(panels.cpu(), "b p c h w -> b p c (h y) (w x)", y=factor, x=factor)
     captions = HOG_CAPTIONS if target == "hog" else CAPTIONS
-    return torch.cat([_caption_row(captions, pixels.shape[-1], flat.shape[-1]), pixels], dim=1)
+    pixels = (large * 255).round().to(torch.uint8)
+    return image_grid([[to_pil_image(panel) for panel in row] for row in pixels], captions)
 
 
 def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
@@ -86,17 +81,6 @@ def hog_strokes(histograms: Tensor, cell: int, channels: int = 3) -> Tensor:
     strokes = _stroke_masks(histograms.shape[2], cell, histograms.device)
     drawn = torch.einsum("bkhw,kyx->bhwyx", strength, strokes)
     return repeat(STROKE_GAIN * drawn, "b h w y x -> b c (h y) (w x)", c=channels).clamp(0, 1)
-
-
-def _caption_row(captions: Sequence[str], width: int, panel: int) -> Tensor:
-    """Return captions centred over columns of panels, uint8 [3 H width]."""
-    size = max(12, panel // 8)
-    row = Image.new("RGB", (width, size + 2 * FRAME), "white")
-    draw, font = ImageDraw.Draw(row), ImageFont.load_default(size)
-    for place, caption in enumerate(captions):
-        centre = FRAME + place * (panel + FRAME) + panel // 2
-        draw.text((centre, FRAME), caption, "black", font, anchor="ma")
-    return pil_to_tensor(row)
 
 
 @lru_cache(maxsize=8)
@@ -118,8 +102,12 @@ def _pixels(model: MaskedAutoencoder, images: Tensor, prediction: Tensor, grid: 
     return unpatchify(prediction, grid, model.patch)
 
 
-def _displayable(images: Tensor, data: DataConfig) -> Tensor:
-    """Undo the normalisation and return the first three channels (or the only one) as RGB."""
+def displayable(images: Tensor, data: DataConfig) -> Tensor:
+    """Undo the normalisation of images [B C H W], and return them as RGB [B 3 H W]."""
     mean, std = torch.tensor([data.mean, data.std], device=images.device)[..., None, None]
-    pixels = images * std + mean
-    return pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+    return as_rgb(images * std + mean)
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Return the first three channels of images [B C H W], or the only one three times."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)

@@ -8,6 +8,9 @@ at or after N, also of the curves against compute and images, whose axes do not 
 
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +41,7 @@ TAGS = {
 }
 SCORE_TAGS = {"effective_rank": "features/effective_rank", "probe_seconds": "speed/probe_seconds"}
 """Of scores that are neither an accuracy nor a loss."""
+PREVIEW = "preview.png"
 # Zero in a healthy run: their charts appear with the first other value.
 USUALLY_ZERO = {"skipped_updates", "substituted", "unreadable"}
 
@@ -107,6 +111,10 @@ class TensorBoardWriter:
         """Add an image of reconstructions, uint8 [C H W]."""
         self.writer.add_image("reconstructions", image, step)
 
+    def add_preview(self, image: Tensor) -> None:
+        """Add the image of what training shows the encoder, uint8 [C H W]."""
+        self.writer.add_image("preview", image, 0)
+
     def add_results(self, results: dict[str, Any]) -> None:
         """Add the config and the final figures for the HPARAMS tab.
 
@@ -139,11 +147,16 @@ class TensorBoardWriter:
             self.writer.add_scalar(tag, value, step, walltime=when)
 
     def _add_saved_images(self, last: int) -> None:
+        if (self.folder / PREVIEW).exists():
+            self._add_saved(self.folder / PREVIEW, self.add_preview)
         for path in sorted((self.folder / "reconstructions").glob("step-*.png")):
             digits = path.stem.removeprefix("step-")
             if not digits.isdecimal() or int(digits) > last:
                 continue
-            try:
-                self.add_image(int(digits), read_image(str(path)))
-            except RuntimeError:
-                warnings.warn(f"{path} is damaged: skipped in TensorBoard", stacklevel=2)
+            self._add_saved(path, partial(self.add_image, int(digits)))
+
+    def _add_saved(self, path: Path, add: Callable[[Tensor], None]) -> None:
+        try:
+            add(read_image(str(path)))
+        except RuntimeError:
+            warnings.warn(f"{path} is damaged: skipped in TensorBoard", stacklevel=3)

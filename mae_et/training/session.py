@@ -7,6 +7,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.store import newest_checkpoint, rename_damaged_after
 from mae_et.config.files import to_yaml
@@ -140,6 +142,7 @@ def train_run(
     finish: Callable[[RunLogger | None], None],
     files: Mapping[str, str] | None = None,
     stop_after_step: int | None = None,
+    preview: Callable[[], Tensor | None] | None = None,
 ) -> None:
     """Train a run from its state to its end, and finish it.
 
@@ -152,6 +155,7 @@ def train_run(
         finish: writes the run's final files; called on every rank.
         files: texts to write into the run folder at the start, by name.
         stop_after_step: number of steps after which to save and return, unfinished.
+        preview: draws what the run trains on, for a run folder without such an image.
 
     Raises:
         UserError: another process writes to the run folder, it is not writable, or the requested
@@ -174,6 +178,8 @@ def train_run(
         with training_batches(
             dataset, run.sampler(), num_workers, pin_memory, run.bad_images, decoder
         ) as batches:
+            if logger is not None and preview is not None:
+                logger.log_preview(preview)  # while loader processes make the first batches
             train(run, batches, step, stopped, logger, periodic, stop_after_step)
             if run.state.step == run.plan.steps:
                 finish(logger)

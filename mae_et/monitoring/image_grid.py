@@ -1,0 +1,101 @@
+"""Lay out panels of equal size as one image, with captions on its columns and beside its rows."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.io import encode_png
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from mae_et.io.atomic import write_atomically
+
+FRAME = 4  # pixels around each panel
+SMALLEST_FONT = 12
+ROW_CAPTION = "#444444"
+
+
+def image_grid(
+    panels: Sequence[Sequence[Image.Image]],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]] = (),
+    frame: int = FRAME,
+) -> Tensor:
+    """Lay out panels [R C], all of one size, on white.
+
+    Args:
+        panels: rows of panels.
+        columns: caption of each column.
+        rows: lines beside each row, the first one larger; none by default.
+        frame: pixels around each panel.
+
+    Returns:
+        uint8 [3 H W].
+    """
+    width, height = panels[0][0].size
+    size = max(SMALLEST_FONT, width // 8)
+    head, small = ImageFont.load_default(size), ImageFont.load_default(max(12, size * 4 // 5))
+    lengths = [small.getlength(line) for lines in rows for line in lines[1:]]
+    lengths += [head.getlength(lines[0]) for lines in rows]
+    left = round(max(lengths)) + 3 * frame if rows else 0
+    top = size + 2 * frame
+    canvas = Image.new(
+        "RGB",
+        (
+            left + frame + len(columns) * (width + frame),
+            top + frame + len(panels) * (height + frame),
+        ),
+        "white",
+    )
+    draw = ImageDraw.Draw(canvas)
+    for place, caption in enumerate(columns):
+        centre = left + frame + place * (width + frame) + width // 2
+        draw.text((centre, frame), caption, "black", head, anchor="ma")
+    for number, row in enumerate(panels):
+        y = top + frame + number * (height + frame)
+        for place, panel in enumerate(row):
+            canvas.paste(panel, (left + frame + place * (width + frame), y))
+        if rows:
+            _write_lines(draw, rows[number], 2 * frame, y, head, small)
+    return pil_to_tensor(canvas)
+
+
+def _write_lines(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    x: int,
+    y: int,
+    head: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    small: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    draw.text((x, y), lines[0], "black", head)
+    y += round(1.5 * draw.textbbox((0, 0), "Bg", head)[3])
+    for line in lines[1:]:
+        draw.text((x, y), line, ROW_CAPTION, small)
+        y += round(1.35 * draw.textbbox((0, 0), "Bg", small)[3])
+
+
+def as_panel(pixels: Tensor, side: int) -> Image.Image:
+    """Draw pixels [3 h w] in [0, 1] as a panel, centred on white, its longer side `side` pixels.
+
+    Small images keep their pixels as squares: they are repeated, then averaged to the size.
+    """
+    height, width = pixels.shape[-2:]
+    scale = side / max(height, width)
+    image = to_pil_image(pixels.clamp(0, 1).cpu())
+    if scale > 1:
+        times = math.ceil(scale)
+        image = image.resize((width * times, height * times), Image.Resampling.NEAREST)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = Image.Resampling.BOX if scale > 1 else Image.Resampling.LANCZOS
+    image = image.resize(size, method)
+    panel = Image.new("RGB", (side, side), "white")
+    panel.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return panel
+
+
+def save_png(path: Path, image: Tensor) -> None:
+    """Write an image, uint8 [3 H W], as a PNG."""
+    content = encode_png(image).numpy().tobytes()
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))

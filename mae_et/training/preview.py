@@ -1,0 +1,91 @@
+"""What training shows the encoder of the user's own images, as one image: `mae-et preview`.
+
+A row is a training view: the first samples that the first stage of each bandwidth trains on, with
+their own boxes, flips, augmentation and masks.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from torch import Tensor
+
+from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.data.datasets import open_dataset
+from mae_et.data.sampler import CurriculumBatchSampler
+from mae_et.data.transforms import TrainDataset, as_tensor, normalise
+from mae_et.errors import Unreadable, UserError
+from mae_et.models.masking import mask_from_noise
+from mae_et.monitoring.image_grid import save_png
+from mae_et.monitoring.preview import TrainingView, preview_image
+from mae_et.training.plan import make_plan
+
+ROWS = 6
+"""Most rows, so that drawing them takes well under a second."""
+ROWS_OF_A_STAGE = 3
+
+
+def draw_preview(config: PretrainConfig, plan: Plan, dataset: TrainDataset) -> Tensor | None:
+    """Draw training views, uint8 [3 H W]; None if the images cannot be read.
+
+    The state of global random generators is left as it is.
+    """
+    views = list(training_views(config, plan, dataset))
+    return preview_image(views, config.data, config.model.patch) if views else None
+
+
+def training_views(
+    config: PretrainConfig, plan: Plan, dataset: TrainDataset, rows: int = ROWS
+) -> Iterator[TrainingView]:
+    """Yield the first readable views of the first stage of each bandwidth, `rows` in all."""
+    firsts = {stage.bandwidth: stage for stage in reversed(plan.stages)}
+    stages = sorted(firsts.values(), key=lambda stage: stage.start)[-rows:]
+    for stage in stages:
+        count = min(ROWS_OF_A_STAGE, rows // len(stages))
+        yield from islice(_views_of(config, plan, dataset, stage), count)
+
+
+def _views_of(
+    config: PretrainConfig, plan: Plan, dataset: TrainDataset, stage: PlannedStage
+) -> Iterator[TrainingView]:
+    """Yield the readable views of a stage's first step."""
+    sampler = CurriculumBatchSampler(
+        plan,
+        config.seed,
+        start_step=stage.start,
+        replay=config.data.replay,
+        replay_images=config.data.replay_images,
+    )
+    for index in next(sampler.steps()).used:
+        try:
+            batch, original = dataset[index], as_tensor(dataset.source[index.sample][0])
+        except Unreadable:
+            continue
+        images = normalise(batch.images[None], config.data.mean, config.data.std)
+        images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
+        mask = mask_from_noise(batch.noise[None], config.model.mask_ratio)
+        box, flipped = dataset.draw_box(index, *original.shape[-2:])
+        yield TrainingView(stage, original, box, flipped, images, mask.hidden[0])
+
+
+def preview(config: PretrainConfig, path: Path) -> Path:
+    """Write the preview of a run as a PNG, without starting the run.
+
+    Raises:
+        UserError: the config or the data cannot be used, no image can be read, or the file cannot
+            be written.
+    """
+    source = open_dataset(config.data, "train", config.model.channels)
+    plan = make_plan(config, len(source))
+    patch, crop = config.model.patch, config.crop.method
+    dataset = TrainDataset(source, config.data, plan, patch, config.seed, crop)
+    drawn = draw_preview(config, plan, dataset)
+    if drawn is None:
+        raise UserError("none of the first images of the training split can be read")
+    try:
+        save_png(path, drawn)
+    except OSError as error:
+        raise UserError(f"save {path} cannot be written: {error.strerror}") from None
+    return path
