@@ -89,6 +89,12 @@ def test_conda_environment_installs_the_package_under_the_lock():
     assert set(extras[1].split(",")) <= declared().keys()
 
 
+def test_site_has_every_page_of_the_documentation() -> None:
+    listed = set(re.findall(r"\S+\.md", (ROOT / "mkdocs.yml").read_text()))
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages <= listed, "add them to nav in mkdocs.yml"
+
+
 def test_reference_page_describes_every_public_name_once():
     page = (ROOT / "docs/site/python.md").read_text()
     public = {f"{package.__name__}.{n}" for package in (mae_et, finetune) for n in package.__all__}
