@@ -93,9 +93,9 @@ class OnlineProbe:
         if state.sharded:
             distributed.any_rank(True, world)
         if logger is not None:
-            seconds = time.perf_counter() - started
             scores = measure(train, val)
-            logger.log_scores(state.step, {**scores, "probe_seconds": seconds})
+            scores["probe_seconds"] = time.perf_counter() - started
+            logger.log_scores(state.step, scores)
 
     def _encode(self, model: MaskedAutoencoder, part: str) -> Labelled:
         """Return the features of a part's images, of all ranks, on the device."""

@@ -1,9 +1,12 @@
 """Refuse to resume a run folder under settings that would change its numbers."""
 
 from collections.abc import Set
+from dataclasses import replace
 from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys
+from mae_et.config.probe import OnlineProbeConfig
+from mae_et.data.notices import notify
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 
@@ -26,19 +29,28 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     else:
         return
     try:
-        before = numeric_keys(config_from_text(text, type(config)))
+        written_config = config_from_text(text, type(config))
     except UserError as error:
         raise UserError(
             f"{folder} holds a run of another command, or of another version of mae-et: {error}; "
             "give another output.dir"
         ) from None
-    now = numeric_keys(config)
+    before, now = numeric_keys(written_config), numeric_keys(config)
     # How to handle faults may be decided when they happen.
     may_differ = {"data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates"}
     may_differ |= {"data.download", "data.listing", "data.cache"} | (
         set() if finished else {"data.root"}
     )
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
+    earlier, sample = _probed(written_config), _probed(config)
+    if earlier and sample and earlier != sample:
+        notify("other keys of probe than before: the rest of its curve is of other images")
+
+
+def _probed(config: Any) -> OnlineProbeConfig | None:
+    """Return the keys that choose the images of probes; None if there are no probes."""
+    probe: OnlineProbeConfig | None = getattr(config, "probe", None)
+    return None if probe is None or probe.every is None else replace(probe, every=1)
 
 
 def check_same_settings(

@@ -23,3 +23,18 @@ def test_config_of_another_command_or_version_is_refused(tmp_path: Path) -> None
     (tmp_path / "config.yaml").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         check_same_run(config, None, finished=True)
+
+
+def test_probes_of_other_images_are_announced(tmp_path: Path, capsys) -> None:
+    """How often they are taken does not matter, nor whether there were none."""
+
+    def resume(*flags: str) -> str:
+        config = load_config(PretrainConfig, [], [f"--output.dir={tmp_path}", *flags])
+        check_same_run(config, saved, finished=False)
+        return capsys.readouterr().err
+
+    before = load_config(PretrainConfig, [], [f"--output.dir={tmp_path}", "--probe.every=5%"])
+    saved = {"config": to_yaml(before)}
+    assert not resume("--probe.every=10%")
+    assert not resume("--probe.val_images=7")
+    assert "curve is of other images" in resume("--probe.every=5%", "--probe.val_images=7")
