@@ -54,6 +54,7 @@ from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
 from mae_et.training.resume import same_world_size
 from mae_et.training.run import Run
+from mae_et.training.saved_state import resumed_plan
 from mae_et.training.session import check_data, distributed_session, find_checkpoint, train_run
 from mae_et.training.step import update
 
@@ -105,7 +106,7 @@ def _classify(
     torch.manual_seed(config.seed)
     with fail_together(world):
         network = build_network(config, saved, data.classes)
-    plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, network, len(data.train))
+    plan = resumed_plan(config, saved, make_plan(config, network, len(data.train)))
     shown = shown_sides(config, network)
     sizes = {height_and_width(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}
     check_sizes(network, sizes, config.model.channels)

@@ -15,6 +15,7 @@ from finetune.frozen_encoder import FrozenEncoder, encoder_from_weights, open_en
 from finetune.linear_classifier import train_probe
 from finetune.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig, ProbeConfig
+from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.load import stored_config
@@ -22,7 +23,6 @@ from mae_et.checkpoints.store import load_checkpoint
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
@@ -131,7 +131,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     except ValueError as error:
         raise UserError(f"{error}; delete it to score the others") from None
     run = config_from_text(saved["config"], PretrainConfig)
-    plan = Plan.from_dict(saved["plan"])
+    plan = plan_of(saved, path)
     step = saved["step"]
     encoder = encoder_from_weights(weights_of_payload(path, saved))
     del saved

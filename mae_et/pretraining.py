@@ -51,6 +51,7 @@ from mae_et.training.plan import curriculum_of, make_plan
 from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
 from mae_et.training.run import Run
+from mae_et.training.saved_state import resumed_plan
 from mae_et.training.session import (
     check_data,
     distributed_session,
@@ -117,7 +118,7 @@ def _pretrain(
             saved, files = read_extension(config, config.init.extends, source, world)
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world, stopped)
-    plan = Plan.from_dict(saved["plan"]) if saved else make_plan(config, len(source), curriculum)
+    plan = resumed_plan(config, saved, make_plan(config, len(source), curriculum))
     run, model = build(config, plan, world, saved)
     run.provenance |= provenance
     del saved  # its tensors are in the run now

@@ -20,6 +20,7 @@ from mae_et.checkpoints.checksums import (
     seal_archive,
     sealed_safetensors,
 )
+from mae_et.checkpoints.contents import check_contents
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.weight_files import (
     MODEL_KEY,
@@ -93,6 +94,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
     Raises:
+        UserError: the file is whole, and something in it cannot be right (see `check_contents`).
         ValueError: the file is damaged, or no checkpoint of this format.
         OSError: the system cannot read the file at present; its content may be intact.
     """
@@ -110,15 +112,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {summarise_error(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
+    check_contents(payload, path)
     return payload
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Read the newest checkpoint that loads, with a warning for each newer one that does not."""
+    """Read the newest checkpoint that loads, with a warning for each newer one that does not.
+
+    Raises:
+        UserError: a file is whole, and something in it cannot be right: no disk did that.
+    """
     paths = list_checkpoints(folder)
     for place, path in reversed(list(enumerate(paths))):
         try:
             return load_checkpoint(path)
+        except UserError:
+            raise
         except ValueError as error:
             then = "falling back to the one before it" if place else "there is no earlier one"
             warnings.warn(f"{error}; {then}", stacklevel=2)

@@ -19,6 +19,7 @@ from mae_et.training.fsdp import shard
 from mae_et.training.micro_batch import fit_micro_batch, micro_batch_size
 from mae_et.training.run import Run
 from mae_et.training.same_ranks import check_same_start
+from mae_et.training.saved_state import check_saved_state, saved_path
 from mae_et.training.state import TrainState
 
 
@@ -67,6 +68,8 @@ def build_run(
         model = model.to(world.device)
     ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay)
     state = TrainState(model, optimizer_of(model), scaler, ema=ema)
+    if saved is not None:
+        check_saved_state(saved, state, plan, saved_path(config, saved))
     micro_batch = micro_batch_size(requested, plan, world.size)
     run = Run(config, plan, world, state, model, dtype, micro_batch)  # not wrapped yet
     if fitting:

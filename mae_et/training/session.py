@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.store import newest_checkpoint, rename_damaged_after
 from mae_et.config.files import to_yaml
@@ -40,6 +41,7 @@ from mae_et.training.resume import check_same_data, provenance_of
 from mae_et.training.run import Run
 from mae_et.training.same_ranks import check_same_command
 from mae_et.training.same_run import check_same_run
+from mae_et.training.saved_state import saved_path
 
 
 @contextmanager
@@ -88,6 +90,8 @@ def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, A
                 f"none of the {len(damaged)} checkpoints in {checkpoints} loads; nothing was "
                 "changed: restore a copy of one, or delete them to start at step 0"
             )
+        if saved is not None:
+            plan_of(saved, saved_path(config, saved))
         check_same_run(config, saved, finished)
     found = {
         f"the newest checkpoint of {folder.name}": f"step {saved['step']}" if saved else "absent",

@@ -60,15 +60,33 @@ class TrainState:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Load the state returned by `to_dict`."""
+        """Load the state returned by `to_dict`; parameter groups stay as the config makes them."""
+        optimizer = _with_own_groups(saved["optimizer"], self.optimizer.state_dict())
         if self.sharded:
             load_full_state_dict(self.model, saved["model"])
-            load_full_optimizer_state_dict(self.model, self.optimizer, saved["optimizer"])
+            load_full_optimizer_state_dict(self.model, self.optimizer, optimizer)
         else:
             self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            self.optimizer.load_state_dict(optimizer)
         if saved["scaler"] and self.scaler.is_enabled():  # empty unless the run was in fp16
-            self.scaler.load_state_dict(saved["scaler"])
+            found = {key: saved["scaler"][key] for key in ("scale", "_growth_tracker")}
+            self.scaler.load_state_dict(self.scaler.state_dict() | found)
         if self.ema is not None and saved["ema"] is not None:
             self.ema.load_state_dict(saved["ema"])
         self.step, self.seconds = saved["step"], saved["seconds"]
+
+
+def _with_own_groups(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's saved state with parameter groups as the config makes them.
+
+    Only the number of steps that some optimizers count per group is the checkpoint's.
+
+    Args:
+        saved: state dict in a checkpoint.
+        own: state dict of the new optimizer.
+    """
+    groups = [
+        new | ({"step": old["step"]} if "step" in old else {})
+        for old, new in zip(saved["param_groups"], own["param_groups"], strict=True)
+    ]
+    return {"state": saved["state"], "param_groups": groups}
