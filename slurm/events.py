@@ -56,6 +56,7 @@ def _is_whole(event: Event) -> bool:
         isinstance(event.get("event"), str)
         and isinstance(event.get("time"), (int, float))
         and isinstance(event.get("lost", 0), (int, float))
+        and isinstance(event.get("restart", 0), int)
         and (job is None or isinstance(job, str))
     )
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.figures import figure_name, format_figure
 from mae_et.monitoring.progress import format_seconds, seconds_left
 from mae_et.runtime.console import printable
-from slurm.events import Event, events_file, log_file, read_events
+from slurm.events import Event, events_file, read_events
+from slurm.history import last_error, restarts
 from slurm.squeue import JobState, job_states
 
 # A run without a job counts as stopped once no row of metrics has arrived for so long.
@@ -23,7 +25,16 @@ SILENCE_ROWS = 10
 SHOWN_SCORES = ("top1", "knn", "ridge", "effective_rank")
 MAX_NUMBER = 1e30  # larger values in a row are damage
 ENDED = frozenset(
-    {"finished", "failed", "cancelled", "stopped", "timeout", "node_fail", "out_of_memory"}
+    {
+        "finished",
+        "damaged",
+        "failed",
+        "cancelled",
+        "stopped",
+        "timeout",
+        "node_fail",
+        "out_of_memory",
+    }
 )
 # State according to the last event, if SLURM knows nothing of the job.
 STATE_AFTER_EVENT = {
@@ -53,13 +64,13 @@ class RunStatus:
     eta: float | None
     """Seconds."""
     restarts: int
-    """Number of restarts."""
+    """Number of restarts, also of jobs that were killed before they wrote anything."""
     lost: int
     """Steps that restarts repeated, as far as the metrics show."""
     scores: dict[str, float]
     """Last accuracies of a probe or of an evaluation; an effective rank if there are no labels."""
     error: str
-    """Last error; empty for finished runs."""
+    """Last error, marked if the run has restarted since; empty for finished runs."""
 
 
 def status(folders: Sequence[Path]) -> list[RunStatus]:
@@ -121,10 +132,10 @@ def _status(
         loss=row.get("loss"),
         images_per_second=row.get("images_per_second"),
         eta=seconds_left(row) if row and running else None,
-        restarts=max(0, len(starts) - 1),
+        restarts=restarts(events),
         lost=sum(event.get("lost", 0) for event in starts),
         scores=_scores(run),
-        error="" if state == "finished" else _error(run, events, job, state),
+        error=_error(run, events, job, state),
     )
 
 
@@ -173,7 +184,9 @@ def _state(
     run: Path, events: list[Event], said: JobState | None, rows: list[dict[str, Any]]
 ) -> str:
     last = events[-1] if events else None
-    if (run / "results.json").exists() or (last and last["event"] == "finished"):
+    if (run / "results.json").exists():
+        return "finished" if _has_results(run) else "damaged"
+    if last and last["event"] == "finished":
         return "finished"
     if said is not None and said.state != "COMPLETED":
         return said.state.lower()
@@ -192,6 +205,14 @@ def _state(
     return "stopped" if time.time() - seen > max(SILENCE_SECONDS, pace) else "running"
 
 
+def _has_results(run: Path) -> bool:
+    try:
+        read_mapping(run / "results.json")
+    except UserError:
+        return False
+    return True
+
+
 def _is_alive(process: str) -> bool:
     """Return whether the process of a local job, whose id is the job's, exists."""
     try:
@@ -202,16 +223,11 @@ def _is_alive(process: str) -> bool:
 
 
 def _error(run: Path, events: list[Event], job: str | None, state: str) -> str:
-    failures = [e for e in events if e["event"] in {"failed", "given up", "retried"}]
-    if failures:
-        return str(failures[-1].get("sentence", ""))
-    if job is None or state not in ENDED:
+    if state == "finished":
         return ""
-    path = log_file(run, events, job)
-    if path is None or not path.is_file():
-        return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if state == "damaged":
+        return "results.json cannot be read; the command of the run writes it again"
+    return last_error(run, events, job, state in ENDED)
 
 
 def table(found: Iterable[RunStatus]) -> str:

@@ -58,7 +58,8 @@ def pretend(configs: Sequence[PretrainConfig], stop_after_step: int | None = Non
     """Write the files of each run that a search reads, without training."""
     for config in configs:
         folder, step = config.output.dir, stop_after_step or config.output.keep_every or 1
-        state = {key: {} for key in ("model", "optimizer", "scaler")} | {"step": step, "seconds": 0}
+        state = {"model": {}, "optimizer": {"state": {}, "param_groups": []}, "scaler": {}}
+        state |= {"step": step, "seconds": 0}
         save_checkpoint(folder / "checkpoints", state, to_yaml(config), {})
         (folder / "config.yaml").write_text(to_yaml(config))
         (folder / "metrics.jsonl").touch()

@@ -40,3 +40,48 @@ def test_status_shows_the_last_score(tmp_path: Path) -> None:
     (found,) = status([tmp_path])
     assert found.scores == {"knn": 25.9, "effective_rank": 9.0}
     assert "kNN 25.9 %" in table([found])
+
+
+@pytest.mark.parametrize(
+    ("events", "restarts"),
+    [
+        ([("submitted", "1", 0)], 0),
+        ([("submitted", "1", 0), ("started", "1", 0)], 0),
+        ([("submitted", "1", 0), ("started", "1", 1)], 1),  # the first start left no event
+        ([("started", "1", 0), ("started", "1", 3), ("failed", "1", 3)], 3),
+        ([("started", "1", 0), ("submitted", "2", 0), ("started", "2", 1)], 2),
+        ([("started", "local", None), ("started", "local", None)], 1),
+    ],
+)
+def test_restarts_count_jobs_that_were_killed_before_their_first_event(
+    tmp_path: Path, monkeypatch, events, restarts: int
+) -> None:
+    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
+    for event, job, restart in events:
+        record_event(tmp_path, event, job=job, **({} if restart is None else {"restart": restart}))
+    (found,) = status([tmp_path])
+    assert found.restarts == restarts
+
+
+def test_error_before_the_last_start_is_marked_as_old(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
+    record_event(tmp_path, "started", job="1", restart=0)
+    record_event(tmp_path, "failed", job="1", restart=0, sentence="the disk is full")
+    assert status([tmp_path])[0].error == "the disk is full"
+    record_event(tmp_path, "started", job="1", restart=1)
+    assert status([tmp_path])[0].error == "before its last restart: the disk is full"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"loss": ', "\x00" * 20])
+def test_run_with_damaged_results_is_damaged_and_not_finished(
+    tmp_path: Path, monkeypatch, content: str
+) -> None:
+    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
+    record_event(tmp_path, "started", job="1")
+    record_event(tmp_path, "finished", job="1")
+    (tmp_path / "results.json").write_text("{}")
+    assert (status([tmp_path])[0].state, status([tmp_path])[0].error) == ("finished", "")
+    (tmp_path / "results.json").write_text(content)
+    (found,) = status([tmp_path])
+    assert found.state == "damaged"
+    assert "results.json cannot be read" in found.error

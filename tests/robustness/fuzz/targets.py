@@ -82,7 +82,13 @@ def saved(payload: Any) -> bytes:
 @cache
 def run_checkpoint() -> bytes:
     weights = network().state_dict()
-    state = {"step": 1, "seconds": 0.5, "model": weights, "optimizer": {}, "scaler": {}}
+    state = {
+        "step": 1,
+        "seconds": 0.5,
+        "model": weights,
+        "optimizer": {"state": {}, "param_groups": []},
+        "scaler": {},
+    }
     about = {"config": to_yaml(config_from_text(RUN, PretrainConfig)), "plan": {"stages": []}}
     return saved({"format": "mae-et/1", **about, **state})
 

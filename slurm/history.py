@@ -1,0 +1,48 @@
+"""What a run's events say of its past: how often it was restarted, and its last error."""
+
+from collections import Counter
+from pathlib import Path
+
+from slurm.events import Event, log_file
+
+FAILURES = frozenset({"failed", "given up", "retried"})
+
+
+def restarts(events: list[Event]) -> int:
+    """Return how often a run's jobs were started again.
+
+    A job that is killed before its first event leaves none; SLURM's count of its restarts, which
+    later events of the same job carry, includes it.
+    """
+    starts: Counter[object] = Counter()
+    for event in events:
+        if event["event"] == "started":
+            starts[event.get("job")] += 1
+    for event in events:
+        job = event.get("job")
+        if job in starts:
+            starts[job] = max(starts[job], 1 + event.get("restart", 0))
+    return max(0, starts.total() - 1)
+
+
+def last_error(run: Path, events: list[Event], job: str | None, ended: bool) -> str:
+    """Return a run's last error; empty if there is none.
+
+    An error before the last start is marked as such: the run has continued since.
+
+    Args:
+        run: its folder.
+        events: its events.
+        job: its last job, whose log is read if no event names an error.
+        ended: whether the job has ended.
+    """
+    failures = [place for place, event in enumerate(events) if event["event"] in FAILURES]
+    if failures:
+        sentence = str(events[failures[-1]].get("sentence", ""))
+        started = any(event["event"] == "started" for event in events[failures[-1] :])
+        return f"before its last restart: {sentence}" if started and sentence else sentence
+    path = log_file(run, events, job) if job is not None and ended else None
+    if path is None or not path.is_file():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
