@@ -143,8 +143,8 @@ def _check_same_encoder(
     if own != theirs:
         raise UserError(
             f"init.weights {weights.path} has an encoder of {theirs}, but model.encoder "
-            f"{config.encoder} has {own}: set model.encoder and model.channels to those of the "
-            "weights"
+            f"{config.encoder} has {own}: set model.encoder, its overrides and model.channels to "
+            "those of the weights"
         )
 
 

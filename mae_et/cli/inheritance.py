@@ -27,7 +27,7 @@ def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
     start = config.init.weights
     if start is None:
         return {}
-    before = _earlier_config(config.output.dir, PretrainConfig)
+    before = _earlier_run(config.output.dir)
     if before is not None and before.init == config.init:  # resumes; the weights may be gone
         data = plain(before.data)
         keys = {f"data.{key}": data[key] for key in STATISTICS}
@@ -74,12 +74,12 @@ def _inherited_before(path: Path) -> dict[str, Any]:
     return keys | {"model.image_size": before.model.image_size}
 
 
-def _earlier_config(folder: Path, kind: type[PretrainConfig]) -> PretrainConfig | None:
-    """Return the config of the run in a folder; None if there is none of this kind."""
+def _earlier_run(folder: Path) -> PretrainConfig | None:
+    """Return the config of the pre-training run in a folder; None without one."""
     path = folder / "config.yaml"
     try:
-        return config_from_text(read_text(path), kind) if path.is_file() else None
-    except UserError:
+        return config_from_text(read_text(path), PretrainConfig) if path.is_file() else None
+    except UserError:  # of another command; `check_same_run` reports it
         return None
 
 

@@ -20,10 +20,10 @@ from mae_et.config.files import numeric_keys
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset
-from mae_et.errors import RunFailed, UserError
+from mae_et.errors import UserError
 from mae_et.io.metrics_file import METRICS, read_metrics
 from mae_et.runtime.console import say
-from mae_et.runtime.distributed import DistributedContext, all_ranks_equal
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.optim import decay_start, lr_at
 from mae_et.training.plan import make_plan, plan_of_run
 from mae_et.training.resume import fingerprint
@@ -55,7 +55,6 @@ def read_extension(
     Raises:
         UserError: there is no such run, its schedule has no constant part, no checkpoint of that
             part is left, or settings or images are those of another run.
-        RunFailed: ranks see different checkpoints.
     """
     before = config_of_run(run)
     if before is None:
@@ -67,8 +66,6 @@ def read_extension(
         _MAY_DIFFER,
     )
     path, saved = _last_constant_checkpoint(run, before, plan_of_run(run))
-    if not all_ranks_equal(saved["step"], world):
-        raise RunFailed(f"ranks see different checkpoints in {run}; start again")
     if (saved["origin"] or {}).get("data") != fingerprint(source):
         raise UserError(
             f"init.extends {run} was trained on other images (their number, names, labels or order)"

@@ -7,10 +7,10 @@ from mae_et.checkpoints.initial_weights import initialise_from
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.errors import RunFailed
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.console import say
-from mae_et.runtime.distributed import DistributedContext, all_ranks_equal
+from mae_et.runtime.distributed import DistributedContext
 
 
 def load_initial_weights(
@@ -19,7 +19,8 @@ def load_initial_weights(
     """Load the config's initial weights into a new model, and report what was taken.
 
     Args:
-        model: new model, on the CPU, neither wrapped nor sharded: every rank loads all of it.
+        model: new model, on the CPU, neither wrapped nor sharded: every rank loads all of it, and
+            `check_same_start` compares the ranks'.
         config: its run.
         world: ranks of the run.
 
@@ -28,15 +29,13 @@ def load_initial_weights(
 
     Raises:
         UserError: the weights cannot be read, or are those of another architecture.
-        RunFailed: ranks read different weights.
     """
     path = config.init.weights
     if path is None:
         return None
-    weights = load_weights(path, config.init.checkpoint_key)
-    initial = initialise_from(model, config.model, config.init, weights)
-    if not all_ranks_equal(int(initial.sha256[:15], 16), world):
-        raise RunFailed(f"ranks read different weights from init.weights {path}; start again")
+    with fail_together(world):
+        weights = load_weights(path, config.init.checkpoint_key)
+        initial = initialise_from(model, config.model, config.init, weights)
     if world.is_main:
         statistics = _describe_statistics(weights.preprocessing, config.data)
         say(

@@ -16,8 +16,8 @@ from mae_et.runtime.distributed import DistributedContext
 
 # Nodes may keep the data elsewhere and have other cores; data and weights are compared themselves.
 MAY_DIFFER = frozenset({
-    "data.root", "data.listing", "data.download", "checkpoint", "model.checkpoint", "num_workers",
-    "efficiency.num_workers", "output", "output.dir",
+    "data.root", "data.listing", "data.download", "checkpoint", "model.checkpoint", "init.weights",
+    "init.extends", "num_workers", "efficiency.num_workers", "output", "output.dir",
 })  # fmt: skip
 
 

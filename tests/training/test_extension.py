@@ -53,6 +53,7 @@ def test_an_extended_run_is_the_longer_run_bit_for_bit(finished, tmp_path: Path,
     extended = config_of(
         "pretrain", [str(run), "--extend-to", "8", f"--output.dir={tmp_path / 'extended'}"]
     )
+    assert extended.optim.warmup_fraction == 0.125  # as many steps of a run twice as long
     pretrain(extended, stop_after_step=20)
     said = capsys.readouterr().err
     assert f"extending {run}/checkpoints/step-00000013.pt (step 13 of 32): bandwidth 16" in said
@@ -63,7 +64,7 @@ def test_an_extended_run_is_the_longer_run_bit_for_bit(finished, tmp_path: Path,
     longer = replace(
         config,
         curriculum=replace(config.curriculum, epochs=8),
-        optim=replace(config.optim, warmup_fraction=0.125),  # as many steps
+        optim=replace(config.optim, warmup_fraction=0.125),
         output=replace(config.output, dir=tmp_path / "longer"),
     )
     pretrain(longer)
