@@ -12,10 +12,17 @@ from tiny_run import TINY
 
 from mae_et import PretrainConfig, load_config, pretrain
 
+# In this order, before all others, so that no worker is left with one of them at the end.
+LONGEST = (
+    "test_slurm.py", "test_distributed.py", "test_search.py", "test_cli.py", "test_pretraining.py",
+    "test_scale.py", "test_nonfinite.py", "test_resume.py",
+)  # fmt: skip
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the file that waits longest, for SLURM, so that no worker is left with it."""
-    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+    """Start with the files that take longest; the first of them waits for SLURM."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True)

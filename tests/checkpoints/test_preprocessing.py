@@ -1,17 +1,19 @@
 """Statistics, evaluation view and base size travel with the weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from tiny_run import GOLDEN
+from tiny_run import TINY as TINY_YAML
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
 from finetune.config import NetworkConfig
 from finetune.model import preprocessing_of_start
-from mae_et import UserError, export, load_config, pretrain
+from mae_et import PretrainConfig, UserError, export, load_config, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import stored_data, stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
@@ -27,9 +29,14 @@ FLAGS = ("--data.mean=[0.5,0.4,0.3]", "--data.std=[0.25,0.2,0.3]", "--data.eval_
 ELSEWHERE = ["--data.name=synthetic", "--data.synthetic_train=32", "--data.synthetic_val=20"]
 
 
-@pytest.fixture
-def run(tiny) -> Path:
-    return pretrain(tiny(*FLAGS))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Folder of a short run with statistics of its own, which tests only read."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "tiny.yaml").write_text(TINY_YAML)
+    flags = [f"--output.dir={folder / 'run'}", "--curriculum.epochs=1.2", *FLAGS]
+    return pretrain(load_config(PretrainConfig, [folder / "tiny.yaml"], flags))
 
 
 def test_every_form_of_a_run_records_its_preprocessing(run: Path, tmp_path: Path) -> None:
@@ -56,11 +63,14 @@ def test_fine_tuning_on_other_data_inherits_it(form: str, run: Path, tmp_path: P
     assert (config.data.mean, config.data.eval_crop) == ((0.1,), 1.0)
 
 
-@pytest.mark.parametrize("form", ["run", "timm", "mae"])
-@pytest.mark.parametrize("command", ["knn", "linear-probe"])
+@pytest.mark.parametrize(
+    ("command", "form"),
+    [("knn", "run"), ("knn", "timm"), ("knn", "mae"), ("linear-probe", "run")],
+)
 def test_probes_of_other_data_inherit_it(command, form, run, tmp_path, capsys) -> None:
     path = run if form == "run" else export(run, form, tmp_path / form)
     words = [command, f"--checkpoint={path}", *ELSEWHERE, "--num_workers=0", "--device=cpu"]
+    words += ["--epochs=1"] * (command == "linear-probe")
     assert main(words) == 0
     assert "images are prepared with" not in capsys.readouterr().err
     assert main([*words, "--data.mean=[0.1,0.1,0.1]"]) == 0
@@ -78,6 +88,7 @@ def test_the_library_reports_what_a_config_does_differently(run: Path, capsys) -
 
 
 def test_a_classifier_hands_it_on(run: Path, tmp_path: Path, capsys) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
     words = [f"--checkpoint={run}", *ELSEWHERE, "--curriculum.epochs=1", "--optim.batch_size=8",
              f"--output.dir={tmp_path / 'tuned'}", "--efficiency.num_workers=0",
              "--efficiency.device=cpu", "--output.tensorboard=false"]  # fmt: skip

@@ -14,7 +14,7 @@ from tiny_run import GOLDEN, TINY
 from torchvision.io import read_image
 from user_errors import error_of
 
-from mae_et import load_config, load_pretrained, pretrain
+from mae_et import load_config, load_pretrained
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.synthetic import render
@@ -119,11 +119,9 @@ def test_user_errors_are_one_sentence_and_exit_with_2(user_errors, capsys, tmp_p
 
 
 def test_a_checkpoint_of_another_model_in_the_run_folder_is_refused(
-    tiny, tiny_yaml, capsys
+    trained, tiny_yaml, capsys
 ) -> None:
-    folder = pretrain(tiny("--output.reconstruct_images=0"))
-    capsys.readouterr()
-    flags = [f"--config={tiny_yaml}", f"--output.dir={folder}", "--model.decoder_depth=2"]
+    flags = [f"--config={tiny_yaml}", f"--output.dir={trained}", "--model.decoder_depth=2"]
     assert main(["pretrain", *flags]) == 2
     error = capsys.readouterr().err
     assert "holds a checkpoint of another run: model.decoder_depth was 1 and is now 2" in error
@@ -202,7 +200,7 @@ def test_interrupted_and_killed_commands_resume_to_the_same_weights(tmp_path: Pa
 
     def command(run: str) -> list[str]:
         flags = [
-            "--curriculum.epochs=20",
+            "--curriculum.epochs=10",
             "--efficiency.num_workers=1",
             "--output.checkpoint_every=2",
         ]
@@ -228,7 +226,7 @@ def test_interrupted_and_killed_commands_resume_to_the_same_weights(tmp_path: Pa
     assert status == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after step" in said
     assert "Traceback" not in said
-    status, _ = signalled("40", signal.SIGKILL)
+    status, _ = signalled("24", signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert not (tmp_path / "killed" / "results.json").exists()
     capsys.readouterr()

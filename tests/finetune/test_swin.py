@@ -148,8 +148,8 @@ def test_a_run_resumes_exactly_across_a_change_of_windows(tmp_path: Path) -> Non
             [],
             [
                 f"--model.backbone={SWIN_T}", "--model.image_size=64", "--model.drop_path=0.2",
-                "--data.name=synthetic", "--data.synthetic_size=64", "--data.synthetic_train=8",
-                "--data.synthetic_val=10", "--optim.batch_size=8", "--optim.ema=0.9", curriculum,
+                "--data.name=synthetic", "--data.synthetic_size=64", "--data.synthetic_train=4",
+                "--data.synthetic_val=10", "--optim.batch_size=4", curriculum,
                 "--efficiency={num_workers: 0, device: cpu}", "--output.tensorboard=false",
                 f"--output.dir={tmp_path / name}", "--output.evaluate_every=null",
                 "--output.checkpoint_every=100%", "--output.keep_last=1",

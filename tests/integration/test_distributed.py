@@ -38,7 +38,7 @@ def test_interrupted_ranks_resume_to_the_weights_of_an_uninterrupted_run(tmp_pat
 
     The interrupted ranks read their images from one cache in memory, the others from the dataset.
     """
-    flags = ["--curriculum.epochs=20", "--efficiency.num_workers=1"]
+    flags = ["--curriculum.epochs=10", "--efficiency.num_workers=1"]
     whole = run(tmp_path, 2, *flags, f"--output.dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert len(whole.stdout.strip().splitlines()) == 1
@@ -65,7 +65,8 @@ def test_ranks_score_the_classifier_that_they_save(tmp_path: Path) -> None:
     """An odd number of validation images, each counted once."""
     results = []
     for ranks in (1, 2):
-        done = run(tmp_path, ranks, command="supervised", yaml=CLASSIFIER)
+        flags = ["--curriculum.epochs=1"]
+        done = run(tmp_path, ranks, *flags, command="supervised", yaml=CLASSIFIER)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
         folder = tmp_path / str(ranks)

@@ -382,7 +382,7 @@ def test_rank_that_finishes_no_step_ends_and_the_job_restarts(
 def test_active_job_is_not_submitted_again_and_saves_when_cancelled(
     start, cluster: Cluster, capsys
 ) -> None:
-    job, folder = start("--curriculum.epochs=1000")
+    job, folder = start("--curriculum.epochs=1000", "--nodes=1")
     run = ["pretrain", "--config=tiny.yaml", f"--output.dir={folder.name}", *FLAGS, *CLUSTER]
     assert main(["submit", *run, "--curriculum.epochs=1000"]) == 2
     assert f"already has job {job}" in capsys.readouterr().err
@@ -399,7 +399,7 @@ def test_active_job_is_not_submitted_again_and_saves_when_cancelled(
 def test_probe_follows_a_run_and_a_finished_run_ends_at_once(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:
-    run = ["pretrain", "--config=tiny.yaml", "--output.dir=run", *CLUSTER]
+    run = ["pretrain", "--config=tiny.yaml", "--output.dir=run", *CLUSTER, "--nodes=1"]
     jobs = submit(*run, "--then=linear-probe")
     assert set(jobs) == {"pretrain", "linear-probe"}
     assert main(["status", "run", "--json"]) == 0
@@ -414,7 +414,7 @@ def test_probe_follows_a_run_and_a_finished_run_ends_at_once(
     assert [line.split()[2] for line in lines[1:]] == ["finished"] * 2
     assert "25/25" in lines[1]
     before = (place / "run" / "metrics.jsonl").read_bytes()
-    job = submit(*run, "--nodes=1")["pretrain"]
+    job = submit(*run)["pretrain"]
     assert cluster.wait_for_state(job, "COMPLETED", seconds=60) == "COMPLETED"
     assert (place / "run" / "metrics.jsonl").read_bytes() == before
 

@@ -344,7 +344,8 @@ def test_the_resulting_curriculum_is_a_pretraining_config(
     """On the command line, scored by kNN on held-out training images."""
     folder = tmp_path / "search"
     flags = [f"--config={tiny_yaml}", f"--output.dir={folder}", *SMALL, "--search.stages=2",
-             "--curriculum.epochs=4", "--search.trials=3", f"--search.strategy={strategy}",
+             "--curriculum.epochs=3", "--search.trials=2", "--search.candidates=[16,32]",
+             f"--search.strategy={strategy}",
              "--search.held_out=0.3"]  # fmt: skip
     assert main(["search", *flags]) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -361,7 +362,7 @@ def test_the_resulting_curriculum_is_a_pretraining_config(
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
     assert begun == sorted(path.stat().st_mtime_ns for path in (folder / "trials").rglob("*"))
     if strategy == "bayes":
-        assert main(["search", *flags, "--search.trials=4"]) == 0
+        assert main(["search", *flags, "--search.trials=3"]) == 0
         assert main(["pretrain", f"--config={results['curriculum']}"]) == 0
 
 

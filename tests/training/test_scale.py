@@ -169,9 +169,8 @@ def test_small_memory_gives_small_micro_batches_and_the_same_weights(
 
 def test_a_resumed_run_keeps_its_micro_batches(tiny, monkeypatch, tmp_path) -> None:
     """Also where there is more memory by then: it ends with the same weights, bit for bit."""
-    whole = auto(tiny, monkeypatch, 1.235, f"--output.dir={tmp_path / 'whole'}")
     folder = tmp_path / "halved"
-    auto(tiny, monkeypatch, 1.235, f"--output.dir={folder}", "--output.keep_last=9")
+    whole = auto(tiny, monkeypatch, 1.235, f"--output.dir={folder}", "--output.keep_last=9")
     (folder / "results.json").unlink()
     for path in sorted((folder / "checkpoints").iterdir())[2:]:
         path.unlink()
