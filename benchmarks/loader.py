@@ -54,7 +54,7 @@ from mae_et.data.jpeg_crop import (
 )
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.transforms import TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag
 

@@ -7,8 +7,7 @@ import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import ResizeKeepRatio
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Generator, Tensor
 from torchvision.transforms import CenterCrop, Compose
 
 from finetune.config import RecipeConfig
@@ -17,13 +16,9 @@ from mae_et.config.data import DataConfig
 from mae_et.curriculum.frequency import Method, low_frequency_crop
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.sampler import SampleIndex, sample_seed
+from mae_et.data.train_dataset import NOT_REPLACED, AugmentedDataset
 from mae_et.data.transforms import (
-    NOT_REPLACED,
-    DecodedCrops,
     EvalDataset,
-    as_tensor,
-    flip_again,
     normalise,
     seeded,
     training_transform,
@@ -41,10 +36,10 @@ class LabelledBatch(NamedTuple):
     stage: Tensor
     """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
     replaced: Tensor = NOT_REPLACED
-    """int64 [B 3]: see `mae_et.data.transforms.Batch`."""
+    """int64 [B 3]: see `mae_et.data.train_dataset.Batch`."""
 
 
-class LabelledTrainDataset(Dataset[LabelledBatch]):
+class LabelledTrainDataset(AugmentedDataset[LabelledBatch]):
     """Random-resized crop, flip, RandAugment, reduction to the bandwidth, random erasing.
 
     The reduction comes before the erasing, as in EfficientTrain++'s released code: noise that is
@@ -73,47 +68,20 @@ class LabelledTrainDataset(Dataset[LabelledBatch]):
         method: Method = "resize",
         sizes: Sequence[tuple[int, int]] | None = None,
     ):
-        self.crops = DecodedCrops(source, data, plan) if method == "decode" else None
-        self.source, self.data, self.seed, self.method = source, data, seed, method
-        self.sizes = sizes or [(stage.bandwidth, stage.bandwidth) for stage in plan.stages]
         full: Any = size or plan.base
-        self.transforms = [training_transform(data, full, stage.magnitude) for stage in plan.stages]
+        transforms = [training_transform(data, full, stage.magnitude) for stage in plan.stages]
+        super().__init__(source, data, plan, seed, method, transforms)
+        self.method = method
+        self.sizes = sizes or [(stage.bandwidth, stage.bandwidth) for stage in plan.stages]
         self.erase = RandomErasing(recipe.erasing, mode="pixel", device="cpu")
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: SampleIndex) -> LabelledBatch:
-        return self.augment(index, index.sample)
-
-    def augment(self, index: SampleIndex, sample: int) -> LabelledBatch:
-        """Augment image `sample` with the random numbers of `index`, its own or another image's.
-
-        Raises:
-            Unreadable: the image cannot be read.
-        """
-        seed = sample_seed(self.seed, index.epoch, index.sample)
-        if self.crops is not None:
-            generator = torch.Generator().manual_seed(seed)
-            view, label = self.crops.load(sample, index.stage, generator)
-            with seeded(seed):
-                return self._finish(view, label, index.stage)
-        image, label = self.source[sample]
-        with seeded(seed):
-            return self._finish(as_tensor(self.transforms[index.stage](image)), label, index.stage)
-
-    def _finish(self, view: Tensor, label: int, stage: int) -> LabelledBatch:
+    def finish(
+        self, view: Tensor, label: int, stage: int, generator: Generator | None = None
+    ) -> LabelledBatch:
         """Normalise, reduce to the bandwidth, and erase: the noise is of unit variance then."""
-        pixels = normalise(view[None], self.data.mean, self.data.std)[0]
+        pixels = normalise(view[None], self.config.mean, self.config.std)[0]
         pixels = low_frequency_crop(pixels, self.sizes[stage], self.method)
         return LabelledBatch(self.erase(pixels), torch.tensor(label), torch.tensor(stage))
-
-    def refresh(self, batch: LabelledBatch, reused: Tensor, seed: int) -> LabelledBatch:
-        """Return the batch with a new random flip of the reused images, marked in bool [B]."""
-        generator = torch.Generator().manual_seed(seed)
-        images = flip_again(batch.images, reused, self.data.flip, generator)
-        replaced = torch.where(reused[:, None], NOT_REPLACED, batch.replaced)
-        return LabelledBatch(images, batch.labels, batch.stage, replaced)
 
 
 def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalDataset:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from mae_et.curriculum.schedule import Plan as Plan
     from mae_et.data.sampler import CurriculumBatchSampler as CurriculumBatchSampler
     from mae_et.data.sampler import SampleIndex as SampleIndex
-    from mae_et.data.transforms import Batch as Batch
+    from mae_et.data.train_dataset import Batch as Batch
+    from mae_et.data.train_dataset import train_transform as train_transform
     from mae_et.data.transforms import normalise as normalise
-    from mae_et.data.transforms import train_transform as train_transform
     from mae_et.errors import Interrupted as Interrupted
     from mae_et.errors import RunFailed as RunFailed
     from mae_et.errors import UserError as UserError
@@ -60,7 +60,8 @@ else:
             "mae_et.curriculum.frequency": ["low_frequency_crop"],
             "mae_et.curriculum.schedule": ["Curriculum", "Plan"],
             "mae_et.data.sampler": ["CurriculumBatchSampler", "SampleIndex"],
-            "mae_et.data.transforms": ["Batch", "normalise", "train_transform"],
+            "mae_et.data.train_dataset": ["Batch", "train_transform"],
+            "mae_et.data.transforms": ["normalise"],
             "mae_et.errors": ["Interrupted", "RunFailed", "UserError"],
             "mae_et.models.features": ["extract_features"],
             "mae_et.models.mae": ["MaskedAutoencoder", "Reconstruction"],

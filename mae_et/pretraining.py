@@ -31,7 +31,8 @@ from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.device_decode import memory_ahead
-from mae_et.data.transforms import Batch, TrainDataset, normalise
+from mae_et.data.train_dataset import Batch, TrainDataset
+from mae_et.data.transforms import normalise
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.divergence import last_loss

@@ -33,7 +33,7 @@ from mae_et.data.decoding import DecodedDataset
 from mae_et.data.encoded import FilePlace, PackedBatch, is_usual_jpeg
 from mae_et.data.notices import notify
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.transforms import Batch, TrainDataset
+from mae_et.data.train_dataset import Batch, TrainDataset
 from mae_et.errors import UserError
 
 AHEAD = 2

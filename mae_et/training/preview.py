@@ -15,7 +15,8 @@ from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import CurriculumBatchSampler
-from mae_et.data.transforms import TrainDataset, as_tensor, normalise
+from mae_et.data.train_dataset import TrainDataset
+from mae_et.data.transforms import as_tensor, normalise
 from mae_et.errors import Unreadable, UserError
 from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.image_grid import save_png

@@ -29,7 +29,8 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.loader import replayed, train_loader
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
-from mae_et.data.transforms import EvalDataset, TrainDataset, as_tensor
+from mae_et.data.train_dataset import TrainDataset
+from mae_et.data.transforms import EvalDataset, as_tensor
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.training.micro_batch import micro_batch_size

@@ -29,7 +29,7 @@ from mae_et.data.loader import train_loader
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
 from mae_et.data.shared_buffer import SharedBuffer
-from mae_et.data.transforms import TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.micro_batch import micro_batch_size

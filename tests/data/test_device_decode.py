@@ -29,7 +29,7 @@ from mae_et.data.encoded import read_encoded
 from mae_et.data.loader import training_batches
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
-from mae_et.data.transforms import Batch, TrainDataset
+from mae_et.data.train_dataset import Batch, TrainDataset
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext

@@ -29,7 +29,7 @@ from mae_et.data.jpeg_crop import (
 )
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.transforms import TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import RunFailed
 from mae_et.pretraining import pretrain
 

@@ -21,7 +21,7 @@ from mae_et.data.decoding import Box, DecodedDataset
 from mae_et.data.prepare import prepare
 from mae_et.data.prepared_shards import PreparedDataset, archive_path, index_path
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.transforms import TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import RunFailed
 from mae_et.pretraining import pretrain
 

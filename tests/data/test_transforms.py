@@ -12,14 +12,8 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.data.loader import eval_loader
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.transforms import (
-    EvalDataset,
-    TrainDataset,
-    as_tensor,
-    flip_again,
-    normalise,
-    seeded,
-)
+from mae_et.data.train_dataset import TrainDataset
+from mae_et.data.transforms import EvalDataset, as_tensor, flip_again, normalise, seeded
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 SOURCE = Synthetic(50, 32)

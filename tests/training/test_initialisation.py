@@ -20,7 +20,8 @@ from mae_et.config.files import load_config, to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.data.transforms import Batch, TrainDataset, normalise
+from mae_et.data.train_dataset import Batch, TrainDataset
+from mae_et.data.transforms import normalise
 from mae_et.io.metrics_file import read_metrics
 from mae_et.models.pos_embed import sincos_positions
 from mae_et.runtime import distributed

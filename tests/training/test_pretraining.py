@@ -219,7 +219,7 @@ def test_a_dead_loader_process_is_one_error_sentence(tiny, monkeypatch) -> None:
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("mae_et.data.transforms.TrainDataset.__getitem__", die)
+    monkeypatch.setattr("mae_et.data.train_dataset.TrainDataset.__getitem__", die)
     with pytest.raises(RunFailed, match=r"a loader worker died.*efficiency\.num_workers"):
         pretrain(tiny("--efficiency.num_workers=1"))
 

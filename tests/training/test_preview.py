@@ -16,7 +16,8 @@ from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.transforms import TrainDataset, as_tensor, normalise
+from mae_et.data.train_dataset import TrainDataset
+from mae_et.data.transforms import as_tensor, normalise
 from mae_et.errors import Unreadable
 from mae_et.models.masking import mask_from_noise
 from mae_et.pretraining import train_step

@@ -1,0 +1,249 @@
+"""Datasets that augment training images with seeded random numbers.
+
+Crop, flip, augmentation and mask noise are functions of (seed, epoch, sample): they depend neither
+on the number of workers, nor on where a run was interrupted, nor on how a global batch is spread
+over ranks and micro-batches.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from mae_et.config.data import DataConfig
+from mae_et.curriculum.frequency import Method
+from mae_et.curriculum.schedule import Plan
+from mae_et.data.datasets import ImageDataset
+from mae_et.data.decoding import Box, DecodedDataset
+from mae_et.data.jpeg_crop import draw_crop, random_crop
+from mae_et.data.sampler import SampleIndex, sample_seed
+from mae_et.data.transforms import (
+    as_tensor,
+    augmentation,
+    draw_resized_crop,
+    flip_again,
+    seeded,
+    training_transform,
+)
+from mae_et.errors import RunFailed, UserError
+
+NOT_REPLACED = torch.tensor((-1, -1, -1))
+
+
+class Batch(NamedTuple):
+    """A micro-batch on its way to the device."""
+
+    images: Tensor
+    """uint8 [B C H W] (float32 where the files are): at the base size, or with crop.method decode
+    at the stage's bandwidth."""
+    noise: Tensor
+    """float32 [B N]: the mask's noise, on the stage's grid."""
+    stage: Tensor
+    """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
+    replaced: Tensor = NOT_REPLACED
+    """int64 [B 3]: the sample index whose image could not be read and was replaced; -1 if none."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Any)
+
+
+class AugmentedDataset(Dataset[AnyBatch], ABC):
+    """Images that are augmented as their stage says, indexed by `SampleIndex`.
+
+    Args:
+        source: the images.
+        config: parameters of the crop, the flip and the augmentation.
+        plan: bandwidth and magnitude of each stage.
+        seed: seed of all random numbers.
+        method: with decode, crops are decoded at the stage's bandwidth.
+        transforms: of each stage, for the other methods.
+
+    Raises:
+        UserError: timm does not know the augmentation, or the dataset cannot decode crops.
+    """
+
+    def __init__(
+        self,
+        source: ImageDataset,
+        config: DataConfig,
+        plan: Plan,
+        seed: int,
+        method: Method,
+        transforms: Sequence[Callable],
+    ):
+        self.source, self.config, self.seed, self.transforms = source, config, seed, transforms
+        self.crops = DecodedCrops(source, config, plan) if method == "decode" else None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SampleIndex) -> AnyBatch:
+        return self.augment(index, index.sample)
+
+    def augment(self, index: SampleIndex, sample: int) -> AnyBatch:
+        """Augment image `sample` with the random numbers of `index`, its own or another image's.
+
+        Raises:
+            Unreadable: the image cannot be read.
+        """
+        seed = sample_seed(self.seed, index.epoch, index.sample)
+        if self.crops is not None:
+            generator = torch.Generator().manual_seed(seed)
+            view, label = self.crops.load(sample, index.stage, generator)
+            with seeded(seed):
+                return self.finish(view, label, index.stage, generator)
+        image, label = self.source[sample]
+        with seeded(seed):
+            view = as_tensor(self.transforms[index.stage](image))
+            return self.finish(view, label, index.stage)
+
+    @abstractmethod
+    def finish(
+        self, view: Tensor, label: int, stage: int, generator: Generator | None = None
+    ) -> AnyBatch:
+        """Return what the loader stacks, of a view uint8 [C H W].
+
+        Random numbers come from the global generator, which is seeded, or from `generator`.
+        """
+
+    def refresh(self, batch: AnyBatch, reused: Tensor, seed: int) -> AnyBatch:
+        """Return the batch with new random numbers for the reused images, marked in bool [B]."""
+        generator = torch.Generator().manual_seed(seed)
+        batch = self.redraw(batch, reused, generator)
+        images = flip_again(batch.images, reused, self.config.flip, generator)
+        replaced = torch.where(reused[:, None], NOT_REPLACED, batch.replaced)
+        return batch._replace(images=images, replaced=replaced)
+
+    def redraw(self, batch: AnyBatch, reused: Tensor, generator: Generator) -> AnyBatch:
+        """Return the batch with what else is random drawn anew; nothing by default."""
+        return batch
+
+
+class TrainTransform:
+    """Transform of a training image; see `train_transform`."""
+
+    def __init__(self, plan: Plan, patch: int, seed: int, config: DataConfig):
+        self.seed = seed
+        self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
+        self.transforms = [
+            training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
+        ]
+
+    def __call__(self, image: Image.Image | Tensor, index: SampleIndex) -> Batch:
+        """Return one image with its mask noise; the default collate function makes batches."""
+        with seeded(sample_seed(self.seed, index.epoch, index.sample)):
+            return self.with_noise(as_tensor(self.transforms[index.stage](image)), index.stage)
+
+    def with_noise(self, view: Tensor, stage: int, generator: Generator | None = None) -> Batch:
+        """Return a view with its mask noise, drawn from a generator or from the global one."""
+        noise = torch.rand(self.patches[stage], generator=generator)
+        return Batch(view, noise, torch.tensor(stage))
+
+
+def train_transform(
+    plan: Plan, patch_size: int = 16, seed: int = 0, config: DataConfig | None = None
+) -> TrainTransform:
+    """Return the transform of `mae-et pretrain`, for the dataset of a training loop of one's own.
+
+    Random-resized crop to the base size, flip, RandAugment at the stage's magnitude if `config` has
+    it, and the noise of the mask. All of it is a function of (seed, epoch, sample). The reduction
+    to the stage's bandwidth follows on the device (`mae_et.low_frequency_crop`).
+
+    Args:
+        plan: the plan of the `CurriculumBatchSampler`.
+        patch_size: side of a patch in pixels.
+        seed: seed of crops, flips, augmentation and masks.
+        config: `scale`, `ratio`, `flip`, `augment` and `mean` are read; MAE's by default.
+
+    Returns:
+        A function of (image, index), a PIL image or a tensor [C H W] and its `SampleIndex`, that
+        returns a `Batch` of one: `images` uint8 [C base base], `noise` float32 [N] with N =
+        (bandwidth / patch_size)^2, `stage` int64 []. DataLoader stacks them along a new dimension.
+
+    Raises:
+        UserError: timm does not know the augmentation.
+    """
+    return TrainTransform(plan, patch_size, seed, config or DataConfig())
+
+
+class TrainDataset(AugmentedDataset[Batch]):
+    """Random-resized crop and flip as in MAE, and RandAugment at the stage's magnitude.
+
+    Args:
+        source: the images.
+        config: parameters of the crop, the flip and the augmentation.
+        plan: base size, and bandwidth and magnitude of each stage.
+        patch: patch size in pixels, for the mask noise.
+        seed: seed of all random numbers.
+        method: with decode, crops have the stage's bandwidth, else the base size.
+    """
+
+    def __init__(
+        self,
+        source: ImageDataset,
+        config: DataConfig,
+        plan: Plan,
+        patch: int,
+        seed: int,
+        method: Method = "fourier",
+    ):
+        self.transform = TrainTransform(plan, patch, seed, config)
+        super().__init__(source, config, plan, seed, method, self.transform.transforms)
+        self.sides = [s.bandwidth if method == "decode" else plan.base for s in plan.stages]
+        """Side of the images of each stage, in pixels."""
+
+    def finish(
+        self, view: Tensor, label: int, stage: int, generator: Generator | None = None
+    ) -> Batch:
+        """Return a view with its mask noise."""
+        return self.transform.with_noise(view, stage, generator)
+
+    def draw_box(self, index: SampleIndex, height: int, width: int) -> tuple[Box, bool]:
+        """Return the box that `augment` takes of an image of a size, and whether it is flipped."""
+        seed = sample_seed(self.seed, index.epoch, index.sample)
+        if self.crops is not None:
+            sample_box, flip = draw_crop(self.config, Generator().manual_seed(seed))
+            return sample_box(height, width), flip
+        with seeded(seed):
+            box, flip = draw_resized_crop(self.config, height, width)
+        return Box(*box), flip
+
+    def redraw(self, batch: Batch, reused: Tensor, generator: Generator) -> Batch:
+        """Return the batch with new masks for the reused images."""
+        noise = torch.rand(batch.noise.shape, generator=generator)
+        return batch._replace(noise=torch.where(reused[:, None], noise, batch.noise))
+
+
+class DecodedCrops:
+    """Random crops decoded at the stage's bandwidth, then RandAugment."""
+
+    def __init__(self, source: ImageDataset, config: DataConfig, plan: Plan):
+        if not isinstance(source, DecodedDataset):
+            raise UserError("crop.method decode needs a dataset of image files")
+        self.source, self.config = source, config
+        self.sizes = [stage.bandwidth for stage in plan.stages]
+        self.augment = [
+            Compose(augmentation(config, stage.magnitude)) if config.augment else None
+            for stage in plan.stages
+        ]
+
+    def load(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
+        """Return a crop [C B B] and its label; the generator's state determines the crop.
+
+        Raises:
+            Unreadable: the image cannot be read.
+        """
+        crop, label = random_crop(self.source, sample, self.config, self.sizes[stage], generator)
+        augment = self.augment[stage]
+        if augment is not None:
+            if crop.dtype != torch.uint8:
+                raise RunFailed("data.augment works on images, but the dataset holds arrays")
+            with seeded(int(torch.randint(2**62, (), generator=generator))):
+                crop = pil_to_tensor(augment(to_pil_image(crop)))
+        return crop, label
