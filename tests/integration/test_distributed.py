@@ -38,7 +38,7 @@ def test_interrupted_ranks_resume_to_the_weights_of_an_uninterrupted_run(tmp_pat
 
     The interrupted ranks read their images from one cache in memory, the others from the dataset.
     """
-    flags = ["--curriculum.epochs=10", "--efficiency.num_workers=1"]
+    flags = ["--curriculum.epochs=14", "--efficiency.num_workers=1"]
     whole = run(tmp_path, 2, *flags, f"--output.dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert len(whole.stdout.strip().splitlines()) == 1

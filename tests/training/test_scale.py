@@ -1,6 +1,5 @@
 """Many GPUs: gradients are exchanged once a step, micro-batches fit, weights may be sharded."""
 
-import importlib
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -20,13 +19,14 @@ from finetune.classifier import build as build_classifier_run
 from finetune.classifier import make_plan
 from finetune.config import ClassifierConfig
 from finetune.model import build_classifier
-from mae_et import RunFailed, UserError
+from mae_et import RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import device_decode
 from mae_et.io.metrics_file import read_metrics
+from mae_et.pretraining import build as build_pretraining_run
 from mae_et.runtime import host_memory
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
@@ -140,17 +140,15 @@ SHORT = ["--curriculum.epochs=2.5", "--output.checkpoint_every=4", "--output.ten
 def auto(tiny, monkeypatch, mebibytes: float, *flags: str):
     """Pre-train with micro-batches that fit in so much memory; return the newest checkpoint."""
     monkeypatch.setattr(micro_batch, "available_memory", lambda world: int(mebibytes * 2**20))
-    module = importlib.import_module("mae_et.pretraining")
     config = tiny("--efficiency.micro_batch=auto", *SHORT, *flags)
-    return newest_checkpoint(module.pretrain(config) / "checkpoints")
+    return newest_checkpoint(pretrain(config) / "checkpoints")
 
 
 def test_small_memory_gives_small_micro_batches_and_the_same_weights(
     tiny, monkeypatch, tmp_path, capsys
 ) -> None:
     """Numbers change by rounding only; with room for all, they do not change."""
-    module = importlib.import_module("mae_et.pretraining")
-    expected = newest_checkpoint(module.pretrain(tiny(*SHORT)) / "checkpoints")
+    expected = newest_checkpoint(pretrain(tiny(*SHORT)) / "checkpoints")
     roomy = auto(tiny, monkeypatch, 4096, f"--output.dir={tmp_path / 'roomy'}")
     assert set(roomy["micro_batch"].values()) == {12}
     for name, weight in expected["model"].items():
@@ -255,11 +253,11 @@ def test_fitted_micro_batches_of_batch_norm_classifiers_are_even(tmp_path, monke
 
 def test_ranks_agree_on_the_smallest_micro_batch(tiny, monkeypatch) -> None:
     config = tiny("--efficiency.micro_batch=auto")
-    module = importlib.import_module("mae_et.pretraining")
     two = DistributedContext(0, 2, torch.device("cpu"))
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
+    monkeypatch.setattr(building, "check_same_start", lambda *_: None)
     monkeypatch.setattr(building, "wrap", lambda model, *_: model)
-    run, _ = module.build(config, make_pretraining_plan(config, 40), two, None)
+    run, _ = build_pretraining_run(config, make_pretraining_plan(config, 40), two, None)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
     assert run.micro_batch(32) == 3
     assert run.accumulation(run.plan.stages[0]) == 2
@@ -439,14 +437,14 @@ def test_weights_are_gathered_in_bf16_and_gradients_summed_in_float32(alone_in_a
 
 def test_a_sharded_model_is_gathered_on_the_cpu(tiny, monkeypatch) -> None:
     """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
-    module = importlib.import_module("mae_et.pretraining")
     two, seen = DistributedContext(0, 2, torch.device("meta")), []
+    monkeypatch.setattr(building, "check_same_start", lambda *_: None)
     monkeypatch.setattr(building, "fit_micro_batch", lambda *_: None)
     device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
     monkeypatch.setattr(building, "shard", lambda model, *_: seen.append(device_of(model)))
     for flags in ([], ["--efficiency.micro_batch=auto"]):
         config = tiny(SHARDED, *flags)
-        run, model = module.build(config, make_pretraining_plan(config, 40), two, None)
+        run, model = build_pretraining_run(config, make_pretraining_plan(config, 40), two, None)
     assert seen == ["cpu", "meta"]
     whole = {name: torch.ones_like(t, device="cpu") for name, t in model.state_dict().items()}
     monkeypatch.setattr(reconstructions, "full_state_dict", lambda _: whole)
