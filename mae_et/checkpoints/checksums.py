@@ -18,6 +18,7 @@ from torch import Tensor
 
 _TAG = b"sha256:"
 _COMMENT = len(_TAG) + 64
+_BEGIN = b"PK\x03\x04"
 # The last record of a zip archive: its signature, and its length without the comment after it.
 _END, _END_LENGTH = b"PK\x05\x06", 22
 
@@ -70,6 +71,12 @@ def check_archive(path: Path) -> bool:
     if comment != _TAG + digest.hexdigest().encode("ascii"):
         raise Damaged(f"{path} is damaged: it does not match its checksum")
     return True
+
+
+def is_cut_short(path: Path) -> bool:
+    """Return whether a file begins as an archive, or is empty, and does not end as one."""
+    with path.open("rb") as file:
+        return _BEGIN.startswith(file.read(len(_BEGIN))) and not _ends_without_comment(file)
 
 
 def _ends_without_comment(file: BinaryIO) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mae_et.checkpoints.checksums import (
     Damaged,
     check_archive,
+    is_cut_short,
     seal_archive,
     sealed_safetensors,
 )
@@ -100,6 +101,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         if not check_archive(path):
+            if is_cut_short(path):
+                raise Damaged(f"{path} is damaged: it is cut short")
             raise Damaged(f"{path} is damaged, or is no checkpoint of a run: it has no checksum")
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Damaged:

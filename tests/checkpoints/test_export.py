@@ -99,7 +99,7 @@ def test_mae_to_timm_to_hugging_face_and_back_keeps_every_tensor(
         assert torch.equal(tensor, first[name]), name
 
 
-def test_what_a_hugging_face_folder_says_of_its_model_is_used(tmp_path: Path) -> None:
+def test_the_config_of_a_hugging_face_folder_sets_heads_and_target(tmp_path: Path) -> None:
     folder = export(TINY, "hf", tmp_path / "hf", **HEADS)
     model = load_pretrained(folder)
     assert (model.encoder.blocks[0].attn.num_heads, model.target) == (3, "norm_pix")
@@ -117,7 +117,7 @@ def run_with(tiny, path: Path, *flags: str) -> Path:
     return path
 
 
-def test_what_a_layout_cannot_hold_is_refused_in_one_sentence(tmp_path: Path, tiny) -> None:
+def test_a_missing_checkpoint_and_an_unknown_format_are_refused(tmp_path: Path, tiny) -> None:
     for checkpoint, kind, sentence in (
         (tmp_path / "nowhere", "timm", "there is no checkpoint"),
         (TINY, "onnx", "format must be timm, hf or mae"),
@@ -139,7 +139,7 @@ def test_an_exported_hog_run_is_read_back_with_its_target(tmp_path: Path, tiny) 
     assert load_pretrained(tmp_path / "hog.pth", decoder=False).decoder is None
 
 
-def test_an_encoder_loads_whatever_its_decoder_is(tmp_path: Path) -> None:
+def test_an_encoder_loads_although_its_decoder_does_not_fit(tmp_path: Path) -> None:
     payload = read_weight_file(TINY)
     payload["model"]["decoder_pred.weight"] = torch.zeros(7, 32)
     torch.save(payload, tmp_path / "other.pth")

@@ -16,14 +16,14 @@ def released() -> dict[str, torch.Tensor]:
     return read_weight_file(GOLDEN / "mae_tiny_released_format.pth")["model"]
 
 
-def test_heads_that_no_weight_shows_are_asked_for_in_one_sentence() -> None:
+def test_heads_that_the_weights_do_not_determine_must_be_given() -> None:
     with pytest.raises(UserError, match=r"width 48: give encoder_num_heads$"):
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth")
     with pytest.raises(UserError, match=r"give decoder_num_heads$"):
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth", encoder_num_heads=3)
 
 
-def test_an_encoder_without_decoder_loads_and_says_that_it_cannot_reconstruct(
+def test_an_encoder_alone_loads_and_refuses_to_reconstruct(
     tmp_path: Path,
 ) -> None:
     weights = {
@@ -47,7 +47,7 @@ def test_arguments_pickled_with_a_path_are_allowed(tmp_path: Path) -> None:
     assert load_pretrained(tmp_path / "checkpoint-3.pth", 3, 4).decoder is not None
 
 
-def test_a_file_that_would_run_code_is_refused_by_what_it_holds_and_does_not_run(
+def test_a_pickle_that_would_run_code_is_refused_by_name(
     tmp_path: Path,
 ) -> None:
     class Evil:
@@ -60,7 +60,7 @@ def test_a_file_that_would_run_code_is_refused_by_what_it_holds_and_does_not_run
     assert not (tmp_path / "ran").exists()
 
 
-def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not weights")
     content = (GOLDEN / "mae_tiny_released_format.pth").read_bytes()
     (tmp_path / "short.pth").write_bytes(content[:50_000])

@@ -79,6 +79,16 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, share: float) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_reported_as_cut_short(tmp_path: Path, share: float) -> None:
+    save(tmp_path, 1)
+    path = list_checkpoints(tmp_path)[0]
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"step-00000001\.pt is damaged: it is cut short$"):
+        load_checkpoint(path)
+
+
 def test_a_folder_with_the_name_of_a_checkpoint_is_none_and_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.pt").mkdir()
     save(tmp_path, 2, 3)

@@ -54,7 +54,7 @@ def test_system_errors_are_one_sentence_in_every_command(
         assert error.count("\n") == 1
 
 
-def test_a_plan_is_a_table_for_people(capsys) -> None:
+def test_plan_prints_a_table_without_json(capsys) -> None:
     flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
     assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
     text = capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_demo_on_your_own_folder_keeps_the_embedded_run(
+def test_the_demo_on_own_images_writes_to_a_folder_of_its_own(
     tmp_path, capsys, monkeypatch, labelled: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
