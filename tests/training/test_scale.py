@@ -19,14 +19,13 @@ from finetune.classifier import build as build_classifier_run
 from finetune.classifier import make_plan
 from finetune.config import ClassifierConfig
 from finetune.model import build_classifier
-from mae_et import RunFailed, UserError, pretrain
+from mae_et import RunFailed, UserError, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import device_decode
 from mae_et.io.metrics_file import read_metrics
-from mae_et.pretraining import build as build_pretraining_run
 from mae_et.runtime import host_memory
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
@@ -42,7 +41,6 @@ from mae_et.training.fsdp import (
 )
 from mae_et.training.memory import peak_of
 from mae_et.training.micro_batch import largest_part
-from mae_et.training.plan import make_plan as make_pretrain_plan
 from mae_et.training.plan import make_plan as make_pretraining_plan
 from mae_et.training.reconstructions import gather_model
 from mae_et.training.run import Run
@@ -202,13 +200,14 @@ def test_a_pass_is_measured_beside_what_a_decoder_holds(tiny, monkeypatch) -> No
     assert sum(tensor.nbytes for tensor in held) == 2**31 + device_decode.AHEAD * images.nbytes
     assert not device_decode.memory_ahead("cpu", images, gpu)
     assert not device_decode.memory_ahead("gpu", images, WORLD.device)
-    module = importlib.import_module("mae_et.pretraining")
     config = tiny()
-    run, _ = module.build(config, make_pretrain_plan(config, 40), WORLD, None)
+    run, _ = pretraining.build(config, make_pretraining_plan(config, 40), WORLD, None)
     peaks = []
     for size in (0, 0, 10**7):  # after a first pass, which allocates gradients
-        monkeypatch.setattr(module, "memory_ahead", lambda *_, n=size: torch.empty(n))
-        peaks.append(peak_of(lambda: module.dry_pass(run, run.plan.stages[0], 2), WORLD.device))
+        monkeypatch.setattr(pretraining, "memory_ahead", lambda *_, n=size: torch.empty(n))
+        peaks.append(
+            peak_of(lambda: pretraining.dry_pass(run, run.plan.stages[0], 2), WORLD.device)
+        )
     assert peaks[2] - peaks[1] == 4 * 10**7
 
 
@@ -257,7 +256,7 @@ def test_ranks_agree_on_the_smallest_micro_batch(tiny, monkeypatch) -> None:
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
     monkeypatch.setattr(building, "check_same_start", lambda *_: None)
     monkeypatch.setattr(building, "wrap", lambda model, *_: model)
-    run, _ = build_pretraining_run(config, make_pretraining_plan(config, 40), two, None)
+    run, _ = pretraining.build(config, make_pretraining_plan(config, 40), two, None)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
     assert run.micro_batch(32) == 3
     assert run.accumulation(run.plan.stages[0]) == 2
@@ -444,7 +443,7 @@ def test_a_sharded_model_is_gathered_on_the_cpu(tiny, monkeypatch) -> None:
     monkeypatch.setattr(building, "shard", lambda model, *_: seen.append(device_of(model)))
     for flags in ([], ["--efficiency.micro_batch=auto"]):
         config = tiny(SHARDED, *flags)
-        run, model = build_pretraining_run(config, make_pretraining_plan(config, 40), two, None)
+        run, model = pretraining.build(config, make_pretraining_plan(config, 40), two, None)
     assert seen == ["cpu", "meta"]
     whole = {name: torch.ones_like(t, device="cpu") for name, t in model.state_dict().items()}
     monkeypatch.setattr(reconstructions, "full_state_dict", lambda _: whole)
