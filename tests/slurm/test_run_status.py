@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mae_et.io.metrics_file import SCORES, row_line
 from slurm.events import record_event
 from slurm.run_status import as_dicts, status, table
 
@@ -36,7 +37,7 @@ def test_status_shows_the_last_score(tmp_path: Path) -> None:
         {"step": 0, "knn": 14.4},
         {"step": 5, "knn": 25.9, "effective_rank": 9.0, "ridge": None},
     ]
-    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / SCORES).write_text("".join(row_line(row, SCORES) for row in rows))
     (found,) = status([tmp_path])
     assert found.scores == {"knn": 25.9, "effective_rank": 9.0}
     assert "kNN 25.9 %" in table([found])

@@ -18,7 +18,7 @@ from mae_et.curriculum.flops import training_flops
 from mae_et.data.datasets import open_dataset
 from mae_et.data.probe_images import open_probe_images
 from mae_et.data.synthetic import render
-from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.probes import MEASURES
 from mae_et.training.online_probe import affordable_images, evaluating, measure
@@ -78,7 +78,7 @@ def test_interrupted_runs_repeat_no_probe_and_miss_none(run: Path, tmp_path: Pat
     record.write_text("".join(record.read_text().splitlines(keepends=True)[:-1]))
     pretrain(config, stop_after_step=11)
     with record.open("a") as file:  # as if killed at step 13, before its checkpoint
-        file.write(json.dumps({"step": 13, "time": 0.0, "knn": 99.0}) + "\n")
+        file.write(row_line({"step": 13, "time": 0.0, "knn": 99.0}, SCORES))
     pretrain(config)
     assert curve(tmp_path) == curve(run)
 
