@@ -9,7 +9,7 @@ from mae_et.monitoring.progress import format_seconds
 # Figures to compare, in the order of the columns.
 FIGURES = (
     "loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
-    "untrained_linear", "probe_knn", "probe_ridge", "probe_effective_rank", "probe_time_fraction",
+    "untrained_linear", "probe_knn", "probe_ridge", "probe_effective_rank",
     "equivalent_epochs", "images", "training_seconds",
 )  # fmt: skip
 NAMES = {
@@ -77,7 +77,7 @@ def results_table(results: dict[str, Any]) -> str:
     """Return the results of a command as lines for a terminal: figures, faults, and stages."""
     shown = [key for key in results if key in ("run", "data")]
     shown += ordered_figures(results.keys() & set(FIGURES))
-    shown += [key for key in FAULTS if results.get(key)]
+    shown += [key for key in ("probe_time_fraction", *FAULTS) if results.get(key)]
     names = {key: figure_name(key) for key in shown}
     width = max(map(len, names.values()), default=0)
     lines = [f"{name:<{width}}  {format_figure(key, results[key])}" for key, name in names.items()]

@@ -345,8 +345,8 @@ def test_probes_of_a_pre_training_are_drawn(tmp_path: Path) -> None:
     texts = Page(report([run], tmp_path / "report.html")).texts
     assert "Validation top-1 (%) by compute" not in texts
     for by in ("compute", "images", "time"):
-        assert f"kNN of the probe (%) by {by}" in texts
-    assert {"Effective rank of the features by compute", "step 0: 0", "step 10: 20"} <= set(texts)
+        assert f"Probe: kNN (%) by {by}" in texts
+    assert {"Probe: effective rank by compute", "step 0: 0", "step 10: 20"} <= set(texts)
 
 
 def test_names_of_runs_are_unique_ends_of_their_paths(tmp_path: Path) -> None:

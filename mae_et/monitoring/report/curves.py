@@ -10,8 +10,8 @@ from mae_et.monitoring.report.charts import Band, Curve, SvgChart, chart
 from mae_et.monitoring.report.records import Record, number
 
 PROBES = {
-    "knn": "kNN of the probe (%)", "ridge": "Linear (ridge) of the probe (%)",
-    "effective_rank": "Effective rank of the features",
+    "knn": "Probe: kNN (%)", "ridge": "Probe: linear (%)",
+    "effective_rank": "Probe: effective rank",
 }  # fmt: skip
 Position = Callable[[Record, float], float | None]
 
