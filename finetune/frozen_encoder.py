@@ -81,16 +81,21 @@ def open_encoder_and_data(
     encoder_num_heads: int | None = None,
     architecture: str | None = None,
     key: str | None = None,
+    needs_images: bool = True,
 ) -> tuple[FrozenEncoder, DataConfig]:
     """Open an encoder and choose its data: those given, else those of its training.
 
-    How the images are prepared otherwise than for the encoder's training is printed.
+    How the images are prepared otherwise than for the encoder's training is printed. Without
+    `needs_images`, only the statistics of the data are used, and ImageNet's are the last resort.
 
     Raises:
         UserError: see `open_encoder`; or no data are given, and the checkpoint records none.
     """
     encoder = open_encoder(path, encoder_num_heads, architecture, key)
     data = data or encoder.data
+    if data is None and not needs_images:
+        recorded = encoder.preprocessing
+        data = DataConfig(**recorded.data_settings()) if recorded else DataConfig()
     if data is None:
         raise UserError(
             f"data must be given (--data.root or --data.name): {path} does not record its training "

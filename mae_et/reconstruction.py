@@ -10,8 +10,7 @@ from mae_et.config.commands import ReconstructConfig
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import open_dataset
-from mae_et.data.file_listing import list_images
-from mae_et.data.image_folder import ImageFolder
+from mae_et.data.image_folder import open_image_files
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.monitoring.image_grid import save_png
@@ -44,8 +43,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
         data = DataConfig(**weights.preprocessing.data_settings())
     check_statistics(data, model.channels)
     if config.images:
-        files = [file for path in config.images for file in _files(path)]
-        source = ImageFolder(files, [-1] * len(files), [], model.channels, max_value=data.max_value)
+        source = open_image_files(config.images, model.channels, data.max_value)
         # The user's own images keep their whole shorter side.
         view = EvalDataset(source, DataConfig(eval_crop=1.0), size)
     elif run:
@@ -69,14 +67,3 @@ def reconstruct(config: ReconstructConfig) -> Path:
     except OSError as error:
         raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
     return config.output
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.exists():
-        raise UserError(f"there is no image or folder {path}")
-    found = list_images(path)
-    if not found:
-        raise UserError(f"there is no image in {path}")
-    return found

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from finetune.config import ClassifierConfig
 from finetune.embedding_config import EmbedConfig
+from finetune.feature_map_config import FeatureMapConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli.extension import flags_of_extension
 from mae_et.cli.inheritance import inherited_keys
@@ -35,6 +36,7 @@ CONFIGS: dict[str, type[Any]] = {
     "demo": PretrainConfig,
     "plan": PretrainConfig,
     "preview": PretrainConfig,
+    "preview --features": FeatureMapConfig,
     "finetune": ClassifierConfig,
     "supervised": ClassifierConfig,
     "evaluate": EvaluateConfig,
@@ -54,6 +56,7 @@ POSITIONAL = {
     "knn": "checkpoint",
     "linear-probe": "checkpoint",
     "embed": "checkpoint",
+    "preview --features": "checkpoint",
     "evaluate": "checkpoint",
     "reconstruct": "checkpoint",
     "export": "checkpoint",

@@ -17,7 +17,15 @@ def embed(arguments: Arguments) -> None:
 
 def preview(arguments: Arguments) -> None:
     """Draw what each stage shows the encoder of your images, as a PNG; --features: its features."""
+    if arguments and arguments[0].partition("=")[0] == "--features":
+        checkpoint = arguments[0].partition("=")[2]
+        _preview_features([checkpoint, *arguments[1:]] if checkpoint else arguments[1:])
+        return
     parser = parser_of("preview")
+    parser.description = (
+        "Draw what each stage of a curriculum shows the encoder of your images. mae-et preview RUN "
+        "draws it for a run; mae-et preview --features CHECKPOINT draws the features of an encoder."
+    )
     parser.add_argument("--save", type=Path, default=Path("preview.png"), help="PNG to write")
     if arguments and not arguments[0].startswith("-"):  # the folder of a run
         arguments = [f"--config={Path(arguments[0]) / 'config.yaml'}", *arguments[1:]]
@@ -25,3 +33,11 @@ def preview(arguments: Arguments) -> None:
     from mae_et.training.preview import preview
 
     print_json({"image": str(preview(config, options["save"]))})
+
+
+def _preview_features(arguments: Arguments) -> None:
+    """Draw the patch features of an encoder: preview --features CHECKPOINT."""
+    config = config_over_data_of("preview --features", read_data, arguments)
+    from finetune.feature_maps import draw_feature_maps
+
+    print_json({"image": str(draw_feature_maps(config))})

@@ -10,7 +10,12 @@ import numpy as np
 
 from mae_et.config.data import DataConfig
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, extensions_for
-from mae_et.data.file_listing import Listing, cached_listing, count_by_extension
+from mae_et.data.file_listing import (
+    Listing,
+    cached_listing,
+    count_by_extension,
+    list_images,
+)
 from mae_et.data.layout import (
     Split,
     data_root,
@@ -51,6 +56,23 @@ def open_image_folder(config: DataConfig, split: Split, channels: int) -> "Image
         classes = []
     _report(config, split, folder, listing, labels, classes)
     return ImageFolder(listing.names, labels, classes, channels, folder, config.max_value)
+
+
+def open_image_files(
+    paths: Sequence[Path], channels: int, max_value: float | None = None
+) -> "ImageFolder":
+    """Open files and folders of images as one dataset without labels.
+
+    Raises:
+        UserError: a folder holds no image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = [path] if path.is_file() else list_images(path)
+        if not found:
+            raise UserError(f"there is no image in {path}")
+        files += found
+    return ImageFolder(files, [UNLABELLED] * len(files), [], channels, max_value=max_value)
 
 
 def _open_part(config: DataConfig, split: Split, channels: int) -> "ImageFolder":

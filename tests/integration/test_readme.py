@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import mae_et
 from finetune import ClassifierConfig, DynamicsConfig, EmbedConfig, EvaluateConfig, ProbeConfig
+from finetune.feature_map_config import FeatureMapConfig
 from mae_et.checkpoints.store import export_encoder
 from mae_et.cli.arguments import POSITIONAL
 from mae_et.cli.main import COMMANDS, main
@@ -68,7 +69,9 @@ def test_command_exists_and_its_flags_parse(
         assert main(words) == 2
         assert "there is no run folder" in capsys.readouterr().err
         return
-    if words[0] == "preview":  # --save is no key of a config, and runs do not exist here
+    if words[:2] == ["preview", "--features"]:
+        words = [" ".join(words[:2]), *words[2:]]
+    elif words[0] == "preview":  # --save is no key of a config, and runs do not exist here
         words = [word for word in words if word not in {"--save", "preview.png", "runs/photos"}]
     kinds = {
         "finetune": ClassifierConfig,
@@ -77,6 +80,7 @@ def test_command_exists_and_its_flags_parse(
         "knn": ProbeConfig,
         "linear-probe": ProbeConfig,
         "embed": EmbedConfig,
+        "preview --features": FeatureMapConfig,
         "reconstruct": ReconstructConfig,
         "export": ExportConfig,
         "prepare": PrepareConfig,

@@ -1,0 +1,124 @@
+"""Patch features as colours: their first three principal components (`mae-et preview --features`).
+
+Known from DINO and DINOv2 (arXiv 2304.07193, figure 1): patches of like features have like colours,
+in all images, because the components are those of the patches of all of them.
+
+Shapes: B images, h w grid of patches, N = B h w patches, D width.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import Subset
+
+from finetune.feature_map_config import FeatureMapConfig
+from finetune.features import encode_images
+from finetune.frozen_encoder import open_encoder_and_data
+from finetune.intermediate_layers import encode_layers
+from finetune.transforms import eval_dataset
+from mae_et.config.data import check_statistics
+from mae_et.data.datasets import ImageDataset, open_dataset
+from mae_et.data.image_folder import open_image_files
+from mae_et.errors import UserError
+from mae_et.monitoring.image_grid import as_panel, image_grid, save_png
+from mae_et.monitoring.reconstructions import as_rgb
+from mae_et.runtime.distributed import choose_device
+
+PANEL = 224
+QUANTILES = 0.01, 0.99
+"""Of a component, black and full brightness: a few patches would take up most of the range."""
+
+
+@torch.no_grad()
+def draw_feature_maps(config: FeatureMapConfig) -> Path:
+    """Write a PNG of images beside their patch features, and return its path.
+
+    Raises:
+        UserError: the checkpoint, the images or the output cannot be used.
+        Unreadable: an image cannot be read.
+    """
+    encoder, data = open_encoder_and_data(
+        config.checkpoint,
+        config.data,
+        config.encoder_num_heads,
+        config.architecture,
+        config.checkpoint_key,
+        needs_images=not config.images,
+    )
+    if config.image_size is not None:
+        encoder = encoder.at_size(config.image_size)
+    check_statistics(data, encoder.channels)
+    source: ImageDataset
+    if config.images:  # the user's own keep their whole shorter side, as in mae-et reconstruct
+        source = open_image_files(config.images, encoder.channels, data.max_value)
+        data = replace(data, eval_crop=1.0)
+    else:
+        source = open_dataset(data, "val", encoder.channels)
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen = torch.randperm(len(source), generator=generator)[: config.count].sort().values.tolist()
+    views = Subset(eval_dataset(source, data, encoder.image_size), chosen)
+    encode = partial(encode_layers, encoder, [config.layer])
+    device = choose_device(config.device)
+    batches = encode_images(encoder, views, data, config, device, encode)
+    tokens = torch.cat([found[0, :, encoder.network.num_prefix_tokens :] for found, _ in batches])
+    height, width = (side // encoder.patch for side in encoder.image_size)
+    features = rearrange(tokens.cpu(), "b (h w) d -> b h w d", h=height, w=width)
+    maps = feature_colours(features, config.foreground)
+    panels = []
+    for place, colours in enumerate(maps):
+        pixels, _ = views[place]
+        shown = as_rgb(pixels[None])[0] / (1 if pixels.is_floating_point() else 255)
+        panels += [as_panel(shown, PANEL), as_panel(colours, PANEL)]
+    pairs = 2 if len(chosen) > 1 else 1
+    rows = [panels[start : start + 2 * pairs] for start in range(0, len(panels), 2 * pairs)]
+    try:
+        save_png(config.save, image_grid(rows, ("image", "features") * pairs, frame=8))
+    except OSError as error:
+        raise UserError(f"save {config.save} cannot be written: {error.strerror}") from None
+    return config.save
+
+
+def feature_colours(features: Tensor, foreground: bool = False) -> Tensor:
+    """Return the first three principal components of patch features as RGB.
+
+    Args:
+        features: float [B h w D], D >= 3.
+        foreground: see `FeatureMapConfig`.
+
+    Returns:
+        [B 3 h w] in [0, 1]; patches outside of the foreground are white.
+    """
+    count, height, width, _ = features.shape
+    flat = rearrange(features, "b h w d -> (b h w) d").double()
+    shown = torch.ones(len(flat), dtype=torch.bool)
+    if foreground:
+        shown = _near_centre(principal_components(flat, 1)[:, 0] > 0, count, height, width)
+    components = principal_components(flat[shown], 3)
+    low, high = torch.quantile(components, torch.tensor(QUANTILES, dtype=flat.dtype), dim=0)
+    colours = torch.ones(len(flat), 3, dtype=flat.dtype)
+    colours[shown] = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return rearrange(colours.float(), "(b h w) c -> b c h w", h=height, w=width)
+
+
+def principal_components(points: Tensor, count: int) -> Tensor:
+    """Project points [N D] on their first components, [N count].
+
+    The sign of a component, which is arbitrary, is that of its largest entry.
+    """
+    centred = points - points.mean(dim=0)
+    _, axes = torch.linalg.eigh(centred.T @ centred)  # in rising order
+    axes = axes.flip(1)[:, :count]
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+    return centred @ (axes * largest.sign())
+
+
+def _near_centre(part: Tensor, count: int, height: int, width: int) -> Tensor:
+    """Return a part of the patches, bool [N], or the rest, whichever is nearer to the centres."""
+    y = torch.linspace(-1, 1, height)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width).expand(height, width)
+    distance = (x.square() + y.square()).flatten().repeat(count)
+    return part if distance[part].mean() <= distance[~part].mean() else ~part
