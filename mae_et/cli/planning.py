@@ -28,9 +28,9 @@ def plan(arguments: Arguments) -> None:
         raise UserError(f"images must lie in (0, 1e15), got {str(images)[:40]}")
     from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.curriculum.throughput import throughput_from_options, throughput_table
-    from mae_et.training.plan import make_plan
+    from mae_et.training.plan import plan_new_run
 
-    resolved = make_plan(config, _count_images(config) if images is None else images)
+    resolved = plan_new_run(config, _count_images(config) if images is None else images)
     unit = COMPUTE_UNITS[config.curriculum.cost]
     summary = summarise(resolved, unit, options["against_epochs"])
     speeds = throughput_from_options(resolved, options)

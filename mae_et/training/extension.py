@@ -25,7 +25,7 @@ from mae_et.io.metrics_file import METRICS, read_metrics
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.optim import decay_start, lr_at
-from mae_et.training.plan import make_plan, plan_of_run
+from mae_et.training.plan import plan_new_run, plan_of_run
 from mae_et.training.resume import fingerprint
 from mae_et.training.same_run import check_same_settings
 
@@ -70,7 +70,7 @@ def read_extension(
         raise UserError(
             f"init.extends {run} was trained on other images (their number, names, labels or order)"
         )
-    extended = make_plan(config, len(source))
+    extended = plan_new_run(config, len(source))
     _check_continuous(config, extended, saved["step"])
     if world.is_main:
         say(_describe(config, extended, path, saved["step"]))

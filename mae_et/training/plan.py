@@ -42,18 +42,27 @@ def plan_of_run(folder: Path) -> Plan:
         raise UserError(f"{path} is damaged: its stages are incomplete") from None
 
 
+def plan_new_run(config: PretrainConfig, dataset_size: int) -> Plan:
+    """Return the plan of a new run: made of the config, or of the run that it extends.
+
+    Raises:
+        UserError: see `make_plan`; or there is no run to extend.
+    """
+    if config.init.extends is None:
+        return make_plan(config, dataset_size)
+    before = plan_of_run(config.init.extends)
+    return curriculum_of(config).extend(before, config.curriculum.epochs)
+
+
 def make_plan(
     config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
 ) -> Plan:
-    """Resolve a config's curriculum for a dataset; for an extended run, lengthen the first plan.
+    """Resolve a config's curriculum for a dataset, as that of a run that extends no other.
 
     Raises:
-        UserError: curriculum, batch size and dataset size do not fit each other, or there is no run
-            to extend.
+        UserError: curriculum, batch size and dataset size do not fit each other.
     """
     curriculum = curriculum or curriculum_of(config)
-    if config.init.extends is not None:
-        return curriculum.extend(plan_of_run(config.init.extends), config.curriculum.epochs)
     batch, data = config.optim.batch_size, config.data
     if batch > dataset_size and data.name is None and data.root is None:
         raise UserError(

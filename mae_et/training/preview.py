@@ -21,7 +21,7 @@ from mae_et.errors import Unreadable, UserError
 from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.preview import TrainingView, preview_image
-from mae_et.training.plan import make_plan
+from mae_et.training.plan import plan_new_run
 
 ROWS = 6
 """Most rows, so that drawing them takes well under a second."""
@@ -79,7 +79,7 @@ def preview(config: PretrainConfig, path: Path) -> Path:
             be written.
     """
     source = open_dataset(config.data, "train", config.model.channels)
-    plan = make_plan(config, len(source))
+    plan = plan_new_run(config, len(source))
     patch, crop = config.model.patch, config.crop.method
     dataset = TrainDataset(source, config.data, plan, patch, config.seed, crop)
     drawn = draw_preview(config, plan, dataset)
