@@ -18,6 +18,7 @@ import torch
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_et.config.model import ModelConfig, visible_patches
@@ -33,6 +34,7 @@ from mae_et.training.optim import build_optimizer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BANDWIDTHS = (96, 160, 224)
+NO_KERNELS = ("aten::detach", "aten::empty", "aten::_unsafe_view", "profiler::")
 Precision = Literal["fp32", "bf16", "fp16"]
 # CrossMAE predicts a quarter of all patches: a third of the hidden ones.
 CROSS: dict[str, Any] = {"decoder_attention": "cross", "decoder_share": 1 / 3, "decoder_depth": 4}
@@ -151,6 +153,29 @@ def operations(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+class Operators(TorchDispatchMode):
+    """Count the operators that compute; views, which launch nothing on a GPU, are excluded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator."""
+        self.count += not (function.is_view or function.name().startswith(NO_KERNELS))
+        return function(*args, **(kwargs or {}))
+
+
+def operators(step: Callable[[], object]) -> int:
+    """Return the operators of a step in eager mode: about the kernels that it launches on a GPU."""
+    step()  # the first one makes what later ones reuse
+    with Operators() as mode:
+        step()
+    return mode.count
+
+
 def wait(device: torch.device) -> None:
     """Synchronise with the GPU."""
     if device.type == "cuda":
@@ -169,9 +194,11 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
     steps = {name: build() for name, build in builders.items()}
     # A compiled step has the same FLOPs.
     flops = {name: operations(step) for name, step in steps.items() if "compiled" not in name}
+    launched = {name: operators(steps[name]) for name in flops}
     speeds = interleave(steps, config.rounds)
     first = next(iter(builders))
-    print("| step | images/s | times the reference | FLOPs | memory |\n|---|---|---|---|---|")
+    print("| step | images/s | times the reference | FLOPs | operators | memory |")
+    print("|---|---|---|---|---|---|")
     for name, speed in speeds.items():
         memory = (
             f"{peaks[name] / 2**30:.2f} GiB ({peaks[name] / peaks[first]:.2f}x)" if peaks else "-"
@@ -179,13 +206,14 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
         counted = f"{flops[name] / flops[first]:.3f}x" if name in flops else ""
         print(
             f"| {name} | {config.batch / speed.median_seconds:.1f} | {speed.ratio()} | {counted} "
-            f"| {memory} |"
+            f"| {launched.get(name, '')} | {memory} |"
         )
     return {
         name: {
             "images_per_second": config.batch / speed.median_seconds,
             "ratios": speed.ratios,
             "flops": flops.get(name),
+            "operators": launched.get(name),
             "memory_bytes": peaks.get(name),
         }
         for name, speed in speeds.items()

@@ -151,6 +151,10 @@ class EfficiencyConfig:
     compile: bool | Literal["auto"] = "auto"
     """Compile transformer blocks with torch.compile (other networks as a whole), with graphs of
     their own for each bandwidth; auto compiles runs on a GPU of at least 1000 steps a bandwidth."""
+    cuda_graphs: bool = False
+    """Whether compiled networks run as CUDA graphs (torch.compile's reduce-overhead), which launch
+    all their kernels at once. It needs a GPU, efficiency.compile and one micro-batch per step, and
+    excludes sharding and gradient checkpointing. Not run on a GPU yet."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass to save memory."""
     micro_batch: int | dict[int, int] | Literal["auto"] | None = None
@@ -183,6 +187,14 @@ class EfficiencyConfig:
             all(not isinstance(size, int) or size > 0 for size in sizes),
             "efficiency.micro_batch must be positive",
         )
+        excluded = {
+            "efficiency.device cpu": self.device == "cpu",
+            "efficiency.compile false": self.compile is False,
+            "efficiency.sharding full": self.sharding == "full",
+            "efficiency.gradient_checkpointing": self.gradient_checkpointing,
+        }
+        for key, given in excluded.items():
+            require(not (self.cuda_graphs and given), f"efficiency.cuda_graphs excludes {key}")
         require(
             self.num_workers is None or 0 <= self.num_workers <= MOST_WORKERS,
             f"efficiency.num_workers must lie in [0, {MOST_WORKERS}], got {self.num_workers}",

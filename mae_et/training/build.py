@@ -14,7 +14,7 @@ from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import set_precision
-from mae_et.training.compile import compile_network, should_compile
+from mae_et.training.compile import check_cuda_graphs, compile_network, should_compile
 from mae_et.training.fsdp import shard
 from mae_et.training.micro_batch import fit_micro_batch, micro_batch_size
 from mae_et.training.run import Run
@@ -91,10 +91,18 @@ def wrap(
     world: DistributedContext,
     micro_batch: Callable[[int], int],
 ) -> nn.Module:
-    """Compile the model and wrap it in DistributedDataParallel, if the config and ranks need it."""
+    """Compile the model and wrap it in DistributedDataParallel, if the config and ranks need it.
+
+    Raises:
+        UserError: see `check_cuda_graphs`.
+    """
     network = model
-    if should_compile(efficiency.compile, plan, world.device):
-        network = compile_network(model, len({stage.bandwidth for stage in plan.stages}))
+    compiles = should_compile(efficiency.compile, plan, world.device)
+    if efficiency.cuda_graphs:
+        check_cuda_graphs(plan, world, micro_batch, compiles)
+    if compiles:
+        bandwidths = len({stage.bandwidth for stage in plan.stages})
+        network = compile_network(model, bandwidths, cuda_graphs=efficiency.cuda_graphs)
     if world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph

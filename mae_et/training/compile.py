@@ -14,7 +14,9 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from mae_et.curriculum.schedule import Plan
+from mae_et.errors import require
 from mae_et.models.decoders import CrossBlock
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.watchdog import heartbeat
 
 STEPS_WORTH_COMPILING = 1000
@@ -29,8 +31,38 @@ def should_compile(requested: bool | Literal["auto"], plan: Plan, device: torch.
     return device.type == "cuda" and plan.steps >= STEPS_WORTH_COMPILING * bandwidths
 
 
+def check_cuda_graphs(
+    plan: Plan, world: DistributedContext, micro_batch: Callable[[int], int], compiles: bool
+) -> None:
+    """Refuse CUDA graphs where replaying one would overwrite memory in use, or there is none.
+
+    Gradients of a step lie in the memory of the graphs until the optimizer has read them, so a
+    step cannot have a second micro-batch.
+
+    Raises:
+        UserError: the run is not on a GPU, is not compiled, or accumulates gradients.
+    """
+    require(world.device.type == "cuda", "efficiency.cuda_graphs needs a GPU")
+    require(
+        compiles,
+        "efficiency.cuda_graphs needs efficiency.compile true; auto does not compile short runs",
+    )
+    share = plan.batch_size // world.size
+    for stage in plan.stages:
+        size = micro_batch(stage.bandwidth)
+        require(
+            size == share,
+            f"efficiency.cuda_graphs needs one micro-batch per step, and at bandwidth "
+            f"{stage.bandwidth} {size} of a rank's {share} images are one: use more ranks, or set "
+            "efficiency.micro_batch if more fit",
+        )
+
+
 def compile_network(
-    network: nn.Module, bandwidths: int = 1, backend: str | Callable[..., Any] = "inductor"
+    network: nn.Module,
+    bandwidths: int = 1,
+    backend: str | Callable[..., Any] = "inductor",
+    cuda_graphs: bool = False,
 ) -> nn.Module:
     """Compile a network's transformer blocks in place, or the whole network if it has none.
 
@@ -40,6 +72,8 @@ def compile_network(
         network: neither sharded nor wrapped.
         bandwidths: number of input sizes.
         backend: backend of torch.compile.
+        cuda_graphs: replay graphs of kernels; `torch.compiler.cudagraph_mark_step_begin` must
+            precede each step. See `check_cuda_graphs`.
 
     Returns:
         The network to call.
@@ -47,11 +81,14 @@ def compile_network(
     _count_compilation_as_progress()
     # Past this number of graphs per function, torch would silently run eagerly.
     torch._dynamo.config.recompile_limit = 8 + 4 * bandwidths
+    options: dict[str, Any] = {"dynamic": False, "backend": backend}
+    if cuda_graphs:
+        options["mode"] = "reduce-overhead"
     blocks = transformer_blocks(network)
     if not blocks:
-        return torch.compile(network, dynamic=False, backend=backend)  # type: ignore[return-value]
+        return torch.compile(network, **options)  # type: ignore[return-value]
     for block in blocks:
-        block.compile(fullgraph=True, dynamic=False, backend=backend)
+        block.compile(fullgraph=True, **options)
     return network
 
 

@@ -38,6 +38,8 @@ def update(
         The loss [] and the norm of the gradient before clipping [], on the device.
     """
     state, accumulation = run.state, run.accumulation(stage)
+    if run.config.efficiency.cuda_graphs:
+        torch.compiler.cudagraph_mark_step_begin()  # tensors of the last step may be overwritten
     losses = torch.zeros((), device=run.world.device)
     for number, batch in enumerate(batches, start=1):
         # Ranks exchange gradients once a step, with the last micro-batch. Sharded models exchange

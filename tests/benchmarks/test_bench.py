@@ -12,7 +12,7 @@ from mae_et.benchmarks.quality import QualityConfig, arm_config
 from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
-from mae_et.benchmarks.step import operations
+from mae_et.benchmarks.step import operations, operators
 from PIL import Image
 
 from mae_et import MaskedAutoencoder
@@ -205,6 +205,13 @@ def test_operations_include_attention_and_the_backward_pass() -> None:
 
     # x @ w and its gradient of w; two products of attention, and two gradients of each.
     assert operations(step) == 2 * 2 * 8 * 16 * 16 + 3 * 2 * 2 * 8 * 8 * 16
+
+
+def test_operators_exclude_views_and_include_the_backward_pass() -> None:
+    weight = torch.ones(4, 4, requires_grad=True)
+    images = torch.ones(2, 4)
+    # A product and a sum; then the sum's gradient, the product's, and adding it to the first.
+    assert operators(lambda: (images @ weight.t()).view(-1).sum().backward()) == 5
 
 
 def test_unknown_bench_is_refused(capsys) -> None:

@@ -6,10 +6,16 @@ from small_mae import small
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from mae_et import Curriculum, Stage
+from mae_et import Curriculum, Stage, UserError
+from mae_et.config.schema import EfficiencyConfig
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import compile as compiling
-from mae_et.training.compile import compile_network, eagerly, should_compile
+from mae_et.training.compile import (
+    check_cuda_graphs,
+    compile_network,
+    eagerly,
+    should_compile,
+)
 from mae_et.training.fsdp import shard
 
 SHORT = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
@@ -83,6 +89,48 @@ def test_sharding_composes_with_compiled_blocks(alone_in_a_group) -> None:
     loss.backward()
     assert torch.equal(loss, eager)
     assert counter.frame_count > 0
+
+
+def test_cuda_graphs_are_requested_for_blocks_and_for_whole_networks(monkeypatch) -> None:
+    modes = []
+    monkeypatch.setattr(nn.Module, "compile", lambda _, **options: modes.append(options["mode"]))
+    monkeypatch.setattr(torch, "compile", lambda _, **options: modes.append(options["mode"]))
+    model = small(encoder_depth=2, decoder_depth=1)
+    compile_network(model, cuda_graphs=True)
+    compile_network(nn.Linear(3, 3), cuda_graphs=True)
+    assert modes == ["reduce-overhead"] * 4
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "compiles", "sentence"),
+    [
+        ("cpu", 12, True, "needs a GPU"),
+        ("cuda", 12, False, r"needs efficiency\.compile true"),
+        ("cuda", 6, True, r"one micro-batch per step, and at bandwidth 16 6 of a rank's 12 images"),
+    ],
+)
+def test_cuda_graphs_are_refused_where_a_replay_would_be_wrong(
+    device: str, size: int, compiles: bool, sentence: str
+) -> None:
+    """Gradients of the first micro-batch would be overwritten by the second's."""
+    world = DistributedContext(0, 1, torch.device(device))
+    with pytest.raises(UserError, match=sentence):
+        check_cuda_graphs(SHORT, world, lambda _: size, compiles)
+    gpu = DistributedContext(0, 1, torch.device("cuda"))
+    check_cuda_graphs(SHORT, gpu, lambda _: 12, True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"device": "cpu"}, {"compile": False}, {"sharding": "full"},
+        {"gradient_checkpointing": True},
+    ],
+)  # fmt: skip
+def test_cuda_graphs_exclude(other: dict) -> None:
+    EfficiencyConfig(cuda_graphs=True)
+    with pytest.raises(UserError, match=rf"cuda_graphs excludes efficiency\.{next(iter(other))}"):
+        EfficiencyConfig(cuda_graphs=True, **other)
 
 
 @pytest.mark.parametrize(
