@@ -16,6 +16,7 @@ from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_checkpoint
+from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import read_metrics
@@ -108,7 +109,8 @@ def test_a_non_finite_loss_over_a_finite_gradient_skips_the_update(
     before = [parameter.clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=fp16))
-    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=1.0, max_skipped_updates=1))
+    optim = SimpleNamespace(clip_grad=1.0, max_skipped_updates=1)
+    config = SimpleNamespace(optim=optim, efficiency=EfficiencyConfig())
     plan = Curriculum.preset("constant", 32, 8).plan(1, 12, 12)
     run = Run(config, plan, DistributedContext(0, 1, CPU), state, model, None, lambda _: 12)
     for lost in (True, False):

@@ -69,7 +69,8 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
     network.register_comm_hook(None, count)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    config = SimpleNamespace(optim=SimpleNamespace(clip_grad=None, max_skipped_updates=0))
+    optim = SimpleNamespace(clip_grad=None, max_skipped_updates=0)
+    config = SimpleNamespace(optim=optim, efficiency=EfficiencyConfig())
     run = Run(config, PLAN, WORLD, state, network, None, lambda _: 12 // parts)
 
     def loss_of(number: int):
