@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import UserError
+from mae_et.runtime.agreement import fail_together
+from mae_et.runtime.broadcast import broadcast_tensors
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import set_precision
 from mae_et.training.compile import check_cuda_graphs, compile_network, should_compile
@@ -69,7 +71,9 @@ def build_run(
     ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay)
     state = TrainState(model, optimizer_of(model), scaler, ema=ema)
     if saved is not None:
-        check_saved_state(saved, state, plan, saved_path(config, saved))
+        with fail_together(world):
+            if world.is_main:
+                check_saved_state(saved, state, plan, saved_path(config, saved))
     micro_batch = micro_batch_size(requested, plan, world.size)
     run = Run(config, plan, world, state, model, dtype, micro_batch)  # not wrapped yet
     if fitting:
@@ -79,6 +83,9 @@ def build_run(
         shard(model, world, dtype)
         state.optimizer, state.sharded = optimizer_of(model), True
     if saved is not None:
+        if saved.get("optimizer_on_main") and not shards:
+            optimizer = broadcast_tensors(saved["optimizer"], world, world.device)
+            saved = saved | {"optimizer": optimizer}
         state.restore(saved)
     run.network = wrap(model, efficiency, plan, world, run.micro_batch)
     return run

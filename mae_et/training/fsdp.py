@@ -32,6 +32,7 @@ from mae_et.training.compile import transformer_blocks
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _GIVEN = StateDictOptions(full_state_dict=True)
+_SENT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
 def shard(model: nn.Module, world: DistributedContext, dtype: torch.dtype | None = None) -> None:
@@ -101,9 +102,19 @@ def load_full_state_dict(model: nn.Module, weights: dict[str, Any]) -> None:
 
 
 def load_full_optimizer_state_dict(
-    model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    saved: dict[str, Any],
+    on_main: bool = False,
 ) -> None:
-    """Load an unsharded optimizer's state dict into the optimizer of a sharded model."""
+    """Load an unsharded optimizer's state dict into the optimizer of a sharded model.
+
+    Args:
+        model: the model.
+        optimizer: its optimizer.
+        saved: the state dict, on every rank.
+        on_main: only the main rank has its tensors, and sends them one by one.
+    """
     if not saved["state"]:
         optimizer.load_state_dict(saved)
         return
@@ -114,7 +125,7 @@ def load_full_optimizer_state_dict(
     ]
     state = {names[number]: dict(state) for number, state in saved["state"].items()}
     given: Any = {"state": state, "param_groups": groups}
-    set_optimizer_state_dict(model, optimizer, given, options=_GIVEN)
+    set_optimizer_state_dict(model, optimizer, given, options=_SENT if on_main else _GIVEN)
     for group, mine in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         group |= {key: value for key, value in mine.items() if key != "params"}  # tuples as such
 

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mae_et.checkpoints.contents import plan_of
@@ -28,6 +29,7 @@ from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
+from mae_et.runtime.broadcast import broadcast_outline, broadcast_tensors
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
@@ -75,6 +77,9 @@ def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopF
 def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, Any] | None, bool]:
     """Return the newest checkpoint of the run folder (None: new run), and whether it is finished.
 
+    Only the main rank reads it. The others get its weights on the CPU, and of the optimizer's
+    states an outline (`optimizer_on_main`): `build_run` sends those to the device.
+
     Raises:
         UserError: the folder holds another run, or only checkpoints that do not load.
         RunFailed: ranks see different checkpoints or results.
@@ -82,7 +87,9 @@ def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, A
     folder = config.output.dir
     checkpoints = folder / "checkpoints"
     with fail_together(world):
-        saved = newest_checkpoint(checkpoints)
+        saved = newest_checkpoint(checkpoints) if world.is_main else None
+    saved = _share(saved, world)
+    with fail_together(world):
         finished = _is_finished(folder, saved)
         if saved is None and not finished and (damaged := list_checkpoints(checkpoints)):
             # Starting over would discard the record, and days of work.
@@ -93,12 +100,23 @@ def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, A
         if saved is not None:
             plan_of(saved, saved_path(config, saved))
         check_same_run(config, saved, finished)
+    newest = next(iter(list_checkpoints(checkpoints)[::-1]), None)
     found = {
-        f"the newest checkpoint of {folder.name}": f"step {saved['step']}" if saved else "absent",
+        f"the newest checkpoint of {folder.name}": newest.name if newest else "absent",
         "its results.json": "present" if finished else "absent",
     }
     check_ranks_agree(found, world, RunFailed)  # a shared folder that lags: a later start agrees
     return saved, finished
+
+
+def _share(saved: dict[str, Any] | None, world: DistributedContext) -> dict[str, Any] | None:
+    """Return the main rank's checkpoint."""
+    outline = broadcast_outline(saved, world)
+    if outline is None or world.size == 1:
+        return saved
+    rest = {key: value for key, value in outline.items() if key != "optimizer"}
+    shared: dict[str, Any] = broadcast_tensors(rest, world, torch.device("cpu"))
+    return shared | {"optimizer": outline["optimizer"], "optimizer_on_main": True}
 
 
 def _is_finished(folder: Path, saved: dict[str, Any] | None) -> bool:

@@ -60,11 +60,15 @@ class TrainState:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Load the state returned by `to_dict`; parameter groups stay as the config makes them."""
+        """Load the state returned by `to_dict`; parameter groups stay as the config makes them.
+
+        If sharded, rank 0 alone may have the optimizer's tensors (`optimizer_on_main`).
+        """
         optimizer = _with_own_groups(saved["optimizer"], self.optimizer.state_dict())
         if self.sharded:
             load_full_state_dict(self.model, saved["model"])
-            load_full_optimizer_state_dict(self.model, self.optimizer, optimizer)
+            on_main = bool(saved.get("optimizer_on_main"))
+            load_full_optimizer_state_dict(self.model, self.optimizer, optimizer, on_main)
         else:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(optimizer)

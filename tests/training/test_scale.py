@@ -212,10 +212,14 @@ def test_a_pass_is_measured_beside_what_a_decoder_holds(tiny, monkeypatch) -> No
     assert peaks[2] - peaks[1] == 4 * 10**7
 
 
-def test_sizes_measured_beside_other_processes_are_not_kept(tiny, monkeypatch, tmp_path) -> None:
+def test_sizes_measured_beside_other_processes_are_not_kept(tiny, monkeypatch) -> None:
     """As after a quick restart: a later start would wrongly take them for all that fits."""
     monkeypatch.setattr(micro_batch, "wait_for_other_processes", lambda _: True)
-    assert auto(tiny, monkeypatch, 1.235, f"--output.dir={tmp_path / 'run'}")["micro_batch"] is None
+    monkeypatch.setattr(micro_batch, "available_memory", lambda _: int(1.235 * 2**20))
+    config = tiny("--efficiency.micro_batch=auto")
+    run, _ = pretraining.build(config, make_pretraining_plan(config, 40), WORLD, None)
+    assert run.micro_batch(32) < 12
+    assert run.state.micro_batch is None
 
 
 def test_a_restart_waits_for_the_memory_of_ended_processes(monkeypatch, capsys) -> None:

@@ -1,0 +1,67 @@
+"""Send what the main rank has read to the other ranks.
+
+Content is nested dicts, lists and plain values with tensors in them, as a checkpoint is. First goes
+its outline, in which tensors have shapes but take no memory; then the tensors, one after the other,
+to where they are needed.
+"""
+
+import io
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from mae_et.runtime.distributed import DistributedContext
+
+
+def broadcast_outline(content: Any, world: DistributedContext) -> Any:
+    """Return the main rank's content; on other ranks its tensors are zeros that take no memory.
+
+    Args:
+        content: content of the main rank; ignored on others.
+        world: ranks, all of which must call this.
+    """
+    if world.size == 1:
+        return content
+    packed = torch.empty(0, dtype=torch.uint8)
+    if world.is_main:
+        file = io.BytesIO()
+        torch.save(tree_map_only(Tensor, _without_memory, content), file)
+        packed = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+    length = torch.tensor(len(packed))
+    dist.broadcast(length, 0)
+    if not world.is_main:
+        packed = torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(packed, 0)
+    if world.is_main:
+        return content
+    return torch.load(io.BytesIO(packed.numpy().tobytes()), weights_only=True)
+
+
+def broadcast_tensors(content: Any, world: DistributedContext, device: torch.device) -> Any:
+    """Return the main rank's content with its tensors.
+
+    Args:
+        content: content on the main rank, which keeps it; its outline on others.
+        world: ranks, all of which must call this.
+        device: where the others' tensors are to be; numbers [] stay on the CPU.
+    """
+    if world.size == 1:
+        return content
+
+    def sent(tensor: Tensor) -> Tensor:
+        place = device if tensor.dim() else torch.device("cpu")
+        if world.is_main:
+            dist.broadcast(tensor.to(place).contiguous(), 0)
+            return tensor
+        received = torch.empty(tensor.shape, dtype=tensor.dtype, device=place)
+        dist.broadcast(received, 0)
+        return received
+
+    return tree_map_only(Tensor, sent, content)
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
