@@ -1,6 +1,6 @@
 # make demo: set up, then pre-train and probe a small model on embedded data (minutes, two CPU cores)
 # make test: set up, lint, and run the tests that CI runs      make test-all: the slow ones too
-# make test-faults: kills, full disks, flipped bits, hangs (docs/reliability.md)
+# make test-gpu: a GPU against the CPU      make test-faults: kills, full disks, flipped bits, hangs (docs/reliability.md)
 # make coverage: which lines the tests run      make fuzz RUNS=N: every reader, N inputs each
 # make audit: known holes in the dependencies      make docs: the pages as a site, links checked
 # make slurm-deps: install SLURM (as root), so that the tests of jobs run too
@@ -12,7 +12,7 @@ LOCK   ?= requirements/lock.txt
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(LOCK:%=--constraint %)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-all test-faults coverage fuzz audit docs slurm-deps lint format tensorboard clean
+.PHONY: demo test test-all test-gpu test-faults coverage fuzz audit docs slurm-deps lint format tensorboard clean
 
 $(VENV)/.ready: setup.cfg pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,10 +44,16 @@ format: $(VENV)/.ready-dev
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: lint
-	$(PYTEST) -m 'not slow and not faults'
+	$(PYTEST) -m 'not slow and not faults and not gpu'
 
 test-all: lint
-	$(PYTEST) -m 'not faults'
+	$(PYTEST) -m 'not faults and not gpu'
+
+# The GPU against the CPU: values, crops, decoding, compilation, runs. Where there is no GPU they skip;
+# GPU_DEVICE=cpu runs their bodies on the CPU.
+GPU_DEVICE = cuda
+test-gpu: $(VENV)/.ready-dev
+	$(BIN)/pytest -rs --gpu-device $(GPU_DEVICE) tests/gpu
 
 # The same tests with the oldest versions that setup.cfg allows, in an environment of their own.
 test-lowest:
@@ -68,7 +74,7 @@ test-faults: $(VENV)/.ready-dev
 # Of the tests that CI runs, with what they start: jobs, ranks and loader processes.
 coverage: $(VENV)/.ready-dev
 	rm -rf .coverage && mkdir .coverage
-	$(PYTEST) -m 'not slow and not faults' --cov --cov-config=setup.cfg --cov-report=term-missing:skip-covered \
+	$(PYTEST) -m 'not slow and not faults and not gpu' --cov --cov-config=setup.cfg --cov-report=term-missing:skip-covered \
 	  --cov-report=json:.coverage/report.json
 	$(BIN)/python tests/untested.py .coverage/report.json
 

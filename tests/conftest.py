@@ -19,6 +19,11 @@ LONGEST = (
 )  # fmt: skip
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests of GPUs run on another device."""
+    parser.addoption("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="of tests/gpu")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest; the first of them waits for SLURM."""
     places = {name: place for place, name in enumerate(LONGEST)}

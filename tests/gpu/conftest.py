@@ -1,0 +1,38 @@
+"""The device that these tests compare with the CPU: `make test-gpu`.
+
+`--gpu-device cpu` runs their bodies on the CPU, where they must pass trivially.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    """The GPU, or the CPU with `--gpu-device cpu`; skips where the GPU is missing."""
+    found = torch.device(pytestconfig.getoption("--gpu-device"))
+    if found.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU here (--gpu-device cpu runs the test's body)")
+    return torch.device("cuda", 0) if found.type == "cuda" else found
+
+
+@pytest.fixture(autouse=True)
+def _float32_products():
+    """Compute float32 products in float32, not in TF32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]

@@ -1,0 +1,140 @@
+"""JPEGs decoded by the GPU: the views of the CPU's path, and no harm to memory in use."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from natural_images import jpeg, natural
+from PIL import Image
+from torch import Tensor
+
+from mae_et.config.data import DataConfig
+from mae_et.curriculum.schedule import Curriculum, Plan, Stage
+from mae_et.data import jpeg_crop
+from mae_et.data.datasets import open_dataset
+from mae_et.data.device_decode import DeviceDecoder, choose_decoder, decode_torchvision
+from mae_et.data.loader import training_batches
+from mae_et.data.sampler import CurriculumBatchSampler
+from mae_et.data.transforms import Batch, TrainDataset
+from mae_et.training.micro_batch import micro_batch_size
+
+STAGES = (Stage(16, 1), Stage(32, 1))
+SIZES = ((96, 128), (131, 90), (100, 100), (61, 33))
+TRIES = 50
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A folder of JPEGs, some grey or progressive."""
+    folder = tmp_path_factory.mktemp("jpegs")
+    (folder / "train").mkdir()
+    for number in range(24):
+        image = natural(*SIZES[number % len(SIZES)], number)
+        image = image.convert("L") if number % 7 == 6 else image
+        content = jpeg(image, progressive=number % 5 == 4)
+        (folder / "train" / f"{number:02}.jpg").write_bytes(content)
+    return folder
+
+
+def opened(root: Path, method: str) -> tuple[TrainDataset, Plan]:
+    source = open_dataset(DataConfig(root=root), "train")
+    plan = Curriculum(STAGES, 32, 8).plan(2, len(source), 8)
+    return TrainDataset(source, DataConfig(root=root), plan, 8, 0, method), plan  # type: ignore[arg-type]
+
+
+def decoder_of(dataset: TrainDataset, device: torch.device) -> DeviceDecoder:
+    if device.type == "cuda":
+        decoder = choose_decoder("gpu", dataset, device)
+        assert decoder is not None
+        return decoder
+    return DeviceDecoder(device, dataset.sides, decode_torchvision)
+
+
+def batches(dataset: TrainDataset, plan: Plan, decoder: DeviceDecoder | None) -> list[Batch]:
+    sampler = CurriculumBatchSampler(plan, 0, micro_batch_size(4, plan, 1))
+    with training_batches(dataset, sampler, decoder=decoder) as loaded:
+        return [Batch(*(tensor.cpu().clone() for tensor in batch)) for batch in loaded]
+
+
+@pytest.mark.parametrize("method", ["fourier", "resize", "decode"])
+def test_views_are_those_of_the_cpu_path(
+    root: Path, device: torch.device, method: str, monkeypatch
+) -> None:
+    """Order, masks and stages bit for bit; pixels within the rounding of decoders."""
+    monkeypatch.setattr(jpeg_crop, "coarsest_scale", lambda *_: 1)  # as the device decodes
+    dataset, plan = opened(root, method)
+    ours = batches(dataset, plan, decoder_of(dataset, device))
+    theirs = batches(dataset, plan, None)
+    assert len(ours) == len(theirs) > 0
+    errors = []
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.noise, other.noise)
+        assert torch.equal(one.stage, other.stage)
+        errors.append((one.images.float() - other.images.float()).square().mean(dim=(1, 2, 3)))
+    decibels = 10 * torch.log10(255**2 / torch.cat(errors).clamp(min=1e-3))
+    assert decibels.median() > 40
+    assert decibels.min() > 25
+
+
+def corrupted(contents: list[Tensor], shapes: list[tuple[int, ...]], decoder: DeviceDecoder) -> int:
+    """Return in how many tries a decoder overwrites memory that queued kernels still read.
+
+    Tensors of the size of the images are read by kernels that wait behind a long one; they are
+    freed, so that the allocator may hand out their memory, and images are decoded at once.
+    """
+    wrong = 0
+    for _ in range(TRIES):
+        held = [torch.full(shape, 7, dtype=torch.uint8, device=decoder.device) for shape in shapes]
+        torch.cuda._sleep(20_000_000)  # about 10 ms
+        read = [tensor.clone() for tensor in held]
+        del held
+        decoder._call(contents)
+        torch.cuda.synchronize(decoder.device)
+        wrong += any(bool((tensor != 7).any()) for tensor in read)
+    return wrong
+
+
+def test_decoding_leaves_memory_in_use_alone(device: torch.device, root: Path, capsys) -> None:
+    """NvJPEG's hardware engine ignores the stream it is given (pytorch/vision#9606).
+
+    Decoded on the stream of the training and without waiting, images overwrite memory in use; on a
+    stream of their own that is drained before, they must not.
+    """
+    if device.type != "cuda":
+        pytest.skip("a CPU has no streams")
+    files = [_noise(512, 683, seed) for seed in range(8)]
+    contents = [torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in files]
+    shapes = [(3, 512, 683)] * len(files)
+    decoder = decoder_of(opened(root, "fourier")[0], device)
+    with torch.cuda.device(device):
+        own_stream, decoder.stream = decoder.stream, None
+        unguarded = corrupted(contents, shapes, decoder)
+        decoder.stream = own_stream
+        with torch.cuda.stream(own_stream):
+            decoder._call(contents)  # the pool of this stream's memory is filled
+
+        class Guarded:
+            """Calls the decoder on its stream, as `DeviceDecoder.__call__` does."""
+
+            device = decoder.device
+
+            @staticmethod
+            def _call(contents: list[Tensor]) -> None:
+                with torch.cuda.stream(own_stream):
+                    decoder._call(contents)
+
+        guarded = corrupted(contents, shapes, Guarded)  # type: ignore[arg-type]
+    with capsys.disabled():
+        print(f"\nwrong tries of {TRIES}: {unguarded} without the guard, {guarded} with it")
+    assert guarded == 0
+    if not unguarded:
+        pytest.skip("without the guard nothing is overwritten: this decoder waits by itself")
+
+
+def _noise(height: int, width: int, seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()

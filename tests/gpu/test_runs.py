@@ -1,0 +1,90 @@
+"""Whole runs: killed and resumed, decoded by the GPU, and on two ranks."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from driver import main as drive
+from natural_images import jpeg, natural
+from ranks import RANKS
+from ranks import run as run_ranks
+
+from mae_et import pretrain
+from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.io.metrics_file import read_metrics
+
+QUIET = (
+    "--output.tensorboard=false",
+    "--output.reconstruct_images=0",
+    "--efficiency.compile=false",
+)
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder)]
+
+
+def close(folder: Path, other: Path, tolerance: float) -> None:
+    """Compare losses and final weights of two runs."""
+    torch.testing.assert_close(losses(folder), losses(other), rtol=tolerance, atol=0)
+    found, expected = (newest_checkpoint(place / "checkpoints") for place in (folder, other))
+    assert found is not None
+    assert expected is not None
+    assert found["step"] == expected["step"]
+    for name, weight in expected["model"].items():
+        difference = (found["model"][name] - weight).float().norm()
+        assert difference <= 10 * tolerance * weight.float().norm() + 1e-4, name
+
+
+def run_with_fault(config: Path, folder: Path, fault: str, *flags: str) -> int | None:
+    """Return the exit code of a run; in a new process, for CUDA cannot be used in a forked one."""
+    words = ["pretrain", f"--config={config}", f"--output.dir={folder}", *flags]
+    process = RANKS.Process(target=drive, args=(fault, words))
+    process.start()
+    process.join(180)
+    return process.exitcode
+
+
+def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(
+    tiny_yaml: Path, tmp_path: Path, device: torch.device
+) -> None:
+    """Bit for bit on a CPU; on a GPU sums of gradients have no fixed order."""
+    flags = (*QUIET, f"--efficiency.device={device.type}", "--efficiency.precision=fp32")
+    assert run_with_fault(tiny_yaml, tmp_path / "whole", "none", *flags) == 0
+    killed = tmp_path / "killed"
+    assert run_with_fault(tiny_yaml, killed, "die:step=8", *flags) == -signal.SIGKILL
+    assert run_with_fault(tiny_yaml, killed, "none", *flags) == 0
+    close(tmp_path / "killed", tmp_path / "whole", 0 if device.type == "cpu" else 1e-3)
+
+
+def test_bf16_and_gpu_decoding_train_like_the_cpu(
+    tiny, tmp_path: Path, device: torch.device
+) -> None:
+    """Another rounding of pixels and products, and the same images in the same order."""
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    for number in range(40):
+        content = jpeg(natural(48, 40, number))
+        (tmp_path / "images" / "train" / f"{number:02}.jpg").write_bytes(content)
+    common = (*QUIET, f"--data.root={tmp_path / 'images'}", "--optim.base_lr=1e-3")
+    decode = "gpu" if device.type == "cuda" else "cpu"
+    faster = (f"--efficiency.device={device.type}", f"--efficiency.decode={decode}",
+              "--efficiency.precision=bf16")  # fmt: skip
+    ours = pretrain(tiny(*common, *faster, f"--output.dir={tmp_path / 'ours'}"))
+    plain = pretrain(tiny(*common, f"--output.dir={tmp_path / 'plain'}"))
+    torch.testing.assert_close(losses(ours), losses(plain), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_ranks_train_to_the_losses_of_one(
+    tmp_path: Path, device: torch.device, sharding: str
+) -> None:
+    """Over NCCL, a GPU each."""
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("two ranks over NCCL need two GPUs; this machine has one")
+    flags = (*QUIET, f"--efficiency.device={device.type}", "--efficiency.precision=fp32",
+             f"--efficiency.sharding={sharding}", "--efficiency.micro_batch=6")  # fmt: skip
+    for ranks in (1, 2):
+        done = run_ranks(tmp_path, ranks, *flags)
+        assert done.returncode == 0, done.stderr
+    close(tmp_path / "2", tmp_path / "1", 1e-3)

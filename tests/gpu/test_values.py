@@ -1,0 +1,88 @@
+"""Crops, targets, losses and gradients of the GPU are the CPU's, in float32 and in bf16."""
+
+from typing import get_args
+
+import pytest
+import torch
+from natural_images import natural
+from small_mae import small
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from mae_et.config.model import Target
+from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.data.transforms import normalise
+from mae_et.models.targets import patch_targets
+from mae_et.runtime.precision import autocast
+
+CPU = torch.device("cpu")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MODELS = {
+    "norm_pix": {},
+    "pixel": {"target": "pixel"},
+    "hog": {"target": "hog"},
+    "cross": {"decoder_attention": "cross", "decoder_share": 0.5},
+    "deep": {"encoder_depth": 4, "decoder_depth": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """uint8 [8 3 64 64], with the spectrum of photographs."""
+    return torch.stack([pil_to_tensor(natural(64, 64, seed)) for seed in range(8)])
+
+
+def cropped(images: Tensor, bandwidth: int, method: str = "fourier") -> Tensor:
+    return low_frequency_crop(normalise(images, MEAN, STD), bandwidth, method)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["fourier", "resize"])
+@pytest.mark.parametrize("bandwidth", [16, 24, 40, 64])
+def test_crops_are_those_of_the_cpu(
+    images: Tensor, device: torch.device, method: str, bandwidth: int
+) -> None:
+    expected = cropped(images, bandwidth, method)
+    found = cropped(images.to(device), bandwidth, method)
+    assert found.device == device
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", get_args(Target))
+def test_targets_are_those_of_the_cpu(images: Tensor, device: torch.device, target: Target) -> None:
+    """A gradient at the edge of two orientations of HOG may fall into the other on a GPU."""
+    views = cropped(images, 32)
+    expected = patch_targets(target, views, 8)
+    found = patch_targets(target, views.to(device), 8).cpu()
+    far = (found - expected).abs() > 1e-3
+    assert far.float().mean() <= (1e-3 if target == "hog" else 0)
+
+
+def loss_and_gradients(
+    name: str, views: Tensor, noise: Tensor, device: torch.device, dtype: torch.dtype | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss [] and the gradient of each weight, on the CPU."""
+    model = small(**MODELS[name]).to(device)
+    with autocast(dtype, device):
+        loss = model(views.to(device), 0.75, noise.to(device), every_patch=False).loss
+    loss.backward()
+    gradients = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach().cpu(), gradients
+
+
+@pytest.mark.parametrize("bandwidth", [16, 32])
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_and_gradients_are_those_of_the_cpu(
+    images: Tensor, device: torch.device, name: str, bandwidth: int
+) -> None:
+    """In float32 closely, in bf16 within its rounding."""
+    views = cropped(images, bandwidth)
+    noise = torch.rand(8, (bandwidth // 8) ** 2, generator=torch.Generator().manual_seed(0))
+    loss, gradients = loss_and_gradients(name, views, noise, CPU, None)
+    for dtype, tolerance in ((None, 2e-3), (torch.bfloat16, 0.1)):
+        found, others = loss_and_gradients(name, views, noise, device, dtype)
+        torch.testing.assert_close(found, loss, rtol=tolerance / 10, atol=0)
+        assert set(others) == set(gradients)
+        for weight, expected in gradients.items():
+            difference = (others[weight] - expected).norm()
+            assert difference <= tolerance * expected.norm() + 1e-6, (weight, dtype)
