@@ -20,7 +20,7 @@ from mae_et.benchmarks.arms import ARMS
 from mae_et.benchmarks.fine_tuning import fine_tuned, untrained
 from mae_et.benchmarks.quality_table import SCORES, Rows, draw, equal_accuracy, table
 from mae_et.benchmarks.rounds import interleave
-from mae_et.benchmarks.step import training_step
+from mae_et.benchmarks.training_step import training_step
 
 from finetune import ProbeConfig, score_encoder
 from mae_et.checkpoints.load import stored_config

@@ -15,27 +15,24 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
+from mae_et.benchmarks.training_step import (
+    Precision,
+    reference_step,
+    training_step,
+    wait,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_et.config.model import ModelConfig, visible_patches
-from mae_et.config.schema import OptimConfig
+from mae_et.config.model import ModelConfig
 from mae_et.curriculum.frequency import low_frequency_crop
-from mae_et.data.transforms import normalise
-from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.distributed import choose_device
-from mae_et.runtime.precision import autocast, autocast_dtype
-from mae_et.training.compile import compile_network
 from mae_et.training.metrics import peak_memory
-from mae_et.training.optim import build_optimizer
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BANDWIDTHS = (96, 160, 224)
 NO_KERNELS = ("aten::detach", "aten::empty", "aten::_unsafe_view", "profiler::")
-Precision = Literal["fp32", "bf16", "fp16"]
 # CrossMAE predicts a quarter of all patches: a third of the hidden ones.
 CROSS: dict[str, Any] = {"decoder_attention": "cross", "decoder_share": 1 / 3, "decoder_depth": 4}
 SHALLOW: dict[str, Any] = {"decoder_depth": 2, "decoder_embed_dim": 256, "decoder_num_heads": 8}
@@ -86,20 +83,7 @@ def arms(config: StepConfig) -> dict[str, partial[Callable[[], object]]]:
 def reference(config: StepConfig) -> Callable[[], object]:
     """Return a step of the plain reference."""
     device = choose_device(config.device)
-    torch.manual_seed(0)
-    model = PlainAutoencoder(config.encoder, 224, 512, 8, 16).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
-    pixels = torch.randint(256, (config.batch, 3, 224, 224), dtype=torch.uint8, device=device)
-    noise = torch.rand(config.batch, (224 // model.patch) ** 2, device=device)
-    visible = visible_patches(noise.shape[1], 0.75)
-
-    def step() -> None:
-        model(normalise(pixels, MEAN, STD), noise, visible).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        wait(device)
-
-    return step
+    return reference_step(ModelConfig(config.encoder), config.batch, "fp32", device)
 
 
 def ours(
@@ -113,36 +97,6 @@ def ours(
     model = ModelConfig(encoder=config.encoder, **(changes or {}))
     device = choose_device(config.device)
     return training_step(model, config.batch, bandwidth, precision, device, compiled)
-
-
-def training_step(
-    model: ModelConfig,
-    batch: int,
-    bandwidth: int,
-    precision: Precision,
-    device: torch.device,
-    compiled: bool = False,
-) -> Callable[[], object]:
-    """Return a step of mae-et, starting from uint8 images of the base size in memory."""
-    torch.manual_seed(0)
-    network = MaskedAutoencoder.from_config(model).to(device)
-    optimizer = build_optimizer(network, OptimConfig())
-    dtype = autocast_dtype(precision, device)
-    shape = batch, 3, model.image_size, model.image_size
-    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    noise = torch.rand(batch, (bandwidth // network.patch) ** 2, device=device)
-    called: Any = compile_network(network) if compiled else network
-
-    def step() -> None:
-        images = low_frequency_crop(normalise(pixels, MEAN, STD), bandwidth)
-        with autocast(dtype, device):
-            loss = called(images, model.mask_ratio, noise, every_patch=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        wait(device)
-
-    return step
 
 
 def operations(step: Callable[[], object]) -> int:
@@ -174,12 +128,6 @@ def operators(step: Callable[[], object]) -> int:
     with Operators() as mode:
         step()
     return mode.count
-
-
-def wait(device: torch.device) -> None:
-    """Synchronise with the GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def bench_step(config: StepConfig) -> dict[str, Any]:

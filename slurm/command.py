@@ -14,7 +14,8 @@ from mae_et.errors import UserError
 
 TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
-KINDS = (*TRAININGS, *PROBES, "evaluate", "compare")
+BENCH = "bench"
+KINDS = (*TRAININGS, *PROBES, "evaluate", "compare", BENCH)
 # Fine-tuning recipe for each family of encoders.
 RECIPES = {
     "vit_small_patch16": "finetune/vit_s16",
@@ -75,6 +76,11 @@ def parse_task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -
     config = command_line.parse(kind, given)
     if kind in TRAININGS:
         return Task(command_line, kind, given, config.output.dir, config)
+    if kind == BENCH:
+        folder = config.output.dir
+        if not any(word.partition("=")[0] == "--save" for word in given):
+            given.append(f"--save={folder / 'node.json'}")
+        return Task(command_line, kind, given, folder, config)
     if kind == "compare":
         return Task(command_line, kind, given, config.output.parent, config)
     if config.output is None:

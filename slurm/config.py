@@ -138,6 +138,12 @@ class ClusterConfig:
         total = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
         return -(-total // 60)
 
+    def one_task(self) -> "ClusterConfig":
+        """Return the config of a job with one task, which sees all GPUs and cores of a node."""
+        cores = self.cpus_per_task and self.cpus_per_task * self.tasks
+        whole = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": cores}
+        return ClusterConfig(**self.__dict__ | whole)
+
     def single(self) -> "ClusterConfig":
         """Return the config of a job with one rank, with its share of a node."""
         kind, typed, _ = str(self.gpus_per_node).rpartition(":")

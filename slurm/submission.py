@@ -15,6 +15,7 @@ from mae_et.runtime.console import say
 from mae_et.training.plan import curriculum_of
 from mae_et.training.same_run import check_same_run
 from slurm.command import (
+    BENCH,
     TRAININGS,
     CommandLine,
     Task,
@@ -113,6 +114,8 @@ def _table(folder: Path, groups: list[list[Task]]) -> Task:
 
 def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path) -> Launcher:
     """Return the launcher of tasks of one kind."""
+    if group[0].kind == BENCH:
+        cluster = cluster.one_task()
     if group[0].is_single:
         cluster = cluster.single()
     if group[0].kind == "compare":

@@ -30,7 +30,7 @@ def plan(arguments: Arguments) -> None:
     from mae_et.curriculum.throughput import throughput_from_options, throughput_table
     from mae_et.training.plan import plan_new_run
 
-    resolved = plan_new_run(config, _count_images(config) if images is None else images)
+    resolved = plan_new_run(config, count_images(config) if images is None else images)
     unit = COMPUTE_UNITS[config.curriculum.cost]
     summary = summarise(resolved, unit, options["against_epochs"])
     speeds = throughput_from_options(resolved, options)
@@ -51,14 +51,16 @@ def _plan_parser() -> ArgumentParser:
         "equivalent epochs those of the plan's own images")  # fmt: skip
     add("--images", type=int, default=None, help="images of an epoch, if the dataset is elsewhere")
     speed = "images/s at each bandwidth, '{96: 5200, 224: 1200}' or a finished run's folder"
-    add("--throughput", type=str, default=None, help=f"of one GPU: {speed}")
+    add("--throughput", type=str, default=None,
+        help=f"of one GPU: {speed}, or a file of mae-et bench node")  # fmt: skip
     add("--loader", type=str, default=None, help=f"of one loader core: {speed}")
     add("--gpus", type=str, default=None, help="GPU counts: 1,8,64 (1 to 1024)")
     add("--cores-per-gpu", type=float, default=None, help="loader cores of a GPU")
     return parser
 
 
-def _count_images(config: PretrainConfig) -> int:
+def count_images(config: PretrainConfig) -> int:
+    """Return the images of an epoch: those of the dataset, or ImageNet-1K's without one."""
     if config.data.source == "folder" and config.data.root is None:
         say("mae-et: no data.root: planned for the images of ImageNet-1K")
         return IMAGENET_1K

@@ -38,16 +38,21 @@ def report(arguments: Arguments) -> None:
 
 
 def bench(arguments: Arguments) -> None:
-    """Measure speed against a plain reference in one run: step, loader, crop, quality, run."""
+    """Measure speeds: node (what a recipe takes here), step, loader, crop, quality, run."""
     from mae_et.benchmarks.command import BENCHMARKS
+    from mae_et.cli.node import bench_node
 
+    if arguments[:1] == ["node"]:
+        bench_node(arguments[1:])
+        return
     if arguments[:1] in (["-h"], ["--help"]):
-        for name, (_, start) in BENCHMARKS.items():
+        starts = {"node": bench_node} | {name: start for name, (_, start) in BENCHMARKS.items()}
+        for name, start in starts.items():
             print(f"  {name:<8}{(start.__doc__ or '').splitlines()[0]}")
         print("\nmae-et bench NAME --help lists its keys.")
         sys.exit(0)
     if not arguments or arguments[0] not in BENCHMARKS:
-        raise UserError(f"bench needs one of {', '.join(BENCHMARKS)}")
+        raise UserError(f"bench needs one of {', '.join(['node', *BENCHMARKS])}")
     kind, measure = BENCHMARKS[arguments[0]]
     description = (kind.__doc__ or "").strip()
     parser = ArgumentParser(

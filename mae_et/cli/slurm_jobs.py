@@ -1,6 +1,9 @@
 """Commands for SLURM: submit jobs, report the status of runs."""
 
+from typing import Any
+
 from mae_et.cli.arguments import Arguments, config_of
+from mae_et.errors import UserError
 from slurm.command import CommandLine
 
 
@@ -22,4 +25,15 @@ def command_line() -> CommandLine:
     """Return what `slurm` needs to parse and run commands, for it imports none of them."""
     from mae_et.cli.main import run  # which imports this module
 
-    return CommandLine(config_of, run)
+    return CommandLine(_config_of, run)
+
+
+def _config_of(kind: str, arguments: Arguments) -> Any:
+    """Return the config of a command; of `bench node`, the only one of bench, a recipe."""
+    if kind != "bench":
+        return config_of(kind, arguments)
+    from mae_et.cli.node import parse_node
+
+    if arguments[:1] != ["node"]:
+        raise UserError("of bench, only node can be submitted: mae-et submit bench node ...")
+    return parse_node(arguments[1:])[0]

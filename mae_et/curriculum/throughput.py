@@ -97,6 +97,22 @@ def _total(
     }
 
 
+def read_node(text: str) -> dict[str, Any] | None:
+    """Return the figures of a file of `mae-et bench node`; None for anything else."""
+    try:
+        found = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "images_per_second" in found else None
+
+
+def _speeds_of_node(node: dict[str, Any], key: str, file: str) -> dict[int, float]:
+    try:
+        return {int(bandwidth): float(speed) for bandwidth, speed in node[key].items()}
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"--throughput: {file} has no images/s by bandwidth in {key!r}") from None
+
+
 def read_speeds(text: str, option: str) -> dict[int, float]:
     """Read images/s by bandwidth from '{96: 5200, 224: 1200}' or a finished run's folder.
 
@@ -139,7 +155,8 @@ def throughput_from_options(plan: Plan, options: Mapping[str, Any]) -> dict[str,
 
     Args:
         plan: the plan.
-        options: `throughput`, `loader` and `gpus` as text, `cores_per_gpu`; None if not given.
+        options: `throughput`, `loader` and `gpus` as text, `cores_per_gpu`; None if not given. A
+            file of `mae-et bench node` gives the speeds of loading too.
 
     Raises:
         UserError: an option is malformed, or given without `throughput`.
@@ -155,8 +172,16 @@ def throughput_from_options(plan: Plan, options: Mapping[str, Any]) -> dict[str,
             raise UserError(f"--gpus must read like 1,8,64, got {options['gpus']!r}")
         gpus = tuple(int(count) for count in re.findall(r"\d+", options["gpus"]))
     loader = None if options["loader"] is None else read_speeds(options["loader"], "--loader")
-    trained = read_speeds(options["throughput"], "--throughput")
-    return throughput_model(plan, trained, gpus, loader, options["cores_per_gpu"])
+    cores = options["cores_per_gpu"]
+    node = read_node(options["throughput"])
+    if node is None:
+        trained = read_speeds(options["throughput"], "--throughput")
+    else:
+        trained = _speeds_of_node(node, "images_per_second", options["throughput"])
+        if loader is None and "loader_images_per_second" in node:
+            loader = _speeds_of_node(node, "loader_images_per_second", options["throughput"])
+            cores = cores or node.get("cores_per_gpu")
+    return throughput_model(plan, trained, gpus, loader, cores)
 
 
 def throughput_table(model: dict[str, Any]) -> str:

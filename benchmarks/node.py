@@ -1,0 +1,192 @@
+"""What a recipe takes on the machine at hand: its speeds, its hours, and what limits it.
+
+    mae-et bench node --config pretrain/vit_b16_etpp_hog_400ep --data.root FOLDER [--seconds 180]
+
+Measured one after another, each within its part of the time: training at each bandwidth (eager and
+compiled, two micro-batches), every way of loading, the exchange of gradients between the GPUs, and
+a checkpoint. Hours are computed from these (`mae_et/curriculum/throughput.py`); training and
+loading are measured apart, and are taken to run at the speed of the slower.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from mae_et.benchmarks.node_exchange import exchange_speed
+from mae_et.benchmarks.node_loading import loading_speeds
+from mae_et.benchmarks.node_training import checkpoint_seconds, training_speeds
+
+from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.throughput import throughput_model
+from mae_et.runtime.console import say
+from mae_et.runtime.distributed import DistributedContext, choose_device
+from mae_et.runtime.placement import own_cores
+from mae_et.training.plan import make_plan
+
+TRAINING_SHARE, LOADING_SHARE = 0.5, 0.35
+Rows = list[dict[str, Any]]
+
+
+def bench_node(
+    config: PretrainConfig,
+    images: int,
+    seconds: float = 180,
+    write: Callable[[dict[str, Any]], None] = lambda figures: None,
+) -> dict[str, Any]:
+    """Measure this machine for a recipe, and compute the recipe's hours.
+
+    Args:
+        config: the recipe.
+        images: images of an epoch.
+        seconds: bound of the whole; what does not fit is reported as not measured.
+        write: called with the figures so far after each part, so that none is lost.
+
+    Returns:
+        JSON-serialisable figures; `mae-et plan --throughput` reads them.
+    """
+    started = time.monotonic()
+    device = choose_device(config.efficiency.device)
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 1
+    plan = make_plan(config, images)
+    workers = max(1, own_cores(DistributedContext(0, 1, device)) // gpus)
+    figures: dict[str, Any] = {"machine": machine(device, gpus, workers), "date": f"{date.today()}"}
+
+    def part(name: str, measure: Callable[[], Any]) -> None:
+        say(f"mae-et: bench node: {name} ({time.monotonic() - started:.0f} s so far)")
+        figures[name] = measure()
+        write(figures)
+
+    # What is short and informs of many GPUs first; whatever is left is for speeds.
+    part("exchange", lambda: exchange_speed(config, device, gpus))
+    part("checkpoint", lambda: checkpoint_seconds(config, device))
+    left = max(0.0, seconds - (time.monotonic() - started))
+    part("training", lambda: training_speeds(config, plan, device, gpus, left * TRAINING_SHARE))
+    part("loading", lambda: loading_speeds(config, plan, device, workers, left * LOADING_SHARE))
+    figures |= summary(plan, figures, gpus, workers)
+    figures["seconds"] = round(time.monotonic() - started, 1)
+    write(figures)
+    return figures
+
+
+def machine(device: torch.device, gpus: int, workers: int) -> dict[str, Any]:
+    """Return what the figures are of."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": name,
+        "gpus": gpus if device.type == "cuda" else 0,
+        "cores": os.cpu_count(),
+        "loader_processes_per_gpu": workers,
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def summary(plan: Plan, figures: dict[str, Any], gpus: int, workers: int) -> dict[str, Any]:
+    """Return the best speeds, the hours with each way of loading, and the fastest flags."""
+    training, loading = figures["training"], figures["loading"]
+    bandwidths = sorted({stage.bandwidth for stage in plan.stages})
+    share = plan.batch_size // gpus
+    compiled = fastest_compile(training, bandwidths, share)
+    trained = {b: trained_speed(training, b, compiled, share) for b in bandwidths}
+    found: dict[str, Any] = {"images_per_second": {str(b): s for b, s in trained.items() if s}}
+    if not all(trained.values()):
+        return found
+    hours: Rows = []
+    for way in dict.fromkeys(row["way"] for row in loading):
+        speeds = loaded_speeds(loading, way, bandwidths)
+        if speeds is not None:
+            model = _model(plan, training, compiled, gpus, speeds, workers)
+            hours.append({"way": way, "flags": _flags(loading, way), "throughput": model})
+    best = min(hours, key=lambda each: _hours(each["throughput"], gpus), default=None)
+    if best is None:
+        return found | {"throughput": _model(plan, training, compiled, gpus, None, None)}
+    speeds = loaded_speeds(loading, best["way"], bandwidths) or {}
+    return found | {
+        "loader_images_per_second": {str(b): speed / workers for b, speed in speeds.items()},
+        "cores_per_gpu": workers,
+        "hours_by_way": {e["way"]: _hours(e["throughput"], gpus) for e in hours},
+        "fastest": {
+            "way": best["way"],
+            "flags": [f"--efficiency.compile={str(compiled).lower()}", *best["flags"]],
+        },
+        "throughput": best["throughput"],
+    }
+
+
+def fastest_compile(training: Rows, bandwidths: list[int], share: int) -> bool:
+    """Return whether compiled blocks are faster over all bandwidths; False if not measured."""
+    eager, compiled = (
+        [trained_speed(training, b, kind, share) for b in bandwidths] for kind in (False, True)
+    )
+    if not all(eager) or not all(compiled):
+        return False
+    return sum(1 / s for s in compiled if s) < sum(1 / s for s in eager if s)
+
+
+def trained_speed(training: Rows, bandwidth: int, compiled: bool, share: int) -> float | None:
+    """Return the images/s at a bandwidth if each step has a share of images; None if unknown.
+
+    The time of a micro-batch is taken to be a fixed part, of launching kernels, and a part for each
+    image, drawn through the two sizes measured.
+    """
+    rows = [
+        (row["micro_batch"], row["seconds"])
+        for row in training
+        if row["bandwidth"] == bandwidth and row["compiled"] is compiled and row["seconds"]
+    ]
+    if not rows:
+        return None
+    (small, less), (large, more) = min(rows), max(rows)
+    if share >= large or small == large:
+        return large / more
+    each = max(0.0, (more - less) / (large - small))
+    fixed = max(0.0, more - each * large)
+    return share / (fixed + each * share) if fixed + each else None
+
+
+def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, float] | None:
+    """Return a way's images/s at each bandwidth; None if one was not measured."""
+    speeds = {row["bandwidth"]: row["images_per_second"] for row in loading if row["way"] == way}
+    if None in speeds:  # the same at every bandwidth
+        speeds = dict.fromkeys(bandwidths, speeds[None])
+    found = {b: speeds.get(b) for b in bandwidths}
+    return None if not all(found.values()) else found
+
+
+def _flags(loading: Rows, way: str) -> list[str]:
+    return next(row["flags"] for row in loading if row["way"] == way)
+
+
+def _model(
+    plan: Plan, training: Rows, compiled: bool, gpus: int, speeds: Any, workers: int | None
+) -> dict[str, Any]:
+    """Return the throughput model, whose speeds of a GPU depend on the images of its step."""
+    bandwidths = sorted({stage.bandwidth for stage in plan.stages})
+    loader = None if speeds is None else {b: speed / workers for b, speed in speeds.items()}
+
+    def of(count: int) -> dict[str, Any]:
+        share = max(1, plan.batch_size // count)
+        trained = {b: trained_speed(training, b, compiled, share) or 0.0 for b in bandwidths}
+        cores = None if workers is None else float(workers)
+        return throughput_model(plan, trained, (count,), loader, cores)
+
+    counts = sorted({1, 2, 4, 8, gpus})
+    return of(gpus) | {"totals": [of(count)["totals"][0] for count in counts]}
+
+
+def _hours(model: dict[str, Any], gpus: int) -> float:
+    found = next(row["hours"] for row in model["totals"] if row["gpus"] == gpus)
+    return float("inf") if found is None else found

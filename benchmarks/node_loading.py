@@ -1,0 +1,162 @@
+"""Speeds of every way in which this machine can load a recipe's images."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mae_et.config.commands import PrepareConfig
+from mae_et.config.data import DataConfig
+from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.schedule import Curriculum, Plan, Stage
+from mae_et.data.datasets import open_dataset
+from mae_et.data.device_decode import choose_decoder
+from mae_et.data.image_folder import ImageFolder
+from mae_et.data.loader import training_batches
+from mae_et.data.prepare import prepare
+from mae_et.data.sampler import CurriculumBatchSampler
+from mae_et.data.transforms import TrainDataset
+from mae_et.errors import UserError
+
+SAMPLE, MADE = 512, 64
+
+
+class Way(NamedTuple):
+    """A way of loading."""
+
+    name: str
+    data: DataConfig
+    crop: str
+    decode: str
+    flags: list[str]
+    """That a run needs to load so."""
+    every: bool = True
+    """Whether its speed depends on the bandwidth."""
+
+
+def loading_speeds(
+    config: PretrainConfig, plan: Plan, device: torch.device, workers: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Time each way of loading with the loader processes of one GPU, at each bandwidth.
+
+    A folder is sampled, and read from the page cache; without data, JPEGs of noise are made.
+
+    Returns:
+        Rows of `way`, `bandwidth` (None if it does not matter), `images_per_second` of all
+        processes (None if not measured, with the `reason`), and the `flags` of a run that loads so.
+    """
+    bandwidths = sorted({stage.bandwidth for stage in plan.stages})
+    rows = []
+    with _sample(config) as ways:
+        ends = time.monotonic() + seconds
+        each = [(way, b) for way in ways for b in (bandwidths if way.every else [plan.base])]
+        for number, (way, bandwidth) in enumerate(each):
+            left = (ends - time.monotonic()) / (len(each) - number)
+            row = {"way": way.name, "bandwidth": bandwidth if way.every else None}
+            try:
+                speed = None
+                if left > 0:
+                    speed = _speed(config, way, plan, bandwidth, device, workers, left)
+                row |= {"images_per_second": speed} | ({} if speed else {"reason": "no time"})
+            except UserError as error:
+                row |= {"images_per_second": None, "reason": str(error)}
+            rows.append(row | {"flags": way.flags})
+    return rows
+
+
+@contextlib.contextmanager
+def _sample(config: PretrainConfig) -> Iterator[list[Way]]:
+    """Yield the ways of loading that the config's images allow."""
+    data = dataclasses.replace(config.data, augment=None, replay=None)
+    crop, decode = ["--crop.method=decode"], ["--efficiency.decode=gpu"]
+    if data.source not in ("folder", "synthetic"):
+        name = data.source
+        yield [
+            Way(f"{name}, fourier", data, "fourier", "cpu", [], every=False),
+            Way(f"{name}, decode", data, "decode", "cpu", crop),
+            Way(f"{name}, GPU", data, "fourier", "gpu", decode),
+        ]
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "images"
+        (root / "train").mkdir(parents=True)
+        if data.root is None:
+            _make(root / "train")
+        else:
+            _link(data, config.model.channels, root / "train")
+        files = dataclasses.replace(data, name="folder", root=root, train_split="train")
+        shards = Path(folder) / "shards"
+        prepare(
+            PrepareConfig(
+                shards, files, config.model.channels, splits=("train",),
+                num_workers=min(8, os.cpu_count() or 1), shard_images=64,
+            )
+        )  # fmt: skip
+        prepared = dataclasses.replace(files, name="shards", root=shards)
+        yield [
+            Way("files, fourier", files, "fourier", "cpu", [], every=False),
+            Way("files, GPU", files, "fourier", "gpu", decode),
+            Way("files, decode", files, "decode", "cpu", crop),
+            Way("prepared shards, decode", prepared, "decode", "cpu",
+                ["--data.name=shards", "--data.root=SHARDS", *crop]),
+        ]  # fmt: skip
+
+
+def _link(data: DataConfig, channels: int, folder: Path) -> None:
+    """Link files that are spread evenly over a dataset."""
+    source = open_dataset(data, "train", channels)
+    assert isinstance(source, ImageFolder)
+    for number in range(0, len(source), max(1, len(source) // SAMPLE)):
+        path = source.inner.path(number).absolute()
+        (folder / f"{number:08}{path.suffix}").symlink_to(path)
+
+
+def _make(folder: Path) -> None:
+    """Write JPEGs of 500 x 375 pixels, with the spectrum of photographs."""
+    frequency = np.hypot(np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)[None])
+    for number in range(MADE):
+        noise = np.random.default_rng(number).standard_normal((3, 375, 500))
+        field = np.fft.irfft2(np.fft.rfft2(noise) / np.maximum(frequency, 1 / 500), s=(375, 500))
+        pixels = (128 + 42 * field / field.std()).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{number:03}.jpg", quality=95)
+
+
+def _speed(
+    config: PretrainConfig, way: Way, plan: Plan, bandwidth: int, device: torch.device,
+    workers: int, seconds: float,
+) -> float:  # fmt: skip
+    """Return the images/s of a way, once its processes have started."""
+    source = open_dataset(way.data, "train", config.model.channels)
+    size = min(16 if device.type == "cpu" else 128, len(source))
+    patch = config.model.patch
+    stage = Curriculum((Stage(bandwidth, 1),), plan.base, patch)
+    endless = stage.plan(10**6 * size / len(source), len(source), size, lambda _: 1.0)
+    crop: Any = way.crop
+    dataset = TrainDataset(source, way.data, endless, patch, config.seed, crop)
+    decode: Any = way.decode
+    decoder = choose_decoder(decode, dataset, device)
+    sampler = CurriculumBatchSampler(endless, config.seed, lambda _: size)
+    with training_batches(
+        dataset, sampler, workers, device.type == "cuda", decoder=decoder
+    ) as batches:
+        ready = time.perf_counter() + seconds / 2
+        for _ in range(2 * workers + 2):  # what was loaded ahead while processes started
+            next(batches)
+            if time.perf_counter() > ready:
+                break
+        started, count = time.perf_counter(), 0
+        while not count or time.perf_counter() < ready + seconds / 2:
+            batch = next(batches)
+            batch.images.to(device)
+            count += size
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return count / (time.perf_counter() - started)

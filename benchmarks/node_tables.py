@@ -1,0 +1,62 @@
+"""The figures of `mae-et bench node` as tables."""
+
+from typing import Any
+
+from mae_et.curriculum.throughput import throughput_table
+
+
+def node_tables(figures: dict[str, Any]) -> str:
+    """Return the figures as text: training, loading, what else takes time, and hours."""
+    machine = figures["machine"]
+    gpus = f"{machine['gpus']} x " if machine["gpus"] else ""
+    title = f"{gpus}{machine['device']}, {machine['cores']} cores, torch {machine['torch']}"
+    head = f"{'B':>5} {'micro-batch':>12} {'training':>10} {'images/s':>10} {'ms a step':>10}"
+    lines = [f"{title}, {figures['date']}", "", head]
+    lines += [_training(row) for row in figures["training"]]
+    lines += ["", f"{'loading':<26} {'B':>5} {'images/s':>10}"]
+    lines += [_loading(row) for row in figures["loading"]]
+    lines += ["", _exchange(figures["exchange"]), _checkpoint(figures["checkpoint"])]
+    if "throughput" in figures:
+        lines += ["", throughput_table(figures["throughput"])]
+    if "fastest" in figures:
+        hours = ", ".join(f"{way}: {value:,.2f}" for way, value in figures["hours_by_way"].items())
+        lines += [
+            f"\nhours on {max(1, machine['gpus'])} by way of loading: {hours}",
+            f"fastest: {' '.join(figures['fastest']['flags'])}",
+        ]
+    return "\n".join(lines)
+
+
+def _training(row: dict[str, Any]) -> str:
+    kind = "plain" if row.get("reference") else "compiled" if row["compiled"] else "eager"
+    seconds = row.get("step") or row["seconds"]
+    start = f"{row['bandwidth']:>5} {row['micro_batch']:>12,} {kind:>10}"
+    if not seconds:
+        return f"{start} not measured: no time or no memory"
+    return f"{start} {row['images_per_second']:>10,.0f} {1000 * seconds:>10.1f}"
+
+
+def _loading(row: dict[str, Any]) -> str:
+    start = f"{row['way']:<26} {row['bandwidth'] or 'any':>5}"
+    if row["images_per_second"] is None:
+        return f"{start} not measured: {row['reason']}"
+    return f"{start} {row['images_per_second']:>10,.0f}"
+
+
+def _exchange(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "exchange of gradients: not measured: one GPU or none"
+    if "error" in found:
+        return f"exchange of gradients: not measured: {found['error']}"
+    return (
+        f"exchange of gradients: {found['bytes'] / 1e6:,.0f} MB over {found['ranks']} GPUs in "
+        f"{1000 * found['seconds']:.1f} ms ({found['bus_bytes_per_second'] / 1e9:.1f} GB/s on the "
+        "bus)"
+    )
+
+
+def _checkpoint(found: dict[str, Any]) -> str:
+    return (
+        f"checkpoint: {found['bytes'] / 1e6:,.0f} MB in {found['seconds']:.2f} s to "
+        f"{found['folder']}"
+    )

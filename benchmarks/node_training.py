@@ -1,0 +1,174 @@
+"""Speeds of training steps of a recipe on this machine's device, and of writing a checkpoint."""
+
+import itertools
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mae_et.benchmarks.training_step import network_of, reference_step, step_of, wait
+
+from mae_et.checkpoints.store import save_checkpoint
+from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.schedule import Plan
+from mae_et.runtime.precision import autocast_dtype
+from mae_et.runtime.system_errors import is_out_of_gpu_memory
+from mae_et.training.optim import build_optimizer
+from mae_et.training.state import TrainState
+
+MOST = 1024
+"""Most images of a micro-batch at the base size."""
+MOST_STEPS = 50
+SLACK = 40.0
+"""Seconds after which a step that does not end, as one that compiles, is given up."""
+
+
+def training_speeds(
+    config: PretrainConfig, plan: Plan, device: torch.device, gpus: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Time steps on random images in memory: eager and (on a GPU) compiled, two micro-batches.
+
+    The large micro-batch is a GPU's share of the batch, as far as it fits; the small one an eighth,
+    as on eight times as many GPUs. The last row is the plain reference of `reference.py` at the
+    base size, if the encoder is a published one.
+
+    Returns:
+        Rows of `bandwidth`, `compiled`, `micro_batch`, and `seconds` of a step; None where the time
+        did not suffice or the memory.
+    """
+    bandwidths = sorted({stage.bandwidth for stage in plan.stages}, reverse=True)
+    large = {b: _share(plan, gpus, b) for b in bandwidths}
+    small = {b: max(1, size // 8) for b, size in large.items()}
+    ends = time.monotonic() + seconds
+    kinds = (False, True) if device.type == "cuda" else (False,)  # as efficiency.compile auto
+    arms = [(c, b, sizes) for c, sizes in itertools.product(kinds, (large, small))
+            for b in bandwidths]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    built: dict[bool, Any] = {}
+    for number, (compiled, bandwidth, sizes) in enumerate(arms):
+        if compiled not in built:
+            built.clear()
+            built[compiled] = network_of(
+                config.model, device, len(bandwidths) if compiled else None, config.optim
+            )
+        left = (ends - time.monotonic()) / (len(arms) + 1 - number)
+
+        def build(size: int, of: Any = built[compiled], b: int = bandwidth) -> Callable[[], object]:
+            return step_of(*of, config.model, size, b, config.efficiency.precision, device)
+
+        size, taken = timed(build, sizes[bandwidth], left, ends)
+        rows.append(
+            {
+                "bandwidth": bandwidth,
+                "compiled": compiled,
+                "micro_batch": size,
+                "seconds": taken,
+                "images_per_second": size / taken if taken else None,
+            }
+        )
+    built.clear()
+    return rows + _reference(config, plan, device, large[max(bandwidths)], ends)
+
+
+def _share(plan: Plan, gpus: int, bandwidth: int) -> int:
+    """Return a GPU's share of the batch, or the largest divisor of it of constant memory."""
+    share = max(1, plan.batch_size // gpus)
+    limit = MOST * plan.base**2 // bandwidth**2
+    return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after some seconds, as soon as Python runs again."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, max(0.01, seconds))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def timed(
+    build: Callable[[int], Callable[[], object]], size: int, seconds: float, ends: float
+) -> tuple[int, float | None]:
+    """Return the size that fits and the median time of a step; None without time or memory."""
+    if seconds <= 0:
+        return size, None
+    while True:
+        try:
+            with time_limit(ends + SLACK - time.monotonic()):
+                return size, _median(build(size), seconds)
+        except TimeoutError:
+            return size, None
+        except RuntimeError as error:
+            if not is_out_of_gpu_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        if size == 1:
+            return size, None
+        size //= 2
+
+
+def _median(step: Callable[[], object], seconds: float) -> float:
+    ends, taken = time.monotonic() + seconds, []
+    step()  # compiles, allocates
+    if time.monotonic() < ends:
+        step()
+    while not taken or (time.monotonic() < ends and len(taken) < MOST_STEPS):
+        before = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - before)
+    return statistics.median(taken)
+
+
+def _reference(
+    config: PretrainConfig, plan: Plan, device: torch.device, size: int, ends: float
+) -> list[dict[str, Any]]:
+    """Return the row of a plain implementation in the same precision, where it has this model."""
+    model = config.model
+    own = (model.encoder_embed_dim, model.encoder_depth, model.encoder_num_heads)
+    if any(own) or model.decoder_attention != "self" or model.channels != 3:
+        return []
+
+    def build(size: int) -> Callable[[], object]:
+        return reference_step(model, size, config.efficiency.precision, device)
+
+    size, taken = timed(build, size, ends - time.monotonic(), ends)
+    row = {"bandwidth": plan.base, "compiled": False, "micro_batch": size}
+    speed = size / taken if taken else None
+    return [{"reference": True, **row, "images_per_second": speed, "seconds": None, "step": taken}]
+
+
+def checkpoint_seconds(config: PretrainConfig, device: torch.device) -> dict[str, Any]:
+    """Time the writing of a checkpoint of the recipe, to the file system of the run folder."""
+    network, _, _ = network_of(config.model, device, None, config.optim)
+    optimizer = build_optimizer(network, config.optim)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = TrainState(network, optimizer, torch.amp.GradScaler(device.type, enabled=False))
+    run = config.output.dir.absolute()
+    there = next(folder for folder in (run, *run.parents) if folder.is_dir())
+    with tempfile.TemporaryDirectory(dir=there) as folder:
+        wait(device)
+        before = time.perf_counter()
+        path = save_checkpoint(Path(folder), state.to_dict(), "", {})
+        taken = time.perf_counter() - before
+        return {"folder": str(there), "bytes": path.stat().st_size, "seconds": taken}
+
+
+def dtype_name(config: PretrainConfig, device: torch.device) -> str:
+    """Return the precision of the steps."""
+    dtype = autocast_dtype(config.efficiency.precision, device)
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")

@@ -1,0 +1,105 @@
+"""Training steps to be timed: mae-et's, and those of the plain reference."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from mae_et.benchmarks.reference import PlainAutoencoder
+
+from mae_et.config.model import ModelConfig, visible_patches
+from mae_et.config.schema import OptimConfig
+from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.data.transforms import normalise
+from mae_et.models.mae import MaskedAutoencoder
+from mae_et.runtime.precision import autocast, autocast_dtype
+from mae_et.training.compile import compile_network
+from mae_et.training.optim import build_optimizer
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def reference_step(
+    config: ModelConfig, batch: int, precision: Precision, device: torch.device
+) -> Callable[[], object]:
+    """Return a step of the plain reference with a model's sizes."""
+    torch.manual_seed(0)
+    size, decoder = config.image_size, (config.decoder_embed_dim, config.decoder_depth)
+    model = PlainAutoencoder(config.encoder, size, *decoder, config.decoder_num_heads).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    noise = torch.rand(batch, (size // model.patch) ** 2, device=device)
+    visible = visible_patches(noise.shape[1], config.mask_ratio)
+    dtype = autocast_dtype(precision, device)
+
+    def step() -> None:
+        with autocast(dtype, device):
+            loss = model(normalise(pixels, MEAN, STD), noise, visible)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wait(device)
+
+    return step
+
+
+def training_step(
+    model: ModelConfig,
+    batch: int,
+    bandwidth: int,
+    precision: Precision,
+    device: torch.device,
+    compiled: bool = False,
+) -> Callable[[], object]:
+    """Return a step of mae-et, starting from uint8 images of the base size in memory."""
+    built = network_of(model, device, 1 if compiled else None)
+    return step_of(*built, model, batch, bandwidth, precision, device)
+
+
+def network_of(
+    model: ModelConfig,
+    device: torch.device,
+    compiled_for: int | None = None,
+    optim: OptimConfig | None = None,
+) -> tuple[MaskedAutoencoder, Any, torch.optim.Optimizer]:
+    """Return a model, the same to call (compiled for a number of bandwidths), and its optimizer."""
+    torch.manual_seed(0)
+    network = MaskedAutoencoder.from_config(model).to(device)
+    optimizer = build_optimizer(network, optim or OptimConfig())
+    called = network if compiled_for is None else compile_network(network, compiled_for)
+    return network, called, optimizer
+
+
+def step_of(
+    network: MaskedAutoencoder,
+    called: Any,
+    optimizer: torch.optim.Optimizer,
+    model: ModelConfig,
+    batch: int,
+    bandwidth: int,
+    precision: Precision,
+    device: torch.device,
+) -> Callable[[], object]:
+    """Return a step of a network, starting from uint8 images of the base size in memory."""
+    dtype = autocast_dtype(precision, device)
+    shape = batch, model.channels, model.image_size, model.image_size
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    noise = torch.rand(batch, (bandwidth // network.patch) ** 2, device=device)
+    mean, std = (MEAN, STD) if model.channels == 3 else ((0.5,), (0.25,))
+
+    def step() -> None:
+        images = low_frequency_crop(normalise(pixels, mean, std), bandwidth)
+        with autocast(dtype, device):
+            loss = called(images, model.mask_ratio, noise, every_patch=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait(device)
+
+    return step
+
+
+def wait(device: torch.device) -> None:
+    """Synchronise with the GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
