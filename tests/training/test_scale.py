@@ -90,7 +90,7 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
     alone_in_a_group, monkeypatch, micro_batch: int, compiled: bool, static: bool
 ) -> None:
     """Torch's reducer fails on a static graph whose first backward pass exchanges nothing."""
-    monkeypatch.setattr(building, "compile_network", lambda network, _: network)  # takes seconds
+    monkeypatch.setattr(building, "compile_network", lambda network, *_, **__: network)
     efficiency = EfficiencyConfig(compile=compiled)
     two = DistributedContext(0, 2, torch.device("cpu"))  # its share of 12 images is 6
     network = wrap(nn.Linear(3, 1), efficiency, PLAN, two, lambda _: micro_batch)
