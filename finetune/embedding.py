@@ -119,7 +119,7 @@ def weights_hash(network: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -138,6 +138,7 @@ def _is_finished(output: Path, settings: dict[str, Any]) -> bool:
         UserError: it has been written with others.
     """
     if not output.exists():
+        _check_companions(output)
         return False
     if not _description(output).exists():
         raise UserError(f"output {output} exists, and mae-et embed did not write it")
@@ -146,6 +147,19 @@ def _is_finished(output: Path, settings: dict[str, Any]) -> bool:
     say(f"mae-et: {output} is complete already")
     shutil.rmtree(_partial(output), ignore_errors=True)  # of a process killed at the very end
     return True
+
+
+def _check_companions(output: Path) -> None:
+    """Refuse to overwrite files of the same name that are another program's, or another output's.
+
+    Raises:
+        UserError: there is one.
+    """
+    about, resumes = _description(output), (_partial(output) / "progress.json").exists()
+    mine = about.exists() and read_mapping(about).get("file") == output.name
+    for path in (about, output.with_suffix(".csv")):
+        if path.exists() and not mine and not resumes:
+            raise UserError(f"{path} exists, and would be overwritten: give another output")
 
 
 def _write(
@@ -158,7 +172,9 @@ def _write(
     """Encode the images that are missing, and put the finished files in their places."""
     folder = _partial(config.output)
     with sole_writer(folder), _cleared_unless_begun(folder):
-        keep_settings(folder / "settings.json", settings, f"{folder} has others: {DIFFERENCE}")
+        keep_settings(
+            folder / "settings.json", settings, f"{folder} has other features: {DIFFERENCE}"
+        )
         remove_leftovers(folder)
         rows = FeatureRows(
             folder, config.output.suffix, sum(len(part.source) for part in parts), config.dtype

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 import timm
 import torch
 from PIL import Image
@@ -165,7 +166,9 @@ def test_a_killed_call_resumes_to_the_same_bytes(place, tmp_path, file_type, mon
     partial = tmp_path / "b" / f"f{file_type}.partial"
     with (partial / "features").open("ab") as file:
         file.write(b"half a row")
-    with pytest.raises(UserError, match=r"partial has others: pool was 'mean' and is now 'cls'"):
+    with pytest.raises(
+        UserError, match=r"partial has other features: pool was 'mean' and is now 'cls'"
+    ):
         embed(EmbedConfig(**{**vars(broken), "pool": "cls"}))
     embed(broken)
     assert calls == [4, 4, 3, 3]
@@ -186,9 +189,14 @@ def test_other_features_are_not_overwritten(place, tmp_path, capsys) -> None:
     for key, value in (("dtype", "float16"), ("split", "train")):
         with pytest.raises(UserError, match=r"has other features: (dtype|images) was"):
             embed(EmbedConfig(**{**vars(settings), key: value}))
+    settings.output.unlink()  # as the sentence says
+    embed(EmbedConfig(**{**vars(settings), "dtype": "float16"}))
     (tmp_path / "f.json").unlink()
     with pytest.raises(UserError, match="mae-et embed did not write it"):
         embed(settings)
+    (tmp_path / "mine.csv").write_text("annotations")
+    with pytest.raises(UserError, match=r"mine.csv exists, and would be overwritten"):
+        embed(config(place, tmp_path / "mine.safetensors"))
 
 
 def test_unreadable_images_are_rows_of_nan(place, tmp_path, capsys) -> None:
@@ -249,11 +257,9 @@ def test_the_page_s_lines_read_the_files_back(place, tmp_path, monkeypatch) -> N
     exec(lines, names)
     assert len(names["features"]) == len(names["table"]) == 11
     assert names["similar"].argmax() == 0
-    for file_type in (".parquet", ".safetensors"):
-        embed(config(place, Path(f"features{file_type}"), "flat"))
+    for file_type in ("parquet", "safetensors"):
+        embed(config(place, Path(f"{file_type}.{file_type}"), "flat"))
     for code in re.findall(r"`(np.stack.*?|safetensors.*?)` \|", PAGE.read_text()):
-        import safetensors.numpy
-
-        path = "features.parquet" if "parquet" in code else "features.safetensors"
+        path = "parquet.parquet" if "parquet" in code else "safetensors.safetensors"
         found = eval(code, names | {"path": path, "safetensors": safetensors})
         np.testing.assert_array_equal(found, names["features"])
