@@ -23,7 +23,7 @@ from mae_et.data.image_folder import ImageFolder
 from mae_et.data.loader import training_batches
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler
-from mae_et.data.transforms import TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError
 
 SAMPLE, MADE = 512, 64

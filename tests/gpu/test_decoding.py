@@ -17,7 +17,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.device_decode import DeviceDecoder, choose_decoder, decode_torchvision
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler
-from mae_et.data.transforms import Batch, TrainDataset
+from mae_et.data.train_dataset import Batch, TrainDataset
 from mae_et.training.micro_batch import micro_batch_size
 
 STAGES = (Stage(16, 1), Stage(32, 1))
