@@ -1,5 +1,6 @@
 """Probes during pre-training: what they measure, and that they change nothing else."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mae_et.data.synthetic import render
 from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.probes import MEASURES
+from mae_et.pretraining import train_step
 from mae_et.training.online_probe import affordable_images, evaluating, measure
 
 # Of all images: three probes of 36, at a cost that the run can afford.
@@ -37,10 +39,24 @@ def config_of(folder: Path, *flags: str) -> PretrainConfig:
     return load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}", *flags])
 
 
+def watched(config: PretrainConfig) -> Path:
+    """Pre-train, and write down the generator and the mode of the model at each step."""
+    facts = []
+
+    def step(run, *rest):
+        generator = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
+        facts.append([generator, run.state.model.training])
+        return train_step(run, *rest)
+
+    folder = pretrain(config, step=step)
+    (folder / "facts.json").write_text(json.dumps(facts))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
-    return pretrain(config_of(tmp_path_factory.mktemp("probed"), *PROBED))
+    return watched(config_of(tmp_path_factory.mktemp("probed"), *PROBED))
 
 
 def curve(folder: Path) -> list[tuple]:
@@ -52,11 +68,11 @@ def losses(folder: Path) -> list[tuple]:
 
 
 def test_training_is_bit_for_bit_that_without_probes(run: Path, tmp_path: Path) -> None:
-    plain = pretrain(config_of(tmp_path, *PLAIN))
+    plain = watched(config_of(tmp_path, *PLAIN))
     assert not (plain / SCORES).exists()
     assert losses(run) == losses(plain)
-    files = [(folder / "encoder.safetensors").read_bytes() for folder in (run, plain)]
-    assert files[0] == files[1]
+    for name in ("encoder.safetensors", "facts.json"):
+        assert (run / name).read_bytes() == (plain / name).read_bytes()
 
 
 def test_curve_runs_from_the_untrained_encoder_to_the_trained_one(run: Path) -> None:
