@@ -58,7 +58,8 @@ def match_classes(
     """Find the output of a classifier for each class of a dataset.
 
     With names the classes are matched by name. Without, they are matched by number if their folders
-    are numbers below `outputs`, and else by order, which needs as many classes as outputs.
+    are numbers below `outputs`, by ImageNet's order if there are 1,000 outputs and the folders are
+    its synsets (n01440764), and else by order, which needs as many classes as outputs.
 
     Args:
         path: the classifier, for errors.
@@ -72,6 +73,10 @@ def match_classes(
     Raises:
         UserError: a class has no output.
     """
+    synsets = _imagenet_synsets(outputs)
+    if synsets and not set(names or ()) >= set(classes) and set(classes) <= synsets.keys():
+        part = _part(classes, outputs)
+        return [synsets[name] for name in classes], f"matched by ImageNet's synsets{part}"
     if names is not None:
         unknown = [name for name in classes if name not in set(names)]
         if unknown:
@@ -89,7 +94,17 @@ def match_classes(
             f"{path} has {outputs} classes without names, the dataset has {len(classes)}: name "
             "their folders 0, 1, ... to score a part of the classes"
         )
-    return list(range(outputs)), "matched by order, as the checkpoint records no names"
+    order = f" ({', '.join(classes[:3])}, ...)" if all(map(str.isdecimal, classes)) else ""
+    return list(range(outputs)), f"matched by order{order}, as the checkpoint records no names"
+
+
+def _imagenet_synsets(outputs: int) -> dict[str, int]:
+    """Return the output of each synset of ImageNet-1K; none of another number of outputs."""
+    if outputs != 1000:
+        return {}
+    from timm.data import ImageNetInfo
+
+    return {name: place for place, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
 
 
 def _part(classes: Sequence[str], outputs: int) -> str:

@@ -40,6 +40,7 @@ from finetune.model import (
 from finetune.param_groups import build_optimizer
 from finetune.results import describe, evaluate_and_save_best, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
+from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
 from mae_et.data.cache import cache_images
@@ -128,9 +129,9 @@ def build_network(
 ) -> nn.Module:
     """Build a new network, or the one of a checkpoint, whose starting weights may be gone."""
     if saved is None:
-        preprocessing = preprocessing_of_start(config.model)
-        if preprocessing is not None:
-            preprocessing.report_differences(config.data)
+        start = config.model.backbone or config.model.checkpoint
+        if config.model.backbone is None or config.model.pretrained:
+            report_preprocessing(preprocessing_of_start(config.model), config.data, start)
         return build_classifier(config.model, classes)
     return load_run_network(config.model, config.output.dir, saved["model"])
 

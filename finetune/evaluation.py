@@ -1,6 +1,7 @@
 """Evaluate a trained classifier on a labelled split."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
 from mae_et.checkpoints.load import stored_preprocessing
+from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import open_dataset
@@ -53,6 +55,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             network.to(world.device), source, task.data, size, world, dtype, config.batch_size,
             workers,
         )  # fmt: skip
+    if math.isnan(scores.loss):
+        raise UserError(f"{config.checkpoint} gives logits that are not numbers (NaN)")
     results = {"data": str(task.data.root or task.data.source)} | scores.summary()
     if len(source.classes) < task.outputs:
         results |= {"classes": len(source.classes), "classes_of_checkpoint": task.outputs}
@@ -83,10 +87,8 @@ def _open(config: EvaluateConfig) -> _Task:
     if data is None:
         raise UserError("data must be given (--data.root or --data.name)")
     data, held_out = _all_images(data, run)
-    if config.architecture is None:
-        recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key)
-        if recorded is not None:
-            recorded.report_differences(data)
+    recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key, config.architecture)
+    report_preprocessing(recorded, data, config.checkpoint)
     classifier = load_classifier(config, run)
     check_statistics(data, classifier.channels)
     source = open_labelled(data, "val", classifier.channels, "an evaluation")

@@ -20,6 +20,7 @@ from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.layout import Split
 from mae_et.data.loader import batches_of, eval_loader
 from mae_et.data.transforms import normalise
+from mae_et.errors import UserError
 from mae_et.models.features import pool_tokens
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast, autocast_dtype
@@ -108,6 +109,9 @@ def encode_images(
 
     Yields:
         Tokens, float32 [B P+N D] on the device, and what else each batch of `images` holds.
+
+    Raises:
+        UserError: tokens are not finite.
     """
     dtype = autocast_dtype(config.precision, device)
     encoder.network.to(device).eval()
@@ -121,4 +125,9 @@ def encode_images(
                 pixels = low_pass(pixels, bandwidth)
             with autocast(dtype, device):
                 tokens = (encode or encoder.encode)(pixels)
+            if not torch.isfinite(tokens).all():
+                raise UserError(
+                    "the encoder's features are not finite: its weights are damaged, or precision "
+                    f"{config.precision} overflows"
+                )
             yield tokens.float(), *rest

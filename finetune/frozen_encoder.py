@@ -18,7 +18,7 @@ from mae_et.checkpoints.encoders import (
 )
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder, stored_preprocessing
-from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.data import DataConfig
 from mae_et.config.model import ModelConfig
@@ -101,8 +101,7 @@ def open_encoder_and_data(
             f"data must be given (--data.root or --data.name): {path} does not record its training "
             "data"
         )
-    if encoder.preprocessing is not None:
-        encoder.preprocessing.report_differences(data)
+    report_preprocessing(encoder.preprocessing, data, path)
     return encoder, data
 
 
@@ -119,7 +118,7 @@ def open_encoder(
     """
     if not has_masked_autoencoder_layout(path, architecture):
         network = load_encoder(path, encoder_num_heads, architecture, key)
-        recorded = None if architecture is not None else stored_preprocessing(path, key)
+        recorded = stored_preprocessing(path, key, architecture)
         return replace(_of_network(network), preprocessing=recorded)
     weights = load_weights(path, key)
     encoder = replace(

@@ -53,6 +53,8 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     run = stored_config(config.run) if paths else None
     if run is None:
         return _score_single(config)
+    if config.data is not None:
+        raise UserError(f"data is for other encoders: {config.run} is scored on its own data")
     if len(paths) <= run.output.keep_last and run.output.keep_every is None:
         say(
             f"mae-et: {config.run} has only its last {len(paths)} checkpoints: pre-train with "

@@ -4,7 +4,6 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -44,8 +43,7 @@ def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
     if config.backbone is None:
         assert config.checkpoint is not None  # NetworkConfig requires one of the two
         return stored_preprocessing(config.checkpoint, config.checkpoint_key)
-    published = timm.get_pretrained_cfg(config.backbone) if config.pretrained else None
-    return Preprocessing.of_timm(published.to_dict()) if published else None
+    return Preprocessing.of_timm_model(config.backbone) if config.pretrained else None
 
 
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:

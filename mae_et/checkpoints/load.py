@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor
 
@@ -118,19 +117,22 @@ def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
     return found or peek_weights(path, key).config
 
 
-def stored_preprocessing(path: Path, key: str | None = None) -> Preprocessing | None:
+def stored_preprocessing(
+    path: Path, key: str | None = None, architecture: str | None = None
+) -> Preprocessing | None:
     """Return how the images of a checkpoint's training were prepared; None if it records nothing.
 
     Args:
         path: checkpoint, or timm's name of a model.
         key: choice among several sets of weights in a file.
+        architecture: timm's name of the network in a file that only timm can read; what timm
+            publishes for it counts.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    if not path.exists():
-        published = timm.get_pretrained_cfg(str(path)) if timm.is_model(str(path)) else None
-        return Preprocessing.of_timm(published.to_dict()) if published else None
+    if architecture is not None or not path.exists():
+        return Preprocessing.of_timm_model(architecture or str(path))
     if (path / "config.json").is_file():
         return read_preprocessor(path)
     if (path / "classes.json").is_file():
@@ -142,18 +144,20 @@ def stored_preprocessing(path: Path, key: str | None = None) -> Preprocessing | 
     return peek_weights(path, key).preprocessing
 
 
-def stored_data(path: Path, key: str | None = None) -> DataConfig | None:
+def stored_data(
+    path: Path, key: str | None = None, architecture: str | None = None
+) -> DataConfig | None:
     """Return the data of a checkpoint's run, or default data with the statistics it records.
 
-    None for checkpoints that record neither.
+    None for checkpoints that record neither; see `stored_preprocessing` for the arguments.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    config = stored_config(path, key)
+    config = None if architecture is not None else stored_config(path, key)
     if config is not None:
         return config.data
-    preprocessing = stored_preprocessing(path, key)
+    preprocessing = stored_preprocessing(path, key, architecture)
     return None if preprocessing is None else DataConfig(**preprocessing.data_settings())
 
 

@@ -5,11 +5,13 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import timm
+
 from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
 
 # Of evaluation views here, always.
-INTERPOLATION = "bicubic"
+INTERPOLATION, CROP_MODE = "bicubic", "center"
 # Numbers by which Pillow and Hugging Face call them.
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
@@ -28,6 +30,8 @@ class Preprocessing:
     """Base size in pixels, or (height, width); None where it is not recorded."""
     interpolation: str = INTERPOLATION
     """Interpolation of the resizing."""
+    crop_mode: str = CROP_MODE
+    """How an image of another aspect ratio becomes one of this size (timm's names)."""
 
     @classmethod
     def of_run(cls, data: DataConfig, image_size: int | tuple[int, int]) -> "Preprocessing":
@@ -42,8 +46,14 @@ class Preprocessing:
         height, width = config.get("input_size", (3, 224, 224))[-2:]
         return cls._checked(
             config["mean"], config["std"], config.get("crop_pct") or 1.0, (height, width),
-            config.get("interpolation") or INTERPOLATION,
+            config.get("interpolation") or INTERPOLATION, config.get("crop_mode") or CROP_MODE,
         )  # fmt: skip
+
+    @classmethod
+    def of_timm_model(cls, name: str) -> "Preprocessing | None":
+        """Return what timm publishes for a model's name; None without statistics."""
+        published = timm.get_pretrained_cfg(name)
+        return cls.of_timm(published.to_dict()) if published else None
 
     @classmethod
     def of_hugging_face(cls, about: dict[str, Any], path: object) -> "Preprocessing | None":
@@ -52,17 +62,21 @@ class Preprocessing:
         Raises:
             UserError: an entry has the wrong type.
         """
-        if not about.get("image_mean"):
-            return None
         try:
+            statistics = _statistics(about)
+            if statistics is None:
+                return None
             resized, crop = _sides(about.get("size")), _sides(about.get("crop_size"))
             share = 1.0
             if about.get("do_center_crop") and resized and crop:
                 share = min(crop) / min(resized)
             else:
                 crop = resized
+            size = about.get("size")
+            squashed = crop is resized and isinstance(size, dict) and "height" in size
+            mode = "squash" if squashed else CROP_MODE
             name = _RESAMPLING.get(about.get("resample", 3), INTERPOLATION)
-            return cls._checked(about["image_mean"], about["image_std"], share, crop, name)
+            return cls._checked(*statistics, share, crop, name, mode)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} is damaged: its statistics or sizes are no numbers") from None
 
@@ -80,8 +94,9 @@ class Preprocessing:
 
     @classmethod
     def _checked(
-        cls, mean: Any, std: Any, eval_crop: Any, image_size: Any, interpolation: Any
-    ) -> "Preprocessing":
+        cls, mean: Any, std: Any, eval_crop: Any, image_size: Any, interpolation: Any,
+        crop_mode: Any = CROP_MODE,
+    ) -> "Preprocessing":  # fmt: skip
         """Convert and check entries of a file; what is wrong is a ValueError or TypeError."""
         statistics = tuple(map(float, mean)), tuple(map(float, std))
         if image_size is not None and not isinstance(image_size, int):
@@ -91,7 +106,7 @@ class Preprocessing:
             DataConfig(mean=statistics[0], std=statistics[1], eval_crop=float(eval_crop))
         except UserError as error:
             raise ValueError(str(error)) from None
-        return cls(*statistics, float(eval_crop), image_size, str(interpolation))
+        return cls(*statistics, float(eval_crop), image_size, str(interpolation), str(crop_mode))
 
     def to_json(self) -> str:
         """Return the entries as JSON."""
@@ -118,7 +133,41 @@ class Preprocessing:
             differing.append(
                 f"{INTERPOLATION} interpolation (the checkpoint has {self.interpolation})"
             )
+        if self.crop_mode != CROP_MODE:
+            differing.append(f"a central crop (the checkpoint has crop mode {self.crop_mode})")
         return differing
+
+
+def report_preprocessing(recorded: Preprocessing | None, data: DataConfig, path: object) -> None:
+    """Report in one line on stderr how images are prepared otherwise than in training, if known.
+
+    Args:
+        recorded: how the images of the checkpoint's training were prepared; None if unknown.
+        data: how they are prepared now.
+        path: the checkpoint.
+    """
+    if recorded is not None:
+        recorded.report_differences(data)
+        return
+    print(
+        f"mae-et: {path} records no statistics of its images, which are normalised with data.mean "
+        f"{list(data.mean)} and data.std {list(data.std)}",
+        file=sys.stderr,
+    )
+
+
+def _statistics(about: dict[str, Any]) -> tuple[list[float], list[float]] | None:
+    """Return mean and std, of values in [0, 1], in Hugging Face's notation; None without them.
+
+    There they are of values in [0, 255] times `rescale_factor`, if `do_rescale`.
+    """
+    white = 255 * float(about.get("rescale_factor", 1 / 255)) if about.get("do_rescale", 1) else 255
+    if about.get("do_normalize") is False:
+        return [0.0], [1 / white]
+    if not about.get("image_mean"):
+        return None
+    mean, std = about["image_mean"], about["image_std"]
+    return [float(value) / white for value in mean], [float(value) / white for value in std]
 
 
 def _sides(size: Any) -> tuple[int, int] | None:

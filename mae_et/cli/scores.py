@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import finetune
+from finetune.scoring_config import DynamicsConfig
 from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
 from mae_et.cli.output import print_json, print_results, split_json_flag
 from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
+from mae_et.runtime.console import say
 
 
 def knn(arguments: Arguments) -> None:
@@ -34,7 +36,7 @@ def evaluate(arguments: Arguments) -> None:
 
 def dynamics(arguments: Arguments) -> None:
     """Score the kept checkpoints of a run on low-passed validation images."""
-    config = config_of("dynamics", arguments)
+    config = config_over_data_of("dynamics", read_data, arguments)
     print_json(finetune.dynamics(config))
 
 
@@ -50,11 +52,18 @@ def read_data(config: Any) -> DataConfig | None:
     """Return the data, or at least the statistics, that a checkpoint was trained with."""
     from mae_et.checkpoints.load import stored_data
 
-    run = finetune.read_classifier_config(config.checkpoint)
+    path = config.run if isinstance(config, DynamicsConfig) else config.checkpoint
+    run = finetune.read_classifier_config(path)
     if run is not None:
         return run.data
-    named = getattr(config, "architecture", None)  # of a file that only timm can read
-    return None if named else stored_data(config.checkpoint, config.checkpoint_key)
+    key, named = getattr(config, "checkpoint_key", None), getattr(config, "architecture", None)
+    data = stored_data(path, key, named)
+    if named is not None and data is not None:
+        say(
+            f"mae-et: images as timm publishes for {named}, unless given: data.mean "
+            f"{list(data.mean)}, data.std {list(data.std)}, data.eval_crop {data.eval_crop}"
+        )
+    return data
 
 
 def _refuse_pretraining(checkpoint: Path) -> None:

@@ -16,10 +16,11 @@ from finetune.model import preprocessing_of_start
 from mae_et import PretrainConfig, UserError, export, load_config, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import stored_data, stored_preprocessing
-from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.store import list_checkpoints
-from mae_et.cli.arguments import parse_command
+from mae_et.cli.arguments import config_over_data_of, parse_command
 from mae_et.cli.main import main
+from mae_et.cli.scores import read_data
 from mae_et.config.data import DataConfig
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
@@ -151,3 +152,43 @@ def test_recipes_keep_their_own_sizes(run: Path) -> None:
         "finetune", ["--config=finetune/vit_b16", f"--checkpoint={run}", *ELSEWHERE]
     )
     assert parsed.model.image_size == config.model.image_size == 224
+
+
+@pytest.mark.parametrize(
+    ("about", "mean", "std", "mode"),
+    [
+        ({"image_mean": [0.5], "image_std": [0.25]}, (0.5,), (0.25,), "center"),
+        ({"do_normalize": False, "image_mean": [0.5], "image_std": [0.5]}, (0,), (1,), "center"),
+        ({"do_rescale": False, "image_mean": [127.5], "image_std": [51]}, (0.5,), (0.2,), "center"),
+        ({"rescale_factor": 2 / 255, "image_mean": [1], "image_std": [1]}, (0.5,), (0.5,), "center"),  # noqa: E501
+        ({"image_mean": [0.5], "image_std": [0.5], "size": {"height": 32, "width": 32}},
+         (0.5,), (0.5,), "squash"),
+    ],
+)  # fmt: skip
+def test_what_a_hugging_face_processor_does_is_read(about, mean, std, mode, capsys) -> None:
+    found = Preprocessing.of_hugging_face(about, "folder")
+    assert found is not None
+    assert (found.mean, found.std, found.crop_mode) == (
+        pytest.approx(mean), pytest.approx(std), mode
+    )  # fmt: skip
+    found.report_differences(DataConfig(mean=found.mean, std=found.std, eval_crop=1.0))
+    assert ("crop mode squash" in capsys.readouterr().err) == (mode == "squash")
+
+
+def test_unrecorded_statistics_are_reported(capsys) -> None:
+    report_preprocessing(None, DataConfig(), "a.pth")
+    line = "a.pth records no statistics of its images, which are normalised with data.mean [0.485,"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["knn", "dynamics"])
+def test_a_named_architecture_brings_what_timm_publishes(command: str, tmp_path, capsys) -> None:
+    """A file that only timm can read records no statistics of its own."""
+    name = "vit_base_patch16_clip_224.openai"
+    key = "run" if command == "dynamics" else "checkpoint"
+    words = [f"--{key}={tmp_path / 'clip.pth'}", f"--architecture={name}", "--data.name=synthetic"]
+    config = config_over_data_of(command, read_data, words)
+    assert config.data.mean == timm.get_pretrained_cfg(name).mean
+    assert f"images as timm publishes for {name}" in capsys.readouterr().err
+    config = config_over_data_of(command, read_data, [*words, "--data.mean=[0.1,0.1,0.1]"])
+    assert config.data.mean == (0.1, 0.1, 0.1)

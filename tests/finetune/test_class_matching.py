@@ -10,6 +10,7 @@ from mae_et import UserError
 
 PATH = Path("weights.pth")
 ANIMALS = ["ant", "bee", "cat", "dog"]
+SYNSETS = ["n01440764", "n02102040", "n15075141"]  # tench, English springer, toilet tissue
 NUMBERS = [str(number) for number in range(12)]
 
 
@@ -23,6 +24,10 @@ NUMBERS = [str(number) for number in range(12)]
         (4, None, ANIMALS, [0, 1, 2, 3], "matched by order, as the checkpoint records no names"),
         (12, None, sorted(NUMBERS), [0, 1, 10, 11, *range(2, 10)], "matched by number"),
         (12, None, ["3", "10"], [3, 10], "matched by number, 2 of 12"),
+        (2, None, ["1", "2"], [0, 1], "matched by order (1, 2, ...), as the checkpoint records no"),
+        (1000, None, SYNSETS, [0, 217, 999], "matched by ImageNet's synsets, 3 of 1000"),
+        (1000, ["tench, Tinca tinca"], SYNSETS, [0, 217, 999], "matched by ImageNet's synsets"),
+        (1000, SYNSETS[::-1], SYNSETS[:1], [2], "matched by name"),
     ],
 )
 def test_each_class_has_its_output(outputs, names, classes, indices, how: str) -> None:

@@ -54,6 +54,8 @@ def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
     assert main([*command, "--by=linear"]) == 2
     assert "scores of other settings: by was 'knn'" in capsys.readouterr().err
     assert main([*command, "--by=linear", f"--output={folder / 'linear'}"]) == 0
+    assert main([*command, "--data.name=synthetic"]) == 2
+    assert "is scored on its own data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
