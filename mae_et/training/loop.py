@@ -59,12 +59,12 @@ class StepOutcome:
     Attributes:
         row: metrics to log, where a row is complete.
         saving: whether to save a checkpoint.
-        stopping: whether a signal stops the run here: there is time to save, and for nothing else.
+        due: work to do now; none where a signal stops the run: there is time to save, no more.
     """
 
     row: Row | None
     saving: bool
-    stopping: bool
+    due: Sequence[Periodic]
 
 
 def train(
@@ -100,17 +100,16 @@ def train(
                 with eagerly():
                     work.run(logger)
     state.model.train()
-    for outcome in steps(run, batches, step, stopped, stop_after_step):
+    for outcome in steps(run, batches, step, stopped, periodic, stop_after_step):
         if logger is not None:
             logger.advance(state.step)
             if outcome.row is not None:
                 logger.log(outcome.row)
         if outcome.saving:
             save(run, logger)
-        for work in periodic:
-            if work.due(state.step) and not outcome.stopping:
-                with eagerly():
-                    work.run(logger)
+        for work in outcome.due:
+            with eagerly():
+                work.run(logger)
 
 
 def steps(
@@ -118,6 +117,7 @@ def steps(
     batches: Iterator[AnyBatch],
     step: Step[AnyBatch],
     stopped: StopFlag,
+    periodic: Sequence[Periodic] = (),
     stop_after_step: int | None = None,
 ) -> Iterator[StepOutcome]:
     """Take steps, and yield after each what follows from it; the same on every rank.
@@ -155,8 +155,9 @@ def steps(
         stage_ends = state.step == stage.start + stage.steps
         row_ends = state.step % log_every == 0 or stage_ends or saving
         row = window.close(run, stage) if row_ends else None
-        with window.paused():
-            yield StepOutcome(row, saving, stops)
+        due = [work for work in periodic if work.due(state.step) and not stops]
+        with window.paused(works=saving or bool(due)):
+            yield StepOutcome(row, saving, due)
         heartbeat()
         if stops:
             distributed.barrier(world)

@@ -83,14 +83,23 @@ class MetricsWindow:
         self.first = loss if self.first is None else self.first
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, works: bool = False) -> Iterator[None]:
         """Exclude the time spent inside.
 
-        Work that is queued on the device is not waited for, so an empty pause costs nothing.
+        Args:
+            works: whether the device gets work inside. Then the work queued before is waited for
+                and counted, and the work of the pause is waited for and not counted. Otherwise
+                nothing is waited for, so an empty pause costs nothing.
         """
+        self._wait(works)
         before = time.perf_counter()
         yield
+        self._wait(works)
         self.started += time.perf_counter() - before
+
+    def _wait(self, works: bool) -> None:
+        if works and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def close(self, run: Run, stage: PlannedStage) -> Row:
         """Return the row of the steps since the last one; the only synchronisation with the device.

@@ -93,5 +93,5 @@ def test_command_stopped_before_or_after_its_steps_says_one_line(
     )
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith(f"mae-et: stopped by {signal.Signals(number).name}; there was not")
-    assert sum("stopped" in line for line in said) == 1
+    assert sum(line.startswith("mae-et: stopped") for line in said) == 1
     assert (run / "results.json").exists() == (name == "write_results")

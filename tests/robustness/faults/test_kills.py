@@ -12,6 +12,7 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,22 +39,29 @@ def kill() -> None:
 
 
 class Strike:
-    """Kill the current process at a given place of the run."""
+    """Kill the current process at a given place of the run.
 
-    def __init__(self, step: int, chance: random.Random, last: int = 10**9):
+    Args:
+        step: first step at which to kill.
+        chance: draws where exactly.
+        last: last step at which to kill.
+        real: training step.
+    """
+
+    def __init__(self, step: int, chance: random.Random, last: int = 10**9, real=train_step):
         self.last = last
         self.step, self.chance = step, chance
-        self.train_step = train_step
+        self.real = self.train_step = real
 
     def in_a_step(self) -> None:
-        def struck(run, stage, batches):
+        def struck(run, stage, batches, **more):
             def passing():
                 for batch in batches:
                     yield batch
                     if run.state.step >= self.step:
                         kill()  # with the batch loaded, before the weights are updated
 
-            return train_step(run, stage, passing())
+            return self.real(run, stage, passing(), **more)
 
         self.train_step = struck
 
@@ -127,13 +135,13 @@ class Strike:
 PLACES = [name for name in vars(Strike) if not name.startswith("_")]
 
 
-def attempt(config: PretrainConfig, strike: Strike, place: str) -> int:
+def attempt(config: Any, strike: Strike, place: str, train=pretrain) -> int:
     """Resume a run in a process that is killed at `place`; return its exit code."""
 
     def target() -> None:
         torch.set_num_threads(1)
         getattr(strike, place)()
-        pretrain(config, step=strike.train_step)
+        train(config, step=strike.train_step)
         os._exit(0)
 
     process = FORK.Process(target=target)
