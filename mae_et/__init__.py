@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mae_et.checkpoints.export import export as export
     from mae_et.checkpoints.load import load_pretrained as load_pretrained
     from mae_et.config.files import load_config as load_config
+    from mae_et.config.init import InitConfig as InitConfig
     from mae_et.config.schema import CropConfig as CropConfig
     from mae_et.config.schema import CurriculumConfig as CurriculumConfig
     from mae_et.config.schema import DataConfig as DataConfig
@@ -47,6 +48,7 @@ else:
             "mae_et.checkpoints.load": ["load_pretrained"],
             "mae_et.config.files": ["load_config"],
             "mae_et.config.data": ["DataConfig"],
+            "mae_et.config.init": ["InitConfig"],
             "mae_et.config.model": ["ModelConfig"],
             "mae_et.config.schema": [
                 "CropConfig",

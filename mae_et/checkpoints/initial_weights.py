@@ -1,7 +1,7 @@
 """Start a masked autoencoder from the weights of another one, or of any plain ViT.
 
-weights -> same encoder? -> patch embedding, positions relaid -> encoder
--> decoder, if it fits the config, else a fresh one   -> decoder
+The encoder must be the config's; its patch embedding and positions are fitted to the config's patch
+and grid. The decoder is taken if all of it fits.
 """
 
 import hashlib

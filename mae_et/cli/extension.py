@@ -37,7 +37,7 @@ def flags_of_extension(arguments: Arguments) -> Arguments:
     return [
         f"--config={written}",
         f"--init.extends={run}",
-        f"--curriculum.epochs={budget:g}",
+        f"--curriculum.epochs={budget!r}",
         f"--optim.warmup_fraction={before.optim.warmup_fraction * min(shorter, 1.0)!r}",
         f"--output.dir={run}-{budget:g}ep",
         *rest[1:],

@@ -25,7 +25,7 @@ def inherited_keys(command: str, config: Any) -> dict[str, Any]:
 def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
     """Return the statistics of the images and the positions of `init.weights`."""
     start = config.init.weights
-    if start is None:
+    if start is None or config.init.extends is not None:  # whose config has them
         return {}
     before = _earlier_run(config.output.dir)
     if before is not None and before.init == config.init:  # resumes; the weights may be gone

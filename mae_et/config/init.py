@@ -13,8 +13,8 @@ class InitConfig:
 
     weights: Path | None = None
     """Checkpoint to start from: run folder, file (.pth, .pt, .safetensors), Hugging Face folder, or
-    timm's name of a model. It must have the encoder of the config; positions and, for another patch
-    size, the patch embedding are resampled."""
+    timm's name of a model. It must have the encoder of the config. Positions are laid over its grid
+    (model.position_grid), and its patch embedding is resampled to another patch size."""
     decoder: Literal["auto", "fresh"] = "auto"
     """auto: take the decoder of init.weights if there is one that fits; fresh: initialise it."""
     checkpoint_key: str | None = None

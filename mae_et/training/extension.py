@@ -10,6 +10,7 @@ Source: warm-up, stable, decay (Hägele et al., arXiv 2405.18392).
 import json
 import math
 import warnings
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import METRICS, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, read_metrics
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.optim import decay_start, lr_at
@@ -74,13 +75,8 @@ def read_extension(
     _check_continuous(config, extended, saved["step"])
     if world.is_main:
         say(_describe(config, extended, path, saved["step"]))
-    rows = [
-        row | {"compute": extended.progress(row["step"])}  # now of more
-        for row in read_metrics(run)
-        if row["step"] <= saved["step"]
-    ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    return saved | {"plan": extended.to_dict()}, {METRICS: text}
+    files = {name: _records(run, name, extended, saved["step"]) for name in (METRICS, SCORES)}
+    return saved | {"plan": extended.to_dict()}, {n: text for n, text in files.items() if text}
 
 
 def _last_constant_checkpoint(
@@ -98,7 +94,7 @@ def _last_constant_checkpoint(
             "warm-up to the end (no optim.decay_fraction); start a new run from its weights "
             f"instead, which warms up again: --init {run}"
         )
-    first = next(s for s in range(last + 1) if plan.progress(s) >= config.optim.warmup_fraction)
+    first = bisect_left(range(last), config.optim.warmup_fraction, key=plan.progress)
     paths = list_checkpoints(run / "checkpoints")
     for path in reversed([path for path in paths if first <= checkpoint_step(path) <= last]):
         try:
@@ -109,6 +105,14 @@ def _last_constant_checkpoint(
         f"init.extends {run} has no checkpoint of its constant learning rate (steps {first} to "
         f"{last}) that loads; the one of step {last} is kept unless it is deleted"
     )
+
+
+def _records(run: Path, name: str, plan: Plan, step: int) -> str:
+    """Return the rows of a record up to a step, with shares of the compute of a longer plan."""
+    rows = [row for row in read_metrics(run, name) if row["step"] <= step]
+    shares = [{"compute": plan.progress(row["step"])} if "compute" in row else {} for row in rows]
+    lines = [json.dumps(row | share) for row, share in zip(rows, shares, strict=True)]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:

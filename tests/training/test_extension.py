@@ -113,6 +113,10 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "new").exists()
     monkeypatch.setattr(extension, "fingerprint", lambda source: "another")
+    adapted = tmp_path / "adapted"  # whose initial weights are gone
+    adapted.mkdir()
+    (adapted / "config.yaml").write_text(to_yaml(replace(config, init=InitConfig("gone.pth"))))
+    assert str(config_of("pretrain", [str(adapted), "--extend-to=8"]).init.weights) == "gone.pth"
     with pytest.raises(UserError, match="was trained on other images"):
         pretrain(extending(run))
     for words, sentence in (
