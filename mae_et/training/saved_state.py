@@ -115,7 +115,10 @@ def _describe_optimizer(saved: dict[str, Any], state: TrainState, step: int) -> 
     if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in own]:
         return "its optimizer has other parameter groups"
     for group in saved["param_groups"]:
-        if "step" in group and not (type(group["step"]) is int and 0 <= group["step"] <= step):
+        count = group.get("step", 0)  # timm's LAMB counts in a tensor
+        if isinstance(count, Tensor) and count.numel() == 1:
+            count = count.item()
+        if not (is_number(count) and 0 <= count <= step):
             return f"its optimizer counts {group['step']!r} steps"
     moments = MOMENTS[type(state.optimizer).__name__]
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
