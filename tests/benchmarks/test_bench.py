@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from mae_et.benchmarks.node import summary, trained_speed
+from mae_et.benchmarks.node_exchange import all_reduce_speed
+from mae_et.benchmarks.node_tables import node_tables
 from mae_et.benchmarks.quality import QualityConfig, arm_config
 from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
@@ -17,6 +20,8 @@ from PIL import Image
 
 from mae_et import MaskedAutoencoder
 from mae_et.cli.main import main
+from mae_et.config.files import load_config
+from mae_et.config.schema import PretrainConfig
 from mae_et.training.plan import make_plan
 
 
@@ -216,4 +221,88 @@ def test_operators_exclude_views_and_include_the_backward_pass() -> None:
 
 def test_unknown_bench_is_refused(capsys) -> None:
     assert main(["bench", "lunch"]) == 2
-    assert "bench needs one of step" in capsys.readouterr().err
+    assert "bench needs one of node, step" in capsys.readouterr().err
+
+
+def _trained(bandwidth: int, size: int, seconds: float, compiled: bool = False) -> dict[str, Any]:
+    row = {"bandwidth": bandwidth, "micro_batch": size, "seconds": seconds, "compiled": compiled}
+    return row | {"images_per_second": size / seconds}
+
+
+def test_speed_of_a_small_share_is_bound_by_launching_kernels() -> None:
+    """36 ms whether a step has 256 or 512 images: 64 images take as long."""
+    rows = [_trained(96, 256, 0.036), _trained(96, 512, 0.036), _trained(224, 64, 0.1)]
+    assert trained_speed(rows, 96, False, 512) == pytest.approx(512 / 0.036)
+    assert trained_speed(rows, 96, False, 64) == pytest.approx(64 / 0.036)
+    proportional = [_trained(96, 100, 0.1), _trained(96, 200, 0.2)]
+    assert trained_speed(proportional, 96, False, 10) == pytest.approx(1000)
+    assert trained_speed(rows, 96, True, 64) is None
+
+
+def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
+    tmp_path: Path, capsys
+) -> None:
+    flags = ["--optim.batch_size=64", "--curriculum.epochs=40", "--curriculum.cost=area"]
+    config = load_config(PretrainConfig, [], flags)
+    plan = make_plan(config, 10_000)
+    training = [
+        _trained(b, 64, seconds / speed, compiled)
+        for b, seconds in ((96, 1), (160, 3), (224, 6))
+        for compiled, speed in ((False, 1), (True, 2))
+    ]
+    loading = [
+        {"way": "files", "bandwidth": None, "images_per_second": 10.0, "flags": []},
+        *({"way": "GPU", "bandwidth": b, "images_per_second": 900.0, "flags": ["--gpu"]}
+          for b in (96, 160, 224)),
+        {"way": "shards", "bandwidth": 96, "images_per_second": None, "flags": ["--shards"]},
+    ]  # fmt: skip
+    machine = {"device": "X", "gpus": 1, "cores": 4, "torch": "2"}
+    figures: dict[str, Any] = {
+        "machine": machine, "date": "today", "exchange": None, "training": training,
+        "loading": [row | {"reason": "no time"} for row in loading],
+        "checkpoint": {"bytes": 1, "seconds": 1.0, "folder": "."},
+    }  # fmt: skip
+    figures |= summary(plan, figures, 1, 4)
+    assert figures["fastest"]["flags"] == ["--efficiency.compile=true", "--gpu"]
+    assert figures["images_per_second"] == {"96": 128.0, "160": 64 / 1.5, "224": 64 / 3}
+    assert figures["hours_by_way"]["files"] > figures["hours_by_way"]["GPU"]
+    assert "fastest: --efficiency.compile=true --gpu" in node_tables(figures)
+
+    file = tmp_path / "node.json"
+    file.write_text(json.dumps(figures))
+    planned = ["plan", *flags, "--images=10000", f"--throughput={file}", "--gpus=1", "--json"]
+    assert main(planned) == 0
+    totals = _last_line(capsys)["throughput"]["totals"]
+    assert totals[0]["hours"] == pytest.approx(figures["hours_by_way"]["GPU"])
+    file.write_text(json.dumps({"images_per_second": [1, 2]}))
+    assert main(planned) == 2
+    assert "has no images/s by bandwidth in 'images_per_second'" in capsys.readouterr().err
+
+
+def test_node_is_submitted_as_one_task_with_all_gpus(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["submit", "bench", "node", "--output.dir=run", "--cluster=node_8gpu", "--dry-run"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for line in ("--nodes=1", "--gpus-per-node=8", "--ntasks-per-node=1", "--cpus-per-task=96"):
+        assert f"#SBATCH {line}\n" in out
+    assert "# mae-et bench node --output.dir=run --save=run/node.json" in out
+    assert main(["submit", "bench", "step", "--dry-run"]) == 2
+    assert "of bench, only node can be submitted" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bench_node_measures_within_its_time(recipe: Path, tmp_path: Path, capsys) -> None:
+    flags = ["--seconds=20", f"--save={tmp_path / 'node.json'}", "--images=1000", "--json",
+             f"--output.dir={tmp_path}", "--efficiency.num_workers=0"]  # fmt: skip
+    assert main(["bench", "node", f"--config={recipe}", *flags]) == 0
+    figures = _last_line(capsys)
+    assert figures == json.loads((tmp_path / "node.json").read_text())
+    assert {row["bandwidth"] for row in figures["training"] if row["seconds"]} == {32, 48, 64}
+
+
+@pytest.mark.slow
+def test_exchange_is_timed_over_processes() -> None:
+    found = all_reduce_speed("cpu", 2, 1000)
+    assert found["bytes"] == 4000
+    assert found["bus_bytes_per_second"] == pytest.approx(4000 / found["seconds"])

@@ -1,0 +1,109 @@
+#!/bin/bash
+# Check mae-et on a GPU and measure it, within some minutes:
+#
+#     benchmarks/gpu.sh OUT [MINUTES=6]
+#
+# Into OUT go, in this order, check.json (the tests of `make test-gpu`), node.json (`mae-et bench node`: speeds
+# beside a plain reference, hours of the headline recipe), quality.json (accuracy of arms, one after another, their
+# images kept in memory), log.txt, and state.tar: called again with the same OUT, it resumes the arms. What is done
+# when the time ends is kept. Sized for one GPU with 16 cores.
+#
+# DATA: folder with imagenet_sample/all and imagenette128/{train,val}; without it, images are made and arms left out.
+# ARMS: names in benchmarks/arms.py. PYTHON: the interpreter. SMOKE=1: all of it on a CPU, at a tiny size.
+set -u
+out=${1:?usage: benchmarks/gpu.sh OUT [MINUTES]}
+minutes=${2:-6}
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+data=${DATA:-$root/shared/data}
+work=$(mktemp -d)
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$root" || exit 2
+ends=$((SECONDS + minutes * 60 - 15)) # the rest is for packing
+
+if [ -n "${SMOKE:-}" ]; then
+  device=cpu recipe=$root/benchmarks/imagenette64.yaml epochs=1 node_seconds=20
+  arms=${ARMS:-"plain etpp"}
+  tiny='--model.encoder_embed_dim=24, --model.encoder_depth=1, --model.decoder_embed_dim=16, --model.decoder_depth=1'
+  flags="[$tiny, --optim.batch_size=8, --efficiency.num_workers=0, --efficiency.device=cpu, --data.cache=ram]"
+  node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
+    --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
+  checks=(-k "crops or targets")
+  data=$work/data
+  "$python" - "$data/imagenette128" <<'PYTHON'
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+for split, count in (("train", 16), ("val", 4)):
+    for name in ("dark", "light"):
+        folder = Path(sys.argv[1]) / split / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng(number).integers(0, 128, (64, 64, 3)) + 127 * (name == "light")
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.jpg")
+PYTHON
+else
+  device=cuda recipe=$root/benchmarks/imagenette128.yaml epochs=40 node_seconds=120
+  arms=${ARMS:-"plain etpp etpp-hog plain-4x"}
+  flags="[--optim.batch_size=1024, --efficiency.precision=bf16, --data.cache=ram]"
+  node=(--config pretrain/vit_b16_etpp_hog_400ep --images 1281167)
+  checks=()
+fi
+[ -d "$data/imagenet_sample/all" ] && node+=(--data.root "$data/imagenet_sample" --data.train_split all)
+
+left() { echo $((ends - SECONDS)); }
+
+# limited SECONDS COMMAND...: at most so long and as long as there is time; runs that stop by SIGTERM save.
+limited() {
+  local limit=$1
+  shift
+  [ "$(left)" -lt "$limit" ] && limit=$(left)
+  [ "$limit" -gt 5 ] || return 124
+  echo "== $* (at most $limit s)" >>"$out/log.txt"
+  timeout --kill-after=20 "$limit" "$@" 2>>"$out/log.txt"
+}
+
+pack() { # each file is complete or absent
+  if [ -d "$work/quality" ]; then
+    tar -cf "$out/state.tar.new" -C "$work" quality && mv "$out/state.tar.new" "$out/state.tar"
+  fi
+  rm -rf "$work"
+}
+trap pack EXIT
+trap 'exit 143' TERM INT
+
+if [ ! -e "$out/check.json" ]; then
+  limited 150 "$python" -m pytest -q -rs --gpu-device "$device" "${checks[@]}" tests/gpu >"$work/check.txt"
+  status=$?
+  cat "$work/check.txt" >>"$out/log.txt"
+  "$python" - "$status" "$work/check.txt" >"$out/check.json" <<'PYTHON'
+import json
+import sys
+
+lines = open(sys.argv[2], errors="replace").read().splitlines()
+kept = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED", "wrong tries"))]
+print(json.dumps({"status": int(sys.argv[1]), "passed": sys.argv[1] == "0", "lines": kept}))
+PYTHON
+fi
+
+if [ ! -e "$out/node.json" ]; then
+  limited $((node_seconds + 90)) "$python" -m mae_et bench node "${node[@]}" --output.dir "$work/run" \
+    --seconds "$node_seconds" --save "$out/node.json" >>"$out/log.txt"
+fi
+
+if [ -d "$data/imagenette128/train" ]; then
+  [ -e "$out/state.tar" ] && tar -xf "$out/state.tar" -C "$work"
+  done_arms=
+  for arm in $arms; do
+    done_arms=${done_arms:+$done_arms,}$arm
+    limited 3600 "$python" -m mae_et bench quality --root "$data/imagenette128" --recipe "$recipe" \
+      --folder "$work/quality" --arms "[$done_arms]" --epochs "$epochs" --fine_tune_epochs 0 \
+      --flags "$flags" >"$work/quality.txt" || break
+    tail -n 1 "$work/quality.txt" >"$out/quality.json"
+  done
+fi
+cat "$out"/*.json
