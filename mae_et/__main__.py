@@ -4,6 +4,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from mae_et.errors import Stopped
+from mae_et.runtime.signals import stop_signals
+
 
 def hidden_package() -> str | None:
     """Return which of our packages a file in the current folder hides, without importing it.
@@ -18,6 +21,18 @@ def hidden_package() -> str | None:
     return None
 
 
+def main() -> int:
+    """Run the command line, with signals handled before anything large is imported."""
+    try:
+        with stop_signals():
+            from mae_et.cli.main import main as run
+
+            return run()
+    except Stopped as error:
+        print(f"mae-et: {error}", file=sys.stderr)
+        return 128 + error.signal
+
+
 if __name__ == "__main__":
     if (package := hidden_package()) is not None:
         print(
@@ -26,6 +41,4 @@ if __name__ == "__main__":
             file=sys.stderr,
         )
         sys.exit(2)
-    from mae_et.cli.main import main
-
     sys.exit(main())

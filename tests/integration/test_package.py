@@ -68,4 +68,4 @@ def test_the_wheel_holds_every_config_and_module_and_nothing_else(unpacked: Path
     measured = {p.name for p in (ROOT / "benchmarks").glob("*.py")}
     assert {p.name for p in (unpacked / "mae_et" / "benchmarks").glob("*.py")} == measured
     (info,) = unpacked.glob("*.dist-info")
-    assert "mae-et = mae_et.cli.main:main" in (info / "entry_points.txt").read_text()
+    assert "mae-et = mae_et.__main__:main" in (info / "entry_points.txt").read_text()
