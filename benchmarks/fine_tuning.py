@@ -105,7 +105,7 @@ def probe(weights: Path, folder: Path, data: DataConfig) -> dict[str, Any]:
     scores = folder / "scores.json"
     if not scores.exists():
         write_text_atomically(
-            scores, json.dumps(score_encoder(ProbeConfig(weights, data, pool="cls")))
+            scores, json.dumps(score_encoder(ProbeConfig(weights, data=data, pool="cls")))
         )
     return json.loads(scores.read_text())
 

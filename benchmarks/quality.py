@@ -94,7 +94,7 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
     def features() -> dict[str, Any]:
         probe = ProbeConfig(
             encoder,
-            data,
+            data=data,
             num_workers=efficiency.num_workers,
             precision=efficiency.precision,
             seed=seed,
