@@ -58,7 +58,7 @@ test-gpu: $(VENV)/.ready-dev
 # The same tests with the oldest versions that setup.cfg allows, in an environment of their own.
 test-lowest:
 	$(MAKE) VENV=.venv-lowest LOCK=requirements/lowest.txt .venv-lowest/.ready-dev
-	$(PYTEST:$(BIN)%=.venv-lowest/bin%) -m 'not slow and not faults'
+	$(PYTEST:$(BIN)%=.venv-lowest/bin%) -m 'not slow and not faults and not gpu'
 
 lock: setup.cfg
 	$(MAKE) VENV=build/lock LOCK= build/lock/.ready-dev

@@ -16,22 +16,23 @@ minutes=${2:-6}
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 data=${DATA:-$root/shared/data}
-work=$(mktemp -d)
-mkdir -p "$out"
+work=${TMPDIR:-/tmp}/mae-et-gpu # the same at each call: runs that resume have the same data.root
+rm -rf "$work"
+mkdir -p "$out" "$work"
 out=$(cd "$out" && pwd)
 cd "$root" || exit 2
 ends=$((SECONDS + minutes * 60 - 15)) # the rest is for packing
 
 if [ -n "${SMOKE:-}" ]; then
-  device=cpu recipe=$root/benchmarks/imagenette64.yaml epochs=1 node_seconds=20
+  device=cpu recipe=$root/benchmarks/imagenette64.yaml epochs=8 node_seconds=20
   arms=${ARMS:-"plain etpp"}
   tiny='--model.encoder_embed_dim=24, --model.encoder_depth=1, --model.decoder_embed_dim=16, --model.decoder_depth=1'
   flags="[$tiny, --optim.batch_size=8, --efficiency.num_workers=0, --efficiency.device=cpu, --data.cache=ram]"
   node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
     --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
   checks=(-k "crops or targets")
-  data=$work/data
-  "$python" - "$data/imagenette128" <<'PYTHON'
+  mkdir "$work/data"
+  "$python" - "$work/data/imagenette128" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -52,7 +53,9 @@ else
   flags="[--optim.batch_size=1024, --efficiency.precision=bf16, --data.cache=ram]"
   node=(--config pretrain/vit_b16_etpp_hog_400ep --images 1281167)
   checks=()
+  [ -d "$data" ] && ln -s "$(cd "$data" && pwd)" "$work/data"
 fi
+data=$work/data
 [ -d "$data/imagenet_sample/all" ] && node+=(--data.root "$data/imagenet_sample" --data.train_split all)
 
 left() { echo $((ends - SECONDS)); }
