@@ -16,7 +16,6 @@ from mae_et.benchmarks.training_step import network_of, reference_step, step_of,
 from mae_et.checkpoints.store import save_checkpoint
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Plan
-from mae_et.runtime.precision import autocast_dtype
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.training.optim import build_optimizer
 from mae_et.training.state import TrainState
@@ -166,9 +165,3 @@ def checkpoint_seconds(config: PretrainConfig, device: torch.device) -> dict[str
         path = save_checkpoint(Path(folder), state.to_dict(), "", {})
         taken = time.perf_counter() - before
         return {"folder": str(there), "bytes": path.stat().st_size, "seconds": taken}
-
-
-def dtype_name(config: PretrainConfig, device: torch.device) -> str:
-    """Return the precision of the steps."""
-    dtype = autocast_dtype(config.efficiency.precision, device)
-    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
