@@ -66,11 +66,9 @@ FORCED = [
     ["--curriculum.cost=area", "--curriculum.shares_of=images"],
 ]  # fmt: skip
 COMPILED, TWIN = 0, 3
+RESNET = "--model={backbone: resnet10t, image_size: 32} --curriculum.preset=constant"
 CLASSIFIER_OPTIONS = [
-    [
-        "--model={backbone: test_vit, image_size: 32}",
-        "--model={backbone: resnet10t, image_size: 32}",
-    ],
+    ["--model={backbone: test_vit, image_size: 32}", f"{RESNET} --curriculum.stages=[]"],
     ["", "--recipe.mixup=0.8", "--recipe.cutmix=1.0"],
     ["--optim.optimizer=lars", "--optim.optimizer=lamb", ""],
     ["", "--efficiency.micro_batch=4"],
