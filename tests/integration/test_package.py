@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -69,3 +70,14 @@ def test_the_wheel_holds_every_config_and_module_and_nothing_else(unpacked: Path
     assert {p.name for p in (unpacked / "mae_et" / "benchmarks").glob("*.py")} == measured
     (info,) = unpacked.glob("*.dist-info")
     assert "mae-et = mae_et.__main__:main" in (info / "entry_points.txt").read_text()
+
+
+def test_git_tracks_no_output_of_a_run() -> None:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+    names = [Path(name) for name in listing.split("\0") if name]
+    outputs = {".lock", "results.json", "metrics.jsonl", "encoder.safetensors"}
+    assert not [
+        name for name in names if name.name in outputs or re.fullmatch(r"step-\d+\.pt", name.name)
+    ]
