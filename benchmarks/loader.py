@@ -36,7 +36,8 @@ from torchvision.transforms import (
 from mae_et import low_frequency_crop
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from mae_et.config.schema import EfficiencyConfig, PretrainConfig
+from mae_et.config.efficiency import EfficiencyConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.data import jpeg_crop
 from mae_et.data.cache import cache_images

@@ -7,10 +7,10 @@ from typing import Literal
 
 from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig, check_cache, check_statistics
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,
-    EfficiencyConfig,
     OptimConfig,
     OutputConfig,
     duration_in_steps,

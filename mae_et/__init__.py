@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from mae_et.checkpoints.encoders import load_encoder as load_encoder
     from mae_et.checkpoints.export import export as export
     from mae_et.checkpoints.load import load_pretrained as load_pretrained
+    from mae_et.config.efficiency import EfficiencyConfig as EfficiencyConfig
     from mae_et.config.files import load_config as load_config
     from mae_et.config.init import InitConfig as InitConfig
     from mae_et.config.schema import CropConfig as CropConfig
     from mae_et.config.schema import CurriculumConfig as CurriculumConfig
     from mae_et.config.schema import DataConfig as DataConfig
-    from mae_et.config.schema import EfficiencyConfig as EfficiencyConfig
     from mae_et.config.schema import ModelConfig as ModelConfig
     from mae_et.config.schema import OptimConfig as OptimConfig
     from mae_et.config.schema import OutputConfig as OutputConfig
@@ -46,14 +46,14 @@ else:
             "mae_et.checkpoints.encoders": ["load_encoder"],
             "mae_et.checkpoints.export": ["export"],
             "mae_et.checkpoints.load": ["load_pretrained"],
-            "mae_et.config.files": ["load_config"],
             "mae_et.config.data": ["DataConfig"],
+            "mae_et.config.efficiency": ["EfficiencyConfig"],
+            "mae_et.config.files": ["load_config"],
             "mae_et.config.init": ["InitConfig"],
             "mae_et.config.model": ["ModelConfig"],
             "mae_et.config.schema": [
                 "CropConfig",
                 "CurriculumConfig",
-                "EfficiencyConfig",
                 "OptimConfig",
                 "OutputConfig",
                 "PretrainConfig",

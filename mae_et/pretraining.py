@@ -29,7 +29,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.cache import cache_images
-from mae_et.data.datasets import ImageDataset, open_dataset
+from mae_et.data.datasets import open_dataset
 from mae_et.data.device_decode import memory_ahead
 from mae_et.data.train_dataset import Batch, TrainDataset
 from mae_et.data.transforms import normalise
@@ -131,7 +131,10 @@ def _pretrain(
         dataset,
         step,
         stopped,
-        [PeriodicReconstructions(run, model, source), *online_probes(run, model, source)],
+        [
+            PeriodicReconstructions(run, model, source),
+            *OnlineProbe.from_config(run, model, source),
+        ],
         partial(finish, run, model),
         files,
         stop_after_step,
@@ -151,11 +154,6 @@ def build(
     run = build_run(config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True)
     run.provenance["init"] = initial
     return run, model
-
-
-def online_probes(run: Run, model: MaskedAutoencoder, source: ImageDataset) -> list[OnlineProbe]:
-    """Return the probe of the encoder, if the config has one."""
-    return [] if run.config.probe.every is None else [OnlineProbe(run, model, source)]
 
 
 def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,7 @@ def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _gather(content: dict[str, Any], world: DistributedContext) -> list[dict[str, Any]]:
-    """Gather JSON from every rank, in the order of ranks: rows of bytes, none of which is run."""
+    """Gather JSON from every rank, in the order of ranks: plain data, never executed."""
     text = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
     sizes = distributed.all_gather(torch.tensor(len(text)), world).tolist()
     rows = distributed.all_gather_rows(text, world).split(sizes)

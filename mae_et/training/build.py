@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_et.config.schema import EfficiencyConfig
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import UserError
 from mae_et.runtime.agreement import fail_together

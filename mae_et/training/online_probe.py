@@ -64,6 +64,13 @@ class OnlineProbe:
         self.num_workers = worker_count(config.efficiency.num_workers, run.world)
         self.cached: dict[str, Batches] = {}
 
+    @classmethod
+    def from_config(
+        cls, run: Run, model: MaskedAutoencoder, source: ImageDataset
+    ) -> list["OnlineProbe"]:
+        """Return the probe of a run, in a list that is empty if `probe.every` is not set."""
+        return [] if run.config.probe.every is None else [cls(run, model, source)]
+
     def due(self, step: int) -> bool:
         """Return whether a probe is due after this number of steps: 0, multiples, and the last.
 

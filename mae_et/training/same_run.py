@@ -44,7 +44,7 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
     earlier, sample = _probed(written_config), _probed(config)
     if earlier and sample and earlier != sample:
-        notify("other keys of probe than before: the rest of its curve is of other images")
+        notify("other keys of probe than before: the rest of its curve uses other images")
 
 
 def _probed(config: Any) -> OnlineProbeConfig | None:

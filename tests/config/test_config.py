@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from finetune import ClassifierConfig
 from mae_et import Curriculum, PretrainConfig, UserError, load_config
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.files import config_from_text, find_config, to_yaml
 from mae_et.config.model import ModelConfig
 from mae_et.config.schema import (
     CurriculumConfig,
-    EfficiencyConfig,
     OptimConfig,
     OutputConfig,
     Stage,

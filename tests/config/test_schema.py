@@ -4,7 +4,7 @@ import pytest
 
 from mae_et import UserError
 from mae_et.config.data import DataConfig, check_statistics
-from mae_et.config.schema import EfficiencyConfig
+from mae_et.config.efficiency import EfficiencyConfig
 
 
 def test_mean_and_std_have_one_value_or_one_per_channel() -> None:

@@ -19,7 +19,8 @@ from finetune.transforms import LabelledTrainDataset
 from mae_et import UserError
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
-from mae_et.config.schema import CropConfig, EfficiencyConfig, PretrainConfig
+from mae_et.config.efficiency import EfficiencyConfig
+from mae_et.config.schema import CropConfig, PretrainConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import cache
 from mae_et.data.bad_images import WithSubstitutes

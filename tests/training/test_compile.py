@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from mae_et import Curriculum, Stage, UserError
-from mae_et.config.schema import EfficiencyConfig
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import compile as compiling
 from mae_et.training.compile import (

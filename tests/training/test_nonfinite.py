@@ -16,7 +16,7 @@ from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_checkpoint
-from mae_et.config.schema import EfficiencyConfig
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import read_metrics

@@ -37,4 +37,4 @@ def test_probes_of_other_images_are_announced(tmp_path: Path, capsys) -> None:
     saved = {"config": to_yaml(before)}
     assert not resume("--probe.every=10%")
     assert not resume("--probe.val_images=7")
-    assert "curve is of other images" in resume("--probe.every=5%", "--probe.val_images=7")
+    assert "curve uses other images" in resume("--probe.every=5%", "--probe.val_images=7")

@@ -21,8 +21,8 @@ from finetune.config import ClassifierConfig
 from finetune.model import build_classifier
 from mae_et import RunFailed, UserError, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.files import load_config
-from mae_et.config.schema import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import device_decode
 from mae_et.io.metrics_file import read_metrics

@@ -21,7 +21,7 @@ from mae_et.checkpoints.store import (
     rename_damaged_after,
     save_checkpoint,
 )
-from mae_et.config.schema import EfficiencyConfig
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import watchdog
 

@@ -1,0 +1,75 @@
+"""How fast a run reaches its numbers: device, precision, compilation, micro-batches, processes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mae_et.errors import require
+
+MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to end again
+
+
+@dataclass(frozen=True)
+class EfficiencyConfig:
+    """How fast the same numbers are reached."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto takes a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast precision; auto is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
+    tf32: bool = True
+    """Whether float32 products may run as TF32 on a GPU."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile transformer blocks with torch.compile (other networks as a whole), with graphs of
+    their own for each bandwidth; auto compiles runs on a GPU of at least 1000 steps a bandwidth."""
+    cuda_graphs: bool = False
+    """Whether compiled networks run as CUDA graphs (torch.compile's reduce-overhead), which launch
+    all their kernels at once. It needs a GPU, efficiency.compile and one micro-batch per step, and
+    excludes sharding and gradient checkpointing. Not run on a GPU yet."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass to save memory."""
+    micro_batch: int | dict[int, int] | Literal["auto"] | None = None
+    """Images per forward pass and rank. A number holds at the base size and grows as (base / B)^2
+    for a stage of bandwidth B, at constant memory; a mapping gives it for each bandwidth; auto
+    takes the largest equal parts that fit in memory. The default is auto when pre-training on a
+    GPU without sharding, else a rank's share of the batch at once."""
+    sharding: Literal["none", "full"] = "none"
+    """full shards weights, gradients and optimizer states over all ranks (FSDP2), for pre-training
+    models that do not fit on one GPU; files stay the same. efficiency.micro_batch auto then
+    tries the whole, unsharded model first; set a number if that does not fit."""
+    num_workers: int | None = None
+    """Loader processes of each rank; 0 loads in the training process. By default a rank's share of
+    the cores, or a quarter of it on the CPU, 1 to 16. On the CPU, training computes with as many
+    threads as they leave cores, unless OMP_NUM_THREADS is set."""
+    decode: Literal["auto", "cpu", "gpu"] = "cpu"
+    """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
+    TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
+    CPU in loader processes. auto takes the GPU for runs on CUDA whose images are mostly JPEGs,
+    without data.augment and data.replay. Crops and masks are the same; pixels
+    differ slightly (docs/scaling.md). The default is cpu until this has been checked on a GPU."""
+    step_timeout: float | None = 1800
+    """Seconds without a finished step (or scored batch) after which a rank dumps its stack traces
+    and exits with status 75; null waits for ever."""
+
+    def __post_init__(self) -> None:
+        requested = self.micro_batch
+        sizes = requested.values() if isinstance(requested, dict) else [requested]
+        require(
+            all(not isinstance(size, int) or size > 0 for size in sizes),
+            "efficiency.micro_batch must be positive",
+        )
+        excluded = {
+            "efficiency.device cpu": self.device == "cpu",
+            "efficiency.compile false": self.compile is False,
+            "efficiency.sharding full": self.sharding == "full",
+            "efficiency.gradient_checkpointing": self.gradient_checkpointing,
+        }
+        for key, given in excluded.items():
+            require(not (self.cuda_graphs and given), f"efficiency.cuda_graphs excludes {key}")
+        require(
+            self.num_workers is None or 0 <= self.num_workers <= MOST_WORKERS,
+            f"efficiency.num_workers must lie in [0, {MOST_WORKERS}], got {self.num_workers}",
+        )
+        require(
+            self.step_timeout is None or 0 < self.step_timeout <= 1e8,
+            "efficiency.step_timeout must be positive (and at most 1e8, three years), or null",
+        )
