@@ -57,7 +57,6 @@ from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.runtime.signals import StopFlag
 
 BASE, PATCH = 224, 16
 GOALS = {96: 4.0, 160: 2.5, 224: 1.5}
@@ -94,7 +93,7 @@ def arms(source: DecodedDataset, shards: DecodedDataset, size: int) -> dict[str,
     decode = view(source, "decode")
     run = PretrainConfig(data=DataConfig(cache="ram"), efficiency=EfficiencyConfig(num_workers=0))
     world = DistributedContext(0, 1, torch.device("cpu"))
-    cached: Any = cache_images(source, run, world, StopFlag())
+    cached: Any = cache_images(source, run, world)
 
     def with_pillow(index: int) -> None:
         fast, jpeg_crop.simplejpeg = jpeg_crop.simplejpeg, None

@@ -103,7 +103,7 @@ def _classify(
             "draws its own mixing and drop path and has its own batch-norm statistics",
             stacklevel=1,
         )
-    images = cache_images(data.train, config, world, stopped)
+    images = cache_images(data.train, config, world)
     torch.manual_seed(config.seed)
     with fail_together(world):
         network = build_network(config, saved, data.classes)
@@ -171,7 +171,7 @@ def build(
     """Build the run of a network, new or restored from a checkpoint.
 
     Raises:
-        UserError: the config asks for what the network or its micro-batches cannot do.
+        UserError: the network or its micro-batches do not support the config.
     """
     efficiency = config.efficiency
     if efficiency.sharding != "none":

@@ -118,7 +118,7 @@ def _pretrain(
         if saved is None and config.init.extends is not None:
             saved, files = read_extension(config, config.init.extends, source, world)
     provenance = check_data(config, saved, source, world)
-    images = cache_images(source, config, world, stopped)
+    images = cache_images(source, config, world)
     plan = resumed_plan(config, saved, make_plan(config, len(source), curriculum))
     run, model = build(config, plan, world, saved)
     run.provenance |= provenance

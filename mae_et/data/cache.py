@@ -4,13 +4,14 @@ Images are stored as the dataset yields them: whole, in 8 bits (arrays of other 
 So views are made of the same pixels as without a cache, and are the same bit for bit. An image of
 500 x 375 pixels takes 0.56 MB: ImageNet would take 720 GB.
 
-On each machine the first rank decodes, in loader processes, and the others read what it holds.
+On each machine the first rank decodes, in the loader processes of all its ranks, and the others
+read what it holds.
 Unreadable images are not stored: they are read, and reported or replaced, when they are trained on.
 """
 
 import multiprocessing
-import os
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,6 @@ from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.host_memory import available_host_memory
 from mae_et.runtime.placement import node_id
-from mae_et.runtime.signals import StopFlag
 from mae_et.runtime.watchdog import heartbeat
 
 MEMORY_FRACTION = 0.8
@@ -37,6 +37,10 @@ MEMORY_FRACTION = 0.8
 PROBED = 32
 """Images that are decoded to estimate the size of all."""
 ROWS_AT_ONCE = 32
+ROUND_SECONDS = 1.0
+"""Between two messages of a rank that decodes to those that wait for it."""
+NO_BUFFER = [-1] * 4
+"""Instead of the address of a `SharedBuffer`, on a rank that has none."""
 NOT_STORED, IMAGE, ARRAY, FLOAT_ARRAY = range(4)
 COLUMNS = 6
 """Of an entry: kind, three sides, label and offset."""
@@ -66,6 +70,8 @@ class CachedDataset:
         self.source, self.buffer, self.entries = source, buffer, entries
         self.classes = source.classes
         self.name = getattr(source, "name", str)
+        self.inner = getattr(source, "inner", None)
+        """What a `DecodedDataset` decodes; its labels are counted."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -80,9 +86,7 @@ class CachedDataset:
         return torch.from_numpy(pixels.copy()), label
 
 
-def cache_images(
-    source: ImageDataset, config: Any, world: DistributedContext, stopped: StopFlag
-) -> ImageDataset:
+def cache_images(source: ImageDataset, config: Any, world: DistributedContext) -> ImageDataset:
     """Return a dataset with its images in memory, or itself without `data.cache`.
 
     One line on stderr says what was stored, or that the images do not fit and are read from files.
@@ -91,7 +95,6 @@ def cache_images(
         source: the dataset.
         config: the run's; `data.cache` and `efficiency.num_workers` are read.
         world: ranks, all of which must call this.
-        stopped: set by a signal, which ends decoding early.
 
     Raises:
         UserError: the operating system has no anonymous shared memory.
@@ -102,25 +105,34 @@ def cache_images(
     here = [rank for rank, machine in enumerate(machines) if machine == machines[world.rank]]
     made = None
     if world.rank == here[0]:
-        made = _decode_all(source, worker_count(config.efficiency.num_workers), stopped)
-    holder = torch.tensor([os.getpid(), -1 if made is None else made.buffer.descriptor])
-    process, descriptor = distributed.all_gather(holder, world)[here[0]].tolist()
-    if world.rank != here[0] and descriptor >= 0:
-        made = _attach(source, process, descriptor, world.rank)
+        requested = config.efficiency.num_workers
+        num_workers = worker_count(None if requested is None else requested * len(here))
+        made = _decode_all(source, num_workers, world)
+    while distributed.any_rank(False, world):  # one collective a round, as in `_decode_all`
+        heartbeat()
+    holder = torch.tensor(NO_BUFFER if made is None else made.buffer.address())
+    address = distributed.all_gather(holder, world)[here[0]].tolist()
+    if world.rank != here[0] and address != NO_BUFFER:
+        made = _attach(source, address, world.rank)
     return source if made is None else made
 
 
-def _attach(source: ImageDataset, process: int, descriptor: int, rank: int) -> CachedDataset | None:
+def _attach(source: ImageDataset, address: Sequence[int], rank: int) -> CachedDataset | None:
     try:
-        buffer = SharedBuffer.attach(process, descriptor)
+        buffer = SharedBuffer.attach(address)
     except OSError as error:  # another container or user
         say(f"mae-et: data.cache ram: rank {rank} cannot share the memory ({error}): reads files")
         return None
     return CachedDataset(source, buffer, buffer.read(np.int64, (len(source), COLUMNS), 0))
 
 
-def _decode_all(source: ImageDataset, num_workers: int, stopped: StopFlag) -> CachedDataset | None:
-    """Decode a dataset into a buffer that starts with its entries; None if it does not fit."""
+def _decode_all(
+    source: ImageDataset, num_workers: int, world: DistributedContext
+) -> CachedDataset | None:
+    """Decode a dataset into a buffer that starts with its entries; None if it does not fit.
+
+    Once in `ROUND_SECONDS` it raises a flag to the other ranks: they wait, and are alive.
+    """
     start, limit = time.monotonic(), int((available_host_memory() or 0) * MEMORY_FRACTION)
     expected = _expected_bytes(source)
     if expected > limit:
@@ -132,14 +144,15 @@ def _decode_all(source: ImageDataset, num_workers: int, stopped: StopFlag) -> Ca
         return None
     filled = _Filled(source, limit)
     entries: list[Tensor] = []
+    last = start
     with batches_of(eval_loader(filled, ROWS_AT_ONCE, num_workers)) as loaded:
         for rows in loaded:
             heartbeat()
             entries.append(rows)
-            if stopped.signal is not None:
-                break
+            if time.monotonic() - last >= ROUND_SECONDS:
+                distributed.any_rank(True, world)
+                last = time.monotonic()
     table = torch.cat(entries).numpy()
-    table = np.pad(table, ((0, len(source) - len(table)), (0, 0)))  # NOT_STORED
     filled.buffer.write(table, 0)
     stored = int((table[:, 0] != NOT_STORED).sum())
     rest = len(source) - stored

@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from multiprocessing import reduction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,34 @@ class SharedBuffer:
             raise UserError("data.cache ram needs Linux (memfd_create)")
         return cls(os.memfd_create("mae-et-cache"))
 
+    def address(self) -> list[int]:
+        """Return where other processes find this buffer, once nothing more is written to it.
+
+        Returns:
+            Number of this process, descriptor, and the file's inode and size in bytes.
+        """
+        file = os.fstat(self.descriptor)
+        return [os.getpid(), self.descriptor, file.st_ino, file.st_size]
+
     @classmethod
-    def attach(cls, process: int, descriptor: int) -> "SharedBuffer":
+    def attach(cls, address: Sequence[int]) -> "SharedBuffer":
         """Open the buffer that another process of this machine holds, for reading.
 
+        In another container the holder's number may be that of another process, whose files have
+        other inodes or sizes.
+
+        Args:
+            address: what the holder's `address` returned.
+
         Raises:
-            OSError: the process cannot be seen from here, or belongs to another user.
+            OSError: the process cannot be seen from here, is another one, or is another user's.
         """
-        return cls(os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDONLY))
+        process, descriptor, *identity = address
+        path = Path(f"/proc/{process}/fd/{descriptor}")
+        file = path.stat()  # before it is opened, which could wait: it may be a pipe
+        if [file.st_ino, file.st_size] != identity:
+            raise OSError(f"process {process} is another one in this container")
+        return cls(os.open(path, os.O_RDONLY))
 
     def write(self, array: np.ndarray, offset: int) -> None:
         """Write an array's bytes; several processes may, to places that do not overlap."""

@@ -1,8 +1,9 @@
 """A cache of decoded images changes no number (`data.cache: ram`)."""
 
-import os
+import math
 import pickle
 import tarfile
+from dataclasses import replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -31,8 +32,8 @@ from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
 from mae_et.data.shared_buffer import SharedBuffer
 from mae_et.data.train_dataset import TrainDataset
+from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.runtime.signals import StopFlag
 from mae_et.training.micro_batch import micro_batch_size
 
 STAGES = (Stage(16, 1, 3), Stage(32, 1, 7))
@@ -43,7 +44,7 @@ def cached(data: DataConfig, channels: int = 3, num_workers: int = 0) -> tuple:
     """Return a dataset and its cache."""
     config = PretrainConfig(data=data, efficiency=EfficiencyConfig(num_workers=num_workers))
     source = open_dataset(data, "train", channels)
-    found = cache_images(source, config, WORLD, StopFlag())
+    found = cache_images(source, config, WORLD)
     return source, found
 
 
@@ -124,12 +125,50 @@ def test_spawned_processes_and_other_ranks_read_the_same_memory(folder: Path) ->
     source, images = cached(DataConfig(root=folder, cache="ram"))
     pickled = ForkingPickler.dumps(images)
     assert len(pickled) < 20_000
-    attached = SharedBuffer.attach(os.getpid(), images.buffer.descriptor)
+    attached = SharedBuffer.attach(images.buffer.address())
     for other in (pickle.loads(pickled), CachedDataset(source, attached, images.entries)):
         stored = np.flatnonzero(images.entries[:, 0])
         assert len(stored) > 8
         for index in stored[:5].tolist():
             assert np.array_equal(other[index][0], source[index][0])
+
+
+def test_waiting_ranks_attach_to_the_first_ones_buffer_and_to_no_other(
+    folder: Path, monkeypatch, capsys
+) -> None:
+    """While the first rank decodes, each flag that it raises is a heartbeat of the others.
+
+    A number of a process means another one in another container: its file differs.
+    """
+    data = DataConfig(root=folder, cache="ram")
+    config = PretrainConfig(data=data, efficiency=EfficiencyConfig(num_workers=0))
+    source = open_dataset(data, "train", 3)
+    raised: list[bool] = []
+    monkeypatch.setattr(cache, "ROUND_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(distributed, "any_rank", lambda flag, _: raised.append(flag) or flag)
+    monkeypatch.setattr(distributed, "all_gather", lambda values, _: torch.stack([values] * 2))
+    first = cache_images(source, config, replace(WORLD, size=2))
+    assert isinstance(first, CachedDataset)
+    assert raised == [True] * math.ceil(len(source) / 4) + [False]
+
+    def gather(values: torch.Tensor, _: DistributedContext) -> torch.Tensor:
+        """Return both machines' numbers, which are equal, and later the buffer's address."""
+        return torch.stack([torch.tensor(address) if values.ndim else values, values])
+
+    beats: list[int] = []
+    monkeypatch.setattr(cache, "heartbeat", lambda: beats.append(1))
+    monkeypatch.setattr(distributed, "any_rank", lambda flag, _: flag or raised.pop(0))
+    monkeypatch.setattr(distributed, "all_gather", gather)
+    rounds, address = len(raised), first.buffer.address()
+    second = cache_images(source, config, replace(WORLD, rank=1, size=2))
+    assert len(beats) == rounds - 1
+    assert not raised
+    assert np.array_equal(second.entries, first.entries)
+    capsys.readouterr()
+    raised[:], address[2] = [False], address[2] + 1
+    assert cache_images(source, config, replace(WORLD, rank=1, size=2)) is source
+    assert "rank 1 cannot share the memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mebibytes", [0, 0.02])
