@@ -47,7 +47,8 @@ class RunLogger:
                 stacklevel=2,
             )
         found = read_metrics(self.folder, SCORES, is_whole=_is_numeric)
-        scores = [row for row in found if 0 < start >= row["step"]]
+        # A run that starts at step 0 probes its initial weights itself.
+        scores = [row for row in found if row["step"] <= start] if start > 0 else []
         self._rewrite(METRICS, rows)
         self._rewrite(SCORES, scores)
         self.metrics = (self.folder / METRICS).open("a", encoding="utf-8")

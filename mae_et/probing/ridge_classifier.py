@@ -42,6 +42,7 @@ def ridge_accuracy(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> 
     frequency = classes.mean(dim=0)
     count = len(x)
     variances, directions = torch.linalg.eigh(x.T @ x / count)  # [D], [D D]
+    variances.clamp_(min=0)  # of features that depend on each other, rounding makes some negative
     x = x @ directions  # uncorrelated, so each direction is penalised alone
     covariance = x.T @ (classes - frequency) / count  # [D C]
 

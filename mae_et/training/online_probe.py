@@ -19,6 +19,7 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, eval_loader
+from mae_et.data.notices import notify
 from mae_et.data.probe_images import CentreCrops, open_probe_images
 from mae_et.data.transforms import normalise, seeded
 from mae_et.io.metrics_file import SCORES, read_metrics
@@ -30,7 +31,7 @@ from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.probing.ridge_classifier import ridge_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.agreement import fail_together
-from mae_et.runtime.precision import autocast
+from mae_et.runtime.precision import autocast, exact_products
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.reconstructions import gather_model
 from mae_et.training.run import Run
@@ -94,18 +95,21 @@ class OnlineProbe:
             while not distributed.any_rank(False, world):  # until the main rank is done
                 heartbeat()
             return
+        if state.sharded:
+            model.decoder = None  # of the gathered copy: the device need not hold it
         model = model.to(world.device)
         with torch.no_grad(), evaluating(model), seeded(self.of.config.seed):
             train, val = (self._encode(model, part) for part in ("train", "val"))
         if state.sharded:
             distributed.any_rank(True, world)
         if logger is not None:
-            scores = measure(train, val)
+            self._report_unreadable(len(train[0]), len(val[0]))
+            scores = measure(*((x.to(world.device), y.to(world.device)) for x, y in (train, val)))
             scores["probe_seconds"] = time.perf_counter() - started
             logger.log_scores(state.step, scores)
 
     def _encode(self, model: MaskedAutoencoder, part: str) -> Labelled:
-        """Return the features of a part's images, of all ranks, on the device."""
+        """Return the features of a part's images, of all ranks, on the CPU."""
         run, data = self.of, self.images.data
         device = run.world.device
         vectors, labels = [torch.empty(0, model.encoder.embed_dim)], [torch.empty(0).long()]
@@ -122,7 +126,15 @@ class OnlineProbe:
         if not run.state.sharded:
             features = distributed.all_gather_rows(features, run.world)
             truth = distributed.all_gather_rows(truth, run.world)
-        return features.to(device), truth.to(device)
+        return features, truth
+
+    def _report_unreadable(self, train: int, val: int) -> None:
+        """Print how many of the chosen images could not be read, if any."""
+        chosen = {"training": self.images.train_indices, "validation": self.images.val_indices}
+        for (part, indices), count in zip(chosen.items(), (train, val), strict=True):
+            if count < len(indices):
+                skipped = len(indices) - count
+                notify(f"probe: {skipped} of {len(indices)} {part} images unreadable, skipped")
 
     def _batches(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's images, uint8 [B C H W], and labels [B]; kept if they are few."""
@@ -155,9 +167,11 @@ class OnlineProbe:
 def measure(train: Labelled, val: Labelled) -> dict[str, float | None]:
     """Measure features: `knn` and `ridge`, top-1 in percent, and `effective_rank`.
 
+    Products are exact float32 whatever `efficiency.tf32`, as in `mae-et knn`.
+
     Args:
         train: features that vote or are fitted, and whose rank is measured.
-        val: features to classify; accuracies are left out if there are none.
+        val: features to classify; without any, accuracies are omitted.
 
     Returns:
         The values by name; None if a feature is not finite.
@@ -169,7 +183,8 @@ def measure(train: Labelled, val: Labelled) -> dict[str, float | None]:
         measures["ridge"] = lambda: ridge_accuracy(train, val)
     if len(train[0]):
         measures["effective_rank"] = lambda: effective_rank(train[0])
-    return {name: value() if finite else None for name, value in measures.items()}
+    with exact_products():
+        return {name: value() if finite else None for name, value in measures.items()}
 
 
 @contextmanager

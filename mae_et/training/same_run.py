@@ -1,7 +1,6 @@
 """Refuse to resume a run folder under settings that would change its numbers."""
 
 from collections.abc import Set
-from dataclasses import replace
 from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys
@@ -42,15 +41,16 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
         set() if finished else {"data.root"}
     )
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
-    earlier, sample = _probed(written_config), _probed(config)
-    if earlier and sample and earlier != sample:
-        notify("other keys of probe than before: the rest of its curve uses other images")
+    earlier, probe = _online_probe(written_config), _online_probe(config)
+    # Another interval too: it changes how many images a probe can afford.
+    if earlier and probe and earlier != probe:
+        notify("keys of probe have changed: its later scores may be of other images")
 
 
-def _probed(config: Any) -> OnlineProbeConfig | None:
-    """Return the keys that choose the images of probes; None if there are no probes."""
+def _online_probe(config: Any) -> OnlineProbeConfig | None:
+    """Return the section `probe`; None if the run has no probes."""
     probe: OnlineProbeConfig | None = getattr(config, "probe", None)
-    return None if probe is None or probe.every is None else replace(probe, every=1)
+    return None if probe is None or probe.every is None else probe
 
 
 def check_same_settings(

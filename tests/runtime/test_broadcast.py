@@ -1,5 +1,7 @@
 """What the main rank read reaches the others as it is."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,22 +13,26 @@ CPU = torch.device("cpu")
 MAIN, OTHER = DistributedContext(0, 2, CPU), DistributedContext(1, 2, CPU)
 
 
-@pytest.fixture
-def wire(monkeypatch) -> list[torch.Tensor]:
-    """What the main rank sends; the other one takes it from here."""
-    sent: list[torch.Tensor] = []
+@dataclass
+class Wire:
+    """Tensors on their way from the main rank to the other one."""
 
-    def broadcast(tensor: torch.Tensor, _: int) -> None:
-        if sent and sending[0] is OTHER:
-            tensor.copy_(sent.pop(0))
+    rank: DistributedContext = MAIN
+    """The rank that broadcasts next."""
+    sent: list[torch.Tensor] = field(default_factory=list)
+
+    def broadcast(self, tensor: torch.Tensor, _: int) -> None:
+        if self.rank is MAIN:
+            self.sent.append(tensor.clone())
         else:
-            sent.append(tensor.clone())
-
-    monkeypatch.setattr(dist, "broadcast", broadcast)
-    return sent
+            tensor.copy_(self.sent.pop(0))
 
 
-sending = [MAIN]
+@pytest.fixture
+def wire(monkeypatch) -> Wire:
+    wire = Wire()
+    monkeypatch.setattr(dist, "broadcast", wire.broadcast)
+    return wire
 
 
 def test_a_checkpoint_arrives_bit_for_bit(wire) -> None:
@@ -39,15 +45,14 @@ def test_a_checkpoint_arrives_bit_for_bit(wire) -> None:
         "step": 7,
         "ema": None,
     }
-    sending[0] = MAIN
     assert broadcast_outline(content, MAIN) is content
     sent = broadcast_tensors(content, MAIN, CPU)
     assert sent["model"]["weight"] is content["model"]["weight"]
-    sending[0] = OTHER
+    wire.rank = OTHER
     outline = broadcast_outline(None, OTHER)
     assert outline["model"]["weight"].untyped_storage().nbytes() == 4  # of any size
     found = broadcast_tensors(outline, OTHER, CPU)
-    assert not wire
+    assert not wire.sent
     assert found["optimizer"]["groups"] == content["optimizer"]["groups"]
     assert (found["step"], found["ema"]) == (7, None)
     for name, tensor in content["model"].items():

@@ -1,5 +1,6 @@
 """Probes during pre-training: what they measure, and that they change nothing else."""
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -23,6 +24,7 @@ from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.probes import MEASURES
 from mae_et.pretraining import train_step
+from mae_et.training import online_probe
 from mae_et.training.online_probe import affordable_images, evaluating, measure
 
 # Of all images: three probes of 36, at a cost that the run can afford.
@@ -119,7 +121,9 @@ def test_unlabelled_images_have_an_effective_rank(tmp_path: Path, capsys) -> Non
         {"step", "time", "effective_rank", "probe_seconds"}
     ] * len(rows)
     assert all(1 < row["effective_rank"] < 29 for row in rows)
-    assert "no accuracy: no classes" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "effective rank of 24 images, no accuracy: no classes" in said
+    assert said.count("probe: 1 of 24 training images unreadable, skipped") == 1
 
 
 def labelled(root: Path, splits: tuple[str, ...], count: int = 20) -> None:
@@ -177,7 +181,48 @@ def test_non_finite_features_are_recorded_as_such() -> None:
     assert measure(features, features) == dict.fromkeys(MEASURES)
 
 
-def test_probe_leaves_the_mode_of_a_model_in_evaluation() -> None:
+def test_measures_use_no_tf32(monkeypatch) -> None:
+    used = []
+    monkeypatch.setattr(
+        online_probe, "knn_accuracy", lambda *_: used.append(torch.get_float32_matmul_precision())
+    )
+    features = torch.eye(4), torch.tensor([0, 1, 0, 1])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        measure(features, features)
+        assert used == ["highest"]
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_sharded_model_is_probed_without_its_decoder(run: Path, tmp_path: Path, monkeypatch):
+    """The decoder of the gathered copy never reaches the device; scores are the same."""
+    devices = []
+
+    def gather(run, model):
+        gathered = copy.deepcopy(model)
+        monkeypatch.setattr(
+            gathered, "to", lambda device: (devices.append(gathered.decoder), gathered)[1]
+        )
+        return gathered
+
+    monkeypatch.setattr(online_probe, "gather_model", gather)
+    probe = online_probe.OnlineProbe.run
+
+    def as_if_sharded(self, logger):
+        assert self.model.decoder is not None
+        monkeypatch.setattr(self.of.state, "sharded", True)
+        probe(self, logger)
+        monkeypatch.setattr(self.of.state, "sharded", False)
+
+    monkeypatch.setattr(online_probe.OnlineProbe, "run", as_if_sharded)
+    assert curve(pretrain(config_of(tmp_path, *PROBED))) == curve(run)
+    assert devices == [None, None, None]
+
+
+def test_evaluating_restores_the_training_mode() -> None:
     model = small().train()
     with evaluating(model):
         assert not model.encoder.training

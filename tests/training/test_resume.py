@@ -7,6 +7,7 @@ import pytest
 from mae_et import PretrainConfig, UserError
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.files import load_config, to_yaml
+from mae_et.data.notices import notify
 from mae_et.training.same_run import check_same_run
 
 
@@ -25,16 +26,18 @@ def test_config_of_another_command_or_version_is_refused(tmp_path: Path) -> None
         check_same_run(config, None, finished=True)
 
 
-def test_probes_of_other_images_are_announced(tmp_path: Path, capsys) -> None:
-    """How often they are taken does not matter, nor whether there were none."""
+def test_changed_probe_is_announced(tmp_path: Path, capsys) -> None:
+    """Another interval too: fewer probes may each take more images."""
 
     def resume(*flags: str) -> str:
+        notify.cache_clear()
         config = load_config(PretrainConfig, [], [f"--output.dir={tmp_path}", *flags])
         check_same_run(config, saved, finished=False)
         return capsys.readouterr().err
 
     before = load_config(PretrainConfig, [], [f"--output.dir={tmp_path}", "--probe.every=5%"])
     saved = {"config": to_yaml(before)}
-    assert not resume("--probe.every=10%")
-    assert not resume("--probe.val_images=7")
-    assert "curve uses other images" in resume("--probe.every=5%", "--probe.val_images=7")
+    assert not resume("--probe.every=5%")
+    assert not resume("--probe.val_images=7")  # without probe.every
+    for changed in (["--probe.every=10%"], ["--probe.every=5%", "--probe.val_images=7"]):
+        assert "later scores may be of other images" in resume(*changed)
