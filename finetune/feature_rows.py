@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.io.plain_files import read_mapping
+from mae_et.io.seals import read_sealed, seal
 
 LABEL = np.dtype("<i8")
 
@@ -79,13 +79,17 @@ class FeatureRows:
             file.flush()
             os.fsync(file.fileno())
         progress = {"rows": self.done, "shape": self.shape, "unreadable": self.unreadable}
-        write_text_atomically(self.folder / "progress.json", json.dumps(progress))
+        write_text_atomically(self.folder / "progress.json", json.dumps(seal(progress)))
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files:
+            file.close()
 
     def finish(self) -> Path:
         """Complete the file, and return its path."""
         self.save()
-        for file in self.files:
-            file.close()
+        self.close()
         if self.is_safetensors:
             with self.paths[0].open("r+b") as file:
                 file.seek(self._start() - LABEL.itemsize * self.count)
@@ -109,7 +113,7 @@ class FeatureRows:
             self.files[0].write(self._header().ljust(self._start(), b"\0"))
 
     def _resume(self) -> None:
-        progress = read_mapping(self.folder / "progress.json")
+        progress = read_sealed(self.folder / "progress.json")
         self.done, self.unreadable = progress["rows"], progress["unreadable"]
         self.shape = tuple(progress["shape"])
         row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize

@@ -62,7 +62,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
         )
     bandwidths = bandwidths_of(config, run.model.image_size)
     folder = config.output or config.run / "dynamics"
-    with sole_writer(folder):
+    with sole_writer(folder, "output"):
         check_same_settings(folder, config, bandwidths)
         known = {row["step"]: row for row in read_metrics(folder, RECORD)}
         for path in paths:
@@ -86,7 +86,7 @@ def _score_single(config: DynamicsConfig) -> dict[str, Any]:
     bandwidths = bandwidths_of(config, base)
     accuracies = _accuracies(config, encoder, data, bandwidths)
     row = {"step": 0, "equivalent_epochs": 0.0, "trained_at": base, "accuracies": accuracies}
-    with sole_writer(config.output):
+    with sole_writer(config.output, "output"):
         return _write(config.output, config, [row], bandwidths)
 
 

@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -28,6 +30,16 @@ _ZEROS = "0" * 64
 
 class Damaged(ValueError):
     """A file that does not match its checksum."""
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors' names, types, shapes and values, in the mapping's order."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def seal_archive(path: Path) -> None:

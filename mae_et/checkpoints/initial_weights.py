@@ -4,7 +4,6 @@ The encoder must be the config's; its patch embedding and positions are fitted t
 and grid. The decoder is taken if all of it fits.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from timm.layers import resample_patch_embed
 
+from mae_et.checkpoints.checksums import sha256_of_tensors
 from mae_et.checkpoints.formats import peek_weights
 from mae_et.checkpoints.load import (
     PUBLISHED_DECODER_HEADS,
@@ -87,7 +87,10 @@ def initialise_from(
     Raises:
         UserError: the weights are those of another encoder; the sentence names both.
     """
-    sha256 = _hash({"encoder": weights.encoder, "decoder": weights.decoder})
+    parts = {"encoder": weights.encoder, "decoder": weights.decoder}
+    sha256 = sha256_of_tensors(
+        {f"{part}.{name}": parts[part][name] for part in parts for name in sorted(parts[part])}
+    )
     heads = _encoder_heads(weights)
     _check_same_encoder(model, config, weights, heads)
     encoder, changes = _adapted_encoder(model, weights)
@@ -105,15 +108,6 @@ def initialise_from(
     taken = f"encoder taken, decoder fresh ({fresh})" if fresh else "encoder and decoder taken"
     unknown = [] if heads else [f"{_heads(model.encoder)} heads assumed, as in the config"]
     return InitialWeights(sha256, "; ".join([taken, *changes, *unknown]))
-
-
-def _hash(parts: dict[str, Tensors]) -> str:
-    digest = hashlib.sha256()
-    for part, tensors in parts.items():
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{part}.{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _heads(transformer: torch.nn.Module) -> int:

@@ -60,7 +60,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     if config.verify:
         return {split: _verify(config.output / split) for split in config.splits}
-    with sole_writer(config.output):
+    with sole_writer(config.output, "output"):
         # Open all splits first: a missing one is reported before hours of work on another.
         datasets = {split: _open_split(config, split) for split in config.splits}
         return {split: _prepare_split(config, split, each) for split, each in datasets.items()}

@@ -1,4 +1,4 @@
-"""One writer per run folder."""
+"""One writer per folder."""
 
 import contextlib
 import errno
@@ -13,11 +13,15 @@ from mae_et.errors import RunFailed, UserError
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[Callable[[], None]]:
-    """Create a folder if necessary, and lock it against other runs.
+def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], None]]:
+    """Create a folder if necessary, and lock it against other processes.
 
     A POSIX lock: the kernel releases it when this process ends, however it ends, and forked loader
     workers do not inherit it (they would with flock, and keep it while they outlive their parent).
+
+    Args:
+        folder: the folder.
+        key: key of the config that names it, for errors.
 
     Yields:
         A function that raises RunFailed once the folder, and its lock with it, was deleted, moved
@@ -35,15 +39,15 @@ def sole_writer(folder: Path) -> Iterator[Callable[[], None]]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(f"{path} is a link; delete it") from None
-        raise UserError(f"output.dir {folder} cannot be written to: {error.strerror}") from None
+        raise UserError(f"{key} {folder} cannot be written to: {error.strerror}") from None
     try:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
-                sentence = f"another process is writing a run to output.dir {folder}"
+                sentence = f"another process is writing to {key} {folder}"
             else:  # a file system without locks
-                sentence = f"output.dir {folder} cannot be locked: {error.strerror}"
+                sentence = f"{key} {folder} cannot be locked: {error.strerror}"
             raise UserError(sentence) from None
         yield partial(check_in_place, path, descriptor)
     finally:

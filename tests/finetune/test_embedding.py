@@ -152,10 +152,11 @@ def test_a_killed_call_resumes_to_the_same_bytes(place, tmp_path, file_type, mon
     monkeypatch.setattr(embedding, "SECONDS_BETWEEN_SAVES", 0.0)
     whole, broken = (config(place, tmp_path / kind / f"f{file_type}") for kind in "ab")
     embed(whole)
-    append, calls = FeatureRows.append, []
+    append, calls, files = FeatureRows.append, [], set()
 
     def killed(self, *batch) -> None:
         calls.append(len(batch[1]))
+        files.update(self.files)
         if len(calls) == 3:
             raise KeyboardInterrupt
         append(self, *batch)
@@ -163,6 +164,8 @@ def test_a_killed_call_resumes_to_the_same_bytes(place, tmp_path, file_type, mon
     monkeypatch.setattr(FeatureRows, "append", killed)
     with pytest.raises(KeyboardInterrupt):
         embed(broken)
+    assert files
+    assert all(file.closed for file in files)
     partial = tmp_path / "b" / f"f{file_type}.partial"
     with (partial / "features").open("ab") as file:
         file.write(b"half a row")
@@ -170,13 +173,20 @@ def test_a_killed_call_resumes_to_the_same_bytes(place, tmp_path, file_type, mon
         UserError, match=r"partial has other features: pool was 'mean' and is now 'cls'"
     ):
         embed(EmbedConfig(**{**vars(broken), "pool": "cls"}))
+    progress = partial / "progress.json"
+    recorded = progress.read_text()
+    for damaged in ("{}", recorded.replace('"rows": 8', '"rows": 4')):
+        progress.write_text(damaged)
+        with pytest.raises(UserError, match=r"progress\.json is damaged: it "):
+            embed(broken)
+    progress.write_text(recorded)
     embed(broken)
     assert calls == [4, 4, 3, 3]
-    files = [
+    whole_files, resumed_files = (
         {path.name: path.read_bytes() for path in (tmp_path / kind).iterdir()} for kind in "ab"
-    ]
-    assert files[0] == files[1]
-    assert len(files[0]) == (2 if file_type == ".parquet" else 3)
+    )
+    assert resumed_files == whole_files
+    assert len(whole_files) == (2 if file_type == ".parquet" else 3)
 
 
 def test_other_features_are_not_overwritten(place, tmp_path, capsys) -> None:

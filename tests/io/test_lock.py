@@ -19,14 +19,19 @@ from slurm.events import record_event
 
 
 def test_missing_lock_support_is_not_reported_as_a_busy_folder(tmp_path: Path, monkeypatch) -> None:
-    for code, sentence in ((errno.ENOLCK, "cannot be locked: No"), (errno.EAGAIN, "another proc")):
+    for code, sentence in (
+        (errno.ENOLCK, "cannot be locked: No"),
+        (errno.EAGAIN, "another process is writing"),
+    ):
 
         def refused(*_: object, code: int = code) -> None:
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr("fcntl.lockf", refused)
-        with pytest.raises(UserError, match=sentence), sole_writer(tmp_path):
-            pass
+        for key in ("output.dir", "output"):
+            match = rf"{key} .*{sentence}" if code == errno.ENOLCK else rf"{sentence} to {key} /"
+            with pytest.raises(UserError, match=match), sole_writer(tmp_path, key):
+                pass
 
 
 def test_unwritable_checkpoint_folder_is_refused(tmp_path: Path) -> None:

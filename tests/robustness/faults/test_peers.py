@@ -43,9 +43,7 @@ def test_second_run_in_one_folder_is_refused(tmp_path) -> None:
         second = Started(folder, "none", SHORT, rank=9)  # its log has another name
         code, said = second.end()
         assert code == 2
-        assert last_sentence(said) == (
-            f"mae-et: another process is writing a run to output.dir {folder}"
-        )
+        assert last_sentence(said) == (f"mae-et: another process is writing to output.dir {folder}")
     finally:
         code, said = first.end()
     assert code == 0, said

@@ -1,0 +1,88 @@
+"""Whether the features of an output are those of a call: its settings, and files of its name."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.embedding_config import EmbedConfig
+from finetune.feature_images import Part
+from finetune.frozen_encoder import FrozenEncoder
+from mae_et.checkpoints.checksums import sha256_of_tensors
+from mae_et.config.data import DataConfig
+from mae_et.errors import UserError
+from mae_et.io.plain_files import check_settings, read_mapping
+from mae_et.runtime.console import say
+from mae_et.runtime.distributed import choose_device
+from mae_et.runtime.precision import autocast_dtype
+from mae_et.training.resume import fingerprint
+
+DIFFERENCE = "{key} was {before} and is now {now}; give another output, or delete it"
+
+
+def settings_of(
+    config: EmbedConfig, encoder: FrozenEncoder, data: DataConfig, parts: Sequence[Part]
+) -> dict[str, Any]:
+    """Return everything that the bytes of a file of features depend on."""
+    weights = encoder.network.state_dict()
+    device = choose_device(config.device)
+    precision = autocast_dtype(config.precision, device)
+    return {
+        "file": config.output.name,
+        "encoder": sha256_of_tensors(dict(sorted(weights.items())))[:16],
+        "images": {part.split: fingerprint(part.source)[:16] for part in parts},
+        "mean": data.mean,
+        "std": data.std,
+        "eval_crop": data.eval_crop,
+        "max_value": data.max_value,
+        "image_size": encoder.image_size,
+        "pool": config.pool,
+        "layers": config.layers,
+        "dtype": config.dtype,
+        "batch_size": config.batch_size,
+        "precision": str(precision or torch.float32).removeprefix("torch."),
+        "device": device.type,
+    }
+
+
+def description_of(output: Path) -> Path:
+    """Return the JSON file that records what an output holds."""
+    return output.with_suffix(".json")
+
+
+def partial_folder(output: Path) -> Path:
+    """Return the folder of an output that is not finished."""
+    return output.with_name(output.name + ".partial")
+
+
+def is_finished(output: Path, settings: dict[str, Any]) -> bool:
+    """Return whether a file has been written with these settings.
+
+    Raises:
+        UserError: it has been written with others.
+    """
+    if not output.exists():
+        _check_companions(output)
+        return False
+    if not description_of(output).exists():
+        raise UserError(f"output {output} exists, and mae-et embed did not write it")
+    before = read_mapping(description_of(output))
+    check_settings(before, settings, f"{output} has other features: {DIFFERENCE}")
+    say(f"mae-et: {output} is complete already")
+    shutil.rmtree(partial_folder(output), ignore_errors=True)  # of a process killed at the very end
+    return True
+
+
+def _check_companions(output: Path) -> None:
+    """Refuse to overwrite files of the same name that are another program's, or another output's.
+
+    Raises:
+        UserError: there is one.
+    """
+    about, resumes = description_of(output), (partial_folder(output) / "progress.json").exists()
+    mine = about.exists() and read_mapping(about).get("file") == output.name
+    for path in (about, output.with_suffix(".csv")):
+        if path.exists() and not mine and not resumes:
+            raise UserError(f"{path} exists, and would be overwritten: give another output")
