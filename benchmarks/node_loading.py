@@ -17,8 +17,8 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum, Plan, Stage
+from mae_et.data.choose_decoder import choose_decoder
 from mae_et.data.datasets import open_dataset
-from mae_et.data.device_decode import choose_decoder
 from mae_et.data.image_folder import ImageFolder
 from mae_et.data.loader import training_batches
 from mae_et.data.prepare import prepare

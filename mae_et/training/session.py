@@ -16,9 +16,9 @@ from mae_et.checkpoints.store import newest_checkpoint, rename_damaged_after
 from mae_et.config.files import to_yaml
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
+from mae_et.data.choose_decoder import choose_decoder
 from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.device_decode import choose_decoder
 from mae_et.data.loader import training_batches
 from mae_et.errors import Interrupted, RunFailed, UserError
 from mae_et.io.atomic import remove_leftovers, write_text_atomically

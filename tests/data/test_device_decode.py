@@ -21,10 +21,12 @@ from mae_et import pretrain
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
+from mae_et.data import choose_decoder as choice
 from mae_et.data import device_decode, jpeg_crop
 from mae_et.data.bad_images import BadImages
+from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
-from mae_et.data.device_decode import DeviceDecoder, choose_decoder, decode_torchvision
+from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.encoded import read_encoded
 from mae_et.data.loader import training_batches
 from mae_et.data.prepare import prepare
@@ -404,9 +406,7 @@ def test_classifiers_decode_on_the_cpu(tmp_path: Path) -> None:
 
 def test_auto_takes_the_gpu_for_jpegs_alone(tmp_path: Path, monkeypatch, capsys) -> None:
     device_decode.notify.cache_clear()
-    monkeypatch.setattr(
-        device_decode, "_find_decoder", lambda _: ("TorchCodec", decode_torchvision)
-    )
+    monkeypatch.setattr(choice, "_find_decoder", lambda _: ("TorchCodec", decode_torchvision))
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     assert isinstance(choose_decoder("auto", dataset, CUDA), DeviceDecoder)
@@ -426,13 +426,13 @@ def test_a_library_that_decodes_no_jpeg_on_the_device_is_not_taken(monkeypatch) 
     def fails(*_: Any) -> Any:
         raise RuntimeError("nvJPEG is not supported")
 
-    assert device_decode._find_decoder(CPU) is not None
-    monkeypatch.setattr(device_decode, "_decode_torchcodec", fails)
-    found = device_decode._find_decoder(CPU)
+    assert choice._find_decoder(CPU) is not None
+    monkeypatch.setattr(choice, "_decode_torchcodec", fails)
+    found = choice._find_decoder(CPU)
     assert found is not None
     assert found[0] == "torchvision"
-    monkeypatch.setattr(device_decode, "decode_torchvision", fails)
-    assert device_decode._find_decoder(CPU) is None
+    monkeypatch.setattr(choice, "decode_torchvision", fails)
+    assert choice._find_decoder(CPU) is None
 
 
 def test_arrays_that_are_not_8_bits_are_refused(tmp_path: Path) -> None:

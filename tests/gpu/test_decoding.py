@@ -13,8 +13,9 @@ from torch import Tensor
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.data import jpeg_crop
+from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
-from mae_et.data.device_decode import DeviceDecoder, choose_decoder, decode_torchvision
+from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import Batch, TrainDataset
