@@ -46,7 +46,6 @@ from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
@@ -232,8 +231,7 @@ class PeriodicEvaluation:
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record holds the scores of a step."""
-        rows = read_metrics(self.of.config.output.dir, SCORES)
-        return any(row["step"] == step for row in rows)
+        return logger.has_scores(step)
 
     def run(self, logger: RunLogger | None) -> None:
         """Score the weights as they are, and keep the best."""

@@ -17,8 +17,6 @@ SOURCE_KEYS = (
     "synthetic_size", "synthetic_train", "synthetic_val",
 )  # fmt: skip
 
-Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
-
 
 @dataclass(frozen=True)
 class DataConfig:

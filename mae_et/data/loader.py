@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,26 +13,11 @@ from mae_et.data.bad_images import BadImages, WithSubstitutes
 from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
 from mae_et.data.encoded import EncodedDataset
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sample_seed
+from mae_et.data.train_dataset import AugmentedDataset
 from mae_et.runtime.signals import STOP_SIGNALS
 
 WORKER_GRACE_SECONDS = 120
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
-
-
-class AugmentedDataset(Protocol[AnyBatch]):
-    """A dataset of randomly augmented images."""
-
-    seed: int
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: SampleIndex, /) -> AnyBatch: ...
-
-    def augment(self, index: SampleIndex, sample: int) -> AnyBatch:
-        """Augment an image with the random numbers of an index, which may be another image's."""
-
-    def refresh(self, batch: AnyBatch, reused: Tensor, seed: int) -> AnyBatch:
-        """Draw new masks and flips for the reused images of a batch, marked in bool [B]."""
 
 
 @contextlib.contextmanager

@@ -116,6 +116,10 @@ class RunLogger:
         """Return whether the image of a step was saved."""
         return self._image_path(step).exists()
 
+    def has_scores(self, step: int) -> bool:
+        """Return whether scores of a step were logged."""
+        return any(row["step"] == step for row in read_metrics(self.folder, SCORES))
+
     def flush(self) -> None:
         """Write all rows to disk; called before each checkpoint, which relies on them."""
         self.check_in_place()

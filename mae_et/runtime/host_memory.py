@@ -12,8 +12,8 @@ def available_host_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return min(kibibytes * 1024, left_in_control_groups())
+    available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return min(int(available[0]) * 1024, left_in_control_groups()) if available else None
 
 
 def left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -22,7 +22,6 @@ from mae_et.data.loader import batches_of, eval_loader
 from mae_et.data.notices import notify
 from mae_et.data.probe_images import CentreCrops, open_probe_images
 from mae_et.data.transforms import normalise, seeded
-from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.features import pool_tokens
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
@@ -82,7 +81,7 @@ class OnlineProbe:
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record holds the probe of a step."""
-        return any(row["step"] == step for row in read_metrics(logger.folder, SCORES))
+        return logger.has_scores(step)
 
     def run(self, logger: RunLogger | None) -> None:
         """Probe the weights as they are."""

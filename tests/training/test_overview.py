@@ -1,5 +1,7 @@
 """What a run says of itself at its start."""
 
+from image_files import encoded, write_shard
+
 import mae_et
 
 
@@ -28,3 +30,15 @@ def test_block_at_the_start_says_what_is_trained_on_what_where_and_for_how_long(
     assert facts["curves"] == f"tensorboard --logdir {folder}"
     mae_et.pretrain(config, stop_after_step=2)
     assert block(capfd.readouterr().err)["run"] == f"{folder}: resumes after step 1"
+
+
+def test_images_without_a_label_are_counted_in_a_cached_dataset_too(tiny, tmp_path, capfd):
+    labelled = {f"{n}.{ending}": content for n in range(12)
+                for ending, content in (("png", encoded(n)), ("cls", b"%d" % (n % 2)))}  # fmt: skip
+    write_shard(tmp_path / "wds" / "0.tar", labelled | {"12.png": encoded(12)})
+    data = ("--data.name=wds", f"--data.root={tmp_path / 'wds'}")
+    for cache in ("none", "ram"):
+        config = tiny(*data, f"--data.cache={cache}", f"--output.dir={tmp_path / cache}")
+        mae_et.pretrain(config, stop_after_step=1)
+        said = block(capfd.readouterr().err)["data"]
+        assert said.endswith("training split: 13 images, 2 classes, 1 without a label")

@@ -293,6 +293,9 @@ def test_available_memory_respects_the_control_group(tmp_path, monkeypatch) -> N
     for name, text in {"max": "9000", "current": "5000", "stat": "a 1\ninactive_file 300"}.items():
         (tmp_path / f"memory.{name}").write_text(text)
     assert host_memory.left_in_control_groups(tmp_path) == 4300
+    monkeypatch.setattr(host_memory, "Path", lambda _: tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 1 kB\n")  # a kernel before 3.14
+    assert host_memory.available_host_memory() is None
 
 
 # --- weights in shards ----------------------------------------------------------------------------
