@@ -17,7 +17,7 @@ from mae_et.checkpoints.encoders import (
     load_encoder,
 )
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.load import masked_autoencoder, stored_preprocessing
+from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.data import DataConfig
@@ -58,6 +58,8 @@ class FrozenEncoder:
 
     def at_size(self, image_size: Size) -> "FrozenEncoder":
         """Return the encoder for images of another size, its positions resampled where needed.
+
+        The network is shared and resized in place: this object must not be used afterwards.
 
         Raises:
             UserError: patches do not tile the size, or timm cannot change that of the network.
@@ -118,7 +120,7 @@ def open_encoder(
     """
     if not has_masked_autoencoder_layout(path, architecture):
         network = load_encoder(path, encoder_num_heads, architecture, key)
-        recorded = stored_preprocessing(path, key, architecture)
+        recorded = Preprocessing.of_timm_model(architecture or str(path))
         return replace(_of_network(network), preprocessing=recorded)
     weights = load_weights(path, key)
     encoder = replace(
