@@ -1,4 +1,4 @@
-"""Swin under a curriculum: the attention window follows the bandwidth.
+"""Swin and Swin V2 under a curriculum: the attention window follows the bandwidth.
 
 EfficientTrain++'s released code sets the window to a 32nd of the image at every stage (3, 5, 7 at
 96, 160, 224 pixels), so windows tile each map without padding. With a fixed window of 7, small maps
@@ -8,7 +8,8 @@ pixels, and at 1.4 times the FLOPs.
 The release resamples the tables of relative-position biases when the stage changes. Here the base
 size's table stays the parameter, and smaller windows read it through such an interpolation, in
 each forward pass. So optimizer moments, moving averages, checkpoints and the evaluation at the base
-size need no change of shape.
+size need no change of shape. Swin V2 (arXiv 2111.09883) has no tables: a small network computes the
+biases, so there timm's windows follow the image size, at the published share of it.
 """
 
 from typing import Any
@@ -21,13 +22,15 @@ from timm.models.swin_transformer import (
     WindowAttention,
     get_relative_position_index,
 )
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import Tensor, nn
 
 from finetune.image_size import Size, format_size, height_and_width
 from mae_et.errors import require
 
-WINDOWS_PER_SIDE = 32
-"""Pixels of the image for each token of the window's side, in every published Swin."""
+STRIDE = 32
+"""Pixels of the image for a token of the last stage, and for one of the window's side in Swin."""
 
 
 class ResamplingAttention(WindowAttention):
@@ -68,32 +71,49 @@ def resample_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) ->
 
 
 def follow_image_size(network: nn.Module, image_size: Size) -> None:
-    """Make a Swin's windows follow the size of its input; other networks are left unchanged.
+    """Make windows of a Swin or Swin V2 follow its input's size; other networks stay unchanged.
 
     Args:
         network: timm model, built at the base size.
-        image_size: base size, multiples of 32 pixels: its window, a 32nd, has the parameters.
+        image_size: base size, multiples of 32 pixels: Swin's window, a 32nd, has the parameters.
 
     Raises:
         UserError: the image size is not a multiple of 32 pixels.
     """
-    if not isinstance(network, SwinTransformer):
+    if not isinstance(network, (SwinTransformer, SwinTransformerV2, SwinTransformerV2Cr)):
         return
     height, width = height_and_width(image_size)
     require(
-        height % WINDOWS_PER_SIDE == 0 and width % WINDOWS_PER_SIDE == 0,
-        f"model.image_size {format_size(image_size)} is not a multiple of {WINDOWS_PER_SIDE}, "
+        height % STRIDE == 0 and width % STRIDE == 0,
+        f"model.image_size {format_size(image_size)} is not a multiple of {STRIDE}, "
         "which Swin's windows need",
     )
-    model: Any = network
-    if len(set(model._ref_window_sizes)) == 1:  # Swin-S3 has windows of its own for each stage
-        window = (height // WINDOWS_PER_SIDE, width // WINDOWS_PER_SIDE)
-        model.set_input_size(img_size=(height, width), window_size=window)
+    if isinstance(network, SwinTransformer):
+        _share_tables(network, (height, width))
+    else:  # V2 computes its biases from the offsets in a window
+        network.set_input_size(img_size=(height, width), window_ratio=_windows_per_side(network))
+    network.register_forward_pre_hook(_fit_windows)
+
+
+def _windows_per_side(network: Any) -> int:
+    """Return the published number of a Swin V2's windows, in the first stage, to a side."""
+    (window, _), *_ = network._ref_window_sizes
+    if isinstance(network, SwinTransformerV2Cr):  # timm fits them to img_size
+        return int(network._ref_grid_size[0] // window)
+    return int(
+        network.default_cfg["input_size"][-1] // (network.patch_embed.patch_size[0] * window)
+    )
+
+
+def _share_tables(network: Any, size: tuple[int, int]) -> None:
+    """Set a Swin's windows for its base size, and use their tables at all others."""
+    if len(set(network._ref_window_sizes)) == 1:  # Swin-S3 has windows of its own for each stage
+        window = (size[0] // STRIDE, size[1] // STRIDE)
+        network.set_input_size(img_size=size, window_size=window)
     for module in network.modules():
         if isinstance(module, WindowAttention):
             module.__class__ = ResamplingAttention
             module.table_window = module.window_size
-    network.register_forward_pre_hook(_fit_windows)
 
 
 @torch.compiler.disable

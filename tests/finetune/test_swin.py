@@ -62,18 +62,32 @@ def test_windows_tile_every_map_so_no_padding_is_attended_to(swin, size) -> None
             assert side % window == 0
 
 
-def test_no_zero_tokens_reach_attention(swin) -> None:
+@pytest.mark.parametrize(
+    "name", [SWIN_T, "swinv2_tiny_window8_256", "swinv2_tiny_window16_256", "swinv2_cr_tiny_224"]
+)
+def test_no_zero_tokens_reach_attention(name: str) -> None:
     """The tokens of every window are the image's; padding would be zeros."""
+    network = build_classifier(NetworkConfig(backbone=name), 5).eval()
     seen = []
-    hooks = [
-        block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        for block in blocks(swin)
-    ]
-    swin(torch.randn(1, 3, 96, 96))
-    for hook in hooks:
-        hook.remove()
-    assert len(seen) == 12
+    for path, module in network.named_modules():
+        if path.endswith(".attn"):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for size in (96, 224):
+        with torch.no_grad():
+            network(torch.randn(1, 3, size, size))
+    assert len(seen) == 2 * 12
     assert all(tokens.abs().sum(dim=-1).min() > 0 for tokens in seen)
+
+
+def test_swin_v2_at_its_published_size_equals_timm_s() -> None:
+    name = "swinv2_tiny_window8_256"
+    ours = build_classifier(NetworkConfig(backbone=name, image_size=256), 5).eval()
+    theirs = timm.create_model(name, num_classes=5).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        ours(torch.randn(1, 3, 96, 96))  # a smaller size in between changes nothing
+        torch.testing.assert_close(ours(images), theirs(images))
 
 
 def test_the_base_size_equals_timm_s_swin() -> None:
