@@ -9,6 +9,10 @@ MAX_CHARACTERS = 100_000
 MAX_DEPTH = 32
 
 
+class MisreadError(yaml.YAMLError):
+    """YAML reads a value otherwise than its writer meant."""
+
+
 def parse_yaml(text: str) -> Any:
     """Return the plain values in a YAML document.
 
@@ -44,13 +48,13 @@ def _check_node(node: yaml.Node) -> None:
     """Refuse keys given twice and octal numbers.
 
     Raises:
-        yaml.YAMLError: there is one; the sentence has its line.
+        MisreadError: there is one; the sentence has its line.
     """
     if isinstance(node, yaml.ScalarNode):
         is_number = node.tag == "tag:yaml.org,2002:int"
         if is_number and re.fullmatch(r"[-+]?0[0-7_]+", node.value):
             line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"line {line}: {node.value} is an octal number in YAML")
+            raise MisreadError(f"line {line}: {node.value} is an octal number in YAML")
         return
     lines: dict[str, int] = {}
     for item in node.value:
@@ -59,5 +63,5 @@ def _check_node(node: yaml.Node) -> None:
         if isinstance(node, yaml.MappingNode) and isinstance(item[0], yaml.ScalarNode):
             name, line = item[0].value, item[0].start_mark.line + 1
             if name in lines:
-                raise yaml.YAMLError(f"{name} is given twice, in lines {lines[name]} and {line}")
+                raise MisreadError(f"{name} is given twice, in lines {lines[name]} and {line}")
             lines[name] = line

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from mae_et.config.plain_yaml import parse_yaml
+from mae_et.config.plain_yaml import MisreadError, parse_yaml
 from mae_et.errors import UserError
 
 # What makes a mapping a class to jsonargparse, and its note of where a section was read from.
@@ -38,7 +38,7 @@ def check_text(text: str, kind: type[Any]) -> None:
 
 
 def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
-    """Refuse flags that name a class, or give text for a section.
+    """Refuse flags that name a class, give text for a section, or that YAML misreads.
 
     Raises:
         UserError: one does; the sentence names the key.
@@ -52,6 +52,10 @@ def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
             value = words[place + 1] if place + 1 < len(words) else ""
         try:
             given = parse_yaml(value)
+        except MisreadError as error:
+            if value.lstrip()[:1] in {"[", "{"}:
+                raise UserError(f"{name.removeprefix('--')}: {error}") from None
+            given = value  # the parser reads a lone 010 as 10
         except (yaml.YAMLError, ValueError, RecursionError):
             given = value  # text; the parser judges it
         for part in reversed(name.removeprefix("--").split(".")):

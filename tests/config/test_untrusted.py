@@ -2,7 +2,7 @@
 
 import pytest
 
-from mae_et import PretrainConfig, UserError
+from mae_et import PretrainConfig, UserError, load_config
 from mae_et.config.untrusted import check_flags, check_text
 
 
@@ -28,3 +28,12 @@ def test_config_structure_is_checked_before_its_values() -> None:
 def test_what_yaml_reads_otherwise_than_written_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_text(text, PretrainConfig)
+
+
+def test_nested_flags_are_read_as_strictly_as_files() -> None:
+    for flag in ("--data.replay={96: 010}", "--efficiency.micro_batch={96: 4, 96: 8}"):
+        with pytest.raises(UserError, match=r"replay: .*octal number|micro_batch: 96 is given twi"):
+            check_flags([flag], PretrainConfig)
+    flags = ["--seed=010", "--output.dir=0100"]  # no YAML: a decimal number, and a name
+    config = load_config(PretrainConfig, [], flags)
+    assert (config.seed, str(config.output.dir)) == (10, "0100")
