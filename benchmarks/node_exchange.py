@@ -46,6 +46,7 @@ def all_reduce_speed(kind: str, ranks: int, numbers: int) -> dict[str, Any]:
         for process in processes:
             process.join(max(0.0, ends - time.monotonic()))
             process.kill()  # if it is still there
+            process.join()
         if not result.exists():
             return {"ranks": ranks, "error": f"no sum within {PATIENCE:g} s; see the lines above"}
         seconds = float(result.read_text())

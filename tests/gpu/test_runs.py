@@ -43,6 +43,10 @@ def run_with_fault(config: Path, folder: Path, fault: str, *flags: str) -> int |
     process = RANKS.Process(target=drive, args=(fault, words))
     process.start()
     process.join(180)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        pytest.fail(f"a run with the fault {fault!r} did not end within 180 s")
     return process.exitcode
 
 
