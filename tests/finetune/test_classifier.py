@@ -16,6 +16,7 @@ from steps import signal_at
 from tiny_run import GOLDEN
 from user_errors import error_of
 
+import finetune.results
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.classifier import classifier_step
 from finetune.model import build_classifier
@@ -31,6 +32,8 @@ from mae_et.data.synthetic import Synthetic
 from mae_et.data.tar_writer import TarWriter
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.io.seals import read_sealed, seal
+from mae_et.monitoring.logger import RunLogger
+from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 
 SMALL = """
@@ -175,9 +178,11 @@ def test_scores_due_when_a_run_was_killed_follow_on_resume(small, monkeypatch) -
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("place", ["write_weights", "RunLogger.log_scores"])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(finetune.results, "write_weights"), (RunLogger, "log_scores")]
+)
 def test_a_run_killed_between_best_weights_and_score_ends_like_an_uninterrupted_one(
-    small, monkeypatch, place: str
+    small, monkeypatch, owner: object, name: str
 ) -> None:
     """Whichever of them is written first: the best weights are those of the step that is named."""
     whole = small("--output.checkpoint_every=10", run="whole")
@@ -188,7 +193,7 @@ def test_a_run_killed_between_best_weights_and_score_ends_like_an_uninterrupted_
 
     config = small("--output.checkpoint_every=10")
     with monkeypatch.context() as patch:
-        patch.setattr(f"finetune.results.{place}", killed)
+        patch.setattr(owner, name, killed)
         with pytest.raises(KeyboardInterrupt):
             classify(config)
     results = classify(config)
@@ -305,7 +310,7 @@ def test_scores_equal_scikit_learn_s_and_each_image_counts_once_over_ranks(monke
     assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
     assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
     parts = []
-    monkeypatch.setattr("mae_et.runtime.distributed.all_reduce_sum", lambda values, world: values)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda values, world: values)
     parts = [
         score(network, source, data, 32, DistributedContext(r, 3, cpu), None, 8, 0)
         for r in range(3)

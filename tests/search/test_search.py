@@ -437,7 +437,7 @@ def test_trials_run_as_a_slurm_array(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("slurm.trials.time.sleep", interrupted)
+        patch.setattr(time, "sleep", interrupted)
         assert main(command) == 130
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

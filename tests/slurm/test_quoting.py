@@ -17,6 +17,7 @@ from mae_et import UserError
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
 from mae_et.cli.main import run as run_command
+from slurm import squeue
 from slurm.command import CommandLine
 from slurm.config import ClusterConfig
 from slurm.events import read_events, record_event
@@ -245,7 +246,7 @@ def test_job_ids_from_files_are_validated_before_calling_slurm(tmp_path: Path) -
 
 
 def test_status_reads_only_logs_of_its_run(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
+    monkeypatch.setattr(squeue, "run", lambda *_: None)
     run = tmp_path / "runs" / "one"
     (run / "slurm").mkdir(parents=True)
     (tmp_path / "secret").mkdir()

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 
 from mae_et.io.metrics_file import SCORES, row_line
+from slurm import squeue
 from slurm.events import record_event
 from slurm.run_status import as_dicts, status, table
 
 
-def test_status_is_json_serialisable(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
+@pytest.fixture(autouse=True)
+def _no_slurm(monkeypatch) -> None:
+    """Answer every query as a machine without SLURM does."""
+    monkeypatch.setattr(squeue, "run", lambda *_: None)
+
+
+def test_status_is_json_serialisable(tmp_path: Path) -> None:
     record_event(tmp_path, "started", job="7")
     (about,) = json.loads(json.dumps(as_dicts(status([tmp_path]))))
     assert about["run"] == str(tmp_path)
@@ -55,17 +61,15 @@ def test_status_shows_the_last_score(tmp_path: Path) -> None:
     ],
 )
 def test_restarts_count_jobs_that_were_killed_before_their_first_event(
-    tmp_path: Path, monkeypatch, events, restarts: int
+    tmp_path: Path, events, restarts: int
 ) -> None:
-    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
     for event, job, restart in events:
         record_event(tmp_path, event, job=job, **({} if restart is None else {"restart": restart}))
     (found,) = status([tmp_path])
     assert found.restarts == restarts
 
 
-def test_error_before_the_last_start_is_marked_as_old(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
+def test_error_before_the_last_start_is_marked_as_old(tmp_path: Path) -> None:
     record_event(tmp_path, "started", job="1", restart=0)
     record_event(tmp_path, "failed", job="1", restart=0, sentence="the disk is full")
     assert status([tmp_path])[0].error == "the disk is full"
@@ -74,10 +78,7 @@ def test_error_before_the_last_start_is_marked_as_old(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"loss": ', "\x00" * 20])
-def test_run_with_damaged_results_is_damaged_and_not_finished(
-    tmp_path: Path, monkeypatch, content: str
-) -> None:
-    monkeypatch.setattr("slurm.squeue.run", lambda *_: None)
+def test_run_with_damaged_results_is_damaged_and_not_finished(tmp_path: Path, content: str) -> None:
     record_event(tmp_path, "started", job="1")
     record_event(tmp_path, "finished", job="1")
     (tmp_path / "results.json").write_text("{}")

@@ -1,5 +1,7 @@
 """Summaries of a run from its logged rows."""
 
+import time
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def test_pause_waits_for_the_gpu_only_where_it_gets_work(monkeypatch, works: boo
         clock[0] += waits.pop(0)
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronise)
-    monkeypatch.setattr("mae_et.training.metrics.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     with window.paused(works):
         clock[0] += 100
     assert clock[0] - window.started == (3 if works else 0)

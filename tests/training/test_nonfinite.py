@@ -23,6 +23,7 @@ from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
 from mae_et.pretraining import train_step
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training import metrics
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, streak
 from mae_et.training.run import Run
 from mae_et.training.state import TrainState
@@ -285,7 +286,7 @@ def test_a_scaler_that_finds_no_scale_stops_the_run(tiny) -> None:
         return loss, norm * math.inf
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mae_et.training.metrics.SCALER_PATIENCE", 12)
+        patch.setattr(metrics, "SCALER_PATIENCE", 12)
         with pytest.raises(Diverged, match=r"gradient's norm became inf.*13 updates in a row"):
             pretrain(tiny("--efficiency.precision=fp16", "--output.log_every=1"), step=overflowing)
 

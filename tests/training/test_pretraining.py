@@ -18,6 +18,8 @@ from tiny_run import GOLDEN
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.curriculum.schedule import Plan
+from mae_et.data import synthetic
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import read_metrics
 from mae_et.pretraining import train_step
@@ -219,7 +221,7 @@ def test_a_dead_loader_process_is_one_error_sentence(tiny, monkeypatch) -> None:
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("mae_et.data.train_dataset.TrainDataset.__getitem__", die)
+    monkeypatch.setattr(TrainDataset, "__getitem__", die)
     with pytest.raises(RunFailed, match=r"a loader worker died.*efficiency\.num_workers"):
         pretrain(tiny("--efficiency.num_workers=1"))
 
@@ -229,7 +231,7 @@ def test_loader_processes_end_with_a_failed_run(tiny, monkeypatch, failure: str)
     """Held by the error's frames it would wait for work, and Python at its exit for it."""
     config = tiny("--efficiency.num_workers=2", "--curriculum.epochs=40")
     if failure == "unreadable":
-        monkeypatch.setattr("mae_et.data.synthetic.render", lambda *_: 1 / 0)
+        monkeypatch.setattr(synthetic, "render", lambda *_: 1 / 0)
     error: type[BaseException] = Interrupted if failure == "interrupted" else Exception
     with pytest.raises(error) as caught:
         pretrain(config, step=signal_at(3))

@@ -16,6 +16,7 @@ from launch import QUIET, equal, same_weights
 from train_state import state
 
 from mae_et import UserError, pretrain
+from mae_et.checkpoints import store
 from mae_et.checkpoints.store import (
     export_encoder,
     list_checkpoints,
@@ -169,7 +170,7 @@ def test_temporarily_unreadable_checkpoint_is_not_marked_damaged(tmp_path, monke
         def refused(path: Path, code: int = code) -> bool:
             raise OSError(code, "refused", str(path))
 
-        monkeypatch.setattr("mae_et.checkpoints.store.check_archive", refused)
+        monkeypatch.setattr(store, "check_archive", refused)
         with pytest.raises(OSError, match="refused"):
             newest_checkpoint(tmp_path)
         with pytest.raises(OSError, match="refused"):

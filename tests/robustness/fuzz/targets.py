@@ -42,6 +42,7 @@ from mae_et.errors import RunFailed, UserError
 from mae_et.io.seals import seal, sealed_bytes
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.compare import CompareConfig, compare
+from slurm import squeue
 from slurm.config import ClusterConfig
 from slurm.run_status import status, table
 
@@ -349,7 +350,7 @@ def _read_images(config: DataConfig) -> None:
 
 def read_run(data: bytes, folder: Path) -> None:
     lay_out(run_folder(), data, folder)
-    with patch("slurm.squeue.run", return_value=None):  # SLURM's programs
+    with patch.object(squeue, "run", return_value=None):  # SLURM's programs
         table(status([folder]))
     with suppress(UserError):
         compare(CompareConfig([folder]))
