@@ -19,7 +19,6 @@ from mae_et import load_config
 from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.store import export_encoder
 from mae_et.config.data import DataConfig
-from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
@@ -88,7 +87,7 @@ def untrained(config: PretrainConfig, path: Path) -> Path:
     if not path.exists():
         torch.manual_seed(config.seed)
         model = MaskedAutoencoder.from_config(config.model, decoder=False)
-        export_encoder(model.encoder, path, json.dumps(plain(config.model)))
+        export_encoder(model.encoder, path, config.model)
     return path
 
 

@@ -52,10 +52,11 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
+from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.resume import same_world_size
 from mae_et.training.run import Run
 from mae_et.training.saved_state import resumed_plan
-from mae_et.training.session import check_data, distributed_session, find_checkpoint, train_run
+from mae_et.training.session import check_data, distributed_session, train_run
 from mae_et.training.step import update
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         network, source, size = task.network, task.source, task.image_size
         facts = {"the number of images": len(source), "the digest of their names": task.digest}
         check_ranks_agree(facts, world)
-        check_same_start(network, None, None, world)
+        check_same_start(network, None, world)
         dtype = autocast_dtype(config.precision, world.device)
         workers = worker_count(config.num_workers, world)
         scores = score(

@@ -95,7 +95,7 @@ def finish(run: Run, logger: RunLogger | None) -> None:
         results = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
         results |= {"best_top1": best["top1"], "best_step": best["step"]}
     results |= {"train_images": run.plan.images}
-    write_results(run, logger, read_metrics(folder), results)
+    write_results(run, logger, results)
 
 
 def write_weights(run: Run, path: Path) -> None:

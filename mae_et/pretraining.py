@@ -5,15 +5,12 @@
 
 A `Plan` fixes before training which bandwidth S each step has. Only the `TrainState` changes while
 training; everything else is a function of the config and the step, so a run resumes from its newest
-checkpoint as if it had never stopped.
+checkpoint as if it had never stopped. (`mae_et.pretrain` is the function; hence the module's name.)
 
 Shapes: B micro-batch, C channels, H base size, S bandwidth, N = (S / patch)^2 patches, V visible
 patches, M predicted patches, W width, D numbers per patch.
-
-The module is not called `pretrain` because its function is: `mae_et.pretrain` is the function.
 """
 
-import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -24,28 +21,26 @@ from torch import Tensor
 
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.store import export_encoder
-from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import open_dataset
 from mae_et.data.device_decode import memory_ahead
-from mae_et.data.train_dataset import Batch, TrainDataset
+from mae_et.data.train_dataset import Batch, TrainDataset, black_batch
 from mae_et.data.transforms import normalise
-from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.monitoring.divergence import last_loss
 from mae_et.monitoring.logger import RunLogger
-from mae_et.monitoring.probes import summarise_probes
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
+from mae_et.training import extension
 from mae_et.training.build import build_run
-from mae_et.training.extension import read_extension
+from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.initialisation import load_initial_weights, saved_hash
 from mae_et.training.loop import Step
+from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import curriculum_of, make_plan
@@ -53,13 +48,7 @@ from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
 from mae_et.training.run import Run
 from mae_et.training.saved_state import resumed_plan
-from mae_et.training.session import (
-    check_data,
-    distributed_session,
-    find_checkpoint,
-    train_run,
-    write_results,
-)
+from mae_et.training.session import check_data, distributed_session, train_run, write_results
 from mae_et.training.step import update
 
 ENCODER = "encoder.safetensors"
@@ -105,41 +94,28 @@ def _pretrain(
     stop_after_step: int | None,
     step: Step[Batch],
 ) -> None:
-    saved, finished = find_checkpoint(config, world)
-    # An encoder that was deleted is written again, from the last checkpoint.
-    finished = finished and (saved is None or (config.output.dir / ENCODER).exists())
+    saved, finished = find_checkpoint(config, world, outputs=[ENCODER])
     reached = saved is not None and stop_after_step is not None and saved["step"] >= stop_after_step
     if finished or reached:
         return
     with fail_together(world):
         curriculum = curriculum_of(config)  # checked before the data are opened
         source = open_dataset(config.data, "train", config.model.channels)
-        files: dict[str, str] = {}
-        if saved is None and config.init.extends is not None:
-            saved, files = read_extension(config, config.init.extends, source, world)
+    saved, files = extension.start(config, saved, source, world)
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world)
     plan = resumed_plan(config, saved, make_plan(config, len(source), curriculum))
     run, model = build(config, plan, world, saved)
     run.provenance |= provenance
     del saved  # its tensors are in the run now
-    patch, crop = config.model.patch, config.crop.method
-    dataset = TrainDataset(images, config.data, plan, patch, config.seed, crop)
+    dataset = TrainDataset.from_config(config, images, plan)
     drawn = partial(draw_preview, config, plan, dataset)
     train_run(
-        run,
-        dataset,
-        step,
-        stopped,
-        [
-            PeriodicReconstructions(run, model, source),
-            *OnlineProbe.from_config(run, model, source),
-        ],
-        partial(finish, run, model),
-        files,
-        stop_after_step,
+        run, dataset, step, stopped,
+        [PeriodicReconstructions(run, model, source), *OnlineProbe.from_config(run, model, source)],
+        partial(finish, run, model), files, stop_after_step,
         preview=drawn if config.output.reconstruct_images else None,
-    )
+    )  # fmt: skip
 
 
 def build(
@@ -177,13 +153,9 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
 
 def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
     """Run forward and backward on `count` black images at a stage, beside a decoder's memory."""
-    model = run.config.model
-    images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
-    noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
-    batch = Batch(images, noise, torch.full((count,), stage.index))
-    held = memory_ahead(run.config.efficiency.decode, images, run.world.device)
-    reconstruction_loss(run, batch).backward()
-    del held  # until here, as in training
+    batch = black_batch(run.config.model, stage, count)
+    with memory_ahead(run.config.efficiency.decode, batch.images, run.world.device):
+        reconstruction_loss(run, batch).backward()
 
 
 def finish(run: Run, model: MaskedAutoencoder, logger: RunLogger | None) -> None:
@@ -191,15 +163,7 @@ def finish(run: Run, model: MaskedAutoencoder, logger: RunLogger | None) -> None
     model = gather_model(run, model)
     if logger is None:
         return
-    folder = run.config.output.dir
-    description = json.dumps(plain(run.config.model))
-    preprocessing = Preprocessing.of_run(run.config.data, run.config.model.image_size).to_json()
-    export_encoder(model.encoder, folder / ENCODER, description, preprocessing)
-    rows = read_metrics(folder)
-    figures = {
-        "loss": last_loss(rows),
-        "loss_at_first": rows[0].get("loss") if rows else None,
-        "images": run.plan.images,
-        **summarise_probes(read_metrics(folder, SCORES), run.plan, run.state.seconds),
-    }
-    write_results(run, logger, rows, figures)
+    config = run.config
+    preprocessing = Preprocessing.of_run(config.data, config.model.image_size)
+    export_encoder(model.encoder, config.output.dir / ENCODER, config.model, preprocessing)
+    write_results(run, logger, pretraining_figures(run))

@@ -6,8 +6,10 @@ The newest checkpoint is the highest step that loads: no link or index can disag
 """
 
 import errno
+import json
 import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,12 +25,15 @@ from mae_et.checkpoints.checksums import (
 )
 from mae_et.checkpoints.contents import check_contents
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.weight_files import (
     MODEL_KEY,
     PREPROCESSING_KEY,
     describe_refusal,
     summarise_error,
 )
+from mae_et.config.files import plain
+from mae_et.config.model import ModelConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 from mae_et.runtime.watchdog import heartbeat
@@ -92,7 +97,7 @@ class _ErrorRecorder:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU.
+    """Read a checkpoint to the CPU; its entry `path` is the file that it was read from.
 
     Raises:
         UserError: the file is whole, and something in it cannot be right (see `check_contents`).
@@ -116,16 +121,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
     check_contents(payload, path)
-    return payload
+    return payload | {"path": str(path)}
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Read the newest checkpoint that loads, with a warning for each newer one that does not.
+    """Read a folder's newest checkpoint that loads; see `last_that_loads`."""
+    return last_that_loads(list_checkpoints(folder))
+
+
+def last_that_loads(paths: Sequence[Path]) -> dict[str, Any] | None:
+    """Read the last checkpoint that loads, with a warning for each later one that does not.
+
+    Args:
+        paths: checkpoints, oldest first.
 
     Raises:
         UserError: a file is whole, and something in it cannot be right: no disk did that.
     """
-    paths = list_checkpoints(folder)
     for place, path in reversed(list(enumerate(paths))):
         try:
             return load_checkpoint(path)
@@ -176,7 +188,10 @@ def prune_checkpoints(
 
 
 def export_encoder(
-    encoder: nn.Module, path: Path, model: str, preprocessing: str | None = None
+    encoder: nn.Module,
+    path: Path,
+    model: ModelConfig,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Write an encoder as safetensors with timm's names; plain timm loads it strictly.
 
@@ -185,6 +200,8 @@ def export_encoder(
     tensors: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
     }
-    entries = {MODEL_KEY: model} | ({PREPROCESSING_KEY: preprocessing} if preprocessing else {})
+    entries = {MODEL_KEY: json.dumps(plain(model))}
+    if preprocessing is not None:
+        entries[PREPROCESSING_KEY] = preprocessing.to_json()
     content = sealed_safetensors(tensors, entries)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))

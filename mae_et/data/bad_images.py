@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
-from mae_et.io.metrics_file import read_metrics
+from mae_et.io.metrics_file import Row, read_metrics
 from mae_et.runtime import distributed
+from mae_et.runtime.broadcast import broadcast_outline
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 
@@ -81,8 +82,9 @@ class BadImages:
     Args:
         dataset: augmented dataset; an unreadable image is read once more, to report the reason.
         max_fraction: see `tolerated_count`.
-        folder: run folder, which may hold the record of the run that is resumed.
-        world: ranks that exchange what they could not read.
+        folder: run folder, which may hold the record of the run that is resumed or extended; the
+            main rank reads it.
+        world: ranks that exchange what they could not read, all of which must build this.
         start: steps already done; rows recorded after them are dropped.
     """
 
@@ -91,7 +93,12 @@ class BadImages:
     ):
         self.dataset, self.world = dataset, world
         self.max_fraction, self.record = max_fraction, folder / RECORD
-        found = read_metrics(folder, RECORD, lambda row: row.get("sample") in range(len(dataset)))
+        found: list[Row] = []
+        if world.is_main:
+            found = read_metrics(
+                folder, RECORD, lambda row: row.get("sample") in range(len(dataset))
+            )
+        found = broadcast_outline(found, world)
         self.rows = [row for row in found if row["step"] <= start]
         self.known = {row["sample"] for row in self.rows}
         self.waiting: list[list[int]] = []

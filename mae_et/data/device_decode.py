@@ -196,19 +196,21 @@ def _taken_over(decoded: Decoded, views: Any) -> Batch:
     return batch
 
 
+@contextlib.contextmanager
 def memory_ahead(
     requested: Literal["auto", "cpu", "gpu"], images: Tensor, device: torch.device
-) -> list[Tensor]:
-    """Allocate what decoding may hold on a device while a micro-batch is trained on.
+) -> Iterator[list[Tensor]]:
+    """Hold what decoding may hold on a device while a micro-batch is trained on.
 
-    It is held while the memory of a pass is measured (`efficiency.micro_batch: auto`).
+    The memory of a pass is measured beside it (`efficiency.micro_batch: auto`).
 
     Args:
         requested: see `EfficiencyConfig.decode`.
         images: images of a micro-batch [B C H H].
         device: the run's; nothing is allocated on a CPU, where loader processes decode.
     """
-    if requested == "cpu" or device.type == "cpu":
-        return []
-    ahead = [torch.empty_like(images, device=device) for _ in range(AHEAD)]
-    return [torch.empty(MOST_BYTES, dtype=torch.uint8, device=device), *ahead]
+    held: list[Tensor] = []
+    if requested != "cpu" and device.type != "cpu":
+        held = [torch.empty_like(images, device=device) for _ in range(AHEAD)]
+        held.append(torch.empty(MOST_BYTES, dtype=torch.uint8, device=device))
+    yield held

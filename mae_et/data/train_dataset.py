@@ -13,25 +13,24 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import Compose
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mae_et.config.data import DataConfig
+from mae_et.config.model import ModelConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import Method
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.decoding import Box, DecodedDataset
-from mae_et.data.jpeg_crop import draw_crop, random_crop
+from mae_et.data.decoded_crops import DecodedCrops
+from mae_et.data.decoding import Box
+from mae_et.data.jpeg_crop import draw_crop
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.transforms import (
     as_tensor,
-    augmentation,
     draw_resized_crop,
     flip_again,
     seeded,
     training_transform,
 )
-from mae_et.errors import RunFailed, UserError
 
 NOT_REPLACED = torch.tensor((-1, -1, -1))
 
@@ -48,6 +47,13 @@ class Batch(NamedTuple):
     """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
     replaced: Tensor = NOT_REPLACED
     """int64 [B 3]: the sample index whose image could not be read and was replaced; -1 if none."""
+
+
+def black_batch(model: ModelConfig, stage: PlannedStage, count: int) -> Batch:
+    """Return `count` black images at the base size, as a micro-batch of a stage."""
+    images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
+    noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
+    return Batch(images, noise, torch.full((count,), stage.index))
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Any)
@@ -198,6 +204,13 @@ class TrainDataset(AugmentedDataset[Batch]):
         self.sides = [s.bandwidth if method == "decode" else plan.base for s in plan.stages]
         """Side of the images of each stage, in pixels."""
 
+    @classmethod
+    def from_config(
+        cls, config: PretrainConfig, source: ImageDataset, plan: Plan
+    ) -> "TrainDataset":
+        """Return the training images of a run."""
+        return cls(source, config.data, plan, config.model.patch, config.seed, config.crop.method)
+
     def finish(
         self, view: Tensor, label: int, stage: int, generator: Generator | None = None
     ) -> Batch:
@@ -218,32 +231,3 @@ class TrainDataset(AugmentedDataset[Batch]):
         """Return the batch with new masks for the reused images."""
         noise = torch.rand(batch.noise.shape, generator=generator)
         return batch._replace(noise=torch.where(reused[:, None], noise, batch.noise))
-
-
-class DecodedCrops:
-    """Random crops decoded at the stage's bandwidth, then RandAugment."""
-
-    def __init__(self, source: ImageDataset, config: DataConfig, plan: Plan):
-        if not isinstance(source, DecodedDataset):
-            raise UserError("crop.method decode needs a dataset of image files")
-        self.source, self.config = source, config
-        self.sizes = [stage.bandwidth for stage in plan.stages]
-        self.augment = [
-            Compose(augmentation(config, stage.magnitude)) if config.augment else None
-            for stage in plan.stages
-        ]
-
-    def load(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
-        """Return a crop [C B B] and its label; the generator's state determines the crop.
-
-        Raises:
-            Unreadable: the image cannot be read.
-        """
-        crop, label = random_crop(self.source, sample, self.config, self.sizes[stage], generator)
-        augment = self.augment[stage]
-        if augment is not None:
-            if crop.dtype != torch.uint8:
-                raise RunFailed("data.augment works on images, but the dataset holds arrays")
-            with seeded(int(torch.randint(2**62, (), generator=generator))):
-                crop = pil_to_tensor(augment(to_pil_image(crop)))
-        return crop, label

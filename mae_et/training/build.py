@@ -9,7 +9,6 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import UserError
 from mae_et.runtime.agreement import fail_together
@@ -21,7 +20,7 @@ from mae_et.training.fsdp import shard
 from mae_et.training.micro_batch import fit_micro_batch, micro_batch_size
 from mae_et.training.run import Run
 from mae_et.training.same_ranks import check_same_start
-from mae_et.training.saved_state import check_saved_state, saved_path
+from mae_et.training.saved_state import check_saved_state
 from mae_et.training.state import TrainState
 
 
@@ -56,7 +55,7 @@ def build_run(
         UserError: micro-batches, ranks or sharding do not fit the config.
         RunFailed: the smallest micro-batch does not fit in memory.
     """
-    check_same_start(model, plan, saved, world)
+    check_same_start(model if saved is None else None, plan, world)
     efficiency = config.efficiency
     dtype, scaler = set_precision(efficiency.precision, efficiency.tf32, world.device)
     shards = efficiency.sharding == "full" and world.size > 1
@@ -73,7 +72,7 @@ def build_run(
     if saved is not None:
         with fail_together(world):
             if world.is_main:
-                check_saved_state(saved, state, plan, saved_path(config, saved))
+                check_saved_state(saved, state, plan)
     micro_batch = micro_batch_size(requested, plan, world.size)
     run = Run(config, plan, world, state, model, dtype, micro_batch)  # not wrapped yet
     if fitting:
@@ -87,37 +86,30 @@ def build_run(
             optimizer = broadcast_tensors(saved["optimizer"], world, world.device)
             saved = saved | {"optimizer": optimizer}
         state.restore(saved)
-    run.network = wrap(model, efficiency, plan, world, run.micro_batch)
+    run.network = wrap(run)
     return run
 
 
-def wrap(
-    model: nn.Module,
-    efficiency: EfficiencyConfig,
-    plan: Plan,
-    world: DistributedContext,
-    micro_batch: Callable[[int], int],
-) -> nn.Module:
-    """Compile the model and wrap it in DistributedDataParallel, if the config and ranks need it.
+def wrap(run: Run) -> nn.Module:
+    """Compile a run's model and wrap it in DistributedDataParallel, if config and ranks need it.
 
     Raises:
         UserError: see `check_cuda_graphs`.
     """
-    network = model
+    network, plan, world, efficiency = run.network, run.plan, run.world, run.config.efficiency
     compiles = should_compile(efficiency.compile, plan, world.device)
     if efficiency.cuda_graphs:
-        check_cuda_graphs(plan, world, micro_batch, compiles)
+        check_cuda_graphs(plan, world, run.micro_batch, compiles)
     if compiles:
         bandwidths = len({stage.bandwidth for stage in plan.stages})
-        network = compile_network(model, bandwidths, cuda_graphs=efficiency.cuda_graphs)
+        network = compile_network(network, bandwidths, cuda_graphs=efficiency.cuda_graphs)
     if world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph
         # spares the search for unused weights, but torch's reducer fails on it (internal assert in
         # expect_autograd_hooks_, torch 2.14) where the first backward pass of a run is one of
         # several, without an exchange.
-        share = plan.batch_size // world.size
-        accumulates = any(micro_batch(stage.bandwidth) < share for stage in plan.stages)
+        accumulates = any(run.accumulation(stage) > 1 for stage in plan.stages)
         network = DistributedDataParallel(
             network,
             device_ids=devices,

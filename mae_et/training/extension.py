@@ -7,47 +7,81 @@
 Source: warm-up, stable, decay (Hägele et al., arXiv 2405.18392).
 """
 
-import json
 import math
-import warnings
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.run_config import config_of_run
-from mae_et.checkpoints.store import load_checkpoint
+from mae_et.checkpoints.store import last_that_loads
 from mae_et.config.files import numeric_keys
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Plan
+from mae_et.data.bad_images import RECORD
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import METRICS, SCORES, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, read_metrics, row_line
+from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.find_checkpoint import share_checkpoint
 from mae_et.training.optim import decay_start, lr_at
 from mae_et.training.plan import plan_new_run, plan_of_run
 from mae_et.training.resume import fingerprint
-from mae_et.training.same_run import check_same_settings
+from mae_et.training.same_run import MAY_CHANGE, check_same_settings
+
+RECORDS = (METRICS, SCORES, RECORD)
 
 # What an extension may change: its budget, and how its learning rate falls after the branch.
-_MAY_DIFFER = {
+_MAY_DIFFER = MAY_CHANGE | {
     "curriculum.epochs", "init.extends", "optim.warmup_fraction", "optim.decay_fraction",
-    "optim.min_lr", "optim.max_skipped_updates", "data.root", "data.listing", "data.download",
-    "data.on_error", "data.max_bad_fraction",
+    "optim.min_lr", "data.root",
 }  # fmt: skip
+Files = dict[str, str]
+"""Texts by file name."""
+
+
+def start(
+    config: PretrainConfig,
+    saved: dict[str, Any] | None,
+    source: ImageDataset,
+    world: DistributedContext,
+) -> tuple[dict[str, Any] | None, Files]:
+    """Return the checkpoint to start from: `saved`, or for a new run that extends one, that run's.
+
+    Only the main rank reads the run to extend.
+
+    Args:
+        config: the run.
+        saved: its own newest checkpoint; None for a new run.
+        source: training images.
+        world: ranks.
+
+    Returns:
+        The checkpoint, and files for the run folder (on the main rank).
+
+    Raises:
+        UserError: see `read_extension`.
+    """
+    if saved is not None or config.init.extends is None:
+        return saved, {}
+    files: Files = {}
+    with fail_together(world):
+        if world.is_main:
+            saved, files = read_extension(config, config.init.extends, source)
+    return share_checkpoint(saved, world), files
 
 
 def read_extension(
-    config: PretrainConfig, run: Path, source: ImageDataset, world: DistributedContext
-) -> tuple[dict[str, Any], dict[str, str]]:
+    config: PretrainConfig, run: Path, source: ImageDataset
+) -> tuple[dict[str, Any], Files]:
     """Read the run that a config extends, and report which checkpoint and learning rate it takes.
 
     Args:
         config: the longer run.
         run: folder of the run to extend (`init.extends`).
         source: training images.
-        world: ranks of the longer run.
 
     Returns:
         The checkpoint to start from, under the longer plan, and the run's records up to there, as
@@ -66,26 +100,24 @@ def read_extension(
         numeric_keys(config),
         _MAY_DIFFER,
     )
-    path, saved = _last_constant_checkpoint(run, before, plan_of_run(run))
-    if (saved["origin"] or {}).get("data") != fingerprint(source):
+    saved = _last_constant_checkpoint(run, before, plan_of_run(run))
+    if (saved.get("origin") or {}).get("data") != fingerprint(source):
         raise UserError(
             f"init.extends {run} was trained on other images (their number, names, labels or order)"
         )
     extended = plan_new_run(config, len(source))
     _check_continuous(config, extended, saved["step"])
-    if world.is_main:
-        say(_describe(config, extended, path, saved["step"]))
-    files = {name: _records(run, name, extended, saved["step"]) for name in (METRICS, SCORES)}
+    say(_describe(config, extended, saved))
+    files = {name: _record(run, name, extended, saved["step"]) for name in RECORDS}
     return saved | {"plan": extended.to_dict()}, {n: text for n, text in files.items() if text}
 
 
-def _last_constant_checkpoint(
-    run: Path, config: PretrainConfig, plan: Plan
-) -> tuple[Path, dict[str, Any]]:
+def _last_constant_checkpoint(run: Path, config: PretrainConfig, plan: Plan) -> dict[str, Any]:
     """Read a run's last checkpoint from the constant part of its learning rate.
 
     Raises:
-        UserError: the schedule has no such part, or none of its checkpoints is left.
+        UserError: the schedule has no such part, none of its checkpoints is left, or the content of
+            one that is whole cannot be right.
     """
     last = decay_start(plan, config.optim)
     if last is None:
@@ -96,23 +128,20 @@ def _last_constant_checkpoint(
         )
     first = bisect_left(range(last), config.optim.warmup_fraction, key=plan.progress)
     paths = list_checkpoints(run / "checkpoints")
-    for path in reversed([path for path in paths if first <= checkpoint_step(path) <= last]):
-        try:
-            return path, load_checkpoint(path)
-        except ValueError as error:
-            warnings.warn(f"{error}; falling back to the one before it", stacklevel=2)
-    raise UserError(
-        f"init.extends {run} has no checkpoint of its constant learning rate (steps {first} to "
-        f"{last}) that loads; the one of step {last} is kept unless it is deleted"
-    )
+    saved = last_that_loads([path for path in paths if first <= checkpoint_step(path) <= last])
+    if saved is None:
+        raise UserError(
+            f"init.extends {run} has no checkpoint of its constant learning rate (steps {first} to "
+            f"{last}) that loads; the one of step {last} is kept unless it is deleted"
+        )
+    return saved
 
 
-def _records(run: Path, name: str, plan: Plan, step: int) -> str:
+def _record(run: Path, name: str, plan: Plan, step: int) -> str:
     """Return the rows of a record up to a step, with shares of the compute of a longer plan."""
     rows = [row for row in read_metrics(run, name) if row["step"] <= step]
     shares = [{"compute": plan.progress(row["step"])} if "compute" in row else {} for row in rows]
-    lines = [json.dumps(row | share) for row, share in zip(rows, shares, strict=True)]
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(row_line(row | share, name) for row, share in zip(rows, shares, strict=True))
 
 
 def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:
@@ -136,11 +165,11 @@ def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:
         )
 
 
-def _describe(config: PretrainConfig, plan: Plan, path: Path, step: int) -> str:
+def _describe(config: PretrainConfig, plan: Plan, saved: dict[str, Any]) -> str:
     """Return which checkpoint and learning rate an extension starts from, and what follows."""
-    optim = config.optim
+    optim, step = config.optim, saved["step"]
     return (
-        f"mae-et: extending {path} (step {step} of {plan.steps}): bandwidth "
+        f"mae-et: extending {saved['path']} (step {step} of {plan.steps}): bandwidth "
         f"{plan.at(step).bandwidth}, learning rate {optim.lr:.3g} to step "
         f"{decay_start(plan, optim)}, then falling to {optim.min_lr:.3g}"
     )

@@ -6,15 +6,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import Diverged
-from mae_et.io.metrics_file import Row
+from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.divergence import last_loss
+from mae_et.monitoring.probes import summarise_probes
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak, streak
@@ -189,6 +190,23 @@ def peak_memory(device: torch.device) -> int:
         return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def pretraining_figures(run: Run) -> dict[str, Any]:
+    """Return what results.json says of a finished pre-training besides the figures of every run.
+
+    Returns:
+        `loss` and `loss_at_first`: at the end and in the first row of metrics; `images`: number
+        trained on; and what `summarise_probes` returns.
+    """
+    folder = run.config.output.dir
+    rows, probes = read_metrics(folder), read_metrics(folder, SCORES)
+    return {
+        "loss": last_loss(rows),
+        "loss_at_first": rows[0].get("loss") if rows else None,
+        "images": run.plan.images,
+        **summarise_probes(probes, run.plan, run.state.seconds),
+    }
 
 
 def summarise_stages(rows: list[Row], plan: Plan) -> list[dict[str, float | None]]:

@@ -80,9 +80,7 @@ def preview(config: PretrainConfig, path: Path) -> Path:
     """
     source = open_dataset(config.data, "train", config.model.channels)
     plan = plan_new_run(config, len(source))
-    patch, crop = config.model.patch, config.crop.method
-    dataset = TrainDataset(source, config.data, plan, patch, config.seed, crop)
-    drawn = draw_preview(config, plan, dataset)
+    drawn = draw_preview(config, plan, TrainDataset.from_config(config, source, plan))
     if drawn is None:
         raise UserError("none of the first images of the training split can be read")
     try:

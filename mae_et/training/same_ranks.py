@@ -35,16 +35,14 @@ def check_same_command(config: Any, world: DistributedContext) -> None:
     check_ranks_agree(facts, world)
 
 
-def check_same_start(
-    model: nn.Module, plan: Plan | None, saved: dict[str, Any] | None, world: DistributedContext
-) -> None:
-    """Compare plan, weights and optimizer state over all ranks.
+def check_same_start(model: nn.Module | None, plan: Plan | None, world: DistributedContext) -> None:
+    """Compare plan and new weights over all ranks.
 
     Args:
         model: the model, neither sharded nor wrapped; DistributedDataParallel would replace its
-            weights by those of rank 0 without a word.
+            weights by those of rank 0 without a word. None if they come from a checkpoint, which
+            cannot differ: every rank has the main rank's (`share_checkpoint`).
         plan: plan; None without training.
-        saved: checkpoint to restore, whose weights are those compared.
         world: ranks.
 
     Raises:
@@ -53,14 +51,6 @@ def check_same_start(
     if world.size == 1:
         return
     facts: dict[str, Any] = {} if plan is None else {"the plan": plan.to_dict()}
-    if saved is None:
-        digests = tensor_digests(model.state_dict())
-    else:
-        digests = tensor_digests(saved["model"])
-        facts["the step"] = saved["step"]
-        moments_here = not saved.get("optimizer_on_main")
-        for number, moments in saved["optimizer"]["state"].items() if moments_here else ():
-            for name, digest in tensor_digests(moments).items():
-                facts[f"the optimizer's {name} of parameter {number}"] = digest
+    digests = {} if model is None else tensor_digests(model.state_dict())
     facts |= {f"the checksum of {name}": digest for name, digest in digests.items()}
     check_ranks_agree(facts, world)

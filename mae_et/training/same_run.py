@@ -9,6 +9,13 @@ from mae_et.data.notices import notify
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 
+MAY_CHANGE = frozenset({
+    "data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates", "data.download",
+    "data.listing", "data.cache",
+})  # fmt: skip
+"""Keys that a run may change when it resumes or is extended: how to handle faults (which may be
+decided when they happen), and how images are found and kept."""
+
 
 def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) -> None:
     """Compare a config with the checkpoint's (for a finished run: with config.yaml).
@@ -35,11 +42,7 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
             "give another output.dir"
         ) from None
     before, now = numeric_keys(written_config), numeric_keys(config)
-    # How to handle faults may be decided when they happen.
-    may_differ = {"data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates"}
-    may_differ |= {"data.download", "data.listing", "data.cache"} | (
-        set() if finished else {"data.root"}
-    )
+    may_differ = MAY_CHANGE if finished else MAY_CHANGE | {"data.root"}
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
     earlier, probe = _online_probe(written_config), _online_probe(config)
     # Another interval too: it changes how many images a probe can afford.

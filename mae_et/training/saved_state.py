@@ -27,11 +27,6 @@ COST_TOLERANCE = 0.01
 """Other versions of PyTorch may count slightly other FLOPs for the same steps."""
 
 
-def saved_path(config: Any, saved: dict[str, Any]) -> Path:
-    """Return the file that a checkpoint of the config's run was read from."""
-    return Path(config.output.dir) / "checkpoints" / f"step-{saved['step']:08d}.pt"
-
-
 def resumed_plan(config: Any, saved: dict[str, Any] | None, planned: Plan) -> Plan:
     """Return the plan of a run: the config's, which that of its checkpoint must equal.
 
@@ -48,7 +43,7 @@ def resumed_plan(config: Any, saved: dict[str, Any] | None, planned: Plan) -> Pl
     """
     if saved is None:
         return planned
-    path = saved_path(config, saved)
+    path = Path(saved["path"])
     found = plan_of(saved, path)
     extends = getattr(getattr(config, "init", None), "extends", None) is not None
     for name, old, new in _compared(found, planned, steps=not extends):
@@ -72,7 +67,7 @@ def _compared(one: Plan, other: Plan, steps: bool) -> list[tuple[str, Any, Any]]
     return pairs
 
 
-def check_saved_state(saved: dict[str, Any], state: TrainState, plan: Plan, path: Path) -> None:
+def check_saved_state(saved: dict[str, Any], state: TrainState, plan: Plan) -> None:
     """Check that a checkpoint fits a state that is not sharded yet.
 
     Raises:
@@ -87,7 +82,7 @@ def check_saved_state(saved: dict[str, Any], state: TrainState, plan: Plan, path
         or _describe_micro_batch(saved.get("micro_batch"), plan)
     )
     if problem:
-        raise UserError(f"{path} is refused, although its checksum fits: {problem}")
+        raise UserError(f"{saved['path']} is refused, although its checksum fits: {problem}")
 
 
 def _describe_tensors(saved: dict[str, Tensor], own: dict[str, Tensor]) -> str:

@@ -1,18 +1,13 @@
 """What every kind of run shares, from joining the ranks to the final figures."""
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mae_et.checkpoints.contents import plan_of
-from mae_et.checkpoints.listing import list_checkpoints
-from mae_et.checkpoints.store import newest_checkpoint, rename_damaged_after
+from mae_et.checkpoints.store import rename_damaged_after
 from mae_et.config.files import to_yaml
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
@@ -20,16 +15,14 @@ from mae_et.data.choose_decoder import choose_decoder
 from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import training_batches
-from mae_et.errors import Interrupted, RunFailed, UserError
+from mae_et.errors import Interrupted
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
-from mae_et.io.metrics_file import Row
-from mae_et.io.plain_files import read_mapping
+from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
-from mae_et.runtime.agreement import check_ranks_agree, fail_together
-from mae_et.runtime.broadcast import broadcast_outline, broadcast_tensors
+from mae_et.runtime.agreement import check_ranks_agree
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
@@ -42,8 +35,6 @@ from mae_et.training.overview import overview
 from mae_et.training.resume import check_same_data, provenance_of
 from mae_et.training.run import Run
 from mae_et.training.same_ranks import check_same_command
-from mae_et.training.same_run import check_same_run
-from mae_et.training.saved_state import saved_path
 
 
 @contextmanager
@@ -72,70 +63,6 @@ def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopF
             distributed.shutdown(world)
             raise
         distributed.shutdown(world)
-
-
-def find_checkpoint(config: Any, world: DistributedContext) -> tuple[dict[str, Any] | None, bool]:
-    """Return the newest checkpoint of the run folder (None: new run), and whether it is finished.
-
-    Only the main rank reads it. The others get its weights on the CPU, and of the optimizer's
-    states an outline (`optimizer_on_main`): `build_run` sends those to the device.
-
-    Raises:
-        UserError: the folder holds another run, or only checkpoints that do not load.
-        RunFailed: ranks see different checkpoints or results.
-    """
-    folder = config.output.dir
-    checkpoints = folder / "checkpoints"
-    with fail_together(world):
-        saved = newest_checkpoint(checkpoints) if world.is_main else None
-    saved = _share(saved, world)
-    with fail_together(world):
-        finished = _is_finished(folder, saved)
-        if saved is None and not finished and (damaged := list_checkpoints(checkpoints)):
-            # Starting over would discard the record, and days of work.
-            raise UserError(
-                f"none of the {len(damaged)} checkpoints in {checkpoints} loads; nothing was "
-                "changed: restore a copy of one, or delete them to start at step 0"
-            )
-        if saved is not None:
-            plan_of(saved, saved_path(config, saved))
-        check_same_run(config, saved, finished)
-    newest = next(iter(list_checkpoints(checkpoints)[::-1]), None)
-    found = {
-        f"the newest checkpoint of {folder.name}": newest.name if newest else "absent",
-        "its results.json": "present" if finished else "absent",
-    }
-    check_ranks_agree(found, world, RunFailed)  # a shared folder that lags: a later start agrees
-    return saved, finished
-
-
-def _share(saved: dict[str, Any] | None, world: DistributedContext) -> dict[str, Any] | None:
-    """Return the main rank's checkpoint."""
-    outline = broadcast_outline(saved, world)
-    if outline is None or world.size == 1:
-        return saved
-    rest = {key: value for key, value in outline.items() if key != "optimizer"}
-    shared: dict[str, Any] = broadcast_tensors(rest, world, torch.device("cpu"))
-    return shared | {"optimizer": outline["optimizer"], "optimizer_on_main": True}
-
-
-def _is_finished(folder: Path, saved: dict[str, Any] | None) -> bool:
-    """Return whether results.json is there; a damaged one is written again from the checkpoint.
-
-    Raises:
-        UserError: it is damaged, and there is no checkpoint.
-    """
-    path = folder / "results.json"
-    if not path.exists():
-        return False
-    try:
-        read_mapping(path)
-    except UserError as error:
-        if saved is None:
-            raise
-        warnings.warn(f"{error}; it is written again", stacklevel=2)
-        return False
-    return True
 
 
 def check_data(
@@ -187,14 +114,16 @@ def train_run(
     """
     config, world = run.config, run.world
     decoder = choose_decoder(config.efficiency.decode, dataset, world.device)
-    if config.data.on_error == "skip":
-        run.bad_images = BadImages(
-            dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
-        )
     num_workers = worker_count(config.efficiency.num_workers, world)
     pin_memory = world.device.type == "cuda"
     with run_records(run, files) as logger:
+        if config.data.on_error == "skip":
+            run.bad_images = BadImages(
+                dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
+            )
         if logger is not None:
+            if run.bad_images is not None:
+                run.bad_images.write()
             for line in overview(run, dataset.source, num_workers):
                 say(line)
         with training_batches(
@@ -233,23 +162,21 @@ def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Ru
         texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **(files or {})}
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
-        if run.bad_images is not None:
-            run.bad_images.write()
         logger = RunLogger(run.config, run.plan, run.state.step, check_lock)
         with closing(logger):
             yield logger
 
 
-def write_results(run: Run, logger: RunLogger, rows: list[Row], figures: dict[str, Any]) -> None:
+def write_results(run: Run, logger: RunLogger, figures: dict[str, Any]) -> None:
     """Write results.json, last of all: it marks the run as finished.
 
     Args:
         run: the run.
         logger: its logger, which gets the figures too.
-        rows: its metrics.
         figures: figures of this kind of run, added to those of every run.
     """
     plan, folder = run.plan, run.config.output.dir
+    rows = read_metrics(folder)
     results = {
         **figures,
         "steps": plan.steps,

@@ -20,6 +20,7 @@ from mae_et.checkpoints.store import (
     save_checkpoint,
 )
 from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
+from mae_et.config.model import ModelConfig
 from mae_et.io.atomic import write_atomically
 from mae_et.models.mae import MaskedAutoencoder
 
@@ -137,7 +138,7 @@ def test_an_exported_encoder_loads_in_plain_timm_and_gives_the_same_features(
 ) -> None:
     torch.manual_seed(0)
     model = MaskedAutoencoder("vit_tiny_patch16_224", decoder_depth=1).eval()
-    export_encoder(model.encoder, tmp_path / "encoder.safetensors", "{}")
+    export_encoder(model.encoder, tmp_path / "encoder.safetensors", ModelConfig())
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     plain.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
     images = torch.randn(1, 3, 224, 224)

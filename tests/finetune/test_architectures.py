@@ -1,6 +1,5 @@
 """Encoders other than a plain ViT-B of other sizes: pre-trained, and what comes after."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.export import Format
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.store import export_encoder
-from mae_et.config.files import plain, to_yaml
+from mae_et.config.files import to_yaml
 from mae_et.models.mae import MaskedAutoencoder
 
 SMALL = ["--model.encoder_embed_dim=48", "--model.encoder_depth=2", "--model.encoder_num_heads=4"]
@@ -77,7 +76,7 @@ def test_other_architectures_are_fine_tuned_resumed_scored_and_exported(
     described = load_weights(path).model
     assert described is not None
     exported = tmp_path / "encoder.safetensors"
-    export_encoder(model.encoder, exported, json.dumps(plain(described)))
+    export_encoder(model.encoder, exported, described)
 
     def config(start: Path, name: str) -> ClassifierConfig:
         flags = [

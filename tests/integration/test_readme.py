@@ -1,6 +1,5 @@
 """The commands, keys, links and examples of README, CONTRIBUTING and docs/ work as written."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -17,7 +16,7 @@ from mae_et.checkpoints.store import export_encoder
 from mae_et.cli.arguments import POSITIONAL
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
-from mae_et.config.files import find_config, load_config, plain
+from mae_et.config.files import find_config, load_config
 from mae_et.config.model import ModelConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.search import SearchConfig
@@ -116,7 +115,7 @@ def test_encoder_example_runs_as_written(tmp_path: Path, monkeypatch) -> None:
     encoder = mae_et.MaskedAutoencoder.from_config(config).encoder
     run = tmp_path / "runs" / "vit_b16"
     run.mkdir(parents=True)
-    export_encoder(encoder, run / "encoder.safetensors", json.dumps(plain(config)))
+    export_encoder(encoder, run / "encoder.safetensors", config)
     monkeypatch.chdir(tmp_path)
     (text,) = [text for text in PYTHON if "load_encoder" in text]
     names = {"images": torch.rand(2, 3, 224, 224)}

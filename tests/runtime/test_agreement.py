@@ -3,6 +3,7 @@
 import multiprocessing
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,20 +18,25 @@ from mae_et.runtime.agreement import (
     tensor_digests,
 )
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.same_ranks import check_same_start
 
 FORK = multiprocessing.get_context("fork")
 NODE = socket.gethostname()
 
 
-def outcomes_of(rank: int) -> list[str]:
+def outcomes_of(rank: int, folder: Path) -> list[str]:
     """Return what the cases below raise on a rank of two."""
     world = DistributedContext(rank, 2, torch.device("cpu"))
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     if rank:
         model.weight.data[0, 0] = -model.weight.data[0, 0]
-    saved = {"step": 4, "model": {}, "optimizer": {"state": {0: {"exp_avg": torch.ones(2) + rank}}}}
+
+    folder.mkdir(parents=True)
+    for name in ["results.json"] if rank else ["results.json", "encoder.safetensors"]:
+        (folder / name).write_text("{}")  # a shared folder that lags on rank 1
+    config = SimpleNamespace(output=SimpleNamespace(dir=folder))
 
     def fails(error: Exception, on: int) -> None:
         with fail_together(world):
@@ -42,8 +48,8 @@ def outcomes_of(rank: int) -> list[str]:
         lambda: check_ranks_agree({"seed": 1, "optim.base_lr": [0.1, 0.2][rank]}, world),
         lambda: check_ranks_agree({"seed": 1} | ({"the extra": 3} if rank else {}), world),
         lambda: check_ranks_agree({"checkpoint": f"step {rank}"}, world, RunFailed),
-        lambda: check_same_start(model, None, None, world),
-        lambda: check_same_start(model, None, saved, world),
+        lambda: check_same_start(model, None, world),
+        lambda: find_checkpoint(config, world, outputs=["encoder.safetensors"]),
         lambda: fails(UserError("no data\x1b[2J here"), on=1),
         lambda: fails(RunFailed("disk"), on=0),
         lambda: fails(UserError("never"), on=2),
@@ -63,7 +69,7 @@ def test_every_rank_names_the_rank_the_node_and_what_differs(tmp_path: Path) -> 
         torch.set_num_threads(1)
         store = dist.FileStore(str(tmp_path / "store"), 2)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-        queue.put((rank, outcomes_of(rank)))
+        queue.put((rank, outcomes_of(rank, tmp_path / str(rank) / "run")))
 
     queue = FORK.Queue()
     ranks = [FORK.Process(target=target, args=(rank, queue)) for rank in range(2)]
@@ -79,7 +85,7 @@ def test_every_rank_names_the_rank_the_node_and_what_differs(tmp_path: Path) -> 
         f"UserError: {start}: the extra is 3 there and not known on rank 0; nothing was trained",
         f"RunFailed: {start}: checkpoint is 'step 1' there and 'step 0' on rank 0; nothing was",
         f"UserError: {start}: the checksum of weight is",
-        f"UserError: {start}: the optimizer's exp_avg of parameter 0 is",
+        f"RunFailed: {start}: its encoder.safetensors is 'absent' there and 'present' on rank 0",
     ]
     for rank in range(2):
         for sentence, begin in zip(found[rank], expected, strict=False):

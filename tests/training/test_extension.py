@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mae_et import PretrainConfig, UserError, pretrain
+from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
-from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.checkpoints.store import load_checkpoint, newest_checkpoint
 from mae_et.cli.arguments import config_of
 from mae_et.config.files import load_config, to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.curriculum.schedule import Curriculum, Plan, Stage
-from mae_et.io.metrics_file import read_metrics
+from mae_et.data.bad_images import RECORD
+from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.training import extension
 
 CONSTANT = """
@@ -25,6 +28,7 @@ data: {synthetic_size: 16, synthetic_train: 32, synthetic_val: 8}
 curriculum: {preset: constant, epochs: 4}
 optim: {batch_size: 8, base_lr: 0.02, warmup_fraction: 0.25, decay_fraction: 0.25}
 efficiency: {num_workers: 0, device: cpu}
+probe: {every: 50%, max_fraction: 1, train_images: 8, val_images: 4}
 output: {log_every: 1, checkpoint_every: 50%, keep_last: 1, reconstruct_images: 0,
          tensorboard: false}
 """
@@ -50,9 +54,10 @@ def test_an_extended_run_is_the_longer_run_bit_for_bit(finished, tmp_path: Path,
     config, kept = finished
     assert steps(kept) == [13, 16]  # the 13th step is the last of the constant learning rate
     run = shutil.copytree(kept, tmp_path / "run")
-    extended = config_of(
-        "pretrain", [str(run), "--extend-to", "8", f"--output.dir={tmp_path / 'extended'}"]
-    )
+    unreadable = [{"step": step, "sample": step, "reason": "damaged"} for step in (5, 15)]
+    (run / RECORD).write_text("".join(row_line(row, RECORD) for row in unreadable))
+    flags = ["--data.cache=ram", "--data.on_error=skip", f"--output.dir={tmp_path / 'extended'}"]
+    extended = config_of("pretrain", [str(run), "--extend-to", "8", *flags])
     assert extended.optim.warmup_fraction == 0.125  # as many steps of a run twice as long
     pretrain(extended, stop_after_step=20)
     said = capsys.readouterr().err
@@ -76,6 +81,10 @@ def test_an_extended_run_is_the_longer_run_bit_for_bit(finished, tmp_path: Path,
     for key in ("step", "loss", "lr", "compute"):
         rows = [[row[key] for row in read_metrics(folder)] for folder in folders]
         assert rows[0] == rows[1]
+    assert read_metrics(folders[1], RECORD) == unreadable[:1]  # the 15th step is another's now
+    probed = [read_metrics(folder, SCORES) for folder in (kept, folders[1])]
+    assert [[row["step"] for row in rows] for rows in probed] == [[0, 8, 16], [0, 8, 16, 32]]
+    assert probed[0][:2] == probed[1][:2]
 
 
 def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monkeypatch) -> None:
@@ -126,6 +135,28 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
     ):
         with pytest.raises(UserError, match=sentence):
             config_of("pretrain", words)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "problem"),
+    [("seconds", -1.0, "its seconds cannot be right"), ("model", torch.nan, "is not finite")],
+)
+def test_a_whole_checkpoint_with_wrong_content_is_refused_by_its_name(
+    finished, tmp_path: Path, entry: str, value: float, problem: str
+) -> None:
+    """No earlier checkpoint is taken instead: no disk did that."""
+    run = shutil.copytree(finished[1], tmp_path / "run")
+    path = run / "checkpoints" / "step-00000013.pt"
+    saved = load_checkpoint(path)
+    if entry == "model":
+        next(iter(saved["model"].values())).fill_(value)
+    else:
+        saved[entry] = value
+    torch.save(saved, path)
+    seal_archive(path)
+    config = config_of("pretrain", [str(run), "--extend-to=8", f"--output.dir={tmp_path / 'new'}"])
+    with pytest.raises(UserError, match=rf"{path} is refused, .*{problem}"):
+        pretrain(config)
 
 
 def test_an_extension_keeps_the_steps_of_every_stage_and_lengthens_the_last() -> None:

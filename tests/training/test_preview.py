@@ -28,8 +28,7 @@ from mae_et.training.preview import draw_preview, training_views
 def dataset_of(config) -> tuple:
     source = open_dataset(config.data, "train", 3)
     plan = make_plan(config, len(source))
-    patch, crop = config.model.patch, config.crop.method
-    return plan, TrainDataset(source, config.data, plan, patch, config.seed, crop)
+    return plan, TrainDataset.from_config(config, source, plan)
 
 
 def test_the_views_are_those_that_the_run_trains_on(tiny, tmp_path) -> None:

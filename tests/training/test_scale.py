@@ -1,7 +1,9 @@
 """Many GPUs: gradients are exchanged once a step, micro-batches fit, weights may be sharded."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +95,9 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
     monkeypatch.setattr(building, "compile_network", lambda network, *_, **__: network)
     efficiency = EfficiencyConfig(compile=compiled)
     two = DistributedContext(0, 2, torch.device("cpu"))  # its share of 12 images is 6
-    network = wrap(nn.Linear(3, 1), efficiency, PLAN, two, lambda _: micro_batch)
+    config, model = SimpleNamespace(efficiency=efficiency), nn.Linear(3, 1)
+    state: Any = None  # not read
+    network = wrap(Run(config, PLAN, two, state, model, None, lambda _: micro_batch))
     assert isinstance(network, DistributedDataParallel)
     assert network.static_graph is static
     assert network.gradient_as_bucket_view
@@ -197,15 +201,19 @@ def test_micro_batches_of_a_checkpoint_are_lowered_if_they_do_not_fit_now(
 def test_a_pass_is_measured_beside_what_a_decoder_holds(tiny, monkeypatch) -> None:
     """On a device other than the CPU, where a thread decodes the next micro-batches meanwhile."""
     images, gpu = torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.device("meta")
-    held = device_decode.memory_ahead("auto", images, gpu)
-    assert sum(tensor.nbytes for tensor in held) == 2**31 + device_decode.AHEAD * images.nbytes
-    assert not device_decode.memory_ahead("cpu", images, gpu)
-    assert not device_decode.memory_ahead("gpu", images, WORLD.device)
+    ahead = 2**31 + device_decode.AHEAD * images.nbytes
+    for requested, device, expected in (
+        ("auto", gpu, ahead), ("cpu", gpu, 0), ("gpu", WORLD.device, 0),
+    ):  # fmt: skip
+        with device_decode.memory_ahead(requested, images, device) as held:
+            assert sum(tensor.nbytes for tensor in held) == expected
     config = tiny()
     run, _ = pretraining.build(config, make_pretraining_plan(config, 40), WORLD, None)
     peaks = []
     for size in (0, 0, 10**7):  # after a first pass, which allocates gradients
-        monkeypatch.setattr(pretraining, "memory_ahead", lambda *_, n=size: torch.empty(n))
+        monkeypatch.setattr(
+            pretraining, "memory_ahead", lambda *_, n=size: nullcontext(torch.empty(n))
+        )
         peaks.append(
             peak_of(lambda: pretraining.dry_pass(run, run.plan.stages[0], 2), WORLD.device)
         )
@@ -260,7 +268,7 @@ def test_ranks_agree_on_the_smallest_micro_batch(tiny, monkeypatch) -> None:
     two = DistributedContext(0, 2, torch.device("cpu"))
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
     monkeypatch.setattr(building, "check_same_start", lambda *_: None)
-    monkeypatch.setattr(building, "wrap", lambda model, *_: model)
+    monkeypatch.setattr(building, "wrap", lambda run: run.network)
     run, _ = pretraining.build(config, make_pretraining_plan(config, 40), two, None)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
     assert run.micro_batch(32) == 3

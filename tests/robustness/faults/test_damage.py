@@ -26,6 +26,7 @@ from mae_et.checkpoints.store import (
     save_checkpoint,
 )
 from mae_et.checkpoints.weight_files import read_weight_file
+from mae_et.config.model import ModelConfig
 from mae_et.io.metrics_file import read_metrics
 
 Read = Callable[[Path], object]
@@ -70,7 +71,7 @@ def checkpoint(folder: Path) -> Path:
 
 
 def encoder(folder: Path) -> Path:
-    export_encoder(state(1).model.encoder, folder / "encoder.safetensors", '{"channels": 3}')
+    export_encoder(state(1).model.encoder, folder / "encoder.safetensors", ModelConfig())
     return folder / "encoder.safetensors"
 
 

@@ -1,0 +1,101 @@
+"""Find where a run stopped: its newest checkpoint, and whether it is finished."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae_et.checkpoints.contents import plan_of
+from mae_et.checkpoints.listing import list_checkpoints
+from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.errors import RunFailed, UserError
+from mae_et.io.plain_files import read_mapping
+from mae_et.runtime.agreement import check_ranks_agree, fail_together
+from mae_et.runtime.broadcast import broadcast_outline, broadcast_tensors
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.same_run import check_same_run
+
+RESULTS = "results.json"
+
+
+def find_checkpoint(
+    config: Any, world: DistributedContext, outputs: Sequence[str] = ()
+) -> tuple[dict[str, Any] | None, bool]:
+    """Return the newest checkpoint of the run folder (None: new run), and whether it is finished.
+
+    Only the main rank reads the checkpoint; see `share_checkpoint`.
+
+    Args:
+        config: the run.
+        world: its ranks.
+        outputs: names of final files besides results.json. A run without one of them is not
+            finished: they are written again, from its last checkpoint if it has one.
+
+    Raises:
+        UserError: the folder holds another run, or only checkpoints that do not load.
+        RunFailed: ranks see different checkpoints, results or outputs.
+    """
+    folder = config.output.dir
+    checkpoints = folder / "checkpoints"
+    with fail_together(world):
+        saved = newest_checkpoint(checkpoints) if world.is_main else None
+    saved = share_checkpoint(saved, world)
+    with fail_together(world):
+        finished = _has_results(folder, saved)
+        if saved is None and not finished and (damaged := list_checkpoints(checkpoints)):
+            # Starting over would discard the record, and days of work.
+            raise UserError(
+                f"none of the {len(damaged)} checkpoints in {checkpoints} loads; nothing was "
+                "changed: restore a copy of one, or delete them to start at step 0"
+            )
+        if saved is not None:
+            plan_of(saved, Path(saved["path"]))
+        check_same_run(config, saved, finished)
+    newest = next(iter(list_checkpoints(checkpoints)[::-1]), None)
+    present = {RESULTS: finished} | {name: (folder / name).exists() for name in outputs}
+    found = {f"the newest checkpoint of {folder.name}": newest.name if newest else "absent"}
+    found |= {f"its {name}": "present" if has else "absent" for name, has in present.items()}
+    check_ranks_agree(found, world, RunFailed)  # a shared folder that lags: a later start agrees
+    # Without a checkpoint, there is nothing to write missing outputs from.
+    return saved, finished and (saved is None or all(present.values()))
+
+
+def share_checkpoint(
+    saved: dict[str, Any] | None, world: DistributedContext
+) -> dict[str, Any] | None:
+    """Return the main rank's checkpoint on every rank.
+
+    The others get its weights on the CPU, and of the optimizer's states an outline
+    (`optimizer_on_main`): `build_run` sends those to the device.
+
+    Args:
+        saved: the main rank's checkpoint; ignored on others.
+        world: ranks, all of which must call this.
+    """
+    outline = broadcast_outline(saved, world)
+    if outline is None or world.size == 1:
+        return saved
+    rest = {key: value for key, value in outline.items() if key != "optimizer"}
+    shared: dict[str, Any] = broadcast_tensors(rest, world, torch.device("cpu"))
+    return shared | {"optimizer": outline["optimizer"], "optimizer_on_main": True}
+
+
+def _has_results(folder: Path, saved: dict[str, Any] | None) -> bool:
+    """Return whether results.json is there; a damaged one is written again from the checkpoint.
+
+    Raises:
+        UserError: it is damaged, and there is no checkpoint.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return False
+    try:
+        read_mapping(path)
+    except UserError as error:
+        if saved is None:
+            raise
+        warnings.warn(f"{error}; it is written again", stacklevel=2)
+        return False
+    return True
