@@ -1,6 +1,7 @@
 """Parse the arguments of a command into its config."""
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from finetune.embedding_config import EmbedConfig
 from finetune.feature_map_config import FeatureMapConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli.extension import flags_of_extension
+from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import inherited_keys
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.data import DataConfig
@@ -85,6 +87,9 @@ def parse_command(
     """
     parser = parser or parser_of(command)
     kind = CONFIGS[command]
+    if help_requested(arguments):
+        print(help_text(command, parser, kind, arguments), end="")
+        sys.exit(0)
     if command in POSITIONAL and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{POSITIONAL[command]}={arguments[0]}", *arguments[1:]]
     if kind is ClassifierConfig:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from mae_et.cli import features, files, planning, runs, scores, slurm_jobs, training
 from mae_et.cli.arguments import Arguments
+from mae_et.cli.completion import completion
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": training.demo,
@@ -26,4 +27,5 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "bench": runs.bench,
     "submit": slurm_jobs.submit,
     "status": slurm_jobs.status,
+    "completion": completion,
 }

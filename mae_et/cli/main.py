@@ -77,8 +77,8 @@ def usage() -> str:
     ]
     head = "usage: mae-et COMMAND [--config FILE_OR_NAME ...] [--key value ...]"
     tail = (
-        "mae-et COMMAND --help lists a command's keys. Results are printed as a table on a\n"
-        "terminal, as one line of JSON elsewhere or with --json."
+        "mae-et COMMAND --help lists a command's common keys, --help all every key. Results are\n"
+        "printed as a table on a terminal, as one line of JSON elsewhere or with --json."
     )
     return "\n".join([head, "", *lines, "", tail])
 
