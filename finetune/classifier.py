@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
 from finetune.cost import image_cost
-from finetune.datasets import LabelledSplits, open_splits
+from finetune.datasets import open_splits
 from finetune.image_size import (
     format_size,
     height_and_width,
@@ -38,15 +38,14 @@ from finetune.model import (
     size_multiple,
 )
 from finetune.param_groups import build_optimizer
-from finetune.results import describe, evaluate_and_save_best, finish
+from finetune.periodic_evaluation import PeriodicEvaluation
+from finetune.results import describe, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.checkpoints.preprocessing import report_preprocessing
-from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
-from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
@@ -212,31 +211,6 @@ def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
     with autocast(run.dtype, device):
         logits = run.network(images)
     F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.int64, device=device)).backward()
-
-
-class PeriodicEvaluation:
-    """Scores on the validation split, every `output.evaluate_every` and at the end (a `Periodic`).
-
-    Args:
-        run: the run; `output.evaluate_every` must be set.
-        data: its data, with a validation split.
-    """
-
-    def __init__(self, run: Run, data: LabelledSplits):
-        self.of, self.data = run, data
-        self.every = duration_in_steps(run.config.output.evaluate_every, run.plan.steps)
-
-    def due(self, step: int) -> bool:
-        """Return whether scores are due after this number of steps."""
-        return step > 0 and (step % self.every == 0 or step == self.of.plan.steps)
-
-    def recorded(self, step: int, logger: RunLogger) -> bool:
-        """Return whether the record holds the scores of a step."""
-        return logger.has_scores(step)
-
-    def run(self, logger: RunLogger | None) -> None:
-        """Score the weights as they are, and keep the best."""
-        evaluate_and_save_best(self.of, self.data, logger)
 
 
 def classifier_step(

@@ -11,7 +11,6 @@ An image depends on nothing but (index, size, seed), on every machine. Its rando
 last bit between processors and FFT builds vanish in the rounding.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,83 +19,14 @@ from numpy.random import RandomState
 from PIL import Image
 from torch.utils.data import Dataset
 
+from mae_et.data.shapes import SHAPES
+
 SMALLEST = 16  # pixels; the finest grating, 8 cycles per image, is at the limit of this size
+
+CLASSES: tuple[str, ...] = tuple(SHAPES)
 
 # Rows: what one unit of brightness, blue-yellow and red-green adds to red, green and blue.
 _OPPONENT = np.array([[1.0, 1.0, 1.0], [0.7, 0.7, -1.4], [1.2, -1.2, 0.0]])
-
-
-def _disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.hypot(x, y) - 0.9
-
-
-def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(np.hypot(x, y) - 0.72) - 0.23
-
-
-def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
-    return np.maximum(np.abs(x) - width, np.abs(y) - height)
-
-
-def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return _box(x, y, 0.8, 0.8)
-
-
-def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    y = y + 0.25
-    return np.maximum(np.abs(x) * np.sqrt(0.75) + y / 2, -y) - 0.56
-
-
-def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    sector = np.pi / 5
-    angle = np.abs((np.arctan2(x, y) + sector) % (2 * sector) - sector)
-    radius = np.hypot(x, y)
-    notch_x, notch_y = 0.48 * np.cos(sector), 0.48 * np.sin(sector)
-    edge = np.hypot(1 - notch_x, notch_y)  # from the tip at (1, 0) to the notch
-    across, along = (1 - notch_x) / edge, notch_y / edge
-    return (radius * np.cos(angle) - 1) * along + radius * np.sin(angle) * across
-
-
-def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.minimum(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95))
-
-
-def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x = x - 0.15
-    return np.maximum(np.hypot(x, y) - 0.98, 0.8 - np.hypot(x - 0.5, y))
-
-
-def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    side = 0.57  # a square on its corner, and a disc on each of its upper two sides
-    right, left = (y + x) * np.sqrt(0.5), (y - x) * np.sqrt(0.5)
-    lobes = np.minimum(np.hypot(right - side, left), np.hypot(right, left - side)) - side
-    return np.minimum(lobes, _box(right, left, side, side))
-
-
-def _bars(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return _box(np.abs(x) - 0.6, y, 0.3, 0.9)
-
-
-def _hourglass(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    slope = np.sqrt(1 + 0.85**2)
-    return np.maximum(np.abs(y) - 0.9, (np.abs(x) - 0.85 * np.abs(y) - 0.1) / slope)
-
-
-# Each takes coordinates in units of half the object's extent, y upwards, and gives the distance to
-# the outline in the same units, negative inside and exact near the outline, corners apart.
-_SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
-    "heart": _heart,
-    "bars": _bars,
-    "hourglass": _hourglass,
-}
-CLASSES: tuple[str, ...] = tuple(_SHAPES)
 
 
 @dataclass(frozen=True)
@@ -193,7 +123,7 @@ def _coverage(scene: _Scene, size: int) -> np.ndarray:
     x, y = _grid(size)
     x, y = (x - scene.centre[0]) / scene.extent, (y - scene.centre[1]) / scene.extent
     cos, sin = np.cos(scene.angle), np.sin(scene.angle)
-    distance = _SHAPES[CLASSES[scene.label]](cos * x + sin * y, cos * y - sin * x)
+    distance = SHAPES[CLASSES[scene.label]](cos * x + sin * y, cos * y - sin * x)
     return np.clip(0.5 - distance * (scene.extent * size / 2), 0, 1)
 
 

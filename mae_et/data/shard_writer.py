@@ -1,0 +1,114 @@
+"""Write a prepared shard: the smaller copies of its images, its archives and its index."""
+
+import io
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mae_et.config.commands import PrepareConfig
+from mae_et.data.decoding import UNLABELLED, DecodedDataset, open_image
+from mae_et.data.prepared_shards import ORIGINAL, archive_path, index_dtype, index_path
+from mae_et.data.tar_writer import TarWriter
+from mae_et.data.untrusted import write_array
+from mae_et.errors import Unreadable
+from mae_et.io.atomic import write_atomically
+from mae_et.runtime.console import say
+
+EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
+                "TIFF": "tif", "PPM": "ppm"}  # fmt: skip
+
+
+def write_shard(dataset: DecodedDataset, config: PrepareConfig, folder: Path, shard: int) -> None:
+    """Write the archives of a shard, then its index; unreadable images get a row without bytes.
+
+    Raises:
+        Unreadable: an image cannot be read, and `data.on_error` is stop.
+    """
+    first = shard * config.shard_images
+    count = min(config.shard_images, len(dataset) - first)
+    rows = np.zeros(count, index_dtype(len(config.levels)))
+    rows["label"] = UNLABELLED
+    with ExitStack() as stack:
+        tars = [
+            stack.enter_context(TarWriter(archive_path(folder, shard, level)))
+            for level in (*config.levels, ORIGINAL)
+        ]
+        for row, index in zip(rows, range(first, first + count), strict=True):
+            try:
+                _add_image(dataset, index, config, tars, row)
+            except Unreadable as error:
+                if config.data.on_error == "stop":
+                    raise
+                say(f"mae-et: {error}; skipped")
+    write_atomically(index_path(folder, shard), lambda temporary: write_array(temporary, rows))
+
+
+def _add_image(
+    dataset: DecodedDataset,
+    index: int,
+    config: PrepareConfig,
+    tars: Sequence[TarWriter],
+    row: np.void,
+) -> None:
+    """Add an image to the archives of its levels, and fill in its row of the index."""
+    with dataset.naming_errors(index):
+        content, label = dataset.inner[index]
+        row["label"] = label
+        extension, shape, smaller = encode_levels(content, config)
+    row["height"], row["width"] = shape
+    name = f"{index:09d}"
+    for position, (tar, file) in enumerate(zip(tars, [*smaller, content], strict=True)):
+        if file is None:
+            continue
+        is_original = position == len(smaller)
+        row["offset"][position] = tar.add(f"{name}.{extension if is_original else 'jpg'}", file)
+        row["size"][position], row["crc32"][position] = len(file), zlib.crc32(file)
+        if label >= 0:
+            tar.add(f"{name}.cls", str(int(label)).encode())
+
+
+def encode_levels(
+    content: bytes, config: PrepareConfig
+) -> tuple[str, tuple[int, int], list[bytes | None]]:
+    """Encode the smaller copies of an image.
+
+    Args:
+        content: bytes of the original file.
+        config: levels and JPEG quality.
+
+    Returns:
+        The original's extension, its height and width, and its copy at each level, None where it is
+        not larger than the level. Arrays, transparent images and all that is not 8-bit grey or RGB
+        have no copies, and size (0, 0): they are read whole.
+
+    Raises:
+        ValueError: the file is not an image.
+    """
+    none: list[bytes | None] = [None] * len(config.levels)
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        return "npy", (0, 0), none
+    with open_image(content) as image:
+        extension = EXTENSION_OF.get(image.format or "", "img")
+        width, height = image.size
+        if image.mode not in {"RGB", "L"} or "transparency" in image.info:
+            return extension, (0, 0), none
+        image.load()
+        smaller = [_encode_level(image, level, config.quality) for level in config.levels]
+        return extension, (height, width), smaller
+
+
+def _encode_level(image: Image.Image, level: int, quality: int) -> bytes | None:
+    shorter = min(image.size)
+    if shorter <= level:
+        return None
+    width, height = (max(1, round(side * level / shorter)) for side in image.size)
+    file = io.BytesIO()
+    # Chroma subsampling would cost crops of the level 0.2 to 1 dB.
+    image.resize((width, height), Image.Resampling.LANCZOS).save(
+        file, "JPEG", quality=quality, subsampling=0
+    )
+    return file.getvalue()
