@@ -140,12 +140,16 @@ def trained_speed(training: Rows, bandwidth: int, compiled: bool, share: int) ->
     """Return the images/s at a bandwidth if each step has a share of images; None if unknown.
 
     The time of a micro-batch is taken to be a fixed part, of launching kernels, and a part for each
-    image, drawn through the two sizes measured.
+    image, drawn through the two sizes measured. If the small size is noisy, the time is taken to be
+    proportional to the images.
     """
     rows = [
         (row["micro_batch"], row["seconds"])
         for row in training
-        if row["bandwidth"] == bandwidth and row["compiled"] is compiled and row["seconds"]
+        if row["bandwidth"] == bandwidth
+        and row["compiled"] is compiled
+        and row["seconds"]
+        and not row.get("noisy")
     ]
     if not rows:
         return None

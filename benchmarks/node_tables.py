@@ -33,7 +33,8 @@ def _training(row: dict[str, Any]) -> str:
     start = f"{row['bandwidth']:>5} {row['micro_batch']:>12,} {kind:>10}"
     if not seconds:
         return f"{start} not measured: no time or no memory"
-    return f"{start} {row['images_per_second']:>10,.0f} {1000 * seconds:>10.1f}"
+    noise = " noisy: slower than more images, not used" if row.get("noisy") else ""
+    return f"{start} {row['images_per_second']:>10,.0f} {1000 * seconds:>10.1f}{noise}"
 
 
 def _loading(row: dict[str, Any]) -> str:

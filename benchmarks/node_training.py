@@ -25,6 +25,8 @@ MOST = 1024
 MOST_STEPS = 50
 SLACK = 40.0
 """Seconds after which a step that does not end, as one that compiles, is given up."""
+NOISE = 1.1
+"""A small micro-batch that takes so many times as long as a large one was disturbed."""
 
 
 def training_speeds(
@@ -37,8 +39,8 @@ def training_speeds(
     base size, if the encoder is a published one.
 
     Returns:
-        Rows of `bandwidth`, `compiled`, `micro_batch`, and `seconds` of a step; None where the time
-        did not suffice or the memory.
+        Rows of `bandwidth`, `compiled`, `micro_batch`, `seconds` of a step (None where the time did
+        not suffice or the memory), and `noisy` (see `mark_noise`).
     """
     bandwidths = sorted({stage.bandwidth for stage in plan.stages}, reverse=True)
     large = {b: _share(plan, gpus, b) for b in bandwidths}
@@ -71,7 +73,21 @@ def training_speeds(
             }
         )
     built.clear()
+    mark_noise(rows)
     return rows + _reference(config, plan, device, large[max(bandwidths)], ends)
+
+
+def mark_noise(rows: list[dict[str, Any]]) -> None:
+    """Set `noisy` in each row: its micro-batch took longer than a larger one of its kind."""
+    for row in rows:
+        row["noisy"] = any(
+            row["seconds"]
+            and other["seconds"]
+            and (row["bandwidth"], row["compiled"]) == (other["bandwidth"], other["compiled"])
+            and row["micro_batch"] < other["micro_batch"]
+            and row["seconds"] > NOISE * other["seconds"]
+            for other in rows
+        )
 
 
 def _share(plan: Plan, gpus: int, bandwidth: int) -> int:

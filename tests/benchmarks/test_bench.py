@@ -11,6 +11,7 @@ import torch
 from mae_et.benchmarks.node import summary, trained_speed
 from mae_et.benchmarks.node_exchange import all_reduce_speed
 from mae_et.benchmarks.node_tables import node_tables
+from mae_et.benchmarks.node_training import mark_noise
 from mae_et.benchmarks.quality import QualityConfig, arm_config
 from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
@@ -237,6 +238,21 @@ def test_speed_of_a_small_share_is_bound_by_launching_kernels() -> None:
     proportional = [_trained(96, 100, 0.1), _trained(96, 200, 0.2)]
     assert trained_speed(proportional, 96, False, 10) == pytest.approx(1000)
     assert trained_speed(rows, 96, True, 64) is None
+
+
+def test_small_micro_batch_slower_than_a_large_one_is_marked_and_not_used() -> None:
+    """Otherwise its time would be taken to be all fixed, and hours to come from noise."""
+    rows = [_trained(32, 64, 0.7), _trained(32, 8, 5.1), _trained(48, 64, 0.7),
+            _trained(48, 8, 0.71), _trained(32, 8, 5.1, compiled=True)]  # fmt: skip
+    rows.append(_trained(64, 64, 1.0) | {"seconds": None})
+    mark_noise(rows)
+    assert [row["noisy"] for row in rows] == [False, True, False, False, False, False]
+    assert trained_speed(rows, 32, False, 8) == pytest.approx(64 / 0.7)
+    assert trained_speed(rows, 48, False, 8) == pytest.approx(8 / 0.7)  # launching kernels
+    figures = {"machine": {"gpus": 0, "device": "X", "cores": 2, "torch": "2"}, "date": "today",
+               "training": rows, "loading": [], "exchange": None,
+               "checkpoint": {"bytes": 1, "seconds": 1.0, "folder": "."}}  # fmt: skip
+    assert node_tables(figures).count("noisy") == 1
 
 
 def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
