@@ -1,25 +1,33 @@
 #!/bin/bash
 # Check mae-et on a GPU and measure it, within some minutes:
 #
-#     benchmarks/gpu.sh OUT [MINUTES=6]
+#     DATA=/path/to/data benchmarks/gpu.sh OUT [MINUTES=6]
 #
-# Into OUT go, in this order, check.json (the tests of `make test-gpu`), node.json (`mae-et bench node`: speeds
-# beside a plain reference, hours of the headline recipe), quality.json (accuracy of arms, one after another, their
-# images kept in memory), log.txt, and state.tar: called again with the same OUT, it resumes the arms. What is done
-# when the time ends is kept. Sized for one GPU with 16 cores.
+# Writes to OUT, in this order:
+#     check.json    the tests of `make test-gpu`
+#     node.json     `mae-et bench node`: speeds beside a plain reference, hours of the headline recipe
+#     quality.json  accuracy of arms, one after another, with their images in memory
+#     state.tar     the arms' runs, to resume from
+#     log.txt       what the commands print
+# Each but the log is complete or absent. Call it again with the same OUT to do what is absent and to resume the arms.
+# OUT/work exists during a call only. Sized for one GPU with 16 cores.
 #
-# DATA: folder with imagenet_sample/all and imagenette128/{train,val}; without it, images are made and arms left out.
-# ARMS: names in benchmarks/arms.py. PYTHON: the interpreter. SMOKE=1: all of it on a CPU, at a tiny size.
+# DATA: folder with imagenet_sample/all and imagenette128/{train,val}. Without the first, node generates its images;
+# without the second, arms are skipped. DATA= (empty) has neither.
+# ARMS: names in benchmarks/arms.py. PYTHON: the interpreter. SMOKE=1: all of it on a CPU, at a tiny size, without DATA.
 set -u
 out=${1:?usage: benchmarks/gpu.sh OUT [MINUTES]}
 minutes=${2:-6}
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
-data=${DATA:-$root/shared/data}
-work=${TMPDIR:-/tmp}/mae-et-gpu # the same at each call: runs that resume have the same data.root
+if [ -z "${SMOKE:-}" ]; then
+  data=${DATA?gpu.sh: set DATA to the folder of the data sets, or to nothing (DATA=) to generate images and skip the arms}
+  [ -z "$data" ] || data=$(cd "$data" && pwd) || exit 2
+fi
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+work=$out/work # on the file system of OUT, so that mv is atomic
 rm -rf "$work"
-mkdir -p "$out" "$work"
-out=$(cd "$out" && pwd)
+mkdir "$work" || exit 2
 cd "$root" || exit 2
 ends=$((SECONDS + minutes * 60 - 15)) # the rest is for packing
 
@@ -31,8 +39,8 @@ if [ -n "${SMOKE:-}" ]; then
   node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
     --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
   checks=(-k "crops or targets")
-  mkdir "$work/data"
-  "$python" - "$work/data/imagenette128" <<'PYTHON'
+  data=$work/data
+  "$python" - "$data/imagenette128" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -53,9 +61,7 @@ else
   flags="[--optim.batch_size=1024, --efficiency.precision=bf16, --data.cache=ram]"
   node=(--config pretrain/vit_b16_etpp_hog_400ep --images 1281167)
   checks=()
-  [ -d "$data" ] && ln -s "$(cd "$data" && pwd)" "$work/data"
 fi
-data=$work/data
 [ -d "$data/imagenet_sample/all" ] && node+=(--data.root "$data/imagenet_sample" --data.train_split all)
 
 left() { echo $((ends - SECONDS)); }
@@ -70,9 +76,9 @@ limited() {
   timeout --kill-after=20 "$limit" "$@" 2>>"$out/log.txt"
 }
 
-pack() { # each file is complete or absent
+pack() {
   if [ -d "$work/quality" ]; then
-    tar -cf "$out/state.tar.new" -C "$work" quality && mv "$out/state.tar.new" "$out/state.tar"
+    tar -cf "$work/state.tar" -C "$work" quality && mv "$work/state.tar" "$out/state.tar"
   fi
   rm -rf "$work"
 }
@@ -83,7 +89,8 @@ if [ ! -e "$out/check.json" ]; then
   limited 150 "$python" -m pytest -q -rs --gpu-device "$device" "${checks[@]}" tests/gpu >"$work/check.txt"
   status=$?
   cat "$work/check.txt" >>"$out/log.txt"
-  "$python" - "$status" "$work/check.txt" >"$out/check.json" <<'PYTHON'
+  if [ "$status" != 124 ] && [ "$status" != 137 ]; then # those ran out of time
+    "$python" - "$status" "$work/check.txt" >"$work/check.json" <<'PYTHON' && mv "$work/check.json" "$out/check.json"
 import json
 import sys
 
@@ -91,14 +98,17 @@ lines = open(sys.argv[2], errors="replace").read().splitlines()
 kept = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED", "wrong tries"))]
 print(json.dumps({"status": int(sys.argv[1]), "passed": sys.argv[1] == "0", "lines": kept}))
 PYTHON
+  fi
 fi
 
 if [ ! -e "$out/node.json" ]; then
   limited $((node_seconds + 90)) "$python" -m mae_et bench node "${node[@]}" --output.dir "$work/run" \
-    --seconds "$node_seconds" --save "$out/node.json" >>"$out/log.txt"
+    --seconds "$node_seconds" --save "$work/node.json" >>"$out/log.txt" && mv "$work/node.json" "$out/node.json"
 fi
 
-if [ -d "$data/imagenette128/train" ]; then
+if [ ! -d "$data/imagenette128/train" ]; then
+  echo "gpu.sh: arms are skipped: DATA has no imagenette128/train" | tee -a "$out/log.txt" >&2
+else
   [ -e "$out/state.tar" ] && tar -xf "$out/state.tar" -C "$work"
   done_arms=
   for arm in $arms; do
@@ -106,7 +116,7 @@ if [ -d "$data/imagenette128/train" ]; then
     limited 3600 "$python" -m mae_et bench quality --root "$data/imagenette128" --recipe "$recipe" \
       --folder "$work/quality" --arms "[$done_arms]" --epochs "$epochs" --fine_tune_epochs 0 \
       --flags "$flags" >"$work/quality.txt" || break
-    tail -n 1 "$work/quality.txt" >"$out/quality.json"
+    tail -n 1 "$work/quality.txt" >"$work/quality.json" && mv "$work/quality.json" "$out/quality.json"
   done
 fi
 cat "$out"/*.json
