@@ -199,13 +199,16 @@ def test_measures_use_no_tf32(monkeypatch) -> None:
 
 def test_sharded_model_is_probed_without_its_decoder(run: Path, tmp_path: Path, monkeypatch):
     """The decoder of the gathered copy never reaches the device; scores are the same."""
-    devices = []
+    moved = []
 
-    def gather(run, model):
+    def gather(_, model):
         gathered = copy.deepcopy(model)
-        monkeypatch.setattr(
-            gathered, "to", lambda device: (devices.append(gathered.decoder), gathered)[1]
-        )
+
+        def to(device):
+            moved.append(gathered.decoder)
+            return gathered
+
+        gathered.to = to
         return gathered
 
     monkeypatch.setattr(online_probe, "gather_model", gather)
@@ -219,7 +222,7 @@ def test_sharded_model_is_probed_without_its_decoder(run: Path, tmp_path: Path, 
 
     monkeypatch.setattr(online_probe.OnlineProbe, "run", as_if_sharded)
     assert curve(pretrain(config_of(tmp_path, *PROBED))) == curve(run)
-    assert devices == [None, None, None]
+    assert moved == [None, None, None]
 
 
 def test_evaluating_restores_the_training_mode() -> None:
