@@ -4,6 +4,7 @@ import multiprocessing
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +19,31 @@ from mae_et.runtime.agreement import (
     tensor_digests,
 )
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training import extension
 from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.same_ranks import check_same_start
 
 FORK = multiprocessing.get_context("fork")
 NODE = socket.gethostname()
+
+
+def extends(folder: Path, world: DistributedContext) -> None:
+    """Start a run that extends one whose folder the main rank alone sees."""
+    saved = {"model": {"weight": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(3)}}}
+
+    def read(*_) -> tuple:
+        assert world.is_main
+        return saved, {"metrics.jsonl": "{}"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extension, "read_extension", read)
+        config: Any = SimpleNamespace(init=SimpleNamespace(extends=folder))
+        source: Any = None  # not read
+        found, files = extension.start(config, None, source, world)
+    assert found is not None
+    assert found["model"]["weight"].equal(torch.ones(2))
+    assert found["optimizer_on_main"]
+    assert list(files) == (["metrics.jsonl"] if world.is_main else [])
 
 
 def outcomes_of(rank: int, folder: Path) -> list[str]:
@@ -53,6 +74,7 @@ def outcomes_of(rank: int, folder: Path) -> list[str]:
         lambda: fails(UserError("no data\x1b[2J here"), on=1),
         lambda: fails(RunFailed("disk"), on=0),
         lambda: fails(UserError("never"), on=2),
+        lambda: extends(folder, world),
     ]
     found = []
     for case in cases:
@@ -97,8 +119,8 @@ def test_every_rank_names_the_rank_the_node_and_what_differs(tmp_path: Path) -> 
             f"RunFailed: rank 0 (on {NODE}) failed: disk",
         ],
     )
-    assert found[0][6:] == [others[0], own[1], "equal"]
-    assert found[1][6:] == [own[0], others[1], "equal"]
+    assert found[0][6:] == [others[0], own[1], "equal", "equal"]
+    assert found[1][6:] == [own[0], others[1], "equal", "equal"]
 
 
 def test_one_rank_agrees_with_itself_and_raises_its_own_error() -> None:
