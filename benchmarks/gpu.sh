@@ -62,7 +62,11 @@ else
   node=(--config pretrain/vit_b16_etpp_hog_400ep --images 1281167)
   checks=()
 fi
-[ -d "$data/imagenet_sample/all" ] && node+=(--data.root "$data/imagenet_sample" --data.train_split all)
+if [ -d "$data/imagenet_sample/all" ]; then
+  node+=(--data.root "$data/imagenet_sample" --data.train_split all)
+else
+  echo "gpu.sh: node generates its images: DATA has no imagenet_sample/all" | tee -a "$out/log.txt" >&2
+fi
 
 left() { echo $((ends - SECONDS)); }
 
@@ -119,4 +123,7 @@ else
     tail -n 1 "$work/quality.txt" >"$work/quality.json" && mv "$work/quality.json" "$out/quality.json"
   done
 fi
-cat "$out"/*.json
+if ! cat "$out"/*.json 2>/dev/null; then
+  echo "gpu.sh: nothing was measured; see $out/log.txt" >&2
+  exit 1
+fi
