@@ -197,6 +197,7 @@ def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
         }
         for prefix in ("encoder.", "decoder.")
     )
+    _check_plain_vit(path, encoder)
     model = config.model
     return Weights(
         path,
@@ -233,12 +234,21 @@ def _from_classifier_run(folder: Path) -> Weights:
 def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> Weights:
     """Find and sort tensors of MAE's or timm's layout."""
     tensors = find_state_dict(path, payload, {"patch_embed.proj.weight"}, key)
-    if not tensors:
+    _check_plain_vit(path, tensors)
+    return Weights(path, *split_mae(tensors))
+
+
+def _check_plain_vit(path: Path, tensors: Tensors) -> None:
+    """Refuse tensors without those that every reader measures the network by.
+
+    Raises:
+        UserError: the sentence names the path.
+    """
+    if "patch_embed.proj.weight" not in tensors:
         raise UserError(f"{path} holds no vision transformer: there is no patch_embed.proj.weight")
     plain = tensors["patch_embed.proj.weight"].ndim == 4 and "pos_embed" in tensors
     if not plain or tensors["pos_embed"].ndim != 3:
         raise UserError(f"{path} holds no plain vision transformer: no pos_embed or 2-D patches")
-    return Weights(path, *split_mae(tensors))
 
 
 def _from_hugging_face(folder: Path) -> Weights:

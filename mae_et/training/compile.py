@@ -80,7 +80,7 @@ def compile_network(
     """
     _count_compilation_as_progress()
     # Past this number of graphs per function, torch would silently run eagerly.
-    torch._dynamo.config.cache_size_limit = 8 + 4 * bandwidths  # its name since before torch 2.7
+    torch._dynamo.config.recompile_limit = 8 + 4 * bandwidths
     options: dict[str, Any] = {"dynamic": False, "backend": backend}
     if cuda_graphs:
         options["mode"] = "reduce-overhead"

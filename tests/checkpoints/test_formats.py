@@ -7,9 +7,12 @@ import pytest
 import torch
 from tiny_run import GOLDEN
 
-from mae_et.checkpoints.formats import load_weights, peek_weights
+from mae_et import UserError
+from mae_et.checkpoints.formats import load_weights, peek_weights, weights_of_payload
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.main import main
+from mae_et.config.files import to_yaml
+from mae_et.models.mae import MaskedAutoencoder
 from mae_et.pretraining import pretrain
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
@@ -46,6 +49,18 @@ def test_every_command_reads_a_checkpoint_once(tiny, tmp_path: Path, reads: Coun
     ), start=1):  # fmt: skip
         assert main([words[0], f"--checkpoint={file}", *words[1:]]) == 0
         assert reads == {file.name: number}, words
+
+
+def test_our_checkpoint_without_the_tensors_of_an_encoder_is_refused(tiny, tmp_path: Path) -> None:
+    model = MaskedAutoencoder.from_config(tiny().model)
+    tensors = model.state_dict()
+    payload = {"config": to_yaml(tiny()), "plan": {}, "model": tensors}
+    assert weights_of_payload(tmp_path, payload).encoder
+    for name in ("encoder.patch_embed.proj.weight", "encoder.pos_embed"):
+        for change in ({name: tensors[name].flatten()}, {f"x.{name}": tensors[name]}):
+            lacking = {key: value for key, value in tensors.items() if key != name} | change
+            with pytest.raises(UserError, match=r"holds no (plain )?vision transformer"):
+                weights_of_payload(tmp_path, payload | {"model": lacking})
 
 
 def test_weights_read_ahead_are_handed_over_once_and_never_stale(tmp_path: Path, reads) -> None:

@@ -25,9 +25,9 @@ LONG = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(2000, 40, 12)
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
-    limit = torch._dynamo.config.cache_size_limit
+    limit = torch._dynamo.config.recompile_limit
     yield
-    torch._dynamo.config.cache_size_limit = limit
+    torch._dynamo.config.recompile_limit = limit
     torch._dynamo.reset()
 
 
