@@ -121,9 +121,9 @@ def train_run(
             run.bad_images = BadImages(
                 dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
             )
+            if logger is not None:
+                run.bad_images.write()  # without rows after the checkpoint
         if logger is not None:
-            if run.bad_images is not None:
-                run.bad_images.write()
             for line in overview(run, dataset.source, num_workers):
                 say(line)
         with training_batches(
