@@ -18,12 +18,12 @@ import mae_et
 def pretrain_tiny(folder: Path) -> Path:
     """Pre-train a tiny masked autoencoder on embedded images, and return its run folder."""
     config = mae_et.PretrainConfig(
-        mae_et.ModelConfig(
+        model=mae_et.ModelConfig(
             "vit_tiny_patch16_224", 32, 8, encoder_embed_dim=32, encoder_depth=2,
             encoder_num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
         ),
-        mae_et.DataConfig(synthetic_size=32, synthetic_train=64),
-        mae_et.CurriculumConfig(preset="constant", epochs=8),
+        data=mae_et.DataConfig(synthetic_size=32, synthetic_train=64),
+        curriculum=mae_et.CurriculumConfig(preset="constant", epochs=8),
         optim=mae_et.OptimConfig(batch_size=16, base_lr=0.01),
         efficiency=mae_et.EfficiencyConfig(num_workers=0),
         output=mae_et.OutputConfig(dir=folder, reconstruct_images=0, tensorboard=False),

@@ -67,7 +67,7 @@ def show_in_projector(
 def read_features(path: Path, indices: np.ndarray) -> np.ndarray:
     """Return some rows [K D] of a file of features, whose rising indices are given."""
     if path.suffix == ".npy":
-        return np.load(path, mmap_mode="r")[indices]
+        return np.load(path, mmap_mode="r", allow_pickle=False)[indices]
     if path.suffix == ".safetensors":
         with safe_open(path, framework="numpy") as file:
             rows = file.get_slice("features")

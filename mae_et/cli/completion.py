@@ -1,11 +1,13 @@
 """Completion of commands, keys and choices in a shell."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from mae_et.cli.arguments import CONFIGS, Arguments, parser_of
+from mae_et.cli.help import help_requested
 from mae_et.errors import UserError
 
 
@@ -16,6 +18,9 @@ def completion(arguments: Arguments) -> None:
     from mae_et.cli.commands import COMMANDS
 
     shells = ("bash", "zsh")
+    if help_requested(arguments):
+        print("usage: mae-et completion bash | zsh\n\nsource <(mae-et completion bash)")
+        sys.exit(0)
     if len(arguments) != 1 or arguments[0] not in shells:
         raise UserError(f"completion needs one of {', '.join(shells)}, got {' '.join(arguments)!r}")
     about = {name: (run.__doc__ or name).splitlines()[0] for name, run in COMMANDS.items()}

@@ -171,7 +171,7 @@ class OutputConfig:
                 duration_in_steps(duration, 1, f"output.{name}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Pre-train a masked autoencoder under a frequency curriculum."""
 

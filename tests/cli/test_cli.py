@@ -188,7 +188,7 @@ def test_every_command_has_help(capsys) -> None:
         assert ended.value.code == 0
         expected = {
             "submit": "--cluster FILE_OR_NAME", "status": "--watch", "bench": "bench NAME --help",
-            "report": "--output",
+            "report": "--output", "completion": "mae-et completion bash",
         }  # fmt: skip
         assert expected.get(name, "--config") in capsys.readouterr().out
     assert main(["--version"]) == 0
