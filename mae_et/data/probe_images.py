@@ -68,11 +68,6 @@ class ProbeImages:
     val_indices: list[int]
     """Images to classify; none without labels."""
 
-    @property
-    def labelled(self) -> bool:
-        """Whether accuracies can be measured."""
-        return bool(self.val_indices)
-
 
 def open_probe_images(
     config: OnlineProbeConfig,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mae_et.benchmarks import node
 from mae_et.benchmarks.node import summary, trained_speed
 from mae_et.benchmarks.node_exchange import all_reduce_speed
 from mae_et.benchmarks.node_tables import node_tables
@@ -293,6 +294,27 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     file.write_text(json.dumps({"images_per_second": [1, 2]}))
     assert main(planned) == 2
     assert "has no images/s by bandwidth in 'images_per_second'" in capsys.readouterr().err
+
+
+def test_node_saves_what_it_has_measured_so_far_and_prints_all(
+    recipe: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    file, saved = tmp_path / "node.json", []
+
+    def measured(config: PretrainConfig, images: int, seconds: float, write) -> dict:
+        figures: dict = {}
+        for part in ("training", "loading"):
+            figures[part] = [images, seconds, config.model.image_size]
+            write(figures)
+            saved.append(json.loads(file.read_text()))
+        return figures
+
+    monkeypatch.setattr(node, "bench_node", measured)
+    flags = ["--images=1000", "--seconds=9", f"--save={file}", "--json"]
+    assert main(["bench", "node", f"--config={recipe}", *flags]) == 0
+    assert list(saved[0]) == ["training"]
+    assert json.loads(capsys.readouterr().out) == saved[1] == json.loads(file.read_text())
+    assert saved[1]["loading"][:2] == [1000, 9]
 
 
 def test_node_is_submitted_as_one_task_with_all_gpus(tmp_path: Path, monkeypatch, capsys) -> None:
