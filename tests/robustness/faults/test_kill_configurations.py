@@ -38,7 +38,7 @@ SHARDS = "--data.name=shards --data.root=SHARDS"
 SYNTHETIC = "--data.name=synthetic --data.root=null"
 # One of each line is drawn for every configuration; "" keeps the default.
 OPTIONS = [
-    ["", "--model.target=pixels", "--model.target=hog"],
+    ["", "--model.target=pixel", "--model.target=hog"],
     ["", "--model.decoder_attention=cross"],
     ["", "--model.decoder_share=0.5"],
     ["", "--crop.method=resize", "--crop.method=decode"],
