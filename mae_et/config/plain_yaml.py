@@ -18,7 +18,7 @@ def parse_yaml(text: str) -> Any:
 
     Aliases are refused: a dozen of them expand to more than fits in memory. So are long and deeply
     nested documents, in which PyYAML takes quadratic time; and what YAML reads otherwise than its
-    writer meant: keys given twice, of which the last counts, and octal numbers (0100 is 64).
+    writer meant: keys given twice (the last one counts) and octal numbers (0100 is 64).
 
     Raises:
         yaml.YAMLError: the text is not YAML, or one of the above.

@@ -84,7 +84,7 @@ class BadImages:
         max_fraction: see `tolerated_count`.
         folder: run folder, which may hold the record of the run that is resumed or extended; the
             main rank reads it.
-        world: ranks that exchange what they could not read, all of which must build this.
+        world: ranks that exchange what they could not read; every rank must build this.
         start: steps already done; rows recorded after them are dropped.
     """
 

@@ -94,7 +94,7 @@ def cache_images(source: ImageDataset, config: Any, world: DistributedContext) -
     Args:
         source: the dataset.
         config: the run's; `data.cache` and `efficiency.num_workers` are read.
-        world: ranks, all of which must call this.
+        world: ranks; every rank must call this.
 
     Raises:
         UserError: the operating system has no anonymous shared memory.

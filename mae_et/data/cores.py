@@ -28,7 +28,7 @@ def worker_count(requested: int | None, world: DistributedContext | None = None)
     Args:
         requested: `efficiency.num_workers`; None for the cores of this rank (`own_cores`), or a
             quarter of them where it computes on the CPU; 1 to 16.
-        world: the ranks, all of which call this; None for a process that only loads.
+        world: ranks; every rank calls this. None for a process that only loads.
     """
     if requested is not None:
         return requested
@@ -47,7 +47,7 @@ def compute_threads(num_workers: int, world: DistributedContext) -> Iterator[Non
 
     Args:
         num_workers: loader processes of this rank.
-        world: the ranks, all of which call this.
+        world: ranks; every rank calls this.
     """
     before = torch.get_num_threads()
     cores = own_cores(world)

@@ -21,7 +21,7 @@ def broadcast_outline(content: Any, world: DistributedContext) -> Any:
 
     Args:
         content: content of the main rank; ignored on others.
-        world: ranks, all of which must call this.
+        world: ranks; every rank must call this.
     """
     if world.size == 1:
         return content
@@ -45,7 +45,7 @@ def broadcast_tensors(content: Any, world: DistributedContext, device: torch.dev
 
     Args:
         content: content on the main rank, which keeps it; its outline on others.
-        world: ranks, all of which must call this.
+        world: ranks; every rank must call this.
         device: where the others' tensors are to be; numbers [] stay on the CPU.
     """
     if world.size == 1:

@@ -72,7 +72,7 @@ def share_checkpoint(
 
     Args:
         saved: the main rank's checkpoint; ignored on others.
-        world: ranks, all of which must call this.
+        world: ranks; every rank must call this.
     """
     outline = broadcast_outline(saved, world)
     if outline is None or world.size == 1:
