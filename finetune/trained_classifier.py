@@ -11,15 +11,10 @@ from finetune.image_size import Size
 from finetune.model import load_run_network
 from finetune.scoring_config import EvaluateConfig
 from finetune.vit import build_vit
-from mae_et.checkpoints.encoders import (
-    DEFAULT_EPS,
-    build_named,
-    build_vit_of,
-    fetch_from_hub,
-    grid_of,
-)
+from mae_et.checkpoints.encoders import DEFAULT_EPS, build_named, build_vit_of, grid_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.run_config import read_classifier_description
+from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from finetune.config import Pool, Probe
 from finetune.image_size import Size, format_size, height_and_width
-from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, num_heads_of
+from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
@@ -73,7 +73,7 @@ def build_vit(
         heads = weights.model.encoder_num_heads  # None: the architecture's own
     else:
         given = weights.encoder_num_heads or encoder_num_heads
-        heads = num_heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS)
+        heads = num_heads_of("encoder", width, given)
     network = create_vit(
         weights.architecture,
         img_size=sides,

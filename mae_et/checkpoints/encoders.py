@@ -17,10 +17,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mae_et.checkpoints.formats import load_weights, read_state_dict
-from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, masked_autoencoder, num_heads_of
+from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
-from mae_et.checkpoints.timm_hub import create_pretrained
+from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
 from mae_et.models.encoder import create_vit
@@ -129,7 +129,7 @@ def build_vit_of(
         in_chans=channels,
         embed_dim=width,
         depth=depth_of(tensors),
-        num_heads=num_heads_of("encoder", width, num_heads, PUBLISHED_ENCODER_HEADS),
+        num_heads=num_heads_of("encoder", width, num_heads),
         num_classes=len(head["weight"]) if head else 0,
         class_token=bool(class_tokens),
         reg_tokens=registers,
@@ -174,19 +174,6 @@ def grid_of(weights: Weights) -> int:
     if not side:
         raise UserError(f"{weights.path} has no square grid of positions: give --image_size")
     return side
-
-
-def fetch_from_hub(name: str, **settings: Any) -> Any:
-    """Fetch a timm model from its hub.
-
-    Raises:
-        UserError: the hub cannot be reached, or the file is not the published one.
-    """
-    try:
-        return create_pretrained(name, **settings)
-    except Exception as error:  # whatever the hub's client raises
-        reason = " ".join(str(error).split())
-        raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
 
 
 def build_named(path: Path, architecture: str, key: str | None = None, head: bool = False) -> Any:

@@ -34,7 +34,7 @@ from mae_et.checkpoints.run_config import (
 )
 from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, largest_state_dict
 from mae_et.checkpoints.store import newest_checkpoint
-from mae_et.checkpoints.timm_hub import create_pretrained
+from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import (
     CLASSIFIER_KEY,
     MODEL_KEY,
@@ -275,11 +275,7 @@ def _from_hub(name: Path) -> Weights:
     Raises:
         UserError: the hub cannot be reached, or the model is no plain ViT.
     """
-    try:
-        model = create_pretrained(str(name), num_classes=0)
-    except Exception as error:  # whatever the hub's client raises
-        reason = " ".join(str(error).split())
-        raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
+    model = fetch_from_hub(str(name), num_classes=0)
     weights = _from_mae(name, model.state_dict())
     return replace(
         weights,

@@ -3,7 +3,7 @@
 Names on disk have hardly changed over the versions of transformers, unlike those in memory. One
 table maps them both ways; variants that only some writers use are normalised first.
 
-Source: the `vit_mae` and `vit` conversions of transformers.
+Source: the `vit_mae`, `vit`, `dinov2` and `dinov2_with_registers` models of transformers.
 """
 
 import re
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints import hugging_face_dinov2
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
@@ -51,6 +50,20 @@ NAMES = {
     },
     "head": {"head.*": "classifier.*"},
 }
+# What transformers' DINOv2 has beyond its ViT, after our names: to read only.
+DINOV2_NAMES = {
+    "reg_token": "vit.embeddings.register_tokens",
+    "blocks.#.ls1.gamma": "vit.encoder.layer.#.layer_scale1.lambda1",
+    "blocks.#.ls2.gamma": "vit.encoder.layer.#.layer_scale2.lambda1",
+}
+# DINOv2's names and ViT's, which differ in the blocks alone.
+DINOV2_RENAMES = (
+    (r"^dinov2(_with_registers)?\.", "vit."),
+    (r"(\.layer\.\d+)\.norm1\.", r"\1.layernorm_before."),
+    (r"(\.layer\.\d+)\.norm2\.", r"\1.layernorm_after."),
+    (r"(\.layer\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+    (r"(\.layer\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
+)
 UNUSED = ("vit.pooler.", "vit.embeddings.mask_token")  # by any task of images
 # How transformers 5 spells the decoder's blocks; every version reads the older spelling too.
 DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."
@@ -96,7 +109,7 @@ def from_hugging_face(
     tables = {
         part: {theirs: ours for ours, theirs in names.items()} for part, names in NAMES.items()
     }
-    tables["encoder"] |= {theirs: ours for ours, theirs in hugging_face_dinov2.EXTRA_NAMES.items()}
+    tables["encoder"] |= {theirs: ours for ours, theirs in DINOV2_NAMES.items()}
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}, "head": {}}
     for name, tensor in tensors.items():
         spelled = _on_disk(name)
@@ -165,7 +178,8 @@ def _on_disk(name: str) -> str:
     """Return the table's spelling of a name that any model or version wrote."""
     if name.startswith(DECODER_BLOCKS_OF_5):
         return f"decoder.decoder_layers.{name.removeprefix(DECODER_BLOCKS_OF_5)}"
-    name = hugging_face_dinov2.as_vit(name)
+    for theirs, of_vit in DINOV2_RENAMES:
+        name = re.sub(theirs, of_vit, name, count=1)
     # A ViTMAEModel or ViTModel alone has no prefix.
     return name if name.startswith(("vit.", "decoder.", "classifier.")) else f"vit.{name}"
 

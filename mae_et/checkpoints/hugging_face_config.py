@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from mae_et.checkpoints import hugging_face_dinov2
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
-MODEL_TYPES = ("vit_mae", "vit", *hugging_face_dinov2.MODEL_TYPES)
+MODEL_TYPES = ("vit_mae", "vit", "dinov2", "dinov2_with_registers")
 
 
 def read_description(folder: Path) -> dict[str, Any]:

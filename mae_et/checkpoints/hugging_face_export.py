@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mae_et.checkpoints.hugging_face import to_hugging_face
-from mae_et.checkpoints.load import PUBLISHED_ENCODER_HEADS, num_heads_of
+from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.mae_layout import fold_probe
 from mae_et.checkpoints.model_card import model_card
 from mae_et.checkpoints.preprocessing import Preprocessing
@@ -133,9 +133,7 @@ def _classifier(weights: Weights, num_heads: int | None) -> tuple[Tensors, dict[
     head = {f"head.{name}": tensor for name, tensor in fold_probe(weights.head).items()}
     tensors = to_hugging_face(encoder, head=head)
     classes = weights.classes or [f"LABEL_{n}" for n in range(len(head["head.bias"]))]
-    heads = num_heads_of(
-        "encoder", width, weights.encoder_num_heads or num_heads, PUBLISHED_ENCODER_HEADS
-    )
+    heads = num_heads_of("encoder", width, weights.encoder_num_heads or num_heads)
     mlp = encoder["blocks.0.mlp.fc1.weight"].shape[0]
     image_size = [rows * patch, columns * patch]
     return tensors, {

@@ -14,11 +14,7 @@ from timm.layers import resample_patch_embed
 
 from mae_et.checkpoints.checksums import sha256_of_tensors
 from mae_et.checkpoints.formats import peek_weights
-from mae_et.checkpoints.load import (
-    PUBLISHED_DECODER_HEADS,
-    PUBLISHED_ENCODER_HEADS,
-    is_sincos,
-)
+from mae_et.checkpoints.load import PUBLISHED_HEADS, is_sincos
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.init import InitConfig
@@ -120,7 +116,7 @@ def _encoder_heads(weights: Weights) -> int | None:
         with torch.device("meta"):
             return _heads(MaskedAutoencoder.from_config(weights.model, decoder=False).encoder)
     width = weights.encoder["patch_embed.proj.weight"].shape[0]
-    return weights.encoder_num_heads or PUBLISHED_ENCODER_HEADS.get(width)
+    return weights.encoder_num_heads or PUBLISHED_HEADS["encoder"].get(width)
 
 
 def _check_same_encoder(
@@ -200,5 +196,5 @@ def _recorded(weights: Weights) -> tuple[int | None, Target | None]:
     """Return heads and target of a decoder, which its shapes do not show; None if unknown."""
     if weights.model is not None:
         return weights.model.decoder_num_heads, weights.model.target
-    published = PUBLISHED_DECODER_HEADS.get(weights.decoder["norm.weight"].shape[0])
+    published = PUBLISHED_HEADS["decoder"].get(weights.decoder["norm.weight"].shape[0])
     return weights.decoder_num_heads or published, weights.target

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 
 # Weights do not record heads; these are the published models' (MAE, tables 1 and A).
-PUBLISHED_ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
-PUBLISHED_DECODER_HEADS = {512: 16}
+PUBLISHED_HEADS = {
+    "encoder": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16},
+    "decoder": {512: 16},
+}
 
 
 def load_pretrained(
@@ -161,13 +164,13 @@ def stored_data(
     return None if preprocessing is None else DataConfig(**preprocessing.data_settings())
 
 
-def num_heads_of(part: str, width: int, given: int | None, published: dict[int, int]) -> int:
+def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | None) -> int:
     """Return a transformer's number of heads: as given, or as published for its width.
 
     Raises:
         UserError: it is neither, or does not divide the width.
     """
-    heads = given or published.get(width)
+    heads = given or PUBLISHED_HEADS[part].get(width)
     if heads is None:
         raise UserError(
             f"the {part}'s number of heads cannot be read from weights of width {width}: give "
@@ -199,7 +202,7 @@ def _build(
         channels=channels,
         encoder_embed_dim=width,
         encoder_depth=depth_of(weights.encoder),
-        encoder_num_heads=num_heads_of("encoder", width, given, PUBLISHED_ENCODER_HEADS),
+        encoder_num_heads=num_heads_of("encoder", width, given),
         target=target or weights.target or "norm_pix",
     )
     if not weights.decoder:
@@ -211,7 +214,5 @@ def _build(
     return model(
         decoder_embed_dim=decoder_embed_dim,
         decoder_depth=depth_of(weights.decoder),
-        decoder_num_heads=num_heads_of(
-            "decoder", decoder_embed_dim, given, PUBLISHED_DECODER_HEADS
-        ),
+        decoder_num_heads=num_heads_of("decoder", decoder_embed_dim, given),
     )

@@ -16,6 +16,8 @@ from typing import Any
 import timm
 from timm.models import _builder
 
+from mae_et.errors import UserError
+
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -32,6 +34,19 @@ def create_pretrained(name: str, **arguments: Any) -> Any:
     if about.get("hf_hub_id"):
         check_cache(about["hf_hub_id"])
     return model
+
+
+def fetch_from_hub(name: str, **arguments: Any) -> Any:
+    """Create a timm model with its published weights; see `create_pretrained`.
+
+    Raises:
+        UserError: the hub cannot be reached, or a file is not the published one.
+    """
+    try:
+        return create_pretrained(name, **arguments)
+    except Exception as error:  # whatever the hub's client raises
+        reason = " ".join(str(error).split())
+        raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
 
 
 def check_cache(repository: str) -> int:

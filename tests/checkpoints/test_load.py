@@ -106,8 +106,8 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
 def test_depth_and_heads_are_inferred_from_the_weights() -> None:
     weights = {f"blocks.{n}.{part}": torch.zeros(1) for n in (0, 1, 2) for part in ("a", "b")}
     assert depth_of(weights) == 3
-    assert num_heads_of("encoder", 768, None, {768: 12}) == 12
-    assert num_heads_of("encoder", 8, 2, {}) == 2
+    assert num_heads_of("encoder", 768, None) == 12
+    assert num_heads_of("encoder", 8, 2) == 2
     for width, given in ((8, None), (8, 3)):
         with pytest.raises(UserError, match="encoder"):
-            num_heads_of("encoder", width, given, {})
+            num_heads_of("encoder", width, given)

@@ -165,7 +165,7 @@ def test_learned_positions_are_replaced_and_reported(starting, monkeypatch, caps
         num_heads=3,
     )  # fmt: skip
     torch.nn.init.normal_(vit.pos_embed)
-    monkeypatch.setattr(formats, "create_pretrained", lambda name, num_classes: vit)
+    monkeypatch.setattr(formats, "fetch_from_hub", lambda name, num_classes: vit)
     _, model = build(starting("vit_tiny_patch16_224.augreg_in21k"))
     assert "learned positions replaced by the fixed sine-cosine table" in capsys.readouterr().err
     torch.testing.assert_close(model.encoder.cls_token, vit.cls_token + vit.pos_embed[:, :1])
