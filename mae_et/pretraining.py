@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.checkpoints.store import export_encoder
+from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage

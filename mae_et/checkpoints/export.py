@@ -7,7 +7,6 @@ A masked autoencoder is rebuilt first, which checks it. A classifier's tensors a
 are: its positions may have been trained, or have another size.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import get_args
@@ -20,10 +19,8 @@ from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.mae_layout import MAE_DECODER, fold_probe
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.tensor_files import write_safetensors, write_torch
-from mae_et.checkpoints.weight_files import CLASSIFIER_KEY, MODEL_KEY, PREPROCESSING_KEY
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.commands import Format
-from mae_et.config.files import plain
 from mae_et.errors import UserError
 from mae_et.models.encoder import create_vit
 from mae_et.models.mae import MaskedAutoencoder
@@ -70,66 +67,40 @@ def export(
     if format not in get_args(Format):
         raise UserError(f"format must be timm, hf or mae, got {format!r}")
     weights, path = load_weights(Path(checkpoint), checkpoint_key), Path(path)
+    model = None
+    if weights.head:
+        _check_classifier(weights)
+    else:
+        model = masked_autoencoder(
+            weights, encoder_num_heads, decoder_num_heads, decoder=format != "timm"
+        )
+    encoder = weights.encoder if model is None else dict(model.encoder.state_dict())
     try:
-        if weights.head:
-            _write_classifier(weights, format, path, encoder_num_heads)
+        if format == "hf":
+            write_hugging_face(path, weights, model, encoder_num_heads)
+        elif format == "timm":
+            write_safetensors(encoder | fold_probe(weights.head), path, weights.entries())
         else:
-            model = masked_autoencoder(
-                weights, encoder_num_heads, decoder_num_heads, decoder=format != "timm"
-            )
-            _write_masked_autoencoder(model, weights, format, path)
+            _check_mae_encoder(encoder)
+            rest = _mae_head(weights.head) if model is None else _mae_decoder(model)
+            write_torch(encoder | rest, path, weights.entries())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     return path
 
 
-def _write_masked_autoencoder(
-    model: MaskedAutoencoder,
-    weights: Weights,
-    format: Format,  # noqa: A002
-    path: Path,
-) -> None:
-    encoder = dict(model.encoder.state_dict())
-    if format == "hf":
-        write_hugging_face(path, weights, model, None)
-    elif format == "timm":
-        write_safetensors(encoder, path, _entries(weights))
-    else:
-        _check_mae_blocks(encoder)
-        write_torch(encoder | _mae_decoder(model), path, _entries(weights))
-
-
-def _check_mae_blocks(encoder: Tensors) -> None:
-    """Refuse blocks that MAE's code does not build, such as those with LayerScale.
+def _check_mae_encoder(encoder: Tensors) -> None:
+    """Refuse what MAE's code does not build: attentive pooling, blocks such as with LayerScale.
 
     Raises:
-        UserError: the sentence names a tensor that it would not know.
+        UserError: the sentence names what it would not know.
     """
+    if "attn_pool.latent" in encoder:
+        raise UserError("format mae holds no attentive pooling, as this classifier has; use timm")
     for name in encoder:
         block = re.fullmatch(r"blocks\.\d+\.(.*)\.(?:weight|bias|gamma)", name)
         if block and block[1] not in MAE_BLOCK:
             raise UserError(f"format mae has no place for {name}; use timm")
-
-
-def _write_classifier(
-    weights: Weights,
-    format: Format,  # noqa: A002
-    path: Path,
-    num_heads: int | None,
-) -> None:
-    _check_classifier(weights)
-    if format == "hf":
-        write_hugging_face(path, weights, None, num_heads)
-        return
-    if format == "timm":
-        head = {f"head.{name}": tensor for name, tensor in fold_probe(weights.head).items()}
-        write_safetensors(weights.encoder | head, path, _entries(weights))
-        return
-    if "attn_pool.latent" in weights.encoder:
-        raise UserError(
-            "format mae holds no attentive pooling, which this classifier has; use timm"
-        )
-    write_torch(weights.encoder | _head_of_mae(weights.head), path, _entries(weights))
 
 
 def _check_classifier(weights: Weights) -> None:
@@ -164,7 +135,7 @@ def _check_classifier(weights: Weights) -> None:
         raise UserError(f"{weights.path} does not fit timm's VisionTransformer: {mismatch}")
 
 
-def _head_of_mae(head: Tensors) -> Tensors:
+def _mae_head(head: Tensors) -> Tensors:
     """Return a linear layer, after a probe's normalisation where there is one."""
     if "running_mean" not in head:
         return {f"head.{name}": tensor for name, tensor in head.items()}
@@ -185,21 +156,3 @@ def _mae_decoder(model: MaskedAutoencoder) -> Tensors:
         ours = next((prefix for prefix in ours_to_theirs if name.startswith(prefix)), "")
         weights[ours_to_theirs.get(ours, "decoder_") + name.removeprefix(ours)] = tensor
     return weights
-
-
-def _entries(weights: Weights) -> dict[str, str]:
-    """Return what our own readers need beside the weights; other readers skip it."""
-    entries = {}
-    if weights.model is not None:
-        entries[MODEL_KEY] = json.dumps(plain(weights.model))
-    if weights.preprocessing is not None:
-        entries[PREPROCESSING_KEY] = weights.preprocessing.to_json()
-    if weights.classes is not None:
-        description = {
-            "classes": list(weights.classes),
-            "encoder": weights.architecture,
-            "encoder_num_heads": weights.encoder_num_heads,
-            "grid": None if weights.grid is None else list(weights.grid),
-        }
-        entries[CLASSIFIER_KEY] = json.dumps(description)
-    return entries

@@ -159,7 +159,7 @@ def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
     """Add what a file of ours records beside its weights."""
     path = weights.path
     if PREPROCESSING_KEY in payload:
-        preprocessing = Preprocessing.from_json(payload[PREPROCESSING_KEY], path)
+        preprocessing = Preprocessing.from_dict(json.loads(payload[PREPROCESSING_KEY]), path)
         weights = replace(weights, preprocessing=preprocessing)
     if CLASSIFIER_KEY in payload:
         description = check_classifier_description(json.loads(payload[CLASSIFIER_KEY]), path)
@@ -174,8 +174,7 @@ def _with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
     """Add what `classes.json` of a classifier's run records."""
     preprocessing = weights.preprocessing
     if "preprocessing" in description:
-        text = json.dumps(description["preprocessing"])
-        preprocessing = Preprocessing.from_json(text, weights.path)
+        preprocessing = Preprocessing.from_dict(description["preprocessing"], weights.path)
     return replace(
         weights,
         architecture=description["encoder"],

@@ -130,7 +130,7 @@ def _classifier(weights: Weights, num_heads: int | None) -> tuple[Tensors, dict[
     rows, columns = weights.grid or (side, side)
     if rows * columns != positions:
         raise UserError(f"format hf needs the grid of {weights.path}, which it does not record")
-    head = {f"head.{name}": tensor for name, tensor in fold_probe(weights.head).items()}
+    head = fold_probe(weights.head)
     tensors = to_hugging_face(encoder, head=head)
     classes = weights.classes or [f"LABEL_{n}" for n in range(len(head["head.bias"]))]
     heads = num_heads_of("encoder", width, weights.encoder_num_heads or num_heads)

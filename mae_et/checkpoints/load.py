@@ -1,6 +1,5 @@
 """Build masked autoencoders from checkpoints, ours and released ones."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,7 +139,7 @@ def stored_preprocessing(
         return read_preprocessor(path)
     if (path / "classes.json").is_file():
         recorded = read_classifier_description(path).get("preprocessing")
-        return Preprocessing.from_json(json.dumps(recorded), path) if recorded else None
+        return Preprocessing.from_dict(recorded, path) if recorded else None
     config = config_of_run(path) if path.is_dir() else None
     if config is not None:
         return Preprocessing.of_run(config.data, config.model.image_size)

@@ -39,10 +39,12 @@ def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
 
 
 def fold_probe(head: Tensors) -> Tensors:
-    """Return the weight and bias of a linear layer, a probe's normalisation multiplied into it."""
+    """Return a head as one linear layer `head.*`, a probe's normalisation multiplied into it."""
+    if not head:
+        return {}
     weight, bias = head["weight"].double(), head["bias"].double()
     if "running_mean" in head:
         weight = weight * (head["running_var"].double() + PROBE_EPSILON).rsqrt()
         bias = bias - weight @ head["running_mean"].double()
     dtype = head["weight"].dtype
-    return {"weight": weight.to(dtype), "bias": bias.to(dtype)}
+    return {"head.weight": weight.to(dtype), "head.bias": bias.to(dtype)}

@@ -1,8 +1,7 @@
 """How an encoder's images were prepared: stored with its weights, inherited downstream."""
 
-import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -81,14 +80,14 @@ class Preprocessing:
             raise UserError(f"{path} is damaged: its statistics or sizes are no numbers") from None
 
     @classmethod
-    def from_json(cls, text: str, path: object) -> "Preprocessing":
-        """Read what `to_json` wrote.
+    def from_dict(cls, entries: Any, path: object) -> "Preprocessing":
+        """Read the fields of a preprocessing from JSON's types.
 
         Raises:
-            UserError: the text is something else.
+            UserError: the entries are something else.
         """
         try:
-            return cls._checked(**json.loads(text))
+            return cls._checked(**entries)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} is damaged: mae_et.preprocessing has other entries") from None
 
@@ -108,18 +107,9 @@ class Preprocessing:
             raise ValueError(str(error)) from None
         return cls(*statistics, float(eval_crop), image_size, str(interpolation), str(crop_mode))
 
-    def to_json(self) -> str:
-        """Return the entries as JSON."""
-        return json.dumps(asdict(self))
-
     def data_settings(self) -> dict[str, Any]:
         """Return the keys of `data` that follow from it."""
         return {"mean": self.mean, "std": self.std, "eval_crop": self.eval_crop}
-
-    def report_differences(self, data: DataConfig) -> None:
-        """Report in one line on stderr what a data config does differently."""
-        if differing := self.differences(data):
-            print(f"mae-et: images are prepared with {', '.join(differing)}", file=sys.stderr)
 
     def differences(self, data: DataConfig) -> list[str]:
         """Return what a data config does differently, a phrase for each."""
@@ -146,14 +136,14 @@ def report_preprocessing(recorded: Preprocessing | None, data: DataConfig, path:
         data: how they are prepared now.
         path: the checkpoint.
     """
-    if recorded is not None:
-        recorded.report_differences(data)
-        return
-    print(
-        f"mae-et: {path} records no statistics of its images, which are normalised with data.mean "
-        f"{list(data.mean)} and data.std {list(data.std)}",
-        file=sys.stderr,
-    )
+    if recorded is None:
+        print(
+            f"mae-et: {path} records no statistics of its images, which are normalised with "
+            f"data.mean {list(data.mean)} and data.std {list(data.std)}",
+            file=sys.stderr,
+        )
+    elif differing := recorded.differences(data):
+        print(f"mae-et: images are prepared with {', '.join(differing)}", file=sys.stderr)
 
 
 def _statistics(about: dict[str, Any]) -> tuple[list[float], list[float]] | None:

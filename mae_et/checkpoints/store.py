@@ -6,7 +6,6 @@ The newest checkpoint is the highest step that loads: no link or index can disag
 """
 
 import errno
-import json
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -14,26 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
 
-from mae_et.checkpoints.checksums import (
-    Damaged,
-    check_archive,
-    is_cut_short,
-    seal_archive,
-    sealed_safetensors,
-)
+from mae_et.checkpoints.checksums import Damaged, check_archive, is_cut_short, seal_archive
 from mae_et.checkpoints.contents import check_contents
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
-from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.checkpoints.weight_files import (
-    MODEL_KEY,
-    PREPROCESSING_KEY,
-    describe_refusal,
-    summarise_error,
-)
-from mae_et.config.files import plain
-from mae_et.config.model import ModelConfig
+from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 from mae_et.runtime.watchdog import heartbeat
@@ -185,23 +169,3 @@ def prune_checkpoints(
         if step != branch_step and (keep_every is None or step % keep_every):
             path.unlink()
     remove_leftovers(folder)
-
-
-def export_encoder(
-    encoder: nn.Module,
-    path: Path,
-    model: ModelConfig,
-    preprocessing: Preprocessing | None = None,
-) -> None:
-    """Write an encoder as safetensors with timm's names; plain timm loads it strictly.
-
-    The metadata hold the model's config and the images' preprocessing (JSON), and a checksum.
-    """
-    tensors: dict[str, Tensor] = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
-    }
-    entries = {MODEL_KEY: json.dumps(plain(model))}
-    if preprocessing is not None:
-        entries[PREPROCESSING_KEY] = preprocessing.to_json()
-    content = sealed_safetensors(tensors, entries)
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))

@@ -1,12 +1,15 @@
 """The one value that every reader of checkpoints returns."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors
+from mae_et.checkpoints.weight_files import CLASSIFIER_KEY, MODEL_KEY, PREPROCESSING_KEY
+from mae_et.config.files import plain
 from mae_et.config.model import ModelConfig, Target
 from mae_et.config.schema import PretrainConfig
 
@@ -43,3 +46,20 @@ class Weights:
     """A classifier's class names, where they are recorded."""
     preprocessing: Preprocessing | None = None
     """Statistics and sizes of the images, where they are recorded."""
+
+    def entries(self) -> dict[str, str]:
+        """Return what our own readers need beside the tensors, as JSON by its key in a file."""
+        entries = {}
+        if self.model is not None:
+            entries[MODEL_KEY] = json.dumps(plain(self.model))
+        if self.preprocessing is not None:
+            entries[PREPROCESSING_KEY] = json.dumps(asdict(self.preprocessing))
+        if self.classes is not None:
+            description = {
+                "classes": list(self.classes),
+                "encoder": self.architecture,
+                "encoder_num_heads": self.encoder_num_heads,
+                "grid": None if self.grid is None else list(self.grid),
+            }
+            entries[CLASSIFIER_KEY] = json.dumps(description)
+        return entries

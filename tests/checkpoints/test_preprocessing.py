@@ -129,12 +129,14 @@ def test_backbones_inherit_what_timm_publishes() -> None:
 )
 def test_another_interpolation_is_reported(interpolation, line, capsys) -> None:
     data = DataConfig()
-    Preprocessing(data.mean, data.std, 0.875, 224, interpolation).report_differences(data)
+    own = Preprocessing(data.mean, data.std, 0.875, 224, interpolation)
+    report_preprocessing(own, data, "a.pth")
     assert line in capsys.readouterr().err
 
 
 def test_one_number_for_all_channels_is_no_difference(capsys) -> None:
-    Preprocessing((0.5,), (0.5,)).report_differences(DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3))
+    data = DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3)
+    report_preprocessing(Preprocessing((0.5,), (0.5,)), data, "a.pth")
     assert not capsys.readouterr().err
 
 
@@ -171,7 +173,8 @@ def test_what_a_hugging_face_processor_does_is_read(about, mean, std, mode, caps
     assert (found.mean, found.std, found.crop_mode) == (
         pytest.approx(mean), pytest.approx(std), mode
     )  # fmt: skip
-    found.report_differences(DataConfig(mean=found.mean, std=found.std, eval_crop=1.0))
+    data = DataConfig(mean=found.mean, std=found.std, eval_crop=1.0)
+    report_preprocessing(found, data, "a.pth")
     assert ("crop mode squash" in capsys.readouterr().err) == (mode == "squash")
 
 

@@ -11,7 +11,6 @@ from mae_et.checkpoints import store
 from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.store import (
     checkpoint_step,
-    export_encoder,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -19,6 +18,7 @@ from mae_et.checkpoints.store import (
     rename_damaged_after,
     save_checkpoint,
 )
+from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
 from mae_et.config.model import ModelConfig
 from mae_et.io.atomic import write_atomically

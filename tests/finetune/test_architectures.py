@@ -13,7 +13,7 @@ from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.export import Format
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.store import export_encoder
+from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.config.files import to_yaml
 from mae_et.models.mae import MaskedAutoencoder
 

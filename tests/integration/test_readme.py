@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import mae_et
 from finetune import ClassifierConfig, DynamicsConfig, EmbedConfig, EvaluateConfig, ProbeConfig
 from finetune.feature_map_config import FeatureMapConfig
-from mae_et.checkpoints.store import export_encoder
+from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.cli.arguments import POSITIONAL
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig

@@ -18,13 +18,13 @@ from train_state import state
 from mae_et import UserError, pretrain
 from mae_et.checkpoints import store
 from mae_et.checkpoints.store import (
-    export_encoder,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     rename_damaged_after,
     save_checkpoint,
 )
+from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.config.model import ModelConfig
 from mae_et.io.metrics_file import read_metrics
