@@ -121,8 +121,31 @@ class Plan:
 
     @classmethod
     def from_dict(cls, plan: dict[str, Any]) -> "Plan":
-        """Rebuild a plan from the result of `to_dict`."""
-        return cls(**plan | {"stages": tuple(PlannedStage(**stage) for stage in plan["stages"])})
+        """Rebuild a plan from the result of `to_dict`.
+
+        Raises:
+            ValueError: it is no plan, or one that no curriculum resolves to.
+        """
+        try:
+            stages = tuple(PlannedStage(**stage) for stage in plan["stages"])
+            found = cls(**plan | {"stages": stages})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"entries are missing or unknown: {error}") from None
+        counts = [found.base, found.batch_size, found.dataset_size]
+        counts += [count for stage in stages for count in (stage.bandwidth, stage.steps)]
+        costs = [found.base_cost, *(stage.cost for stage in stages)]
+        if not stages or not all(type(count) is int and 0 < count < 2**53 for count in counts):
+            raise ValueError("its sizes and steps must be positive whole numbers")
+        if not all(isinstance(cost, (int, float)) and 0 < cost < 1e30 for cost in costs):
+            raise ValueError("its costs must be positive numbers")
+        start = 0
+        for index, stage in enumerate(stages):
+            if (stage.index, stage.start) != (index, start):
+                raise ValueError("its stages do not follow one another")
+            if not isinstance(stage.magnitude, (int, float)) or not 0 <= stage.magnitude <= 10:
+                raise ValueError("its magnitudes must lie in [0, 10]")
+            start += stage.steps
+        return found
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,10 @@ def plan_of_run(folder: Path) -> Plan:
         raise UserError(f"{folder} is no run folder of mae-et pretrain: it has no plan.json")
     try:
         return Plan.from_dict(read_mapping(path))
-    except (KeyError, TypeError):
-        raise UserError(f"{path} is damaged: its stages are incomplete") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def plan_new_run(config: PretrainConfig, dataset_size: int) -> Plan:
