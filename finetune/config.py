@@ -1,6 +1,5 @@
 """Config of a classifier's training: full fine-tuning, a probe, or training from scratch."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from mae_et.config.schema import (
     OutputConfig,
     duration_in_steps,
 )
-from mae_et.errors import require
+from mae_et.errors import require, require_in
 
 Pool = Literal["mean", "cls"]
 Probe = Literal["none", "linear", "attentive"]
@@ -68,16 +67,9 @@ class NetworkConfig:
             self.probe == "none" or not self.drop_path,
             "model.drop_path needs a trained network; a probe freezes it",
         )
-        for name in ("drop_path", "head_dropout"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"model.{name} must lie in [0, 1), got {value}")
-        require(
-            min(height_and_width(self.image_size)) > 0,
-            f"model.image_size must be positive, got {self.image_size}",
-        )
-        for name in ("channels", "patch_size", "encoder_num_heads"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"model.{name} must be positive, got {value}")
+        require_in("[0, 1)", self, "model.drop_path", "model.head_dropout")
+        require_in("(0, inf)", self, "model.image_size", "model.patch_size", "model.channels")
+        require_in("(0, inf)", self, "model.encoder_num_heads")
 
 
 @dataclass(frozen=True)
@@ -95,12 +87,8 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for name in ("mixup", "cutmix"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"recipe.{name} must not be negative, got {value}")
-        for name in ("smoothing", "erasing"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"recipe.{name} must lie in [0, 1), got {value}")
+        require_in("[0, inf)", self, "recipe.mixup", "recipe.cutmix")
+        require_in("[0, 1)", self, "recipe.smoothing", "recipe.erasing")
 
 
 @dataclass(frozen=True)
@@ -125,10 +113,8 @@ class ClassifierOptimConfig(OptimConfig):
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         super().__post_init__()
-        require(
-            0 < self.layer_decay <= 1,
-            f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}",
-        )
+        require_in("(0, 1]", self, "optim.layer_decay")
+        require_in("(0, 1)", self, "optim.ema")
         require(
             not self.scale_lr_by_decoder_share,
             "optim.scale_lr_by_decoder_share is an option of pre-training: classifiers have no "
@@ -137,9 +123,6 @@ class ClassifierOptimConfig(OptimConfig):
         require(
             not self.max_skipped_updates or self.optimizer == "adamw",
             "optim.max_skipped_updates needs optim.optimizer adamw",
-        )
-        require(
-            self.ema is None or 0 < self.ema < 1, f"optim.ema must lie in (0, 1), got {self.ema}"
         )
 
 

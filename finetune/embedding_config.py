@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetune.image_size import Size, height_and_width
+from finetune.image_size import Size
 from finetune.scoring_config import FrozenEncoderConfig
 from mae_et.data.layout import Split
-from mae_et.errors import require
+from mae_et.errors import require, require_in
 
 FilePool = Literal["mean", "cls", "none"]
 FILE_TYPES = (".npy", ".parquet", ".safetensors")
@@ -45,10 +45,7 @@ class EmbedConfig(FrozenEncoderConfig):
             f"output must end in {', '.join(FILE_TYPES[:-1])} or {FILE_TYPES[-1]}, got "
             f"{self.output}",
         )
-        require(
-            self.image_size is None or min(height_and_width(self.image_size)) > 0,
-            f"image_size must be positive, got {self.image_size}",
-        )
+        require_in("(0, inf)", self, "image_size")
         require(
             self.projector is None or self.pool != "none",
             "projector shows one point an image: it cannot be combined with pool none",

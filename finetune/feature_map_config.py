@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.image_size import Size, height_and_width
+from finetune.image_size import Size
 from finetune.scoring_config import FrozenEncoderConfig
-from mae_et.errors import require
+from mae_et.errors import require_in
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,4 @@ class FeatureMapConfig(FrozenEncoderConfig):
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         super().__post_init__()
-        require(self.count > 0, f"count must be positive, got {self.count}")
-        require(
-            self.image_size is None or min(height_and_width(self.image_size)) > 0,
-            f"image_size must be positive, got {self.image_size}",
-        )
+        require_in("(0, inf)", self, "count", "image_size")

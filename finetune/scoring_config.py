@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.config import Pool
-from finetune.image_size import Size, height_and_width
+from finetune.image_size import Size
 from mae_et.config.data import DataConfig
-from mae_et.errors import require
+from mae_et.errors import require, require_in
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -40,7 +40,7 @@ class FrozenEncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require_in("(0, inf)", self, "batch_size")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class ProbeConfig(FrozenEncoderConfig):
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         super().__post_init__()
-        for name in ("neighbours", "temperature", "epochs"):
-            value = getattr(self, name)
-            require(value > 0, f"{name} must be positive, got {value}")
+        require_in("(0, inf)", self, "neighbours", "temperature", "epochs")
 
 
 @dataclass(frozen=True)
@@ -110,12 +108,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        size = self.image_size
-        require(
-            size is None or min(height_and_width(size)) > 0,
-            f"image_size must be positive, got {size}",
-        )
-        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require_in("(0, inf)", self, "image_size", "batch_size")
         require(
             self.step_timeout is None or 0 < self.step_timeout <= 1e8,
             f"step_timeout must be positive (and at most 1e8, three years), or null, got "
@@ -155,10 +148,4 @@ class DynamicsConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for name in ("images", "batch_size"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name} must be positive, got {value}")
-        require(
-            all(bandwidth > 0 for bandwidth in self.bandwidths),
-            f"bandwidths must be positive, got {list(self.bandwidths)}",
-        )
+        require_in("(0, inf)", self, "images", "batch_size", "bandwidths")

@@ -13,6 +13,29 @@ def require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+def require_in(interval: str, config: object, *keys: str) -> None:
+    """Raise `UserError` if a field of a config, or an item of it, lies outside an interval.
+
+    None, the value of a field that is not given, passes.
+
+    Args:
+        interval: such as "(0, 1]" or "[0, inf)"; a round bracket excludes its end.
+        config: the section of a config.
+        keys: names of its fields, as the sentence gives them (`optim.base_lr`).
+    """
+    low, high = map(float, interval[1:-1].split(", "))
+    requirement = {
+        "(0, inf)": "be positive", "(0, inf]": "be positive", "[0, inf)": "not be negative",
+    }.get(interval, f"lie in {interval}")  # fmt: skip
+    for key in keys:
+        value = getattr(config, key.rpartition(".")[2])
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None:
+                above = low <= each if interval.startswith("[") else low < each
+                below = each <= high if interval.endswith("]") else each < high
+                require(above and below, f"{key} must {requirement}, got {value}")
+
+
 class RunFailed(RuntimeError):
     """A run that failed after a correct start: one sentence, exit status 1."""
 

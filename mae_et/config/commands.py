@@ -6,7 +6,7 @@ from typing import Literal
 
 from mae_et.config.data import DataConfig
 from mae_et.config.model import Target
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require, require_in
 
 Format = Literal["timm", "hf", "mae"]
 
@@ -41,12 +41,8 @@ class ReconstructConfig:
     """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise UserError(
-                f"mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}"
-            )
-        if self.count < 1:
-            raise UserError("count must be at least 1")
+        require_in("(0, 1)", self, "mask_ratio")
+        require_in("(0, inf)", self, "count")
 
 
 @dataclass(frozen=True)
@@ -95,10 +91,9 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if list(self.levels) != sorted(set(self.levels)) or any(x < 1 for x in self.levels):
             raise UserError(f"levels must be rising positive numbers, got {list(self.levels)}")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"quality must lie in [1, 100], got {self.quality}")
-        if self.shard_images < 1 or self.num_workers < 1 or not self.splits:
-            raise UserError("shard_images, num_workers and splits must be at least 1")
+        require_in("[1, 100]", self, "quality")
+        require_in("(0, inf)", self, "shard_images", "num_workers")
+        require(bool(self.splits), "splits must be at least one of train and val")
         root = self.data.root
         if root is not None and self.output.absolute().is_relative_to(root.absolute()):
             raise UserError(f"output {self.output} lies in data.root {root}: it would become data")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mae_et.errors import require
+from mae_et.errors import require, require_in
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -82,27 +82,17 @@ class DataConfig:
     """Validation images of the synthetic data set."""
 
     def __post_init__(self) -> None:
-        require(
-            self.max_value is None or 0 < self.max_value < math.inf,
-            f"data.max_value must be positive, got {self.max_value}",
-        )
+        require_in("(0, inf)", self, "data.max_value", "data.replay_images", "data.std")
+        require_in("[0, 1]", self, "data.flip", "data.max_bad_fraction")
+        require_in("(0, 1]", self, "data.eval_crop")
         require(len(self.mean) == len(self.std), "data.mean and data.std differ in length")
         require(all(map(math.isfinite, self.mean)), "data.mean must be finite")
-        require(all(0 < value < math.inf for value in self.std), "data.std must be positive")
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             require(0 < low <= high < math.inf, f"data.{name} must be two rising positive numbers")
         require(self.scale[1] <= 1, "data.scale must not exceed 1")
-        require(
-            all(times > 0 for times in (self.replay or {}).values()) and self.replay_images > 0,
-            "data.replay and data.replay_images must be positive",
-        )
-        require(0 <= self.flip <= 1, f"data.flip must lie in [0, 1], got {self.flip}")
-        require(
-            0 <= self.max_bad_fraction <= 1,
-            f"data.max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}",
-        )
-        require(0 < self.eval_crop <= 1, f"data.eval_crop must lie in (0, 1], got {self.eval_crop}")
+        replay = (self.replay or {}).values()
+        require(all(times > 0 for times in replay), "data.replay must be positive")
         require(
             self.root is None or self.source != "synthetic",
             "data.root is given, but data.name synthetic needs none",

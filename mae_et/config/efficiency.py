@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_et.errors import require
+from mae_et.errors import require, require_in
 
 MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to end again
 
@@ -65,10 +65,7 @@ class EfficiencyConfig:
         }
         for key, given in excluded.items():
             require(not (self.cuda_graphs and given), f"efficiency.cuda_graphs excludes {key}")
-        require(
-            self.num_workers is None or 0 <= self.num_workers <= MOST_WORKERS,
-            f"efficiency.num_workers must lie in [0, {MOST_WORKERS}], got {self.num_workers}",
-        )
+        require_in(f"[0, {MOST_WORKERS}]", self, "efficiency.num_workers")
         require(
             self.step_timeout is None or 0 < self.step_timeout <= 1e8,
             "efficiency.step_timeout must be positive (and at most 1e8, three years), or null",

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_et.errors import require
+from mae_et.errors import require, require_in
 
 Target = Literal["pixel", "norm_pix", "hog"]
 
@@ -60,30 +60,14 @@ class ModelConfig:
             self.patch_size is not None or named is not None,
             f"model.patch_size is needed: the name {self.encoder!r} does not contain it",
         )
-        for name in (
-            "encoder_embed_dim",
-            "encoder_depth",
-            "encoder_num_heads",
-            "image_size",
-            "channels",
-            "decoder_embed_dim",
-            "decoder_depth",
-            "decoder_num_heads",
-            "hog_cell",
-            "hog_bins",
-            "patch_size",
-            "position_grid",
-        ):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"model.{name} must be positive, got {value}")
-        require(
-            0 < self.mask_ratio < 1,
-            f"model.mask_ratio must lie between 0 and 1 (both excluded), got {self.mask_ratio}",
-        )
-        require(
-            0 < self.decoder_share <= 1,
-            f"model.decoder_share must lie in (0, 1], got {self.decoder_share}",
-        )
+        require_in(
+            "(0, inf)", self, "model.encoder_embed_dim", "model.encoder_depth",
+            "model.encoder_num_heads", "model.image_size", "model.channels",
+            "model.decoder_embed_dim", "model.decoder_depth", "model.decoder_num_heads",
+            "model.hog_cell", "model.hog_bins", "model.patch_size", "model.position_grid",
+        )  # fmt: skip
+        require_in("(0, 1)", self, "model.mask_ratio")
+        require_in("(0, 1]", self, "model.decoder_share")
         require(
             self.position_grid is None or self.positions == "full_grid",
             "model.position_grid needs model.positions full_grid",

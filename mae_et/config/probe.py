@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_et.config.duration import Duration, duration_in_steps
-from mae_et.errors import require
+from mae_et.errors import require_in
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,5 @@ class OnlineProbeConfig:
     def __post_init__(self) -> None:
         if self.every is not None:
             duration_in_steps(self.every, 1, "probe.every")
-        for name in ("train_images", "val_images"):
-            value = getattr(self, name)
-            require(value > 0, f"probe.{name} must be positive, got {value}")
-        require(
-            0 < self.max_fraction <= 1,
-            f"probe.max_fraction must lie in (0, 1], got {self.max_fraction}",
-        )
+        require_in("(0, inf)", self, "probe.train_images", "probe.val_images")
+        require_in("(0, 1]", self, "probe.max_fraction")

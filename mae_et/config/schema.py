@@ -4,7 +4,6 @@ Sections are split by effect. `model`, `init`, `data`, `curriculum`, `crop` and 
 numbers; `efficiency` must not change them beyond rounding; `probe` and `output` never do.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.init import InitConfig
 from mae_et.config.model import ModelConfig
 from mae_et.config.probe import OnlineProbeConfig
-from mae_et.errors import require
+from mae_et.errors import require, require_in
 
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
 
@@ -50,10 +49,7 @@ class CurriculumConfig:
     """How an image's cost at a bandwidth is counted: measured FLOPs, or its area."""
 
     def __post_init__(self) -> None:
-        require(
-            self.epochs > 0 and math.isfinite(self.epochs),
-            f"curriculum.epochs must be positive, got {self.epochs}",
-        )
+        require_in("(0, inf)", self, "curriculum.epochs")
         require(
             self.preset == "custom" or self.shares_of == "compute",
             "curriculum.shares_of needs curriculum.preset custom; presets set their own",
@@ -107,30 +103,17 @@ class OptimConfig:
     one more stops the run. 0 stops it at the first."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size > 0, "optim.batch_size must be positive")
-        require(0 < self.base_lr < math.inf, f"optim.base_lr must be positive, got {self.base_lr}")
+        require_in("(0, inf)", self, "optim.batch_size", "optim.base_lr")
+        require_in("(0, inf]", self, "optim.clip_grad")
+        require_in("[0, inf)", self, "optim.weight_decay", "optim.weight_decay_end")
+        require_in("[0, inf)", self, "optim.max_skipped_updates")
+        require_in("[0, 1)", self, "optim.warmup_fraction", "optim.betas")
         require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
-        require(
-            0 <= self.warmup_fraction < 1,
-            f"optim.warmup_fraction must lie in [0, 1), got {self.warmup_fraction}",
-        )
         require(
             self.decay_fraction is None or 0 < self.decay_fraction <= 1 - self.warmup_fraction,
             "optim.decay_fraction must lie in (0, 1], and its sum with optim.warmup_fraction must "
             f"not exceed 1, got {self.decay_fraction}",
         )
-        for name in ("weight_decay", "weight_decay_end"):
-            value = getattr(self, name)
-            require(
-                value is None or 0 <= value < math.inf,
-                f"optim.{name} must not be negative, got {value}",
-            )
-        require(
-            all(0 <= beta < 1 for beta in self.betas),
-            f"optim.betas lie in [0, 1), got {self.betas}",
-        )
-        require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad must be positive")
-        require(self.max_skipped_updates >= 0, "optim.max_skipped_updates must not be negative")
 
     @property
     def lr(self) -> float:
@@ -160,11 +143,8 @@ class OutputConfig:
     """Whether TensorBoard files are written."""
 
     def __post_init__(self) -> None:
-        require(self.keep_last > 0, "output.keep_last must be at least 1")
-        require(
-            self.reconstruct_images >= 0,
-            f"output.reconstruct_images must not be negative, got {self.reconstruct_images}",
-        )
+        require_in("(0, inf)", self, "output.keep_last")
+        require_in("[0, inf)", self, "output.reconstruct_images")
         for name in ("log_every", "checkpoint_every", "keep_every", "reconstruct_every"):
             duration = getattr(self, name)
             if duration is not None:

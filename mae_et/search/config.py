@@ -1,7 +1,6 @@
 """Config of a curriculum search."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from typing import Literal
 
 from mae_et.config.schema import CurriculumConfig, OutputConfig, PretrainConfig, Stage
 from mae_et.curriculum.schedule import scaled_bandwidth
-from mae_et.errors import require
+from mae_et.errors import require, require_in
 
 # Candidate bandwidths of both papers, at their base size of 224.
 PAPER_BANDWIDTHS = (96, 128, 160, 192, 224)
@@ -64,28 +63,11 @@ class SearchOptions:
     """Whether to keep the checkpoints of eliminated trials."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        for name in ("stages", "trials", "at_once", "images"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"search.{name} must be positive, got {value}")
-        require(
-            self.epochs is None or (self.epochs > 0 and math.isfinite(self.epochs)),
-            f"search.epochs must be positive, got {self.epochs}",
-        )
-        for name in ("finetune", "held_out"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"search.{name} must lie in (0, 1), got {value}")
-        require(
-            self.prune_from is None or 0 < self.prune_from < 1,
-            f"search.prune_from must lie in (0, 1), got {self.prune_from}",
-        )
-        require(
-            0 <= self.tolerance < math.inf,
-            f"search.tolerance must not be negative, got {self.tolerance}",
-        )
-        require(
-            0 <= self.magnitude <= 10, f"search.magnitude must lie in [0, 10], got {self.magnitude}"
-        )
+        require_in("(0, inf)", self, "search.stages", "search.trials", "search.at_once")
+        require_in("(0, inf)", self, "search.images", "search.epochs")
+        require_in("(0, 1)", self, "search.finetune", "search.held_out", "search.prune_from")
+        require_in("[0, inf)", self, "search.tolerance")
+        require_in("[0, 10]", self, "search.magnitude")
         require(
             self.strategy != "greedy" or self.stages > 1,
             "search.stages must be at least 2: greedy keeps the last stage at full bandwidth",
@@ -109,7 +91,6 @@ class SearchConfig(PretrainConfig):
     search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
-        """Refuse candidates that are not bandwidths of the model."""
         super().__post_init__()
         base, patch = self.model.image_size, self.model.patch
         for bandwidth in self.search.candidates:
