@@ -10,6 +10,7 @@ from typing import Any
 
 from mae_et.config.data import SOURCE_KEYS
 from mae_et.config.files import find_config
+from mae_et.config.words import replace_config_names
 from mae_et.errors import UserError
 
 TRAININGS = ("pretrain", "finetune", "supervised")
@@ -166,12 +167,7 @@ def freeze_configs(given: Task, folder: Path) -> Task:
         given: the task.
         folder: folder of the copies, which are named by their content.
     """
-    arguments = list(given.arguments)
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            arguments[place] = f"--config={_copied(argument.partition('=')[2], folder)}"
-        elif argument == "--config" and place + 1 < len(arguments):
-            arguments[place + 1] = str(_copied(arguments[place + 1], folder))
+    arguments = replace_config_names(given.arguments, lambda name: _copied(name, folder))
     return replace(given, arguments=arguments)
 
 

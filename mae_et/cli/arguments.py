@@ -17,14 +17,10 @@ from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import inherited_keys
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.data import DataConfig
-from mae_et.config.files import (
-    add_config_arguments,
-    find_config,
-    parse_config,
-    plain,
-)
+from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
 from mae_et.config.schema import PretrainConfig
 from mae_et.config.untrusted import unknown_keys
+from mae_et.config.words import join_config_flags
 from mae_et.errors import UserError
 from mae_et.monitoring.compare import CompareConfig
 from mae_et.search.config import SearchConfig
@@ -155,12 +151,11 @@ def parser_of(command: str) -> ArgumentParser:
 
 def _refuse_config_of_another_command(command: str, arguments: Arguments) -> None:
     """Report a `--config` file that belongs to another command, if that is the mistake."""
-    flags = zip(arguments, [*arguments[1:], ""], strict=False)
-    names = [after if word == "--config" else word.removeprefix("--config=")
-             for word, after in flags if word.partition("=")[0] == "--config"]  # fmt: skip
-    for name in names:
+    for word in join_config_flags(arguments):
+        if not word.startswith("--config="):
+            continue
         try:
-            path = find_config(name)
+            path = find_config(word.removeprefix("--config="))
             text = path.read_text(encoding="utf-8")
             if not unknown_keys(text, CONFIGS[command]):
                 continue

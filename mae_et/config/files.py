@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from mae_et.config.suggestions import describe_unknown_key, suggest_key
 from mae_et.config.untrusted import check_flags, check_text
-from mae_et.config.words import expand_path, expand_paths, prepare_words
+from mae_et.config.words import expand_path, expand_paths, prepare_words, replace_config_names
 from mae_et.errors import UserError
 
 # The strings under a config's fields are its help.
@@ -100,10 +100,8 @@ def load_config(
     Raises:
         UserError: an unknown key, a wrong type or an impossible value, in one sentence.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    add_config_arguments(parser, kind)
     arguments = [f"--config={name}" for name in files or []]
-    return parse_config(parser, kind, arguments + list(flags or []))[0]
+    return parse_config(_parser_of(kind), kind, arguments + list(flags or []))[0]
 
 
 def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | None = None) -> None:
@@ -129,7 +127,8 @@ def parse_config(
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
     """
-    words = _with_config_paths(prepare_words(arguments, parser, kind), kind)
+    words = prepare_words(arguments, parser, kind)
+    words = replace_config_names(words, lambda name: _checked(name, kind))
     check_flags(words, kind)
     try:
         config, extra = _build(parser, kind, lambda: parser.parse_args(words))
@@ -155,17 +154,6 @@ def _build(
     except REFUSALS as error:
         raise UserError(one_sentence(error)) from None
     return config, {name: value for name, value in values.items() if name not in names}
-
-
-def _with_config_paths(arguments: list[str], kind: type[Any]) -> list[str]:
-    """Replace the shipped names given to --config by their paths, and read what is there."""
-    found = list(arguments)
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            found[place] = f"--config={_checked(argument.removeprefix('--config='), kind)}"
-        elif argument == "--config" and place + 1 < len(arguments):
-            found[place + 1] = str(_checked(arguments[place + 1], kind))
-    return found
 
 
 def _checked(name: str, kind: type[Any]) -> Path:

@@ -80,12 +80,12 @@ def _unknown(value: Any, kind: Any, prefix: str) -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def is_switch(key: str, kind: Any) -> bool:
-    """Return whether a key (`efficiency.compile`) can be true or false."""
+def type_of(key: str, kind: Any) -> Any:
+    """Return the type of a key (`efficiency.compile`); None if there is no such key."""
     for part in key.split("."):
         section = next(sections_of(kind), None)
         kind = get_type_hints(section).get(part) if section is not None else None
-    return kind is bool or bool in get_args(kind)
+    return kind
 
 
 def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:

@@ -5,12 +5,13 @@ import glob
 import json
 import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
-from mae_et.config.untrusted import is_switch, sections_of
+from mae_et.config.untrusted import type_of
 from mae_et.errors import UserError
 
 
@@ -23,6 +24,26 @@ def prepare_words(words: list[str], parser: ArgumentParser, kind: type[Any]) -> 
     options = {option for action in parser._actions for option in action.option_strings}
     spelled = [_with_known_spelling(word, options) for word in words]
     return _with_switches(_with_path_lists(spelled, kind), kind)
+
+
+def join_config_flags(words: Iterable[str]) -> list[str]:
+    """Write each `--config NAME` of a command line as one word, `--config=NAME`."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--config":
+            joined[-1] = f"--config={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def replace_config_names(words: Iterable[str], change: Callable[[str], object]) -> list[str]:
+    """Replace each name NAME of a `--config=NAME` by what `change` returns for it."""
+    flag = "--config="
+    return [
+        f"{flag}{change(word.removeprefix(flag))}" if word.startswith(flag) else word
+        for word in join_config_flags(words)
+    ]
 
 
 def expand_paths(value: Any, key: str = "") -> Any:
@@ -75,7 +96,7 @@ def _with_switches(words: list[str], kind: type[Any]) -> list[str]:
     found = list(words)
     for place, word in enumerate(words):
         bare = place + 1 == len(words) or words[place + 1].startswith("--")
-        if bare and word.startswith("--") and is_switch(word.removeprefix("--"), kind):
+        if bare and word.startswith("--") and _is_switch(word.removeprefix("--"), kind):
             found[place] = f"{word}=true"
     return found
 
@@ -111,9 +132,13 @@ def _path_list(values: list[str]) -> str:
     return json.dumps(paths)
 
 
+def _is_switch(key: str, kind: Any) -> bool:
+    """Return whether a key can be true or false."""
+    found = type_of(key, kind)
+    return found is bool or bool in get_args(found)
+
+
 def _takes_paths(key: str, kind: Any) -> bool:
     """Return whether a key is a list of paths."""
-    for part in key.split("."):
-        section = next(sections_of(kind), None)
-        kind = get_type_hints(section).get(part) if section is not None else None
-    return get_origin(kind) in {list, tuple} and Path in get_args(kind)
+    found = type_of(key, kind)
+    return get_origin(found) in {list, tuple} and Path in get_args(found)
