@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from finetune.feature_map_config import FeatureMapConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli.extension import flags_of_extension
 from mae_et.cli.help import help_requested, help_text
-from mae_et.cli.inheritance import inherited_keys
+from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
 from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.data import DataConfig
 from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
@@ -106,19 +105,16 @@ def parse_command(
     return config, extra
 
 
-def config_over_data_of(
-    command: str, read_data: Callable[[Any], DataConfig | None], arguments: Arguments
-) -> Any:
+def config_over_data_of(command: str, arguments: Arguments) -> Any:
     """Return a config whose data keys override those that its checkpoint was trained with.
 
     Args:
-        command: name of the command; its config has `checkpoint` and `data`.
-        read_data: reads the data of a config's checkpoint; None if the checkpoint records none.
+        command: name of a command whose config has a checkpoint (or run) and `data`.
         arguments: what follows the name on the command line.
     """
     parser = parser_of(command)
     config, _ = parse_command(command, arguments, parser)
-    own = None if config.data is None else read_data(config)
+    own = None if config.data is None else data_of_checkpoint(config)
     if own is None:
         return config
     # Again, because only the parser knows which keys were given.

@@ -2,22 +2,22 @@
 
 from collections.abc import Callable
 
-from mae_et.cli import features, files, planning, runs, scores, slurm_jobs, training
+from mae_et.cli import files, planning, runs, scores, slurm_jobs, training
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.completion import completion
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": training.demo,
     "plan": planning.plan,
-    "preview": features.preview,
+    "preview": files.preview,
     "pretrain": training.pretrain,
     "finetune": training.finetune,
     "supervised": training.supervised,
     "evaluate": scores.evaluate,
     "knn": scores.knn,
     "linear-probe": scores.linear_probe,
-    "embed": features.embed,
-    "reconstruct": scores.reconstruct,
+    "embed": files.embed,
+    "reconstruct": files.reconstruct,
     "export": files.export,
     "prepare": files.prepare,
     "compare": runs.compare,

@@ -1,7 +1,59 @@
-"""Commands that write files for others: checkpoints for other libraries, prepared datasets."""
+"""Commands that draw or write files: previews, reconstructions, features, weights, datasets."""
 
-from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import print_json
+from pathlib import Path
+
+import finetune
+from mae_et.cli.arguments import (
+    Arguments,
+    config_of,
+    config_over_data_of,
+    parse_command,
+    parser_of,
+)
+from mae_et.cli.output import print_json, print_results, split_json_flag
+
+
+def preview(arguments: Arguments) -> None:
+    """Draw what each stage shows the encoder of your images, as a PNG; --features: its features."""
+    if arguments and arguments[0].partition("=")[0] == "--features":
+        checkpoint = arguments[0].partition("=")[2]
+        _preview_features([checkpoint, *arguments[1:]] if checkpoint else arguments[1:])
+        return
+    parser = parser_of("preview")
+    parser.description = (
+        "Draw what each stage of a curriculum shows the encoder of your images. mae-et preview RUN "
+        "draws it for a run; mae-et preview --features CHECKPOINT draws the features of an encoder."
+    )
+    parser.add_argument("--save", type=Path, default=Path("preview.png"), help="PNG to write")
+    if arguments and not arguments[0].startswith("-"):  # the folder of a run
+        arguments = [f"--config={Path(arguments[0]) / 'config.yaml'}", *arguments[1:]]
+    config, options = parse_command("preview", arguments, parser)
+    from mae_et.training.preview import preview
+
+    print_json({"image": str(preview(config, options["save"]))})
+
+
+def _preview_features(arguments: Arguments) -> None:
+    """Draw the patch features of an encoder: preview --features CHECKPOINT."""
+    config = config_over_data_of("preview --features", arguments)
+    from finetune.feature_maps import draw_feature_maps
+
+    print_json({"image": str(draw_feature_maps(config))})
+
+
+def reconstruct(arguments: Arguments) -> None:
+    """Write a PNG of images: masked, reconstructed and pasted."""
+    config = config_of("reconstruct", arguments)
+    from mae_et.reconstruction import reconstruct
+
+    print_json({"image": str(reconstruct(config))})
+
+
+def embed(arguments: Arguments) -> None:
+    """Write the features of images to a file: .npy, .parquet or .safetensors."""
+    arguments, as_json = split_json_flag(arguments)
+    config = config_over_data_of("embed", arguments)
+    print_results(finetune.embed(config), as_json)
 
 
 def export(arguments: Arguments) -> None:

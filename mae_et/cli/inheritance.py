@@ -1,14 +1,16 @@
-"""Keys of a config that a run takes over from the weights that it starts from, unless given."""
+"""Keys of a config that are taken over from its checkpoint or initial weights, unless given."""
 
 from pathlib import Path
 from typing import Any
 
 from finetune.config import ClassifierConfig
-from mae_et.config.data import SOURCE_KEYS
+from finetune.scoring_config import DynamicsConfig
+from mae_et.config.data import SOURCE_KEYS, DataConfig
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
+from mae_et.runtime.console import say
 
 STATISTICS = ("mean", "std", "eval_crop")
 
@@ -20,6 +22,25 @@ def inherited_keys(command: str, config: Any) -> dict[str, Any]:
     if isinstance(config, PretrainConfig) and command != "plan":
         return _by_pretraining(config)
     return {}
+
+
+def data_of_checkpoint(config: Any) -> DataConfig | None:
+    """Return the data, or at least the statistics, that a checkpoint was trained with."""
+    from finetune import read_classifier_config
+    from mae_et.checkpoints.load import stored_data
+
+    path = config.run if isinstance(config, DynamicsConfig) else config.checkpoint
+    run = read_classifier_config(path)
+    if run is not None:
+        return run.data
+    key, named = getattr(config, "checkpoint_key", None), getattr(config, "architecture", None)
+    data = stored_data(path, key, named)
+    if named is not None and data is not None:
+        say(
+            f"mae-et: images as timm publishes for {named}, unless given: data.mean "
+            f"{list(data.mean)}, data.std {list(data.std)}, data.eval_crop {data.eval_crop}"
+        )
+    return data
 
 
 def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:

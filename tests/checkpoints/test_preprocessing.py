@@ -20,7 +20,6 @@ from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.arguments import config_over_data_of, parse_command
 from mae_et.cli.main import main
-from mae_et.cli.scores import read_data
 from mae_et.config.data import DataConfig
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
@@ -190,8 +189,8 @@ def test_a_named_architecture_brings_what_timm_publishes(command: str, tmp_path,
     name = "vit_base_patch16_clip_224.openai"
     key = "run" if command == "dynamics" else "checkpoint"
     words = [f"--{key}={tmp_path / 'clip.pth'}", f"--architecture={name}", "--data.name=synthetic"]
-    config = config_over_data_of(command, read_data, words)
+    config = config_over_data_of(command, words)
     assert config.data.mean == timm.get_pretrained_cfg(name).mean
     assert f"images as timm publishes for {name}" in capsys.readouterr().err
-    config = config_over_data_of(command, read_data, [*words, "--data.mean=[0.1,0.1,0.1]"])
+    config = config_over_data_of(command, [*words, "--data.mean=[0.1,0.1,0.1]"])
     assert config.data.mean == (0.1, 0.1, 0.1)
