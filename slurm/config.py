@@ -1,7 +1,7 @@
 """Config of a cluster: the resources of a job and how often it restarts."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +64,6 @@ class ClusterConfig:
     """Additional srun arguments."""
 
     def __post_init__(self) -> None:
-        """Check the values."""
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "memory_gb", "array_parallelism"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -141,22 +140,18 @@ class ClusterConfig:
     def one_task(self) -> "ClusterConfig":
         """Return the config of a job with one task, which sees all GPUs and cores of a node."""
         cores = self.cpus_per_task and self.cpus_per_task * self.tasks
-        whole = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": cores}
-        return ClusterConfig(**self.__dict__ | whole)
+        return replace(self, nodes=1, tasks_per_node=1, cpus_per_task=cores)
 
     def single(self) -> "ClusterConfig":
         """Return the config of a job with one rank, with its share of a node."""
         kind, typed, _ = str(self.gpus_per_node).rpartition(":")
         gpus = min(1, self.gpus)
-        memory = self.memory_gb and max(1.0, self.memory_gb / self.tasks)
-        return ClusterConfig(
-            **self.__dict__
-            | {
-                "nodes": 1,
-                "tasks_per_node": 1,
-                "gpus_per_node": f"{kind}:{gpus}" if typed else gpus,
-                "memory_gb": memory,
-            }
+        return replace(
+            self,
+            nodes=1,
+            tasks_per_node=1,
+            gpus_per_node=f"{kind}:{gpus}" if typed else gpus,
+            memory_gb=self.memory_gb and max(1.0, self.memory_gb / self.tasks),
         )
 
 

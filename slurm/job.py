@@ -20,11 +20,12 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
+from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.errors import Interrupted, Stopped
 from mae_et.io.atomic import write_text_atomically
+from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.console import say
 from slurm.events import record_event, this_job
-from slurm.progress import read_progress
 from slurm.squeue import job_state
 from slurm.stop_deadline import StopDeadline
 
@@ -105,6 +106,17 @@ class Job:
         record_event(self.folder, "failed", sentence=sentence, **facts)
         if is_running():
             requeue()
+
+
+def read_progress(folder: Path) -> tuple[int, int]:
+    """Return the step of a run's newest checkpoint, and the last step in its metrics.
+
+    A resumed run repeats the steps between them.
+    """
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    rows = read_metrics(folder)
+    saved = checkpoint_step(checkpoints[-1]) if checkpoints else 0
+    return saved, rows[-1]["step"] if rows else 0
 
 
 def is_running() -> bool:

@@ -18,17 +18,13 @@ from pathlib import Path
 from mae_et.runtime import watchdog
 from mae_et.runtime.console import say
 from slurm.events import Event, log_file, read_events, record_event, this_job
-from slurm.job import is_running, requeue
-from slurm.progress import read_progress
+from slurm.job import is_running, read_progress, requeue
 
 # A user's mistake, a diverged run, too many time limits (submitit's name for it): a restart would
 # end the same way, or is not wanted.
 FINAL = frozenset({"UserError", "Diverged", "UncompletedJobError"})
-# Reasons that a process which ends itself within a step cannot record.
-ENDS = {
-    watchdog.EXIT_STATUS: "no step finished within efficiency.step_timeout; the log of each "
-    "rank has its stack"
-}
+# A process that ends itself within a step cannot record why.
+HUNG = "no step finished within efficiency.step_timeout; the log of each rank has its stack"
 
 
 def main(folder: Path, status: int, retries: int) -> int:
@@ -44,7 +40,9 @@ def main(folder: Path, status: int, retries: int) -> int:
     # A rank that lost a peer reports that it ended, not why.
     reasons = [event for event in failures if event["kind"] != "PeerLost"]
     sentence = reasons[0]["sentence"] if reasons else killed_task(folder, job["job"], events)
-    sentence = sentence or ENDS.get(status) or f"srun exited with status {status}"
+    if not sentence:
+        hung = status == watchdog.EXIT_STATUS
+        sentence = HUNG if hung else f"srun exited with status {status}"
     if reasons and reasons[0]["kind"] in FINAL:
         record_event(folder, "given up", sentence=sentence)
         return status
