@@ -16,12 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from mae_et.benchmarks.rounds import interleave
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import (
@@ -128,19 +130,6 @@ def device_view(source: DecodedDataset, plan: Plan) -> Load:
     return lambda index: decoder(load(index))
 
 
-def speeds(loaders: dict[str, Load], images: int, rounds: int) -> dict[str, list[float]]:
-    """Return each loader's images/s in each round."""
-    found: dict[str, list[float]] = {name: [] for name in loaders}
-    for number in range(-1, rounds):
-        for name, load in loaders.items():
-            start = time.process_time()
-            for index in range(images):
-                load(index)
-            if number >= 0:  # the first round is a warm-up
-                found[name].append(images / (time.process_time() - start))
-    return found
-
-
 def fidelity(
     source: DecodedDataset, shards: DecodedDataset, size: int, images: int
 ) -> dict[str, float]:
@@ -199,9 +188,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
     return float(-10 * np.log10(max(error, 1e-6)))
 
 
-def measure(
-    root: Path, prepared: Path, sizes: Sequence[int] = (96, 160, 224), rounds: int = 7
-) -> list[dict[str, Any]]:
+def measure(root: Path, prepared: Path, sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """Measure all arms at all sizes.
 
     Args:
@@ -218,25 +205,32 @@ def measure(
     shards = open_dataset(DataConfig(name="shards", root=prepared), "train")
     assert isinstance(source, ImageFolder)
     assert isinstance(shards, DecodedDataset)
+    images = min(len(source), 200)
     rows = []
     for size in sizes:
         loaders = {"reference": reference(source)} | arms(source, shards, size)
-        images = min(len(source), 200)
-        found = speeds(loaders, images, rounds)
+        timed = {name: partial(load_all, load, images) for name, load in loaders.items()}
+        speeds = interleave(timed, rounds, clock=time.process_time)
         decibels = fidelity(source, shards, size, images) if size < BASE else {}
-        for name in [*found, *(set(decibels) - set(found))]:
-            values = found.get(name, [])
-            ratios = [a / b for a, b in zip(values, found["reference"], strict=False)]
+        for name in [*speeds, *(set(decibels) - set(speeds))]:
+            speed = speeds.get(name)
+            ratios = speed.ratios if speed else ()
             rows.append(
                 {
                     "size": size,
                     "arm": name,
-                    "images_per_second": median(values) if values else None,
+                    "images_per_second": images / speed.median_seconds if speed else None,
                     "ratio": [median(ratios), min(ratios), max(ratios)] if ratios else None,
                     "psnr": decibels.get(name),
                 }
             )
     return rows
+
+
+def load_all(load: Load, images: int) -> None:
+    """Load so many images."""
+    for index in range(images):
+        load(index)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

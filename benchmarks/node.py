@@ -105,11 +105,12 @@ def summary(plan: Plan, figures: dict[str, Any], gpus: int, workers: int) -> dic
     if not all(trained.values()):
         return found
     hours: Rows = []
-    for way in dict.fromkeys(row["way"] for row in loading):
+    flags = {row["way"]: row["flags"] for row in loading}
+    for way in flags:
         speeds = loaded_speeds(loading, way, bandwidths)
         if speeds is not None:
             model = _model(plan, training, compiled, gpus, speeds, workers)
-            hours.append({"way": way, "flags": _flags(loading, way), "throughput": model})
+            hours.append({"way": way, "flags": flags[way], "throughput": model})
     best = min(hours, key=lambda each: _hours(each["throughput"], gpus), default=None)
     if best is None:
         return found | {"throughput": _model(plan, training, compiled, gpus, None, None)}
@@ -168,10 +169,6 @@ def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, f
         speeds = dict.fromkeys(bandwidths, speeds[None])
     found = {b: speeds.get(b) for b in bandwidths}
     return None if not all(found.values()) else found
-
-
-def _flags(loading: Rows, way: str) -> list[str]:
-    return next(row["flags"] for row in loading if row["way"] == way)
 
 
 def _model(

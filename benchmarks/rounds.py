@@ -20,15 +20,17 @@ class Speed:
         """Median time of a call."""
         return statistics.median(self.seconds)
 
-    def ratio(self, form: str = ".2f") -> str:
+    def ratio(self) -> str:
         """Return the median ratio, with the least and the greatest."""
-        low, high = min(self.ratios), max(self.ratios)
         middle = statistics.median(self.ratios)
-        return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+        return f"{middle:.2f} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
 
 
 def interleave(
-    arms: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
+    arms: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Speed]:
     """Call each arm once per round, in turn; the first is the reference of the others.
 
@@ -36,14 +38,15 @@ def interleave(
         arms: by name; a call must complete its work (synchronise with the GPU).
         rounds: number of timed rounds.
         warm_up: number of untimed rounds before.
+        clock: returns seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(warm_up + rounds):
         for name, arm in arms.items():
-            start = time.perf_counter()
+            start = clock()
             arm()
             if number >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     first = next(iter(seconds.values()))
     return {
         name: Speed(tuple(mine), tuple(a / b for a, b in zip(first, mine, strict=True)))

@@ -10,12 +10,13 @@ is the peak of a separate process that builds the arm and runs two steps, above 
 
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Any, Literal
 
 import torch
-from mae_et.benchmarks.rounds import Speed, interleave
+from mae_et.benchmarks.rounds import interleave
 from mae_et.benchmarks.training_step import (
     Precision,
     reference_step,
@@ -59,44 +60,23 @@ class StepConfig:
 
 
 def arms(config: StepConfig) -> dict[str, partial[Callable[[], object]]]:
-    """Return the builder of each arm, by name."""
-    found: dict[str, partial[Callable[[], object]]] = {
-        "reference, fp32, 224": partial(reference, config)
-    }
+    """Return the builder of each arm, by name; the plain reference comes first."""
+    device = choose_device(config.device)
+    whole = ModelConfig(config.encoder)
+    shallow, cross = replace(whole, **SHALLOW), replace(whole, **CROSS)
+    found = {"reference, fp32, 224": partial(reference_step, whole, config.batch, "fp32", device)}
     for precision in config.precisions:
-        build = partial(ours, config, precision)
-        found |= {
-            f"ours, {precision}, 224": partial(build, 224),
-            f"ours, {precision}, 160": partial(build, 160),
-            f"ours, {precision}, 96": partial(build, 96),
-            f"shallow decoder, {precision}, 224": partial(build, 224, SHALLOW),
-            f"cross decoder, {precision}, 224": partial(build, 224, CROSS),
-        }
+        step = partial(training_step, batch=config.batch, precision=precision, device=device)
+        for bandwidth in reversed(BANDWIDTHS):
+            found[f"ours, {precision}, {bandwidth}"] = partial(step, whole, bandwidth=bandwidth)
+        at_base = partial(step, bandwidth=224)
+        found[f"shallow decoder, {precision}, 224"] = partial(at_base, shallow)
+        found[f"cross decoder, {precision}, 224"] = partial(at_base, cross)
         if config.compile:
-            found |= {
-                f"ours, {precision}, compiled, 224": partial(build, 224, {}, True),
-                f"cross decoder, {precision}, compiled, 224": partial(build, 224, CROSS, True),
-            }
+            compiled = partial(at_base, compiled=True)
+            found[f"ours, {precision}, compiled, 224"] = partial(compiled, whole)
+            found[f"cross decoder, {precision}, compiled, 224"] = partial(compiled, cross)
     return found
-
-
-def reference(config: StepConfig) -> Callable[[], object]:
-    """Return a step of the plain reference."""
-    device = choose_device(config.device)
-    return reference_step(ModelConfig(config.encoder), config.batch, "fp32", device)
-
-
-def ours(
-    config: StepConfig,
-    precision: Precision,
-    bandwidth: int,
-    changes: dict[str, Any] | None = None,
-    compiled: bool = False,
-) -> Callable[[], object]:
-    """Return a step of mae-et, with changes to the model config."""
-    model = ModelConfig(encoder=config.encoder, **(changes or {}))
-    device = choose_device(config.device)
-    return training_step(model, config.batch, bandwidth, precision, device, compiled)
 
 
 def operations(step: Callable[[], object]) -> int:
@@ -175,7 +155,9 @@ def bench_crop(config: StepConfig) -> dict[str, Any]:
     builders: dict[str, Callable[[], object]] = {}
     for bandwidth in BANDWIDTHS:
         for precision in config.precisions:
-            builders[f"step, {precision}, {bandwidth}"] = ours(config, precision, bandwidth)
+            builders[f"step, {precision}, {bandwidth}"] = training_step(
+                ModelConfig(config.encoder), config.batch, bandwidth, precision, device
+            )
         builders[f"crop, {bandwidth}"] = partial(crop, images, bandwidth)
     speeds = interleave(builders, config.rounds)
     shares_of = " | ".join(f"share of a step, {precision}" for precision in config.precisions)
@@ -183,10 +165,10 @@ def bench_crop(config: StepConfig) -> dict[str, Any]:
     shares: dict[str, Any] = {}
     for bandwidth in BANDWIDTHS:
         cropped = speeds[f"crop, {bandwidth}"]
-        share = {
-            precision: share_of(cropped, speeds[f"step, {precision}, {bandwidth}"])
-            for precision in config.precisions
-        }
+        share = {}
+        for precision in config.precisions:
+            steps = speeds[f"step, {precision}, {bandwidth}"].seconds
+            share[precision] = median(a / b for a, b in zip(cropped.seconds, steps, strict=True))
         each = 1000 * cropped.median_seconds / config.batch
         columns = " | ".join(f"{value:.2%}" for value in share.values())
         print(f"| {bandwidth} | {each:.3f} ms/image | {columns} |")
@@ -198,12 +180,6 @@ def crop(images: torch.Tensor, bandwidth: int) -> None:
     """Crop, and synchronise."""
     low_frequency_crop(images, bandwidth)
     wait(images.device)
-
-
-def share_of(part: Speed, whole: Speed) -> float:
-    """Return the median share of a part over rounds."""
-    shares = sorted(a / b for a, b in zip(part.seconds, whole.seconds, strict=True))
-    return shares[len(shares) // 2]
 
 
 def peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int:

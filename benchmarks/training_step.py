@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 import torch
 from mae_et.benchmarks.reference import PlainAutoencoder
+from torch import Tensor
 
+from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import OptimConfig
 from mae_et.curriculum.frequency import low_frequency_crop
@@ -15,7 +17,6 @@ from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.training.compile import compile_network
 from mae_et.training.optim import build_optimizer
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -32,15 +33,11 @@ def reference_step(
     visible = visible_patches(noise.shape[1], config.mask_ratio)
     dtype = autocast_dtype(precision, device)
 
-    def step() -> None:
+    def loss() -> Tensor:
         with autocast(dtype, device):
-            loss = model(normalise(pixels, MEAN, STD), noise, visible)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        wait(device)
+            return model(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD), noise, visible)
 
-    return step
+    return _update(loss, optimizer, device)
 
 
 def training_step(
@@ -85,15 +82,23 @@ def step_of(
     shape = batch, model.channels, model.image_size, model.image_size
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
     noise = torch.rand(batch, (bandwidth // network.patch) ** 2, device=device)
-    mean, std = (MEAN, STD) if model.channels == 3 else ((0.5,), (0.25,))
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if model.channels == 3 else ((0.5,), (0.25,))
 
-    def step() -> None:
+    def loss() -> Tensor:
         images = low_frequency_crop(normalise(pixels, mean, std), bandwidth)
         with autocast(dtype, device):
-            loss = called(images, model.mask_ratio, noise, every_patch=False).loss
-        loss.backward()
+            return called(images, model.mask_ratio, noise, every_patch=False).loss
+
+    return _update(loss, optimizer, device)
+
+
+def _update(
+    loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, device: torch.device
+) -> Callable[[], object]:
+    def step() -> None:
+        loss().backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         wait(device)
 
     return step

@@ -14,8 +14,6 @@ import dataclasses
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +57,6 @@ def bench_run(config: WholeRunConfig) -> dict[str, Any]:
     equal_compute = make_plan(_with(ours, "etpp", config.epochs), images)
     fewer = config.epochs * config.epochs * images / equal_compute.images
     silent = _config(config, [*config.flags, *SILENT])
-    seconds: dict[str, list[float]] = {}
     runs = {
         "constant, plain": _with(_plain(plain), "constant", config.epochs),
         "etpp, as many images": _with(ours, "etpp", fewer),
@@ -67,11 +64,9 @@ def bench_run(config: WholeRunConfig) -> dict[str, Any]:
         "etpp, as much compute": _with(ours, "etpp", config.epochs),
         "etpp, nothing written": _with(silent, "etpp", config.epochs),
     }
-    arms: dict[str, Callable[[], object]] = {
-        name: partial(_run, each, seconds.setdefault(name, [])) for name, each in runs.items()
-    }
-    interleave(arms, config.rounds, warm_up=0)
-    times = {name: tuple(each) for name, each in seconds.items()}
+    arms = {name: partial(_run, each) for name, each in runs.items()}
+    speeds = interleave(arms, config.rounds, warm_up=0)
+    times = {name: speed.seconds for name, speed in speeds.items()}
     figures: dict[str, Any] = {
         "seconds": times,
         "speed_up_at_equal_images": _ratio(times, "constant, plain", "etpp, as many images"),
@@ -109,11 +104,9 @@ def _plain(config: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, efficiency=efficiency, crop=CropConfig("fourier"))
 
 
-def _run(config: PretrainConfig, seconds: list[float]) -> None:
-    """Pre-train in a temporary folder, and append the duration."""
+def _run(config: PretrainConfig) -> None:
+    """Pre-train in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         output = dataclasses.replace(config.output, dir=Path(folder) / "run")
-        start = time.perf_counter()
         pretrain(dataclasses.replace(config, output=output))
-        seconds.append(time.perf_counter() - start)
         json.loads((output.dir / "results.json").read_text())  # the run finished

@@ -41,7 +41,7 @@ def test_faster_arm_has_a_higher_speed_ratio() -> None:
 
 
 def test_ratio_prints_its_median_and_range() -> None:
-    assert Speed((1.0, 1.0, 1.0), (3.0, 1.0, 2.0)).ratio(".1f") == "2.0 (1.0 to 3.0)"
+    assert Speed((1.0, 1.0, 1.0), (3.0, 1.0, 2.0)).ratio() == "2.00 (1.00 to 3.00)"
 
 
 def test_plain_reference_computes_the_same_loss_as_the_model() -> None:
