@@ -189,17 +189,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
 
 
 def measure(root: Path, prepared: Path, sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Measure all arms at all sizes.
-
-    Args:
-        root: a folder of JPEGs.
-        prepared: the same, prepared (split train).
-        sizes: bandwidths.
-        rounds: how often each arm is timed.
-
-    Returns:
-        A row for each size and arm.
-    """
+    """Measure all arms at all sizes, on a folder of JPEGs and the same prepared as shards."""
     torch.set_num_threads(1)
     source = open_dataset(DataConfig(root=root), "train")
     shards = open_dataset(DataConfig(name="shards", root=prepared), "train")

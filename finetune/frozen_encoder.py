@@ -11,11 +11,7 @@ from torch import Tensor
 
 from finetune.image_size import Size, format_size, height_and_width
 from finetune.run_folder import read_classifier_config
-from mae_et.checkpoints.encoders import (
-    encoder_of_weights,
-    has_masked_autoencoder_layout,
-    load_encoder,
-)
+from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
@@ -118,7 +114,7 @@ def open_encoder(
     Raises:
         UserError: there is no such checkpoint, or it is not a vision transformer.
     """
-    if not has_masked_autoencoder_layout(path, architecture):
+    if architecture is not None or not path.exists():
         network = load_encoder(path, encoder_num_heads, architecture, key)
         recorded = Preprocessing.of_timm_model(architecture or str(path))
         return replace(_of_network(network), preprocessing=recorded)

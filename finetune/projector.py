@@ -60,7 +60,7 @@ def show_in_projector(
         for index, label in zip(chosen, labels, strict=True)
     ]
     vectors = read_features(config.output, chosen)
-    write_projector(folder, vectors, ("name", "class"), rows, torch.cat(pixels))
+    write_projector(folder, vectors, rows, torch.cat(pixels))
     return len(chosen)
 
 

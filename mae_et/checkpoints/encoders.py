@@ -63,11 +63,6 @@ def load_encoder(
     return encoder_of_weights(load_weights(path, checkpoint_key), num_heads)
 
 
-def has_masked_autoencoder_layout(path: Path, architecture: str | None = None) -> bool:
-    """Return whether `load_weights` reads a checkpoint, so that it may be a masked autoencoder."""
-    return architecture is None and path.exists()
-
-
 def encoder_of_weights(weights: Weights, num_heads: int | None = None) -> VisionTransformer:
     """Build the encoder of weights that have been read; see `load_encoder`."""
     if weights.model is not None:

@@ -43,11 +43,7 @@ def help_text(
 ) -> str:
     """Return the help of a command: of its common keys, or of all of them for `--help all`.
 
-    Args:
-        command: its name.
-        parser: its parser, whose descriptions this may hide.
-        kind: its config.
-        arguments: its words.
+    The parser's other descriptions are hidden.
     """
     parser.usage = f"mae-et {command} [--config FILE_OR_NAME ...] [--KEY VALUE ...]"
     keys = [action for action in parser._actions if action.dest in _leaves(parser)]

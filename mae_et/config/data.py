@@ -125,13 +125,8 @@ def check_statistics(data: DataConfig, channels: int) -> None:
 def check_cache(data: DataConfig, method: str, decode: str) -> None:
     """Refuse a cache of decoded images where files are needed.
 
-    Args:
-        data: the section `data`.
-        method: `crop.method`.
-        decode: `efficiency.decode`.
-
     Raises:
-        UserError: `data.cache` excludes one of them.
+        UserError: `data.cache` excludes `crop.method` or `efficiency.decode`.
     """
     if data.cache != "none":
         require(

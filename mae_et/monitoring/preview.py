@@ -39,13 +39,7 @@ class TrainingView:
 
 
 def preview_image(views: Sequence[TrainingView], data: DataConfig, patch: int) -> Tensor:
-    """Draw views as rows with captions, uint8 [3 H W].
-
-    Args:
-        views: the views.
-        data: statistics by which they were normalised, and whether they are augmented.
-        patch: side of a patch in pixels.
-    """
+    """Draw views of patches of `patch` pixels as rows with captions, uint8 [3 H W]."""
     rows = [_panels(view, data, patch) for view in views]
     captions = [_captions(view, data, patch) for view in views]
     return image_grid(rows, COLUMNS, captions, frame=8)

@@ -24,6 +24,7 @@ from mae_et.monitoring.image_grid import image_grid
 CAPTIONS = ("input", "masked", "reconstruction", "pasted")
 HOG_CAPTIONS = ("input", "masked", "true HOG", "predicted HOG")
 GREY = 0.5
+SMALLEST_PANEL = 96  # pixels of its width
 STROKE_GAIN = 2.0
 
 
@@ -55,17 +56,13 @@ def reconstruction_panels(
     return torch.stack([shown, masked, *last], dim=1).clamp(0, 1)
 
 
-def panel_grid(panels: Tensor, target: str, smallest: int = 96) -> Tensor:
+def panel_grid(panels: Tensor, target: str) -> Tensor:
     """Lay out panels [B P 3 H W] in [0, 1] as one image [3 H' W'], uint8, one row per input image.
 
-    Columns have captions. Panels narrower than `smallest` pixels are enlarged by an integer factor.
-
-    Args:
-        panels: from `reconstruction_panels`.
-        target: prediction target of the model.
-        smallest: least width of a panel, in pixels.
+    Columns have captions, which depend on the model's target. Panels narrower than `SMALLEST_PANEL`
+    are enlarged by an integer factor.
     """
-    factor = max(1, math.ceil(smallest / panels.shape[-1]))
+    factor = max(1, math.ceil(SMALLEST_PANEL / panels.shape[-1]))
     large = repeat(panels.cpu(), "b p c h w -> b p c (h y) (w x)", y=factor, x=factor)
     captions = HOG_CAPTIONS if target == "hog" else CAPTIONS
     pixels = (large * 255).round().to(torch.uint8)

@@ -18,12 +18,7 @@ WIDTH = 80
 
 
 class Terminal:
-    """Shows the progress of a run.
-
-    Args:
-        plan: the run's plan.
-        start: steps done before.
-    """
+    """Shows the progress of a run, of which `start` steps are done."""
 
     def __init__(self, plan: Plan, start: int):
         self.plan = plan

@@ -25,11 +25,6 @@ STARTUP_TRIALS = 5
 def bayes(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
     """Return the best curriculum.
 
-    Args:
-        config: the search.
-        images: size of the training set.
-        trials: scores runs.
-
     Raises:
         UserError: Optuna is missing, or the budget is too small for a step in each stage.
         RunFailed: every trial diverged.

@@ -19,6 +19,7 @@ from mae_et.search.trial_log import TrialLog
 from mae_et.search.trials import Objective, Runner, SearchResult, Trials, run_here
 from mae_et.training.same_run import check_same_settings
 
+# Finds the best curriculum for a training set of so many images.
 Strategy = Callable[[SearchConfig, int, Trials], SearchResult]
 STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "greedy": greedy, "bayes": bayes}
 # Keys that may change when a search resumes.

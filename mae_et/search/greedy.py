@@ -16,11 +16,6 @@ from mae_et.training.plan import make_plan
 def greedy(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
     """Return the best curriculum.
 
-    Args:
-        config: the search.
-        images: size of the training set.
-        trials: scores runs.
-
     Raises:
         UserError: the budget is too small for a step in each stage.
         RunFailed: the run at constant bandwidth diverged.

@@ -22,11 +22,6 @@ from mae_et.training.plan import make_plan
 def sequential(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
     """Return the best curriculum.
 
-    Args:
-        config: the search.
-        images: size of the training set.
-        trials: scores runs.
-
     Raises:
         UserError: the budget is too small for a step in each stage, or the warm-up is longer than
             the first stage.

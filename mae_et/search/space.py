@@ -20,12 +20,7 @@ MAGNITUDE, HIGHEST_MAGNITUDE = "magnitude", 10
 
 
 class Space:
-    """The points of a search and the runs they describe.
-
-    Args:
-        config: the search.
-        images: size of the training set.
-    """
+    """The points of a search and the runs they describe, on a training set of `images` images."""
 
     def __init__(self, config: SearchConfig, images: int):
         self.config, self.images = config, images

@@ -123,9 +123,9 @@ def chart(
     )
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers (1, 2 or 5 times a power of ten) within an interval."""
-    rough = (high - low) / count
+def ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers (1, 2 or 5 times a power of ten) within an interval."""
+    rough = (high - low) / 5
     if not rough > 1e-300:
         return [low]
     power = 10.0 ** math.floor(math.log10(rough))
