@@ -118,19 +118,17 @@ def open_encoder(
         network = load_encoder(path, encoder_num_heads, architecture, key)
         recorded = Preprocessing.of_timm_model(architecture or str(path))
         return replace(_of_network(network), preprocessing=recorded)
-    weights = load_weights(path, key)
-    encoder = replace(
-        encoder_from_weights(weights, encoder_num_heads), preprocessing=weights.preprocessing
-    )
+    weights = load_weights(path, key).with_given(encoder_num_heads)
+    encoder = replace(encoder_from_weights(weights), preprocessing=weights.preprocessing)
     classifier = read_classifier_config(path)
     return encoder if classifier is None else replace(encoder, data=classifier.data)
 
 
-def encoder_from_weights(weights: Weights, encoder_num_heads: int | None = None) -> FrozenEncoder:
+def encoder_from_weights(weights: Weights) -> FrozenEncoder:
     """Build the encoder of weights that have been read; see `open_encoder`."""
-    model = _masked_autoencoder(weights, encoder_num_heads)
+    model = _masked_autoencoder(weights)
     if model is None:
-        return _of_network(encoder_of_weights(weights, encoder_num_heads))
+        return _of_network(encoder_of_weights(weights))
     data = weights.config.data if weights.config else None
     encoder = encoder_of_masked_autoencoder(model, data)
     if weights.model is None:
@@ -157,12 +155,10 @@ def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> Non
     model.encoder.load_state_dict(whole.encoder.state_dict())
 
 
-def _masked_autoencoder(
-    weights: Weights, encoder_num_heads: int | None
-) -> MaskedAutoencoder | None:
+def _masked_autoencoder(weights: Weights) -> MaskedAutoencoder | None:
     """Build the masked autoencoder that weights belong to; None if their encoder is another's."""
     try:
-        return masked_autoencoder(weights, encoder_num_heads, decoder=False)
+        return masked_autoencoder(weights, decoder=False)
     except UserError:
         if weights.model is not None:  # a run of ours, which must fit
             raise

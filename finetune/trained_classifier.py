@@ -53,7 +53,8 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         )
     if not path.exists() and timm.is_model(str(path)):
         return _of_timm(config, fetch_from_hub(str(path)))
-    return _of_weights(config, load_weights(path, config.checkpoint_key))
+    weights = load_weights(path, config.checkpoint_key).with_given(config.encoder_num_heads)
+    return _of_weights(config, weights)
 
 
 def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:
@@ -76,7 +77,7 @@ def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
         network: Any = build_vit_of(
             weights.path,
             encoder,
-            weights.encoder_num_heads or config.encoder_num_heads,
+            weights.encoder_num_heads,
             norm_eps=weights.norm_eps or DEFAULT_EPS,
             head=weights.head,
         )
@@ -85,5 +86,5 @@ def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
     pool: Pool = "mean" if "fc_norm.weight" in encoder else "cls"
     probe: Literal["linear", "none"] = "linear" if "running_mean" in weights.head else "none"
     classes = weights.head["weight"].shape[0]
-    vit = build_vit(weights, classes, size, pool, probe, encoder_num_heads=config.encoder_num_heads)
+    vit = build_vit(weights, classes, size, pool, probe)
     return TrainedClassifier(vit, size, channels, weights.classes)

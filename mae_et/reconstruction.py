@@ -25,9 +25,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
         UserError: the checkpoint has no decoder, or there is no image.
     """
     weights = load_weights(config.checkpoint, config.checkpoint_key)
-    model = masked_autoencoder(
-        weights, config.encoder_num_heads, config.decoder_num_heads, config.target
-    )
+    weights = weights.with_given(config.encoder_num_heads, config.decoder_num_heads, config.target)
+    model = masked_autoencoder(weights)
     if model.decoder is None:
         raise UserError(f"{config.checkpoint} has no decoder: it cannot reconstruct")
     size = model.full[0] * model.patch

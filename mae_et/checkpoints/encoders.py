@@ -60,17 +60,17 @@ def load_encoder(
         return _checked(build_named(path, architecture, checkpoint_key), path)
     if not path.exists() and timm.is_model(str(path)):
         return _checked(fetch_from_hub(str(path), num_classes=0), path)
-    return encoder_of_weights(load_weights(path, checkpoint_key), num_heads)
+    return encoder_of_weights(load_weights(path, checkpoint_key).with_given(num_heads))
 
 
-def encoder_of_weights(weights: Weights, num_heads: int | None = None) -> VisionTransformer:
+def encoder_of_weights(weights: Weights) -> VisionTransformer:
     """Build the encoder of weights that have been read; see `load_encoder`."""
     if weights.model is not None:
         return masked_autoencoder(weights, decoder=False).encoder
     return build_vit_of(
         weights.path,
         weights.encoder,
-        weights.encoder_num_heads or num_heads,
+        weights.encoder_num_heads,
         architecture=weights.architecture,
         grid=weights.grid,
         norm_eps=weights.norm_eps or DEFAULT_EPS,

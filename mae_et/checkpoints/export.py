@@ -66,18 +66,18 @@ def export(
     """
     if format not in get_args(Format):
         raise UserError(f"format must be timm, hf or mae, got {format!r}")
-    weights, path = load_weights(Path(checkpoint), checkpoint_key), Path(path)
+    path = Path(path)
+    weights = load_weights(Path(checkpoint), checkpoint_key)
+    weights = weights.with_given(encoder_num_heads, decoder_num_heads)
     model = None
     if weights.head:
         _check_classifier(weights)
     else:
-        model = masked_autoencoder(
-            weights, encoder_num_heads, decoder_num_heads, decoder=format != "timm"
-        )
+        model = masked_autoencoder(weights, decoder=format != "timm")
     encoder = weights.encoder if model is None else dict(model.encoder.state_dict())
     try:
         if format == "hf":
-            write_hugging_face(path, weights, model, encoder_num_heads)
+            write_hugging_face(path, weights, model)
         elif format == "timm":
             write_safetensors(encoder | fold_probe(weights.head), path, weights.entries())
         else:

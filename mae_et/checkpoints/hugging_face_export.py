@@ -26,22 +26,19 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import sincos_positions
 
 
-def write_hugging_face(
-    folder: Path, weights: Weights, model: MaskedAutoencoder | None, num_heads: int | None
-) -> None:
+def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder | None) -> None:
     """Write a folder that transformers opens with no conversion.
 
     Args:
         folder: the folder.
         weights: the checkpoint.
         model: its masked autoencoder; None of a classifier.
-        num_heads: attention heads of a classifier's encoder, where they are not recorded.
 
     Raises:
         UserError: ViT cannot be that classifier.
     """
     if model is None:
-        tensors, about = _classifier(weights, num_heads)
+        tensors, about = _classifier(weights)
     elif _is_vit_mae(model):
         tensors, about = vit_mae(model, weights.model.mask_ratio if weights.model else 0.75)
     else:
@@ -116,7 +113,7 @@ def _vit(model: MaskedAutoencoder) -> tuple[Tensors, dict[str, Any]]:
     return named, {**_encoder_of(model), "architectures": ["ViTModel"], "model_type": "vit"}
 
 
-def _classifier(weights: Weights, num_heads: int | None) -> tuple[Tensors, dict[str, Any]]:
+def _classifier(weights: Weights) -> tuple[Tensors, dict[str, Any]]:
     encoder = weights.encoder
     if "norm.weight" not in encoder or "attn_pool.latent" in encoder:
         pooling = "attentive pooling" if "attn_pool.latent" in encoder else "mean pooling"
@@ -133,7 +130,7 @@ def _classifier(weights: Weights, num_heads: int | None) -> tuple[Tensors, dict[
     head = fold_probe(weights.head)
     tensors = to_hugging_face(encoder, head=head)
     classes = weights.classes or [f"LABEL_{n}" for n in range(len(head["head.bias"]))]
-    heads = num_heads_of("encoder", width, weights.encoder_num_heads or num_heads)
+    heads = num_heads_of("encoder", width, weights.encoder_num_heads)
     mlp = encoder["blocks.0.mlp.fc1.weight"].shape[0]
     image_size = [rows * patch, columns * patch]
     return tensors, {

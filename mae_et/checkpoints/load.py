@@ -55,16 +55,11 @@ def load_pretrained(
             positions are learned.
     """
     weights = load_weights(Path(path), checkpoint_key)
-    return masked_autoencoder(weights, encoder_num_heads, decoder_num_heads, target, decoder)
+    weights = weights.with_given(encoder_num_heads, decoder_num_heads, target)
+    return masked_autoencoder(weights, decoder)
 
 
-def masked_autoencoder(
-    weights: Weights,
-    encoder_num_heads: int | None = None,
-    decoder_num_heads: int | None = None,
-    target: Target | None = None,
-    decoder: bool = True,
-) -> MaskedAutoencoder:
+def masked_autoencoder(weights: Weights, decoder: bool = True) -> MaskedAutoencoder:
     """Build a masked autoencoder from weights in memory; see `load_pretrained`.
 
     Raises:
@@ -76,7 +71,7 @@ def masked_autoencoder(
         weights = replace(weights, decoder={})
     if weights.head:
         raise UserError(f"{path} holds a classifier (head.*), so it is no masked autoencoder's")
-    model = _build(weights, encoder_num_heads, decoder_num_heads, target)
+    model = _build(weights)
     table = model.encoder.pos_embed
     positions = weights.encoder["pos_embed"]
     assert table is not None  # checked when it was built
@@ -182,18 +177,12 @@ def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | N
     return heads
 
 
-def _build(
-    weights: Weights,
-    encoder_num_heads: int | None,
-    decoder_num_heads: int | None,
-    target: Target | None,
-) -> MaskedAutoencoder:
+def _build(weights: Weights) -> MaskedAutoencoder:
     """Build the model that a file's config or shapes describe."""
     if weights.model is not None:
         return MaskedAutoencoder.from_config(weights.model, decoder=bool(weights.decoder))
     width, channels, patch, _ = weights.encoder["patch_embed.proj.weight"].shape
     side = round((weights.encoder["pos_embed"].shape[1] - 1) ** 0.5)
-    given = encoder_num_heads or weights.encoder_num_heads
     model = partial(
         MaskedAutoencoder,
         image_size=side * patch,
@@ -201,17 +190,16 @@ def _build(
         channels=channels,
         encoder_embed_dim=width,
         encoder_depth=depth_of(weights.encoder),
-        encoder_num_heads=num_heads_of("encoder", width, given),
-        target=target or weights.target or "norm_pix",
+        encoder_num_heads=num_heads_of("encoder", width, weights.encoder_num_heads),
+        target=weights.target or "norm_pix",
     )
     if not weights.decoder:
         return model(decoder_depth=0)
     if "embed.weight" not in weights.decoder:
         raise UserError(f"{weights.path} has parts of a decoder, but no decoder_embed.weight")
     decoder_embed_dim = weights.decoder["embed.weight"].shape[0]
-    given = decoder_num_heads or weights.decoder_num_heads
     return model(
         decoder_embed_dim=decoder_embed_dim,
         decoder_depth=depth_of(weights.decoder),
-        decoder_num_heads=num_heads_of("decoder", decoder_embed_dim, given),
+        decoder_num_heads=num_heads_of("decoder", decoder_embed_dim, weights.decoder_num_heads),
     )

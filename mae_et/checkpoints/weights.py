@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mae_et.checkpoints.preprocessing import Preprocessing
@@ -46,6 +46,20 @@ class Weights:
     """A classifier's class names, where they are recorded."""
     preprocessing: Preprocessing | None = None
     """Statistics and sizes of the images, where they are recorded."""
+
+    def with_given(
+        self,
+        encoder_num_heads: int | None = None,
+        decoder_num_heads: int | None = None,
+        target: Target | None = None,
+    ) -> "Weights":
+        """Add what a caller knows: heads that are not recorded, and a target in any case."""
+        return replace(
+            self,
+            encoder_num_heads=self.encoder_num_heads or encoder_num_heads,
+            decoder_num_heads=self.decoder_num_heads or decoder_num_heads,
+            target=target or self.target,
+        )
 
     def entries(self) -> dict[str, str]:
         """Return what our own readers need beside the tensors, as JSON by its key in a file."""

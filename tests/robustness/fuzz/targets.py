@@ -245,7 +245,7 @@ def build(path: Path) -> None:
         sizes += [found.encoder_num_heads or 1, found.decoder_num_heads or 1]
         if all(isinstance(side, int) and side <= WIDEST for side in sizes):
             with suppress(UserError):
-                masked_autoencoder(found, encoder_num_heads=1, decoder_num_heads=1)
+                masked_autoencoder(found.with_given(1, 1))
             with suppress(UserError):
                 build_vit(found, 2, 16, encoder_num_heads=1)
         if found.config is not None:
