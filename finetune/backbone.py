@@ -14,7 +14,7 @@ from finetune.swin import follow_image_size
 from mae_et.checkpoints.formats import read_state_dict
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_hub import create_pretrained
-from mae_et.errors import UserError
+from mae_et.errors import UserError, one_line
 
 
 def build_backbone(config: NetworkConfig, classes: int) -> nn.Module:
@@ -48,8 +48,9 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
         except TypeError:  # a convolutional network accepts any size
             return create(config.backbone, **common)
     except Exception as error:  # unknown name, unreachable hub
-        reason = " ".join(str(error).split())
-        raise UserError(f"timm cannot build model.backbone {config.backbone!r}: {reason}") from None
+        raise UserError(
+            f"timm cannot build model.backbone {config.backbone!r}: {one_line(error)}"
+        ) from None
 
 
 def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str) -> None:

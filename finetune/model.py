@@ -17,7 +17,7 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.weights import Weights
-from mae_et.errors import UserError
+from mae_et.errors import UserError, one_line
 
 
 def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
@@ -113,8 +113,7 @@ def check_sizes(network: nn.Module, sizes: set[tuple[int, int]], channels: int) 
             with torch.no_grad():
                 dry(torch.empty(1, channels, *size, device="meta"))
         except Exception as error:
-            reason = " ".join(str(error).split())
             raise UserError(
                 f"the network does not accept the curriculum's images of {format_size(size)} "
-                f"pixels: {reason}"
+                f"pixels: {one_line(error)}"
             ) from None

@@ -36,6 +36,11 @@ def require_in(interval: str, config: object, *keys: str) -> None:
                 require(above and below, f"{key} must {requirement}, got {value}")
 
 
+def one_line(error: object) -> str:
+    """Return the message of an error, or any other text, on one line."""
+    return " ".join(str(error).split())
+
+
 class RunFailed(RuntimeError):
     """A run that failed after a correct start: one sentence, exit status 1."""
 

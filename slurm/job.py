@@ -21,7 +21,7 @@ from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
-from mae_et.errors import Interrupted, Stopped
+from mae_et.errors import Interrupted, Stopped, one_line
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.console import say
@@ -67,7 +67,7 @@ class Job:
                     self._hand_over(stop)
                 return
             except Exception as error:
-                sentence = " ".join(str(error).split()) or type(error).__name__
+                sentence = one_line(error) or type(error).__name__
                 facts = {"rank": rank, "node": node_name(), "kind": type(error).__name__}
                 record_event(self.folder, "failed", sentence=sentence[-1000:], **facts)
                 raise
@@ -89,8 +89,7 @@ class Job:
             try:
                 signal.raise_signal(signal.SIGUSR2)  # submitit's handler does not return
             except UncompletedJobError as error:  # more time limits than `timeouts` allows
-                sentence = " ".join(str(error).split())
-                record_event(self.folder, "given up", sentence=sentence, step=stop.step)
+                record_event(self.folder, "given up", sentence=one_line(error), step=stop.step)
                 raise
             except (subprocess.SubprocessError, OSError) as error:
                 # SLURM refuses if it has already requeued the job after a preemption.

@@ -18,7 +18,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from mae_et.errors import UserError
+from mae_et.errors import UserError, one_line
 from mae_et.io.atomic import write_text_atomically
 from slurm.config import ClusterConfig
 from slurm.job import Job
@@ -123,8 +123,7 @@ class Launcher:
                     submitted += [executor.submit(job) for job in self.jobs]
                 return submitted
             except FailedJobError as error:
-                reason = " ".join(str(error).split())
-                raise UserError(f"SLURM refuses the job: {reason}") from None
+                raise UserError(f"SLURM refuses the job: {one_line(error)}") from None
 
     def _executor(self, dependency: str | None) -> submitit.Executor:
         config = self.config

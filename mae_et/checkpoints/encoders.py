@@ -22,7 +22,7 @@ from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weights import Weights
-from mae_et.errors import UserError
+from mae_et.errors import UserError, one_line
 from mae_et.models.encoder import create_vit
 
 DEFAULT_EPS = 1e-6  # of layer norms in timm's ViTs
@@ -198,8 +198,9 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
         try:
             tensors = convert(dict(tensors), network)
         except Exception as error:  # names and shapes of another network
-            reason = " ".join(str(error).split())
-            raise UserError(f"timm cannot read {path} as {architecture}: {reason}") from None
+            raise UserError(
+                f"timm cannot read {path} as {architecture}: {one_line(error)}"
+            ) from None
     unused = () if head else parts
     mismatch = describe_mismatch(tensors, network.state_dict(), may_have=unused)
     if mismatch:

@@ -16,7 +16,7 @@ from typing import Any
 import timm
 from timm.models import _builder
 
-from mae_et.errors import UserError
+from mae_et.errors import UserError, one_line
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -45,8 +45,7 @@ def fetch_from_hub(name: str, **arguments: Any) -> Any:
     try:
         return create_pretrained(name, **arguments)
     except Exception as error:  # whatever the hub's client raises
-        reason = " ".join(str(error).split())
-        raise UserError(f"timm cannot fetch {name} from its hub: {reason}") from None
+        raise UserError(f"timm cannot fetch {name} from its hub: {one_line(error)}") from None
 
 
 def check_cache(repository: str) -> int:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from mae_et.checkpoints.checksums import Damaged, check_archive, check_safetensors
-from mae_et.errors import UserError
+from mae_et.errors import UserError, one_line
 
 # Entries (JSON) of a safetensors file's metadata, and of a torch archive beside its weights.
 MODEL_KEY = "mae_et.model"
@@ -90,5 +90,4 @@ def describe_refusal(error: pickle.UnpicklingError) -> str:
 
 def summarise_error(error: Exception) -> str:
     """Return an error's type and the first sentence of its message, on one line."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {re.split(r'[.] ', message)[0]}"
+    return f"{type(error).__name__}: {re.split(r'[.] ', one_line(error))[0]}"

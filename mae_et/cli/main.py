@@ -14,7 +14,7 @@ from typing import Any
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.commands import COMMANDS
 from mae_et.config.suggestions import suggest
-from mae_et.errors import Interrupted, RunFailed, Stopped, UserError
+from mae_et.errors import Interrupted, RunFailed, Stopped, UserError, one_line
 from mae_et.runtime.console import say
 from mae_et.runtime.signals import stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
@@ -92,7 +92,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
-    say(f"mae-et: warning: {' '.join(str(message).split())}")
+    say(f"mae-et: warning: {one_line(message)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from mae_et.config.plain_yaml import MisreadError, parse_yaml
-from mae_et.errors import UserError
+from mae_et.errors import UserError, one_line
 
 # What makes a mapping a class to jsonargparse, and its note of where a section was read from.
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "__path__")
@@ -29,7 +29,7 @@ def check_text(text: str, kind: type[Any]) -> None:
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"Problems parsing config: {' '.join(str(error).split())}") from None
+        raise UserError(f"Problems parsing config: {one_line(error)}") from None
     if not isinstance(value, (dict, type(None))):
         raise UserError(f"a config is a mapping of keys, not {_shown(value)}")
     if "config" in (value or {}):

@@ -23,7 +23,7 @@ import numpy as np
 from mae_et.data.decoding import Box, BoxSampler, DecodedDataset
 from mae_et.data.tar_index import MAX_CLASSES
 from mae_et.data.untrusted import read_array
-from mae_et.errors import Unreadable, UserError
+from mae_et.errors import Unreadable, UserError, one_line
 from mae_et.io.seals import read_sealed
 
 VERSION = 2
@@ -211,8 +211,7 @@ def read_split_file(folder: Path) -> dict[str, Any]:
         if description["version"] == VERSION:
             _check_description(description)
     except (ValueError, LookupError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {reason})") from None
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {one_line(error)})") from None
     if description["version"] != VERSION:
         raise UserError(f"{path} has version {description['version']}, expected {VERSION}")
     return description

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mae_et.errors import Interrupted, PeerLost, RunFailed
+from mae_et.errors import Interrupted, PeerLost, RunFailed, one_line
 
 # How gloo, NCCL and the store in which ranks meet report a lost rank. NCCL's "unhandled cuda error"
 # is this rank's own; it aborts a communicator whose peers are gone, or do not answer.
@@ -66,13 +66,13 @@ def explain_system_errors() -> Iterator[None]:
         sentence = _explain_runtime_error(error)
         if sentence is None:
             raise
-        kind = PeerLost if _PEER_LOST.search(_one_line(error)) else RunFailed
+        kind = PeerLost if _PEER_LOST.search(one_line(error)) else RunFailed
         raise kind(sentence) from error
 
 
 def _explain_runtime_error(error: RuntimeError) -> str | None:
     """Return the sentence for an error that PyTorch raises; None if it is not the machine's."""
-    text, first = _one_line(error), str(error).strip().split("\n")[0]
+    text, first = one_line(error), str(error).strip().split("\n")[0]
     if is_out_of_gpu_memory(error):
         return (
             "CUDA out of memory: --efficiency.micro_batch auto finds a size that fits; or lower it "
@@ -118,13 +118,9 @@ def is_out_of_gpu_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")  # commands that never import it cannot raise its errors
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return _NO_GPU_MEMORY.search(_one_line(error)) is not None
+    return _NO_GPU_MEMORY.search(one_line(error)) is not None
 
 
 def _out_of_memory(error: Exception) -> str:
-    said = _one_line(error) or "no details given"
+    said = one_line(error) or "no details given"
     return f"out of memory: sizes of the model, the images or a batch are too large: {said}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
