@@ -12,10 +12,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from mae_et.config.schema import CurriculumConfig, Preset, Stage
 from mae_et.errors import UserError
+from mae_et.io.plain_files import read_mapping
 
 __all__ = ["Curriculum", "Plan", "PlannedStage", "Stage"]
 
@@ -146,6 +148,19 @@ class Plan:
                 raise ValueError("its magnitudes must lie in [0, 10]")
             start += stage.steps
         return found
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan in a JSON file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    content = read_mapping(path)
+    try:
+        return Plan.from_dict(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.schedule import Curriculum, Plan
+from mae_et.curriculum.schedule import Curriculum, Plan, read_plan
 from mae_et.errors import UserError
-from mae_et.io.plain_files import read_mapping
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:
@@ -36,12 +35,7 @@ def plan_of_run(folder: Path) -> Plan:
     path = folder / "plan.json"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder of mae-et pretrain: it has no plan.json")
-    try:
-        return Plan.from_dict(read_mapping(path))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    return read_plan(path)
 
 
 def plan_new_run(config: PretrainConfig, dataset_size: int) -> Plan:

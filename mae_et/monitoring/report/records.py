@@ -2,15 +2,14 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.schedule import Plan, read_plan
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import SCORES, Row, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
 from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_of
 from mae_et.monitoring.probes import MEASURES
 
@@ -122,36 +121,22 @@ def number(row: Row, key: str) -> float | None:
 def _read(folder: Path, name: str) -> Record:
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}")
-    if not any((folder / file).exists() for file in ("config.yaml", "metrics.jsonl")):
+    if not any((folder / file).exists() for file in ("config.yaml", METRICS)):
         raise UserError(f"{folder} holds no run")
-    config = folder / "config.yaml"
+    config, plan = folder / "config.yaml", folder / "plan.json"
     return Record(
         folder,
         name,
         config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
         settings_of(folder),
-        _checked(_plan_of, folder / "plan.json"),
-        _checked(_rows_of, folder / "metrics.jsonl"),
-        _checked(_rows_of, folder / SCORES),
+        read_plan(plan) if plan.exists() else None,
+        _rows_of(folder),
+        _rows_of(folder, SCORES),
         table_of(folder / "results.json"),
         figures_of(folder),
     )
 
 
-def _checked(read: Callable[[Path], Any], path: Path) -> Any:
-    """Read a file; any error of its content becomes a `UserError`."""
-    try:
-        return read(path)
-    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
-        raise e if isinstance(e, UserError) else UserError(f"{path} is damaged") from None
-
-
-def _plan_of(path: Path) -> Plan | None:
-    return Plan.from_dict(table_of(path)) if path.exists() else None
-
-
-def _rows_of(path: Path) -> list[Row]:
-    rows = [row for row in read_metrics(path.parent, path.name) if isinstance(row, dict)]
-    return sorted(
-        (row for row in rows if number(row, "step") is not None), key=lambda row: row["step"]
-    )
+def _rows_of(folder: Path, name: str = METRICS) -> list[Row]:
+    rows = [row for row in read_metrics(folder, name) if number(row, "step") is not None]
+    return sorted(rows, key=lambda row: row["step"])
