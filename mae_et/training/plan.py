@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.schedule import Curriculum, Plan, read_plan
+from mae_et.curriculum.plan import Plan, read_plan
+from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_et.curriculum.schedule import Plan, read_plan
+from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
