@@ -101,7 +101,8 @@ def load_config(
         UserError: an unknown key, a wrong type or an impossible value, in one sentence.
     """
     arguments = [f"--config={name}" for name in files or []]
-    return parse_config(_parser_of(kind), kind, arguments + list(flags or []))[0]
+    parser = _parser_of(kind)  # type: ignore[arg-type]  # a class can be hashed
+    return parse_config(parser, kind, arguments + list(flags or []))[0]
 
 
 def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | None = None) -> None:
@@ -193,7 +194,7 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
         UserError: the text is no such config.
     """
     check_text(text, kind)
-    parser = _parser_of(kind)  # type: ignore[arg-type]  # a class can be hashed
+    parser = _parser_of(kind)  # type: ignore[arg-type]  # as above
     return _build(parser, kind, lambda: parser.parse_string(text))[0]
 
 
