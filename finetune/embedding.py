@@ -59,13 +59,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     """
     if config.output.suffix == ".parquet":
         check_parquet()
-    encoder, data = open_encoder_and_data(
-        config.checkpoint,
-        config.data,
-        config.encoder_num_heads,
-        config.architecture,
-        config.checkpoint_key,
-    )
+    encoder, data = open_encoder_and_data(config)
     if config.image_size is not None:
         encoder = encoder.at_size(config.image_size)
     check_statistics(data, encoder.channels)

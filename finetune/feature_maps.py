@@ -41,14 +41,7 @@ def draw_feature_maps(config: FeatureMapConfig) -> Path:
         UserError: the checkpoint, the images or the output cannot be used.
         Unreadable: an image cannot be read.
     """
-    encoder, data = open_encoder_and_data(
-        config.checkpoint,
-        config.data,
-        config.encoder_num_heads,
-        config.architecture,
-        config.checkpoint_key,
-        needs_images=not config.images,
-    )
+    encoder, data = open_encoder_and_data(config, needs_images=not config.images)
     if config.image_size is not None:
         encoder = encoder.at_size(config.image_size)
     check_statistics(data, encoder.channels)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finetune.image_size import Size, format_size, height_and_width
 from finetune.run_folder import read_classifier_config
+from finetune.scoring_config import FrozenEncoderConfig
 from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
@@ -74,14 +75,9 @@ class FrozenEncoder:
 
 
 def open_encoder_and_data(
-    path: Path,
-    data: DataConfig | None,
-    encoder_num_heads: int | None = None,
-    architecture: str | None = None,
-    key: str | None = None,
-    needs_images: bool = True,
+    config: FrozenEncoderConfig, needs_images: bool = True
 ) -> tuple[FrozenEncoder, DataConfig]:
-    """Open an encoder and choose its data: those given, else those of its training.
+    """Open the encoder of a config and choose its data: those given, else those of its training.
 
     How the images are prepared otherwise than for the encoder's training is printed. Without
     `needs_images`, only the statistics of the data are used, and ImageNet's are the last resort.
@@ -89,8 +85,11 @@ def open_encoder_and_data(
     Raises:
         UserError: see `open_encoder`; or no data are given, and the checkpoint records none.
     """
-    encoder = open_encoder(path, encoder_num_heads, architecture, key)
-    data = data or encoder.data
+    path = config.checkpoint
+    encoder = open_encoder(
+        path, config.encoder_num_heads, config.architecture, config.checkpoint_key
+    )
+    data = config.data or encoder.data
     if data is None and not needs_images:
         recorded = encoder.preprocessing
         data = DataConfig(**recorded.data_settings()) if recorded else DataConfig()

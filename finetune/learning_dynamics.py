@@ -14,7 +14,7 @@ from finetune.features import extract_dataset_features
 from finetune.frozen_encoder import FrozenEncoder, encoder_from_weights, open_encoder_and_data
 from finetune.linear_classifier import train_probe
 from finetune.objective import HeldOutAccuracy
-from finetune.scoring_config import DynamicsConfig, ProbeConfig
+from finetune.scoring_config import DynamicsConfig, FrozenEncoderConfig, ProbeConfig
 from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
@@ -78,7 +78,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
 def _score_single(config: DynamicsConfig) -> dict[str, Any]:
     """Score an encoder that has no kept checkpoints."""
     encoder, data = open_encoder_and_data(
-        config.run, config.data, config.encoder_num_heads, config.architecture
+        FrozenEncoderConfig(config.run, config.architecture, config.data, config.encoder_num_heads)
     )
     if config.output is None:
         raise UserError(f"output must be given: {config.run} has no checkpoints of a run")
