@@ -111,7 +111,7 @@ def _classify(
     sizes = {height_and_width(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}
     check_sizes(network, sizes, config.model.channels)
     run = build(config, network, plan, world, saved)
-    run.provenance = provenance
+    run.provenance, run.stopped = provenance, stopped
     del saved  # its tensors are in the run now
     dataset = LabelledTrainDataset(
         images, config.data, config.recipe, plan, config.seed, config.model.image_size,
@@ -120,7 +120,7 @@ def _classify(
     step = partial(step, classes=data.classes)
     files = {"classes.json": describe(run, data)}
     periodic = [] if config.output.evaluate_every is None else [PeriodicEvaluation(run, data)]
-    train_run(run, dataset, step, stopped, periodic, partial(finish, run), files)
+    train_run(run, dataset, step, periodic, partial(finish, run), files)
 
 
 def build_network(

@@ -107,13 +107,14 @@ def _pretrain(
     plan = resumed_plan(config, saved, make_plan(config, len(source), curriculum))
     run, model = build(config, plan, world, saved)
     run.provenance |= provenance
+    run.stopped, run.stop_after_step = stopped, stop_after_step
     del saved  # its tensors are in the run now
     dataset = TrainDataset.from_config(config, images, plan)
     drawn = partial(draw_preview, config, plan, dataset)
     train_run(
-        run, dataset, step, stopped,
+        run, dataset, step,
         [PeriodicReconstructions(run, model, source), *OnlineProbe.from_config(run, model, source)],
-        partial(finish, run, model), files, stop_after_step,
+        partial(finish, run, model), files,
         preview=drawn if config.output.reconstruct_images else None,
     )  # fmt: skip
 

@@ -17,7 +17,6 @@ from mae_et.errors import Interrupted
 from mae_et.io.metrics_file import Row
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
-from mae_et.runtime.signals import StopFlag
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.compile import eagerly
 from mae_et.training.memory import release_cached_memory
@@ -71,21 +70,17 @@ def train(
     run: Run,
     batches: Iterator[AnyBatch],
     step: Step[AnyBatch],
-    stopped: StopFlag,
     logger: RunLogger | None,
     periodic: Sequence[Periodic] = (),
-    stop_after_step: int | None = None,
 ) -> None:
-    """Train from the state's step to the plan's last, or to `stop_after_step`.
+    """Train from the state's step to the plan's last, or to `run.stop_after_step`.
 
     Args:
         run: the run.
         batches: micro-batches, from the state's step on.
         step: one update of the weights.
-        stopped: set by a signal.
         logger: records and checkpoints; None on every rank but the main one.
         periodic: work between steps; its time is not counted as training.
-        stop_after_step: number of steps after which to save and return.
 
     Raises:
         Diverged: the loss, a gradient or the state is not finite (see `MetricsWindow.close`).
@@ -100,7 +95,7 @@ def train(
                 with eagerly():
                     work.run(logger)
     state.model.train()
-    for outcome in steps(run, batches, step, stopped, periodic, stop_after_step):
+    for outcome in steps(run, batches, step, periodic):
         if logger is not None:
             logger.advance(state.step)
             if outcome.row is not None:
@@ -116,9 +111,7 @@ def steps(
     run: Run,
     batches: Iterator[AnyBatch],
     step: Step[AnyBatch],
-    stopped: StopFlag,
     periodic: Sequence[Periodic] = (),
-    stop_after_step: int | None = None,
 ) -> Iterator[StepOutcome]:
     """Take steps, and yield after each what follows from it; the same on every rank.
 
@@ -129,7 +122,8 @@ def steps(
         Interrupted: a signal asked a rank to stop; raised after the outcome that saves.
     """
     plan, world, state, output = run.plan, run.world, run.state, run.config.output
-    end = plan.steps if stop_after_step is None else min(plan.steps, stop_after_step)
+    stopped, last = run.stopped, run.stop_after_step
+    end = plan.steps if last is None else min(plan.steps, last)
     log_every, save_every, keep_every = (
         duration_in_steps(duration or plan.steps, plan.steps)
         for duration in (output.log_every, output.checkpoint_every, output.keep_every)

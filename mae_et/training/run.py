@@ -1,4 +1,4 @@
-"""A run: everything that its steps read; only its state changes."""
+"""A run: everything that its loop and steps read; only its state changes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.bad_images import BadImages
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.signals import StopFlag
 from mae_et.training.state import TrainState
 
 
@@ -28,6 +29,8 @@ class Run:
         micro_batch: from a bandwidth to the images of one forward pass.
         provenance: hash of the data and number of ranks (`resume.provenance_of`), and of the
             initial weights.
+        stopped: set by a signal that asks to save and stop.
+        stop_after_step: number of steps after which to save and stop; None for the plan's.
         bad_images: images that could not be read; None if the first one stops the run.
     """
 
@@ -39,6 +42,8 @@ class Run:
     dtype: torch.dtype | None
     micro_batch: Callable[[int], int]
     provenance: dict[str, Any] = field(default_factory=dict)
+    stopped: StopFlag = field(default_factory=StopFlag)
+    stop_after_step: int | None = None
     bad_images: BadImages | None = None
 
     def accumulation(self, stage: PlannedStage) -> int:

@@ -86,11 +86,9 @@ def train_run(
     run: Run,
     dataset: Any,
     step: Step[Any],
-    stopped: StopFlag,
     periodic: Sequence[Periodic],
     finish: Callable[[RunLogger | None], None],
     files: Mapping[str, str] | None = None,
-    stop_after_step: int | None = None,
     preview: Callable[[], Tensor | None] | None = None,
 ) -> None:
     """Train a run from its state to its end, and finish it.
@@ -99,11 +97,9 @@ def train_run(
         run: the run, new or restored.
         dataset: augmented images, indexed by `SampleIndex`.
         step: one update of the weights.
-        stopped: set by a signal.
         periodic: work between steps.
         finish: writes the run's final files; called on every rank.
         files: texts to write into the run folder at the start, by name.
-        stop_after_step: number of steps after which to save and return, unfinished.
         preview: draws what the run trains on, for a run folder without such an image.
 
     Raises:
@@ -131,7 +127,7 @@ def train_run(
         ) as batches:
             if logger is not None and preview is not None:
                 logger.log_preview(preview)  # while loader processes make the first batches
-            train(run, batches, step, stopped, logger, periodic, stop_after_step)
+            train(run, batches, step, logger, periodic)
             if run.state.step == run.plan.steps:
                 finish(logger)
     distributed.barrier(world)
