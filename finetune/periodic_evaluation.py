@@ -2,7 +2,7 @@
 
 from finetune.datasets import LabelledSplits
 from finetune.results import evaluate_and_save_best
-from mae_et.config.duration import duration_in_steps
+from mae_et.config.duration import duration_in_steps, is_due
 from mae_et.monitoring.logger import RunLogger
 from mae_et.training.run import Run
 
@@ -21,7 +21,7 @@ class PeriodicEvaluation:
 
     def due(self, step: int) -> bool:
         """Return whether scores are due after this number of steps."""
-        return step > 0 and (step % self.every == 0 or step == self.of.plan.steps)
+        return step > 0 and is_due(step, self.every, self.of.plan.steps)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record holds the scores of a step."""

@@ -1,4 +1,4 @@
-"""Durations in a config: a number of steps, or a share of the run."""
+"""Durations in a config: a number of steps, or a share of the run; and when they have passed."""
 
 import re
 
@@ -20,3 +20,12 @@ def duration_in_steps(duration: Duration, total_steps: int, key: str = "duration
     if share and 0 < float(share[1]) <= 100:
         return max(1, round(total_steps * float(share[1]) / 100))
     raise UserError(f"{key} must be a number of steps or a share such as 5%, got {duration!r}")
+
+
+def is_due(step: int, every: int, total_steps: int) -> bool:
+    """Return whether periodic work is due after a number of steps: multiples, and the last.
+
+    Shortly before the last step, less than half an interval, none is due.
+    """
+    left = total_steps - step
+    return left == 0 or (step % every == 0 and 2 * left >= every)

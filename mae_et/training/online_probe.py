@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mae_et.config.duration import duration_in_steps
+from mae_et.config.duration import duration_in_steps, is_due
 from mae_et.curriculum.flops import FORWARD_AND_BACKWARD
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.cores import worker_count
@@ -72,12 +72,8 @@ class OnlineProbe:
         return [] if run.config.probe.every is None else [cls(run, model, source)]
 
     def due(self, step: int) -> bool:
-        """Return whether a probe is due after this number of steps: 0, multiples, and the last.
-
-        There is none shortly before the last.
-        """
-        left = self.of.plan.steps - step
-        return left == 0 or (step % self.every == 0 and 2 * left >= self.every)
+        """Return whether a probe is due after this number of steps, 0 included."""
+        return is_due(step, self.every, self.of.plan.steps)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record holds the probe of a step."""

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from mae_et.config.schema import duration_in_steps
+from mae_et.config.duration import duration_in_steps, is_due
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.transforms import EvalDataset, normalise
@@ -29,8 +29,7 @@ class PeriodicReconstructions:
 
     def due(self, step: int) -> bool:
         """Return whether reconstructions are due after this number of steps."""
-        ends = step % self.every == 0 or step == self.of.plan.steps
-        return self.count > 0 and step > 0 and ends
+        return self.count > 0 and step > 0 and is_due(step, self.every, self.of.plan.steps)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the image of a step is kept."""

@@ -8,16 +8,11 @@ from hypothesis import strategies as st
 
 from finetune import ClassifierConfig
 from mae_et import Curriculum, PretrainConfig, UserError, load_config
+from mae_et.config.duration import duration_in_steps, is_due
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.files import config_from_text, find_config, to_yaml
 from mae_et.config.model import ModelConfig
-from mae_et.config.schema import (
-    CurriculumConfig,
-    OptimConfig,
-    OutputConfig,
-    Stage,
-    duration_in_steps,
-)
+from mae_et.config.schema import CurriculumConfig, OptimConfig, OutputConfig, Stage
 from mae_et.training.micro_batch import micro_batch_size
 from slurm import ClusterConfig
 
@@ -166,6 +161,14 @@ def test_durations_are_steps_or_a_share_of_the_run() -> None:
     for wrong in (0, "-3", "0%", "101%", "ten", "5 %%"):
         with pytest.raises(UserError):
             duration_in_steps(wrong, 200)
+
+
+@pytest.mark.parametrize(
+    ("every", "total", "expected"),
+    [(24, 25, [0, 25]), (10, 25, [0, 10, 20, 25]), (10, 24, [0, 10, 24]), (5, 10, [0, 5, 10])],
+)
+def test_periodic_work_is_due_at_multiples_and_once_at_the_end(every, total, expected) -> None:
+    assert [step for step in range(total + 1) if is_due(step, every, total)] == expected
 
 
 def test_every_field_is_documented_for_help() -> None:
