@@ -14,14 +14,13 @@ from timm.layers import resample_patch_embed
 
 from mae_et.checkpoints.checksums import sha256_of_tensors
 from mae_et.checkpoints.formats import peek_weights
-from mae_et.checkpoints.load import PUBLISHED_HEADS, is_sincos
+from mae_et.checkpoints.load import PUBLISHED_HEADS, fixed_grid_of
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.init import InitConfig
 from mae_et.config.model import ModelConfig, Target
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.models.pos_embed import sincos_positions
 
 
 @dataclass(frozen=True)
@@ -46,22 +45,10 @@ def inherited_settings(path: Path, config: ModelConfig, key: str | None = None) 
     weights = peek_weights(path, key)
     settings = weights.preprocessing.data_settings() if weights.preprocessing else {}
     keys = {f"data.{name}": value for name, value in settings.items()}
-    grid = fixed_grid_of(weights)
+    grid = fixed_grid_of(weights.encoder["pos_embed"])
     if grid is not None and grid != config.image_size // config.patch:
         keys["model.position_grid"] = grid
     return keys
-
-
-def fixed_grid_of(weights: Weights) -> int | None:
-    """Return the side of the grid that fixed sine-cosine positions are laid on; None if learned."""
-    positions = weights.encoder["pos_embed"]
-    side, width = math.isqrt(positions.shape[1] - 1), positions.shape[2]
-    if positions.shape[1] != side * side + 1 or width % 4:
-        return None
-    extent = (weights.model and weights.model.position_grid) or side
-    table = torch.zeros_like(positions)
-    table[0, 1:] = sincos_positions((side, side), (extent, extent), width, table.device)
-    return extent if is_sincos(positions, table) else None
 
 
 def initialise_from(
@@ -156,7 +143,7 @@ def _adapted_encoder(model: MaskedAutoencoder, weights: Weights) -> tuple[Tensor
     positions, table = tensors["pos_embed"], model.encoder.pos_embed
     assert table is not None  # a plain ViT
     tensors["pos_embed"] = table.detach()
-    grid, (rows, columns) = fixed_grid_of(weights), model.full
+    grid, (rows, columns) = fixed_grid_of(positions), model.full
     if grid is None:
         changes.append("learned positions replaced by the fixed sine-cosine table")
         if "cls_token" in tensors and positions.shape[1] == math.isqrt(positions.shape[1]) ** 2 + 1:

@@ -1,5 +1,6 @@
 """Build masked autoencoders from checkpoints, ours and released ones."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from mae_et.config.model import Target
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.pos_embed import extent_of, sincos_positions
 
 # Weights do not record heads; these are the published models' (MAE, tables 1 and A).
 PUBLISHED_HEADS = {
@@ -90,6 +92,23 @@ def masked_autoencoder(weights: Weights, decoder: bool = True) -> MaskedAutoenco
         raise UserError(f"{path} does not fit: {mismatch}")
     model.load_state_dict(theirs)
     return model.eval()
+
+
+def fixed_grid_of(positions: Tensor) -> int | None:
+    """Return the side of the full grid of fixed sine-cosine positions [1 1+N W]; None if learned.
+
+    It is not that of the N patches where a model was trained with `position_grid`.
+    """
+    _, tokens, width = positions.shape
+    side = math.isqrt(tokens - 1)
+    if tokens != side * side + 1 or tokens < 2 or width % 4 or not positions.isfinite().all():
+        return None
+    table = torch.zeros_like(positions)
+    for extent in (side, extent_of(positions[0, 1:], side)):
+        table[0, 1:] = sincos_positions((side, side), (extent, extent), width, table.device)
+        if is_sincos(positions, table):
+            return extent
+    return None
 
 
 def is_sincos(positions: Tensor, table: Tensor) -> bool:
@@ -191,6 +210,7 @@ def _build(weights: Weights) -> MaskedAutoencoder:
         encoder_embed_dim=width,
         encoder_depth=depth_of(weights.encoder),
         encoder_num_heads=num_heads_of("encoder", width, weights.encoder_num_heads),
+        position_grid=fixed_grid_of(weights.encoder["pos_embed"]),
         target=weights.target or "norm_pix",
     )
     if not weights.decoder:

@@ -35,6 +35,20 @@ def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -
     return _table(grid, full, width, device)
 
 
+def extent_of(positions: Tensor, side: int) -> int:
+    """Return the side of the square full grid that a table of `sincos_positions` is sampled on.
+
+    Args:
+        positions: float [side * side, width], in any precision.
+        side: rows and columns of its patches.
+    """
+    quarter = positions.shape[1] // 4
+    lowest = 10000.0 ** (1 / quarter - 1)  # frequency, whose angles are small
+    sine = positions[side - 1, quarter - 1].clamp(-1, 1)
+    last = float(sine.asin()) / lowest  # column on the full grid
+    return round((last + 0.5) * side / (side - 0.5))
+
+
 @lru_cache(maxsize=64)
 def _table(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
     rows, columns = (

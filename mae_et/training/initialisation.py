@@ -8,7 +8,7 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.runtime.agreement import fail_together
+from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 
@@ -19,8 +19,7 @@ def load_initial_weights(
     """Load the config's initial weights into a new model, and report what was taken.
 
     Args:
-        model: new model, on the CPU, neither wrapped nor sharded: every rank loads all of it, and
-            `check_same_start` compares the ranks'.
+        model: new model, on the CPU, neither wrapped nor sharded: every rank loads all of it.
         config: its run.
         world: ranks of the run.
 
@@ -28,7 +27,8 @@ def load_initial_weights(
         SHA-256 of the weights, which checkpoints record; None without `init.weights`.
 
     Raises:
-        UserError: the weights cannot be read, or are those of another architecture.
+        UserError: the weights cannot be read, are those of another architecture, or differ between
+            ranks.
     """
     path = config.init.weights
     if path is None:
@@ -36,6 +36,7 @@ def load_initial_weights(
     with fail_together(world):
         weights = load_weights(path, config.init.checkpoint_key)
         initial = initialise_from(model, config.model, config.init, weights)
+    check_ranks_agree({"the hash of init.weights": initial.sha256}, world)
     if world.is_main:
         statistics = _describe_statistics(weights.preprocessing, config.data)
         say(

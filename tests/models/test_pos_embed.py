@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mae_et.models.pos_embed import sincos_positions
+from mae_et.models.pos_embed import extent_of, sincos_positions
 
 CPU = torch.device("cpu")
 
@@ -40,3 +40,10 @@ def test_rows_and_columns_of_rectangles_are_embedded_separately() -> None:
 def test_width_not_divisible_by_4_raises() -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
         sincos_positions((2, 2), (2, 2), 6, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_extent_of_a_table_is_read_from_it(dtype: torch.dtype) -> None:
+    for side, extent in ((1, 14), (6, 14), (8, 8), (14, 6), (14, 24), (16, 37)):
+        table = sincos_positions((side, side), (extent, extent), 384, CPU)
+        assert extent_of(table.to(dtype), side) == extent
