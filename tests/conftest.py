@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from slurm_cluster import Cluster, missing_programs, start_cluster
-from tiny_run import TINY
+from tiny_run import TINY, config_in
 
 from mae_et import PretrainConfig, load_config, pretrain
 
@@ -73,11 +73,7 @@ def tiny(tiny_yaml: Path, tmp_path: Path):
 def trained(tmp_path_factory) -> Path:
     """Folder of a finished run of the tiny config; a test that writes to it copies it first."""
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(TINY)
-    return pretrain(
-        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder / 'run'}"])
-    )
+    return pretrain(config_in(tmp_path_factory.mktemp("trained")))
 
 
 @pytest.fixture(scope="session")

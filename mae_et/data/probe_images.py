@@ -1,5 +1,6 @@
 """The images of online probes: a bounded random sample, the same at every probe."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,8 @@ from mae_et.errors import Unreadable, UserError
 
 HELD_OUT_FRACTION = 0.2
 """Of the training images, where there is no validation split."""
+ENOUGH = 200
+"""Images to classify for a standard error of at most 3.5 points."""
 
 
 class CentreCrops(Dataset[tuple[Tensor, int] | None]):
@@ -108,12 +111,26 @@ def open_probe_images(
         held_out = max(1, int(len(train) * HELD_OUT_FRACTION))
         val, val_order, order = train, order[:held_out], order[held_out:]
     wanted = min(config.train_images, len(order)), min(config.val_images, len(val_order))
-    share = min(1.0, most / sum(wanted))
+    share = min(1.0, max(1, most) / sum(wanted))
     voting, classified = (max(1, int(share * count)) for count in wanted)
-    limit = "" if share == 1 else f" (probe.max_fraction allows no more, of {sum(wanted)})"
+    limit = _describe_limit(config.max_fraction, share, wanted[1])
     held = f", held out from the training images: {reason}" if reason else ""
     _describe(data, f"{voting} images vote, {classified} are classified{limit}{held}")
     return ProbeImages(data, train, sorted(order[:voting]), val, sorted(val_order[:classified]))
+
+
+def _describe_limit(max_fraction: float, share: float, wanted: int) -> str:
+    """Return why only a share of the images is classified, and what to set if these are few."""
+    if share == 1:
+        return ""
+    enough, classified = min(ENOUGH, wanted), max(1, int(share * wanted))
+    limit = f"probe.max_fraction {max_fraction:g} allows no more"
+    if classified < enough:
+        needed = math.ceil(100 * max_fraction * enough / (share * wanted)) / 100
+        advice = f"set it to {needed:g}" if needed <= 1 else "probe less often"
+        error = 50 / math.sqrt(classified)
+        limit += f": accuracies have a standard error of {error:.0f} points, {advice} for {enough}"
+    return f" ({limit})"
 
 
 def _shuffled(count: int, seed: int) -> list[int]:

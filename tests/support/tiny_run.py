@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from mae_et import PretrainConfig, load_config
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 TINY = """
@@ -16,3 +18,10 @@ optim: {batch_size: 12, base_lr: 0.02}
 efficiency: {num_workers: 0, device: cpu}
 output: {log_every: 2, checkpoint_every: 5, reconstruct_every: 50%, reconstruct_images: 2}
 """
+
+
+def config_in(folder: Path, *flags: str, recipe: str = TINY) -> PretrainConfig:
+    """Write a recipe into a folder, and return its config; the run folder is FOLDER/run."""
+    path = folder / "recipe.yaml"
+    path.write_text(recipe)
+    return load_config(PretrainConfig, [path], [f"--output.dir={folder / 'run'}", *flags])

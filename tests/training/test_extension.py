@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import config_in
 
 from mae_et import PretrainConfig, UserError, pretrain
 from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.store import load_checkpoint, newest_checkpoint
 from mae_et.cli.arguments import config_of
-from mae_et.config.files import load_config, to_yaml
+from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.data.bad_images import RECORD
@@ -37,11 +38,7 @@ output: {log_every: 1, checkpoint_every: 50%, keep_last: 1, reconstruct_images: 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[PretrainConfig, Path]:
     """A run of 16 steps, 4 of warm-up and 4 of decay."""
-    folder = tmp_path_factory.mktemp("extension")
-    (folder / "constant.yaml").write_text(CONSTANT)
-    config = load_config(
-        PretrainConfig, [folder / "constant.yaml"], [f"--output.dir={folder / 'run'}"]
-    )
+    config = config_in(tmp_path_factory.mktemp("extension"), recipe=CONSTANT)
     return config, pretrain(config)
 
 

@@ -10,13 +10,13 @@ import timm
 import torch
 from ranks import run as run_on_ranks
 from safetensors.torch import save_file
-from tiny_run import GOLDEN
+from tiny_run import GOLDEN, config_in
 
 from mae_et import MaskedAutoencoder, UserError, export, load_pretrained, pretrain
 from mae_et.checkpoints import formats
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.arguments import config_of
-from mae_et.config.files import load_config, to_yaml
+from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
@@ -46,16 +46,15 @@ output: {log_every: 1, checkpoint_every: 2, reconstruct_images: 0, tensorboard: 
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    """Path of the config of the golden weights' model."""
-    path = tmp_path_factory.mktemp("recipe") / "same.yaml"
-    path.write_text(SAME_MODEL)
-    return path
+def parsed(tmp_path_factory) -> PretrainConfig:
+    """Config of the golden weights' model."""
+    return config_in(tmp_path_factory.mktemp("recipe"), recipe=SAME_MODEL)
 
 
 @pytest.fixture(scope="module")
-def parsed(recipe: Path) -> PretrainConfig:
-    return load_config(PretrainConfig, [recipe])
+def recipe(parsed: PretrainConfig) -> Path:
+    """Path of that config."""
+    return parsed.output.dir.with_name("recipe.yaml")
 
 
 @pytest.fixture
@@ -186,7 +185,10 @@ def test_another_base_size_lays_positions_over_the_grid_of_the_weights(
     assert torch.equal(model.encode(images), load_pretrained(RELEASED, **HEADS).encode(images))
     assert torch.allclose(model.encoder.forward_features(images), model.encode(images), atol=1e-5)
     encoder = pretrain(config) / "encoder.safetensors"
-    assert load_pretrained(encoder).laid_on == (8, 8)
+    loaded = load_pretrained(encoder)
+    assert loaded.laid_on == (8, 8)
+    reread = load_pretrained(export(encoder, "hf", tmp_path / "hf"))  # records no grid
+    assert torch.equal(reread.encode(images), loaded.encode(images))
     assert config_of("pretrain", flags[:2]).model.position_grid is None
     build(starting(RELEASED, image_size=32))  # in Python, unless the config says so
     assert "4x4 patches, not laid over the 8x8 of the weights" in capsys.readouterr().err
@@ -270,8 +272,7 @@ def test_a_run_resumes_without_its_initial_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_ranks_start_from_the_same_weights(tmp_path: Path, sharding: str) -> None:
-    (tmp_path / "same.yaml").write_text(SAME_MODEL)
-    config = load_config(PretrainConfig, [tmp_path / "same.yaml"], [f"--init.weights={RELEASED}"])
+    config = config_in(tmp_path, f"--init.weights={RELEASED}", recipe=SAME_MODEL)
     for ranks in (1, 2):
         done = run_on_ranks(
             tmp_path, ranks, f"--efficiency.sharding={sharding}", "--efficiency.micro_batch=4",

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from small_mae import small
-from tiny_run import TINY
+from tiny_run import config_in
 
 from finetune import ProbeConfig, score_encoder
-from mae_et import Curriculum, load_config, pretrain
+from mae_et import Curriculum, pretrain
 from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig, ProbeDataConfig
 from mae_et.config.schema import PretrainConfig
@@ -36,11 +36,6 @@ PLAIN = (
 PROBED = (*PLAIN, "--probe.every=9", "--probe.max_fraction=1")
 
 
-def config_of(folder: Path, *flags: str) -> PretrainConfig:
-    (folder / "tiny.yaml").write_text(TINY)
-    return load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}", *flags])
-
-
 def watched(config: PretrainConfig) -> Path:
     """Pre-train, and write down the generator and the mode of the model at each step."""
     facts = []
@@ -58,7 +53,7 @@ def watched(config: PretrainConfig) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
-    return watched(config_of(tmp_path_factory.mktemp("probed"), *PROBED))
+    return watched(config_in(tmp_path_factory.mktemp("probed"), *PROBED))
 
 
 def curve(folder: Path) -> list[tuple]:
@@ -70,7 +65,7 @@ def losses(folder: Path) -> list[tuple]:
 
 
 def test_training_is_bit_for_bit_that_without_probes(run: Path, tmp_path: Path) -> None:
-    plain = watched(config_of(tmp_path, *PLAIN))
+    plain = watched(config_in(tmp_path, *PLAIN))
     assert not (plain / SCORES).exists()
     assert losses(run) == losses(plain)
     for name in ("encoder.safetensors", "facts.json"):
@@ -89,16 +84,16 @@ def test_curve_runs_from_the_untrained_encoder_to_the_trained_one(run: Path) -> 
 
 
 def test_interrupted_runs_repeat_no_probe_and_miss_none(run: Path, tmp_path: Path) -> None:
-    config = config_of(tmp_path, *PROBED)
+    config = config_in(tmp_path, *PROBED)
     pretrain(config, stop_after_step=9)
-    record = tmp_path / SCORES
+    record = config.output.dir / SCORES
     # As if killed between the checkpoint of step 9 and the probe that was due with it.
     record.write_text("".join(record.read_text().splitlines(keepends=True)[:-1]))
     pretrain(config, stop_after_step=11)
     with record.open("a") as file:  # as if killed at step 13, before its checkpoint
         file.write(row_line({"step": 13, "time": 0.0, "knn": 99.0}, SCORES))
     pretrain(config)
-    assert curve(tmp_path) == curve(run)
+    assert curve(config.output.dir) == curve(run)
 
 
 def test_knn_equals_that_of_the_knn_command(run: Path) -> None:
@@ -115,7 +110,7 @@ def test_unlabelled_images_have_an_effective_rank(tmp_path: Path, capsys) -> Non
         Image.fromarray(render(number, 32)[0]).save(root / f"{number:02d}.png")
     (root / "07.png").write_bytes(b"")
     flags = [f"--data.root={root}", "--data.max_bad_fraction=0.5", "--curriculum.epochs=3"]
-    folder = pretrain(config_of(tmp_path, *PROBED, *flags, f"--output.dir={tmp_path / 'run'}"))
+    folder = pretrain(config_in(tmp_path, *PROBED, *flags))
     rows = read_metrics(folder, SCORES)
     assert [set(row) for row in rows] == [
         {"step", "time", "effective_rank", "probe_seconds"}
@@ -157,11 +152,14 @@ def test_without_a_validation_split_training_images_are_held_out(tmp_path: Path,
     assert "held out from the training images" in capsys.readouterr().err
 
 
-def test_sample_shrinks_in_proportion_to_what_the_run_can_afford() -> None:
+def test_sample_shrinks_in_proportion_to_what_the_run_can_afford(capsys) -> None:
+    """A line says what it takes for accuracies to mean something."""
     data = DataConfig(synthetic_train=400, synthetic_val=100)
     source = open_dataset(data, "train")
     images = open_probe_images(OnlineProbeConfig(), data, source, 3, 50, 0)
     assert (len(images.train_indices), len(images.val_indices)) == (40, 10)
+    error = "accuracies have a standard error of 16 points, set it to 0.2 for 100)"
+    assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mask_ratio", [0.5, 0.75])
@@ -221,7 +219,7 @@ def test_sharded_model_is_probed_without_its_decoder(run: Path, tmp_path: Path, 
         monkeypatch.setattr(self.of.state, "sharded", False)
 
     monkeypatch.setattr(online_probe.OnlineProbe, "run", as_if_sharded)
-    assert curve(pretrain(config_of(tmp_path, *PROBED))) == curve(run)
+    assert curve(pretrain(config_in(tmp_path, *PROBED))) == curve(run)
     assert moved == [None, None, None]
 
 
