@@ -85,7 +85,11 @@ class DataConfig:
         require_in("(0, inf)", self, "data.max_value", "data.replay_images", "data.std")
         require_in("[0, 1]", self, "data.flip", "data.max_bad_fraction")
         require_in("(0, 1]", self, "data.eval_crop")
-        require(len(self.mean) == len(self.std), "data.mean and data.std differ in length")
+        require(
+            len(self.mean) == len(self.std),
+            f"data.mean has {len(self.mean)} and data.std {len(self.std)} numbers: give both, with "
+            "one number for each channel or one for all",
+        )
         require(all(map(math.isfinite, self.mean)), "data.mean must be finite")
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
