@@ -13,6 +13,7 @@ from mae_et.config.data import DataConfig
 from mae_et.io.atomic import write_text_atomically
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
+from mae_et.runtime.console import say
 
 
 def knn(config: ProbeConfig) -> dict[str, Any]:
@@ -30,6 +31,9 @@ def score_encoder(
 ) -> dict[str, Any]:
     """Score a frozen encoder by kNN and by a linear probe.
 
+    The scores of a finished run are also written into its folder, as those of any encoder are to
+    `config.output`.
+
     Returns:
         `data`, its name; `knn` and `linear`, top-1 in percent; `linear_learning_rate`, the one
         chosen; and the same with the prefix `untrained_` if the config requests them.
@@ -37,13 +41,7 @@ def score_encoder(
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
-    encoder, data = open_encoder_and_data(
-        config.checkpoint,
-        config.data,
-        config.encoder_num_heads,
-        config.architecture,
-        config.checkpoint_key,
-    )
+    encoder, data = open_encoder_and_data(config)
     results = {"data": str(data.root or data.source)}
     results |= _score(encoder, data, config, neighbours, linear)
     if config.untrained:
@@ -51,9 +49,27 @@ def score_encoder(
         encoder.initialise()
         fresh = _score(encoder, data, config, neighbours, linear)
         results |= {f"untrained_{name}": value for name, value in fresh.items()}
-    if config.output is not None:
-        write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
+    kind = "probes" if neighbours and linear else "knn" if neighbours else "linear-probe"
+    _write(results, config, kind)
     return results
+
+
+def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:
+    """Write results.json to the output folder; by default into the folder of a finished run."""
+    folder = config.output
+    if folder is None and (config.checkpoint / "results.json").is_file():
+        folder = config.checkpoint / kind
+    if folder is None:
+        return
+    path = folder / "results.json"
+    try:
+        write_text_atomically(path, json.dumps(results, indent=1))
+    except OSError as error:
+        if config.output is not None:
+            raise
+        say(f"mae-et: scores are only printed, {path} cannot be written: {error.strerror}")
+    else:
+        say(f"mae-et: scores written to {path}")
 
 
 def _score(

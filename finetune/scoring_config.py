@@ -60,7 +60,8 @@ class ProbeConfig(FrozenEncoderConfig):
     untrained: bool = False
     """Whether to score the same encoder with freshly initialised weights too."""
     output: Path | None = None
-    """Folder for results.json; by default scores are only printed."""
+    """Folder for results.json; by default RUN/knn or RUN/linear-probe of a finished run, where
+    compare and report find them. The scores of other checkpoints are only printed."""
     seed: int = 0
     """Seed of the probe's batches and of fresh weights."""
 

@@ -16,7 +16,8 @@ from mae_et.monitoring.figures import FIGURES, ordered_figures
 from mae_et.runtime.console import printable
 
 # Folders inside a run's folder with the results of what started from it.
-INNER = ("knn", "linear-probe", "finetune", "evaluate")
+PROBES = ("probes", "knn", "linear-probe")
+INNER = (*PROBES, "finetune", "evaluate")
 # Figures of a fine-tuned run that are shown beside the run it started from.
 ACCURACIES = ("top1", "top5", "best_top1", "raw_top1")
 
@@ -82,7 +83,7 @@ def compare(config: CompareConfig, width: int | None = None) -> str:
 def read_runs(folders: list[Path]) -> list[ComparedRun]:
     """Read run folders, adding the accuracies of classifiers to the run that they started from."""
     runs = {
-        folder: ComparedRun(name, settings_of(folder), figures_of(folder))
+        folder: _read_run(folder, name)
         for folder, name in zip(folders, names_of(folders), strict=True)
     }
     for folder, run in list(runs.items()):
@@ -155,11 +156,22 @@ def settings_of(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged") from None
 
 
-def figures_of(folder: Path) -> dict[str, Any]:
-    """Return the figures of a run, and of results in folders inside it."""
-    found = _figures(folder, "")
+def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a run, and of results in folders inside it.
+
+    Figures on other data than the run's are named after these: `cifar10 knn`.
+
+    Args:
+        folder: run folder.
+        settings: its config by flat keys.
+    """
+    found = _figures(table_of(folder / "results.json"), "")
+    own = settings.get("data.root") or settings.get("data.name") or "synthetic"
     for kind in INNER:
-        found |= _figures(folder / kind, "" if kind in {"knn", "linear-probe"} else f"{kind} ")
+        results = table_of(folder / kind / "results.json")
+        data = str(results.get("data", own))
+        named = "" if data == own else f"{Path(data).name} "
+        found |= _figures(results, named + ("" if kind in PROBES else f"{kind} "))
     return found
 
 
@@ -195,6 +207,11 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def _read_run(folder: Path, name: str) -> ComparedRun:
+    settings = settings_of(folder)
+    return ComparedRun(name, settings, figures_of(folder, settings))
+
+
 def _parent(run: ComparedRun, folders: list[Path]) -> Path | None:
     """Return the folder, of those given, that holds the checkpoint a run started from."""
     checkpoint = run.settings.get("model.checkpoint")
@@ -204,8 +221,7 @@ def _parent(run: ComparedRun, folders: list[Path]) -> Path | None:
     return next((each for each in folders if path.is_relative_to(each.absolute())), None)
 
 
-def _figures(folder: Path, prefix: str) -> dict[str, Any]:
-    results = table_of(folder / "results.json")
+def _figures(results: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {f"{prefix}{key}": results[key] for key in FIGURES if key in results}
 
 

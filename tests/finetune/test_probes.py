@@ -18,6 +18,7 @@ from mae_et.cli.main import main
 from mae_et.data.datasets import open_dataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import EvalDataset, normalise
+from mae_et.monitoring.compare import CompareConfig, compare
 
 
 @pytest.fixture
@@ -57,6 +58,19 @@ def test_untrained_scores_come_beside_the_trained_ones(run, tiny) -> None:
     json.dumps(results)
     assert finetune.knn(probe(run, tiny))["knn"] == results["knn"]
     assert finetune.linear_probe(probe(run, tiny))["linear"] == results["linear"]
+
+
+def test_scores_of_a_finished_run_are_kept_in_it_for_compare(run, tiny, tmp_path, capsys) -> None:
+    results = finetune.knn(probe(run, tiny))
+    path = run / "knn" / "results.json"
+    assert f"scores written to {path}" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == results
+    assert f"| {results['knn']:g} |" in compare(CompareConfig([run]))
+    path.write_text("")
+    finetune.knn(probe(run, tiny, output=tmp_path / "elsewhere"))
+    (run / "results.json").unlink()  # an unfinished run has another encoder later
+    finetune.knn(probe(run, tiny))
+    assert path.read_text() == ""
 
 
 def test_data_default_to_the_run_s_own_and_are_required_for_other_files(run, tiny) -> None:

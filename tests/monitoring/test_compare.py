@@ -61,7 +61,8 @@ def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> No
     """Results inside its folder, and classifiers elsewhere that started from its checkpoint."""
     one, two = (written(tmp_path / name, {"seed": seed}, loss=0.5)
                 for seed, name in enumerate("ab"))  # fmt: skip
-    written(one / "knn", {}, knn=31.5)
+    written(one / "knn", {}, knn=31.5, data="synthetic")
+    written(one / "linear-probe", {}, linear=40.5, data="data/cifar10")
     tuned = [
         written(
             tmp_path / f"{kind}-{start.name}",
@@ -72,6 +73,7 @@ def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> No
     ]
     first, second, average = cells(compare(CompareConfig([one, two, *tuned])))
     assert (first["run"], first["knn"], first["finetune top1"]) == ("a", "31.5", "80")
+    assert first["cifar10 linear"] == "40.5"  # on other data than the run's
     assert (second["run"], second["linear-probe top1"]) == ("b", "60")
     assert average["loss"] == "0.5 ± 0"
     (alone,) = cells(compare(CompareConfig([tuned[0]])))

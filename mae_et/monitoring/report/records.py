@@ -124,16 +124,17 @@ def _read(folder: Path, name: str) -> Record:
     if not any((folder / file).exists() for file in ("config.yaml", METRICS)):
         raise UserError(f"{folder} holds no run")
     config, plan = folder / "config.yaml", folder / "plan.json"
+    settings = settings_of(folder)
     return Record(
         folder,
         name,
         config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
-        settings_of(folder),
+        settings,
         read_plan(plan) if plan.exists() else None,
         _rows_of(folder),
         _rows_of(folder, SCORES),
         table_of(folder / "results.json"),
-        figures_of(folder),
+        figures_of(folder, settings),
     )
 
 
