@@ -33,8 +33,7 @@ from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.intermediate_layers import block_indices, encode_layers
 from finetune.projector import show_in_projector
 from mae_et.config.data import DataConfig, check_statistics
-from mae_et.data.bad_images import tolerated_count
-from mae_et.errors import RunFailed
+from mae_et.data.bad_images import refuse_excess
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings, read_mapping
@@ -158,17 +157,16 @@ def _encode_missing(
         return
     images = FeatureImages(parts, data, encoder.image_size, encoder.channels, rows.done)
     encode = partial(encode_layers, encoder, config.layers)
-    batches = encode_images(encoder, images, data, config, choose_device(config.device), encode)
+    device = choose_device(config.device)
     saved = time.monotonic()
-    with tqdm(total=rows.count, initial=rows.done, unit="image", disable=None) as bar:
+    with (
+        encode_images(encoder, images, data, config, device, encode) as batches,
+        tqdm(total=rows.count, initial=rows.done, unit="image", disable=None) as bar,
+    ):
         for tokens, labels, readable in batches:
             features = [pooled(encoder.network, layer, config.pool) for layer in tokens]
             rows.append(torch.cat(features, dim=-1), labels, readable)
-            if len(rows.unreadable) > tolerated_count(data.max_bad_fraction, rows.count):
-                raise RunFailed(
-                    f"{len(rows.unreadable)} of {rows.count} images cannot be read, more than "
-                    f"data.max_bad_fraction {data.max_bad_fraction:g} allows"
-                )
+            refuse_excess(len(rows.unreadable), rows.count, data.max_bad_fraction)
             bar.update(len(labels))
             if time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
                 rows.save()

@@ -56,8 +56,9 @@ def draw_feature_maps(config: FeatureMapConfig) -> Path:
     views = Subset(eval_dataset(source, data, encoder.image_size), chosen)
     encode = partial(encode_layers, encoder, [config.layer])
     device = choose_device(config.device)
-    batches = encode_images(encoder, views, data, config, device, encode)
-    tokens = torch.cat([found[0, :, encoder.network.num_prefix_tokens :] for found, _ in batches])
+    prefix = encoder.network.num_prefix_tokens
+    with encode_images(encoder, views, data, config, device, encode) as batches:
+        tokens = torch.cat([found[0, :, prefix:] for found, _ in batches])
     height, width = (side // encoder.patch for side in encoder.image_size)
     features = rearrange(tokens.cpu(), "b (h w) d -> b h w d", h=height, w=width)
     maps = feature_colours(features, config.foreground)

@@ -4,6 +4,7 @@ Shapes: B batch, N images or patches, D width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from mae_et.errors import UserError
 from mae_et.models.features import pool_tokens
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast, autocast_dtype
+from mae_et.runtime.watchdog import hang_watchdog, heartbeat
 
 
 class Features(NamedTuple):
@@ -74,19 +76,18 @@ def extract_dataset_features(
     count = len(source) if indices is None else len(indices)
     vectors, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
     start = 0
-    for tokens, batch_labels in encode_images(
-        encoder, images, data, config, device, bandwidth=bandwidth
-    ):
-        pooled = pool_tokens(encoder.network, tokens, config.pool)
-        if start == 0:  # the whole array at once: joining parts would need twice the memory
-            vectors = torch.empty(count, pooled.shape[1])
-        end = start + len(pooled)
-        vectors[start:end], labels[start:end] = pooled, batch_labels
-        start = end
+    with encode_images(encoder, images, data, config, device, bandwidth=bandwidth) as batches:
+        for tokens, batch_labels in batches:
+            pooled = pool_tokens(encoder.network, tokens, config.pool)
+            if start == 0:  # the whole array at once: joining parts would need twice the memory
+                vectors = torch.empty(count, pooled.shape[1])
+            end = start + len(pooled)
+            vectors[start:end], labels[start:end] = pooled, batch_labels
+            start = end
     return Features(vectors, labels)
 
 
-@torch.no_grad()
+@contextmanager
 def encode_images(
     encoder: FrozenEncoder,
     images: Dataset[Any],
@@ -95,20 +96,22 @@ def encode_images(
     device: torch.device,
     encode: Callable[[Tensor], Tensor] | None = None,
     bandwidth: int | None = None,
-) -> Iterator[tuple[Any, ...]]:
-    """Encode a dataset in its order, a batch at a time.
+) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """Encode a dataset in its order, a batch at a time, under the watchdog.
 
     Args:
         encoder: encoder of any checkpoint; moved to `device`.
         images: samples that start with pixels [C H W], at a size that the encoder takes.
         data: statistics of the images.
-        config: batch size, workers and precision.
+        config: batch size, workers, precision, and seconds without a batch after which the watchdog
+            ends the process.
         device: device of the forward passes.
         encode: from normalised images [B C H W] to tokens; the encoder's own by default.
         bandwidth: bandwidth of a low-pass filter applied to the images; none by default.
 
     Yields:
-        Tokens, float32 [B P+N D] on the device, and what else each batch of `images` holds.
+        An iterator of tokens, float32 [B P+N D] on the device, with what else each batch of
+        `images` holds.
 
     Raises:
         UserError: tokens are not finite.
@@ -118,16 +121,27 @@ def encode_images(
     alone = DistributedContext(0, 1, device)
     num_workers = worker_count(config.num_workers, alone)
     loader = eval_loader(images, config.batch_size, num_workers)
-    with compute_threads(num_workers, alone), batches_of(loader) as batches:
-        for pixels, *rest in batches:
-            pixels = normalise(pixels.to(device), data.mean, data.std)
-            if bandwidth is not None:
-                pixels = low_pass(pixels, bandwidth)
-            with autocast(dtype, device):
-                tokens = (encode or encoder.encode)(pixels)
-            if not torch.isfinite(tokens).all():
-                raise UserError(
-                    "the encoder's features are not finite: its weights are damaged, or precision "
-                    f"{config.precision} overflows"
-                )
-            yield tokens.float(), *rest
+
+    @torch.no_grad()
+    def encoded(batch: Sequence[Any]) -> tuple[Any, ...]:
+        pixels, *rest = batch
+        pixels = normalise(pixels.to(device), data.mean, data.std)
+        if bandwidth is not None:
+            pixels = low_pass(pixels, bandwidth)
+        with autocast(dtype, device):
+            tokens = (encode or encoder.encode)(pixels)
+        if not torch.isfinite(tokens).all():
+            raise UserError(
+                "the encoder's features are not finite: its weights are damaged, or precision "
+                f"{config.precision} overflows"
+            )
+        heartbeat()
+        return tokens.float(), *rest
+
+    with (
+        hang_watchdog(config.step_timeout),
+        compute_threads(num_workers, alone),
+        batches_of(loader) as batches,
+    ):
+        heartbeat()
+        yield map(encoded, batches)

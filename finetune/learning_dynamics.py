@@ -6,7 +6,6 @@ low-pass filtered validation images at their full size; the neighbours, or the p
 images, are unfiltered.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,12 @@ from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
-from mae_et.io.metrics_file import Row, read_metrics
+from mae_et.io.metrics_file import DYNAMICS, Row, read_metrics, row_line
 from mae_et.io.plain_files import keep_settings
 from mae_et.monitoring.plots import Plot, save_plots
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
-
-RECORD = "dynamics.jsonl"
 
 
 def dynamics(config: DynamicsConfig) -> dict[str, Any]:
@@ -64,14 +61,14 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     folder = config.output or config.run / "dynamics"
     with sole_writer(folder, "output"):
         check_same_settings(folder, config, bandwidths)
-        known = {row["step"]: row for row in read_metrics(folder, RECORD)}
+        known = {row["step"]: row for row in read_metrics(folder, DYNAMICS)}
         for path in paths:
             if checkpoint_step(path) not in known:
                 row = score_checkpoint(config, path, bandwidths)
                 known[row["step"]] = row
                 # Whole, not appended: a line that was cut off would hide those after it.
-                lines = (json.dumps(known[step]) + "\n" for step in sorted(known))
-                write_text_atomically(folder / RECORD, "".join(lines))
+                lines = (row_line(known[step], DYNAMICS) for step in sorted(known))
+                write_text_atomically(folder / DYNAMICS, "".join(lines))
         return _write(folder, config, [known[step] for step in sorted(known)], bandwidths)
 
 
@@ -112,7 +109,7 @@ def bandwidths_of(config: DynamicsConfig, base: int) -> tuple[int, ...]:
 def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[int, ...]) -> None:
     """Refuse to mix scores of different settings in one table."""
     settings = plain(config) | {"bandwidths": bandwidths}
-    for free in ("batch_size", "num_workers", "device", "output"):
+    for free in ("batch_size", "num_workers", "device", "step_timeout", "output"):
         del settings[free]
     keep_settings(
         folder / "settings.json",
@@ -158,6 +155,7 @@ def _accuracies(
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         device=config.device,
+        step_timeout=config.step_timeout,
     )
     indices = _draw_images(config, data, encoder.channels)
     train = extract_dataset_features(encoder, data, probing, "train", device, indices).to(device)

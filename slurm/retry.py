@@ -24,7 +24,7 @@ from slurm.job import is_running, read_progress, requeue
 # end the same way, or is not wanted.
 FINAL = frozenset({"UserError", "Diverged", "UncompletedJobError"})
 # A process that ends itself within a step cannot record why.
-HUNG = "no step finished within efficiency.step_timeout; the log of each rank has its stack"
+HUNG = "no step or batch finished within step_timeout; the log of each rank has its stack"
 
 
 def main(folder: Path, status: int, retries: int) -> int:

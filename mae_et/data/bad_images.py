@@ -76,6 +76,31 @@ def tolerated_count(max_fraction: float, images: int) -> int:
     return max(least, int(max_fraction * images))
 
 
+def refuse_excess(
+    bad: int, images: int, max_fraction: float, of: str = "", which: str = ""
+) -> None:
+    """Refuse a dataset with more unreadable images than it may have.
+
+    Args:
+        bad: unreadable images.
+        images: size of the dataset.
+        max_fraction: `data.max_bad_fraction`.
+        of: name of the dataset, for the error.
+        which: names of the images, for the error.
+
+    Raises:
+        RunFailed: there are more than `tolerated_count`.
+    """
+    most = tolerated_count(max_fraction, images)
+    if bad <= most:
+        return
+    small = f" ({most}: a tenth of a small dataset, at most {TOLERATED})"
+    raise RunFailed(
+        f"{bad} of {images} images{of} cannot be read, more than data.max_bad_fraction "
+        f"{max_fraction:g} allows{small if most > int(max_fraction * images) else ''}{which}"
+    )
+
+
 class BadImages:
     """The images of a run that could not be read so far, the same on every rank.
 
@@ -129,12 +154,9 @@ class BadImages:
             self.rows.append({"step": step, "sample": index.sample, "reason": reason})
         if self.world.is_main and len(self.rows) > before:
             self.write()
-        size = len(self.dataset)
-        if len(self.known) > tolerated_count(self.max_fraction, size):
-            raise RunFailed(
-                f"{len(self.known)} of {size} images cannot be read, more than "
-                f"data.max_bad_fraction {self.max_fraction:g} allows: {self._first()}"
-            )
+        refuse_excess(
+            len(self.known), len(self.dataset), self.max_fraction, which=f": {self._first()}"
+        )
 
     def write(self) -> None:
         """Write the record, without rows after the checkpoint that the run resumed from."""

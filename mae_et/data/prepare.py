@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mae_et.config.commands import PrepareConfig
-from mae_et.data.bad_images import tolerated_count
+from mae_et.data.bad_images import refuse_excess
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.prepared_shards import (
@@ -26,7 +26,7 @@ from mae_et.data.prepared_shards import (
     read_index,
 )
 from mae_et.data.shard_writer import write_shard
-from mae_et.errors import RunFailed, Unreadable, UserError
+from mae_et.errors import Unreadable, UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings
@@ -131,12 +131,13 @@ class BadImageCount:
             RunFailed: there are too many.
         """
         self.count += len(unreadable_rows(read_index(folder, shard, self.levels)))
-        if self.count > tolerated_count(self.max_fraction, self.images):
-            raise RunFailed(
-                f"{self.count} of {self.images} images of {self.split} cannot be read, more than "
-                f"data.max_bad_fraction {self.max_fraction:g} allows; they were reported when "
-                "their shards were written"
-            )
+        refuse_excess(
+            self.count,
+            self.images,
+            self.max_fraction,
+            of=f" of {self.split}",
+            which="; they were reported when their shards were written",
+        )
 
 
 def _write_shards(

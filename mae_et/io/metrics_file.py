@@ -1,4 +1,4 @@
-"""Records of a run, one JSON object a line: metrics.jsonl, scores.jsonl, unreadable.jsonl."""
+"""Records of a run, one JSON object a line: metrics, scores, unreadable images, dynamics."""
 
 import json
 import warnings
@@ -6,16 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mae_et.io.plain_files import read_bytes
 from mae_et.io.seals import seal, unseal
 
 METRICS = "metrics.jsonl"
 SCORES = "scores.jsonl"
+DYNAMICS = "dynamics.jsonl"
+SEALED = frozenset({SCORES, DYNAMICS})
+"""Records whose rows carry a checksum: they decide the best weights, or are not measured again."""
 Row = dict[str, Any]
 
 
 def row_line(row: Row, name: str) -> str:
-    """Return a row as a line of a record; scores, which decide the best weights, are sealed."""
-    return json.dumps(seal(row) if name == SCORES else row) + "\n"
+    """Return a row as a line of a record, with its checksum where the record has them."""
+    return json.dumps(seal(row) if name in SEALED else row) + "\n"
 
 
 def read_metrics(
@@ -34,14 +38,14 @@ def read_metrics(
         is_whole: predicate for rows that hold what the caller needs; other rows count as damaged.
     """
     path = folder / name
-    if not path.exists():
+    if not path.is_file():
         return []
     rows, damaged = [], []
-    lines = path.read_bytes().splitlines()
+    lines = read_bytes(path).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            if name == SCORES:
+            if name in SEALED:
                 row = unseal(row)
         except (ValueError, RecursionError, TypeError, AttributeError):  # no JSON, or no text
             row = None

@@ -1,11 +1,56 @@
-"""Read text and JSON files of untrusted folders, or refuse them in one sentence."""
+"""Files of folders to which others may write: no link is followed, no pipe is waited for."""
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
+
+
+def no_follow(path: str | Path, flags: int) -> int:
+    """Open a file to write to, as the `opener` of `open`; its owner may not be this user.
+
+    Raises:
+        UserError: it is a link, which could lead to any file of this user.
+        OSError: it cannot be opened, or is a pipe that nobody reads.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link; delete it") from None
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a record in a single write, and flush it to disk.
+
+    Raises:
+        UserError: the record is a link.
+    """
+    with open(path, "ab", buffering=0, opener=no_follow) as file:
+        file.write(line.encode())
+        os.fsync(file.fileno())
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which might never end.
+    """
+    with open(path, "rb", opener=_no_wait) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
+
+
+def _no_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_text(path: Path) -> str:
@@ -15,7 +60,7 @@ def read_text(path: Path) -> str:
         UserError: it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path).decode("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

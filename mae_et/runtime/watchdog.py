@@ -1,8 +1,8 @@
 """End a process that makes no progress, and print its stacks.
 
 A rank whose peer hangs waits in a collective, a process whose disk hangs waits in the kernel:
-forever, and on reserved hardware. A thread checks that the run still finishes steps. It changes no
-numbers; saved checkpoints stay, and the same command resumes from them.
+forever, and on reserved hardware. A thread checks that the command still finishes steps or batches.
+It changes no numbers; saved files stay, and the same command resumes from them.
 """
 
 import faulthandler
@@ -46,9 +46,9 @@ class _Watch:
     def end(self) -> None:
         rank = os.environ.get("RANK", "0")
         print(
-            f"mae-et: rank {rank} finished no step in {self.seconds:g} s (efficiency.step_timeout) "
-            "and exits; saved checkpoints stay, and the same command resumes from them. Stacks of "
-            "its threads:",
+            f"mae-et: rank {rank} finished no step or batch in {self.seconds:g} s (step_timeout) "
+            "and exits; saved files stay, and the same command resumes from them. Stacks of its "
+            "threads:",
             file=sys.stderr,
             flush=True,
         )
@@ -67,11 +67,13 @@ _watch: _Watch | None = None
 def hang_watchdog(seconds: float | None) -> Iterator[None]:
     """Exit with status 75 if no `heartbeat` arrives within `seconds` of the previous one.
 
+    Inside another watchdog, whose timeout holds, this does nothing.
+
     Args:
         seconds: timeout; None disables the watchdog.
     """
     global _watch
-    if seconds is None:
+    if seconds is None or _watch is not None:
         yield
         return
     _watch = watch = _Watch(seconds)

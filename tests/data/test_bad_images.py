@@ -24,7 +24,13 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.data import decoding
-from mae_et.data.bad_images import ATTEMPTS, RECORD, WithSubstitutes, tolerated_count
+from mae_et.data.bad_images import (
+    ATTEMPTS,
+    RECORD,
+    WithSubstitutes,
+    refuse_excess,
+    tolerated_count,
+)
 from mae_et.data.datasets import open_dataset
 from mae_et.data.loader import replayed, train_loader
 from mae_et.data.prepare import prepare
@@ -368,6 +374,23 @@ def test_a_classifier_substitutes_in_training_and_never_in_evaluation(tmp_path: 
 def test_small_datasets_tolerate_some_bad_images(fraction: float, images: int, count: int) -> None:
     """One percent of 60 images would be none."""
     assert tolerated_count(fraction, images) == count
+
+
+@pytest.mark.parametrize(
+    ("bad", "images", "fraction", "limit"),
+    [
+        (5, 44, 0.01, r"0\.01 allows \(4: a tenth of a small dataset, at most 10\): a$"),
+        (11, 500, 0.01, r"0\.01 allows \(10: a tenth of a small dataset, at most 10\): a$"),
+        (21, 2000, 0.01, r"0\.01 allows: a$"),
+        (1, 44, 0.0, r"0 allows: a$"),
+    ],
+)
+def test_too_many_bad_images_are_reported_with_the_limit_that_holds(
+    bad: int, images: int, fraction: float, limit: str
+) -> None:
+    refuse_excess(bad - 1, images, fraction)
+    with pytest.raises(RunFailed, match=rf"^{bad} of {images} images cannot be .*on {limit}"):
+        refuse_excess(bad, images, fraction, which=": a")
 
 
 def test_an_impossible_bad_fraction_is_refused() -> None:

@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,15 @@ from safetensors.torch import save_file
 
 from finetune import EmbedConfig, embed, embedding
 from finetune.feature_rows import FeatureRows
+from finetune.features import encode_images
+from finetune.frozen_encoder import open_encoder
 from mae_et import UserError
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import RunFailed
+from mae_et.runtime import watchdog
+from mae_et.runtime.watchdog import hang_watchdog
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
 PAGE = Path(__file__).parents[2] / "docs" / "features.md"
@@ -273,3 +278,36 @@ def test_the_page_s_lines_read_the_files_back(place, tmp_path, monkeypatch) -> N
         path = "parquet.parquet" if "parquet" in code else "safetensors.safetensors"
         found = eval(code, names | {"path": path, "safetensors": safetensors})
         np.testing.assert_array_equal(found, names["features"])
+
+
+def test_watchdog_ends_a_process_that_encodes_no_batch(place, tmp_path, monkeypatch) -> None:
+    """knn, linear-probe, embed, dynamics and preview --features encode images here."""
+    ended: list[float] = []
+    monkeypatch.setattr(watchdog._Watch, "end", lambda watch: ended.append(watch.seconds))
+
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            time.sleep(0.4 * index)
+            return torch.zeros(3, 32, 32), index
+
+    settings = config(place, tmp_path / "x.npy", batch_size=1, step_timeout=0.2)
+    encoder = open_encoder(place / "weights.safetensors", 3)
+    given = (encoder, Slow(), settings.data, settings, torch.device("cpu"))
+    with hang_watchdog(60), encode_images(*given) as batches:
+        assert len(list(batches)) == 2
+    assert not ended  # the outer timeout holds
+
+    def fail_in_the_middle() -> None:
+        with encode_images(*given) as batches:
+            next(batches)
+            assert not ended
+            next(batches)
+            raise RunFailed("by the caller")
+
+    with pytest.raises(RunFailed, match="by the caller"):
+        fail_in_the_middle()
+    assert ended[0] == 0.2
+    assert watchdog._watch is None  # an error of the caller ends it too

@@ -370,11 +370,11 @@ def test_rank_that_finishes_no_step_ends_and_the_job_restarts(
     same_end(cluster, job, folder, uninterrupted)
     logs = [(folder / "slurm" / f"{job}_{number}_log.err").read_text() for number in (0, 1)]
     for number, log in enumerate(logs):
-        assert f"rank {number} finished no step in 10 s (efficiency.step_timeout)" in log
+        assert f"rank {number} finished no step or batch in 10 s (step_timeout)" in log
         assert ("in struck" in log) == (number == rank)  # where it hangs
     assert f"task {rank}: Exited with exit code {watchdog.EXIT_STATUS}" in logs[0]  # srun's message
     (retried,) = events(folder, "retried")
-    assert "no step finished within efficiency.step_timeout" in retried["sentence"]
+    assert "no step or batch finished within step_timeout" in retried["sentence"]
     _, second = events(folder, "started")
     assert (retried["step"], second["step"], second["lost"]) == (60, 60, step - 60)
 

@@ -7,7 +7,7 @@ import pytest
 from flipped import flipped
 
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import METRICS, SCORES, read_metrics, row_line
+from mae_et.io.metrics_file import DYNAMICS, METRICS, SCORES, read_metrics, row_line
 from mae_et.io.seals import check_sealed, read_sealed, seal, sealed_bytes, unseal
 
 CONTENT = {"classes": ["a", "\u00e9"], "images": 12, "share": 0.1, "nested": {10: 1, 9: None}}
@@ -47,12 +47,13 @@ def test_file_is_refused_after_any_flipped_bit_or_cut(tmp_path: Path) -> None:
             check_sealed(path)
 
 
-def test_damaged_scores_are_skipped_with_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", [SCORES, DYNAMICS])
+def test_damaged_scores_are_skipped_with_a_warning(tmp_path: Path, record: str) -> None:
     rows = [{"step": step, "time": 0.5, "top1": 10.0 * step} for step in (1, 2, 3)]
-    lines = [row_line(row, SCORES) for row in rows]
+    lines = [row_line(row, record) for row in rows]
     changed = lines[1].replace("20.0", "90.0")
     assert changed != lines[1]
-    (tmp_path / SCORES).write_text(lines[0] + changed + lines[2])
+    (tmp_path / record).write_text(lines[0] + changed + lines[2])
     with pytest.warns(UserWarning, match="damaged: skipped line 2"):
-        assert read_metrics(tmp_path, SCORES) == [rows[0], rows[2]]
+        assert read_metrics(tmp_path, record) == [rows[0], rows[2]]
     assert row_line(rows[0], METRICS) == json.dumps(rows[0]) + "\n"
