@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
+from mae_et.io.plain_files import no_follow
 from mae_et.io.seals import read_sealed, seal
 
 LABEL = np.dtype("<i8")
@@ -47,7 +48,7 @@ class FeatureRows:
         """Shape of a row; known from the first batch on."""
         self.unreadable: list[int] = []
         """Rows of NaN, whose images cannot be read."""
-        self.files: tuple[BinaryIO, ...] = ()
+        self.files: list[BinaryIO] = []
         if (folder / "progress.json").exists():
             self._resume()
 
@@ -91,7 +92,7 @@ class FeatureRows:
         self.save()
         self.close()
         if self.is_safetensors:
-            with self.paths[0].open("r+b") as file:
+            with open(self.paths[0], "r+b", opener=no_follow) as file:
                 file.seek(self._start() - LABEL.itemsize * self.count)
                 file.write(self.labels().tobytes())
         return self.paths[0]
@@ -106,7 +107,7 @@ class FeatureRows:
 
     def _open(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
-        self.files = self.paths[0].open("ab"), self.paths[1].open("ab")
+        self.files = [open(path, "ab", opener=no_follow) for path in self.paths]  # noqa: SIM115
         if self.done == 0:
             for file in self.files:
                 file.truncate(0)
@@ -121,7 +122,8 @@ class FeatureRows:
         for path, end in zip(self.paths, ends, strict=True):
             if not path.exists() or path.stat().st_size < end:
                 raise UserError(f"{path} is damaged; delete {self.folder} to start again")
-            os.truncate(path, end)
+            with open(path, "ab", opener=no_follow) as file:
+                file.truncate(end)
 
     def _start(self) -> int:
         """Return the offset of the first row in bytes."""

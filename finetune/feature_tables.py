@@ -12,6 +12,7 @@ from einops import rearrange
 
 from finetune.scores import csv_cell
 from mae_et.errors import UserError
+from mae_et.io.plain_files import no_follow
 
 GROUP_BYTES = 2**26
 """Bytes of features in a row group of a Parquet file, which is what is in memory at a time."""
@@ -46,7 +47,7 @@ def rows_of(
 def write_csv(path: Path, rows: Iterable[Image], labelled: bool) -> None:
     """Write columns name and split, and label and class where there are labels."""
     columns = slice(4 if labelled else 2)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="", opener=no_follow) as file:
         writer = csv.writer(file)
         writer.writerow(["name", "split", "label", "class"][columns])
         writer.writerows(list(row)[columns] for row in rows)

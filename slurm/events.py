@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from mae_et.io.plain_files import append_line, read_bytes
+
 Event = dict[str, Any]
 Kind = Literal[
     "submitted", "started", "finished", "failed", "requeued", "stopped", "retried", "given up"
@@ -26,20 +28,17 @@ def record_event(folder: Path, event: Kind, **facts: Any) -> None:
     line = {"time": time.time(), "event": event, **this_job(), **facts}
     path = events_file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        os.write(descriptor, (json.dumps(line) + "\n").encode())
-    finally:
-        os.close(descriptor)
+    append_line(path, json.dumps(line) + "\n")
 
 
 def read_events(folder: Path) -> list[Event]:
     """Return a run's events, oldest first; incomplete lines are skipped."""
-    path = events_file(folder)
-    if not path.exists():
+    try:
+        content = read_bytes(events_file(folder))
+    except OSError:
         return []
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content.decode(errors="replace").splitlines():
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):

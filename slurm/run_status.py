@@ -11,7 +11,7 @@ from typing import Any
 
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, read_metrics
-from mae_et.io.plain_files import read_mapping
+from mae_et.io.plain_files import read_bytes, read_mapping
 from mae_et.monitoring.figures import figure_name, format_figure
 from mae_et.monitoring.progress import format_seconds, seconds_left
 from mae_et.runtime.console import printable
@@ -132,7 +132,7 @@ def _status(
         loss=row.get("loss"),
         images_per_second=row.get("images_per_second"),
         eta=seconds_left(row) if row and running else None,
-        restarts=restarts(events),
+        restarts=restarts(events, job, said.starts if said else 0),
         lost=sum(event.get("lost", 0) for event in starts),
         scores=_scores(run),
         error=_error(run, events, job, state),
@@ -142,7 +142,7 @@ def _status(
 def _plan(run: Path) -> dict[str, Any] | None:
     path = run / "plan.json"
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = json.loads(read_bytes(path))
         return plan if all(stage["steps"] >= 0 for stage in plan["stages"]) else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

@@ -34,6 +34,7 @@ from mae_et.data.untrusted import arrays_only
 from mae_et.data.value_range import check_image_statistics, check_range
 from mae_et.data.webdataset import open_shards
 from mae_et.errors import UserError
+from mae_et.io.plain_files import no_follow
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
 
@@ -174,7 +175,7 @@ def _download(name: str, root: Path, split: Split) -> Any:
     try:
         root.mkdir(parents=True, exist_ok=True)
         # One rank downloads; the others wait and then find the dataset.
-        with (root / ".download.lock").open("w") as lock:
+        with open(root / ".download.lock", "a", opener=no_follow) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
                 return _torchvision_dataset(name, root, split, download=True)

@@ -17,7 +17,8 @@ class TarWriter:
     def __enter__(self) -> "TarWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.temporary = self.path.with_name(f".{self.path.name}.part")
-        self.tar = tarfile.open(self.temporary, "w", format=tarfile.USTAR_FORMAT)
+        self.temporary.unlink(missing_ok=True)  # of a killed process, or a link to any file
+        self.tar = tarfile.open(self.temporary, "x", format=tarfile.USTAR_FORMAT)
         return self
 
     def add(self, name: str, content: bytes) -> int:

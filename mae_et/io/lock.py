@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from mae_et.errors import RunFailed, UserError
+from mae_et.io.plain_files import no_follow
 
 
 @contextlib.contextmanager
@@ -31,14 +32,10 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
         UserError: another process holds the lock, or the folder cannot be written to or locked.
     """
     path = folder / ".lock"
-    # A link could lead to any file of this user, where others may write to the folder.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = no_follow(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UserError(f"{path} is a link; delete it") from None
         raise UserError(f"{key} {folder} cannot be written to: {error.strerror}") from None
     try:
         try:

@@ -16,6 +16,7 @@ from mae_et.curriculum.schedule import Plan
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_in_place
 from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics, row_line
+from mae_et.io.plain_files import append_line, no_follow
 from mae_et.monitoring.divergence import RECENT, is_spike
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.tensorboard import PREVIEW, TensorBoardWriter
@@ -51,7 +52,9 @@ class RunLogger:
         scores = [row for row in found if row["step"] <= start] if start > 0 else []
         self._rewrite(METRICS, rows)
         self._rewrite(SCORES, scores)
-        self.metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+        self.metrics = open(  # noqa: SIM115
+            self.folder / METRICS, "a", encoding="utf-8", opener=no_follow
+        )
         self.tensorboard = (
             TensorBoardWriter(config, plan, rows, scores) if config.output.tensorboard else None
         )
@@ -87,8 +90,7 @@ class RunLogger:
         """Log scores on validation data, or of a probe."""
         self.check_in_place()
         row = {"step": step, "time": time.time()} | scores
-        with (self.folder / SCORES).open("a", encoding="utf-8") as file:
-            file.write(row_line(row, SCORES))
+        append_line(self.folder / SCORES, row_line(row, SCORES))
         if self.tensorboard is not None:
             self.tensorboard.add_scores(row)
         self.terminal.show_scores(step, scores)
@@ -144,7 +146,7 @@ class RunLogger:
         return self.folder / "reconstructions" / f"step-{step:08d}.png"
 
     def _rewrite(self, name: str, rows: list[Row]) -> None:
-        if rows or (self.folder / name).exists():
+        if rows or os.path.lexists(self.folder / name):
             text = "".join(row_line(row, name) for row in rows)
             write_text_atomically(self.folder / name, text)
 

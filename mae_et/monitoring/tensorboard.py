@@ -6,7 +6,6 @@ reader sees a step twice. `SummaryWriter(purge_step=N)` alone cannot do this: it
 at or after N, also of the curves against compute and images, whose axes do not count steps.
 """
 
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ from torchvision.io import read_image
 from mae_et.config.files import numeric_keys, to_yaml
 from mae_et.curriculum.schedule import Plan
 from mae_et.io.metrics_file import Row
+from mae_et.io.plain_files import no_follow
 from mae_et.monitoring.figures import FIGURES
 
 TAGS = {
@@ -61,7 +61,8 @@ class TensorBoardWriter:
         self.hidden = set(USUALLY_ZERO)
         if config.data.augment is None:
             self.hidden.add("magnitude")
-        old = [path for path in self.folder.glob("events.out.tfevents.*") if path.is_file()]
+        found = self.folder.glob("events.out.tfevents.*")
+        old = [path for path in found if path.is_file() and not path.is_symlink()]
         # purge_step 0: an open TensorBoard discards what it read from the old file.
         self.writer = SummaryWriter(str(self.folder), purge_step=0)
         self.writer.add_text("config", f"```yaml\n{to_yaml(config)}```")
@@ -73,7 +74,8 @@ class TensorBoardWriter:
         self.writer.flush()
         # Truncated, not deleted: an open TensorBoard would wait forever at a deleted file.
         for path in old:
-            os.truncate(path, 0)
+            with open(path, "ab", opener=no_follow) as file:
+                file.truncate(0)
 
     def add_metrics(self, row: Row) -> None:
         """Add a row of metrics."""

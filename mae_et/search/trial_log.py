@@ -1,11 +1,11 @@
 """The log of a search: `trials.jsonl`, one JSON line per score, append-only."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from mae_et.errors import UserError
+from mae_et.io.plain_files import append_line, no_follow, read_bytes
 from mae_et.io.seals import seal, unseal
 
 Record = dict[str, Any]
@@ -24,7 +24,7 @@ class TrialLog:
     def __init__(self, path: Path):
         self.path = path
         truncate_partial_line(path)
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        lines = read_bytes(path).splitlines() if path.exists() else []
         self.records: list[Record] = []
         for number, line in enumerate(lines, 1):
             try:
@@ -37,10 +37,7 @@ class TrialLog:
 
     def append(self, record: Record) -> None:
         """Append a record."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(seal(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(seal(record)) + "\n")
         self.records.append(record)
 
 
@@ -48,7 +45,7 @@ def truncate_partial_line(path: Path) -> None:
     """Remove the partial last line that a killed writer left in a file."""
     if not path.exists():
         return
-    with path.open("rb+") as file:
+    with open(path, "rb+", opener=no_follow) as file:
         content = file.read()
         complete = content.rfind(b"\n") + 1
         if complete < len(content):

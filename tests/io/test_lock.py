@@ -66,9 +66,25 @@ def test_event_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     (tmp_path / "victim").write_text("precious\n")
     (tmp_path / "slurm" / "events.jsonl").symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(UserError, match=r"events\.jsonl is a link; delete it"):
         record_event(tmp_path, "started")
     assert (tmp_path / "victim").read_text() == "precious\n"
+
+
+def test_links_in_a_run_folder_lead_to_no_other_file(tiny, tmp_path: Path) -> None:
+    """Whoever may write to the folder could have any file of this user truncated or written to."""
+    config = tiny("--output.reconstruct_images=0", "--probe.every=50%")
+    folder = config.output.dir
+    folder.mkdir()
+    names = ("metrics.jsonl", "plan.json", "events.out.tfevents.1.node.2.3", "unreadable.jsonl")
+    for name in names:
+        (tmp_path / f"precious {name}").write_text("precious\n")
+        (folder / name).symlink_to(tmp_path / f"precious {name}")
+    (folder / "scores.jsonl").symlink_to(tmp_path / "nowhere")
+    pretrain(config, stop_after_step=2)
+    assert [(tmp_path / f"precious {name}").read_text() for name in names] == ["precious\n"] * 4
+    assert not (tmp_path / "nowhere").exists()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def delete(run: Path) -> None:

@@ -10,6 +10,7 @@ from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
+from mae_et.io.plain_files import read_bytes
 from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_of
 from mae_et.monitoring.probes import MEASURES
 
@@ -128,7 +129,7 @@ def _read(folder: Path, name: str) -> Record:
     return Record(
         folder,
         name,
-        config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
+        read_bytes(config).decode(errors="replace") if config.exists() else "",
         settings,
         read_plan(plan) if plan.exists() else None,
         _rows_of(folder),
