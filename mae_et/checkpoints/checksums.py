@@ -86,9 +86,24 @@ def check_archive(path: Path) -> bool:
 
 
 def is_cut_short(path: Path) -> bool:
-    """Return whether a file begins as an archive, or is empty, and does not end as one."""
+    """Return whether a file is empty, or begins as an archive or as safetensors and ends early."""
+    size = path.stat().st_size
     with path.open("rb") as file:
-        return _BEGIN.startswith(file.read(len(_BEGIN))) and not _ends_without_comment(file)
+        if _BEGIN.startswith(file.read(len(_BEGIN))):
+            return not _ends_without_comment(file)
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if file.read(1) != b"{":
+            return False
+        if length > size - 8:
+            return True
+        header = b"{" + file.read(length - 1)
+    try:
+        entries = json.loads(header).items()
+        ends = [each["data_offsets"][1] for name, each in entries if name != "__metadata__"]
+        return max(ends, default=0) > size - 8 - length
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False  # damaged, at whatever length
 
 
 def _ends_without_comment(file: BinaryIO) -> bool:

@@ -13,7 +13,12 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from mae_et.checkpoints.checksums import Damaged, check_archive, check_safetensors
+from mae_et.checkpoints.checksums import (
+    Damaged,
+    check_archive,
+    check_safetensors,
+    is_cut_short,
+)
 from mae_et.errors import UserError, one_line
 
 # Entries (JSON) of a safetensors file's metadata, and of a torch archive beside its weights.
@@ -57,6 +62,9 @@ def read_weight_file(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             start = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
         if start[8:] == b"{" or not start.startswith((b"PK", b"\x80")):
             return _read_safetensors(path)
         check_archive(path)
@@ -67,10 +75,21 @@ def read_weight_file(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: {describe_refusal(error)}") from None
     except Exception as error:  # damaged files raise all kinds of errors
-        raise UserError(f"{path} cannot be read: {summarise_error(error)}") from None
+        raise UserError(f"{path} cannot be read: {_what_is_wrong(path, start, error)}") from None
     if not isinstance(payload, dict):
         raise UserError(f"{path} holds a {type(payload).__name__}, not weights")
     return payload
+
+
+def _what_is_wrong(path: Path, start: bytes, error: Exception) -> str:
+    """Return what is wrong with a file, by its first 9 bytes and the error of reading it."""
+    if not start:
+        return "it is empty"
+    if not start.startswith((b"PK", b"\x80")) and (start[8:] != b"{" or b"\0" not in start):
+        return "it is neither a safetensors file nor one of PyTorch"
+    if isinstance(error, EOFError) or is_cut_short(path):
+        return "it is cut short"
+    return f"it is damaged ({summarise_error(error)})"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path, PosixPath
 
 import pytest
 import torch
+from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
@@ -64,6 +65,15 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not weights")
     content = (GOLDEN / "mae_tiny_released_format.pth").read_bytes()
     (tmp_path / "short.pth").write_bytes(content[:50_000])
+    (tmp_path / "nothing.pth").touch()
+    (tmp_path / "table.json").write_text('{"a":  {"b": 1}}')
+    torch.save(released(), tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "legacy.pth").read_bytes()
+    (tmp_path / "short_pickle.pth").write_bytes(content[:5_000])
+    content = safetensors_bytes(released())
+    (tmp_path / "short.safetensors").write_bytes(content[:-1])
+    (tmp_path / "header.safetensors").write_bytes(content[:100])
+    (tmp_path / "bits.safetensors").write_bytes(content.replace(b'"F32"', b'"F99"', 1))
     torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     learned = released()
@@ -83,8 +93,14 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, sentence in {
         "missing.pth": "there is no checkpoint",
-        "text.pth": "cannot be read",
-        "short.pth": "cannot be read",
+        "text.pth": "cannot be read: it is neither a safetensors file nor one of PyTorch$",
+        "table.json": "cannot be read: it is neither a safetensors file nor one of PyTorch$",
+        "nothing.pth": "cannot be read: it is empty$",
+        "short.pth": "cannot be read: it is cut short$",
+        "short_pickle.pth": "cannot be read: it is cut short$",
+        "short.safetensors": "cannot be read: it is cut short$",
+        "header.safetensors": "cannot be read: it is cut short$",
+        "bits.safetensors": r"cannot be read: it is damaged \(\w+: ",
         "other.pth": "no vision transformer",
         "list.pth": "holds a list",
         "learned.pth": "positions other than",
