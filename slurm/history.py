@@ -8,20 +8,26 @@ from slurm.events import Event, log_file
 FAILURES = frozenset({"failed", "given up", "retried"})
 
 
-def restarts(events: list[Event]) -> int:
+def restarts(events: list[Event], job: str | None = None, known_starts: int = 0) -> int:
     """Return how often a run's jobs were started again.
 
     A job that is killed before its first event leaves none; SLURM's count of its restarts, which
     later events of the same job carry, includes it.
+
+    Args:
+        events: the run's events.
+        job: its last job.
+        known_starts: how often SLURM has started that job, if it knows the job.
     """
     starts: Counter[object] = Counter()
     for event in events:
         if event["event"] == "started":
             starts[event.get("job")] += 1
     for event in events:
-        job = event.get("job")
-        if job in starts:
-            starts[job] = max(starts[job], 1 + event.get("restart", 0))
+        started = event.get("job")
+        if started in starts:
+            starts[started] = max(starts[started], 1 + event.get("restart", 0))
+    starts[job] = max(starts[job], known_starts)
     return max(0, starts.total() - 1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 30
+QUEUE_FORMAT = "ArrayJobID:12|,ArrayTaskID:12|,State:24|,RestartCnt:12|,ReasonList:1000"
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,13 @@ class JobState:
     """SLURM's state: PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ..."""
     reason: str = ""
     """Why the job is pending, or the nodes that it runs on."""
+    requeues: int = 0
+    """How often it was requeued, if squeue or scontrol knows the job."""
+
+    @property
+    def starts(self) -> int:
+        """How often the job was started at least."""
+        return self.requeues + (self.state in {"RUNNING", "COMPLETING"})
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
@@ -55,11 +63,16 @@ def run(*command: str) -> str | None:
 
 def _queue() -> dict[str, JobState]:
     """Return the user's pending and running jobs, with one entry per array element."""
-    output = run("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%R")
+    output = run("squeue", "--me", "--array", "--noheader", f"--Format={QUEUE_FORMAT}")
     states = {}
     for line in (output or "").splitlines():
-        job, state, reason = [*line.strip().split("|", 2), "", ""][:3]
-        states[job] = JobState(state, reason.strip("()") if state == "PENDING" else reason)
+        words = [word.strip() for word in line.split("|", 4)]
+        if len(words) < 5:
+            continue
+        job, element, state, requeues, reason = words
+        job = job if element == "N/A" else f"{job}_{element}"
+        reason = reason.strip("()") if state == "PENDING" else reason
+        states[job] = JobState(state, reason, int(requeues) if requeues.isdecimal() else 0)
     return states
 
 
@@ -70,7 +83,8 @@ def _controller(job: str) -> JobState | None:
         return None
     reason = re.search(r"\bReason=(\S+)", output or "")
     said = reason[1] if reason and reason[1] != "None" else ""
-    return JobState(state[1], said)
+    requeues = re.search(r"\bRestarts=(\d+)", output or "")
+    return JobState(state[1], said, int(requeues[1]) if requeues else 0)
 
 
 def _accounting(jobs: set[str]) -> dict[str, JobState]:

@@ -69,6 +69,28 @@ def test_restarts_count_jobs_that_were_killed_before_their_first_event(
     assert found.restarts == restarts
 
 
+@pytest.mark.parametrize(
+    ("line", "restarts"),
+    [
+        ("7|N/A|RUNNING|1|node1", 1),  # killed before its first event, and running again
+        ("7|N/A|PENDING|1|(Priority)", 0),  # not yet started again
+        ("7|N/A|RUNNING|0|node1", 0),
+        ("7|N/A|RUNNING|?|node1", 0),
+        ("7|3|RUNNING|2|node1", 0),  # another job's element
+        ("no table", 0),
+    ],
+)
+def test_restart_of_a_job_without_events_is_seen_in_the_queue(
+    tmp_path: Path, monkeypatch, line: str, restarts: int
+) -> None:
+    queue = {"squeue": line, "scontrol": None, "sacct": None}
+    monkeypatch.setattr(squeue, "run", lambda program, *_: queue[program])
+    record_event(tmp_path, "submitted", job="7", restart=0)
+    assert status([tmp_path])[0].restarts == restarts
+    queue |= {"squeue": "", "scontrol": f"JobId=7 JobState=RUNNING Reason=None Restarts={restarts}"}
+    assert status([tmp_path])[0].restarts == restarts
+
+
 def test_error_before_the_last_start_is_marked_as_old(tmp_path: Path) -> None:
     record_event(tmp_path, "started", job="1", restart=0)
     record_event(tmp_path, "failed", job="1", restart=0, sentence="the disk is full")
