@@ -11,7 +11,7 @@ from typing import Any
 from mae_et.config.files import to_yaml
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
-from mae_et.runtime.console import say
+from mae_et.runtime.console import printable, say
 from mae_et.training.plan import curriculum_of
 from mae_et.training.same_run import check_same_run
 from slurm.command import (
@@ -144,8 +144,7 @@ def _show(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
     if cluster.executor == "slurm":
         print(launcher.script())
     for each in group:
-        line = shlex.join(each.words).replace("\n", "\\n")  # a comment is one line
-        print(f"# mae-et {line}")
+        print(f"# mae-et {printable(shlex.join(each.words))}")  # a comment is one line
         print(to_yaml(each.config))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.schema import PretrainConfig
 from mae_et.io.plain_files import read_mapping
+from mae_et.runtime.console import printable
 
 CARD = """\
 ---
@@ -63,7 +64,7 @@ def model_card(weights: Weights, about: dict[str, Any]) -> str:
     classifies = architecture == "ViTForImageClassification"
     return CARD.format(
         **about,
-        name=weights.path.name,
+        name=printable(weights.path.name),
         architecture=architecture,
         task="image-classification" if classifies else "image-feature-extraction",
         options=", add_pooling_layer=False" if architecture == "ViTModel" else "",
@@ -77,7 +78,7 @@ def _recipe(config: PretrainConfig | None) -> str:
         return NOT_RECORDED
     data, model, optim = config.data, config.model, config.optim
     return RECIPE.format(
-        data=data.root.name if data.root else data.source,
+        data=printable(data.root.name if data.root else data.source),
         mean=list(data.mean),
         std=list(data.std),
         target=model.target,
