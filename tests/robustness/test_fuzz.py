@@ -18,7 +18,7 @@ from fuzz.targets import (
     with_header,
     with_pickle,
 )  # fmt: skip
-from fuzz.watch import nothing_runs
+from fuzz.watch import nothing_runs, within
 
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.store import load_checkpoint
@@ -58,7 +58,7 @@ def test_valid_and_modified_files_load_or_raise_the_documented_error(
     for number, data in enumerate(inputs):
         folder = tmp_path / str(number)
         folder.mkdir()
-        with nothing_runs(tmp_path):
+        with nothing_runs(tmp_path), within():
             target.read(data, folder)
 
 

@@ -53,6 +53,11 @@ def outcomes_of(rank: int, folder: Path) -> list[str]:
     model = nn.Linear(3, 2)
     if rank:
         model.weight.data[0, 0] = -model.weight.data[0, 0]
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean[0] = [0.0, -0.0][rank]  # equal numbers, other bits
+    odd = nn.ParameterDict(
+        {"empty": torch.empty(0, 3), "one": torch.ones((), dtype=torch.bfloat16)}
+    )
 
     folder.mkdir(parents=True)
     for name in ["results.json"] if rank else ["results.json", "encoder.safetensors"]:
@@ -71,6 +76,12 @@ def outcomes_of(rank: int, folder: Path) -> list[str]:
         lambda: check_ranks_agree({"checkpoint": f"step {rank}"}, world, RunFailed),
         lambda: check_same_start(model, None, world),
         lambda: find_checkpoint(config, world, outputs=["encoder.safetensors"]),
+        lambda: check_ranks_agree({"clip": float("nan"), "empty": [], "none": None}, world),
+        lambda: check_ranks_agree({"scale": [0.3, 0.1 + 0.2][rank]}, world),
+        lambda: check_ranks_agree({"size": [32, 32.0][rank]}, world),
+        lambda: check_ranks_agree({"name": ["a", "a\x1b[2J"][rank]}, world),
+        lambda: check_same_start(norm, None, world),
+        lambda: check_same_start(odd, None, world),
         lambda: fails(UserError("no data\x1b[2J here"), on=1),
         lambda: fails(RunFailed("disk"), on=0),
         lambda: fails(UserError("never"), on=2),
@@ -108,6 +119,12 @@ def test_every_rank_names_the_rank_the_node_and_what_differs(tmp_path: Path) -> 
         f"RunFailed: {start}: checkpoint is 'step 1' there and 'step 0' on rank 0; nothing was",
         f"UserError: {start}: the checksum of weight is",
         f"RunFailed: {start}: its encoder.safetensors is 'absent' there and 'present' on rank 0",
+        "equal",  # NaN is not a difference
+        f"UserError: {start}: scale is 0.30000000000000004 there and 0.3 on rank 0",
+        f"UserError: {start}: size is 32.0 there and 32 on rank 0",
+        f"UserError: {start}: name is 'a\\x1b[2J' there and 'a' on rank 0",
+        f"UserError: {start}: the checksum of running_mean is",
+        "equal",
     ]
     for rank in range(2):
         for sentence, begin in zip(found[rank], expected, strict=False):
@@ -119,8 +136,8 @@ def test_every_rank_names_the_rank_the_node_and_what_differs(tmp_path: Path) -> 
             f"RunFailed: rank 0 (on {NODE}) failed: disk",
         ],
     )
-    assert found[0][6:] == [others[0], own[1], "equal", "equal"]
-    assert found[1][6:] == [own[0], others[1], "equal", "equal"]
+    assert found[0][12:] == [others[0], own[1], "equal", "equal"]
+    assert found[1][12:] == [own[0], others[1], "equal", "equal"]
 
 
 def test_one_rank_agrees_with_itself_and_raises_its_own_error() -> None:

@@ -69,7 +69,7 @@ def _fuzz(name: str, runs: int, seconds: int) -> None:
         from fuzz.targets import TARGETS
     import torch._weights_only_unpickler as unpickler
 
-    from fuzz.watch import nothing_runs
+    from fuzz.watch import SECONDS, nothing_runs
 
     atheris.instrument_func(unpickler.Unpickler.load)
     target = TARGETS[name]
@@ -94,7 +94,7 @@ def _fuzz(name: str, runs: int, seconds: int) -> None:
     longest = max(map(len, target.seeds())) * 2
     atheris.Setup(
         [sys.argv[0], f"-runs={runs}", f"-max_total_time={seconds}", f"-max_len={longest}",
-         f"-dict={words}", f"-artifact_prefix={FINDINGS}/{name}-", "-timeout=10",
+         f"-dict={words}", f"-artifact_prefix={FINDINGS}/{name}-", f"-timeout={SECONDS}",
          "-rss_limit_mb=8192", "-seed=1", str(corpus)],
         one,
     )  # fmt: skip

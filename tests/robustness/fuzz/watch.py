@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 BAIT = "evil_module"
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen",
              "pickle.find_class", "socket.bind", "socket.connect", "ctypes.dlopen")  # fmt: skip
+
+SECONDS = 10  # of each input of each target; libFuzzer counts them by the clock
 
 _seen: list[str] | None = None
 _inside: Path | None = None
@@ -46,3 +49,12 @@ def nothing_runs(folder: Path) -> Iterator[None]:
     finally:
         seen, _seen = _seen, None
     assert not seen, seen
+
+
+@contextmanager
+def within(seconds: float = SECONDS) -> Iterator[None]:
+    """Fail if the block takes more processor time."""
+    before = time.process_time()
+    yield
+    taken = time.process_time() - before
+    assert taken < seconds, f"{taken:.1f} s of processor time"
