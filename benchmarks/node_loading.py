@@ -25,6 +25,7 @@ from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError
+from mae_et.runtime.distributed import DistributedContext
 
 SAMPLE, MADE = 512, 64
 
@@ -142,7 +143,7 @@ def _speed(
     crop: Any = way.crop
     dataset = TrainDataset(source, way.data, endless, patch, config.seed, crop)
     decode: Any = way.decode
-    decoder = choose_decoder(decode, dataset, device)
+    decoder = choose_decoder(decode, dataset, DistributedContext(0, 1, device))
     sampler = CurriculumBatchSampler(endless, config.seed, lambda _: size)
     with training_batches(
         dataset, sampler, workers, device.type == "cuda", decoder=decoder

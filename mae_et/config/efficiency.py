@@ -40,12 +40,13 @@ class EfficiencyConfig:
     """Loader processes of each rank; 0 loads in the training process. By default a rank's share of
     the cores, or a quarter of it on the CPU, 1 to 16. On the CPU, training computes with as many
     threads as they leave cores, unless OMP_NUM_THREADS is set."""
-    decode: Literal["auto", "cpu", "gpu"] = "cpu"
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
     """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
-    CPU in loader processes. auto takes the GPU for runs on CUDA whose images are mostly JPEGs,
-    without data.augment and data.replay. Crops and masks are the same; pixels
-    differ slightly (docs/scaling.md). The default is cpu until this has been checked on a GPU."""
+    CPU in loader processes. For runs on CUDA whose images are mostly JPEGs, without data.augment
+    and data.replay, auto tries both on 64 images and takes the GPU if its images are right and it
+    is faster; a resumed run keeps what was taken. Crops and masks are the same; pixels differ
+    slightly (docs/scaling.md)."""
     step_timeout: float | None = 1800
     """Seconds without a finished step (or scored batch) after which a rank dumps its stack traces
     and exits with status 75; null waits for ever."""

@@ -5,49 +5,92 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mae_et.data.decoder_trial import try_decoder
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.device_decode import Decode, DeviceDecoder
-from mae_et.data.encoded import is_usual_jpeg
 from mae_et.data.notices import notify
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError
+from mae_et.runtime.agreement import fail_together
+from mae_et.runtime.distributed import DistributedContext, any_rank
 
-PROBED = 16
-"""Images whose format is looked at to decide where to decode."""
+Requested = Literal["auto", "cpu", "gpu"]
 
 
 def choose_decoder(
-    requested: Literal["auto", "cpu", "gpu"], dataset: Any, device: torch.device
+    requested: Requested,
+    dataset: Any,
+    world: DistributedContext,
+    num_workers: int = 0,
+    before: str | None = None,
 ) -> DeviceDecoder | None:
     """Return the decoder of a run, None to decode in loader processes, and print which and why.
+
+    On a GPU, `auto` tries both ways (`decoder_trial`), and takes the GPU if its views are right and
+    it is the faster on every rank. Pixels differ by rounding, so a resumed run decodes where it did
+    before, whatever is faster now.
 
     Args:
         requested: see `EfficiencyConfig.decode`.
         dataset: augmented dataset.
-        device: the run's.
+        world: ranks; every rank must call this.
+        num_workers: loader processes of a rank.
+        before: where the run has decoded so far, `cpu` or `gpu`; None for a new run.
 
     Raises:
         UserError: the GPU is requested and cannot decode for this run.
     """
-    if requested == "cpu" or (requested == "auto" and device.type != "cuda"):
-        return None
-    reason = _unsuited(dataset, device)
-    if reason is None and requested == "auto" and not _mostly_jpegs(dataset.source):
-        reason = "the images are not mostly JPEGs"
-    if reason is None:
-        found = _find_decoder(device)
-        if found is not None:
-            name, decode = found
-            notify(f"JPEGs are decoded by the GPU ({name}; efficiency.decode {requested})")
-            return DeviceDecoder(device, dataset.sides, decode)
-        reason = (
+    decoder, reasons = None, []
+    # Where there is no choice, `auto` says nothing.
+    has_files = isinstance(getattr(dataset, "source", None), DecodedDataset)
+    chooses = isinstance(dataset, TrainDataset) and has_files and world.device.type == "cuda"
+    if requested == "gpu" or (requested == "auto" and chooses):
+        with fail_together(world):
+            decoder, reason = _choose(requested, dataset, world.device, num_workers, before)
+        if any_rank(decoder is None, world) and decoder is not None:
+            decoder, reason = None, "on another rank, the GPU cannot decode or is slower"
+        reasons.append(reason)
+    place = "cpu" if decoder is None else "gpu"
+    if before not in (None, place):
+        reasons.append(f"so far by the {before.upper()}: pixels differ by rounding")
+    if reasons:
+        notify(
+            f"images are decoded by the {place.upper()} (efficiency.decode {requested}): "
+            f"{'; '.join(reasons)}"
+        )
+    return decoder
+
+
+def _choose(
+    requested: Requested,
+    dataset: Any,
+    device: torch.device,
+    num_workers: int,
+    before: str | None,
+) -> tuple[DeviceDecoder | None, str]:
+    """Return this rank's decoder, if any, and the reason for it or against it."""
+    unsuited = _unsuited(dataset, device)
+    if unsuited is None and requested == "auto" and before == "cpu":
+        return None, "as before; gpu changes it"
+    found = None if unsuited else _find_decoder(device)
+    if found is None:
+        unsuited = unsuited or (
             "neither TorchCodec (the extra gpu: pip install '.[gpu]') nor torchvision decodes a "
             "JPEG there"
         )
+        if requested == "gpu":
+            raise UserError(f"efficiency.decode gpu is not possible: {unsuited}")
+        return None, unsuited
+    name, decode = found
+    decoder = DeviceDecoder(device, dataset.sides, decode)
     if requested == "gpu":
-        raise UserError(f"efficiency.decode gpu is not possible: {reason}")
-    notify(f"images are decoded by the CPU (efficiency.decode auto): {reason}")
-    return None
+        return decoder, name
+    trial = try_decoder(decoder, dataset, num_workers)
+    speeds = f"{trial.device:,.0f} images/s, {num_workers} loader processes {trial.cpu:,.0f}"
+    if not trial.fault and (before == "gpu" or trial.device > trial.cpu):
+        return decoder, f"{name} {speeds}"
+    torch.cuda.empty_cache()  # of the stream of the decoder
+    return None, trial.fault or f"the GPU with {name} {speeds}"
 
 
 def _unsuited(dataset: Any, device: torch.device) -> str | None:
@@ -67,12 +110,6 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
     if dataset.config.replay:
         return "data.replay keeps images on the CPU, and is not needed with a fast decoder"
     return None
-
-
-def _mostly_jpegs(source: DecodedDataset) -> bool:
-    """Return whether at least half of some images, evenly spread, are usual JPEGs."""
-    indices = sorted({n * len(source) // PROBED for n in range(PROBED)})
-    return 2 * sum(is_usual_jpeg(source, index) for index in indices) >= len(indices)
 
 
 def _find_decoder(device: torch.device) -> tuple[str, Decode] | None:

@@ -172,14 +172,6 @@ def read_encoded(dataset: TrainDataset, draw: SampleIndex) -> EncodedView | None
     return EncodedView(content, header, box, flip, noise, draw)
 
 
-def is_usual_jpeg(source: DecodedDataset, index: int) -> bool:
-    """Return whether an image is a file that a decoder on the device reads."""
-    try:
-        return _usable_header(source.inner[index][0]) is not None
-    except Exception:  # an unreadable image is reported when it is trained on
-        return False
-
-
 def _usable_header(content: Any) -> JpegHeader | None:
     header = read_header(content) if isinstance(content, bytes) else None
     too_large = header is not None and header.height * header.width > MAX_DEVICE_PIXELS

@@ -13,9 +13,22 @@ from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext
 
 
-def provenance_of(source: ImageDataset, world: DistributedContext) -> dict[str, Any]:
-    """Return what a run's numbers depend on besides its config: data hash and number of ranks."""
-    return {"data": fingerprint(source), "processes": world.size}
+def provenance_of(
+    source: ImageDataset, world: DistributedContext, saved: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what a run's numbers depend on besides its config.
+
+    Args:
+        source: training images.
+        world: ranks.
+        saved: checkpoint to resume from.
+
+    Returns:
+        `data`, their hash; `processes`, the number of ranks; `decode`, where the run has decoded so
+        far (None for a new one): the CPU, if its checkpoint is of a version that does not say.
+    """
+    before = None if saved is None else (saved.get("origin") or {}).get("decode", "cpu")
+    return {"data": fingerprint(source), "processes": world.size, "decode": before}
 
 
 def fingerprint(source: ImageDataset) -> str:

@@ -74,7 +74,7 @@ def check_data(
         UserError: the checkpoint was trained on other data, or a rank sees other data.
     """
     heartbeat()
-    provenance = provenance_of(dataset, world)
+    provenance = provenance_of(dataset, world, saved)
     images = len(dataset)
     facts = {"the number of images": images, "the digest of their names": provenance["data"]}
     check_ranks_agree(facts, world)
@@ -109,8 +109,10 @@ def train_run(
         Interrupted: a signal asked a rank to stop; the state is saved.
     """
     config, world = run.config, run.world
-    decoder = choose_decoder(config.efficiency.decode, dataset, world.device)
     num_workers = worker_count(config.efficiency.num_workers, world)
+    before = run.provenance.get("decode")
+    decoder = choose_decoder(config.efficiency.decode, dataset, world, num_workers, before)
+    run.provenance["decode"] = "cpu" if decoder is None else "gpu"
     pin_memory = world.device.type == "cuda"
     with run_records(run, files) as logger:
         if config.data.on_error == "skip":

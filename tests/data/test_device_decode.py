@@ -22,10 +22,11 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import choose_decoder as choice
-from mae_et.data import device_decode, jpeg_crop
+from mae_et.data import decoder_trial, device_decode, jpeg_crop
 from mae_et.data.bad_images import BadImages
 from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
+from mae_et.data.decoder_trial import Trial, try_decoder
 from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.encoded import read_encoded
 from mae_et.data.loader import training_batches
@@ -36,9 +37,11 @@ from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.micro_batch import micro_batch_size
+from mae_et.training.resume import provenance_of
 
 session = importlib.import_module("mae_et.training.session")
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
+ALONE = DistributedContext(0, 1, CPU)
 STAGES = (Stage(16, 1, 0), Stage(24, 1, 0), Stage(32, 1, 0))
 METHODS = ("fourier", "resize", "decode")
 SIZES = ((40, 48), (61, 33), (100, 37), (32, 32), (17, 90), (9, 12), (75, 100), (33, 34))
@@ -188,7 +191,7 @@ def test_odd_files_are_made_by_the_loader_in_their_place(tmp_path: Path, method:
     dataset = opened(DataConfig(root=mixed(tmp_path)), method)
     results = []
     for decoder in (cpu_decoder(dataset), None):
-        bad = BadImages(dataset, 1.0, tmp_path, DistributedContext(0, 1, CPU), 0)
+        bad = BadImages(dataset, 1.0, tmp_path, ALONE, 0)
         results.append((batches(dataset, decoder, bad_images=bad), sorted(bad.waiting)))
     (ours, replaced), (todays, replaced_today) = results
     compare(ours, todays, 255)
@@ -264,7 +267,7 @@ def test_a_broken_image_is_replaced_as_without_a_device(tmp_path: Path) -> None:
     assert read_encoded(dataset, SampleIndex(3, 0, 0)) is not None
     found = []
     for decoder in (cpu_decoder(dataset), None):
-        bad = BadImages(dataset, 1.0, tmp_path, DistributedContext(0, 1, CPU), 0)
+        bad = BadImages(dataset, 1.0, tmp_path, ALONE, 0)
         found.append((batches(dataset, decoder, bad_images=bad), bad.waiting))
     (ours, replaced), (todays, replaced_today) = found
     compare(ours, todays)
@@ -337,7 +340,13 @@ def test_at_most_two_micro_batches_are_ahead_of_the_training(tmp_path: Path) -> 
 
 def test_a_stopped_run_resumes_bit_for_bit_on_the_device_path(tiny, tmp_path, monkeypatch) -> None:
     root = write_images(tmp_path / "images", 3)
-    monkeypatch.setattr(session, "choose_decoder", lambda _, dataset, __: cpu_decoder(dataset))
+    inherited = []
+
+    def chosen(_, dataset, __, ___, before) -> DeviceDecoder:
+        inherited.append(before)
+        return cpu_decoder(dataset)
+
+    monkeypatch.setattr(session, "choose_decoder", chosen)
     flags = [f"--data.root={root}", "--output.tensorboard=false", "--efficiency.micro_batch=3"]
     whole = pretrain(tiny(*flags, f"--output.dir={tmp_path / 'whole'}"))
     config = tiny(*flags)
@@ -349,15 +358,32 @@ def test_a_stopped_run_resumes_bit_for_bit_on_the_device_path(tiny, tmp_path, mo
     ).read_bytes()
     assert read_metrics(resumed)[-1]["loss"] == read_metrics(whole)[-1]["loss"]
     assert not decoding_threads()
+    assert inherited == [None, None, "gpu", "gpu"]
+
+
+def test_a_checkpoint_that_does_not_say_where_it_decoded_did_so_on_the_cpu(tmp_path: Path) -> None:
+    source = opened(DataConfig(root=write_images(tmp_path))).source
+    for origin in (None, {}, {"data": "x"}):
+        assert provenance_of(source, ALONE, {"origin": origin})["decode"] == "cpu"
+    assert provenance_of(source, ALONE)["decode"] is None
 
 
 # --- where to decode ------------------------------------------------------------------------------
 
 
-def test_auto_and_cpu_decode_in_loader_processes_on_a_cpu(tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def gpu(monkeypatch) -> DistributedContext:
+    """Return a rank with a GPU, which is the CPU: its decoder is torchvision's."""
+    device_decode.notify.cache_clear()
+    monkeypatch.setattr(choice, "_find_decoder", lambda _: ("TorchCodec", decode_torchvision))
+    monkeypatch.setattr(choice, "DeviceDecoder", lambda _, *rest: DeviceDecoder(CPU, *rest))
+    return DistributedContext(0, 1, torch.device("cuda"))
+
+
+def test_auto_and_cpu_decode_in_loader_processes_on_a_cpu(tmp_path: Path, gpu, capsys) -> None:
     dataset = opened(DataConfig(root=write_images(tmp_path)))
-    assert choose_decoder("auto", dataset, CPU) is None
-    assert choose_decoder("cpu", dataset, CUDA) is None
+    assert choose_decoder("auto", dataset, ALONE) is None
+    assert choose_decoder("cpu", dataset, gpu) is None
     assert not capsys.readouterr().err
 
 
@@ -380,46 +406,129 @@ def test_gpu_without_cuda_is_refused_before_anything_is_written(
     ],
 )
 def test_what_the_gpu_path_lacks_is_said_and_left_to_the_cpu(
-    tmp_path: Path, capsys, data, channels: int, reason: str
+    tmp_path: Path, gpu, capsys, data, channels: int, reason: str
 ) -> None:
-    device_decode.notify.cache_clear()
     config = DataConfig(root=write_images(tmp_path), **data)
     source = open_dataset(config, "train", channels)
     plan = Curriculum(STAGES, 32, 8).plan(2, len(source), 4)
     dataset = TrainDataset(source, config, plan, 8, 0)
-    assert choose_decoder("auto", dataset, CUDA) is None
+    assert choose_decoder("auto", dataset, gpu) is None
     assert reason in capsys.readouterr().err
     with pytest.raises(UserError) as raised:
-        choose_decoder("gpu", dataset, CUDA)
+        choose_decoder("gpu", dataset, gpu)
     assert reason in str(raised.value)
 
 
-def test_classifiers_decode_on_the_cpu(tmp_path: Path) -> None:
+def test_classifiers_decode_on_the_cpu(tmp_path: Path, gpu, capsys) -> None:
     config = DataConfig(root=write_images(tmp_path))
     source = open_dataset(config, "train")
     plan = Curriculum(STAGES, 32, 8).plan(2, len(source), 4)
     dataset = LabelledTrainDataset(source, config, RecipeConfig(), plan, 0)
-    assert choose_decoder("auto", dataset, CUDA) is None
+    assert choose_decoder("auto", dataset, gpu) is None
+    assert not capsys.readouterr().err
     with pytest.raises(UserError, match="only pre-training"):
-        choose_decoder("gpu", dataset, CUDA)
+        choose_decoder("gpu", dataset, gpu)
 
 
-def test_auto_takes_the_gpu_for_jpegs_alone(tmp_path: Path, monkeypatch, capsys) -> None:
-    device_decode.notify.cache_clear()
-    monkeypatch.setattr(choice, "_find_decoder", lambda _: ("TorchCodec", decode_torchvision))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+FASTER, SLOWER = Trial(9000.0, 4000.0), Trial(3000.0, 4000.0)
+WRONG = Trial(9000.0, 4000.0, "the GPU's views differ")
+
+
+@pytest.mark.parametrize(
+    ("requested", "before", "trial", "place", "said"),
+    [
+        ("auto", None, FASTER, "gpu", "GPU (efficiency.decode auto): TorchCodec 9,000 images/s"),
+        ("auto", None, SLOWER, "cpu", "(efficiency.decode auto): the GPU with TorchCodec 3,000"),
+        ("auto", None, WRONG, "cpu", "CPU (efficiency.decode auto): the GPU's views differ"),
+        ("auto", "gpu", SLOWER, "gpu", "GPU (efficiency.decode auto)"),
+        ("auto", "gpu", WRONG, "cpu", "views differ; so far by the GPU: pixels differ by rounding"),
+        ("auto", "cpu", FASTER, "cpu", "CPU (efficiency.decode auto): as before; gpu changes it"),
+        ("gpu", "cpu", WRONG, "gpu", "TorchCodec; so far by the CPU: pixels differ by rounding"),
+        ("cpu", "gpu", FASTER, "cpu", "CPU (efficiency.decode cpu): so far by the GPU: pixels"),
+    ],
+)  # fmt: skip
+def test_the_faster_decoder_is_taken_if_right_and_a_resumed_run_keeps_it(
+    tmp_path: Path, gpu, monkeypatch, capsys, requested: Any, before, trial, place: str, said: str
+) -> None:
+    """An explicit choice is obeyed; every change is said."""
     dataset = opened(DataConfig(root=write_images(tmp_path)))
-    assert isinstance(choose_decoder("auto", dataset, CUDA), DeviceDecoder)
-    assert "JPEGs are decoded by the GPU (TorchCodec; efficiency.decode auto)" in (
-        capsys.readouterr().err
-    )
+    monkeypatch.setattr(choice, "try_decoder", lambda *_: trial)
+    decoder = choose_decoder(requested, dataset, gpu, 16, before)
+    assert (decoder is not None) is (place == "gpu")
+    err = capsys.readouterr().err
+    assert said in err
+    assert ("pixels differ" in err) is (before not in (None, place))
+
+
+def test_the_gpu_is_taken_on_all_ranks_or_on_none(tmp_path: Path, gpu, monkeypatch, capsys) -> None:
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    monkeypatch.setattr(choice, "try_decoder", lambda *_: FASTER)
+    monkeypatch.setattr(choice, "any_rank", lambda flag, _: not flag)  # another rank is slower
+    assert choose_decoder("auto", dataset, gpu, 16) is None
+    assert "CPU (efficiency.decode auto): on another rank, the GPU" in capsys.readouterr().err
+
+
+def swapped(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+    return [image.flip(0) for image in decode_torchvision(contents, device)]
+
+
+def shifted(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+    return [image.roll(1, -1) for image in decode_torchvision(contents, device)]
+
+
+def failing(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+    raise torch.OutOfMemoryError("CUDA out of memory\nTry ...")
+
+
+@pytest.mark.parametrize(
+    ("decode", "fault"),
+    [
+        (decode_torchvision, ""),
+        (swapped, "the GPU's views differ from the CPU's (PSNR "),
+        (shifted, "the GPU's views differ from the CPU's (PSNR "),
+        (failing, "the GPU's decoder failed (OutOfMemoryError: CUDA out of memory)"),
+    ],
+)
+def test_a_decoder_with_other_pixels_or_errors_is_found_unfit(
+    tmp_path: Path, decode, fault: str
+) -> None:
+    """A broken image among those that are tried counts against nobody."""
+    dataset = opened(DataConfig(root=damaged(tmp_path)))
+    found = try_decoder(cpu_decoder(dataset, decode), dataset, 2).fault
+    assert found.startswith(fault)
+    assert bool(found) is bool(fault)
+
+
+def test_files_other_than_jpegs_are_left_to_the_cpu(tmp_path: Path) -> None:
+    write_images(tmp_path)
     for path in (tmp_path / "train").glob("*.jpg"):
         natural(20, 30).save(path.with_suffix(".png"))
         path.unlink()
-    pngs = opened(DataConfig(root=tmp_path))
-    assert choose_decoder("auto", pngs, CUDA) is None
-    assert "not mostly JPEGs" in capsys.readouterr().err
-    assert isinstance(choose_decoder("gpu", pngs, CUDA), DeviceDecoder)
+    dataset = opened(DataConfig(root=tmp_path))
+    fault = try_decoder(cpu_decoder(dataset), dataset, 2).fault
+    assert fault == "the images are not mostly JPEGs"
+
+
+def test_rates_count_loader_processes_and_a_trial_is_short(tmp_path: Path, monkeypatch) -> None:
+    """The CPU makes a view in 0.3 s, so four are tried; the device takes a second for them."""
+    dataset, now = opened(DataConfig(root=write_images(tmp_path))), [0.0]
+    augment = TrainDataset.augment
+
+    def slow(*arguments: Any) -> Batch:
+        now[0] += 0.3
+        return augment(*arguments)
+
+    def decode(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        now[0] += 1.0
+        return decode_torchvision(contents, device)
+
+    monkeypatch.setattr(TrainDataset, "augment", slow)
+    monkeypatch.setattr(decoder_trial.time, "perf_counter", lambda: now[0])
+    trial = try_decoder(cpu_decoder(dataset, decode), dataset, 5)
+    assert trial.fault == ""
+    assert trial.cpu == pytest.approx(5 / 0.3)
+    assert trial.device == pytest.approx(4)
+    assert now[0] < 4
 
 
 def test_a_library_that_decodes_no_jpeg_on_the_device_is_not_taken(monkeypatch) -> None:

@@ -15,10 +15,12 @@ from mae_et.curriculum.schedule import Curriculum, Plan, Stage
 from mae_et.data import jpeg_crop
 from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
+from mae_et.data.decoder_trial import LEAST_DECIBELS, MEDIAN_DECIBELS
 from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import Batch, TrainDataset
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.micro_batch import micro_batch_size
 
 STAGES = (Stage(16, 1), Stage(32, 1))
@@ -47,7 +49,7 @@ def opened(root: Path, method: str) -> tuple[TrainDataset, Plan]:
 
 def decoder_of(dataset: TrainDataset, device: torch.device) -> DeviceDecoder:
     if device.type == "cuda":
-        decoder = choose_decoder("gpu", dataset, device)
+        decoder = choose_decoder("gpu", dataset, DistributedContext(0, 1, device))
         assert decoder is not None
         return decoder
     return DeviceDecoder(device, dataset.sides, decode_torchvision)
@@ -75,8 +77,8 @@ def test_views_are_those_of_the_cpu_path(
         assert torch.equal(one.stage, other.stage)
         errors.append((one.images.float() - other.images.float()).square().mean(dim=(1, 2, 3)))
     decibels = 10 * torch.log10(255**2 / torch.cat(errors).clamp(min=1e-3))
-    assert decibels.median() > 40
-    assert decibels.min() > 25
+    assert decibels.median() > MEDIAN_DECIBELS
+    assert decibels.min() > LEAST_DECIBELS
 
 
 def corrupted(contents: list[Tensor], shapes: list[tuple[int, ...]], decoder: DeviceDecoder) -> int:

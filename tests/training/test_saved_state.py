@@ -140,6 +140,7 @@ COMMON: list[Case] = [
     (entry("origin", value=[]), "origin"),
     (entry("origin", "processes", value=0), "origin"),
     (entry("origin", "data", value=3), "origin"),
+    (entry("origin", "decode", value="tape"), "origin"),
 ]
 PRETRAINING: list[Case] = [
     (tensor(*WEIGHT, to=filled(NAN)), "mask_token is not finite"),

@@ -138,7 +138,7 @@ def draw_config(
         return config, flags
 
 
-def use_the_twin(_: Any, dataset: Any, __: Any) -> DeviceDecoder:
+def use_the_twin(_: Any, dataset: Any, *__: Any) -> DeviceDecoder:
     return DeviceDecoder(torch.device("cpu"), dataset.sides, decode_torchvision)
 
 

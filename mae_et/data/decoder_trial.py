@@ -1,0 +1,108 @@
+"""Try a device's decoder on images of a run: are its views right, and is it the faster way?"""
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
+from mae_et.data.encoded import EncodedDataset, PackedBatch, read_encoded
+from mae_et.data.sampler import SampleIndex
+from mae_et.data.train_dataset import TrainDataset
+
+SAMPLE = 64
+SECONDS = 1.0
+"""After which no further image is read, and none decoded by the CPU."""
+MEDIAN_DECIBELS, LEAST_DECIBELS = 35.0, 25.0
+"""Peak signal-to-noise ratio of a decoder's views against the CPU's: at least, over the sample.
+
+Decoders round in different ways, most of all the colours of JPEGs that store them at half size. A
+box that is off by a pixel, or colours in another order, stay below.
+"""
+
+
+class Trial(NamedTuple):
+    """Images per second of a rank, loader processes included, and why the device is unfit."""
+
+    device: float = 0.0
+    cpu: float = 0.0
+    fault: str = ""
+
+
+def try_decoder(decoder: DeviceDecoder, dataset: TrainDataset, num_workers: int) -> Trial:
+    """Make views of some JPEGs of a run, by the device and by the CPU, in two or three seconds.
+
+    They are spread evenly over the images, and have the size of the last stage. The loader's rates
+    are those of this process, times the number of loader processes.
+    """
+    read = _for_a_moment(partial(read_encoded, dataset), _spread(dataset))
+    jpegs = [each.draw for each in read if each is not None]
+    if 2 * len(jpegs) < len(read):
+        return Trial(fault="the images are not mostly JPEGs")
+    views, cpu = _timed(lambda: _for_a_moment(dataset.__getitem__, jpegs))
+    made = [(draw, view) for draw, view in zip(jpegs, views, strict=False) if view is not None]
+    if not made:
+        return Trial(fault="none of the images that were tried can be read")
+    packed, reading = _timed(
+        lambda: EncodedDataset.collate([read_encoded(dataset, draw) for draw, _ in made])
+    )
+    try:
+        _decode(packed, decoder, dataset)  # the first call sets the library up
+        images, decoding = _timed(lambda: _decode(packed, decoder, dataset))
+    except Exception as error:  # decoders raise many types
+        first_line = str(error).strip().partition("\n")[0]
+        return Trial(fault=f"the GPU's decoder failed ({type(error).__name__}: {first_line})")
+    processes = max(1, num_workers)
+    return Trial(
+        len(made) / max(reading / processes, decoding),
+        len(views) / cpu * processes,
+        _difference(images, torch.stack([view.images for _, view in made])),
+    )
+
+
+def _spread(dataset: TrainDataset) -> list[SampleIndex]:
+    indices = sorted({n * len(dataset) // SAMPLE for n in range(SAMPLE)})
+    return [SampleIndex(index, 0, len(dataset.sides) - 1) for index in indices]
+
+
+def _for_a_moment(work: Callable[[Any], Any], draws: Iterable[SampleIndex]) -> list[Any]:
+    """Return the results of work on the first draws, as many as `SECONDS` allow; None if it fails.
+
+    An unreadable image is reported when it is trained on.
+    """
+    ends, results = time.perf_counter() + SECONDS, []
+    for draw in draws:
+        try:
+            results.append(work(draw))
+        except Exception:
+            results.append(None)
+        if time.perf_counter() > ends:
+            break
+    return results
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    before = time.perf_counter()
+    return work(), time.perf_counter() - before
+
+
+def _decode(packed: PackedBatch, decoder: DeviceDecoder, views: Any) -> Tensor:
+    """Return the images of a micro-batch on the CPU, made as in training."""
+    with decoded_ahead(iter([packed]), decoder, views) as batches:
+        return next(batches).images.cpu()
+
+
+def _difference(images: Tensor, expected: Tensor) -> str:
+    """Return how images [N C S S] differ beyond the tolerance; nothing if they do not."""
+    error = (images.float() - expected.float()).square().mean(dim=(1, 2, 3))
+    decibels = 10 * torch.log10(255**2 / error.clamp(min=1e-3))
+    median, least = decibels.median().item(), decibels.min().item()
+    if median >= MEDIAN_DECIBELS and least >= LEAST_DECIBELS:
+        return ""
+    return (
+        f"the GPU's views differ from the CPU's (PSNR {median:.0f} dB in the median, {least:.0f} "
+        f"at least; {MEDIAN_DECIBELS:.0f} and {LEAST_DECIBELS:.0f} are required)"
+    )
