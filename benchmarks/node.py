@@ -5,7 +5,8 @@
 Measured one after another, each within its part of the time: training at each bandwidth (eager and
 compiled, two micro-batches), every way of loading, the exchange of gradients between the GPUs, and
 a checkpoint. Hours are computed from these (`mae_et/curriculum/throughput.py`); training and
-loading are measured apart, and are taken to run at the speed of the slower.
+loading are measured apart, and are taken to run at the speed of the slower. Gradients are taken to
+be exchanged during the backward pass, as DistributedDataParallel does.
 """
 
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mae_et.benchmarks.node_exchange import exchange_speed
+from mae_et.benchmarks.node_exchange import exchange_seconds, exchange_speed
 from mae_et.benchmarks.node_loading import loading_speeds
 from mae_et.benchmarks.node_training import checkpoint_seconds, training_speeds
 
@@ -30,6 +31,8 @@ from mae_et.runtime.placement import own_cores
 from mae_et.training.plan import make_plan
 
 TRAINING_SHARE, LOADING_SHARE = 0.5, 0.35
+BACKWARD = 2 / 3
+"""Fraction of a step that the backward pass takes: two products for each of the forward pass."""
 Rows = list[dict[str, Any]]
 
 
@@ -96,12 +99,17 @@ def _processor() -> str:
 
 def summary(plan: Plan, figures: dict[str, Any], gpus: int, workers: int) -> dict[str, Any]:
     """Return the best speeds, the hours with each way of loading, and the fastest flags."""
-    training, loading = figures["training"], figures["loading"]
+    training, loading, exchange = (figures[name] for name in ("training", "loading", "exchange"))
     bandwidths = sorted({stage.bandwidth for stage in plan.stages})
     share = plan.batch_size // gpus
     compiled = fastest_compile(training, bandwidths, share)
     trained = {b: trained_speed(training, b, compiled, share) for b in bandwidths}
-    found: dict[str, Any] = {"images_per_second": {str(b): s for b, s in trained.items() if s}}
+    taken = exchange_seconds(exchange, gpus)
+    found: dict[str, Any] = {
+        "images_per_second": {
+            str(b): with_exchange(s, share, taken) for b, s in trained.items() if s
+        }
+    }
     if not all(trained.values()):
         return found
     hours: Rows = []
@@ -109,11 +117,12 @@ def summary(plan: Plan, figures: dict[str, Any], gpus: int, workers: int) -> dic
     for way in flags:
         speeds = loaded_speeds(loading, way, bandwidths)
         if speeds is not None:
-            model = _model(plan, training, compiled, gpus, speeds, workers)
+            model = _model(plan, training, exchange, compiled, gpus, speeds, workers)
             hours.append({"way": way, "flags": flags[way], "throughput": model})
     best = min(hours, key=lambda each: _hours(each["throughput"], gpus), default=None)
     if best is None:
-        return found | {"throughput": _model(plan, training, compiled, gpus, None, None)}
+        model = _model(plan, training, exchange, compiled, gpus, None, None)
+        return found | {"throughput": model}
     speeds = loaded_speeds(loading, best["way"], bandwidths) or {}
     return found | {
         "loader_images_per_second": {str(b): speed / workers for b, speed in speeds.items()},
@@ -162,6 +171,17 @@ def trained_speed(training: Rows, bandwidth: int, compiled: bool, share: int) ->
     return share / (fixed + each * share) if fixed + each else None
 
 
+def with_exchange(speed: float, share: int, seconds: float) -> float:
+    """Return the images/s of a GPU whose steps also exchange gradients, during the backward pass.
+
+    Args:
+        speed: images/s without it.
+        share: images of a step.
+        seconds: time of the exchange.
+    """
+    return min(speed, speed / (1 - BACKWARD + seconds * speed / share))
+
+
 def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, float] | None:
     """Return a way's images/s at each bandwidth; None if one was not measured."""
     speeds = {row["bandwidth"]: row["images_per_second"] for row in loading if row["way"] == way}
@@ -172,17 +192,26 @@ def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, f
 
 
 def _model(
-    plan: Plan, training: Rows, compiled: bool, gpus: int, speeds: Any, workers: int | None
-) -> dict[str, Any]:
+    plan: Plan, training: Rows, exchange: Any, compiled: bool, gpus: int, speeds: Any,
+    workers: int | None,
+) -> dict[str, Any]:  # fmt: skip
     """Return the throughput model, whose speeds of a GPU depend on the images of its step."""
     bandwidths = sorted({stage.bandwidth for stage in plan.stages})
     loader = None if speeds is None else {b: speed / workers for b, speed in speeds.items()}
 
     def of(count: int) -> dict[str, Any]:
         share = max(1, plan.batch_size // count)
-        trained = {b: trained_speed(training, b, compiled, share) or 0.0 for b in bandwidths}
+        alone = {b: trained_speed(training, b, compiled, share) or 0.0 for b in bandwidths}
+        taken = exchange_seconds(exchange, count)
+        trained = {b: with_exchange(speed, share, taken) for b, speed in alone.items()}
         cores = None if workers is None else float(workers)
-        return throughput_model(plan, trained, (count,), loader, cores)
+        included = "seconds" in (exchange or {})
+        model = throughput_model(plan, trained, (count,), loader, cores, included)
+        for row in model["loading"]:
+            exposed = row["images_per_second"] < alone[row["bandwidth"]]
+            if exposed and row.get("bottleneck") != "loader":
+                row["bottleneck"] = "exchange"
+        return model
 
     counts = sorted({1, 2, 4, 8, gpus})
     return of(gpus) | {"totals": [of(count)["totals"][0] for count in counts]}

@@ -31,6 +31,18 @@ def exchange_speed(
     return all_reduce_speed(device.type, gpus, numbers)
 
 
+def exchange_seconds(found: dict[str, Any] | None, gpus: int) -> float:
+    """Return the time of a sum over a number of GPUs, at the bus speed measured; 0 if not measured.
+
+    Args:
+        found: result of `exchange_speed`.
+        gpus: number of GPUs.
+    """
+    if found is None or "error" in found:
+        return 0.0
+    return 2 * (gpus - 1) / gpus * found["bytes"] / found["bus_bytes_per_second"]
+
+
 def all_reduce_speed(kind: str, ranks: int, numbers: int) -> dict[str, Any]:
     """Time the sum of float32 numbers over ranks, each in a process of its own."""
     context = torch.multiprocessing.get_context("spawn")

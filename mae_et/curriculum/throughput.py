@@ -1,7 +1,8 @@
 """Compute the hours of a plan on many GPUs from speeds measured on one.
 
-Pure arithmetic: speeds of GPUs and loader cores add up. Gradient exchange, checkpointing and disks
-take no time in this model, so the hours are a lower bound.
+Pure arithmetic: speeds of GPUs and loader cores add up. Checkpointing and disks take no time in
+this model, nor does the exchange of gradients, unless the speeds include it, so the hours are a
+lower bound.
 """
 
 import json
@@ -24,6 +25,7 @@ def throughput_model(
     gpus: tuple[int, ...] = POWERS,
     loader: Mapping[int, float] | None = None,
     cores_per_gpu: float | None = None,
+    exchange_included: bool = False,
 ) -> dict[str, Any]:
     """Return a plan's hours for each number of GPUs, and the loader cores it needs.
 
@@ -33,6 +35,7 @@ def throughput_model(
         gpus: numbers of GPUs.
         loader: measured images/s of one loader core, by bandwidth.
         cores_per_gpu: loader cores per GPU; a stage is as fast as the slower of GPU and loader.
+        exchange_included: whether `images_per_second` counts the exchange of gradients.
 
     Returns:
         JSON-serialisable types: `given`, `loading` by bandwidth, `totals` by number of GPUs.
@@ -58,6 +61,7 @@ def throughput_model(
                 None if loader is None else {str(b): loader[b] for b in bandwidths}
             ),
             "cores_per_gpu": cores_per_gpu,
+            "exchange_included": exchange_included,
         },
         "loading": loading,
         "totals": [_total(count, plan.batch_size, one, constant) for count in sorted(set(gpus))],
@@ -172,16 +176,18 @@ def throughput_from_options(plan: Plan, options: Mapping[str, Any]) -> dict[str,
             raise UserError(f"--gpus must read like 1,8,64, got {options['gpus']!r}")
         gpus = tuple(int(count) for count in re.findall(r"\d+", options["gpus"]))
     loader = None if options["loader"] is None else read_speeds(options["loader"], "--loader")
-    cores = options["cores_per_gpu"]
+    cores, exchange_included = options["cores_per_gpu"], False
     node = read_node(options["throughput"])
     if node is None:
         trained = read_speeds(options["throughput"], "--throughput")
     else:
         trained = _speeds_of_node(node, "images_per_second", options["throughput"])
+        exchange = node.get("exchange")
+        exchange_included = isinstance(exchange, dict) and "seconds" in exchange
         if loader is None and "loader_images_per_second" in node:
             loader = _speeds_of_node(node, "loader_images_per_second", options["throughput"])
             cores = cores or node.get("cores_per_gpu")
-    return throughput_model(plan, trained, gpus, loader, cores)
+    return throughput_model(plan, trained, gpus, loader, cores, exchange_included)
 
 
 def throughput_table(model: dict[str, Any]) -> str:
@@ -218,9 +224,10 @@ def throughput_table(model: dict[str, Any]) -> str:
             f"{row['gpu_hours']:>10,.1f} {against:>16}"
         )
     if model["time_against_constant"] is not None:
+        exchange = "" if model["given"]["exchange_included"] else "gradient exchange, "
         lines.append(
             f"\n{model['time_against_constant']:.2f}x the time of the same compute at constant "
-            "bandwidth; hours exclude gradient exchange, checkpointing and start-up"
+            f"bandwidth; hours exclude {exchange}checkpointing and start-up"
         )
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mae_et.benchmarks import node
 from mae_et.benchmarks.node import summary, trained_speed
-from mae_et.benchmarks.node_exchange import all_reduce_speed
+from mae_et.benchmarks.node_exchange import all_reduce_speed, exchange_seconds
 from mae_et.benchmarks.node_tables import node_tables
 from mae_et.benchmarks.node_training import mark_noise
 from mae_et.benchmarks.quality import QualityConfig, arm_config
@@ -24,6 +24,7 @@ from mae_et import MaskedAutoencoder
 from mae_et.cli.main import main
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.throughput import throughput_table
 from mae_et.training.plan import make_plan
 
 
@@ -285,6 +286,8 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     assert figures["hours_by_way"]["files"] > figures["hours_by_way"]["GPU"]
     assert "fastest: --efficiency.compile=true --gpu" in node_tables(figures)
 
+    assert "exclude gradient exchange, checkpointing" in node_tables(figures)
+
     file = tmp_path / "node.json"
     file.write_text(json.dumps(figures))
     planned = ["plan", *flags, "--images=10000", f"--throughput={file}", "--gpus=1", "--json"]
@@ -294,6 +297,27 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     file.write_text(json.dumps({"images_per_second": [1, 2]}))
     assert main(planned) == 2
     assert "has no images/s by bandwidth in 'images_per_second'" in capsys.readouterr().err
+
+
+def test_exchange_of_gradients_counts_where_the_backward_pass_is_shorter() -> None:
+    """On two GPUs, 32 images each: 0.1 s at 96 hides 0.067 s of a sum, 0.3 s at 160 all of it."""
+    flags = ["--optim.batch_size=64", "--curriculum.epochs=40", "--curriculum.cost=area"]
+    plan = make_plan(load_config(PretrainConfig, [], flags), 10_000)
+    training = [_trained(b, 32, seconds) for b, seconds in ((96, 0.1), (160, 0.3), (224, 0.6))]
+    found = {"ranks": 2, "bytes": 10**9, "seconds": 0.1, "bus_bytes_per_second": 10**10}
+    figures: dict[str, Any] = {"training": training, "loading": [], "exchange": found}
+    figures |= summary(plan, figures, 2, 4)
+    speeds = figures["images_per_second"]
+    assert speeds == pytest.approx({"96": 32 / (0.1 / 3 + 0.1), "160": 32 / 0.3, "224": 32 / 0.6})
+    model = figures["throughput"]
+    assert [row.get("bottleneck") for row in model["loading"]] == ["exchange", None, None]
+    assert "exclude checkpointing" in throughput_table(model)
+    # On one GPU there is none; on eight, 8 images each, it takes 7/4 of the time on two.
+    assert exchange_seconds(found, 1) == 0
+    assert exchange_seconds(found, 8) == pytest.approx(0.175)
+    hours = [row["hours"] for row in model["totals"]]
+    assert hours[2] < hours[0]
+    assert exchange_seconds({"ranks": 2, "error": "no sum"}, 8) == exchange_seconds(None, 8) == 0
 
 
 def test_node_saves_what_it_has_measured_so_far_and_prints_all(
