@@ -143,7 +143,7 @@ def connect(world: DistributedContext) -> None:
 
 
 def all_reduce_sum(values: Tensor, world: DistributedContext) -> Tensor:
-    """Sum a CPU tensor over all ranks."""
+    """Sum a tensor over all ranks, on its device and without waiting for a GPU."""
     if world.size == 1:
         return values
     summed = values.clone()
@@ -169,15 +169,6 @@ def all_gather_rows(rows: Tensor, world: DistributedContext) -> Tensor:
     padded[: len(rows)] = rows
     each = all_gather(padded, world)
     return torch.cat([part[:count] for part, count in zip(each, counts, strict=True)])
-
-
-def any_rank_async(flag: Tensor, world: DistributedContext) -> Tensor:
-    """Return, on the device and without waiting for it, whether any rank raised a flag []."""
-    if world.size == 1:
-        return flag
-    raised = flag.float()
-    dist.all_reduce(raised, dist.ReduceOp.MAX)
-    return raised > 0
 
 
 def broadcast_buffers(module: nn.Module, world: DistributedContext) -> None:

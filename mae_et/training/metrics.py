@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from mae_et.curriculum.schedule import Plan, PlannedStage
@@ -18,7 +19,7 @@ from mae_et.monitoring.divergence import last_loss
 from mae_et.monitoring.probes import summarise_probes
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak, streak
+from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak
 from mae_et.training.optim import lr_at, peak_scale, weight_decay_at
 from mae_et.training.run import Run
 
@@ -46,20 +47,17 @@ class Sums(NamedTuple):
 
 
 class MetricsWindow:
-    """Steps between two rows of metrics; sums stay on the device until the row is read."""
+    """Steps between two rows of metrics; numbers stay on the device until the row is read."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.lost = NonFinite(2, device)
+        self.nonfinite = NonFinite()
         """Counts of the loss and of the update."""
         self._restart(time.perf_counter())
 
     def _restart(self, now: float) -> None:
-        self.steps = 0
-        self.loss: Tensor | None = None
-        self.norm: Tensor | None = None
-        self.first: Tensor | None = None
-        self.lost.restart()
+        self.numbers: list[Tensor] = []
+        """Loss [] and norm of the gradient [] of each step, in turn."""
         self.waited = 0.0
         self.started = now
 
@@ -75,13 +73,13 @@ class MetricsWindow:
             yield batch
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Add a step, on the device."""
-        self.steps += 1
-        lost = self.lost.add(torch.stack([loss, norm.to(loss)]), self.steps)
-        loss = torch.where(lost[0], 0.0, loss)
-        self.loss = loss if self.loss is None else self.loss + loss
-        self.norm = norm
-        self.first = loss if self.first is None else self.first
+        """Add a step, without work for the device."""
+        self.numbers += [loss.detach(), norm.detach().to(loss)]
+
+    @property
+    def steps(self) -> int:
+        """Number of steps since the last row."""
+        return len(self.numbers) // 2
 
     @contextmanager
     def paused(self, works: bool = False) -> Iterator[None]:
@@ -149,20 +147,17 @@ class MetricsWindow:
 
     def _gather(self, substituted: int, world: DistributedContext) -> "Sums":
         """Gather the numbers of all ranks, in one exchange and one copy to the host."""
-        assert self.loss is not None
-        assert self.norm is not None
-        assert self.first is not None
-        good = (self.steps - self.lost.count[0]).to(self.loss)  # 0 / 0 is NaN, ignored below
-        count = self.loss.new_tensor(substituted)
-        mine = torch.stack([self.loss / good, self.norm.to(self.loss), self.first, count]).double()
-        losses, updates = self.lost.numbers()
-        packed = torch.stack([mine, losses, updates])  # [3 4]
-        each = distributed.all_gather(packed.flatten(), world).cpu().unflatten(1, packed.shape)
-        of_all, losses, updates = each.unbind(dim=1)
-        loss, norm, first, count = of_all.unbind(dim=1)
+        mine = torch.stack([*self.numbers, self.numbers[0].new_tensor(substituted)])
+        each = distributed.all_gather(mine, world).cpu()  # [ranks, 2 * steps + 1]
+        values = rearrange(each[:, :-1], "ranks (steps two) -> ranks steps two", two=2)
+        lost, (losses, updates) = self.nonfinite.count(values)
+        loss = values[..., 0].masked_fill(lost[..., 0], 0.0)
+        good = (~lost[..., 0]).sum(dim=1)
+        mean = sum(loss.unbind(dim=1)) / good  # of each rank; 0 / 0 is NaN, ignored below
+        norm, first, count = values[:, -1, 1], loss[:, 0], each[:, -1]
         return Sums(
-            loss.nanmean().item(), norm.mean().item(), first.mean().item(), int(count.sum()),
-            streak(losses), streak(updates),
+            mean.double().nanmean().item(), norm.double().mean().item(),
+            first.double().mean().item(), int(count.sum()), losses, updates,
         )  # fmt: skip
 
     def _check(self, run: Run, losses: Streak, updates: Streak) -> None:

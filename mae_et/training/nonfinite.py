@@ -1,10 +1,9 @@
 """Non-finite losses and gradients: skip the update on the device, report at the next log step.
 
 The decision is made on the device, from what all ranks have, so no rank waits for its device and
-all ranks decide alike.
+all ranks decide alike. Steps are counted on the host, where a row of metrics is read anyway.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,10 +28,10 @@ def propagate_nonfinite_loss(
     A gradient can be finite under a loss that is not, and each rank has its own loss. Whatever
     checks gradients afterwards, such as the fp16 scaler, then decides alike on all ranks.
     """
-    lost = distributed.any_rank_async(~loss.isfinite(), world)
+    zero = distributed.all_reduce_sum(loss * 0, world)  # NaN if any loss is not finite
     first = gradients[0]
     local = first.to_local() if isinstance(first, DTensor) else first
-    local.mul_(torch.where(lost, math.nan, 1.0))
+    local.mul_(1 + zero)
 
 
 def skip_update_unless_finite(optimizer: Any, norm: Tensor) -> None:
@@ -40,7 +39,7 @@ def skip_update_unless_finite(optimizer: Any, norm: Tensor) -> None:
 
     Sets the flag that `torch.amp.GradScaler` sets; the optimizer reads it on the device.
     """
-    optimizer.found_inf = (~norm.isfinite()).float()
+    optimizer.found_inf = (norm * 0 != 0).float()  # NaN != 0, in fewer kernels than isfinite
 
 
 class Streak(NamedTuple):
@@ -60,49 +59,43 @@ class Streak(NamedTuple):
 
 
 class NonFinite:
-    """Count on the device the steps at which any of K numbers is not finite."""
+    """Count the steps at which any of K numbers is not finite, window by window, on the host."""
 
-    def __init__(self, kinds: int, device: torch.device):
-        self.count, self.first, self.value, self.row, self.longest = torch.zeros(
-            5, kinds, dtype=torch.float64, device=device
-        )
+    def __init__(self) -> None:
+        self.row = torch.zeros((), dtype=torch.int64)
+        """Non-finite steps in a row up to the last step, [ranks K]."""
 
-    def add(self, values: Tensor, step: int) -> Tensor:
-        """Count a step by its numbers; return which count as non-finite, bool [K].
-
-        A number counts as non-finite if it or one before it in `values` is.
+    def count(self, values: Tensor) -> tuple[Tensor, list[Streak]]:
+        """Count the steps of a window, of which there is at least one.
 
         Args:
-            values: float [K].
-            step: step of the window, counted from 1.
+            values: float [ranks steps K]. A number counts as non-finite if it or one before it in
+                the same step is.
+
+        Returns:
+            Which numbers count as non-finite, bool [ranks steps K], and the K streaks.
         """
-        lost = (~values.isfinite()).cumsum(0) > 0
-        fresh = lost & (self.first == 0)
-        self.value = torch.where(fresh, values.double(), self.value)
-        self.first = torch.where(fresh, step, self.first)
-        self.count = self.count + lost
-        self.row = (self.row + 1) * lost
-        self.longest = torch.maximum(self.longest, self.row)
-        return lost
-
-    def restart(self) -> None:
-        """Start a window: keep the current run of non-finite steps, reset the rest."""
-        self.longest = self.row
-        self.count = self.first = self.value = torch.zeros_like(self.count)
-
-    def numbers(self) -> Tensor:
-        """Return count, first, value and longest of each number, float64 [K 4]."""
-        return torch.stack([self.count, self.first, self.value, self.longest], dim=1)
+        lost = (~values.isfinite()).cumsum(dim=-1) > 0
+        longest = self.row
+        for step in lost.unbind(dim=1):
+            self.row = (self.row + 1) * step
+            longest = torch.maximum(longest, self.row)
+        streaks = [
+            _streak(each, of, int(most.max()))
+            for each, of, most in zip(
+                lost.unbind(-1), values.unbind(-1), longest.unbind(-1), strict=True
+            )
+        ]
+        return lost, streaks
 
 
-def streak(each: Tensor) -> Streak:
-    """Return the non-finite steps of any rank, from one number's rows of all ranks [ranks 4]."""
-    count, _, _, longest = each.max(dim=0).values.tolist()
-    lost = each[each[:, 1] > 0]
-    if not len(lost):
-        return Streak(0, 0, 0.0, int(longest))
-    _, first, value, _ = lost[lost[:, 1].argmin()].tolist()
-    return Streak(int(count), int(first), value, int(longest))
+def _streak(lost: Tensor, values: Tensor, longest: int) -> Streak:
+    """Return the non-finite steps of one number, from those of all ranks [ranks steps]."""
+    if not lost.any():
+        return Streak(0, 0, 0.0, longest)
+    first = int(lost.any(dim=0).int().argmax())
+    rank = int(lost[:, first].int().argmax())
+    return Streak(int(lost.sum(dim=1).max()), first + 1, values[rank, first].item(), longest)
 
 
 def check_state(run: Run) -> None:

@@ -24,7 +24,7 @@ from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
 from mae_et.pretraining import train_step
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import metrics
-from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, streak
+from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite
 from mae_et.training.run import Run
 from mae_et.training.state import TrainState
 from mae_et.training.step import update
@@ -198,10 +198,9 @@ def test_no_number_is_read_from_the_device_between_two_rows(
     assert reads
     assert not any(reads)
     with mode:
-        lost = NonFinite(2, CPU)
-        for number in range(1, 5):
-            lost.add(torch.tensor([1.0, math.nan]), number)
-        lost.restart()
+        window = metrics.MetricsWindow(CPU)
+        for _ in range(4):
+            window.add(torch.tensor(1.0), torch.tensor(math.nan))
     assert mode.read == 0
 
 
@@ -211,15 +210,12 @@ def test_no_number_is_read_from_the_device_between_two_rows(
              min_size=1, max_size=3),
     st.lists(st.integers(1, 4), min_size=2, max_size=2),
 )  # fmt: skip
-def test_device_counts_equal_a_count_on_the_host(ranks, cuts) -> None:
+def test_counts_of_windows_equal_a_count_of_the_whole(ranks, cuts) -> None:
     """Over windows of any length and any number of processes."""
-    counters = [NonFinite(1, CPU) for _ in ranks]
+    counter = NonFinite()
     edges = [0, cuts[0], cuts[0] + cuts[1], 9]
     for start, end in itertools.pairwise(edges):
-        for counter, values in zip(counters, ranks, strict=True):
-            for place in range(start, end):
-                counter.add(torch.tensor([values[place]]), place - start + 1)
-        found = streak(torch.cat([c.numbers() for c in counters]))
+        _, (found,) = counter.count(torch.tensor(ranks)[:, start:end, None])
         bad = [[not math.isfinite(v) for v in values] for values in ranks]
         assert found.steps == max(sum(b[start:end]) for b in bad)
         firsts = [i - start + 1 for i in range(start, end) if any(b[i] for b in bad)]
@@ -228,8 +224,6 @@ def test_device_counts_equal_a_count_on_the_host(ranks, cuts) -> None:
             assert not math.isfinite(found.value)
         longest = max(_longest(b[:end], start) for b in bad)
         assert found.longest == longest
-        for counter in counters:
-            counter.restart()
 
 
 def _longest(bad: list[bool], start: int) -> int:
