@@ -1,5 +1,6 @@
 """Match a dataset's classes to a classifier's outputs: the same, reordered, or a part of them."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -78,15 +79,8 @@ def match_classes(
         part = _part(classes, outputs)
         return [synsets[name] for name in classes], f"matched by ImageNet's synsets{part}"
     if names is not None:
-        unknown = [name for name in classes if name not in set(names)]
-        if unknown:
-            listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            raise UserError(
-                f"{path} has {outputs} classes, and {len(unknown)} of the dataset's "
-                f"{len(classes)} are not among them ({listed})"
-            )
-        number = {name: place for place, name in enumerate(names)}
-        return [number[name] for name in classes], f"matched by name{_part(classes, outputs)}"
+        indices = _match_names(path, outputs, names, classes)
+        return indices, f"matched by name{_part(classes, outputs)}"
     if all(name.isdecimal() and int(name) < outputs for name in classes):
         return list(map(int, classes)), f"matched by number{_part(classes, outputs)}"
     if len(classes) != outputs:
@@ -96,6 +90,28 @@ def match_classes(
         )
     order = f" ({', '.join(classes[:3])}, ...)" if all(map(str.isdecimal, classes)) else ""
     return list(range(outputs)), f"matched by order{order}, as the checkpoint records no names"
+
+
+def _match_names(
+    path: Path, outputs: int, names: Sequence[str], classes: Sequence[str]
+) -> list[int]:
+    if len(names) > outputs:
+        raise UserError(f"{path} has {outputs} classes, and names {len(names)}")
+    if list(names) == list(classes):
+        return list(range(len(names)))
+    number = {name: place for place, name in enumerate(names)}
+    unknown = [name for name in classes if name not in number]
+    if unknown:
+        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise UserError(
+            f"{path} has {outputs} classes, and {len(unknown)} of the dataset's {len(classes)} are "
+            f"not among them ({listed})"
+        )
+    counts = Counter(names)
+    repeated = [name for name in classes if counts[name] > 1]
+    if repeated:
+        raise UserError(f"{path} has {counts[repeated[0]]} classes of the name {repeated[0]}")
+    return [number[name] for name in classes]
 
 
 def _imagenet_synsets(outputs: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from finetune.run_folder import read_classifier_config
 from finetune.scoring_config import FrozenEncoderConfig
 from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.checkpoints.load import masked_autoencoder, stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.data import DataConfig
@@ -115,7 +115,7 @@ def open_encoder(
     """
     if architecture is not None or not path.exists():
         network = load_encoder(path, encoder_num_heads, architecture, key)
-        recorded = Preprocessing.of_timm_model(architecture or str(path))
+        recorded = stored_preprocessing(path, key, architecture)
         return replace(_of_network(network), preprocessing=recorded)
     weights = load_weights(path, key).with_given(encoder_num_heads)
     encoder = replace(encoder_from_weights(weights), preprocessing=weights.preprocessing)

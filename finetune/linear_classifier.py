@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
+from mae_et.data.notices import notify
 from mae_et.probing.labelled import check_features
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -96,11 +97,16 @@ def train_probe(train: tuple[Tensor, Tensor], epochs: int = 100, seed: int = 0) 
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     order = order.to(features.device)
     count = max(1, int(len(order) * HELD_OUT_FRACTION))
-    held_out, rest = order[:count], order[count:]
+    held_out, rest = order[:count], order[count:] if len(order) > count else order
     heads = train_heads(features, labels, rest, mean, std, LEARNING_RATES, epochs, seed)
     scores = accuracies(heads, features, labels, held_out, mean, std)
     best = int(scores.argmax())
     rate = LEARNING_RATES[best]
+    if bool((scores == scores[0]).all()):
+        notify(
+            f"linear probe: all learning rates score {scores[0]:.2f} % on the held-out training "
+            f"images: {rate} is taken"
+        )
     every = torch.arange(len(features), device=features.device)
     final = train_heads(features, labels, every, mean, std, (rate,), epochs, seed)
     return LinearProbe(mean, std, final, rate, scores[best].item())

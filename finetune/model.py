@@ -16,6 +16,7 @@ from mae_et.checkpoints.load import stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
+from mae_et.checkpoints.weight_files import PREPROCESSING_KEY, read_weight_file
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, one_line
 
@@ -43,7 +44,16 @@ def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
     if config.backbone is None:
         assert config.checkpoint is not None  # NetworkConfig requires one of the two
         return stored_preprocessing(config.checkpoint, config.checkpoint_key)
-    return Preprocessing.of_timm_model(config.backbone) if config.pretrained else None
+    recorded = None if config.checkpoint is None else _recorded_with(config.checkpoint)
+    return recorded or (Preprocessing.of_timm_model(config.backbone) if config.pretrained else None)
+
+
+def _recorded_with(checkpoint: Path) -> Preprocessing | None:
+    """Return what a classifier's run folder, or a file of ours, records with any backbone."""
+    if (checkpoint / "classes.json").is_file():
+        return stored_preprocessing(checkpoint)
+    text = read_weight_file(checkpoint).get(PREPROCESSING_KEY) if checkpoint.is_file() else None
+    return None if text is None else Preprocessing.from_json(text, checkpoint)
 
 
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:

@@ -11,7 +11,7 @@ from finetune.image_size import Size
 from finetune.model import load_run_network
 from finetune.scoring_config import EvaluateConfig
 from finetune.vit import build_vit
-from mae_et.checkpoints.encoders import DEFAULT_EPS, build_named, build_vit_of, grid_of
+from mae_et.checkpoints.encoders import DEFAULT_EPS, build_named, build_vit_of, image_size_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.timm_hub import fetch_from_hub
@@ -78,11 +78,12 @@ def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
             weights.path,
             encoder,
             weights.encoder_num_heads,
+            grid=weights.grid,
             norm_eps=weights.norm_eps or DEFAULT_EPS,
             head=weights.head,
         )
         return replace(_of_timm(config, network), classes=weights.classes)
-    size = config.image_size or grid_of(weights) * encoder["patch_embed.proj.weight"].shape[-1]
+    size = config.image_size or image_size_of(weights)
     pool: Pool = "mean" if "fc_norm.weight" in encoder else "cls"
     probe: Literal["linear", "none"] = "linear" if "running_mean" in weights.head else "none"
     classes = weights.head["weight"].shape[0]

@@ -12,7 +12,7 @@ from torchvision.transforms import CenterCrop, Compose
 
 from finetune.config import RecipeConfig
 from finetune.image_size import Size, height_and_width
-from mae_et.config.data import DataConfig
+from mae_et.config.data import DataConfig, resized_side
 from mae_et.curriculum.frequency import Method, low_frequency_crop
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset
@@ -95,7 +95,7 @@ def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalData
     height, width = sides = height_and_width(size)
     view = EvalDataset(source, data, min(sides))
     if height != width:
-        whole = [round(side / data.eval_crop) for side in sides]
+        whole = [resized_side(side, data.eval_crop) for side in sides]
         view.transform = Compose(
             [
                 trim_ends,

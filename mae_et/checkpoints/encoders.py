@@ -159,16 +159,17 @@ def _side(count: int) -> int:
     return side if side * side == count else 0
 
 
-def grid_of(weights: Weights) -> int:
-    """Return the side of the square position grid of a ViT with a class token, in patches.
+def image_size_of(weights: Weights) -> tuple[int, int]:
+    """Return height and width of the images of a ViT with a class token, in pixels.
 
     Raises:
-        UserError: the grid is not square.
+        UserError: its grid of positions is neither recorded nor square.
     """
-    side = _side(weights.encoder["pos_embed"].shape[1] - 1)
-    if not side:
+    rows, columns = weights.grid or (_side(weights.encoder["pos_embed"].shape[1] - 1),) * 2
+    if not rows:
         raise UserError(f"{weights.path} has no square grid of positions: give --image_size")
-    return side
+    patch = weights.encoder["patch_embed.proj.weight"].shape[-1]
+    return rows * patch, columns * patch
 
 
 def build_named(path: Path, architecture: str, key: str | None = None, head: bool = False) -> Any:

@@ -20,6 +20,7 @@ import timm
 from mae_et.checkpoints.hugging_face import from_hugging_face, read_tensors
 from mae_et.checkpoints.hugging_face_config import (
     classes_of,
+    grid_of,
     read_description,
     read_preprocessor,
 )
@@ -159,7 +160,7 @@ def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
     """Add what a file of ours records beside its weights."""
     path = weights.path
     if PREPROCESSING_KEY in payload:
-        preprocessing = Preprocessing.from_dict(json.loads(payload[PREPROCESSING_KEY]), path)
+        preprocessing = Preprocessing.from_json(payload[PREPROCESSING_KEY], path)
         weights = replace(weights, preprocessing=preprocessing)
     if CLASSIFIER_KEY in payload:
         description = check_classifier_description(json.loads(payload[CLASSIFIER_KEY]), path)
@@ -264,6 +265,7 @@ def _from_hugging_face(folder: Path) -> Weights:
         encoder_num_heads=about.get("num_attention_heads"),
         decoder_num_heads=about.get("decoder_num_attention_heads"),
         norm_eps=about.get("layer_norm_eps", 1e-12),
+        grid=grid_of(about),
         target="norm_pix" if about.get("norm_pix_loss") else "pixel",
     )
 

@@ -41,6 +41,14 @@ def read_preprocessor(folder: Path) -> Preprocessing | None:
     return Preprocessing.of_hugging_face(read_mapping(path), path) if path.is_file() else None
 
 
+def grid_of(about: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the rows and columns of patches of a rectangular image size; None of a square."""
+    size, patch = about.get("image_size"), about.get("patch_size", 16)
+    if not isinstance(size, list) or [type(side) for side in (*size, patch)] != [int] * 3:
+        return None
+    return size[0] // max(patch, 1), size[1] // max(patch, 1)
+
+
 def classes_of(about: dict[str, Any]) -> list[str] | None:
     """Return the class names of a `config.json`, in the order of the head; None without them.
 

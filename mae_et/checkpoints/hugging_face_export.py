@@ -19,11 +19,12 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.state_dicts import Tensors, depth_of
 from mae_et.checkpoints.tensor_files import write_safetensors
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD
+from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD, resized_side
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import sincos_positions
+from mae_et.runtime.console import say
 
 
 def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder | None) -> None:
@@ -44,6 +45,11 @@ def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder 
     else:
         tensors, about = _vit(model)
     write_safetensors(tensors, folder / "model.safetensors")
+    if not isinstance(about["image_size"], int):
+        say(
+            f"mae-et: {folder}: transformers has no view of {about['image_size']} pixels that "
+            "covers it: images of other aspect ratios get black borders, unlike in mae-et evaluate"
+        )
     processor = image_processor(weights.preprocessing, about["image_size"], about["num_channels"])
     for name, content in (("config", about), ("preprocessor_config", processor)):
         write_text_atomically(folder / f"{name}.json", json.dumps(content, indent=2))
@@ -57,7 +63,9 @@ def image_processor(
 
     The shorter side is resized to image size / eval crop, bicubic and antialiased, then the centre
     is cropped. Hugging Face's default backend resizes tensors where ours resizes PIL images: values
-    differ by at most two of 255 grey levels. BitImageProcessor is the class of DINOv2's models.
+    differ by at most two of 255 grey levels. It halves an odd margin downwards where torchvision
+    rounds to even, so a view may begin one pixel earlier. BitImageProcessor is the class of
+    DINOv2's models.
     """
     if preprocessing is None:
         preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
@@ -68,7 +76,7 @@ def image_processor(
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": round(min(sides) / preprocessing.eval_crop)},
+        "size": {"shortest_edge": resized_side(min(sides), preprocessing.eval_crop)},
         "resample": 3,
         "do_center_crop": True,
         "crop_size": {"height": sides[0], "width": sides[1]},

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,10 @@ from mae_et.config.data import DataConfig
 from mae_et.config.model import Target
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
+from mae_et.io.plain_files import read_mapping
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import extent_of, sincos_positions
+from mae_et.runtime.console import is_main, say
 
 # Weights do not record heads; these are the published models' (MAE, tables 1 and A).
 PUBLISHED_HEADS = {
@@ -141,14 +143,14 @@ def stored_preprocessing(
     Args:
         path: checkpoint, or timm's name of a model.
         key: choice among several sets of weights in a file.
-        architecture: timm's name of the network in a file that only timm can read; what timm
-            publishes for it counts.
+        architecture: timm's name of the network in a file that only timm can read; the
+            `config.json` that timm writes beside it counts, or what timm publishes for the name.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
     if architecture is not None or not path.exists():
-        return Preprocessing.of_timm_model(architecture or str(path))
+        return _of_timm_folder(path) or Preprocessing.of_timm_model(architecture or str(path))
     if (path / "config.json").is_file():
         return read_preprocessor(path)
     if (path / "classes.json").is_file():
@@ -158,6 +160,14 @@ def stored_preprocessing(
     if config is not None:
         return Preprocessing.of_run(config.data, config.model.image_size)
     return peek_weights(path, key).preprocessing
+
+
+def _of_timm_folder(path: Path) -> Preprocessing | None:
+    """Return what the `config.json` that timm saved beside a file says; None without one."""
+    about = path.parent / "config.json"
+    if not path.is_file() or not about.is_file():
+        return None
+    return Preprocessing.of_timm(read_mapping(about).get("pretrained_cfg"), about)
 
 
 def stored_data(
@@ -189,11 +199,23 @@ def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | N
             f"the {part}'s number of heads cannot be read from weights of width {width}: give "
             f"{part}_num_heads"
         )
+    if given is None:
+        _report_published(part, width, heads)
     if width % heads:
         raise UserError(
             f"{part}_num_heads {heads} does not divide the width {width} of the weights"
         )
     return heads
+
+
+@cache
+def _report_published(part: str, width: int, heads: int) -> None:
+    """Print once which heads are assumed: MoCo v3's ViT-S has twice the usual number."""
+    if is_main():
+        say(
+            f"mae-et: the weights do not record the {part}'s heads: {heads}, as published for "
+            f"width {width} (or give {part}_num_heads)"
+        )
 
 
 def _build(weights: Weights) -> MaskedAutoencoder:

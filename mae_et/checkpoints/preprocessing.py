@@ -1,5 +1,6 @@
 """How an encoder's images were prepared: stored with its weights, inherited downstream."""
 
+import json
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -38,15 +39,22 @@ class Preprocessing:
         return cls(data.mean, data.std, data.eval_crop, image_size)
 
     @classmethod
-    def of_timm(cls, config: Any) -> "Preprocessing | None":
-        """Return what a timm model's `pretrained_cfg` (mapping) says; None without statistics."""
-        if not config or not config.get("mean"):
-            return None
-        height, width = config.get("input_size", (3, 224, 224))[-2:]
-        return cls._checked(
-            config["mean"], config["std"], config.get("crop_pct") or 1.0, (height, width),
-            config.get("interpolation") or INTERPOLATION, config.get("crop_mode") or CROP_MODE,
-        )  # fmt: skip
+    def of_timm(cls, config: Any, path: object = "timm") -> "Preprocessing | None":
+        """Return what a timm model's `pretrained_cfg` (mapping) says; None without statistics.
+
+        Raises:
+            UserError: an entry has the wrong type; the sentence names the path.
+        """
+        try:
+            if not config or not config.get("mean"):
+                return None
+            height, width = config.get("input_size", (3, 224, 224))[-2:]
+            return cls._checked(
+                config["mean"], config["std"], config.get("crop_pct") or 0.875, (height, width),
+                config.get("interpolation") or INTERPOLATION, config.get("crop_mode") or CROP_MODE,
+            )  # fmt: skip
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(f"{path} is damaged: its statistics or sizes are no numbers") from None
 
     @classmethod
     def of_timm_model(cls, name: str) -> "Preprocessing | None":
@@ -66,14 +74,11 @@ class Preprocessing:
             if statistics is None:
                 return None
             resized, crop = _sides(about.get("size")), _sides(about.get("crop_size"))
-            share = 1.0
+            share, mode = float(about.get("crop_pct") or 1), _crop_mode(about)  # ConvNeXt's
             if about.get("do_center_crop") and resized and crop:
                 share = min(crop) / min(resized)
             else:
                 crop = resized
-            size = about.get("size")
-            squashed = crop is resized and isinstance(size, dict) and "height" in size
-            mode = "squash" if squashed else CROP_MODE
             name = _RESAMPLING.get(about.get("resample", 3), INTERPOLATION)
             return cls._checked(*statistics, share, crop, name, mode)
         except (KeyError, TypeError, ValueError):
@@ -90,6 +95,15 @@ class Preprocessing:
             return cls._checked(**entries)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} is damaged: mae_et.preprocessing has other entries") from None
+
+    @classmethod
+    def from_json(cls, text: Any, path: object) -> "Preprocessing":
+        """Read what a file of ours records as text; see `from_dict`."""
+        try:
+            entries = json.loads(text)
+        except (TypeError, ValueError):
+            entries = None
+        return cls.from_dict(entries, path)
 
     @classmethod
     def _checked(
@@ -158,6 +172,19 @@ def _statistics(about: dict[str, Any]) -> tuple[list[float], list[float]] | None
         return None
     mean, std = about["image_mean"], about["image_std"]
     return [float(value) / white for value in mean], [float(value) / white for value in std]
+
+
+def _crop_mode(about: dict[str, Any]) -> str:
+    """Return how Hugging Face's processor changes an image's aspect ratio, in timm's terms.
+
+    An old config's number is a square for ViT's processors, and the shorter side for others'.
+    """
+    if about.get("do_resize") is False:
+        return "no resizing"
+    size = about.get("size")
+    kind = about.get("image_processor_type") or about.get("feature_extractor_type") or "ViT"
+    square = isinstance(size, int) and str(kind).startswith(("ViT", "DeiT", "Beit"))
+    return "squash" if square or (isinstance(size, dict) and "height" in size) else CROP_MODE
 
 
 def _sides(size: Any) -> tuple[int, int] | None:

@@ -37,7 +37,7 @@ def data_of_checkpoint(config: Any) -> DataConfig | None:
     data = stored_data(path, key, named)
     if named is not None and data is not None:
         say(
-            f"mae-et: images as timm publishes for {named}, unless given: data.mean "
+            f"mae-et: images as timm records for {named}, unless given: data.mean "
             f"{list(data.mean)}, data.std {list(data.std)}, data.eval_crop {data.eval_crop}"
         )
     return data
@@ -64,9 +64,9 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
     """Return statistics and sizes of the images and, if fine-tuning names no dataset, the data."""
     start, backbone = config.model.checkpoint, config.model.backbone
     before = config.output.dir / "config.yaml"
-    if backbone is None and start is not None and not start.exists() and before.is_file():
+    if start is not None and not start.exists() and before.is_file():
         return _inherited_before(before)
-    if backbone is not None and not config.model.pretrained:
+    if start is None and not config.model.pretrained:
         return {}
     if start is not None and _is_missing_file(start):
         return {}

@@ -114,6 +114,14 @@ class DataConfig:
         return self.name or ("folder" if self.root else "synthetic")
 
 
+def resized_side(side: int, eval_crop: float) -> int:
+    """Return the side, in pixels, that images are resized to before a centre crop of `side`.
+
+    Rounded down as in timm and MAE (248 for 224 at 0.9), whatever the quotient's last digit.
+    """
+    return int(side / eval_crop + 1e-6)
+
+
 def check_statistics(data: DataConfig, channels: int) -> None:
     """Refuse statistics that do not fit the channels.
 

@@ -32,8 +32,8 @@ class PlannedStage:
 class Plan:
     """A curriculum resolved to whole steps; a training loop reads it and never changes it.
 
-    Made by `Curriculum.plan`. Schedules (learning rate, weight decay, drop path) are functions of
-    `progress`, so they need no state beyond the step.
+    Made by `Curriculum.plan`. Schedules (learning rate, weight decay) are functions of `progress`,
+    so they need no state beyond the step.
     """
 
     stages: tuple[PlannedStage, ...]

@@ -245,6 +245,8 @@ def _array_image(array: np.ndarray, channels: int, max_value: float | None) -> T
         raise ValueError(
             f"an array of shape {array.shape} is not an image of {channels} channels{hint}"
         )
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"its numbers are {array.dtype}, not real")
     if array.dtype != np.uint8:
         array = _scale_array(array, 1 if max_value is None else max_value)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))

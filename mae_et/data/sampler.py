@@ -154,7 +154,9 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             following = min(last, max(0, last + len(new) - self.replay_images))
             if step + 1 == stage.start + stage.steps:
                 following = last
-            leaving = (self._sample_at(place, stage) for place in range(first, following))
+            # Of more new samples than are kept, some are too old to be drawn from at once.
+            oldest = min(first, last - len(new))
+            leaving = (self._sample_at(place, stage) for place in range(oldest, following))
             dropped = [draw for draw in leaving if draw in held]  # some were not reloaded
             held.difference_update(dropped)
             yield StepSamples(step, stage, loaded, new + again, len(new), dropped)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
@@ -21,7 +21,7 @@ from torchvision.transforms import (
 )
 from torchvision.transforms.functional import pil_to_tensor
 
-from mae_et.config.data import DataConfig
+from mae_et.config.data import DataConfig, resized_side
 from mae_et.data.box_resize import PixelBox
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import RunFailed, UserError
@@ -54,7 +54,7 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
         self.transform = Compose(
             [
                 trim_ends,
-                Resize(round(size / config.eval_crop), BICUBIC, antialias=True),
+                Resize(resized_side(size, config.eval_crop), BICUBIC, antialias=True),
                 CenterCrop(size),
             ]
         )
@@ -162,10 +162,23 @@ def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:
     if not config.augment:
         return []
     name, *rest = config.augment.split("-")
-    fill = tuple(round(255 * mean) for mean in config.mean)
+    mean = config.mean if len(config.mean) == 3 else config.mean * 3
+    fill = tuple(round(255 * value) for value in mean)
     recipe = "-".join([name, f"m{magnitude:g}", *rest])
     try:
         how = {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
-        return [_refuse_arrays, rand_augment_transform(recipe, how)]
+        transform = rand_augment_transform(recipe, how)
     except (AssertionError, ValueError, KeyError):
         raise UserError(f"timm knows no augmentation {recipe!r} (data.augment)") from None
+    for operation in transform.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return [_refuse_arrays, transform]
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep some bits of each channel; none of them, at magnitude 10, is black.
+
+    Pillow 13 refuses 0 bits, which earlier versions made black and timm still requests.
+    """
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)

@@ -117,13 +117,15 @@ def test_dinov2_s_own_layout_with_registers_is_that_of_timm(tmp_path: Path) -> N
     assert_same_features(load_encoder(tmp_path / "dinov2_reg4.pth", num_heads=3), expected)
 
 
-@pytest.mark.parametrize("kind", ["ViT", "ViTForImageClassification", "Dinov2", "registers"])
+@pytest.mark.parametrize(
+    "kind", ["ViT", "ViT of 16 x 64", "ViTForImageClassification", "Dinov2", "registers"]
+)
 def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: Path) -> None:
     import transformers
 
     sizes = {
-        "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
-        "patch_size": 8,
+        "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8,
+        "image_size": [16, 64] if "16 x 64" in kind else 32,
     }  # fmt: skip
     config, model = {
         "ViT": (transformers.ViTConfig, transformers.ViTModel),
@@ -134,7 +136,7 @@ def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: 
         "registers": (
             transformers.Dinov2WithRegistersConfig, transformers.Dinov2WithRegistersModel,
         ),
-    }[kind]  # fmt: skip
+    }[kind.partition(" ")[0]]  # fmt: skip
     more = {"intermediate_size": 100} if kind.startswith("ViT") else {}
     expected = randomised(model(config(**sizes, **more)))
     expected.save_pretrained(tmp_path)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
 from mae_et import UserError, load_pretrained
-from mae_et.checkpoints.load import depth_of, num_heads_of
+from mae_et.checkpoints.load import _report_published, depth_of, num_heads_of
 from mae_et.checkpoints.weight_files import read_weight_file
 
 
@@ -119,10 +119,19 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth", 3, 5)
 
 
+def test_heads_that_are_only_published_are_reported(capsys) -> None:
+    """MoCo v3's ViT-S has 12 heads where timm's and DINO's have 6."""
+    _report_published.cache_clear()
+    assert num_heads_of("encoder", 384, None) == 6
+    line = "the weights do not record the encoder's heads: 6, as published for width 384"
+    assert line in capsys.readouterr().err
+    assert num_heads_of("encoder", 384, 12) == 12
+    assert not capsys.readouterr().err
+
+
 def test_depth_and_heads_are_inferred_from_the_weights() -> None:
     weights = {f"blocks.{n}.{part}": torch.zeros(1) for n in (0, 1, 2) for part in ("a", "b")}
     assert depth_of(weights) == 3
-    assert num_heads_of("encoder", 768, None) == 12
     assert num_heads_of("encoder", 8, 2) == 2
     for width, given in ((8, None), (8, 3)):
         with pytest.raises(UserError, match="encoder"):

@@ -21,6 +21,7 @@ from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.arguments import config_over_data_of, parse_command
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
+from mae_et.io.seals import seal
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 OWN = Preprocessing((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 1.0, 32)
@@ -164,6 +165,14 @@ def test_recipes_keep_their_own_sizes(run: Path) -> None:
         ({"rescale_factor": 2 / 255, "image_mean": [1], "image_std": [1]}, (0.5,), (0.5,), "center"),  # noqa: E501
         ({"image_mean": [0.5], "image_std": [0.5], "size": {"height": 32, "width": 32}},
          (0.5,), (0.5,), "squash"),
+        ({"image_mean": [0.5], "image_std": [0.5], "size": 32}, (0.5,), (0.5,), "squash"),
+        ({"image_mean": [0.5], "image_std": [0.5], "size": 40, "crop_size": 32,
+          "do_center_crop": True, "feature_extractor_type": "DeiTFeatureExtractor"},
+         (0.5,), (0.5,), "squash"),
+        ({"image_mean": [0.5], "image_std": [0.5], "size": 32,
+          "feature_extractor_type": "CLIPFeatureExtractor"}, (0.5,), (0.5,), "center"),
+        ({"image_mean": [0.5], "image_std": [0.5], "size": {"shortest_edge": 32},
+          "do_resize": False}, (0.5,), (0.5,), "no resizing"),
     ],
 )  # fmt: skip
 def test_what_a_hugging_face_processor_does_is_read(about, mean, std, mode, capsys) -> None:
@@ -174,7 +183,16 @@ def test_what_a_hugging_face_processor_does_is_read(about, mean, std, mode, caps
     )  # fmt: skip
     data = DataConfig(mean=found.mean, std=found.std, eval_crop=1.0)
     report_preprocessing(found, data, "a.pth")
-    assert ("crop mode squash" in capsys.readouterr().err) == (mode == "squash")
+    assert (f"crop mode {mode}" in capsys.readouterr().err) == (mode != "center")
+
+
+def test_the_share_of_a_centre_crop_is_read_or_timm_s_default() -> None:
+    about = {"image_mean": [0.5], "image_std": [0.5], "size": {"shortest_edge": 32}}
+    convnext = Preprocessing.of_hugging_face(about | {"crop_pct": 0.8}, "folder")
+    timm_s = Preprocessing.of_timm({"mean": [0.5], "std": [0.5], "input_size": [3, 32, 32]})
+    assert (convnext.eval_crop, timm_s.eval_crop) == (0.8, 0.875)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        Preprocessing.of_timm({"mean": [0.5], "std": "x"}, "config.json")
 
 
 def test_unrecorded_statistics_are_reported(capsys) -> None:
@@ -191,6 +209,25 @@ def test_a_named_architecture_brings_what_timm_publishes(command: str, tmp_path,
     words = [f"--{key}={tmp_path / 'clip.pth'}", f"--architecture={name}", "--data.name=synthetic"]
     config = config_over_data_of(command, words)
     assert config.data.mean == timm.get_pretrained_cfg(name).mean
-    assert f"images as timm publishes for {name}" in capsys.readouterr().err
+    assert f"images as timm records for {name}" in capsys.readouterr().err
     config = config_over_data_of(command, [*words, "--data.mean=[0.1,0.1,0.1]"])
     assert config.data.mean == (0.1, 0.1, 0.1)
+
+
+def test_the_config_that_timm_saves_beside_its_file_counts(tmp_path: Path) -> None:
+    about = {"architecture": "resnet10t", "pretrained_cfg": {
+        "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "crop_pct": 0.9, "input_size": [3, 64, 64],
+    }}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    (tmp_path / "model.safetensors").touch()
+    found = stored_preprocessing(tmp_path / "model.safetensors", architecture="resnet10t")
+    assert found == Preprocessing((0.1, 0.2, 0.3), (0.5,) * 3, 0.9, 64)
+
+
+def test_a_backbone_s_run_hands_on_its_statistics(tmp_path: Path, capsys) -> None:
+    about = {"classes": ["a", "b"], "preprocessing": vars(OWN)}
+    (tmp_path / "classes.json").write_text(json.dumps(seal(about)))
+    words = ["--model.backbone=resnet10t", "--data.name=synthetic"]
+    config, _ = parse_command("finetune", [*words, f"--checkpoint={tmp_path}"])
+    assert (config.data.mean, config.data.eval_crop) == (OWN.mean, OWN.eval_crop)
+    assert parse_command("finetune", words)[0].data.mean == DataConfig().mean

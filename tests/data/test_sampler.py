@@ -141,6 +141,18 @@ def test_a_resumed_replay_reloads_what_it_needs(start: int) -> None:
     assert not held
 
 
+def test_a_replay_buffer_smaller_than_a_step_keeps_nothing_longer() -> None:
+    size = micro_batch_size(None, PLAN, 1)
+    small = CurriculumBatchSampler(PLAN, 0, size, replay={16: 3}, replay_images=3)
+    held: set[SampleIndex] = set()
+    for step in small.steps():
+        if step.stage.bandwidth == 16:
+            held |= set(step.loaded)
+            assert set(step.used) <= held
+            held -= set(step.dropped)
+            assert not held
+
+
 def test_the_sampler_yields_what_the_steps_load() -> None:
     batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(3, PLAN, 1), **REPLAYED)
     parts = [part for step in batches.steps() for part in chunks(step.loaded, 12)]

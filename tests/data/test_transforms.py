@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from mae_et import Curriculum, Stage, UserError
 from mae_et.config.data import DataConfig
@@ -13,7 +14,15 @@ from mae_et.data.loader import eval_loader
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.data.transforms import EvalDataset, as_tensor, flip_again, normalise, seeded
+from mae_et.data.transforms import (
+    EvalDataset,
+    as_tensor,
+    augmentation,
+    flip_again,
+    normalise,
+    seeded,
+    training_transform,
+)
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 SOURCE = Synthetic(50, 32)
@@ -45,6 +54,37 @@ def test_a_sample_keeps_its_crop_and_gets_noise_for_each_stages_grid() -> None:
     assert early.images.dtype == torch.uint8
     assert early.images.shape == (3, 32, 32)
     assert (early.noise.shape, late.noise.shape) == ((4,), (16,))
+
+
+@pytest.mark.parametrize("size", [32, 60])
+@pytest.mark.parametrize("crop", [0.875, 0.9, 32 / 35, 0.95, 1.0])
+def test_the_evaluation_view_is_timm_s(size: int, crop: float) -> None:
+    """60 at 0.95 is resized to 63, rounded down; 32 of 35 to 35 whatever the quotient."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    ours = EvalDataset([(image, 0)], DataConfig(eval_crop=crop), size)[0][0]
+    settings = {"crop_pct": crop, "interpolation": "bicubic", "normalize": False}
+    theirs = create_transform((3, size, size), **settings)(image)
+    assert torch.equal(ours, theirs)
+
+
+def test_the_highest_magnitude_posterizes_to_black() -> None:
+    """Magnitude 9 reaches it by its deviation: once in 500 images, in every published recipe."""
+    image = Image.new("RGB", (4, 4), (200, 100, 0))
+    transform = augmentation(DataConfig(augment="rand-inc1"), 10)[-1]
+    posterize = next(each for each in transform.ops if each.name == "PosterizeIncreasing")
+    posterize.prob = 1.0
+    assert posterize(image).getextrema() == ((0, 0),) * 3
+
+
+def test_one_mean_for_all_channels_fills_augmented_images() -> None:
+    image = Image.new("RGB", (32, 32), (200, 100, 0))
+    views = []
+    for mean in ((0.5,), (0.5, 0.5, 0.5)):
+        config = DataConfig(augment="rand", mean=mean, std=mean)
+        with seeded(1):
+            views.append([as_tensor(training_transform(config, 32, 9)(image)) for _ in range(8)])
+    assert all(map(torch.equal, *views))
 
 
 def test_augmentation_has_the_magnitude_of_the_stage() -> None:

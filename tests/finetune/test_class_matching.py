@@ -28,6 +28,8 @@ NUMBERS = [str(number) for number in range(12)]
         (1000, None, SYNSETS, [0, 217, 999], "matched by ImageNet's synsets, 3 of 1000"),
         (1000, ["tench, Tinca tinca"], SYNSETS, [0, 217, 999], "matched by ImageNet's synsets"),
         (1000, SYNSETS[::-1], SYNSETS[:1], [2], "matched by name"),
+        (3, ["crane", "tench", "crane"], ["tench"], [1], "matched by name, 1 of 3"),
+        (3, ["crane", "tench", "crane"], ["crane", "tench", "crane"], [0, 1, 2], "matched by name"),
     ],
 )
 def test_each_class_has_its_output(outputs, names, classes, indices, how: str) -> None:
@@ -41,6 +43,8 @@ def test_each_class_has_its_output(outputs, names, classes, indices, how: str) -
     [
         (4, ANIMALS, ["ant", "emu"], r"1 of the dataset's 2 are not among them \(emu\)"),
         (4, ANIMALS, ["ANT", "Bee"], r"2 of the dataset's 2 .* \(ANT, Bee\)"),
+        (3, ["crane", "tench", "crane"], ["crane", "tench"], "has 2 classes of the name crane"),
+        (3, ANIMALS, ["bee"], "weights.pth has 3 classes, and names 4"),
         (4, None, ["ant", "emu"], "4 classes without names, the dataset has 2: name their folders"),
         (2, None, ["1", "2"], None),
         (2, None, ["1", "2", "3"], "2 classes without names, the dataset has 3"),
