@@ -9,21 +9,25 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 # The versions to install: those that the tests last passed with. Empty (make LOCK=) takes the newest.
 LOCK   ?= requirements/lock.txt
-INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(LOCK:%=--constraint %)
+# Python compiles what it imports: pip would compile four times as much.
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile $(LOCK:%=--constraint %)
 export PYTHONUNBUFFERED = 1
 
 .PHONY: demo test test-all test-gpu test-faults coverage fuzz audit docs slurm-deps lint format tensorboard clean
 
-$(VENV)/.ready: setup.cfg pyproject.toml $(LOCK)
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'mae-et needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: setup.cfg pyproject.toml $(LOCK) | $(BIN)/python
 	$(INSTALL) -e .
 	touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready
-	$(INSTALL) -e '.[dev]'
-	touch $@
+# At once, for pip resolves all versions anew each time.
+$(VENV)/.ready-dev: setup.cfg pyproject.toml $(LOCK) | $(BIN)/python
+	$(INSTALL) -e '.[dev,docs]'
+	touch $(VENV)/.ready $@
 
 demo: $(VENV)/.ready
 	$(BIN)/mae-et demo
@@ -93,7 +97,6 @@ audit: $(VENV)/.ready-dev
 PAGES = README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE CITATION.cff docs benchmarks/*.md benchmarks/*.png
 LINKED = setup.cfg requirements examples configs mae_et/pretraining.py
 docs: $(VENV)/.ready-dev
-	$(INSTALL) -e '.[docs]'
 	rm -rf build/pages && mkdir -p build/pages
 	git ls-files -coz --exclude-standard $(PAGES) $(LINKED) | xargs -0 cp --parents -t build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
 from slurm_cluster import Cluster, missing_programs, start_cluster
 from tiny_run import TINY, config_in
 
-from mae_et import PretrainConfig, load_config, pretrain
+import mae_et  # which loads PyTorch where it is used: xdist's controller needs none
 
 # In this order, before all others, so that no worker is left with one of them at the end.
 LONGEST = (
@@ -33,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Sum in one order, whatever the number of cores."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,10 +61,9 @@ def place(tmp_path: Path, monkeypatch) -> Path:
 def tiny(tiny_yaml: Path, tmp_path: Path):
     """A function that builds the tiny config with additional flags."""
 
-    def build(*flags: str) -> PretrainConfig:
-        return load_config(
-            PretrainConfig, [tiny_yaml], [f"--output.dir={tmp_path / 'run'}", *flags]
-        )
+    def build(*flags: str) -> mae_et.PretrainConfig:
+        given = [f"--output.dir={tmp_path / 'run'}", *flags]
+        return mae_et.load_config(mae_et.PretrainConfig, [tiny_yaml], given)
 
     return build
 
@@ -72,8 +71,10 @@ def tiny(tiny_yaml: Path, tmp_path: Path):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """Folder of a finished run of the tiny config; a test that writes to it copies it first."""
+    import torch
+
     torch.set_num_threads(1)
-    return pretrain(config_in(tmp_path_factory.mktemp("trained")))
+    return mae_et.pretrain(config_in(tmp_path_factory.mktemp("trained")))
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +91,8 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 @pytest.fixture
 def alone_in_a_group():
     """A process group of one, in which DistributedDataParallel runs as among many."""
+    import torch.distributed as dist
+
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()

@@ -1,15 +1,14 @@
 """The command line as users meet it."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 from PIL import Image
+from ranks import run, start
 from tiny_run import GOLDEN, TINY
 from torchvision.io import read_image
 from user_errors import error_of
@@ -194,46 +193,27 @@ def test_every_command_has_help(capsys) -> None:
     assert main(["--version"]) == 0
 
 
-def test_interrupted_and_killed_commands_resume_to_the_same_weights(tmp_path: Path, capsys) -> None:
-    """Real processes with loader workers: SIGTERM to the whole group, then SIGKILL."""
-    (tmp_path / "tiny.yaml").write_text(TINY)
+def test_interrupted_and_killed_commands_resume_to_the_same_weights(tmp_path: Path) -> None:
+    """Processes with loader workers: SIGTERM to the whole group, then SIGKILL."""
+    flags = ["--curriculum.epochs=14", "--efficiency.num_workers=1", "--output.checkpoint_every=2"]
 
-    def command(run: str) -> list[str]:
-        flags = [
-            "--curriculum.epochs=10",
-            "--efficiency.num_workers=1",
-            "--output.checkpoint_every=2",
-        ]
-        return ["pretrain", f"--config={tmp_path / 'tiny.yaml'}", f"--output.dir={tmp_path / run}",
-                *flags]  # fmt: skip
+    def signalled(after: int, number: int) -> CompletedProcess:
+        command = start(tmp_path, 1, *flags, f"--output.dir={tmp_path / 'killed'}")
+        command.wait_for(f"step {after}/")
+        command.signal(number)
+        return command.finish()
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def signalled(after: str, number: int) -> tuple[int, str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mae_et", *command("killed")],
-            stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
-        )  # fmt: skip
-        for line in process.stderr:
-            if line.startswith(f"step {after}/"):
-                break
-        os.killpg(process.pid, number)
-        rest = process.stderr.read()
-        return process.wait(), rest
-
-    assert main(command("whole")) == 0
-    status, said = signalled("12", signal.SIGTERM)
-    assert status == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after step" in said
-    assert "Traceback" not in said
-    status, _ = signalled("24", signal.SIGKILL)
-    assert status == -signal.SIGKILL
+    assert run(tmp_path, 1, *flags, f"--output.dir={tmp_path / 'whole'}").returncode == 0
+    stopped = signalled(4, signal.SIGTERM)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert signalled(12, signal.SIGKILL).returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "results.json").exists()
-    capsys.readouterr()
-    assert main(command("killed")) == 0
-    assert last_json(capsys.readouterr().out)["run"].endswith("killed")
+    ended = run(tmp_path, 1, *flags, f"--output.dir={tmp_path / 'killed'}")
+    assert last_json(ended.stdout)["run"].endswith("killed")
     encoders = [
-        (tmp_path / run / "encoder.safetensors").read_bytes() for run in ("whole", "killed")
+        (tmp_path / name / "encoder.safetensors").read_bytes() for name in ("whole", "killed")
     ]
     assert encoders[0] == encoders[1]
     # Rows are the same but for the one that the stop added, between two others.

@@ -5,67 +5,87 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import torch
 from tiny_run import TINY
 
-# Importing PyTorch takes a rank most of its time: a server imports it once and forks for each.
-RANKS = multiprocessing.get_context("forkserver")
-RANKS.set_forkserver_preload(["mae_et.cli.main", "mae_et.pretraining", "finetune.classifier"])
+from mae_et.cli.main import main
+
+FORK = multiprocessing.get_context("fork")  # a new interpreter would import PyTorch for seconds
 
 
-def run(
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that run a command, whose output is in files."""
+
+    command: list[str]
+    folder: Path
+    processes: list[BaseProcess]
+
+    def read(self, stream: str) -> str:
+        """Return what the ranks printed to `out` or `err`, in their order."""
+        paths = (_log(self.folder, rank, stream) for rank in range(len(self.processes)))
+        return "".join(path.read_text() for path in paths if path.exists())
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Wait until a rank has printed a text to standard error."""
+        end = time.monotonic() + seconds
+        while text not in self.read("err"):
+            assert time.monotonic() < end, self.read("err")
+            time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every rank and to all of its processes."""
+        for process in self.processes:
+            os.killpg(process.pid, number)
+
+    def finish(self) -> subprocess.CompletedProcess:
+        """Wait for all; return the first exit status other than zero, and what they printed."""
+        for process in self.processes:
+            process.join(120)
+            process.kill()  # if it is still there
+            process.join()
+        failed = [process.exitcode for process in self.processes if process.exitcode]
+        return subprocess.CompletedProcess(
+            self.command, failed[0] if failed else 0, self.read("out"), self.read("err")
+        )
+
+
+def start(
     folder: Path, ranks: int, *flags: str, command: str = "pretrain", yaml: str = TINY,
     of_last: Sequence[str] = (),
-) -> subprocess.CompletedProcess:  # fmt: skip
-    """Run a command on ranks that join over gloo, in the folder's subfolder named after them.
+) -> Ranks:  # fmt: skip
+    """Start a command on ranks that join over gloo, in the folder's subfolder named after them.
 
-    `launch` starts them as a user does, which takes seconds more. The last rank has the flags
-    `of_last` too.
-
-    Returns:
-        The first exit status other than zero, and what the ranks printed, in their order.
+    The last rank has the flags `of_last` too.
     """
-    arguments = _arguments(folder, ranks, *flags, command=command, yaml=yaml)
+    config = folder / "tiny.yaml"
+    config.write_text(yaml)
+    words = [command, f"--config={config}", f"--output.dir={folder / str(ranks)}", *flags]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     environment = address | {"WORLD_SIZE": str(ranks)}
-    processes = [
-        RANKS.Process(target=_rank, args=(rank, environment, [*arguments, *more], folder))
+    for log in folder.glob("rank-*"):  # of ranks before these
+        log.unlink()
+    processes: list[BaseProcess] = [
+        FORK.Process(target=_rank, args=(rank, environment, [*words, *more], folder))
         for rank, more in enumerate([*[()] * (ranks - 1), of_last])
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()  # if it is still there
-        process.join()
-    failed = [process.exitcode for process in processes if process.exitcode]
-    out, error = (
-        "".join(_log(folder, rank, stream).read_text() for rank in range(ranks))
-        for stream in ("out", "err")
-    )
-    return subprocess.CompletedProcess(arguments, failed[0] if failed else 0, out, error)
+    return Ranks(words, folder, processes)
 
 
-def launch(folder: Path, ranks: int, *flags: str) -> subprocess.Popen:
-    """Start a pre-training by torchrun."""
-    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-             "-m", "mae_et", *_arguments(folder, ranks, *flags)]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def _arguments(
-    folder: Path, ranks: int, *flags: str, command: str = "pretrain", yaml: str = TINY
-) -> list[str]:
-    config = folder / "tiny.yaml"
-    config.write_text(yaml)
-    return [command, f"--config={config}", f"--output.dir={folder / str(ranks)}", *flags]
+def run(folder: Path, ranks: int, *flags: str, **more: Any) -> subprocess.CompletedProcess:
+    """Run a command to its end; see `start`."""
+    return start(folder, ranks, *flags, **more).finish()
 
 
 def _log(folder: Path, rank: int, stream: str) -> Path:
@@ -74,10 +94,7 @@ def _log(folder: Path, rank: int, stream: str) -> Path:
 
 def _rank(rank: int, environment: dict[str, str], arguments: list[str], folder: Path) -> None:
     """Run a command in this process, with its output in files."""
-    import torch
-
-    from mae_et.cli.main import main
-
+    os.setsid()
     os.environ.update(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
     for number, stream in ((1, "out"), (2, "err")):
         descriptor = os.open(_log(folder, rank, stream), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
