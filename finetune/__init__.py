@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from finetune.classifier import classify as classify
     from finetune.config import ClassifierConfig as ClassifierConfig
     from finetune.embedding import embed as embed
-    from finetune.embedding_config import EmbedConfig as EmbedConfig
     from finetune.evaluation import evaluate as evaluate
+    from finetune.feature_config import EmbedConfig as EmbedConfig
     from finetune.features import Features as Features
     from finetune.features import extract_dataset_features as extract_dataset_features
     from finetune.learning_dynamics import dynamics as dynamics
@@ -31,7 +31,7 @@ else:
             "finetune.classifier": ["classify"],
             "finetune.config": ["ClassifierConfig"],
             "finetune.embedding": ["embed"],
-            "finetune.embedding_config": ["EmbedConfig"],
+            "finetune.feature_config": ["EmbedConfig"],
             "finetune.evaluation": ["evaluate"],
             "finetune.features": ["Features", "extract_dataset_features"],
             "finetune.learning_dynamics": ["dynamics"],

@@ -54,7 +54,6 @@ class NetworkConfig:
     """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
-        """Refuse an unnamed network and contradictory settings."""
         require(
             self.checkpoint is not None or self.backbone is not None,
             "give --checkpoint (model.checkpoint) or model.backbone",
@@ -86,7 +85,6 @@ class RecipeConfig:
     """Random erasing probability; erased rectangles are filled with noise."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
         require_in("[0, inf)", self, "recipe.mixup", "recipe.cutmix")
         require_in("[0, 1)", self, "recipe.smoothing", "recipe.erasing")
 
@@ -111,7 +109,6 @@ class ClassifierOptimConfig(OptimConfig):
     """Decay of an exponential moving average of the weights; no average by default."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
         super().__post_init__()
         require_in("(0, 1]", self, "optim.layer_decay")
         require_in("(0, 1)", self, "optim.ema")
@@ -136,7 +133,6 @@ class ClassifierOutputConfig(OutputConfig):
     """Interval between evaluations on the validation split; null turns them off."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
         super().__post_init__()
         if self.evaluate_every is not None:
             duration_in_steps(self.evaluate_every, 1, "output.evaluate_every")
@@ -160,7 +156,6 @@ class ClassifierConfig:
     """Seed of the new weights, the data order, its augmentation and stochastic depth."""
 
     def __post_init__(self) -> None:
-        """Refuse sections that contradict each other."""
         check_statistics(self.data, self.model.channels)
         check_cache(self.data, self.crop.method, self.efficiency.decode)
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")

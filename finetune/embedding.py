@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.embedding_config import EmbedConfig, FilePool
 from finetune.embedding_output import (
     DIFFERENCE,
     description_of,
@@ -25,6 +24,7 @@ from finetune.embedding_output import (
     partial_folder,
     settings_of,
 )
+from finetune.feature_config import EmbedConfig, FilePool
 from finetune.feature_images import FeatureImages, Part, name_of, open_parts
 from finetune.feature_rows import FeatureRows
 from finetune.feature_tables import check_parquet, rows_of, write_csv, write_parquet

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finetune.embedding_config import EmbedConfig
+from finetune.feature_config import EmbedConfig
 from finetune.feature_images import Part
 from finetune.frozen_encoder import FrozenEncoder
 from mae_et.checkpoints.checksums import sha256_of_tensors

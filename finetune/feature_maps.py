@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Subset
 
-from finetune.feature_map_config import FeatureMapConfig
+from finetune.feature_config import FeatureMapConfig
 from finetune.features import encode_images
 from finetune.frozen_encoder import open_encoder_and_data
 from finetune.intermediate_layers import encode_layers

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
-from finetune.scoring_config import FrozenEncoderConfig, ProbeConfig
+from finetune.scoring_config import FrozenNetworkConfig, ProbeConfig
 from finetune.transforms import eval_dataset
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
@@ -92,7 +92,7 @@ def encode_images(
     encoder: FrozenEncoder,
     images: Dataset[Any],
     data: DataConfig,
-    config: FrozenEncoderConfig,
+    config: FrozenNetworkConfig,
     device: torch.device,
     encode: Callable[[Tensor], Tensor] | None = None,
     bandwidth: int | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.image_size import Size, format_size, height_and_width
 from finetune.run_folder import read_classifier_config
-from finetune.scoring_config import FrozenEncoderConfig
+from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder, stored_preprocessing
@@ -75,7 +75,7 @@ class FrozenEncoder:
 
 
 def open_encoder_and_data(
-    config: FrozenEncoderConfig, needs_images: bool = True
+    config: FrozenNetworkConfig, needs_images: bool = True
 ) -> tuple[FrozenEncoder, DataConfig]:
     """Open the encoder of a config and choose its data: those given, else those of its training.
 

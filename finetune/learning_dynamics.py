@@ -13,7 +13,7 @@ from finetune.features import extract_dataset_features
 from finetune.frozen_encoder import FrozenEncoder, encoder_from_weights, open_encoder_and_data
 from finetune.linear_classifier import train_probe
 from finetune.objective import HeldOutAccuracy
-from finetune.scoring_config import DynamicsConfig, FrozenEncoderConfig, ProbeConfig
+from finetune.scoring_config import DynamicsConfig, ProbeConfig
 from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
@@ -74,9 +74,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
 
 def _score_single(config: DynamicsConfig) -> dict[str, Any]:
     """Score an encoder that has no kept checkpoints."""
-    encoder, data = open_encoder_and_data(
-        FrozenEncoderConfig(config.run, config.architecture, config.data, config.encoder_num_heads)
-    )
+    encoder, data = open_encoder_and_data(_probing(config))
     if config.output is None:
         raise UserError(f"output must be given: {config.run} has no checkpoints of a run")
     base = min(encoder.image_size)
@@ -149,14 +147,7 @@ def _accuracies(
     config: DynamicsConfig, encoder: FrozenEncoder, data: DataConfig, bandwidths: tuple[int, ...]
 ) -> list[float]:
     """Return the top-1 at each bandwidth, in percent."""
-    device = distributed.choose_device(config.device)
-    probing = ProbeConfig(
-        config.run,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        device=config.device,
-        step_timeout=config.step_timeout,
-    )
+    probing, device = _probing(config), distributed.choose_device(config.device)
     indices = _draw_images(config, data, encoder.channels)
     train = extract_dataset_features(encoder, data, probing, "train", device, indices).to(device)
     probe = train_probe(train, probing.epochs, config.seed) if config.by == "linear" else None
@@ -172,6 +163,20 @@ def _accuracies(
             found = knn_accuracy(train, val, probing.neighbours, probing.temperature)
         accuracies.append(round(found, 2))
     return accuracies
+
+
+def _probing(config: DynamicsConfig) -> ProbeConfig:
+    """Return the settings of a probe of the config's encoder."""
+    return ProbeConfig(
+        config.run,
+        config.architecture,
+        config.data,
+        config.encoder_num_heads,
+        config.batch_size,
+        config.num_workers,
+        config.device,
+        step_timeout=config.step_timeout,
+    )
 
 
 def _draw_images(config: DynamicsConfig, data: DataConfig, channels: int) -> list[int] | None:

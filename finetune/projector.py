@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch.utils.data import Subset
 
-from finetune.embedding_config import EmbedConfig
+from finetune.feature_config import EmbedConfig
 from finetune.feature_images import FeatureImages, Part
 from mae_et.config.data import DataConfig
 from mae_et.data.cores import worker_count

@@ -1,4 +1,4 @@
-"""Configs of what uses trained networks: probes, evaluation, learning dynamics, features."""
+"""Configs of what scores trained networks: probes, evaluation, learning dynamics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class FrozenEncoderConfig:
-    """An encoder of any checkpoint, the images that it encodes, and how fast."""
+class FrozenNetworkConfig:
+    """A network of any checkpoint, used as it is: on which images, and how fast."""
 
     checkpoint: Path
     """Run folder, checkpoint, file of released weights (MAE's or timm's layout), Hugging Face
@@ -34,7 +34,7 @@ class FrozenEncoderConfig:
     device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
     precision: Precision = "auto"
-    """Autocast precision of the encoder."""
+    """Autocast precision."""
     step_timeout: float | None = 1800
     """Seconds without a finished batch after which the process ends with its stacks and status 75;
     null waits forever."""
@@ -42,13 +42,12 @@ class FrozenEncoderConfig:
     """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
         require_in("(0, inf)", self, "batch_size")
         require_in("(0, 1e8]", self, "step_timeout")
 
 
 @dataclass(frozen=True)
-class ProbeConfig(FrozenEncoderConfig):
+class ProbeConfig(FrozenNetworkConfig):
     """Score a frozen encoder on labelled data."""
 
     data: DataConfig | None = None
@@ -70,13 +69,12 @@ class ProbeConfig(FrozenEncoderConfig):
     """Seed of the probe's batches and of fresh weights."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
         super().__post_init__()
         require_in("(0, inf)", self, "neighbours", "temperature", "epochs")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(FrozenNetworkConfig):
     """Score a trained classifier."""
 
     checkpoint: Path
@@ -92,29 +90,13 @@ class EvaluateConfig:
     image_size: Size | None = None
     """Side of the images in pixels, or [height, width]; by default the checkpoint's. A run has its
     own."""
-    encoder_num_heads: int | None = None
-    """Attention heads of the encoder, needed where its width is not a published one."""
     output: Path | None = None
     """Folder for results.json, the confusion matrix and the scores of each class (CSV); by default
     scores are only printed."""
-    batch_size: int = 256
-    """Images per forward pass."""
-    num_workers: int | None = None
-    """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
-    device: Device = "auto"
-    """Device; auto uses a GPU if there is one."""
-    precision: Precision = "auto"
-    """Autocast precision."""
-    step_timeout: float | None = 1800
-    """Seconds without a finished batch after which the process ends with its stacks and status 75;
-    null waits forever."""
-    checkpoint_key: str | None = None
-    """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require_in("(0, inf)", self, "image_size", "batch_size")
-        require_in("(0, 1e8]", self, "step_timeout")
+        super().__post_init__()
+        require_in("(0, inf)", self, "image_size")
 
 
 @dataclass(frozen=True)
@@ -151,6 +133,5 @@ class DynamicsConfig:
     """Seed of the drawn images and of the probe."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
         require_in("(0, inf)", self, "images", "batch_size", "bandwidths")
         require_in("(0, 1e8]", self, "step_timeout")

@@ -8,8 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from finetune.config import ClassifierConfig
-from finetune.embedding_config import EmbedConfig
-from finetune.feature_map_config import FeatureMapConfig
+from finetune.feature_config import EmbedConfig, FeatureMapConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli.extension import flags_of_extension
 from mae_et.cli.help import help_requested, help_text

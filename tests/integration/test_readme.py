@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import mae_et
 from finetune import ClassifierConfig, DynamicsConfig, EmbedConfig, EvaluateConfig, ProbeConfig
-from finetune.feature_map_config import FeatureMapConfig
+from finetune.feature_config import FeatureMapConfig
 from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.cli.arguments import POSITIONAL
 from mae_et.cli.main import COMMANDS, main
