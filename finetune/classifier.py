@@ -9,7 +9,6 @@ supervised EfficientTrain++. Set-up, session and loop are those of pre-training.
 Sources: MAE's fine-tuning (arXiv 2111.06377, appendix A), EfficientTrain++ (arXiv 2405.08768).
 """
 
-import copy
 import itertools
 import json
 import warnings
@@ -22,27 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
-from finetune.cost import image_cost
 from finetune.datasets import open_splits
-from finetune.image_size import (
-    format_size,
-    height_and_width,
-    shorter_side,
-    size_at_bandwidth,
-)
-from finetune.model import (
-    build_classifier,
-    check_sizes,
-    load_run_network,
-    preprocessing_of_start,
-    size_multiple,
-)
+from finetune.model import build_classifier, load_run_network, preprocessing_of_start
 from finetune.param_groups import build_optimizer
 from finetune.periodic_evaluation import PeriodicEvaluation
+from finetune.plan import check_sizes, make_plan, shown_sides
 from finetune.results import describe, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.checkpoints.preprocessing import report_preprocessing
-from mae_et.curriculum.schedule import Curriculum, Plan, PlannedStage
+from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
@@ -94,32 +81,31 @@ def _classify(
     if finished:
         return
     with fail_together(world):
-        data = open_splits(config)
-    provenance = check_data(config, saved, data.train, world)
+        train, val = open_splits(config)
+    provenance = check_data(config, saved, train, world)
     if saved and world.is_main and not same_world_size(saved, world):
         warnings.warn(
             "this run resumes on another number of ranks: the samples stay the same, but each rank "
             "draws its own mixing and drop path and has its own batch-norm statistics",
             stacklevel=1,
         )
-    images = cache_images(data.train, config, world)
+    images = cache_images(train, config, world)
     torch.manual_seed(config.seed)
     with fail_together(world):
-        network = build_network(config, saved, data.classes)
-    plan = resumed_plan(config, saved, make_plan(config, network, len(data.train)))
-    shown = shown_sides(config, network)
-    sizes = {height_and_width(config.model.image_size)} | {shown(s.bandwidth) for s in plan.stages}
-    check_sizes(network, sizes, config.model.channels)
+        network = build_network(config, saved, len(train.classes))
+    plan = resumed_plan(config, saved, make_plan(config, network, len(train)))
+    check_sizes(config, network, plan)
     run = build(config, network, plan, world, saved)
     run.provenance, run.stopped = provenance, stopped
     del saved  # its tensors are in the run now
+    shown = shown_sides(config, network)
     dataset = LabelledTrainDataset(
         images, config.data, config.recipe, plan, config.seed, config.model.image_size,
         config.crop.method, [shown(stage.bandwidth) for stage in plan.stages],
     )  # fmt: skip
-    step = partial(step, classes=data.classes)
-    files = {"classes.json": describe(run, data)}
-    periodic = [] if config.output.evaluate_every is None else [PeriodicEvaluation(run, data)]
+    step = partial(step, classes=len(train.classes))
+    files = {"classes.json": describe(run, train.classes)}
+    periodic = [] if val is None else [PeriodicEvaluation(run, val)]
     train_run(run, dataset, step, periodic, partial(finish, run), files)
 
 
@@ -133,31 +119,6 @@ def build_network(
             report_preprocessing(preprocessing_of_start(config.model), config.data, start)
         return build_classifier(config.model, classes)
     return load_run_network(config.model, config.output.dir, saved["model"])
-
-
-def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
-    """Resolve the curriculum.
-
-    Raises:
-        UserError: the curriculum, the batch and the data do not fit each other.
-    """
-    size, channels = config.model.image_size, config.model.channels
-    patch = size_multiple(network, size)
-    if any(side % patch for side in height_and_width(size)):
-        raise UserError(
-            f"model.image_size {format_size(size)} is not a multiple of the patch size {patch}"
-        )
-    curriculum = Curriculum.from_config(config.curriculum, shorter_side(size), patch)
-    counts = config.curriculum.cost == "flops"
-    dry = copy.deepcopy(network).to("meta").eval() if counts else None
-    cost = image_cost(size, patch, dry, channels)
-    return curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size, cost)
-
-
-def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int], tuple[int, int]]:
-    """Return a function from a bandwidth to height and width of what the network is shown."""
-    size = config.model.image_size
-    return partial(size_at_bandwidth, size, patch=size_multiple(network, size))
 
 
 def build(

@@ -1,27 +1,11 @@
 """The labelled splits a classifier is trained and scored on."""
 
-from dataclasses import dataclass
-
 from finetune.config import ClassifierConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import Split, split_name
 from mae_et.errors import UserError
-
-
-@dataclass(frozen=True)
-class LabelledSplits:
-    """Training and validation split."""
-
-    train: ImageDataset
-    val: ImageDataset | None
-    """None if the run is not evaluated."""
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.train.classes)
 
 
 def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -> ImageDataset:
@@ -57,19 +41,19 @@ def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -
     return source
 
 
-def open_splits(config: ClassifierConfig) -> LabelledSplits:
-    """Open both splits, or the training split alone if the run is not evaluated.
+def open_splits(config: ClassifierConfig) -> tuple[ImageDataset, ImageDataset | None]:
+    """Open the training and the validation split; the latter is None if the run is not evaluated.
 
     Raises:
         UserError: images have no labels, or the splits differ in their classes.
     """
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     if config.output.evaluate_every is None:
-        return LabelledSplits(train, None)
+        return train, None
     val = open_labelled(config.data, "val", config.model.channels, "a classifier")
     if list(train.classes) != list(val.classes):
         raise UserError("the training and validation splits differ in their classes")
     empty = classes_without_images(val)
     if empty:
         raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
-    return LabelledSplits(train, val)
+    return train, val

@@ -8,13 +8,8 @@ def height_and_width(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def shorter_side(size: Size) -> int:
-    """Return the shorter side in pixels, which bandwidths refer to."""
-    return min(height_and_width(size))
-
-
 def size_at_bandwidth(size: Size, bandwidth: int, patch: int) -> tuple[int, int]:
-    """Return height and width at a bandwidth of the shorter side.
+    """Return height and width at a bandwidth, which refers to the shorter side.
 
     The longer side is scaled by the same factor and rounded *up* to a multiple of the patch, so no
     frequency below the bandwidth is lost. The full bandwidth gives the size itself.
@@ -24,11 +19,9 @@ def size_at_bandwidth(size: Size, bandwidth: int, patch: int) -> tuple[int, int]
         bandwidth: multiple of the patch, at most the shorter side.
         patch: side of a patch, in pixels.
     """
-    height, width = (
-        -(-side * bandwidth // (shorter_side(size) * patch)) * patch
-        for side in height_and_width(size)
-    )
-    return height, width
+    height, width = height_and_width(size)
+    unit = min(height, width) * patch
+    return -(-height * bandwidth // unit) * patch, -(-width * bandwidth // unit) * patch
 
 
 def format_size(size: Size) -> str:

@@ -1,15 +1,12 @@
 """Build a classifier's network: a ViT around a checkpoint's encoder, or any timm backbone."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from finetune.backbone import build_backbone
 from finetune.config import NetworkConfig
-from finetune.image_size import Size, format_size, height_and_width
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights, weights_of_classifier
 from mae_et.checkpoints.load import stored_preprocessing
@@ -18,7 +15,7 @@ from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.weight_files import PREPROCESSING_KEY, read_weight_file
 from mae_et.checkpoints.weights import Weights
-from mae_et.errors import UserError, one_line
+from mae_et.errors import UserError
 
 
 def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
@@ -101,29 +98,3 @@ def freeze_encoder(network: nn.Module) -> None:
     """Freeze all parameters except the head and an attentive probe's pooling."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(("head.", "attn_pool.")))
-
-
-def size_multiple(network: nn.Module, image_size: Size) -> int:
-    """Return the number that image sizes must be multiples of: a ViT's patch, else the stride."""
-    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if patch is not None and patch[0] > 4:  # hierarchical networks start at 4 and end at 32
-        return int(patch[0])
-    return 32 if all(side % 32 == 0 for side in height_and_width(image_size)) else 1
-
-
-def check_sizes(network: nn.Module, sizes: set[tuple[int, int]], channels: int) -> None:
-    """Run a forward pass on the meta device at every image size of the curriculum.
-
-    Raises:
-        UserError: the network does not accept one of the sizes.
-    """
-    dry = copy.deepcopy(network).to("meta").eval()
-    for size in sorted(sizes):
-        try:
-            with torch.no_grad():
-                dry(torch.empty(1, channels, *size, device="meta"))
-        except Exception as error:
-            raise UserError(
-                f"the network does not accept the curriculum's images of {format_size(size)} "
-                f"pixels: {one_line(error)}"
-            ) from None

@@ -1,9 +1,17 @@
-"""Score a classifier on the validation split while it is trained."""
+"""Score a classifier on the validation split while it is trained, and keep its best weights."""
 
-from finetune.datasets import LabelledSplits
-from finetune.results import evaluate_and_save_best
+from typing import Any
+
+from torch import nn
+
+from finetune.results import read_scores, write_weights
+from finetune.scores import score
 from mae_et.config.duration import duration_in_steps, is_due
+from mae_et.data.cores import worker_count
+from mae_et.data.datasets import ImageDataset
 from mae_et.monitoring.logger import RunLogger
+from mae_et.runtime import distributed
+from mae_et.training.nonfinite import check_state
 from mae_et.training.run import Run
 
 
@@ -12,11 +20,11 @@ class PeriodicEvaluation:
 
     Args:
         run: the run; `output.evaluate_every` must be set.
-        data: its data, with a validation split.
+        val: its validation split.
     """
 
-    def __init__(self, run: Run, data: LabelledSplits):
-        self.of, self.data = run, data
+    def __init__(self, run: Run, val: ImageDataset):
+        self.of, self.val = run, val
         self.every = duration_in_steps(run.config.output.evaluate_every, run.plan.steps)
 
     def due(self, step: int) -> bool:
@@ -28,5 +36,34 @@ class PeriodicEvaluation:
         return logger.has_scores(step)
 
     def run(self, logger: RunLogger | None) -> None:
-        """Score the weights as they are, and keep the best."""
-        evaluate_and_save_best(self.of, self.data, logger)
+        """Score the network (with optim.ema its average, and the raw weights), and keep the best.
+
+        Raises:
+            Diverged: the weights are not finite.
+            Unreadable: an image cannot be read; a score of fewer images would not be comparable.
+        """
+        run = self.of
+        ema: Any = run.state.ema
+        check_state(run)
+        scores = self._score(run.state.model)
+        if ema is not None:
+            raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "loss")}
+            scores = self._score(ema.module) | raw
+        if logger is None:
+            return
+        folder = run.config.output.dir
+        # Weights before scores: a resumed run redoes both if the scores are missing, and neither if
+        # they are there.
+        if scores["top1"] > max((row["top1"] for row in read_scores(folder)), default=-1.0):
+            write_weights(run, folder / "best.safetensors")
+        logger.log_scores(run.state.step, scores)
+
+    def _score(self, network: nn.Module) -> dict[str, Any]:
+        """Score a network on the validation split, over all ranks."""
+        run, config = self.of, self.of.config
+        distributed.broadcast_buffers(network, run.world)
+        workers = worker_count(config.efficiency.num_workers, run.world)
+        size, batch = config.model.image_size, run.micro_batch(run.plan.stages[-1].bandwidth)
+        return score(
+            network, self.val, config.data, size, run.world, run.dtype, batch, workers
+        ).summary()

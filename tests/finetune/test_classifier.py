@@ -16,10 +16,10 @@ from steps import signal_at
 from tiny_run import GOLDEN
 from user_errors import error_of
 
-import finetune.results
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate, periodic_evaluation
 from finetune.classifier import classifier_step
 from finetune.model import build_classifier
+from finetune.periodic_evaluation import PeriodicEvaluation
 from finetune.run_folder import read_classifier_config
 from finetune.scores import score
 from mae_et import Interrupted, UserError, load_config
@@ -166,7 +166,7 @@ def test_scores_due_when_a_run_was_killed_follow_on_resume(small, monkeypatch) -
 
     config = small("--output.checkpoint_every=10")
     with monkeypatch.context() as patch:
-        patch.setattr(periodic_evaluation, "evaluate_and_save_best", killed)
+        patch.setattr(PeriodicEvaluation, "run", killed)
         with pytest.raises(KeyboardInterrupt):
             classify(config)
     classify(config)
@@ -178,7 +178,7 @@ def test_scores_due_when_a_run_was_killed_follow_on_resume(small, monkeypatch) -
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(finetune.results, "write_weights"), (RunLogger, "log_scores")]
+    ("owner", "name"), [(periodic_evaluation, "write_weights"), (RunLogger, "log_scores")]
 )
 def test_a_run_killed_between_best_weights_and_score_ends_like_an_uninterrupted_one(
     small, monkeypatch, owner: object, name: str

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,9 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from tiny_run import GOLDEN
 
-from finetune.cost import image_cost
-from finetune.image_size import (
-    format_size,
-    height_and_width,
-    shorter_side,
-    size_at_bandwidth,
-)
+from finetune.config import ClassifierConfig, NetworkConfig
+from finetune.image_size import format_size, height_and_width, size_at_bandwidth
+from finetune.plan import image_cost
 from finetune.transforms import eval_dataset
 from finetune.vit import build_vit
 from mae_et import UserError
@@ -153,6 +150,10 @@ def test_positions_of_an_unrecorded_grid_are_used_unchanged_or_refused(tmp_path)
 def test_image_size_is_an_int_or_two_sides() -> None:
     assert height_and_width(64) == (64, 64)
     assert height_and_width((96, 128)) == (96, 128)
-    assert shorter_side((96, 128)) == 96
     assert [format_size(64), format_size((96, 128))] == ["64", "96 x 128"]
-    assert image_cost((96, 128), 16, None, 3)(48) == 48 * 64
+
+
+def test_area_costs_the_pixels_that_are_shown() -> None:
+    config = ClassifierConfig(NetworkConfig(backbone="test_vit", image_size=(96, 128)))
+    patch = SimpleNamespace(patch_size=(16, 16))
+    assert image_cost(config, SimpleNamespace(patch_embed=patch))(48) == 48 * 64

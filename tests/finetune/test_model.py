@@ -14,7 +14,8 @@ from torch import nn
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import NetworkConfig
-from finetune.model import build_classifier, freeze_encoder, size_multiple
+from finetune.model import build_classifier, freeze_encoder
+from finetune.plan import size_multiple
 from finetune.vit import build_vit
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights

@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune.classifier import build as build_classifier_run
-from finetune.classifier import make_plan
 from finetune.config import ClassifierConfig
 from finetune.model import build_classifier
+from finetune.plan import make_plan
 from mae_et import RunFailed, UserError, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.efficiency import EfficiencyConfig

@@ -206,7 +206,7 @@ def test_run_killed_fifty_times_equals_an_uninterrupted_run(tmp_path: Path) -> N
 def test_classifier_killed_while_saving_its_best_weights_keeps_the_correct_ones(tmp_path) -> None:
     """Before and after the weights, and before and after their score, are written."""
     torch.set_num_threads(1)
-    outcome = importlib.import_module("finetune.results")
+    evaluation = importlib.import_module("finetune.periodic_evaluation")
 
     def config(name: str) -> ClassifierConfig:
         flags = [
@@ -219,7 +219,7 @@ def test_classifier_killed_while_saving_its_best_weights_keeps_the_correct_ones(
         return load_config(ClassifierConfig, [], flags)
 
     expected = classify(config("clean"))
-    for owner, name in ((outcome, "write_weights"), (outcome.RunLogger, "log_scores")):
+    for owner, name in ((evaluation, "write_weights"), (evaluation.RunLogger, "log_scores")):
         for when in ("before", "after"):
 
             def target(owner=owner, name=name, when=when) -> None:

@@ -1,0 +1,78 @@
+"""Resolve a classifier's curriculum: image sizes, the steps of each, and their cost."""
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from finetune.config import ClassifierConfig
+from finetune.image_size import Size, format_size, height_and_width, size_at_bandwidth
+from mae_et.curriculum.flops import training_flops
+from mae_et.curriculum.plan import Plan
+from mae_et.curriculum.schedule import Curriculum
+from mae_et.errors import UserError, one_line
+
+
+def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
+    """Resolve the curriculum.
+
+    Raises:
+        UserError: the curriculum, the batch and the data do not fit each other.
+    """
+    size = config.model.image_size
+    patch = size_multiple(network, size)
+    if any(side % patch for side in height_and_width(size)):
+        raise UserError(
+            f"model.image_size {format_size(size)} is not a multiple of the patch size {patch}"
+        )
+    curriculum = Curriculum.from_config(config.curriculum, min(height_and_width(size)), patch)
+    cost = image_cost(config, network)
+    return curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size, cost)
+
+
+def image_cost(config: ClassifierConfig, network: nn.Module) -> Callable[[int], float]:
+    """Return a function from a bandwidth to the cost of one image: FLOPs, or pixels."""
+    shown = shown_sides(config, network)
+    if config.curriculum.cost == "flops":
+        return training_flops(_on_meta(network), config.model.channels, shown)
+    return lambda bandwidth: float(math.prod(shown(bandwidth)))
+
+
+def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int], tuple[int, int]]:
+    """Return a function from a bandwidth to height and width of what the network is shown."""
+    size = config.model.image_size
+    return partial(size_at_bandwidth, size, patch=size_multiple(network, size))
+
+
+def size_multiple(network: nn.Module, image_size: Size) -> int:
+    """Return the number that image sizes must be multiples of: a ViT's patch, else the stride."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if patch is not None and patch[0] > 4:  # hierarchical networks start at 4 and end at 32
+        return int(patch[0])
+    return 32 if all(side % 32 == 0 for side in height_and_width(image_size)) else 1
+
+
+def check_sizes(config: ClassifierConfig, network: nn.Module, plan: Plan) -> None:
+    """Run a forward pass on the meta device at every image size of the curriculum.
+
+    Raises:
+        UserError: the network does not accept one of the sizes.
+    """
+    shown, dry = shown_sides(config, network), _on_meta(network)
+    sizes = {shown(stage.bandwidth) for stage in plan.stages}
+    for size in sorted(sizes | {height_and_width(config.model.image_size)}):
+        try:
+            with torch.no_grad():
+                dry(torch.empty(1, config.model.channels, *size, device="meta"))
+        except Exception as error:
+            raise UserError(
+                f"the network does not accept the curriculum's images of {format_size(size)} "
+                f"pixels: {one_line(error)}"
+            ) from None
+
+
+def _on_meta(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).to("meta").eval()
