@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.image_size import Size, height_and_width
-from finetune.transforms import eval_dataset
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.image_folder import ImageFiles
 from mae_et.data.layout import WHOLE_ROOT, Split, split_folder
+from mae_et.data.transforms import EvalDataset
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import Unreadable, UserError
 from mae_et.runtime.console import say
@@ -112,7 +112,7 @@ class FeatureImages(Dataset[Any]):
         start: int = 0,
     ):
         self.parts, self.start = parts, start
-        self.views = [eval_dataset(part.source, data, size) for part in parts]
+        self.views = [EvalDataset(part.source, data, size) for part in parts]
         self.ends = list(accumulate(map(len, self.views)))
         self.skips = data.on_error == "skip"
         self.no_pixels = torch.empty(0, channels, *height_and_width(size), dtype=torch.uint8)

@@ -19,10 +19,10 @@ from finetune.feature_config import FeatureMapConfig
 from finetune.features import encode_images
 from finetune.frozen_encoder import open_encoder_and_data
 from finetune.intermediate_layers import encode_layers
-from finetune.transforms import eval_dataset
 from mae_et.config.data import check_statistics
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.image_folder import open_image_files
+from mae_et.data.transforms import EvalDataset
 from mae_et.errors import UserError
 from mae_et.monitoring.image_grid import as_panel, image_grid, save_png
 from mae_et.monitoring.reconstructions import as_rgb
@@ -53,7 +53,7 @@ def draw_feature_maps(config: FeatureMapConfig) -> Path:
         source = open_dataset(data, "val", encoder.channels)
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(source), generator=generator)[: config.count].sort().values.tolist()
-    views = Subset(eval_dataset(source, data, encoder.image_size), chosen)
+    views = Subset(EvalDataset(source, data, encoder.image_size), chosen)
     encode = partial(encode_layers, encoder, [config.layer])
     device = choose_device(config.device)
     prefix = encoder.network.num_prefix_tokens

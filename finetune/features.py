@@ -14,13 +14,12 @@ from torch.utils.data import Dataset, Subset
 from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
 from finetune.scoring_config import FrozenNetworkConfig, ProbeConfig
-from finetune.transforms import eval_dataset
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.layout import Split
 from mae_et.data.loader import batches_of, eval_loader
-from mae_et.data.transforms import normalise
+from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.models.features import pool_tokens
 from mae_et.runtime.distributed import DistributedContext
@@ -70,7 +69,7 @@ def extract_dataset_features(
     """
     check_statistics(data, encoder.channels)
     source = open_labelled(data, split, encoder.channels, "scoring an encoder")
-    images: Dataset[tuple[Tensor, int]] = eval_dataset(source, data, encoder.image_size)
+    images: Dataset[tuple[Tensor, int]] = EvalDataset(source, data, encoder.image_size)
     if indices is not None:
         images = Subset(images, indices)
     count = len(source) if indices is None else len(indices)

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from finetune.image_size import Size
-from finetune.transforms import eval_dataset
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, eval_loader
-from mae_et.data.transforms import normalise
+from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime import distributed
 from mae_et.runtime.console import printable
@@ -74,7 +73,7 @@ def score(
         workers: loader processes.
     """
     classes = len(source.classes)
-    crops = eval_dataset(source, data, size)
+    crops = EvalDataset(source, data, size)
     mine = Subset(crops, range(world.rank, len(crops), world.size))
     images, correct, predicted = torch.zeros(3, classes, dtype=torch.int64)
     confusion = None

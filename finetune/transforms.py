@@ -6,24 +6,16 @@ from typing import Any, NamedTuple
 import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import ResizeKeepRatio
 from torch import Generator, Tensor
-from torchvision.transforms import CenterCrop, Compose
 
 from finetune.config import RecipeConfig
-from finetune.image_size import Size, height_and_width
-from mae_et.config.data import DataConfig, resized_side
+from finetune.image_size import Size
+from mae_et.config.data import DataConfig
 from mae_et.curriculum.frequency import Method, low_frequency_crop
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.train_dataset import NOT_REPLACED, AugmentedDataset
-from mae_et.data.transforms import (
-    EvalDataset,
-    normalise,
-    seeded,
-    training_transform,
-    trim_ends,
-)
+from mae_et.data.transforms import normalise, seeded, training_transform
 
 
 class LabelledBatch(NamedTuple):
@@ -82,28 +74,6 @@ class LabelledTrainDataset(AugmentedDataset[LabelledBatch]):
         pixels = normalise(view[None], self.config.mean, self.config.std)[0]
         pixels = low_frequency_crop(pixels, self.sizes[stage], self.method)
         return LabelledBatch(self.erase(pixels), torch.tensor(label), torch.tensor(stage))
-
-
-def eval_dataset(source: ImageDataset, data: DataConfig, size: Size) -> EvalDataset:
-    """Return centre crops with labels: resized to cover `size / data.eval_crop`, then cropped.
-
-    Args:
-        source: labelled images.
-        data: `eval_crop`, the share of the resized side that the crop keeps.
-        size: side of the crops in pixels, or (height, width).
-    """
-    height, width = sides = height_and_width(size)
-    view = EvalDataset(source, data, min(sides))
-    if height != width:
-        whole = [resized_side(side, data.eval_crop) for side in sides]
-        view.transform = Compose(
-            [
-                trim_ends,
-                ResizeKeepRatio(whole, interpolation="bicubic"),
-                CenterCrop(sides),
-            ]
-        )
-    return view
 
 
 def mix(

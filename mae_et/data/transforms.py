@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms import ResizeKeepRatio
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import (
@@ -47,17 +48,25 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class EvalDataset(Dataset[tuple[Tensor, int]]):
-    """Resize, then crop the centre, with labels (256 to 224 in MAE's recipe)."""
+    """Centre crops with labels: resized to cover `size / eval_crop`, then cropped.
 
-    def __init__(self, source: ImageDataset, config: DataConfig, size: int):
+    Args:
+        source: images.
+        config: `eval_crop`, the share of the resized side that the crop keeps (0.875 in MAE's
+            recipe: 224 of 256).
+        size: side of the crops in pixels, or (height, width).
+    """
+
+    def __init__(self, source: ImageDataset, config: DataConfig, size: int | tuple[int, int]):
         self.source = source
-        self.transform = Compose(
-            [
-                trim_ends,
-                Resize(resized_side(size, config.eval_crop), BICUBIC, antialias=True),
-                CenterCrop(size),
-            ]
-        )
+        sides = height, width = (size, size) if isinstance(size, int) else size
+        covered = [resized_side(side, config.eval_crop) for side in sides]
+        resize: Callable
+        if height == width:
+            resize = Resize(covered[0], BICUBIC, antialias=True)
+        else:
+            resize = ResizeKeepRatio(covered, interpolation="bicubic")
+        self.transform = Compose([trim_ends, resize, CenterCrop(sides)])
 
     def __len__(self) -> int:
         return len(self.source)

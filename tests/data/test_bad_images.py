@@ -18,7 +18,7 @@ from steps import before_step, signal_at
 
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
-from finetune.transforms import LabelledTrainDataset, eval_dataset
+from finetune.transforms import LabelledTrainDataset
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
@@ -62,7 +62,7 @@ def views(root: Path, **data: object) -> list:
         TrainDataset(source, config, PLAN, 8, 0, "decode"),
         LabelledTrainDataset(source, config, RecipeConfig(), PLAN, 0),
         EvalDataset(source, config, 32),
-        eval_dataset(source, config, [24, 32]),
+        EvalDataset(source, config, (24, 32)),
     ]
 
 

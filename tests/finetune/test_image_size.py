@@ -15,13 +15,13 @@ from tiny_run import GOLDEN
 from finetune.config import ClassifierConfig, NetworkConfig
 from finetune.image_size import format_size, height_and_width, size_at_bandwidth
 from finetune.plan import image_cost
-from finetune.transforms import eval_dataset
 from finetune.vit import build_vit
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.flops import training_flops
+from mae_et.data.transforms import EvalDataset
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 SETTINGS = """
@@ -81,11 +81,11 @@ class One:
 @pytest.mark.parametrize(("height", "width"), [(32, 64), (32, 100), (50, 64)])
 def test_an_evaluation_crop_covers_a_rectangle_and_is_its_centre(height: int, width: int) -> None:
     source = One(height, width)
-    found, _ = eval_dataset(source, DataConfig(eval_crop=1.0), (32, 64))[0]
+    found, _ = EvalDataset(source, DataConfig(eval_crop=1.0), (32, 64))[0]
     whole = torch.from_numpy(np.array(source.image)).permute(2, 0, 1)
     top, left = (height - 32) // 2, (width - 64) // 2
     assert torch.equal(found, whole[:, top : top + 32, left : left + 64])
-    large, _ = eval_dataset(One(3 * height, 3 * width), DataConfig(), (32, 64))[0]
+    large, _ = EvalDataset(One(3 * height, 3 * width), DataConfig(), (32, 64))[0]
     assert large.shape == (3, 32, 64)
 
 
