@@ -9,7 +9,7 @@ from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Plan
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoding import DecodedDataset
-from mae_et.data.jpeg_crop import random_crop
+from mae_et.data.jpeg_crop import crop_and_resize, draw_crop
 from mae_et.data.transforms import augmentation, seeded
 from mae_et.errors import RunFailed, UserError
 
@@ -28,12 +28,19 @@ class DecodedCrops:
         ]
 
     def load(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
-        """Return a crop [C B B] and its label; the generator's state determines the crop.
+        """Return a crop [C B B], uint8 (float32 for arrays that are not uint8), and its label.
+
+        The generator's state determines the box, which does not depend on the stage, and the flip.
 
         Raises:
             Unreadable: the image cannot be read.
         """
-        crop, label = random_crop(self.source, sample, self.config, self.sizes[stage], generator)
+        source, size = self.source, self.sizes[stage]
+        sample_box, flip = draw_crop(self.config, generator)
+        with source.naming_errors(sample):
+            content, label, sample_box = source.read_for_crop(sample, sample_box, size)
+            crop = crop_and_resize(content, source.channels, sample_box, size, source.max_value)
+        crop = crop.flip(-1) if flip else crop
         augment = self.augment[stage]
         if augment is not None:
             if crop.dtype != torch.uint8:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +24,6 @@ class Listing(NamedTuple):
     """Relative to the folder, in the order of their names."""
     skipped: Counter[str]
     """Number of other files by extension; empty for a kept listing."""
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files below a folder, in the order of their names.
-
-    Raises:
-        UserError: a folder cannot be listed.
-    """
-    return [folder / name for name in list_folder(folder).names]
 
 
 def list_folder(folder: Path, extensions: tuple[str, ...] = EXTENSIONS) -> Listing:
@@ -111,10 +102,10 @@ def _check_names(array: np.ndarray) -> list[str]:
     return names
 
 
-def count_by_extension(skipped: Collection[tuple[str, int]], most: int = 6) -> str:
-    """Return `9 files skipped (7 .txt, 2 without extension)`."""
-    ordered = sorted(skipped, key=lambda row: (-row[1], row[0]))
-    shown = [f"{count} {extension or 'without extension'}" for extension, count in ordered[:most]]
-    total = sum(count for _, count in ordered)
-    rest = ", ..." if len(ordered) > most else ""
+def count_by_extension(skipped: Counter[str]) -> str:
+    """Return `9 files skipped (7 .txt, 2 without extension)`, with six extensions at most."""
+    ordered = sorted(skipped.items(), key=lambda row: (-row[1], row[0]))
+    shown = [f"{count} {extension or 'without extension'}" for extension, count in ordered[:6]]
+    total = skipped.total()
+    rest = ", ..." if len(ordered) > 6 else ""
     return f"{total} {'file' if total == 1 else 'files'} skipped ({', '.join(shown)}{rest})"

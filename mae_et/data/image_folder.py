@@ -10,12 +10,7 @@ import numpy as np
 
 from mae_et.config.data import DataConfig
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, extensions_for
-from mae_et.data.file_listing import (
-    Listing,
-    cached_listing,
-    count_by_extension,
-    list_images,
-)
+from mae_et.data.file_listing import Listing, cached_listing, count_by_extension, list_folder
 from mae_et.data.layout import (
     Split,
     data_root,
@@ -68,7 +63,7 @@ def open_image_files(
     """
     files: list[Path] = []
     for path in paths:
-        found = [path] if path.is_file() else list_images(path)
+        found = [path] if path.is_file() else [path / name for name in list_folder(path).names]
         if not found:
             raise UserError(f"there is no image in {path}")
         files += found
@@ -181,7 +176,7 @@ def _report(
     if classes:
         facts += _report_folders(folder, listing.names)
     if listing.skipped:
-        facts.append(count_by_extension(listing.skipped.items()))
+        facts.append(count_by_extension(listing.skipped))
     if facts:
         count = f"{len(labels)} images" + (f" of {len(classes)} classes" if classes else "")
         notify(f"{split} split of {data_root(config)}: {count}; {'; '.join(facts)}")

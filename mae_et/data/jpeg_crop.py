@@ -26,7 +26,6 @@ from mae_et.data.decoding import (
     MAX_PIXELS,
     Box,
     BoxSampler,
-    DecodedDataset,
     decode,
     open_image,
     to_channels,
@@ -41,31 +40,6 @@ DETAIL = 1.5
 BOX_ATTEMPTS = 10
 JPEG = b"\xff\xd8\xff"
 SCALES = (8, 4, 2)
-
-
-def random_crop(
-    source: DecodedDataset, index: int, config: DataConfig, size: int, generator: Generator
-) -> tuple[Tensor, int]:
-    """Return a random-resized crop of an image, randomly flipped, and its label.
-
-    Args:
-        source: the dataset.
-        index: index of the image.
-        config: scale and ratio of the box, and the probability of a flip.
-        size: side of the crop in pixels; the box does not depend on it.
-        generator: source of the box and the flip.
-
-    Returns:
-        [C size size], uint8 (float32 for arrays that are not uint8), and the label.
-
-    Raises:
-        Unreadable: the image cannot be read.
-    """
-    sample_box, flip = draw_crop(config, generator)
-    with source.naming_errors(index):
-        content, label, sample_box = source.read_for_crop(index, sample_box, size)
-        crop = crop_and_resize(content, source.channels, sample_box, size, source.max_value)
-    return (crop.flip(-1) if flip else crop), label
 
 
 def draw_crop(config: DataConfig, generator: Generator) -> tuple[BoxSampler, bool]:
@@ -169,10 +143,10 @@ def _crop_with_simplejpeg(content: bytes, sample_box: BoxSampler, size: int) -> 
     return _crop_tensor(_tensor(pixels), box.scaled(1 / scale, 1 / scale), size)
 
 
-def coarsest_scale(box: Box, size: int, detail: float = DETAIL) -> int:
-    """Return the largest DCT divisor at which a box keeps `detail * size` pixels a side."""
+def coarsest_scale(box: Box, size: int) -> int:
+    """Return the largest DCT divisor at which a box keeps `DETAIL * size` pixels a side."""
     side = min(box.height, box.width)
-    return next((scale for scale in SCALES if side >= scale * detail * size), 1)
+    return next((scale for scale in SCALES if side >= scale * DETAIL * size), 1)
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:

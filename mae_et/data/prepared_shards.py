@@ -14,13 +14,12 @@ unreadable image keeps its row, without bytes, so that all others keep their ind
 
 import os
 import zlib
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mae_et.data.decoding import Box, BoxSampler, DecodedDataset
+from mae_et.data.decoding import BoxSampler, DecodedDataset
 from mae_et.data.tar_index import MAX_CLASSES
 from mae_et.data.untrusted import read_array
 from mae_et.errors import Unreadable, UserError, one_line
@@ -71,11 +70,7 @@ class PreparedDataset(DecodedDataset):
             len(files.levels) - 1,
         )
         content = files.read(index, position)
-        return content, int(row["label"]), partial(_scale_box, box, height, width)
-
-
-def _scale_box(box: Box, height: int, width: int, level_height: int, level_width: int) -> Box:
-    return box.scaled(level_height / height, level_width / width)
+        return content, int(row["label"]), lambda h, w: box.scaled(h / height, w / width)
 
 
 class PreparedShards:

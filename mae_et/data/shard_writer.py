@@ -1,10 +1,12 @@
 """Write a prepared shard: the smaller copies of its images, its archives and its index."""
 
 import io
+import tarfile
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,7 +14,6 @@ from PIL import Image
 from mae_et.config.commands import PrepareConfig
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, open_image
 from mae_et.data.prepared_shards import ORIGINAL, archive_path, index_dtype, index_path
-from mae_et.data.tar_writer import TarWriter
 from mae_et.data.untrusted import write_array
 from mae_et.errors import Unreadable
 from mae_et.io.atomic import write_atomically
@@ -51,7 +52,7 @@ def _add_image(
     dataset: DecodedDataset,
     index: int,
     config: PrepareConfig,
-    tars: Sequence[TarWriter],
+    tars: Sequence["TarWriter"],
     row: np.void,
 ) -> None:
     """Add an image to the archives of its levels, and fill in its row of the index."""
@@ -112,3 +113,30 @@ def _encode_level(image: Image.Image, level: int, quality: int) -> bytes | None:
         file, "JPEG", quality=quality, subsampling=0
     )
     return file.getvalue()
+
+
+class TarWriter:
+    """Write an archive, and put it in place when it is complete."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> "TarWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = self.path.with_name(f".{self.path.name}.part")
+        self.temporary.unlink(missing_ok=True)  # of a killed process, or a link to any file
+        self.tar = tarfile.open(self.temporary, "x", format=tarfile.USTAR_FORMAT)
+        return self
+
+    def add(self, name: str, content: bytes) -> int:
+        """Add a file and return the offset of its content."""
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        self.tar.addfile(entry, io.BytesIO(content))
+        return self.tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self.tar.close()
+        if kind is None:
+            write_atomically(self.path, self.temporary.replace)
+        self.temporary.unlink(missing_ok=True)

@@ -73,7 +73,7 @@ def _index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
         _check_end(path, archive.offset)
     skipped.update(f"{ext} (no label in it)" for key, ext in unread if key not in labels)
     images, others = _images_of_keys(files, labels, extensions)
-    places = _places(list(images.values()))
+    places = np.array(list(images.values()), dtype=np.int64).reshape(-1, 2)
     return ShardIndex(places, [labels.get(key) for key in images], skipped + others)
 
 
@@ -88,7 +88,8 @@ def _images_of_keys(
 ) -> tuple[dict[str, tuple[int, int]], Counter[str]]:
     """Return the place of each key's image, in the order of the archive, and the skipped files."""
     owned = set(labels)
-    owned.update(key for key, rest in map(_split_at_first_dot, _names(files)) if rest in extensions)
+    split = (_split_at_first_dot(name) for name, *_ in files)
+    owned.update(key for key, rest in split if rest in extensions)
     images: dict[str, tuple[int, int]] = {}
     skipped: Counter[str] = Counter()
     for name, *place in files:
@@ -103,10 +104,6 @@ def _images_of_keys(
             skipped[rest] += 1
         images[key] = (place[0], place[1])
     return images, skipped
-
-
-def _names(files: Sequence[tuple[str, int, int]]) -> list[str]:
-    return [name for name, *_ in files]
 
 
 def _split_at_first_dot(name: str) -> tuple[str, str]:
@@ -165,7 +162,3 @@ def _check_end(path: Path, end: int) -> None:
             f"{path} has no end marker: it may have been cut, and samples may be missing",
             stacklevel=2,
         )
-
-
-def _places(rows: list[tuple[int, int]]) -> np.ndarray:
-    return np.array(rows, dtype=np.int64).reshape(-1, 2)

@@ -172,7 +172,7 @@ class TarShards:
         if 0 < unlabelled < len(self):
             facts.append(f"{unlabelled} without a label")
         if self.skipped:
-            facts.append(count_by_extension(self.skipped.items()))
+            facts.append(count_by_extension(self.skipped))
         packed = compressed_shards({path.parent for path in self.paths})
         if packed:
             facts.append(f"{len(packed)} compressed shards skipped ({packed[0].name}, ...)")

@@ -12,7 +12,7 @@ from PIL import Image
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import FORMATS
-from mae_et.data.file_listing import list_folder, list_images
+from mae_et.data.file_listing import list_folder
 from mae_et.data.image_folder import ImageFolder, class_names, classes_without_images
 from mae_et.data.layout import Split, data_root, split_name
 from mae_et.data.synthetic import Synthetic
@@ -133,7 +133,7 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     assert f"no image in {tmp_path / 'train'} " in refusal(folder(tmp_path))
     with pytest.raises(UserError, match="cannot list the folder"):
-        list_images(tmp_path / "no")
+        list_folder(tmp_path / "no")
 
 
 def test_hidden_files_are_skipped_and_links_followed_once(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.prepare import prepare
+from mae_et.data.shard_writer import TarWriter
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.tar_writer import TarWriter
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.io.seals import read_sealed, seal
 from mae_et.monitoring.logger import RunLogger
