@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -14,7 +13,6 @@ from mae_et.config.files import to_yaml
 from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.schedule import PlannedStage
 from mae_et.errors import Interrupted
-from mae_et.io.metrics_file import Row
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.watchdog import heartbeat
@@ -51,21 +49,6 @@ class Periodic(Protocol):
         """Do the work with the current state; only the main rank has a logger."""
 
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """What follows from a step.
-
-    Attributes:
-        row: metrics to log, where a row is complete.
-        saving: whether to save a checkpoint.
-        due: work to do now; none where a signal stops the run: there is time to save, no more.
-    """
-
-    row: Row | None
-    saving: bool
-    due: Sequence[Periodic]
-
-
 def train(
     run: Run,
     batches: Iterator[AnyBatch],
@@ -86,43 +69,10 @@ def train(
         Diverged: the loss, a gradient or the state is not finite (see `MetricsWindow.close`).
         Interrupted: a signal asked a rank to stop; the state is saved.
     """
-    state = run.state
-    for work in periodic:
-        # Also what a run missed that was killed between a checkpoint and the work due with it.
-        if work.due(state.step):
-            missing = logger is not None and not work.recorded(state.step, logger)
-            if distributed.any_rank(missing, run.world):
-                with eagerly():
-                    work.run(logger)
-    state.model.train()
-    for outcome in steps(run, batches, step, periodic):
-        if logger is not None:
-            logger.advance(state.step)
-            if outcome.row is not None:
-                logger.log(outcome.row)
-        if outcome.saving:
-            save(run, logger)
-        for work in outcome.due:
-            with eagerly():
-                work.run(logger)
-
-
-def steps(
-    run: Run,
-    batches: Iterator[AnyBatch],
-    step: Step[AnyBatch],
-    periodic: Sequence[Periodic] = (),
-) -> Iterator[StepOutcome]:
-    """Take steps, and yield after each what follows from it; the same on every rank.
-
-    The time that the caller spends between two steps is excluded from the measured time.
-
-    Raises:
-        Diverged: see `MetricsWindow.close`.
-        Interrupted: a signal asked a rank to stop; raised after the outcome that saves.
-    """
     plan, world, state, output = run.plan, run.world, run.state, run.config.output
     stopped, last = run.stopped, run.stop_after_step
+    do_missed_work(run, logger, periodic)
+    state.model.train()
     end = plan.steps if last is None else min(plan.steps, last)
     log_every, save_every, keep_every = (
         duration_in_steps(duration or plan.steps, plan.steps)
@@ -149,13 +99,37 @@ def steps(
         stage_ends = state.step == stage.start + stage.steps
         row_ends = state.step % log_every == 0 or stage_ends or saving
         row = window.close(run, stage) if row_ends else None
-        due = [work for work in periodic if work.due(state.step) and not stops]
+        # A signal leaves time to save, no more.
+        due = [] if stops else [work for work in periodic if work.due(state.step)]
         with window.paused(works=saving or bool(due)):
-            yield StepOutcome(row, saving, due)
+            if logger is not None:
+                logger.advance(state.step)
+                if row is not None:
+                    logger.log(row)
+            if saving:
+                save(run, logger)
+            do_work(due, logger)
         heartbeat()
         if stops:
             distributed.barrier(world)
             raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.dir))
+
+
+def do_missed_work(run: Run, logger: RunLogger | None, periodic: Sequence[Periodic]) -> None:
+    """Do the work due before the first step, or missed by a run killed after its checkpoint."""
+    step = run.state.step
+    for work in periodic:
+        if work.due(step):
+            missing = logger is not None and not work.recorded(step, logger)
+            if distributed.any_rank(missing, run.world):
+                do_work([work], logger)
+
+
+def do_work(due: Sequence[Periodic], logger: RunLogger | None) -> None:
+    """Do work with compiled blocks run eagerly: its shapes would compile further graphs."""
+    for work in due:
+        with eagerly():
+            work.run(logger)
 
 
 def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBatch]:
