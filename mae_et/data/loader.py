@@ -90,30 +90,24 @@ def replayed(
 
 
 def train_loader(
-    dataset: Dataset[AnyBatch],
-    sampler: CurriculumBatchSampler,
-    num_workers: int,
-    pin_memory: bool,
+    dataset: Dataset[AnyBatch], sampler: CurriculumBatchSampler, num_workers: int, pin_memory: bool
 ) -> DataLoader[AnyBatch]:
     """Return a loader of the sampler's micro-batches."""
-    return DataLoader(
-        dataset,
-        collate_fn=getattr(dataset, "collate", None),
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_ignore_stop_signals,
-    )
+    return _loader(dataset, num_workers, batch_sampler=sampler, pin_memory=pin_memory)
 
 
 def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Return a loader of samples in order, stacked; the last batch may be short."""
+    return _loader(dataset, num_workers, batch_size=batch_size)
+
+
+def _loader(dataset: Dataset[AnyBatch], num_workers: int, **options: Any) -> DataLoader[AnyBatch]:
     return DataLoader(
         dataset,
         collate_fn=getattr(dataset, "collate", None),
-        batch_size=batch_size,
         num_workers=num_workers,
         worker_init_fn=_ignore_stop_signals,
+        **options,
     )
 
 

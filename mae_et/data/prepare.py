@@ -9,6 +9,7 @@ import json
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +20,7 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.data.bad_images import refuse_excess
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import DecodedDataset
-from mae_et.data.prepared_shards import (
-    VERSION,
-    PreparedShards,
-    index_path,
-    read_index,
-)
+from mae_et.data.prepared_shards import VERSION, PreparedShards, index_path, read_index
 from mae_et.data.shard_writer import write_shard
 from mae_et.errors import Unreadable, UserError
 from mae_et.io.atomic import write_text_atomically
@@ -95,17 +91,20 @@ def _check_recipe(config: PrepareConfig, folder: Path, dataset: DecodedDataset) 
 def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -> dict[str, Any]:
     folder = config.output / split
     shards = range(-(-len(dataset) // config.shard_images))
-    missing = [shard for shard in shards if not index_path(folder, shard).is_file()]
-    bad = BadImageCount(config, split, len(dataset))
-    for shard in set(shards) - set(missing):
-        bad.add(folder, shard)
+    finished = [shard for shard in shards if index_path(folder, shard).is_file()]
+    missing = sorted(set(shards) - set(finished))
+    bad = 0
     with (
         tqdm(total=len(missing), desc=f"shards of {split}", disable=None) as bar,
         closing(_write_shards(dataset, config, folder, missing)) as written,
     ):
-        for shard in written:
-            bad.add(folder, shard)
-            bar.update()
+        for shard in chain(finished, written):
+            bad += len(unreadable_rows(read_index(folder, shard, len(config.levels))))
+            refuse_excess(
+                bad, len(dataset), config.data.max_bad_fraction, f" of {split}",
+                "; they were reported when their shards were written",
+            )  # fmt: skip
+            bar.update(shard in missing)
     description = {
         "version": VERSION,
         "images": len(dataset),
@@ -115,29 +114,6 @@ def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -
     }
     write_text_atomically(folder / "split.json", json.dumps(seal(description), indent=1))
     return _summary(PreparedShards(folder))
-
-
-class BadImageCount:
-    """Count the unreadable images of a split's shards, and stop past `data.max_bad_fraction`."""
-
-    def __init__(self, config: PrepareConfig, split: str, images: int):
-        self.split, self.images, self.count = split, images, 0
-        self.levels, self.max_fraction = len(config.levels), config.data.max_bad_fraction
-
-    def add(self, folder: Path, shard: int) -> None:
-        """Add the unreadable images of a finished shard.
-
-        Raises:
-            RunFailed: there are too many.
-        """
-        self.count += len(unreadable_rows(read_index(folder, shard, self.levels)))
-        refuse_excess(
-            self.count,
-            self.images,
-            self.max_fraction,
-            of=f" of {self.split}",
-            which="; they were reported when their shards were written",
-        )
 
 
 def _write_shards(

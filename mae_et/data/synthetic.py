@@ -30,15 +30,6 @@ _OPPONENT = np.array([[1.0, 1.0, 1.0], [0.7, 0.7, -1.4], [1.2, -1.2, 0.0]])
 
 
 @dataclass(frozen=True)
-class _Grating:
-    """A texture of known frequency: stripes in brightness."""
-
-    deviation: float
-    wave: tuple[float, float]
-    phase: float
-
-
-@dataclass(frozen=True)
 class _Scene:
     """What is drawn for one image apart from its noise; the same at every image size.
 
@@ -54,18 +45,15 @@ class _Scene:
     ground_colour: np.ndarray
     steepness: float  # the noise's amplitude falls as frequency ** -steepness
     spread: np.ndarray  # standard deviation of the background's noise in each opponent channel
-    grating: "_Grating"  # of the object
+    wave: tuple[float, float]  # frequency of the object's grating, stripes in brightness
+    wave_deviation: float
+    wave_phase: float
     object_noise: float  # standard deviation of the object's own noise, in brightness
     light: tuple[float, float]  # relative change of brightness from the centre to each edge
 
 
 def _polar(radius: float, angle: float) -> tuple[float, float]:
     return float(radius * np.cos(angle)), float(radius * np.sin(angle))
-
-
-def _draw_grating(stream: RandomState) -> _Grating:
-    wave = _polar(stream.uniform(4.0, 8.0), stream.uniform(0, np.pi))
-    return _Grating(stream.uniform(0.03, 0.06), wave, stream.uniform(0, 2 * np.pi))
 
 
 def _draw_scene(label: int, stream: RandomState) -> _Scene:
@@ -85,7 +73,9 @@ def _draw_scene(label: int, stream: RandomState) -> _Scene:
         ground_colour=np.array([middle - gap / 2, *ground_tint]),
         steepness=uniform(0.8, 1.2),
         spread=uniform(0.02, 0.04) * np.array([1.0, 0.15, 0.15]),
-        grating=_draw_grating(stream),
+        wave=_polar(uniform(4.0, 8.0), uniform(0, np.pi)),
+        wave_deviation=uniform(0.03, 0.06),
+        wave_phase=uniform(0, 2 * np.pi),
         object_noise=uniform(0.01, 0.02),
         light=_polar(uniform(0.1, 0.35), uniform(0, 2 * np.pi)),
     )
@@ -127,13 +117,6 @@ def _coverage(scene: _Scene, size: int) -> np.ndarray:
     return np.clip(0.5 - distance * (scene.extent * size / 2), 0, 1)
 
 
-def _stripes(grating: _Grating, size: int) -> np.ndarray:
-    """[size, size] a grating's brightness about its mean."""
-    x, y = _grid(size)
-    phase = np.pi * (grating.wave[0] * x + grating.wave[1] * y) + grating.phase
-    return np.sqrt(2) * grating.deviation * np.sin(phase)
-
-
 def _background(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
     """[3, size, size] background before lighting, in opponent coordinates."""
     fields = _noise(stream, 3, size, scene.steepness)
@@ -142,8 +125,10 @@ def _background(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
 
 def _texture(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
     """[size, size] brightness of the object's texture about its mean."""
-    noise = scene.object_noise * _noise(stream, 1, size, scene.steepness)[0]
-    return _stripes(scene.grating, size) + noise
+    x, y = _grid(size)
+    phase = np.pi * (scene.wave[0] * x + scene.wave[1] * y) + scene.wave_phase
+    stripes = np.sqrt(2) * scene.wave_deviation * np.sin(phase)
+    return stripes + scene.object_noise * _noise(stream, 1, size, scene.steepness)[0]
 
 
 def _start(index: int, seed: int) -> tuple[_Scene, RandomState]:

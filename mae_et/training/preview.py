@@ -38,13 +38,13 @@ def draw_preview(config: PretrainConfig, plan: Plan, dataset: TrainDataset) -> T
 
 
 def training_views(
-    config: PretrainConfig, plan: Plan, dataset: TrainDataset, rows: int = ROWS
+    config: PretrainConfig, plan: Plan, dataset: TrainDataset
 ) -> Iterator[TrainingView]:
-    """Yield the first readable views of the first stage of each bandwidth, `rows` in all."""
+    """Yield the first readable views of the first stage of each bandwidth, `ROWS` in all."""
     firsts = {stage.bandwidth: stage for stage in reversed(plan.stages)}
-    stages = sorted(firsts.values(), key=lambda stage: stage.start)[-rows:]
+    stages = sorted(firsts.values(), key=lambda stage: stage.start)[-ROWS:]
     for stage in stages:
-        count = min(ROWS_OF_A_STAGE, rows // len(stages))
+        count = min(ROWS_OF_A_STAGE, ROWS // len(stages))
         yield from islice(_views_of(config, plan, dataset, stage), count)
 
 

@@ -128,7 +128,7 @@ def test_grating_has_the_drawn_frequency():
     for index in range(20):
         scene, stream = synthetic._start(index, 0)
         texture = synthetic._texture(replace(scene, object_noise=0.0), stream, 64)
-        drawn = np.hypot(*scene.grating.wave)
+        drawn = np.hypot(*scene.wave)
         assert 4 <= drawn <= 8
         peak = np.abs(np.fft.fft2(texture * np.hanning(64)[:, None] * np.hanning(64))).argmax()
         row, column = np.unravel_index(peak, (64, 64))
