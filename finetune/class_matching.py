@@ -32,12 +32,7 @@ class SelectedClasses(nn.Module):
 
 
 class PresentClasses:
-    """A dataset without the classes that it has no image of; the others are renumbered.
-
-    Args:
-        source: dataset.
-        empty: names of the classes to drop.
-    """
+    """A dataset without its `empty` classes, which have no image; the others are renumbered."""
 
     def __init__(self, source: ImageDataset, empty: Collection[str]):
         self.source = source

@@ -9,13 +9,7 @@ from mae_et.errors import UserError
 
 
 def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -> ImageDataset:
-    """Open a split and check that every image is labelled.
-
-    Args:
-        data: data set.
-        split: split.
-        channels: image channels.
-        purpose: what needs the labels, as the subject of the error's sentence.
+    """Open a split and check that every image is labelled, which `purpose` needs.
 
     Raises:
         UserError: there are fewer than two classes, or images without a label.

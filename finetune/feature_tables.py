@@ -32,13 +32,7 @@ class Image(NamedTuple):
 def rows_of(
     names: Iterable[tuple[str, str]], labels: np.ndarray, classes: Sequence[str]
 ) -> Iterator[Image]:
-    """Yield the rows of a table.
-
-    Args:
-        names: name and split of each image.
-        labels: int64 [N].
-        classes: names of the labels.
-    """
+    """Yield the rows of a table: (name, split) of each image, with its label and class name."""
     for (name, split), label in zip(names, labels.tolist(), strict=True):
         named = classes[label] if 0 <= label < len(classes) else ""
         yield Image(csv_cell(name), split, label, csv_cell(named))
@@ -66,14 +60,7 @@ def check_parquet() -> None:
 
 
 def write_parquet(path: Path, rows: Iterator[Image], labelled: bool, features: np.ndarray) -> None:
-    """Write the columns of `write_csv`, and features as lists of D numbers.
-
-    Args:
-        path: file to write.
-        rows: what is known of each image.
-        labelled: whether there are labels.
-        features: [N D], or [N P D], written as P * D numbers an image.
-    """
+    """Write the columns of `write_csv`, and features [N D] or [N P D], P * D numbers an image."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

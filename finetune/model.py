@@ -56,10 +56,7 @@ def _recorded_with(checkpoint: Path) -> Preprocessing | None:
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:
     """Build a run's network from its own weights; its starting checkpoint may be gone.
 
-    Args:
-        config: config of the run.
-        folder: run folder, whose classes.json records the classes, heads and grid.
-        tensors: weights, under timm's names.
+    The folder's classes.json records the classes, heads and grid.
 
     Raises:
         UserError: the weights do not fit the config, or classes.json is damaged.

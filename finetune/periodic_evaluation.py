@@ -16,12 +16,7 @@ from mae_et.training.run import Run
 
 
 class PeriodicEvaluation:
-    """Scores on the validation split, every `output.evaluate_every` and at the end (a `Periodic`).
-
-    Args:
-        run: the run; `output.evaluate_every` must be set.
-        val: its validation split.
-    """
+    """Scores on a split, every `output.evaluate_every` and at the end (a `Periodic`)."""
 
     def __init__(self, run: Run, val: ImageDataset):
         self.of, self.val = run, val

@@ -29,15 +29,9 @@ def show_in_projector(
     channels: int,
     unreadable: Sequence[int],
 ) -> int:
-    """Write at most `POINTS` features, evenly spaced, with names, classes and thumbnails.
+    """Write at most `POINTS` features of `config.output` to a log directory for TensorBoard.
 
-    Args:
-        folder: log directory for TensorBoard.
-        config: what was written; its file is read.
-        data: how images are prepared.
-        parts: the images.
-        channels: channels of the images.
-        unreadable: rows without features.
+    They are evenly spaced, without `unreadable` rows, with names, classes and thumbnails.
 
     Returns:
         Number of points.

@@ -67,10 +67,6 @@ def tolerated_count(max_fraction: float, images: int) -> int:
 
     One percent of a small dataset is less than one image, so that up to `TOLERATED` images are
     tolerated, but no more than a tenth, unless `max_fraction` is 0.
-
-    Args:
-        max_fraction: `data.max_bad_fraction`.
-        images: size of the dataset.
     """
     least = min(TOLERATED, int(images * TOLERATED_FRACTION)) if max_fraction else 0
     return max(least, int(max_fraction * images))
@@ -81,12 +77,7 @@ def refuse_excess(
 ) -> None:
     """Refuse a dataset with more unreadable images than it may have.
 
-    Args:
-        bad: unreadable images.
-        images: size of the dataset.
-        max_fraction: `data.max_bad_fraction`.
-        of: name of the dataset, for the error.
-        which: names of the images, for the error.
+    The sentence names the dataset as `of` and the images as `which`.
 
     Raises:
         RunFailed: there are more than `tolerated_count`.

@@ -58,13 +58,7 @@ class Entry(NamedTuple):
 
 
 class CachedDataset:
-    """A dataset whose images are in memory; others are read from it.
-
-    Args:
-        source: the dataset.
-        buffer: pixels of the images.
-        entries: int64 [N 6]: an `Entry` of each image.
-    """
+    """A dataset with images in a buffer, at `entries`, int64 [N 6]; others are read from it."""
 
     def __init__(self, source: ImageDataset, buffer: SharedBuffer, entries: np.ndarray):
         self.source, self.buffer, self.entries = source, buffer, entries
@@ -90,11 +84,7 @@ def cache_images(source: ImageDataset, config: Any, world: DistributedContext) -
     """Return a dataset with its images in memory, or itself without `data.cache`.
 
     One line on stderr says what was stored, or that the images do not fit and are read from files.
-
-    Args:
-        source: the dataset.
-        config: the run's; `data.cache` and `efficiency.num_workers` are read.
-        world: ranks; every rank must call this.
+    Every rank must call this.
 
     Raises:
         UserError: the operating system has no anonymous shared memory.
@@ -185,12 +175,7 @@ def _read(source: ImageDataset, index: int) -> tuple[Entry, np.ndarray | None]:
 
 
 class _Filled(Dataset[Tensor]):
-    """Write an image into a buffer, behind the entries, and return its entry, int64 [6].
-
-    Args:
-        source: the dataset.
-        limit: bytes of the buffer.
-    """
+    """Write an image into a buffer of at most `limit` bytes, and return its entry, int64 [6]."""
 
     def __init__(self, source: ImageDataset, limit: int):
         self.source, self.limit = source, limit

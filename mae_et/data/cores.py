@@ -44,10 +44,7 @@ def compute_threads(num_workers: int, world: DistributedContext) -> Iterator[Non
 
     A number that the user gave is kept (`SET_BY_USER`), and so is a smaller one, which
     `torch.set_num_threads` may have set. Afterwards the number is what it was.
-
-    Args:
-        num_workers: loader processes of this rank.
-        world: ranks; every rank calls this.
+    Every rank calls this.
     """
     before = torch.get_num_threads()
     cores = own_cores(world)

@@ -57,11 +57,6 @@ def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDa
     What a user may not expect of it (other names, skipped files, a doubtful range of values) is
     printed once, with counts.
 
-    Args:
-        config: `name` selects the kind of dataset.
-        split: train or val.
-        channels: channels of the images.
-
     Raises:
         UserError: the dataset is unknown, missing or empty, cannot be downloaded, or cannot have
             that many channels.

@@ -195,16 +195,7 @@ def _report_folders(folder: Path, files: Sequence[str]) -> list[str]:
 
 
 class ImageFolder(DecodedDataset):
-    """A dataset of image files.
-
-    Args:
-        files: paths, relative to `folder` or absolute.
-        labels: class of each file; -1 without a label.
-        classes: names of the classes.
-        channels: channels of the images.
-        folder: the folder that `files` are relative to.
-        max_value: see `data.max_value`.
-    """
+    """A dataset of image files, whose paths are relative to a folder or absolute."""
 
     def __init__(
         self,

@@ -89,14 +89,7 @@ def crop_and_resize(
     size: int,
     max_value: float | None = None,
 ) -> Tensor:
-    """Crop a box of an image and resize it to a square.
-
-    Args:
-        content: an encoded image, the bytes of a .npy file, or a PIL image.
-        channels: channels of the result.
-        sample_box: returns the box, given the image's height and width.
-        size: side of the result in pixels.
-        max_value: see `data.max_value`.
+    """Crop a box of an image (encoded, .npy or PIL) and resize it to a square.
 
     Returns:
         [C size size], uint8 (float32 for arrays that are not uint8).

@@ -58,14 +58,7 @@ def replayed(
     dataset: AugmentedDataset[AnyBatch],
     pin_memory: bool,
 ) -> Iterator[AnyBatch]:
-    """Yield every micro-batch, completed with images that were loaded before.
-
-    Args:
-        loaded: micro-batches of the images that `sampler` loads.
-        sampler: which images a step loads, uses and drops.
-        dataset: draws new masks and flips for reused images.
-        pin_memory: pin batches that are put together here, for copies to a GPU.
-    """
+    """Yield every micro-batch, completed with images that were loaded before, with new masks."""
     held: dict[SampleIndex, tuple[Tensor, ...]] = {}
     for step in sampler.steps():
         size = sampler.micro_batch(step.stage.bandwidth)

@@ -32,9 +32,6 @@ from mae_et.io.seals import seal
 def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Write or verify prepared shards.
 
-    Args:
-        config: the dataset, the levels and the output folder.
-
     Returns:
         For each split its number of images, of unreadable ones, and the bytes of each level.
 

@@ -34,11 +34,6 @@ MAX_OPEN_FILES = 256
 class PreparedDataset(DecodedDataset):
     """A prepared split: whole images from the originals, small crops from the smallest level.
 
-    Args:
-        folder: the split's folder.
-        channels: channels of the images.
-        max_value: see `data.max_value`.
-
     Raises:
         UserError: the split is missing, incomplete or damaged.
     """
@@ -75,9 +70,6 @@ class PreparedDataset(DecodedDataset):
 
 class PreparedShards:
     """The encoded images of a prepared split: `shards[i] -> (original bytes, label)`.
-
-    Args:
-        folder: the split's folder.
 
     Raises:
         UserError: the split is missing, incomplete or damaged.
@@ -223,12 +215,7 @@ def _check_description(description: dict[str, Any]) -> None:
 
 
 def read_index(folder: Path, shard: int, levels: int) -> np.ndarray:
-    """Read a shard's index.
-
-    Args:
-        folder: the split's folder.
-        shard: number of the shard.
-        levels: number of levels besides the original.
+    """Read the index of a shard with a number of levels besides the original.
 
     Returns:
         Rows of `index_dtype(levels)`, [N].

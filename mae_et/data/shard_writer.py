@@ -75,11 +75,7 @@ def _add_image(
 def encode_levels(
     content: bytes, config: PrepareConfig
 ) -> tuple[str, tuple[int, int], list[bytes | None]]:
-    """Encode the smaller copies of an image.
-
-    Args:
-        content: bytes of the original file.
-        config: levels and JPEG quality.
+    """Encode the smaller copies of an image file.
 
     Returns:
         The original's extension, its height and width, and its copy at each level, None where it is

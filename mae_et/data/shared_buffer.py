@@ -18,9 +18,6 @@ class SharedBuffer:
 
     It has no name that could be left behind, is freed with the last process that holds it, and
     does not count against the size of /dev/shm, which containers often limit to 64 MB.
-
-    Args:
-        descriptor: file descriptor of the memory, closed with this object.
     """
 
     def __init__(self, descriptor: int):
@@ -50,13 +47,10 @@ class SharedBuffer:
 
     @classmethod
     def attach(cls, address: Sequence[int]) -> "SharedBuffer":
-        """Open the buffer that another process of this machine holds, for reading.
+        """Open for reading the buffer whose `address` another process of this machine returned.
 
         In another container the holder's number may be that of another process, whose files have
         other inodes or sizes.
-
-        Args:
-            address: what the holder's `address` returned.
 
         Raises:
             OSError: the process cannot be seen from here, is another one, or is another user's.

@@ -31,11 +31,7 @@ class ShardIndex(NamedTuple):
 
 
 def index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
-    """Read the headers and labels of a shard.
-
-    Args:
-        path: the archive.
-        extensions: of images, in lower case, with the dot.
+    """Read the headers and labels of a shard, whose images have one of the extensions (`.jpg`).
 
     Raises:
         UserError: it is damaged, or a label is out of range.

@@ -179,16 +179,7 @@ def train_transform(
 
 
 class TrainDataset(AugmentedDataset[Batch]):
-    """Random-resized crop and flip as in MAE, and RandAugment at the stage's magnitude.
-
-    Args:
-        source: the images.
-        config: parameters of the crop, the flip and the augmentation.
-        plan: base size, and bandwidth and magnitude of each stage.
-        patch: patch size in pixels, for the mask noise.
-        seed: seed of all random numbers.
-        method: with decode, crops have the stage's bandwidth, else the base size.
-    """
+    """Random-resized crop and flip as in MAE, RandAugment at the stage's magnitude, mask noise."""
 
     def __init__(
         self,

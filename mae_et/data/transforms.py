@@ -150,13 +150,7 @@ def training_transform(config: DataConfig, size: int, magnitude: float) -> Calla
 
 
 def draw_resized_crop(config: DataConfig, height: int, width: int) -> tuple[PixelBox, bool]:
-    """Draw the box and the flip of `training_transform`, from torch's global generator.
-
-    Args:
-        config: scale and ratio of the box, and the probability of a flip.
-        height: height of the image in pixels.
-        width: width of the image in pixels.
-    """
+    """Draw the box and the flip of `training_transform`, from torch's global generator."""
     size = torch.empty(1, height, width, device="meta")
     box = RandomResizedCrop.get_params(size, list(config.scale), list(config.ratio))
     return box, bool(torch.rand(1) < config.flip)

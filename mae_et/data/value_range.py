@@ -42,11 +42,7 @@ def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
 
     Statistics of images must be those of values in [0, 1]. 16-bit images should reach the upper
     half of their range (10 to 14 bits in 16-bit files do not), and arrays should lie within some
-    standard deviations (`data.std`) of `data.mean`.
-
-    Args:
-        dataset: the dataset; unreadable images are skipped.
-        config: `max_value`, `mean` and `std`.
+    standard deviations (`data.std`) of `data.mean`. Unreadable images are skipped.
 
     Raises:
         UserError: the statistics are those of other values.

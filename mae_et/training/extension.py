@@ -52,12 +52,6 @@ def start(
 
     Only the main rank reads the run to extend.
 
-    Args:
-        config: the run.
-        saved: its own newest checkpoint; None for a new run.
-        source: training images.
-        world: ranks.
-
     Returns:
         The checkpoint, and files for the run folder (on the main rank).
 
@@ -76,12 +70,7 @@ def start(
 def read_extension(
     config: PretrainConfig, run: Path, source: ImageDataset
 ) -> tuple[dict[str, Any], Files]:
-    """Read the run that a config extends, and report which checkpoint and learning rate it takes.
-
-    Args:
-        config: the longer run.
-        run: folder of the run to extend (`init.extends`).
-        source: training images.
+    """Read the run that a longer one extends; report which checkpoint and learning rate it takes.
 
     Returns:
         The checkpoint to start from, under the longer plan, and the run's records up to there, as

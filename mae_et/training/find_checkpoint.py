@@ -25,13 +25,9 @@ def find_checkpoint(
 ) -> tuple[dict[str, Any] | None, bool]:
     """Return the newest checkpoint of the run folder (None: new run), and whether it is finished.
 
-    Only the main rank reads the checkpoint; see `share_checkpoint`.
-
-    Args:
-        config: the run.
-        world: its ranks.
-        outputs: names of final files besides results.json. A run without one of them is not
-            finished: they are written again, from its last checkpoint if it has one.
+    Only the main rank reads the checkpoint; see `share_checkpoint`. A run that lacks one of its
+    `outputs`, final files besides results.json, is not finished: they are written again, from its
+    last checkpoint if it has one.
 
     Raises:
         UserError: the folder holds another run, or only checkpoints that do not load.
@@ -68,11 +64,8 @@ def share_checkpoint(
     """Return the main rank's checkpoint on every rank.
 
     The others get its weights on the CPU, and of the optimizer's states an outline
-    (`optimizer_on_main`): `build_run` sends those to the device.
-
-    Args:
-        saved: the main rank's checkpoint; ignored on others.
-        world: ranks; every rank must call this.
+    (`optimizer_on_main`): `build_run` sends those to the device. Every rank must call
+    this.
     """
     outline = broadcast_outline(saved, world)
     if outline is None or world.size == 1:

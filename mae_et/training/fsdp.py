@@ -39,12 +39,7 @@ def shard(model: nn.Module, world: DistributedContext, dtype: torch.dtype | None
     """Shard a model in place, block by block, then the rest.
 
     A model on the CPU moves to the device block by block, never all at once. Build the optimizer
-    afterwards.
-
-    Args:
-        model: the model.
-        world: its ranks.
-        dtype: autocast dtype, in which weights are gathered; None for float32.
+    afterwards. Weights are gathered in `dtype`, the autocast dtype.
 
     Raises:
         UserError: the model has no transformer blocks.
@@ -109,11 +104,8 @@ def load_full_optimizer_state_dict(
 ) -> None:
     """Load an unsharded optimizer's state dict into the optimizer of a sharded model.
 
-    Args:
-        model: the model.
-        optimizer: its optimizer.
-        saved: the state dict, on every rank.
-        on_main: only the main rank has its tensors, and sends them one by one.
+    Every rank has the state dict; with `on_main` its tensors are on the main rank alone, which
+    sends them one by one.
     """
     if not saved["state"]:
         optimizer.load_state_dict(saved)

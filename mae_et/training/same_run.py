@@ -59,13 +59,7 @@ def _online_probe(config: Any) -> OnlineProbeConfig | None:
 def check_same_settings(
     said: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
 ) -> None:
-    """Compare settings that decide numbers.
-
-    Args:
-        said: start of the error sentence: what the folder holds.
-        before: settings in the folder.
-        now: requested settings.
-        may_differ: keys that may differ.
+    """Compare settings that decide numbers; `said` is the start of the error's sentence.
 
     Raises:
         UserError: another key differs; the sentence names the first.

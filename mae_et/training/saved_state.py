@@ -33,11 +33,6 @@ def resumed_plan(config: Any, saved: dict[str, Any] | None, planned: Plan) -> Pl
     An extended run (`init.extends`) keeps the stages of the run before, so its steps are the
     checkpoint's.
 
-    Args:
-        config: the run's config.
-        saved: checkpoint to resume from.
-        planned: the config's plan.
-
     Raises:
         UserError: the checkpoint has no plan, or another one.
     """

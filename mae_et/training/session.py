@@ -139,10 +139,6 @@ def train_run(
 def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[RunLogger | None]:
     """Lock the run folder, write what is run, and open its logger; None on other ranks.
 
-    Args:
-        run: the run.
-        files: further texts to write, by name.
-
     Raises:
         UserError: another process writes to the folder or has continued the run, or checkpoints
             cannot be written there.
@@ -168,10 +164,7 @@ def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Ru
 def write_results(run: Run, logger: RunLogger, figures: dict[str, Any]) -> None:
     """Write results.json, last of all: it marks the run as finished.
 
-    Args:
-        run: the run.
-        logger: its logger, which gets the figures too.
-        figures: figures of this kind of run, added to those of every run.
+    It has the figures of every run, and those given, of this kind of run.
     """
     plan, folder = run.plan, run.config.output.dir
     rows = read_metrics(folder)

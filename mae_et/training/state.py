@@ -84,10 +84,6 @@ def _with_own_groups(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, An
     """Return an optimizer's saved state with parameter groups as the config makes them.
 
     Only the number of steps that some optimizers count per group is the checkpoint's.
-
-    Args:
-        saved: state dict in a checkpoint.
-        own: state dict of the new optimizer.
     """
     groups = [
         new | ({"step": old["step"]} if "step" in old else {})
