@@ -125,8 +125,11 @@ def open_encoder(
 
 def encoder_from_weights(weights: Weights) -> FrozenEncoder:
     """Build the encoder of weights that have been read; see `open_encoder`."""
-    model = _masked_autoencoder(weights)
-    if model is None:
+    try:
+        model = masked_autoencoder(weights, decoder=False)
+    except UserError:
+        if weights.model is not None:  # a run of ours, which must fit
+            raise
         return _of_network(encoder_of_weights(weights))
     data = weights.config.data if weights.config else None
     encoder = encoder_of_masked_autoencoder(model, data)
@@ -152,16 +155,6 @@ def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> Non
         whole = MaskedAutoencoder.from_config(config)
     initialise(whole)
     model.encoder.load_state_dict(whole.encoder.state_dict())
-
-
-def _masked_autoencoder(weights: Weights) -> MaskedAutoencoder | None:
-    """Build the masked autoencoder that weights belong to; None if their encoder is another's."""
-    try:
-        return masked_autoencoder(weights, decoder=False)
-    except UserError:
-        if weights.model is not None:  # a run of ours, which must fit
-            raise
-        return None
 
 
 def _of_network(network: Any) -> FrozenEncoder:

@@ -83,8 +83,7 @@ class DecodedDataset:
 
     def decode(self, content: Any) -> Image.Image | Tensor:
         """Decode bytes, or convert a PIL image, to the dataset's channels and range."""
-        read = decode if isinstance(content, bytes) else to_channels
-        return read(content, self.channels, self.max_value)
+        return decode(content, self.channels, self.max_value)
 
     def read_for_crop(
         self, index: int, sample_box: BoxSampler, size: int
@@ -118,11 +117,13 @@ class DecodedDataset:
             raise Unreadable(printable(sentence)) from None
 
 
-def decode(content: bytes, channels: int, max_value: float | None = None) -> Image.Image | Tensor:
+def decode(
+    content: bytes | Image.Image, channels: int, max_value: float | None = None
+) -> Image.Image | Tensor:
     """Decode an image or a .npy file: the first frame, without EXIF rotation.
 
     Args:
-        content: bytes of the file.
+        content: bytes of the file, or an image that is decoded already.
         channels: channels of the result.
         max_value: white of 16-bit images and of arrays that are not uint8 (see `data.max_value`).
 
@@ -133,6 +134,8 @@ def decode(content: bytes, channels: int, max_value: float | None = None) -> Ima
     Raises:
         ValueError: it is not an image, is too large, or has other channels.
     """
+    if isinstance(content, Image.Image):
+        return to_channels(content, channels, max_value)
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         array = np.load(io.BytesIO(content), allow_pickle=False)
         return _array_image(array, channels, max_value)

@@ -96,8 +96,7 @@ def crop_and_resize(
     """
     if isinstance(content, bytes) and content.startswith(JPEG):
         return _crop_jpeg(content, channels, sample_box, size)
-    read = decode if isinstance(content, bytes) else to_channels
-    image = read(content, channels, max_value)
+    image = decode(content, channels, max_value)
     if isinstance(image, Image.Image):
         image = _tensor(np.array(image))
     return _crop_tensor(image, sample_box(*image.shape[-2:]), size)

@@ -141,7 +141,10 @@ class _Allocations(TorchDispatchMode):
 
 @contextmanager
 def without_trace(network: nn.Module) -> Iterator[None]:
-    """Restore gradients, buffers, mode and generators afterwards."""
+    """Train with allocated gradients; drop them, and restore buffers, mode and generators.
+
+    Gradients are allocated in every pass but the first; a pass then grows with its images.
+    """
     training = network.training
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     device = next(network.parameters()).device
@@ -149,6 +152,8 @@ def without_trace(network: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             network.train()
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             yield
         finally:
             network.train(training)

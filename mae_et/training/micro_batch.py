@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.errors import RunFailed, UserError
@@ -102,19 +101,11 @@ def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
     stages = {stage.bandwidth: stage for stage in run.plan.stages}
     limit = available_memory(run.world) - optimizer_bytes(run)
     with without_trace(run.network):
-        _allocate_gradients(run.network)
         peaks = [
             peak_of(partial(attempt, stages[bandwidth], size), run.world.device)
             for bandwidth, size in sizes.items()
         ]
     return not distributed.any_rank(any(p is None or p > limit for p in peaks), run.world)
-
-
-def _allocate_gradients(network: nn.Module) -> None:
-    """Allocate gradients, as in every pass but the first; a pass then grows with its images."""
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
 
 
 def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, int]:
@@ -125,7 +116,6 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     sizes = {}
     stages = {stage.bandwidth: stage for stage in run.plan.stages}
     with without_trace(network):
-        _allocate_gradients(network)
         for bandwidth, stage in sorted(stages.items()):
 
             def peak(size: int, stage: PlannedStage = stage) -> int | None:
