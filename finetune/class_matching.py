@@ -51,17 +51,11 @@ class PresentClasses:
 def match_classes(
     path: Path, outputs: int, names: Sequence[str] | None, classes: Sequence[str]
 ) -> tuple[list[int], str]:
-    """Find the output of a classifier for each class of a dataset.
+    """Find the output of a classifier at `path` for each of a dataset's classes, given by name.
 
-    With names the classes are matched by name. Without, they are matched by number if their folders
-    are numbers below `outputs`, by ImageNet's order if there are 1,000 outputs and the folders are
-    its synsets (n01440764), and else by order, which needs as many classes as outputs.
-
-    Args:
-        path: the classifier, for errors.
-        outputs: its number of classes.
-        names: the names of its classes, if they are recorded.
-        classes: names of the dataset's classes.
+    With `names` the classes are matched by name. Without, they are matched by number if their
+    folders are numbers below `outputs`, by ImageNet's order if there are 1,000 outputs and the
+    folders are its synsets (n01440764), and else by order, which needs as many classes as outputs.
 
     Returns:
         The output of each class, and a sentence about the match.

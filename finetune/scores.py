@@ -62,15 +62,8 @@ def score(
 ) -> Scores:  # fmt: skip
     """Score a network on a split; rank r of n takes the images r, r + n, ..., so each counts once.
 
-    Args:
-        network: from images [B C H W] to logits [B classes].
-        source: labelled images.
-        data: statistics and `eval_crop`.
-        size: side of the centre crops in pixels, or (height, width).
-        world: ranks and device.
-        dtype: autocast dtype; None for float32.
-        batch_size: images per forward pass.
-        workers: loader processes.
+    The network maps centre crops [B C H W] of a size to logits [B classes], with autocast to
+    `dtype`.
     """
     classes = len(source.classes)
     crops = EvalDataset(source, data, size)

@@ -73,9 +73,7 @@ def resample_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) ->
 def follow_image_size(network: nn.Module, image_size: Size) -> None:
     """Make windows of a Swin or Swin V2 follow its input's size; other networks stay unchanged.
 
-    Args:
-        network: timm model, built at the base size.
-        image_size: base size, multiples of 32 pixels: Swin's window, a 32nd, has the parameters.
+    The network is built at the base size: Swin's window, a 32nd of it, has the parameters.
 
     Raises:
         UserError: the image size is not a multiple of 32 pixels.

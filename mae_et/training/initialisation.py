@@ -18,10 +18,7 @@ def load_initial_weights(
 ) -> str | None:
     """Load the config's initial weights into a new model, and report what was taken.
 
-    Args:
-        model: new model, on the CPU, neither wrapped nor sharded: every rank loads all of it.
-        config: its run.
-        world: ranks of the run.
+    The model is on the CPU, neither wrapped nor sharded: every rank loads all of it.
 
     Returns:
         SHA-256 of the weights, which checkpoints record; None without `init.weights`.

@@ -107,7 +107,7 @@ def check_state(run: Run) -> None:
         Diverged: a tensor is not finite on some rank.
     """
     state = run.state
-    lost = next((name for name, tensor in _tensors(state) if not _is_finite(tensor)), None)
+    lost = next((name for name, tensor in _tensors(state) if not tensor.isfinite().all()), None)
     if distributed.any_rank(lost is not None, run.world):
         raise Diverged(
             f"{lost or 'a weight of another rank'} is not finite after step {state.step}; it is "
@@ -129,7 +129,3 @@ def _named(pairs: Iterable[tuple[str, Any]], prefix: str = "") -> Iterator[tuple
         tensor = value.to_local() if isinstance(value, DTensor) else value
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
             yield f"{prefix}{name}", tensor
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())

@@ -88,19 +88,13 @@ def train_run(
     step: Step[Any],
     periodic: Sequence[Periodic],
     finish: Callable[[RunLogger | None], None],
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str],
     preview: Callable[[], Tensor | None] | None = None,
 ) -> None:
-    """Train a run from its state to its end, and finish it.
+    """Train a run from its state to its end, and finish it; see `train`.
 
-    Args:
-        run: the run, new or restored.
-        dataset: augmented images, indexed by `SampleIndex`.
-        step: one update of the weights.
-        periodic: work between steps.
-        finish: writes the run's final files; called on every rank.
-        files: texts to write into the run folder at the start, by name.
-        preview: draws what the run trains on, for a run folder without such an image.
+    `finish` writes the run's final files, on every rank. `files` are texts for the run folder, by
+    name, and `preview` draws what the run trains on, for a run folder without such an image.
 
     Raises:
         UserError: another process writes to the run folder, it is not writable, or the requested
@@ -136,7 +130,7 @@ def train_run(
 
 
 @contextmanager
-def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[RunLogger | None]:
+def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None]:
     """Lock the run folder, write what is run, and open its logger; None on other ranks.
 
     Raises:
@@ -153,7 +147,7 @@ def run_records(run: Run, files: Mapping[str, str] | None = None) -> Iterator[Ru
             remove_leftovers(place)
         rename_damaged_after(folder / "checkpoints", run.state.step)
         plan = json.dumps(run.plan.to_dict(), indent=1)
-        texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **(files or {})}
+        texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **files}
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
         logger = RunLogger(run.config, run.plan, run.state.step, check_lock)

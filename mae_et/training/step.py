@@ -26,13 +26,8 @@ def update(
     """Take one optimizer step on the mean loss of a step's micro-batches.
 
     With `optim.max_skipped_updates` the update is skipped if the loss or the norm is not finite.
-    Nothing here waits for the device.
-
-    Args:
-        run: the run.
-        stage: stage of the step.
-        batches: its micro-batches.
-        loss_of: from a micro-batch to its mean loss []; moves the batch to the device.
+    Nothing here waits for the device. `loss_of` moves a micro-batch to the device, and returns its
+    mean loss [].
 
     Returns:
         The loss [] and the norm of the gradient before clipping [], on the device.
