@@ -52,6 +52,11 @@ class Plan:
         return self.stages[-1].start + self.stages[-1].steps
 
     @property
+    def bandwidths(self) -> list[int]:
+        """Bandwidths of the stages, each once, in rising order."""
+        return sorted({stage.bandwidth for stage in self.stages})
+
+    @property
     def images(self) -> int:
         """Number of images trained on, repeats included."""
         return self.steps * self.batch_size

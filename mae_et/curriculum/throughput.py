@@ -44,7 +44,7 @@ def throughput_model(
         UserError: a bandwidth is missing, a speed or number is not positive, or `cores_per_gpu` is
             given without `loader`.
     """
-    bandwidths = sorted({stage.bandwidth for stage in plan.stages})
+    bandwidths = plan.bandwidths
     _check_speeds("--throughput", images_per_second, bandwidths)
     if loader is not None:
         _check_speeds("--loader", loader, bandwidths)

@@ -110,11 +110,10 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         self.replay = dict(replay or {})
         # At most an epoch of this rank, so that draws are of two permutations at most.
         self.replay_images = min(replay_images, plan.dataset_size // world_size)
-        bandwidths = {stage.bandwidth for stage in plan.stages}
-        if not set(self.replay) <= bandwidths:
+        if not set(self.replay) <= set(plan.bandwidths):
             raise UserError(
                 f"data.replay names the bandwidths {sorted(self.replay)}, the curriculum has "
-                f"{sorted(bandwidths)}"
+                f"{plan.bandwidths}"
             )
         for bandwidth, count in self.replay.items():
             if plan.batch_size % (count * world_size):

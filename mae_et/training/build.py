@@ -101,7 +101,7 @@ def wrap(run: Run) -> nn.Module:
     if efficiency.cuda_graphs:
         check_cuda_graphs(plan, world, run.micro_batch, compiles)
     if compiles:
-        bandwidths = len({stage.bandwidth for stage in plan.stages})
+        bandwidths = len(plan.bandwidths)
         network = compile_network(network, bandwidths, cuda_graphs=efficiency.cuda_graphs)
     if world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None

@@ -45,11 +45,10 @@ def micro_batch_size(
     if plan.batch_size % world:
         raise UserError(f"optim.batch_size {plan.batch_size} is not divisible by {world} ranks")
     share = plan.batch_size // world
-    bandwidths = {stage.bandwidth for stage in plan.stages}
-    if isinstance(requested, dict) and set(requested) != bandwidths:
+    if isinstance(requested, dict) and sorted(requested) != plan.bandwidths:
         raise UserError(
             f"efficiency.micro_batch names the bandwidths {sorted(requested)}, the curriculum has "
-            f"{sorted(bandwidths)}"
+            f"{plan.bandwidths}"
         )
 
     def size(bandwidth: int) -> int:

@@ -155,9 +155,8 @@ def _describe_scaler(saved: dict[str, Any]) -> str:
 def _describe_micro_batch(saved: dict[int, int] | None, plan: Plan) -> str:
     if saved is None:
         return ""
-    bandwidths = {stage.bandwidth for stage in plan.stages}
-    if set(saved) != bandwidths:
-        return f"its micro-batches are for bandwidths {sorted(saved)}, not {sorted(bandwidths)}"
+    if sorted(saved) != plan.bandwidths:
+        return f"its micro-batches are for bandwidths {sorted(saved)}, not {plan.bandwidths}"
     if max(saved.values()) > plan.batch_size:
         return f"its micro-batch of {max(saved.values())} images is larger than a batch"
     return ""
