@@ -28,7 +28,7 @@ def describe(run: Run, classes: Sequence[str]) -> str:
     network: Any = run.state.model
     preprocessing = Preprocessing.of_run(run.config.data, run.config.model.image_size)
     about: dict[str, Any] = {"classes": list(classes), "preprocessing": asdict(preprocessing)}
-    if isinstance(network, VisionTransformer):  # not visible in the weights' shapes
+    if isinstance(run.state.model, VisionTransformer):  # not visible in the weights' shapes
         heads = (part.num_heads for part in network.blocks.modules() if hasattr(part, "num_heads"))
         about["encoder"] = network.default_cfg["architecture"]
         about["encoder_num_heads"] = next(heads)
