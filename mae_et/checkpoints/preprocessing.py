@@ -1,7 +1,6 @@
 """How an encoder's images were prepared: stored with its weights, inherited downstream."""
 
 import json
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import timm
 
 from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
+from mae_et.runtime.console import say
 
 # Of evaluation views here, always.
 INTERPOLATION, CROP_MODE = "bicubic", "center"
@@ -151,13 +151,12 @@ def report_preprocessing(recorded: Preprocessing | None, data: DataConfig, path:
         path: the checkpoint.
     """
     if recorded is None:
-        print(
+        say(
             f"mae-et: {path} records no statistics of its images, which are normalised with "
-            f"data.mean {list(data.mean)} and data.std {list(data.std)}",
-            file=sys.stderr,
+            f"data.mean {list(data.mean)} and data.std {list(data.std)}"
         )
     elif differing := recorded.differences(data):
-        print(f"mae-et: images are prepared with {', '.join(differing)}", file=sys.stderr)
+        say(f"mae-et: images are prepared with {', '.join(differing)}")
 
 
 def _statistics(about: dict[str, Any]) -> tuple[list[float], list[float]] | None:

@@ -17,16 +17,11 @@ RELEASED_MD5 = {
 }
 
 
-def released_name(path: Path) -> str | None:
-    """Return the name under which a file was released; None if it is no released file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "md5").hexdigest()
-    return RELEASED_MD5.get(digest[:6])
-
-
 def report_release(path: Path) -> None:
     """Report a released file on stderr; warn of a file that only bears a released file's name."""
-    name = released_name(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    name = RELEASED_MD5.get(digest[:6])
     if name is not None:
         say(f"mae-et: {path} is {name} as released (md5)")
     elif path.name in RELEASED_MD5.values():

@@ -5,7 +5,6 @@ A state dict is found by content: by the names that it completes, whatever wraps
 """
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mae_et.errors import UserError
+from mae_et.runtime.console import say
 
 Tensors = dict[str, Tensor]
 
@@ -61,7 +61,7 @@ def find_state_dict(
         raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({listed})")
     nameless = None if averages else _nameless_average(payload)
     if nameless is not None:
-        _say(path, f"the moving average in {nameless} has no names and is not used")
+        say(f"mae-et: {path}: the moving average in {nameless} has no names and is not used")
     return _as_float32(path, found[chosen[0]])
 
 
@@ -82,7 +82,8 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
     lacking = sorted(n for n in weights.keys() - tensors.keys() if n.rpartition(".")[0] in modules)
     listed = ", ".join(label or "the file itself" for label in others)
     rest = f"; it lacks {', '.join(lacking[:3])}, taken from {listed}" if lacking else ""
-    _say(path, f"taking the moving average {average}, not {listed} (checkpoint_key chooses){rest}")
+    fact = f"taking the moving average {average}, not {listed} (checkpoint_key chooses){rest}"
+    say(f"mae-et: {path}: {fact}")
     return _as_float32(path, {name: weights[name] for name in lacking} | tensors)
 
 
@@ -98,10 +99,6 @@ def _nameless_average(payload: dict[Any, Any], place: tuple[str, ...] = ()) -> s
         if _EMA.search(label):
             return label
     return None
-
-
-def _say(path: Path, fact: str) -> None:
-    print(f"mae-et: {path}: {fact}", file=sys.stderr)
 
 
 def _candidates(payload: dict[str, Any], names: Collection[str]) -> dict[str, Tensors]:

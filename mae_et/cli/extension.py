@@ -1,6 +1,6 @@
 """The command line of an extended run: mae-et pretrain RUN --extend-to EPOCHS."""
 
-import re
+import argparse
 from pathlib import Path
 
 from mae_et.config.files import config_from_text
@@ -19,7 +19,10 @@ def flags_of_extension(arguments: Arguments) -> Arguments:
     Raises:
         UserError: RUN is missing or no run of pre-training, or EPOCHS is no number.
     """
-    epochs, rest = _take_option(arguments)
+    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    option.add_argument("--extend-to", "--extend_to", nargs="?", const="")
+    given, rest = option.parse_known_args(arguments)
+    epochs = given.extend_to
     if epochs is None:
         return arguments
     if not rest or rest[0].startswith("-"):
@@ -42,16 +45,3 @@ def flags_of_extension(arguments: Arguments) -> Arguments:
         f"--output.dir={run}-{budget:g}ep",
         *rest[1:],
     ]
-
-
-def _take_option(arguments: Arguments) -> tuple[str | None, Arguments]:
-    """Return the value of --extend-to, the last if there are several, and the other arguments."""
-    rest, value = [], None
-    words = iter(arguments)
-    for word in words:
-        found = re.fullmatch(r"--extend[-_]to(?:=(.*))?", word, re.DOTALL)
-        if found is None:
-            rest.append(word)
-        else:
-            value = found[1] if found[1] is not None else next(words, "")
-    return value, rest

@@ -3,11 +3,11 @@
 Both are pure functions of the rows, so a resumed run marks the same rows.
 """
 
-import contextlib
-import sys
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
+
+from mae_et.runtime.console import say
 
 RECENT = 20
 FEWEST = 8
@@ -53,12 +53,10 @@ def diagnosis(rows: Sequence[Row]) -> dict[str, Any]:
     """Return final counts of spikes, skipped updates and bad images; warn if the run diverged."""
     diverged = has_diverged(rows)
     if diverged:
-        with contextlib.suppress(OSError):  # closed stderr
-            print(
-                "mae-et: warning: the run diverged: its loss rose far above its first value, or "
-                "ends no lower (optim.base_lr may be too high)",
-                file=sys.stderr,
-            )
+        say(
+            "mae-et: warning: the run diverged: its loss rose far above its first value, or ends "
+            "no lower (optim.base_lr may be too high)"
+        )
     return {
         "diverged": diverged,
         "loss_spikes": sum(bool(row.get("spike")) for row in rows),

@@ -119,22 +119,18 @@ class SearchConfig(PretrainConfig):
         names = [each.name for each in dataclasses.fields(PretrainConfig)]
         return PretrainConfig(**{name: getattr(self, name) for name in names})
 
-    def magnitude_of(self, stage: int, end: int | None = None) -> int:
-        """Return the RandAugment magnitude of a stage: linear from 0 to `end` at the last."""
-        if self.data.augment is None:
-            return 0
-        end = self.search.magnitude if end is None else end
-        return round(end * stage / max(1, self.search.stages - 1))
-
     def stages_of(self, bandwidths: Sequence[int], end: int | None = None) -> tuple[Stage, ...]:
-        """Return stages of equal share.
+        """Return stages of equal share, with RandAugment magnitudes that rise linearly from 0.
 
         Args:
             bandwidths: one for each stage.
             end: RandAugment magnitude of the last stage; `search.magnitude` by default.
         """
+        last = max(1, self.search.stages - 1)
+        end = self.search.magnitude if end is None else end
+        end = 0 if self.data.augment is None else end
         return tuple(
-            Stage(bandwidth, 1.0, self.magnitude_of(place, end))
+            Stage(bandwidth, 1.0, round(end * place / last))
             for place, bandwidth in enumerate(bandwidths)
         )
 
