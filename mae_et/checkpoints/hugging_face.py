@@ -56,6 +56,12 @@ DINOV2_NAMES = {
     "blocks.#.ls1.gamma": "vit.encoder.layer.#.layer_scale1.lambda1",
     "blocks.#.ls2.gamma": "vit.encoder.layer.#.layer_scale2.lambda1",
 }
+# Our part and name of each of theirs.
+OURS = {
+    theirs: f"{part}/{ours}"
+    for part, names in (*NAMES.items(), ("encoder", DINOV2_NAMES))
+    for ours, theirs in names.items()
+}
 # DINOv2's names and ViT's, which differ in the blocks alone.
 DINOV2_RENAMES = (
     (r"^dinov2(_with_registers)?\.", "vit."),
@@ -106,16 +112,12 @@ def from_hugging_face(
     Raises:
         UserError: a tensor's name is unknown, or what every ViT has is missing.
     """
-    tables = {
-        part: {theirs: ours for ours, theirs in names.items()} for part, names in NAMES.items()
-    }
-    tables["encoder"] |= {theirs: ours for ours, theirs in DINOV2_NAMES.items()}
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}, "head": {}}
     for name, tensor in tensors.items():
         spelled = _on_disk(name)
         if spelled.startswith(UNUSED):
             continue
-        part, ours = _find(spelled, tables)
+        part, _, ours = _rename(spelled, OURS).partition("/")
         if not ours:
             raise UserError(f"{folder} holds a tensor of unknown name: {name}")
         parts[part][ours] = tensor.float()
@@ -182,15 +184,6 @@ def _on_disk(name: str) -> str:
         name = re.sub(theirs, of_vit, name, count=1)
     # A ViTMAEModel or ViTModel alone has no prefix.
     return name if name.startswith(("vit.", "decoder.", "classifier.")) else f"vit.{name}"
-
-
-def _find(name: str, tables: dict[str, dict[str, str]]) -> tuple[str, str]:
-    """Return a tensor's part and its name there; an empty name if it is unknown."""
-    for part, table in tables.items():
-        found = _rename(name, table)
-        if found:
-            return part, found
-    return "", ""
 
 
 def _rename(name: str, table: dict[str, str]) -> str:

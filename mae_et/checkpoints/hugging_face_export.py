@@ -5,6 +5,8 @@ classifier by the class token a ViTForImageClassification.
 """
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +131,17 @@ def _classifier(weights: Weights) -> tuple[Tensors, dict[str, Any]]:
             f"format hf classifies by the class token, and this classifier has {pooling}: use "
             "timm, or fine-tune with model.pool cls"
         )
-    width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
     positions = encoder["pos_embed"].shape[1] - 1
-    side = round(positions**0.5)
-    rows, columns = weights.grid or (side, side)
-    if rows * columns != positions:
+    grid = weights.grid or [round(positions**0.5)] * 2
+    if math.prod(grid) != positions:
         raise UserError(f"format hf needs the grid of {weights.path}, which it does not record")
     head = fold_probe(weights.head)
     tensors = to_hugging_face(encoder, head=head)
     classes = weights.classes or [f"LABEL_{n}" for n in range(len(head["head.bias"]))]
+    width = encoder["pos_embed"].shape[-1]
     heads = num_heads_of("encoder", width, weights.encoder_num_heads)
-    mlp = encoder["blocks.0.mlp.fc1.weight"].shape[0]
-    image_size = [rows * patch, columns * patch]
     return tensors, {
-        **_encoder_config(image_size, patch, channels, width, depth_of(encoder), heads, mlp),
+        **_encoder_config(encoder, grid, heads),
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
         "id2label": {str(number): name for number, name in enumerate(classes)},
@@ -152,25 +151,20 @@ def _classifier(weights: Weights) -> tuple[Tensors, dict[str, Any]]:
 
 def _encoder_of(model: MaskedAutoencoder) -> dict[str, Any]:
     encoder: Any = model.encoder  # timm's blocks have no static type
-    block = encoder.blocks[0]
-    return _encoder_config(
-        [side * model.patch for side in model.full], model.patch, model.channels,
-        encoder.embed_dim, len(encoder.blocks), block.attn.num_heads, block.mlp.fc1.out_features,
-    )  # fmt: skip
+    return _encoder_config(encoder.state_dict(), model.full, encoder.blocks[0].attn.num_heads)
 
 
-def _encoder_config(
-    image_size: list[int], patch: int, channels: int, width: int, depth: int, heads: int, mlp: int
-) -> dict[str, Any]:
-    height, across = image_size
+def _encoder_config(encoder: Tensors, grid: Sequence[int], heads: int) -> dict[str, Any]:
+    width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
+    height, across = (side * patch for side in grid)
     return {
-        "image_size": height if height == across else image_size,
+        "image_size": height if height == across else [height, across],
         "patch_size": patch,
         "num_channels": channels,
         "hidden_size": width,
-        "num_hidden_layers": depth,
+        "num_hidden_layers": depth_of(encoder),
         "num_attention_heads": heads,
-        "intermediate_size": mlp,
+        "intermediate_size": encoder["blocks.0.mlp.fc1.weight"].shape[0],
         "hidden_act": "gelu",
         "qkv_bias": True,
         "layer_norm_eps": 1e-6,  # transformers' own default is 1e-12

@@ -34,10 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that disappeared
         say(f"mae-et: {error}")
         return 1
-    except Interrupted as error:
-        say(f"mae-et: {error}")
-        return 128 + error.signal
-    except Stopped as error:
+    except (Interrupted, Stopped) as error:
         say(f"mae-et: {error}")
         return 128 + error.signal
     except KeyboardInterrupt:

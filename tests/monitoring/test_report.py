@@ -140,7 +140,7 @@ def test_the_page_shows_metrics_results_and_config(run: Path, tmp_path: Path) ->
         ) in titles
     assert (run / "config.yaml").read_text().strip() in page.texts
     images = sorted((run / "reconstructions").glob("*.png"))
-    assert len(page.attributes("src")) == len(images) == 3
+    assert len(page.attributes("src")) == len(images) == 2
     for curve in (
         "Training loss by compute",
         "Learning rate",

@@ -47,21 +47,22 @@ def groups_of(records: Sequence[Record], colours: dict[str, int]) -> list[Group]
 
 def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
     compute, clock, images = _compute(records), _clock(records), Axis("images seen", Record.images)
+    axes = {"compute": compute, "images": images, "time": clock}
     draw = _Drawing(records, colours)
     charts: list[SvgChart | None] = []
     if any(record.scores for record in records):
-        charts += [draw.scores(f"Validation top-1 (%) by {by}", axis, "top1") for by, axis in
-                   (("compute", compute), ("images", images), ("time", clock))]  # fmt: skip
+        charts += [draw.scores(f"Validation top-1 (%) by {by}", axes[by], "top1") for by in axes]
         charts += [
             draw.scores("Validation top-5 (%)", compute, "top5"),
             draw.scores("Validation loss", compute, "loss"),
         ]
     for place, (key, title) in enumerate(draw.probes().items()):
-        axes = (("compute", compute), ("images", images), ("time", clock))
-        charts += [draw.scores(f"{title} by {by}", axis, key)
-                   for by, axis in (axes if place == 0 else axes[:1])]  # fmt: skip
-    charts += [draw.rows(f"Training loss by {by}", axis, "loss") for by, axis in
-               (("compute", compute), ("time", clock), ("images", images))]  # fmt: skip
+        shown = axes if place == 0 else ["compute"]
+        charts += [draw.scores(f"{title} by {by}", axes[by], key) for by in shown]
+    charts += [
+        draw.rows(f"Training loss by {by}", axes[by], "loss")
+        for by in ("compute", "time", "images")
+    ]
     charts += [
         draw.bandwidths(compute) if len(records) > 1 else None,
         draw.rows("Learning rate", compute, "lr", from_zero=True),
