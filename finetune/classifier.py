@@ -39,6 +39,7 @@ from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
 from mae_et.training.find_checkpoint import find_checkpoint
+from mae_et.training.opening import say_opening
 from mae_et.training.resume import same_world_size
 from mae_et.training.run import Run
 from mae_et.training.saved_state import resumed_plan
@@ -82,6 +83,7 @@ def _classify(
         return
     with fail_together(world):
         train, val = open_splits(config)
+    say_opening(config, train)
     provenance = check_data(config, saved, train, world)
     if saved and world.is_main and not same_world_size(saved, world):
         warnings.warn(

@@ -25,7 +25,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.schedule import Plan, PlannedStage
 from mae_et.data.cache import cache_images
-from mae_et.data.datasets import open_dataset
+from mae_et.data.datasets import ImageDataset
 from mae_et.data.device_decode import memory_ahead
 from mae_et.data.train_dataset import Batch, TrainDataset, black_batch
 from mae_et.data.transforms import normalise
@@ -42,8 +42,9 @@ from mae_et.training.initialisation import load_initial_weights, saved_hash
 from mae_et.training.loop import Step
 from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
+from mae_et.training.opening import open_training_images
 from mae_et.training.optim import build_optimizer
-from mae_et.training.plan import curriculum_of, make_plan
+from mae_et.training.plan import make_plan
 from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
 from mae_et.training.run import Run
@@ -59,6 +60,7 @@ def pretrain(
     stop_after_step: int | None = None,
     *,
     step: Step[Batch] | None = None,
+    source: ImageDataset | None = None,
 ) -> Path:
     """Pre-train as a config says, resuming from the run folder's newest checkpoint.
 
@@ -72,6 +74,7 @@ def pretrain(
         stop_after_step: number of steps after which to save the state and return, for a later call
             to resume; by default the run goes to its end.
         step: one update of the weights, called as `train_step`, which is the default.
+        source: training images that `open_training_images` has opened for this config.
 
     Returns:
         The run folder; a finished run has `encoder.safetensors` (a timm model) and `results.json`.
@@ -83,7 +86,7 @@ def pretrain(
         Interrupted: a signal asked to stop; the state is saved.
     """
     with distributed_session(config) as (world, stopped):
-        _pretrain(config, world, stopped, stop_after_step, step or train_step)
+        _pretrain(config, world, stopped, stop_after_step, step or train_step, source)
     return config.output.dir
 
 
@@ -93,18 +96,18 @@ def _pretrain(
     stopped: StopFlag,
     stop_after_step: int | None,
     step: Step[Batch],
+    source: ImageDataset | None,
 ) -> None:
     saved, finished = find_checkpoint(config, world, outputs=[ENCODER])
     reached = saved is not None and stop_after_step is not None and saved["step"] >= stop_after_step
     if finished or reached:
         return
     with fail_together(world):
-        curriculum = curriculum_of(config)  # checked before the data are opened
-        source = open_dataset(config.data, "train", config.model.channels)
+        source = source or open_training_images(config)
     saved, files = extension.start(config, saved, source, world)
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world)
-    plan = resumed_plan(config, saved, make_plan(config, len(source), curriculum))
+    plan = resumed_plan(config, saved, make_plan(config, len(source)))
     run, model = build(config, plan, world, saved)
     run.provenance |= provenance
     run.stopped, run.stop_after_step = stopped, stop_after_step

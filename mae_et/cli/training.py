@@ -1,15 +1,19 @@
 """Commands that train: pre-training, the demo, classifiers."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import finetune as downstream
 import mae_et
+from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.cli.arguments import Arguments, config_of
 from mae_et.cli.output import is_main, print_results, print_run, split_json_flag
 from mae_et.config.schema import PretrainConfig
+from mae_et.data.datasets import ImageDataset
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
+from mae_et.training.opening import open_training_images
 from mae_et.version import __version__
 
 
@@ -18,7 +22,8 @@ def demo(arguments: Arguments) -> None:
     arguments, as_json = split_json_flag(arguments)
     config = _beside_the_embedded_run(config_of("demo", ["--config=demo", *arguments]))
     announce("demo", config.output.dir)
-    folder = mae_et.pretrain(config)
+    source = open_early(config)
+    folder = mae_et.pretrain(config, source=source)
     if not is_main():
         return
     efficiency = config.efficiency
@@ -36,9 +41,21 @@ def demo(arguments: Arguments) -> None:
 def announce(command: str, folder: Path) -> None:
     """Print what starts and where, before PyTorch is loaded, which takes seconds."""
     if is_main():
-        finished = (folder / "results.json").exists()
-        state = "finished before, its results follow" if finished else "starting"
+        state = "resumes" if list_checkpoints(folder / "checkpoints") else "new"
+        if (folder / "results.json").exists():
+            state = "finished before, its results follow"
         say(f"mae-et {__version__}: {command} in {folder}: {state}")
+
+
+def open_early(config: PretrainConfig) -> ImageDataset | None:
+    """Open the training images before PyTorch is loaded; with other ranks, after all have joined.
+
+    Raises:
+        UserError: the curriculum or the data cannot be used.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    finished = (config.output.dir / "results.json").exists()
+    return open_training_images(config) if alone and not finished else None
 
 
 def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
@@ -55,7 +72,8 @@ def pretrain(arguments: Arguments) -> None:
     arguments, as_json = split_json_flag(arguments)
     config = config_of("pretrain", arguments)
     announce("pretrain", config.output.dir)
-    print_run(mae_et.pretrain(config), {}, as_json)
+    source = open_early(config)
+    print_run(mae_et.pretrain(config, source=source), {}, as_json)
 
 
 def finetune(arguments: Arguments) -> None:

@@ -3,19 +3,20 @@
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from mae_et.config.files import one_sentence
 from mae_et.data.layout import ARRAYS, EXTENSIONS
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.runtime.console import printable
 
-Sample = tuple[Image.Image | Tensor, int]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Sample = tuple["Image.Image | Tensor", int]
 
 UNLABELLED = -1
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -81,7 +82,7 @@ class DecodedDataset:
             content, label = self.inner[index]
             return self.decode(content), int(label)
 
-    def decode(self, content: Any) -> Image.Image | Tensor:
+    def decode(self, content: Any) -> "Image.Image | Tensor":
         """Decode bytes, or convert a PIL image, to the dataset's channels and range."""
         return decode(content, self.channels, self.max_value)
 
@@ -119,7 +120,7 @@ class DecodedDataset:
 
 def decode(
     content: bytes | Image.Image, channels: int, max_value: float | None = None
-) -> Image.Image | Tensor:
+) -> "Image.Image | Tensor":
     """Decode an image or a .npy file: the first frame, without EXIF rotation.
 
     Args:
@@ -237,8 +238,10 @@ def _to_eight_bits(image: Image.Image, max_value: int) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8))
 
 
-def _array_image(array: np.ndarray, channels: int, max_value: float | None) -> Tensor:
+def _array_image(array: np.ndarray, channels: int, max_value: float | None) -> "Tensor":
     """[H W C] or [H W] -> tensor [C H W]: uint8, else float32 divided by `max_value`."""
+    import torch  # here, for the files of a dataset are listed before PyTorch is loaded
+
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] != channels:

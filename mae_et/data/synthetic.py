@@ -17,7 +17,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.random import RandomState
 from PIL import Image
-from torch.utils.data import Dataset
 
 from mae_et.data.shapes import SHAPES
 
@@ -173,7 +172,7 @@ def render(index: int, size: int, seed: int = 0) -> tuple[np.ndarray, int]:
     return pixels.reshape(size, size, 3), scene.label
 
 
-class Synthetic(Dataset[tuple[Image.Image, int]]):
+class Synthetic:
     """Images `first` to `first + length - 1` of a seed, rendered on first use and then kept.
 
     Keeping them takes `length * size * size * 3` bytes. Each worker process renders

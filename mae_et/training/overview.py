@@ -1,50 +1,25 @@
-"""What a run is, in one block of lines at its start."""
+"""What a run trains, on what device and for how long, as lines at its start."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from mae_et.curriculum.schedule import Plan
-from mae_et.data.datasets import count_unlabelled
 from mae_et.monitoring.figures import short
 from mae_et.training.compile import should_compile
+from mae_et.training.opening import fact_line
 from mae_et.training.run import Run
 
 
-def overview(run: Run, source: Any, num_workers: int) -> list[str]:
-    """Return what a run trains, on what, for how long and where, as aligned lines.
+def overview(run: Run, num_workers: int) -> list[str]:
+    """Return what a run trains, on what device and for how long, as aligned lines.
 
     Args:
         run: the run, new or restored.
-        source: its images, an `ImageDataset`.
         num_workers: loader processes of each rank.
     """
-    folder, step = run.config.output.dir, run.state.step
-    state = f"resumes after step {step:,}" if step else "new"
-    facts = {
-        "run": f"{folder}: {state}",
-        "data": _data(run.config.data, source),
-        "model": _model(run),
-        "device": _device(run, num_workers),
-        "plan": _plan(run.plan),
-        "curves": f"tensorboard --logdir {folder}",
-    }
-    if not run.config.output.tensorboard:
-        facts["curves"] = f"mae-et report {folder}"
-    return [f"{name:<8}{fact}" for name, fact in facts.items()]
-
-
-def _data(config: Any, source: Any) -> str:
-    kind = config.source
-    where = config.root if kind in {"folder", "shards", "wds"} else kind
-    unlabelled = count_unlabelled(source)
-    classes = len(source.classes)
-    labels = f", {classes:,} classes" if classes else ""
-    if unlabelled and classes:
-        labels += f", {unlabelled:,} without a label"
-    return f"{where}, training split: {len(source):,} images{labels or ', no labels'}"
+    facts = {"model": _model(run), "device": _device(run, num_workers), "plan": _plan(run)}
+    return [fact_line(name, fact) for name, fact in facts.items()]
 
 
 def _model(run: Run) -> str:
@@ -89,13 +64,15 @@ def _device(run: Run, num_workers: int) -> str:
     )
 
 
-def _plan(plan: Plan) -> str:
+def _plan(run: Run) -> str:
+    plan, step = run.plan, run.state.step
     sizes = _sizes([stage.bandwidth for stage in plan.stages])
+    resumes = f"; resumes after step {step:,}" if step else ""
     return (
         f"{plan.steps:,} steps of {plan.batch_size:,} images, "
         f"{_count(len(plan.stages), 'stage')} at {sizes}; "
         f"{plan.images / plan.dataset_size:.4g} epochs of images for the compute of "
-        f"{plan.equivalent_epochs:.4g}"
+        f"{plan.equivalent_epochs:.4g}{resumes}"
     )
 
 

@@ -116,7 +116,7 @@ def train_run(
             if logger is not None:
                 run.bad_images.write()  # without rows after the checkpoint
         if logger is not None:
-            for line in overview(run, dataset.source, num_workers):
+            for line in overview(run, num_workers):
                 say(line)
         with training_batches(
             dataset, run.sampler(), num_workers, pin_memory, run.bad_images, decoder
