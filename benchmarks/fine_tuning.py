@@ -9,6 +9,7 @@ not repeated. Prints a Markdown table.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,15 @@ def fine_tuned(weights: Path, folder: Path, epochs: float, flags: list[str], kin
 
 def probe(weights: Path, folder: Path, data: DataConfig) -> dict[str, Any]:
     """Score cached features, or read earlier scores."""
-    scores = folder / "scores.json"
-    if not scores.exists():
-        write_text_atomically(
-            scores, json.dumps(score_encoder(ProbeConfig(weights, data=data, pool="cls")))
-        )
-    return json.loads(scores.read_text())
+    config = ProbeConfig(weights, data=data, pool="cls")
+    return kept(folder / "scores.json", lambda: score_encoder(config))
+
+
+def kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of a file; compute and write it first if there is none."""
+    if not path.exists():
+        write_text_atomically(path, json.dumps(compute()))
+    return json.loads(path.read_text())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.benchmarks.arms import ARMS
-from mae_et.benchmarks.fine_tuning import fine_tuned, untrained
+from mae_et.benchmarks.fine_tuning import fine_tuned, kept, untrained
 from mae_et.benchmarks.quality_table import SCORES, Rows, draw, equal_accuracy, table
 from mae_et.benchmarks.rounds import interleave
 from mae_et.benchmarks.training_step import training_step
@@ -28,7 +28,6 @@ from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
-from mae_et.io.atomic import write_text_atomically
 from mae_et.pretraining import pretrain
 from mae_et.runtime.distributed import choose_device
 from mae_et.training.plan import curriculum_of, make_plan
@@ -115,9 +114,9 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
             )
         }
 
-    scores = _kept(folder / "scores.json", features)
+    scores = kept(folder / "scores.json", features)
     if config.fine_tune_epochs:
-        scores |= _kept(folder / f"fine_tuned_{config.fine_tune_epochs:g}.json", whole)
+        scores |= kept(folder / f"fine_tuned_{config.fine_tune_epochs:g}.json", whole)
     return {
         "images": results["images"],
         "equivalent_epochs": results["equivalent_epochs"],
@@ -172,10 +171,3 @@ def _load(config: QualityConfig, flags: tuple[str, ...], seed: int, folder: Path
 def _budget(config: PretrainConfig, epochs: float) -> PretrainConfig:
     curriculum = dataclasses.replace(config.curriculum, epochs=epochs)
     return dataclasses.replace(config, curriculum=curriculum)
-
-
-def _kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of a file; compute and write it first if there is none."""
-    if not path.exists():
-        write_text_atomically(path, json.dumps(compute()))
-    return json.loads(path.read_text())

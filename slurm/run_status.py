@@ -12,8 +12,7 @@ from typing import Any
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.io.plain_files import read_bytes, read_mapping
-from mae_et.monitoring.figures import figure_name, format_figure
-from mae_et.monitoring.progress import format_seconds, seconds_left
+from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
 from mae_et.runtime.console import printable
 from slurm.events import Event, events_file, read_events
 from slurm.history import last_error, restarts

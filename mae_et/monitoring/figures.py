@@ -1,10 +1,10 @@
-"""Figures of results.json: their order, names and units, and a table for the terminal."""
+"""Figures of a run: their order, names and units, the time left, and a table for the terminal."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from mae_et.monitoring.progress import format_seconds
+from mae_et.io.metrics_file import Row
 
 # Figures to compare, in the order of the columns.
 FIGURES = (
@@ -71,6 +71,18 @@ def short(value: float, unit: str = "") -> str:
         if abs(value) >= max(one * 0.99995, 1e4 - 0.5):
             return f"{value / one:.4g}{' ' if unit else ''}{prefix}{unit}"
     return f"{value:.4g} {unit}".strip()
+
+
+def seconds_left(row: Row) -> float:
+    """Estimate the remaining seconds after a row of metrics, from its compute per second."""
+    return row["seconds"] / max(row["compute"], 1e-9) * (1 - row["compute"])
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
 
 
 def results_table(results: dict[str, Any]) -> str:

@@ -8,8 +8,7 @@ from tqdm import tqdm
 
 from mae_et.curriculum.schedule import Plan
 from mae_et.io.metrics_file import Row
-from mae_et.monitoring.figures import figure_name, format_figure
-from mae_et.monitoring.progress import format_seconds, seconds_left
+from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
 from mae_et.runtime.console import say
 
 # tqdm's own estimate assumes steps of equal cost, so the bar shows ours, and only ours.

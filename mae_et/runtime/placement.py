@@ -3,7 +3,6 @@
 import os
 import platform
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,22 +31,14 @@ def check_own_gpus(world: DistributedContext) -> None:
     mine = str(torch.cuda.get_device_properties(world.device).uuid).encode().ljust(_UUID_BYTES)
     gathered = all_gather(torch.tensor(list(mine), dtype=torch.uint8), world)
     uuids = [bytes(each.tolist()).decode().strip() for each in gathered]
-    sharing = _first_shared(uuids)
-    if sharing is not None:
-        raise UserError(
-            f"ranks {' and '.join(map(str, sharing))} run on the same GPU "
-            f"(UUID {uuids[sharing[0]]}): start one rank per GPU, and give each rank either "
-            "all GPUs of its node or its own in CUDA_VISIBLE_DEVICES"
-        )
-
-
-def _first_shared(uuids: Sequence[str]) -> list[int] | None:
-    """Return the ranks of the first GPU that several use; None if each has its own."""
     for uuid in uuids:
-        ranks = [rank for rank, other in enumerate(uuids) if other == uuid]
-        if len(ranks) > 1:
-            return ranks
-    return None
+        sharing = [str(rank) for rank, other in enumerate(uuids) if other == uuid]
+        if len(sharing) > 1:
+            raise UserError(
+                f"ranks {' and '.join(sharing)} run on the same GPU (UUID {uuid}): start one rank "
+                "per GPU, and give each rank either all GPUs of its node or its own in "
+                "CUDA_VISIBLE_DEVICES"
+            )
 
 
 def own_cores(world: DistributedContext) -> int:

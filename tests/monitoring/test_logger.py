@@ -14,8 +14,8 @@ from torchvision.io import read_image
 from mae_et import pretrain
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.monitoring.figures import format_seconds, seconds_left
 from mae_et.monitoring.logger import RunLogger
-from mae_et.monitoring.progress import format_seconds, seconds_left
 from mae_et.monitoring.tensorboard import TAGS, USUALLY_ZERO
 from mae_et.monitoring.terminal import WIDTH, Terminal, describe
 

@@ -11,8 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 from mae_et.monitoring.compare import varied_keys
-from mae_et.monitoring.figures import figure_name, format_figure, ordered_figures, short
-from mae_et.monitoring.progress import format_seconds
+from mae_et.monitoring.figures import (
+    figure_name,
+    format_figure,
+    format_seconds,
+    ordered_figures,
+    short,
+)
 from mae_et.monitoring.report.charts import COLOURS
 from mae_et.monitoring.report.curves import Group, groups_of
 from mae_et.monitoring.report.images import embedded_images
