@@ -55,11 +55,6 @@ class QualityConfig:
     """Folder of the runs."""
 
     def __post_init__(self) -> None:
-        """Refuse arms that are not known.
-
-        Raises:
-            UserError: the sentence lists them.
-        """
         unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms or not self.seeds:
             raise UserError(f"arms must be some of {', '.join(ARMS)}, and seeds be given")

@@ -90,11 +90,7 @@ def export(
 
 
 def _check_mae_encoder(encoder: Tensors) -> None:
-    """Refuse what MAE's code does not build: attentive pooling, blocks such as with LayerScale.
-
-    Raises:
-        UserError: the sentence names what it would not know.
-    """
+    """Refuse what MAE's code does not build: attentive pooling, blocks such as with LayerScale."""
     if "attn_pool.latent" in encoder:
         raise UserError("format mae holds no attentive pooling, as this classifier has; use timm")
     for name in encoder:
@@ -104,11 +100,7 @@ def _check_mae_encoder(encoder: Tensors) -> None:
 
 
 def _check_classifier(weights: Weights) -> None:
-    """Refuse tensors that timm's network of these shapes would not take.
-
-    Raises:
-        UserError: the sentence lists them.
-    """
+    """Refuse tensors that timm's network of these shapes would not take."""
     encoder = weights.encoder
     width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
     pool = "token" if "norm.weight" in encoder else "avg"

@@ -216,11 +216,7 @@ def _from_finished_run(folder: Path) -> Weights:
     if not path.is_file():
         raise UserError(f"{folder} holds no checkpoint that loads")
     weights = weights_of_payload(path, read_weight_file(path))
-    config = config_of_run(folder)
-    if config is None:
-        return weights
-    preprocessing = Preprocessing.of_run(config.data, config.model.image_size)
-    return replace(weights, config=config, preprocessing=preprocessing)
+    return replace(weights, config=config_of_run(folder))
 
 
 def _from_classifier_run(folder: Path) -> Weights:
@@ -239,11 +235,7 @@ def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> We
 
 
 def _check_plain_vit(path: Path, tensors: Tensors) -> None:
-    """Refuse tensors without those that every reader measures the network by.
-
-    Raises:
-        UserError: the sentence names the path.
-    """
+    """Refuse tensors without those that every reader measures the network by."""
     if "patch_embed.proj.weight" not in tensors:
         raise UserError(f"{path} holds no vision transformer: there is no patch_embed.proj.weight")
     plain = tensors["patch_embed.proj.weight"].ndim == 4 and "pos_embed" in tensors
@@ -271,11 +263,7 @@ def _from_hugging_face(folder: Path) -> Weights:
 
 
 def _from_hub(name: Path) -> Weights:
-    """Fetch a pre-trained ViT by timm's name for it (vit_base_patch16_224.mae).
-
-    Raises:
-        UserError: the hub cannot be reached, or the model is no plain ViT.
-    """
+    """Fetch a pre-trained ViT by timm's name for it (vit_base_patch16_224.mae)."""
     model = fetch_from_hub(str(name), num_classes=0)
     weights = _from_mae(name, model.state_dict())
     return replace(

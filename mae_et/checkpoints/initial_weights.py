@@ -109,11 +109,7 @@ def _encoder_heads(weights: Weights) -> int | None:
 def _check_same_encoder(
     model: MaskedAutoencoder, config: ModelConfig, weights: Weights, heads: int | None
 ) -> None:
-    """Compare width, depth, heads and channels.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Refuse an encoder of another width, depth, heads or channels."""
     own_heads = _heads(model.encoder)
     own = _describe(model.encoder.state_dict(), own_heads)
     theirs = _describe(weights.encoder, heads or own_heads)

@@ -45,11 +45,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check_node(node: yaml.Node) -> None:
-    """Refuse keys given twice and octal numbers.
-
-    Raises:
-        MisreadError: there is one; the sentence has its line.
-    """
+    """Refuse keys given twice and octal numbers, by `MisreadError`."""
     if isinstance(node, yaml.ScalarNode):
         is_number = node.tag == "tag:yaml.org,2002:int"
         if is_number and re.fullmatch(r"[-+]?0[0-7_]+", node.value):
