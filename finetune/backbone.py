@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from finetune.config import NetworkConfig
 from finetune.swin import follow_image_size
-from mae_et.checkpoints.formats import read_state_dict
-from mae_et.checkpoints.state_dicts import describe_mismatch
+from mae_et.checkpoints.state_dicts import describe_mismatch, read_state_dict
 from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.errors import UserError, one_line
 

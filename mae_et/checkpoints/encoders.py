@@ -16,10 +16,10 @@ from timm.models import model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mae_et.checkpoints.formats import load_weights, read_state_dict
+from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
-from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
+from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch, read_state_dict
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, one_line

@@ -10,7 +10,6 @@ Nothing in a file is executed.
 """
 
 import json
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from mae_et.checkpoints.run_config import (
     config_of_run,
     read_classifier_description,
 )
-from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, largest_state_dict
+from mae_et.checkpoints.state_dicts import Tensors, find_state_dict
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import (
@@ -101,28 +100,6 @@ def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:
     """
     description = read_classifier_description(folder)
     return _with_classifier(_from_mae(folder, tensors), description)
-
-
-def read_state_dict(path: Path, names: Collection[str], key: str | None = None) -> Tensors:
-    """Read the state dict of any network from a file, or from a classifier's run folder.
-
-    Args:
-        path: the file or folder.
-        names: parameter names of the network.
-        key: choice among several state dicts.
-
-    Returns:
-        Tensors under the network's names; all of the file's where none of the names is found.
-
-    Raises:
-        UserError: there is no such file, it cannot be read without executing code, or it holds
-            several state dicts.
-    """
-    path = path / "model.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
-    payload = read_weight_file(path)
-    return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 
 def _version(path: Path) -> object:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
 
@@ -24,6 +25,28 @@ _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped
 _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 _QUANTISED = {torch.int8, torch.uint8, torch.int16}
 _DEEPEST = 4  # mappings inside each other, past which no trainer hides weights
+
+
+def read_state_dict(path: Path, names: Collection[str], key: str | None = None) -> Tensors:
+    """Read the state dict of any network from a file, or from a classifier's run folder.
+
+    Args:
+        path: the file or folder.
+        names: parameter names of the network.
+        key: choice among several state dicts.
+
+    Returns:
+        Tensors under the network's names; all of the file's where none of the names is found.
+
+    Raises:
+        UserError: there is no such file, it cannot be read without executing code, or it holds
+            several state dicts.
+    """
+    path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    payload = read_weight_file(path)
+    return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 
 def find_state_dict(
