@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.image_size import Size, format_size, height_and_width
 from finetune.run_folder import read_classifier_config
@@ -45,13 +45,14 @@ class FrozenEncoder:
 
     @property
     def channels(self) -> int:
-        """Image channels."""
-        return self.network.patch_embed.proj.in_channels
+        """Image channels: those of the first convolution, for a stem may precede the patches."""
+        parts = self.network.patch_embed.modules()
+        return next(part.in_channels for part in parts if isinstance(part, nn.Conv2d))
 
     @property
     def patch(self) -> int:
         """Side of a patch in pixels."""
-        return self.network.patch_embed.patch_size[0]
+        return height_and_width(self.network.patch_embed.patch_size)[0]
 
     def at_size(self, image_size: Size) -> "FrozenEncoder":
         """Return the encoder for images of another size, its positions resampled where needed.
@@ -159,4 +160,9 @@ def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> Non
 
 def _of_network(network: Any) -> FrozenEncoder:
     height, width = network.patch_embed.img_size
-    return FrozenEncoder(network, network.forward_features, (height, width), network.init_weights)
+    fresh = getattr(network, "init_weights", None) or partial(_refuse_to_initialise, network)
+    return FrozenEncoder(network, network.forward_features, (height, width), fresh)
+
+
+def _refuse_to_initialise(network: Any) -> None:
+    raise UserError(f"untrained: timm cannot initialise a {type(network).__name__} again")

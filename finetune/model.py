@@ -9,7 +9,7 @@ from finetune.backbone import build_backbone
 from finetune.config import NetworkConfig
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights, weights_of_classifier
-from mae_et.checkpoints.load import stored_preprocessing
+from mae_et.checkpoints.load import preprocessing_of_timm_folder, stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
@@ -46,11 +46,13 @@ def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
 
 
 def _recorded_with(checkpoint: Path) -> Preprocessing | None:
-    """Return what a classifier's run folder, or a file of ours, records with any backbone."""
+    """Return what a classifier's run folder, a file of ours or timm's records with any backbone."""
     if (checkpoint / "classes.json").is_file():
         return stored_preprocessing(checkpoint)
     text = read_weight_file(checkpoint).get(PREPROCESSING_KEY) if checkpoint.is_file() else None
-    return None if text is None else Preprocessing.from_json(text, checkpoint)
+    if text is None:
+        return preprocessing_of_timm_folder(checkpoint)
+    return Preprocessing.from_json(text, checkpoint)
 
 
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:

@@ -6,6 +6,7 @@ import torch
 
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.config.commands import ReconstructConfig
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
@@ -40,6 +41,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     data = run.data if run else DataConfig()
     if run is None and weights.preprocessing is not None:
         data = DataConfig(**weights.preprocessing.data_settings())
+    report_preprocessing(weights.preprocessing, data, config.checkpoint)
     check_statistics(data, model.channels)
     if config.images:
         source = open_image_files(config.images, model.channels, data.max_value)

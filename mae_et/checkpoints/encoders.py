@@ -212,6 +212,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
 
 def _checked(network: Any, path: Path) -> Any:
     """Refuse networks whose features are maps, not tokens."""
-    if not hasattr(network, "num_prefix_tokens") or not hasattr(network, "patch_embed"):
+    sized = getattr(getattr(network, "patch_embed", None), "img_size", None) is not None
+    if not sized or not hasattr(network, "num_prefix_tokens"):
         raise UserError(f"{path} is no vision transformer: its features are not a list of tokens")
     return network.eval()

@@ -150,7 +150,8 @@ def stored_preprocessing(
         UserError: the checkpoint cannot be read.
     """
     if architecture is not None or not path.exists():
-        return _of_timm_folder(path) or Preprocessing.of_timm_model(architecture or str(path))
+        beside = preprocessing_of_timm_folder(path)
+        return beside or Preprocessing.of_timm_model(architecture or str(path))
     if (path / "config.json").is_file():
         return read_preprocessor(path)
     if (path / "classes.json").is_file():
@@ -162,7 +163,7 @@ def stored_preprocessing(
     return peek_weights(path, key).preprocessing
 
 
-def _of_timm_folder(path: Path) -> Preprocessing | None:
+def preprocessing_of_timm_folder(path: Path) -> Preprocessing | None:
     """Return what the `config.json` that timm saved beside a file says; None without one."""
     about = path.parent / "config.json"
     if not path.is_file() or not about.is_file():

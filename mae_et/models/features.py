@@ -40,9 +40,11 @@ def pool_tokens(model: nn.Module, tokens: Tensor, pool: Pool) -> Tensor:
     A norm after pooling (`fc_norm`) is applied where the model was trained with that pooling.
 
     Raises:
-        UserError: pool is cls, and the model has no class token.
+        UserError: pool is cls, and the model has no class token; or its features are maps.
     """
     network: Any = model
+    if tokens.ndim != 3:
+        raise UserError(f"the features of a {type(model).__name__} are maps, not lists of tokens")
     if pool == "cls" and getattr(network, "cls_token", None) is None:
         raise UserError("pool cls needs a class token, and this encoder has none: use pool mean")
     pooled = tokens[:, 0] if pool == "cls" else tokens[:, network.num_prefix_tokens :].mean(dim=1)

@@ -13,6 +13,7 @@ from finetune.frozen_encoder import open_encoder
 from mae_et import UserError, export, extract_features, load_encoder
 from mae_et.checkpoints import timm_hub
 from mae_et.checkpoints.formats import load_weights
+from mae_et.models.features import pool_tokens
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
 # By file: what the tensors determine. Settings and the family that has them.
@@ -182,6 +183,23 @@ def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
     monkeypatch.setattr(timm_hub, "create_pretrained", unreachable)
     with pytest.raises(UserError, match=r"cannot fetch deit_tiny_patch16_224 .*: no route to host"):
         load_encoder("deit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "vit_tiny_r_s16_p8_224"])
+def test_encoders_with_a_stem_take_images_of_its_channels(name: str, tmp_path: Path) -> None:
+    expected = randomised(timm.create_model(name, num_classes=0))
+    torch.save(expected.state_dict(), tmp_path / "a.pth")
+    encoder = open_encoder(tmp_path / "a.pth", architecture=name)
+    images = torch.randn(1, encoder.channels, *encoder.image_size)
+    with torch.no_grad():
+        assert torch.equal(encoder.encode(images), expected.forward_features(images))
+    assert encoder.channels == 3
+    assert encoder.patch > 1
+
+
+def test_features_that_are_maps_are_refused() -> None:
+    with pytest.raises(UserError, match="Identity are maps"):
+        pool_tokens(torch.nn.Identity(), torch.zeros(2, 4, 4, 8), "mean")
 
 
 def test_pooling_by_a_class_token_needs_one() -> None:

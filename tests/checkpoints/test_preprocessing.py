@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from tiny_run import GOLDEN
 from tiny_run import TINY as TINY_YAML
 
@@ -222,6 +223,9 @@ def test_the_config_that_timm_saves_beside_its_file_counts(tmp_path: Path) -> No
     (tmp_path / "model.safetensors").touch()
     found = stored_preprocessing(tmp_path / "model.safetensors", architecture="resnet10t")
     assert found == Preprocessing((0.1, 0.2, 0.3), (0.5,) * 3, 0.9, 64)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    start = NetworkConfig(backbone="resnet10t", checkpoint=tmp_path / "model.safetensors")
+    assert preprocessing_of_start(start) == found
 
 
 def test_a_backbone_s_run_hands_on_its_statistics(tmp_path: Path, capsys) -> None:

@@ -141,6 +141,14 @@ def test_a_file_of_a_timm_classifier_scores_as_in_timm(settings: dict, tmp_path:
     assert found["loss"] == pytest.approx(loss, abs=1e-4)
 
 
+def test_a_grey_classifier_with_layerscale_is_scored_on_grey_images(tmp_path: Path) -> None:
+    network = vit(init_values=1.0, in_chans=1)
+    save_file(dict(network.state_dict()), tmp_path / "weights.safetensors")
+    config = EvaluateConfig(tmp_path / "weights.safetensors", encoder_num_heads=3)
+    found = trained_classifier.load_classifier(config, None)
+    assert (found.channels, found.image_size) == (1, (32, 32))
+
+
 def test_a_timm_name_and_a_named_file_score_as_in_timm(tmp_path: Path, monkeypatch) -> None:
     torch.manual_seed(0)
     network = timm.create_model("resnet10t", num_classes=4).eval()
