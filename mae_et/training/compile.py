@@ -7,6 +7,7 @@ and hooks of sharding and gradient checkpointing stay outside of the graphs.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from mae_et.curriculum.schedule import Plan
-from mae_et.errors import require
+from mae_et.data.notices import notify
+from mae_et.errors import one_line, require
 from mae_et.models.decoders import CrossBlock
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.watchdog import heartbeat
@@ -24,11 +26,29 @@ STEPS_WORTH_COMPILING = 1000
 
 
 def should_compile(requested: bool | Literal["auto"], plan: Plan, device: torch.device) -> bool:
-    """Return whether to compile; `auto` compiles runs on a GPU that are long enough."""
+    """Return whether to compile; `auto` compiles runs on a GPU that are long enough, if it works.
+
+    On a node without a C compiler, for one, Triton does not: then one line says so.
+    """
     if requested != "auto":
         return requested
     bandwidths = len({stage.bandwidth for stage in plan.stages})
-    return device.type == "cuda" and plan.steps >= STEPS_WORTH_COMPILING * bandwidths
+    if device.type != "cuda" or plan.steps < STEPS_WORTH_COMPILING * bandwidths:
+        return False
+    fault = _compiler_fault(device)
+    if fault:
+        notify(f"blocks are not compiled (efficiency.compile auto): torch.compile fails: {fault}")
+    return not fault
+
+
+@cache
+def _compiler_fault(device: torch.device) -> str:
+    """Return why nothing can be compiled for a device; nothing if it can."""
+    try:
+        torch.compile(lambda x: x * 2, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # of Triton, the C compiler, or the driver
+        return one_line(error)[:200]
+    return ""
 
 
 def check_cuda_graphs(

@@ -143,8 +143,25 @@ def test_cuda_graphs_exclude(other: dict) -> None:
         ("auto", LONG, "cpu", False),
     ],
 )
-def test_auto_compiles_long_runs_on_a_gpu(requested, plan, device: str, expected: bool) -> None:
+def test_auto_compiles_long_runs_on_a_gpu(
+    monkeypatch, requested, plan, device: str, expected: bool
+) -> None:
+    monkeypatch.setattr(compiling, "_compiler_fault", lambda _: "")
     assert should_compile(requested, plan, torch.device(device)) is expected
+
+
+def test_auto_runs_eagerly_where_compilation_fails(monkeypatch, capsys) -> None:
+    """As on a node without a C compiler, which Triton needs."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: None)  # not on a GPU that is missing
+    for _ in range(2):
+        assert not should_compile("auto", LONG, torch.device("cuda", 7))
+    assert capsys.readouterr().err.count("torch.compile fails: Failed to find C compiler.") == 1
+    assert should_compile(True, LONG, torch.device("cuda", 7))
 
 
 def test_each_graph_that_is_compiled_counts_as_progress(monkeypatch) -> None:
