@@ -37,8 +37,9 @@ def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins:
         if kind == "pixel":
             return patchify(images, patch)
         if kind == "norm_pix":
-            mean, deviation = patch_statistics(images, patch)
-            return (patchify(images, patch) - mean) / deviation
+            patches = patchify(images, patch)
+            mean, deviation = patch_statistics(patches)
+            return (patches - mean) / deviation
         if kind == "hog":
             if patch % cell:
                 raise ValueError(f"HOG cells of {cell} pixels do not tile a patch of {patch}")
@@ -67,12 +68,11 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     )
 
 
-def patch_statistics(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation of each patch, both [B N 1].
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation of each patch of [B N D], both [B N 1].
 
     The standard deviation is sqrt(unbiased variance + 1e-6), as in MAE.
     """
-    patches = patchify(images, patch)
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + NORM_PIX_EPSILON).sqrt()
 

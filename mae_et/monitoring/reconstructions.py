@@ -18,7 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 from mae_et.config.data import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import Grid
-from mae_et.models.targets import hog, hog_cells, patch_statistics, unpatchify
+from mae_et.models.targets import hog, hog_cells, patch_statistics, patchify, unpatchify
 from mae_et.monitoring.image_grid import image_grid
 
 CAPTIONS = ("input", "masked", "reconstruction", "pasted")
@@ -94,7 +94,7 @@ def _stroke_masks(bins: int, cell: int, device: torch.device) -> Tensor:
 
 def _pixels(model: MaskedAutoencoder, images: Tensor, prediction: Tensor, grid: Grid) -> Tensor:
     if model.target == "norm_pix":
-        mean, deviation = patch_statistics(images, model.patch)
+        mean, deviation = patch_statistics(patchify(images, model.patch))
         prediction = prediction * deviation + mean
     return unpatchify(prediction, grid, model.patch)
 

@@ -89,7 +89,7 @@ def test_norm_pix_has_mean_zero_and_unbiased_variance_one(images: torch.Tensor) 
     target = patch_targets("norm_pix", images, 8)
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 24), rtol=0, atol=1e-5)
     torch.testing.assert_close(target.var(-1), torch.ones(2, 24), rtol=0, atol=1e-4)
-    mean, deviation = patch_statistics(images, 8)
+    mean, deviation = patch_statistics(patchify(images, 8))
     torch.testing.assert_close(target * deviation + mean, patchify(images, 8))
 
 
