@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 from mae_et.config.data import DataConfig
+from mae_et.config.schema import PretrainConfig
 from mae_et.data.layout import EXTENSIONS, data_root, split_folder
 from mae_et.errors import UserError
+from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
+from mae_et.training.plan import curriculum_of
 
 # Sources that need data.root.
 ROOTED = ("folder", "shards", "wds")
@@ -24,6 +27,28 @@ def check_root(data: DataConfig) -> None:
     elif not data.root.exists():
         # Not an error: compute nodes may have disks that the login node lacks.
         say(f"mae-et: warning: {data.root} does not exist on this machine")
+
+
+def check_plan(config: PretrainConfig) -> None:
+    """Refuse a curriculum, and where the number of images is known a plan, that is impossible.
+
+    Folders are not listed for it, and costs are those of the area, which need no PyTorch.
+
+    Raises:
+        UserError: the error with which the run would end.
+    """
+    curriculum, images = curriculum_of(config), _known_images(config.data)
+    if images is not None and config.init.extends is None:
+        curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size)
+
+
+def _known_images(data: DataConfig) -> int | None:
+    """Return the number of training images where a config or a prepared split states it."""
+    if data.source == "synthetic":
+        return data.synthetic_train
+    split = data.root / "train" / "split.json" if data.source == "shards" and data.root else None
+    found = read_mapping(split).get("images") if split is not None and split.is_file() else None
+    return found if isinstance(found, int) else None
 
 
 def check_classes(data: DataConfig) -> None:

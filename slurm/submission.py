@@ -12,7 +12,6 @@ from mae_et.config.files import to_yaml
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import printable, say
-from mae_et.training.plan import curriculum_of
 from mae_et.training.same_run import check_same_run
 from slurm.command import (
     BENCH,
@@ -28,7 +27,7 @@ from slurm.config import ClusterConfig, job_name
 from slurm.events import read_events, record_event
 from slurm.job import Job
 from slurm.launcher import Launcher
-from slurm.preflight import check_classes, check_root
+from slurm.preflight import check_classes, check_plan, check_root
 from slurm.snapshot import snapshot
 from slurm.squeue import job_states
 
@@ -227,7 +226,7 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
     if batch % ranks:
         raise UserError(f"optim.batch_size {batch} is not divisible by {ranks} ranks")
     if each.kind == "pretrain":
-        curriculum_of(config)
+        check_plan(config)
     written = each.folder / "config.yaml"
     if written.exists():
         saved = {"config": read_text(written)}

@@ -80,6 +80,18 @@ def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, caps
     assert list(place.iterdir()) == [place / "tiny.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [("--sweep=curriculum.epochs=4.5,0.1", "epochs 0.1 leaves stage 0"),
+     ("--optim.batch_size=48", "batch_size 48 is larger than the data set of 40 images")],
+)  # fmt: skip
+def test_an_impossible_plan_is_refused(flag: str, sentence: str, place, capsys) -> None:
+    """Also of one run of a sweep; the number of synthetic images is known."""
+    assert main(["submit", "pretrain", *RUN, flag, "--dry-run"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(place.iterdir()) == [place / "tiny.yaml"]
+
+
 def test_shell_words_are_quoted(place, capsys) -> None:
     flags = ["--output.dir=a b;$(c)", "--name=x y", "--extra={comment: 'a; b'}", "--dry-run"]
     assert main(["submit", "pretrain", RUN[0], *flags]) == 0
