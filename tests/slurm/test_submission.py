@@ -233,7 +233,7 @@ def test_hung_job_restarts_with_its_reason(place: Path, inside) -> None:
     assert retry.main(place, watchdog.EXIT_STATUS, 3) == watchdog.EXIT_STATUS
     last = read_events(place)[-1]
     assert last["event"] == "retried"
-    assert last["sentence"].startswith("no step finished within efficiency.step_timeout")
+    assert last["sentence"].startswith("no step or batch finished within step_timeout")
 
 
 def test_succeeded_or_cancelled_job_is_not_restarted(place, inside, monkeypatch) -> None:
