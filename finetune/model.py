@@ -78,13 +78,12 @@ def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Ten
 def build_vit_classifier(config: NetworkConfig, weights: Weights, classes: int) -> nn.Module:
     """Build a config's ViT around loaded weights; see `build_vit`."""
     network = build_vit(
-        weights,
+        weights.with_given(config.encoder_num_heads),
         classes,
         config.image_size,
         config.pool,
         config.probe,
         config.drop_path,
-        config.encoder_num_heads,
         config.patch_size,
         config.head_dropout,
     )

@@ -33,7 +33,6 @@ def build_vit(
     pool: Pool = "mean",
     probe: Probe = "none",
     drop_path: float = 0.0,
-    encoder_num_heads: int | None = None,
     patch_size: int | None = None,
     head_dropout: float = 0.0,
 ) -> VisionTransformer:
@@ -43,14 +42,13 @@ def build_vit(
     embedding to another patch size, both by timm's functions.
 
     Args:
-        weights: tensors of the checkpoint.
+        weights: tensors of the checkpoint, with the number of heads where their width is not a
+            published one.
         classes: number of classes.
         image_size: side of the images in pixels, or (height, width).
         pool: mean of the patch tokens, or class token.
         probe: kind of head.
         drop_path: stochastic depth rate of the last block.
-        encoder_num_heads: attention heads, needed where the weights do not record them and their
-            width is not a published one.
         patch_size: side of a patch in pixels; the checkpoint's own by default.
         head_dropout: dropout rate before the classifier.
 
@@ -72,8 +70,7 @@ def build_vit(
     if weights.model is not None:
         heads = weights.model.encoder_num_heads  # None: the architecture's own
     else:
-        given = weights.encoder_num_heads or encoder_num_heads
-        heads = num_heads_of("encoder", width, given)
+        heads = num_heads_of("encoder", width, weights.encoder_num_heads)
     network = create_vit(
         weights.architecture,
         img_size=sides,

@@ -154,7 +154,7 @@ def test_an_encoder_loads_although_its_decoder_does_not_fit(tmp_path: Path) -> N
 def classifier_of(tmp_path: Path, pool: Pool, probe: Probe) -> tuple[torch.nn.Module, Path]:
     """Return a classifier of 7 classes with trained positions, and the folder of its run."""
     torch.manual_seed(0)
-    network = build_vit(load_weights(TINY), 7, 96, pool, probe, encoder_num_heads=3).eval()
+    network = build_vit(load_weights(TINY).with_given(3), 7, 96, pool, probe).eval()
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and name != "head.0.running_var":
@@ -208,7 +208,7 @@ def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
             export(checkpoint, "mae", tmp_path / "mae.pth")
         return
     path = export(checkpoint, "mae", tmp_path / "mae.pth")
-    ours = build_vit(load_weights(path), 7, 96, pool, probe, encoder_num_heads=3).eval()
+    ours = build_vit(load_weights(path).with_given(3), 7, 96, pool, probe).eval()
     with torch.no_grad():
         assert torch.equal(ours(images), logits)
     names = set(read_weight_file(path)["model"])

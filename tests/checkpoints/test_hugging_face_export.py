@@ -105,7 +105,7 @@ def test_encoders_whose_decoder_has_no_place_open_as_vit_models(flags, tiny, tmp
 @pytest.mark.parametrize("probe", ["none", "linear"])
 def test_a_classifier_by_the_class_token_gives_the_same_logits(probe, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = build_vit(load_weights(TINY), 3, 64, "cls", probe, encoder_num_heads=3).eval()
+    network = build_vit(load_weights(TINY).with_given(3), 3, 64, "cls", probe).eval()
     torch.nn.init.normal_(network.get_submodule("head.1" if probe == "linear" else "head").weight)
     run = tmp_path / "run"
     run.mkdir()
@@ -129,7 +129,7 @@ def test_a_classifier_by_the_class_token_gives_the_same_logits(probe, tmp_path: 
 def test_a_rectangular_classifier_is_scored_at_its_own_size(kind, tmp_path: Path, capsys) -> None:
     """Of 2 x 8 patches, which are as many as 4 x 4."""
     torch.manual_seed(0)
-    network = build_vit(load_weights(TINY), 3, (16, 64), "cls", encoder_num_heads=3).eval()
+    network = build_vit(load_weights(TINY).with_given(3), 3, (16, 64), "cls").eval()
     torch.nn.init.normal_(network.head.weight)
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     about = {"classes": ["cat", "dog", "newt"], "encoder_num_heads": 3, "grid": [2, 8]}

@@ -59,7 +59,7 @@ def test_a_vit_built_from_a_run_gives_the_pretrained_tokens(
 
 def test_recorded_heads_win_over_given_ones(tiny, tmp_path: Path) -> None:
     _, path = checkpoint(tiny, tmp_path / "run.pt", *ENCODERS["few heads"])
-    network = build_vit(load_weights(path), 5, 32, encoder_num_heads=6)
+    network = build_vit(load_weights(path).with_given(6), 5, 32)
     assert network.blocks[0].attn.num_heads == 3
 
 

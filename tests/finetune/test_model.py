@@ -173,7 +173,7 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
 
 def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
     weights = load_weights(TINY)
-    model = build_vit(weights, 10, (96, 128), encoder_num_heads=3, patch_size=16)
+    model = build_vit(weights.with_given(3), 10, (96, 128), patch_size=16)
     kernel = timm.layers.resample_patch_embed(weights.encoder["patch_embed.proj.weight"], [16, 16])
     assert torch.equal(model.patch_embed.proj.weight.detach(), kernel)
     assert model.pos_embed.shape == (1, 6 * 8 + 1, 48)

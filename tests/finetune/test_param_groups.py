@@ -29,7 +29,7 @@ def test_layer_decay_gives_the_groups_of_mae_s_fine_tuning() -> None:
 
 
 def test_without_layer_decay_all_layers_have_the_full_rate() -> None:
-    model = build_vit(load_weights(TINY), 10, 64, encoder_num_heads=3)
+    model = build_vit(load_weights(TINY).with_given(3), 10, 64)
     groups = parameter_groups(model, 0.05, 1.0)
     assert [group.get("lr_scale", 1) for group in groups] == [1, 1]
     names = {id(p): name for name, p in model.named_parameters()}

@@ -247,7 +247,7 @@ def build(path: Path) -> None:
             with suppress(UserError):
                 masked_autoencoder(found.with_given(1, 1))
             with suppress(UserError):
-                build_vit(found, 2, 16, encoder_num_heads=1)
+                build_vit(found.with_given(1), 2, 16)
         if found.config is not None:
             assert read_only_data(found.config.data).listing is None
 
