@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
+from tqdm import tqdm
 
 from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
@@ -75,7 +76,10 @@ def extract_dataset_features(
     count = len(source) if indices is None else len(indices)
     vectors, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
     start = 0
-    with encode_images(encoder, images, data, config, device, bandwidth=bandwidth) as batches:
+    with (
+        encode_images(encoder, images, data, config, device, bandwidth=bandwidth) as batches,
+        tqdm(total=count, desc=split, unit="image", leave=False, disable=None) as bar,
+    ):
         for tokens, batch_labels in batches:
             pooled = pool_tokens(encoder.network, tokens, config.pool)
             if start == 0:  # the whole array at once: joining parts would need twice the memory
@@ -83,6 +87,7 @@ def extract_dataset_features(
             end = start + len(pooled)
             vectors[start:end], labels[start:end] = pooled, batch_labels
             start = end
+            bar.update(len(pooled))
     return Features(vectors, labels)
 
 

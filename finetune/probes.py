@@ -43,6 +43,7 @@ def score_encoder(
     """
     encoder, data = open_encoder_and_data(config)
     results = {"data": str(data.root or data.source)}
+    say(f"mae-et: scoring {config.checkpoint} on {results['data']}")
     results |= _score(encoder, data, config, neighbours, linear)
     if config.untrained:
         torch.manual_seed(config.seed)

@@ -47,7 +47,7 @@ Masked autoencoder (He et al., arXiv 2111.06377) pre-trained under the frequency
 EfficientTrain++ (Wang et al., arXiv 2405.08768).
 
 - data: {data}, mean {mean}, std {std}
-- target: {target}; mask ratio {mask_ratio:g}; decoder of {decoder_depth} blocks
+- target: {target}; mask ratio {mask_ratio:g}; decoder of depth {decoder_depth}
 - curriculum: {preset}, {epochs:g} epochs; crop {method}
 - AdamW: batch {batch_size}, learning rate {lr:g}, weight decay {weight_decay:g}; seed {seed}"""
 NOT_RECORDED = "Not recorded in the checkpoint."

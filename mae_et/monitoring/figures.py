@@ -22,6 +22,8 @@ NAMES = {
     "untrained_linear": "linear, untrained", "training_seconds": "training time",
 }  # fmt: skip
 PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
+NAMED = ("run", "data", "features", "shape", "projector")
+"""What a command worked on, and what it wrote."""
 POINTS = 5
 """Most points of a curve in a line of text."""
 # Counts of faults, shown only if there were any.
@@ -87,7 +89,7 @@ def format_seconds(seconds: float) -> str:
 
 def results_table(results: dict[str, Any]) -> str:
     """Return the results of a command as lines for a terminal: figures, faults, and stages."""
-    shown = [key for key in results if key in ("run", "data")]
+    shown = [key for key in results if key in NAMED]
     shown += ordered_figures(results.keys() & set(FIGURES))
     shown += [key for key in ("probe_time_fraction", *FAULTS) if results.get(key)]
     names = {key: figure_name(key) for key in shown}

@@ -223,6 +223,9 @@ def test_the_chart_says_how_far_values_exceed_its_axis() -> None:
     drawn = chart("t", "x", [Curve("c", 0, points)])
     assert drawn is not None
     assert drawn.note == "1 value above the axis, up to 1G"
+    few = chart("t", "x", [Curve("c", 0, [(0.0, 2.4), (1.0, 2.5), (2.0, 3.0)])])
+    assert few is not None
+    assert not few.note
     assert max(tick.place for tick in drawn.y_ticks) <= HEIGHT - BOTTOM
 
 
@@ -347,6 +350,8 @@ def test_probes_of_a_pre_training_are_drawn(tmp_path: Path) -> None:
     for by in ("compute", "images", "time"):
         assert f"Probe: kNN (%) by {by}" in texts
     assert {"Probe: effective rank by compute", "step 0: 0", "step 10: 20"} <= set(texts)
+    both = report([run, written(tmp_path / "other")], tmp_path / "report.html")
+    assert "Pre-training" in Page(both).texts
 
 
 def test_names_of_runs_are_unique_ends_of_their_paths(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ COLOURS = 8
 # Long curves keep the smallest and the largest value of each column of pixels.
 COLUMNS = 300
 DOTS = 90
+MANY = 10
+"""Values, of which a few may lie above the axis."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,12 @@ def thinned(points: Points, columns: int = COLUMNS) -> Points:
 def _limits(ys: list[float], from_zero: bool) -> tuple[float, float, int]:
     """Return the ends of the y axis and the number of values above it.
 
-    A few values that would flatten all others, such as the first losses of a run, lie above it.
+    A few of many that would flatten all others, such as the first losses of a run, lie above it.
     """
     ordered = sorted(ys)
     low, high = ordered[0], ordered[-1]
     common = ordered[int(0.9 * (len(ordered) - 1))]
-    if low < common and high > common + 3 * (common - low):
+    if len(ordered) > MANY and low < common and high > common + 3 * (common - low):
         high = common + 1.5 * (common - low)
     if from_zero:
         low = min(0.0, low)

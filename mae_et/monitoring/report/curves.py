@@ -56,9 +56,9 @@ def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
             draw.scores("Validation top-5 (%)", compute, "top5"),
             draw.scores("Validation loss", compute, "loss"),
         ]
-    for place, (key, title) in enumerate(draw.probes().items()):
+    for place, (key, measure) in enumerate(draw.probes().items()):
         shown = axes if place == 0 else ["compute"]
-        charts += [draw.scores(f"{title} by {by}", axes[by], key) for by in shown]
+        charts += [draw.scores(f"{measure} by {by}", axes[by], key) for by in shown]
     charts += [
         draw.rows(f"Training loss by {by}", axes[by], "loss")
         for by in ("compute", "time", "images")
