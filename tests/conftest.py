@@ -1,6 +1,7 @@
 """Fixtures shared by test files: a tiny run, a working folder, a SLURM cluster."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,11 +71,17 @@ def tiny(tiny_yaml: Path, tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """Folder of a finished run of the tiny config; a test that writes to it copies it first."""
+    """Folder of a finished run of the tiny config, which tests only read; see `finished`."""
     import torch
 
     torch.set_num_threads(1)
     return mae_et.pretrain(config_in(tmp_path_factory.mktemp("trained")))
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """Folder of a finished run of the tiny config, which the test may write to."""
+    return Path(shutil.copytree(trained, tmp_path / "finished"))
 
 
 @pytest.fixture(scope="session")

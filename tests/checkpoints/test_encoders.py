@@ -7,7 +7,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-import mae_et
 from finetune import ProbeConfig, knn, linear_probe
 from finetune.frozen_encoder import open_encoder
 from mae_et import UserError, export, extract_features, load_encoder
@@ -68,17 +67,13 @@ def assert_same_features(found, expected) -> None:
         )
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "training checkpoint"])
 @pytest.mark.parametrize("settings", DETERMINED.values(), ids=DETERMINED)
-def test_a_file_of_a_timm_vit_gives_its_features(
-    settings: dict, wrapped: bool, tmp_path: Path
-) -> None:
+def test_a_file_of_a_timm_vit_gives_its_features(settings: dict, tmp_path: Path) -> None:
     expected = randomised(
         timm.create_model("vit_tiny_patch16_224", **({"num_classes": 5} | SMALL | settings))
     )
-    tensors = dict(expected.state_dict())
     path = tmp_path / "weights.pth"
-    torch.save({"epoch": 3, "state_dict": tensors} if wrapped else tensors, path)
+    torch.save({"epoch": 3, "state_dict": expected.state_dict()}, path)
     assert_same_features(load_encoder(path, num_heads=3), expected)
 
 
@@ -209,9 +204,11 @@ def test_pooling_by_a_class_token_needs_one() -> None:
         extract_features(network, images_for(network), "cls")
 
 
-def test_probes_score_other_encoders_and_our_own_export_alike(tmp_path: Path, tiny) -> None:
+def test_probes_score_other_encoders_and_our_own_export_alike(
+    finished: Path, tmp_path: Path, tiny
+) -> None:
     """A run, its export to timm's layout (without what a run records) and a foreign ViT."""
-    run = mae_et.pretrain(tiny("--output.reconstruct_images=0"))
+    run = finished
     own = open_encoder(run).network
     export(run, "timm", tmp_path / "timm.safetensors")
     heads = own.blocks[0].attn.num_heads

@@ -226,8 +226,8 @@ def test_interrupted_and_killed_commands_resume_to_the_same_weights(tmp_path: Pa
 
 def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--data.synthetic_train=200", "--data.synthetic_val=50", "--curriculum.epochs=2"]
-    assert main(["demo", *flags, "--optim.batch_size=16", "--efficiency.num_workers=0"]) == 0
+    flags = ["--data.synthetic_train=80", "--data.synthetic_val=30", "--curriculum.epochs=2"]
+    assert main(["demo", *flags, "--optim.batch_size=8", "--efficiency.num_workers=0"]) == 0
     results = last_json(capsys.readouterr().out)
     assert results["run"] == "runs/demo"
     for name in ("loss", "knn", "linear", "untrained_knn", "untrained_linear", "compute"):
@@ -242,12 +242,12 @@ def test_the_demo_on_own_images_writes_to_a_folder_of_its_own(
     tmp_path, capsys, monkeypatch, labelled: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for number in range(100):
+    for number in range(40):
         image, label = render(number, 40)
         path = tmp_path / "photos" / (f"class{label}" if labelled else ".") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    flags = ["--data.root=photos", "--curriculum.epochs=3", "--optim.batch_size=16"]
+    flags = ["--data.root=photos", "--curriculum.epochs=3", "--optim.batch_size=8"]
     assert main(["demo", *flags, "--efficiency.num_workers=0"]) == 0
     shown = capsys.readouterr()
     results = last_json(shown.out)

@@ -169,10 +169,9 @@ def test_switches_need_no_value_and_runs_no_flag(place: Path, capsys) -> None:
     assert "--checkpoint PATH" in capsys.readouterr().out
 
 
-def test_evaluating_a_pretraining_run_says_what_it_is(tiny, capsys) -> None:
-    folder = pretrain(tiny("--output.reconstruct_images=0"))
-    said = refusal(capsys, "evaluate", str(folder))
-    assert f"{folder} is a run of mae-et pretrain, which has no classifier: fine-tune it" in said
+def test_evaluating_a_pretraining_run_says_what_it_is(trained: Path, capsys) -> None:
+    said = refusal(capsys, "evaluate", str(trained))
+    assert f"{trained} is a run of mae-et pretrain, which has no classifier: fine-tune it" in said
 
 
 @pytest.mark.parametrize(

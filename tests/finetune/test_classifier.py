@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from steps import signal_at
 from tiny_run import GOLDEN
 from user_errors import error_of
@@ -127,8 +126,8 @@ def test_a_probe_does_not_change_the_encoder(small, encoder: Path, probe: str) -
     assert again["top1"] == results["top1"]
 
 
-RESNET = ["--model.backbone=resnet10t", "--model.encoder_num_heads=null", "--optim.optimizer=lamb",
-          "--curriculum.epochs=2"]  # fmt: skip
+RESNET = ["--model.backbone=test_resnet", "--model.encoder_num_heads=null",
+          "--optim.optimizer=lamb", "--curriculum.epochs=2"]  # fmt: skip
 
 
 REPLAY = ["--data.replay={32: 2}", "--data.replay_images=16"]
@@ -290,6 +289,8 @@ def test_supervised_training_goes_through_growing_bandwidths(small) -> None:
 
 
 def test_scores_equal_scikit_learn_s_and_each_image_counts_once_over_ranks(monkeypatch) -> None:
+    from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+
     source = Synthetic(53, 32)
     data = DataConfig(mean=(0.5,), std=(0.5,), eval_crop=1.0)
     torch.manual_seed(0)
@@ -389,7 +390,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         ],
         "this network does not support it": [
             *base,
-            "--model.backbone=vgg11",
+            "--model.backbone=dla46_c",
             "--efficiency.gradient_checkpointing=true",
             "--model.encoder_num_heads=null",
         ],

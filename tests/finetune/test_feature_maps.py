@@ -8,7 +8,6 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.decomposition import PCA
 from torchvision.io import read_image
 
 from finetune.feature_maps import feature_colours, principal_components
@@ -16,6 +15,8 @@ from mae_et.cli.main import main
 
 
 def test_components_are_those_of_scikit_learn() -> None:
+    from sklearn.decomposition import PCA
+
     points = torch.randn(200, 7, dtype=torch.float64) * torch.arange(1.0, 8)
     expected = PCA(3).fit_transform(points.numpy())
     found = principal_components(points, 3).numpy()

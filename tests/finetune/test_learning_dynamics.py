@@ -8,7 +8,7 @@ import torch
 
 from finetune.learning_dynamics import score_checkpoint
 from finetune.scoring_config import DynamicsConfig
-from mae_et import UserError, export, load_encoder, pretrain
+from mae_et import UserError, export, load_encoder
 from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_frequency_crop, low_pass
 
@@ -30,17 +30,17 @@ def test_a_low_pass_filter_keeps_the_bandwidth_s_crop_and_nothing_above(
     torch.testing.assert_close(blurred.mean((-1, -2)), images.mean((-1, -2)))
 
 
-def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
-    folder = pretrain(tiny("--output.keep_every=10", "--output.keep_last=1"))
+def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys) -> None:
+    folder = finished
     command = ["dynamics", f"--run={folder}", "--bandwidths=[8,32]", "--num_workers=0"]
     assert main(command) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert results["checkpoints"] == 3  # steps 10, 20 and the last
+    assert results["checkpoints"] == 2
     found = folder / "dynamics"
     assert {"dynamics.md", "dynamics.png", "dynamics.jsonl"} <= {p.name for p in found.iterdir()}
     before = (found / "dynamics.jsonl").read_text()
     rows = [json.loads(line) for line in before.splitlines()]
-    assert [row["step"] for row in rows] == [10, 20, 25]
+    assert [row["step"] for row in rows] == [20, 25]
     # At the full bandwidth it is kNN as ever.
     assert main(["knn", f"--checkpoint={folder}", "--num_workers=0"]) == 0
     knn = json.loads(capsys.readouterr().out.splitlines()[-1])["knn"]
@@ -49,7 +49,7 @@ def test_dynamics_score_each_kept_checkpoint_once(tiny, capsys) -> None:
     (found / "dynamics.jsonl").write_text(before[: -len(before.splitlines()[-1]) // 2])
     assert main(command) == 0
     assert "step 25:" in (said := capsys.readouterr().err)
-    assert "step 10:" not in said
+    assert "step 20:" not in said
     assert (found / "dynamics.jsonl").read_text() == before
     assert main([*command, "--by=linear"]) == 2
     assert "scores of other settings: by was 'knn'" in capsys.readouterr().err
@@ -77,9 +77,9 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         score_checkpoint(DynamicsConfig(tmp_path), tmp_path / "step-00000001.pt", (8,))
 
 
-def test_another_encoder_is_scored_in_one_row(tiny, tmp_path: Path, capsys) -> None:
+def test_another_encoder_is_scored_in_one_row(finished: Path, tiny, tmp_path: Path, capsys) -> None:
     """The export of a run without what the run records gives the run's last row."""
-    folder = pretrain(tiny("--output.reconstruct_images=0"))
+    folder = finished
     heads = load_encoder(folder).blocks[0].attn.num_heads
     export(folder, "timm", tmp_path / "vit.safetensors")
     shared = ["--bandwidths=[8,32]", "--num_workers=0"]

@@ -12,7 +12,7 @@ import torch
 import finetune
 from finetune import ProbeConfig, extract_dataset_features, score_encoder
 from finetune.frozen_encoder import open_encoder
-from mae_et import UserError, load_pretrained, pretrain
+from mae_et import UserError, load_pretrained
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.main import main
 from mae_et.data.datasets import open_dataset
@@ -22,8 +22,8 @@ from mae_et.monitoring.compare import figures_of, settings_of
 
 
 @pytest.fixture
-def run(tiny) -> Path:
-    return pretrain(tiny("--output.reconstruct_images=0"))
+def run(finished: Path) -> Path:
+    return finished
 
 
 def probe(run: Path, tiny, **settings) -> ProbeConfig:
@@ -135,7 +135,7 @@ def test_a_flat_folder_is_refused_for_lack_of_labels(run, tiny, tmp_path) -> Non
         score_encoder(probe(run, lambda: tiny(*flags)))
 
 
-@pytest.mark.parametrize("count", [11, 65_537, 76_801, 1_281_167])
+@pytest.mark.parametrize("count", [11, 65_537, 76_801])
 def test_a_held_out_split_covers_each_image_once(count: int) -> None:
     rest, held_out = finetune.HeldOutAccuracy().split(count)
     assert len(held_out) == round(count / 10)

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import timm
 
 from finetune import ClassifierConfig
-from mae_et import load_config
+from mae_et import Curriculum, load_config
+from mae_et.training.micro_batch import micro_batch_size
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -124,7 +126,8 @@ def test_every_shipped_recipe_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_recipe_has_the_published_values(name: str) -> None:
+def test_a_recipe_has_the_published_values_and_runs_on_eight_gpus(name: str) -> None:
+    """Mixing draws once a micro-batch, so its size must divide a GPU's share of the batch."""
     start = [] if name.startswith("supervised") else ["--model.checkpoint=weights.pth"]
     config = load_config(ClassifierConfig, [name], start)
     found = {key: value_of(config, key) for key in PUBLISHED[name]}
@@ -132,13 +135,12 @@ def test_a_recipe_has_the_published_values(name: str) -> None:
         key: pytest.approx(value, rel=1e-3) if isinstance(value, int | float) else value
         for key, value in PUBLISHED[name].items()
     }
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_recipe_runs_on_eight_gpus_of_its_micro_batch(name: str) -> None:
-    """Mixing draws once a micro-batch, so its size must divide a GPU's share of the batch."""
-    start = [] if name.startswith("supervised") else ["--model.checkpoint=weights.pth"]
-    config = load_config(ClassifierConfig, [name], start)
     sizes = config.efficiency.micro_batch
     for size in sizes.values() if isinstance(sizes, dict) else [sizes]:
         assert config.optim.batch_size // 8 % size == 0
+    plan = Curriculum.from_config(config.curriculum, config.model.image_size, 16).plan(
+        config.curriculum.epochs, 1_281_167, config.optim.batch_size
+    )
+    micro_batch_size(sizes, plan, 8)  # names its bandwidths
+    assert plan.equivalent_epochs == pytest.approx(config.curriculum.epochs, rel=1e-3)
+    assert config.model.backbone is None or timm.is_model(config.model.backbone)

@@ -181,8 +181,9 @@ def test_signal_saves_and_requeues_without_repeated_steps(
     assert events(folder, "failed") == []
 
 
+@pytest.mark.slow
 def test_time_limit_saves_and_requeues_without_repeated_steps(start, cluster: Cluster) -> None:
-    """SLURM checks time limits every 30 s."""
+    """SLURM checks time limits every 30 s, during which the job trains."""
     job, folder = start("--curriculum.epochs=1000", "--signal_delay=60", "--nodes=1")
     cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+62seconds")
     restart_soon(cluster, job)
@@ -396,37 +397,20 @@ def test_active_job_is_not_submitted_again_and_saves_when_cancelled(
     assert saved["step"] == events(folder, "stopped")[0]["step"]
 
 
-def test_probe_follows_a_run_and_a_finished_run_ends_at_once(
-    submit, cluster: Cluster, place: Path, capsys
-) -> None:
-    run = ["pretrain", "--config=tiny.yaml", "--output.dir=run", *CLUSTER, "--nodes=1"]
-    jobs = submit(*run, "--then=linear-probe")
-    assert set(jobs) == {"pretrain", "linear-probe"}
-    assert main(["status", "run", "--json"]) == 0
-    found = {Path(row["run"]).name: row for row in json.loads(capsys.readouterr().out)}
-    assert found["linear-probe"]["state"] == "pending"
-    assert found["linear-probe"]["reason"] == "Dependency"
-    scores = place / "run" / "linear-probe" / "results.json"
-    wait(scores.exists, "the probe")
-    assert 0 <= json.loads(scores.read_text())["linear"] <= 100
-    assert main(["status", "run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines[1:]] == ["finished"] * 2
-    assert "25/25" in lines[1]
-    before = (place / "run" / "metrics.jsonl").read_bytes()
-    job = submit(*run)["pretrain"]
-    assert cluster.wait_for_state(job, "COMPLETED", seconds=60) == "COMPLETED"
-    assert (place / "run" / "metrics.jsonl").read_bytes() == before
-
-
 def test_sweep_runs_as_an_array_and_ends_with_a_table(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:
-    jobs = submit(
-        "pretrain", "--config=tiny.yaml", "--output.dir=sweep", "--nodes=1", "--time=10",
-        "--sweep=optim.base_lr=0.01,0.02", "--then=knn",
-    )  # fmt: skip
+    """Its probes follow; a run that is submitted again ends at once."""
+    run = ["pretrain", "--config=tiny.yaml", "--nodes=1", "--time=10"]
+    jobs = submit(*run, "--output.dir=sweep", "--sweep=optim.base_lr=0.01,0.02", "--then=knn")
     assert set(jobs) == {"pretrain", "knn", "compare"}
+
+    def statuses() -> list[dict[str, Any]]:
+        assert main(["status", "sweep", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    probes = [row for row in statuses() if Path(row["run"]).name == "knn"]
+    assert {(row["state"], row["reason"]) for row in probes} == {("pending", "Dependency")}
     wait(lambda: (place / "sweep" / "results.md").exists(), "the table", 120)
     rows = (place / "sweep" / "results.md").read_text().splitlines()
     head = [cell.strip() for cell in rows[0].split("|")[1:-1]]
@@ -440,12 +424,18 @@ def test_sweep_runs_as_an_array_and_ends_with_a_table(
 
     def all_finished() -> bool:
         """Return whether SLURM has noticed that all jobs ended; it may lag behind their files."""
-        assert main(["status", "sweep", "--json"]) == 0
-        states = {row["state"] for row in json.loads(capsys.readouterr().out)}
+        states = {row["state"] for row in statuses()}
         assert states <= {"finished", "running"}
         return states == {"finished"}
 
     wait(all_finished, "the jobs to end", 60)
+    first = place / "sweep" / cells[0][0]
+    assert main(["status", str(first)]) == 0
+    assert "25/25" in capsys.readouterr().out
+    before = (first / "metrics.jsonl").read_bytes()
+    job = submit(*run, "--optim.base_lr=0.01", f"--output.dir={first}")["pretrain"]
+    assert cluster.wait_for_state(job, "COMPLETED", seconds=60) == "COMPLETED"
+    assert (first / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from skimage.feature import hog as skimage_hog
 from tiny_run import GOLDEN
 
 from mae_et import hog
@@ -33,6 +32,8 @@ def test_hog_equals_the_maskfeat_golden_file() -> None:
 
 def test_hog_agrees_with_scikit_image_on_a_grating() -> None:
     """Kernels, borders and binning differ in detail, so the interior and the dominant bin count."""
+    from skimage.feature import hog as skimage_hog
+
     x = torch.linspace(0, 12 * torch.pi, 64)
     for axis, image in (("x", x.sin().expand(64, 64)), ("y", x.sin()[:, None].expand(64, 64))):
         theirs = skimage_hog(

@@ -11,7 +11,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.io import read_image
 
-from mae_et import pretrain
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.monitoring.figures import format_seconds, seconds_left
@@ -25,17 +24,9 @@ def events(folder: Path) -> EventAccumulator:
     return found.Reload()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    from tiny_run import TINY
-
-    from mae_et import PretrainConfig, load_config
-
-    folder = tmp_path_factory.mktemp("monitor")
-    (folder / "tiny.yaml").write_text(TINY)
-    return pretrain(
-        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
-    )
+@pytest.fixture
+def run(trained: Path) -> Path:
+    return trained
 
 
 def test_tensorboard_has_every_metric_of_a_row_at_its_step(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mae_et import pretrain
 from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
@@ -75,17 +75,10 @@ class Page(HTMLParser):
                 if key == name]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    from tiny_run import TINY
-
-    from mae_et import PretrainConfig, load_config
-
-    folder = tmp_path_factory.mktemp("report")
-    (folder / "tiny.yaml").write_text(TINY)
-    path = pretrain(
-        load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
-    )
+@pytest.fixture
+def run(trained: Path, tmp_path_factory) -> Path:
+    """A finished run that was scored."""
+    path = Path(shutil.copytree(trained, tmp_path_factory.mktemp("report") / "run"))
     (path / "knn").mkdir()
     (path / "knn" / "results.json").write_text('{"knn": 31.75}')
     return path

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from clouds import clouds
-from sklearn.linear_model import Ridge
 
 from mae_et.probing.effective_rank import effective_rank
 from mae_et.probing.ridge_classifier import RIDGES, ridge_accuracy
 
 
 def test_ridge_classifier_equals_scikit_learn_s_with_the_best_leave_one_out_penalty() -> None:
+    from sklearn.linear_model import Ridge
+
     train, val = clouds(60, 1, spread=4.0), clouds(300, 2, spread=4.0)
     mean, std = train.vectors.mean(0), train.vectors.std(0, correction=0)
     x, y = ((train.vectors - mean) / std).double().numpy(), np.eye(4)[train.labels.numpy()]

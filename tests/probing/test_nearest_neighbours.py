@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from clouds import clouds, separable
-from sklearn.neighbors import KNeighborsClassifier
 
 from finetune import Features, knn_accuracy
 
@@ -41,6 +40,8 @@ def test_accuracy_does_not_depend_on_blocks() -> None:
 
 def test_accuracy_equals_scikit_learn_s() -> None:
     """Of cosine votes weighted alike."""
+    from sklearn.neighbors import KNeighborsClassifier
+
     train, val = clouds(400, 1, spread=3.0), clouds(200, 2, spread=3.0)
     theirs = KNeighborsClassifier(
         20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)

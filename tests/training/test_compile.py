@@ -4,7 +4,6 @@ import pytest
 import torch
 from small_mae import small
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from mae_et import Curriculum, Stage, UserError
 from mae_et.config.efficiency import EfficiencyConfig
@@ -31,6 +30,14 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def counter():
+    """A compiler that counts graphs and runs them eagerly."""
+    from torch._dynamo.testing import CompileCounter
+
+    return CompileCounter()
+
+
 def losses(model: nn.Module, sides: tuple[int, ...]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -41,9 +48,9 @@ def losses(model: nn.Module, sides: tuple[int, ...]) -> list[torch.Tensor]:
     return found
 
 
-def test_blocks_of_a_kind_share_one_graph_per_bandwidth() -> None:
+def test_blocks_of_a_kind_share_one_graph_per_bandwidth(counter) -> None:
     """Of the encoder, of the decoder, and of the decoder's last block, which computes less."""
-    model, counter = small(encoder_depth=2, decoder_depth=3), CompileCounter()
+    model = small(encoder_depth=2, decoder_depth=3)
     eager = losses(model, (16, 32))
     names = list(model.state_dict())
     called = compile_network(model, 2, backend=counter)
@@ -54,23 +61,22 @@ def test_blocks_of_a_kind_share_one_graph_per_bandwidth() -> None:
     assert list(model.state_dict()) == names
 
 
-def test_eagerly_compiles_nothing_for_other_shapes() -> None:
-    model, counter = small(), CompileCounter()
+def test_eagerly_compiles_nothing_for_other_shapes(counter) -> None:
+    model = small()
     compile_network(model, 1, backend=counter)
     with eagerly():
         losses(model, (32,))
     assert counter.frame_count == 0
 
 
-def test_a_network_without_blocks_is_compiled_as_a_whole() -> None:
-    counter = CompileCounter()
+def test_a_network_without_blocks_is_compiled_as_a_whole(counter) -> None:
     network = compile_network(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), 1, backend=counter)
     network(torch.zeros(2, 3))
     assert counter.frame_count == 1
 
 
-def test_gradient_checkpointing_composes_with_compiled_blocks() -> None:
-    model, counter = small(), CompileCounter()
+def test_gradient_checkpointing_composes_with_compiled_blocks(counter) -> None:
+    model = small()
     model.set_gradient_checkpointing()
     compile_network(model, 1, backend=counter)
     (loss,) = losses(model, (32,))
@@ -81,8 +87,8 @@ def test_gradient_checkpointing_composes_with_compiled_blocks() -> None:
         assert parameter.grad.isfinite().all()
 
 
-def test_sharding_composes_with_compiled_blocks(alone_in_a_group) -> None:
-    model, counter = small(), CompileCounter()
+def test_sharding_composes_with_compiled_blocks(counter, alone_in_a_group) -> None:
+    model = small()
     (eager,) = losses(model, (32,))
     shard(model, DistributedContext(0, 1, torch.device("cpu")))
     (loss,) = losses(compile_network(model, 1, backend=counter), (32,))
