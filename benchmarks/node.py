@@ -100,7 +100,7 @@ def _processor() -> str:
 def summary(plan: Plan, figures: dict[str, Any], gpus: int, workers: int) -> dict[str, Any]:
     """Return the best speeds, the hours with each way of loading, and the fastest flags."""
     training, loading, exchange = (figures[name] for name in ("training", "loading", "exchange"))
-    bandwidths = sorted({stage.bandwidth for stage in plan.stages})
+    bandwidths = plan.bandwidths
     share = plan.batch_size // gpus
     compiled = fastest_compile(training, bandwidths, share)
     trained = {b: trained_speed(training, b, compiled, share) for b in bandwidths}
@@ -196,7 +196,7 @@ def _model(
     workers: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the throughput model, whose speeds of a GPU depend on the images of its step."""
-    bandwidths = sorted({stage.bandwidth for stage in plan.stages})
+    bandwidths = plan.bandwidths
     loader = None if speeds is None else {b: speed / workers for b, speed in speeds.items()}
 
     def of(count: int) -> dict[str, Any]:

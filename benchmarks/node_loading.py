@@ -54,7 +54,7 @@ def loading_speeds(
         Rows of `way`, `bandwidth` (None if it does not matter), `images_per_second` of all
         processes (None if not measured, with the `reason`), and the `flags` of a run that loads so.
     """
-    bandwidths = sorted({stage.bandwidth for stage in plan.stages})
+    bandwidths = plan.bandwidths
     rows = []
     with _sample(config) as ways:
         ends = time.monotonic() + seconds

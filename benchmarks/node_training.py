@@ -42,7 +42,7 @@ def training_speeds(
         Rows of `bandwidth`, `compiled`, `micro_batch`, `seconds` of a step (None where the time did
         not suffice or the memory), and `noisy` (see `mark_noise`).
     """
-    bandwidths = sorted({stage.bandwidth for stage in plan.stages}, reverse=True)
+    bandwidths = plan.bandwidths[::-1]
     large = {b: _share(plan, gpus, b) for b in bandwidths}
     small = {b: max(1, size // 8) for b, size in large.items()}
     ends = time.monotonic() + seconds

@@ -29,7 +29,7 @@ from finetune.plan import check_sizes, make_plan, shown_sides
 from finetune.results import describe, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.checkpoints.preprocessing import report_preprocessing
-from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError

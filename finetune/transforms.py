@@ -12,7 +12,7 @@ from finetune.config import RecipeConfig
 from finetune.image_size import Size
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.frequency import Method, low_frequency_crop
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.train_dataset import NOT_REPLACED, AugmentedDataset
 from mae_et.data.transforms import normalise, seeded, training_transform
