@@ -146,11 +146,7 @@ def _encode_missing(
     parts: Sequence[Part],
     rows: FeatureRows,
 ) -> None:
-    """Append the rows that are missing; save at most every `SECONDS_BETWEEN_SAVES`.
-
-    Raises:
-        RunFailed: too many images cannot be read.
-    """
+    """Append the rows that are missing; save at most every `SECONDS_BETWEEN_SAVES`."""
     if rows.done:
         say(f"mae-et: resuming at image {rows.done} of {rows.count}")
     if rows.done == rows.count:

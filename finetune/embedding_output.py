@@ -58,11 +58,7 @@ def partial_folder(output: Path) -> Path:
 
 
 def is_finished(output: Path, settings: dict[str, Any]) -> bool:
-    """Return whether a file has been written with these settings.
-
-    Raises:
-        UserError: it has been written with others.
-    """
+    """Return whether a file has been written with these settings; refuse one with others."""
     if not output.exists():
         _check_companions(output)
         return False
@@ -76,11 +72,7 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
 
 
 def _check_companions(output: Path) -> None:
-    """Refuse to overwrite files of the same name that are another program's, or another output's.
-
-    Raises:
-        UserError: there is one.
-    """
+    """Refuse to overwrite files of the same name that are those of another program or output."""
     about, resumes = description_of(output), (partial_folder(output) / "progress.json").exists()
     mine = about.exists() and read_mapping(about).get("file") == output.name
     for path in (about, output.with_suffix(".csv")):

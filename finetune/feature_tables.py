@@ -48,11 +48,7 @@ def write_csv(path: Path, rows: Iterable[Image], labelled: bool) -> None:
 
 
 def check_parquet() -> None:
-    """Refuse to write Parquet without pyarrow.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Refuse to write Parquet without pyarrow."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(
             "output .parquet needs the extra parquet: pip install '.[parquet]' (in the clone)"

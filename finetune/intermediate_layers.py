@@ -40,9 +40,6 @@ def encode_layers(encoder: FrozenEncoder, layers: Sequence[int], images: Tensor)
 
     Returns:
         [L B P+N D], in the order of `layers`.
-
-    Raises:
-        UserError: see `block_indices`.
     """
     if not layers:
         return encoder.encode(images)[None]

@@ -17,11 +17,7 @@ from mae_et.errors import UserError, one_line
 
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
-    """Resolve the curriculum.
-
-    Raises:
-        UserError: the curriculum, the batch and the data do not fit each other.
-    """
+    """Resolve the curriculum for a number of training images."""
     size = config.model.image_size
     patch = size_multiple(network, size)
     if any(side % patch for side in height_and_width(size)):
@@ -56,11 +52,7 @@ def size_multiple(network: nn.Module, image_size: Size) -> int:
 
 
 def check_sizes(config: ClassifierConfig, network: nn.Module, plan: Plan) -> None:
-    """Run a forward pass on the meta device at every image size of the curriculum.
-
-    Raises:
-        UserError: the network does not accept one of the sizes.
-    """
+    """Refuse a network that fails, on the meta device, at an image size of the curriculum."""
     shown, dry = shown_sides(config, network), _on_meta(network)
     sizes = {shown(stage.bandwidth) for stage in plan.stages}
     for size in sorted(sizes | {height_and_width(config.model.image_size)}):

@@ -106,9 +106,6 @@ def _resample_positions(weights: Weights, grid: list[int]) -> Tensor:
     """Resample position embeddings to a grid.
 
     If the file does not record their own grid, it is taken to be square or else `grid`.
-
-    Raises:
-        UserError: the number of positions fits neither.
     """
     table = weights.encoder["pos_embed"]
     count = table.shape[1] - 1

@@ -75,12 +75,9 @@ def tolerated_count(max_fraction: float, images: int) -> int:
 def refuse_excess(
     bad: int, images: int, max_fraction: float, of: str = "", which: str = ""
 ) -> None:
-    """Refuse a dataset with more unreadable images than it may have.
+    """Refuse a dataset with more unreadable images than `tolerated_count`.
 
     The sentence names the dataset as `of` and the images as `which`.
-
-    Raises:
-        RunFailed: there are more than `tolerated_count`.
     """
     most = tolerated_count(max_fraction, images)
     if bad <= most:

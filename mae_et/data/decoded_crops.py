@@ -31,9 +31,6 @@ class DecodedCrops:
         """Return a crop [C B B], uint8 (float32 for arrays that are not uint8), and its label.
 
         The generator's state determines the box, which does not depend on the stage, and the flip.
-
-        Raises:
-            Unreadable: the image cannot be read.
         """
         source, size = self.source, self.sizes[stage]
         sample_box, flip = draw_crop(self.config, generator)

@@ -104,11 +104,7 @@ class DecodedDataset:
 
     @contextlib.contextmanager
     def naming_errors(self, index: int) -> Iterator[None]:
-        """Turn what a decoder raises into `Unreadable`, with the name of the image.
-
-        Raises:
-            Unreadable: the image cannot be read.
-        """
+        """Turn what a decoder raises into `Unreadable`, with the name of the image."""
         try:
             yield
         except (UserError, RunFailed):
@@ -166,11 +162,7 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Refuse an image that is too large to decode.
-
-    Raises:
-        ValueError: it has more than `MAX_PIXELS`.
-    """
+    """Refuse an image of more than `MAX_PIXELS` by a ValueError."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"its {width} x {height} pixels are more than {MAX_PIXELS}")
 
@@ -204,11 +196,7 @@ def to_channels(image: Image.Image, channels: int, max_value: float | None = Non
 
 
 def check_channels(channels: int) -> None:
-    """Refuse channels that no image file has.
-
-    Raises:
-        UserError: PIL has no mode of so many channels.
-    """
+    """Refuse channels that no image file has."""
     if channels not in PIL_MODES:
         raise UserError(
             f"model.channels {channels} needs arrays (.npy, [H W C]); images have "

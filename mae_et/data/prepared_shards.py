@@ -32,11 +32,7 @@ MAX_OPEN_FILES = 256
 
 
 class PreparedDataset(DecodedDataset):
-    """A prepared split: whole images from the originals, small crops from the smallest level.
-
-    Raises:
-        UserError: the split is missing, incomplete or damaged.
-    """
+    """A prepared split: whole images from the originals, small crops from the smallest level."""
 
     def __init__(self, folder: Path, channels: int, max_value: float | None = None):
         self.files = PreparedShards(folder)

@@ -139,11 +139,7 @@ def _read_label(content: bytes, extension: str) -> int | str | None:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Refuse an archive that tarfile read only in part; warn of a missing end marker.
-
-    Raises:
-        tarfile.ReadError: a header is damaged, or another archive follows.
-    """
+    """Refuse an archive that tarfile read only in part; warn of a missing end marker."""
     with path.open("rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)

@@ -157,11 +157,7 @@ def draw_resized_crop(config: DataConfig, height: int, width: int) -> tuple[Pixe
 
 
 def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:
-    """Return RandAugment at a magnitude, as transforms of PIL images; none without `data.augment`.
-
-    Raises:
-        UserError: timm knows no such augmentation.
-    """
+    """Return RandAugment at a magnitude, for PIL images; no transform without `data.augment`."""
     if not config.augment:
         return []
     name, *rest = config.augment.split("-")

@@ -63,22 +63,14 @@ class ArrayUnpickler(pickle.Unpickler):
     """Unpickle plain types and numpy arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up one of `ARRAY_NAMES`.
-
-        Raises:
-            UnpicklingError: the pickle names anything else.
-        """
+        """Look up one of `ARRAY_NAMES`; refuse all others."""
         if (module, name) not in ARRAY_NAMES:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, which is refused")
         return ARRAY_NAMES[module, name]
 
 
 def load_arrays(file: IO[bytes], encoding: str = "ASCII") -> Any:
-    """Read a pickle of plain types and numpy arrays, with the signature of `pickle.load`.
-
-    Raises:
-        UnpicklingError: it holds anything else.
-    """
+    """Read a pickle of plain types and numpy arrays only, with the signature of `pickle.load`."""
     return ArrayUnpickler(file, encoding=encoding).load()
 
 

@@ -63,11 +63,7 @@ def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
 
 
 def check_image_statistics(config: DataConfig) -> None:
-    """Refuse statistics that images scaled to [0, 1] cannot have.
-
-    Raises:
-        UserError: a mean or a standard deviation is above 1.
-    """
+    """Refuse statistics that images scaled to [0, 1] cannot have."""
     for name, values in (("mean", config.mean), ("std", config.std)):
         if max(values) > 1:
             raise UserError(

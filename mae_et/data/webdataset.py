@@ -25,11 +25,7 @@ COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 def open_shards(
     config: DataConfig, root: Path, split: Split, extensions: tuple[str, ...]
 ) -> "TarShards":
-    """Open a split's shards, its classes numbered as in training, whose shards may have more.
-
-    Raises:
-        UserError: see `find_shards` and `TarShards`.
-    """
+    """Open a split's shards, its classes numbered as in training, whose shards may have more."""
     paths = find_shards(config, root, split)
     shards = TarShards(paths, extensions)
     if split == "train":

@@ -91,11 +91,7 @@ def build_run(
 
 
 def wrap(run: Run) -> nn.Module:
-    """Compile a run's model and wrap it in DistributedDataParallel, if config and ranks need it.
-
-    Raises:
-        UserError: see `check_cuda_graphs`.
-    """
+    """Compile a run's model and wrap it in DistributedDataParallel, if config and ranks need it."""
     network, plan, world, efficiency = run.network, run.plan, run.world, run.config.efficiency
     compiles = should_compile(efficiency.compile, plan, world.device)
     if efficiency.cuda_graphs:

@@ -54,9 +54,6 @@ def start(
 
     Returns:
         The checkpoint, and files for the run folder (on the main rank).
-
-    Raises:
-        UserError: see `read_extension`.
     """
     if saved is not None or config.init.extends is None:
         return saved, {}
@@ -134,11 +131,7 @@ def _record(run: Path, name: str, plan: Plan, step: int) -> str:
 
 
 def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:
-    """Refuse an extension whose schedules are not constant at its first step, as they were before.
-
-    Raises:
-        UserError: the learning rate or the weight decay would jump.
-    """
+    """Refuse an extension whose learning rate or weight decay would jump at its first step."""
     optim, run = config.optim, config.init.extends
     if optim.weight_decay_end is not None:
         raise UserError(

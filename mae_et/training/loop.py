@@ -133,11 +133,7 @@ def do_work(due: Sequence[Periodic], logger: RunLogger | None) -> None:
 
 
 def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBatch]:
-    """Yield micro-batches that were made for a stage, and refuse any other.
-
-    Raises:
-        RuntimeError: the loader and the loop disagree about the step.
-    """
+    """Yield micro-batches that were made for a stage; raise a RuntimeError at any other."""
     for batch in batches:
         made_for = int(batch.stage[0])
         if made_for != stage.index:

@@ -102,9 +102,6 @@ def check_state(run: Run) -> None:
     """Refuse non-finite weights or optimizer moments; every rank must call this.
 
     They can follow from a finite gradient if the learning rate is far too high.
-
-    Raises:
-        Diverged: a tensor is not finite on some rank.
     """
     state = run.state
     lost = next((name for name, tensor in _tensors(state) if not tensor.isfinite().all()), None)

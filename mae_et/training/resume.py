@@ -56,12 +56,9 @@ def fingerprint(source: ImageDataset) -> str:
 def check_same_data(
     config: Any, saved: dict[str, Any] | None, images: int, provenance: dict[str, Any]
 ) -> None:
-    """Compare data and ranks with the checkpoint's.
+    """Refuse a checkpoint of other images, or of other ranks where images are replayed.
 
     Without replay, the samples of a step do not depend on the number of ranks.
-
-    Raises:
-        UserError: the images differ, or other images would be replayed.
     """
     if saved is None:
         return

@@ -22,11 +22,7 @@ MAY_DIFFER = frozenset({
 
 
 def check_same_command(config: Any, world: DistributedContext) -> None:
-    """Compare config, code, libraries and kind of device over all ranks.
-
-    Raises:
-        UserError: they differ; see `check_ranks_agree`.
-    """
+    """Refuse ranks of another config, code, libraries or kind of device (`check_ranks_agree`)."""
     if world.size == 1:
         return
     facts = {key: value for key, value in flat_keys(config).items() if key not in MAY_DIFFER}
@@ -36,7 +32,7 @@ def check_same_command(config: Any, world: DistributedContext) -> None:
 
 
 def check_same_start(model: nn.Module | None, plan: Plan | None, world: DistributedContext) -> None:
-    """Compare plan and new weights over all ranks.
+    """Refuse ranks of another plan or other new weights (`check_ranks_agree`).
 
     Args:
         model: the model, neither sharded nor wrapped; DistributedDataParallel would replace its
@@ -44,9 +40,6 @@ def check_same_start(model: nn.Module | None, plan: Plan | None, world: Distribu
             cannot differ: every rank has the main rank's (`share_checkpoint`).
         plan: plan; None without training.
         world: ranks.
-
-    Raises:
-        UserError: they differ; see `check_ranks_agree`.
     """
     if world.size == 1:
         return

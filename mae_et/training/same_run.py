@@ -59,11 +59,7 @@ def _online_probe(config: Any) -> OnlineProbeConfig | None:
 def check_same_settings(
     said: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
 ) -> None:
-    """Compare settings that decide numbers; `said` is the start of the error's sentence.
-
-    Raises:
-        UserError: another key differs; the sentence names the first.
-    """
+    """Refuse settings that differ in a key but `may_differ`; `said` begins the error's sentence."""
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
             raise UserError(
