@@ -9,7 +9,8 @@ from finetune.backbone import build_backbone
 from finetune.config import NetworkConfig
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights, weights_of_classifier
-from mae_et.checkpoints.load import preprocessing_of_timm_folder, stored_preprocessing
+from mae_et.checkpoints.hugging_face_config import read_timm_config
+from mae_et.checkpoints.load import stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
@@ -51,7 +52,7 @@ def _recorded_with(checkpoint: Path) -> Preprocessing | None:
         return stored_preprocessing(checkpoint)
     text = read_weight_file(checkpoint).get(PREPROCESSING_KEY) if checkpoint.is_file() else None
     if text is None:
-        return preprocessing_of_timm_folder(checkpoint)
+        return read_timm_config(checkpoint)
     return Preprocessing.from_json(text, checkpoint)
 
 

@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mae_et.checkpoints.listing import checkpoint_step
+from mae_et.checkpoints.state_dicts import has_numbers
 from mae_et.curriculum.schedule import Plan
 from mae_et.errors import UserError
 
@@ -73,15 +73,9 @@ def _is_count(value: object) -> bool:
 
 def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) and _has_numbers(tensor)
+        isinstance(name, str) and isinstance(tensor, Tensor) and has_numbers(tensor)
         for name, tensor in value.items()
     )
-
-
-def _has_numbers(tensor: Tensor) -> bool:
-    """Return whether a tensor is neither sparse nor quantized, nor on the meta device."""
-    dense = tensor.layout is torch.strided and not tensor.is_nested
-    return dense and not tensor.is_quantized and tensor.device.type == "cpu"
 
 
 def _is_optimizer_state(value: object) -> bool:

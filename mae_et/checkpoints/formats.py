@@ -22,6 +22,7 @@ from mae_et.checkpoints.hugging_face_config import (
     grid_of,
     read_description,
     read_preprocessor,
+    read_timm_config,
 )
 from mae_et.checkpoints.mae_layout import split_mae
 from mae_et.checkpoints.preprocessing import Preprocessing
@@ -130,7 +131,8 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
         return _from_run(path, payload)
     if not set(OUR_ENTRIES) & payload.keys():
         report_release(path)
-    return _with_our_entries(_from_mae(path, payload, key), payload)
+    weights = replace(_from_mae(path, payload, key), preprocessing=read_timm_config(path))
+    return _with_our_entries(weights, payload)
 
 
 def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:

@@ -41,6 +41,18 @@ def read_preprocessor(folder: Path) -> Preprocessing | None:
     return Preprocessing.of_hugging_face(read_mapping(path), path) if path.is_file() else None
 
 
+def read_timm_config(file: Path) -> Preprocessing | None:
+    """Return how the `config.json` that timm saved beside a file prepares images; None without one.
+
+    Raises:
+        UserError: it cannot be read, or an entry has the wrong type.
+    """
+    path = file.parent / "config.json"
+    if not file.is_file() or not path.is_file():
+        return None
+    return Preprocessing.of_timm(read_mapping(path).get("pretrained_cfg"), path)
+
+
 def grid_of(about: dict[str, Any]) -> tuple[int, int] | None:
     """Return the rows and columns of patches of a rectangular image size; None of a square."""
     size, patch = about.get("image_size"), about.get("patch_size", 16)

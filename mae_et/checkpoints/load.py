@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mae_et.checkpoints.formats import load_weights, peek_weights
-from mae_et.checkpoints.hugging_face_config import read_preprocessor
+from mae_et.checkpoints.hugging_face_config import read_preprocessor, read_timm_config
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
@@ -19,7 +19,6 @@ from mae_et.config.data import DataConfig
 from mae_et.config.model import Target
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
-from mae_et.io.plain_files import read_mapping
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import extent_of, sincos_positions
 from mae_et.runtime.console import is_main, say
@@ -150,7 +149,7 @@ def stored_preprocessing(
         UserError: the checkpoint cannot be read.
     """
     if architecture is not None or not path.exists():
-        beside = preprocessing_of_timm_folder(path)
+        beside = read_timm_config(path)
         return beside or Preprocessing.of_timm_model(architecture or str(path))
     if (path / "config.json").is_file():
         return read_preprocessor(path)
@@ -161,14 +160,6 @@ def stored_preprocessing(
     if config is not None:
         return Preprocessing.of_run(config.data, config.model.image_size)
     return peek_weights(path, key).preprocessing
-
-
-def preprocessing_of_timm_folder(path: Path) -> Preprocessing | None:
-    """Return what the `config.json` that timm saved beside a file says; None without one."""
-    about = path.parent / "config.json"
-    if not path.is_file() or not about.is_file():
-        return None
-    return Preprocessing.of_timm(read_mapping(about).get("pretrained_cfg"), about)
 
 
 def stored_data(

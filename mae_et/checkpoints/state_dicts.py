@@ -178,9 +178,17 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
 def _as_float32(path: Path, tensors: Tensors) -> Tensors:
     """Convert numbers of any floating-point format; refuse integers that stand for others."""
     for name, tensor in tensors.items():
-        if tensor.is_quantized or (tensor.dtype in _QUANTISED and tensor.ndim > 1):
+        if not has_numbers(tensor):
+            raise UserError(f"{path} holds sparse or quantised weights ({name})")
+        if tensor.dtype in _QUANTISED and tensor.ndim > 1:
             raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
     return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Return whether a tensor is neither sparse nor quantised, nor on the meta device."""
+    dense = tensor.layout is torch.strided and not tensor.is_nested
+    return dense and not tensor.is_quantized and tensor.device.type == "cpu"
 
 
 def describe_mismatch(

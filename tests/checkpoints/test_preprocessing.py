@@ -226,6 +226,8 @@ def test_the_config_that_timm_saves_beside_its_file_counts(tmp_path: Path) -> No
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     start = NetworkConfig(backbone="resnet10t", checkpoint=tmp_path / "model.safetensors")
     assert preprocessing_of_start(start) == found
+    shutil.copy(TINY, tmp_path / "vit.pth")
+    assert load_weights(tmp_path / "vit.pth").preprocessing == found
 
 
 def test_a_backbone_s_run_hands_on_its_statistics(tmp_path: Path, capsys) -> None:

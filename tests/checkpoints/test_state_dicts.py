@@ -145,6 +145,9 @@ def test_quantised_weights_are_refused(vit) -> None:
     payload = vit | {"blocks.0.mlp.fc1.weight": torch.ones(8, 4, dtype=torch.int8)}
     with pytest.raises(UserError, match=r"quantised weights \(blocks.0.mlp.fc1.weight"):
         find_state_dict(PATH, payload, vit.keys())
+    payload = vit | {"norm.weight": torch.ones(48).to_sparse()}
+    with pytest.raises(UserError, match=r"sparse or quantised weights \(norm\.weight\)"):
+        find_state_dict(PATH, payload, vit.keys())
 
 
 def test_a_safetensors_header_that_starts_like_a_pickle_is_read(tmp_path: Path) -> None:
