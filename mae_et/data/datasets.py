@@ -18,13 +18,7 @@ import numpy as np
 
 from mae_et.config.data import DataConfig
 from mae_et.config.files import one_sentence
-from mae_et.data.decoding import (
-    UNLABELLED,
-    DecodedDataset,
-    Sample,
-    check_channels,
-    extensions_for,
-)
+from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample, check_channels
 from mae_et.data.image_folder import open_image_folder
 from mae_et.data.layout import Split, data_root, split_name, split_names
 from mae_et.data.notices import notify
@@ -93,21 +87,7 @@ def _open_files(config: DataConfig, split: Split, channels: int) -> DecodedDatas
         return open_image_folder(config, split, channels)
     if config.source == "shards":
         return PreparedDataset(data_root(config) / split, channels, config.max_value)
-    return _open_tar_shards(config, split, channels)
-
-
-def _open_tar_shards(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
-    root, extensions = data_root(config), extensions_for(channels)
-    shards = open_shards(config, root, split, extensions)
-    if not len(shards):
-        raise UserError(
-            f"the {split} shards in {root} hold no image of {channels} channels "
-            f"({' '.join(extensions)}): {shards.summary() or 'they are empty'}"
-        )
-    if facts := shards.summary():
-        count = f"{len(shards)} images in {len(shards.paths)} shards"
-        notify(f"{split} split of {root}: {count}; {facts}")
-    return DecodedDataset(shards, shards.classes, channels, shards.name, config.max_value)
+    return open_shards(config, split, channels)
 
 
 # --- datasets read by other libraries -------------------------------------------------------------

@@ -12,9 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from mae_et.config.data import DataConfig
-from mae_et.data.decoding import UNLABELLED
+from mae_et.data.decoding import UNLABELLED, DecodedDataset, extensions_for
 from mae_et.data.file_listing import count_by_extension
-from mae_et.data.layout import SYNONYMS, Split, match_split, split_name, split_names, subfolders
+from mae_et.data.layout import (
+    SYNONYMS,
+    Split,
+    data_root,
+    match_split,
+    split_name,
+    split_names,
+    subfolders,
+)
 from mae_et.data.notices import notify
 from mae_et.data.tar_index import MAX_CLASSES, index_shard
 from mae_et.errors import UserError
@@ -22,10 +30,30 @@ from mae_et.errors import UserError
 COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 
 
-def open_shards(
+def open_shards(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
+    """Open a split's shards, and print what is unusual about them.
+
+    Raises:
+        UserError: see `find_shards` and `TarShards`; or there is no image of so many channels.
+    """
+    root, extensions = data_root(config), extensions_for(channels)
+    shards = _index_split(config, root, split, extensions)
+    facts = shards.summary()
+    if not len(shards):
+        raise UserError(
+            f"the {split} shards in {root} hold no image of {channels} channels "
+            f"({' '.join(extensions)}): {facts or 'they are empty'}"
+        )
+    if facts:
+        count = f"{len(shards)} images in {len(shards.paths)} shards"
+        notify(f"{split} split of {root}: {count}; {facts}")
+    return DecodedDataset(shards, shards.classes, channels, shards.name, config.max_value)
+
+
+def _index_split(
     config: DataConfig, root: Path, split: Split, extensions: tuple[str, ...]
 ) -> "TarShards":
-    """Open a split's shards, its classes numbered as in training, whose shards may have more."""
+    """Index a split, its classes numbered as in training, whose shards may have more."""
     paths = find_shards(config, root, split)
     shards = TarShards(paths, extensions)
     if split == "train":
