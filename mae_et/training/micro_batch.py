@@ -97,13 +97,9 @@ def fit_micro_batch(
 
 def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
     """Return whether micro-batches fit in the memory of every rank."""
-    stages = {stage.bandwidth: stage for stage in run.plan.stages}
     limit = available_memory(run.world) - optimizer_bytes(run)
     with without_trace(run.network):
-        peaks = [
-            peak_of(partial(attempt, stages[bandwidth], size), run.world.device)
-            for bandwidth, size in sizes.items()
-        ]
+        peaks = [_peak(run, attempt, bandwidth, size) for bandwidth, size in sizes.items()]
     return not distributed.any_rank(any(p is None or p > limit for p in peaks), run.world)
 
 
@@ -113,13 +109,9 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     parts = [size for size in range(1, share + 1) if share % size == 0 and size % multiple == 0]
     limit = int(available_memory(world) * (1 - MARGIN)) - optimizer_bytes(run)
     sizes = {}
-    stages = {stage.bandwidth: stage for stage in run.plan.stages}
     with without_trace(network):
-        for bandwidth, stage in sorted(stages.items()):
-
-            def peak(size: int, stage: PlannedStage = stage) -> int | None:
-                return peak_of(partial(attempt, stage, size), world.device)
-
+        for bandwidth in run.plan.bandwidths:
+            peak = partial(_peak, run, attempt, bandwidth)
             if parts:
                 peak(parts[0])  # libraries allocate their workspaces in the first pass
             sizes[bandwidth] = largest_part(peak, parts, limit) if parts else share
@@ -138,6 +130,12 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
         listed = ", ".join(f"{size} at {bandwidth}" for bandwidth, size in sizes.items())
         say(f"mae-et: micro-batches that fit: {listed} (of {share} images per rank)")
     return sizes
+
+
+def _peak(run: Run, attempt: Attempt, bandwidth: int, size: int) -> int | None:
+    """Return the peak memory of a pass at a bandwidth, in bytes; None if memory ran out."""
+    stage = next(each for each in reversed(run.plan.stages) if each.bandwidth == bandwidth)
+    return peak_of(partial(attempt, stage, size), run.world.device)
 
 
 def optimizer_bytes(run: Run) -> int:
