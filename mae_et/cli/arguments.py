@@ -13,7 +13,15 @@ from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli.extension import flags_of_extension
 from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
-from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
+from mae_et.config.commands import (
+    ExportConfig,
+    NodeConfig,
+    PlanConfig,
+    PrepareConfig,
+    PreviewConfig,
+    ReconstructConfig,
+    ReportConfig,
+)
 from mae_et.config.data import DataConfig
 from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
 from mae_et.config.schema import PretrainConfig
@@ -30,8 +38,8 @@ Arguments = list[str]
 CONFIGS: dict[str, type[Any]] = {
     "pretrain": PretrainConfig,
     "demo": PretrainConfig,
-    "plan": PretrainConfig,
-    "preview": PretrainConfig,
+    "plan": PlanConfig,
+    "preview": PreviewConfig,
     "preview --features": FeatureMapConfig,
     "finetune": ClassifierConfig,
     "supervised": ClassifierConfig,
@@ -44,6 +52,8 @@ CONFIGS: dict[str, type[Any]] = {
     "export": ExportConfig,
     "prepare": PrepareConfig,
     "compare": CompareConfig,
+    "report": ReportConfig,
+    "bench node": NodeConfig,
     "search": SearchConfig,
 }
 
@@ -61,23 +71,15 @@ POSITIONAL = {
 }
 
 
-def config_of(command: str, arguments: Arguments) -> Any:
+def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
     """Return the config that the arguments of a command describe.
 
     Fine-tuning without a dataset takes that of its checkpoint, if the checkpoint names one.
-    """
-    return parse_command(command, arguments)[0]
-
-
-def parse_command(
-    command: str, arguments: Arguments, parser: ArgumentParser | None = None
-) -> tuple[Any, dict[str, Any]]:
-    """Return the config of a command, and the values of arguments that are not part of it.
 
     Args:
         command: name of the command.
         arguments: what follows the name on the command line.
-        parser: that of `parser_of` with further arguments, if the command has any.
+        parser: that of `parser_of`, if its defaults were changed.
     """
     parser = parser or parser_of(command)
     kind = CONFIGS[command]
@@ -94,14 +96,14 @@ def parse_command(
         arguments = [re.sub(r"^--init(?==|$)", "--init.weights", word) for word in arguments]
         arguments = flags_of_extension(arguments)
     try:
-        config, extra = parse_config(parser, kind, arguments)
+        config = parse_config(parser, kind, arguments)
     except UserError:
         _refuse_config_of_another_command(command, arguments)
         raise
     if inherited := inherited_keys(command, config):
         parser.set_defaults(inherited)
         return parse_config(parser, kind, arguments)
-    return config, extra
+    return config
 
 
 def config_over_data_of(command: str, arguments: Arguments) -> Any:
@@ -112,13 +114,13 @@ def config_over_data_of(command: str, arguments: Arguments) -> Any:
         arguments: what follows the name on the command line.
     """
     parser = parser_of(command)
-    config, _ = parse_command(command, arguments, parser)
+    config = config_of(command, arguments, parser)
     own = None if config.data is None else data_of_checkpoint(config)
     if own is None:
         return config
     # Again, because only the parser knows which keys were given.
     parser.set_defaults({"data": plain(own)})
-    config, _ = parse_command(command, arguments, parser)
+    config = config_of(command, arguments, parser)
     data: DataConfig = config.data or own
     if data.source != own.source and data.root == own.root:
         data = replace(data, root=None)  # the root of the run's dataset, not of the requested one
@@ -131,7 +133,7 @@ def parser_of(command: str) -> ArgumentParser:
     description = (kind.__doc__ or "").strip()
     if kind is ClassifierConfig:
         description = "--checkpoint PATH is short for --model.checkpoint PATH."
-    if kind is PretrainConfig:
+    if issubclass(kind, PretrainConfig):
         description += (
             " --init PATH is short for --init.weights PATH. mae-et pretrain RUN --extend-to EPOCHS "
             "continues a run to a larger budget, in a new folder."
@@ -140,7 +142,9 @@ def parser_of(command: str) -> ArgumentParser:
         key = POSITIONAL[command]
         description += f" mae-et {command} PATH is short for --{key} PATH."
     parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)
-    add_config_arguments(parser, kind, paths="runs" if kind is CompareConfig else None)
+    add_config_arguments(
+        parser, kind, paths="runs" if kind in (CompareConfig, ReportConfig) else None
+    )
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mae_et.cli import files, planning, runs, scores, slurm_jobs, training
+from mae_et.cli import bench, files, planning, runs, scores, slurm_jobs, training
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.completion import completion
 
@@ -24,7 +24,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "report": runs.report,
     "search": planning.search,
     "dynamics": scores.dynamics,
-    "bench": runs.bench,
+    "bench": bench.bench,
     "submit": slurm_jobs.submit,
     "status": slurm_jobs.status,
     "completion": completion,

@@ -3,13 +3,7 @@
 from pathlib import Path
 
 import finetune
-from mae_et.cli.arguments import (
-    Arguments,
-    config_of,
-    config_over_data_of,
-    parse_command,
-    parser_of,
-)
+from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
 from mae_et.cli.output import print_json, print_results, split_json_flag
 
 
@@ -19,18 +13,12 @@ def preview(arguments: Arguments) -> None:
         checkpoint = arguments[0].partition("=")[2]
         _preview_features([checkpoint, *arguments[1:]] if checkpoint else arguments[1:])
         return
-    parser = parser_of("preview")
-    parser.description = (
-        "Draw what each stage of a curriculum shows the encoder of your images. mae-et preview RUN "
-        "draws it for a run; mae-et preview --features CHECKPOINT draws the features of an encoder."
-    )
-    parser.add_argument("--save", type=Path, default=Path("preview.png"), help="PNG to write")
     if arguments and not arguments[0].startswith("-"):  # the folder of a run
         arguments = [f"--config={Path(arguments[0]) / 'config.yaml'}", *arguments[1:]]
-    config, options = parse_command("preview", arguments, parser)
+    config = config_of("preview", arguments)
     from mae_et.training.preview import preview
 
-    print_json({"image": str(preview(config, options["save"]))})
+    print_json({"image": str(preview(config, config.save))})
 
 
 def _preview_features(arguments: Arguments) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from finetune.config import ClassifierConfig
+from mae_et.config.commands import NodeConfig, PlanConfig, PreviewConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.search.config import SearchConfig
 
@@ -25,6 +26,12 @@ _PRETRAIN = (
 )  # fmt: skip
 COMMON_KEYS: dict[type[Any], Sequence[str]] = {
     PretrainConfig: _PRETRAIN,
+    PlanConfig: (
+        *_PRETRAIN, "json", "images", "against_epochs", "throughput", "loader", "gpus",
+        "cores_per_gpu",
+    ),
+    PreviewConfig: (*_PRETRAIN, "save"),
+    NodeConfig: (*_PRETRAIN, "json", "save", "seconds", "images"),
     SearchConfig: (*_PRETRAIN, "search.strategy", "search.objective", "search.stages"),
     ClassifierConfig: (
         *_SHARED, "model.checkpoint", "model.backbone", "model.image_size", "model.probe",

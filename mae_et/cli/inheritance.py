@@ -19,7 +19,7 @@ def inherited_keys(command: str, config: Any) -> dict[str, Any]:
     """Return the keys that a command's config takes over from its initial weights."""
     if isinstance(config, ClassifierConfig):
         return _by_classifier(command, config)
-    if isinstance(config, PretrainConfig) and command != "plan":
+    if isinstance(config, PretrainConfig) and command not in {"plan", "bench node"}:
         return _by_pretraining(config)
     return {}
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from jsonargparse import ArgumentParser
-
 import finetune
-from mae_et.cli.arguments import Arguments, config_of, parse_command, parser_of
+from mae_et.cli.arguments import Arguments, config_of
 from mae_et.cli.output import print_json
 from mae_et.cli.slurm_jobs import command_line
+from mae_et.config.commands import PlanConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
@@ -22,41 +21,21 @@ IMAGENET_1K = 1_281_167
 
 def plan(arguments: Arguments) -> None:
     """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
-    config, options = parse_command("plan", arguments, _plan_parser())
-    images = options["images"]
-    if images is not None and not 0 < images < 10**15:
-        raise UserError(f"images must lie in (0, 1e15), got {str(images)[:40]}")
+    config: PlanConfig = config_of("plan", arguments)
     from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.curriculum.throughput import throughput_from_options, throughput_table
     from mae_et.training.plan import plan_new_run
 
-    resolved = plan_new_run(config, count_images(config) if images is None else images)
+    resolved = plan_new_run(config, config.images or count_images(config))
     unit = COMPUTE_UNITS[config.curriculum.cost]
-    summary = summarise(resolved, unit, options["against_epochs"])
-    speeds = throughput_from_options(resolved, options)
-    if options["json"]:
+    summary = summarise(resolved, unit, config.against_epochs)
+    speeds = throughput_from_options(resolved, vars(config))
+    if config.json:
         print_json(summary | ({} if speeds is None else {"throughput": speeds}))
         return
     print(plan_table(summary))
     if speeds is not None:
         print("\n" + throughput_table(speeds))
-
-
-def _plan_parser() -> ArgumentParser:
-    parser = parser_of("plan")
-    add = parser.add_argument
-    add("--json", action="store_true", help="print one line of JSON")
-    add("--against-epochs", type=float, default=None,
-        help="epochs of the constant-bandwidth baseline; by default 1600 (MAE's), below 100 "
-        "equivalent epochs those of the plan's own images")  # fmt: skip
-    add("--images", type=int, default=None, help="images of an epoch, if the dataset is elsewhere")
-    speed = "images/s at each bandwidth, '{96: 5200, 224: 1200}' or a finished run's folder"
-    add("--throughput", type=str, default=None,
-        help=f"of one GPU: {speed}, or a file of mae-et bench node")  # fmt: skip
-    add("--loader", type=str, default=None, help=f"of one loader core: {speed}")
-    add("--gpus", type=str, default=None, help="GPU counts: 1,8,64 (1 to 1024)")
-    add("--cores-per-gpu", type=float, default=None, help="loader cores of a GPU")
-    return parser
 
 
 def count_images(config: PretrainConfig) -> int:

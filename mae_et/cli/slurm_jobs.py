@@ -32,8 +32,6 @@ def _config_of(kind: str, arguments: Arguments) -> Any:
     """Return the config of a command; of `bench node`, the only one of bench, a recipe."""
     if kind != "bench":
         return config_of(kind, arguments)
-    from mae_et.cli.node import parse_node
-
     if arguments[:1] != ["node"]:
         raise UserError("of bench, only node can be submitted: mae-et submit bench node ...")
-    return parse_node(arguments[1:])[0]
+    return config_of("bench node", arguments[1:])

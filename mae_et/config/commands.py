@@ -1,4 +1,4 @@
-"""Configs of `mae-et reconstruct`, `export` and `prepare`."""
+"""Configs of the commands that have no section of their own: options beside a recipe, files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Literal
 
 from mae_et.config.data import DataConfig
 from mae_et.config.model import Target
+from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError, require, require_in
 
 Format = Literal["timm", "hf", "mae"]
@@ -97,3 +98,74 @@ class PrepareConfig:
         root = self.data.root
         if root is not None and self.output.absolute().is_relative_to(root.absolute()):
             raise UserError(f"output {self.output} lies in data.root {root}: it would become data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(PretrainConfig):
+    """Print stages, steps and cost of a pre-training."""
+
+    json: bool = False
+    """Print one line of JSON."""
+    against_epochs: float | None = None
+    """Epochs of the constant-bandwidth baseline; by default 1600 (MAE's), below 100 equivalent
+    epochs those of the plan's own images."""
+    images: int | None = None
+    """Images of an epoch, if the dataset is elsewhere."""
+    throughput: str | None = None
+    """Images/s of one GPU at each bandwidth, '{96: 5200, 224: 1200}'; or a finished run's folder;
+    or a file of mae-et bench node."""
+    loader: str | None = None
+    """Images/s of one loader core at each bandwidth, or a finished run's folder."""
+    gpus: str | None = None
+    """GPU counts: 1,8,64 (1 to 1024)."""
+    cores_per_gpu: float | None = None
+    """Loader cores of a GPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_in("(0, 1e15)", self, "images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig(PretrainConfig):
+    """Draw what each stage of a curriculum shows the encoder of your images.
+
+    mae-et preview RUN draws it for a run; mae-et preview --features CHECKPOINT draws the features
+    of an encoder.
+    """
+
+    save: Path = Path("preview.png")
+    """PNG to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig(PretrainConfig):
+    """Measure this machine for a pre-training recipe.
+
+    Images/s of training and loading, the exchange between GPUs, a checkpoint; then its hours, and
+    what limits it.
+    """
+
+    json: bool = False
+    """Print one line of JSON instead of tables."""
+    save: Path | None = None
+    """JSON file, also for plan --throughput FILE."""
+    seconds: float = 180.0
+    """Bound of the measurement."""
+    images: int | None = None
+    """Images of an epoch, if the dataset is elsewhere."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_in("(0, 86400]", self, "seconds")
+        require_in("(0, inf)", self, "images")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write an HTML page about runs."""
+
+    runs: list[Path]
+    """Run folders."""
+    output: Path = Path("report.html")
+    """HTML file."""

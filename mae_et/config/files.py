@@ -102,7 +102,7 @@ def load_config(
     """
     arguments = [f"--config={name}" for name in files or []]
     parser = _parser_of(kind)  # type: ignore[arg-type]  # a class can be hashed
-    return parse_config(parser, kind, arguments + list(flags or []))[0]
+    return parse_config(parser, kind, arguments + list(flags or []))
 
 
 def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | None = None) -> None:
@@ -120,10 +120,8 @@ def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | N
     parser.add_class_arguments(kind, fail_untyped=True, skip={paths} if paths else None)
 
 
-def parse_config(
-    parser: ArgumentParser, kind: type[Config], arguments: list[str]
-) -> tuple[Config, dict[str, Any]]:
-    """Parse arguments to an instance of `kind`, and the arguments that are not part of it.
+def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str]) -> Config:
+    """Parse arguments to an instance of `kind`.
 
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
@@ -132,8 +130,7 @@ def parse_config(
     words = replace_config_names(words, lambda name: _checked(name, kind))
     check_flags(words, kind)
     try:
-        config, extra = _build(parser, kind, lambda: parser.parse_args(words))
-        return expand_paths(config), extra
+        return expand_paths(_build(parser, kind, lambda: parser.parse_args(words)))
     except UserError as error:
         raise UserError(f"{error}{_suggestion(str(error), parser)}") from None
 
@@ -145,16 +142,13 @@ def _suggestion(sentence: str, parser: ArgumentParser) -> str:
     return suggest_key(unknown[1], options) if unknown else ""
 
 
-def _build(
-    parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]
-) -> tuple[Config, dict[str, Any]]:
+def _build(parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]) -> Config:
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     try:
         values = dict(parser.instantiate(parse()).items())
-        config = kind(**{name: value for name, value in values.items() if name in names})
+        return kind(**{name: value for name, value in values.items() if name in names})
     except REFUSALS as error:
         raise UserError(one_sentence(error)) from None
-    return config, {name: value for name, value in values.items() if name not in names}
 
 
 def _checked(name: str, kind: type[Any]) -> Path:
@@ -195,7 +189,7 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
     """
     check_text(text, kind)
     parser = _parser_of(kind)  # type: ignore[arg-type]  # as above
-    return _build(parser, kind, lambda: parser.parse_string(text))[0]
+    return _build(parser, kind, lambda: parser.parse_string(text))
 
 
 @cache  # which takes longer to make than to use

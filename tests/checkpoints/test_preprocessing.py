@@ -19,7 +19,7 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import stored_data, stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.store import list_checkpoints
-from mae_et.cli.arguments import config_over_data_of, parse_command
+from mae_et.cli.arguments import config_of, config_over_data_of
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.io.seals import seal
@@ -58,10 +58,10 @@ def test_fine_tuning_on_other_data_inherits_it(form: str, run: Path, tmp_path: P
     path = {"run": run, "encoder": run / "encoder.safetensors"}.get(form)
     path = path or export(run, form, tmp_path / form)  # type: ignore[arg-type]
     words = [f"--checkpoint={path}", *ELSEWHERE]
-    config, _ = parse_command("finetune", words)
+    config = config_of("finetune", words)
     assert (config.data.mean, config.data.std, config.data.eval_crop) == (OWN.mean, OWN.std, 1.0)
     assert (config.model.image_size, config.data.synthetic_train) == (32, 32)
-    config, _ = parse_command("finetune", [*words, "--data.mean=[0.1]", "--data.std=[0.2]"])
+    config = config_of("finetune", [*words, "--data.mean=[0.1]", "--data.std=[0.2]"])
     assert (config.data.mean, config.data.eval_crop) == ((0.1,), 1.0)
 
 
@@ -94,7 +94,7 @@ def test_a_classifier_hands_it_on(run: Path, tmp_path: Path, capsys) -> None:
     words = [f"--checkpoint={run}", *ELSEWHERE, "--curriculum.epochs=1", "--optim.batch_size=8",
              f"--output.dir={tmp_path / 'tuned'}", "--efficiency.num_workers=0",
              "--efficiency.device=cpu", "--output.tensorboard=false"]  # fmt: skip
-    config, _ = parse_command("finetune", words)
+    config = config_of("finetune", words)
     classify(config)
     exported = export(tmp_path / "tuned", "mae", tmp_path / "tuned.pth")
     for path in (tmp_path / "tuned", exported):
@@ -109,7 +109,7 @@ def test_a_classifier_hands_it_on(run: Path, tmp_path: Path, capsys) -> None:
     assert "images are prepared" not in capsys.readouterr().err
     # It resumes, or is found finished, where its start is gone.
     run.rename(tmp_path / "moved")
-    again, _ = parse_command("finetune", words)
+    again = config_of("finetune", words)
     assert again == config
 
 
@@ -119,7 +119,7 @@ def test_backbones_inherit_what_timm_publishes() -> None:
     found = preprocessing_of_start(NetworkConfig(backbone=name, pretrained=True))
     assert found == Preprocessing(published.mean, published.std, published.crop_pct, 224, "bicubic")
     assert preprocessing_of_start(NetworkConfig(backbone=name)) is None
-    config, _ = parse_command("finetune", [f"--model.backbone={name}", "--model.pretrained=true"])
+    config = config_of("finetune", [f"--model.backbone={name}", "--model.pretrained=true"])
     assert config.data.mean == published.mean
     assert stored_preprocessing(Path(name)) == found
 
@@ -151,9 +151,7 @@ def test_a_damaged_record_is_refused_in_one_sentence(tmp_path: Path, run: Path) 
 
 def test_recipes_keep_their_own_sizes(run: Path) -> None:
     config = load_config(ClassifierConfig, ["finetune/vit_b16"], [f"--model.checkpoint={run}"])
-    parsed, _ = parse_command(
-        "finetune", ["--config=finetune/vit_b16", f"--checkpoint={run}", *ELSEWHERE]
-    )
+    parsed = config_of("finetune", ["--config=finetune/vit_b16", f"--checkpoint={run}", *ELSEWHERE])
     assert parsed.model.image_size == config.model.image_size == 224
 
 
@@ -234,6 +232,6 @@ def test_a_backbone_s_run_hands_on_its_statistics(tmp_path: Path, capsys) -> Non
     about = {"classes": ["a", "b"], "preprocessing": vars(OWN)}
     (tmp_path / "classes.json").write_text(json.dumps(seal(about)))
     words = ["--model.backbone=resnet10t", "--data.name=synthetic"]
-    config, _ = parse_command("finetune", [*words, f"--checkpoint={tmp_path}"])
+    config = config_of("finetune", [*words, f"--checkpoint={tmp_path}"])
     assert (config.data.mean, config.data.eval_crop) == (OWN.mean, OWN.eval_crop)
-    assert parse_command("finetune", words)[0].data.mean == DataConfig().mean
+    assert config_of("finetune", words).data.mean == DataConfig().mean

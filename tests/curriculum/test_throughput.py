@@ -125,6 +125,6 @@ def test_speeds_must_be_finite() -> None:
 
 def test_worked_example_is_the_output_of_the_command(capsys) -> None:
     page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
-    block = re.search(r"```console\n\$ mae-et (.*?)\n\.\.\.\n(.*?)\n```", page, re.S)
+    block = re.search(r"```console\n\$ mae-et (plan .*?)\n\.\.\.\n(.*?)\n```", page, re.S)
     assert main(shlex.split(block[1].replace("\\\n", " "))) == 0
     assert block[2] in capsys.readouterr().out

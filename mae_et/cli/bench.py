@@ -1,0 +1,57 @@
+"""`mae-et bench`: what a recipe takes on this machine, and benchmarks of mae-et itself."""
+
+import json
+import sys
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from mae_et.cli.arguments import Arguments, config_of
+from mae_et.cli.output import print_json
+from mae_et.cli.planning import count_images
+from mae_et.config.commands import NodeConfig
+from mae_et.config.files import add_config_arguments, parse_config
+from mae_et.errors import UserError
+from mae_et.io.atomic import write_text_atomically
+
+
+def bench(arguments: Arguments) -> None:
+    """Measure speeds: node (what a recipe takes here), step, loader, crop, quality, run."""
+    from mae_et.benchmarks.command import BENCHMARKS
+
+    if arguments[:1] == ["node"]:
+        bench_node(arguments[1:])
+        return
+    if arguments[:1] in (["-h"], ["--help"]):
+        starts = {"node": bench_node} | {name: start for name, (_, start) in BENCHMARKS.items()}
+        for name, start in starts.items():
+            print(f"  {name:<8}{(start.__doc__ or '').splitlines()[0]}")
+        print("\nmae-et bench NAME --help lists its keys.")
+        sys.exit(0)
+    if not arguments or arguments[0] not in BENCHMARKS:
+        raise UserError(f"bench needs one of {', '.join(['node', *BENCHMARKS])}")
+    kind, measure = BENCHMARKS[arguments[0]]
+    description = (kind.__doc__ or "").strip()
+    parser = ArgumentParser(
+        prog=f"mae-et bench {arguments[0]}", exit_on_error=False, description=description
+    )
+    add_config_arguments(parser, kind)
+    print_json(measure(parse_config(parser, kind, arguments[1:])))
+
+
+def bench_node(arguments: Arguments) -> None:
+    """Measure this machine for a pre-training recipe: its speeds, its hours, what limits it."""
+    config: NodeConfig = config_of("bench node", arguments)
+    from mae_et.benchmarks.node import bench_node
+    from mae_et.benchmarks.node_tables import node_tables
+
+    def write(figures: dict[str, Any]) -> None:
+        if config.save is not None:
+            write_text_atomically(config.save, json.dumps(figures, indent=1))
+
+    images = config.images or count_images(config)
+    figures = bench_node(config, images, config.seconds, write)
+    if config.json:
+        print_json(figures)
+    else:
+        print(node_tables(figures), flush=True)
