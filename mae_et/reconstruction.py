@@ -41,7 +41,6 @@ def reconstruct(config: ReconstructConfig) -> Path:
     data = run.data if run else DataConfig()
     if run is None and weights.preprocessing is not None:
         data = DataConfig(**weights.preprocessing.data_settings())
-    report_preprocessing(weights.preprocessing, data, config.checkpoint)
     check_statistics(data, model.channels)
     if config.images:
         source = open_image_files(config.images, model.channels, data.max_value)
@@ -51,6 +50,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
         view = EvalDataset(open_dataset(data, "val", model.channels), data, size)
     else:
         raise UserError("images must be given for a checkpoint that is not a run of mae-et")
+    report_preprocessing(weights.preprocessing, data, config.checkpoint)
     device = choose_device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
     # At random, because a labelled folder lists its first class first.
