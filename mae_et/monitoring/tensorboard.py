@@ -123,7 +123,8 @@ class TensorBoardWriter:
         The tab shows five columns of each. Without an experiment summary it computes which keys
         differ between runs and shows these first, so only the start and end of the session are
         written. Figures are the last points of scalars, in the alphabetical order of their tags
-        (TensorBoard 2.21 leaves them empty if the log directory is the run's own folder).
+        (TensorBoard 2.21 leaves them empty if the log directory is the run's own folder: it names
+        that run "." and looks for its scalars in "./.").
         """
         settings = {
             key: value if isinstance(value, (bool, int, float)) else str(value)
