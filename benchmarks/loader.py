@@ -40,7 +40,8 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.schedule import Curriculum, Plan, Stage
+from mae_et.curriculum.plan import Plan
+from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
 from mae_et.data.cache import cache_images
 from mae_et.data.choose_decoder import decode_torchvision

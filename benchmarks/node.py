@@ -23,7 +23,7 @@ from mae_et.benchmarks.node_loading import loading_speeds
 from mae_et.benchmarks.node_training import checkpoint_seconds, training_speeds
 
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.throughput import throughput_model
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext, choose_device

@@ -16,7 +16,8 @@ from PIL import Image
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.schedule import Curriculum, Plan, Stage
+from mae_et.curriculum.plan import Plan
+from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data.choose_decoder import choose_decoder
 from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import ImageFolder

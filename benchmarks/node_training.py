@@ -15,7 +15,7 @@ from mae_et.benchmarks.training_step import network_of, reference_step, step_of,
 
 from mae_et.checkpoints.store import save_checkpoint
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.training.optim import build_optimizer
 from mae_et.training.state import TrainState

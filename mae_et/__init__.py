@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mae_et.config.schema import PretrainConfig as PretrainConfig
     from mae_et.config.schema import Stage as Stage
     from mae_et.curriculum.frequency import low_frequency_crop as low_frequency_crop
+    from mae_et.curriculum.plan import Plan as Plan
     from mae_et.curriculum.schedule import Curriculum as Curriculum
-    from mae_et.curriculum.schedule import Plan as Plan
     from mae_et.data.sampler import CurriculumBatchSampler as CurriculumBatchSampler
     from mae_et.data.sampler import SampleIndex as SampleIndex
     from mae_et.data.train_dataset import Batch as Batch
@@ -60,7 +60,8 @@ else:
                 "Stage",
             ],
             "mae_et.curriculum.frequency": ["low_frequency_crop"],
-            "mae_et.curriculum.schedule": ["Curriculum", "Plan"],
+            "mae_et.curriculum.plan": ["Plan"],
+            "mae_et.curriculum.schedule": ["Curriculum"],
             "mae_et.data.sampler": ["CurriculumBatchSampler", "SampleIndex"],
             "mae_et.data.train_dataset": ["Batch", "train_transform"],
             "mae_et.data.transforms": ["normalise"],

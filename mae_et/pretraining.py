@@ -23,7 +23,7 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
-from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.device_decode import memory_ahead

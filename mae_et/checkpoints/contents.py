@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mae_et.checkpoints.listing import checkpoint_step
 from mae_et.checkpoints.state_dicts import has_numbers
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
 
 

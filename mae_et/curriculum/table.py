@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 
 COMPUTE_UNITS = {"flops": "FLOPs", "area": "pixels"}
 

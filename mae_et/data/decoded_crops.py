@@ -6,7 +6,7 @@ from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mae_et.config.data import DataConfig
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.jpeg_crop import crop_and_resize, draw_crop

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.errors import UserError
 
 _REPLAY = -2  # separates replay's seeds from those of permutations

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_in_place
 from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics, row_line

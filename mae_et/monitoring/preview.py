@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mae_et.config.data import DataConfig
-from mae_et.curriculum.schedule import PlannedStage
+from mae_et.curriculum.plan import PlannedStage
 from mae_et.monitoring.image_grid import as_panel, image_grid
 from mae_et.monitoring.reconstructions import GREY, as_rgb, displayable
 

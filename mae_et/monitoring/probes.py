@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 
 MEASURES = ("knn", "ridge", "effective_rank")

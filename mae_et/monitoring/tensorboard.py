@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.io import read_image
 
 from mae_et.config.files import numeric_keys, to_yaml
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.io.plain_files import no_follow
 from mae_et.monitoring.figures import FIGURES

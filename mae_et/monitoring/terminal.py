@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
 from mae_et.runtime.console import say

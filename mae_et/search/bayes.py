@@ -9,7 +9,7 @@ curriculum that was not tried.
 from pathlib import Path
 from typing import Any
 
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import RunFailed, UserError
 from mae_et.search.config import SearchConfig

@@ -12,7 +12,7 @@ it warms up, stays constant, and decays over the brief training only (`optim.dec
 from dataclasses import replace
 
 from mae_et.config.schema import Stage
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.errors import RunFailed, UserError
 from mae_et.search.config import SearchConfig
 from mae_et.search.trials import Fork, SearchResult, Trial, Trials

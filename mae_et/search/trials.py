@@ -16,7 +16,7 @@ from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.store import load_checkpoint, save_checkpoint
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import PretrainConfig, Stage
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.errors import Diverged, RunFailed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics

@@ -14,7 +14,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.data.notices import notify
 from mae_et.errors import one_line, require
 from mae_et.models.decoders import CrossBlock

@@ -17,7 +17,7 @@ from mae_et.checkpoints.run_config import config_of_run
 from mae_et.checkpoints.store import last_that_loads
 from mae_et.config.files import numeric_keys
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.data.bad_images import RECORD
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import UserError

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.divergence import last_loss

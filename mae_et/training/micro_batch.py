@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say

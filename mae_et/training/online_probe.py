@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mae_et.config.duration import duration_in_steps, is_due
 from mae_et.curriculum.flops import FORWARD_AND_BACKWARD
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, eval_loader

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mae_et.config.schema import OptimConfig
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.models.mae import MaskedAutoencoder
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
-from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import TrainDataset

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mae_et.curriculum.schedule import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.bad_images import BadImages
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.runtime.distributed import DistributedContext

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mae_et.config.files import flat_keys
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.runtime.agreement import check_ranks_agree, code_version, tensor_digests
 from mae_et.runtime.distributed import DistributedContext
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mae_et.checkpoints.contents import is_number, plan_of
 from mae_et.checkpoints.state_dicts import describe_mismatch
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
 from mae_et.training.state import TrainState
 

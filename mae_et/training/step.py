@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mae_et.curriculum.schedule import PlannedStage
+from mae_et.curriculum.plan import PlannedStage
 from mae_et.training.nonfinite import propagate_nonfinite_loss, skip_update_unless_finite
 from mae_et.training.run import Run
 

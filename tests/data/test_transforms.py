@@ -9,7 +9,7 @@ from timm.data import create_transform
 
 from mae_et import Curriculum, Stage, UserError
 from mae_et.config.data import DataConfig
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.data.loader import eval_loader
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from mae_et.config.data import DataConfig
-from mae_et.curriculum.schedule import Curriculum, Plan, Stage
+from mae_et.curriculum.plan import Plan
+from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
 from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset

@@ -16,7 +16,8 @@ from mae_et.checkpoints.store import load_checkpoint, newest_checkpoint
 from mae_et.cli.arguments import config_of
 from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
-from mae_et.curriculum.schedule import Curriculum, Plan, Stage
+from mae_et.curriculum.plan import Plan
+from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data.bad_images import RECORD
 from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.training import extension

@@ -17,7 +17,7 @@ from tiny_run import GOLDEN
 
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.data import synthetic
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.io.lock import sole_writer

@@ -22,7 +22,7 @@ from tiny_run import TINY
 from finetune import ClassifierConfig, classify
 from mae_et import PretrainConfig, load_config, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.curriculum.schedule import Plan
+from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.tensorboard import TensorBoardWriter
