@@ -52,19 +52,20 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
 
 
 def check_in_place(path: Path, descriptor: int) -> None:
-    """Refuse to write on after an open file was deleted, moved or replaced.
+    """Refuse to write on after an open file was deleted, moved, replaced or truncated.
 
     Raises:
-        RunFailed: the file at `path` is not the open one.
+        RunFailed: the file at `path` is not the open one, or ends before what was written to it.
     """
+    status = os.fstat(descriptor)
     try:
-        same = os.path.samestat(path.lstat(), os.fstat(descriptor))
+        same = os.path.samestat(path.lstat(), status)
     except (FileNotFoundError, NotADirectoryError):
         same = False
-    if not same:
+    if not same or status.st_size < os.lseek(descriptor, 0, os.SEEK_CUR):
         raise RunFailed(
-            f"{path} was deleted, moved or replaced while this run was writing; the run ends, and "
-            "the same command resumes from the checkpoints that are left"
+            f"{path} was deleted, moved, replaced or truncated while this run was writing; the run "
+            "ends, and the same command resumes from the checkpoints that are left"
         )
 
 

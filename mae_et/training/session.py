@@ -152,7 +152,11 @@ def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None
             write_text_atomically(folder / name, text)
         logger = RunLogger(run.config, run.plan, run.state.step, check_lock)
         with closing(logger):
-            yield logger
+            try:
+                yield logger
+            except FileNotFoundError:  # while a file was written
+                check_lock()
+                raise
 
 
 def write_results(run: Run, logger: RunLogger, figures: dict[str, Any]) -> None:

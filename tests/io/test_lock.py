@@ -103,6 +103,11 @@ def replace(run: Path) -> None:
         (run / name).touch()
 
 
+def delete_during_a_write(run: Path) -> None:
+    shutil.rmtree(run)
+    raise FileNotFoundError(2, "No such file or directory", "checkpoints/.step-00000010.pt.tmp")
+
+
 def delete_metrics(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
 
@@ -111,14 +116,32 @@ def delete_lock(run: Path) -> None:
     (run / ".lock").unlink()
 
 
-@pytest.mark.parametrize("change", [delete, move, replace, delete_metrics, delete_lock])
+def truncate_metrics(run: Path) -> None:
+    os.truncate(run / "metrics.jsonl", 0)
+
+
+def make_metrics_a_folder(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+
+
+def make_the_lock_a_link(run: Path) -> None:
+    (run / ".lock").rename(run / "lock")
+    (run / ".lock").symlink_to("lock")
+
+
+FOLDER_CHANGES = [delete, move, replace, delete_during_a_write]
+FILE_CHANGES = [delete_metrics, delete_lock, truncate_metrics, make_metrics_a_folder]
+
+
+@pytest.mark.parametrize("change", [*FOLDER_CHANGES, *FILE_CHANGES, make_the_lock_a_link])
 def test_run_ends_at_the_next_write_to_a_folder_that_went_away(
     tiny, change: Callable[[Path], None]
 ) -> None:
     config = tiny("--output.tensorboard=false", "--output.reconstruct_images=0")
     folder = config.output.dir
-    with pytest.raises(RunFailed, match="was deleted, moved or replaced while this run was writi"):
+    with pytest.raises(RunFailed, match="was deleted, moved, replaced or truncated while this"):
         pretrain(config, step=before_step(7, lambda: change(folder)))
     assert not (folder / "results.json").exists()
     steps = [checkpoint_step(path) for path in list_checkpoints(folder / "checkpoints")]
-    assert steps == ([5] if change in {delete_metrics, delete_lock} else [])
+    assert steps == ([] if change in FOLDER_CHANGES else [5])
