@@ -22,12 +22,16 @@ _NO_INTERFACE = re.compile(
     r"Unable to find (address|interface) for|no socket interface found", re.I
 )
 # PyTorch's words for exhausted memory on a CPU; absurd sizes overflow before they are allocated.
-_NO_MEMORY = re.compile(r"can't allocate memory|Storage size calculation overflowed")
+_NO_MEMORY = re.compile(r"(can't|Cannot) allocate memory|Storage size calculation overflowed")
 # A GPU library that finds no memory raises no OutOfMemoryError.
-_NO_GPU_MEMORY = re.compile(r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+_NO_GPU_MEMORY = re.compile(
+    r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|(CUDA error|Triton Error \[CUDA\]): out of memory"
+)
 _GPU_MEMORY_FAULT = re.compile(r"\bECC\b|uncorrectable|HARDWARE_ERROR|hardware error", re.I)
 _GPU_ERROR = re.compile(
-    r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|NCCL|cufft|cusolver", re.I
+    r"CUDA (unknown )?error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN (error|algorithm)|NCCL|cufft|cusolver"
+    r"|CUDA driver|CUDA-capable device|NVIDIA driver|Triton Error",
+    re.I,
 )
 # Loader workers pass batches through shared memory; a full /dev/shm fails in either of these ways.
 _NO_SHARED_MEMORY = re.compile(
@@ -36,7 +40,17 @@ _NO_SHARED_MEMORY = re.compile(
     re.S,
 )
 # A worker that died; "Caught X in DataLoader worker process" is an error that it reports itself.
-_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
+_TOO_MANY = "lower efficiency.num_workers (num_workers for features), or raise the limit"
+# Limits on a user's files and processes, by PyTorch's and the system's words.
+_LIMITS = {
+    re.compile(r"Too many open files|received 0 items of ancdata"): (
+        f"too many open files: {_TOO_MANY} (ulimit -n)"
+    ),
+    re.compile(r"can't start new thread|Resource temporarily unavailable"): (
+        f"no more processes or threads can start: {_TOO_MANY} (ulimit -u, pids of the job's cgroup)"
+    ),
+}
 
 _NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
@@ -58,6 +72,10 @@ def explain_system_errors() -> Iterator[None]:
     except MemoryError as error:
         raise RunFailed(_out_of_memory(error)) from None
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise RunFailed(_out_of_memory(error)) from error
+        if (limit := _limit_of(error)) is not None:
+            raise RunFailed(limit) from error
         if error.errno not in _NOT_WRITTEN:
             raise
         what = error.filename or "the run's files"
@@ -105,6 +123,8 @@ def _explain_runtime_error(error: RuntimeError) -> str | None:
         return f"{cause}; {_RESUMES}; PyTorch reports: {first}"
     if _NO_MEMORY.search(text):
         return _out_of_memory(error)
+    if (limit := _limit_of(error)) is not None:
+        return limit
     if _WORKER_DIED.search(text):
         return (
             "a loader worker died, as happens when memory runs out: lower "
@@ -121,6 +141,14 @@ def is_out_of_gpu_memory(error: Exception) -> bool:
     return _NO_GPU_MEMORY.search(one_line(error)) is not None
 
 
+def _limit_of(error: Exception) -> str | None:
+    """Return the sentence for a limit of the system that was reached; None if none was."""
+    text = one_line(error)
+    return next((said for words, said in _LIMITS.items() if words.search(text)), None)
+
+
 def _out_of_memory(error: Exception) -> str:
     said = one_line(error) or "no details given"
+    if said.startswith("Caught "):  # in a loader worker, whose traceback follows
+        said = str(error).strip().split("\n")[-1]
     return f"out of memory: sizes of the model, the images or a batch are too large: {said}"

@@ -1,5 +1,7 @@
 """Errors of the machine become one sentence."""
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,16 @@ dataloader's workers are out of shared memory."""
         (SHARED_MEMORY_IN_A_WORKER, "shared memory (/dev/shm) is full: lower efficiency.num_wor"),
         (BUS_ERROR, "shared memory (/dev/shm) is full"),
         ("DataLoader worker (pid 7) is killed by signal: Killed. ", "a loader worker died"),
+        ("Pin memory thread exited unexpectedly", "a loader worker died"),
+        ("received 0 items of ancdata", "too many open files: lower efficiency.num_workers"),
+        ("Too many open files. Communication with the workers is no long", "too many open files"),
+        ("can't start new thread", "no more processes or threads can start: lower efficiency."),
+        ("unable to mmap 9 bytes from file </torch_1>: Cannot allocate memory", "out of memory"),
+        ("CUDA unknown error - this may be due to an incorrect", "the GPU or one of its libraries"),
+        ("CUDA driver version is insufficient for CUDA runtime", "the GPU or one of its libraries"),
+        ("CUDA-capable device(s) is/are busy or unavailable", "the GPU or one of its libraries"),
+        ("Unable to find a valid cuDNN algorithm to run convol", "the GPU or one of its libraries"),
+        ("Triton Error [CUDA]: out of memory", "CUDA out of memory"),
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "a loader worker died"),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x", "CUDA out of memory"),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory"),
@@ -74,3 +86,21 @@ def test_error_inside_a_loader_worker_is_not_reported_as_its_death() -> None:
     with pytest.raises(RuntimeError, match="size mismatch") as found, explain_system_errors():
         raise RuntimeError(text)
     assert not isinstance(found.value, RunFailed)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "no more processes"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
+        (
+            MemoryError("Caught MemoryError in DataLoader worker\nOriginal\nMemoryError: 9 GB"),
+            "out of",
+        ),
+    ],
+)
+def test_limits_of_the_system_are_named(error: Exception, sentence: str) -> None:
+    said = raised(error)
+    assert said.startswith(sentence)
+    assert "Original" not in said
