@@ -178,8 +178,8 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
 def _as_float32(path: Path, tensors: Tensors) -> Tensors:
     """Convert numbers of any floating-point format; refuse integers that stand for others."""
     for name, tensor in tensors.items():
-        if not has_numbers(tensor):
-            raise UserError(f"{path} holds sparse or quantised weights ({name})")
+        if not has_numbers(tensor) or tensor.is_complex():
+            raise UserError(f"{path} holds sparse, complex or quantised weights ({name})")
         if tensor.dtype in _QUANTISED and tensor.ndim > 1:
             raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
     return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}

@@ -145,9 +145,14 @@ def test_quantised_weights_are_refused(vit) -> None:
     payload = vit | {"blocks.0.mlp.fc1.weight": torch.ones(8, 4, dtype=torch.int8)}
     with pytest.raises(UserError, match=r"quantised weights \(blocks.0.mlp.fc1.weight"):
         find_state_dict(PATH, payload, vit.keys())
-    payload = vit | {"norm.weight": torch.ones(48).to_sparse()}
-    with pytest.raises(UserError, match=r"sparse or quantised weights \(norm\.weight\)"):
-        find_state_dict(PATH, payload, vit.keys())
+
+
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.to_sparse, lambda t: t.to("meta"), lambda t: t.to(torch.complex64)]
+)
+def test_weights_that_are_no_plain_numbers_are_refused(vit, change) -> None:
+    with pytest.raises(UserError, match=r"sparse, complex or quantised weights \(cls_token\)"):
+        find_state_dict(PATH, vit | {"cls_token": change(vit["cls_token"])}, vit.keys())
 
 
 def test_a_safetensors_header_that_starts_like_a_pickle_is_read(tmp_path: Path) -> None:

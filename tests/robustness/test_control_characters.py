@@ -3,11 +3,19 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+import finetune
+import mae_et
+import slurm
 from finetune.scores import csv_cell
+from mae_et.checkpoints.model_card import model_card
+from mae_et.checkpoints.state_dicts import find_state_dict
 from mae_et.cli.main import main
 from mae_et.data.notices import notify
 from mae_et.runtime.console import printable
@@ -84,6 +92,32 @@ def test_hostile_run_name_is_escaped_in_tables_and_warnings(place: Path, capsys)
         out, err = capsys.readouterr()
         assert all(line.isprintable() for line in (out + err).split("\n"))
         assert r"\x1b" in out
+
+
+def test_hostile_entry_of_a_checkpoint_is_escaped(tmp_path: Path, capsys) -> None:
+    weights = {"patch_embed.proj.weight": torch.zeros(4, 3, 8, 8)}
+    found = {f"ema.{HOSTILE}": weights, "model": weights}
+    find_state_dict(tmp_path / HOSTILE, found, weights.keys())
+    err = capsys.readouterr().err
+    assert r"taking the moving average ema.a\x1b" in err
+    assert all(line.isprintable() for line in err.split("\n"))
+
+
+def test_every_line_on_stderr_is_escaped() -> None:
+    """`say` escapes them; the other two print nothing that others named."""
+    folders = [Path(package.__file__).parent for package in (mae_et, finetune, slurm)]
+    sources = {path: path.read_text() for folder in folders for path in folder.rglob("*.py")}
+    writers = {path.name for path, text in sources.items() if "file=sys.stderr" in text}
+    assert writers == {"console.py", "watchdog.py", "__main__.py"}
+
+
+def test_model_card_escapes_the_names_of_runs_and_data() -> None:
+    weights: Any = SimpleNamespace(path=Path(HOSTILE), config=None)
+    about = {"architectures": ["ViTModel"], "hidden_size": 8, "num_hidden_layers": 1,
+             "num_attention_heads": 1, "patch_size": 8, "image_size": 8}  # fmt: skip
+    card = model_card(weights, about)
+    assert "# a\\x1b]0;owned" in card
+    assert all(line.isprintable() for line in card.split("\n"))
 
 
 def test_notice_is_escaped(capsys) -> None:

@@ -149,6 +149,11 @@ PRETRAINING: list[Case] = [
     (tensor(*WEIGHT, to=torch.Tensor.flatten), "misshapen"),
     (without(*WEIGHT), "mask_token"),
     (entry(*WEIGHT, value=None), "model cannot be right"),
+    (tensor(*WEIGHT, to=torch.Tensor.to_sparse), "model cannot be right"),
+    (tensor(*WEIGHT, to=lambda t: t.to("meta")), "model cannot be right"),
+    (tensor(*WEIGHT, to=lambda t: torch.quantize_per_tensor(t, 1, 0, torch.qint8)), "model canno"),
+    (tensor(*WEIGHT, to=lambda t: t.to(torch.complex64)), "mask_token is torch.complex64"),
+    (tensor(*WEIGHT, to=lambda t: t > 0), "mask_token is torch.bool"),
     (entry("micro_batch", value={16: 6, 24: 6, 32: 13}), "micro-batch of 13 images"),
 ]
 CLASSIFIER: list[Case] = [
