@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
 BENCH = "bench"
 KINDS = (*TRAININGS, *PROBES, "evaluate", "compare", BENCH)
+MOST_RUNS = 1000  # of a sweep: SLURM's own limit on a job array, by default
 # Fine-tuning recipe for each family of encoders.
 RECIPES = {
     "vit_small_patch16": "finetune/vit_s16",
@@ -149,6 +151,9 @@ def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:
         if not equals or not values:
             raise UserError(f"--sweep must read like optim.base_lr=1e-4,3e-4, got {words!r}")
         axes.append([(key.removeprefix("--"), value) for value in values.split(",")])
+    count = math.prod(map(len, axes))
+    if count > MOST_RUNS:
+        raise UserError(f"--sweep makes {count} runs; at most {MOST_RUNS} are submitted")
     found = []
     for combination in itertools.product(*axes):
         name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)

@@ -61,11 +61,13 @@ class ModelConfig:
             f"model.patch_size is needed: the name {self.encoder!r} does not contain it",
         )
         require_in(
-            "(0, inf)", self, "model.encoder_embed_dim", "model.encoder_depth",
-            "model.encoder_num_heads", "model.image_size", "model.channels",
-            "model.decoder_embed_dim", "model.decoder_depth", "model.decoder_num_heads",
-            "model.hog_cell", "model.hog_bins", "model.patch_size", "model.position_grid",
+            "(0, inf)", self, "model.encoder_embed_dim", "model.encoder_num_heads",
+            "model.image_size", "model.channels", "model.decoder_embed_dim",
+            "model.decoder_num_heads", "model.hog_cell", "model.hog_bins", "model.patch_size",
+            "model.position_grid",
         )  # fmt: skip
+        # Blocks are built one by one, until memory runs out.
+        require_in("[1, 1000]", self, "model.encoder_depth", "model.decoder_depth")
         require_in("(0, 1)", self, "model.mask_ratio")
         require_in("(0, 1]", self, "model.decoder_share")
         require(

@@ -14,6 +14,7 @@ from typing import Any
 
 from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
+from mae_et.io.plain_files import read_bytes
 
 POWERS = tuple(2**power for power in range(11))
 """Default GPU counts of the table: 1 ... 1024."""
@@ -104,7 +105,7 @@ def _total(
 def read_node(text: str) -> dict[str, Any] | None:
     """Return the figures of a file of `mae-et bench node`; None for anything else."""
     try:
-        found = json.loads(Path(text).read_text(encoding="utf-8"))
+        found = json.loads(read_bytes(Path(text)))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "images_per_second" in found else None
@@ -141,7 +142,7 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
     images: dict[int, float] = {}
     seconds: dict[int, float] = {}
     try:
-        for stage in json.loads(path.read_text(encoding="utf-8"))["stages"]:
+        for stage in json.loads(read_bytes(path))["stages"]:
             bandwidth = stage["bandwidth"]
             images[bandwidth] = images.get(bandwidth, 0) + stage["images"]
             taken = stage["images"] / stage["images_per_second"]

@@ -88,6 +88,30 @@ def test_patterns_are_linear(name: str) -> None:
             check(text(n))
 
 
+ABSURD = {
+    "model.encoder_depth": "must lie in [1, 1000]",
+    "model.decoder_depth": "must lie in [1, 1000]",
+    "efficiency.num_workers": "must lie in [0, 1024]",
+    "optim.batch_size": "is larger than the dataset",
+    "data.synthetic_size": "array is too big",
+}
+
+
+@pytest.mark.parametrize("key", ABSURD)
+def test_absurd_sizes_are_refused_before_memory_is_taken(place, capsys, key: str) -> None:
+    with soon():
+        assert main(["plan", "--config=tiny.yaml", f"--{key}=1000000000"]) == 2
+    assert ABSURD[key] in capsys.readouterr().err
+
+
+def test_sweep_of_more_runs_than_a_cluster_takes_is_refused(place, capsys) -> None:
+    values = ",".join(map(str, range(1, 1001)))
+    sweep = [f"--sweep={key}={values}" for key in ("seed", "optim.batch_size", "optim.base_lr")]
+    with soon():
+        assert main(["submit", "pretrain", "--config=tiny.yaml", "--dry-run", *sweep]) == 2
+    assert "--sweep makes 1000000000 runs; at most 1000 are submitted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["rand", "rand-mstd0.5-inc1", "rand-n2-w0", "rand-p0.5-tweak"])
 def test_valid_augmentation_names_are_accepted(name: str) -> None:
     assert DataConfig(augment=name).augment == name
