@@ -53,11 +53,14 @@ def _is_whole(event: Event) -> bool:
     job = event.get("job", "")
     return (
         isinstance(event.get("event"), str)
-        and isinstance(event.get("time"), (int, float))
-        and isinstance(event.get("lost", 0), (int, float))
-        and isinstance(event.get("restart", 0), int)
+        and "time" in event
+        and all(_is_count(event.get(key, 0)) for key in ("time", "lost", "restart"))
         and (job is None or isinstance(job, str))
     )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) in {int, float} and 0 <= value < 1e15  # type: ignore[operator]
 
 
 def log_file(run: Path, events: list[Event], job: str) -> Path | None:

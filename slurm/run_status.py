@@ -1,6 +1,5 @@
 """Status of runs: from SLURM if it answers, otherwise from their folders alone."""
 
-import json
 import os
 import sys
 import time
@@ -9,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, read_metrics
-from mae_et.io.plain_files import read_bytes, read_mapping
+from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
 from mae_et.runtime.console import printable
 from slurm.events import Event, events_file, read_events
@@ -125,8 +125,8 @@ def _status(
         state=state,
         reason=said.reason if said and state in {"pending", "running"} else "",
         step=row.get("step", 0),
-        steps=sum(stage["steps"] for stage in plan["stages"]) if plan else None,
-        stage=f"{row['stage'] + 1}/{len(plan['stages'])}" if row and plan else "",
+        steps=plan.steps if plan else None,
+        stage=f"{row['stage'] + 1}/{len(plan.stages)}" if row and plan else "",
         bandwidth=row.get("bandwidth"),
         loss=row.get("loss"),
         images_per_second=row.get("images_per_second"),
@@ -138,12 +138,10 @@ def _status(
     )
 
 
-def _plan(run: Path) -> dict[str, Any] | None:
-    path = run / "plan.json"
+def _plan(run: Path) -> Plan | None:
     try:
-        plan = json.loads(read_bytes(path))
-        return plan if all(stage["steps"] >= 0 for stage in plan["stages"]) else None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return read_plan(run / "plan.json")
+    except UserError:
         return None
 
 
@@ -172,7 +170,8 @@ def _scores(run: Path) -> dict[str, float]:
 
 def _is_plausible(row: dict[str, Any]) -> bool:
     given = [row.get(key) for key in ("step", "stage", "time", "seconds", "compute")]
-    shown = [row.get(key) or 0 for key in ("bandwidth", "loss", "images_per_second")]
+    keys = ("bandwidth", "loss", "images_per_second", "window_seconds")
+    shown = [row.get(key) or 0 for key in keys]
     # A flipped bit can make a number of any size, and the remaining time is computed from these.
     return all(
         isinstance(each, (int, float)) and abs(each) < MAX_NUMBER for each in (*given, *shown)

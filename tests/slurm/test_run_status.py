@@ -8,7 +8,7 @@ import pytest
 
 from mae_et.io.metrics_file import SCORES, row_line
 from slurm import squeue
-from slurm.events import record_event
+from slurm.events import events_file, record_event
 from slurm.run_status import as_dicts, status, table
 
 
@@ -89,6 +89,42 @@ def test_restart_of_a_job_without_events_is_seen_in_the_queue(
     assert status([tmp_path])[0].restarts == restarts
     queue |= {"squeue": "", "scontrol": f"JobId=7 JobState=RUNNING Reason=None Restarts={restarts}"}
     assert status([tmp_path])[0].restarts == restarts
+
+
+HUGE = "1" + "0" * 400
+
+
+@pytest.mark.parametrize("key", ["time", "lost", "restart"])
+@pytest.mark.parametrize("value", ["-1", "NaN", "Infinity", HUGE, "true", '"1"'])
+def test_events_with_impossible_numbers_are_skipped(tmp_path: Path, key: str, value: str) -> None:
+    record_event(tmp_path, "started", job="7")
+    line = json.dumps({"time": 9.0, "event": "started", "job": "8"} | {key: 0})
+    with events_file(tmp_path).open("a") as file:
+        file.write(line.replace(f'"{key}": 0', f'"{key}": {value}') + "\n")
+    (found,) = status([tmp_path])
+    assert (found.restarts, found.lost) == (0, 0)
+
+
+ROW = '{"step": 1, "stage": 0, "time": 1, "seconds": 1, "compute": 1, "window_seconds": 1}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plan.json", '{"stages": [{"steps": 1e400}]}'),
+        ("plan.json", '{"stages": [{"steps": "x"}]}'),
+        ("metrics.jsonl", ROW.replace('seconds": 1}', 'seconds": "x"}') + "\n"),
+        ("metrics.jsonl", ROW.replace('"step": 1', f'"step": {HUGE}') + "\n"),
+        ("scores.jsonl", "[1]\n[2]\n"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_damaged_records_leave_the_rest_of_the_status(tmp_path: Path, name, content) -> None:
+    record_event(tmp_path, "started", job="7")
+    (tmp_path / name).write_text(content)
+    (found,) = status([tmp_path])
+    assert (found.state, found.step, found.steps, found.scores) == ("running", 0, None, {})
+    assert "inf" not in table([found])
 
 
 def test_error_before_the_last_start_is_marked_as_old(tmp_path: Path) -> None:
