@@ -101,6 +101,8 @@ class ClassifierOptimConfig(OptimConfig):
     """Learning rate per 256 images of batch."""
     min_lr: float = 1e-6
     """Learning rate at the end of the cosine."""
+    weight_decay: float = 0.05
+    """Weight decay of parameters with two or more dimensions, except tokens and positions."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Betas of AdamW and LAMB."""
     layer_decay: float = 1.0
