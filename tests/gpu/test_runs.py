@@ -2,12 +2,13 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from driver import main as drive
 from natural_images import jpeg, natural
-from ranks import RANKS
+from ranks import process_context
 from ranks import run as run_ranks
 
 from mae_et import pretrain
@@ -38,9 +39,10 @@ def close(folder: Path, other: Path, tolerance: float) -> None:
 
 
 def run_with_fault(config: Path, folder: Path, fault: str, *flags: str) -> int | None:
-    """Return the exit code of a run; in a new process, for CUDA cannot be used in a forked one."""
+    """Return the exit code of a run in a process of its own."""
     words = ["pretrain", f"--config={config}", f"--output.dir={folder}", *flags]
-    process = RANKS.Process(target=drive, args=(fault, words))
+    context: Any = process_context()
+    process = context.Process(target=drive, args=(fault, words))
     process.start()
     process.join(180)
     if process.is_alive():

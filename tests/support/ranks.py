@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from tiny_run import TINY
 
 from mae_et.cli.main import main
 
-FORK = multiprocessing.get_context("fork")  # a new interpreter would import PyTorch for seconds
+
+def process_context() -> BaseContext:
+    """Fork, for a new interpreter would import PyTorch for seconds, unless CUDA is in use."""
+    return multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,9 @@ def start(
     environment = address | {"WORLD_SIZE": str(ranks)}
     for log in folder.glob("rank-*"):  # of ranks before these
         log.unlink()
+    context: Any = process_context()
     processes: list[BaseProcess] = [
-        FORK.Process(target=_rank, args=(rank, environment, [*words, *more], folder))
+        context.Process(target=_rank, args=(rank, environment, [*words, *more], folder))
         for rank, more in enumerate([*[()] * (ranks - 1), of_last])
     ]
     for process in processes:
