@@ -29,7 +29,7 @@ def plan(arguments: Arguments) -> None:
     resolved = plan_new_run(config, config.images or count_images(config))
     unit = COMPUTE_UNITS[config.curriculum.cost]
     summary = summarise(resolved, unit, config.against_epochs)
-    speeds = throughput_from_options(resolved, vars(config))
+    speeds = throughput_from_options(resolved, config)
     if config.json:
         print_json(summary | ({} if speeds is None else {"throughput": speeds}))
         return

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mae_et.config.commands import PlanConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_bytes
@@ -155,38 +156,35 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
     return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
 
 
-def throughput_from_options(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any] | None:
+def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] | None:
     """Return `throughput_model` for the options of `mae-et plan`; None without `throughput`.
 
-    Args:
-        plan: the plan.
-        options: `throughput`, `loader` and `gpus` as text, `cores_per_gpu`; None if not given. A
-            file of `mae-et bench node` gives the speeds of loading too.
+    A file of `mae-et bench node` gives the speeds of loading too.
 
     Raises:
         UserError: an option is malformed, or given without `throughput`.
     """
-    if options["throughput"] is None:
+    if options.throughput is None:
         for name in ("loader", "gpus", "cores_per_gpu"):
-            if options[name] is not None:
+            if getattr(options, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} requires --throughput")
         return None
     gpus = POWERS
-    if options["gpus"] is not None:
-        if not re.fullmatch(r"\[?\s*\d+(\s*,\s*\d+)*\s*\]?", options["gpus"].strip()):
-            raise UserError(f"--gpus must read like 1,8,64, got {options['gpus']!r}")
-        gpus = tuple(int(count) for count in re.findall(r"\d+", options["gpus"]))
-    loader = None if options["loader"] is None else read_speeds(options["loader"], "--loader")
-    cores, exchange_included = options["cores_per_gpu"], False
-    node = read_node(options["throughput"])
+    if options.gpus is not None:
+        if not re.fullmatch(r"\[?\s*\d+(\s*,\s*\d+)*\s*\]?", options.gpus.strip()):
+            raise UserError(f"--gpus must read like 1,8,64, got {options.gpus!r}")
+        gpus = tuple(int(count) for count in re.findall(r"\d+", options.gpus))
+    loader = None if options.loader is None else read_speeds(options.loader, "--loader")
+    cores, exchange_included = options.cores_per_gpu, False
+    node = read_node(options.throughput)
     if node is None:
-        trained = read_speeds(options["throughput"], "--throughput")
+        trained = read_speeds(options.throughput, "--throughput")
     else:
-        trained = _speeds_of_node(node, "images_per_second", options["throughput"])
+        trained = _speeds_of_node(node, "images_per_second", options.throughput)
         exchange = node.get("exchange")
         exchange_included = isinstance(exchange, dict) and "seconds" in exchange
         if loader is None and "loader_images_per_second" in node:
-            loader = _speeds_of_node(node, "loader_images_per_second", options["throughput"])
+            loader = _speeds_of_node(node, "loader_images_per_second", options.throughput)
             cores = cores or node.get("cores_per_gpu")
     return throughput_model(plan, trained, gpus, loader, cores, exchange_included)
 
