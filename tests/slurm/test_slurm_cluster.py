@@ -12,6 +12,9 @@ import pytest
 import slurm_cluster
 from slurm_cluster import Cluster, ClusterError, missing_programs, start_cluster
 
+from slurm import squeue
+from slurm.squeue import JobState, job_states
+
 MISSING = missing_programs()
 pytestmark = pytest.mark.skipif(
     bool(MISSING),
@@ -64,6 +67,21 @@ def test_timeout_reports_the_queue_and_the_logs(cluster: Cluster) -> None:
     cluster.run("scancel", job)
     assert "held" in str(error.value)
     assert f"submit_batch_job: JobId={job}" in str(error.value)
+
+
+def test_queue_is_read_with_requeues_and_elements_of_arrays(cluster: Cluster, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    array = cluster.submit("--hold", "--array=0-1", "--output=/dev/null", "--wrap=true")
+    job = cluster.submit("--output=/dev/null", "--wrap=sleep 300")
+    cluster.wait_for_state(job, "RUNNING")
+    cluster.run("scontrol", "requeue", str(job))
+    cluster.wait_for_state(job, "PENDING")
+    elements = [f"{array}_0", f"{array}_1"]
+    held = JobState("PENDING", "JobHeldUser")
+    requeued = JobState("PENDING", "BeginTime", 1)
+    assert job_states([str(job), *elements]) == dict.fromkeys(elements, held) | {str(job): requeued}
+    assert squeue._controller(str(job)) == requeued
+    cluster.run("scancel", str(array), str(job))
 
 
 def test_high_partition_requeues_a_job_of_a_low_one(cluster: Cluster, tmp_path: Path) -> None:
