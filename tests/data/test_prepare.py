@@ -1,5 +1,6 @@
 """Prepared shards hold the files of a dataset and smaller copies, complete or not at all."""
 
+import contextlib
 import json
 import pickle
 from pathlib import Path
@@ -22,7 +23,7 @@ from mae_et.data.prepare import prepare
 from mae_et.data.prepared_shards import PreparedDataset, archive_path, index_path
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.errors import RunFailed
+from mae_et.errors import RunFailed, Unreadable
 from mae_et.pretraining import pretrain
 
 LEVELS = (48, 72)
@@ -224,6 +225,39 @@ def test_verify_notices_a_flipped_bit_in_labels_sizes_classes_or_counts(root: Pa
         assert name in capsys.readouterr().err
         path.write_bytes(content)
     assert main(flags) == 0
+
+
+def swap(folder: Path, *names: str) -> None:
+    """Exchange two files, as a wrong copy of a shard does: each matches its own checksum."""
+    one, other = (folder / name for name in names)
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def test_whole_files_in_wrong_places_give_no_wrong_image_and_fail_verification(root: Path) -> None:
+    prepare(config(root, splits=("train",)))
+    folder, expected = (
+        root.parent / "shards" / "train",
+        open_dataset(DataConfig(root=root), "train"),
+    )
+    whole = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for spoil in (
+        lambda: swap(folder, "00000.npy", "00001.npy"),
+        lambda: swap(folder, "00000-original.tar", "00001-original.tar"),
+        lambda: (folder / "00002-original.tar").write_bytes(b""),
+        lambda: (folder / "00002.npy").write_bytes(b""),
+    ):
+        spoil()
+        with pytest.raises((RunFailed, UserError)):
+            prepare(config(root, splits=("train",), verify=True))
+        with contextlib.suppress(UserError):
+            shards = opened(root)
+            for index in range(len(shards)):
+                with contextlib.suppress(Unreadable):
+                    assert np.array_equal(*(np.asarray(s[index][0]) for s in (shards, expected)))
+        for path, content in whole.items():
+            path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Text and JSON files of a run folder: read, or refused in a sentence."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from mae_et import UserError
+from mae_et.cli.main import main
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import append_line, read_mapping, read_text
 
@@ -27,6 +29,29 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path)
         read_text(tmp_path / "pipe")
     with pytest.raises(OSError, match="No such device"):
         append_line(tmp_path / "pipe", "{}\n")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "scores.jsonl", "plan.json", "config.yaml",
+                                  "results.json", "slurm/events.jsonl"])  # fmt: skip
+def test_commands_that_read_run_folders_wait_for_no_pipe(place: Path, name: str) -> None:
+    def still_waiting(*_: object) -> None:
+        raise AssertionError(f"it waits for {name}")
+
+    run = place / "run"
+    (run / "slurm").mkdir(parents=True)
+    (run / "metrics.jsonl").touch()
+    (run / "config.yaml").write_text((place / "tiny.yaml").read_text())
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    before = signal.signal(signal.SIGALRM, still_waiting)
+    signal.alarm(30)
+    try:
+        for command in (["status"], ["compare"], ["report", "--output=r.html"]):
+            assert main([command[0], "run", *command[1:]]) in {0, 2}
+        assert main(["plan", "--config=tiny.yaml", f"--throughput={run / name}"]) == 2
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_lines_are_appended_to_the_record_itself_and_to_no_link(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ import contextlib
 import importlib
 import os
 import signal
+from pathlib import Path
 
 import pytest
+from tiny_run import GOLDEN
 
 from mae_et.cli.main import main
 from mae_et.errors import Interrupted, Stopped
 from mae_et.runtime.signals import StopFlag, stop_signals
+from slurm.events import record_event
 
 
 def test_sighup_requests_a_stop_except_under_nohup() -> None:
@@ -95,3 +98,36 @@ def test_command_stopped_before_or_after_its_steps_says_one_line(
     assert said[-1].startswith(f"mae-et: stopped by {signal.Signals(number).name}; there was not")
     assert sum(line.startswith("mae-et: stopped") for line in said) == 1
     assert (run / "results.json").exists() == (name == "write_results")
+
+
+WEIGHTS = [f"--checkpoint={GOLDEN / 'mae_tiny_released_format.pth'}", "--encoder_num_heads=3"]
+DATA = ["--data.name=synthetic", "--data.synthetic_train=8", "--data.synthetic_val=8"]
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "words"),
+    [
+        (signal.SIGINT, "finetune.features.normalise", ["knn", *WEIGHTS, *DATA]),
+        (signal.SIGTERM, "finetune.probes.probe_features", ["linear-probe", *WEIGHTS, *DATA]),
+        (signal.SIGUSR2, "finetune.embedding.pooled", ["embed", *WEIGHTS, *DATA]),
+        (signal.SIGHUP, "slurm.run_status.job_states", ["status", "run"]),
+        (
+            signal.SIGTERM,
+            "mae_et.checkpoints.hugging_face_export.model_card",
+            ["export", *WEIGHTS, "--decoder_num_heads=4", "--format=hf", "--output=hf"],
+        ),
+    ],
+)
+def test_command_without_a_run_stops_at_once_with_one_line(
+    tmp_path, monkeypatch, capsys, number: int, place: str, words: list[str]
+) -> None:
+    owner, _, name = place.rpartition(".")
+    module = importlib.import_module(owner)
+    monkeypatch.setattr(module, name, lambda *_, **__: os.kill(os.getpid(), number))
+    monkeypatch.chdir(tmp_path)
+    record_event(Path("run"), "started", job="7")
+    workers = ["--num_workers=0", "--device=cpu"] if DATA[0] in words else []
+    assert main([*words, *workers]) == 128 + number
+    said = [line for line in capsys.readouterr().err.splitlines() if "stopped by" in line]
+    assert len(said) == 1
+    assert not list(Path().rglob(".*.tmp"))

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -196,6 +197,24 @@ def test_micro_batches_of_a_checkpoint_are_lowered_if_they_do_not_fit_now(
     assert "do not fit now: lowered" in capsys.readouterr().err
     for name, weight in whole["model"].items():
         torch.testing.assert_close(lowered["model"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_kept_micro_batches_are_tried_against_any_memory_and_any_share(tiny, monkeypatch) -> None:
+    config = tiny("--efficiency.micro_batch=auto")
+    run, _ = pretraining.build(config, make_pretraining_plan(config, 40), WORLD, None)
+    attempt = partial(pretraining.dry_pass, run)
+    odd = dict.fromkeys((16, 24, 32), 7)  # of another number of ranks: 7 do not divide 12 images
+    micro_batch.fit_micro_batch(run, {"micro_batch": odd}, attempt)
+    assert (run.micro_batch(32), run.state.micro_batch) == (6, odd)
+    large = dict.fromkeys((16, 24, 32), 10**9)
+    monkeypatch.setattr(micro_batch, "peak_of", lambda *_: None)  # memory runs out in every pass
+    with pytest.raises(RunFailed, match="the smallest micro-batch does not fit"):
+        micro_batch.fit_micro_batch(run, {"micro_batch": large}, attempt)
+    monkeypatch.undo()
+    for mebibytes in (0, -5):
+        monkeypatch.setattr(micro_batch, "available_memory", lambda _, m=mebibytes: m * 2**20)
+        with pytest.raises(RunFailed, match=r"does not fit in memory \(0\.00 GiB free"):
+            micro_batch.fit_micro_batch(run, {"micro_batch": odd}, attempt)
 
 
 def test_a_pass_is_measured_beside_what_a_decoder_holds(tiny, monkeypatch) -> None:
