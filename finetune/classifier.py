@@ -39,7 +39,7 @@ from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
 from mae_et.training.find_checkpoint import find_checkpoint
-from mae_et.training.opening import say_opening
+from mae_et.training.opening import say_opening, say_plan
 from mae_et.training.resume import same_world_size
 from mae_et.training.run import Run
 from mae_et.training.saved_state import resumed_plan
@@ -96,6 +96,7 @@ def _classify(
     with fail_together(world):
         network = build_network(config, saved, len(train.classes))
     plan = resumed_plan(config, saved, make_plan(config, network, len(train)))
+    say_plan(plan)
     check_sizes(config, network, plan)
     run = build(config, network, plan, world, saved)
     run.provenance, run.stopped = provenance, stopped

@@ -97,6 +97,13 @@ class ModelConfig:
         return int(re.findall(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)[0])
 
 
+def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:
+    """Return D, the size of one patch's target."""
+    if kind == "hog":
+        return channels * bins * (patch // cell) ** 2
+    return channels * patch * patch
+
+
 def visible_patches(patches: int, mask_ratio: float) -> int:
     """Return how many of N patches stay visible: V = floor(N * (1 - mask ratio)).
 

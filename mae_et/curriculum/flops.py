@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-# The backward pass computes two products for each one of the forward pass.
-FORWARD_AND_BACKWARD = 3
+from mae_et.curriculum.mae_flops import FORWARD_AND_BACKWARD
 
 
 def training_flops(

@@ -159,7 +159,7 @@ class Curriculum:
             steps = round((due - spent) / (unit * batch_size))
             if steps < 1:
                 raise UserError(
-                    f"curriculum.epochs {epochs:g} leaves stage {index} (bandwidth "
+                    f"curriculum.epochs {epochs:g} leaves stage {index + 1} (bandwidth "
                     f"{stage.bandwidth}) less than one step of {batch_size} images"
                 )
             spent += steps * unit * batch_size

@@ -16,13 +16,6 @@ from mae_et.runtime.precision import full_precision
 NORM_PIX_EPSILON = 1e-6
 
 
-def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:
-    """Return D, the size of one patch's target."""
-    if kind == "hog":
-        return channels * bins * (patch // cell) ** 2
-    return channels * patch * patch
-
-
 def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins: int = 9) -> Tensor:
     """Return the targets [B N D] of normalised images [B C H W], in float32 and without gradient.
 

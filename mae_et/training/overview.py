@@ -1,24 +1,24 @@
-"""What a run trains, on what device and for how long, as lines at its start."""
-
-from collections.abc import Sequence
+"""What a run trains and on what device, as lines at its start."""
 
 import torch
 from torch import nn
 
 from mae_et.monitoring.figures import short
 from mae_et.training.compile import should_compile
-from mae_et.training.opening import fact_line
+from mae_et.training.opening import describe_sizes, fact_line
 from mae_et.training.run import Run
 
 
 def overview(run: Run, num_workers: int) -> list[str]:
-    """Return what a run trains, on what device and for how long, as aligned lines.
+    """Return what a run trains, on what device and from which step, as aligned lines.
 
     Args:
         run: the run, new or restored.
         num_workers: loader processes of each rank.
     """
-    facts = {"model": _model(run), "device": _device(run, num_workers), "plan": _plan(run)}
+    facts = {"model": _model(run), "device": _device(run, num_workers)}
+    if run.state.step:
+        facts["start"] = f"resumes after step {run.state.step:,} of {run.plan.steps:,}"
     return [fact_line(name, fact) for name, fact in facts.items()]
 
 
@@ -36,7 +36,7 @@ def _model(run: Run) -> str:
     if run.config.curriculum.cost == "flops":
         costs = {stage.bandwidth: stage.cost for stage in run.plan.stages}
         figures = " / ".join(f"{cost / 1e9:.3g}" for cost in costs.values())
-        parts.append(f"{figures} GFLOPs an image and step at {_sizes(list(costs))}")
+        parts.append(f"{figures} GFLOPs an image and step at {describe_sizes(list(costs))}")
     return ", ".join(parts)
 
 
@@ -62,22 +62,6 @@ def _device(run: Run, num_workers: int) -> str:
         f"{name}, {precision}, {'compiled' if compiled else 'not compiled'}; "
         f"micro-batch {batches}; {loaders}{' a rank' * (world.size > 1)}"
     )
-
-
-def _plan(run: Run) -> str:
-    plan, step = run.plan, run.state.step
-    sizes = _sizes([stage.bandwidth for stage in plan.stages])
-    resumes = f"; resumes after step {step:,}" if step else ""
-    return (
-        f"{plan.steps:,} steps of {plan.batch_size:,} images, "
-        f"{_count(len(plan.stages), 'stage')} at {sizes}; "
-        f"{plan.images / plan.dataset_size:.4g} epochs of images for the compute of "
-        f"{plan.equivalent_epochs:.4g}{resumes}"
-    )
-
-
-def _sizes(bandwidths: Sequence[int]) -> str:
-    return " / ".join(map(str, dict.fromkeys(bandwidths))) + " px"
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.mae_flops import mae_training_flops
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
@@ -76,7 +77,9 @@ def image_cost(config: ModelConfig) -> Callable[[int], float]:
 
     Cached, because a search plans many runs of one model.
     """
-    # Here, for `mae-et submit` checks curricula without PyTorch.
+    if known := mae_training_flops(config):
+        return known
+    # Here, for what is planned before PyTorch is loaded.
     import torch
 
     from mae_et.curriculum.flops import training_flops

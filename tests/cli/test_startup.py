@@ -17,6 +17,7 @@ COMMANDS = (
     ("pretrain --config finetune/vit_b16", 2),
     ("pretrain --model.mask_ratio 1", 2),
     ("plan --curriculum.epochs 0", 2),
+    ("plan --config pretrain/vit_b16_etpp_400ep", 0),
     ("finetune --checkpoint runs/missing", 2),
     ("supervised --model.backbone resnet50 --optim.lr 1", 2),
     ("knn --checkpoint x --neighbors 3", 2),
@@ -71,7 +72,7 @@ def test_commands_and_exports_that_compute_nothing_import_no_pytorch(
     exports += [f"__import__('mae_et').{name} and None" for name in ("load_config", "UserError")]
     exports.append(
         "__import__('mae_et.training.opening').training.opening.open_training_images("
-        "__import__('mae_et').PretrainConfig()) and None"
+        "__import__('mae_et').load_config(__import__('mae_et').PretrainConfig, ['demo'])) and None"
     )
     expected = [(line, None, []) for line in exports]
     expected += [(f"exit_status({words.split()})", status, []) for words, status in COMMANDS]

@@ -5,13 +5,13 @@ from safetensors.torch import load_file
 from tiny_run import GOLDEN
 
 from mae_et import hog
+from mae_et.config.model import target_width
 from mae_et.models.targets import (
     hog_cells,
     hog_patches,
     patch_statistics,
     patch_targets,
     patchify,
-    target_width,
     unpatchify,
 )
 
