@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, missing_programs, start_cluster
-from tiny_run import TINY, config_in
+from tiny_run import IMAGES, TINY, config_in
 
 import mae_et  # which loads PyTorch where it is used: xdist's controller needs none
 
 # In this order, before all others, so that no worker is left with one of them at the end.
 LONGEST = (
-    "test_slurm.py", "test_distributed.py", "test_search.py", "test_cli.py", "test_pretraining.py",
-    "test_scale.py", "test_nonfinite.py", "test_resume.py",
+    "test_slurm.py", "test_distributed.py", "test_cli.py", "test_pretraining.py",
+    "test_classifier.py", "test_bad_images.py", "test_whole_searches.py", "test_scale.py",
+    "test_nonfinite.py", "test_resume.py",
 )  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def trained(tmp_path_factory) -> Path:
     import torch
 
     torch.set_num_threads(1)
-    return mae_et.pretrain(config_in(tmp_path_factory.mktemp("trained")))
+    return mae_et.pretrain(config_in(tmp_path_factory.mktemp("trained"), IMAGES))
 
 
 @pytest.fixture

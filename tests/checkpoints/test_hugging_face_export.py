@@ -21,7 +21,7 @@ from mae_et.io.seals import seal
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
-QUICK = ("--output.reconstruct_images=0", "--output.tensorboard=false")
+QUICK = ("--output.tensorboard=false",)
 STATISTICS = ("--data.mean=[0.5,0.4,0.3]", "--data.std=[0.25,0.2,0.3]")
 
 

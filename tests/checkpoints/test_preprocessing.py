@@ -27,7 +27,7 @@ from mae_et.io.seals import seal
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 OWN = Preprocessing((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 1.0, 32)
 FLAGS = ("--data.mean=[0.5,0.4,0.3]", "--data.std=[0.25,0.2,0.3]", "--data.eval_crop=1.0",
-         "--output.reconstruct_images=0", "--output.tensorboard=false")  # fmt: skip
+         "--output.tensorboard=false")  # fmt: skip
 ELSEWHERE = ["--data.name=synthetic", "--data.synthetic_train=32", "--data.synthetic_val=20"]
 
 

@@ -108,7 +108,7 @@ def test_scoring_names_the_split_that_has_no_classes_and_why(flat_val: Path, tin
 def test_fine_tuning_inherits_the_data_of_its_checkpoint_or_requires_them(
     place, tiny, capsys
 ) -> None:
-    run = pretrain(tiny("--data.synthetic_train=41", "--output.reconstruct_images=0"))
+    run = pretrain(tiny("--data.synthetic_train=41"))
     capsys.readouterr()
     start = [f"--checkpoint={run}", "--model.image_size=32"]
     data = config_of("finetune", start).data

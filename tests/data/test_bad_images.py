@@ -316,7 +316,7 @@ def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(tiny, fold
         shutil.copy(folders[0] / "train" / "04.png", folders[0] / "train" / "035.png")
 
     config = tiny(f"--data.root={folders[0]}", "--data.max_bad_fraction=0.04",
-                  "--curriculum.epochs=9", "--output.reconstruct_images=0")  # fmt: skip
+                  "--curriculum.epochs=9")  # fmt: skip
     folder = pretrain(config, step=before_step(4, change))
     record = read_metrics(folder, RECORD)
     assert [row["sample"] for row in record] == [3]

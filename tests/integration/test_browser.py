@@ -11,21 +11,16 @@ from urllib.request import urlopen
 import pytest
 from browser import chromium, tensorboard
 from interruptions import ENDS, run_until
-from tiny_run import TINY
+from tiny_run import IMAGES, config_in
 
-from mae_et import PretrainConfig, load_config, pretrain
+from mae_et import pretrain
 from mae_et.io.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 
 
-def config_in(folder: Path) -> PretrainConfig:
-    (folder / "tiny.yaml").write_text(TINY)
-    return load_config(PretrainConfig, [folder / "tiny.yaml"], [f"--output.dir={folder}/run"])
-
-
 def test_tensorboard_shows_curves_reconstructions_and_hyper_parameters(tmp_path: Path) -> None:
-    run = pretrain(config_in(tmp_path))
+    run = pretrain(config_in(tmp_path, IMAGES))
     last = read_metrics(run)[-1]
     with tensorboard(tmp_path) as url, chromium(viewport={"width": 2200, "height": 900}) as page:
 

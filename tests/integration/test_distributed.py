@@ -143,8 +143,7 @@ def test_ranks_skip_the_same_updates_and_report_the_same_images(
 ) -> None:
     """Each rank sees half of the data: only one meets the NaN, only one the unreadable file."""
     flags = [f"--data.root={spoilt}", "--data.max_bad_fraction=0.05",
-             "--optim.max_skipped_updates=2", "--output.log_every=1",
-             "--output.reconstruct_images=0"]  # fmt: skip
+             "--optim.max_skipped_updates=2", "--output.log_every=1"]  # fmt: skip
     keys = ("step", "skipped_updates", "substituted", "unreadable")
     found, records = [], []
     for ranks in (1, 2):
@@ -171,8 +170,7 @@ def test_updates_are_skipped_under_sharding_and_fp16(
     tmp_path: Path, spoilt: Path, flag: str
 ) -> None:
     flags = [f"--data.root={spoilt}", "--data.max_bad_fraction=0.05",
-             "--optim.max_skipped_updates=2", "--output.log_every=1",
-             "--output.reconstruct_images=0"]  # fmt: skip
+             "--optim.max_skipped_updates=2", "--output.log_every=1"]  # fmt: skip
     done = run(tmp_path, 2, *flags, flag)
     assert done.returncode == 0, done.stderr
     assert sum(row["skipped_updates"] for row in read_metrics(tmp_path / "2")) > 3

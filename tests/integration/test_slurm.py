@@ -19,7 +19,7 @@ from slurm_cluster import BUSY, Cluster, start_cluster
 from tiny_run import TINY
 
 from mae_et import PretrainConfig, load_config, pretrain
-from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import watchdog
@@ -28,7 +28,7 @@ from slurm.events import read_events
 # Long enough to interrupt, with rare checkpoints, so that repeated steps can be counted.
 FLAGS = [
     "--curriculum.epochs=70", "--output.checkpoint_every=60", "--output.log_every=10",
-    "--output.reconstruct_images=0", "--output.tensorboard=false", "--optim.base_lr=0.001",
+    "--output.tensorboard=false", "--optim.base_lr=0.001",
 ]  # fmt: skip
 CLUSTER = ["--nodes=2", "--cpus_per_task=1", "--partition=main", "--time=60"]
 
@@ -89,7 +89,7 @@ def wait(predicate: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     end = time.monotonic() + seconds
     while not (found := predicate()):
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return found
 
 
@@ -214,7 +214,7 @@ def test_killed_rank_repeats_only_the_steps_since_the_last_checkpoint(
     start, cluster: Cluster, uninterrupted: Path, rank: int
 ) -> None:
     job, folder = start(*["--then=knn"] * rank)
-    wait(lambda: newest_checkpoint(folder / "checkpoints"), "a checkpoint")
+    wait(lambda: list_checkpoints(folder / "checkpoints"), "a checkpoint")
     os.kill(processes_of(folder)[rank], signal.SIGKILL)
     restart_soon(cluster, job)
     same_end(cluster, job, folder, uninterrupted)
@@ -268,7 +268,7 @@ def test_failed_node_repeats_only_the_steps_since_the_last_checkpoint(
     with start_cluster(tmp_path / "cluster", nodes=3) as three:
         monkeypatch.setenv("SLURM_CONF", three.environment["SLURM_CONF"])
         job, folder = start()
-        wait(lambda: newest_checkpoint(folder / "checkpoints"), "a checkpoint")
+        wait(lambda: list_checkpoints(folder / "checkpoints"), "a checkpoint")
         name = three.nodes[node]
         for process in processes_on(three, name):
             os.kill(process, signal.SIGKILL)
@@ -332,7 +332,7 @@ def test_hung_rank_is_ended_after_a_signal_and_the_run_resumes(
 ) -> None:
     """Its peer waits for it in a collective, where no signal handler runs."""
     job, folder = start("--signal_delay=10")
-    wait(lambda: newest_checkpoint(folder / "checkpoints"), "a checkpoint")
+    wait(lambda: list_checkpoints(folder / "checkpoints"), "a checkpoint")
     os.kill(processes_of(folder)[1], signal.SIGSTOP)
     time.sleep(1)
     cluster.run("scancel", "--signal=USR2", job)

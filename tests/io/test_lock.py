@@ -73,7 +73,7 @@ def test_event_log_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 def test_links_in_a_run_folder_lead_to_no_other_file(tiny, tmp_path: Path) -> None:
     """Whoever may write to the folder could have any file of this user truncated or written to."""
-    config = tiny("--output.reconstruct_images=0", "--probe.every=50%")
+    config = tiny("--probe.every=50%")
     folder = config.output.dir
     folder.mkdir()
     names = ("metrics.jsonl", "plan.json", "events.out.tfevents.1.node.2.3", "unreadable.jsonl")
@@ -138,7 +138,7 @@ FILE_CHANGES = [delete_metrics, delete_lock, truncate_metrics, make_metrics_a_fo
 def test_run_ends_at_the_next_write_to_a_folder_that_went_away(
     tiny, change: Callable[[Path], None]
 ) -> None:
-    config = tiny("--output.tensorboard=false", "--output.reconstruct_images=0")
+    config = tiny("--output.tensorboard=false")
     folder = config.output.dir
     with pytest.raises(RunFailed, match="was deleted, moved, replaced or truncated while this"):
         pretrain(config, step=before_step(7, lambda: change(folder)))

@@ -18,6 +18,7 @@ from interruptions import ENDS, run_until
 from oracles import mae_flops
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import IMAGES, config_in
 
 from finetune import ClassifierConfig
 from mae_et import load_config
@@ -47,13 +48,9 @@ def reader(folder: Path) -> EventAccumulator:
 @pytest.fixture(scope="module", params=["whole", "interrupted"])
 def recorded(request, tmp_path_factory) -> tuple[PretrainConfig, list[dict], EventAccumulator]:
     """A pre-training run, the facts of its steps, and a TensorBoard reader that stays open."""
-    from tiny_run import TINY
-
     folder = tmp_path_factory.mktemp(request.param)
-    (folder / "tiny.yaml").write_text(TINY)
-    flags = [f"--output.dir={folder}/run", "--optim.weight_decay_end=0.2"]
-    flags += ["--probe.every=6", "--probe.max_fraction=1"]
-    config = load_config(PretrainConfig, [folder / "tiny.yaml"], flags)
+    flags = ["--optim.weight_decay_end=0.2", "--probe.every=6", "--probe.max_fraction=1"]
+    config = config_in(folder, IMAGES, *flags)
     return config, *trained(config, folder, ENDS if request.param == "interrupted" else ())
 
 

@@ -54,7 +54,7 @@ def weights_at(folder, step: int) -> dict:
 def test_the_error_names_the_step_and_keeps_the_checkpoint_before_it(tiny, value: float) -> None:
     """Also where a row is far behind: at step 9 of rows at 2, 4, 5, 6, 8 and 10."""
     with pytest.raises(Diverged, match=r"^the loss became nan at step 9; the last good checkpoint"):
-        pretrain(tiny("--output.reconstruct_images=0"), step=poisoned(9, value=value))
+        pretrain(tiny(), step=poisoned(9, value=value))
     saved = newest_checkpoint(tiny().output.dir / "checkpoints")
     assert saved["step"] == 5
     assert all(weight.isfinite().all() for weight in saved["model"].values())
@@ -125,7 +125,7 @@ def test_a_non_finite_loss_over_a_finite_gradient_skips_the_update(
 
 def test_more_skipped_updates_in_a_row_than_allowed_stop_the_run(tiny) -> None:
     """Two and two with one between are borne with a bound of two; three are not."""
-    config = tiny("--optim.max_skipped_updates=2", "--output.reconstruct_images=0")
+    config = tiny("--optim.max_skipped_updates=2")
     with pytest.raises(Diverged, match=r"the loss became nan .*for 3 updates in a row"):
         pretrain(config, step=poisoned(2, 3, 5, 6, 8, 9, 10))
     assert [row["skipped_updates"] for row in read_metrics(config.output.dir)] == [1, 1, 1, 1, 1]
@@ -156,7 +156,7 @@ def test_non_finite_weights_after_a_finite_gradient_are_not_saved(tiny) -> None:
                 next(run.state.model.parameters()).view(-1)[0] = math.inf
         return result
 
-    config = tiny("--output.reconstruct_images=0")
+    config = tiny()
     with pytest.raises(Diverged, match=r"is not finite after step 10; it is not saved"):
         pretrain(config, step=ruined)
     folder = config.output.dir / "checkpoints"

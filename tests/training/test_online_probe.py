@@ -31,7 +31,7 @@ from mae_et.training.online_probe import affordable_images, evaluating, measure
 PLAIN = (
     "--data.synthetic_train=24", "--data.synthetic_val=12", "--data.eval_crop=0.8",
     "--data.mean=[0.3]", "--data.std=[0.4]", "--model.mask_ratio=0.5",
-    "--output.tensorboard=false", "--output.reconstruct_images=0",
+    "--output.tensorboard=false",
 )  # fmt: skip
 PROBED = (*PLAIN, "--probe.every=9", "--probe.max_fraction=1")
 

@@ -13,7 +13,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 from steps import signal_at
-from tiny_run import GOLDEN
+from tiny_run import GOLDEN, IMAGES
 
 from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
@@ -87,7 +87,7 @@ def test_training_lowers_the_loss(tiny) -> None:
         ["--efficiency.micro_batch={16: 12, 24: 6, 32: 4}"],
         ["--efficiency.gradient_checkpointing=true", "--efficiency.num_workers=2"],
         ["--output.log_every=1", "--output.checkpoint_every=3", "--output.tensorboard=false",
-         "--output.reconstruct_images=0"],
+         IMAGES],
     ],
 )  # fmt: skip
 def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(
@@ -293,7 +293,7 @@ def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_s
     tiny, trained, monkeypatch
 ) -> None:
     """A signal may leave no time to draw; the resumed run draws what was due."""
-    config = tiny("--output.reconstruct_every=6", "--output.checkpoint_every=6")
+    config = tiny(IMAGES, "--output.reconstruct_every=6", "--output.checkpoint_every=6")
     draw = PeriodicReconstructions.run
     checkpoints, drawn = config.output.dir / "checkpoints", []
 

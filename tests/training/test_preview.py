@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import IMAGES
 from torchvision.io import read_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
@@ -32,7 +33,7 @@ def dataset_of(config) -> tuple:
 
 
 def test_the_views_are_those_that_the_run_trains_on(tiny, tmp_path) -> None:
-    config = tiny("--curriculum.epochs=2", "--efficiency.micro_batch=3")
+    config = tiny(IMAGES, "--curriculum.epochs=2", "--efficiency.micro_batch=3")
     first = {}
 
     def step(run, stage, batches):
@@ -85,7 +86,7 @@ def test_drawing_leaves_the_random_generators_as_they_are(tiny) -> None:
 
 
 def test_a_run_without_images_draws_none(tiny) -> None:
-    folder = pretrain(tiny("--output.reconstruct_images=0"), stop_after_step=1)
+    folder = pretrain(tiny(), stop_after_step=1)
     assert not (folder / "preview.png").exists()
 
 

@@ -137,8 +137,7 @@ def test_peak_memory_counts_live_tensors_and_repeats_exactly() -> None:
     assert peak_of(work, device) == peak_of(work, device) == 8000
 
 
-SHORT = ["--curriculum.epochs=2.5", "--output.checkpoint_every=4", "--output.tensorboard=false",
-         "--output.reconstruct_images=0"]  # fmt: skip
+SHORT = ["--curriculum.epochs=2.5", "--output.checkpoint_every=4", "--output.tensorboard=false"]
 
 
 def auto(tiny, monkeypatch, mebibytes: float, *flags: str):

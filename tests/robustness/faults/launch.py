@@ -26,7 +26,7 @@ efficiency: {num_workers: 0, device: cpu}
 output: {log_every: 1, checkpoint_every: 5, evaluate_every: 25%, tensorboard: false}
 """
 CONFIGS = {"pretrain": TINY, "finetune": CLASSIFIER, "supervised": CLASSIFIER}
-QUIET = ("--output.tensorboard=false", "--output.reconstruct_images=0")
+QUIET = ("--output.tensorboard=false",)
 FORK = multiprocessing.get_context("fork")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from launch import QUIET, equal, same_weights
+from tiny_run import IMAGES
 from train_state import state
 
 from mae_et import UserError, pretrain
@@ -219,7 +220,7 @@ def test_damaged_metrics_file_does_not_stop_a_run(tiny, times: int) -> None:
 
 def test_damaged_rows_and_images_do_not_stop_a_resumed_run(tiny) -> None:
     """A flipped bit in a name or a number leaves JSON, and a row that TensorBoard cannot show."""
-    config = tiny()
+    config = tiny(IMAGES)
     folder = pretrain(config, stop_after_step=13)  # with an image
     record, (image,) = folder / "metrics.jsonl", (folder / "reconstructions").iterdir()
     rows = [json.loads(line) for line in record.read_text().splitlines()]
