@@ -38,16 +38,16 @@ def try_decoder(decoder: DeviceDecoder, dataset: TrainDataset, num_workers: int)
     They are spread evenly over the images, and have the size of the last stage. The loader's rates
     are those of this process, times the number of loader processes.
     """
-    read = _for_a_moment(partial(read_encoded, dataset), _spread(dataset))
-    jpegs = [each.draw for each in read if each is not None]
+    read = _in_time(partial(read_encoded, dataset), _spread(dataset))
+    jpegs = [each.sample_index for each in read if each is not None]
     if 2 * len(jpegs) < len(read):
         return Trial(fault="the images are not mostly JPEGs")
-    views, cpu = _timed(lambda: _for_a_moment(dataset.__getitem__, jpegs))
-    made = [(draw, view) for draw, view in zip(jpegs, views, strict=False) if view is not None]
+    views, cpu = _timed(lambda: _in_time(dataset.__getitem__, jpegs))
+    made = [(index, view) for index, view in zip(jpegs, views, strict=False) if view is not None]
     if not made:
         return Trial(fault="none of the images that were tried can be read")
     packed, reading = _timed(
-        lambda: EncodedDataset.collate([read_encoded(dataset, draw) for draw, _ in made])
+        lambda: EncodedDataset.collate([read_encoded(dataset, index) for index, _ in made])
     )
     try:
         _decode(packed, decoder, dataset)  # the first call sets the library up
@@ -68,15 +68,15 @@ def _spread(dataset: TrainDataset) -> list[SampleIndex]:
     return [SampleIndex(index, 0, len(dataset.sides) - 1) for index in indices]
 
 
-def _for_a_moment(work: Callable[[Any], Any], draws: Iterable[SampleIndex]) -> list[Any]:
-    """Return the results of work on the first draws, as many as `SECONDS` allow; None if it fails.
+def _in_time(work: Callable[[Any], Any], indices: Iterable[SampleIndex]) -> list[Any]:
+    """Return the results of work on as many samples as `SECONDS` allow; None where it fails.
 
     An unreadable image is reported when it is trained on.
     """
     ends, results = time.perf_counter() + SECONDS, []
-    for draw in draws:
+    for index in indices:
         try:
-            results.append(work(draw))
+            results.append(work(index))
         except Exception:
             results.append(None)
         if time.perf_counter() > ends:

@@ -49,7 +49,8 @@ class Decoded(NamedTuple):
     batch: Batch
     refused: list[int]
     """Places of images that the device did not decode; their pixels are undefined."""
-    draws: Tensor
+    indices: Tensor
+    """int64 [B 3]: see `PackedBatch`."""
     done: Any
     """Event of the decoder's stream; None on a CPU."""
 
@@ -76,7 +77,7 @@ class DeviceDecoder:
             return decoded._replace(done=self.stream.record_event())
 
     def _batch(self, packed: PackedBatch) -> Decoded:
-        count, side = len(packed.draws), self.sides[int(packed.stage[0])]
+        count, side = len(packed.indices), self.sides[int(packed.stage[0])]
         files = packed.file_places()
         images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=self.device)
         finished = sorted(set(range(count)) - {file.place for file in files})
@@ -99,7 +100,7 @@ class DeviceDecoder:
             images[self._indices([chunk[n].place for n in kept])] = flipped
         noise = packed.noise.to(self.device, non_blocking=True)
         batch = Batch(images, noise, packed.stage, packed.replaced)
-        return Decoded(batch, refused, packed.draws, None)
+        return Decoded(batch, refused, packed.indices, None)
 
     def _decode(self, contents: list[Tensor], files: Sequence[FilePlace]) -> list[Tensor | None]:
         """Decode files; None for those that the device refuses, found one by one."""
@@ -187,7 +188,7 @@ def _taken_over(decoded: Decoded, views: Any) -> Batch:
         batch.images.record_stream(stream)
         batch.noise.record_stream(stream)
     for place in decoded.refused:
-        view = views[SampleIndex(*decoded.draws[place].tolist())]
+        view = views[SampleIndex(*decoded.indices[place].tolist())]
         batch.images[place] = view.images.to(batch.images.device)
         batch.noise[place] = view.noise.to(batch.noise.device)  # a substitute's may differ
         batch.replaced[place] = view.replaced

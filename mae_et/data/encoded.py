@@ -39,7 +39,7 @@ class EncodedView(NamedTuple):
     flip: bool
     noise: Tensor
     """float32 [N]."""
-    draw: SampleIndex
+    sample_index: SampleIndex
 
 
 class FilePlace(NamedTuple):
@@ -66,7 +66,7 @@ class PackedBatch(NamedTuple):
     """int64 [F 10]: a row a file, the numbers of `FilePlace`."""
     views: Tensor
     """uint8 [B-F C S S]: finished views, in their order; empty without any."""
-    draws: Tensor
+    indices: Tensor
     """int64 [B 3]: the sample indices."""
     noise: Tensor
     stage: Tensor
@@ -95,7 +95,7 @@ class EncodedDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: SampleIndex) -> Any:
+    def __getitem__(self, index: SampleIndex) -> Any:
         """Return an `EncodedView`, or a pair of a `Batch` of one image and the sample index.
 
         Raises:
@@ -103,22 +103,22 @@ class EncodedDataset(Dataset[Any]):
             RunFailed: the image is an array that is not uint8.
         """
         try:
-            encoded = read_encoded(self.dataset, draw)
+            encoded = read_encoded(self.dataset, index)
         except Exception:  # whatever it is, the view reports or replaces it
             encoded = None
         if encoded is not None:
             return encoded
-        view = self.views[draw]
+        view = self.views[index]
         if view.images.dtype != torch.uint8:
             raise RunFailed("efficiency.decode gpu needs 8-bit images, but the data are arrays")
-        return view, draw
+        return view, index
 
     @staticmethod
     def collate(samples: Sequence[Any]) -> PackedBatch:
         """Pack samples of one stage."""
         files = [(i, each) for i, each in enumerate(samples) if isinstance(each, EncodedView)]
         views = [each[0] for each in samples if not isinstance(each, EncodedView)]
-        draws = torch.tensor([each[-1] for each in samples])
+        indices = torch.tensor([each[-1] for each in samples])
         noise = [each.noise if isinstance(each, EncodedView) else each[0].noise for each in samples]
         replaced = [
             NOT_REPLACED if isinstance(each, EncodedView) else each[0].replaced for each in samples
@@ -133,24 +133,24 @@ class EncodedDataset(Dataset[Any]):
             _joined([each for _, each in files]),
             torch.tensor(rows, dtype=torch.int64).reshape(-1, 10),
             torch.stack([view.images for view in views]) if views else none,
-            draws,
+            indices,
             torch.stack(noise),
-            draws[:, 2].clone(),
+            indices[:, 2].clone(),
             torch.stack(replaced),
         )
 
 
-def read_encoded(dataset: TrainDataset, draw: SampleIndex) -> EncodedView | None:
+def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | None:
     """Read a sample's file and draw its view; None if it is not a usual JPEG of bounded size."""
     source, config = dataset.source, dataset.config
     assert isinstance(source, DecodedDataset)
-    seed = sample_seed(dataset.seed, draw.epoch, draw.sample)
-    patches = dataset.transform.patches[draw.stage]
+    seed = sample_seed(dataset.seed, index.epoch, index.sample)
+    patches = dataset.transform.patches[index.stage]
     if dataset.crops is not None:
         generator = torch.Generator().manual_seed(seed)
         sample_box, flip = draw_crop(config, generator)
         content, _, sample_box = source.read_for_crop(
-            draw.sample, sample_box, dataset.sides[draw.stage]
+            index.sample, sample_box, dataset.sides[index.stage]
         )
         header = _usable_header(content)
         if header is None:
@@ -159,8 +159,8 @@ def read_encoded(dataset: TrainDataset, draw: SampleIndex) -> EncodedView | None
         exact = sample_box(header.height, header.width)
         top, left, bottom, right = round_box(exact, header.height, header.width)
         box = (top, left, bottom - top, right - left)
-        return EncodedView(content, header, box, flip, noise, draw)
-    content, _ = source.inner[draw.sample]
+        return EncodedView(content, header, box, flip, noise, index)
+    content, _ = source.inner[index.sample]
     header = _usable_header(content)
     if header is None:
         return None
@@ -169,7 +169,7 @@ def read_encoded(dataset: TrainDataset, draw: SampleIndex) -> EncodedView | None
         torch.default_generator.manual_seed(seed)
         box, flip = draw_resized_crop(config, header.height, header.width)
         noise = torch.rand(patches)
-    return EncodedView(content, header, box, flip, noise, draw)
+    return EncodedView(content, header, box, flip, noise, index)
 
 
 def _usable_header(content: Any) -> JpegHeader | None:

@@ -133,7 +133,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         return self._times(stage) > 1
 
     def steps(self) -> Iterator[StepSamples]:
-        """Yield the samples of each step, from `start` to the plan's last."""
+        """Yield the samples of each step, from `start_step` to the plan's last."""
         held: set[SampleIndex] = set()
         for step in range(self.start_step, self.plan.steps):
             stage = self.plan.at(step)
@@ -148,7 +148,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             count = (self._times(stage) - 1) * len(new)
             places = torch.randint(first, last, (count,), generator=generator).tolist()
             again = [self._sample_at(place, stage) for place in places]
-            loaded = list(dict.fromkeys(d for d in new + again if d not in held))
+            loaded = list(dict.fromkeys(index for index in new + again if index not in held))
             held.update(loaded)
             following = min(last, max(0, last + len(new) - self.replay_images))
             if step + 1 == stage.start + stage.steps:
@@ -156,7 +156,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             # Of more new samples than are kept, some are too old to be drawn from at once.
             oldest = min(first, last - len(new))
             leaving = (self._sample_at(place, stage) for place in range(oldest, following))
-            dropped = [draw for draw in leaving if draw in held]  # some were not reloaded
+            dropped = [index for index in leaving if index in held]  # some were not reloaded
             held.difference_update(dropped)
             yield StepSamples(step, stage, loaded, new + again, len(new), dropped)
 
