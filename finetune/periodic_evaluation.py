@@ -19,25 +19,25 @@ class PeriodicEvaluation:
     """Scores on a split, every `output.evaluate_every` and at the end (a `Periodic`)."""
 
     def __init__(self, run: Run, val: ImageDataset):
-        self.of, self.val = run, val
+        self.run, self.val = run, val
         self.every = duration_in_steps(run.config.output.evaluate_every, run.plan.steps)
 
     def due(self, step: int) -> bool:
         """Return whether scores are due after this number of steps."""
-        return step > 0 and is_due(step, self.every, self.of.plan.steps)
+        return step > 0 and is_due(step, self.every, self.run.plan.steps)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record holds the scores of a step."""
         return logger.has_scores(step)
 
-    def run(self, logger: RunLogger | None) -> None:
+    def do(self, logger: RunLogger | None) -> None:
         """Score the network (with optim.ema its average, and the raw weights), and keep the best.
 
         Raises:
             Diverged: the weights are not finite.
             Unreadable: an image cannot be read; a score of fewer images would not be comparable.
         """
-        run = self.of
+        run = self.run
         ema: Any = run.state.ema
         check_state(run)
         scores = self._score(run.state.model)
@@ -55,7 +55,7 @@ class PeriodicEvaluation:
 
     def _score(self, network: nn.Module) -> dict[str, Any]:
         """Score a network on the validation split, over all ranks."""
-        run, config = self.of, self.of.config
+        run, config = self.run, self.run.config
         distributed.broadcast_buffers(network, run.world)
         workers = worker_count(config.efficiency.num_workers, run.world)
         size, batch = config.model.image_size, run.micro_batch(run.plan.stages[-1].bandwidth)

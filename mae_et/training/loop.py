@@ -45,7 +45,7 @@ class Periodic(Protocol):
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record of a resumed run holds the work of a step."""
 
-    def run(self, logger: RunLogger | None) -> None:
+    def do(self, logger: RunLogger | None) -> None:
         """Do the work with the current state; only the main rank has a logger."""
 
 
@@ -129,7 +129,7 @@ def do_work(due: Sequence[Periodic], logger: RunLogger | None) -> None:
     """Do work with compiled blocks run eagerly: its shapes would compile further graphs."""
     for work in due:
         with eagerly():
-            work.run(logger)
+            work.do(logger)
 
 
 def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBatch]:

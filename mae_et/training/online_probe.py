@@ -52,7 +52,7 @@ class OnlineProbe:
     """
 
     def __init__(self, run: Run, model: MaskedAutoencoder, source: ImageDataset):
-        self.of, self.model = run, model
+        self.run, self.model = run, model
         config, plan = run.config, run.plan
         self.every = duration_in_steps(config.probe.every, plan.steps)
         fraction = config.probe.max_fraction / sum(map(self.due, range(plan.steps + 1)))
@@ -73,19 +73,19 @@ class OnlineProbe:
 
     def due(self, step: int) -> bool:
         """Return whether a probe is due after this number of steps, 0 included."""
-        return is_due(step, self.every, self.of.plan.steps)
+        return is_due(step, self.every, self.run.plan.steps)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the record holds the probe of a step."""
         return logger.has_scores(step)
 
-    def run(self, logger: RunLogger | None) -> None:
+    def do(self, logger: RunLogger | None) -> None:
         """Probe the weights as they are."""
-        state, world = self.of.state, self.of.world
+        state, world = self.run.state, self.run.world
         if world.device.type == "cuda":
             torch.cuda.synchronize()  # queued steps take time that is not the probe's
         started = time.perf_counter()
-        model = gather_model(self.of, self.model)
+        model = gather_model(self.run, self.model)
         if state.sharded and not world.is_main:
             while not distributed.any_rank(False, world):  # until the main rank is done
                 heartbeat()
@@ -93,7 +93,7 @@ class OnlineProbe:
         if state.sharded:
             model.decoder = None  # of the gathered copy: the device need not hold it
         model = model.to(world.device)
-        with torch.no_grad(), evaluating(model), seeded(self.of.config.seed):
+        with torch.no_grad(), evaluating(model), seeded(self.run.config.seed):
             train, val = (self._encode(model, part) for part in ("train", "val"))
         if state.sharded:
             distributed.any_rank(True, world)
@@ -105,7 +105,7 @@ class OnlineProbe:
 
     def _encode(self, model: MaskedAutoencoder, part: str) -> Labelled:
         """Return the features of a part's images, of all ranks, on the CPU."""
-        run, data = self.of, self.images.data
+        run, data = self.run, self.images.data
         device = run.world.device
         vectors, labels = [torch.empty(0, model.encoder.embed_dim)], [torch.empty(0).long()]
         for pixels, batch_labels in self._batches(part):
@@ -136,7 +136,7 @@ class OnlineProbe:
         if part in self.cached:
             yield from self.cached[part]
             return
-        run = self.of
+        run = self.run
         batch_size = min(BATCH_SIZE, *(run.micro_batch(s.bandwidth) for s in run.plan.stages))
         kept: Batches | None = []
         with batches_of(eval_loader(self._crops(part), batch_size, self.num_workers)) as batches:
@@ -152,11 +152,11 @@ class OnlineProbe:
 
     def _crops(self, part: str) -> CentreCrops:
         """Return the crops of this rank; of a sharded model, the main rank's are all."""
-        images, world = self.images, self.of.world
+        images, world = self.images, self.run.world
         source = images.train if part == "train" else images.val
         indices = images.train_indices if part == "train" else images.val_indices
-        mine = indices if self.of.state.sharded else indices[world.rank :: world.size]
-        return CentreCrops(source, images.data, self.of.config.model.image_size, mine)
+        mine = indices if self.run.state.sharded else indices[world.rank :: world.size]
+        return CentreCrops(source, images.data, self.run.config.model.image_size, mine)
 
 
 def measure(train: Labelled, val: Labelled) -> dict[str, float | None]:

@@ -22,30 +22,30 @@ class PeriodicReconstructions:
     """Reconstructions at the stage's bandwidth, every `output.reconstruct_every` (a `Periodic`)."""
 
     def __init__(self, run: Run, model: MaskedAutoencoder, source: ImageDataset):
-        self.of, self.model, self.source = run, model, source
+        self.run, self.model, self.source = run, model, source
         output = run.config.output
         self.every = duration_in_steps(output.reconstruct_every, run.plan.steps)
         self.count = output.reconstruct_images
 
     def due(self, step: int) -> bool:
         """Return whether reconstructions are due after this number of steps."""
-        return self.count > 0 and step > 0 and is_due(step, self.every, self.of.plan.steps)
+        return self.count > 0 and step > 0 and is_due(step, self.every, self.run.plan.steps)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the image of a step is kept."""
         return logger.has_image(step)
 
-    def run(self, logger: RunLogger | None) -> None:
+    def do(self, logger: RunLogger | None) -> None:
         """Draw reconstructions with the weights as they are."""
-        model = gather_model(self.of, self.model)
+        model = gather_model(self.run, self.model)
         if logger is not None:
-            logger.log_image(self.of.state.step, self.draw(model))
+            logger.log_image(self.run.state.step, self.draw(model))
 
     @torch.no_grad()
     def draw(self, model: MaskedAutoencoder) -> Tensor:
         """Return reconstructions as one image, uint8 [C H W], one row for each input."""
-        config, plan = self.of.config, self.of.plan
-        stage = plan.at(self.of.state.step - 1)
+        config, plan = self.run.config, self.run.plan
+        stage = plan.at(self.run.state.step - 1)
         view = EvalDataset(self.source, config.data, config.model.image_size)
         generator = torch.Generator().manual_seed(config.seed)
         # At random, because neighbours in a folder are of one class.

@@ -165,7 +165,7 @@ def test_scores_due_when_a_run_was_killed_follow_on_resume(small, monkeypatch) -
 
     config = small("--output.checkpoint_every=10")
     with monkeypatch.context() as patch:
-        patch.setattr(PeriodicEvaluation, "run", killed)
+        patch.setattr(PeriodicEvaluation, "do", killed)
         with pytest.raises(KeyboardInterrupt):
             classify(config)
     classify(config)

@@ -210,15 +210,15 @@ def test_sharded_model_is_probed_without_its_decoder(run: Path, tmp_path: Path, 
         return gathered
 
     monkeypatch.setattr(online_probe, "gather_model", gather)
-    probe = online_probe.OnlineProbe.run
+    probe = online_probe.OnlineProbe.do
 
     def as_if_sharded(self, logger):
         assert self.model.decoder is not None
-        monkeypatch.setattr(self.of.state, "sharded", True)
+        monkeypatch.setattr(self.run.state, "sharded", True)
         probe(self, logger)
-        monkeypatch.setattr(self.of.state, "sharded", False)
+        monkeypatch.setattr(self.run.state, "sharded", False)
 
-    monkeypatch.setattr(online_probe.OnlineProbe, "run", as_if_sharded)
+    monkeypatch.setattr(online_probe.OnlineProbe, "do", as_if_sharded)
     assert curve(pretrain(config_in(tmp_path, *PROBED))) == curve(run)
     assert moved == [None, None, None]
 

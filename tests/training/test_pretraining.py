@@ -294,15 +294,15 @@ def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_s
 ) -> None:
     """A signal may leave no time to draw; the resumed run draws what was due."""
     config = tiny(IMAGES, "--output.reconstruct_every=6", "--output.checkpoint_every=6")
-    draw = PeriodicReconstructions.run
+    draw = PeriodicReconstructions.do
     checkpoints, drawn = config.output.dir / "checkpoints", []
 
     def watched(self, logger):
-        assert newest_checkpoint(checkpoints)["step"] == self.of.state.step
-        drawn.append(self.of.state.step)
+        assert newest_checkpoint(checkpoints)["step"] == self.run.state.step
+        drawn.append(self.run.state.step)
         draw(self, logger)
 
-    monkeypatch.setattr(PeriodicReconstructions, "run", watched)
+    monkeypatch.setattr(PeriodicReconstructions, "do", watched)
     with pytest.raises(Interrupted):
         pretrain(config, step=signal_at(17))
     assert drawn == [6, 12]
