@@ -13,12 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from mae_et.benchmarks.rounds import interleave
 from mae_et.benchmarks.training_step import (
-    Precision,
     reference_step,
     training_step,
     wait,
@@ -27,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mae_et.config.efficiency import Device, Precision
 from mae_et.config.model import ModelConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.runtime.distributed import choose_device
@@ -55,7 +55,7 @@ class StepConfig:
     """Whether to run compiled arms too."""
     memory: bool = True
     """Whether to measure peak memory."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
 
 

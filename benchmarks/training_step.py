@@ -1,13 +1,14 @@
 """Training steps to be timed: mae-et's, and those of the plain reference."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from mae_et.benchmarks.reference import PlainAutoencoder
 from torch import Tensor
 
 from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD
+from mae_et.config.efficiency import Precision
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import OptimConfig
 from mae_et.curriculum.frequency import low_frequency_crop
@@ -16,8 +17,6 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.training.compile import compile_network
 from mae_et.training.optim import build_optimizer
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def reference_step(

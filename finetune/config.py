@@ -6,13 +6,13 @@ from typing import Literal
 
 from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig, check_cache, check_statistics
+from mae_et.config.duration import Duration, duration_in_steps
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,
     OptimConfig,
     OutputConfig,
-    duration_in_steps,
 )
 from mae_et.errors import require, require_in
 
@@ -131,7 +131,7 @@ class ClassifierOutputConfig(OutputConfig):
 
     dir: Path = Path("runs/finetune")
     """Run folder; a run resumes automatically from the checkpoints in it."""
-    evaluate_every: int | str | None = "10%"
+    evaluate_every: Duration | None = "10%"
     """Interval between evaluations on the validation split; null turns them off."""
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from finetune.linear_classifier import probe_features
 from finetune.scoring_config import ProbeConfig
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig
+from mae_et.config.efficiency import Device
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
@@ -37,7 +38,7 @@ class HeldOutAccuracy:
     """Seed of the draw, the held-out split and the probe."""
     num_workers: int | None = None
     """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
 
     def check(self, data: DataConfig, channels: int) -> None:

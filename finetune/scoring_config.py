@@ -7,10 +7,8 @@ from typing import Literal
 from finetune.config import Pool
 from finetune.image_size import Size
 from mae_et.config.data import DataConfig
+from mae_et.config.efficiency import Device, Precision
 from mae_et.errors import require_in
-
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)

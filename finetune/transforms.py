@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 from finetune.config import RecipeConfig
 from finetune.image_size import Size
 from mae_et.config.data import DataConfig
-from mae_et.curriculum.frequency import Method, low_frequency_crop
+from mae_et.config.schema import Method
+from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.train_dataset import NOT_REPLACED, AugmentedDataset

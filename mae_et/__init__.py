@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from mae_et.checkpoints.encoders import load_encoder as load_encoder
     from mae_et.checkpoints.export import export as export
     from mae_et.checkpoints.load import load_pretrained as load_pretrained
+    from mae_et.config.data import DataConfig as DataConfig
     from mae_et.config.efficiency import EfficiencyConfig as EfficiencyConfig
     from mae_et.config.files import load_config as load_config
     from mae_et.config.init import InitConfig as InitConfig
+    from mae_et.config.model import ModelConfig as ModelConfig
     from mae_et.config.schema import CropConfig as CropConfig
     from mae_et.config.schema import CurriculumConfig as CurriculumConfig
-    from mae_et.config.schema import DataConfig as DataConfig
-    from mae_et.config.schema import ModelConfig as ModelConfig
     from mae_et.config.schema import OptimConfig as OptimConfig
     from mae_et.config.schema import OutputConfig as OutputConfig
     from mae_et.config.schema import PretrainConfig as PretrainConfig

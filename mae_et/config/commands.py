@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae_et.config.data import DataConfig
+from mae_et.config.efficiency import Device
 from mae_et.config.model import Target
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError, require, require_in
@@ -34,7 +35,7 @@ class ReconstructConfig:
     """Attention heads of the encoder, needed if its width is not a published one."""
     decoder_num_heads: int | None = None
     """Attention heads of the decoder, likewise."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Device; auto takes a GPU where there is one."""
     seed: int = 0
     """Seed of the masks."""

@@ -5,6 +5,9 @@ from typing import Literal
 
 from mae_et.errors import require, require_in
 
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DecodePlace = Literal["auto", "cpu", "gpu"]
 MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to end again
 
 
@@ -12,9 +15,9 @@ MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to en
 class EfficiencyConfig:
     """How fast the same numbers are reached."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Device; auto takes a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Autocast precision; auto is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
     tf32: bool = True
     """Whether float32 products may run as TF32 on a GPU."""
@@ -40,7 +43,7 @@ class EfficiencyConfig:
     """Loader processes of each rank; 0 loads in the training process. By default a rank's share of
     the cores, or a quarter of it on the CPU, 1 to 16. On the CPU, training computes with as many
     threads as they leave cores, unless OMP_NUM_THREADS is set."""
-    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    decode: DecodePlace = "auto"
     """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
     CPU in loader processes. For runs on CUDA whose images are mostly JPEGs, without data.augment

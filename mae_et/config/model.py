@@ -7,6 +7,7 @@ from typing import Literal
 from mae_et.errors import require, require_in
 
 Target = Literal["pixel", "norm_pix", "hog"]
+Attention = Literal["self", "cross"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ModelConfig:
     """Blocks of the decoder."""
     decoder_num_heads: int = 16
     """Heads of the decoder."""
-    decoder_attention: Literal["self", "cross"] = "self"
+    decoder_attention: Attention = "self"
     """self: mask tokens attend to all tokens (MAE); cross: to the visible ones (after CrossMAE,
     whose release also mixes the encoder's layers for each of its 8 or 12 decoder blocks)."""
     decoder_share: float = 1.0

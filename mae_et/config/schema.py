@@ -17,6 +17,7 @@ from mae_et.config.probe import OnlineProbeConfig
 from mae_et.errors import require, require_in
 
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
+Method = Literal["fourier", "resize", "decode"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class CurriculumConfig:
 class CropConfig:
     """How images are reduced to a bandwidth."""
 
-    method: Literal["fourier", "resize", "decode"] = "fourier"
+    method: Method = "fourier"
     """fourier: exact low-frequency crop (the paper); resize: antialiased bicubic resizing of the
     augmented image (the paper's released code resizes it with Pillow's Lanczos filter instead);
     decode: resizing in the loader, from a JPEG decoded no finer than needed (the fastest)."""

@@ -15,16 +15,14 @@ the crop of a mirrored image is the mirrored crop shifted by 1 - B/H of an outpu
 """
 
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mae_et.config.schema import Method
 from mae_et.runtime.precision import exact_products, full_precision
-
-Method = Literal["fourier", "resize", "decode"]
-METHODS = get_args(Method)
 
 
 def low_frequency_crop(
@@ -59,7 +57,7 @@ def low_frequency_crop(
         )
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point, got {images.dtype}")
-    if method not in METHODS:
+    if method not in get_args(Method):
         raise ValueError(f"method must be fourier, resize or decode, got {method!r}")
     if (height, width) == (full_height, full_width):
         return images

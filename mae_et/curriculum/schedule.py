@@ -17,8 +17,6 @@ from mae_et.config.schema import CurriculumConfig, Preset, Stage
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.errors import UserError
 
-__all__ = ["Curriculum", "Plan", "PlannedStage", "Stage"]
-
 # The papers' bandwidths at base 224, one for each tenth of the budget. Stage i of the ten has
 # RandAugment magnitude i: EfficientTrain++ states it, and EfficientTrain, whose tenths are of
 # epochs rather than of compute, raises it "linearly from 0 to 9".

@@ -1,10 +1,11 @@
 """Choose where JPEGs are decoded: on the GPU, and by which library, or in loader processes."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mae_et.config.efficiency import DecodePlace
 from mae_et.data.decoder_trial import try_decoder
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.device_decode import Decode, DeviceDecoder
@@ -14,11 +15,9 @@ from mae_et.errors import UserError
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext, any_rank
 
-Requested = Literal["auto", "cpu", "gpu"]
-
 
 def choose_decoder(
-    requested: Requested,
+    requested: DecodePlace,
     dataset: Any,
     world: DistributedContext,
     num_workers: int = 0,
@@ -62,7 +61,7 @@ def choose_decoder(
 
 
 def _choose(
-    requested: Requested,
+    requested: DecodePlace,
     dataset: Any,
     device: torch.device,
     num_workers: int,

@@ -23,11 +23,12 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mae_et.config.efficiency import DecodePlace
 from mae_et.data.box_resize import resize_boxes
 from mae_et.data.encoded import FilePlace, PackedBatch
 from mae_et.data.notices import notify
@@ -199,7 +200,7 @@ def _taken_over(decoded: Decoded, views: Any) -> Batch:
 
 @contextlib.contextmanager
 def memory_ahead(
-    requested: Literal["auto", "cpu", "gpu"], images: Tensor, device: torch.device
+    requested: DecodePlace, images: Tensor, device: torch.device
 ) -> Iterator[list[Tensor]]:
     """Hold what decoding may hold on a device while a micro-batch is trained on.
 

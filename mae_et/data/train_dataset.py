@@ -16,8 +16,7 @@ from torch.utils.data import Dataset
 
 from mae_et.config.data import DataConfig
 from mae_et.config.model import ModelConfig
-from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.frequency import Method
+from mae_et.config.schema import Method, PretrainConfig
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoded_crops import DecodedCrops

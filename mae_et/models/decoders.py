@@ -10,7 +10,7 @@ B batch, N patches, V visible patches, M predicted patches, D numbers per patch,
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mae_et.config.model import Attention
 from mae_et.models.masking import Mask
 from mae_et.models.pos_embed import Grid, sincos_positions
-
-Attention = Literal["self", "cross"]
 
 
 class Decoder(nn.Module, ABC):

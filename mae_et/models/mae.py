@@ -14,9 +14,9 @@ from einops import rearrange
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from mae_et.config.model import ModelConfig, Target, target_width
+from mae_et.config.model import Attention, ModelConfig, Target, target_width
 from mae_et.errors import UserError
-from mae_et.models.decoders import DECODERS, Attention, Decoder, gather
+from mae_et.models.decoders import DECODERS, Decoder, gather
 from mae_et.models.encoder import build_plain_vit
 from mae_et.models.masking import Mask, mask_from_noise
 from mae_et.models.pos_embed import Grid, sincos_positions

@@ -32,8 +32,7 @@ def should_compile(requested: bool | Literal["auto"], plan: Plan, device: torch.
     """
     if requested != "auto":
         return requested
-    bandwidths = len({stage.bandwidth for stage in plan.stages})
-    if device.type != "cuda" or plan.steps < STEPS_WORTH_COMPILING * bandwidths:
+    if device.type != "cuda" or plan.steps < STEPS_WORTH_COMPILING * len(plan.bandwidths):
         return False
     fault = _compiler_fault(device)
     if fault:

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from mae_et.checkpoints.store import prune_checkpoints, save_checkpoint
+from mae_et.config.duration import duration_in_steps
 from mae_et.config.files import to_yaml
-from mae_et.config.schema import duration_in_steps
 from mae_et.curriculum.plan import PlannedStage
 from mae_et.errors import Interrupted
 from mae_et.monitoring.logger import RunLogger
