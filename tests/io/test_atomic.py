@@ -1,12 +1,17 @@
 """Files are written completely or not at all, and killed writers leave nothing behind."""
 
+import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tiny_run import GOLDEN
 
+from mae_et.cli.main import main
 from mae_et.io.atomic import write_atomically, write_text_atomically
 
 
@@ -49,3 +54,45 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 def _fail(temporary: Path) -> None:
     temporary.write_text("half")
     raise OSError("the disk is full")
+
+
+WEIGHTS = [f"--checkpoint={GOLDEN / 'mae_tiny_released_format.pth'}", "--encoder_num_heads=3"]
+COMMANDS = {
+    "export": [*WEIGHTS, "--decoder_num_heads=4", "--format=hf", "--output=out/hf"],
+    "prepare": ["--data.root=data", "--splits=[train]", "--levels=[16]", "--shard_images=2",
+                "--output=out/shards"],
+    "embed": [*WEIGHTS, "--data.name=synthetic", "--data.synthetic_train=8", "--num_workers=0",
+              "--data.synthetic_val=8", "--device=cpu", "--output=out/features.safetensors"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [1, 3])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_command_leaves_nothing_behind_once_it_is_repeated(
+    place: Path, name: str, write: int
+) -> None:
+    """And the same bytes, whichever of its files it was writing."""
+    for number in range(4):
+        path = place / "data" / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 48), number).save(path)
+
+    def die_in_a_write() -> None:
+        calls = itertools.count(1)
+        real = os.fsync
+        os.fsync = lambda file: os.kill(os.getpid(), 9) if next(calls) == write else real(file)
+        main([name, *COMMANDS[name]])
+
+    found = []
+    for killed in (False, True):
+        shutil.rmtree(place / "out", ignore_errors=True)
+        if killed:
+            child = multiprocessing.get_context("fork").Process(target=die_in_a_write)
+            child.start()
+            child.join()
+            assert child.exitcode == -signal.SIGKILL
+        assert main([name, *COMMANDS[name]]) == 0
+        files = [path for path in (place / "out").rglob("*") if path.is_file()]
+        found.append({str(path): path.read_bytes() for path in files})
+    assert found[0] == found[1]
