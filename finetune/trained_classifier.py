@@ -7,7 +7,7 @@ from typing import Any, Literal
 import timm
 
 from finetune.config import ClassifierConfig, Pool
-from finetune.image_size import Size
+from finetune.image_size import Size, format_size
 from finetune.model import load_run_network
 from finetune.scoring_config import EvaluateConfig
 from finetune.vit import build_vit
@@ -41,6 +41,7 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         UserError: the checkpoint is missing, or has no head.
     """
     path = config.checkpoint
+    _refuse_unused(config, run)
     if run is not None:
         names = {"last": "model.safetensors", "best": "best.safetensors"}
         tensors = read_weight_file(path / names[config.weights])
@@ -55,6 +56,21 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         return _of_timm(config, fetch_from_hub(str(path)))
     weights = load_weights(path, config.checkpoint_key).with_given(config.encoder_num_heads)
     return _of_weights(config, weights)
+
+
+def _refuse_unused(config: EvaluateConfig, run: ClassifierConfig | None) -> None:
+    """Refuse keys that would not change a score where a user may think so.
+
+    Raises:
+        UserError: the sentence names the key.
+    """
+    if run is None and config.weights == "best":
+        raise UserError(f"weights best needs a classifier's run folder, not {config.checkpoint}")
+    if run is not None and config.image_size not in {None, run.model.image_size}:
+        raise UserError(
+            f"image_size: {config.checkpoint} is a run, which is scored at its own size, "
+            f"{format_size(run.model.image_size)} pixels: export it to score it at another"
+        )
 
 
 def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
@@ -12,6 +13,7 @@ from mae_et.checkpoints.weight_files import CLASSIFIER_KEY, MODEL_KEY, PREPROCES
 from mae_et.config.files import plain
 from mae_et.config.model import ModelConfig, Target
 from mae_et.config.schema import PretrainConfig
+from mae_et.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,19 @@ class Weights:
         decoder_num_heads: int | None = None,
         target: Target | None = None,
     ) -> "Weights":
-        """Add what a caller knows: heads that are not recorded, and a target in any case."""
-        return replace(
-            self,
-            encoder_num_heads=self.encoder_num_heads or encoder_num_heads,
-            decoder_num_heads=self.decoder_num_heads or decoder_num_heads,
-            target=target or self.target,
-        )
+        """Add what a caller knows: heads that are not recorded, and a target in any case.
+
+        Raises:
+            UserError: other heads are recorded.
+        """
+        given = {"encoder_num_heads": encoder_num_heads, "decoder_num_heads": decoder_num_heads}
+        heads: dict[str, Any] = {}
+        for key, number in given.items():
+            own = getattr(self, key) or getattr(self.model, key, None)
+            if number and own not in {None, number}:
+                raise UserError(f"{key} {number}: {self.path} records {own}")
+            heads[key] = getattr(self, key) or number
+        return replace(self, **heads, target=target or self.target)
 
     def entries(self) -> dict[str, str]:
         """Return what our own readers need beside the tensors, as JSON by its key in a file."""

@@ -76,6 +76,13 @@ def test_a_folder_with_splits_is_scored_on_its_validation_split(run, tmp_path) -
     assert score(run, tmp_path / "other")["images"] == 12
 
 
+def test_keys_that_would_change_nothing_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a run, which is scored at its own size, 32 pixels"):
+        score(run, tmp_path, image_size=64)
+    with pytest.raises(UserError, match="weights best needs a classifier's run folder"):
+        score(tmp_path / "a.pth", folder(tmp_path, {"red": "red", "grey": "grey"}), weights="best")
+
+
 def test_a_part_of_the_classes_is_scored_without_the_others(run, tmp_path, capsys) -> None:
     """As ImageNet-A and -R: a class that the data lack is no candidate."""
     root = folder(tmp_path / "part", {"red": "red", "blue": "grey"})
