@@ -1,4 +1,4 @@
-"""Errors that end a command, one class for each exit status."""
+"""Errors that end a command, one class for each exit status, and checks that raise them."""
 
 from signal import Signals
 
