@@ -5,14 +5,11 @@ from pathlib import Path
 
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.data.layout import EXTENSIONS, data_root, split_folder
+from mae_et.data.layout import EXTENSIONS, ROOTED, data_root, split_folder
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
 from mae_et.training.plan import curriculum_of
-
-# Sources that need data.root.
-ROOTED = ("folder", "shards", "wds")
 
 
 def check_root(data: DataConfig) -> None:

@@ -20,7 +20,7 @@ from mae_et.config.data import DataConfig
 from mae_et.config.files import one_sentence
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample, check_channels
 from mae_et.data.image_folder import open_image_folder
-from mae_et.data.layout import Split, data_root, split_name, split_names
+from mae_et.data.layout import ROOTED, Split, data_root, split_name, split_names
 from mae_et.data.notices import notify
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
@@ -56,7 +56,7 @@ def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDa
             that many channels.
     """
     kind = config.source
-    if kind in {"folder", "shards", "wds"}:
+    if kind in ROOTED:
         dataset = _open_files(config, split, channels)
         check_range(dataset, config)
         return dataset

@@ -14,6 +14,9 @@ from mae_et.errors import UserError
 
 Split = Literal["train", "val"]
 
+ROOTED = ("folder", "shards", "wds")
+"""Kinds of datasets whose files are found under `data.root`."""
+
 ARRAYS = (".npy",)
 EXTENSIONS = (
     ".apng", ".avif", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg",

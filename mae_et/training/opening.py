@@ -11,6 +11,7 @@ from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
+from mae_et.data.layout import ROOTED
 from mae_et.runtime.console import is_main, say
 from mae_et.training.plan import curriculum_of, make_plan
 
@@ -66,7 +67,7 @@ def _describe_plan(plan: Plan) -> str:
 
 def _describe_data(config: DataConfig, source: ImageDataset) -> str:
     kind = config.source
-    where = config.root if kind in {"folder", "shards", "wds"} else kind
+    where = config.root if kind in ROOTED else kind
     unlabelled = count_unlabelled(source)
     classes = len(source.classes)
     labels = f", {classes:,} classes" if classes else ""
