@@ -1,20 +1,20 @@
 """Whole runs: killed and resumed, decoded by the GPU, and on two ranks."""
 
+import multiprocessing
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from driver import main as drive
 from natural_images import jpeg, natural
-from ranks import process_context
 from ranks import run as run_ranks
 
 from mae_et import pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.io.metrics_file import read_metrics
 
+SPAWN = multiprocessing.get_context("spawn")  # neither CUDA nor autograd's threads survive a fork
 QUIET = (
     "--output.tensorboard=false",
     "--output.reconstruct_images=0",
@@ -41,8 +41,7 @@ def close(folder: Path, other: Path, tolerance: float) -> None:
 def run_with_fault(config: Path, folder: Path, fault: str, *flags: str) -> int | None:
     """Return the exit code of a run in a process of its own."""
     words = ["pretrain", f"--config={config}", f"--output.dir={folder}", *flags]
-    context: Any = process_context()
-    process = context.Process(target=drive, args=(fault, words))
+    process = SPAWN.Process(target=drive, args=(fault, words))
     process.start()
     process.join(180)
     if process.is_alive():
@@ -91,6 +90,6 @@ def test_two_ranks_train_to_the_losses_of_one(
     flags = (*QUIET, f"--efficiency.device={device.type}", "--efficiency.precision=fp32",
              f"--efficiency.sharding={sharding}", "--efficiency.micro_batch=6")  # fmt: skip
     for ranks in (1, 2):
-        done = run_ranks(tmp_path, ranks, *flags)
+        done = run_ranks(tmp_path, ranks, *flags, method="spawn")
         assert done.returncode == 0, done.stderr
     close(tmp_path / "2", tmp_path / "1", 1e-3)

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,6 @@ import torch
 from tiny_run import TINY
 
 from mae_et.cli.main import main
-
-
-def process_context() -> BaseContext:
-    """Fork, for a new interpreter would import PyTorch for seconds, unless CUDA is in use."""
-    return multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
 
 
 @dataclass(frozen=True)
@@ -63,11 +57,12 @@ class Ranks:
 
 def start(
     folder: Path, ranks: int, *flags: str, command: str = "pretrain", yaml: str = TINY,
-    of_last: Sequence[str] = (),
+    of_last: Sequence[str] = (), method: str = "fork",
 ) -> Ranks:  # fmt: skip
     """Start a command on ranks that join over gloo, in the folder's subfolder named after them.
 
-    The last rank has the flags `of_last` too.
+    The last rank has the flags `of_last` too. Forked, ranks need not import PyTorch for seconds;
+    `spawn` is for a process in which CUDA, or threads of autograd, have run.
     """
     config = folder / "tiny.yaml"
     config.write_text(yaml)
@@ -78,7 +73,7 @@ def start(
     environment = address | {"WORLD_SIZE": str(ranks)}
     for log in folder.glob("rank-*"):  # of ranks before these
         log.unlink()
-    context: Any = process_context()
+    context: Any = multiprocessing.get_context(method)
     processes: list[BaseProcess] = [
         context.Process(target=_rank, args=(rank, environment, [*words, *more], folder))
         for rank, more in enumerate([*[()] * (ranks - 1), of_last])
