@@ -23,7 +23,7 @@ from mae_et.benchmarks.rounds import interleave
 from mae_et.benchmarks.training_step import training_step
 
 from finetune import ProbeConfig, score_encoder
-from mae_et.checkpoints.load import stored_config
+from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset

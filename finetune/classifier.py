@@ -40,8 +40,8 @@ from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
 from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.opening import say_opening, say_plan
-from mae_et.training.resume import same_world_size
 from mae_et.training.run import Run
+from mae_et.training.same_data import same_world_size
 from mae_et.training.saved_state import resumed_plan
 from mae_et.training.session import check_data, distributed_session, train_run
 from mae_et.training.step import update

@@ -17,7 +17,7 @@ from mae_et.io.plain_files import check_settings, read_mapping
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import choose_device
 from mae_et.runtime.precision import autocast_dtype
-from mae_et.training.resume import fingerprint
+from mae_et.training.same_data import fingerprint
 
 DIFFERENCE = "{key} was {before} and is now {now}; give another output, or delete it"
 

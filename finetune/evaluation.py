@@ -13,8 +13,8 @@ from finetune.run_folder import read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
-from mae_et.checkpoints.load import stored_preprocessing
 from mae_et.checkpoints.preprocessing import report_preprocessing
+from mae_et.checkpoints.stored_settings import stored_preprocessing
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import open_dataset
@@ -25,7 +25,7 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.precision import autocast_dtype
-from mae_et.training.resume import fingerprint
+from mae_et.training.same_data import fingerprint
 from mae_et.training.same_ranks import check_same_start
 from mae_et.training.session import distributed_session
 

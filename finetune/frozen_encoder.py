@@ -14,8 +14,9 @@ from finetune.run_folder import read_classifier_config
 from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.load import masked_autoencoder, stored_preprocessing
+from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
+from mae_et.checkpoints.stored_settings import stored_preprocessing
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.data import DataConfig
 from mae_et.config.model import ModelConfig
@@ -39,7 +40,6 @@ class FrozenEncoder:
     """How the images of its training were prepared, where the checkpoint records it."""
     data: DataConfig | None = None
     """Data that the encoder was pre-trained on, where the checkpoint records them."""
-
     takes_any_size: bool = False
     """Whether `encode` takes images of every size that patches tile."""
 
@@ -119,12 +119,12 @@ def open_encoder(
         recorded = stored_preprocessing(path, key, architecture)
         return replace(_of_network(network), preprocessing=recorded)
     weights = load_weights(path, key).with_given(encoder_num_heads)
-    encoder = replace(encoder_from_weights(weights), preprocessing=weights.preprocessing)
+    encoder = replace(frozen_encoder_from_weights(weights), preprocessing=weights.preprocessing)
     classifier = read_classifier_config(path)
     return encoder if classifier is None else replace(encoder, data=classifier.data)
 
 
-def encoder_from_weights(weights: Weights) -> FrozenEncoder:
+def frozen_encoder_from_weights(weights: Weights) -> FrozenEncoder:
     """Build the encoder of weights that have been read; see `open_encoder`."""
     try:
         model = masked_autoencoder(weights, decoder=False)
@@ -133,13 +133,13 @@ def encoder_from_weights(weights: Weights) -> FrozenEncoder:
             raise
         return _of_network(encoder_of_weights(weights))
     data = weights.config.data if weights.config else None
-    encoder = encoder_of_masked_autoencoder(model, data)
+    encoder = frozen_encoder_of_model(model, data)
     if weights.model is None:
         return encoder
     return replace(encoder, initialise=partial(_initialise_as_trained, model, weights.model))
 
 
-def encoder_of_masked_autoencoder(
+def frozen_encoder_of_model(
     model: MaskedAutoencoder, data: DataConfig | None = None
 ) -> FrozenEncoder:
     """Return a masked autoencoder's encoder, which encodes without masking."""

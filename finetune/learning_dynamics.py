@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from finetune.features import extract_dataset_features
-from finetune.frozen_encoder import FrozenEncoder, encoder_from_weights, open_encoder_and_data
+from finetune.frozen_encoder import (
+    FrozenEncoder,
+    frozen_encoder_from_weights,
+    open_encoder_and_data,
+)
 from finetune.linear_classifier import train_probe
 from finetune.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig, ProbeConfig
 from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
-from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.store import load_checkpoint
+from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import PretrainConfig
@@ -130,7 +134,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     run = config_from_text(saved["config"], PretrainConfig)
     plan = plan_of(saved, path)
     step = saved["step"]
-    encoder = encoder_from_weights(weights_of_payload(path, saved))
+    encoder = frozen_encoder_from_weights(weights_of_payload(path, saved))
     del saved
     accuracies = _accuracies(config, encoder, run.data, bandwidths)
     stage = plan.at(max(0, step - 1))

@@ -10,10 +10,10 @@ from finetune.config import NetworkConfig
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights, weights_of_classifier
 from mae_et.checkpoints.hugging_face_config import read_timm_config
-from mae_et.checkpoints.load import stored_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
+from mae_et.checkpoints.stored_settings import stored_preprocessing
 from mae_et.checkpoints.weight_files import PREPROCESSING_KEY, read_weight_file
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError

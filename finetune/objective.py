@@ -11,7 +11,7 @@ import torch
 
 from finetune.datasets import open_labelled
 from finetune.features import Features, extract_dataset_features
-from finetune.frozen_encoder import encoder_from_weights
+from finetune.frozen_encoder import frozen_encoder_from_weights
 from finetune.linear_classifier import probe_features
 from finetune.scoring_config import ProbeConfig
 from mae_et.checkpoints.formats import load_weights
@@ -71,7 +71,7 @@ class HeldOutAccuracy:
         run = weights.config
         if run is None:
             raise UserError(f"{folder} is not a run folder of mae-et pretrain")
-        encoder = encoder_from_weights(weights)
+        encoder = frozen_encoder_from_weights(weights)
         device = distributed.choose_device(self.device)
         config = ProbeConfig(
             folder, num_workers=self.num_workers, device=self.device, seed=self.seed

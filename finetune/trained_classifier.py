@@ -98,8 +98,8 @@ def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
             norm_eps=weights.norm_eps or DEFAULT_EPS,
             head=weights.head,
         )
-        timm_s = _of_timm(config, network)
-        return replace(timm_s, channels=channels, classes=weights.classes)
+        classifier = _of_timm(config, network)
+        return replace(classifier, channels=channels, classes=weights.classes)
     size = config.image_size or image_size_of(weights)
     pool: Pool = "mean" if "fc_norm.weight" in encoder else "cls"
     probe: Literal["linear", "none"] = "linear" if "running_mean" in weights.head else "none"

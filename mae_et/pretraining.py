@@ -145,7 +145,7 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
     """Return the mean squared error over the predicted patches of a micro-batch, float32 []."""
     config, device = run.config, run.world.device
     stage = run.plan.stages[int(batch.stage[0])]  # the batch carries its stage
-    images = batch.images.to(device, non_blocking=True)  # uint8 [B C H H]
+    images = batch.images.to(device, non_blocking=True)  # uint8 [B C H H]; [B C S S] with decode
     noise = batch.noise.to(device, non_blocking=True)  # float32 [B N]
     images = normalise(images, config.data.mean, config.data.std)  # float32 [B C H H]
     images = low_frequency_crop(images, stage.bandwidth, config.crop.method)  # [B C S S]

@@ -59,7 +59,7 @@ class Job:
             saved, logged = read_progress(self.folder)
             lost = max(0, logged - saved)
             record_event(self.folder, "started", node=node_name(), step=saved, lost=lost)
-        with StopDeadline(self.grace, lambda number: self._give_up(number)):
+        with StopDeadline(self.grace, self._give_up):
             try:
                 self.run(list(self.words))
             except (Interrupted, Stopped) as stop:

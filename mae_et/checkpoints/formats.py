@@ -4,7 +4,7 @@
       -> a file's content, read once: the newest checkpoint, the last weights, shards, timm's hub
       -> recognised by content, never by name: a run of ours, an encoder, MAE's layout, ViTMAE
       -> Weights: encoder (timm's names), decoder (ours), head, and what was recorded with them
-      -> load_pretrained, knn, linear-probe, finetune, evaluate, dynamics, reconstruct, export
+      -> load_pretrained, load_encoder, and every command that takes a checkpoint
 
 Nothing in a file is executed.
 """

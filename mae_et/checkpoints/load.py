@@ -9,15 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.formats import load_weights, peek_weights
-from mae_et.checkpoints.hugging_face_config import read_preprocessor, read_timm_config
-from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
+from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.data import DataConfig
 from mae_et.config.model import Target
-from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import extent_of, sincos_positions
@@ -118,65 +113,6 @@ def is_sincos(positions: Tensor, table: Tensor) -> bool:
         torch.allclose(positions, table.to(dtype).float(), atol=1e-4)
         for dtype in (torch.float32, torch.float16, torch.bfloat16)
     )
-
-
-def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
-    """Return the config of a run folder or of one of our checkpoints; None for other checkpoints.
-
-    A file is read in full, and handed to the next `load_weights`.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
-    if not path.exists() or (path / "classes.json").is_file() or (path / "config.json").is_file():
-        return None  # a model of timm's hub, a classifier's run, or a Hugging Face folder
-    found = config_of_run(path) if path.is_dir() else None
-    return found or peek_weights(path, key).config
-
-
-def stored_preprocessing(
-    path: Path, key: str | None = None, architecture: str | None = None
-) -> Preprocessing | None:
-    """Return how the images of a checkpoint's training were prepared; None if it records nothing.
-
-    Args:
-        path: checkpoint, or timm's name of a model.
-        key: choice among several sets of weights in a file.
-        architecture: timm's name of the network in a file that only timm can read; the
-            `config.json` that timm writes beside it counts, or what timm publishes for the name.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
-    if architecture is not None or not path.exists():
-        beside = read_timm_config(path)
-        return beside or Preprocessing.of_timm_model(architecture or str(path))
-    if (path / "config.json").is_file():
-        return read_preprocessor(path)
-    if (path / "classes.json").is_file():
-        recorded = read_classifier_description(path).get("preprocessing")
-        return Preprocessing.from_dict(recorded, path) if recorded else None
-    config = config_of_run(path) if path.is_dir() else None
-    if config is not None:
-        return Preprocessing.of_run(config.data, config.model.image_size)
-    return peek_weights(path, key).preprocessing
-
-
-def stored_data(
-    path: Path, key: str | None = None, architecture: str | None = None
-) -> DataConfig | None:
-    """Return the data of a checkpoint's run, or default data with the statistics it records.
-
-    None for checkpoints that record neither; see `stored_preprocessing` for the arguments.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
-    config = None if architecture is not None else stored_config(path, key)
-    if config is not None:
-        return config.data
-    preprocessing = stored_preprocessing(path, key, architecture)
-    return None if preprocessing is None else DataConfig(**preprocessing.data_settings())
 
 
 def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | None) -> int:

@@ -27,7 +27,7 @@ def inherited_keys(command: str, config: Any) -> dict[str, Any]:
 def data_of_checkpoint(config: Any) -> DataConfig | None:
     """Return the data, or at least the statistics, that a checkpoint was trained with."""
     from finetune import read_classifier_config
-    from mae_et.checkpoints.load import stored_data
+    from mae_et.checkpoints.stored_settings import stored_data
 
     path = config.run if isinstance(config, DynamicsConfig) else config.checkpoint
     run = read_classifier_config(path)
@@ -71,7 +71,7 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
     if start is not None and _is_missing_file(start):
         return {}
     from finetune.model import preprocessing_of_start
-    from mae_et.checkpoints.load import stored_config
+    from mae_et.checkpoints.stored_settings import stored_config
 
     keys: dict[str, Any] = {}
     given = config.data.name or config.data.root or backbone

@@ -38,8 +38,8 @@ class Batch(NamedTuple):
     """A micro-batch on its way to the device."""
 
     images: Tensor
-    """uint8 [B C H W] (float32 where the files are): at the base size, or with crop.method decode
-    at the stage's bandwidth."""
+    """uint8 [B C H W] (float32 of arrays that are not uint8): at the base size, or with crop.method
+    decode at the stage's bandwidth."""
     noise: Tensor
     """float32 [B N]: the mask's noise, on the stage's grid."""
     stage: Tensor

@@ -28,7 +28,7 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.find_checkpoint import share_checkpoint
 from mae_et.training.optim import decay_start, lr_at
 from mae_et.training.plan import plan_new_run, plan_of_run
-from mae_et.training.resume import fingerprint
+from mae_et.training.same_data import fingerprint
 from mae_et.training.same_run import MAY_CHANGE, check_same_settings
 
 RECORDS = (METRICS, SCORES, RECORD)

@@ -64,8 +64,7 @@ def share_checkpoint(
     """Return the main rank's checkpoint on every rank.
 
     The others get its weights on the CPU, and of the optimizer's states an outline
-    (`optimizer_on_main`): `build_run` sends those to the device. Every rank must call
-    this.
+    (`optimizer_on_main`): `build_run` sends those to the device. Every rank must call this.
     """
     outline = broadcast_outline(saved, world)
     if outline is None or world.size == 1:

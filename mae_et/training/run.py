@@ -28,7 +28,7 @@ class Run:
         dtype: autocast dtype; None for float32.
         micro_batch: from a bandwidth to the images of one forward pass.
         provenance: hash of the data, number of ranks, where images are decoded
-            (`resume.provenance_of`), and hash of the initial weights.
+            (`same_data.provenance_of`), and hash of the initial weights.
         stopped: set by a signal that asks to save and stop.
         stop_after_step: number of steps after which to save and stop; None for the plan's.
         bad_images: images that could not be read; None if the first one stops the run.

@@ -32,8 +32,8 @@ from mae_et.runtime.watchdog import hang_watchdog, heartbeat
 from mae_et.training.loop import Periodic, Step, train
 from mae_et.training.metrics import summarise_stages
 from mae_et.training.overview import overview
-from mae_et.training.resume import check_same_data, provenance_of
 from mae_et.training.run import Run
+from mae_et.training.same_data import check_same_data, provenance_of
 from mae_et.training.same_ranks import check_same_command
 
 

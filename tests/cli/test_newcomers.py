@@ -13,7 +13,7 @@ from tiny_run import GOLDEN
 
 from finetune import ProbeConfig
 from finetune.features import extract_dataset_features
-from finetune.frozen_encoder import encoder_of_masked_autoencoder
+from finetune.frozen_encoder import frozen_encoder_of_model
 from mae_et import MaskedAutoencoder, UserError, pretrain
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
@@ -97,7 +97,7 @@ def test_validation_images_without_class_folders_are_found_before_pretraining(
 
 
 def test_scoring_names_the_split_that_has_no_classes_and_why(flat_val: Path, tiny) -> None:
-    encoder = encoder_of_masked_autoencoder(MaskedAutoencoder.from_config(tiny().model))
+    encoder = frozen_encoder_of_model(MaskedAutoencoder.from_config(tiny().model))
     config = ProbeConfig(flat_val, num_workers=0)
     with pytest.raises(UserError, match=r"val split of .*images has no classes.*val/CLASS"):
         extract_dataset_features(

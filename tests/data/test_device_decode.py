@@ -37,7 +37,7 @@ from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.micro_batch import micro_batch_size
-from mae_et.training.resume import provenance_of
+from mae_et.training.same_data import provenance_of
 
 session = importlib.import_module("mae_et.training.session")
 CPU = torch.device("cpu")

@@ -28,9 +28,9 @@ from finetune.config import ClassifierConfig
 from mae_et import UserError
 from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.load import stored_config
 from mae_et.checkpoints.run_config import read_only_data
 from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, load_config, to_yaml
