@@ -153,6 +153,11 @@ def test_arrays_with_channels_first_are_refused_with_the_reason(tmp_path: Path, 
         open_dataset(DataConfig(root=root), "train")[0]
 
 
+def test_complex_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="its numbers are complex64, not real"):
+        decode(npy(np.ones((4, 4, 3), np.complex64)), 3)
+
+
 def test_uint8_arrays_are_never_scaled(tmp_path: Path) -> None:
     array = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     config = DataConfig(root=write(tmp_path, "0.npy", npy(array)), max_value=4095)
