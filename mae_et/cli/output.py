@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,17 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
         print_json(results)
     elif is_main():
         print(results_table(results), flush=True)
+
+
+def prints_results(command: Callable[[Arguments], dict[str, Any]]) -> Callable[[Arguments], None]:
+    """Print what a command returns, see `print_results`; it also takes `--json`."""
+
+    @wraps(command)
+    def run(arguments: Arguments) -> None:
+        arguments, as_json = split_json_flag(arguments)
+        print_results(command(arguments), as_json)
+
+    return run
 
 
 def print_run(folder: Path, further: dict[str, Any], as_json: bool) -> None:

@@ -2,9 +2,10 @@
 
 import shutil
 import sys
+from typing import Any
 
 from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import print_json
+from mae_et.cli.output import prints_results
 
 
 def compare(arguments: Arguments) -> None:
@@ -16,9 +17,10 @@ def compare(arguments: Arguments) -> None:
     print(compare(config, width), flush=True)
 
 
-def report(arguments: Arguments) -> None:
+@prints_results
+def report(arguments: Arguments) -> dict[str, Any]:
     """Write an HTML page about runs that opens offline: report RUN... [--output report.html]."""
     config = config_of("report", arguments)
     from mae_et.monitoring.report import report
 
-    print_json({"report": str(report(config.runs, config.output))})
+    return {"report": str(report(config.runs, config.output))}

@@ -1,33 +1,34 @@
 """Commands that score checkpoints: kNN, linear probe, evaluation, learning dynamics."""
 
 from pathlib import Path
+from typing import Any
 
 import finetune
 from mae_et.cli.arguments import Arguments, config_over_data_of
-from mae_et.cli.output import print_json, print_results, split_json_flag
+from mae_et.cli.output import print_json, prints_results
 from mae_et.errors import UserError
 
 
-def knn(arguments: Arguments) -> None:
+@prints_results
+def knn(arguments: Arguments) -> dict[str, Any]:
     """Score a pre-trained encoder by weighted k-nearest neighbours."""
-    arguments, as_json = split_json_flag(arguments)
     config = config_over_data_of("knn", arguments)
-    print_results(finetune.knn(config), as_json)
+    return finetune.knn(config)
 
 
-def linear_probe(arguments: Arguments) -> None:
+@prints_results
+def linear_probe(arguments: Arguments) -> dict[str, Any]:
     """Score a pre-trained encoder by a linear classifier on its frozen features."""
-    arguments, as_json = split_json_flag(arguments)
     config = config_over_data_of("linear-probe", arguments)
-    print_results(finetune.linear_probe(config), as_json)
+    return finetune.linear_probe(config)
 
 
-def evaluate(arguments: Arguments) -> None:
+@prints_results
+def evaluate(arguments: Arguments) -> dict[str, Any]:
     """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
-    arguments, as_json = split_json_flag(arguments)
     config = config_over_data_of("evaluate", arguments)
     _refuse_pretraining(config.checkpoint)
-    print_results(finetune.evaluate(config), as_json)
+    return finetune.evaluate(config)
 
 
 def dynamics(arguments: Arguments) -> None:

@@ -22,7 +22,9 @@ NAMES = {
     "untrained_linear": "linear, untrained", "training_seconds": "training time",
 }  # fmt: skip
 PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
-NAMED = ("run", "data", "features", "shape", "projector")
+NAMED = (
+    "run", "data", "features", "shape", "projector", "image", "format", "output", "report"
+)  # fmt: skip
 """What a command worked on, and what it wrote."""
 POINTS = 5
 """Most points of a curve in a line of text."""

@@ -38,6 +38,9 @@ def test_a_finished_run_prints_a_short_table_on_a_terminal_and_json_elsewhere(
 def test_the_table_names_faults_only_if_there_were_any() -> None:
     results = {"loss": 0.5, "diverged": False, "skipped_updates": 0, "training_seconds": 3661.0}
     assert results_table(results).splitlines() == ["loss           0.5", "training time  1:01:01"]
+    assert results_table({"format": "hf", "output": "out"}).splitlines() == [
+        "format  hf", "output  out"
+    ]  # fmt: skip
     written = results_table({"features": "f.npy", "images": 3, "shape": [3, 96]})
     assert written.splitlines() == ["features  f.npy", "shape     [3, 96]", "images    3"]
     faulty = results_table(results | {"diverged": True, "skipped_updates": 1200})
