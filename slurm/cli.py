@@ -21,7 +21,8 @@ from mae_et.errors import UserError
 from mae_et.runtime.console import say
 from slurm.command import KINDS, CommandLine
 from slurm.config import ClusterConfig
-from slurm.run_status import as_dicts, status, table, watch
+from slurm.run_status import status
+from slurm.status_table import as_dicts, table, watch
 from slurm.submission import submit
 
 USAGE = """usage: mae-et submit COMMAND [--cluster FILE_OR_NAME] [--KEY value ...] [arguments]

@@ -1,10 +1,9 @@
 """Status of runs: from SLURM if it answers, otherwise from their folders alone."""
 
 import os
-import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.io.plain_files import read_mapping
-from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
-from mae_et.runtime.console import printable
+from mae_et.monitoring.figures import seconds_left
 from slurm.events import Event, events_file, read_events
 from slurm.history import last_error, restarts
 from slurm.squeue import JobState, job_states
@@ -23,18 +21,10 @@ SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
 SHOWN_SCORES = ("top1", "knn", "ridge", "effective_rank")
 MAX_NUMBER = 1e30  # larger values in a row are damage
-ENDED = frozenset(
-    {
-        "finished",
-        "damaged",
-        "failed",
-        "cancelled",
-        "stopped",
-        "timeout",
-        "node_fail",
-        "out_of_memory",
-    }
-)
+ENDED = frozenset({
+    "finished", "damaged", "failed", "cancelled", "stopped", "timeout", "node_fail",
+    "out_of_memory",
+})  # fmt: skip
 # State according to the last event, if SLURM knows nothing of the job.
 STATE_AFTER_EVENT = {
     "finished": "finished", "given up": "failed", "failed": "failed", "stopped": "stopped",
@@ -226,60 +216,3 @@ def _error(run: Path, events: list[Event], job: str | None, state: str) -> str:
     if state == "damaged":
         return "results.json cannot be read; the command of the run writes it again"
     return last_error(run, events, job, state in ENDED)
-
-
-def table(found: Iterable[RunStatus]) -> str:
-    """Format statuses as a table for a terminal, followed by errors."""
-    head = [
-        "run", "job", "state", "step", "stage", "B", "loss", "score", "img/s", "ETA", "restarts",
-        "lost",
-    ]  # fmt: skip
-    rows, errors = [head], []
-    for each in found:
-        rows.append([
-            each.run,
-            each.job or "-",
-            each.state + (f" ({each.reason})" if each.reason else ""),
-            f"{each.step}/{each.steps}" if each.steps else "-",
-            each.stage or "-",
-            _shown(each.bandwidth),
-            _shown(each.loss, ".4f"),
-            _first(each.scores),
-            _shown(each.images_per_second, ".0f"),
-            "-" if each.eta is None else format_seconds(each.eta),
-            str(each.restarts),
-            str(each.lost),
-        ])  # fmt: skip
-        if each.error:
-            errors.append(printable(f"{each.run}: {each.error}"))
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, *([""] if errors else []), *errors])
-
-
-def _shown(value: float | None, form: str = "") -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _first(scores: dict[str, float]) -> str:
-    return next((f"{figure_name(k)} {format_figure(k, v)}" for k, v in scores.items()), "-")
-
-
-def watch(folders: Sequence[Path], seconds: float) -> None:
-    """Print the table every `seconds`, until every run has ended or the user interrupts."""
-    while True:
-        found = status(folders)
-        clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
-        print(f"{clear}{time.strftime('%H:%M:%S')}\n{table(found)}", flush=True)
-        if all(each.state in ENDED for each in found):
-            return
-        time.sleep(seconds)
-
-
-def as_dicts(found: Iterable[RunStatus]) -> list[dict[str, Any]]:
-    """Return statuses as JSON types."""
-    return [asdict(each) for each in found]

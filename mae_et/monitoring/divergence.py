@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from mae_et.io.metrics_file import Row
 from mae_et.runtime.console import say
 
 RECENT = 20
@@ -14,8 +15,6 @@ FEWEST = 8
 DEVIATIONS = 6.0
 SMALLEST = 0.01
 LAST = 5
-
-Row = dict[str, Any]
 
 
 def is_spike(row: Row, before: Sequence[Row]) -> bool:

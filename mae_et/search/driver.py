@@ -10,6 +10,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
+from mae_et.io.plain_files import read_text
 from mae_et.search.bayes import bayes
 from mae_et.search.config import SearchConfig
 from mae_et.search.greedy import greedy
@@ -17,15 +18,15 @@ from mae_et.search.results import write_search_results
 from mae_et.search.sequential import sequential
 from mae_et.search.trial_log import TrialLog
 from mae_et.search.trials import Objective, Runner, SearchResult, Trials, run_here
-from mae_et.training.same_run import check_same_settings
+from mae_et.training.same_run import MAY_CHANGE, check_same_settings
 
 # Finds the best curriculum for a training set of so many images.
 Strategy = Callable[[SearchConfig, int, Trials], SearchResult]
 STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "greedy": greedy, "bayes": bayes}
 # Keys that may change when a search resumes.
-MAY_DIFFER = {
-    "data.root", "data.download", "data.listing", "data.cache", "curriculum.epochs",
-    "search.trials", "search.cluster", "search.at_once", "search.keep_checkpoints",
+MAY_DIFFER = MAY_CHANGE | {
+    "data.root", "curriculum.epochs", "search.trials", "search.cluster", "search.at_once",
+    "search.keep_checkpoints",
 }  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def check_same_search(config: SearchConfig) -> None:
     written = config.output.dir / "config.yaml"
     if not written.exists():
         return
-    text = written.read_text(encoding="utf-8")
+    text = read_text(written)
     before, now = numeric_keys(config_from_text(text, SearchConfig)), numeric_keys(config)
     # search.epochs defaults to curriculum.epochs.
     for settings in (before, now):

@@ -23,8 +23,9 @@ from slurm.config import ClusterConfig
 from slurm.events import read_events, record_event
 from slurm.job import Job
 from slurm.launcher import Launcher, make_private
-from slurm.run_status import status, table
+from slurm.run_status import status
 from slurm.squeue import job_states
+from slurm.status_table import table
 from slurm.submission import submit
 
 HOSTILE = [

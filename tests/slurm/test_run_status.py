@@ -9,7 +9,8 @@ import pytest
 from mae_et.io.metrics_file import SCORES, row_line
 from slurm import squeue
 from slurm.events import events_file, record_event
-from slurm.run_status import as_dicts, status, table
+from slurm.run_status import status
+from slurm.status_table import as_dicts, table
 
 
 @pytest.fixture(autouse=True)

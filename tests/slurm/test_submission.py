@@ -20,8 +20,8 @@ from mae_et.runtime import watchdog
 from slurm import ClusterConfig, job, retry, status, trials
 from slurm.command import CommandLine, follow_up, freeze_configs, parse_task, sweep_tasks
 from slurm.events import read_events, record_event
-from slurm.run_status import table
 from slurm.snapshot import snapshot
+from slurm.status_table import table
 from slurm.stop_deadline import EXIT_STATUS
 
 COMMAND_LINE = CommandLine(config_of, run)

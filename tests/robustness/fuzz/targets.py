@@ -44,7 +44,8 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.compare import CompareConfig, compare
 from slurm import squeue
 from slurm.config import ClusterConfig
-from slurm.run_status import status, table
+from slurm.run_status import status
+from slurm.status_table import table
 
 MODEL = {
     "encoder": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 8, "encoder_embed_dim": 8,
