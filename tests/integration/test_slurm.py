@@ -405,31 +405,30 @@ def test_sweep_runs_as_an_array_and_ends_with_a_table(
     jobs = submit(*run, "--output.dir=sweep", "--sweep=optim.base_lr=0.01,0.02", "--then=knn")
     assert set(jobs) == {"pretrain", "knn", "compare"}
 
-    def statuses() -> list[dict[str, Any]]:
-        assert main(["status", "sweep", "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
+    def statuses(run: Path) -> dict[str, dict[str, Any]]:
+        assert main(["status", str(run), "--json"]) == 0
+        return {Path(row["run"]).name: row for row in json.loads(capsys.readouterr().out)}
 
-    probes = [row for row in statuses() if Path(row["run"]).name == "knn"]
-    assert {(row["state"], row["reason"]) for row in probes} == {("pending", "Dependency")}
-    wait(lambda: (place / "sweep" / "results.md").exists(), "the table", 120)
-    rows = (place / "sweep" / "results.md").read_text().splitlines()
+    sweep, first = place / "sweep", place / "sweep" / "base_lr=0.01"
+    wait(lambda: statuses(first)["knn"]["reason"] == "Dependency", "the probe to be pending")
+    wait(lambda: (sweep / "results.md").exists(), "the table", 120)
+    rows = (sweep / "results.md").read_text().splitlines()
     head = [cell.strip() for cell in rows[0].split("|")[1:-1]]
     assert head[:2] == ["run", "optim.base_lr"]
     assert "knn" in head
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
     assert [row[1] for row in cells] == ["0.01", "0.02"]
-    losses = [json.loads((place / "sweep" / row[0] / "results.json").read_text()) for row in cells]
+    losses = [json.loads((sweep / row[0] / "results.json").read_text()) for row in cells]
     assert [row[head.index("loss")] for row in cells] == [f"{x['loss']:.6g}" for x in losses]
     assert len({row[head.index("loss")] for row in cells}) == 2
 
     def all_finished() -> bool:
         """Return whether SLURM has noticed that all jobs ended; it may lag behind their files."""
-        states = {row["state"] for row in statuses()}
+        states = {row["state"] for row in (statuses(sweep) | statuses(first)).values()}
         assert states <= {"finished", "running"}
         return states == {"finished"}
 
     wait(all_finished, "the jobs to end", 60)
-    first = place / "sweep" / cells[0][0]
     assert main(["status", str(first)]) == 0
     assert "25/25" in capsys.readouterr().out
     before = (first / "metrics.jsonl").read_bytes()
