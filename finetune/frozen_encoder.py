@@ -143,7 +143,7 @@ def frozen_encoder_of_model(
     model: MaskedAutoencoder, data: DataConfig | None = None
 ) -> FrozenEncoder:
     """Return a masked autoencoder's encoder, which encodes without masking."""
-    height, width = (side * model.patch for side in model.full)
+    height, width = (side * model.patch for side in model.base_grid)
     fresh = partial(initialise, model)
     return FrozenEncoder(
         model.encoder.eval(), model.encode, (height, width), fresh, data=data, takes_any_size=True

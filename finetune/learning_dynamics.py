@@ -172,13 +172,13 @@ def _accuracies(
 def _probing(config: DynamicsConfig) -> ProbeConfig:
     """Return the settings of a probe of the config's encoder."""
     return ProbeConfig(
-        config.run,
-        config.architecture,
-        config.data,
-        config.encoder_num_heads,
-        config.batch_size,
-        config.num_workers,
-        config.device,
+        checkpoint=config.run,
+        architecture=config.architecture,
+        data=config.data,
+        encoder_num_heads=config.encoder_num_heads,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        device=config.device,
         step_timeout=config.step_timeout,
     )
 

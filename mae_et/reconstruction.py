@@ -30,7 +30,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     model = masked_autoencoder(weights)
     if model.decoder is None:
         raise UserError(f"{config.checkpoint} has no decoder: it cannot reconstruct")
-    size = model.full[0] * model.patch
+    size = model.base_grid[0] * model.patch
     bandwidth = config.bandwidth or size
     if bandwidth % model.patch or not 0 < bandwidth <= size:
         raise UserError(

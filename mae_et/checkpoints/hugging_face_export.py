@@ -96,7 +96,7 @@ def _is_vit_mae(model: MaskedAutoencoder) -> bool:
         model.decoder is not None
         and model.decoder.attention == "self"
         and model.target in {"pixel", "norm_pix"}
-        and model.full[0] == model.full[1]
+        and model.base_grid[0] == model.base_grid[1]
     )
 
 
@@ -151,7 +151,7 @@ def _classifier(weights: Weights) -> tuple[Tensors, dict[str, Any]]:
 
 def _encoder_of(model: MaskedAutoencoder) -> dict[str, Any]:
     encoder: Any = model.encoder  # timm's blocks have no static type
-    return _encoder_config(encoder.state_dict(), model.full, encoder.blocks[0].attn.num_heads)
+    return _encoder_config(encoder.state_dict(), model.base_grid, encoder.blocks[0].attn.num_heads)
 
 
 def _encoder_config(encoder: Tensors, grid: Sequence[int], heads: int) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def decoder_with_positions(model: MaskedAutoencoder) -> dict[str, Tensor]:
     if model.decoder is None:
         return {}
     width = model.decoder.embed.out_features
-    laid_on = model.laid_on or model.full
-    table = sincos_positions(model.full, laid_on, width, torch.device("cpu"))
+    laid_over = model.position_grid or model.base_grid
+    table = sincos_positions(model.base_grid, laid_over, width, torch.device("cpu"))
     positions = torch.cat([torch.zeros(1, width), table])[None]
     return dict(model.decoder.state_dict()) | {"pos_embed": positions}

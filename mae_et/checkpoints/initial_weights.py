@@ -139,13 +139,13 @@ def _adapted_encoder(model: MaskedAutoencoder, weights: Weights) -> tuple[Tensor
     positions, table = tensors["pos_embed"], model.encoder.pos_embed
     assert table is not None  # a plain ViT
     tensors["pos_embed"] = table.detach()
-    grid, (rows, columns) = fixed_grid_of(positions), model.full
+    grid, (rows, columns) = fixed_grid_of(positions), model.base_grid
     if grid is None:
         changes.append("learned positions replaced by the fixed sine-cosine table")
         if "cls_token" in tensors and positions.shape[1] == math.isqrt(positions.shape[1]) ** 2 + 1:
             tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
     elif positions.shape != table.shape or not torch.allclose(positions, table, atol=1e-4):
-        where = "laid over" if model.laid_on == (grid, grid) else "not laid over"
+        where = "laid over" if model.position_grid == (grid, grid) else "not laid over"
         changes.append(
             f"positions of {rows}x{columns} patches, {where} the {grid}x{grid} of the weights"
         )

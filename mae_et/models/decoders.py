@@ -34,7 +34,7 @@ class Decoder(nn.Module, ABC):
         depth: number of blocks.
         heads: number of attention heads.
         outputs: D.
-        full: the full grid, on which positions are sampled; None uses the input's own grid.
+        position_grid: the grid that positions are laid over; None: the input's own.
     """
 
     attention: Attention
@@ -46,10 +46,10 @@ class Decoder(nn.Module, ABC):
         depth: int,
         heads: int,
         outputs: int,
-        full: Grid | None,
+        position_grid: Grid | None,
     ):
         super().__init__()
-        self.full = full
+        self.position_grid = position_grid
         self.embed = nn.Linear(encoder_embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.Sequential(*(self.block(width, heads) for _ in range(depth)))
@@ -87,7 +87,7 @@ class Decoder(nn.Module, ABC):
 
     def positions(self, grid: Grid, tokens: Tensor) -> Tensor:
         """Return the position embeddings of a grid's patches, [N W]."""
-        return sincos_positions(grid, self.full or grid, tokens.shape[-1], tokens.device)
+        return sincos_positions(grid, self.position_grid or grid, tokens.shape[-1], tokens.device)
 
     @abstractmethod
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:

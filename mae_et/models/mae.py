@@ -98,9 +98,9 @@ class MaskedAutoencoder(nn.Module):
         }
         self.encoder = build_plain_vit(encoder, image_size, channels, overrides)
         self.patch: int = self.encoder.patch_embed.patch_size[0]
-        self.full: Grid = self.encoder.patch_embed.grid_size
-        extent = (position_grid, position_grid) if position_grid else self.full
-        self.laid_on = extent if positions == "full_grid" else None
+        self.base_grid: Grid = self.encoder.patch_embed.grid_size
+        extent = (position_grid, position_grid) if position_grid else self.base_grid
+        self.position_grid = extent if positions == "full_grid" else None
         self.channels = channels
         self.target: Target = target
         self.hog_cell, self.hog_bins = hog_cell, hog_bins
@@ -119,7 +119,7 @@ class MaskedAutoencoder(nn.Module):
                 decoder_depth,
                 decoder_num_heads,
                 outputs,
-                self.laid_on,
+                self.position_grid,
             )
         initialise(self)
 
@@ -145,7 +145,7 @@ class MaskedAutoencoder(nn.Module):
         embed = self.encoder.patch_embed.proj
         grid = self.grid(images)
         positions = sincos_positions(
-            grid, self.laid_on or grid, self.encoder.embed_dim, images.device
+            grid, self.position_grid or grid, self.encoder.embed_dim, images.device
         )
         # Masked patches are dropped before the embedding: at 75% this saves three quarters of it.
         pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
@@ -231,8 +231,8 @@ def initialise(model: MaskedAutoencoder) -> None:
     table = model.encoder.pos_embed.requires_grad_(False)
     with torch.no_grad():
         table.zero_()
-        laid_on = model.laid_on or model.full
-        table[0, 1:] = sincos_positions(model.full, laid_on, table.shape[-1], table.device)
+        laid_over = model.position_grid or model.base_grid
+        table[0, 1:] = sincos_positions(model.base_grid, laid_over, table.shape[-1], table.device)
 
 
 def _run(blocks: nn.Sequential, tokens: Tensor, checkpointing: bool) -> Tensor:

@@ -18,7 +18,7 @@ def test_a_checkpoint_loads_through_torch_hub_as_by_the_library() -> None:
     model = load("masked_autoencoder", GOLDEN_MAE, encoder_num_heads=3, decoder_num_heads=4)
     same = load_pretrained(GOLDEN_MAE, encoder_num_heads=3, decoder_num_heads=4)
     encoder = load("mae_encoder", GOLDEN_MAE, num_heads=3)
-    images = torch.randn(2, model.channels, *(side * model.patch for side in model.full))
+    images = torch.randn(2, model.channels, *(side * model.patch for side in model.base_grid))
     assert torch.equal(model.encode(images), same.encode(images))
     features = load_encoder(GOLDEN_MAE, num_heads=3).forward_features(images)
     assert torch.equal(encoder.forward_features(images), features)
@@ -32,6 +32,6 @@ def test_networks_without_weights_take_settings() -> None:
         "masked_autoencoder", "vit_tiny_patch16_224", pretrained=False, image_size=32,
         decoder_depth=0,
     )  # fmt: skip
-    assert model.full == (2, 2)
+    assert model.base_grid == (2, 2)
     with pytest.raises(UserError, match="pretrained=False"):
         load("masked_autoencoder")

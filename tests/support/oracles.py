@@ -49,7 +49,7 @@ def naive_position(r: int, c: int, grid: tuple[int, int], model: nn.Module, widt
     """Return the sine-cosine position of one patch: the column's half, then the row's."""
     quarter = width // 4
     halves = []
-    for index, count, full in ((c, grid[1], model.full[1]), (r, grid[0], model.full[0])):
+    for index, count, full in ((c, grid[1], model.base_grid[1]), (r, grid[0], model.base_grid[0])):
         place = (index + 0.5) * full / count - 0.5
         angles = [place / 10000 ** (k / quarter) for k in range(quarter)]
         halves += [np.sin(angles), np.cos(angles)]

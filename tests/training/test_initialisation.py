@@ -186,7 +186,7 @@ def test_another_base_size_lays_positions_over_the_grid_of_the_weights(
     assert torch.allclose(model.encoder.forward_features(images), model.encode(images), atol=1e-5)
     encoder = pretrain(config) / "encoder.safetensors"
     loaded = load_pretrained(encoder)
-    assert loaded.laid_on == (8, 8)
+    assert loaded.position_grid == (8, 8)
     reread = load_pretrained(export(encoder, "hf", tmp_path / "hf"))  # records no grid
     assert torch.equal(reread.encode(images), loaded.encode(images))
     assert config_of("pretrain", flags[:2]).model.position_grid is None
