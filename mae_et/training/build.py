@@ -93,10 +93,10 @@ def build_run(
 def wrap(run: Run) -> nn.Module:
     """Compile a run's model and wrap it in DistributedDataParallel, if config and ranks need it."""
     network, plan, world, efficiency = run.network, run.plan, run.world, run.config.efficiency
-    compiles = should_compile(efficiency.compile, plan, world.device)
+    run.compiled = should_compile(efficiency.compile, plan, world)
     if efficiency.cuda_graphs:
-        check_cuda_graphs(plan, world, run.micro_batch, compiles)
-    if compiles:
+        check_cuda_graphs(plan, world, run.micro_batch, run.compiled)
+    if run.compiled:
         bandwidths = len(plan.bandwidths)
         network = compile_network(network, bandwidths, cuda_graphs=efficiency.cuda_graphs)
     if world.size > 1 and efficiency.sharding == "none":

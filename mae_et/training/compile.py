@@ -18,26 +18,31 @@ from mae_et.curriculum.plan import Plan
 from mae_et.data.notices import notify
 from mae_et.errors import one_line, require
 from mae_et.models.decoders import CrossBlock
-from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.distributed import DistributedContext, any_rank
 from mae_et.runtime.watchdog import heartbeat
 
 STEPS_WORTH_COMPILING = 1000
 """Steps per bandwidth from which `auto` compiles: seconds of compilation against minutes saved."""
 
 
-def should_compile(requested: bool | Literal["auto"], plan: Plan, device: torch.device) -> bool:
+def should_compile(
+    requested: bool | Literal["auto"], plan: Plan, world: DistributedContext
+) -> bool:
     """Return whether to compile; `auto` compiles runs on a GPU that are long enough, if it works.
 
-    On a node without a C compiler, for one, Triton does not: then one line says so.
+    On a node without a C compiler, for one, Triton does not: then no rank compiles, and one line
+    says so. Every rank must call this.
     """
     if requested != "auto":
         return requested
-    if device.type != "cuda" or plan.steps < STEPS_WORTH_COMPILING * len(plan.bandwidths):
+    if world.device.type != "cuda" or plan.steps < STEPS_WORTH_COMPILING * len(plan.bandwidths):
         return False
-    fault = _compiler_fault(device)
-    if fault:
-        notify(f"blocks are not compiled (efficiency.compile auto): torch.compile fails: {fault}")
-    return not fault
+    fault = _compiler_fault(world.device)
+    if not any_rank(bool(fault), world):
+        return True
+    reason = fault or "on another rank"
+    notify(f"blocks are not compiled (efficiency.compile auto): torch.compile fails: {reason}")
+    return False
 
 
 @cache

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from mae_et.monitoring.figures import short
-from mae_et.training.compile import should_compile
 from mae_et.training.opening import describe_sizes, fact_line
 from mae_et.training.run import Run
 
@@ -45,7 +44,7 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _device(run: Run, num_workers: int) -> str:
-    efficiency, world = run.config.efficiency, run.world
+    world = run.world
     if world.device.type == "cuda":
         name = torch.cuda.get_device_name(world.device)
     else:
@@ -53,13 +52,12 @@ def _device(run: Run, num_workers: int) -> str:
     if world.size > 1:
         name = f"{world.size} x {name}"
     precision = str(run.dtype or torch.float32).removeprefix("torch.")
-    compiled = should_compile(efficiency.compile, run.plan, world.device)
     bandwidths = dict.fromkeys(stage.bandwidth for stage in run.plan.stages)
     sizes = [run.micro_batch(bandwidth) for bandwidth in bandwidths]
     batches = " / ".join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))
     loaders = _count(num_workers, "loader process", "es")
     return (
-        f"{name}, {precision}, {'compiled' if compiled else 'not compiled'}; "
+        f"{name}, {precision}, {'compiled' if run.compiled else 'not compiled'}; "
         f"micro-batch {batches}; {loaders}{' a rank' * (world.size > 1)}"
     )
 

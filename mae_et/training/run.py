@@ -31,6 +31,7 @@ class Run:
             (`same_data.provenance_of`), and hash of the initial weights.
         stopped: set by a signal that asks to save and stop.
         stop_after_step: number of steps after which to save and stop; None for the plan's.
+        compiled: whether the network, or its transformer blocks, are compiled.
         bad_images: images that could not be read; None if the first one stops the run.
     """
 
@@ -44,6 +45,7 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     stopped: StopFlag = field(default_factory=StopFlag)
     stop_after_step: int | None = None
+    compiled: bool = False
     bad_images: BadImages | None = None
 
     def accumulation(self, stage: PlannedStage) -> int:

@@ -19,6 +19,7 @@ from mae_et.training.fsdp import shard
 
 SHORT = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
 LONG = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(2000, 40, 12)
+ON_A_GPU = DistributedContext(0, 1, torch.device("cuda", 7))
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +154,8 @@ def test_auto_compiles_long_runs_on_a_gpu(
     monkeypatch, requested, plan, device: str, expected: bool
 ) -> None:
     monkeypatch.setattr(compiling, "_compiler_fault", lambda _: "")
-    assert should_compile(requested, plan, torch.device(device)) is expected
+    world = DistributedContext(0, 1, torch.device(device))
+    assert should_compile(requested, plan, world) is expected
 
 
 def test_auto_runs_eagerly_where_compilation_fails(monkeypatch, capsys) -> None:
@@ -165,9 +167,16 @@ def test_auto_runs_eagerly_where_compilation_fails(monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
     monkeypatch.setattr(torch, "ones", lambda *_, **__: None)  # not on a GPU that is missing
     for _ in range(2):
-        assert not should_compile("auto", LONG, torch.device("cuda", 7))
+        assert not should_compile("auto", LONG, ON_A_GPU)
     assert capsys.readouterr().err.count("torch.compile fails: Failed to find C compiler.") == 1
-    assert should_compile(True, LONG, torch.device("cuda", 7))
+    assert should_compile(True, LONG, ON_A_GPU)
+
+
+def test_auto_compiles_on_all_ranks_or_on_none(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(compiling, "_compiler_fault", lambda _: "")
+    monkeypatch.setattr(compiling, "any_rank", lambda *_: True)
+    assert not should_compile("auto", LONG, ON_A_GPU)
+    assert "torch.compile fails: on another rank" in capsys.readouterr().err
 
 
 def test_each_graph_that_is_compiled_counts_as_progress(monkeypatch) -> None:
