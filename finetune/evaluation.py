@@ -20,10 +20,10 @@ from mae_et.data.cores import worker_count
 from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
-from mae_et.data.notices import notify
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
+from mae_et.runtime.console import notify
 from mae_et.runtime.precision import autocast_dtype
 from mae_et.training.same_data import fingerprint
 from mae_et.training.same_ranks import check_same_start

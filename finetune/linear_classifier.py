@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
-from mae_et.data.notices import notify
 from mae_et.probing.labelled import check_features
+from mae_et.runtime.console import notify
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 MOMENTUM = 0.9

@@ -9,10 +9,10 @@ from mae_et.config.efficiency import DecodePlace
 from mae_et.data.decoder_trial import try_decoder
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.device_decode import Decode, DeviceDecoder
-from mae_et.data.notices import notify
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError
 from mae_et.runtime.agreement import fail_together
+from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext, any_rank
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mae_et.data.notices import notify
+from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import own_cores
 

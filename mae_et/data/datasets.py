@@ -21,7 +21,6 @@ from mae_et.config.files import one_sentence
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample, check_channels
 from mae_et.data.image_folder import open_image_folder
 from mae_et.data.layout import ROOTED, Split, data_root, split_name, split_names
-from mae_et.data.notices import notify
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.untrusted import arrays_only
@@ -29,6 +28,7 @@ from mae_et.data.value_range import check_image_statistics, check_range
 from mae_et.data.webdataset import open_shards
 from mae_et.errors import UserError
 from mae_et.io.plain_files import no_follow
+from mae_et.runtime.console import notify
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
 

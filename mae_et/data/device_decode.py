@@ -31,9 +31,9 @@ from torch import Tensor
 from mae_et.config.efficiency import DecodePlace
 from mae_et.data.box_resize import resize_boxes
 from mae_et.data.encoded import FilePlace, PackedBatch
-from mae_et.data.notices import notify
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import Batch
+from mae_et.runtime.console import notify
 
 AHEAD = 2
 MAX_DECODED = 2**28

@@ -19,8 +19,8 @@ from mae_et.data.layout import (
     split_name,
     subfolders,
 )
-from mae_et.data.notices import notify
 from mae_et.errors import UserError
+from mae_et.runtime.console import notify
 
 HELD_OUT_FRACTION = 0.2
 MAX_FILE_BYTES = 2**31

@@ -12,10 +12,10 @@ from torch.utils.data import Dataset, default_collate
 from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
-from mae_et.data.notices import notify
 from mae_et.data.sampler import sample_seed
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import Unreadable, UserError
+from mae_et.runtime.console import notify
 
 HELD_OUT_FRACTION = 0.2
 """Of the training images, where there is no validation split."""

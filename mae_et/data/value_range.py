@@ -16,8 +16,8 @@ from mae_et.data.decoding import (
     has_deep_colours,
     open_image,
 )
-from mae_et.data.notices import notify
 from mae_et.errors import UserError
+from mae_et.runtime.console import notify
 
 SAMPLES = 8
 MAX_DEVIATIONS = 50

@@ -23,9 +23,9 @@ from mae_et.data.layout import (
     split_names,
     subfolders,
 )
-from mae_et.data.notices import notify
 from mae_et.data.tar_index import MAX_CLASSES, index_shard
 from mae_et.errors import UserError
+from mae_et.runtime.console import notify
 
 COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 

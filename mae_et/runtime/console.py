@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from functools import lru_cache
 
 from tqdm import tqdm
 
@@ -27,3 +28,10 @@ def say(line: str) -> None:
 def is_main() -> bool:
     """Whether this process is rank 0, also before it has joined and after it has left the group."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@lru_cache(maxsize=256)
+def notify(fact: str) -> None:
+    """Print a line to stderr from the main rank, the first time that this process states it."""
+    if is_main():
+        say(f"mae-et: {fact}")

@@ -15,9 +15,9 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from mae_et.curriculum.plan import Plan
-from mae_et.data.notices import notify
 from mae_et.errors import one_line, require
 from mae_et.models.decoders import CrossBlock
+from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext, any_rank
 from mae_et.runtime.watchdog import heartbeat
 

@@ -19,7 +19,6 @@ from mae_et.curriculum.plan import Plan
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, eval_loader
-from mae_et.data.notices import notify
 from mae_et.data.probe_images import CentreCrops, open_probe_images
 from mae_et.data.transforms import normalise, seeded
 from mae_et.models.features import pool_tokens
@@ -30,6 +29,7 @@ from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.probing.ridge_classifier import ridge_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.agreement import fail_together
+from mae_et.runtime.console import notify
 from mae_et.runtime.precision import autocast, exact_products
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.reconstructions import gather_model

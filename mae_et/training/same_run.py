@@ -5,9 +5,9 @@ from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys
 from mae_et.config.probe import OnlineProbeConfig
-from mae_et.data.notices import notify
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
+from mae_et.runtime.console import notify
 
 MAY_CHANGE = frozenset({
     "data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates", "data.download",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mae_et.data.cores import SET_BY_USER, compute_threads, worker_count
-from mae_et.data.notices import notify
+from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 
 CPU = DistributedContext(0, 1, torch.device("cpu"))

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate, trained_classifier
 from mae_et import UserError, load_config
 from mae_et.config.data import DataConfig
-from mae_et.data.notices import notify
 from mae_et.data.transforms import normalise
+from mae_et.runtime.console import notify
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "grey": (99, 99, 99), "red": (255, 0, 0)}
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}

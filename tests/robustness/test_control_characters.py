@@ -17,8 +17,7 @@ from finetune.scores import csv_cell
 from mae_et.checkpoints.model_card import model_card
 from mae_et.checkpoints.state_dicts import find_state_dict
 from mae_et.cli.main import main
-from mae_et.data.notices import notify
-from mae_et.runtime.console import printable
+from mae_et.runtime.console import notify, printable
 from slurm.events import record_event
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\nmae-et: all is well\u202e\x9b31m"

@@ -7,7 +7,7 @@ import pytest
 from mae_et import PretrainConfig, UserError
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.files import load_config, to_yaml
-from mae_et.data.notices import notify
+from mae_et.runtime.console import notify
 from mae_et.training.same_run import check_same_run
 
 
