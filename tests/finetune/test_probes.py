@@ -15,6 +15,7 @@ from finetune.frozen_encoder import open_encoder
 from mae_et import UserError, load_pretrained
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.main import main
+from mae_et.curriculum.frequency import low_pass
 from mae_et.data.datasets import open_dataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import EvalDataset, normalise
@@ -30,17 +31,24 @@ def probe(run: Path, tiny, **settings) -> ProbeConfig:
     return ProbeConfig(run, data=tiny().data, num_workers=0, device="cpu", epochs=5, **settings)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_features_are_pooled_tokens_in_the_order_of_the_data(run, tiny, pool: str) -> None:
+@pytest.mark.parametrize(("pool", "bandwidth"), [("cls", None), ("mean", 8)])
+def test_features_are_pooled_tokens_in_the_order_of_the_data(
+    run, tiny, pool: str, bandwidth: int | None
+) -> None:
+    """Also of images behind a low-pass filter."""
     config = probe(run, tiny, pool=pool, batch_size=7)
     model = load_pretrained(run)
     data = tiny().data
     encoder = open_encoder(run)
-    features = extract_dataset_features(encoder, data, config, "val", torch.device("cpu"))
+    features = extract_dataset_features(
+        encoder, data, config, "val", torch.device("cpu"), bandwidth=bandwidth
+    )
     assert features.vectors.shape == (20, model.encoder.embed_dim)
     view = EvalDataset(open_dataset(data, "val"), data, 32)
     image, label = view[11]
     pixels = normalise(image[None], data.mean, data.std)
+    if bandwidth is not None:
+        pixels = low_pass(pixels, bandwidth)
     tokens = model.encoder.forward_features(pixels)[0]
     expected = tokens[0] if pool == "cls" else tokens[1:].mean(0)
     torch.testing.assert_close(features.vectors[11], expected.detach(), rtol=1e-4, atol=1e-5)
