@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.console import say
+from mae_et.runtime.rendezvous import meeting_place
 from mae_et.runtime.watchdog import heartbeat
 
 PATIENCE_MARGIN = 300
@@ -98,7 +99,7 @@ def _join(backend: str, patience: float | None) -> None:
 
     def join() -> None:
         try:
-            dist.init_process_group(backend, timeout=timeout)
+            dist.init_process_group(backend, timeout=timeout, **meeting_place(timeout))
         except Exception as error:
             errors.append(error)
 

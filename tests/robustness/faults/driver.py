@@ -58,9 +58,10 @@ def hang(step: str) -> None:
     at_step(int(step), lambda: ctypes.CDLL(None).sleep(10_000))
 
 
-def die(step: str) -> None:
-    """Kill this process, as the kernel does when memory runs out."""
-    at_step(int(step), lambda: os.kill(os.getpid(), signal.SIGKILL))
+def die(step: str, starts: str = "inf") -> None:
+    """Kill this process as the kernel does out of memory, in the first starts of torchrun."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < float(starts):
+        at_step(int(step), lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def fail(step: str, on: str, kind: str) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from launch import DRIVER, QUIET, Started, run, same_weights, start
@@ -180,18 +182,33 @@ def test_hung_rank_ends_every_rank_with_its_stack_in_the_log(tmp_path) -> None:
     assert run(folder, "none", *QUIET, processes=2)[0] == 0
 
 
+def torchrun(folder: Path, fault: str, *flags: str, restarts: int = 0) -> CompletedProcess[str]:
+    """Pre-train with two ranks of torchrun, and a fault in them."""
+    config = folder.with_name("tiny.yaml")
+    config.write_text(TINY)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words += [f"--max-restarts={restarts}", str(DRIVER), fault, "pretrain", f"--config={config}"]
+    words += [*QUIET, f"--output.dir={folder}", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+@pytest.mark.faults
+def test_torchrun_restarts_a_run_whose_rank_died(tmp_path) -> None:
+    """It resumes from the newest checkpoint, with the weights of an uninterrupted run."""
+    torchrun(tmp_path / "whole", "none").check_returncode()
+    done = torchrun(tmp_path / "run", "die:rank=1,step=7,starts=1", restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert "resumes after step 5 of 25" in done.stderr
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.faults
 def test_torchrun_ends_when_a_rank_hangs(tmp_path) -> None:
     """With a status other than 0 and the stacks of both ranks."""
-    config = tmp_path / "tiny.yaml"
-    config.write_text(TINY)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(DRIVER)]
-    words += ["hang:rank=1,step=3", "pretrain", f"--config={config}", *QUIET]
-    words += [f"--output.dir={tmp_path / 'run'}", "--efficiency.step_timeout=5"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment
-    )
+    done = torchrun(tmp_path / "run", "hang:rank=1,step=3", "--efficiency.step_timeout=5")
     assert done.returncode != 0
     for rank in (0, 1):
         assert f"rank {rank} finished no step or batch in 5 s" in done.stderr

@@ -1,0 +1,54 @@
+"""Meet the ranks of torchrun's current attempt, and none of an attempt before.
+
+torchrun keeps one store over its restarts (pytorch/pytorch#135712), and where a rank listens is
+written to it. A restarted rank that reads what a dead one wrote fails to connect, or waits for it.
+The number of restarts cannot tell attempts apart, because each node counts its own.
+"""
+
+import os
+import time
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+LEADER = "mae_et/leader"
+
+
+def meeting_place(timeout: timedelta) -> dict[str, Any]:
+    """Return the arguments of `init_process_group` that say where the ranks meet.
+
+    Raises:
+        DistError, TimeoutError: a rank did not come in time.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}  # a store of their own, which ends with the ranks
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    name = name_attempt(store, rank, size, timeout)
+    return {"store": dist.PrefixStore(name, store), "rank": rank, "world_size": size}
+
+
+def name_attempt(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
+    """Agree on a name that no other attempt has, whatever earlier ones left in the store.
+
+    Each rank draws a name. Rank 0's is that of the attempt; once the others have given it theirs,
+    it lists them, and a rank that finds its own in the list knows that this rank 0 is alive.
+
+    Raises:
+        DistError, TimeoutError: a rank did not come in time.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    if rank == 0:
+        store.set(LEADER, own)
+        others = [store.get(f"mae_et/{own}/{other}").decode() for other in range(1, size)]
+        store.set(f"mae_et/{own}/ranks", " ".join(others))
+        return own
+    while time.monotonic() < deadline:
+        leader = store.get(LEADER).decode()
+        store.set(f"mae_et/{leader}/{rank}", own)
+        listed = f"mae_et/{leader}/ranks"
+        if store.check([listed]) and own in store.get(listed).decode().split():
+            return leader
+        time.sleep(0.02)
+    raise TimeoutError(f"rank 0 did not list rank {rank}")
