@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,23 @@ from mae_et.runtime.signals import StopFlag, stop_signals
 from slurm.events import record_event
 
 
+@pytest.fixture(autouse=True)
+def sighup_as_outside_of_nohup() -> Iterator[None]:
+    """The tests themselves may run under nohup, which lets processes ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_sighup_requests_a_stop_except_under_nohup() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        with stop_signals() as flag:
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert flag.signal is None
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with pytest.raises(Stopped, match="stopped by SIGHUP; there was not"), stop_signals():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with stop_signals() as flag:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert flag.signal is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with pytest.raises(Stopped, match="stopped by SIGHUP; there was not"), stop_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 def stop_and_save(flag: StopFlag, number: int) -> None:
