@@ -55,7 +55,9 @@ def test_lock_has_a_version_within_the_bounds_for_everything_that_tests_install(
 
 def test_lowest_versions_are_the_lower_bounds():
     lowest = pinned("lowest.txt")
-    runtime = {key(r): r for extra in ("", "hf", "fast", "search") for r in declared()[extra]}
+    runtime = {
+        key(r): r for extra in ("", "hf", "parquet", "fast", "search") for r in declared()[extra]
+    }
     assert lowest.keys() == runtime.keys()
     for name, version in lowest.items():
         assert re.fullmatch(rf"{re.escape(lower_bound(runtime[name]))}(\.0)*", version), name
