@@ -15,13 +15,15 @@ RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Po
 
 SECONDS = 10  # of each input of each target; libFuzzer counts them by the clock
 
+IPV6_CHECK = ("::1", 0)  # urllib3 binds to it when it is imported
+
 _seen: list[str] | None = None
 _inside: Path | None = None
 _hooked = False
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _seen is None:
+    if _seen is None or (event == "socket.bind" and arguments[1] == IPV6_CHECK):
         return
     if event in RUNS_CODE or (event == "import" and str(arguments[0]).startswith(BAIT)):
         _seen.append(f"{event} {arguments!r:.200}")
