@@ -9,8 +9,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 # The versions to install: those that the tests last passed with. Empty (make LOCK=) takes the newest.
 LOCK   ?= requirements/lock.txt
-# Python compiles what it imports: pip would compile four times as much.
-INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile $(LOCK:%=--constraint %)
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(LOCK:%=--constraint %)
 export PYTHONUNBUFFERED = 1
 
 .PHONY: demo test test-all test-gpu test-faults coverage fuzz audit docs slurm-deps lint format tensorboard clean
