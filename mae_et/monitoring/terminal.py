@@ -17,7 +17,7 @@ WIDTH = 80
 
 
 class Terminal:
-    """Shows the progress of a run, of which `start` steps are done."""
+    """Shows the progress of a run that starts after `start` steps."""
 
     def __init__(self, plan: Plan, start: int):
         self.plan = plan

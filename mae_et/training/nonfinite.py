@@ -66,7 +66,7 @@ class NonFinite:
         """Non-finite steps in a row up to the last step, [ranks K]."""
 
     def count(self, values: Tensor) -> tuple[Tensor, list[Streak]]:
-        """Count the steps of a window, of which there is at least one.
+        """Count the steps of a non-empty window.
 
         Args:
             values: float [ranks steps K]. A number counts as non-finite if it or one before it in

@@ -15,7 +15,7 @@ COLOURS = 8
 COLUMNS = 300
 DOTS = 90
 MANY = 10
-"""Values, of which a few may lie above the axis."""
+"""Values; a few may lie above the axis."""
 
 
 @dataclass(frozen=True)
