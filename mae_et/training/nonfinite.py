@@ -81,10 +81,8 @@ class NonFinite:
             self.row = (self.row + 1) * step
             longest = torch.maximum(longest, self.row)
         streaks = [
-            _streak(each, of, int(most.max()))
-            for each, of, most in zip(
-                lost.unbind(-1), values.unbind(-1), longest.unbind(-1), strict=True
-            )
+            _streak(lost[..., kind], values[..., kind], int(longest[:, kind].max()))
+            for kind in range(values.shape[-1])
         ]
         return lost, streaks
 
