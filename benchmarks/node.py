@@ -61,7 +61,7 @@ def bench_node(
     figures: dict[str, Any] = {"machine": machine(device, gpus, workers), "date": f"{date.today()}"}
 
     def part(name: str, measure: Callable[[], Any]) -> None:
-        say(f"mae-et: bench node: {name} ({time.monotonic() - started:.0f} s so far)")
+        say(f"bench node: {name} ({time.monotonic() - started:.0f} s so far)")
         figures[name] = measure()
         write(figures)
 

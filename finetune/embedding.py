@@ -66,7 +66,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     parts = open_parts(data, config.split, encoder.channels)
     images = sum(len(part.source) for part in parts)
     counted = ", ".join(f"{len(part.source)} {part.split}" for part in parts)
-    say(f"mae-et: images to encode: {counted}")
+    say(f"images to encode: {counted}")
     settings = settings_of(config, encoder, data, parts)
     if not is_finished(config.output, settings):
         _write(config, encoder, data, parts, settings)
@@ -109,7 +109,7 @@ def _write(
         if rows.unreadable:
             named = ", ".join(str(name_of(parts, row)) for row in rows.unreadable[:3])
             say(
-                f"mae-et: {len(rows.unreadable)} of {rows.count} images cannot be read: their rows "
+                f"{len(rows.unreadable)} of {rows.count} images cannot be read: their rows "
                 f"are NaN ({named}{', ...' if len(rows.unreadable) > 3 else ''})"
             )
         names = ((name, part.split) for part in parts for name in part.names(data))
@@ -148,7 +148,7 @@ def _encode_missing(
 ) -> None:
     """Append the rows that are missing; save at most every `SECONDS_BETWEEN_SAVES`."""
     if rows.done:
-        say(f"mae-et: resuming at image {rows.done} of {rows.count}")
+        say(f"resuming at image {rows.done} of {rows.count}")
     if rows.done == rows.count:
         return
     images = FeatureImages(parts, data, encoder.image_size, encoder.channels, rows.done)

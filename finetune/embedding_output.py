@@ -66,7 +66,7 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
         raise UserError(f"output {output} exists, and mae-et embed did not write it")
     before = read_mapping(description_of(output))
     check_settings(before, settings, f"{output} has other features: {DIFFERENCE}")
-    say(f"mae-et: {output} is complete already")
+    say(f"{output} is complete already")
     shutil.rmtree(partial_folder(output), ignore_errors=True)  # of a process killed at the very end
     return True
 

@@ -79,7 +79,7 @@ def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -
     if not parts:
         raise missing[0]
     if missing:
-        say(f"mae-et: only the {parts[0].split} split is encoded: {missing[0]}")
+        say(f"only the {parts[0].split} split is encoded: {missing[0]}")
     return parts
 
 

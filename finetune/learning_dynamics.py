@@ -58,7 +58,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
         raise UserError(f"data is for other encoders: {config.run} is scored on its own data")
     if len(paths) <= run.output.keep_last and run.output.keep_every is None:
         say(
-            f"mae-et: {config.run} has only its last {len(paths)} checkpoints: pre-train with "
+            f"{config.run} has only its last {len(paths)} checkpoints: pre-train with "
             "output.keep_every to score earlier ones"
         )
     bandwidths = bandwidths_of(config, run.model.image_size)
@@ -138,7 +138,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     del saved
     accuracies = _accuracies(config, encoder, run.data, bandwidths)
     stage = plan.at(max(0, step - 1))
-    say(f"mae-et: step {step}: {accuracies}")
+    say(f"step {step}: {accuracies}")
     return {
         "step": step,
         "equivalent_epochs": round(plan.progress(step) * plan.equivalent_epochs, 4),

@@ -43,7 +43,7 @@ def score_encoder(
     """
     encoder, data = open_encoder_and_data(config)
     results = {"data": str(data.root or data.source)}
-    say(f"mae-et: scoring {config.checkpoint} on {results['data']}")
+    say(f"scoring {config.checkpoint} on {results['data']}")
     results |= _score(encoder, data, config, neighbours, linear)
     if config.untrained:
         torch.manual_seed(config.seed)
@@ -68,9 +68,9 @@ def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:
     except OSError as error:
         if config.output is not None:
             raise
-        say(f"mae-et: scores are only printed, {path} cannot be written: {error.strerror}")
+        say(f"scores are only printed, {path} cannot be written: {error.strerror}")
     else:
-        say(f"mae-et: scores written to {path}")
+        say(f"scores written to {path}")
 
 
 def _score(

@@ -56,7 +56,7 @@ def submit_command(command_line: CommandLine, arguments: list[str]) -> None:
     if given.dry_run:
         return
     run = shlex.quote(jobs["run"])
-    say(f"mae-et: to follow it: mae-et status {run} --watch 10")
+    say(f"to follow it: mae-et status {run} --watch 10")
     print(json.dumps(jobs), flush=True)
 
 

@@ -93,7 +93,7 @@ class Job:
                 raise
             except (subprocess.SubprocessError, OSError) as error:
                 # SLURM refuses if it has already requeued the job after a preemption.
-                say(f"mae-et: job not requeued by this process: {error}")
+                say(f"job not requeued by this process: {error}")
         else:
             record_event(self.folder, "stopped", step=stop.step, signal=stop.signal)
 

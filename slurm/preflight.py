@@ -23,7 +23,7 @@ def check_root(data: DataConfig) -> None:
             data_root(data)
     elif not data.root.exists():
         # Not an error: compute nodes may have disks that the login node lacks.
-        say(f"mae-et: warning: {data.root} does not exist on this machine")
+        say(f"warning: {data.root} does not exist on this machine")
 
 
 def check_plan(config: PretrainConfig) -> None:

@@ -56,7 +56,7 @@ def main(folder: Path, status: int, retries: int) -> int:
         record_event(folder, "given up", sentence=sentence, step=step, crashes=crashes + 1)
         return status
     record_event(folder, "retried", sentence=sentence, step=step)
-    say(f"mae-et: crashed ({sentence}); requeued from step {step}")
+    say(f"crashed ({sentence}); requeued from step {step}")
     requeue()
     return status
 

@@ -177,7 +177,7 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool 
         return
     launcher = _launcher(group, cluster, root, root / "slurm")
     if cluster.executor == "slurm":
-        say(f"mae-et: {group[0].kind}: {launcher.check()}")
+        say(f"{group[0].kind}: {launcher.check()}")
 
 
 def _check_path(root: Path) -> None:

@@ -56,7 +56,7 @@ class ClusterRunner:
                 write_text_atomically(written, to_yaml(config))
                 tasks.append(parse_task(self.command_line, "pretrain", [f"--config={written}"]))
             job = submit_together(tasks, self.cluster, self.folder)
-            say(f"mae-et: search: {len(tasks)} trials as job {job}")
+            say(f"search: {len(tasks)} trials as job {job}")
         missing = 0
         while True:
             states = [each.state for folder in folders for each in status([folder])[:1]]

@@ -49,7 +49,7 @@ def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder 
     write_safetensors(tensors, folder / "model.safetensors")
     if not isinstance(about["image_size"], int):
         say(
-            f"mae-et: {folder}: transformers has no view of {about['image_size']} pixels that "
+            f"{folder}: transformers has no view of {about['image_size']} pixels that "
             "covers it: images of other aspect ratios get black borders, unlike in mae-et evaluate"
         )
     processor = image_processor(weights.preprocessing, about["image_size"], about["num_channels"])

@@ -141,7 +141,7 @@ def _report_published(part: str, width: int, heads: int) -> None:
     """Print once which heads are assumed: MoCo v3's ViT-S has twice the usual number."""
     if is_main():
         say(
-            f"mae-et: the weights do not record the {part}'s heads: {heads}, as published for "
+            f"the weights do not record the {part}'s heads: {heads}, as published for "
             f"width {width} (or give {part}_num_heads)"
         )
 

@@ -152,11 +152,11 @@ def report_preprocessing(recorded: Preprocessing | None, data: DataConfig, path:
     """
     if recorded is None:
         say(
-            f"mae-et: {path} records no statistics of its images, which are normalised with "
+            f"{path} records no statistics of its images, which are normalised with "
             f"data.mean {list(data.mean)} and data.std {list(data.std)}"
         )
     elif differing := recorded.differences(data):
-        say(f"mae-et: images are prepared with {', '.join(differing)}")
+        say(f"images are prepared with {', '.join(differing)}")
 
 
 def _statistics(about: dict[str, Any]) -> tuple[list[float], list[float]] | None:

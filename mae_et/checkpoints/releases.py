@@ -23,7 +23,7 @@ def report_release(path: Path) -> None:
         digest = hashlib.file_digest(file, "md5").hexdigest()
     name = RELEASED_MD5.get(digest[:6])
     if name is not None:
-        say(f"mae-et: {path} is {name} as released (md5)")
+        say(f"{path} is {name} as released (md5)")
     elif path.name in RELEASED_MD5.values():
         warnings.warn(
             f"{path} is not the released file of that name: its md5 differs", stacklevel=2

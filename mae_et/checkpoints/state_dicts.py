@@ -84,7 +84,7 @@ def find_state_dict(
         raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({listed})")
     nameless = None if averages else _nameless_average(payload)
     if nameless is not None:
-        say(f"mae-et: {path}: the moving average in {nameless} has no names and is not used")
+        say(f"{path}: the moving average in {nameless} has no names and is not used")
     return _as_float32(path, found[chosen[0]])
 
 
@@ -106,7 +106,7 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
     listed = ", ".join(label or "the file itself" for label in others)
     rest = f"; it lacks {', '.join(lacking[:3])}, taken from {listed}" if lacking else ""
     fact = f"taking the moving average {average}, not {listed} (checkpoint_key chooses){rest}"
-    say(f"mae-et: {path}: {fact}")
+    say(f"{path}: {fact}")
     return _as_float32(path, {name: weights[name] for name in lacking} | tensors)
 
 

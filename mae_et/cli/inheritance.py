@@ -37,7 +37,7 @@ def data_of_checkpoint(config: Any) -> DataConfig | None:
     data = stored_data(path, key, named)
     if named is not None and data is not None:
         say(
-            f"mae-et: images as timm records for {named}, unless given: data.mean "
+            f"images as timm records for {named}, unless given: data.mean "
             f"{list(data.mean)}, data.std {list(data.std)}, data.eval_crop {data.eval_crop}"
         )
     return data

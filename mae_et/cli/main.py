@@ -29,16 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stop_signals():
             return run(given)
     except (UserError, RunFailed) as error:
-        say(f"mae-et: {_sentence(error)}")
+        say(_sentence(error))
         return 2 if isinstance(error, UserError) else 1
     except OSError as error:  # a full disk, a folder that disappeared
-        say(f"mae-et: {error}")
+        say(str(error))
         return 1
     except (Interrupted, Stopped) as error:
-        say(f"mae-et: {error}")
+        say(str(error))
         return 128 + error.signal
     except KeyboardInterrupt:
-        say("mae-et: stopped at once; checkpoints saved before are kept")
+        say("stopped at once; checkpoints saved before are kept")
         return 130
 
 
@@ -89,7 +89,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
-    say(f"mae-et: warning: {one_line(message)}")
+    say(f"warning: {one_line(message)}")
 
 
 if __name__ == "__main__":

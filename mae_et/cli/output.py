@@ -46,5 +46,5 @@ def print_run(folder: Path, further: dict[str, Any], as_json: bool) -> None:
     """Print the results of a finished run, and how to look at its curves; from rank 0 only."""
     if is_main():
         results = json.loads((folder / "results.json").read_text())
-        say(f"mae-et: curves: tensorboard --logdir {folder}")
+        say(f"curves: tensorboard --logdir {folder}")
         print_results({"run": str(folder)} | results | further, as_json)

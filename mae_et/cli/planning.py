@@ -41,7 +41,7 @@ def plan(arguments: Arguments) -> None:
 def count_images(config: PretrainConfig) -> int:
     """Return the images of an epoch: those of the dataset, or ImageNet-1K's without one."""
     if config.data.source == "folder" and config.data.root is None:
-        say("mae-et: no data.root: planned for the images of ImageNet-1K")
+        say("no data.root: planned for the images of ImageNet-1K")
         return IMAGENET_1K
     from mae_et.data.datasets import open_dataset
 
@@ -65,7 +65,7 @@ def search(arguments: Arguments) -> None:
     results = search(config, objective, runner, parallel=options.cluster is not None)
     stages = ", ".join(str(bandwidth) for bandwidth in results["bandwidths"])
     say(
-        f"mae-et: found {stages}: {options.objective} {results['value']:.2f}; train with: "
+        f"found {stages}: {options.objective} {results['value']:.2f}; train with: "
         f"mae-et pretrain --config {results['curriculum']}"
     )
     print_json(results)

@@ -12,7 +12,7 @@ from mae_et.cli.output import is_main, print_results, print_run, split_json_flag
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import UserError
-from mae_et.runtime.console import say
+from mae_et.runtime.console import say, write_line
 from mae_et.training.opening import open_training_images
 from mae_et.version import __version__
 
@@ -33,7 +33,7 @@ def demo(arguments: Arguments) -> None:
     try:
         accuracies = downstream.score_encoder(probe)
     except UserError as error:  # unlabelled images, most likely
-        say(f"mae-et: not scored: {error}")
+        say(f"not scored: {error}")
         accuracies = {}
     print_run(folder, accuracies, as_json)
 
@@ -44,7 +44,7 @@ def announce(command: str, folder: Path) -> None:
         state = "resumes" if list_checkpoints(folder / "checkpoints") else "new"
         if (folder / "results.json").exists():
             state = "finished before, its results follow"
-        say(f"mae-et {__version__}: {command} in {folder}: {state}")
+        write_line(f"mae-et {__version__}: {command} in {folder}: {state}")
 
 
 def open_early(config: PretrainConfig) -> ImageDataset | None:
@@ -102,5 +102,5 @@ def _classify(command: str, config: downstream.ClassifierConfig, as_json: bool) 
     results = downstream.classify(config)
     if is_main():
         folder = config.output.dir
-        say(f"mae-et: curves: tensorboard --logdir {folder}")
+        say(f"curves: tensorboard --logdir {folder}")
         print_results({"run": str(folder)} | results, as_json)

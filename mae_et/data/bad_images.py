@@ -159,7 +159,7 @@ class BadImages:
             reason = str(error)
         else:
             reason = f"the image {self._name(index.sample)} could not be read, and now can be"
-        say(f"mae-et: {reason}; another image replaces it")
+        say(f"{reason}; another image replaces it")
         return reason
 
     def _name(self, sample: int) -> object:

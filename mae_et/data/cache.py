@@ -111,7 +111,7 @@ def _attach(source: ImageDataset, address: Sequence[int], rank: int) -> CachedDa
     try:
         buffer = SharedBuffer.attach(address)
     except OSError as error:  # another container or user
-        say(f"mae-et: data.cache ram: rank {rank} cannot share the memory ({error}): reads files")
+        say(f"data.cache ram: rank {rank} cannot share the memory ({error}): reads files")
         return None
     return CachedDataset(source, buffer, buffer.read(np.int64, (len(source), COLUMNS), 0))
 
@@ -127,7 +127,7 @@ def _decode_all(
     expected = _expected_bytes(source)
     if expected > limit:
         say(
-            f"mae-et: data.cache ram: {len(source)} decoded images need about "
+            f"data.cache ram: {len(source)} decoded images need about "
             f"{expected / 2**30:.3g} GiB, and {limit / 2**30:.3g} GiB of memory are free for them: "
             "they are read from files"
         )
@@ -147,7 +147,7 @@ def _decode_all(
     stored = int((table[:, 0] != NOT_STORED).sum())
     rest = len(source) - stored
     say(
-        f"mae-et: data.cache ram: {stored} images decoded to {filled.end.value / 2**30:.3g} GiB of "
+        f"data.cache ram: {stored} images decoded to {filled.end.value / 2**30:.3g} GiB of "
         f"shared memory in {time.monotonic() - start:.1f} s"
         + (f"; {rest} unreadable or not fitting are read from files" if rest else "")
     )

@@ -44,7 +44,7 @@ def write_shard(dataset: DecodedDataset, config: PrepareConfig, folder: Path, sh
             except Unreadable as error:
                 if config.data.on_error == "stop":
                     raise
-                say(f"mae-et: {error}; skipped")
+                say(f"{error}; skipped")
     write_atomically(index_path(folder, shard), lambda temporary: write_array(temporary, rows))
 
 

@@ -53,7 +53,7 @@ def diagnosis(rows: Sequence[Row]) -> dict[str, Any]:
     diverged = has_diverged(rows)
     if diverged:
         say(
-            "mae-et: warning: the run diverged: its loss rose far above its first value, or ends "
+            "warning: the run diverged: its loss rose far above its first value, or ends "
             "no lower (optim.base_lr may be too high)"
         )
     return {

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
-from mae_et.runtime.console import say
+from mae_et.runtime.console import write_line
 
 # tqdm's own estimate assumes steps of equal cost, so the bar shows ours, and only ours.
 BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar}| {desc}"
@@ -38,7 +38,7 @@ class Terminal:
         """Show a row of metrics."""
         spike = " | loss spike" if row.get("spike") else ""
         if self.bar is None:
-            say(describe(row, self.plan) + spike)
+            write_line(describe(row, self.plan) + spike)
         else:
             self.advance(row["step"])
             self.bar.set_description_str(summary(row) + spike.replace(" |", ","))
@@ -51,7 +51,7 @@ class Terminal:
             else f"{figure_name(key)} {format_figure(key, value) or 'non-finite'}"
             for key, value in scores.items()
         )
-        say(f"step {step}/{self.plan.steps} | {shown}")
+        write_line(f"step {step}/{self.plan.steps} | {shown}")
 
     def close(self) -> None:
         """Close the bar."""

@@ -15,7 +15,12 @@ def printable(text: str) -> str:
     )
 
 
-def say(line: str) -> None:
+def say(fact: str) -> None:
+    """Print a fact to stderr, with the program's name before it; see `write_line`."""
+    write_line(f"mae-et: {fact}")
+
+
+def write_line(line: str) -> None:
     """Print a line to stderr, above the progress bar, with control characters escaped.
 
     A closed terminal or pipe never ends the run; metrics.jsonl records the same facts.
@@ -34,4 +39,4 @@ def is_main() -> bool:
 def notify(fact: str) -> None:
     """Print a line to stderr from the main rank, the first time that this process states it."""
     if is_main():
-        say(f"mae-et: {fact}")
+        say(fact)

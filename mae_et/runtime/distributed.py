@@ -110,7 +110,7 @@ def _join(backend: str, patience: float | None) -> None:
         joining.join(0.05)
         waited = time.monotonic() - began
         if waited > notice:
-            say(f"mae-et: rank {rank} is waiting for {size} ranks at {address}")
+            say(f"rank {rank} is waiting for {size} ranks at {address}")
             notice *= 2
         if patience is not None and waited > patience:
             errors.append(TimeoutError(f"timed out after {patience:g} s (step_timeout)"))

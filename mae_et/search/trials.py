@@ -104,7 +104,7 @@ class Trials:
         for group in [missing] if self.parallel and missing else [[trial] for trial in missing]:
             for trial in group:
                 fork_checkpoint(trial)
-                _say(f"{trial.name} ({trial.equivalent_epochs:.2f} equivalent epochs)")
+                say(f"search: {trial.name} ({trial.equivalent_epochs:.2f} equivalent epochs)")
             failures = self.run([trial.config for trial in group], None)
             for trial, failed in zip(group, failures, strict=True):
                 self.record(trial, None if failed else self.measure(trial), failed)
@@ -136,7 +136,7 @@ class Trials:
         for record in self.log.records:
             if key.items() <= record.items():
                 return record["value"]
-        _say(f"{trial.name} to step {step}")
+        say(f"search: {trial.name} to step {step}")
         (failed,) = self.run([trial.config], step)
         if failed is not None:
             self.record(trial, None, failed)
@@ -169,7 +169,7 @@ class Trials:
         }
         self.log.append(record)
         self.known[trial.name] = record
-        _say(f"{trial.name}: {failed or f'{value:.2f}'}")
+        say(f"search: {trial.name}: {failed or f'{value:.2f}'}")
 
     def delete_checkpoints(self, trials: Sequence[Trial]) -> None:
         """Delete the checkpoints of eliminated trials."""
@@ -222,7 +222,3 @@ def training_seconds(trial: Trial) -> float:
     rows = read_metrics(trial.folder)
     first = trial.start.step if trial.start else 0
     return round(sum(row["window_seconds"] for row in rows if row["step"] > first), 1)
-
-
-def _say(message: str) -> None:
-    say(f"mae-et: search: {message}")

@@ -151,7 +151,7 @@ def _describe(config: PretrainConfig, plan: Plan, saved: dict[str, Any]) -> str:
     """Return which checkpoint and learning rate an extension starts from, and what follows."""
     optim, step = config.optim, saved["step"]
     return (
-        f"mae-et: extending {saved['path']} (step {step} of {plan.steps}): bandwidth "
+        f"extending {saved['path']} (step {step} of {plan.steps}): bandwidth "
         f"{plan.at(step).bandwidth}, learning rate {optim.lr:.3g} to step "
         f"{decay_start(plan, optim)}, then falling to {optim.min_lr:.3g}"
     )

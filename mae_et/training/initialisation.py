@@ -36,10 +36,7 @@ def load_initial_weights(
     check_ranks_agree({"the hash of init.weights": initial.sha256}, world)
     if world.is_main:
         statistics = _describe_statistics(weights.preprocessing, config.data)
-        say(
-            f"mae-et: starting from {path} (sha256 {initial.sha256[:12]}): {initial.summary}; "
-            f"{statistics}"
-        )
+        say(f"starting from {path} (sha256 {initial.sha256[:12]}): {initial.summary}; {statistics}")
     return initial.sha256
 
 

@@ -56,10 +56,10 @@ def wait_for_other_processes(world: DistributedContext, seconds: float = 30) -> 
     while (held := _held_by_others(world.device)) > OTHERS_BYTES:
         if not said:
             amount = f"{held / 2**30:.1f} GiB of the memory of GPU {world.device.index}"
-            say(f"mae-et: other processes hold {amount}; waiting up to {seconds:g} s for them")
+            say(f"other processes hold {amount}; waiting up to {seconds:g} s for them")
             said = True
         if time.monotonic() >= end:
-            say("mae-et: they still do: micro-batches that fit beside them are not kept")
+            say("they still do: micro-batches that fit beside them are not kept")
             return True
         time.sleep(min(1.0, seconds))
     return False

@@ -90,7 +90,7 @@ def fit_micro_batch(
             sizes = {bandwidth: min(kept[bandwidth], size) for bandwidth, size in sizes.items()}
             if run.world.is_main:
                 listed = ", ".join(f"{size} at {b}" for b, size in kept.items())
-                say(f"mae-et: micro-batches of the checkpoint ({listed}) do not fit now: lowered")
+                say(f"micro-batches of the checkpoint ({listed}) do not fit now: lowered")
     run.state.micro_batch = kept if crowded else sizes
     run.micro_batch = micro_batch_size(sizes, run.plan, run.world.size)
 
@@ -128,7 +128,7 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     sizes = dict(zip(sizes, chosen.tolist(), strict=True))
     if world.is_main:
         listed = ", ".join(f"{size} at {bandwidth}" for bandwidth, size in sizes.items())
-        say(f"mae-et: micro-batches that fit: {listed} (of {share} images per rank)")
+        say(f"micro-batches that fit: {listed} (of {share} images per rank)")
     return sizes
 
 

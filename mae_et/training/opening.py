@@ -12,7 +12,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.layout import ROOTED
-from mae_et.runtime.console import is_main, say
+from mae_et.runtime.console import is_main, write_line
 from mae_et.training.plan import curriculum_of, make_plan
 
 
@@ -35,14 +35,14 @@ def say_opening(config: Any, source: ImageDataset) -> None:
     if not is_main():
         return
     curves = "tensorboard --logdir" if config.output.tensorboard else "mae-et report"
-    say(fact_line("data", _describe_data(config.data, source)))
-    say(fact_line("curves", f"{curves} {config.output.dir}"))
+    write_line(fact_line("data", _describe_data(config.data, source)))
+    write_line(fact_line("curves", f"{curves} {config.output.dir}"))
 
 
 def say_plan(plan: Plan) -> None:
     """Print what a run does, on the main rank."""
     if is_main():
-        say(fact_line("plan", _describe_plan(plan)))
+        write_line(fact_line("plan", _describe_plan(plan)))
 
 
 def fact_line(name: str, fact: str) -> str:

@@ -23,7 +23,7 @@ from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.agreement import check_ranks_agree
-from mae_et.runtime.console import say
+from mae_et.runtime.console import write_line
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
@@ -117,7 +117,7 @@ def train_run(
                 run.bad_images.write()  # without rows after the checkpoint
         if logger is not None:
             for line in overview(run, num_workers):
-                say(line)
+                write_line(line)
         with training_batches(
             dataset, run.sampler(), num_workers, pin_memory, run.bad_images, decoder
         ) as batches:
