@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-dependencies = ["torch", "torchvision", "timm", "einops", "jsonargparse", "safetensors", "yaml"]
+dependencies = [
+    "torch", "torchvision", "timm", "einops", "jsonargparse", "lazy_loader", "safetensors", "yaml",
+]  # fmt: skip
 
 
 def mae_encoder(path_or_name: str, pretrained: bool = True, **settings: Any) -> nn.Module:

@@ -43,7 +43,7 @@ def _digest(packages: dict[str, Path]) -> str:
     digest = hashlib.blake2b(digest_size=6)
     for name, source in sorted(packages.items()):
         for path in sorted(source.rglob("*")):
-            if path.suffix in {".py", ".yaml", ".typed"} and "__pycache__" not in path.parts:
+            if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(f"{name}/{path.relative_to(source)}\0".encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()

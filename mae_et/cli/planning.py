@@ -54,7 +54,7 @@ def search(arguments: Arguments) -> None:
     options = config.search
     flagged = any(word.startswith("--search.objective") for word in arguments)
     objective = _objective(config, flagged)
-    from mae_et.search import search
+    from mae_et.search.driver import search
     from mae_et.search.trials import Runner, run_here
 
     runner: Runner = run_here

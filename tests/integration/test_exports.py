@@ -8,21 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {
-    "mae_et": "mae_et", "finetune": "finetune", "slurm": "slurm", "mae_et.search": "mae_et/search",
-}  # fmt: skip
+PACKAGES = ("mae_et", "finetune", "slurm")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_type_checkers_and_python_see_the_same_exports(package: str) -> None:
-    tree = ast.parse((ROOT / PACKAGES[package] / "__init__.py").read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    seen = {(node.module, name.asname) for node in block.body for name in node.names}
+    tree = ast.parse((ROOT / package / "__init__.pyi").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    seen = {(f"{package}.{node.module}", name.asname) for node in imports for name in node.names}
     root = importlib.import_module(package)
     assert {name for _, name in seen} == set(root.__all__) <= set(dir(root))
     for module, name in seen:
         assert getattr(root, name) is getattr(importlib.import_module(module), name)
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="nothing"):
         _ = root.nothing
 
 

@@ -19,7 +19,7 @@ from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfi
 from mae_et.config.files import find_config, load_config
 from mae_et.config.model import ModelConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.search import SearchConfig
+from mae_et.search.config import SearchConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

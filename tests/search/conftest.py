@@ -6,7 +6,7 @@ import pytest
 from searches import SMALL
 
 from mae_et import load_config
-from mae_et.search import SearchConfig
+from mae_et.search.config import SearchConfig
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from searches import SMALL, pretend
 
 from mae_et import UserError
 from mae_et.cli.main import main
-from mae_et.search import search
-from mae_et.search.driver import check_same_images
+from mae_et.search.driver import check_same_images, search
 from mae_et.search.trial_log import TrialLog
 
 

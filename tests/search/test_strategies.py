@@ -9,7 +9,7 @@ from searches import STRATEGIES, pretend, stages_of
 from mae_et import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Diverged, RunFailed
-from mae_et.search import search
+from mae_et.search.driver import search
 from mae_et.search.trials import run_here
 from mae_et.training.plan import make_plan
 

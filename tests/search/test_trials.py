@@ -10,8 +10,7 @@ from mae_et import load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.search import SearchConfig
-from mae_et.search.config import PAPER_BANDWIDTHS
+from mae_et.search.config import PAPER_BANDWIDTHS, SearchConfig
 from mae_et.search.sequential import stage_trial
 from mae_et.search.trial_log import TrialLog
 from mae_et.search.trials import Trials, fork_checkpoint, run_here

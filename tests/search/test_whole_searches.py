@@ -20,7 +20,7 @@ from mae_et import Interrupted, load_config
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.config.schema import PretrainConfig
-from mae_et.search import search
+from mae_et.search.driver import search
 from mae_et.training.plan import make_plan
 from slurm.events import read_events
 

@@ -1,0 +1,35 @@
+from .checkpoints.encoders import load_encoder as load_encoder
+from .checkpoints.export import export as export
+from .checkpoints.load import load_pretrained as load_pretrained
+from .config.data import DataConfig as DataConfig
+from .config.efficiency import EfficiencyConfig as EfficiencyConfig
+from .config.files import load_config as load_config
+from .config.init import InitConfig as InitConfig
+from .config.model import ModelConfig as ModelConfig
+from .config.schema import CropConfig as CropConfig
+from .config.schema import CurriculumConfig as CurriculumConfig
+from .config.schema import OptimConfig as OptimConfig
+from .config.schema import OutputConfig as OutputConfig
+from .config.schema import PretrainConfig as PretrainConfig
+from .config.schema import Stage as Stage
+from .curriculum.frequency import low_frequency_crop as low_frequency_crop
+from .curriculum.plan import Plan as Plan
+from .curriculum.schedule import Curriculum as Curriculum
+from .data.sampler import CurriculumBatchSampler as CurriculumBatchSampler
+from .data.sampler import SampleIndex as SampleIndex
+from .data.train_dataset import Batch as Batch
+from .data.train_dataset import train_transform as train_transform
+from .data.transforms import normalise as normalise
+from .errors import Interrupted as Interrupted
+from .errors import RunFailed as RunFailed
+from .errors import UserError as UserError
+from .models.features import extract_features as extract_features
+from .models.mae import MaskedAutoencoder as MaskedAutoencoder
+from .models.mae import Reconstruction as Reconstruction
+from .models.masking import Mask as Mask
+from .models.masking import mask_from_noise as mask_from_noise
+from .models.masking import masks as masks
+from .models.targets import hog as hog
+from .pretraining import pretrain as pretrain
+
+__version__: str

@@ -1,0 +1,3 @@
+from .config import ClusterConfig as ClusterConfig
+from .run_status import status as status
+from .submission import submit as submit
