@@ -16,7 +16,7 @@ from typing import Any
 
 import timm
 
-from mae_et.checkpoints.hugging_face import from_hugging_face, read_tensors
+from mae_et.checkpoints.hugging_face import from_hugging_face, has_tensors, read_tensors
 from mae_et.checkpoints.hugging_face_config import (
     classes_of,
     grid_of,
@@ -24,7 +24,8 @@ from mae_et.checkpoints.hugging_face_config import (
     read_preprocessor,
     read_timm_config,
 )
-from mae_et.checkpoints.mae_layout import split_mae
+from mae_et.checkpoints.mae_layout import check_plain_vit, split_mae
+from mae_et.checkpoints.other_names import describe_folder
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.releases import report_release
 from mae_et.checkpoints.run_config import (
@@ -33,7 +34,7 @@ from mae_et.checkpoints.run_config import (
     config_of_run,
     read_classifier_description,
 )
-from mae_et.checkpoints.state_dicts import Tensors, find_state_dict
+from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import (
@@ -116,12 +117,15 @@ def _read(path: Path, key: str | None) -> Weights:
         if timm.is_model(str(path)):
             return _from_hub(path)
         raise UserError(f"there is no checkpoint {path}")
-    if path.is_file():
+    if path.is_file() and not path.name.endswith(".index.json"):
         return weights_of_payload(path, read_weight_file(path), key)
+    path = path.parent if path.is_file() else path
     if (path / "config.json").is_file():
         return _from_hugging_face(path)
     if (path / "classes.json").is_file():
         return _from_classifier_run(path)
+    if has_tensors(path):
+        return _from_mae(path, read_tensors(path, read_weight_file), key)
     payload = newest_checkpoint(path / "checkpoints")
     return _from_finished_run(path) if payload is None else weights_of_payload(path, payload)
 
@@ -176,7 +180,7 @@ def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
         }
         for prefix in ("encoder.", "decoder.")
     )
-    _check_plain_vit(path, encoder)
+    check_plain_vit(path, encoder, encoder)
     model = config.model
     return Weights(
         path,
@@ -193,7 +197,7 @@ def _from_finished_run(folder: Path) -> Weights:
     """Read a run's exported encoder: its checkpoints may have been deleted."""
     path = folder / "encoder.safetensors"
     if not path.is_file():
-        raise UserError(f"{folder} holds no checkpoint that loads")
+        raise UserError(f"{folder} holds no checkpoint that loads{describe_folder(folder)}")
     weights = weights_of_payload(path, read_weight_file(path))
     return replace(weights, config=config_of_run(folder))
 
@@ -209,17 +213,8 @@ def _from_classifier_run(folder: Path) -> Weights:
 def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> Weights:
     """Find and sort tensors of MAE's or timm's layout."""
     tensors = find_state_dict(path, payload, {"patch_embed.proj.weight"}, key)
-    _check_plain_vit(path, tensors)
+    check_plain_vit(path, tensors, tensors or tensor_names(payload))
     return Weights(path, *split_mae(tensors))
-
-
-def _check_plain_vit(path: Path, tensors: Tensors) -> None:
-    """Refuse tensors without those that every reader measures the network by."""
-    if "patch_embed.proj.weight" not in tensors:
-        raise UserError(f"{path} holds no vision transformer: there is no patch_embed.proj.weight")
-    plain = tensors["patch_embed.proj.weight"].ndim == 4 and "pos_embed" in tensors
-    if not plain or tensors["pos_embed"].ndim != 3:
-        raise UserError(f"{path} holds no plain vision transformer: no pos_embed or 2-D patches")
 
 
 def _from_hugging_face(folder: Path) -> Weights:

@@ -78,6 +78,12 @@ THIRDS = ("query", "key", "value")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
+def has_tensors(folder: Path) -> bool:
+    """Return whether a folder has weights where transformers and accelerate write them."""
+    names = [f"{name}{index}" for name in WEIGHT_FILES for index in ("", ".index.json")]
+    return any((folder / name).is_file() for name in names)
+
+
 def read_tensors(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Tensor]:
     """Read the weights of a folder, from one file or from those that an index lists.
 

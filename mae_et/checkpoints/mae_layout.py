@@ -4,8 +4,12 @@ Source: facebookresearch/mae (README, FINETUNE.md; formats only).
 """
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
+from mae_et.checkpoints.other_names import BY_NAME, recognise_network
 from mae_et.checkpoints.state_dicts import Tensors
+from mae_et.errors import UserError
 
 # MAE's names of the decoder's parts, and ours. Its positions are computed, not loaded.
 MAE_DECODER = {
@@ -15,6 +19,8 @@ MAE_DECODER = {
     "decoder_norm.": "norm.",
     "decoder_pred.": "pred.",
 }
+# What masked image modelling of other methods leaves in an encoder (DINOv2, iBOT, lightly).
+MASK_TOKENS = ("mask_token", "masked_embed")
 # Of the normalisation before a linear probe's head; the weights do not record it.
 PROBE_EPSILON = 1e-6
 
@@ -23,9 +29,14 @@ def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     """Split a state dict into encoder, decoder and head, under our names.
 
     Reads pre-trained, fine-tuned (`fc_norm`, `head`) and linear-probe (`head.0`, `head.1`) files of
-    MAE, and files of timm, whose names are the same as far as they go.
+    MAE, and files of timm, whose names are the same as far as they go. A projection head of
+    contrastive learning is dropped, and so is a mask token without a decoder.
     """
     encoder, decoder, head = {}, {}, {}
+    if not any(name.startswith("decoder_") for name in weights):
+        weights = {name: tensor for name, tensor in weights.items() if name not in MASK_TOKENS}
+    if any(re.match(r"head\.(?:[2-9]|mlp|last_layer)\.", name) for name in weights):
+        weights = {name: t for name, t in weights.items() if not name.startswith("head.")}
     for name, tensor in weights.items():
         prefix = next((prefix for prefix in MAE_DECODER if name.startswith(prefix)), None)
         if prefix is not None:
@@ -48,3 +59,26 @@ def fold_probe(head: Tensors) -> Tensors:
         bias = bias - weight @ head["running_mean"].double()
     dtype = head["weight"].dtype
     return {"head.weight": weight.to(dtype), "head.bias": bias.to(dtype)}
+
+
+def check_plain_vit(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
+    """Refuse an encoder without the tensors that every reader measures it by.
+
+    Args:
+        path: the checkpoint, for errors.
+        tensors: the encoder, under timm's names.
+        names: names of all tensors, which tell what else the network is.
+
+    Raises:
+        UserError: one is missing, or of another shape.
+    """
+    lacking = [name for name in ("patch_embed.proj.weight", "pos_embed") if name not in tensors]
+    if lacking and (network := recognise_network(names)):
+        what, advice = network
+        raise UserError(f"{path} holds {what}, no plain vision transformer: {advice}")
+    if lacking:
+        advice = f": {BY_NAME}" if lacking == ["pos_embed"] else ""
+        cause = f"there is no {lacking[0]}{advice}"
+        raise UserError(f"{path} holds no plain vision transformer: {cause}")
+    if (tensors["patch_embed.proj.weight"].ndim, tensors["pos_embed"].ndim) != (4, 3):
+        raise UserError(f"{path} holds no plain vision transformer: its patches are not 2-D")

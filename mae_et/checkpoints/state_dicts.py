@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
@@ -98,6 +99,11 @@ def largest_state_dict(path: Path, payload: dict[str, Any]) -> Tensors:
     return _as_float32(path, tensors)
 
 
+def tensor_names(payload: dict[str, Any]) -> list[str]:
+    """Return the names of all tensors in a training checkpoint."""
+    return [name for _, tensors in _mappings(payload, ()) for name in tensors]
+
+
 def _average(path: Path, found: dict[str, Tensors], average: str, others: list[str]) -> Tensors:
     """Return a moving average, with the tensors that its modules lack from the weights."""
     tensors, weights = found[average], found[others[0]] if len(others) == 1 else {}
@@ -138,14 +144,18 @@ def _candidates(payload: dict[str, Any], names: Collection[str]) -> dict[str, Te
 
 
 def _mappings(payload: dict[Any, Any], place: tuple[str, ...]) -> Iterator[tuple[Any, Tensors]]:
-    """Yield each mapping of tensors with the path to it; names lose what compilers inserted."""
+    """Yield each mapping of tensors with the path to it.
+
+    Names lose what compilers inserted; those of another library become timm's.
+    """
     tensors = {
         _INSERTED.sub("", name): value
         for name, value in payload.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
     if tensors:
-        yield place, tensors
+        renamed = renamed_to_timm(tensors)
+        yield place, {renamed[name]: tensor for name, tensor in tensors.items()}
     if len(place) < _DEEPEST:
         for name, value in payload.items():
             if isinstance(name, str) and isinstance(value, dict):
@@ -164,14 +174,20 @@ def _prefixes(name: str, names: Collection[str]) -> Iterator[str]:
 
 
 def _strip(tensors: Tensors, prefix: str) -> Tensors:
-    """Take the tensors under a prefix; of our own models the decoder beside `encoder.` too."""
+    """Take the tensors under a prefix, and the decoder beside them under MAE's names.
+
+    Our models have `encoder.` and `decoder.`; solo-learn's `backbone.`, lightly's `backbone.vit.`
+    beside a `decoder.` whose names are MAE's.
+    """
     stripped = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    decoder = re.sub(r"(^|\.)encoder\.$", r"\1decoder.", prefix)
-    if decoder != prefix and f"{decoder}embed.weight" in tensors:
-        for name, tensor in tensors.items():
-            rest = name.removeprefix(decoder)
-            if rest != name:  # MAE's names
-                stripped[rest if rest == "mask_token" else f"decoder_{rest}"] = tensor
+    parts = prefix.split(".")[:-1]
+    for parent in (parts[:-1], parts[:-2]):
+        decoder = ".".join([*parent, "decoder."])
+        if prefix and {f"{decoder}embed.weight", f"{decoder}decoder_embed.weight"} & tensors.keys():
+            for name in (name for name in tensors if name.startswith(decoder)):
+                own = name.removeprefix(decoder)
+                known = own == "mask_token" or own.startswith("decoder_")
+                stripped[own if known else f"decoder_{own}"] = tensors[name]
     return stripped
 
 

@@ -5,7 +5,9 @@ import datetime
 import pathlib
 import pickle
 import re
+import tarfile
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,18 @@ def _empty_list(*_: object) -> list[Any]:
     return []
 
 
+class _Skipped:
+    """Stands for an object that is not read: takes any arguments and state, and drops them."""
+
+    def __new__(cls, *_: object) -> "_Skipped":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+# Modules whose objects trainers store beside weights: settings, histories, states of their loops.
+SKIPPED_MODULES = ("mmengine.", "omegaconf.", "typing.", "lightning.", "lightning_fabric.",
+                   "pytorch_lightning.", "deepspeed.")  # fmt: skip
 _RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
 # What trainers save beside tensors: arguments, numbers of NumPy, histories. All of these are plain
 # holders of data; constructing one runs no code of the file's. torch fills dicts and lists alone.
@@ -68,7 +82,7 @@ def read_weight_file(path: Path) -> dict[str, Any]:
         if start[8:] == b"{" or not start.startswith((b"PK", b"\x80")):
             return _read_safetensors(path)
         check_archive(path)
-        with torch.serialization.safe_globals(PLAIN_TYPES):
+        with torch.serialization.safe_globals([*PLAIN_TYPES, *_skipped_in(path)]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except Damaged as error:
         raise UserError(str(error)) from None
@@ -81,15 +95,38 @@ def read_weight_file(path: Path) -> dict[str, Any]:
     return payload
 
 
+def _skipped_in(path: Path) -> list[Any]:
+    """Return a stand-in for each class of `SKIPPED_MODULES` that a file names, under its name."""
+    if not zipfile.is_zipfile(path):  # torch lists the classes of archives alone
+        return []
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(_Skipped, name) for name in names if name.startswith(SKIPPED_MODULES)]
+
+
 def _what_is_wrong(path: Path, start: bytes, error: Exception) -> str:
     """Return what is wrong with a file, by its first 9 bytes and the error of reading it."""
     if not start:
         return "it is empty"
+    if zipfile.is_zipfile(path) and (archive := _what_archive(path)):
+        return archive
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or tarfile.is_tarfile(path):
+        return "it is an archive: unpack it"
     if not start.startswith((b"PK", b"\x80")) and (start[8:] != b"{" or b"\0" not in start):
         return "it is neither a safetensors file nor one of PyTorch"
     if isinstance(error, EOFError) or is_cut_short(path):
         return "it is cut short"
     return f"it is damaged ({summarise_error(error)})"
+
+
+def _what_archive(path: Path) -> str:
+    """Return what a zip archive is that `torch.save` did not write; empty if it did."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "it is a TorchScript archive: save the state_dict of its module"
+    if any(name.endswith("/data.pkl") for name in names):
+        return ""
+    return f"it is an archive of {', '.join(names[:3])}: unpack it, or convert it to PyTorch"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

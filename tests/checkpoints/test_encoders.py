@@ -158,7 +158,7 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give its file of weights, with --architecture vit_tiny_"):
         load_encoder(tmp_path)
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
-    with pytest.raises(UserError, match="no vision transformer"):
+    with pytest.raises(UserError, match="a hierarchical network, no plain vision transformer"):
         load_encoder(tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="not a list of tokens"):
         load_encoder(tmp_path / "resnet.safetensors", architecture="resnet10t")

@@ -102,7 +102,7 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         "short.safetensors": "cannot be read: it is cut short$",
         "header.safetensors": "cannot be read: it is cut short$",
         "bits.safetensors": r"cannot be read: it is damaged \(\w+: ",
-        "other.pth": "no vision transformer",
+        "other.pth": "no plain vision transformer: there is no patch",
         "list.pth": "holds a list",
         "learned.pth": "positions other than",
         "extra.pth": "holds a classifier",
