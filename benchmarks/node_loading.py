@@ -146,9 +146,7 @@ def _speed(
     decode: Any = way.decode
     decoder = choose_decoder(decode, dataset, DistributedContext(0, 1, device))
     sampler = CurriculumBatchSampler(endless, config.seed, lambda _: size)
-    with training_batches(
-        dataset, sampler, workers, device.type == "cuda", decoder=decoder
-    ) as batches:
+    with training_batches(dataset, sampler, workers, device, decoder=decoder) as batches:
         ready = time.perf_counter() + seconds / 2
         for _ in range(2 * workers + 2):  # what was loaded ahead while processes started
             next(batches)
@@ -156,8 +154,7 @@ def _speed(
                 break
         started, count = time.perf_counter(), 0
         while not count or time.perf_counter() < ready + seconds / 2:
-            batch = next(batches)
-            batch.images.to(device)
+            next(batches)
             count += size
         if device.type == "cuda":
             torch.cuda.synchronize(device)

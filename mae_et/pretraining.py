@@ -156,7 +156,7 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
 
 
 def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
-    """Run forward and backward on `count` black images at a stage, beside a decoder's memory."""
+    """Run forward and backward on `count` black images at a stage, beside what loading holds."""
     batch = black_batch(run.config.model, stage, count)
     with memory_ahead(run.config.efficiency.decode, batch.images, run.world.device):
         reconstruction_loss(run, batch).backward()

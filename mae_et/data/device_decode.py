@@ -202,7 +202,7 @@ def _taken_over(decoded: Decoded, views: Any) -> Batch:
 def memory_ahead(
     requested: DecodePlace, images: Tensor, device: torch.device
 ) -> Iterator[list[Tensor]]:
-    """Hold what decoding may hold on a device while a micro-batch is trained on.
+    """Hold what loading may hold on a device while a micro-batch is trained on.
 
     The memory of a pass is measured beside it (`efficiency.micro_batch: auto`).
 
@@ -212,7 +212,8 @@ def memory_ahead(
         device: the run's; nothing is allocated on a CPU, where loader processes decode.
     """
     held: list[Tensor] = []
-    if requested != "cpu" and device.type != "cpu":
+    if device.type != "cpu":  # the batch in use and the next one, decoded there or copied to it
         held = [torch.empty_like(images, device=device) for _ in range(AHEAD)]
-        held.append(torch.empty(MOST_BYTES, dtype=torch.uint8, device=device))
+        if requested != "cpu":
+            held.append(torch.empty(MOST_BYTES, dtype=torch.uint8, device=device))
     yield held

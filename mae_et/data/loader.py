@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mae_et.data.bad_images import BadImages, WithSubstitutes
+from mae_et.data.device_copy import copied
 from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
 from mae_et.data.encoded import EncodedDataset
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sample_seed
 from mae_et.data.train_dataset import AugmentedDataset
 from mae_et.runtime.signals import STOP_SIGNALS
 
+CPU = torch.device("cpu")
 WORKER_GRACE_SECONDS = 120
 AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
 
@@ -25,7 +27,7 @@ def training_batches(
     dataset: Any,
     sampler: CurriculumBatchSampler,
     num_workers: int = 0,
-    pin_memory: bool = False,
+    device: torch.device = CPU,
     bad_images: BadImages | None = None,
     decoder: DeviceDecoder | None = None,
 ) -> Iterator[Iterator[Any]]:
@@ -35,11 +37,12 @@ def training_batches(
         dataset: augmented images, indexed by `SampleIndex`.
         sampler: which images, and at which stage.
         num_workers: loader processes; 0 loads in this process.
-        pin_memory: copy batches to pinned memory, for asynchronous copies to a GPU.
+        device: of the training; batches for a GPU are pinned, and copied to it.
         bad_images: counts images that cannot be read and are replaced by others; without it the
             first one raises `Unreadable`.
         decoder: decodes on a device what loader processes only read; None to decode in them.
     """
+    pin_memory = device.type == "cuda"
     views = dataset if bad_images is None else WithSubstitutes(dataset)
     loaded_from = views if decoder is None else EncodedDataset(dataset, views)
     with contextlib.ExitStack() as ends:
@@ -49,6 +52,8 @@ def training_batches(
             batches = ends.enter_context(decoded_ahead(batches, decoder, views))
         if sampler.replay:
             batches = replayed(batches, sampler, dataset, pin_memory)
+        if decoder is None:
+            batches = copied(batches, device)
         yield batches if bad_images is None else bad_images.track(batches)
 
 

@@ -107,7 +107,6 @@ def train_run(
     before = run.provenance.get("decode")
     decoder = choose_decoder(config.efficiency.decode, dataset, world, num_workers, before)
     run.provenance["decode"] = "cpu" if decoder is None else "gpu"
-    pin_memory = world.device.type == "cuda"
     with run_records(run, files) as logger:
         if config.data.on_error == "skip":
             run.bad_images = BadImages(
@@ -119,7 +118,7 @@ def train_run(
             for line in overview(run, num_workers):
                 write_line(line)
         with training_batches(
-            dataset, run.sampler(), num_workers, pin_memory, run.bad_images, decoder
+            dataset, run.sampler(), num_workers, world.device, run.bad_images, decoder
         ) as batches:
             if logger is not None and preview is not None:
                 logger.log_preview(preview)  # while loader processes make the first batches

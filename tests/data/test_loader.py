@@ -1,8 +1,11 @@
+from unittest.mock import MagicMock, call
+
 import pytest
 import torch
 
 from mae_et import Curriculum, Stage
 from mae_et.config.data import DataConfig
+from mae_et.data.device_copy import copied
 from mae_et.data.loader import replayed, train_loader
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.synthetic import Synthetic
@@ -76,3 +79,24 @@ def test_replayed_images_are_not_flipped_without_flips() -> None:
         assert torch.equal(renewed.images, batch.images)
         assert torch.equal(renewed.noise[0], batch.noise[0])
         assert not torch.equal(renewed.noise[1], batch.noise[1])
+
+
+def test_a_batch_is_copied_on_a_stream_that_training_waits_for(monkeypatch) -> None:
+    """Beside queued kernels, and its memory is kept for those that read it (see tests/gpu)."""
+    gpu, device = MagicMock(), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: gpu.copies)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: gpu.training)
+    monkeypatch.setattr(torch.cuda, "stream", gpu.on)
+    stage = torch.zeros(1)
+    batch = next(copied(iter([Batch(gpu.images, gpu.noise, stage, stage)]), device))
+    assert batch == (gpu.images.to(), gpu.noise.to(), stage, stage)
+    assert gpu.mock_calls[:8] == [
+        call.on(gpu.copies),
+        call.on().__enter__(),
+        call.images.to(device, non_blocking=True),
+        call.noise.to(device, non_blocking=True),
+        call.on().__exit__(None, None, None),
+        call.training.wait_stream(gpu.copies),
+        call.images.to().record_stream(gpu.training),
+        call.noise.to().record_stream(gpu.training),
+    ]

@@ -11,6 +11,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from mae_et.config.model import Target
 from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.data.device_copy import copied
+from mae_et.data.train_dataset import Batch
 from mae_et.data.transforms import normalise
 from mae_et.models.targets import patch_targets
 from mae_et.runtime.precision import autocast
@@ -86,3 +88,20 @@ def test_loss_and_gradients_are_those_of_the_cpu(
         for weight, expected in gradients.items():
             difference = (others[weight] - expected).norm()
             assert difference <= tolerance * expected.norm() + 1e-6, (weight, dtype)
+
+
+def test_batches_keep_their_pixels_until_queued_kernels_have_read_them(
+    device: torch.device,
+) -> None:
+    """Each is dropped while the kernel that reads it waits behind a long one."""
+    pixels = torch.arange(16, dtype=torch.uint8)[:, None, None, None, None]
+    pixels = pixels.repeat(1, 8, 3, 224, 224)
+    pixels = pixels.pin_memory() if device.type == "cuda" else pixels
+    stage = torch.zeros(8, dtype=torch.int64)
+    read = []
+    for batch in copied((Batch(each, torch.rand(8, 4), stage) for each in pixels), device):
+        assert batch.images.device == batch.noise.device == device
+        if device.type == "cuda":
+            torch.cuda._sleep(20_000_000)  # about 10 ms
+        read.append(torch.stack(batch.images.aminmax()))
+    assert torch.stack(read).tolist() == [[number, number] for number in range(16)]

@@ -153,7 +153,7 @@ def test_cuda_graphs_exclude(other: dict) -> None:
 def test_auto_compiles_long_runs_on_a_gpu(
     monkeypatch, requested, plan, device: str, expected: bool
 ) -> None:
-    monkeypatch.setattr(compiling, "_compiler_fault", lambda _: "")
+    monkeypatch.setattr(compiling, "compiler_fault", lambda _: "")
     world = DistributedContext(0, 1, torch.device(device))
     assert should_compile(requested, plan, world) is expected
 
@@ -173,7 +173,7 @@ def test_auto_runs_eagerly_where_compilation_fails(monkeypatch, capsys) -> None:
 
 
 def test_auto_compiles_on_all_ranks_or_on_none(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(compiling, "_compiler_fault", lambda _: "")
+    monkeypatch.setattr(compiling, "compiler_fault", lambda _: "")
     monkeypatch.setattr(compiling, "any_rank", lambda *_: True)
     assert not should_compile("auto", LONG, ON_A_GPU)
     assert "torch.compile fails: on another rank" in capsys.readouterr().err

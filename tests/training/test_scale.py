@@ -216,12 +216,12 @@ def test_kept_micro_batches_are_tried_against_any_memory_and_any_share(tiny, mon
             micro_batch.fit_micro_batch(run, {"micro_batch": odd}, attempt)
 
 
-def test_a_pass_is_measured_beside_what_a_decoder_holds(tiny, monkeypatch) -> None:
-    """On a device other than the CPU, where a thread decodes the next micro-batches meanwhile."""
+def test_a_pass_is_measured_beside_what_loading_holds(tiny, monkeypatch) -> None:
+    """On a device other than the CPU, where the next micro-batches are copied or decoded."""
     images, gpu = torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.device("meta")
-    ahead = 2**31 + device_decode.AHEAD * images.nbytes
+    ahead = device_decode.AHEAD * images.nbytes
     for requested, device, expected in (
-        ("auto", gpu, ahead), ("cpu", gpu, 0), ("gpu", WORLD.device, 0),
+        ("auto", gpu, 2**31 + ahead), ("cpu", gpu, ahead), ("gpu", WORLD.device, 0),
     ):  # fmt: skip
         with device_decode.memory_ahead(requested, images, device) as held:
             assert sum(tensor.nbytes for tensor in held) == expected
