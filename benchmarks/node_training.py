@@ -16,7 +16,9 @@ from mae_et.benchmarks.training_step import network_of, reference_step, step_of,
 from mae_et.checkpoints.store import save_checkpoint
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
+from mae_et.runtime.console import say
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
+from mae_et.training.compile import compiler_fault
 from mae_et.training.optim import build_optimizer
 from mae_et.training.state import TrainState
 
@@ -46,7 +48,7 @@ def training_speeds(
     large = {b: _share(plan, gpus, b) for b in bandwidths}
     small = {b: max(1, size // 8) for b, size in large.items()}
     ends = time.monotonic() + seconds
-    kinds = (False, True) if device.type == "cuda" else (False,)  # as efficiency.compile auto
+    kinds = (False, True) if _compiles(device) else (False,)
     arms = [(c, b, sizes) for c, sizes in itertools.product(kinds, (large, small))
             for b in bandwidths]  # fmt: skip
     rows: list[dict[str, Any]] = []
@@ -77,6 +79,16 @@ def training_speeds(
     return rows + _reference(config, plan, device, large[max(bandwidths)], ends)
 
 
+def _compiles(device: torch.device) -> bool:
+    """Return whether `efficiency.compile: auto` compiles here; report a compiler that fails."""
+    if device.type != "cuda":
+        return False
+    fault = compiler_fault(device)
+    if fault:
+        say(f"mae-et: bench node: compiled steps are not measured: torch.compile fails: {fault}")
+    return not fault
+
+
 def mark_noise(rows: list[dict[str, Any]]) -> None:
     """Set `noisy` in each row: its micro-batch took longer than a larger one of its kind."""
     for row in rows:
@@ -97,12 +109,16 @@ def _share(plan: Plan, gpus: int, bandwidth: int) -> int:
     return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
 
 
+class OutOfTime(BaseException):
+    """A step did not end; no Exception, which the compiler would report as a failure of its own."""
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after some seconds, as soon as Python runs again."""
+    """Raise `OutOfTime` in the block after some seconds, as soon as Python runs again."""
 
     def end(*_: object) -> None:
-        raise TimeoutError
+        raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, max(0.01, seconds))
@@ -123,7 +139,7 @@ def timed(
         try:
             with time_limit(ends + SLACK - time.monotonic()):
                 return size, _median(build(size), seconds)
-        except TimeoutError:
+        except OutOfTime:
             return size, None
         except RuntimeError as error:
             if not is_out_of_gpu_memory(error):

@@ -37,7 +37,7 @@ def should_compile(
         return requested
     if world.device.type != "cuda" or plan.steps < STEPS_WORTH_COMPILING * len(plan.bandwidths):
         return False
-    fault = _compiler_fault(world.device)
+    fault = compiler_fault(world.device)
     if not any_rank(bool(fault), world):
         return True
     reason = fault or "on another rank"
@@ -46,7 +46,7 @@ def should_compile(
 
 
 @cache
-def _compiler_fault(device: torch.device) -> str:
+def compiler_fault(device: torch.device) -> str:
     """Return why nothing can be compiled for a device; nothing if it can."""
     try:
         torch.compile(lambda x: x * 2, dynamic=False)(torch.ones(8, device=device))

@@ -12,7 +12,7 @@ from mae_et.benchmarks import node
 from mae_et.benchmarks.node import summary, trained_speed
 from mae_et.benchmarks.node_exchange import all_reduce_speed, exchange_seconds
 from mae_et.benchmarks.node_tables import node_tables
-from mae_et.benchmarks.node_training import mark_noise
+from mae_et.benchmarks.node_training import SLACK, mark_noise, timed
 from mae_et.benchmarks.quality import QualityConfig, arm_config
 from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
@@ -39,6 +39,19 @@ def test_rounds_exclude_the_warm_up_and_are_compared_pairwise() -> None:
 def test_faster_arm_has_a_higher_speed_ratio() -> None:
     speeds = interleave({"a": lambda: time.sleep(0.1), "b": lambda: time.sleep(0.05)}, 1, 0)
     assert speeds["b"].ratios[0] > 1.2
+
+
+def test_a_step_that_does_not_end_is_given_up() -> None:
+    """Whatever it makes of exceptions: a compiler reports all as failures of its own."""
+
+    def step() -> None:
+        try:
+            time.sleep(60)
+        except Exception as error:
+            raise RuntimeError("the compiler failed") from error
+
+    ends = time.monotonic() - SLACK + 0.05
+    assert timed(lambda size: step, 4, 1.0, ends) == (4, None)
 
 
 def test_ratio_prints_its_median_and_range() -> None:
