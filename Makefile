@@ -43,8 +43,8 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .
 
 # A file each at a time, the longest first (conftest.py). On two cores three workers, for the first one
-# mostly waits for SLURM.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+# mostly waits for SLURM. GPUs are hidden, so that `device: auto` is the same everywhere.
+PYTEST = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST) -m 'not slow and not faults and not gpu'

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mae_et.data.choose_decoder import _find_decoder
+
 HERE = Path(__file__).parent
 
 
@@ -25,6 +27,14 @@ def device(pytestconfig: pytest.Config) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no GPU here (--gpu-device cpu runs the test's body)")
     return torch.device("cuda", 0) if found.type == "cuda" else found
+
+
+@pytest.fixture(scope="session")
+def decode(device: torch.device) -> str:
+    """Where runs decode JPEGs, `cpu` or `gpu`; skips where no library decodes on the GPU."""
+    if device.type == "cuda" and _find_decoder(device) is None:
+        pytest.skip("neither TorchCodec (the extra gpu) nor torchvision decodes JPEGs on this GPU")
+    return "gpu" if device.type == "cuda" else "cpu"
 
 
 @pytest.fixture(autouse=True)

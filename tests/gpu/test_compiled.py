@@ -5,19 +5,23 @@ import torch
 from small_mae import small
 
 from mae_et.runtime.precision import autocast
-from mae_et.training.compile import compile_network, eagerly
+from mae_et.training.compile import compile_network, compiler_fault, eagerly
 
-SIDES = (16, 24, 32)
+SIDES = (16, 32)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bf16"])
 def test_compiled_blocks_have_the_losses_and_gradients_of_eager_ones(
     device: torch.device, dtype: torch.dtype | None
 ) -> None:
-    torch._dynamo.reset()
-    model = small(encoder_depth=3, decoder_depth=2).to(device)
     # On a CPU, generating and building C++ takes minutes.
     backend = "inductor" if device.type == "cuda" else "aot_eager"
+    if backend == "inductor" and (fault := compiler_fault(device)):
+        pytest.skip(f"torch.compile fails here: {fault}")
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    model = small(encoder_depth=3, decoder_depth=2).to(device)
     network = compile_network(model, len(SIDES), backend)
 
     def gradients() -> list[torch.Tensor]:
@@ -36,10 +40,8 @@ def test_compiled_blocks_have_the_losses_and_gradients_of_eager_ones(
 
     try:
         compiled = gradients()
-        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        assert graphs >= len(SIDES)
         again = gradients()
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # no recompilation
+        assert counters["unique_graphs"] == 3 * len(SIDES)  # see tests/training/test_compile.py
         with eagerly():
             eager = gradients()
     finally:

@@ -24,6 +24,7 @@ from mae_et.data.train_dataset import Batch, TrainDataset
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.micro_batch import micro_batch_size
 
+pytestmark = pytest.mark.usefixtures("decode")
 STAGES = (Stage(16, 1), Stage(32, 1))
 SIZES = ((96, 128), (131, 90), (100, 100), (61, 33))
 TRIES = 50
