@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig
-from finetune.datasets import open_splits
+from finetune.datasets import Splits, open_splits
 from finetune.model import build_classifier, load_run_network, preprocessing_of_start
 from finetune.param_groups import build_optimizer
 from finetune.periodic_evaluation import PeriodicEvaluation
@@ -39,7 +39,7 @@ from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
 from mae_et.training.find_checkpoint import find_checkpoint
-from mae_et.training.opening import say_opening, say_plan
+from mae_et.training.opening import Opening
 from mae_et.training.run import Run
 from mae_et.training.same_data import same_world_size
 from mae_et.training.saved_state import resumed_plan
@@ -50,13 +50,17 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def classify(
-    config: ClassifierConfig, *, step: Callable[..., tuple[Tensor, Tensor]] | None = None
+    config: ClassifierConfig,
+    *,
+    step: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    opening: Opening[Splits] | None = None,
 ) -> dict[str, Any]:
     """Train a classifier as a config says, resuming from the run folder's newest checkpoint.
 
     Args:
         config: the run.
         step: one update of the weights, called as `classifier_step`, which is the default.
+        opening: of this config, whose data a command has opened before it loads PyTorch.
 
     Returns:
         The final figures, which are also in the run folder's `results.json`.
@@ -67,8 +71,9 @@ def classify(
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    opening = opening or Opening("classify", config, open_splits)
     with distributed_session(config) as (world, stopped):
-        _classify(config, world, stopped, step or classifier_step)
+        _classify(config, world, stopped, step or classifier_step, opening)
     return json.loads((config.output.dir / "results.json").read_text(encoding="utf-8"))
 
 
@@ -77,13 +82,13 @@ def _classify(
     world: DistributedContext,
     stopped: StopFlag,
     step: Callable[..., tuple[Tensor, Tensor]],
+    opening: Opening[Splits],
 ) -> None:
     saved, finished = find_checkpoint(config, world)
     if finished:
         return
     with fail_together(world):
-        train, val = open_splits(config)
-    say_opening(config, train)
+        train, val = opening.data
     provenance = check_data(config, saved, train, world)
     if saved and world.is_main and not same_world_size(saved, world):
         warnings.warn(
@@ -96,11 +101,11 @@ def _classify(
     with fail_together(world):
         network = build_network(config, saved, len(train.classes))
     plan = resumed_plan(config, saved, make_plan(config, network, len(train)))
-    say_plan(plan)
     check_sizes(config, network, plan)
     run = build(config, network, plan, world, saved)
     run.provenance, run.stopped = provenance, stopped
     del saved  # its tensors are in the run now
+    opening.say_built(run)
     shown = shown_sides(config, network)
     dataset = LabelledTrainDataset(
         images, config.data, config.recipe, plan, config.seed, config.model.image_size,

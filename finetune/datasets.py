@@ -6,6 +6,10 @@ from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import Split, split_name
 from mae_et.errors import UserError
+from mae_et.training.opening import Opening, describe_data
+
+Splits = tuple[ImageDataset, ImageDataset | None]
+"""Training and validation split; the latter is None if the run is not evaluated."""
 
 
 def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -> ImageDataset:
@@ -35,13 +39,16 @@ def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -
     return source
 
 
-def open_splits(config: ClassifierConfig) -> tuple[ImageDataset, ImageDataset | None]:
-    """Open the training and the validation split; the latter is None if the run is not evaluated.
+def open_splits(opening: Opening[Splits]) -> Splits:
+    """Open the splits of a classifier, and print what is known of its run.
 
     Raises:
         UserError: images have no labels, or the splits differ in their classes.
     """
+    config: ClassifierConfig = opening.config
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
+    opening.say(data=describe_data(config.data, train))
+    opening.say_expected()
     if config.output.evaluate_every is None:
         return train, None
     val = open_labelled(config.data, "val", config.model.channels, "a classifier")

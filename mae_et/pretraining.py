@@ -42,7 +42,7 @@ from mae_et.training.initialisation import load_initial_weights, saved_hash
 from mae_et.training.loop import Step
 from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
-from mae_et.training.opening import open_training_images
+from mae_et.training.opening import Opening, open_training_images
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import make_plan
 from mae_et.training.preview import draw_preview
@@ -60,7 +60,7 @@ def pretrain(
     stop_after_step: int | None = None,
     *,
     step: Step[Batch] | None = None,
-    source: ImageDataset | None = None,
+    opening: Opening[ImageDataset] | None = None,
 ) -> Path:
     """Pre-train as a config says, resuming from the run folder's newest checkpoint.
 
@@ -74,7 +74,7 @@ def pretrain(
         stop_after_step: number of steps after which to save the state and return, for a later call
             to resume; by default the run goes to its end.
         step: one update of the weights, called as `train_step`, which is the default.
-        source: training images that `open_training_images` has opened for this config.
+        opening: of this config, whose data a command has opened before it loads PyTorch.
 
     Returns:
         The run folder; a finished run has `encoder.safetensors` (a timm model) and `results.json`.
@@ -85,8 +85,9 @@ def pretrain(
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    opening = opening or Opening("pretrain", config, open_training_images)
     with distributed_session(config) as (world, stopped):
-        _pretrain(config, world, stopped, stop_after_step, step or train_step, source)
+        _pretrain(config, world, stopped, stop_after_step, step or train_step, opening)
     return config.output.dir
 
 
@@ -96,14 +97,14 @@ def _pretrain(
     stopped: StopFlag,
     stop_after_step: int | None,
     step: Step[Batch],
-    source: ImageDataset | None,
+    opening: Opening[ImageDataset],
 ) -> None:
     saved, finished = find_checkpoint(config, world, outputs=[ENCODER])
     reached = saved is not None and stop_after_step is not None and saved["step"] >= stop_after_step
     if finished or reached:
         return
     with fail_together(world):
-        source = source or open_training_images(config)
+        source = opening.data
     saved, files = extension.start(config, saved, source, world)
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world)
@@ -112,6 +113,7 @@ def _pretrain(
     run.provenance |= provenance
     run.stopped, run.stop_after_step = stopped, stop_after_step
     del saved  # its tensors are in the run now
+    opening.say_built(run)
     dataset = TrainDataset.from_config(config, images, plan)
     drawn = partial(draw_preview, config, plan, dataset)
     train_run(

@@ -1,29 +1,25 @@
 """Commands that train: pre-training, the demo, classifiers."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import finetune as downstream
 import mae_et
-from mae_et.checkpoints.listing import list_checkpoints
+from finetune.datasets import open_splits
 from mae_et.cli.arguments import Arguments, config_of
 from mae_et.cli.output import is_main, print_results, print_run, split_json_flag
 from mae_et.config.schema import PretrainConfig
-from mae_et.data.datasets import ImageDataset
 from mae_et.errors import UserError
-from mae_et.runtime.console import say, write_line
-from mae_et.training.opening import open_training_images
-from mae_et.version import __version__
+from mae_et.runtime.console import say
+from mae_et.training.opening import Opening, open_training_images
 
 
 def demo(arguments: Arguments) -> None:
     """Pre-train, probe and reconstruct with a small model: minutes on two CPU cores."""
     arguments, as_json = split_json_flag(arguments)
     config = _beside_the_embedded_run(config_of("demo", ["--config=demo", *arguments]))
-    announce("demo", config.output.dir)
-    source = open_early(config)
-    folder = mae_et.pretrain(config, source=source)
+    opening = Opening("demo", config, open_training_images).open_early()
+    folder = mae_et.pretrain(config, opening=opening)
     if not is_main():
         return
     efficiency = config.efficiency
@@ -36,26 +32,6 @@ def demo(arguments: Arguments) -> None:
         say(f"not scored: {error}")
         accuracies = {}
     print_run(folder, accuracies, as_json)
-
-
-def announce(command: str, folder: Path) -> None:
-    """Print what starts and where, before PyTorch is loaded, which takes seconds."""
-    if is_main():
-        state = "resumes" if list_checkpoints(folder / "checkpoints") else "new"
-        if (folder / "results.json").exists():
-            state = "finished before, its results follow"
-        write_line(f"mae-et {__version__}: {command} in {folder}: {state}")
-
-
-def open_early(config: PretrainConfig) -> ImageDataset | None:
-    """Open the training images before PyTorch is loaded; with other ranks, after all have joined.
-
-    Raises:
-        UserError: the curriculum or the data cannot be used.
-    """
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    finished = (config.output.dir / "results.json").exists()
-    return open_training_images(config) if alone and not finished else None
 
 
 def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
@@ -71,9 +47,8 @@ def pretrain(arguments: Arguments) -> None:
     """Pre-train a masked autoencoder; resumes automatically from the run folder."""
     arguments, as_json = split_json_flag(arguments)
     config = config_of("pretrain", arguments)
-    announce("pretrain", config.output.dir)
-    source = open_early(config)
-    print_run(mae_et.pretrain(config, source=source), {}, as_json)
+    opening = Opening("pretrain", config, open_training_images).open_early()
+    print_run(mae_et.pretrain(config, opening=opening), {}, as_json)
 
 
 def finetune(arguments: Arguments) -> None:
@@ -98,8 +73,8 @@ def supervised(arguments: Arguments) -> None:
 
 
 def _classify(command: str, config: downstream.ClassifierConfig, as_json: bool) -> None:
-    announce(command, config.output.dir)
-    results = downstream.classify(config)
+    opening = Opening(command, config, open_splits).open_early()
+    results = downstream.classify(config, opening=opening)
     if is_main():
         folder = config.output.dir
         say(f"curves: tensorboard --logdir {folder}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_et.curriculum.mae_flops import FORWARD_AND_BACKWARD
+from mae_et.curriculum.mae_cost import FORWARD_AND_BACKWARD
 
 
 def training_flops(

@@ -13,13 +13,8 @@ import torch
 
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.hardware import SET_BY_USER, default_workers, usable_cores
 from mae_et.runtime.placement import own_cores
-
-MAX_WORKERS = 16
-CORES_PER_WORKER = 4
-"""On a CPU, training on an image takes several times as long as loading it."""
-SET_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Variables that fix the number of threads; torchrun sets the first one."""
 
 
 def worker_count(requested: int | None, world: DistributedContext | None = None) -> int:
@@ -32,19 +27,20 @@ def worker_count(requested: int | None, world: DistributedContext | None = None)
     """
     if requested is not None:
         return requested
-    cores = own_cores(world or DistributedContext(0, 1, torch.device("cpu")))
-    if world is not None and world.device.type == "cpu":
-        cores //= CORES_PER_WORKER
-    return min(MAX_WORKERS, max(1, cores))
+    if world is None:
+        return default_workers(len(usable_cores()), on_cpu=False)
+    return default_workers(own_cores(world), on_cpu=world.device.type == "cpu")
 
 
 @contextmanager
-def compute_threads(num_workers: int, world: DistributedContext) -> Iterator[None]:
+def compute_threads(
+    num_workers: int, world: DistributedContext, said: bool = False
+) -> Iterator[None]:
     """Compute with as many threads as loader processes leave cores, if this is done on the CPU.
 
     A number that the user gave is kept (`SET_BY_USER`), and so is a smaller one, which
     `torch.set_num_threads` may have set. Afterwards the number is what it was.
-    Every rank calls this.
+    Every rank calls this. A line says the number, unless that is `said` elsewhere.
     """
     before = torch.get_num_threads()
     cores = own_cores(world)
@@ -53,10 +49,11 @@ def compute_threads(num_workers: int, world: DistributedContext) -> Iterator[Non
     if world.device.type != "cpu" or given or threads >= before:
         yield
         return
-    notify(
-        f"{threads} of {cores} cores compute{'s' * (threads == 1)}, beside {num_workers} loader "
-        f"process{'es' * (num_workers != 1)}; OMP_NUM_THREADS sets another number of threads"
-    )
+    if not said:
+        notify(
+            f"{threads} of {cores} cores compute{'s' * (threads == 1)}, beside {num_workers} "
+            f"loader process{'es' * (num_workers != 1)}; OMP_NUM_THREADS sets the threads"
+        )
     torch.set_num_threads(threads)
     try:
         yield

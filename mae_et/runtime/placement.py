@@ -1,6 +1,5 @@
 """Where the ranks of a node run: each on a GPU of its own, and on which cores."""
 
-import os
 import platform
 import zlib
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 
 from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext, all_gather
+from mae_et.runtime.hardware import usable_cores
 
 _CORES = 1024
 """Most cores of a machine, as in the kernel's cpu_set_t."""
@@ -50,10 +50,8 @@ def own_cores(world: DistributedContext) -> int:
     Returns:
         A number of cores, at least 1.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    mine = affinity(0) if affinity else set(range(os.cpu_count() or 1))
     mask = torch.zeros(_CORES + 1, dtype=torch.int64)
-    mask[[core for core in mine if core < _CORES]] = 1
+    mask[[core for core in usable_cores() if core < _CORES]] = 1
     mask[-1] = node_id()
     masks = all_gather(mask, world)
     here = masks[masks[:, -1] == mask[-1], :-1]  # [ranks of this node, cores]

@@ -17,7 +17,8 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import set_precision
 from mae_et.training.compile import check_cuda_graphs, compile_network, should_compile
 from mae_et.training.fsdp import shard
-from mae_et.training.micro_batch import fit_micro_batch, micro_batch_size
+from mae_et.training.micro_batch import fit_micro_batch
+from mae_et.training.plan import micro_batch_size
 from mae_et.training.run import Run
 from mae_et.training.same_ranks import check_same_start
 from mae_et.training.saved_state import check_saved_state

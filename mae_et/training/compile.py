@@ -20,9 +20,7 @@ from mae_et.models.decoders import CrossBlock
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext, any_rank
 from mae_et.runtime.watchdog import heartbeat
-
-STEPS_WORTH_COMPILING = 1000
-"""Steps per bandwidth from which `auto` compiles: seconds of compilation against minutes saved."""
+from mae_et.training.plan import worth_compiling
 
 
 def should_compile(
@@ -35,7 +33,7 @@ def should_compile(
     """
     if requested != "auto":
         return requested
-    if world.device.type != "cuda" or plan.steps < STEPS_WORTH_COMPILING * len(plan.bandwidths):
+    if world.device.type != "cuda" or not worth_compiling(plan):
         return False
     fault = compiler_fault(world.device)
     if not any_rank(bool(fault), world):

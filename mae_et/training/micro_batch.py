@@ -5,14 +5,14 @@ peaks gives the memory of an image. Network, gradients and generators are restor
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mae_et.curriculum.plan import Plan, PlannedStage
-from mae_et.errors import RunFailed, UserError
+from mae_et.curriculum.plan import PlannedStage
+from mae_et.errors import RunFailed
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
 from mae_et.training.memory import (
@@ -21,6 +21,7 @@ from mae_et.training.memory import (
     wait_for_other_processes,
     without_trace,
 )
+from mae_et.training.plan import micro_batch_size
 from mae_et.training.run import Run
 
 MARGIN = 0.1
@@ -28,38 +29,6 @@ MARGIN = 0.1
 
 Attempt = Callable[[PlannedStage, int], None]
 """Forward and backward pass over a number of images at a stage."""
-
-
-def micro_batch_size(
-    requested: int | dict[int, int] | Literal["auto"] | None, plan: Plan, world: int
-) -> Callable[[int], int]:
-    """Return a function from a bandwidth to the images of one forward pass of one rank.
-
-    The size divides a rank's share of the batch and is at most the requested one
-    (`EfficiencyConfig.micro_batch`). With `auto` it is the whole share until it is fitted.
-
-    Raises:
-        UserError: the batch is not divisible by the number of ranks, or `requested` names other
-            bandwidths than the curriculum's.
-    """
-    if plan.batch_size % world:
-        raise UserError(f"optim.batch_size {plan.batch_size} is not divisible by {world} ranks")
-    share = plan.batch_size // world
-    if isinstance(requested, dict) and sorted(requested) != plan.bandwidths:
-        raise UserError(
-            f"efficiency.micro_batch names the bandwidths {sorted(requested)}, the curriculum has "
-            f"{plan.bandwidths}"
-        )
-
-    def size(bandwidth: int) -> int:
-        limit = share
-        if isinstance(requested, dict):
-            limit = min(share, requested[bandwidth])
-        elif isinstance(requested, int):
-            limit = min(share, requested * plan.base**2 // bandwidth**2)
-        return next(part for part in range(limit, 0, -1) if share % part == 0)
-
-    return lru_cache(size)
 
 
 def fit_micro_batch(
@@ -91,6 +60,10 @@ def fit_micro_batch(
             if run.world.is_main:
                 listed = ", ".join(f"{size} at {b}" for b, size in kept.items())
                 say(f"micro-batches of the checkpoint ({listed}) do not fit now: lowered")
+    if run.world.is_main:
+        listed = ", ".join(f"{size} at {bandwidth}" for bandwidth, size in sizes.items())
+        share = run.plan.batch_size // run.world.size
+        say(f"micro-batches that fit: {listed} (of {share} images per rank)")
     run.state.micro_batch = kept if crowded else sizes
     run.micro_batch = micro_batch_size(sizes, run.plan, run.world.size)
 
@@ -125,11 +98,7 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
             f"does not fit in memory ({max(limit, 0) / 2**30:.2f} GiB free for a pass); try "
             "efficiency.gradient_checkpointing"
         )
-    sizes = dict(zip(sizes, chosen.tolist(), strict=True))
-    if world.is_main:
-        listed = ", ".join(f"{size} at {bandwidth}" for bandwidth, size in sizes.items())
-        say(f"micro-batches that fit: {listed} (of {share} images per rank)")
-    return sizes
+    return dict(zip(sizes, chosen.tolist(), strict=True))
 
 
 def _peak(run: Run, attempt: Attempt, bandwidth: int, size: int) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_et.config.duration import duration_in_steps, is_due
-from mae_et.curriculum.mae_flops import FORWARD_AND_BACKWARD
+from mae_et.curriculum.mae_cost import FORWARD_AND_BACKWARD
 from mae_et.curriculum.plan import Plan
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset

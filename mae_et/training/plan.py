@@ -1,15 +1,19 @@
-"""Resolve a config and a dataset's size to the plan of a run."""
+"""Resolve a config and a dataset's size to the plan of a run, and its batches to micro-batches."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.mae_flops import mae_training_flops
+from mae_et.curriculum.mae_cost import mae_training_flops
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
+
+STEPS_WORTH_COMPILING = 1000
+"""Steps per bandwidth from which `auto` compiles: seconds of compilation against minutes saved."""
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:
@@ -92,3 +96,40 @@ def image_cost(config: ModelConfig) -> Callable[[int], float]:
     published = config.decoder_attention == "self" and config.decoder_share == 1
     forward = partial(model, mask_ratio=config.mask_ratio, every_patch=published)
     return training_flops(forward, config.channels)
+
+
+def worth_compiling(plan: Plan) -> bool:
+    """Return whether a run on a GPU is long enough to compile its network."""
+    return plan.steps >= STEPS_WORTH_COMPILING * len(plan.bandwidths)
+
+
+def micro_batch_size(
+    requested: int | dict[int, int] | Literal["auto"] | None, plan: Plan, world: int
+) -> Callable[[int], int]:
+    """Return a function from a bandwidth to the images of one forward pass of one rank.
+
+    The size divides a rank's share of the batch and is at most the requested one
+    (`EfficiencyConfig.micro_batch`). With `auto` it is the whole share until it is fitted.
+
+    Raises:
+        UserError: the batch is not divisible by the number of ranks, or `requested` names other
+            bandwidths than the curriculum's.
+    """
+    if plan.batch_size % world:
+        raise UserError(f"optim.batch_size {plan.batch_size} is not divisible by {world} ranks")
+    share = plan.batch_size // world
+    if isinstance(requested, dict) and sorted(requested) != plan.bandwidths:
+        raise UserError(
+            f"efficiency.micro_batch names the bandwidths {sorted(requested)}, the curriculum has "
+            f"{plan.bandwidths}"
+        )
+
+    def size(bandwidth: int) -> int:
+        limit = share
+        if isinstance(requested, dict):
+            limit = min(share, requested[bandwidth])
+        elif isinstance(requested, int):
+            limit = min(share, requested * plan.base**2 // bandwidth**2)
+        return next(part for part in range(limit, 0, -1) if share % part == 0)
+
+    return lru_cache(size)

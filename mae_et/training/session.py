@@ -23,7 +23,6 @@ from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.agreement import check_ranks_agree
-from mae_et.runtime.console import write_line
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
@@ -31,7 +30,6 @@ from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog, heartbeat
 from mae_et.training.loop import Periodic, Step, train
 from mae_et.training.metrics import summarise_stages
-from mae_et.training.overview import overview
 from mae_et.training.run import Run
 from mae_et.training.same_data import check_same_data, provenance_of
 from mae_et.training.same_ranks import check_same_command
@@ -51,13 +49,15 @@ def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopF
         Stopped: a signal arrived when there was nothing to save.
     """
     settings = getattr(config, "efficiency", config)
+    is_run = settings is not config  # whose opening says the threads
     patience = settings.step_timeout
     with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
         world = distributed.initialize(settings.device, patience)
         try:
             check_same_command(config, world)
             check_own_gpus(world)
-            with compute_threads(worker_count(settings.num_workers, world), world):
+            workers = worker_count(settings.num_workers, world)
+            with compute_threads(workers, world, said=is_run):
                 yield world, stopped
         except Interrupted:  # on all ranks, by agreement
             distributed.shutdown(world)
@@ -114,9 +114,6 @@ def train_run(
             )
             if logger is not None:
                 run.bad_images.write()  # without rows after the checkpoint
-        if logger is not None:
-            for line in overview(run, num_workers):
-                write_line(line)
         with training_batches(
             dataset, run.sampler(), num_workers, world.device, run.bad_images, decoder
         ) as batches:

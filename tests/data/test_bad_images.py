@@ -39,7 +39,7 @@ from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import EvalDataset, as_tensor
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.metrics_file import read_metrics
-from mae_et.training.micro_batch import micro_batch_size
+from mae_et.training.plan import micro_batch_size
 
 # The package names the function of the same name first.
 PLAN = Curriculum.preset("etpp", 32, 8).plan(6, 30, 10)

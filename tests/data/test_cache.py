@@ -34,7 +34,7 @@ from mae_et.data.shared_buffer import SharedBuffer
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.micro_batch import micro_batch_size
+from mae_et.training.plan import micro_batch_size
 
 STAGES = (Stage(16, 1, 3), Stage(32, 1, 7))
 WORLD = DistributedContext(0, 1, torch.device("cpu"))

@@ -36,7 +36,7 @@ from mae_et.data.train_dataset import Batch, TrainDataset
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.micro_batch import micro_batch_size
+from mae_et.training.plan import micro_batch_size
 from mae_et.training.same_data import provenance_of
 
 session = importlib.import_module("mae_et.training.session")

@@ -13,7 +13,7 @@ from mae_et.data.sampler import (
     permutation,
     sample_seed,
 )
-from mae_et.training.micro_batch import micro_batch_size
+from mae_et.training.plan import micro_batch_size
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
 # Two stages of 8 and 6 steps of 12 images.

@@ -7,7 +7,7 @@ import timm
 
 from finetune import ClassifierConfig
 from mae_et import Curriculum, load_config
-from mae_et.training.micro_batch import micro_batch_size
+from mae_et.training.plan import micro_batch_size
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -22,7 +22,7 @@ from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import Batch, TrainDataset
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.micro_batch import micro_batch_size
+from mae_et.training.plan import micro_batch_size
 
 pytestmark = pytest.mark.usefixtures("decode")
 STAGES = (Stage(16, 1), Stage(32, 1))

@@ -5,4 +5,5 @@ import re
 
 def error_of(stderr: str) -> str:
     """Return what follows the lines in which commands that train say what they start with."""
-    return re.sub(r"^(mae-et \S+: \w+ in .*: new|(data|plan|curves)  .*)\n", "", stderr, flags=re.M)
+    block = r"^(mae-et \S+: \w+ in .*: new|(data|model|device|plan|curves)  .*)\n"
+    return re.sub(block, "", stderr, flags=re.MULTILINE)

@@ -1,0 +1,87 @@
+"""FLOPs and parameters of a masked autoencoder from its sizes, before PyTorch is loaded.
+
+They equal what is counted in the network (`tests/curriculum/test_flops.py`).
+"""
+
+from collections.abc import Callable
+
+from mae_et.config.model import ModelConfig, target_width, visible_patches
+
+FORWARD_AND_BACKWARD = 3
+"""The backward pass computes two products for each one of the forward pass."""
+ENCODERS = {
+    "vit_tiny_patch16_224": (192, 12, 3),
+    "vit_small_patch16_224": (384, 12, 6),
+    "vit_base_patch16_224": (768, 12, 12),
+    "vit_large_patch16_224": (1024, 24, 16),
+    "vit_huge_patch14_224": (1280, 32, 16),
+}
+"""Width, depth and heads of timm's networks of that name."""
+
+
+def mae_training_flops(config: ModelConfig) -> Callable[[int], float] | None:
+    """Return a function from a bandwidth to the FLOPs of one image's training step.
+
+    A multiply-add counts as two FLOPs, and the backward pass as twice the forward pass. The decoder
+    is MAE's, on every patch.
+
+    Returns:
+        The function; None where only the network itself can be counted: of another encoder, or with
+        another decoder.
+    """
+    sizes = _encoder_sizes(config)
+    if sizes is None or config.decoder_attention != "self" or config.decoder_share < 1:
+        return None
+    (width, depth), decoder = sizes, config.decoder_embed_dim
+    pixels, output = _patch_sizes(config)
+
+    def flops(bandwidth: int) -> float:
+        patches = (bandwidth // config.patch) ** 2
+        visible = visible_patches(patches, config.mask_ratio)
+        embeddings = visible * pixels * width + (visible + 1) * width * decoder
+        blocks = depth * _block(visible + 1, width)
+        blocks += config.decoder_depth * _block(patches + 1, decoder)
+        products = embeddings + blocks + (patches + 1) * decoder * output
+        return float(FORWARD_AND_BACKWARD * 2 * products)
+
+    return flops
+
+
+def mae_parameters(config: ModelConfig) -> tuple[int, int] | None:
+    """Return the parameters of encoder and decoder, frozen positions included.
+
+    None where only the network itself can be counted: of another encoder.
+    """
+    sizes = _encoder_sizes(config)
+    if sizes is None:
+        return None
+    (width, depth), decoder = sizes, config.decoder_embed_dim
+    pixels, output = _patch_sizes(config)
+    positions = (config.image_size // config.patch) ** 2 + 1  # and one class token
+    encoder = (pixels + 1 + positions + 1) * width + depth * (12 * width + 13) * width + 2 * width
+    biases = {"self": 13, "cross": 15}[config.decoder_attention]  # and the scales of norms
+    blocks = config.decoder_depth * (12 * decoder + biases) * decoder
+    # Embedding, mask token, norm and head.
+    return encoder, blocks + (width + 1 + 1 + 2) * decoder + (decoder + 1) * output
+
+
+def _encoder_sizes(config: ModelConfig) -> tuple[int, int] | None:
+    """Return the width and depth of an encoder; None if timm alone knows or refuses it."""
+    if config.encoder not in ENCODERS:
+        return None
+    overrides = (config.encoder_embed_dim, config.encoder_depth, config.encoder_num_heads)
+    own = ENCODERS[config.encoder]
+    width, depth, heads = (given or size for given, size in zip(overrides, own, strict=True))
+    return None if width % heads or width % 4 else (width, depth)
+
+
+def _patch_sizes(config: ModelConfig) -> tuple[int, int]:
+    """Return the numbers of a patch, and of its target."""
+    patch, channels = config.patch, config.channels
+    target = target_width(config.target, patch, channels, config.hog_cell, config.hog_bins)
+    return channels * patch**2, target
+
+
+def _block(tokens: int, width: int) -> int:
+    """Return the multiply-adds of a ViT block whose MLP is four times as wide."""
+    return 12 * tokens * width**2 + 2 * tokens**2 * width

@@ -1,0 +1,94 @@
+"""What a run says of itself at its start."""
+
+import pytest
+import torch
+from image_files import encoded, write_shard
+
+import mae_et
+from finetune.config import ClassifierConfig, NetworkConfig
+from finetune.datasets import open_splits
+from mae_et.config.data import DataConfig
+from mae_et.training import opening as module
+from mae_et.training.opening import Opening, open_training_images
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def block(text: str) -> dict[str, str]:
+    """Return the facts of the block in the output."""
+    lines = [line for line in text.splitlines() if not line.startswith(("mae-et", "step"))]
+    return {line[:8].strip(): line[8:] for line in lines}
+
+
+def test_block_says_what_a_run_is_before_anything_is_built_and_nothing_twice(tiny, capfd) -> None:
+    config = tiny("--efficiency.micro_batch=6")
+    opening = Opening("pretrain", config, open_training_images).open_early()
+    head, *lines = capfd.readouterr().err.splitlines()
+    assert head == f"mae-et {mae_et.__version__}: pretrain in {config.output.dir}: new"
+    facts = block("\n".join(lines))
+    assert list(facts) == ["data", "model", "device", "plan", "curves"]
+    model = mae_et.MaskedAutoencoder.from_config(config.model)
+    parameters = sum(p.numel() for p in model.encoder.parameters())
+    assert facts["data"] == "synthetic, training split: 40 images, 10 classes"
+    assert f"{parameters / 1e3:.4g}k parameters" in facts["model"]
+    assert facts["model"].endswith("GFLOPs an image and step at 16 / 24 / 32 px")
+    assert facts["device"] == "CPU, 1 thread, float32; 0 loader processes"
+    assert "steps of 12 images, 3 stages at 16 / 24 / 32 px" in facts["plan"]
+    assert facts["plan"].endswith("micro-batch 12 / 6 / 6, not compiled")
+    assert facts["curves"] == f"tensorboard --logdir {config.output.dir}"
+    mae_et.pretrain(config, stop_after_step=1, opening=opening)
+    assert not block(capfd.readouterr().err)
+    mae_et.pretrain(config, stop_after_step=2)
+    head, *lines = capfd.readouterr().err.splitlines()
+    assert head.endswith(": resumes after step 1")
+    assert block("\n".join(lines)) == facts
+
+
+def test_what_turns_out_different_is_printed_again(tiny, capfd, monkeypatch) -> None:
+    monkeypatch.setattr(module, "expected_gpu", lambda: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = tiny("--efficiency.device=auto")
+    opening = Opening("pretrain", config, open_training_images).open_early()
+    facts = block(capfd.readouterr().err)
+    assert facts["device"] == "NVIDIA H100, bfloat16; 0 loader processes"
+    mae_et.pretrain(config, stop_after_step=1, opening=opening)
+    corrected = block(capfd.readouterr().err)
+    assert corrected == {
+        "device": "CPU, 1 thread, float32; 0 loader processes (corrected)",
+        "plan": facts["plan"].replace("not", "micro-batch 12, not") + " (corrected)",
+    }
+
+
+def test_other_ranks_print_nothing_and_several_ranks_say_the_rest_once_they_have_joined(
+    tiny, capfd, monkeypatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    opening = Opening("pretrain", tiny(), open_training_images)
+    opening.open_early()
+    assert capfd.readouterr().err.count("\n") == 1
+    assert opening.data
+    assert list(block(capfd.readouterr().err)) == ["data"]
+    monkeypatch.setenv("RANK", "1")
+    assert Opening("pretrain", tiny(), open_training_images).data
+    assert not capfd.readouterr().err
+
+
+def test_classifier_says_all_but_its_network_and_plan_before_it_is_built(tmp_path, capfd) -> None:
+    config = ClassifierConfig(NetworkConfig(backbone="resnet18"), DataConfig(name="synthetic"))
+    Opening("supervised", config, open_splits).open_early()
+    assert list(block(capfd.readouterr().err)) == ["data", "device", "curves"]
+
+
+def test_images_without_a_label_are_counted_in_a_cached_dataset_too(tiny, tmp_path, capfd):
+    labelled = {f"{n}.{ending}": content for n in range(12)
+                for ending, content in (("png", encoded(n)), ("cls", b"%d" % (n % 2)))}  # fmt: skip
+    write_shard(tmp_path / "wds" / "0.tar", labelled | {"12.png": encoded(12)})
+    data = ("--data.name=wds", f"--data.root={tmp_path / 'wds'}")
+    for cache in ("none", "ram"):
+        config = tiny(*data, f"--data.cache={cache}", f"--output.dir={tmp_path / cache}")
+        mae_et.pretrain(config, stop_after_step=1)
+        said = block(capfd.readouterr().err)["data"]
+        assert said.endswith("training split: 13 images, 2 classes, 1 without a label")
