@@ -190,6 +190,8 @@ def peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int
 
 
 def _peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.init()  # before it there is no peak to reset
     before = peak_memory(device)  # Python's and torch's own, on a CPU
     step = build()
     step()

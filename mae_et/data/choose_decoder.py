@@ -1,8 +1,10 @@
 """Choose where JPEGs are decoded: on the GPU, and by which library, or in loader processes."""
 
+import io
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mae_et.config.efficiency import DecodePlace
@@ -113,9 +115,9 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
 
 def _find_decoder(device: torch.device) -> tuple[str, Decode] | None:
     """Return the first library that decodes a small JPEG on a device, and its name."""
-    from torchvision.io import encode_jpeg
-
-    jpeg = encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "jpeg")
+    jpeg = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
     for name, decode in (("TorchCodec", _decode_torchcodec), ("torchvision", decode_torchvision)):
         try:
             images = decode([jpeg, jpeg], device)

@@ -34,6 +34,7 @@ from mae_et.data.encoded import FilePlace, PackedBatch
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import Batch
 from mae_et.runtime.console import notify
+from mae_et.runtime.system_errors import is_out_of_gpu_memory
 
 AHEAD = 2
 MAX_DECODED = 2**28
@@ -104,28 +105,27 @@ class DeviceDecoder:
         return Decoded(batch, refused, packed.indices, None)
 
     def _decode(self, contents: list[Tensor], files: Sequence[FilePlace]) -> list[Tensor | None]:
-        """Decode files; None for those that the device refuses, found one by one."""
-        sizes = [(3, file.height, file.width) for file in files]
+        """Decode files; None for those that the device refuses, found one by one.
+
+        Errors of earlier work on the device, and exhausted memory, are raised: no file causes them.
+        """
+        if self.stream is not None:
+            self.stream.synchronize()  # see the module's docstring
         try:
-            images = self._call(contents)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # decoders raise many types, and no partial result
+            images = self.decode(contents, self.device)
+        except Exception as error:  # decoders raise many types, and no partial result
+            if is_out_of_gpu_memory(error):
+                raise
             if len(contents) == 1:
                 return [None]
             each = [self._decode([c], [f]) for c, f in zip(contents, files, strict=True)]
             return [image for images in each for image in images]
-        return [
-            image if tuple(image.shape) == size else None
-            for image, size in zip(images, sizes, strict=True)
-        ]
-
-    def _call(self, contents: list[Tensor]) -> list[Tensor]:
-        if self.stream is not None:
-            self.stream.synchronize()  # see the module's docstring
-        images = self.decode(contents, self.device)
         # nvJPEG may give a grey file one channel.
-        return [image.expand(3, -1, -1) if len(image) == 1 else image for image in images]
+        rgb = [image.expand(3, -1, -1) if len(image) == 1 else image for image in images]
+        return [
+            image if image.shape == (3, file.height, file.width) else None
+            for image, file in zip(rgb, files, strict=True)
+        ]
 
     def _indices(self, places: list[int]) -> Tensor:
         return torch.tensor(places, device=self.device)

@@ -2,7 +2,8 @@
 
 Blocks of a kind share their graphs, because their weights are inputs of the graph; so three
 bandwidths of a masked autoencoder cost a few small compilations instead of three whole networks,
-and hooks of sharding and gradient checkpointing stay outside of the graphs.
+and hooks of sharding and gradient checkpointing stay outside of the graphs. Drop path makes each
+block a kind of its own: its rate is a constant of the graph.
 """
 
 import contextlib
@@ -101,12 +102,13 @@ def compile_network(
         The network to call.
     """
     _count_compilation_as_progress()
-    # Past this number of graphs per function, torch would silently run eagerly.
-    torch._dynamo.config.recompile_limit = 8 + 4 * bandwidths
+    blocks = transformer_blocks(network)
+    # Past this number of graphs per function, torch raises, or silently runs a whole network
+    # eagerly. All blocks are one function; with drop path each has graphs of its own.
+    torch._dynamo.config.recompile_limit = 8 + max(4, len(blocks)) * bandwidths
     options: dict[str, Any] = {"dynamic": False, "backend": backend}
     if cuda_graphs:
         options["mode"] = "reduce-overhead"
-    blocks = transformer_blocks(network)
     if not blocks:
         return torch.compile(network, **options)  # type: ignore[return-value]
     for block in blocks:

@@ -17,7 +17,7 @@ from mae_et.benchmarks.quality import QualityConfig, arm_config
 from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
-from mae_et.benchmarks.step import operations, operators
+from mae_et.benchmarks.step import _peak, operations, operators
 from PIL import Image
 
 from mae_et import MaskedAutoencoder
@@ -56,6 +56,16 @@ def test_a_step_that_does_not_end_is_given_up() -> None:
 
 def test_ratio_prints_its_median_and_range() -> None:
     assert Speed((1.0, 1.0, 1.0), (3.0, 1.0, 2.0)).ratio() == "2.00 (1.00 to 3.00)"
+
+
+def test_peak_memory_of_an_arm_is_read_after_cuda_is_initialised(monkeypatch) -> None:
+    """Each arm has a new process, where torch.cuda has no peak to reset before."""
+    calls: list[str] = []
+    for name in ("init", "max_memory_allocated", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: calls.append(name) or 0)
+    _peak(lambda: lambda: calls.append("step"), torch.device("cuda", 0))
+    measured = ["max_memory_allocated", "reset_peak_memory_stats"]
+    assert calls == ["init", *measured, "step", "step", *measured]
 
 
 def test_plain_reference_computes_the_same_loss_as_the_model() -> None:

@@ -5,6 +5,8 @@ The device is the CPU here: the same code, without streams.
 
 import importlib
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from hostile import broken, unreadable, unusual
 from natural_images import jpeg, natural
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
@@ -28,7 +31,7 @@ from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoder_trial import Trial, try_decoder
 from mae_et.data.device_decode import DeviceDecoder
-from mae_et.data.encoded import read_encoded
+from mae_et.data.encoded import EncodedDataset, PackedBatch, read_encoded
 from mae_et.data.loader import training_batches
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
@@ -310,14 +313,116 @@ def test_the_thread_ends_when_training_raises_and_when_it_stops_early(tmp_path: 
     assert not decoding_threads()
 
 
-def test_an_error_of_the_thread_is_raised_in_the_training(tmp_path: Path) -> None:
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of"
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_exhausted_memory_of_the_thread_is_raised_in_the_training(tmp_path: Path, kind) -> None:
+    """TorchCodec allocates through torch's stable ABI, which raises RuntimeError."""
+
     def out_of_memory(contents: list[Tensor], device: torch.device) -> list[Tensor]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise kind(OUT_OF_MEMORY)
 
     dataset = opened(DataConfig(root=write_images(tmp_path)))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(kind, match=OUT_OF_MEMORY):
         batches(dataset, cpu_decoder(dataset, out_of_memory))
     assert not decoding_threads()
+
+
+# --- streams, which are mocks here ----------------------------------------------------------------
+
+
+class MockStream:
+    """Records what is called."""
+
+    def __init__(self, calls: list[str], fault: str = ""):
+        self.calls, self.fault = calls, fault
+
+    def synchronize(self) -> None:
+        self.calls.append("drain")
+        if self.fault:
+            raise RuntimeError(self.fault)
+
+    def record_event(self) -> str:
+        self.calls.append("record")
+        return "event"
+
+    def wait_event(self, event: str) -> None:
+        self.calls.append(f"wait for {event}")
+
+
+def packed(dataset: TrainDataset) -> PackedBatch:
+    draws = (SampleIndex(number, 0, 2) for number in range(4))
+    return EncodedDataset.collate([read_encoded(dataset, draw) for draw in draws])
+
+
+def test_the_stream_is_drained_before_each_call_and_memory_marked_as_in_use(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The order that keeps nvJPEG from memory in use: see `device_decode`."""
+    calls: list[str] = []
+
+    @contextmanager
+    def entered(stream: Any) -> Iterator[None]:
+        calls.append("enter")
+        yield
+        calls.append("leave")
+
+    def decode(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        calls.append("decode")
+        return decode_torchvision(contents, device)
+
+    monkeypatch.setattr(device_decode, "MAX_DECODED", 1)  # an image at a time
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: MockStream(calls))
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: calls.append("in use"))
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    decoder = cpu_decoder(dataset, decode)
+    decoder.stream = MockStream(calls)  # type: ignore[assignment]
+    device_decode._taken_over(decoder(packed(dataset)), dataset)
+    handed_over = ["record", "leave", "wait for event", "in use", "in use"]
+    assert calls == ["enter", *["drain", "decode"] * 4, *handed_over]
+
+
+def test_an_error_of_earlier_work_is_not_taken_for_a_refused_file(tmp_path: Path) -> None:
+    calls: list[str] = []
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    decoder = cpu_decoder(dataset)
+    decoder.stream = MockStream(calls, "CUDA error: an illegal memory access")  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        decoder._batch(packed(dataset))
+    assert calls == ["drain"]
+
+
+# --- TorchCodec -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torchcodec() -> Any:
+    """Return the library, which takes the same arguments for a CPU as for a GPU."""
+    try:
+        import torchcodec
+    except Exception as error:  # not installed, or made for another torch
+        pytest.skip(f"TorchCodec does not load: {error}")
+    return torchcodec
+
+
+def test_torchcodec_makes_the_views_of_the_cpu_path(tmp_path: Path, torchcodec) -> None:
+    """It rotates by EXIF, which is hidden from it: grey, progressive and rotated JPEGs."""
+    root = write_images(tmp_path)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 3  # by half a turn, which keeps the size
+    natural(40, 48, 99).save(root / "train" / "turned.jpg", exif=turned, quality=95)
+    dataset = opened(DataConfig(root=root))
+    assert choice._find_decoder(CPU) == ("TorchCodec", choice._decode_torchcodec)
+    ours = batches(dataset, cpu_decoder(dataset, choice._decode_torchcodec))
+    compare(ours, batches(dataset, None))
+
+
+def test_torchcodec_has_a_decoder_for_cuda(torchcodec) -> None:
+    arguments = torch.ops.torchcodec_ns.decode_jpegs_cuda.default._schema.arguments
+    assert [str(each.type) for each in arguments] == ["List[Tensor]", "int", "Device"]
 
 
 def test_at_most_two_micro_batches_are_ahead_of_the_training(tmp_path: Path) -> None:

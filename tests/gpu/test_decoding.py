@@ -1,14 +1,15 @@
 """JPEGs decoded by the GPU: the views of the CPU's path, and no harm to memory in use."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from natural_images import jpeg, natural
 from PIL import Image
-from torch import Tensor
 
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.plan import Plan
@@ -18,6 +19,7 @@ from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoder_trial import LEAST_DECIBELS, MEDIAN_DECIBELS
 from mae_et.data.device_decode import DeviceDecoder
+from mae_et.data.encoded import FilePlace
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import Batch, TrainDataset
@@ -83,7 +85,7 @@ def test_views_are_those_of_the_cpu_path(
     assert decibels.min() > LEAST_DECIBELS
 
 
-def corrupted(contents: list[Tensor], shapes: list[tuple[int, ...]], decoder: DeviceDecoder) -> int:
+def corrupted(decode: Callable[[], object], shapes: list[tuple[int, ...]], device: Any) -> int:
     """Return in how many tries a decoder overwrites memory that queued kernels still read.
 
     Tensors of the size of the images are read by kernels that wait behind a long one; they are
@@ -91,12 +93,12 @@ def corrupted(contents: list[Tensor], shapes: list[tuple[int, ...]], decoder: De
     """
     wrong = 0
     for _ in range(TRIES):
-        held = [torch.full(shape, 7, dtype=torch.uint8, device=decoder.device) for shape in shapes]
+        held = [torch.full(shape, 7, dtype=torch.uint8, device=device) for shape in shapes]
         torch.cuda._sleep(20_000_000)  # about 10 ms
         read = [tensor.clone() for tensor in held]
         del held
-        decoder._call(contents)
-        torch.cuda.synchronize(decoder.device)
+        decode()
+        torch.cuda.synchronize(device)
         wrong += any(bool((tensor != 7).any()) for tensor in read)
     return wrong
 
@@ -109,28 +111,23 @@ def test_decoding_leaves_memory_in_use_alone(device: torch.device, root: Path, c
     """
     if device.type != "cuda":
         pytest.skip("a CPU has no streams")
-    files = [_noise(512, 683, seed) for seed in range(8)]
+    shapes = [(3, 512, 683)] * 8
+    files = [_noise(512, 683, seed) for seed in range(len(shapes))]
     contents = [torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in files]
-    shapes = [(3, 512, 683)] * len(files)
+    places = [FilePlace(n, 0, 0, 512, 683, (0, 0, 512, 683), False) for n in range(len(shapes))]
     decoder = decoder_of(opened(root, "fourier")[0], device)
-    with torch.cuda.device(device):
-        own_stream, decoder.stream = decoder.stream, None
-        unguarded = corrupted(contents, shapes, decoder)
-        decoder.stream = own_stream
+    own_stream = decoder.stream
+    assert own_stream is not None
+
+    def decode() -> None:
+        """Decode on the decoder's stream, as `DeviceDecoder.__call__` does."""
         with torch.cuda.stream(own_stream):
-            decoder._call(contents)  # the pool of this stream's memory is filled
+            decoder._decode(contents, places)
 
-        class Guarded:
-            """Calls the decoder on its stream, as `DeviceDecoder.__call__` does."""
-
-            device = decoder.device
-
-            @staticmethod
-            def _call(contents: list[Tensor]) -> None:
-                with torch.cuda.stream(own_stream):
-                    decoder._call(contents)
-
-        guarded = corrupted(contents, shapes, Guarded)  # type: ignore[arg-type]
+    with torch.cuda.device(device):
+        unguarded = corrupted(lambda: decoder.decode(contents, device), shapes, device)
+        decode()  # fills the pool of memory of its stream
+        guarded = corrupted(decode, shapes, device)
     with capsys.disabled():
         print(f"\nwrong tries of {TRIES}: {unguarded} without the guard, {guarded} with it")
     assert guarded == 0

@@ -60,6 +60,11 @@ dataloader's workers are out of shared memory."""
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "a loader worker died"),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x", "CUDA out of memory"),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory"),
+        ("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0", "CUDA out of memory"),
+        (
+            "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nCuda failure 2 'out of memory'",
+            "CUDA out of memory",
+        ),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "the GPU or one of its libraries failed"),
         ("CUDA error: an illegal memory access was encountered\nCUDA", "the GPU or one of its"),
         ("NCCL Error 1: unhandled cuda error (run with NCCL_DEBUG=INFO)", "the GPU or one of its"),

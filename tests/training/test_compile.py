@@ -3,6 +3,7 @@
 import pytest
 import torch
 from small_mae import small
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from mae_et import Curriculum, Stage, UserError
@@ -60,6 +61,24 @@ def test_blocks_of_a_kind_share_one_graph_per_bandwidth(counter) -> None:
     losses(called, (16, 32))
     assert counter.frame_count == 3 * 2
     assert list(model.state_dict()) == names
+
+
+class Scaled(Block):
+    """A block with a constant of its own, as the rate of drop path is."""
+
+    def __init__(self, rate: float):
+        nn.Module.__init__(self)
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.rate
+
+
+def test_blocks_that_share_no_graph_compile_however_many_they_are(counter) -> None:
+    """With drop path. Torch raises past its limit, by default 8 graphs of a function."""
+    network = nn.Sequential(*(Scaled(1 + number / 8) for number in range(14)))
+    compile_network(network, 1, backend=counter)(torch.ones(2))
+    assert counter.frame_count == len(network)
 
 
 def test_eagerly_compiles_nothing_for_other_shapes(counter) -> None:
