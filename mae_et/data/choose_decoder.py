@@ -131,7 +131,7 @@ def _find_decoder(device: torch.device) -> tuple[str, Decode] | None:
 def _decode_torchcodec(contents: list[Tensor], device: torch.device) -> list[Tensor]:
     from torchcodec.decoders import decode_jpeg
 
-    return decode_jpeg(contents, mode="RGB", device=device)
+    return list(decode_jpeg(contents, mode="RGB", device=device))
 
 
 def decode_torchvision(contents: list[Tensor], device: torch.device) -> list[Tensor]:
