@@ -24,7 +24,7 @@ class DataConfig:
 
     name: str | None = None
     """folder, shards (what mae-et prepare wrote), synthetic, cifar10, cifar100, fashion_mnist,
-    imagenette, wds (tar shards) or hfds/NAME (Hugging Face, through timm); when not given, folder
+    imagenette, wds (tar shards) or hfds/NAME (Hugging Face); when not given, folder
     if there is a root, else synthetic."""
     root: Path | None = None
     """Folder of the images, or where a download is kept."""

@@ -7,7 +7,6 @@ array; a label is an integer, -1 without a label, and means the same class in bo
 
 import contextlib
 import fcntl
-import importlib.util
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ import numpy as np
 from mae_et.config.data import DataConfig
 from mae_et.config.files import one_sentence
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample, check_channels
+from mae_et.data.hugging_face_datasets import open_hugging_face
 from mae_et.data.image_folder import open_image_folder
-from mae_et.data.layout import ROOTED, Split, data_root, split_name, split_names
+from mae_et.data.layout import ROOTED, Split, data_root
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.untrusted import arrays_only
@@ -28,7 +28,6 @@ from mae_et.data.value_range import check_image_statistics, check_range
 from mae_et.data.webdataset import open_shards
 from mae_et.errors import UserError
 from mae_et.io.plain_files import no_follow
-from mae_et.runtime.console import notify
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
 
@@ -67,7 +66,9 @@ def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDa
     if kind in TORCHVISION:
         return _open_torchvision(config, split, channels)
     if kind.startswith("hfds/"):
-        return _open_hugging_face(config, split, channels)
+        dataset = open_hugging_face(config, split, channels)
+        check_range(dataset, config)
+        return dataset
     known = ", ".join(["folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME"])
     raise UserError(f"data.name {kind!r} is unknown; known: {known}")
 
@@ -158,73 +159,3 @@ def _download(name: str, root: Path, split: Split) -> Any:
         raise UserError(
             f"the dataset {name} is not in {root} and cannot be downloaded: {one_sentence(error)}"
         ) from None
-
-
-class HuggingFaceImages:
-    """A Hugging Face dataset opened by timm's reader: columns `image` and optionally `label`.
-
-    The reader is used without timm's dataset, which would silently replace an unreadable sample.
-    """
-
-    def __init__(self, reader: Any):
-        self.rows = reader.dataset
-        # Without a column `image`, the reader may have added an empty one.
-        if not len(self.rows) or self.rows[0].get("image") is None:
-            others = [name for name in self.rows.column_names if name != "image"]
-            raise ValueError(f"no column image holds images; other columns: {', '.join(others)}")
-        self.classes = sorted(reader.class_to_idx, key=lambda name: reader.class_to_idx[name])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        row = self.rows[index]
-        content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-        return content, self._label(row.get("label"))
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Label of each image, int64 [N], without reading an image; -1 without a label."""
-        found = self.rows["label"][:] if self.classes else [None] * len(self)
-        return np.fromiter(map(self._label, found), np.int64, len(self))
-
-    def _label(self, found: Any) -> int:
-        return found if self.classes and isinstance(found, int) else UNLABELLED
-
-
-def _open_hugging_face(config: DataConfig, split: Split, channels: int) -> ImageDataset:
-    """Open `hfds/NAME` of the hub, or `hfds/FOLDER` of any folder that `datasets` understands."""
-    if importlib.util.find_spec("datasets") is None:
-        raise UserError(
-            f"data.name {config.source} needs the extra hf: pip install '.[hf]' (in the clone)"
-        )
-    try:
-        inner = _first_split(config, split)
-    except Exception as error:  # unknown datasets, failing downloads and damaged files
-        raise UserError(
-            f"the {split} split of {config.source} cannot be opened (data.{split}_split "
-            f"{split_name(config, split)}): {one_sentence(error)}"
-        ) from None
-    name = f"{{}} of {config.source}".format
-    dataset = DecodedDataset(inner, inner.classes, channels, name, config.max_value)
-    check_range(dataset, config)
-    return dataset
-
-
-def _first_split(config: DataConfig, split: Split) -> HuggingFaceImages:
-    """Open the configured split, or the first of its synonyms that exists."""
-    from timm.data.readers.reader_hfds import ReaderHfds
-
-    root = str(config.root) if config.root else None
-    failed: ValueError | None = None
-    for name in split_names(config, split):
-        try:
-            reader = ReaderHfds(config.source.removeprefix("hfds/"), root, name)
-        except ValueError as error:
-            failed = failed or error
-            continue
-        if failed is not None:
-            notify(f"{split} split of {config.source}: the split is {name}")
-        return HuggingFaceImages(reader)
-    assert failed is not None
-    raise failed

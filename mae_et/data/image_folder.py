@@ -22,6 +22,13 @@ from mae_et.data.layout import (
 from mae_et.errors import UserError
 from mae_et.runtime.console import notify
 
+# What a folder without images may hold instead, by extension.
+OTHER_FILES = {
+    ".tar": "tar shards are read with --data.name wds",
+    ".parquet": "datasets of Hugging Face are read with --data.name hfds/FOLDER",
+    ".arrow": "datasets of Hugging Face are read with --data.name hfds/FOLDER",
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive"),
+}
 HELD_OUT_FRACTION = 0.2
 MAX_FILE_BYTES = 2**31
 
@@ -88,7 +95,8 @@ def _open_part(config: DataConfig, split: Split, channels: int) -> "ImageFolder"
     if not chosen:
         raise UserError(f"data.root {root} has too few images: one must be held out as val")
     files, labels = [listing.names[i] for i in chosen], [labels[i] for i in chosen]
-    _report(config, split, root, listing, labels, classes)
+    parted = f"no split folders, so {len(held_out)} of {len(listing.names)} are held out as val"
+    _report(config, split, root, listing, labels, classes, parted)
     return ImageFolder(files, labels, classes, channels, root, config.max_value)
 
 
@@ -96,8 +104,11 @@ def _list_images(config: DataConfig, folder: Path, channels: int) -> Listing:
     extensions = extensions_for(channels)
     listing = cached_listing(config, folder, extensions)
     if not listing.names:
+        files = f": {count_by_extension(listing.skipped)}" if listing.skipped else ""
+        advice = [advice for suffix, advice in OTHER_FILES.items() if suffix in listing.skipped]
         raise UserError(
-            f"there is no image in {folder} (of {channels} channels: {' '.join(extensions)})"
+            f"there is no image in {folder}{files}"
+            + (f"; {advice[0]}" if advice else f" (of {channels} channels: {' '.join(extensions)})")
         )
     return listing
 
@@ -163,9 +174,10 @@ def _report(
     listing: Listing,
     labels: Sequence[int],
     classes: Sequence[str],
+    *first: str,
 ) -> None:
     """Print one line with counts where anything about a split may surprise."""
-    facts = []
+    facts = [*first]
     if folder not in {data_root(config), data_root(config) / split_name(config, split)}:
         facts.append(f"the folder is {folder.name}")
     if classes and len(classes) > 10 and list(classes) != sorted(classes):

@@ -5,7 +5,7 @@ It imports no PyTorch, so that `mae-et submit` can check the same.
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +49,8 @@ def data_root(config: DataConfig) -> Path:
     if config.root is None:
         raise UserError(f"data.root is needed for data.name {config.source}")
     if not config.root.is_dir():
-        raise UserError(f"data.root {config.root} is not a folder")
+        advice = ": unpack it, or give its folder" if config.root.is_file() else ""
+        raise UserError(f"data.root {config.root} is not a folder{advice}")
     return config.root
 
 
@@ -106,9 +107,16 @@ def split_folder(config: DataConfig, split: Split) -> Path | None:
         raise UserError(
             f"data.root {root} has no {split} split: there is no folder {name} in it; name the "
             f"splits with --data.train_split and --data.val_split, folders found: "
-            f"{_join(folders)}"
+            f"{_join(folders)}{_hold_out(root, folders)}"
         )
     return None
+
+
+def _hold_out(root: Path, folders: Sequence[str]) -> str:
+    """Return how to hold out a part of the only split there is; empty where there are others."""
+    if len(folders) != 1 or not subfolders(root / folders[0]):
+        return ""
+    return f"; or hold out a fifth of it, with --data.root {root / folders[0]}"
 
 
 def subfolders(root: Path) -> list[str]:

@@ -28,6 +28,8 @@ class ShardIndex(NamedTuple):
     labels: list[int | str | None]
     skipped: Counter[str]
     """Number of other files by extension."""
+    folders: set[str]
+    """Paths of the folders of the images within the archive."""
 
 
 def index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
@@ -70,7 +72,8 @@ def _index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
     skipped.update(f"{ext} (no label in it)" for key, ext in unread if key not in labels)
     images, others = _images_of_keys(files, labels, extensions)
     places = np.array(list(images.values()), dtype=np.int64).reshape(-1, 2)
-    return ShardIndex(places, [labels.get(key) for key in images], skipped + others)
+    folders = {key.rpartition("/")[0] for key in images}
+    return ShardIndex(places, [labels.get(key) for key in images], skipped + others, folders)
 
 
 def _is_hidden(name: str) -> bool:

@@ -19,6 +19,7 @@ from mae_et.data.layout import (
     Split,
     data_root,
     match_split,
+    nested_splits,
     split_name,
     split_names,
     subfolders,
@@ -150,7 +151,8 @@ class TarShards:
         classes: names of the classes, where labels are names; None to take those that occur.
 
     Raises:
-        UserError: a shard is damaged, a label is out of range, or a class is not in `classes`.
+        UserError: a shard is damaged, a label is out of range, a class is not in `classes`, or the
+            images of two splits are in one shard.
     """
 
     def __init__(
@@ -161,6 +163,13 @@ class TarShards:
     ):
         self.paths = list(paths)
         found = [index_shard(path, extensions) for path in self.paths]
+        splits = nested_splits([f"./{name}/*" for each in found for name in each.folders])
+        if splits:
+            first, second = (Path(split).name for split in splits)
+            raise UserError(
+                f"{self.paths[0]} has the splits {first} and {second} in it: unpack it, or make "
+                "shards of each"
+            )
         # Arrays, not lists: see `image_folder.ImageFiles`.
         self.shards = np.repeat(np.arange(len(found)), [len(each.labels) for each in found])
         raw = [label for each in found for label in each.labels]

@@ -202,7 +202,7 @@ def test_hugging_face_errors_are_one_sentence(
     assert "cannot be opened" in refusal(hugging("Missing"))
     (tmp_path / "text").mkdir()
     (tmp_path / "text/train.csv").write_text("a,b\n1,2\n")
-    assert "no column image holds images; other columns: a, b" in refusal(hugging("text"))
+    assert "no column holds images: a, b" in refusal(hugging("text"))
     source = open_dataset(hugging("Set"), "train")
     with pytest.raises(RunFailed, match=r"1 of hfds/.*: it is neither an image"):
         source[1]  # and not another sample in its place
@@ -225,6 +225,69 @@ def test_unlabelled_images_of_a_hugging_face_dataset_are_counted(
     source = open_dataset(hugging("Set"), "train")
     assert [label for _, label in values(source)] == [0, -1, -1, 1]
     assert count_unlabelled(source) == 2
+
+
+@needs_datasets
+@pytest.mark.parametrize(
+    ("columns", "classes", "labels", "report"),
+    [
+        ({"img": "image", "label": ["Dog", "Cat"]}, ["Dog", "Cat"], [1, 0], "column img"),
+        ({"img": "image", "coarse": ["pet"], "fine_label": ["Dog", "Cat"]}, ["Dog", "Cat"], [1, 0],
+         "images from the column img, labels from the column fine_label"),
+        ({"image": "image", "label": "int64"}, ["0", "1"], [1, 0], ""),
+        ({"image": "image", "label": "string"}, ["a", "b"], [1, 0], ""),
+        ({"image": "image", "height": "int64"}, [], [-1, -1], ""),
+    ],
+)  # fmt: skip
+def test_columns_of_a_hugging_face_dataset_are_found_and_reported(
+    columns: dict, classes, labels, report: str, tmp_path: Path, hugging, capsys
+) -> None:
+    """As CIFAR-10 has them on the hub, CIFAR-100, a Parquet file of one's own, and no labels."""
+    import datasets
+
+    save(tmp_path / "0.png", 7)
+    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
+    kinds = {
+        name: datasets.Image() if kind == "image" else datasets.Value(kind)
+        if isinstance(kind, str) else datasets.ClassLabel(names=kind)
+        for name, kind in columns.items()
+    }  # fmt: skip
+    cells = {"image": [image] * 2, "int64": [1, 0], "string": ["b", "a"]}
+    table = {
+        name: [0, 0] if kind == ["pet"] else cells.get(str(kind), [1, 0])
+        for name, kind in columns.items()
+    }
+    (tmp_path / "Set").mkdir()
+    for split, part in (("train", slice(None)), ("test", slice(1))):
+        rows = {name: values[part] for name, values in table.items()}
+        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(
+            tmp_path / "Set" / f"{split}.parquet"
+        )
+    train, val = (open_dataset(hugging("Set"), split) for split in ("train", "val"))
+    assert list(train.classes) == classes
+    assert [label for _, label in values(train)] == list(train.inner.labels) == labels
+    assert [label for _, label in values(val)] == labels[:1]
+    assert report in capsys.readouterr().err
+
+
+@needs_datasets
+def test_columns_that_cannot_be_used_are_refused(tmp_path: Path, hugging) -> None:
+    import datasets
+
+    save(tmp_path / "0.png", 7)
+    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
+    for name, kinds, row, sentence in (
+        ("two", {"a": datasets.Image(), "b": datasets.Image()}, {"a": image, "b": image},
+         "several columns hold images, and none is called image: a, b"),
+        ("ids", {"image": datasets.Image(), "label": datasets.Value("int64")},
+         {"image": image, "label": 10**9}, "the column label holds no classes"),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        rows = {column: [cell] for column, cell in row.items()}
+        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(
+            tmp_path / name / "train.parquet"
+        )
+        assert sentence in refusal(hugging(name))
 
 
 @needs_datasets

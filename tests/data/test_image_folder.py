@@ -316,3 +316,39 @@ def test_folders_that_are_no_classes_are_reported(tmp_path: Path, capsys) -> Non
         f"mae-et: train split of {tmp_path}: 4 images of 2 classes; the first folder is the class, "
         "not those below (plants/elm/0.png); folders without images: 1 (fungi)"
     )
+
+
+def test_a_held_out_part_is_reported(tmp_path: Path, capsys) -> None:
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.png"):
+        save(tmp_path / name)
+    open_dataset(folder(tmp_path), "train")
+    assert "3 images of 2 classes; no split folders, so 2 of 5 are held out as val" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("a.zip", r"1 file skipped \(1 \.zip\); unpack the archive"),
+        ("a.tar", r"1 file skipped \(1 \.tar\); tar shards are read with --data\.name wds"),
+        ("data/train-00000.parquet", r"\.parquet\); .*--data\.name hfds/FOLDER"),
+        (None, r"\(of 3 channels: .*\.png"),
+    ],
+)
+def test_a_folder_without_images_says_how_to_read_its_files(
+    file: str | None, sentence: str, tmp_path: Path
+) -> None:
+    if file is not None:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=f"there is no image in .*{sentence}"):
+        open_dataset(folder(tmp_path), "train")
+
+
+def test_an_archive_and_an_only_split_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").touch()
+    assert "is not a folder: unpack it, or give its folder" in refusal(folder(tmp_path / "a.zip"))
+    save(tmp_path / "set/train/a/0.png")
+    advice = f"or hold out a fifth of it, with --data.root {tmp_path / 'set/train'}"
+    assert advice in refusal(folder(tmp_path / "set"), "val")

@@ -263,3 +263,11 @@ def test_numbers_in_val_are_no_names_of_train(tmp_path: Path) -> None:
     write_shard(tmp_path / "train/0.tar", sample("a", 1, cls=b"ant") | sample("b", 2, cls=b"bee"))
     write_shard(tmp_path / "val/0.tar", sample("a", 1, cls=b"1"))
     assert "classes that the training split lacks: 1" in refusal(shards(tmp_path), "val")
+
+
+def test_a_shard_of_two_splits_is_refused(tmp_path: Path) -> None:
+    """A folder of images in a tar is no shard: validation images would be trained on."""
+    write_shard(tmp_path / "0.tar", {"./train/a/0.png": encoded(0), "./val/a/1.png": encoded(1)})
+    assert "0.tar has the splits train and val in it: unpack it" in refusal(shards(tmp_path))
+    write_shard(tmp_path / "0.tar", {"train/a/0.png": encoded(0), "train/b/1.png": encoded(1)})
+    assert len(open_dataset(shards(tmp_path), "train")) == 2

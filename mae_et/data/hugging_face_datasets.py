@@ -1,0 +1,164 @@
+"""Open datasets of Hugging Face: their column of images, and their column of classes."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_et.config.data import DataConfig
+from mae_et.config.files import one_sentence
+from mae_et.data.decoding import UNLABELLED, DecodedDataset
+from mae_et.data.layout import Split, split_name, split_names
+from mae_et.data.tar_index import MAX_CLASSES
+from mae_et.errors import UserError
+from mae_et.runtime.console import notify
+
+
+def open_hugging_face(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
+    """Open `hfds/NAME` of the hub, or `hfds/FOLDER` of any folder that `datasets` understands.
+
+    Images are in the column `image`, or else in the only one of images (CIFAR-10's is `img`).
+    Labels are in the column `label`, or else in the one of most classes (CIFAR-100's
+    `fine_label`); they are class labels, numbers or names. Another column is reported.
+
+    Raises:
+        UserError: `datasets` is not installed, or the dataset or a column cannot be used.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(
+            f"data.name {config.source} needs the extra hf: pip install '.[hf]' (in the clone)"
+        )
+    try:
+        inner = _open_split(config, split)
+    except Exception as error:  # unknown datasets, failing downloads and damaged files
+        raise UserError(
+            f"the {split} split of {config.source} cannot be opened (data.{split}_split "
+            f"{split_name(config, split)}): {one_sentence(error)}"
+        ) from None
+    name = f"{{}} of {config.source}".format
+    return DecodedDataset(inner, inner.classes, channels, name, config.max_value)
+
+
+class HuggingFaceImages:
+    """Rows of a dataset as encoded images and labels: `images[i] -> (bytes, label)`.
+
+    Args:
+        rows: a `datasets.Dataset`.
+        image: its column of images, decoded by us.
+        label: its column of labels, or None.
+        numbers: the class of each value of the labels; None where they are classes themselves.
+        classes: names of the classes.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        image: str,
+        label: str | None,
+        numbers: Mapping[str, int] | None,
+        classes: Sequence[str],
+    ):
+        from datasets import Image
+
+        self.rows = rows.cast_column(image, Image(decode=False))
+        self.image, self.label, self.numbers, self.classes = image, label, numbers, classes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        row = self.rows[index]
+        file = row[self.image]
+        content = file["bytes"] or Path(file["path"]).read_bytes()
+        return content, UNLABELLED if self.label is None else self._class_of(row[self.label])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of each image, int64 [N], without reading an image; -1 without a label."""
+        if self.label is None:
+            return np.full(len(self), UNLABELLED)
+        found = self.rows[self.label][:]
+        return np.fromiter(map(self._class_of, found), np.int64, len(self))
+
+    def _class_of(self, value: Any) -> int:
+        if self.numbers is not None and value is not None:
+            return self.numbers[value]
+        return value if isinstance(value, int) else UNLABELLED
+
+
+def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
+    """Open a split with its columns chosen; those not called `image` and `label` are reported."""
+    name, rows = _rows_of(config, split)
+    image, label = _image_column(rows), _label_column(rows)
+    facts = [f"the split is {name}"] if name != split_name(config, split) else []
+    facts += [f"images from the column {image}"] if image != "image" else []
+    facts += [f"labels from the column {label}"] if label not in {"label", None} else []
+    if facts:
+        notify(f"{split} split of {config.source}: {', '.join(facts)}")
+    if label is None:
+        return HuggingFaceImages(rows, image, None, None, [])
+    feature = rows.features[label]
+    if hasattr(feature, "names"):
+        return HuggingFaceImages(rows, image, label, None, feature.names)
+    if feature.dtype.startswith(("int", "uint")):
+        return HuggingFaceImages(rows, image, label, None, _numbered(rows[label][:], label))
+    train = rows if split == "train" else _rows_of(config, "train")[1]
+    names = sorted(set(train[label][:]) - {None})
+    unknown = sorted(set(rows[label][:]) - {None, *names})
+    if unknown:
+        raise ValueError(f"it has classes that the training split lacks: {', '.join(unknown[:5])}")
+    return HuggingFaceImages(rows, image, label, {each: i for i, each in enumerate(names)}, names)
+
+
+def _rows_of(config: DataConfig, split: Split) -> tuple[str, Any]:
+    """Return the configured split, or the first of its synonyms that exists, with its name."""
+    from datasets import load_dataset
+
+    root = str(config.root) if config.root else None
+    failed: ValueError | None = None
+    for name in split_names(config, split):
+        try:
+            path = config.source.removeprefix("hfds/")
+            return name, load_dataset(path, split=name, cache_dir=root)
+        except ValueError as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def _image_column(rows: Any) -> str:
+    from datasets import Image
+
+    found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    if "image" in rows.features or len(found) == 1:
+        return "image" if "image" in rows.features else found[0]
+    others = ", ".join(found or rows.column_names)
+    cause = (
+        "several columns hold images, and none is called image"
+        if found
+        else "no column holds images"
+    )
+    raise ValueError(f"{cause}: {others}")
+
+
+def _label_column(rows: Any) -> str | None:
+    """Return the column `label`, or the one of most classes; None where there is none."""
+    counts = {
+        name: len(feature.names)
+        for name, feature in rows.features.items()
+        if hasattr(feature, "names")
+    }
+    if getattr(rows.features.get("label"), "dtype", "").startswith(("int", "uint", "string")):
+        return "label"
+    return max(counts, key=lambda name: counts[name], default=None)
+
+
+def _numbered(values: Sequence[int | None], column: str) -> list[str]:
+    """Return the classes 0 to n-1 of labels that are numbers."""
+    numbers = [value for value in values if value is not None]
+    count = max(numbers, default=UNLABELLED) + 1
+    if count > MAX_CLASSES or min(numbers, default=0) < UNLABELLED:
+        raise ValueError(f"the column {column} holds no classes: numbers up to {count - 1}")
+    return list(map(str, range(count)))
