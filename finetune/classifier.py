@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.config import ClassifierConfig
+from finetune.config import ClassifierConfig, RecipeConfig
 from finetune.datasets import Splits, open_splits
 from finetune.model import build_classifier, load_run_network, preprocessing_of_start
 from finetune.param_groups import build_optimizer
@@ -40,6 +40,7 @@ from mae_et.runtime.signals import StopFlag
 from mae_et.training.build import build_run
 from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.opening import Opening
+from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
 from mae_et.training.same_data import same_world_size
 from mae_et.training.saved_state import resumed_plan
@@ -72,7 +73,7 @@ def classify(
         Interrupted: a signal asked to stop; the state is saved.
     """
     opening = opening or Opening("classify", config, open_splits)
-    with distributed_session(config) as (world, stopped):
+    with distributed_session(config, config.efficiency) as (world, stopped):
         _classify(config, world, stopped, step or classifier_step, opening)
     return json.loads((config.output.dir / "results.json").read_text(encoding="utf-8"))
 
@@ -106,14 +107,16 @@ def _classify(
     run.provenance, run.stopped = provenance, stopped
     del saved  # its tensors are in the run now
     opening.say_built(run)
-    shown = shown_sides(config, network)
+    shown = shown_sides(config.model.image_size, network)
     dataset = LabelledTrainDataset(
         images, config.data, config.recipe, plan, config.seed, config.model.image_size,
         config.crop.method, [shown(stage.bandwidth) for stage in plan.stages],
     )  # fmt: skip
-    step = partial(step, classes=len(train.classes))
+    step = partial(step, recipe=config.recipe, classes=len(train.classes))
     files = {"classes.json": describe(run, train.classes)}
-    periodic = [] if val is None else [PeriodicEvaluation(run, val)]
+    periodic: list[Periodic] = []
+    if val is not None and config.output.evaluate_every is not None:
+        periodic.append(PeriodicEvaluation(run, config.output.evaluate_every, val))
     train_run(run, dataset, step, periodic, partial(finish, run), files)
 
 
@@ -175,7 +178,7 @@ def build(
 def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
     """Run forward and backward on `count` black images at a stage."""
     model, device = run.config.model, run.world.device
-    sides = shown_sides(run.config, run.network)(stage.bandwidth)
+    sides = shown_sides(model.image_size, run.network)(stage.bandwidth)
     images = torch.zeros(count, model.channels, *sides, device=device)
     with autocast(run.dtype, device):
         logits = run.network(images)
@@ -186,6 +189,7 @@ def classifier_step(
     run: Run,
     stage: PlannedStage,
     batches: Iterable[LabelledBatch],
+    recipe: RecipeConfig,
     classes: int,
 ) -> tuple[Tensor, Tensor]:
     """Update a classifier once; return the loss and the gradient's norm.
@@ -193,8 +197,8 @@ def classifier_step(
     Drop path and mixing draw from (seed, step, rank, micro-batch), so a resumed run draws the same
     numbers as an uninterrupted one.
     """
-    config, device = run.config, run.world.device
-    key = (config.seed, run.state.step, run.world.rank)
+    device = run.world.device
+    key = (run.config.seed, run.state.step, run.world.rank)
     torch.manual_seed(sample_seed(*key))
     numbers = itertools.count()
 
@@ -202,7 +206,7 @@ def classifier_step(
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         seed = sample_seed(*key, next(numbers))
-        images, targets = mix(images, labels, config.recipe, classes, seed)
+        images, targets = mix(images, labels, recipe, classes, seed)
         with autocast(run.dtype, device):
             logits = run.network(images)
         return F.cross_entropy(logits.float(), targets)

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.image_size import Size, height_and_width
-from mae_et.config.data import DataConfig, check_cache, check_statistics
+from mae_et.config.data import DataConfig
 from mae_et.config.duration import Duration, duration_in_steps
-from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,
     OptimConfig,
     OutputConfig,
+    RunConfig,
 )
 from mae_et.errors import require, require_in
 
@@ -140,8 +140,8 @@ class ClassifierOutputConfig(OutputConfig):
             duration_in_steps(self.evaluate_every, 1, "output.evaluate_every")
 
 
-@dataclass(frozen=True)
-class ClassifierConfig:
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(RunConfig):
     """Train a classifier."""
 
     model: NetworkConfig
@@ -152,19 +152,10 @@ class ClassifierConfig:
     crop: CropConfig = field(default_factory=lambda: CropConfig(method="resize"))
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     optim: ClassifierOptimConfig = field(default_factory=ClassifierOptimConfig)
-    efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
     output: ClassifierOutputConfig = field(default_factory=ClassifierOutputConfig)
-    seed: int = 0
-    """Seed of the new weights, the data order, its augmentation and stochastic depth."""
 
     def __post_init__(self) -> None:
-        check_statistics(self.data, self.model.channels)
-        check_cache(self.data, self.crop.method, self.efficiency.decode)
-        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
-        require(
-            self.data.augment is None or self.model.channels == 3,
-            "data.augment needs images of 3 channels",
-        )
+        super().__post_init__()
         height, width = height_and_width(self.model.image_size)
         require(
             self.crop.method != "decode" or height == width,

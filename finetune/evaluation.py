@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint is not a classifier, or does not fit the data.
     """
-    with distributed_session(config) as (world, _):
+    with distributed_session(config, config) as (world, _):
         with fail_together(world):
             task = _open(config)
         network, source, size = task.network, task.source, task.image_size

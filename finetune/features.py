@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
-from finetune.scoring_config import FrozenNetworkConfig, ProbeConfig
+from finetune.scoring_config import FeatureScoreConfig, FrozenNetworkConfig
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.cores import compute_threads, worker_count
@@ -45,7 +45,7 @@ class Features(NamedTuple):
 def extract_dataset_features(
     encoder: FrozenEncoder,
     data: DataConfig,
-    config: ProbeConfig,
+    config: FeatureScoreConfig,
     split: Split,
     device: torch.device,
     indices: Sequence[int] | None = None,

@@ -17,7 +17,7 @@ from finetune.frozen_encoder import (
 )
 from finetune.linear_classifier import train_probe
 from finetune.objective import HeldOutAccuracy
-from finetune.scoring_config import DynamicsConfig, ProbeConfig
+from finetune.scoring_config import DynamicsConfig
 from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
@@ -50,19 +50,21 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     Raises:
         UserError: there is no encoder, or the data cannot be used.
     """
-    paths = list_checkpoints(config.run / "checkpoints")
-    run = stored_config(config.run) if paths else None
+    paths = list_checkpoints(config.checkpoint / "checkpoints")
+    run = stored_config(config.checkpoint) if paths else None
     if run is None:
         return _score_single(config)
     if config.data is not None:
-        raise UserError(f"data is for other encoders: {config.run} is scored on its own data")
+        raise UserError(
+            f"data is for other encoders: {config.checkpoint} is scored on its own data"
+        )
     if len(paths) <= run.output.keep_last and run.output.keep_every is None:
         say(
-            f"{config.run} has only its last {len(paths)} checkpoints: pre-train with "
+            f"{config.checkpoint} has only its last {len(paths)} checkpoints: pre-train with "
             "output.keep_every to score earlier ones"
         )
     bandwidths = bandwidths_of(config, run.model.image_size)
-    folder = config.output or config.run / "dynamics"
+    folder = config.output or config.checkpoint / "dynamics"
     with sole_writer(folder, "output"):
         check_same_settings(folder, config, bandwidths)
         known = {row["step"]: row for row in read_metrics(folder, DYNAMICS)}
@@ -78,9 +80,9 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
 
 def _score_single(config: DynamicsConfig) -> dict[str, Any]:
     """Score an encoder that has no kept checkpoints."""
-    encoder, data = open_encoder_and_data(_probing(config))
+    encoder, data = open_encoder_and_data(config)
     if config.output is None:
-        raise UserError(f"output must be given: {config.run} has no checkpoints of a run")
+        raise UserError(f"output must be given: {config.checkpoint} has no checkpoints of a run")
     base = min(encoder.image_size)
     bandwidths = bandwidths_of(config, base)
     accuracies = _accuracies(config, encoder, data, bandwidths)
@@ -151,36 +153,22 @@ def _accuracies(
     config: DynamicsConfig, encoder: FrozenEncoder, data: DataConfig, bandwidths: tuple[int, ...]
 ) -> list[float]:
     """Return the top-1 at each bandwidth, in percent."""
-    probing, device = _probing(config), distributed.choose_device(config.device)
+    device = distributed.choose_device(config.device)
     indices = _draw_images(config, data, encoder.channels)
-    train = extract_dataset_features(encoder, data, probing, "train", device, indices).to(device)
-    probe = train_probe(train, probing.epochs, config.seed) if config.by == "linear" else None
+    train = extract_dataset_features(encoder, data, config, "train", device, indices).to(device)
+    probe = train_probe(train, config.epochs, config.seed) if config.by == "linear" else None
     accuracies = []
     for bandwidth in bandwidths:
         whole = None if bandwidth == min(encoder.image_size) else bandwidth
-        val = extract_dataset_features(encoder, data, probing, "val", device, bandwidth=whole).to(
+        val = extract_dataset_features(encoder, data, config, "val", device, bandwidth=whole).to(
             device
         )
         if probe is not None:
             found = probe.accuracy(val)
         else:
-            found = knn_accuracy(train, val, probing.neighbours, probing.temperature)
+            found = knn_accuracy(train, val, config.neighbours, config.temperature)
         accuracies.append(round(found, 2))
     return accuracies
-
-
-def _probing(config: DynamicsConfig) -> ProbeConfig:
-    """Return the settings of a probe of the config's encoder."""
-    return ProbeConfig(
-        checkpoint=config.run,
-        architecture=config.architecture,
-        data=config.data,
-        encoder_num_heads=config.encoder_num_heads,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        device=config.device,
-        step_timeout=config.step_timeout,
-    )
 
 
 def _draw_images(config: DynamicsConfig, data: DataConfig, channels: int) -> list[int] | None:

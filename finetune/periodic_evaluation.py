@@ -6,29 +6,22 @@ from torch import nn
 
 from finetune.results import read_scores, write_weights
 from finetune.scores import score
-from mae_et.config.duration import duration_in_steps, is_due
+from mae_et.config.duration import Duration
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.training.nonfinite import check_state
+from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
 
 
-class PeriodicEvaluation:
-    """Scores on a split, every `output.evaluate_every` and at the end (a `Periodic`)."""
+class PeriodicEvaluation(Periodic):
+    """Scores on a split, every `output.evaluate_every` and at the end."""
 
-    def __init__(self, run: Run, val: ImageDataset):
-        self.run, self.val = run, val
-        self.every = duration_in_steps(run.config.output.evaluate_every, run.plan.steps)
-
-    def due(self, step: int) -> bool:
-        """Return whether scores are due after this number of steps."""
-        return step > 0 and is_due(step, self.every, self.run.plan.steps)
-
-    def recorded(self, step: int, logger: RunLogger) -> bool:
-        """Return whether the record holds the scores of a step."""
-        return logger.has_scores(step)
+    def __init__(self, run: Run, every: Duration, val: ImageDataset):
+        super().__init__(run, every)
+        self.val = val
 
     def do(self, logger: RunLogger | None) -> None:
         """Score the network (with optim.ema its average, and the raw weights), and keep the best.

@@ -31,15 +31,14 @@ def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan
 
 def image_cost(config: ClassifierConfig, network: nn.Module) -> Callable[[int], float]:
     """Return a function from a bandwidth to the cost of one image: FLOPs, or pixels."""
-    shown = shown_sides(config, network)
+    shown = shown_sides(config.model.image_size, network)
     if config.curriculum.cost == "flops":
         return training_flops(_on_meta(network), config.model.channels, shown)
     return lambda bandwidth: float(math.prod(shown(bandwidth)))
 
 
-def shown_sides(config: ClassifierConfig, network: nn.Module) -> Callable[[int], tuple[int, int]]:
+def shown_sides(size: Size, network: nn.Module) -> Callable[[int], tuple[int, int]]:
     """Return a function from a bandwidth to height and width of what the network is shown."""
-    size = config.model.image_size
     return partial(size_at_bandwidth, size, patch=size_multiple(network, size))
 
 
@@ -53,7 +52,7 @@ def size_multiple(network: nn.Module, image_size: Size) -> int:
 
 def check_sizes(config: ClassifierConfig, network: nn.Module, plan: Plan) -> None:
     """Refuse a network that fails, on the meta device, at an image size of the curriculum."""
-    shown, dry = shown_sides(config, network), _on_meta(network)
+    shown, dry = shown_sides(config.model.image_size, network), _on_meta(network)
     sizes = {shown(stage.bandwidth) for stage in plan.stages}
     for size in sorted(sizes | {height_and_width(config.model.image_size)}):
         try:

@@ -7,12 +7,12 @@ from typing import Literal
 from finetune.config import Pool
 from finetune.image_size import Size
 from mae_et.config.data import DataConfig
-from mae_et.config.efficiency import Device, Precision
+from mae_et.config.efficiency import MOST_WORKERS, ProcessConfig
 from mae_et.errors import require_in
 
 
 @dataclass(frozen=True)
-class FrozenNetworkConfig:
+class FrozenNetworkConfig(ProcessConfig):
     """A network of any checkpoint, used as it is: on which images, and how fast."""
 
     checkpoint: Path
@@ -27,26 +27,18 @@ class FrozenNetworkConfig:
     """Attention heads of the encoder, needed where its width is not a published one."""
     batch_size: int = 256
     """Images per forward pass."""
-    num_workers: int | None = None
-    """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
-    device: Device = "auto"
-    """Device; auto uses a GPU if there is one."""
-    precision: Precision = "auto"
-    """Autocast precision."""
-    step_timeout: float | None = 1800
-    """Seconds without a finished batch after which the process ends with its stacks and status 75;
-    null waits forever."""
     checkpoint_key: str | None = None
     """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         require_in("(0, inf)", self, "batch_size")
+        require_in(f"[0, {MOST_WORKERS}]", self, "num_workers")
         require_in("(0, 1e8]", self, "step_timeout")
 
 
 @dataclass(frozen=True)
-class ProbeConfig(FrozenNetworkConfig):
-    """Score a frozen encoder on labelled data."""
+class FeatureScoreConfig(FrozenNetworkConfig):
+    """How the features of a frozen encoder are scored: by kNN, or by a linear probe."""
 
     data: DataConfig | None = None
     """Labelled data; by default the data of the pre-training run, if the checkpoint names them."""
@@ -58,17 +50,23 @@ class ProbeConfig(FrozenNetworkConfig):
     """Temperature of the kNN votes."""
     epochs: int = 100
     """Passes of the linear probe over the cached features."""
-    untrained: bool = False
-    """Whether to score the same encoder with freshly initialised weights too."""
     output: Path | None = None
     """Folder for results.json; by default RUN/knn or RUN/linear-probe of a finished run, where
     compare and report find them. The scores of other checkpoints are only printed."""
     seed: int = 0
-    """Seed of the probe's batches and of fresh weights."""
+    """Seed of the probe's batches, and of fresh weights or drawn images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_in("(0, inf)", self, "neighbours", "temperature", "epochs")
+
+
+@dataclass(frozen=True)
+class ProbeConfig(FeatureScoreConfig):
+    """Score a frozen encoder on labelled data."""
+
+    untrained: bool = False
+    """Whether to score the same encoder with freshly initialised weights too."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +96,11 @@ class EvaluateConfig(FrozenNetworkConfig):
 
 
 @dataclass(frozen=True)
-class DynamicsConfig:
+class DynamicsConfig(FeatureScoreConfig):
     """Score a run's kept checkpoints (output.keep_every) on low-pass filtered images."""
 
-    run: Path
+    checkpoint: Path
     """Run folder of mae-et pretrain; or any encoder that knn takes, to compare with: one row."""
-    architecture: str | None = None
-    """timm's name of another encoder's network, where its weights do not determine it."""
-    encoder_num_heads: int | None = None
-    """Attention heads of another encoder, needed where its width is not a published one."""
     data: DataConfig | None = None
     """Labelled data for another encoder; a run is scored on its own."""
     by: Literal["knn", "linear"] = "knn"
@@ -118,18 +112,7 @@ class DynamicsConfig:
     """Training images to use, drawn at random; all by default."""
     output: Path | None = None
     """Folder for the table and the chart; RUN/dynamics by default."""
-    batch_size: int = 256
-    """Images per forward pass."""
-    num_workers: int | None = None
-    """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
-    device: Device = "auto"
-    """Device; auto uses a GPU if there is one."""
-    step_timeout: float | None = 1800
-    """Seconds without a finished batch after which the process ends with its stacks and status 75;
-    null waits forever."""
-    seed: int = 0
-    """Seed of the drawn images and of the probe."""
 
     def __post_init__(self) -> None:
-        require_in("(0, inf)", self, "images", "batch_size", "bandwidths")
-        require_in("(0, 1e8]", self, "step_timeout")
+        super().__post_init__()
+        require_in("(0, inf)", self, "images", "bandwidths")

@@ -14,8 +14,9 @@ from mae_et.config.data import DataConfig
 from mae_et.config.schema import Method
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.plan import Plan
+from mae_et.data.batch import NOT_REPLACED
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.train_dataset import NOT_REPLACED, AugmentedDataset
+from mae_et.data.train_dataset import AugmentedDataset
 from mae_et.data.transforms import normalise, seeded, training_transform
 
 
@@ -29,7 +30,7 @@ class LabelledBatch(NamedTuple):
     stage: Tensor
     """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
     replaced: Tensor = NOT_REPLACED
-    """int64 [B 3]: see `mae_et.data.train_dataset.Batch`."""
+    """int64 [B 3]: see `mae_et.data.batch.Batch`."""
 
 
 class LabelledTrainDataset(AugmentedDataset[LabelledBatch]):

@@ -15,9 +15,9 @@ from .config.schema import Stage as Stage
 from .curriculum.frequency import low_frequency_crop as low_frequency_crop
 from .curriculum.plan import Plan as Plan
 from .curriculum.schedule import Curriculum as Curriculum
+from .data.batch import Batch as Batch
 from .data.sampler import CurriculumBatchSampler as CurriculumBatchSampler
 from .data.sampler import SampleIndex as SampleIndex
-from .data.train_dataset import Batch as Batch
 from .data.train_dataset import train_transform as train_transform
 from .data.transforms import normalise as normalise
 from .errors import Interrupted as Interrupted

@@ -24,10 +24,11 @@ from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.plan import Plan, PlannedStage
+from mae_et.data.batch import Batch, black_batch
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.device_decode import memory_ahead
-from mae_et.data.train_dataset import Batch, TrainDataset, black_batch
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
@@ -44,6 +45,7 @@ from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
 from mae_et.training.opening import Opening, open_training_images
 from mae_et.training.optim import build_optimizer
+from mae_et.training.periodic import Periodic
 from mae_et.training.plan import make_plan
 from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
@@ -86,7 +88,7 @@ def pretrain(
         Interrupted: a signal asked to stop; the state is saved.
     """
     opening = opening or Opening("pretrain", config, open_training_images)
-    with distributed_session(config) as (world, stopped):
+    with distributed_session(config, config.efficiency) as (world, stopped):
         _pretrain(config, world, stopped, stop_after_step, step or train_step, opening)
     return config.output.dir
 
@@ -115,12 +117,13 @@ def _pretrain(
     del saved  # its tensors are in the run now
     opening.say_built(run)
     dataset = TrainDataset.from_config(config, images, plan)
-    drawn = partial(draw_preview, config, plan, dataset)
+    draws = config.output.reconstruct_images > 0
+    periodic: list[Periodic] = [PeriodicReconstructions(run, model, source)] if draws else []
+    if config.probe.every is not None:
+        periodic.append(OnlineProbe(run, config.probe, model, source))
     train_run(
-        run, dataset, step,
-        [PeriodicReconstructions(run, model, source), *OnlineProbe.from_config(run, model, source)],
-        partial(finish, run, model), files,
-        preview=drawn if config.output.reconstruct_images else None,
+        run, dataset, step, periodic, partial(finish, run, model), files,
+        preview=partial(draw_preview, config, plan, dataset) if draws else None,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ The newest checkpoint is the highest step that loads: no link or index can disag
 import errno
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -157,15 +157,12 @@ def _loads(path: Path) -> bool:
     return True
 
 
-def prune_checkpoints(
-    folder: Path, keep_last: int, keep_every: int | None, branch_step: int | None = None
-) -> None:
-    """Delete all but the newest `keep_last`, multiples of `keep_every` steps, and `branch_step`.
+def prune_checkpoints(folder: Path, keep_last: int, keeps: Callable[[int], bool]) -> None:
+    """Delete all but the newest `keep_last` checkpoints and those whose step `keeps` names.
 
     Temporary files of killed writers are deleted too.
     """
     for path in list_checkpoints(folder)[:-keep_last]:
-        step = checkpoint_step(path)
-        if step != branch_step and (keep_every is None or step % keep_every):
+        if not keeps(checkpoint_step(path)):
             path.unlink()
     remove_leftovers(folder)

@@ -57,18 +57,11 @@ CONFIGS: dict[str, type[Any]] = {
     "search": SearchConfig,
 }
 
-# Key that the first word stands for, of commands that are about one checkpoint: knn RUN.
-POSITIONAL = {
-    "knn": "checkpoint",
-    "linear-probe": "checkpoint",
-    "embed": "checkpoint",
-    "preview --features": "checkpoint",
-    "evaluate": "checkpoint",
-    "reconstruct": "checkpoint",
-    "export": "checkpoint",
-    "finetune": "checkpoint",
-    "dynamics": "run",
-}
+# Commands that are about one checkpoint, whose path may be the first word: knn RUN.
+POSITIONAL = frozenset({
+    "knn", "linear-probe", "embed", "preview --features", "evaluate", "reconstruct", "export",
+    "finetune", "dynamics",
+})  # fmt: skip
 
 
 def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
@@ -87,7 +80,7 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         print(help_text(command, parser, kind, arguments), end="")
         sys.exit(0)
     if command in POSITIONAL and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{POSITIONAL[command]}={arguments[0]}", *arguments[1:]]
+        arguments = [f"--checkpoint={arguments[0]}", *arguments[1:]]
     if kind is ClassifierConfig:
         # Every other command calls them --checkpoint and --checkpoint_key.
         pattern = r"^--(checkpoint(?:[_-]key)?)(?==|$)"
@@ -110,7 +103,7 @@ def config_over_data_of(command: str, arguments: Arguments) -> Any:
     """Return a config whose data keys override those that its checkpoint was trained with.
 
     Args:
-        command: name of a command whose config has a checkpoint (or run) and `data`.
+        command: name of a command whose config has a checkpoint and `data`.
         arguments: what follows the name on the command line.
     """
     parser = parser_of(command)
@@ -139,8 +132,7 @@ def parser_of(command: str) -> ArgumentParser:
             "continues a run to a larger budget, in a new folder."
         )
     if command in POSITIONAL:
-        key = POSITIONAL[command]
-        description += f" mae-et {command} PATH is short for --{key} PATH."
+        description += f" mae-et {command} PATH is short for --checkpoint PATH."
     parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)
     add_config_arguments(
         parser, kind, paths="runs" if kind in (CompareConfig, ReportConfig) else None

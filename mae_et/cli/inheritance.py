@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import ClassifierConfig
-from finetune.scoring_config import DynamicsConfig
+from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.config.data import SOURCE_KEYS, DataConfig
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import PretrainConfig
@@ -15,7 +15,7 @@ from mae_et.runtime.console import say
 STATISTICS = ("mean", "std", "eval_crop")
 
 
-def inherited_keys(command: str, config: Any) -> dict[str, Any]:
+def inherited_keys(command: str, config: object) -> dict[str, Any]:
     """Return the keys that a command's config takes over from its initial weights."""
     if isinstance(config, ClassifierConfig):
         return _by_classifier(command, config)
@@ -24,17 +24,16 @@ def inherited_keys(command: str, config: Any) -> dict[str, Any]:
     return {}
 
 
-def data_of_checkpoint(config: Any) -> DataConfig | None:
+def data_of_checkpoint(config: FrozenNetworkConfig) -> DataConfig | None:
     """Return the data, or at least the statistics, that a checkpoint was trained with."""
     from finetune import read_classifier_config
     from mae_et.checkpoints.stored_settings import stored_data
 
-    path = config.run if isinstance(config, DynamicsConfig) else config.checkpoint
+    path, named = config.checkpoint, config.architecture
     run = read_classifier_config(path)
     if run is not None:
         return run.data
-    key, named = getattr(config, "checkpoint_key", None), getattr(config, "architecture", None)
-    data = stored_data(path, key, named)
+    data = stored_data(path, config.checkpoint_key, named)
     if named is not None and data is not None:
         say(
             f"images as timm records for {named}, unless given: data.mean "

@@ -11,14 +11,27 @@ DecodePlace = Literal["auto", "cpu", "gpu"]
 MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to end again
 
 
-@dataclass(frozen=True)
-class EfficiencyConfig:
-    """How fast the same numbers are reached."""
+@dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """How a process computes and loads images."""
 
     device: Device = "auto"
     """Device; auto takes a GPU where there is one."""
     precision: Precision = "auto"
     """Autocast precision; auto is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
+    num_workers: int | None = None
+    """Loader processes of each rank; 0 loads in the process that computes. By default a rank's
+    share of the cores, or a quarter of it on the CPU, 1 to 16. The CPU computes with as many
+    threads as they leave cores, unless OMP_NUM_THREADS is set."""
+    step_timeout: float | None = 1800
+    """Seconds without a finished step or batch after which a rank dumps its stack traces and exits
+    with status 75; null waits for ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficiencyConfig(ProcessConfig):
+    """How fast the same numbers are reached."""
+
     tf32: bool = True
     """Whether float32 products may run as TF32 on a GPU."""
     compile: bool | Literal["auto"] = "auto"
@@ -39,10 +52,6 @@ class EfficiencyConfig:
     """full shards weights, gradients and optimizer states over all ranks (FSDP2), for pre-training
     models that do not fit on one GPU; files stay the same. efficiency.micro_batch auto then
     tries the whole, unsharded model first; set a number if that does not fit."""
-    num_workers: int | None = None
-    """Loader processes of each rank; 0 loads in the training process. By default a rank's share of
-    the cores, or a quarter of it on the CPU, 1 to 16. On the CPU, training computes with as many
-    threads as they leave cores, unless OMP_NUM_THREADS is set."""
     decode: DecodePlace = "auto"
     """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
@@ -50,9 +59,6 @@ class EfficiencyConfig:
     and data.replay, auto tries both on 64 images and takes the GPU if its images are right and it
     is faster; a resumed run keeps what was taken. Crops and masks are the same; pixels differ
     slightly (docs/scaling.md)."""
-    step_timeout: float | None = 1800
-    """Seconds without a finished step (or scored batch) after which a rank dumps its stack traces
-    and exits with status 75; null waits for ever."""
 
     def __post_init__(self) -> None:
         requested = self.micro_batch

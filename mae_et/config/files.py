@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -16,11 +16,14 @@ from mae_et.config.untrusted import check_flags, check_text
 from mae_et.config.words import expand_path, expand_paths, prepare_words, replace_config_names
 from mae_et.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 # The strings under a config's fields are its help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: "DataclassInstance") -> dict[str, Any]:
     """Return a config as plain YAML types, in the order of its fields."""
 
     def convert(value: Any) -> Any:
@@ -33,7 +36,7 @@ def plain(config: Any) -> dict[str, Any]:
     return convert(dataclasses.asdict(config))
 
 
-def to_yaml(config: Any) -> str:
+def to_yaml(config: "DataclassInstance") -> str:
     """Return a config as YAML that `load_config` reads back to an equal object."""
     return yaml.safe_dump(plain(config), sort_keys=False)
 
@@ -83,7 +86,7 @@ def _suggest_config(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(meant[:3])}?" if stem and meant else ""
 
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 TYPES = {
     "int": "a whole number", "float": "a number", "bool": "true or false",
     "str": "text (in quotes)", "tuple": "a list such as [1, 2]", "list": "a list such as [1, 2]",
@@ -101,7 +104,7 @@ def load_config(
         UserError: an unknown key, a wrong type or an impossible value, in one sentence.
     """
     arguments = [f"--config={name}" for name in files or []]
-    parser = _parser_of(kind)  # type: ignore[arg-type]  # a class can be hashed
+    parser = _parser_of(kind)
     return parse_config(parser, kind, arguments + list(flags or []))
 
 
@@ -143,7 +146,7 @@ def _suggestion(sentence: str, parser: ArgumentParser) -> str:
 
 
 def _build(parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]) -> Config:
-    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    names = {f.name for f in dataclasses.fields(kind)}
     try:
         values = dict(parser.instantiate(parse()).items())
         return kind(**{name: value for name, value in values.items() if name in names})
@@ -188,7 +191,7 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
         UserError: the text is no such config.
     """
     check_text(text, kind)
-    parser = _parser_of(kind)  # type: ignore[arg-type]  # as above
+    parser = _parser_of(kind)
     return _build(parser, kind, lambda: parser.parse_string(text))
 
 
@@ -199,13 +202,13 @@ def _parser_of(kind: type[Any]) -> ArgumentParser:
     return parser
 
 
-def numeric_keys(config: Any) -> dict[str, Any]:
+def numeric_keys(config: "DataclassInstance") -> dict[str, Any]:
     """Return the keys that decide a run's numbers: all but `efficiency`, `probe` and `output`."""
     others = ("efficiency.", "probe.", "output.")
     return {key: value for key, value in flat_keys(config).items() if not key.startswith(others)}
 
 
-def flat_keys(config: Any) -> dict[str, Any]:
+def flat_keys(config: "DataclassInstance") -> dict[str, Any]:
     """Return a config's keys as on the command line (`optim.base_lr`), with plain values."""
     flat: dict[str, Any] = {}
     for section, value in plain(config).items():

@@ -6,7 +6,7 @@ numbers; `efficiency` must not change them beyond rounding; `probe` and `output`
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mae_et.config.data import DataConfig, check_cache, check_statistics
 from mae_et.config.duration import Duration, duration_in_steps
@@ -153,27 +153,40 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Pre-train a masked autoencoder under a frequency curriculum."""
+class RunConfig:
+    """The sections that every training has, whatever its model: its checks are theirs together."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    init: InitConfig = field(default_factory=InitConfig)
+    model: Any  # each kind of run has its own; all have `channels` and `image_size`
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     crop: CropConfig = field(default_factory=CropConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
-    probe: OnlineProbeConfig = field(default_factory=OnlineProbeConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     seed: int = 0
-    """Seed of the weights, the order of the data, its augmentation and the masks."""
+    """Seed of new weights, the order of the data, its augmentation, masks and stochastic depth."""
 
     def __post_init__(self) -> None:
         check_statistics(self.data, self.model.channels)
         check_cache(self.data, self.crop.method, self.efficiency.decode)
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
+        require(
+            self.data.augment is None or self.model.channels == 3,
+            "data.augment needs images of 3 channels",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """Pre-train a masked autoencoder under a frequency curriculum."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    probe: OnlineProbeConfig = field(default_factory=OnlineProbeConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data.augment is not None:
-            require(self.model.channels == 3, "data.augment needs images of 3 channels")
             whole = all(stage.magnitude % 1 == 0 for stage in self.curriculum.stages)
             require(whole, "data.augment needs stages of whole magnitudes")
         root, folder = self.data.root, self.output.dir

@@ -8,12 +8,12 @@ images were replaced: they are counted when it is trained on, not when it is pre
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from mae_et.data.batch import AnyBatch
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.io.atomic import write_text_atomically
@@ -28,7 +28,6 @@ TOLERATED = 10
 TOLERATED_FRACTION = 0.1
 RECORD = "unreadable.jsonl"
 _SUBSTITUTE = -3  # separates these seeds from those of permutations and replay
-AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
 
 
 class WithSubstitutes(Dataset[Any]):
@@ -120,8 +119,7 @@ class BadImages:
     def track(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         """Yield micro-batches, and note the images that were replaced in them."""
         for batch in batches:
-            replaced: Tensor = batch.replaced  # type: ignore[attr-defined]
-            self.waiting += replaced[replaced[:, 0] >= 0].tolist()
+            self.waiting += batch.replaced[batch.replaced[:, 0] >= 0].tolist()
             yield batch
 
     def exchange(self, step: int) -> None:

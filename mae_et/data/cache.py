@@ -12,7 +12,7 @@ Unreadable images are not stored: they are read, and reported or replaced, when 
 import multiprocessing
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mae_et.config.schema import RunConfig
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoding import Sample
@@ -80,7 +81,9 @@ class CachedDataset:
         return torch.from_numpy(pixels.copy()), label
 
 
-def cache_images(source: ImageDataset, config: Any, world: DistributedContext) -> ImageDataset:
+def cache_images(
+    source: ImageDataset, config: RunConfig, world: DistributedContext
+) -> ImageDataset:
     """Return a dataset with its images in memory, or itself without `data.cache`.
 
     One line on stderr says what was stored, or that the images do not fit and are read from files.

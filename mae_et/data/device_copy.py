@@ -5,11 +5,11 @@ the copy. On another it runs beside them, for Python queues kernels faster than 
 """
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
 
 import torch
 
-AnyBatch = TypeVar("AnyBatch", bound=Any)
+from mae_et.data.batch import AnyBatch
+
 ON_CPU = {"stage", "replaced"}
 """Fields of a batch that Python reads."""
 

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from mae_et.config.efficiency import DecodePlace
+from mae_et.data.batch import Batch
 from mae_et.data.box_resize import resize_boxes
 from mae_et.data.encoded import FilePlace, PackedBatch
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.train_dataset import Batch
 from mae_et.runtime.console import notify
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 

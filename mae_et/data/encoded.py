@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mae_et.data.batch import NOT_REPLACED
 from mae_et.data.box_resize import PixelBox
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.jpeg_crop import draw_crop, round_box
 from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header
 from mae_et.data.sampler import SampleIndex, sample_seed
-from mae_et.data.train_dataset import NOT_REPLACED, TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import draw_resized_crop
 from mae_et.errors import RunFailed
 

@@ -3,13 +3,14 @@
 import contextlib
 import signal
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mae_et.data.bad_images import BadImages, WithSubstitutes
+from mae_et.data.batch import AnyBatch
 from mae_et.data.device_copy import copied
 from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
 from mae_et.data.encoded import EncodedDataset
@@ -19,7 +20,6 @@ from mae_et.runtime.signals import STOP_SIGNALS
 
 CPU = torch.device("cpu")
 WORKER_GRACE_SECONDS = 120
-AnyBatch = TypeVar("AnyBatch", bound=tuple[Tensor, ...])
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ over ranks and micro-batches.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -15,9 +14,9 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from mae_et.config.data import DataConfig
-from mae_et.config.model import ModelConfig
 from mae_et.config.schema import Method, PretrainConfig
-from mae_et.curriculum.plan import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan
+from mae_et.data.batch import NOT_REPLACED, AnyBatch, Batch
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoded_crops import DecodedCrops
 from mae_et.data.decoding import Box
@@ -30,32 +29,6 @@ from mae_et.data.transforms import (
     seeded,
     training_transform,
 )
-
-NOT_REPLACED = torch.tensor((-1, -1, -1))
-
-
-class Batch(NamedTuple):
-    """A micro-batch on its way to the device."""
-
-    images: Tensor
-    """uint8 [B C H W] (float32 of arrays that are not uint8): at the base size, or with crop.method
-    decode at the stage's bandwidth."""
-    noise: Tensor
-    """float32 [B N]: the mask's noise, on the stage's grid."""
-    stage: Tensor
-    """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
-    replaced: Tensor = NOT_REPLACED
-    """int64 [B 3]: the sample index whose image could not be read and was replaced; -1 if none."""
-
-
-def black_batch(model: ModelConfig, stage: PlannedStage, count: int) -> Batch:
-    """Return `count` black images at the base size, as a micro-batch of a stage."""
-    images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
-    noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
-    return Batch(images, noise, torch.full((count,), stage.index))
-
-
-AnyBatch = TypeVar("AnyBatch", bound=Any)
 
 
 class AugmentedDataset(Dataset[AnyBatch], ABC):

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mae_et.config.schema import RunConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_in_place
@@ -34,7 +35,11 @@ class RunLogger:
     """
 
     def __init__(
-        self, config: Any, plan: Plan, start: int, check_lock: Callable[[], None] = lambda: None
+        self,
+        config: RunConfig,
+        plan: Plan,
+        start: int,
+        check_lock: Callable[[], None] = lambda: None,
     ):
         self.folder = config.output.dir
         self.check_lock = check_lock

@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.io import read_image
 
 from mae_et.config.files import numeric_keys, to_yaml
+from mae_et.config.schema import RunConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.io.plain_files import no_follow
@@ -56,7 +57,7 @@ class TensorBoardWriter:
         scores: validation scores of the steps done before.
     """
 
-    def __init__(self, config: Any, plan: Plan, rows: list[Row], scores: list[Row]):
+    def __init__(self, config: RunConfig, plan: Plan, rows: list[Row], scores: list[Row]):
         self.config, self.plan, self.folder = config, plan, config.output.dir
         self.hidden = set(USUALLY_ZERO)
         if config.data.augment is None:

@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mae_et.config.schema import RunConfig
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.errors import UserError
 from mae_et.runtime.agreement import fail_together
@@ -26,7 +27,7 @@ from mae_et.training.state import TrainState
 
 
 def build_run(
-    config: Any,
+    config: RunConfig,
     plan: Plan,
     world: DistributedContext,
     model: nn.Module,

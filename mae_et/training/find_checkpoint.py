@@ -10,6 +10,7 @@ import torch
 from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.config.schema import RunConfig
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
@@ -21,7 +22,7 @@ RESULTS = "results.json"
 
 
 def find_checkpoint(
-    config: Any, world: DistributedContext, outputs: Sequence[str] = ()
+    config: RunConfig, world: DistributedContext, outputs: Sequence[str] = ()
 ) -> tuple[dict[str, Any] | None, bool]:
     """Return the newest checkpoint of the run folder (None: new run), and whether it is finished.
 

@@ -4,49 +4,26 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from mae_et.checkpoints.store import prune_checkpoints, save_checkpoint
-from mae_et.config.duration import duration_in_steps
 from mae_et.config.files import to_yaml
 from mae_et.curriculum.plan import PlannedStage
+from mae_et.data.batch import AnyBatch
 from mae_et.errors import Interrupted
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.watchdog import heartbeat
-from mae_et.training.compile import eagerly
 from mae_et.training.memory import release_cached_memory
 from mae_et.training.metrics import MetricsWindow
 from mae_et.training.nonfinite import check_state
-from mae_et.training.optim import decay_start, set_schedule
+from mae_et.training.optim import set_schedule
+from mae_et.training.periodic import Periodic, do_missed_work, do_work
 from mae_et.training.run import Run
 
-
-class StagedBatch(Protocol):
-    """A micro-batch that carries the stage it was made for."""
-
-    @property
-    def stage(self) -> Tensor:
-        """Index of the stage, int64 [B]."""
-
-
-AnyBatch = TypeVar("AnyBatch", bound=StagedBatch)
 Step = Callable[[Run, PlannedStage, Iterable[AnyBatch]], tuple[Tensor, Tensor]]
-
-
-class Periodic(Protocol):
-    """Work that is due at some steps, such as scoring or drawing; every rank takes part."""
-
-    def due(self, step: int) -> bool:
-        """Return whether the work is due after this number of steps; 0: before the first."""
-
-    def recorded(self, step: int, logger: RunLogger) -> bool:
-        """Return whether the record of a resumed run holds the work of a step."""
-
-    def do(self, logger: RunLogger | None) -> None:
-        """Do the work with the current state; only the main rank has a logger."""
 
 
 def train(
@@ -69,33 +46,22 @@ def train(
         Diverged: the loss, a gradient or the state is not finite (see `MetricsWindow.close`).
         Interrupted: a signal asked a rank to stop; the state is saved.
     """
-    plan, world, state, output = run.plan, run.world, run.state, run.config.output
-    stopped, last = run.stopped, run.stop_after_step
+    plan, world, state, stopped = run.plan, run.world, run.state, run.stopped
     do_missed_work(run, logger, periodic)
     state.model.train()
-    end = plan.steps if last is None else min(plan.steps, last)
-    log_every, save_every, keep_every = (
-        duration_in_steps(duration or plan.steps, plan.steps)
-        for duration in (output.log_every, output.checkpoint_every, output.keep_every)
-    )
-    branch_step = decay_start(plan, run.config.optim)
+    end = plan.steps if run.stop_after_step is None else min(plan.steps, run.stop_after_step)
+    output = run.config.output
+    log_every, save_every = map(run.in_steps, (output.log_every, output.checkpoint_every))
     window = MetricsWindow(world.device)
     stopped.saves = world.size > 1  # then all ranks stop at the same step
     heartbeat()
     while state.step < end:
-        stage = plan.at(state.step)
-        if state.step == stage.start:
-            release_cached_memory(world.device)
-        set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
-        micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
-        window.add(*step(run, stage, window.timed(micro_batches)))
-        state.step += 1
+        stage = take_step(run, batches, step, window)
         stopped.saves = True
         heartbeat()
 
         stops = distributed.any_rank(stopped.signal is not None, world) and state.step < end
-        saving = state.step % save_every == 0 or state.step % keep_every == 0
-        saving = saving or stops or state.step in {end, branch_step}
+        saving = stops or state.step == end or state.step % save_every == 0 or run.keeps(state.step)
         stage_ends = state.step == stage.start + stage.steps
         row_ends = state.step % log_every == 0 or stage_ends or saving
         row = window.close(run, stage) if row_ends else None
@@ -115,21 +81,19 @@ def train(
             raise Interrupted(state.step, stopped.signal or signal.SIGTERM, str(output.dir))
 
 
-def do_missed_work(run: Run, logger: RunLogger | None, periodic: Sequence[Periodic]) -> None:
-    """Do the work due before the first step, or missed by a run killed after its checkpoint."""
-    step = run.state.step
-    for work in periodic:
-        if work.due(step):
-            missing = logger is not None and not work.recorded(step, logger)
-            if distributed.any_rank(missing, run.world):
-                do_work([work], logger)
-
-
-def do_work(due: Sequence[Periodic], logger: RunLogger | None) -> None:
-    """Do work with compiled blocks run eagerly: its shapes would compile further graphs."""
-    for work in due:
-        with eagerly():
-            work.do(logger)
+def take_step(
+    run: Run, batches: Iterator[AnyBatch], step: Step[AnyBatch], window: MetricsWindow
+) -> PlannedStage:
+    """Take the run's next step, with the schedule of its stage, and return the stage."""
+    plan, state = run.plan, run.state
+    stage = plan.at(state.step)
+    if state.step == stage.start:
+        release_cached_memory(run.world.device)
+    set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
+    micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
+    window.add(*step(run, stage, window.timed(micro_batches)))
+    state.step += 1
+    return stage
 
 
 def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBatch]:
@@ -162,7 +126,4 @@ def _write(run: Run, logger: RunLogger | None, state: dict[str, Any]) -> None:
     output, plan = run.config.output, run.plan
     folder = output.dir / "checkpoints"
     save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.provenance)
-    every = output.keep_every
-    keep_every = None if every is None else duration_in_steps(every, plan.steps)
-    branch_step = decay_start(plan, run.config.optim)
-    prune_checkpoints(folder, output.keep_last, keep_every, branch_step)
+    prune_checkpoints(folder, output.keep_last, run.keeps)

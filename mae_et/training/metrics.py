@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from mae_et.curriculum.plan import Plan, PlannedStage
+from mae_et.data.batch import AnyBatch
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.divergence import last_loss
@@ -22,8 +23,6 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak
 from mae_et.training.optim import lr_at, peak_scale, weight_decay_at
 from mae_et.training.run import Run
-
-AnyBatch = TypeVar("AnyBatch")
 
 
 class Sums(NamedTuple):

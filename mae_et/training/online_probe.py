@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mae_et.config.duration import duration_in_steps, is_due
+from mae_et.config.probe import OnlineProbeConfig
 from mae_et.curriculum.mae_cost import FORWARD_AND_BACKWARD
 from mae_et.curriculum.plan import Plan
 from mae_et.data.cores import worker_count
@@ -32,6 +32,7 @@ from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.console import notify
 from mae_et.runtime.precision import autocast, exact_products
 from mae_et.runtime.watchdog import heartbeat
+from mae_et.training.periodic import Periodic
 from mae_et.training.reconstructions import gather_model
 from mae_et.training.run import Run
 
@@ -44,40 +45,30 @@ Labelled = tuple[Tensor, Tensor]
 """Features [N D] and labels [N]."""
 
 
-class OnlineProbe:
-    """kNN, ridge classifier and effective rank of the encoder, every `probe.every` (a `Periodic`).
+class OnlineProbe(Periodic):
+    """kNN, ridge classifier and effective rank of the encoder, every `probe.every`.
 
     Every rank encodes its part of the images. A sharded model is gathered on the main rank, which
     encodes all of them.
     """
 
-    def __init__(self, run: Run, model: MaskedAutoencoder, source: ImageDataset):
-        self.run, self.model = run, model
+    before_first_step = True
+
+    def __init__(
+        self, run: Run, probe: OnlineProbeConfig, model: MaskedAutoencoder, source: ImageDataset
+    ):
+        assert probe.every is not None
+        super().__init__(run, probe.every)
+        self.model = model
         config, plan = run.config, run.plan
-        self.every = duration_in_steps(config.probe.every, plan.steps)
-        fraction = config.probe.max_fraction / sum(map(self.due, range(plan.steps + 1)))
+        fraction = probe.max_fraction / sum(map(self.due, range(plan.steps + 1)))
         most = affordable_images(plan, config.model.mask_ratio, fraction)
         with fail_together(run.world):
             self.images = open_probe_images(
-                config.probe, config.data, source, config.model.channels, most, config.seed
+                probe, config.data, source, config.model.channels, most, config.seed
             )
         self.num_workers = worker_count(config.efficiency.num_workers, run.world)
         self.cached: dict[str, Batches] = {}
-
-    @classmethod
-    def from_config(
-        cls, run: Run, model: MaskedAutoencoder, source: ImageDataset
-    ) -> list["OnlineProbe"]:
-        """Return the probe of a run, in a list that is empty if `probe.every` is not set."""
-        return [] if run.config.probe.every is None else [cls(run, model, source)]
-
-    def due(self, step: int) -> bool:
-        """Return whether a probe is due after this number of steps, 0 included."""
-        return is_due(step, self.every, self.run.plan.steps)
-
-    def recorded(self, step: int, logger: RunLogger) -> bool:
-        """Return whether the record holds the probe of a step."""
-        return logger.has_scores(step)
 
     def do(self, logger: RunLogger | None) -> None:
         """Probe the weights as they are."""

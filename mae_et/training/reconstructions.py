@@ -6,7 +6,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from mae_et.config.duration import duration_in_steps, is_due
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.transforms import EvalDataset, normalise
@@ -15,21 +14,16 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.training.fsdp import full_state_dict
+from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
 
 
-class PeriodicReconstructions:
-    """Reconstructions at the stage's bandwidth, every `output.reconstruct_every` (a `Periodic`)."""
+class PeriodicReconstructions(Periodic):
+    """Reconstructions at the stage's bandwidth, every `output.reconstruct_every`."""
 
     def __init__(self, run: Run, model: MaskedAutoencoder, source: ImageDataset):
-        self.run, self.model, self.source = run, model, source
-        output = run.config.output
-        self.every = duration_in_steps(output.reconstruct_every, run.plan.steps)
-        self.count = output.reconstruct_images
-
-    def due(self, step: int) -> bool:
-        """Return whether reconstructions are due after this number of steps."""
-        return self.count > 0 and step > 0 and is_due(step, self.every, self.run.plan.steps)
+        super().__init__(run, run.config.output.reconstruct_every)
+        self.model, self.source = model, source
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the image of a step is kept."""
@@ -50,7 +44,8 @@ class PeriodicReconstructions:
         generator = torch.Generator().manual_seed(config.seed)
         # At random, because neighbours in a folder are of one class.
         order = torch.randperm(len(view), generator=generator).tolist()
-        found = list(islice(readable(view, order, config.data.on_error == "skip"), self.count))
+        shown = readable(view, order, config.data.on_error == "skip")
+        found = list(islice(shown, config.output.reconstruct_images))
         # On the model's device: a model gathered from shards is on the CPU.
         images = torch.stack(found).to(next(model.parameters()).device)
         images = normalise(images, config.data.mean, config.data.std)

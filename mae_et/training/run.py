@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
+from mae_et.config.duration import Duration, duration_in_steps
+from mae_et.config.schema import RunConfig
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.bad_images import BadImages
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag
+from mae_et.training.optim import decay_start
 from mae_et.training.state import TrainState
 
 
@@ -20,7 +24,7 @@ class Run:
     """Everything that the loop and its steps read.
 
     Attributes:
-        config: the run's config, with sections `optim`, `output`, `data`, `crop`, `efficiency`.
+        config: the run's config.
         plan: stages in whole steps.
         world: rank, number of ranks and device.
         state: what changes while training.
@@ -35,7 +39,7 @@ class Run:
         bad_images: images that could not be read; None if the first one stops the run.
     """
 
-    config: Any
+    config: RunConfig
     plan: Plan
     world: DistributedContext
     state: TrainState
@@ -51,6 +55,20 @@ class Run:
     def accumulation(self, stage: PlannedStage) -> int:
         """Return the number of micro-batches of one step at a stage."""
         return self.plan.batch_size // self.world.size // self.micro_batch(stage.bandwidth)
+
+    def in_steps(self, duration: Duration) -> int:
+        """Return an interval of the config as a number of steps."""
+        return duration_in_steps(duration, self.plan.steps)
+
+    @cached_property
+    def decay_start(self) -> int | None:
+        """Step at which the learning rate starts to decay, where longer runs can branch off."""
+        return decay_start(self.plan, self.config.optim)
+
+    def keeps(self, step: int) -> bool:
+        """Return whether the checkpoint after a number of steps is kept permanently."""
+        every = self.config.output.keep_every
+        return step == self.decay_start or (every is not None and step % self.in_steps(every) == 0)
 
     def sampler(self) -> CurriculumBatchSampler:
         """Return the samples of this rank from the state's step to the plan's last."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_et.config.schema import RunConfig
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.image_folder import ImageFiles
 from mae_et.data.prepared_shards import PreparedShards
@@ -54,7 +55,7 @@ def fingerprint(source: ImageDataset) -> str:
 
 
 def check_same_data(
-    config: Any, saved: dict[str, Any] | None, images: int, provenance: dict[str, Any]
+    config: RunConfig, saved: dict[str, Any] | None, images: int, provenance: dict[str, Any]
 ) -> None:
     """Refuse a checkpoint of other images, or of other ranks where images are replayed.
 

@@ -5,7 +5,7 @@ the data once they are listed (`session.check_data`), plan and weights before an
 (`check_same_start`).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,6 +14,9 @@ from mae_et.curriculum.plan import Plan
 from mae_et.runtime.agreement import check_ranks_agree, code_version, tensor_digests
 from mae_et.runtime.distributed import DistributedContext
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 # Nodes may keep the data elsewhere and have other cores; data and weights are compared themselves.
 MAY_DIFFER = frozenset({
     "data.root", "data.listing", "data.download", "checkpoint", "model.checkpoint", "init.weights",
@@ -21,7 +24,7 @@ MAY_DIFFER = frozenset({
 })  # fmt: skip
 
 
-def check_same_command(config: Any, world: DistributedContext) -> None:
+def check_same_command(config: "DataclassInstance", world: DistributedContext) -> None:
     """Refuse ranks of another config, code, libraries or kind of device (`check_ranks_agree`)."""
     if world.size == 1:
         return

@@ -5,6 +5,7 @@ from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys
 from mae_et.config.probe import OnlineProbeConfig
+from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import notify
@@ -17,7 +18,7 @@ MAY_CHANGE = frozenset({
 decided when they happen), and how images are found and kept."""
 
 
-def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) -> None:
+def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bool) -> None:
     """Compare a config with the checkpoint's (for a finished run: with config.yaml).
 
     A resumed run may find its data at another path (`check_same_data` compares the data). A
@@ -50,10 +51,11 @@ def check_same_run(config: Any, saved: dict[str, Any] | None, finished: bool) ->
         notify("keys of probe have changed: its later scores may be of other images")
 
 
-def _online_probe(config: Any) -> OnlineProbeConfig | None:
+def _online_probe(config: RunConfig) -> OnlineProbeConfig | None:
     """Return the section `probe`; None if the run has no probes."""
-    probe: OnlineProbeConfig | None = getattr(config, "probe", None)
-    return None if probe is None or probe.every is None else probe
+    if isinstance(config, PretrainConfig) and config.probe.every is not None:
+        return config.probe
+    return None
 
 
 def check_same_settings(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mae_et.checkpoints.contents import is_number, plan_of
 from mae_et.checkpoints.state_dicts import describe_mismatch
+from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
 from mae_et.training.state import TrainState
@@ -27,7 +28,7 @@ COST_TOLERANCE = 0.01
 """Other versions of PyTorch may count slightly other FLOPs for the same steps."""
 
 
-def resumed_plan(config: Any, saved: dict[str, Any] | None, planned: Plan) -> Plan:
+def resumed_plan(config: RunConfig, saved: dict[str, Any] | None, planned: Plan) -> Plan:
     """Return the plan of a run: the config's, which that of its checkpoint must equal.
 
     An extended run (`init.extends`) keeps the stages of the run before, so its steps are the
@@ -40,7 +41,7 @@ def resumed_plan(config: Any, saved: dict[str, Any] | None, planned: Plan) -> Pl
         return planned
     path = Path(saved["path"])
     found = plan_of(saved, path)
-    extends = getattr(getattr(config, "init", None), "extends", None) is not None
+    extends = isinstance(config, PretrainConfig) and config.init.extends is not None
     for name, old, new in _compared(found, planned, steps=not extends):
         close = name.endswith("cost") and math.isclose(old, new, rel_tol=COST_TOLERANCE)
         if old != new and not close:

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mae_et.checkpoints.store import rename_damaged_after
+from mae_et.config.efficiency import ProcessConfig
 from mae_et.config.files import to_yaml
+from mae_et.config.schema import RunConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
 from mae_et.data.choose_decoder import choose_decoder
@@ -28,35 +30,40 @@ from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog, heartbeat
-from mae_et.training.loop import Periodic, Step, train
+from mae_et.training.loop import Step, train
 from mae_et.training.metrics import summarise_stages
+from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
 from mae_et.training.same_data import check_same_data, provenance_of
 from mae_et.training.same_ranks import check_same_command
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 @contextmanager
-def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopFlag]]:
+def distributed_session(
+    config: "DataclassInstance", process: ProcessConfig
+) -> Iterator[tuple[DistributedContext, StopFlag]]:
     """Join the other ranks, which must run the same command; handle signals, hangs and errors.
 
     Args:
-        config: has `device`, `num_workers` and `step_timeout`, in its section `efficiency` if it
-            has one.
+        config: what the command does, which must be the same on every rank.
+        process: device, loader processes and timeout.
 
     Raises:
         UserError: the device is not available, or a rank has other settings or code.
         RunFailed: a rank did not join, memory or the disk ran out, or another rank died.
         Stopped: a signal arrived when there was nothing to save.
     """
-    settings = getattr(config, "efficiency", config)
-    is_run = settings is not config  # whose opening says the threads
-    patience = settings.step_timeout
+    is_run = isinstance(config, RunConfig)  # whose opening says the threads
+    patience = process.step_timeout
     with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
-        world = distributed.initialize(settings.device, patience)
+        world = distributed.initialize(process.device, patience)
         try:
             check_same_command(config, world)
             check_own_gpus(world)
-            workers = worker_count(settings.num_workers, world)
+            workers = worker_count(process.num_workers, world)
             with compute_threads(workers, world, said=is_run):
                 yield world, stopped
         except Interrupted:  # on all ranks, by agreement
@@ -66,7 +73,10 @@ def distributed_session(config: Any) -> Iterator[tuple[DistributedContext, StopF
 
 
 def check_data(
-    config: Any, saved: dict[str, Any] | None, dataset: ImageDataset, world: DistributedContext
+    config: RunConfig,
+    saved: dict[str, Any] | None,
+    dataset: ImageDataset,
+    world: DistributedContext,
 ) -> dict[str, Any]:
     """Return the provenance of a run's numbers, and compare it with the checkpoint's.
 

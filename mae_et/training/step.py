@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mae_et.curriculum.plan import PlannedStage
+from mae_et.data.batch import AnyBatch
 from mae_et.training.nonfinite import propagate_nonfinite_loss, skip_update_unless_finite
 from mae_et.training.run import Run
-
-AnyBatch = TypeVar("AnyBatch")
 
 
 def update(

@@ -93,7 +93,7 @@ def test_a_truncated_checkpoint_is_reported_as_cut_short(tmp_path: Path, share: 
 def test_a_folder_with_the_name_of_a_checkpoint_is_none_and_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.pt").mkdir()
     save(tmp_path, 2, 3)
-    prune_checkpoints(tmp_path, keep_last=1, keep_every=None)
+    prune_checkpoints(tmp_path, 1, lambda step: False)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003.pt"]
     assert (tmp_path / "step-00000001.pt").is_dir()
 
@@ -111,11 +111,11 @@ def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
 def test_the_last_k_and_every_nth_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
     save(tmp_path, 5, 10, 15, 20, 25)
     (tmp_path / ".step-00000030.pt.123.tmp").write_bytes(b"half")
-    prune_checkpoints(tmp_path, keep_last=2, keep_every=10)
+    prune_checkpoints(tmp_path, 2, lambda step: step % 10 == 0)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         f"step-{step:08d}.pt" for step in (10, 20, 25)
     ]
-    prune_checkpoints(tmp_path, keep_last=1, keep_every=None)
+    prune_checkpoints(tmp_path, 1, lambda step: False)
     assert len(list_checkpoints(tmp_path)) == 1
 
 

@@ -22,7 +22,7 @@ COMMANDS = (
     ("supervised --model.backbone resnet50 --optim.lr 1", 2),
     ("knn --checkpoint x --neighbors 3", 2),
     ("evaluate --checkpoint x --batch_size 0", 2),
-    ("dynamics --run x --images 0", 2),
+    ("dynamics --checkpoint x --images 0", 2),
     ("reconstruct --checkpoint x --count 0", 2),
     ("export --checkpoint x", 2),
     ("prepare --output x --quality 101", 2),

@@ -27,6 +27,7 @@ from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import choose_decoder as choice
 from mae_et.data import decoder_trial, device_decode, jpeg_crop
 from mae_et.data.bad_images import BadImages
+from mae_et.data.batch import Batch
 from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoder_trial import Trial, try_decoder
@@ -35,7 +36,7 @@ from mae_et.data.encoded import EncodedDataset, PackedBatch, read_encoded
 from mae_et.data.loader import training_batches
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
-from mae_et.data.train_dataset import Batch, TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext

@@ -5,11 +5,12 @@ import torch
 
 from mae_et import Curriculum, Stage
 from mae_et.config.data import DataConfig
+from mae_et.data.batch import Batch
 from mae_et.data.device_copy import copied
 from mae_et.data.loader import replayed, train_loader
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.train_dataset import Batch, TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.training.plan import micro_batch_size
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)

@@ -32,7 +32,7 @@ def test_a_low_pass_filter_keeps_the_bandwidth_s_crop_and_nothing_above(
 
 def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys) -> None:
     folder = finished
-    command = ["dynamics", f"--run={folder}", "--bandwidths=[8,32]", "--num_workers=0"]
+    command = ["dynamics", f"--checkpoint={folder}", "--bandwidths=[8,32]", "--num_workers=0"]
     assert main(command) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results["checkpoints"] == 2
@@ -67,7 +67,7 @@ def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys) -> Non
     ],
 )
 def test_mistakes_are_refused(tmp_path: Path, flags: list[str], sentence: str, capsys) -> None:
-    assert main(["dynamics", f"--run={tmp_path}", *flags]) == 2
+    assert main(["dynamics", f"--checkpoint={tmp_path}", *flags]) == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -85,13 +85,13 @@ def test_another_encoder_is_scored_in_one_row(finished: Path, tiny, tmp_path: Pa
     shared = ["--bandwidths=[8,32]", "--num_workers=0"]
     data = tiny().data
     other = [
-        f"--run={tmp_path / 'vit.safetensors'}", f"--encoder_num_heads={heads}",
+        f"--checkpoint={tmp_path / 'vit.safetensors'}", f"--encoder_num_heads={heads}",
         f"--data.synthetic_size={data.synthetic_size}",
         f"--data.synthetic_train={data.synthetic_train}",
         f"--data.synthetic_val={data.synthetic_val}",
     ]  # fmt: skip
     results = []
-    for flags in ([f"--run={folder}"], [*other, f"--output={tmp_path / 'other'}"]):
+    for flags in ([f"--checkpoint={folder}"], [*other, f"--output={tmp_path / 'other'}"]):
         assert main(["dynamics", *flags, *shared]) == 0
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert results[0]["last"] == results[1]["last"]

@@ -107,7 +107,7 @@ def test_each_command_reads_the_checkpoint_once(run, tmp_path, reads) -> None:
     finetune.HeldOutAccuracy(num_workers=0, device="cpu")(run)
     assert len(reads) == 1
     reads.clear()
-    assert main(["dynamics", f"--run={run}", "--bandwidths=[8]", "--num_workers=0"]) == 0
+    assert main(["dynamics", f"--checkpoint={run}", "--bandwidths=[8]", "--num_workers=0"]) == 0
     assert len(set(reads)) == len(reads) == len(list_checkpoints(run / "checkpoints"))
 
 

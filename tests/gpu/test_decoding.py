@@ -15,6 +15,7 @@ from mae_et.config.data import DataConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
+from mae_et.data.batch import Batch
 from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoder_trial import LEAST_DECIBELS, MEDIAN_DECIBELS
@@ -22,7 +23,7 @@ from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.encoded import FilePlace
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler
-from mae_et.data.train_dataset import Batch, TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.plan import micro_batch_size
 

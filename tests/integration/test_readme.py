@@ -88,7 +88,7 @@ def test_command_exists_and_its_flags_parse(
     }
     kind = kinds.get(words[0], PretrainConfig)
     if words[0] in POSITIONAL and not words[1].startswith("-"):
-        words[1:2] = [f"--{POSITIONAL[words[0]]}", words[1]]
+        words[1:2] = ["--checkpoint", words[1]]
     flags = [re.sub("^--checkpoint$", "--model.checkpoint", word) for word in words[1:]]
     if kind is not ClassifierConfig:
         flags = words[1:]

@@ -19,8 +19,9 @@ from mae_et.cli.arguments import config_of
 from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.config.schema import PretrainConfig
+from mae_et.data.batch import Batch
 from mae_et.data.datasets import open_dataset
-from mae_et.data.train_dataset import Batch, TrainDataset
+from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import normalise
 from mae_et.io.metrics_file import read_metrics
 from mae_et.models.pos_embed import sincos_positions

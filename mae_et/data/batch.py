@@ -1,0 +1,36 @@
+"""Micro-batches on their way to the device."""
+
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from mae_et.config.model import ModelConfig
+from mae_et.curriculum.plan import PlannedStage
+
+NOT_REPLACED = torch.tensor((-1, -1, -1))
+
+
+class Batch(NamedTuple):
+    """A micro-batch of pre-training."""
+
+    images: Tensor
+    """uint8 [B C H W] (float32 of arrays that are not uint8): at the base size, or with crop.method
+    decode at the stage's bandwidth."""
+    noise: Tensor
+    """float32 [B N]: the mask's noise, on the stage's grid."""
+    stage: Tensor
+    """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
+    replaced: Tensor = NOT_REPLACED
+    """int64 [B 3]: the sample index whose image could not be read and was replaced; -1 if none."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Any)
+"""A NamedTuple with `images`, `stage` and `replaced`: `Batch`, or that of another kind of run."""
+
+
+def black_batch(model: ModelConfig, stage: PlannedStage, count: int) -> Batch:
+    """Return `count` black images at the base size, as a micro-batch of a stage."""
+    images = torch.zeros(count, model.channels, *[model.image_size] * 2, dtype=torch.uint8)
+    noise = torch.zeros(count, (stage.bandwidth // model.patch) ** 2)
+    return Batch(images, noise, torch.full((count,), stage.index))

@@ -1,0 +1,55 @@
+"""Work between the steps of a run, such as scoring or drawing."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from mae_et.config.duration import Duration, duration_in_steps, is_due
+from mae_et.monitoring.logger import RunLogger
+from mae_et.runtime import distributed
+from mae_et.training.compile import eagerly
+from mae_et.training.run import Run
+
+
+class Periodic(ABC):
+    """Work every so many steps, and after the last; every rank takes part.
+
+    Args:
+        run: the run.
+        every: interval, in steps or as a share of the run.
+    """
+
+    before_first_step = False
+    """Whether the work is also due before the first step."""
+
+    def __init__(self, run: Run, every: Duration):
+        self.run, self.every = run, duration_in_steps(every, run.plan.steps)
+
+    def due(self, step: int) -> bool:
+        """Return whether the work is due after this number of steps; 0: before the first."""
+        starts = step > 0 or self.before_first_step
+        return starts and is_due(step, self.every, self.run.plan.steps)
+
+    def recorded(self, step: int, logger: RunLogger) -> bool:
+        """Return whether the record of a resumed run holds the work of a step: its scores."""
+        return logger.has_scores(step)
+
+    @abstractmethod
+    def do(self, logger: RunLogger | None) -> None:
+        """Do the work with the current state; only the main rank has a logger."""
+
+
+def do_missed_work(run: Run, logger: RunLogger | None, periodic: Sequence[Periodic]) -> None:
+    """Do the work due before the first step, or missed by a run killed after its checkpoint."""
+    step = run.state.step
+    for work in periodic:
+        if work.due(step):
+            missing = logger is not None and not work.recorded(step, logger)
+            if distributed.any_rank(missing, run.world):
+                do_work([work], logger)
+
+
+def do_work(due: Sequence[Periodic], logger: RunLogger | None) -> None:
+    """Do work with compiled blocks run eagerly: its shapes would compile further graphs."""
+    for work in due:
+        with eagerly():
+            work.do(logger)
