@@ -5,7 +5,7 @@ from typing import Any
 
 import finetune
 from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
-from mae_et.cli.output import print_json, prints_results
+from mae_et.cli.output import prints_results
 
 
 @prints_results
@@ -63,9 +63,10 @@ def export(arguments: Arguments) -> dict[str, Any]:
     return {"format": config.format, "output": str(path)}
 
 
-def prepare(arguments: Arguments) -> None:
+@prints_results
+def prepare(arguments: Arguments) -> dict[str, Any]:
     """Write a dataset as shards at several sizes, for --data.name shards."""
     config = config_of("prepare", arguments)
     from mae_et.data.prepare import prepare
 
-    print_json(prepare(config))
+    return prepare(config)

@@ -5,7 +5,7 @@ from typing import Any
 
 import finetune
 from mae_et.cli.arguments import Arguments, config_over_data_of
-from mae_et.cli.output import print_json, prints_results
+from mae_et.cli.output import prints_results
 from mae_et.errors import UserError
 
 
@@ -31,10 +31,11 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     return finetune.evaluate(config)
 
 
-def dynamics(arguments: Arguments) -> None:
+@prints_results
+def dynamics(arguments: Arguments) -> dict[str, Any]:
     """Score the kept checkpoints of a run on low-passed validation images."""
     config = config_over_data_of("dynamics", arguments)
-    print_json(finetune.dynamics(config))
+    return finetune.dynamics(config)
 
 
 def _refuse_pretraining(checkpoint: Path) -> None:

@@ -1,7 +1,7 @@
 """Figures of a run: their order, names and units, the time left, and a table for the terminal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mae_et.io.metrics_file import Row
@@ -23,7 +23,8 @@ NAMES = {
 }  # fmt: skip
 PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
 NAMED = (
-    "run", "data", "features", "shape", "projector", "image", "format", "output", "report"
+    "run", "data", "features", "shape", "projector", "image", "format", "output", "report",
+    "dynamics", "by", "checkpoints",
 )  # fmt: skip
 """What a command worked on, and what it wrote."""
 POINTS = 5
@@ -94,9 +95,10 @@ def results_table(results: dict[str, Any]) -> str:
     shown = [key for key in results if key in NAMED]
     shown += ordered_figures(results.keys() & set(FIGURES))
     shown += [key for key in ("probe_time_fraction", *FAULTS) if results.get(key)]
-    names = {key: figure_name(key) for key in shown}
-    width = max(map(len, names.values()), default=0)
-    lines = [f"{name:<{width}}  {format_figure(key, results[key])}" for key, name in names.items()]
+    rows = {figure_name(key): format_figure(key, results[key]) for key in shown}
+    rows |= dict(_nested(results))
+    width = max(map(len, rows), default=0)
+    lines = [f"{name:<{width}}  {figure}" for name, figure in rows.items()]
     stages = results.get("stages")
     if isinstance(stages, list) and len(stages) > 1:
         lines += ["", *_stages(stages)]
@@ -104,6 +106,16 @@ def results_table(results: dict[str, Any]) -> str:
     if isinstance(probes, list) and probes:
         lines += ["", probe_curve(probes)]
     return "\n".join(lines)
+
+
+def _nested(results: dict[str, Any], name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the figures of mappings inside results, such as `train bytes at 112`, by size."""
+    for key, value in results.items():
+        inner = f"{name} {'at ' * key.isdigit()}{key}".strip()
+        if isinstance(value, dict):
+            yield from _nested(value, inner)
+        elif name:
+            yield inner, format_figure(key, value)
 
 
 def probe_curve(probes: Sequence[dict[str, Any]]) -> str:

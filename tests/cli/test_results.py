@@ -43,6 +43,12 @@ def test_the_table_names_faults_only_if_there_were_any() -> None:
     ]  # fmt: skip
     written = results_table({"features": "f.npy", "images": 3, "shape": [3, 96]})
     assert written.splitlines() == ["features  f.npy", "shape     [3, 96]", "images    3"]
+    prepared = {"train": {"images": 4000, "bytes": {"112": 2**20}}, "val": {"images": 3}}
+    assert results_table(prepared).splitlines() == [
+        "train images        4,000", "train bytes at 112  1,048,576", "val images          3",
+    ]  # fmt: skip
+    scored = {"dynamics": "out", "by": "knn", "checkpoints": 2, "last": {"8": 21.5}}
+    assert results_table(scored).splitlines()[2:] == ["checkpoints  2", "last at 8    21.5"]
     faulty = results_table(results | {"diverged": True, "skipped_updates": 1200})
     assert faulty.splitlines()[2:] == ["diverged         yes", "skipped updates  1,200"]
 
