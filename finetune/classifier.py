@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from finetune.config import ClassifierConfig, RecipeConfig
 from finetune.datasets import Splits, open_splits
-from finetune.model import build_classifier, load_run_network, preprocessing_of_start
+from finetune.model import build_classifier, load_run_network
 from finetune.param_groups import build_optimizer
 from finetune.periodic_evaluation import PeriodicEvaluation
 from finetune.plan import check_sizes, make_plan, shown_sides
+from finetune.preprocessing import preprocessing_of_start
 from finetune.results import describe, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.checkpoints.preprocessing import report_preprocessing

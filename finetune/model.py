@@ -9,12 +9,8 @@ from finetune.backbone import build_backbone
 from finetune.config import NetworkConfig
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights, weights_of_classifier
-from mae_et.checkpoints.hugging_face_config import read_timm_config
-from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
-from mae_et.checkpoints.stored_settings import stored_preprocessing
-from mae_et.checkpoints.weight_files import PREPROCESSING_KEY, read_weight_file
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
 
@@ -31,29 +27,6 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
     return build_vit_classifier(
         config, load_weights(config.checkpoint, config.checkpoint_key), classes
     )
-
-
-def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
-    """Return how images were prepared for the weights to start from; None if nothing records it.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
-    if config.backbone is None:
-        assert config.checkpoint is not None  # NetworkConfig requires one of the two
-        return stored_preprocessing(config.checkpoint, config.checkpoint_key)
-    recorded = None if config.checkpoint is None else _recorded_with(config.checkpoint)
-    return recorded or (Preprocessing.of_timm_model(config.backbone) if config.pretrained else None)
-
-
-def _recorded_with(checkpoint: Path) -> Preprocessing | None:
-    """Return what a classifier's run folder, a file of ours or timm's records with any backbone."""
-    if (checkpoint / "classes.json").is_file():
-        return stored_preprocessing(checkpoint)
-    text = read_weight_file(checkpoint).get(PREPROCESSING_KEY) if checkpoint.is_file() else None
-    if text is None:
-        return read_timm_config(checkpoint)
-    return Preprocessing.from_json(text, checkpoint)
 
 
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:

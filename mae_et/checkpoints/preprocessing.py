@@ -4,8 +4,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import timm
-
 from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
@@ -59,6 +57,8 @@ class Preprocessing:
     @classmethod
     def of_timm_model(cls, name: str) -> "Preprocessing | None":
         """Return what timm publishes for a model's name; None without statistics."""
+        import timm  # here: run folders are read before PyTorch is loaded
+
         published = timm.get_pretrained_cfg(name)
         return cls.of_timm(published.to_dict()) if published else None
 

@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text
 from mae_et.config.schema import PretrainConfig
@@ -71,6 +69,8 @@ def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:
     Raises:
         UserError: an entry has the wrong type.
     """
+    import timm  # here: the config of a run is read before PyTorch is loaded
+
     about = about if isinstance(about, dict) else {}
     classes, heads, grid = about.get("classes"), about.get("encoder_num_heads"), about.get("grid")
     encoder = about.get("encoder") or DEFAULT_ENCODER

@@ -1,13 +1,19 @@
-"""What a checkpoint records of its run and its images, without building a model."""
+"""What a checkpoint records of its run and its images, without building a model.
+
+Run folders are read before PyTorch is loaded, which takes seconds.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mae_et.checkpoints.formats import peek_weights
 from mae_et.checkpoints.hugging_face_config import read_preprocessor, read_timm_config
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
+
+if TYPE_CHECKING:
+    from mae_et.checkpoints.weights import Weights
 
 
 def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
@@ -21,7 +27,7 @@ def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
     if not path.exists() or (path / "classes.json").is_file() or (path / "config.json").is_file():
         return None  # a model of timm's hub, a classifier's run, or a Hugging Face folder
     found = config_of_run(path) if path.is_dir() else None
-    return found or peek_weights(path, key).config
+    return found or _peek(path, key).config
 
 
 def stored_preprocessing(
@@ -49,7 +55,7 @@ def stored_preprocessing(
     config = config_of_run(path) if path.is_dir() else None
     if config is not None:
         return Preprocessing.of_run(config.data, config.model.image_size)
-    return peek_weights(path, key).preprocessing
+    return _peek(path, key).preprocessing
 
 
 def stored_data(
@@ -67,3 +73,9 @@ def stored_data(
         return config.data
     preprocessing = stored_preprocessing(path, key, architecture)
     return None if preprocessing is None else DataConfig(**preprocessing.data_settings())
+
+
+def _peek(path: Path, key: str | None) -> "Weights":
+    from mae_et.checkpoints.formats import peek_weights
+
+    return peek_weights(path, key)

@@ -69,7 +69,7 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
         return {}
     if start is not None and _is_missing_file(start):
         return {}
-    from finetune.model import preprocessing_of_start
+    from finetune.preprocessing import preprocessing_of_start
     from mae_et.checkpoints.stored_settings import stored_config
 
     keys: dict[str, Any] = {}

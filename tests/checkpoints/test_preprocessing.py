@@ -13,7 +13,7 @@ from tiny_run import TINY as TINY_YAML
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
 from finetune.config import NetworkConfig
-from finetune.model import preprocessing_of_start
+from finetune.preprocessing import preprocessing_of_start
 from mae_et import PretrainConfig, UserError, export, load_config, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing

@@ -75,6 +75,9 @@ def test_commands_and_exports_that_compute_nothing_import_no_pytorch(
         "o.open_training_images).open_early())("
         "__import__('mae_et.training.opening').training.opening, __import__('mae_et')) and None"
     )
+    exports.append(
+        "__import__('mae_et.cli.arguments', fromlist='_').config_of('finetune', ['run']) and None"
+    )
     expected = [(line, None, []) for line in exports]
     expected += [(f"exit_status({words.split()})", status, []) for words, status in COMMANDS]
     assert heavy_modules_after([line for line, *_ in expected], tmp_path) == expected

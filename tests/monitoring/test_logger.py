@@ -208,6 +208,7 @@ def test_hparams_lists_varied_keys_and_final_figures_first(tiny, tmp_path: Path)
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
     from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, list_session_groups
     from tensorboard.plugins.hparams.backend_context import Context
 
     plan = Curriculum.preset("constant", 32, 8).plan(5, 40, 12)
@@ -227,6 +228,12 @@ def test_hparams_lists_varied_keys_and_final_figures_first(tiny, tmp_path: Path)
         request, "", True, context.hparams_metadata(request, ""),
         context.hparams_from_data_provider(request, "", limit=None),
     )  # fmt: skip
+    columns = [api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos]
+    groups = api_pb2.ListSessionGroupsRequest(
+        slice_size=10, allowed_statuses=api_pb2.Status.values(), col_params=columns
+    )
+    found = list_session_groups.Handler(request, context, "", groups).run()
+    assert [len(group.metric_values) for group in found.session_groups] == [len(columns)] * 2
     keys = [(info.name, info.differs) for info in experiment.hparam_infos]
     assert keys[:2] == [("optim.base_lr", True), ("seed", True)]
     assert not any(differs for _, differs in keys[2:])
