@@ -74,7 +74,8 @@ def _fourier(images: Tensor, height: int, width: int) -> Tensor:
     columns = crop_matrix(full_width, width, images.device, images.dtype)
     real = rows.real @ images @ columns.real.mT
     corner = torch.einsum("h,...hw,w->...", rows.wave, images, columns.wave)
-    return real - corner[..., None, None] * torch.outer(rows.signs, columns.signs)
+    signed = corner[..., None, None] * rows.signs[:, None]
+    return torch.addcmul(real, signed, columns.signs, value=-1)
 
 
 def _resize(images: Tensor, height: int, width: int) -> Tensor:

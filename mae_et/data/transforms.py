@@ -116,9 +116,9 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     Returns:
         float32 [B C H W].
     """
-    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    scaled = images / 255 if images.dtype == torch.uint8 else images.float()
     centre, spread = statistics(mean, std, images.device)
-    return (images.float() / scale - centre) / spread
+    return (scaled - centre) / spread
 
 
 @lru_cache(maxsize=8)

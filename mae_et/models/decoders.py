@@ -79,10 +79,13 @@ class Decoder(nn.Module, ABC):
         """
         tokens = self.embed(latent)
         positions = self.positions(grid, tokens)
-        visible, masked = mask.order[:, : mask.visible + count].tensor_split([mask.visible], dim=1)
+        visible, masked = positions[mask.order[:, : mask.visible + count]].split(
+            [mask.visible, count], dim=1
+        )
         # The class token's position is zero, as in MAE.
-        tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[visible]], dim=1)
-        queries = self.mask_token.to(tokens.dtype) + positions[masked]
+        cls_token, tokens = tokens.split([1, mask.visible], dim=1)
+        tokens = torch.cat([cls_token, tokens + visible], dim=1)
+        queries = self.mask_token.to(tokens.dtype) + masked
         return self.pred(self.norm(self.decode(tokens, queries)))
 
     def positions(self, grid: Grid, tokens: Tensor) -> Tensor:
@@ -139,9 +142,12 @@ class SelfBlock(Block):
             return super().forward(tokens)
         width, attention = tokens.shape[-1], cast("Any", self.attn)
         outputs, normed = tokens[:, -last:], self.norm1(tokens)
-        weight, bias = attention.qkv.weight, attention.qkv.bias
-        query = F.linear(normed[:, -last:], weight[:width], bias[:width])
-        key_value = F.linear(normed, weight[width:], bias[width:])
+        # In the backward pass, a split is joined; slices would each be padded, and added up.
+        weights, biases = (
+            part.split([width, 2 * width]) for part in (attention.qkv.weight, attention.qkv.bias)
+        )
+        query = F.linear(normed[:, -last:], weights[0], biases[0])
+        key_value = F.linear(normed, weights[1], biases[1])
         outputs = outputs + attention.proj(attend(query, key_value, attention.num_heads))
         return outputs + self.mlp(self.norm2(outputs))
 

@@ -10,6 +10,7 @@ of different bandwidths share all weights.
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
@@ -30,10 +31,15 @@ class Reconstruction(NamedTuple):
     """float32 []: mean squared error over the masked patches (the predicted ones)."""
     prediction: Tensor
     """[B N D] for every patch in raster order, or [B M D] for the patches in the loss only."""
-    mask: Tensor
-    """float32 [B N]: 1 if a patch is masked, 0 if it is visible."""
+    masking: Mask
+    """Which patches the encoder saw."""
     latent: Tensor
     """[B 1+V width]: class token and visible patches, after the encoder's norm."""
+
+    @property
+    def mask(self) -> Tensor:
+        """float32 [B N]: 1 if a patch is masked, 0 if it is visible."""
+        return self.masking.hidden
 
 
 class MaskedAutoencoder(nn.Module):
@@ -152,7 +158,7 @@ class MaskedAutoencoder(nn.Module):
         if mask is not None:
             pixels, positions = gather(pixels, mask.keep), positions[mask.keep]
         weight = rearrange(embed.weight, "d c p q -> d (c p q)")
-        patches = nn.functional.linear(pixels, weight, embed.bias) + positions
+        patches = F.linear(pixels, weight, embed.bias) + positions
         assert self.encoder.cls_token is not None
         cls_token = self.encoder.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
         tokens = torch.cat([cls_token, patches], dim=1)
@@ -197,8 +203,8 @@ class MaskedAutoencoder(nn.Module):
             prediction = self.decoder(latent, mask, grid, count)
             predicted = mask.order[:, mask.visible : mask.visible + count]
             # Images have equally many masked patches: the mean of all is the mean of their means.
-            loss = (prediction.float() - gather(target, predicted)).square().mean()
-        return Reconstruction(loss, prediction, mask.hidden, latent)
+            loss = F.mse_loss(prediction.float(), gather(target, predicted))
+        return Reconstruction(loss, prediction, mask, latent)
 
     def targets(self, images: Tensor) -> Tensor:
         """Return the reconstruction targets of normalised images [B C H W], float32 [B N D]."""

@@ -138,6 +138,8 @@ def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
     def tap(row: int, column: int) -> Tensor:
         return padded[..., row : row + height, column : column + width]
 
-    gx = tap(0, 0) - tap(0, 2) + 2 * tap(1, 0) - 2 * tap(1, 2) + tap(2, 0) - tap(2, 2)
-    gy = tap(0, 0) + 2 * tap(0, 1) + tap(0, 2) - tap(2, 0) - 2 * tap(2, 1) - tap(2, 2)
+    gx = (tap(0, 0) - tap(0, 2)).add(tap(1, 0), alpha=2).sub(tap(1, 2), alpha=2)
+    gx = gx + tap(2, 0) - tap(2, 2)
+    gy = tap(0, 0).add(tap(0, 1), alpha=2) + tap(0, 2) - tap(2, 0)
+    gy = gy.sub(tap(2, 1), alpha=2) - tap(2, 2)
     return gx, gy

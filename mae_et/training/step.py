@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -33,19 +34,22 @@ def update(
     state, accumulation = run.state, run.accumulation(stage)
     if run.config.efficiency.cuda_graphs:
         torch.compiler.cudagraph_mark_step_begin()  # tensors of the last step may be overwritten
-    losses = torch.zeros((), device=run.world.device)
+    losses: list[Tensor] = []
     for number, batch in enumerate(batches, start=1):
         # Ranks exchange gradients once a step, with the last micro-batch. Sharded models exchange
         # those of each: only so do gradients stay sharded.
         with _exchange(run.network, number == accumulation):
-            loss = loss_of(batch) / accumulation
+            loss = loss_of(batch)
+            if accumulation > 1:
+                loss = loss / accumulation
             state.scaler.scale(loss).backward()
-        losses += loss.detach()
+        losses.append(loss.detach())
+    loss = reduce(torch.add, losses)
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     skips = run.config.optim.max_skipped_updates > 0
     if skips:
-        propagate_nonfinite_loss(gradients, losses, run.world)
+        propagate_nonfinite_loss(gradients, loss, run.world)
     state.scaler.unscale_(state.optimizer)
     norm = get_total_norm(gradients)
     if isinstance(norm, DTensor):  # sharded: each rank has its part of the sum
@@ -57,7 +61,7 @@ def update(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    return losses, norm
+    return loss, norm
 
 
 def _exchange(network: nn.Module, wanted: bool) -> AbstractContextManager[None]:
