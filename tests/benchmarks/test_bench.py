@@ -37,8 +37,9 @@ def test_rounds_exclude_the_warm_up_and_are_compared_pairwise() -> None:
 
 
 def test_faster_arm_has_a_higher_speed_ratio() -> None:
-    speeds = interleave({"a": lambda: time.sleep(0.1), "b": lambda: time.sleep(0.05)}, 1, 0)
-    assert speeds["b"].ratios[0] > 1.2
+    times: list[float] = [0]
+    arms = {"a": lambda: times.append(times[-1] + 3), "b": lambda: times.append(times[-1] + 2)}
+    assert interleave(arms, 2, clock=lambda: times[-1])["b"].ratios == (1.5, 1.5)
 
 
 def test_a_step_that_does_not_end_is_given_up() -> None:

@@ -283,6 +283,7 @@ def test_the_page_s_lines_read_the_files_back(place, tmp_path, monkeypatch) -> N
 def test_watchdog_ends_a_process_that_encodes_no_batch(place, tmp_path, monkeypatch) -> None:
     """knn, linear-probe, embed, dynamics and preview --features encode images here."""
     ended: list[float] = []
+    waits = False
     monkeypatch.setattr(watchdog._Watch, "end", lambda watch: ended.append(watch.seconds))
 
     class Slow(torch.utils.data.Dataset):
@@ -290,7 +291,9 @@ def test_watchdog_ends_a_process_that_encodes_no_batch(place, tmp_path, monkeypa
             return 2
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            time.sleep(0.4 * index)
+            patience = time.monotonic() + (60 if waits else 0.4)
+            while index and not ended and time.monotonic() < patience:
+                time.sleep(0.01)
             return torch.zeros(3, 32, 32), index
 
     settings = config(place, tmp_path / "x.npy", batch_size=1, step_timeout=0.2)
@@ -299,6 +302,7 @@ def test_watchdog_ends_a_process_that_encodes_no_batch(place, tmp_path, monkeypa
     with hang_watchdog(60), encode_images(*given) as batches:
         assert len(list(batches)) == 2
     assert not ended  # the outer timeout holds
+    waits = True
 
     def fail_in_the_middle() -> None:
         with encode_images(*given) as batches:

@@ -243,7 +243,7 @@ def test_cluster_started_by_hand_ends_with_its_process(
         finally:  # otherwise a failure would wait for it forever
             process.send_signal(number)
     # The supervisor removes it last, after all processes of the cluster have ended.
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while Path(configuration).parent.exists():
         assert time.monotonic() < end
         time.sleep(0.05)

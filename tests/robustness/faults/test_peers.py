@@ -248,8 +248,10 @@ def test_watchdog_starts_at_the_first_step_and_can_be_disabled(monkeypatch) -> N
         time.sleep(0.4)
         assert not ended
         watchdog.heartbeat()
-        time.sleep(0.8)
-    assert ended
+        patience = time.monotonic() + 60
+        while not ended:
+            assert time.monotonic() < patience
+            time.sleep(0.01)
     ended.clear()
     with watchdog.hang_watchdog(None):
         watchdog.heartbeat()
