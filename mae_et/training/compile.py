@@ -102,6 +102,7 @@ def compile_network(
         The network to call.
     """
     _count_compilation_as_progress()
+    _start_autograd_threads(network)
     blocks = transformer_blocks(network)
     # Past this number of graphs per function, torch raises, or silently runs a whole network
     # eagerly. All blocks are one function; with drop path each has graphs of its own.
@@ -114,6 +115,18 @@ def compile_network(
     for block in blocks:
         block.compile(fullgraph=True, **options)
     return network
+
+
+def _start_autograd_threads(network: nn.Module) -> None:
+    """Start the threads of a GPU's backward pass, with as many CPU threads as this one has.
+
+    That number is a guard of each graph, and gradient checkpointing runs graphs in these threads.
+    A loader that pins memory sets it to 1 for all threads that start later: each graph would be
+    compiled once more there, where `recompile_limit` is torch's own.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    if device.type != "cpu":
+        torch.ones((), device=device, requires_grad=True).backward()
 
 
 def _count_compilation_as_progress() -> None:

@@ -1,7 +1,10 @@
 """Compiled blocks compute what eager ones do, at every bandwidth, in float32 and in bf16."""
 
+import threading
+
 import pytest
 import torch
+import torch._dynamo.testing
 from small_mae import small
 
 from mae_et.runtime.precision import autocast
@@ -50,3 +53,24 @@ def test_compiled_blocks_have_the_losses_and_gradients_of_eager_ones(
     for found, repeated, expected in zip(compiled, again, eager, strict=True):
         assert (found - expected).norm() <= tolerance * expected.norm()
         assert (repeated - expected).norm() <= tolerance * expected.norm()
+
+
+def test_gradient_checkpointing_compiles_nothing_in_the_backward_pass(device: torch.device) -> None:
+    """On a GPU it runs in threads of autograd, after a loader that pins memory has started."""
+    torch._dynamo.reset()
+    backend = torch._dynamo.testing.CompileCounter()
+    model = small(encoder_depth=3, decoder_depth=2).to(device)
+    model.set_gradient_checkpointing()
+    network = compile_network(model, len(SIDES), backend)
+    pinning = threading.Thread(target=torch.set_num_threads, args=(1,))  # as DataLoader's does
+    pinning.start()
+    pinning.join()
+    try:
+        for side in SIDES:
+            noise = torch.rand(4, (side // 8) ** 2, device=device)
+            loss = network(torch.randn(4, 3, side, side, device=device), 0.75, noise).loss
+            compiled = backend.frame_count
+            loss.backward()
+            assert backend.frame_count == compiled
+    finally:
+        torch._dynamo.reset()

@@ -117,6 +117,17 @@ def test_sharding_composes_with_compiled_blocks(counter, alone_in_a_group) -> No
     assert counter.frame_count > 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_threads_of_the_backward_pass_start_before_a_loader_pins_memory(
+    counter, monkeypatch, device: str
+) -> None:
+    """Of any device but a CPU, whose backward pass runs in the thread that calls it."""
+    started = []
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: started.append(loss.device.type))
+    compile_network(small().to(device), 1, backend=counter)
+    assert started == ["meta"] * (device == "meta")
+
+
 def test_cuda_graphs_are_requested_for_blocks_and_for_whole_networks(monkeypatch) -> None:
     modes = []
     monkeypatch.setattr(nn.Module, "compile", lambda _, **options: modes.append(options["mode"]))
