@@ -56,5 +56,8 @@ def open_splits(opening: Opening[Splits]) -> Splits:
         raise UserError("the training and validation splits differ in their classes")
     empty = classes_without_images(val)
     if empty:
-        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
+        raise UserError(
+            f"the validation split has no image of {', '.join(empty[:5])}: add some, or move the "
+            "class out of the training split"
+        )
     return train, val

@@ -22,6 +22,7 @@ from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
+from mae_et.io.lock import check_writable
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import notify
 from mae_et.runtime.precision import autocast_dtype
@@ -82,6 +83,8 @@ class _Task:
 
 def _open(config: EvaluateConfig) -> _Task:
     """Open the classifier and the data, and match their classes."""
+    if config.output is not None:
+        check_writable(config.output)
     run = read_classifier_config(config.checkpoint)
     data = config.data or (run.data if run else None)
     if data is None:
@@ -101,6 +104,9 @@ def _open(config: EvaluateConfig) -> _Task:
         raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
     if empty:
         source = PresentClasses(source, empty)
+    if len(source.classes) < 2:
+        only = ", ".join(source.classes)
+        raise UserError(f"all images are of the class {only}: an evaluation needs two classes")
     network = classifier.network.eval()
     outputs = network.num_classes
     indices, match = match_classes(config.checkpoint, outputs, classifier.classes, source.classes)

@@ -11,6 +11,7 @@ from finetune.linear_classifier import probe_features
 from finetune.scoring_config import ProbeConfig
 from mae_et.config.data import DataConfig
 from mae_et.io.atomic import write_text_atomically
+from mae_et.io.lock import check_writable
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
@@ -41,6 +42,8 @@ def score_encoder(
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
+    if config.output is not None:
+        check_writable(config.output)
     encoder, data = open_encoder_and_data(config)
     results = {"data": str(data.root or data.source)}
     say(f"scoring {config.checkpoint} on {results['data']}")

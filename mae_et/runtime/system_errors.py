@@ -56,7 +56,7 @@ _LIMITS = {
 
 _NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
-_RESUMES = "saved checkpoints stay, and the same command resumes from there"
+_RESUMES = "what was saved is kept, and the same command resumes from there"
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def explain_system_errors() -> Iterator[None]:
             raise RunFailed(limit) from error
         if error.errno not in _NOT_WRITTEN:
             raise
-        what = error.filename or "the run's files"
+        what = error.filename or "a file"
         raise RunFailed(f"cannot write {what}: {error.strerror}; {_RESUMES}") from error
     except RuntimeError as error:
         sentence = _explain_runtime_error(error)

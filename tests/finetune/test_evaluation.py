@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate, trained_classifier
+from finetune import (
+    ClassifierConfig,
+    EvaluateConfig,
+    ProbeConfig,
+    classify,
+    evaluate,
+    knn,
+    trained_classifier,
+)
 from mae_et import UserError, load_config
 from mae_et.config.data import DataConfig
 from mae_et.data.transforms import normalise
@@ -106,6 +114,26 @@ def test_a_validation_split_of_fewer_classes_than_the_training_split_is_scored_a
     folder(tmp_path / "lacks" / "val", {"red": "red", "grey": "grey"})
     results = score(run, tmp_path / "lacks")
     assert (results["images"], results["top1"], results["classes"]) == (10, 100, 2)
+
+
+def test_images_of_one_class_are_no_evaluation(run, tmp_path) -> None:
+    """Of one candidate every image is right, whatever the classifier."""
+    folder(tmp_path / "one" / "train", {name: name for name in COLOURS}, images=1)
+    folder(tmp_path / "one" / "val", {"red": "blue"})
+    with pytest.raises(UserError, match="all images are of the class red"):
+        score(run, tmp_path / "one")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_scoring(run, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    data = folder(tmp_path / "data", {"red": "red", "grey": "grey"})
+    flags = {"data": DataConfig(root=data), "output": tmp_path / "file" / "tables"}
+    for command, config in (
+        (evaluate, EvaluateConfig(run, **flags)),
+        (knn, ProbeConfig(run, **flags)),
+    ):
+        with pytest.raises(UserError, match=r"file/tables cannot be written to: Not a directory"):
+            command(config)
 
 
 def expected_scores(logits_of, root: Path, classes: list[str]) -> tuple[float, float]:

@@ -105,7 +105,7 @@ def test_run_beyond_the_file_size_limit_reports_the_reason_and_resumes(tmp_path)
 
     code, said = run(folder, "none", *flags, before=bound)
     assert code == 1
-    assert is_one_line_error(said, "File too large; saved checkpoints stay"), said
+    assert is_one_line_error(said, "File too large; what was saved is kept"), said
     assert list_checkpoints(folder / "checkpoints") == []
     code, said = run(folder, "none", *flags)
     assert code == 0, said
