@@ -7,6 +7,7 @@ from typing import Literal
 from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig
 from mae_et.config.duration import Duration, duration_in_steps
+from mae_et.config.model import Pool
 from mae_et.config.schema import (
     CropConfig,
     CurriculumConfig,
@@ -16,7 +17,6 @@ from mae_et.config.schema import (
 )
 from mae_et.errors import require, require_in
 
-Pool = Literal["mean", "cls"]
 Probe = Literal["none", "linear", "attentive"]
 
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetune.config import Pool
 from finetune.image_size import Size
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import MOST_WORKERS, ProcessConfig
+from mae_et.config.model import Pool
 from mae_et.errors import require_in
 
 

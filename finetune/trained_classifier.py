@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import timm
 
-from finetune.config import ClassifierConfig, Pool
+from finetune.config import ClassifierConfig
 from finetune.image_size import Size, format_size
 from finetune.model import load_run_network
 from finetune.scoring_config import EvaluateConfig
@@ -17,6 +17,7 @@ from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
+from mae_et.config.model import Pool
 from mae_et.errors import UserError
 
 

@@ -14,12 +14,13 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed, trunc_norm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from finetune.config import Pool, Probe
+from finetune.config import Probe
 from finetune.image_size import Size, format_size, height_and_width
 from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
+from mae_et.config.model import Pool
 from mae_et.errors import UserError
 from mae_et.models.encoder import create_vit
 

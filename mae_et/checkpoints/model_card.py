@@ -1,6 +1,5 @@
 """A model card (README.md) from what a run folder records; it claims nothing else."""
 
-import json
 from typing import Any
 
 from mae_et.checkpoints.weights import Weights
@@ -98,7 +97,7 @@ def _figures(weights: Weights) -> str:
     path = weights.path / "results.json"
     figures = read_mapping(path) if path.is_file() else {}
     lines = [
-        f"- {name}: {json.dumps(value)}"
+        f"- {name}: {f'{value:.5g}' if isinstance(value, float) else value}"
         for name, value in figures.items()
         if isinstance(value, int | float | str)
     ]

@@ -8,6 +8,7 @@ from mae_et.errors import require, require_in
 
 Target = Literal["pixel", "norm_pix", "hog"]
 Attention = Literal["self", "cross"]
+Pool = Literal["mean", "cls"]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ et al., 2024, arXiv 2401.14391): mask tokens cross-attend to the visible tokens 
 is predicted independently and any fraction of them can be. Two parts of CrossMAE's release are not
 reproduced: its decoder blocks attend to learned mixtures of all encoder layers, of encoder width
 and without positions; ours attend to the last layer, projected to decoder width, with positions.
+`mae_et/curriculum/mae_cost.py` counts the layers from their sizes alone, so it changes with them.
 
 B batch, N patches, V visible patches, M predicted patches, D numbers per patch, W width.
 """

@@ -3,14 +3,13 @@
 Shapes: B batch, C channels, H W image size, P prefix tokens, N patches, D width.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mae_et.config.model import Pool
 from mae_et.errors import UserError
-
-Pool = Literal["mean", "cls"]
 
 
 @torch.no_grad()

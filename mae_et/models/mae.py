@@ -4,7 +4,8 @@ B batch, C channels, H W image size, p q patch, N patches, V visible patches, M 
 D numbers per patch.
 
 Source: MAE (He et al., CVPR 2022, arXiv 2111.06377). The patch grid is that of the input, so stages
-of different bandwidths share all weights.
+of different bandwidths share all weights. A layer added here changes the counts from sizes alone in
+`mae_et/curriculum/mae_cost.py`.
 """
 
 from typing import Literal, NamedTuple

@@ -18,11 +18,12 @@ def effective_rank(features: Tensor) -> float:
         features: float [N D], not centred.
 
     Returns:
-        Between 1 and min(N, D).
+        Between 1 and min(N, D), but for epsilon; 1 too if all features are zero.
 
     Source: RankMe (Garrido et al., ICML 2023, arXiv 2210.02885), equations 1 and 2:
     exp(-sum_k p_k log p_k) with p_k = sigma_k / ||sigma||_1 + 1e-7.
     """
     sigma = torch.linalg.svdvals(features.float())
-    share = sigma / sigma.sum() + EPSILON
+    total = sigma.sum().clamp_min(torch.finfo(sigma.dtype).tiny)
+    share = sigma / total + EPSILON
     return (-(share * share.log()).sum()).exp().item()

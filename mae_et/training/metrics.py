@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mae_et.curriculum.plan import Plan, PlannedStage
+from mae_et.curriculum.plan import PlannedStage
 from mae_et.data.batch import AnyBatch
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
@@ -201,24 +201,3 @@ def pretraining_figures(run: Run) -> dict[str, Any]:
         "images": run.plan.images,
         **summarise_probes(probes, run.plan, run.state.seconds),
     }
-
-
-def summarise_stages(rows: list[Row], plan: Plan) -> list[dict[str, float | None]]:
-    """Return bandwidth, images, last loss, images per second and compute of each stage of a run."""
-    summary = []
-    for stage in plan.stages:
-        mine = [row for row in rows if row.get("stage") == stage.index]
-        images = stage.steps * plan.batch_size
-        seen = sum(row.get("window_steps", 0) for row in mine) * plan.batch_size
-        seconds = sum(row.get("window_seconds", 0.0) for row in mine)
-        summary.append(
-            {
-                "bandwidth": stage.bandwidth,
-                "images": images,
-                # None if a damaged disk lost the rows.
-                "loss": last_loss(mine),
-                "images_per_second": round(seen / seconds, 1) if seconds else None,
-                "compute": stage.cost * images,
-            }
-        )
-    return summary

@@ -23,6 +23,7 @@ from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
+from mae_et.monitoring.stages import summarise_stages
 from mae_et.runtime import distributed
 from mae_et.runtime.agreement import check_ranks_agree
 from mae_et.runtime.distributed import DistributedContext
@@ -31,7 +32,6 @@ from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog, heartbeat
 from mae_et.training.loop import Step, train
-from mae_et.training.metrics import summarise_stages
 from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
 from mae_et.training.same_data import check_same_data, provenance_of

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
-from finetune.config import Pool, Probe
+from finetune.config import Probe
 from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
+from mae_et.config.model import Pool
 from mae_et.io.seals import seal
 from mae_et.models.mae import MaskedAutoencoder
 

@@ -47,6 +47,10 @@ def test_effective_rank_is_the_number_of_equally_used_directions(rank: int) -> N
     assert effective_rank(5 * rows @ basis) == pytest.approx(rank, rel=1e-3)
 
 
+def test_effective_rank_of_collapsed_features_is_1() -> None:
+    assert effective_rank(torch.zeros(50, 8)) == pytest.approx(1, rel=1e-3)
+
+
 def test_effective_rank_is_rankme_s_of_unequal_directions() -> None:
     sigma = torch.tensor([8.0, 4.0, 2.0, 1.0])
     share = sigma / 15

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mae_et import Curriculum
-from mae_et.training.metrics import MetricsWindow, peak_memory, summarise_stages
+from mae_et.monitoring.stages import summarise_stages
+from mae_et.training.metrics import MetricsWindow, peak_memory
 
 
 def test_stage_summaries_count_planned_images_and_average_logged_rows() -> None:

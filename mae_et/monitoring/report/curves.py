@@ -7,7 +7,7 @@ from typing import Any
 from mae_et.io.metrics_file import Row
 from mae_et.monitoring.figures import short
 from mae_et.monitoring.report.charts import Band, Curve, SvgChart, chart
-from mae_et.monitoring.report.records import Record, number
+from mae_et.monitoring.report.records import Record
 
 PROBES = {
     "knn": "Probe: kNN (%)", "ridge": "Probe: linear (%)",
@@ -169,7 +169,7 @@ class _Drawing:
     ) -> Curve:
         points, texts = [], []
         for row in rows:
-            x, y = axis.place(record, row["step"]), number(row, key)
+            x, y = axis.place(record, row["step"]), row.get(key)
             if x is not None and y is not None:
                 points.append((x, factor * y))
                 name = f"{record.name}, " if len(self.records) > 1 else ""

@@ -21,7 +21,7 @@ from mae_et.monitoring.figures import (
 from mae_et.monitoring.report.charts import COLOURS
 from mae_et.monitoring.report.curves import Group, groups_of
 from mae_et.monitoring.report.images import embedded_images
-from mae_et.monitoring.report.records import Record, number, read_records
+from mae_et.monitoring.report.records import Record, read_records
 from mae_et.monitoring.report.stages import stages, staircase
 from mae_et.version import __version__
 
@@ -137,7 +137,7 @@ def _state(record: Record) -> str:
         return "finished"
     if not record.rows:
         return "no step yet"
-    when = number(record.rows[-1], "time")
+    when = record.rows[-1].get("time")
     seen = "" if when is None else time.strftime(", last seen %Y-%m-%d %H:%M", _local(when))
     return f"not finished: {record.share:.0%} of the compute done{seen}"
 

@@ -1,6 +1,5 @@
 """Read what a report shows from a run folder, finished or not."""
 
-import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
 from mae_et.io.plain_files import read_bytes
 from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_of
 from mae_et.monitoring.probes import MEASURES
+
+MAX_NUMBER = 1e15  # larger values in a row are damage
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Record:
     """Config by flat keys such as `optim.base_lr`."""
     plan: Plan | None
     rows: list[Row]
+    """Metrics, whose values are numbers, true or false."""
     scores: list[Row]
+    """Likewise."""
     results: dict[str, Any]
     """Final figures; empty for an unfinished run."""
     figures: dict[str, Any]
@@ -47,7 +50,7 @@ class Record:
     @property
     def step(self) -> int:
         """Steps done according to the rows of metrics."""
-        return int(number(self.rows[-1], "step") or 0) if self.rows else 0
+        return self.rows[-1]["step"] if self.rows else 0
 
     @property
     def unit(self) -> str:
@@ -63,10 +66,10 @@ class Record:
     def reached(self) -> dict[str, Any]:
         """The figures; for an unfinished run, those of its last rows."""
         scores = self.scores[-1] if self.scores else {}
-        so_far: dict[str, Any] = {key: number(scores, key) for key in ("top1", "top5")}
-        so_far |= {f"probe_{key}": number(scores, key) for key in MEASURES}
+        so_far: dict[str, Any] = {key: scores.get(key) for key in ("top1", "top5")}
+        so_far |= {f"probe_{key}": scores.get(key) for key in MEASURES}
         if self.rows and not self.is_classifier:
-            so_far |= {"loss": number(self.rows[-1], "loss"), "images": self.images(self.step)}
+            so_far |= {"loss": self.rows[-1].get("loss"), "images": self.images(self.step)}
         if self.rows:
             so_far["equivalent_epochs"] = self.epochs(self.step)
             so_far["training_seconds"] = self.seconds(self.step)
@@ -94,7 +97,7 @@ class Record:
         if not step:
             return 0.0
         place = bisect_right(self.rows, step, key=lambda row: row["step"])
-        return number(self.rows[place - 1], "seconds") if place else None
+        return self.rows[place - 1].get("seconds") if place else None
 
 
 def read_records(folders: list[Path]) -> list[Record]:
@@ -106,17 +109,6 @@ def read_records(folders: list[Path]) -> list[Record]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run folder is given twice")
     return [_read(*pair) for pair in zip(folders, names_of(folders), strict=True)]
-
-
-def number(row: Row, key: str) -> float | None:
-    """Return a finite number from a row, or None."""
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
 
 
 def _read(folder: Path, name: str) -> Record:
@@ -140,5 +132,10 @@ def _read(folder: Path, name: str) -> Record:
 
 
 def _rows_of(folder: Path, name: str = METRICS) -> list[Row]:
-    rows = [row for row in read_metrics(folder, name) if number(row, "step") is not None]
-    return sorted(rows, key=lambda row: row["step"])
+    """Return the rows of a record in the order of their steps, without values that are damaged."""
+    rows = ({k: v for k, v in row.items() if _is_number(v)} for row in read_metrics(folder, name))
+    return sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < MAX_NUMBER

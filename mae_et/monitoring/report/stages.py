@@ -3,7 +3,8 @@
 from typing import Any
 
 from mae_et.curriculum.plan import Plan
-from mae_et.monitoring.report.records import Record, number
+from mae_et.monitoring.report.records import Record
+from mae_et.monitoring.stages import rows_of_stage, summarise_stages
 
 
 def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:
@@ -33,23 +34,17 @@ def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:
 
 def stages(record: Record, plan: Plan) -> list[dict[str, Any]]:
     """Return a table row for each stage; None for what is not known yet."""
-    found: list[dict[str, Any]] = []
-    for stage in plan.stages:
-        rows = [row for row in record.rows if row.get("stage") == stage.index]
-        steps = sum(number(row, "window_steps") or 0 for row in rows)
-        seconds = sum(number(row, "window_seconds") or 0 for row in rows)
-        waited = sum(
-            (number(row, "data_time_fraction") or 0) * (number(row, "window_seconds") or 0)
-            for row in rows
-        )
-        found.append({
+    found = summarise_stages(record.rows, plan)
+    fastest = max((each["images_per_second"] or 0 for each in found), default=0) or 1
+    for stage, each in zip(plan.stages, found, strict=True):
+        rows = rows_of_stage(record.rows, stage.index)
+        seconds = sum(row.get("window_seconds", 0) for row in rows)
+        waited = sum(r.get("data_time_fraction", 0) * r.get("window_seconds", 0) for r in rows)
+        each |= {
             "stage": stage,
-            "share": stage.steps * stage.cost * plan.batch_size / plan.compute,
-            "images": stage.steps * plan.batch_size,
-            "loss": number(rows[-1], "loss") if rows else None,
-            "speed": steps * plan.batch_size / seconds if seconds else None,
+            "share": each["compute"] / plan.compute,
             "wait": min(1.0, waited / seconds) if seconds else None,
-            "memory": max((number(row, "memory_gib") or 0 for row in rows), default=0) or None,
-        })  # fmt: skip
-    fastest = max((each["speed"] or 0 for each in found), default=0) or 1
-    return [each | {"bar": 100 * (each["speed"] or 0) / fastest} for each in found]
+            "memory": max((row.get("memory_gib", 0.0) for row in rows), default=0.0) or None,
+            "bar": 100 * (each["images_per_second"] or 0) / fastest,
+        }
+    return found

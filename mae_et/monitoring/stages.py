@@ -1,0 +1,34 @@
+"""What each stage of a run took, from the rows of its metrics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mae_et.curriculum.plan import Plan
+from mae_et.io.metrics_file import Row
+from mae_et.monitoring.divergence import last_loss
+
+
+def summarise_stages(rows: Sequence[Row], plan: Plan) -> list[dict[str, Any]]:
+    """Return bandwidth, images, compute, and last loss and speed of each stage of a run.
+
+    Loss and images per second are None where there are no rows: not yet, or lost by a disk.
+    """
+    summary = []
+    for stage in plan.stages:
+        mine = rows_of_stage(rows, stage.index)
+        images = stage.steps * plan.batch_size
+        seen = sum(row.get("window_steps", 0) for row in mine) * plan.batch_size
+        seconds = sum(row.get("window_seconds", 0.0) for row in mine)
+        summary.append({
+            "bandwidth": stage.bandwidth,
+            "images": images,
+            "loss": last_loss(mine),
+            "images_per_second": round(seen / seconds, 1) if seconds else None,
+            "compute": stage.cost * images,
+        })  # fmt: skip
+    return summary
+
+
+def rows_of_stage(rows: Sequence[Row], index: int) -> list[Row]:
+    """Return the rows of metrics of a stage."""
+    return [row for row in rows if row.get("stage") == index]
