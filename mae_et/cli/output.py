@@ -4,12 +4,13 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from mae_et.cli.arguments import Arguments
+from mae_et.config.schema import OutputConfig
 from mae_et.monitoring.figures import results_table
 from mae_et.runtime.console import is_main, say
+from mae_et.training.opening import curves_command
 
 
 def print_json(results: dict[str, Any]) -> None:
@@ -42,9 +43,9 @@ def prints_results(command: Callable[[Arguments], dict[str, Any]]) -> Callable[[
     return run
 
 
-def print_run(folder: Path, further: dict[str, Any], as_json: bool) -> None:
+def print_run(output: OutputConfig, further: dict[str, Any], as_json: bool) -> None:
     """Print the results of a finished run, and how to look at its curves; from rank 0 only."""
     if is_main():
-        results = json.loads((folder / "results.json").read_text())
-        say(f"curves: tensorboard --logdir {folder}")
-        print_results({"run": str(folder)} | results | further, as_json)
+        results = json.loads((output.dir / "results.json").read_text())
+        say(f"curves: {curves_command(output)}")
+        print_results({"run": str(output.dir)} | results | further, as_json)

@@ -7,7 +7,7 @@ import finetune as downstream
 import mae_et
 from finetune.datasets import open_splits
 from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import is_main, print_results, print_run, split_json_flag
+from mae_et.cli.output import is_main, print_run, split_json_flag
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
@@ -31,7 +31,7 @@ def demo(arguments: Arguments) -> None:
     except UserError as error:  # unlabelled images, most likely
         say(f"not scored: {error}")
         accuracies = {}
-    print_run(folder, accuracies, as_json)
+    print_run(config.output, accuracies, as_json)
 
 
 def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
@@ -48,7 +48,8 @@ def pretrain(arguments: Arguments) -> None:
     arguments, as_json = split_json_flag(arguments)
     config = config_of("pretrain", arguments)
     opening = Opening("pretrain", config, open_training_images).open_early()
-    print_run(mae_et.pretrain(config, opening=opening), {}, as_json)
+    mae_et.pretrain(config, opening=opening)
+    print_run(config.output, {}, as_json)
 
 
 def finetune(arguments: Arguments) -> None:
@@ -74,8 +75,5 @@ def supervised(arguments: Arguments) -> None:
 
 def _classify(command: str, config: downstream.ClassifierConfig, as_json: bool) -> None:
     opening = Opening(command, config, open_splits).open_early()
-    results = downstream.classify(config, opening=opening)
-    if is_main():
-        folder = config.output.dir
-        say(f"curves: tensorboard --logdir {folder}")
-        print_results({"run": str(folder)} | results, as_json)
+    downstream.classify(config, opening=opening)
+    print_run(config.output, {}, as_json)

@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.config.data import DataConfig
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.efficiency import EfficiencyConfig
+from mae_et.config.schema import OutputConfig, PretrainConfig
 from mae_et.curriculum.mae_cost import mae_parameters
 from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
@@ -75,25 +76,13 @@ class Opening(Generic[Data]):
         """Print device and precision of the only rank, and model and plan of a pre-training."""
         if not self.alone:
             return
-        config, efficiency = self.config, self.config.efficiency
+        config, gpu = self.config, _expected_gpu(self.config.efficiency)
         if plan is not None and (counts := mae_parameters(config.model)):
             self.say(model=_model(config, config.model.encoder, *counts, plan))
-        gpu = None if efficiency.device == "cpu" else expected_gpu()
-        if efficiency.device == "cuda":
-            gpu = gpu or "GPU"  # or an error, once PyTorch is loaded
-        workers = efficiency.num_workers
-        if workers is None:
-            workers = default_workers(len(usable_cores()), on_cpu=gpu is None)
-        dtype = DTYPES.get(efficiency.precision, "float32" if gpu is None else "bfloat16")
-        self.say(device=_device(gpu or _cpu(expected_threads(workers)), 1, dtype, workers))
+        self.say(device=_expected_device(config.efficiency, gpu))
         if plan is not None:
-            requested, compiled = efficiency.micro_batch, efficiency.compile
-            fits = requested == "auto" or (requested is None and gpu is not None)
-            if compiled == "auto":
-                compiled = gpu is not None and worth_compiling(plan)
-            size = None if fits else micro_batch_size(requested, plan, 1)
-            self.say(plan=_plan(plan, size, compiled))
-        self.say(curves=_curves(config))
+            self.say(plan=_expected_plan(config.efficiency, gpu, plan))
+        self.say(curves=curves_command(config.output))
 
     def say_built(self, run: Any) -> None:
         """Print what a built `Run` is, except what is printed already; every rank calls this."""
@@ -117,7 +106,7 @@ class Opening(Generic[Data]):
             model=_model(config, name, _parameters(model) - inner, inner, plan),
             device=_device(device, world.size, dtype, workers),
             plan=_plan(plan, None if run.state.micro_batch else run.micro_batch, run.compiled),
-            curves=_curves(config),
+            curves=curves_command(config.output),
         )
 
 
@@ -145,6 +134,33 @@ def describe_data(config: DataConfig, source: ImageDataset) -> str:
     if unlabelled and classes:
         labels += f", {unlabelled:,} without a label"
     return f"{where}, training split: {len(source):,} images{labels}"
+
+
+def curves_command(output: OutputConfig) -> str:
+    """Return the command that shows the curves of a run."""
+    return f"{'tensorboard --logdir' if output.tensorboard else 'mae-et report'} {output.dir}"
+
+
+def _expected_gpu(efficiency: EfficiencyConfig) -> str | None:
+    if efficiency.device == "cuda":
+        return expected_gpu() or "GPU"  # or an error, once PyTorch is loaded
+    return expected_gpu() if efficiency.device == "auto" else None
+
+
+def _expected_device(efficiency: EfficiencyConfig, gpu: str | None) -> str:
+    workers = efficiency.num_workers
+    if workers is None:
+        workers = default_workers(len(usable_cores()), on_cpu=gpu is None)
+    dtype = DTYPES.get(efficiency.precision, "float32" if gpu is None else "bfloat16")
+    return _device(gpu or _cpu(expected_threads(workers)), 1, dtype, workers)
+
+
+def _expected_plan(efficiency: EfficiencyConfig, gpu: str | None, plan: Plan) -> str:
+    requested, compiled = efficiency.micro_batch, efficiency.compile
+    if compiled == "auto":
+        compiled = gpu is not None and worth_compiling(plan)
+    fitted = requested == "auto" or (requested is None and gpu is not None)
+    return _plan(plan, None if fitted else micro_batch_size(requested, plan, 1), compiled)
 
 
 def _model(config: Any, name: str, parameters: int, decoder: int, plan: Plan) -> str:
@@ -180,11 +196,6 @@ def _plan(plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool) 
         sizes = [micro_batch(bandwidth) for bandwidth in _bandwidths(plan)]
         fact += f"micro-batch {' / '.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))}, "
     return fact + ("compiled" if compiled else "not compiled")
-
-
-def _curves(config: Any) -> str:
-    tool = "tensorboard --logdir" if config.output.tensorboard else "mae-et report"
-    return f"{tool} {config.output.dir}"
 
 
 def _bandwidths(plan: Plan) -> list[int]:

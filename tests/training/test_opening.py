@@ -77,7 +77,9 @@ def test_other_ranks_print_nothing_and_several_ranks_say_the_rest_once_they_have
 
 
 def test_classifier_says_all_but_its_network_and_plan_before_it_is_built(tmp_path, capfd) -> None:
-    config = ClassifierConfig(NetworkConfig(backbone="resnet18"), DataConfig(name="synthetic"))
+    config = ClassifierConfig(
+        model=NetworkConfig(backbone="resnet18"), data=DataConfig(name="synthetic")
+    )
     Opening("supervised", config, open_splits).open_early()
     assert list(block(capfd.readouterr().err)) == ["data", "device", "curves"]
 
