@@ -167,7 +167,7 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=sentence):
             NetworkConfig(**settings)
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="no vision transformer"):
+    with pytest.raises(UserError, match="no plain vision transformer"):
         network(tmp_path / "x.safetensors")
 
 
