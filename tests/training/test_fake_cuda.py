@@ -1,0 +1,136 @@
+"""A step on a GPU mixes no devices and waits for no number: checked on fake CUDA tensors.
+
+Fake tensors have a device, a shape and a type, but no numbers. An operator on tensors of two
+devices raises, and so does reading a number, for which a GPU would be waited for. Backward passes
+need a real GPU: here they only make gradients.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import CLASSIFIER
+from tiny_run import config_in
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from finetune import classifier
+from finetune.config import ClassifierConfig
+from finetune.model import build_classifier
+from finetune.plan import make_plan as make_classifier_plan
+from finetune.transforms import LabelledBatch
+from mae_et import pretraining
+from mae_et.config.files import load_config
+from mae_et.data.batch import black_batch
+from mae_et.data.device_decode import DeviceDecoder
+from mae_et.data.encoded import FilePlace, PackedBatch
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.plan import make_plan
+from mae_et.training.run import Run
+
+GPU = DistributedContext(0, 1, torch.device("cuda", 0))
+FAKE = FakeTensorMode()  # one for all tests: what is cached for the device belongs to it
+
+
+@pytest.fixture(autouse=True)
+def _fake_gpu(monkeypatch) -> None:
+    """Move modules to a fake GPU that has bf16, and mock backward passes."""
+
+    def move(module: nn.Module, device: torch.device) -> nn.Module:
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        with FAKE:
+                            moved = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                        trained = isinstance(tensor, nn.Parameter)
+                        tensors[name] = (
+                            nn.Parameter(moved, tensor.requires_grad) if trained else moved
+                        )
+        return module
+
+    def backward(loss: Tensor) -> None:
+        assert (loss.shape, loss.dtype, loss.device) == ((), torch.float32, GPU.device)
+        for parameter in models[-1].parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+
+    models: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "to", lambda *given: models.append(move(*given)) or models[-1])
+    monkeypatch.setattr(Tensor, "backward", backward)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+
+
+def check(run: Run, loss: Tensor, norm: Tensor) -> None:
+    """Check that everything that a step leaves is on the GPU."""
+    states = [tensor for each in run.state.optimizer.state.values() for tensor in each.values()]
+    assert len(states) >= len([p for p in run.state.model.parameters() if p.requires_grad])
+    assert {each.device for each in (loss, norm, *states)} == {GPU.device}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--efficiency.precision=fp32", "--model.target=hog"],
+        ["--efficiency.precision=bf16", "--optim.max_skipped_updates=3", "--crop.method=resize"],
+        ["--efficiency.precision=fp16", "--optim.clip_grad=1", "--optim.max_skipped_updates=3"],
+        ["--efficiency.gradient_checkpointing=true", "--model.decoder_attention=cross"],
+    ],
+)
+def test_a_step_of_pre_training(tmp_path: Path, flags: list[str]) -> None:
+    fixed = ("--efficiency.micro_batch=6", "--efficiency.device=auto", "--model.encoder_depth=1")
+    config = config_in(tmp_path, *fixed, *flags)
+    plan = make_plan(config, 40)
+    run, _ = pretraining.build(config, plan, GPU, None)
+    with FAKE:
+        batch: Any = black_batch(config.model, plan.stages[0], 6)
+        batch = batch._replace(stage=[0])  # which the host knows
+        check(run, *pretraining.train_step(run, plan.stages[0], [batch, batch]))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--recipe.mixup=0.8", "--recipe.cutmix=1", "--optim.optimizer=lamb"],
+        ["--optim.optimizer=lars", "--efficiency.precision=bf16"],
+    ],
+)
+def test_a_step_of_a_classifier(tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text(CLASSIFIER)
+    fixed = (f"--output.dir={tmp_path}", "--efficiency.device=auto")
+    config = load_config(ClassifierConfig, [tmp_path / "recipe.yaml"], [*fixed, *flags])
+    network = build_classifier(config.model, 5)
+    plan = make_classifier_plan(config, network, 40)
+    run = classifier.build(config, network, plan, GPU, None)
+    with FAKE:
+        labels = torch.zeros(8, dtype=torch.int64)
+        batch: Any = LabelledBatch(torch.zeros(8, 3, 32, 32), labels, [0])  # type: ignore[arg-type]
+        check(run, *classifier.classifier_step(run, plan.stages[0], [batch], config.recipe, 5))
+
+
+def test_views_are_decoded_and_resized_on_the_gpu(monkeypatch) -> None:
+    """One image is grey, one is decoded already, and one is refused for its size."""
+    places = [
+        FilePlace(0, 0, 9, 50, 60, (0, 0, 20, 30), True),
+        FilePlace(2, 9, 12, 50, 60, (0, 1, 50, 20), False),
+        FilePlace(3, 12, 15, 40, 40, (0, 0, 40, 40), False),
+    ]
+
+    def decode(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        channels = (1, 3, 3)
+        return [torch.empty(c, 50, 60, dtype=torch.uint8, device=device) for c in channels]
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)  # see test_device_decode.py
+    monkeypatch.setattr(PackedBatch, "file_places", lambda _: places)  # which the host knows
+    with FAKE:
+        content, views = (
+            torch.zeros(shape, dtype=torch.uint8) for shape in ((15,), (1, 3, 24, 24))
+        )
+        number = torch.zeros(4, 3, dtype=torch.int64)
+        packed: Any = PackedBatch(content, number, views, number, torch.zeros(4, 9), [0], number)  # type: ignore[arg-type]
+        decoded = DeviceDecoder(GPU.device, [24], decode)(packed)
+    assert decoded.refused == [3]
+    assert decoded.batch.images.shape == (4, 3, 24, 24)
+    assert decoded.batch.images.device == decoded.batch.noise.device == GPU.device
