@@ -86,6 +86,8 @@ def _score(
     )
     results: dict[str, Any] = {}
     if neighbours:
+        if config.neighbours > len(train[0]):
+            say(f"neighbours {config.neighbours}: all {len(train[0])} training images vote")
         accuracy = knn_accuracy(train, val, config.neighbours, config.temperature)
         results["knn"] = round(accuracy, 2)
     if linear:

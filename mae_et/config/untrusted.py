@@ -8,6 +8,7 @@ both are refused here, before it is asked.
 import dataclasses
 import types
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -51,7 +52,7 @@ def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
         if not equals:
             value = words[place + 1] if place + 1 < len(words) else ""
         try:
-            given = parse_yaml(value)
+            given = parse_yaml(value) if value else value
         except MisreadError as error:
             if value.lstrip()[:1] in {"[", "{"}:
                 raise UserError(f"{name.removeprefix('--')}: {error}") from None
@@ -91,6 +92,8 @@ def type_of(key: str, kind: Any) -> Any:
 def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
     if depth > MOST_NESTED:  # or it holds itself
         raise UserError(f"{key}: nested deeper than any config")
+    if value == "" and {Path, type(None)} & {kind, *get_args(kind)}:
+        raise UserError(f"{key} is empty: is a variable not set?")
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, (str, int)):

@@ -13,7 +13,7 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitoring.figures import FIGURES, ordered_figures
-from mae_et.runtime.console import printable
+from mae_et.runtime.console import printable, say
 
 # Folders inside a run's folder with the results of what started from it.
 PROBES = ("probes", "knn", "linear-probe")
@@ -86,6 +86,12 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
         folder: _read_run(folder, name)
         for folder, name in zip(folders, names_of(folders), strict=True)
     }
+    others = [folder for folder, run in runs.items() if not run.settings and not run.figures]
+    if len(others) == len(runs):
+        raise UserError(f"{others[0]} holds no run")
+    if others:
+        say(f"mae-et: not compared, for they hold no run: {', '.join(map(str, others[:5]))}")
+    runs = {folder: run for folder, run in runs.items() if folder not in others}
     for folder, run in list(runs.items()):
         parent = _parent(run, [other for other in runs if other != folder])
         if parent is None:

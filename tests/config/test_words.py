@@ -64,6 +64,19 @@ def test_a_path_that_cannot_expand_is_refused(home: Path, written: str, sentence
     assert not list(home.parent.joinpath("here").iterdir())
 
 
+@pytest.mark.parametrize(
+    "flag", ["--output.dir=", "--data.root=", "--data.name=", "--init.weights="]
+)
+def test_an_empty_value_is_refused(home: Path, flag: str) -> None:
+    """A variable that the shell found unset: it would mean the folder here, or the default."""
+    key, (section, _, name) = flag.strip("-="), flag.strip("-=").partition(".")
+    with pytest.raises(UserError, match=f"{key} is empty"):
+        load_config(PretrainConfig, [], [flag])
+    (home / "mine.yaml").write_text(f"{section}: {{{name}: ''}}")
+    with pytest.raises(UserError, match=f"{key} is empty"):
+        load_config(PretrainConfig, [home / "mine.yaml"])
+
+
 def test_a_folder_with_a_dollar_in_its_name_is_taken_literally(home: Path) -> None:
     Path("$cash").mkdir()
     assert load_config(PretrainConfig, [], ["--data.root=$cash"]).data.root == Path("$cash")

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 import pytest
 import yaml
 
+from mae_et.errors import UserError
 from mae_et.monitoring.compare import CompareConfig, compare, markdown_table
 
 
@@ -100,3 +101,14 @@ def test_a_table_wider_than_the_terminal_has_a_column_for_each_run(tmp_path: Pat
     assert [row["run"] for row in cells(columns)] == ["optim.base_lr", "loss", "knn"]
     assert [row["second"] for row in cells(columns)] == ["0.01", "0.5", "2"]
     assert (tmp_path / "table.md").read_text() == rows + "\n"  # independent of the terminal
+
+
+def test_folders_that_hold_no_run_are_reported_not_compared(tmp_path: Path, capsys) -> None:
+    """Of `runs/*`, where one is a folder of images: its row would make every key differ."""
+    runs = [written(tmp_path / name, {"name": name}, loss=1.0) for name in "ab"]
+    (tmp_path / "plots").mkdir()
+    table = compare(CompareConfig([*runs, tmp_path / "plots"]))
+    assert [row["run"] for row in cells(table)] == ["a", "b"]
+    assert f"not compared, for they hold no run: {tmp_path / 'plots'}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="plots holds no run"):
+        compare(CompareConfig([tmp_path / "plots"]))
