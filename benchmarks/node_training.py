@@ -85,7 +85,7 @@ def _compiles(device: torch.device) -> bool:
         return False
     fault = compiler_fault(device)
     if fault:
-        say(f"mae-et: bench node: compiled steps are not measured: torch.compile fails: {fault}")
+        say(f"bench node: compiled steps are not measured: torch.compile fails: {fault}")
     return not fault
 
 
