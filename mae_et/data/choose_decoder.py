@@ -12,7 +12,7 @@ from mae_et.data.decoder_trial import try_decoder
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.device_decode import Decode, DeviceDecoder
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.errors import UserError
+from mae_et.errors import UserError, one_line
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext, any_rank
@@ -73,16 +73,11 @@ def _choose(
     unsuited = _unsuited(dataset, device)
     if unsuited is None and requested == "auto" and before == "cpu":
         return None, "as before; gpu changes it"
-    found = None if unsuited else _find_decoder(device)
-    if found is None:
-        unsuited = unsuited or (
-            "neither TorchCodec (the extra gpu: pip install '.[gpu]') nor torchvision decodes a "
-            "JPEG there"
-        )
+    decode, name = (None, unsuited) if unsuited else _find_decoder(device)
+    if decode is None:
         if requested == "gpu":
-            raise UserError(f"efficiency.decode gpu is not possible: {unsuited}")
-        return None, unsuited
-    name, decode = found
+            raise UserError(f"efficiency.decode gpu is not possible: {name}")
+        return None, name
     decoder = DeviceDecoder(device, dataset.sides, decode)
     if requested == "gpu":
         return decoder, name
@@ -113,19 +108,28 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
     return None
 
 
-def _find_decoder(device: torch.device) -> tuple[str, Decode] | None:
-    """Return the first library that decodes a small JPEG on a device, and its name."""
+def _find_decoder(device: torch.device) -> tuple[Decode | None, str]:
+    """Return the first library that decodes a small JPEG on a device, and its name.
+
+    Where a library does not, the name says why.
+    """
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "jpeg")
     jpeg = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+    faults = []
     for name, decode in (("TorchCodec", _decode_torchcodec), ("torchvision", decode_torchvision)):
         try:
-            images = decode([jpeg, jpeg], device)
-        except Exception:  # not installed, without CUDA, or no nvJPEG for this GPU
+            shapes = [tuple(image.shape) for image in decode([jpeg, jpeg], device)]
+        except Exception as error:  # not installed, without CUDA, or no nvJPEG for this GPU
+            faults.append(f"{name}: {one_line(error)[:200]}")
             continue
-        if [tuple(image.shape) for image in images] == [(3, 16, 16)] * 2:
-            return name, decode
-    return None
+        if shapes == [(3, 16, 16)] * 2:
+            return decode, name + (f" ({'; '.join(faults)})" if faults else "")
+        faults.append(f"{name}: images of {shapes}")
+    return None, (
+        "neither TorchCodec (the extra gpu: pip install '.[gpu]') nor torchvision decodes a JPEG "
+        f"there: {'; '.join(faults)}"
+    )
 
 
 def _decode_torchcodec(contents: list[Tensor], device: torch.device) -> list[Tensor]:

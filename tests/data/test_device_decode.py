@@ -416,7 +416,7 @@ def test_torchcodec_makes_the_views_of_the_cpu_path(tmp_path: Path, torchcodec) 
     turned[ExifTags.Base.Orientation] = 3  # by half a turn, which keeps the size
     natural(40, 48, 99).save(root / "train" / "turned.jpg", exif=turned, quality=95)
     dataset = opened(DataConfig(root=root))
-    assert choice._find_decoder(CPU) == ("TorchCodec", choice._decode_torchcodec)
+    assert choice._find_decoder(CPU) == (choice._decode_torchcodec, "TorchCodec")
     ours = batches(dataset, cpu_decoder(dataset, choice._decode_torchcodec))
     compare(ours, batches(dataset, None))
 
@@ -481,7 +481,7 @@ def test_a_checkpoint_that_does_not_say_where_it_decoded_did_so_on_the_cpu(tmp_p
 def gpu(monkeypatch) -> DistributedContext:
     """Return a rank with a GPU, which is the CPU: its decoder is torchvision's."""
     device_decode.notify.cache_clear()
-    monkeypatch.setattr(choice, "_find_decoder", lambda _: ("TorchCodec", decode_torchvision))
+    monkeypatch.setattr(choice, "_find_decoder", lambda _: (decode_torchvision, "TorchCodec"))
     monkeypatch.setattr(choice, "DeviceDecoder", lambda _, *rest: DeviceDecoder(CPU, *rest))
     return DistributedContext(0, 1, torch.device("cuda"))
 
@@ -637,17 +637,20 @@ def test_rates_count_loader_processes_and_a_trial_is_short(tmp_path: Path, monke
     assert now[0] < 4
 
 
-def test_a_library_that_decodes_no_jpeg_on_the_device_is_not_taken(monkeypatch) -> None:
+def test_a_library_that_decodes_no_jpeg_on_the_device_is_not_taken_and_says_why(
+    monkeypatch,
+) -> None:
     def fails(*_: Any) -> Any:
-        raise RuntimeError("nvJPEG is not supported")
+        raise RuntimeError("nvJPEG is not\nsupported")
 
-    assert choice._find_decoder(CPU) is not None
+    assert choice._find_decoder(CPU)[0] is not None
     monkeypatch.setattr(choice, "_decode_torchcodec", fails)
-    found = choice._find_decoder(CPU)
-    assert found is not None
-    assert found[0] == "torchvision"
-    monkeypatch.setattr(choice, "decode_torchvision", fails)
-    assert choice._find_decoder(CPU) is None
+    name = "torchvision (TorchCodec: nvJPEG is not supported)"
+    assert choice._find_decoder(CPU) == (decode_torchvision, name)
+    monkeypatch.setattr(choice, "decode_torchvision", lambda *_: [torch.zeros(3, 8, 8)] * 2)
+    decode, reason = choice._find_decoder(CPU)
+    assert decode is None
+    assert "TorchCodec: nvJPEG is not supported; torchvision: images of [(3, 8, 8)" in reason
 
 
 def test_arrays_that_are_not_8_bits_are_refused(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 @pytest.fixture(scope="session")
 def decode(device: torch.device) -> str:
     """Where runs decode JPEGs, `cpu` or `gpu`; skips where no library decodes on the GPU."""
-    if device.type == "cuda" and _find_decoder(device) is None:
-        pytest.skip("neither TorchCodec (the extra gpu) nor torchvision decodes JPEGs on this GPU")
+    found, reason = _find_decoder(device)
+    if device.type == "cuda" and found is None:
+        pytest.skip(reason)
     return "gpu" if device.type == "cuda" else "cpu"
 
 
