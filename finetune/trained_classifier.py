@@ -1,23 +1,22 @@
 """Load a trained classifier: a run's, a released one's, timm's, or Hugging Face's."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import timm
 
 from finetune.config import ClassifierConfig
-from finetune.image_size import Size, format_size
+from finetune.image_size import Size, format_size, height_and_width
 from finetune.model import load_run_network
 from finetune.scoring_config import EvaluateConfig
-from finetune.vit import build_vit
-from mae_et.checkpoints.encoders import DEFAULT_EPS, build_named, build_vit_of, image_size_of
+from mae_et.checkpoints.encoders import build_named, build_vit_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.model import Pool
 from mae_et.errors import UserError
 
 
@@ -84,26 +83,13 @@ def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:
 
 
 def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
-    """Build a ViT in MAE's or timm's layout, with registers, LayerScale and the like if need be."""
+    """Build the ViT of weights, with registers, LayerScale and the like where they have them."""
     if not {"weight", "bias"} <= set(weights.head):
         raise UserError(f"{config.checkpoint} is not a classifier: it has no head")
-    encoder = weights.encoder
-    channels = encoder["patch_embed.proj.weight"].shape[1]
-    plain = "cls_token" in encoder and not {"reg_token", "blocks.0.ls1.gamma"} & set(encoder)
-    if not plain or weights.norm_eps is not None:
-        network: Any = build_vit_of(
-            weights.path,
-            encoder,
-            weights.encoder_num_heads,
-            grid=weights.grid,
-            norm_eps=weights.norm_eps or DEFAULT_EPS,
-            head=weights.head,
-        )
-        classifier = _of_timm(config, network)
-        return replace(classifier, channels=channels, classes=weights.classes)
-    size = config.image_size or image_size_of(weights)
-    pool: Pool = "mean" if "fc_norm.weight" in encoder else "cls"
-    probe: Literal["linear", "none"] = "linear" if "running_mean" in weights.head else "none"
-    classes = weights.head["weight"].shape[0]
-    vit = build_vit(weights, classes, size, pool, probe)
-    return TrainedClassifier(vit, size, channels, weights.classes)
+    _, channels, patch, _ = weights.encoder["patch_embed.proj.weight"].shape
+    if weights.grid is None and config.image_size is not None:
+        grid = [side // patch for side in height_and_width(config.image_size)]
+        if math.prod(grid) == weights.encoder["pos_embed"].shape[1] - 1:  # and may not be square
+            weights = replace(weights, grid=grid)
+    classifier = _of_timm(config, build_vit_of(weights, head=True))
+    return replace(classifier, channels=channels, classes=weights.classes)

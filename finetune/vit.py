@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed, trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from finetune.config import Probe
 from finetune.image_size import Size, format_size, height_and_width
 from mae_et.checkpoints.load import num_heads_of
-from mae_et.checkpoints.mae_layout import PROBE_EPSILON
+from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.model import Pool
@@ -136,17 +135,8 @@ def _load_encoder(network: nn.Module, encoder: dict[str, Tensor], path: Path) ->
     network.load_state_dict(encoder, strict=False)
 
 
-def _load_head(network: Any, head: dict[str, Tensor], probe: Probe) -> None:
+def _load_head(network: VisionTransformer, head: dict[str, Tensor], probe: Probe) -> None:
     """Load a checkpoint's head if its classes and its kind match."""
-    normalised = "running_mean" in head
-    if not {"weight", "bias"} <= set(head) or normalised != (probe == "linear"):
-        return
-    if head["weight"].shape[0] != network.num_classes:
-        return
-    ours: Any = network.head[-1] if isinstance(network.head, nn.Sequential) else network.head
-    with torch.no_grad():
-        ours.weight.copy_(head["weight"])
-        ours.bias.copy_(head["bias"])
-        if normalised:
-            network.head[0].running_mean.copy_(head["running_mean"])
-            network.head[0].running_var.copy_(head["running_var"])
+    same_kind = ("running_mean" in head) == (probe == "linear")
+    if {"weight", "bias"} <= set(head) and same_kind and len(head["weight"]) == network.num_classes:
+        network.load_state_dict(head_entries(head), strict=False)

@@ -18,6 +18,7 @@ from torch import nn
 
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
+from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch, read_state_dict
 from mae_et.checkpoints.timm_hub import fetch_from_hub
@@ -67,40 +68,30 @@ def encoder_of_weights(weights: Weights) -> VisionTransformer:
     """Build the encoder of weights that have been read; see `load_encoder`."""
     if weights.model is not None:
         return masked_autoencoder(weights, decoder=False).encoder
-    return build_vit_of(
-        weights.path,
-        weights.encoder,
-        weights.encoder_num_heads,
-        architecture=weights.architecture,
-        grid=weights.grid,
-        norm_eps=weights.norm_eps or DEFAULT_EPS,
-    )
+    return build_vit_of(weights)
 
 
-def build_vit_of(
-    path: Path,
-    tensors: Tensors,
-    num_heads: int | None,
-    architecture: str = DEFAULT_ENCODER,
-    grid: Any = None,
-    norm_eps: float = DEFAULT_EPS,
-    head: Tensors | None = None,
-) -> VisionTransformer:
-    """Build a ViT as its tensors determine it, and load them.
+def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
+    """Build a ViT as the tensors of weights determine it, and load them.
 
     Args:
-        path: the checkpoint, for errors.
-        tensors: the encoder, under timm's names.
-        num_heads: attention heads, needed where the width is not a published one.
-        architecture: timm's name of a ViT that differs in sizes alone.
-        grid: rows and columns of the position table; square by default.
-        norm_eps: epsilon of the layer norms.
-        head: weight and bias of a classifier; none by default.
+        weights: an encoder, with the number of heads where its width is not a published one.
+        head: whether to load the classifier too, and a linear probe's normalisation before it.
 
     Raises:
         UserError: tensors are left that a ViT of these parts does not have.
     """
-    tensors = dict(tensors)
+    network, tensors = create_vit_of(weights, head)
+    mismatch = describe_mismatch(tensors, network.state_dict())
+    if mismatch:
+        raise UserError(f"{weights.path} is no plain vision transformer ({mismatch}): {NAME_IT}")
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def create_vit_of(weights: Weights, head: bool = False) -> tuple[VisionTransformer, Tensors]:
+    """Create a new ViT of the sizes and parts of weights; return it, and the tensors to load."""
+    tensors = dict(weights.encoder)
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     if "register_tokens" in tensors:  # DINOv2's own name
         tensors["reg_token"] = tensors.pop("register_tokens")
@@ -113,33 +104,37 @@ def build_vit_of(
         tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
         positions -= 1
     prefix = class_tokens + registers
-    rows, columns = grid or (_side(positions) or _side(positions - prefix),) * 2
+    rows, columns = weights.grid or (_side(positions) or _side(positions - prefix),) * 2
     if rows * columns not in {positions, positions - prefix}:
-        raise UserError(f"{path} has {positions} positions, which fit no square grid: {NAME_IT}")
+        raise UserError(
+            f"{weights.path} has {positions} positions, which fit no square grid: {NAME_IT}, or "
+            "its --image_size"
+        )
     has_norm = "fc_norm.weight" in tensors
+    pool = "avg" if has_norm or not class_tokens else "token"
+    plain = weights.architecture == DEFAULT_ENCODER
+    linear = weights.head.get("weight", weights.head.get("bias", ())) if head else ()
     network = create_vit(
-        architecture,
+        weights.architecture,
         img_size=(rows * patch, columns * patch),
         patch_size=patch,
         in_chans=channels,
         embed_dim=width,
         depth=depth_of(tensors),
-        num_heads=num_heads_of("encoder", width, num_heads),
-        num_classes=len(head["weight"]) if head else 0,
+        num_heads=num_heads_of("encoder", width, weights.encoder_num_heads),
+        num_classes=len(linear),
         class_token=bool(class_tokens),
         reg_tokens=registers,
         no_embed_class=rows * columns == positions,
-        global_pool="avg" if has_norm or not class_tokens else "token",
+        global_pool="map" if "attn_pool.latent" in tensors else pool,
         fc_norm=has_norm,
         final_norm=has_norm or "norm.weight" in tensors,
-        **(_traces(tensors, width, norm_eps) if architecture == DEFAULT_ENCODER else {}),
+        **(_traces(tensors, width, weights.norm_eps or DEFAULT_EPS) if plain else {}),
     )
-    tensors |= {f"head.{name}": tensor for name, tensor in (head or {}).items()}
-    mismatch = describe_mismatch(tensors, network.state_dict())
-    if mismatch:
-        raise UserError(f"{path} is no plain vision transformer ({mismatch}): {NAME_IT}")
-    network.load_state_dict(tensors)
-    return network.eval()
+    if head and "running_mean" in weights.head:
+        norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
+        network.head = nn.Sequential(norm, network.head)
+    return network, tensors | (head_entries(weights.head) if head else {})
 
 
 def _traces(tensors: Tensors, width: int, norm_eps: float) -> dict[str, Any]:
@@ -157,19 +152,6 @@ def _side(count: int) -> int:
     """Return the side of a square grid of `count` patches; 0 where there is none."""
     side = math.isqrt(max(count, 0))
     return side if side * side == count else 0
-
-
-def image_size_of(weights: Weights) -> tuple[int, int]:
-    """Return height and width of the images of a ViT with a class token, in pixels.
-
-    Raises:
-        UserError: its grid of positions is neither recorded nor square.
-    """
-    rows, columns = weights.grid or (_side(weights.encoder["pos_embed"].shape[1] - 1),) * 2
-    if not rows:
-        raise UserError(f"{weights.path} has no square grid of positions: give --image_size")
-    patch = weights.encoder["patch_embed.proj.weight"].shape[-1]
-    return rows * patch, columns * patch
 
 
 def build_named(path: Path, architecture: str, key: str | None = None, head: bool = False) -> Any:

@@ -8,21 +8,22 @@ are: its positions may have been trained, or have another size.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import torch
 
+from mae_et.checkpoints.encoders import create_vit_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face_export import decoder_with_positions, write_hugging_face
 from mae_et.checkpoints.load import masked_autoencoder
-from mae_et.checkpoints.mae_layout import MAE_DECODER, fold_probe
-from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
+from mae_et.checkpoints.mae_layout import MAE_DECODER, fold_probe, head_entries
+from mae_et.checkpoints.state_dicts import Tensors, describe_mismatch
 from mae_et.checkpoints.tensor_files import write_safetensors, write_torch
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.commands import Format
 from mae_et.errors import UserError
-from mae_et.models.encoder import create_vit
 from mae_et.models.mae import MaskedAutoencoder
 
 # Parts of a block that MAE's code builds.
@@ -82,7 +83,7 @@ def export(
             write_safetensors(encoder | fold_probe(weights.head), path, weights.entries())
         else:
             _check_mae_encoder(encoder)
-            rest = _mae_head(weights.head) if model is None else _mae_decoder(model)
+            rest = head_entries(weights.head) if model is None else _mae_decoder(model)
             write_torch(encoder | rest, path, weights.entries())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
@@ -101,40 +102,15 @@ def _check_mae_encoder(encoder: Tensors) -> None:
 
 def _check_classifier(weights: Weights) -> None:
     """Refuse tensors that timm's network of these shapes would not take."""
-    encoder = weights.encoder
-    width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
-    pool = "token" if "norm.weight" in encoder else "avg"
+    # Whatever grid and number of heads are recorded, any with this product have these shapes.
+    patches = weights.encoder["pos_embed"].shape[1] - 1
     with torch.device("meta"):
-        network = create_vit(
-            weights.architecture,
-            # The table does not tell its sides, and any of as many patches have its shape.
-            img_size=(patch * max(encoder["pos_embed"].shape[1] - 1, 1), patch),
-            patch_size=patch,
-            in_chans=channels,
-            embed_dim=width,
-            depth=depth_of(encoder),
-            num_heads=1,  # of any number of heads the shapes are the same
-            num_classes=len(weights.head.get("weight", weights.head.get("bias", ()))),
-            global_pool="map" if "attn_pool.latent" in encoder else pool,
+        network, tensors = create_vit_of(
+            replace(weights, grid=(patches, 1), encoder_num_heads=1), head=True
         )
-    expected = dict(network.state_dict())
-    statistics = ("running_mean", "running_var")
-    if any(name in weights.head for name in statistics):
-        expected |= {f"head.{name}": torch.empty(width, device="meta") for name in statistics}
-    head = {f"head.{name}": tensor for name, tensor in weights.head.items()}
-    mismatch = describe_mismatch(encoder | head, expected)
+    mismatch = describe_mismatch(tensors, network.state_dict())
     if mismatch:
         raise UserError(f"{weights.path} does not fit timm's VisionTransformer: {mismatch}")
-
-
-def _mae_head(head: Tensors) -> Tensors:
-    """Return a linear layer, after a probe's normalisation where there is one."""
-    if "running_mean" not in head:
-        return {f"head.{name}": tensor for name, tensor in head.items()}
-    places = {"running_mean": 0, "running_var": 0, "weight": 1, "bias": 1}
-    # How many batches there were is read, and counts for nothing.
-    counted = {"head.0.num_batches_tracked": torch.tensor(0)}
-    return {f"head.{places[name]}.{name}": tensor for name, tensor in head.items()} | counted
 
 
 def _mae_decoder(model: MaskedAutoencoder) -> Tensors:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from mae_et.checkpoints.other_names import BY_NAME, recognise_network
 from mae_et.checkpoints.state_dicts import Tensors
 from mae_et.errors import UserError
@@ -47,6 +49,16 @@ def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
             encoder[name] = tensor
     head.pop("num_batches_tracked", None)
     return encoder, decoder, head
+
+
+def head_entries(head: Tensors) -> Tensors:
+    """Return a head under MAE's names, in which a probe's normalisation comes before the layer."""
+    if "running_mean" not in head:
+        return {f"head.{name}": tensor for name, tensor in head.items()}
+    places = {"running_mean": 0, "running_var": 0, "weight": 1, "bias": 1}
+    # How many batches there were is read, and counts for nothing.
+    counted = {"head.0.num_batches_tracked": torch.tensor(0)}
+    return {f"head.{places[name]}.{name}": tensor for name, tensor in head.items()} | counted
 
 
 def fold_probe(head: Tensors) -> Tensors:

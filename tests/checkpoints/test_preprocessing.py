@@ -204,8 +204,8 @@ def test_unrecorded_statistics_are_reported(capsys) -> None:
 def test_a_named_architecture_brings_what_timm_publishes(command: str, tmp_path, capsys) -> None:
     """A file that only timm can read records no statistics of its own."""
     name = "vit_base_patch16_clip_224.openai"
-    key = "run" if command == "dynamics" else "checkpoint"
-    words = [f"--{key}={tmp_path / 'clip.pth'}", f"--architecture={name}", "--data.name=synthetic"]
+    words = [f"--checkpoint={tmp_path / 'clip.pth'}", f"--architecture={name}"]
+    words.append("--data.name=synthetic")
     config = config_over_data_of(command, words)
     assert config.data.mean == timm.get_pretrained_cfg(name).mean
     assert f"images as timm records for {name}" in capsys.readouterr().err

@@ -156,6 +156,6 @@ def test_image_size_is_an_int_or_two_sides() -> None:
 
 
 def test_area_costs_the_pixels_that_are_shown() -> None:
-    config = ClassifierConfig(NetworkConfig(backbone="test_vit", image_size=(96, 128)))
+    config = ClassifierConfig(model=NetworkConfig(backbone="test_vit", image_size=(96, 128)))
     patch = SimpleNamespace(patch_size=(16, 16))
     assert image_cost(config, SimpleNamespace(patch_embed=patch))(48) == 48 * 64
