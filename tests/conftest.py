@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from slurm_cluster import Cluster, missing_programs, start_cluster
 from tiny_run import IMAGES, TINY, config_in
 
@@ -17,6 +18,13 @@ LONGEST = (
     "test_classifier.py", "test_bad_images.py", "test_whole_searches.py", "test_scale.py",
     "test_nonfinite.py", "test_resume.py",
 )  # fmt: skip
+
+# A busy machine takes as long as it takes; folders may be shared by the examples of a test.
+settings.register_profile(
+    "busy", deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -49,7 +49,7 @@ configs = st.builds(
 
 
 @given(config=configs)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_config_written_as_yaml_reads_back_equal(config: PretrainConfig) -> None:
     assert config_from_text(to_yaml(config), PretrainConfig) == config
 

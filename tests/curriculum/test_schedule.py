@@ -28,7 +28,7 @@ budgets = {
 
 
 @given(stages=stages, shares_of=st.sampled_from(["compute", "images"]), **budgets)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_steps_add_up_to_the_budget_within_one_step(stages, shares_of, epochs, size, batch) -> None:
     curriculum = Curriculum(tuple(stages), base=64, patch=PATCH, shares_of=shares_of)
     plan = curriculum.plan(epochs, size, batch)
@@ -39,7 +39,7 @@ def test_steps_add_up_to_the_budget_within_one_step(stages, shares_of, epochs, s
 
 
 @given(stages=stages, **budgets)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_each_stage_gets_its_share_of_compute_within_one_step(stages, epochs, size, batch) -> None:
     plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
     total = math.fsum(stage.share for stage in stages)
@@ -50,7 +50,7 @@ def test_each_stage_gets_its_share_of_compute_within_one_step(stages, epochs, si
 
 
 @given(stages=stages, **budgets)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_progress_rises_linearly_within_a_stage_from_0_to_1(stages, epochs, size, batch) -> None:
     plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
     assert plan.progress(0) == 0
@@ -62,7 +62,7 @@ def test_progress_rises_linearly_within_a_stage_from_0_to_1(stages, epochs, size
 
 
 @given(stages=stages, **budgets)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_step_maps_to_the_stage_that_covers_it(stages, epochs, size, batch) -> None:
     plan = Curriculum(tuple(stages), 64, PATCH).plan(epochs, size, batch)
     for stage in plan.stages:

@@ -298,7 +298,7 @@ WILD = {
 }  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(wild=st.fixed_dictionaries({}, optional=WILD), data=st.data())
 def test_arbitrary_run_files_give_a_page_or_a_user_error(tmp_path_factory, wild, data) -> None:
     folder = tmp_path_factory.mktemp("any")

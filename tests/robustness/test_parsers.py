@@ -8,7 +8,7 @@ import pytest
 import yaml
 from fuzz.targets import flags, run_checkpoint, seal_if_archive
 from fuzz.watch import nothing_runs
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.config import ClassifierConfig
@@ -18,11 +18,6 @@ from mae_et.config.files import config_from_text, parse_config, plain, to_yaml
 from mae_et.config.schema import CurriculumConfig, PretrainConfig
 from slurm.config import ClusterConfig
 
-SAME: dict[str, Any] = {
-    "deadline": None,
-    "derandomize": True,
-    "suppress_health_check": [HealthCheck.function_scoped_fixture],
-}
 PATCH = 4
 stages = st.lists(
     st.builds(
@@ -51,7 +46,7 @@ def refused(read: Callable[[], Any], kind: type[Exception] = UserError) -> tuple
     stages=stages, shares_of=st.sampled_from(["compute", "images"]),
     epochs=st.floats(0.1, 1000), size=st.integers(1, 10_000), batch=st.integers(1, 512),
 )  # fmt: skip
-@settings(max_examples=80, **SAME)
+@settings(max_examples=80, derandomize=True)
 def test_plan_is_refused_or_splits_its_budget_by_shares(
     stages, shares_of, epochs, size, batch
 ) -> None:
@@ -77,7 +72,7 @@ def test_plan_is_refused_or_splits_its_budget_by_shares(
 
 
 @given(stages=stages, epochs=st.floats(0.01, 5000))
-@settings(max_examples=15, **SAME)
+@settings(max_examples=15, derandomize=True)
 def test_curriculum_survives_a_yaml_round_trip(stages, epochs) -> None:
     asked = CurriculumConfig("custom", tuple(stages), epochs=epochs)
     text = yaml.safe_dump({"curriculum": plain(asked)})
@@ -110,7 +105,7 @@ CONFIGS = st.dictionaries(st.sampled_from(KEYS), TREES, min_size=1, max_size=3)
 
 @pytest.mark.parametrize("kind", [PretrainConfig, ClassifierConfig, ClusterConfig])
 @given(tree=CONFIGS)
-@settings(max_examples=15, **SAME)
+@settings(max_examples=15, derandomize=True)
 def test_arbitrary_yaml_parses_or_raises_a_one_line_error(kind: type, tree, tmp_path: Path) -> None:
     with nothing_runs(tmp_path):
         found, refusal = refused(lambda: config_from_text(yaml.safe_dump(tree), kind))
@@ -121,7 +116,7 @@ def test_arbitrary_yaml_parses_or_raises_a_one_line_error(kind: type, tree, tmp_
 
 
 @given(text=st.text(max_size=60))
-@settings(max_examples=15, **SAME)
+@settings(max_examples=15, derandomize=True)
 def test_arbitrary_text_parses_or_raises_a_one_line_error(text: str, tmp_path: Path) -> None:
     with nothing_runs(tmp_path):
         assert "\n" not in refused(lambda: config_from_text(text, PretrainConfig))[1]
@@ -135,7 +130,7 @@ def test_arbitrary_text_parses_or_raises_a_one_line_error(text: str, tmp_path: P
         min_size=1, max_size=3,
     )
 )  # fmt: skip
-@settings(max_examples=20, **SAME)
+@settings(max_examples=20, derandomize=True)
 def test_arbitrary_flags_parse_or_raise_a_one_line_error(words: list[str], tmp_path: Path) -> None:
     with nothing_runs(tmp_path):
         assert "\n" not in refused(lambda: parse_config(flags(), PretrainConfig, words))[1]
@@ -154,7 +149,7 @@ def loads_or_refuses(content: bytes, folder: Path) -> None:
 
 
 @given(content=st.binary(max_size=200) | st.binary(max_size=200).map(lambda end: b"PK\3\4" + end))
-@settings(max_examples=50, **SAME)
+@settings(max_examples=50, derandomize=True)
 def test_arbitrary_bytes_as_a_checkpoint_load_or_raise_a_value_error(
     content: bytes, tmp_path: Path
 ) -> None:
@@ -162,7 +157,7 @@ def test_arbitrary_bytes_as_a_checkpoint_load_or_raise_a_value_error(
 
 
 @given(data=st.data())
-@settings(max_examples=50, **SAME)
+@settings(max_examples=50, derandomize=True)
 def test_modified_checkpoint_loads_or_raises_a_value_error(data, tmp_path: Path) -> None:
     content = bytearray(run_checkpoint())
     at = data.draw(st.integers(0, len(content) - 1))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fuzz.watch import nothing_runs
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae_et import UserError
@@ -112,10 +112,7 @@ def test_hostile_word_stays_one_word_or_is_refused(word: str, place: Path) -> No
 
 
 @given(st.text(st.sampled_from(" '\"$()`;&|<>\\\n\r\t#!*?~%{}[]=-aé\u2028\x00"), min_size=1))
-@settings(
-    max_examples=40, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+@settings(max_examples=40, derandomize=True)
 def test_any_word_stays_one_word_or_is_refused(place: Path, word: str) -> None:
     holds(word, place)
 

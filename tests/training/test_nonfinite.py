@@ -204,7 +204,7 @@ def test_no_number_is_read_from_the_device_between_two_rows(
     assert mode.read == 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.sampled_from([1.0, math.nan, math.inf]), min_size=9, max_size=9),
              min_size=1, max_size=3),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ranks import CLASSIFIER, run
 from small_mae import small
@@ -107,7 +107,6 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
 # --- micro-batches that fit -----------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(0, 100), st.integers(1, 50), st.integers(1, 20_000))
 def test_the_largest_micro_batch_that_fits_is_chosen(share, fixed, slope, limit) -> None:
     parts = [size for size in range(1, share + 1) if share % size == 0]
