@@ -1,16 +1,15 @@
 """Build any timm model as a backbone, and load a checkpoint of the same model."""
 
-import sys
-import warnings
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import model_entrypoint
 from torch import Tensor, nn
 
 from finetune.config import NetworkConfig
 from finetune.swin import follow_image_size
+from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm
 from mae_et.checkpoints.state_dicts import describe_mismatch, read_state_dict
 from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.errors import UserError, one_line
@@ -57,13 +56,13 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
 
     Weights of another image or patch size are resampled as timm resamples its own.
     """
-    head = network.default_cfg.get("classifier", "head")
-    heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))
-    ours = network.state_dict()
+    heads, ours = classifier_prefixes(network), network.state_dict()
     theirs = read_state_dict(checkpoint, ours.keys(), key)
     kept = _without_mismatched_head(theirs, ours, heads)
     if describe_mismatch(kept, ours, may_lack=heads):
-        kept = _without_mismatched_head(_resampled_by_timm(network, theirs), ours, heads)
+        with contextlib.suppress(Exception):  # weights of another network, reported below
+            theirs = converted_by_timm(theirs, network)
+        kept = _without_mismatched_head(theirs, ours, heads)
     mismatch = describe_mismatch(kept, ours, may_lack=heads)
     if mismatch:
         raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
@@ -79,20 +78,3 @@ def _without_mismatched_head(
         for key, tensor in theirs.items()
         if not (key.startswith(heads) and key in ours and ours[key].shape != tensor.shape)
     }
-
-
-def _resampled_by_timm(network: Any, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply the `checkpoint_filter_fn` of the network's timm module.
-
-    It resamples position embeddings, relative-position biases and patch embeddings. Weights that
-    it cannot convert are returned unchanged.
-    """
-    entry = model_entrypoint(network.default_cfg["architecture"])
-    adapt = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
-    if adapt is None:
-        return theirs
-    try:
-        with warnings.catch_warnings(action="ignore"):  # timm's own deprecated indexing
-            return adapt(dict(theirs), network)
-    except Exception:  # names or shapes of another network, which the caller reports
-        return theirs

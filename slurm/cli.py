@@ -22,7 +22,7 @@ from mae_et.runtime.console import say
 from slurm.command import KINDS, CommandLine
 from slurm.config import ClusterConfig
 from slurm.run_status import status
-from slurm.status_table import as_dicts, table, watch
+from slurm.status_table import table, watch
 from slurm.submission import submit
 
 USAGE = """usage: mae-et submit COMMAND [--cluster FILE_OR_NAME] [--KEY value ...] [arguments]
@@ -82,7 +82,7 @@ def status_command(arguments: list[str]) -> None:
     if config.watch is not None:
         watch(paths, config.watch)
     elif config.json:
-        print(json.dumps(as_dicts(status(paths))), flush=True)
+        print(json.dumps([dataclasses.asdict(each) for each in status(paths)]), flush=True)
     else:
         print(table(status(paths)), flush=True)
 

@@ -26,7 +26,7 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.console import say
 from slurm.events import record_event, this_job
-from slurm.squeue import job_state
+from slurm.squeue import job_state, run_program
 from slurm.stop_deadline import StopDeadline
 
 PORT_SECONDS = 300
@@ -126,11 +126,7 @@ def is_running() -> bool:
 
 def requeue() -> bool:
     """Requeue this process's SLURM job; return whether SLURM accepted."""
-    command = ["scontrol", "requeue", this_job()["job"]]
-    try:
-        return subprocess.run(command, timeout=60, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    return run_program("scontrol", "requeue", this_job()["job"]) is not None
 
 
 def node_name() -> str:

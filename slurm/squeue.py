@@ -50,7 +50,7 @@ def job_state(job: str) -> str | None:
     return found.state if found else None
 
 
-def run(*command: str) -> str | None:
+def run_program(*command: str) -> str | None:
     """Return the output of a SLURM program; None if it is missing, fails or hangs."""
     try:
         done = subprocess.run(
@@ -63,7 +63,7 @@ def run(*command: str) -> str | None:
 
 def _queue() -> dict[str, JobState]:
     """Return the user's pending and running jobs, with one entry per array element."""
-    output = run("squeue", "--me", "--array", "--noheader", f"--Format={QUEUE_FORMAT}")
+    output = run_program("squeue", "--me", "--array", "--noheader", f"--Format={QUEUE_FORMAT}")
     states = {}
     for line in (output or "").splitlines():
         words = [word.strip() for word in line.split("|", 4)]
@@ -77,7 +77,7 @@ def _queue() -> dict[str, JobState]:
 
 
 def _controller(job: str) -> JobState | None:
-    output = run("scontrol", "show", "job", "--oneliner", job)
+    output = run_program("scontrol", "show", "job", "--oneliner", job)
     state = re.search(r"\bJobState=(\w+)", output or "")
     if not state:
         return None
@@ -90,7 +90,7 @@ def _controller(job: str) -> JobState | None:
 def _accounting(jobs: set[str]) -> dict[str, JobState]:
     if not jobs:
         return {}
-    output = run(
+    output = run_program(
         "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State",
         f"--jobs={','.join(sorted(jobs))}",
     )  # fmt: skip

@@ -1,11 +1,9 @@
-"""Show the status of runs: as a table, once or repeatedly, or as JSON types."""
+"""Show the status of runs: as a table, once or repeatedly."""
 
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from mae_et.monitoring.figures import figure_name, format_figure, format_seconds
 from mae_et.runtime.console import printable
@@ -62,8 +60,3 @@ def watch(folders: Sequence[Path], seconds: float) -> None:
         if all(each.state in ENDED for each in found):
             return
         time.sleep(seconds)
-
-
-def as_dicts(found: Iterable[RunStatus]) -> list[dict[str, Any]]:
-    """Return statuses as JSON types."""
-    return [asdict(each) for each in found]

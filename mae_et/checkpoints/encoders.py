@@ -7,6 +7,7 @@ timm model.
 
 import math
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,28 +169,40 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
     """
     network = create_vit(architecture, num_classes=0)
     tensors = read_state_dict(path, network.state_dict().keys(), key)
-    parts = network.default_cfg.get("classifier", "head")
-    parts = tuple(f"{part}." for part in ([parts] if isinstance(parts, str) else parts))
+    parts = classifier_prefixes(network)
     if head:
         biases = [tensors[f"{part}bias"] for part in parts if f"{part}bias" in tensors]
         if not biases:
             raise UserError(f"{path} is not a classifier: it has no {parts[0]}bias")
         network = create_vit(architecture, num_classes=len(biases[0]))
-    entry = model_entrypoint(network.default_cfg["architecture"])
-    convert = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        try:
-            tensors = convert(dict(tensors), network)
-        except Exception as error:  # names and shapes of another network
-            raise UserError(
-                f"timm cannot read {path} as {architecture}: {one_line(error)}"
-            ) from None
+    try:
+        tensors = converted_by_timm(tensors, network)
+    except Exception as error:  # names and shapes of another network
+        raise UserError(f"timm cannot read {path} as {architecture}: {one_line(error)}") from None
     unused = () if head else parts
     mismatch = describe_mismatch(tensors, network.state_dict(), may_have=unused)
     if mismatch:
         raise UserError(f"{path} is no {architecture}: {mismatch}")
     network.load_state_dict(tensors, strict=False)
     return network
+
+
+def classifier_prefixes(network: Any) -> tuple[str, ...]:
+    """Return what the names of a timm model's classifier begin with, such as `head.`."""
+    parts = network.default_cfg.get("classifier", "head")
+    return tuple(f"{part}." for part in ([parts] if isinstance(parts, str) else parts))
+
+
+def converted_by_timm(tensors: Tensors, network: Any) -> Tensors:
+    """Apply the `checkpoint_filter_fn` of a network's timm module, where there is one.
+
+    It renames tensors, and resamples position embeddings, relative-position biases and patch
+    embeddings. It raises errors of many types for weights of another network.
+    """
+    entry = model_entrypoint(network.default_cfg["architecture"])
+    convert = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
+    with warnings.catch_warnings(action="ignore"):  # timm's own deprecated indexing
+        return tensors if convert is None else convert(dict(tensors), network)
 
 
 def _checked(network: Any, path: Path) -> Any:

@@ -24,8 +24,8 @@ from mae_et.config.commands import (
 )
 from mae_et.config.data import DataConfig
 from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
+from mae_et.config.key_checks import unknown_keys
 from mae_et.config.schema import PretrainConfig
-from mae_et.config.untrusted import unknown_keys
 from mae_et.config.words import join_config_flags
 from mae_et.errors import UserError
 from mae_et.monitoring.compare import CompareConfig

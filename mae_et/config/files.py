@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from mae_et.config.key_checks import check_flags, check_text
 from mae_et.config.suggestions import describe_unknown_key, suggest_key
-from mae_et.config.untrusted import check_flags, check_text
 from mae_et.config.words import expand_path, expand_paths, prepare_words, replace_config_names
 from mae_et.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from mae_et.config.untrusted import sections_of, unknown_keys
+from mae_et.config.key_checks import sections_of, unknown_keys
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

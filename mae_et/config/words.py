@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
-from mae_et.config.untrusted import type_of
+from mae_et.config.key_checks import type_of
 from mae_et.errors import UserError
 
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from mae_et.config.data import DataConfig
 from mae_et.config.files import one_sentence
+from mae_et.data.array_files import arrays_only
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample, check_channels
 from mae_et.data.hugging_face_datasets import open_hugging_face
 from mae_et.data.image_folder import open_image_folder
 from mae_et.data.layout import ROOTED, Split, data_root
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
-from mae_et.data.untrusted import arrays_only
 from mae_et.data.value_range import check_image_statistics, check_range
 from mae_et.data.webdataset import open_shards
 from mae_et.errors import UserError

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mae_et.config.data import DataConfig
+from mae_et.data.array_files import read_array, write_array
 from mae_et.data.layout import EXTENSIONS, is_folder
-from mae_et.data.untrusted import read_array, write_array
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
 from mae_et.runtime.watchdog import heartbeat

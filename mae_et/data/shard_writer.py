@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from mae_et.config.commands import PrepareConfig
+from mae_et.data.array_files import write_array
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, open_image
 from mae_et.data.prepared_shards import ORIGINAL, archive_path, index_dtype, index_path
-from mae_et.data.untrusted import write_array
 from mae_et.errors import Unreadable
 from mae_et.io.atomic import write_atomically
 from mae_et.runtime.console import say

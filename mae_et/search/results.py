@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -76,29 +77,33 @@ def table(records: list[Record], best: SearchResult) -> str:
 def draw(path: Path, config: SearchConfig, records: list[Record], best: SearchResult) -> None:
     """Draw the scores of the trials and the best curriculum."""
     scored = [record for record in records if record["value"] is not None]
-    if config.search.strategy == "sequential":
-        # The last stage of a trial is its brief training at full bandwidth; the candidate's stage
-        # is the one before.
-        names = [*(f"B = {bandwidth}" for bandwidth in config.candidates), "chosen"]
-        points: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
-        for record in scored:
-            stage, bandwidth = len(record["bandwidths"]) - 1, record["bandwidths"][-2]
-            chosen = bandwidth == best.stages[stage - 1].bandwidth
-            for name in [f"B = {bandwidth}", *(["chosen"] if chosen else [])]:
-                points[name][0].append(stage)
-                points[name][1].append(record["value"])
-        scores = Plot("Candidates of each stage", "stage", config.search.objective, points,
-                       dots=True)  # fmt: skip
-    else:
-        places = [float(place + 1) for place in range(len(scored))]
-        values = [record["value"] for record in scored]
-        best_so_far = [max(values[: place + 1]) for place in range(len(values))]
-        scores = Plot("Trials", "trial", config.search.objective,
-                       {"trial": (places, values), "best so far": (places, best_so_far)},
-                       dots=True)  # fmt: skip
+    sequential = config.search.strategy == "sequential"
+    scores = _candidates(config, scored, best) if sequential else _trials(config, scored)
     edges = [place / len(best.stages) for place in range(len(best.stages) + 1)]
     sides = [float(stage.bandwidth) for stage in best.stages]
     staircase = {"best": (edges, [*sides, sides[-1]])}
-    shown = Plot("Best curriculum", f"share of the {best.shares_of}", "bandwidth", staircase,
-                  steps=True)  # fmt: skip
-    save_plots(path, [scores, shown])
+    across = f"share of the {best.shares_of}"
+    curriculum = Plot("Best curriculum", across, "bandwidth", staircase, steps=True)
+    save_plots(path, [scores, curriculum])
+
+
+def _candidates(config: SearchConfig, scored: list[Record], best: SearchResult) -> Plot:
+    """Plot the score of each candidate of a stage, and join those that were chosen."""
+    names = [*(f"B = {bandwidth}" for bandwidth in config.candidates), "chosen"]
+    points: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+    for record in scored:
+        # The last stage of a trial is its brief training at full bandwidth.
+        stage, bandwidth = len(record["bandwidths"]) - 1, record["bandwidths"][-2]
+        chosen = bandwidth == best.stages[stage - 1].bandwidth
+        for name in [f"B = {bandwidth}", *(["chosen"] if chosen else [])]:
+            points[name][0].append(stage)
+            points[name][1].append(record["value"])
+    return Plot("Candidates of each stage", "stage", config.search.objective, points, dots=True)
+
+
+def _trials(config: SearchConfig, scored: list[Record]) -> Plot:
+    """Plot the scores in order, and the best so far."""
+    places = [float(place + 1) for place in range(len(scored))]
+    values = [record["value"] for record in scored]
+    lines = {"trial": (places, values), "best so far": (places, list(accumulate(values, max)))}
+    return Plot("Trials", "trial", config.search.objective, lines, dots=True)

@@ -35,8 +35,8 @@ from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, load_config, to_yaml
 from mae_et.config.schema import PretrainConfig
+from mae_et.data.array_files import arrays_only, write_array
 from mae_et.data.datasets import open_dataset
-from mae_et.data.untrusted import arrays_only, write_array
 from mae_et.errors import RunFailed
 from mae_et.io.seals import seal, sealed_bytes, unseal
 from slurm.config import ClusterConfig

@@ -244,7 +244,7 @@ def test_job_ids_from_files_are_validated_before_calling_slurm(tmp_path: Path) -
 
 
 def test_status_reads_only_logs_of_its_run(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(squeue, "run", lambda *_: None)
+    monkeypatch.setattr(squeue, "run_program", lambda *_: None)
     run = tmp_path / "runs" / "one"
     (run / "slurm").mkdir(parents=True)
     (tmp_path / "secret").mkdir()

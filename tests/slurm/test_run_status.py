@@ -1,5 +1,6 @@
 """`mae-et status` from a run folder alone."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -10,18 +11,18 @@ from mae_et.io.metrics_file import SCORES, row_line
 from slurm import squeue
 from slurm.events import events_file, record_event
 from slurm.run_status import status
-from slurm.status_table import as_dicts, table
+from slurm.status_table import table
 
 
 @pytest.fixture(autouse=True)
 def _no_slurm(monkeypatch) -> None:
     """Answer every query as a machine without SLURM does."""
-    monkeypatch.setattr(squeue, "run", lambda *_: None)
+    monkeypatch.setattr(squeue, "run_program", lambda *_: None)
 
 
 def test_status_is_json_serialisable(tmp_path: Path) -> None:
     record_event(tmp_path, "started", job="7")
-    (about,) = json.loads(json.dumps(as_dicts(status([tmp_path]))))
+    (about,) = json.loads(json.dumps([dataclasses.asdict(each) for each in status([tmp_path])]))
     assert about["run"] == str(tmp_path)
 
 
@@ -85,7 +86,7 @@ def test_restart_of_a_job_without_events_is_seen_in_the_queue(
     tmp_path: Path, monkeypatch, line: str, restarts: int
 ) -> None:
     queue = {"squeue": line, "scontrol": None, "sacct": None}
-    monkeypatch.setattr(squeue, "run", lambda program, *_: queue[program])
+    monkeypatch.setattr(squeue, "run_program", lambda program, *_: queue[program])
     record_event(tmp_path, "submitted", job="7", restart=0)
     assert status([tmp_path])[0].restarts == restarts
     queue |= {"squeue": "", "scontrol": f"JobId=7 JobState=RUNNING Reason=None Restarts={restarts}"}

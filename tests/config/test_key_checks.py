@@ -3,7 +3,7 @@
 import pytest
 
 from mae_et import PretrainConfig, UserError, load_config
-from mae_et.config.untrusted import check_flags, check_text
+from mae_et.config.key_checks import check_flags, check_text
 
 
 def test_config_structure_is_checked_before_its_values() -> None:

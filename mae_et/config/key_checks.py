@@ -1,4 +1,4 @@
-"""Check the text of untrusted configs: mappings of plain values, nothing that is imported.
+"""Check the keys of untrusted configs: mappings of plain values, no class that is imported.
 
 jsonargparse imports, and for a value of any type calls, whatever class a `class_path` names, and
 reads a file where a section is given as text. A config may come out of a stranger's checkpoint, so

@@ -1,4 +1,4 @@
-"""Read arrays and pickles of unknown origin without running code that they name.
+"""Files of arrays: written with a checksum, read without running code that a pickle names.
 
 A pickle names functions to call. The five names known here build numpy arrays; no other name is
 looked up, so a file that was tampered with cannot run code whatever its checksum.
