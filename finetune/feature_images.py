@@ -16,7 +16,7 @@ from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.decoding import UNLABELLED
-from mae_et.data.image_folder import ImageFiles
+from mae_et.data.image_files import ImageFiles
 from mae_et.data.layout import WHOLE_ROOT, Split, split_folder
 from mae_et.data.transforms import EvalDataset
 from mae_et.data.webdataset import TarShards

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,11 @@ import numpy as np
 from mae_et.config.data import DataConfig
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, extensions_for
 from mae_et.data.file_listing import Listing, cached_listing, count_by_extension, list_folder
+from mae_et.data.image_files import ImageFiles
 from mae_et.data.layout import (
     Split,
     data_root,
+    image_folders_beside,
     nested_splits,
     split_folder,
     split_name,
@@ -30,7 +31,6 @@ OTHER_FILES = {
     **dict.fromkeys((".zip", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive"),
 }
 HELD_OUT_FRACTION = 0.2
-MAX_FILE_BYTES = 2**31
 
 
 def open_image_folder(config: DataConfig, split: Split, channels: int) -> "ImageFolder":
@@ -56,7 +56,9 @@ def open_image_folder(config: DataConfig, split: Split, channels: int) -> "Image
     labels = _label_files(listing.names, classes, folder)
     if UNLABELLED in labels:
         classes = []
-    _report(config, split, folder, listing, labels, classes)
+    others = image_folders_beside(config, extensions_for(channels)) if split == "train" else []
+    unread = [f"folders that are no split, not read: {', '.join(others)}"] if others else []
+    _report(config, split, folder, listing, labels, classes, *unread)
     return ImageFolder(listing.names, labels, classes, channels, folder, config.max_value)
 
 
@@ -220,43 +222,6 @@ class ImageFolder(DecodedDataset):
     ):
         inner = ImageFiles(files, labels, folder)
         super().__init__(inner, classes, channels, inner.path, max_value)
-
-
-class ImageFiles:
-    """Files read as bytes, with a label each: `files[i] -> (bytes, label)`."""
-
-    def __init__(self, names: Sequence[str | Path], labels: Sequence[int], folder: Path):
-        self.folder = folder
-        # Arrays, not lists: reading a Python object counts its references, so that each forked
-        # worker would in time own a copy of a list.
-        self.names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
-        self.labels = np.array(labels, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return _read_file(self.path(index)), self.labels[index]
-
-    def path(self, index: int) -> Path:
-        """Return the path of a file."""
-        return self.folder / os.fsdecode(self.names[index])
-
-
-def _read_file(path: Path) -> bytes:
-    """Return a file's bytes, without blocking on a pipe that has an image's name.
-
-    Raises:
-        OSError: it cannot be opened or read.
-        ValueError: it is not a regular file, or larger than `MAX_FILE_BYTES`.
-    """
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is a pipe or a device, not a file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ValueError(f"its {status.st_size} bytes are more than {MAX_FILE_BYTES}")
-        return file.read()
 
 
 def classes_without_images(dataset: object) -> list[str]:

@@ -119,6 +119,28 @@ def _hold_out(root: Path, folders: Sequence[str]) -> str:
     return f"; or hold out a fifth of it, with --data.root {root / folders[0]}"
 
 
+def image_folders_beside(config: DataConfig, extensions: tuple[str, ...]) -> list[str]:
+    """Return the folders of images beside those of the splits: a class called train makes one.
+
+    Only the files in a folder count, not those below it.
+    """
+    root = data_root(config)
+    named = {config.train_split.casefold(), config.val_split.casefold()}.union(*SYNONYMS.values())
+    return [
+        name
+        for name in subfolders(root)
+        if name.casefold() not in named and _holds_file(root / name, extensions)
+    ]
+
+
+def _holds_file(folder: Path, extensions: tuple[str, ...]) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(extensions) for entry in entries)
+    except OSError:  # not ours to read
+        return False
+
+
 def subfolders(root: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted, without hidden ones.
 

@@ -170,7 +170,7 @@ class TarShards:
                 f"{self.paths[0]} has the splits {first} and {second} in it: unpack it, or make "
                 "shards of each"
             )
-        # Arrays, not lists: see `image_folder.ImageFiles`.
+        # Arrays, not lists: see `image_files.ImageFiles`.
         self.shards = np.repeat(np.arange(len(found)), [len(each.labels) for each in found])
         raw = [label for each in found for label in each.labels]
         self.has_names = any(isinstance(label, str) for label in raw)

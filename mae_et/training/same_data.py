@@ -7,7 +7,7 @@ import numpy as np
 
 from mae_et.config.schema import RunConfig
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.image_folder import ImageFiles
+from mae_et.data.image_files import ImageFiles
 from mae_et.data.prepared_shards import PreparedShards
 from mae_et.data.webdataset import TarShards
 from mae_et.errors import UserError

@@ -352,3 +352,11 @@ def test_an_archive_and_an_only_split_are_refused_with_what_to_do(tmp_path: Path
     save(tmp_path / "set/train/a/0.png")
     advice = f"or hold out a fifth of it, with --data.root {tmp_path / 'set/train'}"
     assert advice in refusal(folder(tmp_path / "set"), "val")
+
+
+def test_folders_of_images_beside_the_splits_are_reported(tmp_path: Path, capsys) -> None:
+    """A class called train would be taken for the whole of the training images."""
+    for name in ("train/0.png", "car/0.png", "plane/0.png", "notes/0.txt", "test/0.png"):
+        save(tmp_path / name) if name.endswith("png") else (tmp_path / "notes").mkdir()
+    open_dataset(folder(tmp_path), "train")
+    assert "folders that are no split, not read: car, plane\n" in capsys.readouterr().err
