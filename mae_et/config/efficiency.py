@@ -35,8 +35,9 @@ class EfficiencyConfig(ProcessConfig):
     tf32: bool = True
     """Whether float32 products may run as TF32 on a GPU."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile transformer blocks with torch.compile (other networks as a whole), with graphs of
-    their own for each bandwidth; auto compiles runs on a GPU of at least 1000 steps a bandwidth."""
+    """Compile transformer blocks with torch.compile (other networks as a whole), on a GPU with
+    graphs of their own for each bandwidth; auto compiles runs on a GPU of at least 1000 steps a
+    bandwidth."""
     cuda_graphs: bool = False
     """Whether compiled networks run as CUDA graphs (torch.compile's reduce-overhead), which launch
     all their kernels at once. It needs a GPU, efficiency.compile and one micro-batch per step, and

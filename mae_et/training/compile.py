@@ -1,12 +1,17 @@
-"""Compile transformer blocks with torch.compile: one graph per kind of block and bandwidth.
+"""Compile transformer blocks with torch.compile: one graph per kind of block.
 
-Blocks of a kind share their graphs, because their weights are inputs of the graph; so three
-bandwidths of a masked autoencoder cost a few small compilations instead of three whole networks,
-and hooks of sharding and gradient checkpointing stay outside of the graphs. Drop path makes each
-block a kind of its own: its rate is a constant of the graph.
+Blocks of a kind share their graphs, because their weights are inputs of the graph; so a masked
+autoencoder costs a few small compilations instead of whole networks, and hooks of sharding and
+gradient checkpointing stay outside of the graphs. Drop path makes each block a kind of its own: its
+rate is a constant of the graph.
+
+On a GPU each bandwidth has graphs of its own: Triton's kernels are tuned for one shape, and CUDA
+graphs need it. On a CPU all bandwidths share them: g++ takes a second for a kernel, which is as
+fast for any number of tokens.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Literal
@@ -89,10 +94,11 @@ def compile_network(
 ) -> nn.Module:
     """Compile a network's transformer blocks in place, or the whole network if it has none.
 
-    Shapes are static: each bandwidth has graphs of its own. Names in state dicts do not change.
+    On a CPU, blocks are compiled for any batch and number of tokens; otherwise shapes are static,
+    and each bandwidth has graphs of its own. Names in state dicts do not change.
 
     Args:
-        network: neither sharded nor wrapped.
+        network: sharded if it is to be, and not wrapped in DistributedDataParallel.
         bandwidths: number of input sizes.
         backend: backend of torch.compile.
         cuda_graphs: replay graphs of kernels; `torch.compiler.cudagraph_mark_step_begin` must
@@ -101,8 +107,9 @@ def compile_network(
     Returns:
         The network to call.
     """
-    _count_compilation_as_progress()
-    _start_autograd_threads(network)
+    _watch_compilation()
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    _start_autograd_threads(device)
     blocks = transformer_blocks(network)
     # Past this number of graphs per function, torch raises, or silently runs a whole network
     # eagerly. All blocks are one function; with drop path each has graphs of its own.
@@ -112,33 +119,59 @@ def compile_network(
         options["mode"] = "reduce-overhead"
     if not blocks:
         return torch.compile(network, **options)  # type: ignore[return-value]
+    options["dynamic"] = device.type == "cpu"
+    # A block's gradients are exchanged while earlier blocks compute theirs: torch need not split
+    # its graph at the buckets of DistributedDataParallel, as it must that of a whole network.
+    torch._dynamo.config.optimize_ddp = False
     for block in blocks:
         block.compile(fullgraph=True, **options)
     return network
 
 
-def _start_autograd_threads(network: nn.Module) -> None:
+def _start_autograd_threads(device: torch.device) -> None:
     """Start the threads of a GPU's backward pass, with as many CPU threads as this one has.
 
     That number is a guard of each graph, and gradient checkpointing runs graphs in these threads.
     A loader that pins memory sets it to 1 for all threads that start later: each graph would be
     compiled once more there, where `recompile_limit` is torch's own.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     if device.type != "cpu":
         torch.ones((), device=device, requires_grad=True).backward()
 
 
-def _count_compilation_as_progress() -> None:
-    """Beat at the start and end of each graph, so that only a graph that never ends is a hang."""
+class _Stopwatch:
+    """Seconds of compilation since the last report, with a heartbeat around each graph.
+
+    So only a graph that never ends is a hang.
+    """
+
+    def __init__(self) -> None:
+        self.started, self.seconds = 0.0, 0.0
+
+    def start(self, *_: object) -> None:
+        self.started = time.monotonic()
+        heartbeat()
+
+    def stop(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self.started
+        heartbeat()
+
+
+_stopwatch = _Stopwatch()
+
+
+def _watch_compilation() -> None:
     callbacks = torch._dynamo.callback.callback_handler
-    for registered in (callbacks.start_callbacks, callbacks.end_callbacks):
-        if _beat not in registered:
-            registered.append(_beat)
+    if _stopwatch.start not in callbacks.start_callbacks:
+        callbacks.register_start_callback(_stopwatch.start)
+        callbacks.register_end_callback(_stopwatch.stop)
 
 
-def _beat(*_: object) -> None:
-    heartbeat()
+def report_compilation(bandwidth: int) -> None:
+    """Print how long compilation has taken since the last report, if anything was compiled."""
+    if _stopwatch.seconds:
+        notify(f"compiled for bandwidth {bandwidth} in {_stopwatch.seconds:.1f} s")
+        _stopwatch.seconds = 0.0
 
 
 def transformer_blocks(network: nn.Module) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from mae_et.errors import Interrupted
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.watchdog import heartbeat
+from mae_et.training.compile import report_compilation
 from mae_et.training.memory import release_cached_memory
 from mae_et.training.metrics import MetricsWindow
 from mae_et.training.nonfinite import check_state
@@ -92,6 +93,7 @@ def take_step(
     set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
     micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
     window.add(*step(run, stage, window.timed(micro_batches)))
+    report_compilation(stage.bandwidth)
     state.step += 1
     return stage
 

@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from tiny_run import TINY
 
 from mae_et.cli.main import main
+from mae_et.training import build as building
+from mae_et.training.compile import compile_network
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,10 @@ class Ranks:
         for process in self.processes:
             os.killpg(process.pid, number)
 
-    def finish(self) -> subprocess.CompletedProcess:
+    def finish(self, seconds: float = 120) -> subprocess.CompletedProcess:
         """Wait for all; return the first exit status other than zero, and what they printed."""
         for process in self.processes:
-            process.join(120)
+            process.join(seconds)
             process.kill()  # if it is still there
             process.join()
         failed = [process.exitcode for process in self.processes if process.exitcode]
@@ -57,12 +60,13 @@ class Ranks:
 
 def start(
     folder: Path, ranks: int, *flags: str, command: str = "pretrain", yaml: str = TINY,
-    of_last: Sequence[str] = (), method: str = "fork",
+    of_last: Sequence[str] = (), method: str = "fork", target: Callable[..., None] | None = None,
 ) -> Ranks:  # fmt: skip
     """Start a command on ranks that join over gloo, in the folder's subfolder named after them.
 
     The last rank has the flags `of_last` too. Forked, ranks need not import PyTorch for seconds;
-    `spawn` is for a process in which CUDA, or threads of autograd, have run.
+    `spawn` is for a process in which CUDA, or threads of autograd, have run. `target` replaces
+    `run_rank`, and ends by calling it.
     """
     config = folder / "tiny.yaml"
     config.write_text(yaml)
@@ -75,7 +79,9 @@ def start(
         log.unlink()
     context: Any = multiprocessing.get_context(method)
     processes: list[BaseProcess] = [
-        context.Process(target=_rank, args=(rank, environment, [*words, *more], folder))
+        context.Process(
+            target=target or run_rank, args=(rank, environment, [*words, *more], folder)
+        )
         for rank, more in enumerate([*[()] * (ranks - 1), of_last])
     ]
     for process in processes:
@@ -92,7 +98,7 @@ def _log(folder: Path, rank: int, stream: str) -> Path:
     return folder / f"rank-{rank}.{stream}"
 
 
-def _rank(rank: int, environment: dict[str, str], arguments: list[str], folder: Path) -> None:
+def run_rank(rank: int, environment: dict[str, str], arguments: list[str], folder: Path) -> None:
     """Run a command in this process, with its output in files."""
     os.setsid()
     os.environ.update(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -106,6 +112,12 @@ def _rank(rank: int, environment: dict[str, str], arguments: list[str], folder: 
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(status)
+
+
+def aot_eager_rank(*arguments: Any) -> None:
+    """Run a command as `run_rank`, compiled without generating C++, which takes a minute."""
+    building.compile_network = partial(compile_network, backend="aot_eager")
+    run_rank(*arguments)
 
 
 CLASSIFIER = """
