@@ -183,11 +183,11 @@ def test_ticks_are_round_numbers_within_the_axis(a: float, b: float) -> None:
         assert found == sorted(set(found))
 
 
-@given(st.lists(NUMBERS, min_size=1, max_size=2000))
+@given(st.lists(NUMBERS, min_size=1, max_size=100))
 def test_thinning_a_curve_keeps_its_extremes(values: list[float]) -> None:
     points = [(float(i), value) for i, value in enumerate(values)]
-    kept = thinned(points, 50)
-    assert len(kept) <= 101
+    kept = thinned(points, 5)
+    assert len(kept) <= 11
     assert set(kept) <= set(points)
     assert kept == sorted(kept)
     for choose in (min, max):

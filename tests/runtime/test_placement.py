@@ -8,7 +8,7 @@ import torch
 
 from mae_et import UserError
 from mae_et.runtime import placement
-from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.distributed import DistributedContext, choose_device
 from mae_et.runtime.placement import check_own_gpus, own_cores
 
 
@@ -20,6 +20,32 @@ def together(monkeypatch):
         monkeypatch.setattr(placement, "all_gather", lambda mine, world: torch.stack(each))
 
     return gather
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "local", "expected"),
+    [(0, None, 0, "cpu"), (2, None, 1, "cuda:1"), (2, "4,7", 1, "cuda:1"), (1, "7", 3, "cuda:0")],
+)
+def test_a_local_rank_takes_its_gpu(monkeypatch, gpus, visible, local, expected) -> None:
+    """A launcher may expose to each rank only its own."""
+    see(monkeypatch, gpus, visible, local)
+    assert choose_device() == torch.device(expected)
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def see(monkeypatch, gpus: int, visible: str | None, local: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch) -> None:
+    see(monkeypatch, 1, None, 1)
+    with pytest.raises(UserError, match="this node has 1 GPU, too few for local rank 1"):
+        choose_device()
 
 
 def uuid_of(number: int) -> torch.Tensor:

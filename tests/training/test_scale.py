@@ -28,7 +28,7 @@ from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.files import load_config
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import device_decode
-from mae_et.io.metrics_file import read_metrics
+from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime import host_memory
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
@@ -392,7 +392,8 @@ def test_sharded_and_unsharded_training_agree_and_resume_from_each_other(
     tmp_path, decoder: str
 ) -> None:
     """Losses, norms, clipping and files are those of one process, also where the run changes."""
-    common = [*FLAGS, f"--model.decoder_attention={decoder}"]
+    probe = ["--probe.every=50%", "--probe.max_fraction=1"]
+    common = [*FLAGS, *probe, f"--model.decoder_attention={decoder}"]
     for processes, flags in ((1, []), (2, [SHARDED])):
         done = run(tmp_path, processes, *common, "--output.keep_last=9", *flags)
         assert done.returncode == 0, done.stderr
@@ -401,6 +402,10 @@ def test_sharded_and_unsharded_training_agree_and_resume_from_each_other(
     for key in ("loss", "grad_norm"):
         expected, found = ([row[key] for row in mine] for mine in rows)
         assert found == pytest.approx(expected, rel=1e-5)
+    rows = [read_metrics(folder, SCORES) for folder in (one, two)]
+    for key in set(rows[0][0]) - {"time", "probe_seconds"}:
+        expected, found = ([row[key] for row in mine] for mine in rows)
+        assert found == pytest.approx(expected, abs=1e-2), key
     expected, found = (newest_checkpoint(folder / "checkpoints") for folder in (one, two))
     assert_same_states(found, expected)
     names = sorted(path.name for path in one.iterdir() if not path.name.startswith("events"))
