@@ -90,7 +90,7 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
     if len(others) == len(runs):
         raise UserError(f"{others[0]} holds no run")
     if others:
-        say(f"mae-et: not compared, for they hold no run: {', '.join(map(str, others[:5]))}")
+        say(f"not compared, for they hold no run: {', '.join(map(str, others[:5]))}")
     runs = {folder: run for folder, run in runs.items() if folder not in others}
     for folder, run in list(runs.items()):
         parent = _parent(run, [other for other in runs if other != folder])

@@ -1,6 +1,7 @@
 """Names with control characters reach no terminal unescaped: classes, files, keys, runs, splits."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,8 @@ def test_every_line_on_stderr_is_escaped() -> None:
     sources = {path: path.read_text() for folder in folders for path in folder.rglob("*.py")}
     writers = {path.name for path, text in sources.items() if "file=sys.stderr" in text}
     assert writers == {"console.py", "watchdog.py", "__main__.py"}
+    twice = [path.name for path, text in sources.items() if re.search(r'say\(\s*f?"mae-et:', text)]
+    assert not twice  # `say` puts the program's name before each line
 
 
 def test_model_card_escapes_the_names_of_runs_and_data() -> None:
