@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from finetune.config import NetworkConfig
 from finetune.swin import follow_image_size
 from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm
+from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch, read_state_dict
 from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.errors import UserError, one_line
@@ -65,6 +66,9 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
         kept = _without_mismatched_head(theirs, ours, heads)
     mismatch = describe_mismatch(kept, ours, may_lack=heads)
     if mismatch:
+        what, advice = recognise_network(theirs) or ("", "--model.backbone")
+        if "--model.backbone" not in advice:  # not timm's network, of whatever size
+            raise UserError(f"{checkpoint} holds {what}: {advice}")
         raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
     network.load_state_dict(kept, strict=False)
 

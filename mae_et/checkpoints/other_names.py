@@ -48,7 +48,7 @@ RENAMED: dict[str, dict[str, str]] = {
 BY_NAME = "give its timm model with --architecture (of a backbone, --model.backbone)"
 # A name that only this kind of network has: what it is, and what a user can do.
 NETWORKS = {
-    r"\bembeddings\.patch_embeddings\.": (
+    r"\bpatch_embeddings\.projection\.": (
         "a network under transformers' names",
         "give the folder that save_pretrained wrote",
     ),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.hugging_face import read_tensors
 from mae_et.checkpoints.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError
@@ -29,10 +30,10 @@ _DEEPEST = 4  # mappings inside each other, past which no trainer hides weights
 
 
 def read_state_dict(path: Path, names: Collection[str], key: str | None = None) -> Tensors:
-    """Read the state dict of any network from a file, or from a classifier's run folder.
+    """Read the state dict of any network from a file or a folder.
 
     Args:
-        path: the file or folder.
+        path: the file, a classifier's run folder, or one of accelerate, also in shards.
         names: parameter names of the network.
         key: choice among several state dicts.
 
@@ -43,10 +44,9 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
         UserError: there is no such file, it cannot be read without executing code, or it holds
             several state dicts.
     """
-    path = path / "model.safetensors" if path.is_dir() else path
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
-    payload = read_weight_file(path)
+    payload = read_tensors(path, read_weight_file) if path.is_dir() else read_weight_file(path)
     return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 

@@ -87,7 +87,8 @@ def read_weight_file(path: Path) -> dict[str, Any]:
     except Damaged as error:
         raise UserError(str(error)) from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: {describe_refusal(error)}") from None
+        advice = "save its state_dict alone"
+        raise UserError(f"{path} is refused: {describe_refusal(error)}; {advice}") from None
     except Exception as error:  # damaged files raise all kinds of errors
         raise UserError(f"{path} cannot be read: {_what_is_wrong(path, start, error)}") from None
     if not isinstance(payload, dict):

@@ -15,6 +15,8 @@ import torchvision
 from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
+from finetune.backbone import build_backbone
+from finetune.config import NetworkConfig
 from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
 from mae_et import UserError, load_encoder, load_pretrained
@@ -229,3 +231,21 @@ def test_objects_of_trainers_are_skipped_and_others_refused(tmp_path: Path, monk
         read_weight_file(tmp_path / "b.pth")
     save_file(dict(MAE), tmp_path / "model.safetensors")
     assert load_encoder(tmp_path / "model.safetensors", num_heads=3)
+
+
+def test_backbones_start_from_folders_and_refuse_other_names(tmp_path: Path) -> None:
+    """As `--model.backbone` reads them, of any timm model."""
+    name, size = "test_vit", 160
+    expected = randomised(timm.create_model(name, num_classes=3))
+    save_file(expected.state_dict(), tmp_path / "model.safetensors")
+    config = NetworkConfig(tmp_path, name, image_size=size)
+    found = build_backbone(config, 3).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.state_dict().items())
+    (tmp_path / "model.safetensors").unlink()
+    theirs = {
+        "vit.embeddings.cls_token": torch.zeros(1, 1, 64),
+        "vit.embeddings.patch_embeddings.projection.weight": torch.zeros(64, 3, 16, 16),
+    }
+    torch.save(theirs, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds a network under transformers' names: give the"):
+        build_backbone(config, 3)
