@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mae_et.benchmarks.rounds import interleave
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import (
@@ -61,6 +60,8 @@ from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
+
+from .rounds import interleave
 
 BASE, PATCH = 224, 16
 GOALS = {96: 4.0, 160: 2.5, 224: 1.5}

@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mae_et.benchmarks.node_exchange import exchange_seconds, exchange_speed
-from mae_et.benchmarks.node_loading import loading_speeds
-from mae_et.benchmarks.node_training import checkpoint_seconds, training_speeds
 
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
@@ -29,6 +26,10 @@ from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext, choose_device
 from mae_et.runtime.placement import own_cores
 from mae_et.training.plan import make_plan
+
+from .node_exchange import exchange_seconds, exchange_speed
+from .node_loading import loading_speeds
+from .node_training import checkpoint_seconds, training_speeds
 
 TRAINING_SHARE, LOADING_SHARE = 0.5, 0.35
 BACKWARD = 2 / 3
@@ -187,8 +188,8 @@ def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, f
     speeds = {row["bandwidth"]: row["images_per_second"] for row in loading if row["way"] == way}
     if None in speeds:  # the same at every bandwidth
         speeds = dict.fromkeys(bandwidths, speeds[None])
-    found = {b: speeds.get(b) for b in bandwidths}
-    return None if not all(found.values()) else found
+    found = {b: speeds[b] for b in bandwidths if speeds.get(b)}
+    return found if len(found) == len(bandwidths) else None
 
 
 def _model(

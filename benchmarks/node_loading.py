@@ -62,7 +62,7 @@ def loading_speeds(
         each = [(way, b) for way in ways for b in (bandwidths if way.every else [plan.base])]
         for number, (way, bandwidth) in enumerate(each):
             left = (ends - time.monotonic()) / (len(each) - number)
-            row = {"way": way.name, "bandwidth": bandwidth if way.every else None}
+            row: dict[str, Any] = {"way": way.name, "bandwidth": bandwidth if way.every else None}
             try:
                 speed = None
                 if left > 0:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mae_et.benchmarks.training_step import network_of, reference_step, step_of, wait
 
 from mae_et.checkpoints.store import save_checkpoint
 from mae_et.config.schema import PretrainConfig
@@ -21,6 +20,8 @@ from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.training.compile import compiler_fault
 from mae_et.training.optim import build_optimizer
 from mae_et.training.state import TrainState
+
+from .training_step import Built, network_of, reference_step, step_of, wait
 
 MOST = 1024
 """Most images of a micro-batch at the base size."""
@@ -52,7 +53,7 @@ def training_speeds(
     arms = [(c, b, sizes) for c, sizes in itertools.product(kinds, (large, small))
             for b in bandwidths]  # fmt: skip
     rows: list[dict[str, Any]] = []
-    built: dict[bool, Any] = {}
+    built: dict[bool, Built] = {}
     for number, (compiled, bandwidth, sizes) in enumerate(arms):
         if compiled not in built:
             built.clear()
@@ -61,8 +62,10 @@ def training_speeds(
             )
         left = (ends - time.monotonic()) / (len(arms) + 1 - number)
 
-        def build(size: int, of: Any = built[compiled], b: int = bandwidth) -> Callable[[], object]:
-            return step_of(*of, config.model, size, b, config.efficiency.precision, device)
+        def build(
+            size: int, of: Built = built[compiled], b: int = bandwidth
+        ) -> Callable[[], object]:
+            return step_of(of, config.model, size, b, config.efficiency.precision, device)
 
         size, taken = timed(build, sizes[bandwidth], left, ends)
         rows.append(
@@ -151,7 +154,7 @@ def timed(
 
 
 def _median(step: Callable[[], object], seconds: float) -> float:
-    ends, taken = time.monotonic() + seconds, []
+    ends, taken = time.monotonic() + seconds, list[float]()
     step()  # compiles, allocates
     if time.monotonic() < ends:
         step()

@@ -16,12 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_et.benchmarks.arms import ARMS
-from mae_et.benchmarks.fine_tuning import fine_tuned, kept, untrained
-from mae_et.benchmarks.quality_table import SCORES, Rows, draw, equal_accuracy, table
-from mae_et.benchmarks.rounds import interleave
-from mae_et.benchmarks.training_step import training_step
-
 from finetune import ProbeConfig, score_encoder
 from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.config.files import load_config
@@ -31,6 +25,12 @@ from mae_et.errors import UserError
 from mae_et.pretraining import pretrain
 from mae_et.runtime.distributed import choose_device
 from mae_et.training.plan import curriculum_of, make_plan
+
+from .arms import ARMS
+from .fine_tuning import fine_tuned, kept, untrained
+from .quality_table import SCORES, Rows, draw, equal_accuracy, table
+from .rounds import interleave
+from .training_step import training_step
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mae_et.benchmarks.arms import CURVES
-
 from mae_et.monitoring.plots import Plot, save_plots
+
+from .arms import CURVES
 
 Rows = dict[str, list[dict[str, Any]]]
 """Figures of each arm's seeds."""

@@ -5,6 +5,8 @@ gathered; the decoder and its head run on all tokens; float32; torch's default A
 timm's, with fused attention. The target is normalised pixels.
 """
 
+from typing import Any
+
 import timm
 import torch
 from einops import rearrange, repeat
@@ -26,11 +28,14 @@ class PlainAutoencoder(nn.Module):
         heads: heads of the decoder.
     """
 
+    encoder: Any  # timm's modules have no static types
+    decoder_positions: Tensor
+
     def __init__(self, encoder: str, size: int, width: int, depth: int, heads: int):
         super().__init__()
-        self.encoder = timm.create_model(encoder, num_classes=0, img_size=size)
-        self.patch = self.encoder.patch_embed.patch_size[0]
-        self.embed = nn.Linear(self.encoder.embed_dim, width)
+        vit: Any = timm.create_model(encoder, num_classes=0, img_size=size)
+        self.encoder, self.patch = vit, int(vit.patch_embed.patch_size[0])
+        self.embed = nn.Linear(vit.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         block = [
             Block(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
@@ -38,8 +43,8 @@ class PlainAutoencoder(nn.Module):
         self.blocks = nn.Sequential(*block)
         self.norm = LayerNorm(width)
         self.pred = nn.Linear(width, self.patch**2 * 3)
-        grid = self.encoder.patch_embed.grid_size
-        for name, channels in (("positions", self.encoder.embed_dim), ("decoder_positions", width)):
+        grid = vit.patch_embed.grid_size
+        for name, channels in (("positions", vit.embed_dim), ("decoder_positions", width)):
             self.register_buffer(name, sincos_positions(grid, grid, channels, torch.device("cpu")))
 
     def forward(self, images: Tensor, noise: Tensor, visible: int) -> Tensor:

@@ -16,12 +16,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from mae_et.benchmarks.rounds import interleave
-from mae_et.benchmarks.training_step import (
-    reference_step,
-    training_step,
-    wait,
-)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,6 +25,13 @@ from mae_et.config.model import ModelConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.runtime.distributed import choose_device
 from mae_et.training.metrics import peak_memory
+
+from .rounds import interleave
+from .training_step import (
+    reference_step,
+    training_step,
+    wait,
+)
 
 BANDWIDTHS = (96, 160, 224)
 NO_KERNELS = ("aten::detach", "aten::empty", "aten::_unsafe_view", "profiler::")

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from finetune import ClassifierConfig, classify
+from finetune.image_size import height_and_width
 from mae_et import Curriculum, load_config
 
 COMMON = """
@@ -32,7 +33,8 @@ def main() -> None:
     common = known.folder / "common.yaml"
     common.write_text(COMMON)
     config = load_config(ClassifierConfig, [common], flags)
-    probe = Curriculum.preset("etpp", config.model.image_size, 32).plan(known.epochs, 10_000, 1)
+    side = min(height_and_width(config.model.image_size))
+    probe = Curriculum.preset("etpp", side, 32).plan(known.epochs, 10_000, 1)
     equal_images = known.epochs**2 * 10_000 / probe.images
     print("| arm | images | compute | time | top-1 |\n|---|---|---|---|---|")
     first = None

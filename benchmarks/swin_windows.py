@@ -37,7 +37,7 @@ def define_network(name: str, window: int, fixed: bool) -> None:
         pretrained: bool = False, img_size: int = 128, num_classes: int = 10, in_chans: int = 3,
         drop_path_rate: float = 0.0, drop_rate: float = 0.0, **_: Any,
     ) -> SwinTransformer:  # fmt: skip
-        network = SwinTransformer(
+        network: Any = SwinTransformer(
             img_size=img_size, window_size=window, num_classes=num_classes, in_chans=in_chans,
             drop_path_rate=drop_path_rate, drop_rate=drop_rate, always_partition=fixed,
             strict_img_size=False, **NETWORKS[name],
@@ -55,6 +55,6 @@ if __name__ == "__main__":
     arm, network, images, output, *flags = sys.argv[1:]
     define_network(network, window=7 if arm == "fixed" else 4, fixed=arm == "fixed")
     if arm == "fixed":
-        backbone.follow_image_size = lambda network, size: None
+        backbone.follow_image_size = lambda network, image_size: None
     place = ["--model.backbone=swin_compared", f"--data.root={images}", f"--output.dir={output}"]
     sys.exit(main(["supervised", *place, *SETTINGS, *flags]))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mae_et.benchmarks.reference import PlainAutoencoder
 from torch import Tensor
 
 from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD
@@ -17,6 +16,10 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.training.compile import compile_network
 from mae_et.training.optim import build_optimizer
+
+from .reference import PlainAutoencoder
+
+Built = tuple[MaskedAutoencoder, Any, torch.optim.Optimizer]
 
 
 def reference_step(
@@ -49,7 +52,7 @@ def training_step(
 ) -> Callable[[], object]:
     """Return a step of mae-et, starting from uint8 images of the base size in memory."""
     built = network_of(model, device, 1 if compiled else None)
-    return step_of(*built, model, batch, bandwidth, precision, device)
+    return step_of(built, model, batch, bandwidth, precision, device)
 
 
 def network_of(
@@ -57,7 +60,7 @@ def network_of(
     device: torch.device,
     compiled_for: int | None = None,
     optim: OptimConfig | None = None,
-) -> tuple[MaskedAutoencoder, Any, torch.optim.Optimizer]:
+) -> Built:
     """Return a model, the same to call (compiled for a number of bandwidths), and its optimizer."""
     torch.manual_seed(0)
     network = MaskedAutoencoder.from_config(model).to(device)
@@ -67,9 +70,7 @@ def network_of(
 
 
 def step_of(
-    network: MaskedAutoencoder,
-    called: Any,
-    optimizer: torch.optim.Optimizer,
+    built: Built,
     model: ModelConfig,
     batch: int,
     bandwidth: int,
@@ -77,6 +78,7 @@ def step_of(
     device: torch.device,
 ) -> Callable[[], object]:
     """Return a step of a network, starting from uint8 images of the base size in memory."""
+    network, called, optimizer = built
     dtype = autocast_dtype(precision, device)
     shape = batch, model.channels, model.image_size, model.image_size
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)

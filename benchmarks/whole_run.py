@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mae_et.benchmarks.rounds import interleave
-
 from mae_et.config.files import load_config
 from mae_et.config.schema import CropConfig, PretrainConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.pretraining import pretrain
 from mae_et.training.plan import make_plan
+
+from .rounds import interleave
 
 SILENT = [
     "--output.log_every=100%", "--output.checkpoint_every=100%", "--output.reconstruct_images=0",
