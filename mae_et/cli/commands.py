@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mae_et.cli import bench, files, planning, runs, scores, slurm_jobs, training
+from mae_et.cli import bench, files, planning, scores, slurm_jobs, training
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.completion import completion
 
@@ -20,8 +20,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "reconstruct": files.reconstruct,
     "export": files.export,
     "prepare": files.prepare,
-    "compare": runs.compare,
-    "report": runs.report,
+    "compare": files.compare,
+    "report": files.report,
     "search": planning.search,
     "dynamics": scores.dynamics,
     "bench": bench.bench,

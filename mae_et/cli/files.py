@@ -1,72 +1,90 @@
-"""Commands that draw or write files: previews, reconstructions, features, weights, datasets."""
+"""Commands that draw or write files: previews, reports, features, weights, datasets."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import finetune
+from finetune.feature_config import EmbedConfig, FeatureMapConfig
 from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
 from mae_et.cli.output import prints_results
+from mae_et.config.commands import (
+    ExportConfig,
+    PrepareConfig,
+    PreviewConfig,
+    ReconstructConfig,
+    ReportConfig,
+)
 
 
-@prints_results
-def preview(arguments: Arguments) -> dict[str, Any]:
-    """Draw what each stage shows the encoder of your images, as a PNG; --features: its features."""
-    if arguments and arguments[0].partition("=")[0] == "--features":
-        checkpoint = arguments[0].partition("=")[2]
-        return _preview_features([checkpoint, *arguments[1:]] if checkpoint else arguments[1:])
-    if arguments and not arguments[0].startswith("-"):  # the folder of a run
+def _preview_config(name: str, arguments: Arguments) -> PreviewConfig | FeatureMapConfig:
+    """Parse `preview RUN`, or `preview --features CHECKPOINT`."""
+    first, equals, checkpoint = (arguments or [""])[0].partition("=")
+    if first == "--features":
+        words = [checkpoint, *arguments[1:]] if equals else arguments[1:]
+        return config_over_data_of("preview --features", words)
+    if first and not first.startswith("-"):  # the folder of a run
         arguments = [f"--config={Path(arguments[0]) / 'config.yaml'}", *arguments[1:]]
-    config = config_of("preview", arguments)
+    return config_of(name, arguments)
+
+
+@prints_results("preview", _preview_config)
+def preview(config: PreviewConfig | FeatureMapConfig) -> dict[str, Any]:
+    """Draw what each stage shows the encoder of your images, as a PNG; --features: its features."""
+    if isinstance(config, FeatureMapConfig):
+        from finetune.feature_maps import draw_feature_maps
+
+        return {"image": str(draw_feature_maps(config))}
     from mae_et.training.preview import preview
 
     return {"image": str(preview(config, config.save))}
 
 
-def _preview_features(arguments: Arguments) -> dict[str, Any]:
-    """Draw the patch features of an encoder: preview --features CHECKPOINT."""
-    config = config_over_data_of("preview --features", arguments)
-    from finetune.feature_maps import draw_feature_maps
-
-    return {"image": str(draw_feature_maps(config))}
-
-
-@prints_results
-def reconstruct(arguments: Arguments) -> dict[str, Any]:
+@prints_results("reconstruct")
+def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     """Write a PNG of images: masked, reconstructed and pasted."""
-    config = config_of("reconstruct", arguments)
     from mae_et.reconstruction import reconstruct
 
     return {"image": str(reconstruct(config))}
 
 
-@prints_results
-def embed(arguments: Arguments) -> dict[str, Any]:
+@prints_results("embed", config_over_data_of)
+def embed(config: EmbedConfig) -> dict[str, Any]:
     """Write the features of images to a file: .npy, .parquet or .safetensors."""
-    config = config_over_data_of("embed", arguments)
     return finetune.embed(config)
 
 
-@prints_results
-def export(arguments: Arguments) -> dict[str, Any]:
+@prints_results("export")
+def export(config: ExportConfig) -> dict[str, Any]:
     """Write a checkpoint in the layout of timm, Hugging Face or MAE."""
-    config = config_of("export", arguments)
     from mae_et.checkpoints.export import export
 
-    path = export(
-        config.checkpoint,
-        config.format,
-        config.output,
-        config.encoder_num_heads,
-        config.decoder_num_heads,
-        config.checkpoint_key,
-    )
+    heads = config.encoder_num_heads, config.decoder_num_heads
+    path = export(config.checkpoint, config.format, config.output, *heads, config.checkpoint_key)
     return {"format": config.format, "output": str(path)}
 
 
-@prints_results
-def prepare(arguments: Arguments) -> dict[str, Any]:
+@prints_results("prepare")
+def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Write a dataset as shards at several sizes, for --data.name shards."""
-    config = config_of("prepare", arguments)
     from mae_et.data.prepare import prepare
 
     return prepare(config)
+
+
+def compare(arguments: Arguments) -> None:
+    """Print the results of several runs as one table: compare RUN... [--output table.md]."""
+    config = config_of("compare", arguments)
+    from mae_et.monitoring.compare import compare
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(compare(config, width), flush=True)
+
+
+@prints_results("report")
+def report(config: ReportConfig) -> dict[str, Any]:
+    """Write an HTML page about runs that opens offline: report RUN... [--output report.html]."""
+    from mae_et.monitoring.report import report
+
+    return {"report": str(report(config.runs, config.output))}

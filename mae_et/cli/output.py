@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from mae_et.cli.arguments import Arguments
+from mae_et.cli.arguments import Arguments, config_of
 from mae_et.config.schema import OutputConfig
 from mae_et.monitoring.figures import results_table
 from mae_et.runtime.console import is_main, say
@@ -32,15 +32,20 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
         print(results_table(results), flush=True)
 
 
-def prints_results(command: Callable[[Arguments], dict[str, Any]]) -> Callable[[Arguments], None]:
-    """Print what a command returns, see `print_results`; it also takes `--json`."""
+def prints_results(
+    name: str, parse: Callable[[str, Arguments], Any] = config_of
+) -> Callable[[Callable[[Any], dict[str, Any]]], Callable[[Arguments], None]]:
+    """Make a command of a function of its config: parse, run, print; it also takes `--json`."""
 
-    @wraps(command)
-    def run(arguments: Arguments) -> None:
-        arguments, as_json = split_json_flag(arguments)
-        print_results(command(arguments), as_json)
+    def decorate(run: Callable[[Any], dict[str, Any]]) -> Callable[[Arguments], None]:
+        @wraps(run)
+        def command(arguments: Arguments) -> None:
+            arguments, as_json = split_json_flag(arguments)
+            print_results(run(parse(name, arguments)), as_json)
 
-    return run
+        return command
+
+    return decorate
 
 
 def print_run(output: OutputConfig, further: dict[str, Any], as_json: bool) -> None:
