@@ -42,10 +42,11 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
+from mae_et.data.boxes import Box
 from mae_et.data.cache import cache_images
 from mae_et.data.choose_decoder import decode_torchvision
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import Box, DecodedDataset
+from mae_et.data.decoding import DecodedDataset
 from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.encoded import EncodedDataset
 from mae_et.data.image_folder import ImageFolder

@@ -138,8 +138,7 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
             return {int(bandwidth): float(speed) for bandwidth, speed in pairs.items()}
         except (yaml.YAMLError, TypeError, ValueError, AttributeError):
             raise UserError(f"{option} must read like '{{96: 5200}}', got {text!r}") from None
-    path = Path(text)
-    path = path / "results.json" if path.is_dir() else path
+    path = Path(text, "results.json") if Path(text).is_dir() else Path(text)
     images: dict[int, float] = {}
     seconds: dict[int, float] = {}
     try:

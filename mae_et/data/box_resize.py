@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mae_et.data.boxes import PixelBox
+
 ONE = 2**13
 """A weight of one, in the units of weights."""
 COARSE = 2**6
@@ -25,9 +27,6 @@ QUARTERS = 4
 """Steps of a level, between the two products."""
 MAX_NUMBERS = 2**25
 """Most numbers of a canvas, unless one image has more: 128 MiB in float32."""
-
-PixelBox = tuple[int, int, int, int]
-"""Top, left, height and width, in whole pixels."""
 
 
 def resize_boxes(images: Sequence[Tensor], boxes: Sequence[PixelBox], size: int) -> Tensor:

@@ -3,12 +3,13 @@
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from mae_et.config.files import one_sentence
+from mae_et.data.boxes import BoxSampler
 from mae_et.data.layout import ARRAYS, EXTENSIONS
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.runtime.console import printable
@@ -32,23 +33,6 @@ FORMATS = tuple(
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
     if kind in Image.OPEN  # a build may lack some
 )
-
-
-class Box(NamedTuple):
-    """A region of an image, in pixels of it."""
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-    def scaled(self, rows: float, columns: float) -> "Box":
-        """Return the box in an image scaled by these factors."""
-        return Box(self.top * rows, self.left * columns, self.height * rows, self.width * columns)
-
-
-BoxSampler = Callable[[int, int], Box]
-"""Return a box, given the height and width of an image."""
 
 
 class DecodedDataset:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mae_et.data.batch import NOT_REPLACED
-from mae_et.data.box_resize import PixelBox
+from mae_et.data.boxes import PixelBox
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.jpeg_crop import draw_crop, round_box
 from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header

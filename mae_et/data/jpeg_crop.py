@@ -22,14 +22,8 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from mae_et.config.data import DataConfig
-from mae_et.data.decoding import (
-    MAX_PIXELS,
-    Box,
-    BoxSampler,
-    decode,
-    open_image,
-    to_channels,
-)
+from mae_et.data.boxes import Box, BoxSampler
+from mae_et.data.decoding import MAX_PIXELS, decode, open_image, to_channels
 
 try:
     import simplejpeg

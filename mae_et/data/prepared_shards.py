@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from mae_et.data.array_files import read_array
-from mae_et.data.decoding import BoxSampler, DecodedDataset
+from mae_et.data.boxes import BoxSampler
+from mae_et.data.decoding import DecodedDataset
 from mae_et.data.tar_index import MAX_CLASSES
 from mae_et.errors import Unreadable, UserError, one_line
 from mae_et.io.seals import read_sealed

@@ -17,9 +17,9 @@ from mae_et.config.data import DataConfig
 from mae_et.config.schema import Method, PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.data.batch import NOT_REPLACED, AnyBatch, Batch
+from mae_et.data.boxes import Box
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoded_crops import DecodedCrops
-from mae_et.data.decoding import Box
 from mae_et.data.jpeg_crop import draw_crop
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.transforms import (

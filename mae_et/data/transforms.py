@@ -23,7 +23,7 @@ from torchvision.transforms import (
 from torchvision.transforms.functional import pil_to_tensor
 
 from mae_et.config.data import DataConfig, resized_side
-from mae_et.data.box_resize import PixelBox
+from mae_et.data.boxes import PixelBox
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import RunFailed, UserError
 

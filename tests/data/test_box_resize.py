@@ -7,7 +7,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
 
 from mae_et.data import box_resize
-from mae_et.data.box_resize import ONE, PixelBox, filter_weights, resize_boxes
+from mae_et.data.box_resize import ONE, filter_weights, resize_boxes
+from mae_et.data.boxes import PixelBox
 
 
 def images_and_boxes(count: int, largest: int = 150) -> tuple[list[Tensor], list[PixelBox]]:

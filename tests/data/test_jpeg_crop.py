@@ -18,8 +18,8 @@ from finetune.config import RecipeConfig
 from finetune.transforms import LabelledTrainDataset
 from mae_et import Curriculum, Stage, UserError, low_frequency_crop
 from mae_et.config.data import DataConfig
+from mae_et.data.boxes import Box
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import Box
 from mae_et.data.jpeg_crop import (
     BOX_ATTEMPTS,
     coarsest_scale,

@@ -17,8 +17,9 @@ from mae_et import Curriculum, Stage, UserError
 from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
+from mae_et.data.boxes import Box
 from mae_et.data.datasets import ImageDataset, open_dataset
-from mae_et.data.decoding import Box, DecodedDataset
+from mae_et.data.decoding import DecodedDataset
 from mae_et.data.prepare import prepare
 from mae_et.data.prepared_shards import PreparedDataset, archive_path, index_path
 from mae_et.data.sampler import SampleIndex

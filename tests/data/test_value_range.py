@@ -13,8 +13,9 @@ from image_files import encoded, npy
 from PIL import Image
 
 from mae_et.config.data import DataConfig
+from mae_et.data.boxes import Box
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import Box, decode
+from mae_et.data.decoding import decode
 from mae_et.data.jpeg_crop import crop_and_resize
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import Unreadable, UserError
