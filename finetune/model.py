@@ -51,6 +51,11 @@ def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Ten
 
 def build_vit_classifier(config: NetworkConfig, weights: Weights, classes: int) -> nn.Module:
     """Build a config's ViT around loaded weights; see `build_vit`."""
+    channels = weights.encoder["patch_embed.proj.weight"].shape[1]
+    if channels != config.channels:
+        raise UserError(
+            f"model.channels {config.channels}: the encoder of {weights.path} has {channels}"
+        )
     network = build_vit(
         weights.with_given(config.encoder_num_heads),
         classes,

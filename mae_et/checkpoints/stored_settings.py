@@ -58,6 +58,20 @@ def stored_preprocessing(
     return _peek(path, key).preprocessing
 
 
+def stored_channels(path: Path, key: str | None = None) -> int | None:
+    """Return the image channels of a checkpoint's encoder; None of a model's name on a hub.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if not path.exists():
+        return None
+    config = config_of_run(path) if path.is_dir() else None
+    if config is not None:
+        return config.model.channels
+    return int(_peek(path, key).encoder["patch_embed.proj.weight"].shape[1])
+
+
 def stored_data(
     path: Path, key: str | None = None, architecture: str | None = None
 ) -> DataConfig | None:

@@ -25,7 +25,7 @@ from mae_et.config.commands import (
 from mae_et.config.data import DataConfig
 from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
 from mae_et.config.key_checks import unknown_keys
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.config.words import join_config_flags
 from mae_et.errors import UserError
 from mae_et.monitoring.compare import CompareConfig
@@ -92,11 +92,28 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         config = parse_config(parser, kind, arguments)
     except UserError:
         _refuse_config_of_another_command(command, arguments)
-        raise
-    if inherited := inherited_keys(command, config):
+        if not issubclass(kind, RunConfig):
+            raise
+        # ImageNet's statistics, of three channels, may be all that is wrong, and be inherited.
+        inherited = _inherited_by_any_channels(command, arguments)
+        if "data.mean" not in inherited:
+            raise
+    else:
+        inherited = inherited_keys(command, config)
+    if inherited:
         parser.set_defaults(inherited)
         return parse_config(parser, kind, arguments)
     return config
+
+
+def _inherited_by_any_channels(command: str, arguments: Arguments) -> dict[str, Any]:
+    """Return the inherited keys, by default of statistics that fit any number of channels."""
+    parser = parser_of(command)
+    parser.set_defaults({"data.mean": [0.5], "data.std": [0.5]})
+    try:
+        return inherited_keys(command, parse_config(parser, CONFIGS[command], arguments))
+    except UserError:
+        return {}
 
 
 def config_over_data_of(command: str, arguments: Arguments) -> Any:

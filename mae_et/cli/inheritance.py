@@ -70,7 +70,7 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
     if start is not None and _is_missing_file(start):
         return {}
     from finetune.preprocessing import preprocessing_of_start
-    from mae_et.checkpoints.stored_settings import stored_config
+    from mae_et.checkpoints.stored_settings import stored_channels, stored_config
 
     keys: dict[str, Any] = {}
     given = config.data.name or config.data.root or backbone
@@ -78,6 +78,11 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
     if run is not None:
         data = plain(run.data) | {"name": run.data.source}
         keys = {f"data.{key}": data[key] for key in SOURCE_KEYS}
+    channels = (
+        None if start is None or backbone else stored_channels(start, config.model.checkpoint_key)
+    )
+    if channels is not None:
+        keys["model.channels"] = channels
     preprocessing = preprocessing_of_start(config.model)
     if preprocessing is not None:
         keys |= {f"data.{key}": value for key, value in preprocessing.data_settings().items()}
@@ -91,7 +96,10 @@ def _inherited_before(path: Path) -> dict[str, Any]:
     before = config_from_text(read_text(path), ClassifierConfig)
     data = plain(before.data)
     keys = {f"data.{key}": data[key] for key in (*SOURCE_KEYS, "eval_crop")}
-    return keys | {"model.image_size": before.model.image_size}
+    return keys | {
+        "model.image_size": before.model.image_size,
+        "model.channels": before.model.channels,
+    }
 
 
 def _earlier_run(folder: Path) -> PretrainConfig | None:

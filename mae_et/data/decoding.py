@@ -174,6 +174,8 @@ def to_channels(image: Image.Image, channels: int, max_value: float | None = Non
         raise ValueError(
             "its 16-bit colours decode to their high byte, without data.max_value; save it as .npy"
         )
+    elif image.mode == "LAB":
+        image = image.convert("RGB")  # PIL converts it to nothing else
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours as at once, without PIL's warning
     return image.convert(PIL_MODES[channels])

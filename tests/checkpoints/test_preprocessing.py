@@ -13,16 +13,20 @@ from tiny_run import TINY as TINY_YAML
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
 from finetune.config import NetworkConfig
+from finetune.model import build_classifier
 from finetune.preprocessing import preprocessing_of_start
 from mae_et import PretrainConfig, UserError, export, load_config, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.checkpoints.stored_settings import stored_data, stored_preprocessing
+from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.cli.arguments import config_of, config_over_data_of
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
+from mae_et.config.model import ModelConfig
 from mae_et.io.seals import seal
+from mae_et.models.mae import MaskedAutoencoder
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 OWN = Preprocessing((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 1.0, 32)
@@ -122,6 +126,32 @@ def test_backbones_inherit_what_timm_publishes() -> None:
     config = config_of("finetune", [f"--model.backbone={name}", "--model.pretrained=true"])
     assert config.data.mean == published.mean
     assert stored_preprocessing(Path(name)) == found
+
+
+@pytest.mark.parametrize("form", ["encoder", "mae", "hf"])
+def test_channels_are_inherited_with_their_statistics(form: str, tmp_path: Path) -> None:
+    """A grey encoder's one number fits no three channels, nor ImageNet's three one channel."""
+    sizes = {"image_size": 16, "patch_size": 8, "encoder_embed_dim": 16, "encoder_depth": 1,
+             "encoder_num_heads": 1, "decoder_embed_dim": 16, "decoder_depth": 1,
+             "decoder_num_heads": 1}  # fmt: skip
+    model = ModelConfig("vit_tiny_patch16_224", channels=1, **sizes)
+    grey = Preprocessing((0.5,), (0.25,), 1.0, 16)
+    path = tmp_path / "encoder.safetensors"
+    network = MaskedAutoencoder.from_config(model)
+    export_encoder(network.encoder, path, model, grey)
+    if form != "encoder":
+        path = export(path, form, tmp_path / form)  # type: ignore[arg-type]
+    heads = ["--model.encoder_num_heads=1"] if form == "mae" else []
+    for given in ([], ["--model.channels=1"]):
+        words = [f"--checkpoint={path}", *ELSEWHERE, *given, *heads]
+        config = config_of("finetune", words)
+        assert (config.model.channels, config.data.mean, config.data.std) == (1, (0.5,), (0.25,))
+    words = [f"--init={path}", *ELSEWHERE, "--model.channels=1"]
+    assert config_of("pretrain", words).data.mean == (0.5,)
+    with pytest.raises(UserError, match=r"data\.mean has 3 numbers"):
+        config_of("pretrain", words[1:])
+    with pytest.raises(UserError, match=r"model\.channels 3: the encoder of .* has 1"):
+        build_classifier(NetworkConfig(path, channels=3), 2)
 
 
 @pytest.mark.parametrize(

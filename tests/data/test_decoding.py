@@ -110,6 +110,13 @@ def test_every_mode_converts_as_in_torchvision(tmp_path: Path) -> None:
         assert ours.tobytes() == Image.open(tmp_path / name).convert("RGB").tobytes()
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_lab_images_convert_to_any_channels(channels: int, tmp_path: Path) -> None:
+    """PIL converts them to RGB alone."""
+    Image.new("LAB", (4, 4), (255, 128, 128)).save(tmp_path / "white.tif")
+    assert np.asarray(read_one(tmp_path / "white.tif", channels)).min() >= 254
+
+
 def test_an_animation_decodes_to_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
