@@ -107,6 +107,27 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
 # --- micro-batches that fit -----------------------------------------------------------------------
 
 
+def test_memory_of_a_gpu_is_what_torch_and_the_driver_count(monkeypatch) -> None:
+    gpu = torch.device("cuda", 0)
+    counts = {
+        "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None,
+        "memory_allocated": 100, "max_memory_allocated": 350, "memory_reserved": 150,
+        "mem_get_info": (1000, 4000),
+    }  # fmt: skip
+    for name, value in counts.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _=None, value=value: value)
+    assert memory.available_memory(DistributedContext(0, 1, gpu)) == 1000 + 150 - 100
+    assert memory._held_by_others(gpu) == 4000 - 1000 - 150
+    assert peak_of(lambda: None, gpu) == 350 - 100
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert peak_of(partial(fail, torch.OutOfMemoryError("CUDA out of memory")), gpu) is None
+    with pytest.raises(RuntimeError, match="a bug"):
+        peak_of(partial(fail, RuntimeError("a bug")), gpu)
+
+
 @given(st.integers(1, 400), st.integers(0, 100), st.integers(1, 50), st.integers(1, 20_000))
 def test_the_largest_micro_batch_that_fits_is_chosen(share, fixed, slope, limit) -> None:
     parts = [size for size in range(1, share + 1) if share % size == 0]
