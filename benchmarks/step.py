@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_et.config.efficiency import Device, Precision
@@ -34,7 +33,6 @@ from .training_step import (
 )
 
 BANDWIDTHS = (96, 160, 224)
-NO_KERNELS = ("aten::detach", "aten::empty", "aten::_unsafe_view", "profiler::")
 # CrossMAE predicts a quarter of all patches: a third of the hidden ones.
 CROSS: dict[str, Any] = {"decoder_attention": "cross", "decoder_share": 1 / 3, "decoder_depth": 4}
 SHALLOW: dict[str, Any] = {"decoder_depth": 2, "decoder_embed_dim": 256, "decoder_num_heads": 8}
@@ -88,29 +86,6 @@ def operations(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-class Operators(TorchDispatchMode):
-    """Count the operators that compute; views, which launch nothing on a GPU, are excluded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run an operator."""
-        self.count += not (function.is_view or function.name().startswith(NO_KERNELS))
-        return function(*args, **(kwargs or {}))
-
-
-def operators(step: Callable[[], object]) -> int:
-    """Return the operators of a step in eager mode: about the kernels that it launches on a GPU."""
-    step()  # the first one makes what later ones reuse
-    with Operators() as mode:
-        step()
-    return mode.count
-
-
 def bench_step(config: StepConfig) -> dict[str, Any]:
     """Measure training steps and their memory against a plain reference."""
     builders = arms(config)
@@ -123,11 +98,10 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
     steps = {name: build() for name, build in builders.items()}
     # A compiled step has the same FLOPs.
     flops = {name: operations(step) for name, step in steps.items() if "compiled" not in name}
-    launched = {name: operators(steps[name]) for name in flops}
     speeds = interleave(steps, config.rounds)
     first = next(iter(builders))
-    print("| step | images/s | times the reference | FLOPs | operators | memory |")
-    print("|---|---|---|---|---|---|")
+    print("| step | images/s | times the reference | FLOPs | memory |")
+    print("|---|---|---|---|---|")
     for name, speed in speeds.items():
         memory = (
             f"{peaks[name] / 2**30:.2f} GiB ({peaks[name] / peaks[first]:.2f}x)" if peaks else "-"
@@ -135,14 +109,13 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
         counted = f"{flops[name] / flops[first]:.3f}x" if name in flops else ""
         print(
             f"| {name} | {config.batch / speed.median_seconds:.1f} | {speed.ratio()} | {counted} "
-            f"| {launched.get(name, '')} | {memory} |"
+            f"| {memory} |"
         )
     return {
         name: {
             "images_per_second": config.batch / speed.median_seconds,
             "ratios": speed.ratios,
             "flops": flops.get(name),
-            "operators": launched.get(name),
             "memory_bytes": peaks.get(name),
         }
         for name, speed in speeds.items()

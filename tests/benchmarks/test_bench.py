@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mae_et.benchmarks import node
+from mae_et.benchmarks.launches import launches
 from mae_et.benchmarks.node import summary, trained_speed
 from mae_et.benchmarks.node_exchange import all_reduce_speed, exchange_seconds
 from mae_et.benchmarks.node_tables import node_tables
@@ -17,7 +18,7 @@ from mae_et.benchmarks.quality import QualityConfig, arm_config
 from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
-from mae_et.benchmarks.step import _peak, operations, operators
+from mae_et.benchmarks.step import _peak, operations
 from PIL import Image
 
 from mae_et import MaskedAutoencoder
@@ -239,11 +240,23 @@ def test_operations_include_attention_and_the_backward_pass() -> None:
     assert operations(step) == 2 * 2 * 8 * 16 * 16 + 3 * 2 * 2 * 8 * 8 * 16
 
 
-def test_operators_exclude_views_and_include_the_backward_pass() -> None:
+def test_launches_exclude_views_and_include_the_backward_pass() -> None:
     weight = torch.ones(4, 4, requires_grad=True)
     images = torch.ones(2, 4)
     # A product and a sum; then the sum's gradient, the product's, and adding it to the first.
-    assert operators(lambda: (images @ weight.t()).view(-1).sum().backward()) == 5
+    found = launches(lambda: (images @ weight.t()).view(-1).sum().backward())
+    assert found == {"aten::mm": 2, "aten::sum": 1, "aten::ones_like": 1, "aten::add_": 1}
+
+
+@pytest.mark.slow
+def test_compiled_steps_launch_the_same_products_and_fewer_operators(capsys) -> None:
+    flags = ["--encoder=vit_tiny_patch16_224", "--precisions=[bf16]", "--bandwidths=[96]"]
+    assert main(["bench", "launches", *flags, "--device=cpu"]) == 0
+    eager, compiled = _last_line(capsys).values()
+    products = [sum(found[f"aten::{name}"] for name in ("mm", "addmm", "bmm"))
+                for found in (eager, compiled)]  # fmt: skip
+    assert products[0] == products[1]
+    assert sum(compiled.values()) < 0.6 * sum(eager.values())
 
 
 def test_unknown_bench_is_refused(capsys) -> None:
