@@ -82,7 +82,9 @@ def read_weight_file(path: Path) -> dict[str, Any]:
         if start[8:] == b"{" or not start.startswith((b"PK", b"\x80")):
             return _read_safetensors(path)
         check_archive(path)
-        with torch.serialization.safe_globals([*PLAIN_TYPES, *_skipped_in(path)]):
+        # torch lists the classes that an archive names, not those of its older form.
+        skipped = _skipped_in(path) if start.startswith(b"PK") else []
+        with torch.serialization.safe_globals([*PLAIN_TYPES, *skipped]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except Damaged as error:
         raise UserError(str(error)) from None
@@ -98,9 +100,10 @@ def read_weight_file(path: Path) -> dict[str, Any]:
 
 def _skipped_in(path: Path) -> list[Any]:
     """Return a stand-in for each class of `SKIPPED_MODULES` that a file names, under its name."""
-    if not zipfile.is_zipfile(path):  # torch lists the classes of archives alone
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (pickle.UnpicklingError, ValueError):  # loading says what is wrong, if anything
         return []
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     return [(_Skipped, name) for name in names if name.startswith(SKIPPED_MODULES)]
 
 
@@ -108,7 +111,7 @@ def _what_is_wrong(path: Path, start: bytes, error: Exception) -> str:
     """Return what is wrong with a file, by its first 9 bytes and the error of reading it."""
     if not start:
         return "it is empty"
-    if zipfile.is_zipfile(path) and (archive := _what_archive(path)):
+    if start.startswith(b"PK") and (archive := _what_archive(path)):
         return archive
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or tarfile.is_tarfile(path):
         return "it is an archive: unpack it"
@@ -121,11 +124,14 @@ def _what_is_wrong(path: Path, start: bytes, error: Exception) -> str:
 
 def _what_archive(path: Path) -> str:
     """Return what a zip archive is that `torch.save` did not write; empty if it did."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # its directory is damaged
+        return ""
     if any(name.endswith("/constants.pkl") for name in names):
         return "it is a TorchScript archive: save the state_dict of its module"
-    if any(name.endswith("/data.pkl") for name in names):
+    if not names or any(name.endswith("/data.pkl") for name in names):
         return ""
     return f"it is an archive of {', '.join(names[:3])}: unpack it, or convert it to PyTorch"
 

@@ -373,11 +373,18 @@ def config_seeds() -> list[bytes]:
     return [*written, b"\0" + RUN.encode(), b"\2extra: {a: {class_path: evil_module.Thing}}"]
 
 
+def arrays() -> bytes:
+    """Return an archive of NumPy's, which is refused by what it is."""
+    file = io.BytesIO()
+    np.savez(file, kernel=np.zeros(2))
+    return file.getvalue()
+
+
 def weight_seeds() -> list[bytes]:
     return [
         b"\0" + run_checkpoint(), b"\0" + mae_file(), b"\0" + encoder(),
         b"\1" + pickle_of(run_checkpoint()), b"\2" + pickle_of(mae_file()),
-        b"\3" + header_of(encoder()),
+        b"\3" + header_of(encoder()), b"\0" + arrays(),
     ]  # fmt: skip
 
 
