@@ -351,7 +351,7 @@ def _read_images(config: DataConfig) -> None:
 
 def read_run(data: bytes, folder: Path) -> None:
     lay_out(run_folder(), data, folder)
-    with patch.object(squeue, "run", return_value=None):  # SLURM's programs
+    with patch.object(squeue, "run_program", return_value=None):  # SLURM's programs
         table(status([folder]))
     with suppress(UserError):
         compare(CompareConfig([folder]))
