@@ -56,7 +56,7 @@ test-all: lint
 # GPU_DEVICE=cpu runs their bodies on the CPU.
 GPU_DEVICE = cuda
 test-gpu: $(VENV)/.ready-dev
-	$(BIN)/pytest -rs --gpu-device $(GPU_DEVICE) tests/gpu
+	$(BIN)/pytest -rfEs --gpu-device $(GPU_DEVICE) tests/gpu
 
 # The same tests with the oldest versions that setup.cfg allows, in an environment of their own.
 test-lowest:
@@ -72,7 +72,7 @@ lock: setup.cfg
 # Everything that can go wrong is made to go wrong (docs/reliability.md); bounded, see FAULT_LIMIT.
 FAULT_LIMIT = 30m
 test-faults: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rs tests/robustness/faults
+	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rfEs tests/robustness/faults
 
 # Of the tests that CI runs, with what they start: jobs, ranks and loader processes.
 coverage: $(VENV)/.ready-dev

@@ -90,7 +90,7 @@ trap pack EXIT
 trap 'exit 143' TERM INT
 
 if [ ! -e "$out/check.json" ]; then
-  limited 240 "$python" -m pytest -q -rs --gpu-device "$device" "${checks[@]}" tests/gpu >"$work/check.txt"
+  limited 240 "$python" -m pytest -q -rfEs --gpu-device "$device" "${checks[@]}" tests/gpu >"$work/check.txt"
   status=$?
   cat "$work/check.txt" >>"$out/log.txt"
   if [ "$status" != 124 ] && [ "$status" != 137 ]; then # those ran out of time
