@@ -189,7 +189,7 @@ def test_images_that_do_not_fit_are_read_from_files(
 
 
 @pytest.mark.parametrize(
-    "config", [PretrainConfig, partial(ClassifierConfig, NetworkConfig(backbone="resnet18"))]
+    "config", [PretrainConfig, partial(ClassifierConfig, model=NetworkConfig(backbone="resnet18"))]
 )
 def test_what_needs_files_is_refused_with_a_cache(config) -> None:
     data = DataConfig(cache="ram")
