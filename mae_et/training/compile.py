@@ -114,15 +114,15 @@ def compile_network(
     # Past this number of graphs per function, torch raises, or silently runs a whole network
     # eagerly. All blocks are one function; with drop path each has graphs of its own.
     torch._dynamo.config.recompile_limit = 8 + max(4, len(blocks)) * bandwidths
-    options: dict[str, Any] = {"dynamic": False, "backend": backend}
+    # torch splits graphs at the buckets of DistributedDataParallel, to exchange gradients while
+    # others are computed. Blocks need not be split: each exchanges its own.
+    torch._dynamo.config.optimize_ddp = not blocks
+    dynamic = device.type == "cpu" and bool(blocks)
+    options: dict[str, Any] = {"dynamic": dynamic, "backend": backend}
     if cuda_graphs:
         options["mode"] = "reduce-overhead"
     if not blocks:
         return torch.compile(network, **options)  # type: ignore[return-value]
-    options["dynamic"] = device.type == "cpu"
-    # A block's gradients are exchanged while earlier blocks compute theirs: torch need not split
-    # its graph at the buckets of DistributedDataParallel, as it must that of a whole network.
-    torch._dynamo.config.optimize_ddp = False
     for block in blocks:
         block.compile(fullgraph=True, **options)
     return network
