@@ -93,7 +93,7 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
             *tiny,
             f"--output.dir={tmp_path / 'file' / 'x'}",
         ],
-        "--checkpoint": ["knn", "--checkpoint"],
+        "checkpoint is empty": ["knn", "--checkpoint"],
         "count must be positive": ["reconstruct", f"--checkpoint={golden}", "--count=0"],
         "give encoder_num_heads": ["reconstruct", f"--checkpoint={golden}"],
         "images must be given": ["reconstruct", f"--checkpoint={golden}", *heads],

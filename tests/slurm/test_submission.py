@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -358,8 +359,8 @@ def test_comparison_shows_differing_keys(place: Path, capsys) -> None:
     assert head[:2] == ["run", "seed"]
     assert (first[head.index("seed")], second[head.index("seed")]) == ("0", "1")
     assert (first[head.index("knn")], second[head.index("knn")]) == ("31.5", "")
-    (place / "a|b\nc").mkdir()
-    assert "| a\\|b c |" in compare(CompareConfig([place / "r0", place / "a|b\nc"]))
+    shutil.copytree(place / "r1", place / "a|b\nc")
+    assert "| a\\|b c " in compare(CompareConfig([place / "r0", place / "a|b\nc"]))
     capsys.readouterr()
     assert main(["compare", "r0", "--output=r0"]) == 2
     assert capsys.readouterr().err == "mae-et: output r0 cannot be written: Is a directory\n"
