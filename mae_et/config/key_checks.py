@@ -93,7 +93,7 @@ def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
     if depth > MOST_NESTED:  # or it holds itself
         raise UserError(f"{key}: nested deeper than any config")
     if value == "" and {Path, type(None)} & {kind, *get_args(kind)}:
-        raise UserError(f"{key} is empty: is a variable not set?")
+        raise UserError(f"{key} is empty: give it a value (is a variable of the shell not set?)")
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, (str, int)):
