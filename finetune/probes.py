@@ -8,7 +8,7 @@ import torch
 from finetune.features import extract_dataset_features
 from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.linear_classifier import probe_features
-from finetune.scoring_config import ProbeConfig
+from finetune.scoring_config import ProbeConfig, notify_scoring
 from mae_et.config.data import DataConfig
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable
@@ -46,7 +46,7 @@ def score_encoder(
         check_writable(config.output)
     encoder, data = open_encoder_and_data(config)
     results = {"data": str(data.root or data.source)}
-    say(f"scoring {config.checkpoint} on {results['data']}")
+    notify_scoring(config.checkpoint, data)
     results |= _score(encoder, data, config, neighbours, linear)
     if config.untrained:
         torch.manual_seed(config.seed)

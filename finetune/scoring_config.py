@@ -9,6 +9,7 @@ from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import MOST_WORKERS, ProcessConfig
 from mae_et.config.model import Pool
 from mae_et.errors import require_in
+from mae_et.runtime.console import notify
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,8 @@ class DynamicsConfig(FeatureScoreConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_in("(0, inf)", self, "images", "bandwidths")
+
+
+def notify_scoring(checkpoint: Path, data: DataConfig) -> None:
+    """Print what is scored on which data, once."""
+    notify(f"scoring {checkpoint} on {data.root or data.source}")

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import print_json
+from mae_et.cli.output import print_json, split_json_flag
 from mae_et.cli.planning import count_images
 from mae_et.config.commands import NodeConfig
 from mae_et.config.files import add_config_arguments, parse_config
@@ -36,7 +37,13 @@ def bench(arguments: Arguments) -> None:
         prog=f"mae-et bench {arguments[0]}", exit_on_error=False, description=description
     )
     add_config_arguments(parser, kind)
-    print_json(measure(parse_config(parser, kind, arguments[1:])))
+    words, as_json = split_json_flag(arguments[1:])
+    config = parse_config(parser, kind, words)
+    # A benchmark prints its table itself.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        results = measure(config)
+    if as_json:
+        print_json(results)
 
 
 def bench_node(arguments: Arguments) -> None:

@@ -20,13 +20,17 @@ def print_json(results: dict[str, Any]) -> None:
 
 
 def split_json_flag(arguments: Arguments) -> tuple[Arguments, bool]:
-    """Remove `--json` from the arguments of a command that prints results."""
-    return [word for word in arguments if word != "--json"], "--json" in arguments
+    """Remove `--json` from a command's arguments; return too whether to print JSON.
+
+    JSON is printed if requested, and wherever stdout is no terminal.
+    """
+    kept = [word for word in arguments if word != "--json"]
+    return kept, "--json" in arguments or not sys.stdout.isatty()
 
 
 def print_results(results: dict[str, Any], as_json: bool) -> None:
-    """Print a table on a terminal, one line of JSON elsewhere or if requested; from rank 0 only."""
-    if as_json or not sys.stdout.isatty():
+    """Print results as one line of JSON or as a table, from rank 0 only."""
+    if as_json:
         print_json(results)
     elif is_main():
         print(results_table(results), flush=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import finetune
 from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import print_json
+from mae_et.cli.output import print_json, print_results, split_json_flag
 from mae_et.cli.slurm_jobs import command_line
 from mae_et.config.commands import PlanConfig
 from mae_et.config.schema import PretrainConfig
@@ -50,6 +50,7 @@ def count_images(config: PretrainConfig) -> int:
 
 def search(arguments: Arguments) -> None:
     """Search a curriculum for a dataset and a model; resumes automatically."""
+    arguments, as_json = split_json_flag(arguments)
     config: SearchConfig = config_of("search", arguments)
     options = config.search
     flagged = any(word.startswith("--search.objective") for word in arguments)
@@ -68,7 +69,7 @@ def search(arguments: Arguments) -> None:
         f"found {stages}: {options.objective} {results['value']:.2f}; train with: "
         f"mae-et pretrain --config {results['curriculum']}"
     )
-    print_json(results)
+    print_results(results, as_json)
 
 
 def _objective(config: SearchConfig, flagged: bool) -> Callable[[Path], float]:

@@ -3,7 +3,8 @@
 from typing import Any
 
 import finetune
-from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
+from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig, notify_scoring
+from mae_et.checkpoints.run_config import config_of_run
 from mae_et.cli.arguments import config_over_data_of
 from mae_et.cli.output import prints_results
 from mae_et.errors import UserError
@@ -12,12 +13,14 @@ from mae_et.errors import UserError
 @prints_results("knn", config_over_data_of)
 def knn(config: ProbeConfig) -> dict[str, Any]:
     """Score a pre-trained encoder by weighted k-nearest neighbours."""
+    _notify_early(config)
     return finetune.knn(config)
 
 
 @prints_results("linear-probe", config_over_data_of)
 def linear_probe(config: ProbeConfig) -> dict[str, Any]:
     """Score a pre-trained encoder by a linear classifier on its frozen features."""
+    _notify_early(config)
     return finetune.linear_probe(config)
 
 
@@ -37,3 +40,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     """Score the kept checkpoints of a run on low-passed validation images."""
     return finetune.dynamics(config)
+
+
+def _notify_early(config: ProbeConfig) -> None:
+    """Print what is scored before PyTorch is loaded, which takes seconds, if the data are known."""
+    run = config_of_run(config.checkpoint)
+    data = config.data or (None if run is None else run.data)
+    if data is not None:
+        notify_scoring(config.checkpoint, data)

@@ -24,7 +24,8 @@ NAMES = {
 PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
 NAMED = (
     "run", "data", "features", "shape", "projector", "image", "format", "output", "report",
-    "dynamics", "by", "checkpoints",
+    "dynamics", "by", "checkpoints", "search", "objective", "bandwidths", "value", "trials",
+    "curriculum",
 )  # fmt: skip
 """What a command worked on, and what it wrote."""
 POINTS = 5

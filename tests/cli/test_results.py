@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from mae_et.benchmarks.command import BENCHMARKS
+from mae_et.benchmarks.step import StepConfig
 
+import finetune
 from mae_et.cli.main import main
 from mae_et.monitoring.figures import probe_curve, results_table
 
@@ -61,3 +64,52 @@ def test_the_table_ends_with_the_curve_of_the_probes() -> None:
     )
     ranks = [{"step": i, "compute": i / 1, "effective_rank": [8.0, None][i]} for i in (0, 1)]
     assert probe_curve(ranks) == "rank by compute: 8 at 0%, non-finite at 100%"
+
+
+def test_bench_prints_its_table_on_a_terminal_and_only_json_elsewhere(capsys, monkeypatch) -> None:
+    def measure(config: StepConfig) -> dict[str, int]:
+        print("| step |")
+        return {"batch": config.batch}
+
+    monkeypatch.setitem(BENCHMARKS, "step", (StepConfig, measure))
+    command = ["bench", "step", "--batch=3"]
+    assert main(command) == 0
+    piped = capsys.readouterr()
+    assert json.loads(piped.out) == {"batch": 3}
+    assert piped.err == "| step |\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main([*command, "--json"]) == 0
+    assert capsys.readouterr() == piped
+    assert main(command) == 0
+    assert capsys.readouterr().out == "| step |\n"
+
+
+def test_search_prints_a_table_on_a_terminal_and_json_elsewhere(
+    tiny_yaml: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    found = {"search": "s", "objective": "knn", "bandwidths": [16, 32], "magnitudes": [0, 1],
+             "value": 41.25, "trials": 4, "curriculum": "s/curriculum.yaml"}  # fmt: skip
+    monkeypatch.setattr("mae_et.search.driver.search", lambda *args, **options: found)
+    command = ["search", f"--config={tiny_yaml}", f"--output.dir={tmp_path / 's'}"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert main(command) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [[name, str(found[name])] for name in found if name != "magnitudes"]
+
+
+@pytest.mark.parametrize("command", ["knn", "linear-probe"])
+def test_what_is_scored_is_printed_before_pytorch_is_loaded(
+    command: str, tiny_yaml: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(
+        finetune, command.replace("-", "_"), lambda _: {"said": shown.append(capsys.readouterr())}
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(tiny_yaml.read_text())
+    assert main([command, str(tmp_path / "run")]) == 0
+    assert shown[0].err == f"mae-et: scoring {tmp_path / 'run'} on synthetic\n"
