@@ -7,7 +7,7 @@ from typing import Literal
 from finetune.image_size import Size
 from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.data.layout import Split
-from mae_et.errors import require, require_in
+from mae_et.errors import require, require_in, require_png
 
 FilePool = Literal["mean", "cls", "none"]
 FILE_TYPES = (".npy", ".parquet", ".safetensors")
@@ -74,4 +74,5 @@ class FeatureMapConfig(FrozenNetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_png(self.save, "save")
         require_in("(0, inf)", self, "count", "image_size")

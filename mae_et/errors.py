@@ -1,5 +1,6 @@
 """Errors that end a command, one class for each exit status, and checks that raise them."""
 
+from pathlib import Path
 from signal import Signals
 
 
@@ -34,6 +35,11 @@ def require_in(interval: str, config: object, *keys: str) -> None:
                 above = low <= each if interval.startswith("[") else low < each
                 below = each <= high if interval.endswith("]") else each < high
                 require(above and below, f"{key} must {requirement}, got {value}")
+
+
+def require_png(path: Path, key: str) -> None:
+    """Raise `UserError` unless the path of an image to write ends in .png."""
+    require(path.suffix.lower() == ".png", f"{key} must end in .png, got {path}")
 
 
 def one_line(error: object) -> str:

@@ -8,7 +8,7 @@ from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import Device
 from mae_et.config.model import Target
 from mae_et.config.schema import PretrainConfig
-from mae_et.errors import UserError, require, require_in
+from mae_et.errors import UserError, require, require_in, require_png
 
 Format = Literal["timm", "hf", "mae"]
 
@@ -43,6 +43,7 @@ class ReconstructConfig:
     """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
+        require_png(self.output, "output")
         require_in("(0, 1)", self, "mask_ratio")
         require_in("(0, inf)", self, "count")
 
@@ -137,6 +138,10 @@ class PreviewConfig(PretrainConfig):
 
     save: Path = Path("preview.png")
     """PNG to write."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_png(self.save, "save")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,9 @@ _PAPER_BANDWIDTHS: dict[str, tuple[int, ...]] = {
     "etpp_convnext": (160,) * 6 + (224,) * 4,
 }
 
+MOST_STEPS = 10**9
+"""Largest budget, in steps at the base size; more is a mistyped one."""
+
 
 def scaled_bandwidth(bandwidth: int, base: int, patch: int) -> int:
     """Scale a published bandwidth (at base 224) to a base size, rounded up to the patch."""
@@ -134,8 +137,8 @@ class Curriculum:
             cost: maps a bandwidth to the cost of one image, in any unit; its area by default.
 
         Raises:
-            UserError: the dataset is empty, the batch is larger than the dataset, or the budget
-                leaves a stage less than one step.
+            UserError: the dataset is empty, the batch is larger than the dataset, the budget
+                exceeds `MOST_STEPS`, or it leaves a stage less than one step.
         """
         if dataset_size < 1:
             raise UserError("the data set is empty")
@@ -144,6 +147,7 @@ class Curriculum:
                 f"optim.batch_size {batch_size} is larger than the data set "
                 f"of {dataset_size} images"
             )
+        _check_budget(epochs, dataset_size / batch_size)
         cost = cost or (lambda bandwidth: float(bandwidth * bandwidth))
         base_cost = cost(self.base)
         costs = [cost(stage.bandwidth) for stage in self.stages]
@@ -175,8 +179,9 @@ class Curriculum:
             epochs: budget, in the unit of `plan`.
 
         Raises:
-            UserError: the budget is not larger than the plan's by a step.
+            UserError: the budget exceeds `MOST_STEPS`, or the plan's by less than a step.
         """
+        _check_budget(epochs, plan.dataset_size / plan.batch_size)
         *earlier, last = plan.stages
         unit = 1.0 if self.shares_of == "images" else None
         units = [unit or stage.cost / plan.base_cost for stage in plan.stages]
@@ -188,3 +193,12 @@ class Curriculum:
                 f"curriculum.epochs {epochs:g} is no larger budget than that of the run to extend"
             )
         return replace(plan, stages=(*earlier, replace(last, steps=steps)))
+
+
+def _check_budget(epochs: float, steps_per_epoch: float) -> None:
+    steps = epochs * steps_per_epoch
+    if steps > MOST_STEPS:
+        raise UserError(
+            f"curriculum.epochs {epochs:g} is a budget of {steps:.3g} steps; at most "
+            f"{MOST_STEPS:,} are possible"
+        )

@@ -133,6 +133,11 @@ def test_impossible_plans_raise_a_user_error() -> None:
         curriculum.plan(10, 100, 101)
     with pytest.raises(UserError, match="less than one step"):
         curriculum.plan(0.01, 1000, 1000)
+    for epochs in (1e18, 1e308):
+        with pytest.raises(UserError, match=r"curriculum.epochs \S+ is a budget of \S+ steps"):
+            curriculum.plan(epochs, 1000, 10)
+        with pytest.raises(UserError, match=r"curriculum.epochs \S+ is a budget of \S+ steps"):
+            curriculum.extend(curriculum.plan(10, 1000, 10), epochs)
     with pytest.raises(UserError, match="empty"):
         curriculum.plan(1, 0, 1)
     with pytest.raises(UserError, match="is empty"):
