@@ -76,11 +76,17 @@ FOLDERS = {
 
 
 def renamed_to_timm(names: Iterable[str]) -> dict[str, str]:
-    """Return timm's name for each name of another library; each its own where none is known."""
+    """Return timm's name for each name of another library; each its own where none is known.
+
+    A table that gives two of the names one name does not apply: timm's own Twins numbers its blocks
+    anew in each stage.
+    """
     names = list(names)
     for mark, table in RENAMED.items():
         if any(re.search(mark, name) for name in names):
-            return {name: _rename(name, table) for name in names}
+            renamed = {name: _rename(name, table) for name in names}
+            if len(set(renamed.values())) == len(renamed):
+                return renamed
     return {name: name for name in names}
 
 

@@ -20,6 +20,7 @@ from finetune.config import NetworkConfig
 from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
 from mae_et import UserError, load_encoder, load_pretrained
+from mae_et.checkpoints.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
@@ -249,3 +250,11 @@ def test_backbones_start_from_folders_and_refuse_other_names(tmp_path: Path) -> 
     torch.save(theirs, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="holds a network under transformers' names: give the"):
         build_backbone(config, 3)
+
+
+def test_blocks_numbered_anew_in_each_stage_keep_their_names() -> None:
+    """As in timm's Twins, whose first block has the name of a chunk's in DINOv2."""
+    with torch.device("meta"):
+        names = timm.create_model("twins_svt_small").state_dict()
+    assert "blocks.0.0.norm1.weight" in names
+    assert renamed_to_timm(names) == {name: name for name in names}
