@@ -17,7 +17,7 @@ from mae_et.io.atomic import write_text_atomically
 
 
 def bench(arguments: Arguments) -> None:
-    """Measure speeds: node (what a recipe takes here), step, loader, crop, quality, run."""
+    """Measure speeds: node (what a recipe takes), step, launches, loader, crop, quality, run."""
     from mae_et.benchmarks.command import BENCHMARKS
 
     if arguments[:1] == ["node"]:
@@ -26,7 +26,7 @@ def bench(arguments: Arguments) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
         starts = {"node": bench_node} | {name: start for name, (_, start) in BENCHMARKS.items()}
         for name, start in starts.items():
-            print(f"  {name:<8}{(start.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:<10}{(start.__doc__ or '').splitlines()[0]}")
         print("\nmae-et bench NAME --help lists its keys.")
         sys.exit(0)
     if not arguments or arguments[0] not in BENCHMARKS:

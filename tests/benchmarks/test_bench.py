@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mae_et.benchmarks import node
+from mae_et.benchmarks.command import BENCHMARKS
 from mae_et.benchmarks.launches import launches
 from mae_et.benchmarks.node import summary, trained_speed
 from mae_et.benchmarks.node_exchange import all_reduce_speed, exchange_seconds
@@ -22,6 +23,7 @@ from mae_et.benchmarks.step import _peak, operations
 from PIL import Image
 
 from mae_et import MaskedAutoencoder
+from mae_et.cli.bench import bench
 from mae_et.cli.main import main
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
@@ -257,6 +259,14 @@ def test_compiled_steps_launch_the_same_products_and_fewer_operators(capsys) -> 
                 for found in (eager, compiled)]  # fmt: skip
     assert products[0] == products[1]
     assert sum(compiled.values()) < 0.6 * sum(eager.values())
+
+
+def test_help_lists_every_bench(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
+    assert listed == ["node", *BENCHMARKS]
+    assert all(f"{name}," in f"{bench.__doc__}".replace(".", ",") for name in listed[1:])
 
 
 def test_unknown_bench_is_refused(capsys) -> None:

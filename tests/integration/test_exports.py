@@ -1,6 +1,7 @@
 """What the package roots export: for type checkers and at run time, with documentation."""
 
 import ast
+import configparser
 import importlib
 import inspect
 from pathlib import Path
@@ -22,6 +23,15 @@ def test_type_checkers_and_python_see_the_same_exports(package: str) -> None:
         assert getattr(root, name) is getattr(importlib.import_module(module), name)
     with pytest.raises(AttributeError, match="nothing"):
         _ = root.nothing
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_type_checkers_read_an_installed_package(package: str) -> None:
+    """PEP 561: without py.typed in the wheel they ignore its annotations and its stub."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options.package_data"][package] == "py.typed, *.pyi"
+    assert (ROOT / package / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("package", PACKAGES)
