@@ -74,19 +74,22 @@ def test_blocks_of_a_kind_share_their_graphs(counter, device: str, graphs: int) 
 
 
 class Scaled(Block):
-    """A block with a constant of its own, as the rate of drop path is."""
+    """A block with a constant of its own, as the rate of drop path is.
 
-    def __init__(self, rate: float):
+    It is no number: early versions of torch make one an input of the second graph.
+    """
+
+    def __init__(self, marks: str):
         nn.Module.__init__(self)
-        self.rate = rate
+        self.marks = marks
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.rate
+        return x * len(self.marks)
 
 
 def test_blocks_that_share_no_graph_compile_however_many_they_are(counter) -> None:
     """With drop path. Torch raises past its limit, by default 8 graphs of a function."""
-    network = nn.Sequential(*(Scaled(1 + number / 8) for number in range(14)))
+    network = nn.Sequential(*(Scaled("x" * number) for number in range(14)))
     network.register_parameter("scale", nn.Parameter(torch.ones((), device="meta")))  # as on a GPU
     compile_network(network, 1, backend=counter)(torch.ones(2))
     assert counter.frame_count == len(network)
