@@ -34,10 +34,10 @@ FAKE = FakeTensorMode()  # one for all tests: what is cached for the device belo
 
 
 def _needs_a_driver() -> bool:
-    """Return whether this version of torch makes fake CUDA tensors of numbers only with a GPU."""
+    """Return whether this version of torch indexes fake CUDA tensors only with a GPU."""
     try:
         with FAKE:
-            torch.tensor([1.0], device=GPU.device)
+            torch.ones(1, device=GPU.device)[..., None]
     except RuntimeError:
         return True
     return False
