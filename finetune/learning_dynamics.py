@@ -6,6 +6,7 @@ low-pass filtered validation images at their full size; the neighbours, or the p
 images, are unfiltered.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def bandwidths_of(config: DynamicsConfig, base: int) -> tuple[int, ...]:
 
 def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[int, ...]) -> None:
     """Refuse to mix scores of different settings in one table."""
-    settings = plain(config) | {"bandwidths": bandwidths}
+    # From the folder, so that a run may be moved, and named from any working directory.
+    run = os.path.relpath(config.checkpoint.resolve(), folder.resolve())
+    settings = plain(config) | {"checkpoint": run, "bandwidths": bandwidths}
     for free in ("batch_size", "num_workers", "device", "step_timeout", "output"):
         del settings[free]
     keep_settings(

@@ -30,7 +30,7 @@ def test_a_low_pass_filter_keeps_the_bandwidth_s_crop_and_nothing_above(
     torch.testing.assert_close(blurred.mean((-1, -2)), images.mean((-1, -2)))
 
 
-def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys) -> None:
+def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys, monkeypatch) -> None:
     folder = finished
     command = ["dynamics", f"--checkpoint={folder}", "--bandwidths=[8,32]", "--num_workers=0"]
     assert main(command) == 0
@@ -51,6 +51,9 @@ def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys) -> Non
     assert "step 25:" in (said := capsys.readouterr().err)
     assert "step 20:" not in said
     assert (found / "dynamics.jsonl").read_text() == before
+    monkeypatch.chdir(folder)
+    assert main(["dynamics", ".", *command[2:]]) == 0  # the same run
+    assert "step 2" not in capsys.readouterr().err
     assert main([*command, "--by=linear"]) == 2
     assert "scores of other settings: by was 'knn'" in capsys.readouterr().err
     assert main([*command, "--by=linear", f"--output={folder / 'linear'}"]) == 0
