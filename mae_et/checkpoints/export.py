@@ -91,9 +91,12 @@ def export(
 
 
 def _check_mae_encoder(encoder: Tensors) -> None:
-    """Refuse what MAE's code does not build: attentive pooling, blocks such as with LayerScale."""
+    """Refuse what MAE's code does not build: attentive pooling, blocks of other parts or sizes."""
     if "attn_pool.latent" in encoder:
         raise UserError("format mae holds no attentive pooling, as this classifier has; use timm")
+    hidden, width = encoder["blocks.0.mlp.fc1.weight"].shape
+    if hidden != 4 * width or "blocks.0.attn.qkv.bias" not in encoder:
+        raise UserError("format mae holds an MLP of 4 widths and a bias of qkv; use timm")
     for name in encoder:
         block = re.fullmatch(r"blocks\.\d+\.(.*)\.(?:weight|bias|gamma)", name)
         if block and block[1] not in MAE_BLOCK:
@@ -102,6 +105,12 @@ def _check_mae_encoder(encoder: Tensors) -> None:
 
 def _check_classifier(weights: Weights) -> None:
     """Refuse tensors that timm's network of these shapes would not take."""
+    registers = {"reg_token", "register_tokens"} & weights.encoder.keys()
+    if registers or "cls_token" not in weights.encoder:
+        raise UserError(
+            f"{weights.path} is a classifier with registers, or without a class token, which "
+            "export does not support"
+        )
     # Whatever grid and number of heads are recorded, any with this product have these shapes.
     patches = weights.encoder["pos_embed"].shape[1] - 1
     with torch.device("meta"):

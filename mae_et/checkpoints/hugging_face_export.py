@@ -166,7 +166,7 @@ def _encoder_config(encoder: Tensors, grid: Sequence[int], heads: int) -> dict[s
         "num_attention_heads": heads,
         "intermediate_size": encoder["blocks.0.mlp.fc1.weight"].shape[0],
         "hidden_act": "gelu",
-        "qkv_bias": True,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in encoder,
         "layer_norm_eps": 1e-6,  # transformers' own default is 1e-12
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,

@@ -268,3 +268,33 @@ def test_classifiers_that_timm_would_not_load_are_refused_with_what_differs(
     (tmp_path / "run" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="a classifier's run that is not finished"):
         export(tmp_path / "run", "timm", tmp_path / "out")
+
+
+SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
+
+
+@pytest.mark.parametrize("settings", [{"qkv_bias": False}, {"mlp_ratio": 2}], ids=str)
+def test_classifiers_of_other_blocks_keep_their_logits_or_are_refused(
+    tmp_path: Path, settings: dict[str, float]
+) -> None:
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=5, **SMALL, **settings).eval()
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(UserError, match="format mae holds an MLP of 4 widths and a bias of qkv"):
+        export(tmp_path / "vit.pth", "mae", tmp_path / "mae.pth", encoder_num_heads=3)
+    folder = export(tmp_path / "vit.pth", "hf", tmp_path / "hf", encoder_num_heads=3)
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs = transformers.ViTForImageClassification.from_pretrained(folder).eval()
+    assert theirs.config.qkv_bias == settings.get("qkv_bias", True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images).logits, network(images))
+
+
+@pytest.mark.parametrize("settings", [{"reg_tokens": 2}, {"class_token": False}], ids=str)
+def test_classifiers_of_other_tokens_are_refused(tmp_path: Path, settings: dict[str, int]) -> None:
+    network = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=5, global_pool="avg", **SMALL, **settings
+    )
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(UserError, match="registers, or without a class token, which export does"):
+        export(tmp_path / "vit.pth", "timm", tmp_path / "a.safetensors", encoder_num_heads=3)
