@@ -55,10 +55,9 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     run = stored_config(config.checkpoint) if paths else None
     if run is None:
         return _score_single(config)
-    if config.data is not None:
-        raise UserError(
-            f"data is for other encoders: {config.checkpoint} is scored on its own data"
-        )
+    for key in ("data", "architecture", "encoder_num_heads", "checkpoint_key"):
+        if getattr(config, key) is not None:
+            raise UserError(f"{key} is for other encoders: {config.checkpoint} records its own")
     if len(paths) <= run.output.keep_last and run.output.keep_every is None:
         say(
             f"{config.checkpoint} has only its last {len(paths)} checkpoints: pre-train with "

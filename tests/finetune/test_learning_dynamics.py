@@ -57,8 +57,9 @@ def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys, monkey
     assert main([*command, "--by=linear"]) == 2
     assert "scores of other settings: by was 'knn'" in capsys.readouterr().err
     assert main([*command, "--by=linear", f"--output={folder / 'linear'}"]) == 0
-    assert main([*command, "--data.name=synthetic"]) == 2
-    assert "is scored on its own data" in capsys.readouterr().err
+    for flag in ("data.name=synthetic", "architecture=vit_tiny_patch16_224", "checkpoint_key=ema"):
+        assert main([*command, f"--{flag}"]) == 2
+        assert "is for other encoders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
