@@ -18,8 +18,8 @@ LONGEST = (
     "test_classifier.py", "test_bad_images.py", "test_whole_searches.py", "test_scale.py",
     "test_nonfinite.py", "test_resume.py",
 )  # fmt: skip
-# After all others: compiling leaves threads of autograd, and ranks cannot be forked beside them.
-LAST = "test_compile.py"
+# After all others: both may start threads of autograd, and ranks cannot be forked beside them.
+LAST = ("test_fake_cuda.py", "test_compile.py")
 
 # A busy machine takes as long as it takes; folders may be shared by the examples of a test.
 settings.register_profile(
@@ -36,8 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest; the first of them waits for SLURM."""
-    places = {name: place for place, name in enumerate(LONGEST)} | {LAST: len(items)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path.name in LAST, places.get(item.path.name, len(LONGEST))))
 
 
 @pytest.fixture(autouse=True)
