@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from randomised import randomised
 from safetensors.torch import save_file
 
 from finetune import ProbeConfig, knn, linear_probe
@@ -35,15 +36,6 @@ NAMED = {
     "SwiGLU": "vit_giant_patch14_dinov2",
     "distilled": "deit_tiny_distilled_patch16_224",
 }
-
-
-def randomised(network: torch.nn.Module) -> torch.nn.Module:
-    """Give every parameter a value that matters, so that no part can be forgotten."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network.eval()
 
 
 def images_for(network, count: int = 2) -> torch.Tensor:

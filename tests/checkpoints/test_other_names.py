@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from randomised import randomised
 from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
@@ -27,14 +28,6 @@ SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_siz
 HEADS = {"encoder_num_heads": 3, "decoder_num_heads": 4}
 MAE = read_weight_file(GOLDEN / "mae_tiny_released_format.pth")["model"]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-def randomised(network: torch.nn.Module) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network.eval()
 
 
 def vit(**settings) -> torch.nn.Module:
