@@ -120,18 +120,27 @@ def _read(path: Path, key: str | None) -> Weights:
     if path.is_file() and not path.name.endswith(".index.json"):
         return weights_of_payload(path, read_weight_file(path), key)
     path = path.parent if path.is_file() else path
-    if (path / "config.json").is_file():
-        return _from_hugging_face(path)
-    if (path / "classes.json").is_file():
-        return _from_classifier_run(path)
-    if has_tensors(path):
+    described = (path / "config.json").is_file(), (path / "classes.json").is_file()
+    if has_tensors(path) and not any(described):
         return _from_mae(path, read_tensors(path, read_weight_file), key)
+    _refuse_key(path, key)
+    if described[0]:
+        return _from_hugging_face(path)
+    if described[1]:
+        return _from_classifier_run(path)
     payload = newest_checkpoint(path / "checkpoints")
     return _from_finished_run(path) if payload is None else weights_of_payload(path, payload)
 
 
+def _refuse_key(path: Path, key: str | None) -> None:
+    """Refuse to ignore a key where nothing is chosen by it."""
+    if key is not None:
+        raise UserError(f"checkpoint_key {key}: {path} holds one network; leave the key out")
+
+
 def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
     if "config" in payload and "plan" in payload:
+        _refuse_key(path, key)
         return _from_run(path, payload)
     if not set(OUR_ENTRIES) & payload.keys():
         report_release(path)

@@ -9,6 +9,7 @@ import torch
 from tiny_run import GOLDEN
 
 from mae_et import UserError, load_pretrained
+from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.state_dicts import (
     describe_mismatch,
     find_state_dict,
@@ -192,3 +193,15 @@ def test_largest_state_dict_is_taken_where_no_name_is_known() -> None:
     assert list(found) == ["stem.weight", "head.weight"]
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     assert largest_state_dict(PATH, {"epoch": 3}) == {}
+
+
+def test_a_key_that_would_choose_nothing_is_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file({}, tmp_path / "model.safetensors")
+    for name in ("config.json", "classes.json"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(UserError, match=r"checkpoint_key ema: .* holds one network"):
+            load_weights(tmp_path, "ema")
+        (tmp_path / name).unlink()
+    torch.save({"config": {}, "plan": {}}, tmp_path / "run.pt")
+    with pytest.raises(UserError, match=r"checkpoint_key ema: .* holds one network"):
+        load_weights(tmp_path / "run.pt", "ema")
