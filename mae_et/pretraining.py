@@ -111,7 +111,7 @@ def _pretrain(
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world)
     plan = resumed_plan(config, saved, make_plan(config, len(source)))
-    run, model = build(config, plan, world, saved)
+    run, model = build(config, plan, world, saved, static=step is train_step)
     run.provenance |= provenance
     run.stopped, run.stop_after_step = stopped, stop_after_step
     del saved  # its tensors are in the run now
@@ -128,15 +128,25 @@ def _pretrain(
 
 
 def build(
-    config: PretrainConfig, plan: Plan, world: DistributedContext, saved: dict[str, Any] | None
+    config: PretrainConfig,
+    plan: Plan,
+    world: DistributedContext,
+    saved: dict[str, Any] | None,
+    static: bool = True,
 ) -> tuple[Run, MaskedAutoencoder]:
-    """Build the model and its run, new (random, or from initial weights) or from a checkpoint."""
+    """Build the model and its run, new (random, or from initial weights) or from a checkpoint.
+
+    `static` says whether every pass does the same work, as those of `train_step` do.
+    """
     torch.manual_seed(config.seed)
     model = MaskedAutoencoder.from_config(config.model)
     initial = load_initial_weights(model, config, world) if saved is None else saved_hash(saved)
     model.set_gradient_checkpointing(config.efficiency.gradient_checkpointing)
     optimizer_of = partial(build_optimizer, config=config.optim)
-    run = build_run(config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True)
+    run = build_run(
+        config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True,
+        static=static,
+    )  # fmt: skip
     run.provenance["init"] = initial
     return run, model
 

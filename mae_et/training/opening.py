@@ -105,7 +105,12 @@ class Opening(Generic[Data]):
         self.say(
             model=_model(config, name, _parameters(model) - inner, inner, plan),
             device=_device(device, world.size, dtype, workers),
-            plan=_plan(plan, None if run.state.micro_batch else run.micro_batch, run.compiled),
+            plan=_plan(
+                plan,
+                None if run.state.micro_batch else run.micro_batch,
+                run.compiled,
+                run.graphs is not None,
+            ),
             curves=curves_command(config.output),
         )
 
@@ -160,7 +165,8 @@ def _expected_plan(efficiency: EfficiencyConfig, gpu: str | None, plan: Plan) ->
     if compiled == "auto":
         compiled = gpu is not None and worth_compiling(plan)
     fitted = requested == "auto" or (requested is None and gpu is not None)
-    return _plan(plan, None if fitted else micro_batch_size(requested, plan, 1), compiled)
+    sizes = None if fitted else micro_batch_size(requested, plan, 1)
+    return _plan(plan, sizes, compiled, gpu is not None and efficiency.replays)
 
 
 def _model(config: Any, name: str, parameters: int, decoder: int, plan: Plan) -> str:
@@ -184,7 +190,9 @@ def _cpu(threads: int) -> str:
     return f"CPU, {threads} thread{'s' * (threads != 1)}"
 
 
-def _plan(plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool) -> str:
+def _plan(
+    plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool, graphs: bool
+) -> str:
     """Describe a plan and its steps; `micro_batch` is None where it is yet to be fitted."""
     stages = len(plan.stages)
     fact = (
@@ -195,7 +203,7 @@ def _plan(plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool) 
     if micro_batch is not None:
         sizes = [micro_batch(bandwidth) for bandwidth in _bandwidths(plan)]
         fact += f"micro-batch {' / '.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))}, "
-    return fact + ("compiled" if compiled else "not compiled")
+    return fact + ("compiled" if compiled else "not compiled") + ", CUDA graphs" * graphs
 
 
 def _bandwidths(plan: Plan) -> list[int]:

@@ -1,4 +1,4 @@
-"""Whole runs: killed and resumed, decoded by the GPU, and on two ranks."""
+"""Whole runs: killed and resumed, decoded by the GPU, replayed as graphs, and on two ranks."""
 
 import multiprocessing
 import signal
@@ -14,6 +14,7 @@ from mae_et import pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.hardware import expected_gpu
+from mae_et.training.compile import compiler_fault
 
 SPAWN = multiprocessing.get_context("spawn")  # neither CUDA nor autograd's threads survive a fork
 QUIET = (
@@ -85,6 +86,46 @@ def test_bf16_and_gpu_decoding_train_like_the_cpu(
     ours = pretrain(tiny(*common, *faster, f"--output.dir={tmp_path / 'ours'}"))
     plain = pretrain(tiny(*common, f"--output.dir={tmp_path / 'plain'}"))
     torch.testing.assert_close(losses(ours), losses(plain), rtol=0.005, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        (["precision=fp32"], 1e-4),
+        (["precision=fp32", "micro_batch=4"], 1e-4),
+        (["precision=bf16", "micro_batch=12"], 5e-3),
+        (["precision=fp16", "micro_batch=6"], 5e-3),
+        (["precision=bf16", "micro_batch=6", "compile=true"], 5e-3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+@pytest.mark.parametrize("target", ["norm_pix", "hog"])
+def test_replayed_runs_train_like_eager_ones(
+    tiny,
+    tmp_path: Path,
+    device: torch.device,
+    flags: list[str],
+    tolerance: float,
+    target: str,
+    capfd,
+) -> None:  # fmt: skip
+    """Accumulated, scaled and compiled, at three bandwidths."""
+    if device.type != "cuda":
+        pytest.skip("a CPU has no CUDA graphs (tests/training/test_cuda_graphs.py has a fake one)")
+    if "compile=true" in flags and (fault := compiler_fault(device)):
+        pytest.skip(f"torch.compile fails here: {fault}")
+    common = [f"--efficiency.{flag}" for flag in ["device=cuda", *flags]]
+    settings = (*QUIET, *common, f"--model.target={target}", "--optim.base_lr=1e-3")
+    eager, replayed = (
+        pretrain(
+            tiny(
+                *settings, f"--efficiency.cuda_graphs={graphs}", f"--output.dir={tmp_path / graphs}"
+            )
+        )
+        for graphs in ("false", "true")
+    )
+    assert "CUDA graphs" in capfd.readouterr().err
+    close(replayed, eager, tolerance)
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])

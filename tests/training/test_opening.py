@@ -54,11 +54,14 @@ def test_what_turns_out_different_is_printed_again(tiny, capfd, monkeypatch) -> 
     opening = Opening("pretrain", config, open_training_images).open_early()
     facts = block(capfd.readouterr().err)
     assert facts["device"] == "NVIDIA H100, bfloat16; 0 loader processes"
+    assert facts["plan"].endswith("; not compiled, CUDA graphs")
     mae_et.pretrain(config, stop_after_step=1, opening=opening)
     corrected = block(capfd.readouterr().err)
     assert corrected == {
         "device": "CPU, 1 thread, float32; 0 loader processes (corrected)",
-        "plan": facts["plan"].replace("not", "micro-batch 12, not") + " (corrected)",
+        "plan": facts["plan"].replace(
+            "not compiled, CUDA graphs", "micro-batch 12, not compiled (corrected)"
+        ),
     }
 
 
