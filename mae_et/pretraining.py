@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.tensor_files import export_encoder
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.schema import ENCODER, PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.batch import Batch, black_batch
@@ -53,8 +53,6 @@ from mae_et.training.run import Run
 from mae_et.training.saved_state import resumed_plan
 from mae_et.training.session import check_data, distributed_session, train_run, write_results
 from mae_et.training.step import update
-
-ENCODER = "encoder.safetensors"
 
 
 def pretrain(
@@ -101,7 +99,7 @@ def _pretrain(
     step: Step[Batch],
     opening: Opening[ImageDataset],
 ) -> None:
-    saved, finished = find_checkpoint(config, world, outputs=[ENCODER])
+    saved, finished = find_checkpoint(config, world)
     reached = saved is not None and stop_after_step is not None and saved["step"] >= stop_after_step
     if finished or reached:
         return

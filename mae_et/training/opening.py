@@ -2,7 +2,7 @@
 
 A run of one rank prints it before PyTorch is loaded, which takes seconds, so that mistakes in data
 and plan are reported at once. What PyTorch alone knows (other ranks, the size and the plan of a
-network that timm builds) follows, and what turns out different is printed again.
+network that timm builds) follows, and what turns out different is corrected.
 """
 
 import os
@@ -47,6 +47,10 @@ class Opening(Generic[Data]):
         state = f"resumes after step {self.step:,}" if self.step else "new"
         if self.finished:
             state = "finished before, its results follow"
+            missing = [name for name in config.outputs if not (folder / name).exists()]
+            if missing and self.step:
+                self.finished = False
+                state = f"finished before, without {missing[0]}: writes it from step {self.step:,}"
         if is_main():
             write_line(f"mae-et {__version__}: {command} in {folder}: {state}")
 
@@ -66,11 +70,14 @@ class Opening(Generic[Data]):
         return self
 
     def say(self, **facts: str) -> None:
-        """Print facts that were not printed before, or turn out different."""
+        """Print facts that are new, and of those printed before, what turns out different."""
         for name, fact in facts.items():
-            if is_main() and self.facts.get(name) != fact:
-                write_line(f"{name:<8}{fact}{' (corrected)' if name in self.facts else ''}")
-                self.facts[name] = fact
+            known = self.facts.get(name, "").split("; ")
+            different = [part for part in fact.split("; ") if part not in known]
+            if is_main() and different:
+                corrected = f"{'; '.join(different)} (corrected)"
+                write_line(f"{name:<8}{corrected if name in self.facts else fact}")
+            self.facts[name] = fact
 
     def say_expected(self, plan: Plan | None = None) -> None:
         """Print device and precision of the only rank, and model and plan of a pre-training."""

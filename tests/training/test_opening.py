@@ -47,7 +47,7 @@ def test_block_says_what_a_run_is_before_anything_is_built_and_nothing_twice(tin
     assert block("\n".join(lines)) == facts
 
 
-def test_what_turns_out_different_is_printed_again(tiny, capfd, monkeypatch) -> None:
+def test_of_a_fact_only_what_turns_out_different_is_printed_again(tiny, capfd, monkeypatch) -> None:
     monkeypatch.setattr(module, "expected_gpu", lambda: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = tiny("--efficiency.device=auto")
@@ -56,13 +56,26 @@ def test_what_turns_out_different_is_printed_again(tiny, capfd, monkeypatch) -> 
     assert facts["device"] == "NVIDIA H100, bfloat16; 0 loader processes"
     assert facts["plan"].endswith("; not compiled, CUDA graphs")
     mae_et.pretrain(config, stop_after_step=1, opening=opening)
-    corrected = block(capfd.readouterr().err)
-    assert corrected == {
-        "device": "CPU, 1 thread, float32; 0 loader processes (corrected)",
-        "plan": facts["plan"].replace(
-            "not compiled, CUDA graphs", "micro-batch 12, not compiled (corrected)"
-        ),
+    assert block(capfd.readouterr().err) == {
+        "device": "CPU, 1 thread, float32 (corrected)",
+        "plan": "micro-batch 12, not compiled (corrected)",
     }
+
+
+def test_a_finished_run_without_its_encoder_says_that_it_writes_it(finished, capfd) -> None:
+    config = mae_et.load_config(
+        mae_et.PretrainConfig, [finished / "config.yaml"], [f"--output.dir={finished}"]
+    )
+    encoder = finished / "encoder.safetensors"
+    content = encoder.read_bytes()
+    encoder.unlink()
+    mae_et.pretrain(config)
+    head, *lines = capfd.readouterr().err.splitlines()
+    assert head.endswith(": finished before, without encoder.safetensors: writes it from step 25")
+    assert "data" in block("\n".join(lines))
+    assert encoder.read_bytes() == content
+    mae_et.pretrain(config)
+    assert capfd.readouterr().err.endswith(": finished before, its results follow\n")
 
 
 def test_other_ranks_print_nothing_and_several_ranks_say_the_rest_once_they_have_joined(
