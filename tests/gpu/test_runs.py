@@ -8,9 +8,11 @@ import pytest
 import torch
 from driver import main as drive
 from natural_images import jpeg, natural
+from ranks import CLASSIFIER
 from ranks import run as run_ranks
 
-from mae_et import pretrain
+from finetune import ClassifierConfig, classify
+from mae_et import load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.hardware import expected_gpu
@@ -126,6 +128,31 @@ def test_replayed_runs_train_like_eager_ones(
     )
     assert "CUDA graphs" in capfd.readouterr().err
     close(replayed, eager, tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_classifier_trains_like_one_on_the_cpu(
+    tmp_path: Path, device: torch.device, precision: str
+) -> None:
+    """A ViT with mixing and a moving average of the weights, scored while it trains."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(CLASSIFIER)
+    flags = [
+        "--model.backbone=vit_tiny_patch16_224", "--recipe.mixup=0.8", "--recipe.cutmix=1",
+        "--optim.ema=0.9", "--optim.base_lr=1e-3",
+    ]  # fmt: skip
+
+    def run(place: str, *more: str) -> tuple[Path, float]:
+        folder = tmp_path / place
+        config = load_config(ClassifierConfig, [recipe], [*flags, f"--output.dir={folder}", *more])
+        return folder, classify(config)["loss"]
+
+    plain, expected = run("plain", "--efficiency.precision=fp32")
+    on = f"--efficiency.device={device.type}"
+    ours, found = run("ours", on, f"--efficiency.precision={precision}")
+    tolerance = 1e-3 if precision == "fp32" else 0.02
+    assert found == pytest.approx(expected, rel=tolerance)
+    torch.testing.assert_close(losses(ours), losses(plain), rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
