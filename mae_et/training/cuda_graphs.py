@@ -63,6 +63,8 @@ def should_replay(efficiency: EfficiencyConfig, device: torch.device, static: bo
 class _Graph(NamedTuple):
     replay: Callable[[], None]
     loss: Tensor
+    pool: Any
+    """Memory that another graph may use in turn: only one runs at a time."""
 
 
 class GraphedPasses:
@@ -127,7 +129,8 @@ class GraphedPasses:
         if first:
             self._warm_up(work)
         try:
-            self.graphs[first] = record(work, self.batch)
+            pool = self.graphs[True].pool if self.graphs else None
+            self.graphs[first] = record(work, self.batch, pool)
         except RuntimeError as error:
             if is_out_of_gpu_memory(error):
                 raise
@@ -167,10 +170,10 @@ class GraphedPasses:
             self.queued.popleft().synchronize()
 
 
-def record(work: Pass, batch: AnyBatch) -> _Graph:
+def record(work: Pass, batch: AnyBatch, pool: Any) -> _Graph:
     """Capture a pass, without running it; gradients that exist are added to."""
     graph = torch.cuda.CUDAGraph()
     # Other threads, which load and decode, may allocate memory meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
         loss = work(batch)
-    return _Graph(graph.replay, loss)
+    return _Graph(graph.replay, loss, graph.pool())

@@ -57,10 +57,11 @@ def replay_on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     captures: list[bool] = []
     passes: list[GraphedPasses] = []
 
-    def record(work: Any, batch: Any) -> Any:
+    def record(work: Any, batch: Any, pool: Any) -> Any:
         graph = FakeGraph(passes[-1].parameters, work, batch)
+        assert pool == ("shared" if graph.adds else None)
         captures.append(graph.adds)
-        return cuda_graphs._Graph(graph.replay, graph.loss)
+        return cuda_graphs._Graph(graph.replay, graph.loss, "shared")
 
     def build(*given: Any, **named: Any) -> GraphedPasses:
         passes.append(GraphedPasses(*given, **named))
