@@ -100,6 +100,22 @@ def test_classifier_says_all_but_its_network_and_plan_before_it_is_built(tmp_pat
     assert list(block(capfd.readouterr().err)) == ["data", "device", "curves"]
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "sentence"),
+    [(3, 2, "the validation split has no image of 2: add some"),
+     (2, 4, "the validation split has classes that the training split lacks: 2, 3")],
+)  # fmt: skip
+def test_classes_that_are_numbers_must_be_as_many_in_both_splits(train, val, sentence, tmp_path):
+    for split, classes in (("train", train), ("val", val)):
+        files = {f"{n}.{ending}": content for n in range(classes)
+                 for ending, content in (("png", encoded(n)), ("cls", b"%d" % n))}  # fmt: skip
+        write_shard(tmp_path / split / "0.tar", files)
+    data = DataConfig(name="wds", root=tmp_path)
+    config = ClassifierConfig(model=NetworkConfig(backbone="resnet18"), data=data)
+    with pytest.raises(mae_et.UserError, match=sentence):
+        _ = Opening("supervised", config, open_splits).data
+
+
 def test_images_without_a_label_are_counted_in_a_cached_dataset_too(tiny, tmp_path, capfd):
     labelled = {f"{n}.{ending}": content for n in range(12)
                 for ending, content in (("png", encoded(n)), ("cls", b"%d" % (n % 2)))}  # fmt: skip
