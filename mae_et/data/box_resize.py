@@ -1,5 +1,7 @@
 """Resize a box of each of many images at once, by two batched matrix products.
 
+On a GPU, `box_resize_triton` computes the same in less time, where Triton can compile.
+
 The antialiased bicubic filter of torchvision is separable, so a resized box is
 `rows @ box @ columns.T`. The boxes of a group lie in one canvas, padded with zeros.
 
@@ -13,7 +15,7 @@ Shapes: N images, C channels, S side of the result, H and W the canvas, T taps o
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,15 +30,21 @@ QUARTERS = 4
 MAX_NUMBERS = 2**25
 """Most numbers of a canvas, unless one image has more: 128 MiB in float32."""
 
+Resize = Callable[[Sequence[Tensor], Sequence[PixelBox], Sequence[bool], int], Tensor]
+"""`resize_boxes` or another function that returns the same."""
 
-def resize_boxes(images: Sequence[Tensor], boxes: Sequence[PixelBox], size: int) -> Tensor:
-    """Resize a box of each image to a square.
+
+def resize_boxes(
+    images: Sequence[Tensor], boxes: Sequence[PixelBox], flips: Sequence[bool], size: int
+) -> Tensor:
+    """Resize a box of each image to a square, and flip some of them from left to right.
 
     Within 1 of 255 levels of torchvision's `resized_crop` (bicubic, antialias) on uint8.
 
     Args:
         images: uint8 [C H W] each, on one device.
         boxes: a box inside of each image.
+        flips: whether to flip, of each image.
         size: side S of the result in pixels.
 
     Returns:
@@ -57,7 +65,8 @@ def resize_boxes(images: Sequence[Tensor], boxes: Sequence[PixelBox], size: int)
         coarse, fine = _parts(rows)  # [N 1 S H]
         square = _round((coarse @ narrow).add_(fine @ narrow), ONE * QUARTERS)  # [N C S S]
         resized[torch.tensor(group, device=device)] = square.clamp_(0, 255).to(torch.uint8)
-    return resized
+    flipped = torch.tensor(flips, device=device)[:, None, None, None]
+    return torch.where(flipped, resized.flip(-1), resized)
 
 
 def filter_weights(
@@ -74,22 +83,38 @@ def filter_weights(
     Returns:
         Whole numbers, float32 [N S L]; each row sums to `ONE`.
     """
-    side = torch.tensor(sides, dtype=torch.float64, device=device)[:, None]
+    first, weights = filter_taps(torch.tensor(sides, device=device), size, max(sides))
+    places = first[..., None] + torch.arange(weights.shape[-1], device=device)
+    filters = torch.zeros(len(sides), size, length, device=device)
+    return filters.scatter_add_(-1, places.clamp(max=length - 1), weights.float())
+
+
+def filter_taps(sides: Tensor, size: int, longest: int) -> tuple[Tensor, Tensor]:
+    """Return the taps of `filter_weights` alone.
+
+    Args:
+        sides: length of each box in pixels, int64 [N].
+        size: length S of the result.
+        longest: the largest of the sides, which the host knows.
+
+    Returns:
+        The first pixel of each number of the result, int64 [N S], and the weights of T pixels from
+        there, whole numbers in float64 [N S T]; those of pixels beyond the box are zero.
+    """
+    side = sides.double()[:, None]
     scale = side / size  # [N 1]
     stretch = scale.clamp(min=1)
-    centre = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) * scale  # [N S]
+    centre = (torch.arange(size, dtype=torch.float64, device=sides.device) + 0.5) * scale  # [N S]
     first = (centre - 2 * stretch + 0.5).floor().clamp(min=0)
     last = torch.minimum((centre + 2 * stretch + 0.5).floor(), side)
-    taps = math.ceil(4 * max(1.0, max(sides) / size)) + 1
-    places = first[..., None] + torch.arange(taps, device=device)  # [N S T]
+    taps = math.ceil(4 * max(1.0, longest / size)) + 1
+    places = first[..., None] + torch.arange(taps, device=sides.device)  # [N S T]
     distance = ((places + 0.5 - centre[..., None]) / stretch[..., None]).abs()
     weights = _bicubic(distance) * (places < last[..., None])
     whole = (weights * (ONE / weights.sum(-1, keepdim=True))).round()
     # The largest weight takes the remainder of rounding, so that constant images stay constant.
     largest = whole.argmax(-1, keepdim=True)
-    whole.scatter_add_(-1, largest, ONE - whole.sum(-1, keepdim=True))
-    filters = torch.zeros(len(sides), size, length, device=device)
-    return filters.scatter_add_(-1, places.long().clamp(max=length - 1), whole.float())
+    return first.long(), whole.scatter_add_(-1, largest, ONE - whole.sum(-1, keepdim=True))
 
 
 def _cut(image: Tensor, box: PixelBox) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from mae_et.config.efficiency import DecodePlace
 from mae_et.data.decoder_trial import try_decoder
 from mae_et.data.decoding import DecodedDataset
-from mae_et.data.device_decode import Decode, DeviceDecoder
+from mae_et.data.device_checks import Decode, checked_decode, fastest_resize
+from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError, one_line
 from mae_et.runtime.agreement import fail_together
@@ -78,15 +79,18 @@ def _choose(
         if requested == "gpu":
             raise UserError(f"efficiency.decode gpu is not possible: {name}")
         return None, name
-    decoder = DeviceDecoder(device, dataset.sides, decode)
+    decode, batches = checked_decode(decode, device)
+    resize, resizing = fastest_resize(device)
+    notes = "".join(f"; {note}" for note in (batches, resizing) if note)
+    decoder = DeviceDecoder(device, dataset.sides, decode, resize)
     if requested == "gpu":
-        return decoder, name
+        return decoder, name + notes
     trial = try_decoder(decoder, dataset, num_workers)
     speeds = f"{trial.device:,.0f} images/s, {num_workers} loader processes {trial.cpu:,.0f}"
     if not trial.fault and (before == "gpu" or trial.device > trial.cpu):
-        return decoder, f"{name} {speeds}"
-    torch.cuda.empty_cache()  # of the stream of the decoder
-    return None, trial.fault or f"the GPU with {name} {speeds}"
+        return decoder, f"{name} {speeds}{notes}"
+    torch.cuda.empty_cache()  # of the streams of the decoder
+    return None, trial.fault or f"the GPU with {name} {speeds}{notes}"
 
 
 def _unsuited(dataset: Any, device: torch.device) -> str | None:
@@ -116,6 +120,8 @@ def _find_decoder(device: torch.device) -> tuple[Decode | None, str]:
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "jpeg")
     jpeg = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # decoders write to memory in use: see `device_decode`
     faults = []
     for name, decode in (("TorchCodec", _decode_torchcodec), ("torchvision", decode_torchvision)):
         try:

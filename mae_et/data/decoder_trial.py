@@ -1,21 +1,22 @@
 """Try a device's decoder on images of a run: are its views right, and is it the faster way?"""
 
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
-from mae_et.data.encoded import EncodedDataset, PackedBatch, read_encoded
+from mae_et.data.encoded import EncodedDataset, EncodedView, PackedBatch
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 
 SAMPLE = 64
+MICRO_BATCH, MICRO_BATCHES = 256, 8
+"""Images of a micro-batch that the device is timed with (the sample, repeated), and how many."""
 SECONDS = 1.0
-"""After which no further image is read, and none decoded by the CPU."""
+"""After which no further image is read or decoded by the CPU, and no micro-batch by the device."""
 MEDIAN_DECIBELS, LEAST_DECIBELS = 35.0, 25.0
 """Peak signal-to-noise ratio of a decoder's views against the CPU's: at least, over the sample.
 
@@ -33,33 +34,39 @@ class Trial(NamedTuple):
 
 
 def try_decoder(decoder: DeviceDecoder, dataset: TrainDataset, num_workers: int) -> Trial:
-    """Make views of some JPEGs of a run, by the device and by the CPU, in two or three seconds.
+    """Make views of some images of a run, by the device and by the CPU, in two or three seconds.
 
     They are spread evenly over the images, and have the size of the last stage. The loader's rates
-    are those of this process, times the number of loader processes.
+    are those of this process, times the number of loader processes; for the device they include
+    what it leaves to the CPU.
     """
-    read = _in_time(partial(read_encoded, dataset), _spread(dataset))
-    jpegs = [each.sample_index for each in read if each is not None]
+    encoded = EncodedDataset(dataset, dataset)
+    indices = _spread(dataset)
+    indices = indices[: len(_in_time(encoded.__getitem__, indices))]  # from the disk
+    read, reading = _timed(lambda: _in_time(encoded.__getitem__, indices))
+    jpegs = [each for each in read if isinstance(each, EncodedView)]
     if 2 * len(jpegs) < len(read):
-        return Trial(fault="the images are not mostly JPEGs")
-    views, cpu = _timed(lambda: _in_time(dataset.__getitem__, jpegs))
-    made = [(index, view) for index, view in zip(jpegs, views, strict=False) if view is not None]
+        return Trial(fault="the images are not mostly baseline JPEGs")
+    views, cpu = _timed(lambda: _in_time(dataset.__getitem__, indices))
+    expected = {i: view.images for i, view in zip(indices, views, strict=False) if view is not None}
+    made = [each for each in jpegs if each.sample_index in expected]
     if not made:
         return Trial(fault="none of the images that were tried can be read")
-    packed, reading = _timed(
-        lambda: EncodedDataset.collate([read_encoded(dataset, index) for index, _ in made])
-    )
+    repeated = made * max(1, MICRO_BATCH // len(made))
+    packed, packing = _timed(lambda: EncodedDataset.collate(repeated))
     try:
-        _decode(packed, decoder, dataset)  # the first call sets the library up
-        images, decoding = _timed(lambda: _decode(packed, decoder, dataset))
+        images, decoding = _decode(packed, decoder, dataset)
     except Exception as error:  # decoders raise many types
         first_line = str(error).strip().partition("\n")[0]
         return Trial(fault=f"the GPU's decoder failed ({type(error).__name__}: {first_line})")
     processes = max(1, num_workers)
+    loading = (reading / len(read) + packing / len(repeated)) / processes
     return Trial(
-        len(made) / max(reading / processes, decoding),
+        1 / max(loading, decoding * len(jpegs) / len(read)),
         len(views) / cpu * processes,
-        _difference(images, torch.stack([view.images for _, view in made])),
+        _difference(
+            images[: len(made)], torch.stack([expected[each.sample_index] for each in made])
+        ),
     )
 
 
@@ -89,10 +96,27 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.perf_counter() - before
 
 
-def _decode(packed: PackedBatch, decoder: DeviceDecoder, views: Any) -> Tensor:
-    """Return the images of a micro-batch on the CPU, made as in training."""
-    with decoded_ahead(iter([packed]), decoder, views) as batches:
-        return next(batches).images.cpu()
+def _decode(packed: PackedBatch, decoder: DeviceDecoder, views: Any) -> tuple[Tensor, float]:
+    """Return a micro-batch's images on the CPU, made as in training, and seconds an image."""
+    if decoder.device.type == "cuda":  # as the loader does
+        packed = packed._replace(content=packed.content.pin_memory())
+    (images,) = _decoded([packed], decoder, views)  # sets the library up
+    count, seconds = _timed(lambda: sum(map(len, _decoded(_repeated(packed), decoder, views))))
+    return images, seconds / count
+
+
+def _decoded(packed: Iterable[PackedBatch], decoder: DeviceDecoder, views: Any) -> Iterator[Tensor]:
+    with decoded_ahead(iter(packed), decoder, views) as batches:
+        for batch in batches:
+            yield batch.images.cpu()
+
+
+def _repeated(packed: PackedBatch) -> Iterator[PackedBatch]:
+    ends = time.perf_counter() + SECONDS
+    for _ in range(MICRO_BATCHES):
+        yield packed
+        if time.perf_counter() > ends:
+            return
 
 
 def _difference(images: Tensor, expected: Tensor) -> str:

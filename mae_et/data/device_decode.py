@@ -1,28 +1,32 @@
 """Decode the JPEGs of micro-batches on a device, ahead of the training.
 
-    loader processes        one thread                               training thread
-    bytes, boxes, noise ->  decode -> crop and resize -> flip   ->   `Batch` on the device
+    loader processes        two threads                              training thread
+    bytes, boxes, noise ->  decode -> crop, resize and flip     ->   `Batch` on the device
 
 The box, flip and mask of an image are those of `TrainDataset`; its pixels differ by the decoder's
 rounding. What the device refuses to decode is made by `TrainDataset`, in its place in the batch, so
 that exactly the images are replaced (`data.on_error`) that are so without a device.
 
+A micro-batch is decoded while the one before is cropped and resized: each thread takes a stream.
+
 Memory: `AHEAD` micro-batches at most are on their way, each as its files on the host or as its
-finished images on the device. While one is decoded, the device holds up to `MAX_DECODED` bytes of
-whole images and about four canvases of `box_resize.MAX_NUMBERS`: 1 GiB in all, or 2 GiB where
-single images have up to `encoded.MAX_DEVICE_PIXELS`.
+finished images on the device. A thread holds up to `MAX_DECODED` bytes of whole images there and,
+while it resizes, about 0.3 GiB more with Triton's kernels. The products need about four canvases of
+`box_resize.MAX_NUMBERS`: 1 GiB a thread in all, or 2 GiB where single images have up to
+`encoded.MAX_DEVICE_PIXELS`.
 
 nvJPEG's hardware engine does not wait for the stream that it is given (pytorch/vision#9606,
 meta-pytorch/torchcodec#1634): it writes to memory that the caching allocator has handed out again,
-while kernels that are queued still read it. So images are decoded, cropped and resized on a stream
-of their own, which has its own pool of memory and is drained before each call of the decoder; what
-is handed over is marked as in use by the training's stream (`record_stream`).
+while kernels that are queued still read it. So images are decoded, cropped and resized on streams
+of their own, each of which has its own pool of memory and is drained before each call of the
+decoder; what is handed over is marked as in use by the training's stream (`record_stream`).
 """
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -30,19 +34,18 @@ from torch import Tensor
 
 from mae_et.config.efficiency import DecodePlace
 from mae_et.data.batch import Batch
-from mae_et.data.box_resize import resize_boxes
+from mae_et.data.box_resize import Resize, resize_boxes
+from mae_et.data.device_checks import Decode
 from mae_et.data.encoded import FilePlace, PackedBatch
 from mae_et.data.sampler import SampleIndex
 from mae_et.runtime.console import notify
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 
 AHEAD = 2
+THREADS = 2
 MAX_DECODED = 2**28
 MOST_BYTES = 2**31
-"""Of a GPU's memory that decoding a micro-batch takes, besides its finished images (see above)."""
-
-Decode = Callable[[list[Tensor], torch.device], list[Tensor]]
-"""Decode files, uint8 [bytes] each, to RGB images, uint8 [3 H W] each, on a device."""
+"""Of a GPU's memory that both threads take, besides finished images (see above)."""
 
 
 class Decoded(NamedTuple):
@@ -64,21 +67,33 @@ class DeviceDecoder:
         device: where to decode. A CPU runs the same code, for tests.
         sides: side of the images of each stage, in pixels.
         decode: the library's decoder.
+        resize: crops, resizes and flips.
     """
 
-    def __init__(self, device: torch.device, sides: Sequence[int], decode: Decode):
-        self.device, self.sides, self.decode = device, sides, decode
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(
+        self,
+        device: torch.device,
+        sides: Sequence[int],
+        decode: Decode,
+        resize: Resize = resize_boxes,
+    ):
+        self.device, self.sides, self.decode, self.resize = device, sides, decode, resize
+        on_gpu = device.type == "cuda"
+        self.streams = [torch.cuda.Stream(device) if on_gpu else None for _ in range(THREADS)]
 
     def __call__(self, packed: PackedBatch) -> Decoded:
-        """Decode a micro-batch; called by one thread at a time."""
-        if self.stream is None:
-            return self._batch(packed)
-        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-            decoded = self._batch(packed)
-            return decoded._replace(done=self.stream.record_event())
+        """Decode a micro-batch; called by `THREADS` threads at a time."""
+        stream = self.streams.pop()
+        try:
+            if stream is None:
+                return self._batch(packed, None)
+            with torch.cuda.device(self.device), torch.cuda.stream(stream):
+                decoded = self._batch(packed, stream)
+                return decoded._replace(done=stream.record_event())
+        finally:
+            self.streams.append(stream)
 
-    def _batch(self, packed: PackedBatch) -> Decoded:
+    def _batch(self, packed: PackedBatch, stream: Any) -> Decoded:
         count, side = len(packed.indices), self.sides[int(packed.stage[0])]
         files = packed.file_places()
         images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=self.device)
@@ -86,31 +101,30 @@ class DeviceDecoder:
         if finished:
             images[self._indices(finished)] = packed.views.to(self.device, non_blocking=True)
         refused: list[int] = []
+        contents = iter(packed.content.split([file.length for file in files]))
         for chunk in _chunks(files):
-            contents = [packed.content[file.start : file.end] for file in chunk]
-            whole = self._decode(contents, chunk)
-            kept = [n for n, image in enumerate(whole) if image is not None]
-            refused += [
-                file.place for file, image in zip(chunk, whole, strict=True) if image is None
-            ]
-            if not kept:
-                continue
+            whole = self._decode(list(islice(contents, len(chunk))), chunk, stream)
             decoded = [image for image in whole if image is not None]
-            resized = resize_boxes(decoded, [chunk[n].box for n in kept], side)
-            flips = torch.tensor([chunk[n].flip for n in kept], device=self.device)
-            flipped = torch.where(flips[:, None, None, None], resized.flip(-1), resized)
-            images[self._indices([chunk[n].place for n in kept])] = flipped
+            made = [file for file, image in zip(chunk, whole, strict=True) if image is not None]
+            if len(made) < len(chunk):
+                refused += sorted({file.place for file in chunk} - {file.place for file in made})
+            if made:
+                boxes, flips = [file.box for file in made], [file.flip for file in made]
+                resized = self.resize(decoded, boxes, flips, side)
+                images[self._indices([file.place for file in made])] = resized
         noise = packed.noise.to(self.device, non_blocking=True)
         batch = Batch(images, noise, packed.stage, packed.replaced)
         return Decoded(batch, refused, packed.indices, None)
 
-    def _decode(self, contents: list[Tensor], files: Sequence[FilePlace]) -> list[Tensor | None]:
+    def _decode(
+        self, contents: list[Tensor], files: Sequence[FilePlace], stream: Any
+    ) -> list[Tensor | None]:
         """Decode files; None for those that the device refuses, found one by one.
 
         Errors of earlier work on the device, and exhausted memory, are raised: no file causes them.
         """
-        if self.stream is not None:
-            self.stream.synchronize()  # see the module's docstring
+        if stream is not None:
+            stream.synchronize()  # see the module's docstring
         try:
             images = self.decode(contents, self.device)
         except Exception as error:  # decoders raise many types, and no partial result
@@ -118,7 +132,7 @@ class DeviceDecoder:
                 raise
             if len(contents) == 1:
                 return [None]
-            each = [self._decode([c], [f]) for c, f in zip(contents, files, strict=True)]
+            each = [self._decode([c], [f], stream) for c, f in zip(contents, files, strict=True)]
             return [image for images in each for image in images]
         # nvJPEG may give a grey file one channel.
         rgb = [image.expand(3, -1, -1) if len(image) == 1 else image for image in images]
@@ -128,7 +142,7 @@ class DeviceDecoder:
         ]
 
     def _indices(self, places: list[int]) -> Tensor:
-        return torch.tensor(places, device=self.device)
+        return torch.tensor(places).to(self.device, non_blocking=True)
 
 
 def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:
@@ -150,30 +164,30 @@ def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:
 def decoded_ahead(
     loaded: Iterator[PackedBatch], decoder: DeviceDecoder, views: Any
 ) -> Iterator[Iterator[Batch]]:
-    """Iterate over the batches of packed micro-batches, decoded by a thread `AHEAD` of their use.
+    """Iterate over the batches of packed micro-batches, decoded by threads `AHEAD` of their use.
 
     The caller's thread reads from the loader, so that signals of dead loader processes and seeded
-    generators stay in one thread; errors of the decoding thread are raised there, too. The thread
-    ends with the block.
+    generators stay in one thread; errors of the decoding threads are raised there, too, in the
+    order of the micro-batches. The threads end with the block.
 
     Args:
         loaded: micro-batches in order.
         decoder: decodes them.
         views: makes the samples that the device refuses, indexed by `SampleIndex`.
     """
-    thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
     try:
-        yield _in_order(loaded, decoder, views, thread)
+        yield _in_order(loaded, decoder, views, threads)
     finally:
-        thread.shutdown(cancel_futures=True)
+        threads.shutdown(cancel_futures=True)
 
 
 def _in_order(
-    loaded: Iterator[PackedBatch], decoder: DeviceDecoder, views: Any, thread: ThreadPoolExecutor
+    loaded: Iterator[PackedBatch], decoder: DeviceDecoder, views: Any, threads: ThreadPoolExecutor
 ) -> Iterator[Batch]:
     pending: deque[Future[Decoded]] = deque()
     for packed in loaded:
-        pending.append(thread.submit(decoder, packed))
+        pending.append(threads.submit(decoder, packed))
         if len(pending) > AHEAD:
             yield _taken_over(pending.popleft().result(), views)
     while pending:

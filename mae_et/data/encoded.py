@@ -2,14 +2,13 @@
 
 A sample is a file's bytes with the box, flip and mask noise that `TrainDataset` would apply: they
 are drawn in the same way from the same (seed, epoch, sample), and need the size of the image alone,
-which is in its header. What is not a JPEG that every decoder reads alike (see `jpeg_header`) is
-made as a finished view by the dataset itself, and so are substitutes of unreadable images.
+which is in its header. What is not a JPEG for a GPU (see `jpeg_header`) is made as a finished view
+by the dataset itself, and so are substitutes of unreadable images.
 
 A micro-batch leaves its process as few tensors: all files are in one buffer.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,9 +47,8 @@ class FilePlace(NamedTuple):
 
     place: int
     """In the batch."""
-    start: int
-    end: int
-    """Of the file, in `PackedBatch.content`."""
+    length: int
+    """Of the file in bytes; in `PackedBatch.content` files follow one another."""
     height: int
     width: int
     """Of the image, without EXIF rotation."""
@@ -64,7 +62,7 @@ class PackedBatch(NamedTuple):
     content: Tensor
     """uint8 [bytes]: all files, one after the other."""
     files: Tensor
-    """int64 [F 10]: a row a file, the numbers of `FilePlace`."""
+    """int64 [F 9]: a row a file, the numbers of `FilePlace`."""
     views: Tensor
     """uint8 [B-F C S S]: finished views, in their order; empty without any."""
     indices: Tensor
@@ -77,8 +75,8 @@ class PackedBatch(NamedTuple):
     def file_places(self) -> list[FilePlace]:
         """Return the rows of `files`."""
         return [
-            FilePlace(place, start, end, height, width, (top, left, h, w), bool(flip))
-            for place, start, end, height, width, top, left, h, w, flip in self.files.tolist()
+            FilePlace(place, length, height, width, (top, left, h, w), bool(flip))
+            for place, length, height, width, top, left, h, w, flip in self.files.tolist()
         ]
 
 
@@ -125,14 +123,12 @@ class EncodedDataset(Dataset[Any]):
             NOT_REPLACED if isinstance(each, EncodedView) else each[0].replaced for each in samples
         ]
         none = torch.empty(0, dtype=torch.uint8)
-        ends = list(accumulate((len(each.content) for _, each in files), initial=0))
         rows = [
-            (i, ends[n], ends[n + 1], *each.header[:2], *each.box, int(each.flip))
-            for n, (i, each) in enumerate(files)
+            (i, len(each.content), *each.header[:2], *each.box, int(each.flip)) for i, each in files
         ]
         return PackedBatch(
             _joined([each for _, each in files]),
-            torch.tensor(rows, dtype=torch.int64).reshape(-1, 10),
+            torch.tensor(rows, dtype=torch.int64).reshape(-1, 9),
             torch.stack([view.images for view in views]) if views else none,
             indices,
             torch.stack(noise),
@@ -142,7 +138,7 @@ class EncodedDataset(Dataset[Any]):
 
 
 def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | None:
-    """Read a sample's file and draw its view; None if it is not a usual JPEG of bounded size."""
+    """Read a sample's file and draw its view; None if it is not a JPEG for a GPU."""
     source, config = dataset.source, dataset.config
     assert isinstance(source, DecodedDataset)
     seed = sample_seed(dataset.seed, index.epoch, index.sample)

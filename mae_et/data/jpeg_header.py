@@ -1,9 +1,14 @@
-"""Read a JPEG's size from its header, and tell which JPEGs every decoder reads alike.
+"""Read a JPEG's size from its header, and tell which JPEGs a GPU decodes, and safely.
 
 Decoders differ in what they accept (CMYK, arithmetic coding, 12 bits) and in what they make of a
 file (colours without JFIF marker, EXIF rotation, a cut end). `read_header` accepts the files on
-which Pillow, torchvision, TorchCodec and nvJPEG agree, which are nearly all; others are left to
-Pillow.
+which Pillow, torchvision, TorchCodec and nvJPEG agree, and of these the ones that nvJPEG's hardware
+engine decodes as one batch: baseline, in one scan, of usual sampling. Those are nearly all.
+
+nvJPEG decodes others (most of all progressive ones) image after image, with a host phase of their
+own, by the thread that calls it. Loader processes are more, so they decode these; and TorchCodec
+0.17 starts the host phase of one while the GPU may still read the buffers of the one before
+(`DecodeJpegCuda.cpp`), which gave wrong pixels on an H200.
 
 Source: ITU-T T.81 (JPEG), annex B; libjpeg's `default_decompress_parms` for the colour space.
 """
@@ -12,13 +17,13 @@ from typing import NamedTuple
 
 START = b"\xff\xd8\xff"
 END = b"\xff\xd9"
-BASELINE, PROGRESSIVE = 0xC0, 0xC2
-OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - {BASELINE, PROGRESSIVE, 0xC4}  # 0xC4: Huffman tables
+BASELINE = 0xC0
+OTHER_FRAMES = frozenset(range(0xC1, 0xD0)) - {0xC4}  # 0xC4: Huffman tables
 APP0, APP1, APP14, SCAN = 0xE0, 0xE1, 0xEE, 0xDA
 APP_UNUSED = 0xEF
 WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
-COLOUR_SAMPLING = frozenset({0x11, 0x12, 0x21, 0x22, 0x41})
-"""Factors of the luma channel, 16 * horizontal + vertical, over chroma channels of 0x11."""
+SAMPLING = frozenset({b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11"})
+"""Factors of each channel, 16 * horizontal + vertical: grey, 4:4:4, 4:2:2 and 4:2:0."""
 
 
 class JpegHeader(NamedTuple):
@@ -31,10 +36,10 @@ class JpegHeader(NamedTuple):
 
 
 def read_header(content: bytes) -> JpegHeader | None:
-    """Return the header of a JPEG that every decoder reads alike; None for any other file.
+    """Return the header of a JPEG for a GPU (see above); None for any other file.
 
-    These have 8 bits, one (grey) or three (YCbCr) channels, a baseline or progressive frame and an
-    end marker.
+    These have 8 bits, one (grey) or three (YCbCr) channels, a baseline frame in one scan and an end
+    marker.
     """
     if not content.startswith(START):
         return None
@@ -53,10 +58,10 @@ def read_header(content: bytes) -> JpegHeader | None:
         segment = content[position + 4 : min(end, position + 32)]
         if marker == SCAN:
             # A cut file has no end after its scan; Pillow reports it or copes.
-            if frame is None or content.rfind(END, position) < 0:
+            if frame is None or segment[:1] != frame[5:6] or content.rfind(END, position) < 0:
                 return None
             return _usual_frame(frame, jfif, adobe, tuple(exif))
-        if marker in {BASELINE, PROGRESSIVE}:
+        if marker == BASELINE:
             if frame is not None:
                 return None
             frame = segment
@@ -78,10 +83,7 @@ def _usual_frame(
         return None
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     names, sampling = frame[6 : 6 + 3 * frame[5] : 3], frame[7 : 6 + 3 * frame[5] : 3]
-    if not height or not width:
+    if not height or not width or sampling not in SAMPLING:
         return None
-    if len(names) == 1:
-        return JpegHeader(height, width, exif)
     ycbcr = (jfif or adobe == 1 or names == b"\1\2\3") and adobe in {None, 1} and names != b"RGB"
-    usual = len(names) == 3 and sampling[0] in COLOUR_SAMPLING and sampling[1:] == b"\x11\x11"
-    return JpegHeader(height, width, exif) if ycbcr and usual else None
+    return JpegHeader(height, width, exif) if len(names) == 1 or ycbcr else None

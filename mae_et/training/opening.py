@@ -2,7 +2,7 @@
 
 A run of one rank prints it before PyTorch is loaded, which takes seconds, so that mistakes in data
 and plan are reported at once. What PyTorch alone knows (other ranks, the size and the plan of a
-network that timm builds) follows, and what turns out different is corrected.
+network that timm builds) follows, and what turns out different is printed again.
 """
 
 import os
@@ -47,10 +47,6 @@ class Opening(Generic[Data]):
         state = f"resumes after step {self.step:,}" if self.step else "new"
         if self.finished:
             state = "finished before, its results follow"
-            missing = [name for name in config.outputs if not (folder / name).exists()]
-            if missing and self.step:
-                self.finished = False
-                state = f"finished before, without {missing[0]}: writes it from step {self.step:,}"
         if is_main():
             write_line(f"mae-et {__version__}: {command} in {folder}: {state}")
 
@@ -70,14 +66,11 @@ class Opening(Generic[Data]):
         return self
 
     def say(self, **facts: str) -> None:
-        """Print facts that are new, and of those printed before, what turns out different."""
+        """Print facts that were not printed before, or turn out different."""
         for name, fact in facts.items():
-            known = self.facts.get(name, "").split("; ")
-            different = [part for part in fact.split("; ") if part not in known]
-            if is_main() and different:
-                corrected = f"{'; '.join(different)} (corrected)"
-                write_line(f"{name:<8}{corrected if name in self.facts else fact}")
-            self.facts[name] = fact
+            if is_main() and self.facts.get(name) != fact:
+                write_line(f"{name:<8}{fact}{' (corrected)' if name in self.facts else ''}")
+                self.facts[name] = fact
 
     def say_expected(self, plan: Plan | None = None) -> None:
         """Print device and precision of the only rank, and model and plan of a pre-training."""
@@ -112,12 +105,7 @@ class Opening(Generic[Data]):
         self.say(
             model=_model(config, name, _parameters(model) - inner, inner, plan),
             device=_device(device, world.size, dtype, workers),
-            plan=_plan(
-                plan,
-                None if run.state.micro_batch else run.micro_batch,
-                run.compiled,
-                run.graphs is not None,
-            ),
+            plan=_plan(plan, None if run.state.micro_batch else run.micro_batch, run.compiled),
             curves=curves_command(config.output),
         )
 
@@ -172,8 +160,7 @@ def _expected_plan(efficiency: EfficiencyConfig, gpu: str | None, plan: Plan) ->
     if compiled == "auto":
         compiled = gpu is not None and worth_compiling(plan)
     fitted = requested == "auto" or (requested is None and gpu is not None)
-    sizes = None if fitted else micro_batch_size(requested, plan, 1)
-    return _plan(plan, sizes, compiled, gpu is not None and efficiency.replays)
+    return _plan(plan, None if fitted else micro_batch_size(requested, plan, 1), compiled)
 
 
 def _model(config: Any, name: str, parameters: int, decoder: int, plan: Plan) -> str:
@@ -197,9 +184,7 @@ def _cpu(threads: int) -> str:
     return f"CPU, {threads} thread{'s' * (threads != 1)}"
 
 
-def _plan(
-    plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool, graphs: bool
-) -> str:
+def _plan(plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool) -> str:
     """Describe a plan and its steps; `micro_batch` is None where it is yet to be fitted."""
     stages = len(plan.stages)
     fact = (
@@ -210,7 +195,7 @@ def _plan(
     if micro_batch is not None:
         sizes = [micro_batch(bandwidth) for bandwidth in _bandwidths(plan)]
         fact += f"micro-batch {' / '.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))}, "
-    return fact + ("compiled" if compiled else "not compiled") + ", CUDA graphs" * graphs
+    return fact + ("compiled" if compiled else "not compiled")
 
 
 def _bandwidths(plan: Plan) -> list[int]:

@@ -1,5 +1,8 @@
 """Boxes of many images are resized at once, each as torchvision resizes it alone."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,8 +10,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
 
 from mae_et.data import box_resize
-from mae_et.data.box_resize import ONE, filter_weights, resize_boxes
+from mae_et.data.box_resize import ONE, filter_weights
 from mae_et.data.boxes import PixelBox
+
+KERNELS = "mae_et.data.box_resize_triton"
 
 
 def images_and_boxes(count: int, largest: int = 150) -> tuple[list[Tensor], list[PixelBox]]:
@@ -28,6 +33,10 @@ def images_and_boxes(count: int, largest: int = 150) -> tuple[list[Tensor], list
     return images, boxes
 
 
+def resized(images: list[Tensor], boxes: list[PixelBox], size: int) -> Tensor:
+    return box_resize.resize_boxes(images, boxes, [False] * len(images), size)
+
+
 @pytest.mark.parametrize("size", [17, 48])
 def test_a_box_is_within_one_level_of_torchvisions_antialiased_crop(size: int) -> None:
     images, boxes = images_and_boxes(60)
@@ -35,18 +44,18 @@ def test_a_box_is_within_one_level_of_torchvisions_antialiased_crop(size: int) -
         resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
         for image, box in zip(images, boxes, strict=True)
     ]
-    difference = (resize_boxes(images, boxes, size).int() - torch.stack(expected).int()).abs()
+    difference = (resized(images, boxes, size).int() - torch.stack(expected).int()).abs()
     assert difference.max() <= 1
     assert difference.float().mean() < 0.06
 
 
 def test_an_image_does_not_depend_on_the_others_of_its_batch(monkeypatch) -> None:
     images, boxes = images_and_boxes(30)
-    together = resize_boxes(images, boxes, 24)
-    alone = [resize_boxes([i], [b], 24) for i, b in zip(images, boxes, strict=True)]
+    together = resized(images, boxes, 24)
+    alone = [resized([i], [b], 24) for i, b in zip(images, boxes, strict=True)]
     assert torch.equal(together, torch.cat(alone))
     monkeypatch.setattr(box_resize, "MAX_NUMBERS", 3 * 100 * 100 * 4)
-    assert torch.equal(together, resize_boxes(images, boxes, 24))
+    assert torch.equal(together, resized(images, boxes, 24))
 
 
 def test_products_are_exact_in_tf32() -> None:
@@ -66,6 +75,28 @@ def test_products_are_exact_in_tf32() -> None:
 
 def test_a_constant_image_stays_constant_and_a_whole_box_of_the_size_stays_as_it_is() -> None:
     constant = torch.full((3, 70, 41), 77, dtype=torch.uint8)
-    assert (resize_boxes([constant], [(3, 1, 50, 39)], 24) == 77).all()
+    assert (resized([constant], [(3, 1, 50, 39)], 24) == 77).all()
     image = torch.randint(0, 256, (3, 30, 30), dtype=torch.uint8)
-    assert torch.equal(resize_boxes([image], [(2, 5, 24, 24)], 24)[0], image[:, 2:26, 5:29])
+    assert torch.equal(resized([image], [(2, 5, 24, 24)], 24)[0], image[:, 2:26, 5:29])
+
+
+def test_kernels_of_triton_return_the_same_bit_for_bit(monkeypatch) -> None:
+    """In Triton's interpreter: odd sizes, single pixels, strides, flips, several groups."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    kernels = importlib.import_module(KERNELS)
+    del sys.modules[KERNELS]  # others compile them
+    images, boxes = images_and_boxes(4, 30)
+    images += [
+        images[0][:1].expand(3, -1, -1),
+        images[1].mT,
+        torch.full((3, 9, 9), 255, dtype=torch.uint8),
+        torch.randint(0, 256, (3, 1, 97), dtype=torch.uint8),
+    ]
+    top, left, height, width = boxes[1]
+    boxes += [boxes[0], (left, top, width, height), (4, 8, 1, 1), (0, 0, 1, 97)]
+    flips = [number % 2 == 0 for number in range(len(images))]
+    monkeypatch.setattr(kernels, "BLOCK_X", 16)
+    monkeypatch.setattr(kernels, "MAX_NUMBERS", 3 * 21 * 30 * 4)
+    ours = kernels.resize_boxes(images, boxes, flips, 21)
+    assert torch.equal(ours, box_resize.resize_boxes(images, boxes, flips, 21))

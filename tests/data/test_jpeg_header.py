@@ -21,7 +21,7 @@ def rotated(image: Image.Image) -> bytes:
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 48), (480, 7), (3, 500)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"subsampling": 0}])
 def test_a_usual_jpeg_has_the_size_that_pillow_reads(size, mode, options) -> None:
     content = encoded(noise(*size).convert(mode), "JPEG", **options)
     assert read_header(content) == JpegHeader(*size, ())
@@ -29,10 +29,29 @@ def test_a_usual_jpeg_has_the_size_that_pillow_reads(size, mode, options) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(unusual().keys() | broken().keys()))
-def test_what_decoders_read_differently_has_no_header(name: str) -> None:
+def test_what_decoders_read_differently_or_image_after_image_has_no_header(name: str) -> None:
     content = (unusual() | broken())[name]
-    usual = {"progressive.jpg", "grey.jpg", "one_pixel.jpg", "tall.jpg"}
+    usual = {"grey.jpg", "one_pixel.jpg", "tall.jpg"}
     assert (read_header(content) is not None) == (name in usual)
+
+
+@pytest.mark.parametrize(
+    ("mode", "luma", "usual"),
+    [
+        ("RGB", 0x11, True), ("RGB", 0x21, True), ("RGB", 0x22, True), ("L", 0x11, True),
+        ("RGB", 0x12, False), ("RGB", 0x41, False), ("L", 0x22, False),
+    ],
+)  # fmt: skip
+def test_only_sampling_that_the_hardware_decodes_has_a_header(mode, luma: int, usual: bool) -> None:
+    content = bytearray(encoded(noise().convert(mode), "JPEG"))
+    content[content.index(b"\xff\xc0") + 11] = luma
+    assert (read_header(bytes(content)) is not None) is usual
+
+
+def test_a_jpeg_of_several_scans_has_no_header() -> None:
+    content = bytearray(encoded(noise(), "JPEG"))
+    content[content.index(b"\xff\xda") + 4] = 1  # channel in the first scan
+    assert read_header(bytes(content)) is None
 
 
 def test_a_jpeg_cut_anywhere_has_no_header() -> None:

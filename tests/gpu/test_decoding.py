@@ -16,9 +16,11 @@ from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
 from mae_et.data.batch import Batch
-from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
+from mae_et.data.box_resize import resize_boxes
+from mae_et.data.choose_decoder import _find_decoder, choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoder_trial import LEAST_DECIBELS, MEDIAN_DECIBELS
+from mae_et.data.device_checks import checked_decode, fastest_resize
 from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.encoded import FilePlace
 from mae_et.data.loader import training_batches
@@ -86,6 +88,36 @@ def test_views_are_those_of_the_cpu_path(
     assert decibels.min() > LEAST_DECIBELS
 
 
+def test_kernels_resize_as_products_do(device: torch.device) -> None:
+    """Bit for bit, at the sides of the recipes."""
+    if device.type != "cuda":
+        pytest.skip("a CPU has no kernels")
+    resize, reason = fastest_resize(device)
+    assert reason == ""
+    draw = np.random.default_rng(0)
+    images, boxes = [], []
+    for shape in [*draw.integers(1, 400, (60, 2)), (1, 3000), (3000, 1), (1200, 900)]:
+        height, width = map(int, shape)
+        pixels = torch.from_numpy(draw.integers(0, 256, (3, height, width), np.uint8)).to(device)
+        images.append(pixels if len(images) % 7 else pixels[:1].expand(3, -1, -1))
+        h, w = int(draw.integers(1, height + 1)), int(draw.integers(1, width + 1))
+        boxes.append((int(draw.integers(height - h + 1)), int(draw.integers(width - w + 1)), h, w))
+    flips = [number % 2 == 0 for number in range(len(images))]
+    for size in (17, 96, 160, 224):
+        assert torch.equal(
+            resize(images, boxes, flips, size), resize_boxes(images, boxes, flips, size)
+        )
+
+
+def test_batches_have_the_pixels_of_images_decoded_alone(device: torch.device, decode) -> None:
+    """Where they do not, runs decode an image at a time, and say so."""
+    found, _ = _find_decoder(device)
+    assert found is not None
+    _, note = checked_decode(found, device)
+    if note:
+        pytest.skip(note)
+
+
 def corrupted(decode: Callable[[], object], shapes: list[tuple[int, ...]], device: Any) -> int:
     """Return in how many tries a decoder overwrites memory that queued kernels still read.
 
@@ -115,15 +147,15 @@ def test_decoding_leaves_memory_in_use_alone(device: torch.device, root: Path, c
     shapes = [(3, 512, 683)] * 8
     files = [_noise(512, 683, seed) for seed in range(len(shapes))]
     contents = [torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in files]
-    places = [FilePlace(n, 0, 0, 512, 683, (0, 0, 512, 683), False) for n in range(len(shapes))]
+    places = [FilePlace(n, 0, 512, 683, (0, 0, 512, 683), False) for n in range(len(shapes))]
     decoder = decoder_of(opened(root, "fourier")[0], device)
-    own_stream = decoder.stream
+    own_stream = decoder.streams[0]
     assert own_stream is not None
 
     def decode() -> None:
         """Decode on the decoder's stream, as `DeviceDecoder.__call__` does."""
         with torch.cuda.stream(own_stream):
-            decoder._decode(contents, places)
+            decoder._decode(contents, places, own_stream)
 
     with torch.cuda.device(device):
         unguarded = corrupted(lambda: decoder.decode(contents, device), shapes, device)

@@ -85,8 +85,7 @@ def check(run: Run, loss: Tensor, norm: Tensor) -> None:
     ],
 )
 def test_a_step_of_pre_training(tmp_path: Path, flags: list[str]) -> None:
-    fixed = ("--efficiency.micro_batch=6", "--efficiency.device=auto", "--model.encoder_depth=1",
-             "--efficiency.cuda_graphs=false")  # fmt: skip
+    fixed = ("--efficiency.micro_batch=6", "--efficiency.device=auto", "--model.encoder_depth=1")
     config = config_in(tmp_path, *fixed, *flags)
     plan = make_plan(config, 40)
     run, _ = pretraining.build(config, plan, GPU, None)
@@ -119,9 +118,9 @@ def test_a_step_of_a_classifier(tmp_path: Path, flags: list[str]) -> None:
 def test_views_are_decoded_and_resized_on_the_gpu(monkeypatch) -> None:
     """One image is grey, one is decoded already, and one is refused for its size."""
     places = [
-        FilePlace(0, 0, 9, 50, 60, (0, 0, 20, 30), True),
-        FilePlace(2, 9, 12, 50, 60, (0, 1, 50, 20), False),
-        FilePlace(3, 12, 15, 40, 40, (0, 0, 40, 40), False),
+        FilePlace(0, 9, 50, 60, (0, 0, 20, 30), True),
+        FilePlace(2, 3, 50, 60, (0, 1, 50, 20), False),
+        FilePlace(3, 3, 40, 40, (0, 0, 40, 40), False),
     ]
 
     def decode(contents: list[Tensor], device: torch.device) -> list[Tensor]:

@@ -1,0 +1,67 @@
+"""Check what a device computes before a run relies on it, and do without what it gets wrong."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mae_et.data.box_resize import Resize, resize_boxes
+from mae_et.errors import one_line
+
+IMAGES, HEIGHT, WIDTH = 16, 375, 500
+ROUNDS = 3
+
+Decode = Callable[[list[Tensor], torch.device], list[Tensor]]
+"""Decode files, uint8 [bytes] each, to RGB images, uint8 [3 H W] each, on a device."""
+
+
+def checked_decode(decode: Decode, device: torch.device) -> tuple[Decode, str]:
+    """Return a decoder whose batches are right, and how it differs from the one that was passed.
+
+    Without a JPEG engine on the GPU, nvJPEG decodes one image after another. TorchCodec 0.17 does
+    not wait in between, so that an image can overwrite buffers from which the GPU still reads the
+    one before. At the end of each call it waits: images that are decoded alone are right.
+    """
+    noise = np.random.default_rng(0)
+    contents = [_jpeg(noise.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)) for _ in range(IMAGES)]
+
+    def one_by_one(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        return [image for content in contents for image in decode([content], device)]
+
+    try:
+        alone = one_by_one(contents, device)
+        for _ in range(ROUNDS):
+            together = decode(contents, device)
+            if not all(torch.equal(*pair) for pair in zip(alone, together, strict=True)):
+                return one_by_one, "an image at a time, for its batches have wrong pixels"
+    except Exception as error:  # decoders raise many types
+        return one_by_one, f"an image at a time, for a batch failed: {one_line(error)[:200]}"
+    return decode, ""
+
+
+def _jpeg(pixels: np.ndarray) -> Tensor:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "jpeg")
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def fastest_resize(device: torch.device) -> tuple[Resize, str]:
+    """Return Triton's kernels if they compile and are right, else products, and why.
+
+    The kernels are compiled by this call, before threads use them.
+    """
+    pixels = (torch.arange(3 * 60 * 90) ** 2 % 251).byte().reshape(3, 60, 90).to(device)
+    views = [pixels, pixels[:1].expand(3, -1, -1)], [(3, 5, 50, 80), (20, 30, 7, 5)], [False, True]
+    try:
+        from mae_et.data.box_resize_triton import resize_boxes as with_kernels
+
+        right = torch.equal(with_kernels(*views, 24), resize_boxes(*views, 24))
+        reason = "its pixels are wrong"
+    except Exception as error:  # not installed, without a compiler, or an old GPU
+        right, reason = False, one_line(error)[:200]
+    if right:
+        return with_kernels, ""
+    return resize_boxes, f"resized without Triton, which is slower: {reason}"
