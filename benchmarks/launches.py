@@ -57,7 +57,9 @@ def bench_launches(config: LaunchesConfig) -> dict[str, Any]:
     for precision, bandwidth, compiled in product(
         config.precisions, config.bandwidths, (False, True)
     ):
-        step = training_step(model, config.batch, bandwidth, precision, device, compiled)
+        step = training_step(
+            model, config.batch, bandwidth, precision, device, compiled, replayed=False
+        )
         counts = launches(step)
         kinds = Counter(map(_kind, counts.elements()))
         name = f"{precision}, {bandwidth}, {'compiled' if compiled else 'eager'}"

@@ -5,8 +5,8 @@
 Measured one after another, each within its part of the time: training at each bandwidth (eager and
 compiled, two micro-batches), every way of loading, the exchange of gradients between the GPUs, and
 a checkpoint. Hours are computed from these (`mae_et/curriculum/throughput.py`); training and
-loading are measured apart, and are taken to run at the speed of the slower. Gradients are taken to
-be exchanged during the backward pass, as DistributedDataParallel does.
+loading are measured apart, and are taken to run at the speed of the slower. On a GPU, passes are
+replayed as CUDA graphs, after which gradients are exchanged.
 """
 
 import os
@@ -32,8 +32,6 @@ from .node_loading import loading_speeds
 from .node_training import checkpoint_seconds, training_speeds
 
 TRAINING_SHARE, LOADING_SHARE = 0.5, 0.35
-BACKWARD = 2 / 3
-"""Fraction of a step that the backward pass takes: two products for each of the forward pass."""
 Rows = list[dict[str, Any]]
 
 
@@ -173,14 +171,14 @@ def trained_speed(training: Rows, bandwidth: int, compiled: bool, share: int) ->
 
 
 def with_exchange(speed: float, share: int, seconds: float) -> float:
-    """Return the images/s of a GPU whose steps also exchange gradients, during the backward pass.
+    """Return the images/s of a GPU whose steps also exchange gradients, after the backward pass.
 
     Args:
         speed: images/s without it.
         share: images of a step.
         seconds: time of the exchange.
     """
-    return min(speed, speed / (1 - BACKWARD + seconds * speed / share))
+    return share / (share / speed + seconds) if speed else 0.0
 
 
 def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, float] | None:
@@ -209,8 +207,8 @@ def _model(
         included = "seconds" in (exchange or {})
         model = throughput_model(plan, trained, (count,), loader, cores, included)
         for row in model["loading"]:
-            exposed = row["images_per_second"] < alone[row["bandwidth"]]
-            if exposed and row.get("bottleneck") != "loader":
+            longest = taken * alone[row["bandwidth"]] >= share  # as long as the passes
+            if longest and row.get("bottleneck") != "loader":
                 row["bottleneck"] = "exchange"
         return model
 

@@ -103,12 +103,13 @@ def _sample(config: PretrainConfig) -> Iterator[list[Way]]:
             )
         )  # fmt: skip
         prepared = dataclasses.replace(files, name="shards", root=shards)
+        from_shards = ["--data.name=shards", "--data.root=SHARDS", *crop]
         yield [
             Way("files, fourier", files, "fourier", "cpu", [], every=False),
             Way("files, GPU", files, "fourier", "gpu", decode),
             Way("files, decode", files, "decode", "cpu", crop),
-            Way("prepared shards, decode", prepared, "decode", "cpu",
-                ["--data.name=shards", "--data.root=SHARDS", *crop]),
+            Way("prepared shards, decode", prepared, "decode", "cpu", from_shards),
+            Way("prepared shards, GPU", prepared, "decode", "gpu", [*from_shards, *decode]),
         ]  # fmt: skip
 
 

@@ -4,8 +4,9 @@
     mae-et bench crop
 
 Every arm runs forward, backward and the optimizer on the same batch in memory; arms are
-interleaved. The first is the plain reference of `benchmarks/reference.py` at the base size. Memory
-is the peak of a separate process that builds the arm and runs two steps, above its start.
+interleaved. The first is the plain reference of `benchmarks/reference.py` at the base size; on a
+GPU, the others are replayed as CUDA graphs, as in a run. Memory is the peak of a separate process
+that builds the arm and runs two steps, above its start.
 """
 
 import multiprocessing
@@ -95,9 +96,13 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
         if config.memory
         else {}
     )
+    # A compiled step has the same FLOPs, and a replayed one calls no operators to count.
+    flops = {
+        name: operations(build() if "reference" in name else build(replayed=False))
+        for name, build in builders.items()
+        if "compiled" not in name
+    }
     steps = {name: build() for name, build in builders.items()}
-    # A compiled step has the same FLOPs.
-    flops = {name: operations(step) for name, step in steps.items() if "compiled" not in name}
     speeds = interleave(steps, config.rounds)
     first = next(iter(builders))
     print("| step | images/s | times the reference | FLOPs | memory |")

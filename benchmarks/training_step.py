@@ -1,6 +1,7 @@
 """Training steps to be timed: mae-et's, and those of the plain reference."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from mae_et.config.efficiency import Precision
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import OptimConfig
 from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.data.batch import Batch
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.training.compile import compile_network
+from mae_et.training.cuda_graphs import GraphedPasses
 from mae_et.training.optim import build_optimizer
 
 from .reference import PlainAutoencoder
@@ -39,7 +42,7 @@ def reference_step(
         with autocast(dtype, device):
             return model(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD), noise, visible)
 
-    return _update(loss, optimizer, device)
+    return _update(lambda: loss().backward(), optimizer, device)
 
 
 def training_step(
@@ -49,10 +52,11 @@ def training_step(
     precision: Precision,
     device: torch.device,
     compiled: bool = False,
+    replayed: bool | None = None,
 ) -> Callable[[], object]:
     """Return a step of mae-et, starting from uint8 images of the base size in memory."""
     built = network_of(model, device, 1 if compiled else None)
-    return step_of(built, model, batch, bandwidth, precision, device)
+    return step_of(built, model, batch, bandwidth, precision, device, replayed)
 
 
 def network_of(
@@ -76,8 +80,13 @@ def step_of(
     bandwidth: int,
     precision: Precision,
     device: torch.device,
+    replayed: bool | None = None,
 ) -> Callable[[], object]:
-    """Return a step of a network, starting from uint8 images of the base size in memory."""
+    """Return a step of a network, starting from uint8 images of the base size in memory.
+
+    `replayed` says whether its passes are replayed as CUDA graphs: on a GPU by default, as in a
+    run.
+    """
     network, called, optimizer = built
     dtype = autocast_dtype(precision, device)
     shape = batch, model.channels, model.image_size, model.image_size
@@ -85,19 +94,28 @@ def step_of(
     noise = torch.rand(batch, (bandwidth // network.patch) ** 2, device=device)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if model.channels == 3 else ((0.5,), (0.25,))
 
-    def loss() -> Tensor:
-        images = low_frequency_crop(normalise(pixels, mean, std), bandwidth)
+    def work(batch: Batch) -> Tensor:
+        images = low_frequency_crop(normalise(batch.images, mean, std), bandwidth)
         with autocast(dtype, device):
-            return called(images, model.mask_ratio, noise, every_patch=False).loss
+            loss = called(images, model.mask_ratio, batch.noise, every_patch=False).loss
+        loss.backward()
+        return loss.detach()
 
-    return _update(loss, optimizer, device)
+    one = Batch(pixels, noise, torch.zeros(batch, dtype=torch.int64))
+    if not (device.type == "cuda" if replayed is None else replayed):
+        return _update(partial(work, one), optimizer, device)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    replay = partial(GraphedPasses(trained, required=True), work, one, bandwidth, first=True)
+    return _update(replay, optimizer, device)
 
 
 def _update(
-    loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, device: torch.device
+    work: Callable[[], object], optimizer: torch.optim.Optimizer, device: torch.device
 ) -> Callable[[], object]:
+    """Return a step of `work`, which computes gradients."""
+
     def step() -> None:
-        loss().backward()
+        work()
         optimizer.step()
         optimizer.zero_grad()
         wait(device)

@@ -52,12 +52,23 @@ def open_splits(opening: Opening[Splits]) -> Splits:
     if config.output.evaluate_every is None:
         return train, None
     val = open_labelled(config.data, "val", config.model.channels, "a classifier")
-    if list(train.classes) != list(val.classes):
-        raise UserError("the training and validation splits differ in their classes")
-    empty = classes_without_images(val)
-    if empty:
+    _check_same_classes(train, val)
+    return train, val
+
+
+def _check_same_classes(train: ImageDataset, val: ImageDataset) -> None:
+    """Refuse splits of other classes; where labels are numbers, each split has its own count."""
+    of_train, of_val = set(train.classes), set(val.classes)
+    if unknown := [name for name in val.classes if name not in of_train]:
+        raise UserError(
+            "the validation split has classes that the training split lacks: "
+            f"{', '.join(unknown[:5])}"
+        )
+    absent = [name for name in train.classes if name not in of_val]
+    if empty := absent or classes_without_images(val):
         raise UserError(
             f"the validation split has no image of {', '.join(empty[:5])}: add some, or move the "
             "class out of the training split"
         )
-    return train, val
+    if list(train.classes) != list(val.classes):
+        raise UserError("the training and validation splits list their classes in another order")

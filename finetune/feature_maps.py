@@ -23,7 +23,7 @@ from mae_et.config.data import check_statistics
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.image_folder import open_image_files
 from mae_et.data.transforms import EvalDataset
-from mae_et.errors import UserError
+from mae_et.io.atomic import refuse_unwritable
 from mae_et.monitoring.image_grid import as_panel, image_grid, save_png
 from mae_et.monitoring.reconstructions import as_rgb
 from mae_et.runtime.distributed import choose_device
@@ -69,10 +69,8 @@ def draw_feature_maps(config: FeatureMapConfig) -> Path:
         panels += [as_panel(shown, PANEL), as_panel(colours, PANEL)]
     pairs = 2 if len(chosen) > 1 else 1
     rows = [panels[start : start + 2 * pairs] for start in range(0, len(panels), 2 * pairs)]
-    try:
+    with refuse_unwritable(f"save {config.save}"):
         save_png(config.save, image_grid(rows, ("image", "features") * pairs, frame=8))
-    except OSError as error:
-        raise UserError(f"save {config.save} cannot be written: {error.strerror}") from None
     return config.save
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.tensor_files import export_encoder
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.schema import ENCODER, PretrainConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.batch import Batch, black_batch
@@ -53,8 +53,6 @@ from mae_et.training.run import Run
 from mae_et.training.saved_state import resumed_plan
 from mae_et.training.session import check_data, distributed_session, train_run, write_results
 from mae_et.training.step import update
-
-ENCODER = "encoder.safetensors"
 
 
 def pretrain(
@@ -101,7 +99,7 @@ def _pretrain(
     step: Step[Batch],
     opening: Opening[ImageDataset],
 ) -> None:
-    saved, finished = find_checkpoint(config, world, outputs=[ENCODER])
+    saved, finished = find_checkpoint(config, world)
     reached = saved is not None and stop_after_step is not None and saved["step"] >= stop_after_step
     if finished or reached:
         return
@@ -111,7 +109,7 @@ def _pretrain(
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world)
     plan = resumed_plan(config, saved, make_plan(config, len(source)))
-    run, model = build(config, plan, world, saved)
+    run, model = build(config, plan, world, saved, static=step is train_step)
     run.provenance |= provenance
     run.stopped, run.stop_after_step = stopped, stop_after_step
     del saved  # its tensors are in the run now
@@ -128,15 +126,25 @@ def _pretrain(
 
 
 def build(
-    config: PretrainConfig, plan: Plan, world: DistributedContext, saved: dict[str, Any] | None
+    config: PretrainConfig,
+    plan: Plan,
+    world: DistributedContext,
+    saved: dict[str, Any] | None,
+    static: bool = True,
 ) -> tuple[Run, MaskedAutoencoder]:
-    """Build the model and its run, new (random, or from initial weights) or from a checkpoint."""
+    """Build the model and its run, new (random, or from initial weights) or from a checkpoint.
+
+    `static` says whether every pass does the same work, as those of `train_step` do.
+    """
     torch.manual_seed(config.seed)
     model = MaskedAutoencoder.from_config(config.model)
     initial = load_initial_weights(model, config, world) if saved is None else saved_hash(saved)
     model.set_gradient_checkpointing(config.efficiency.gradient_checkpointing)
     optimizer_of = partial(build_optimizer, config=config.optim)
-    run = build_run(config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True)
+    run = build_run(
+        config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True,
+        static=static,
+    )  # fmt: skip
     run.provenance["init"] = initial
     return run, model
 

@@ -14,6 +14,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import open_image_files
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
+from mae_et.io.atomic import refuse_unwritable
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.runtime.distributed import choose_device
@@ -63,8 +64,6 @@ def reconstruct(config: ReconstructConfig) -> Path:
         panels = reconstruction_panels(model.to(device), pixels, noise, config.mask_ratio, data)
     except ValueError as error:
         raise UserError(str(error)) from None
-    try:
+    with refuse_unwritable(f"output {config.output}"):
         save_png(config.output, panel_grid(panels, model.target))
-    except OSError as error:
-        raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
     return config.output

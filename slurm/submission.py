@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from mae_et.config.files import to_yaml
 from mae_et.errors import UserError
+from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import printable, say
 from mae_et.training.same_run import check_same_run
@@ -203,13 +203,7 @@ def _check_folder(folder: Path, dry_run: bool) -> None:
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise UserError(f"the run folder {folder} cannot be written to: see {there}")
         return
-    probe = folder / f".writable-{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"the run folder {folder} cannot be written to: {error.strerror}") from None
+    check_writable(folder)
 
 
 def _check_queue(folder: Path) -> None:

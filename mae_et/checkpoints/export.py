@@ -24,6 +24,7 @@ from mae_et.checkpoints.tensor_files import write_safetensors, write_torch
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.commands import Format
 from mae_et.errors import UserError
+from mae_et.io.atomic import refuse_unwritable
 from mae_et.models.mae import MaskedAutoencoder
 
 # Parts of a block that MAE's code builds.
@@ -76,7 +77,7 @@ def export(
     else:
         model = masked_autoencoder(weights, decoder=format != "timm")
     encoder = weights.encoder if model is None else dict(model.encoder.state_dict())
-    try:
+    with refuse_unwritable(str(path)):
         if format == "hf":
             write_hugging_face(path, weights, model)
         elif format == "timm":
@@ -85,8 +86,6 @@ def export(
             _check_mae_encoder(encoder)
             rest = head_entries(weights.head) if model is None else _mae_decoder(model)
             write_torch(encoder | rest, path, weights.entries())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
     return path
 
 

@@ -1,14 +1,17 @@
 """The `mae-et` command.
 
 Exit status: 0 on success, 2 for a user's mistake, 1 for a run that failed, 128 + signal for a run
-that a signal stopped. Commands that end with results print them last, as a table on a terminal and
-one line of JSON elsewhere.
+that a signal stopped, 141 (SIGPIPE) where stdout is closed early (`| head`). Commands that end with
+results print them last, as a table on a terminal and one line of JSON elsewhere.
 """
 
+import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Sequence
+from signal import SIGPIPE
 from typing import Any
 
 from mae_et.cli.arguments import Arguments
@@ -27,11 +30,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _one_line_warning
     try:
         with stop_signals():
-            return run(given)
+            try:
+                status = run(given)
+            except SystemExit as ended:  # a command's --help
+                status = int(ended.code or 0)
+            print(end="", flush=True)  # at exit, a failure would print a traceback
+            return status
     except (UserError, RunFailed) as error:
         say(_sentence(error))
         return 2 if isinstance(error, UserError) else 1
     except OSError as error:  # a full disk, a folder that disappeared
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
+            return 128 + SIGPIPE
         say(str(error))
         return 1
     except (Interrupted, Stopped) as error:
@@ -87,6 +98,13 @@ def _sentence(error: Exception) -> str:
     if text.startswith("Caught "):
         text = re.sub(r"^.*\nmae_et\.errors\.\w+: ", "", text, flags=re.DOTALL)
     return text
+
+
+def _stdout_is_closed() -> bool:
+    """Return whether the reader of stdout is gone, rather than that of any other pipe."""
+    stdout = select.poll()
+    stdout.register(1, 0)  # no events: errors are always reported
+    return bool(stdout.poll(0))
 
 
 def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:

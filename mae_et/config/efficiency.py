@@ -38,10 +38,10 @@ class EfficiencyConfig(ProcessConfig):
     """Compile transformer blocks with torch.compile (other networks as a whole), on a GPU with
     graphs of their own for each bandwidth; auto compiles runs on a GPU of at least 1000 steps a
     bandwidth."""
-    cuda_graphs: bool = False
-    """Whether compiled networks run as CUDA graphs (torch.compile's reduce-overhead), which launch
-    all their kernels at once. It needs a GPU, efficiency.compile and one micro-batch per step, and
-    excludes sharding and gradient checkpointing. Not run on a GPU yet."""
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Whether pre-training on a GPU replays forward and backward passes as CUDA graphs, which
+    launch all their kernels at once. Excludes sharding and gradient checkpointing; auto replays
+    wherever these are off. Ranks then exchange gradients after a step's backward passes."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass to save memory."""
     micro_batch: int | dict[int, int] | Literal["auto"] | None = None
@@ -70,11 +70,19 @@ class EfficiencyConfig(ProcessConfig):
         )
         excluded = {
             "efficiency.device cpu": self.device == "cpu",
-            "efficiency.compile false": self.compile is False,
             "efficiency.sharding full": self.sharding == "full",
             "efficiency.gradient_checkpointing": self.gradient_checkpointing,
         }
         for key, given in excluded.items():
-            require(not (self.cuda_graphs and given), f"efficiency.cuda_graphs excludes {key}")
+            require(
+                not (self.cuda_graphs is True and given), f"efficiency.cuda_graphs excludes {key}"
+            )
         require_in(f"[0, {MOST_WORKERS}]", self, "efficiency.num_workers")
         require_in("(0, 1e8]", self, "efficiency.step_timeout")
+
+    @property
+    def replays(self) -> bool:
+        """Whether a GPU may replay passes: cuda_graphs is true, or auto and nothing excludes it."""
+        if self.cuda_graphs == "auto":
+            return self.sharding == "none" and not self.gradient_checkpointing
+        return self.cuda_graphs

@@ -90,7 +90,15 @@ Config = TypeVar("Config", bound="DataclassInstance")
 TYPES = {
     "int": "a whole number", "float": "a number", "bool": "true or false",
     "str": "text (in quotes)", "tuple": "a list such as [1, 2]", "list": "a list such as [1, 2]",
+    "dict": "a mapping such as {96: 2}",
 }  # fmt: skip
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<key>[\w.]+)": Expected a (?P<types>.+?)\. Got value: (?P<value>.*)'
+)
+_WRONG_UNION = re.compile(
+    r'Parser key "(?P<key>[\w.]+)": Does not validate against any of the Union subtypes '
+    r"Subtypes: \[(?P<types>.+)\] Errors: .* Given value type: \w+ Given value: (?P<value>.*)"
+)
 # What jsonargparse raises for an invalid config, and what checks of odd numbers raise.
 REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
@@ -135,14 +143,20 @@ def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str
     try:
         return expand_paths(_build(parser, kind, lambda: parser.parse_args(words)))
     except UserError as error:
-        raise UserError(f"{error}{_suggestion(str(error), parser)}") from None
+        raise UserError(f"{error}{_suggestion(str(error), parser, words)}") from None
 
 
-def _suggestion(sentence: str, parser: ArgumentParser) -> str:
+def _suggestion(sentence: str, parser: ArgumentParser, words: list[str]) -> str:
     """Return what an unknown flag may have been meant for, as the end of a sentence."""
     unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", sentence)
+    if not unknown:
+        return ""
     options = [option for action in parser._actions for option in action.option_strings]
-    return suggest_key(unknown[1], options) if unknown else ""
+    given = {word.partition("=")[0] for word in words}
+    needed = (action.option_strings for action in parser._actions if action.required)
+    missing = [options[0] for options in needed if options and given.isdisjoint(options)]
+    required = f"; {', '.join(missing)} must be given" if missing else ""
+    return suggest_key(unknown[1], options) or required
 
 
 def _build(parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]) -> Config:
@@ -172,16 +186,24 @@ def one_sentence(error: BaseException) -> str:
     """Put a parser's message on one line, with types named as a user would."""
     message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
     message = re.sub(r"\s+", " ", message).strip()
-    wrong = re.fullmatch(r'Parser key "([\w.]+)": Expected a (.+?)\. Got value: (.*)', message)
-    if not wrong:
-        return message
-    key, kind, value = wrong.groups()
-    return f"{key} must be {TYPES.get(kind, _choices(kind))}, got {value}"
+    wrong = _WRONG_TYPE.fullmatch(message) or _WRONG_UNION.fullmatch(message)
+    return (
+        f"{wrong['key']} must be {_kinds(wrong['types'])}, got {wrong['value']}"
+        if wrong
+        else message
+    )
 
 
-def _choices(kind: str) -> str:
-    choices = re.fullmatch(r"Literal\[(.*)\]", kind)
-    return f"one of {choices[1]}" if choices else f"of type {kind}"
+def _kinds(types: str) -> str:
+    """Describe types such as `int, Literal['auto'], NoneType`."""
+    names = re.sub(r"\[.*?\]", "", types).split(", ")
+    choices = ", ".join(re.findall(r"Literal\[(.*?)\]", types))
+    kinds = [
+        TYPES.get(name, f"of type {name}") for name in names if name not in {"Literal", "NoneType"}
+    ]
+    if not kinds:
+        return f"one of {choices}"
+    return " or ".join([*kinds, choices] if choices else kinds)
 
 
 def config_from_text(text: str, kind: type[Config]) -> Config:

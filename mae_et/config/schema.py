@@ -6,7 +6,7 @@ numbers; `efficiency` must not change them beyond rounding; `probe` and `output`
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mae_et.config.data import DataConfig, check_cache, check_statistics
 from mae_et.config.duration import Duration, duration_in_steps
@@ -18,6 +18,7 @@ from mae_et.errors import require, require_in
 
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
 Method = Literal["fourier", "resize", "decode"]
+ENCODER = "encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,8 @@ class OutputConfig:
 class RunConfig:
     """The sections that every training has, whatever its model: its checks are theirs together."""
 
+    outputs: ClassVar[tuple[str, ...]] = ()  # the files of a finished run besides results.json
+
     model: Any  # each kind of run has its own; all have `channels` and `image_size`
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
@@ -179,6 +182,8 @@ class RunConfig:
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
     """Pre-train a masked autoencoder under a frequency curriculum."""
+
+    outputs = (ENCODER,)
 
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)

@@ -1,14 +1,35 @@
-"""Write files completely or not at all."""
+"""Write files completely or not at all, or refuse the path that the user gave."""
 
+import errno
 import glob
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mae_et.errors import UserError
 
 # Tells apart processes of equal number on two machines that share a file system.
 _MACHINE = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
+
+@contextmanager
+def refuse_unwritable(name: str) -> Iterator[None]:
+    """Report a path that the user gave, and that cannot be written to inside, by a name.
+
+    A full disk passes, as it is no mistake.
+
+    Raises:
+        UserError: `NAME cannot be written to: REASON`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise UserError(f"{name} cannot be written to: {error.strerror}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

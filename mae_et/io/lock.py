@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from mae_et.errors import RunFailed, UserError
+from mae_et.io.atomic import refuse_unwritable
 from mae_et.io.plain_files import no_follow
 
 
@@ -32,11 +33,9 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
         UserError: another process holds the lock, or the folder cannot be written to or locked.
     """
     path = folder / ".lock"
-    try:
+    with refuse_unwritable(f"{key} {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = no_follow(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"{key} {folder} cannot be written to: {error.strerror}") from None
     try:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,11 +76,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: it is read-only, another user's, or not a folder.
     """
-    try:
+    with refuse_unwritable(f"the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise UserError(f"the folder {folder} cannot be written to: {error.strerror}") from None

@@ -10,7 +10,7 @@ import yaml
 
 from mae_et.config.plain_yaml import parse_yaml
 from mae_et.errors import UserError
-from mae_et.io.atomic import write_text_atomically
+from mae_et.io.atomic import refuse_unwritable, write_text_atomically
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitoring.figures import FIGURES, ordered_figures
 from mae_et.runtime.console import printable, say
@@ -70,10 +70,8 @@ def compare(config: CompareConfig, width: int | None = None) -> str:
     head = ["run", *varied, *figures]
     table = markdown_table(head, rows)
     if config.output is not None:
-        try:
+        with refuse_unwritable(f"output {config.output}"):
             write_text_atomically(config.output, table + "\n")
-        except OSError as error:
-            raise UserError(f"output {config.output} cannot be written: {error.strerror}") from None
     if width is not None and table.index("\n") > width:
         head, *rows = [list(column) for column in zip(head, *rows, strict=True)]
         return markdown_table(head, rows)

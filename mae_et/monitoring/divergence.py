@@ -38,14 +38,16 @@ def has_diverged(rows: Sequence[Row]) -> bool:
     """Return whether a run diverged or did not improve.
 
     It diverged if the median loss of any `LAST` consecutive rows exceeds twice the loss of the
-    first step. It did not improve if the median of the last ones is not below that loss.
+    first step. It did not improve if the median of the last ones is not below that loss, which
+    fewer than `FEWEST` rows are too short to tell.
     """
     losses = _losses(rows)
-    if len(losses) < 2:
+    if not losses:
         return False
     start = rows[0].get("loss_at_start") or losses[0]
     middles = [median(losses[first : first + LAST]) for first in range(len(losses) - LAST + 1)]
-    return any(middle > 2 * start for middle in middles) or median(losses[-LAST:]) >= start
+    no_lower = len(losses) >= FEWEST and median(losses[-LAST:]) >= start
+    return no_lower or any(middle > 2 * start for middle in middles)
 
 
 def diagnosis(rows: Sequence[Row]) -> dict[str, Any]:

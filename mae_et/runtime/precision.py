@@ -3,13 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
 from mae_et.errors import UserError
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -31,7 +28,7 @@ def exact_products() -> Iterator[None]:
 
 
 def set_precision(
-    precision: Precision, tf32: bool, device: torch.device
+    precision: str, tf32: bool, device: torch.device
 ) -> tuple[torch.dtype | None, torch.amp.GradScaler]:
     """Set TF32 for the process; return the autocast dtype (None: float32) and its scaler.
 
@@ -53,8 +50,8 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast, or None for float32.
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast for `efficiency.precision`, or None for float32.
 
     Raises:
         UserError: bf16 is requested on a GPU without it.

@@ -16,7 +16,8 @@ from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.broadcast import broadcast_tensors
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import set_precision
-from mae_et.training.compile import check_cuda_graphs, compile_network, should_compile
+from mae_et.training.compile import compile_network, should_compile
+from mae_et.training.cuda_graphs import GraphedPasses, should_replay
 from mae_et.training.fsdp import shard
 from mae_et.training.micro_batch import fit_micro_batch
 from mae_et.training.plan import micro_batch_size
@@ -37,6 +38,7 @@ def build_run(
     ema_decay: float | None = None,
     multiple: int = 1,
     fit_by_default: bool = False,
+    static: bool = False,
 ) -> Run:
     """Build a run around a model, new or restored from a checkpoint.
 
@@ -52,6 +54,7 @@ def build_run(
         ema_decay: decay of a moving average of the weights; none by default.
         multiple: number that fitted micro-batches must be a multiple of.
         fit_by_default: on a GPU, fit micro-batches unless the config gives their size.
+        static: whether every pass does the same work, so that CUDA graphs can replay it.
 
     Raises:
         UserError: micro-batches, ranks or sharding do not fit the config.
@@ -88,20 +91,23 @@ def build_run(
             optimizer = broadcast_tensors(saved["optimizer"], world, world.device)
             saved = saved | {"optimizer": optimizer}
         state.restore(saved)
-    run.network = wrap(run)
+    run.network = wrap(run, static)
     return run
 
 
-def wrap(run: Run) -> nn.Module:
-    """Compile a run's model and wrap it in DistributedDataParallel, if config and ranks need it."""
+def wrap(run: Run, static: bool) -> nn.Module:
+    """Compile a run's model, and replay its passes or wrap it in DistributedDataParallel.
+
+    Each as config and ranks need it.
+    """
     network, plan, world, efficiency = run.network, run.plan, run.world, run.config.efficiency
     run.compiled = should_compile(efficiency.compile, plan, world)
-    if efficiency.cuda_graphs:
-        check_cuda_graphs(plan, world, run.micro_batch, run.compiled)
     if run.compiled:
-        bandwidths = len(plan.bandwidths)
-        network = compile_network(network, bandwidths, cuda_graphs=efficiency.cuda_graphs)
-    if world.size > 1 and efficiency.sharding == "none":
+        network = compile_network(network, len(plan.bandwidths))
+    if should_replay(efficiency, world.device, static):
+        trained = [p for p in run.state.model.parameters() if p.requires_grad]
+        run.graphs = GraphedPasses(trained, required=efficiency.cuda_graphs is True)
+    elif world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph
         # spares the search for unused weights, but torch's reducer fails on it (internal assert in

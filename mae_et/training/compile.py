@@ -5,9 +5,9 @@ autoencoder costs a few small compilations instead of whole networks, and hooks 
 gradient checkpointing stay outside of the graphs. Drop path makes each block a kind of its own: its
 rate is a constant of the graph.
 
-On a GPU each bandwidth has graphs of its own: Triton's kernels are tuned for one shape, and CUDA
-graphs need it. On a CPU all bandwidths share them: g++ takes a second for a kernel, which is as
-fast for any number of tokens.
+On a GPU each bandwidth has graphs of its own: Triton's kernels are tuned for one shape. On a CPU
+all bandwidths share them: g++ takes a second for a kernel, which is as fast for any number of
+tokens.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from mae_et.curriculum.plan import Plan
-from mae_et.errors import one_line, require
+from mae_et.errors import one_line
 from mae_et.models.decoders import CrossBlock
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext, any_rank
@@ -59,38 +59,10 @@ def compiler_fault(device: torch.device) -> str:
     return ""
 
 
-def check_cuda_graphs(
-    plan: Plan, world: DistributedContext, micro_batch: Callable[[int], int], compiles: bool
-) -> None:
-    """Refuse CUDA graphs where replaying one would overwrite memory in use, or there is none.
-
-    Gradients of a step lie in the memory of the graphs until the optimizer has read them, so a
-    step cannot have a second micro-batch.
-
-    Raises:
-        UserError: the run is not on a GPU, is not compiled, or accumulates gradients.
-    """
-    require(world.device.type == "cuda", "efficiency.cuda_graphs needs a GPU")
-    require(
-        compiles,
-        "efficiency.cuda_graphs needs efficiency.compile true; auto does not compile short runs",
-    )
-    share = plan.batch_size // world.size
-    for stage in plan.stages:
-        size = micro_batch(stage.bandwidth)
-        require(
-            size == share,
-            f"efficiency.cuda_graphs needs one micro-batch per step, and at bandwidth "
-            f"{stage.bandwidth} {size} of a rank's {share} images are one: use more ranks, or set "
-            "efficiency.micro_batch if more fit",
-        )
-
-
 def compile_network(
     network: nn.Module,
     bandwidths: int = 1,
     backend: str | Callable[..., Any] = "inductor",
-    cuda_graphs: bool = False,
 ) -> nn.Module:
     """Compile a network's transformer blocks in place, or the whole network if it has none.
 
@@ -101,8 +73,6 @@ def compile_network(
         network: sharded if it is to be, and not wrapped in DistributedDataParallel.
         bandwidths: number of input sizes.
         backend: backend of torch.compile.
-        cuda_graphs: replay graphs of kernels; `torch.compiler.cudagraph_mark_step_begin` must
-            precede each step. See `check_cuda_graphs`.
 
     Returns:
         The network to call.
@@ -119,8 +89,6 @@ def compile_network(
     torch._dynamo.config.optimize_ddp = not blocks
     dynamic = device.type == "cpu" and bool(blocks)
     options: dict[str, Any] = {"dynamic": dynamic, "backend": backend}
-    if cuda_graphs:
-        options["mode"] = "reduce-overhead"
     if not blocks:
         return torch.compile(network, **options)  # type: ignore[return-value]
     for block in blocks:

@@ -1,7 +1,6 @@
 """Find where a run stopped: its newest checkpoint, and whether it is finished."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ RESULTS = "results.json"
 
 
 def find_checkpoint(
-    config: RunConfig, world: DistributedContext, outputs: Sequence[str] = ()
+    config: RunConfig, world: DistributedContext
 ) -> tuple[dict[str, Any] | None, bool]:
     """Return the newest checkpoint of the run folder (None: new run), and whether it is finished.
 
     Only the main rank reads the checkpoint; see `share_checkpoint`. A run that lacks one of its
-    `outputs`, final files besides results.json, is not finished: they are written again, from its
-    last checkpoint if it has one.
+    outputs is not finished: they are written again, from its last checkpoint if it has one.
 
     Raises:
         UserError: the folder holds another run, or only checkpoints that do not load.
@@ -51,7 +49,7 @@ def find_checkpoint(
             plan_of(saved, Path(saved["path"]))
         check_same_run(config, saved, finished)
     newest = next(iter(list_checkpoints(checkpoints)[::-1]), None)
-    present = {RESULTS: finished} | {name: (folder / name).exists() for name in outputs}
+    present = {RESULTS: finished} | {name: (folder / name).exists() for name in config.outputs}
     found = {f"the newest checkpoint of {folder.name}": newest.name if newest else "absent"}
     found |= {f"its {name}": "present" if has else "absent" for name, has in present.items()}
     check_ranks_agree(found, world, RunFailed)  # a shared folder that lags: a later start agrees

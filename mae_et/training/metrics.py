@@ -58,18 +58,35 @@ class MetricsWindow:
         self.numbers: list[Tensor] = []
         """Loss [] and norm of the gradient [] of each step, in turn."""
         self.waited = 0.0
+        """Seconds that a CPU waited for batches."""
+        self.waits: list[tuple[Any, Any]] = []
+        """Events of a GPU around each wait: when it had run what was queued, and had a batch."""
         self.started = now
 
     def timed(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-        """Yield batches, and measure the time spent waiting for them."""
+        """Yield batches, and measure how long the device is idle for want of them.
+
+        Python queues work for a GPU ahead, so a wait of Python is none of the GPU while it works.
+        """
         while True:
-            before = time.perf_counter()
+            before, idle = time.perf_counter(), self._event()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            self.waited += time.perf_counter() - before
+            if idle is None:
+                self.waited += time.perf_counter() - before
+            else:
+                self.waits.append((idle, self._event()))
             yield batch
+
+    def _event(self) -> Any:
+        """Return an event at the end of the work queued on a GPU; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.current_stream(self.device).record_event(
+            torch.cuda.Event(enable_timing=True)
+        )
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Add a step, without work for the device."""
@@ -133,7 +150,7 @@ class MetricsWindow:
             "lr": lr_at(progress, run.config.optim) * peak_scale(state.optimizer),
             "weight_decay": weight_decay_at(progress, run.config.optim),
             "images_per_second": self.steps * plan.batch_size / seconds,
-            "data_time_fraction": self.waited / seconds,
+            "data_time_fraction": self._waited() / seconds,
             "memory_gib": peak_memory(world.device) / 2**30,
             "seconds": state.seconds,
             "window_steps": self.steps,
@@ -143,6 +160,10 @@ class MetricsWindow:
             row["loss_at_start"] = sums.first  # the loss before any training
         self._restart(now)
         return row
+
+    def _waited(self) -> float:
+        """Return the seconds that the device waited for batches, which has run all of its work."""
+        return self.waited + sum(idle.elapsed_time(ready) for idle, ready in self.waits) / 1000
 
     def _gather(self, substituted: int, world: DistributedContext) -> "Sums":
         """Gather the numbers of all ranks, in one exchange and one copy to the host."""

@@ -2,7 +2,7 @@
 
 A run of one rank prints it before PyTorch is loaded, which takes seconds, so that mistakes in data
 and plan are reported at once. What PyTorch alone knows (other ranks, the size and the plan of a
-network that timm builds) follows, and what turns out different is printed again.
+network that timm builds) follows, and what turns out different is corrected.
 """
 
 import os
@@ -47,6 +47,10 @@ class Opening(Generic[Data]):
         state = f"resumes after step {self.step:,}" if self.step else "new"
         if self.finished:
             state = "finished before, its results follow"
+            missing = [name for name in config.outputs if not (folder / name).exists()]
+            if missing and self.step:
+                self.finished = False
+                state = f"finished before, without {missing[0]}: writes it from step {self.step:,}"
         if is_main():
             write_line(f"mae-et {__version__}: {command} in {folder}: {state}")
 
@@ -66,11 +70,14 @@ class Opening(Generic[Data]):
         return self
 
     def say(self, **facts: str) -> None:
-        """Print facts that were not printed before, or turn out different."""
+        """Print facts that are new, and of those printed before, what turns out different."""
         for name, fact in facts.items():
-            if is_main() and self.facts.get(name) != fact:
-                write_line(f"{name:<8}{fact}{' (corrected)' if name in self.facts else ''}")
-                self.facts[name] = fact
+            known = self.facts.get(name, "").split("; ")
+            different = [part for part in fact.split("; ") if part not in known]
+            if is_main() and different:
+                corrected = f"{'; '.join(different)} (corrected)"
+                write_line(f"{name:<8}{corrected if name in self.facts else fact}")
+            self.facts[name] = fact
 
     def say_expected(self, plan: Plan | None = None) -> None:
         """Print device and precision of the only rank, and model and plan of a pre-training."""
@@ -105,7 +112,12 @@ class Opening(Generic[Data]):
         self.say(
             model=_model(config, name, _parameters(model) - inner, inner, plan),
             device=_device(device, world.size, dtype, workers),
-            plan=_plan(plan, None if run.state.micro_batch else run.micro_batch, run.compiled),
+            plan=_plan(
+                plan,
+                None if run.state.micro_batch else run.micro_batch,
+                run.compiled,
+                run.graphs is not None,
+            ),
             curves=curves_command(config.output),
         )
 
@@ -160,7 +172,8 @@ def _expected_plan(efficiency: EfficiencyConfig, gpu: str | None, plan: Plan) ->
     if compiled == "auto":
         compiled = gpu is not None and worth_compiling(plan)
     fitted = requested == "auto" or (requested is None and gpu is not None)
-    return _plan(plan, None if fitted else micro_batch_size(requested, plan, 1), compiled)
+    sizes = None if fitted else micro_batch_size(requested, plan, 1)
+    return _plan(plan, sizes, compiled, gpu is not None and efficiency.replays)
 
 
 def _model(config: Any, name: str, parameters: int, decoder: int, plan: Plan) -> str:
@@ -184,7 +197,9 @@ def _cpu(threads: int) -> str:
     return f"CPU, {threads} thread{'s' * (threads != 1)}"
 
 
-def _plan(plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool) -> str:
+def _plan(
+    plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool, graphs: bool
+) -> str:
     """Describe a plan and its steps; `micro_batch` is None where it is yet to be fitted."""
     stages = len(plan.stages)
     fact = (
@@ -195,7 +210,7 @@ def _plan(plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool) 
     if micro_batch is not None:
         sizes = [micro_batch(bandwidth) for bandwidth in _bandwidths(plan)]
         fact += f"micro-batch {' / '.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))}, "
-    return fact + ("compiled" if compiled else "not compiled")
+    return fact + ("compiled" if compiled else "not compiled") + ", CUDA graphs" * graphs
 
 
 def _bandwidths(plan: Plan) -> list[int]:

@@ -18,6 +18,7 @@ from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import as_tensor, normalise
 from mae_et.errors import Unreadable, UserError
+from mae_et.io.atomic import refuse_unwritable
 from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.preview import TrainingView, preview_image
@@ -83,8 +84,6 @@ def preview(config: PretrainConfig, path: Path) -> Path:
     drawn = draw_preview(config, plan, TrainDataset.from_config(config, source, plan))
     if drawn is None:
         raise UserError("none of the first images of the training split can be read")
-    try:
+    with refuse_unwritable(f"save {path}"):
         save_png(path, drawn)
-    except OSError as error:
-        raise UserError(f"save {path} cannot be written: {error.strerror}") from None
     return path

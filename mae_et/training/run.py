@@ -15,6 +15,7 @@ from mae_et.data.bad_images import BadImages
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag
+from mae_et.training.cuda_graphs import GraphedPasses
 from mae_et.training.optim import decay_start
 from mae_et.training.state import TrainState
 
@@ -36,6 +37,7 @@ class Run:
         stopped: set by a signal that asks to save and stop.
         stop_after_step: number of steps after which to save and stop; None for the plan's.
         compiled: whether the network, or its transformer blocks, are compiled.
+        graphs: replays passes as CUDA graphs; None where they run eagerly.
         bad_images: images that could not be read; None if the first one stops the run.
     """
 
@@ -50,6 +52,7 @@ class Run:
     stopped: StopFlag = field(default_factory=StopFlag)
     stop_after_step: int | None = None
     compiled: bool = False
+    graphs: GraphedPasses | None = None
     bad_images: BadImages | None = None
 
     def accumulation(self, stage: PlannedStage) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mae_et.curriculum.plan import PlannedStage
 from mae_et.data.batch import AnyBatch
+from mae_et.runtime.distributed import average_gradients
 from mae_et.training.nonfinite import propagate_nonfinite_loss, skip_update_unless_finite
 from mae_et.training.run import Run
 
@@ -32,21 +33,21 @@ def update(
         The loss [] and the norm of the gradient before clipping [], on the device.
     """
     state, accumulation = run.state, run.accumulation(stage)
-    if run.config.efficiency.cuda_graphs:
-        torch.compiler.cudagraph_mark_step_begin()  # tensors of the last step may be overwritten
+    work = partial(_pass, loss_of, accumulation, state.scaler)
     losses: list[Tensor] = []
     for number, batch in enumerate(batches, start=1):
         # Ranks exchange gradients once a step, with the last micro-batch. Sharded models exchange
         # those of each: only so do gradients stay sharded.
         with _exchange(run.network, number == accumulation):
-            loss = loss_of(batch)
-            if accumulation > 1:
-                loss = loss / accumulation
-            state.scaler.scale(loss).backward()
-        losses.append(loss.detach())
+            if run.graphs is None:
+                losses.append(work(batch))
+            else:
+                losses.append(run.graphs(work, batch, stage.bandwidth, first=number == 1))
     loss = reduce(torch.add, losses)
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if run.graphs is not None:
+        average_gradients(gradients, run.world)
     skips = run.config.optim.max_skipped_updates > 0
     if skips:
         propagate_nonfinite_loss(gradients, loss, run.world)
@@ -62,6 +63,20 @@ def update(
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     return loss, norm
+
+
+def _pass(
+    loss_of: Callable[[AnyBatch], Tensor],
+    accumulation: int,
+    scaler: torch.amp.GradScaler,
+    batch: AnyBatch,
+) -> Tensor:
+    """Run forward and backward pass on a micro-batch; return its part of a step's loss []."""
+    loss = loss_of(batch)
+    if accumulation > 1:
+        loss = loss / accumulation
+    scaler.scale(loss).backward()
+    return loss.detach()
 
 
 def _exchange(network: nn.Module, wanted: bool) -> AbstractContextManager[None]:

@@ -262,8 +262,7 @@ def test_compiled_steps_launch_the_same_products_and_fewer_operators(capsys) -> 
 
 
 def test_help_lists_every_bench(capsys) -> None:
-    with pytest.raises(SystemExit):
-        main(["bench", "--help"])
+    assert main(["bench", "--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
     assert listed == ["node", *BENCHMARKS]
     assert all(f"{name}," in f"{bench.__doc__}".replace(".", ",") for name in listed[1:])
@@ -346,8 +345,8 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     assert "has no images/s by bandwidth in 'images_per_second'" in capsys.readouterr().err
 
 
-def test_exchange_of_gradients_counts_where_the_backward_pass_is_shorter() -> None:
-    """On two GPUs, 32 images each: 0.1 s at 96 hides 0.067 s of a sum, 0.3 s at 160 all of it."""
+def test_exchange_of_gradients_follows_the_passes_of_a_step() -> None:
+    """On two GPUs, 32 images each: at 96 it takes as long as they do, 0.1 s."""
     flags = ["--optim.batch_size=64", "--curriculum.epochs=40", "--curriculum.cost=area"]
     plan = make_plan(load_config(PretrainConfig, [], flags), 10_000)
     training = [_trained(b, 32, seconds) for b, seconds in ((96, 0.1), (160, 0.3), (224, 0.6))]
@@ -355,7 +354,7 @@ def test_exchange_of_gradients_counts_where_the_backward_pass_is_shorter() -> No
     figures: dict[str, Any] = {"training": training, "loading": [], "exchange": found}
     figures |= summary(plan, figures, 2, 4)
     speeds = figures["images_per_second"]
-    assert speeds == pytest.approx({"96": 32 / (0.1 / 3 + 0.1), "160": 32 / 0.3, "224": 32 / 0.6})
+    assert speeds == pytest.approx({"96": 32 / 0.2, "160": 32 / 0.4, "224": 32 / 0.7})
     model = figures["throughput"]
     assert [row.get("bottleneck") for row in model["loading"]] == ["exchange", None, None]
     assert "exclude checkpointing" in throughput_table(model)

@@ -8,7 +8,7 @@ import pytest
 from finetune import ProbeConfig
 from mae_et import PretrainConfig, UserError, load_config
 from mae_et.cli.arguments import config_of
-from mae_et.config.commands import ReconstructConfig
+from mae_et.config.commands import ExportConfig, ReconstructConfig
 from mae_et.config.files import find_config
 from slurm import ClusterConfig
 
@@ -151,12 +151,21 @@ def test_a_typo_in_yaml_is_reported_with_its_line_and_the_closest_key(
         ("--data.download=maybe", "data.download must be true or false, got maybe"),
         ("--optim.betas=3", "optim.betas must be a list such as [1, 2], got 3"),
         ("--model.target=edges", "model.target must be one of 'pixel', 'norm_pix', 'hog', got"),
+        ("--model.patch_size=8.5", "model.patch_size must be a whole number, got 8.5"),
+        ("--data.replay=2", "data.replay must be a mapping such as {96: 2}, got 2"),
+        ("--data.replay={16: a}", "data.replay must be a mapping such as {96: 2}, got {16: 'a'}"),
+        ("--efficiency.compile=x", "efficiency.compile must be true or false or 'auto', got x"),
     ],
 )
 def test_a_wrong_type_is_named_in_plain_english(flag: str, sentence: str) -> None:
     with pytest.raises(UserError) as refused:
         load_config(PretrainConfig, [], [flag])
     assert sentence in str(refused.value)
+
+
+def test_an_unknown_flag_names_the_required_ones_that_are_missing() -> None:
+    with pytest.raises(UserError, match=r"arguments: --run=X; --format, --output must be given$"):
+        load_config(ExportConfig, [], ["--run=X", "--checkpoint", "x"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whole runs: killed and resumed, decoded by the GPU, and on two ranks."""
+"""Whole runs: killed and resumed, decoded by the GPU, replayed as graphs, and on two ranks."""
 
 import multiprocessing
 import signal
@@ -8,12 +8,15 @@ import pytest
 import torch
 from driver import main as drive
 from natural_images import jpeg, natural
+from ranks import CLASSIFIER
 from ranks import run as run_ranks
 
-from mae_et import pretrain
+from finetune import ClassifierConfig, classify
+from mae_et import load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.hardware import expected_gpu
+from mae_et.training.compile import compiler_fault
 
 SPAWN = multiprocessing.get_context("spawn")  # neither CUDA nor autograd's threads survive a fork
 QUIET = (
@@ -85,6 +88,71 @@ def test_bf16_and_gpu_decoding_train_like_the_cpu(
     ours = pretrain(tiny(*common, *faster, f"--output.dir={tmp_path / 'ours'}"))
     plain = pretrain(tiny(*common, f"--output.dir={tmp_path / 'plain'}"))
     torch.testing.assert_close(losses(ours), losses(plain), rtol=0.005, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        (["precision=fp32"], 1e-4),
+        (["precision=fp32", "micro_batch=4"], 1e-4),
+        (["precision=bf16", "micro_batch=12"], 5e-3),
+        (["precision=fp16", "micro_batch=6"], 5e-3),
+        (["precision=bf16", "micro_batch=6", "compile=true"], 5e-3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+@pytest.mark.parametrize("target", ["norm_pix", "hog"])
+def test_replayed_runs_train_like_eager_ones(
+    tiny,
+    tmp_path: Path,
+    device: torch.device,
+    flags: list[str],
+    tolerance: float,
+    target: str,
+    capfd,
+) -> None:  # fmt: skip
+    """Accumulated, scaled and compiled, at three bandwidths."""
+    if device.type != "cuda":
+        pytest.skip("a CPU has no CUDA graphs (tests/training/test_cuda_graphs.py has a fake one)")
+    if "compile=true" in flags and (fault := compiler_fault(device)):
+        pytest.skip(f"torch.compile fails here: {fault}")
+    common = [f"--efficiency.{flag}" for flag in ["device=cuda", *flags]]
+    settings = (*QUIET, *common, f"--model.target={target}", "--optim.base_lr=1e-3")
+    eager, replayed = (
+        pretrain(
+            tiny(
+                *settings, f"--efficiency.cuda_graphs={graphs}", f"--output.dir={tmp_path / graphs}"
+            )
+        )
+        for graphs in ("false", "true")
+    )
+    assert "CUDA graphs" in capfd.readouterr().err
+    close(replayed, eager, tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_classifier_trains_like_one_on_the_cpu(
+    tmp_path: Path, device: torch.device, precision: str
+) -> None:
+    """A ViT with mixing and a moving average of the weights, scored while it trains."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(CLASSIFIER)
+    flags = [
+        "--model.backbone=vit_tiny_patch16_224", "--recipe.mixup=0.8", "--recipe.cutmix=1",
+        "--optim.ema=0.9", "--optim.base_lr=1e-3",
+    ]  # fmt: skip
+
+    def run(place: str, *more: str) -> tuple[Path, float]:
+        folder = tmp_path / place
+        config = load_config(ClassifierConfig, [recipe], [*flags, f"--output.dir={folder}", *more])
+        return folder, classify(config)["loss"]
+
+    plain, expected = run("plain", "--efficiency.precision=fp32")
+    on = f"--efficiency.device={device.type}"
+    ours, found = run("ours", on, f"--efficiency.precision={precision}")
+    tolerance = 1e-3 if precision == "fp32" else 0.02
+    assert found == pytest.approx(expected, rel=tolerance)
+    torch.testing.assert_close(losses(ours), losses(plain), rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mae_et.config.schema import OutputConfig, PretrainConfig
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.agreement import (
     check_ranks_agree,
@@ -62,7 +63,7 @@ def outcomes_of(rank: int, folder: Path) -> list[str]:
     folder.mkdir(parents=True)
     for name in ["results.json"] if rank else ["results.json", "encoder.safetensors"]:
         (folder / name).write_text("{}")  # a shared folder that lags on rank 1
-    config = SimpleNamespace(output=SimpleNamespace(dir=folder))
+    config = PretrainConfig(output=OutputConfig(dir=folder))
 
     def fails(error: Exception, on: int) -> None:
         with fail_together(world):
@@ -75,7 +76,7 @@ def outcomes_of(rank: int, folder: Path) -> list[str]:
         lambda: check_ranks_agree({"seed": 1} | ({"the extra": 3} if rank else {}), world),
         lambda: check_ranks_agree({"checkpoint": f"step {rank}"}, world, RunFailed),
         lambda: check_same_start(model, None, world),
-        lambda: find_checkpoint(config, world, outputs=["encoder.safetensors"]),
+        lambda: find_checkpoint(config, world),
         lambda: check_ranks_agree({"clip": float("nan"), "empty": [], "none": None}, world),
         lambda: check_ranks_agree({"scale": [0.3, 0.1 + 0.2][rank]}, world),
         lambda: check_ranks_agree({"size": [32, 32.0][rank]}, world),

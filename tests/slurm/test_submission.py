@@ -364,7 +364,7 @@ def test_comparison_shows_differing_keys(place: Path, capsys) -> None:
     assert "| a\\|b c " in compare(CompareConfig([place / "r0", place / "a|b\nc"]))
     capsys.readouterr()
     assert main(["compare", "r0", "--output=r0"]) == 2
-    assert capsys.readouterr().err == "mae-et: output r0 cannot be written: Is a directory\n"
+    assert capsys.readouterr().err == "mae-et: output r0 cannot be written to: Is a directory\n"
     assert main(["compare", "r0", "nowhere"]) == 2
     assert "there is no run folder nowhere" in capsys.readouterr().err
 

@@ -8,13 +8,11 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_et import Curriculum, Stage, UserError
-from mae_et.config.efficiency import EfficiencyConfig
+from mae_et import Curriculum, Stage
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import compile as compiling
 from mae_et.training.compile import (
-    check_cuda_graphs,
     compile_network,
     eagerly,
     report_compilation,
@@ -172,48 +170,6 @@ def test_two_ranks_train_sharded_and_compiled_as_they_do_eagerly(tmp_path) -> No
     for key in ("loss", "grad_norm"):
         expected, found = ([row[key] for row in mine] for mine in rows)
         assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_cuda_graphs_are_requested_for_blocks_and_for_whole_networks(monkeypatch) -> None:
-    modes = []
-    monkeypatch.setattr(nn.Module, "compile", lambda _, **options: modes.append(options["mode"]))
-    monkeypatch.setattr(torch, "compile", lambda _, **options: modes.append(options["mode"]))
-    model = small(encoder_depth=2, decoder_depth=1)
-    compile_network(model, cuda_graphs=True)
-    compile_network(nn.Linear(3, 3), cuda_graphs=True)
-    assert modes == ["reduce-overhead"] * 4
-
-
-@pytest.mark.parametrize(
-    ("device", "size", "compiles", "sentence"),
-    [
-        ("cpu", 12, True, "needs a GPU"),
-        ("cuda", 12, False, r"needs efficiency\.compile true"),
-        ("cuda", 6, True, r"one micro-batch per step, and at bandwidth 16 6 of a rank's 12 images"),
-    ],
-)
-def test_cuda_graphs_are_refused_where_a_replay_would_be_wrong(
-    device: str, size: int, compiles: bool, sentence: str
-) -> None:
-    """Gradients of the first micro-batch would be overwritten by the second's."""
-    world = DistributedContext(0, 1, torch.device(device))
-    with pytest.raises(UserError, match=sentence):
-        check_cuda_graphs(SHORT, world, lambda _: size, compiles)
-    gpu = DistributedContext(0, 1, torch.device("cuda"))
-    check_cuda_graphs(SHORT, gpu, lambda _: 12, True)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"device": "cpu"}, {"compile": False}, {"sharding": "full"},
-        {"gradient_checkpointing": True},
-    ],
-)  # fmt: skip
-def test_cuda_graphs_exclude(other: dict) -> None:
-    EfficiencyConfig(cuda_graphs=True)
-    with pytest.raises(UserError, match=rf"cuda_graphs excludes efficiency\.{next(iter(other))}"):
-        EfficiencyConfig(cuda_graphs=True, **other)
 
 
 @pytest.mark.parametrize(

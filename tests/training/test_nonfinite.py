@@ -338,8 +338,10 @@ def test_a_spike_is_marked_in_the_record_and_in_tensorboard(tiny) -> None:
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ([1.0, 0.9, 0.8, 0.7, 0.6], False),
-        ([1.0, 0.9, 1.1, 1.0, 1.1], True),  # ends where it began
+        ([1.0, 0.9, *[0.8] * 6], False),
+        ([1.0, 0.9, *[1.1, 1.0] * 3], True),  # ends where it began
+        ([1.0, 0.9, 1.1, 1.0, 1.1], False),  # too short to tell
+        ([1.0, *[2.5] * 5], True),  # not so for this
         ([1.0, 0.9, *[2.5] * 5, *[0.5] * 20], True),  # was lost, and came back
         ([1.0, 0.9, 2.5, 30.0, *[0.5] * 20], False),  # a spike
         ([1.0], False),

@@ -47,19 +47,35 @@ def test_block_says_what_a_run_is_before_anything_is_built_and_nothing_twice(tin
     assert block("\n".join(lines)) == facts
 
 
-def test_what_turns_out_different_is_printed_again(tiny, capfd, monkeypatch) -> None:
+def test_of_a_fact_only_what_turns_out_different_is_printed_again(tiny, capfd, monkeypatch) -> None:
     monkeypatch.setattr(module, "expected_gpu", lambda: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = tiny("--efficiency.device=auto")
     opening = Opening("pretrain", config, open_training_images).open_early()
     facts = block(capfd.readouterr().err)
     assert facts["device"] == "NVIDIA H100, bfloat16; 0 loader processes"
+    assert facts["plan"].endswith("; not compiled, CUDA graphs")
     mae_et.pretrain(config, stop_after_step=1, opening=opening)
-    corrected = block(capfd.readouterr().err)
-    assert corrected == {
-        "device": "CPU, 1 thread, float32; 0 loader processes (corrected)",
-        "plan": facts["plan"].replace("not", "micro-batch 12, not") + " (corrected)",
+    assert block(capfd.readouterr().err) == {
+        "device": "CPU, 1 thread, float32 (corrected)",
+        "plan": "micro-batch 12, not compiled (corrected)",
     }
+
+
+def test_a_finished_run_without_its_encoder_says_that_it_writes_it(finished, capfd) -> None:
+    config = mae_et.load_config(
+        mae_et.PretrainConfig, [finished / "config.yaml"], [f"--output.dir={finished}"]
+    )
+    encoder = finished / "encoder.safetensors"
+    content = encoder.read_bytes()
+    encoder.unlink()
+    mae_et.pretrain(config)
+    head, *lines = capfd.readouterr().err.splitlines()
+    assert head.endswith(": finished before, without encoder.safetensors: writes it from step 25")
+    assert "data" in block("\n".join(lines))
+    assert encoder.read_bytes() == content
+    mae_et.pretrain(config)
+    assert capfd.readouterr().err.endswith(": finished before, its results follow\n")
 
 
 def test_other_ranks_print_nothing_and_several_ranks_say_the_rest_once_they_have_joined(
@@ -82,6 +98,22 @@ def test_classifier_says_all_but_its_network_and_plan_before_it_is_built(tmp_pat
     )
     Opening("supervised", config, open_splits).open_early()
     assert list(block(capfd.readouterr().err)) == ["data", "device", "curves"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "sentence"),
+    [(3, 2, "the validation split has no image of 2: add some"),
+     (2, 4, "the validation split has classes that the training split lacks: 2, 3")],
+)  # fmt: skip
+def test_classes_that_are_numbers_must_be_as_many_in_both_splits(train, val, sentence, tmp_path):
+    for split, classes in (("train", train), ("val", val)):
+        files = {f"{n}.{ending}": content for n in range(classes)
+                 for ending, content in (("png", encoded(n)), ("cls", b"%d" % n))}  # fmt: skip
+        write_shard(tmp_path / split / "0.tar", files)
+    data = DataConfig(name="wds", root=tmp_path)
+    config = ClassifierConfig(model=NetworkConfig(backbone="resnet18"), data=data)
+    with pytest.raises(mae_et.UserError, match=sentence):
+        _ = Opening("supervised", config, open_splits).data
 
 
 def test_images_without_a_label_are_counted_in_a_cached_dataset_too(tiny, tmp_path, capfd):

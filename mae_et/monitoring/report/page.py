@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mae_et.errors import UserError
-from mae_et.io.atomic import write_atomically
+from mae_et.io.atomic import refuse_unwritable, write_atomically
 from mae_et.monitoring.compare import varied_keys
 from mae_et.monitoring.figures import (
     figure_name,
@@ -76,11 +76,9 @@ def report(runs: list[Path], output: Path) -> Path:
         _section(record, place, colours[record.name]) for place, record in enumerate(records, 1)
     ]
     html = render(sections, groups_of(records, colours))
-    try:
+    with refuse_unwritable(f"--output {output}"):
         # File names may hold bytes that are not UTF-8.
         write_atomically(output, lambda path: path.write_bytes(html.encode("utf-8", "replace")))
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     return output
 
 

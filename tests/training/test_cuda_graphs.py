@@ -1,0 +1,192 @@
+"""Passes that are replayed leave the losses and weights of eager ones.
+
+A CPU has no graphs: here a fake one runs a pass again, in the memory of its capture.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from ranks import run_rank, start
+from tiny_run import config_in
+from torch import Tensor, nn
+
+from mae_et import pretrain
+from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.config.efficiency import EfficiencyConfig
+from mae_et.data.batch import Batch
+from mae_et.errors import RunFailed, UserError
+from mae_et.io.metrics_file import read_metrics
+from mae_et.training import build as building
+from mae_et.training import cuda_graphs
+from mae_et.training.cuda_graphs import GraphedPasses, should_replay
+from mae_et.training.metrics import MetricsWindow
+
+GPU = torch.device("cuda")
+
+
+class FakeGraph:
+    """Capture a pass as a CUDA graph does: its memory is fixed, and nothing has run."""
+
+    def __init__(self, parameters: list[nn.Parameter], work: Any, batch: Any):
+        self.parameters, self.work, self.batch = parameters, work, batch
+        before = [None if p.grad is None else p.grad.clone() for p in parameters]
+        self.adds = any(each is not None for each in before)
+        self.loss = torch.full_like(work(batch), torch.nan)
+        self.gradients = [p.grad for p in parameters]
+        for gradient, value in zip(self.gradients, before, strict=True):
+            if gradient is not None:
+                gradient.copy_(torch.tensor(torch.nan) if value is None else value)
+
+    def replay(self) -> None:
+        """Run the pass again."""
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient if self.adds else None
+        self.loss.copy_(self.work(self.batch))
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            if gradient is not None and parameter.grad is not gradient:
+                gradient.copy_(parameter.grad)  # type: ignore[arg-type]
+            parameter.grad = None  # the caller has to set it
+
+
+def replay_on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Replay passes on the CPU; return a list of the captures, whether they add gradients."""
+    captures: list[bool] = []
+    passes: list[GraphedPasses] = []
+
+    def record(work: Any, batch: Any, pool: Any) -> Any:
+        graph = FakeGraph(passes[-1].parameters, work, batch)
+        assert pool == ("shared" if graph.adds else None)
+        captures.append(graph.adds)
+        return cuda_graphs._Graph(graph.replay, graph.loss, "shared")
+
+    def build(*given: Any, **named: Any) -> GraphedPasses:
+        passes.append(GraphedPasses(*given, **named))
+        return passes[-1]
+
+    monkeypatch.setattr(building, "GraphedPasses", build)
+    monkeypatch.setattr(building, "should_replay", lambda *_: True)
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    for name in ("Stream", "current_stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    return captures
+
+
+def outcome(folder: Path) -> tuple[list[float], dict[str, Tensor]]:
+    saved = newest_checkpoint(folder / "checkpoints")
+    assert saved is not None
+    return [row["loss"] for row in read_metrics(folder)], saved["model"]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "expected"),
+    [(12, [False] * 4), (4, [False, False, False, True, False, True])],
+)
+def test_replayed_runs_equal_eager_ones_bit_for_bit(
+    tmp_path: Path, monkeypatch, micro_batch: int, expected: list[bool]
+) -> None:
+    """A bandwidth has one graph, and a second that adds gradients if a step has several passes.
+
+    The run is interrupted at the first of three bandwidths, and captures it anew.
+    """
+    flags = (f"--efficiency.micro_batch={micro_batch}", "--optim.clip_grad=1")
+    losses, weights = outcome(pretrain(config_in(tmp_path, *flags)))
+    captures = replay_on_cpu(monkeypatch)
+    config = config_in(tmp_path, *flags, f"--output.dir={tmp_path / 'replayed'}")
+    pretrain(config, stop_after_step=5)
+    found, replayed = outcome(pretrain(config))
+    assert found == losses
+    assert all(torch.equal(replayed[name], weight) for name, weight in weights.items())
+    assert captures == expected
+
+
+def rank_that_replays(*given: Any) -> None:
+    """Run a rank whose passes are replayed."""
+    replay_on_cpu(pytest.MonkeyPatch())
+    run_rank(*given)
+
+
+def test_ranks_average_gradients_as_distributed_data_parallel_does(tmp_path: Path) -> None:
+    losses = []
+    for target in (None, rank_that_replays):
+        folder = tmp_path / str(target is None)
+        folder.mkdir()
+        done = start(folder, 2, "--efficiency.micro_batch=3", target=target).finish()
+        assert done.returncode == 0, done.stderr
+        losses.append(outcome(folder / "2")[0])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def failing(error: str) -> Any:
+    def record(*_: Any) -> None:
+        raise RuntimeError(error)
+
+    return record
+
+
+def test_a_pass_that_cannot_be_captured_runs_eagerly_or_ends_the_run(
+    tmp_path: Path, monkeypatch, capfd
+) -> None:
+    flags = ("--efficiency.micro_batch=6", "--curriculum.epochs=1")
+    losses, _ = outcome(pretrain(config_in(tmp_path, *flags)))
+    replay_on_cpu(monkeypatch)
+    monkeypatch.setattr(cuda_graphs, "record", failing("operation not permitted when capturing"))
+    config = config_in(tmp_path, *flags, f"--output.dir={tmp_path / 'eager'}")
+    assert outcome(pretrain(config))[0] == losses
+    said = "passes are not replayed (efficiency.cuda_graphs auto): operation not permitted"
+    assert capfd.readouterr().err.count(said) == 1
+
+    weight = nn.Parameter(torch.ones(1))
+    batch = Batch(torch.ones(1), torch.ones(1), torch.zeros(1))
+    passes = GraphedPasses([weight], required=True)
+    with pytest.raises(RunFailed, match="cuda_graphs true: the pass cannot be captured: operation"):
+        passes(lambda each: each.images * weight, batch, 32, first=True)
+    monkeypatch.setattr(cuda_graphs, "record", failing("CUDA out of memory. Tried to allocate"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        GraphedPasses([weight])(lambda each: each.images * weight, batch, 32, first=True)
+
+
+def test_passes_are_replayed_where_each_does_the_same_work_on_a_gpu() -> None:
+    assert should_replay(EfficiencyConfig(), GPU, static=True)
+    assert not should_replay(EfficiencyConfig(), torch.device("cpu"), static=True)
+    assert not should_replay(EfficiencyConfig(), GPU, static=False)
+    assert not should_replay(EfficiencyConfig(cuda_graphs=False), GPU, static=True)
+    excluding: list[dict[str, Any]] = [{"sharding": "full"}, {"gradient_checkpointing": True}]
+    for other in excluding:
+        assert not should_replay(EfficiencyConfig(**other), GPU, static=True)
+        with pytest.raises(UserError, match=f"cuda_graphs excludes efficiency.{next(iter(other))}"):
+            EfficiencyConfig(cuda_graphs=True, **other)
+    required = EfficiencyConfig(cuda_graphs=True)
+    with pytest.raises(UserError, match="needs a GPU"):
+        should_replay(required, torch.device("cpu"), static=True)
+    with pytest.raises(UserError, match="only for pre-training with its own step"):
+        should_replay(required, GPU, static=False)
+
+
+class FakeEvent:
+    """An event of a device that takes 3 ms from one event to the next."""
+
+    count = 0
+
+    def __init__(self) -> None:
+        FakeEvent.count += 1
+        self.milliseconds = 3.0 * FakeEvent.count
+
+    def elapsed_time(self, later: "FakeEvent") -> float:
+        """Return milliseconds."""
+        return later.milliseconds - self.milliseconds
+
+
+def test_a_gpu_waits_for_data_while_it_is_idle(monkeypatch) -> None:
+    """Between what was queued before the wait and what is queued after it, not while it works."""
+    window = MetricsWindow(torch.device("cpu"))
+    assert list(window.timed(iter([1, 2]))) == [1, 2]
+    assert window._waited() == window.waited > 0
+    window = MetricsWindow(torch.device("cpu"))
+    monkeypatch.setattr(window, "_event", FakeEvent)
+    assert list(window.timed(iter([1, 2]))) == [1, 2]
+    assert window._waited() == pytest.approx(2 * 0.003)
