@@ -95,7 +95,7 @@ def build_run(
     return run
 
 
-def wrap(run: Run, static: bool) -> nn.Module:
+def wrap(run: Run, static: bool = False) -> nn.Module:
     """Compile a run's model, and replay its passes or wrap it in DistributedDataParallel.
 
     Each as config and ranks need it.
@@ -105,8 +105,7 @@ def wrap(run: Run, static: bool) -> nn.Module:
     if run.compiled:
         network = compile_network(network, len(plan.bandwidths))
     if should_replay(efficiency, world.device, static):
-        trained = [p for p in run.state.model.parameters() if p.requires_grad]
-        run.graphs = GraphedPasses(trained, required=efficiency.cuda_graphs is True)
+        run.graphs = GraphedPasses(run.trained, required=efficiency.cuda_graphs is True)
     elif world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph

@@ -44,7 +44,7 @@ def update(
             else:
                 losses.append(run.graphs(work, batch, stage.bandwidth, first=number == 1))
     loss = reduce(torch.add, losses)
-    parameters = [p for p in state.model.parameters() if p.grad is not None]
+    parameters = [p for p in run.trained if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     if run.graphs is not None:
         average_gradients(gradients, run.world)

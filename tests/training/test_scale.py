@@ -306,7 +306,7 @@ def test_ranks_agree_on_the_smallest_micro_batch(tiny, monkeypatch) -> None:
     two = DistributedContext(0, 2, torch.device("cpu"))
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
     monkeypatch.setattr(building, "check_same_start", lambda *_: None)
-    monkeypatch.setattr(building, "wrap", lambda run: run.network)
+    monkeypatch.setattr(building, "wrap", lambda run, static: run.network)
     run, _ = pretraining.build(config, make_pretraining_plan(config, 40), two, None)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
     assert run.micro_batch(32) == 3
