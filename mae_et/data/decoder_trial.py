@@ -100,15 +100,14 @@ def _decode(packed: PackedBatch, decoder: DeviceDecoder, views: Any) -> tuple[Te
     """Return a micro-batch's images on the CPU, made as in training, and seconds an image."""
     if decoder.device.type == "cuda":  # as the loader does
         packed = packed._replace(content=packed.content.pin_memory())
-    (images,) = _decoded([packed], decoder, views)  # sets the library up
-    count, seconds = _timed(lambda: sum(map(len, _decoded(_repeated(packed), decoder, views))))
-    return images, seconds / count
-
-
-def _decoded(packed: Iterable[PackedBatch], decoder: DeviceDecoder, views: Any) -> Iterator[Tensor]:
-    with decoded_ahead(iter(packed), decoder, views) as batches:
+    with decoded_ahead(iter([packed]), decoder, views) as batches:  # sets the library up
+        (batch,) = batches
+    images, count, before = batch.images.cpu(), 0, time.perf_counter()
+    with decoded_ahead(_repeated(packed), decoder, views) as batches:
         for batch in batches:
-            yield batch.images.cpu()
+            count += len(batch.images)
+        batch.images[:1].cpu()  # waits for the device
+    return images, (time.perf_counter() - before) / count
 
 
 def _repeated(packed: PackedBatch) -> Iterator[PackedBatch]:

@@ -80,10 +80,37 @@ def test_a_constant_image_stays_constant_and_a_whole_box_of_the_size_stays_as_it
     assert torch.equal(resized([image], [(2, 5, 24, 24)], 24)[0], image[:, 2:26, 5:29])
 
 
+def test_kernels_of_triton_compile_for_gpus_that_are_not_here(tmp_path, monkeypatch) -> None:
+    """For the oldest GPU of Triton and one with a JPEG engine, by the assembler in its wheel."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernels = importlib.import_module(KERNELS)
+    types = {
+        "table": "*i64",
+        "first": "*i32",
+        "weights": "*i32",
+        "narrow": "*i16",
+        "resized": "*u8",
+    }
+    types |= dict.fromkeys(("taps", "size", "rows"), "i32")
+    constants = {"shift": 13, "block_y": kernels.BLOCK_Y, "block_x": kernels.BLOCK_X}
+    for kernel in (kernels._narrow, kernels._square):
+        names = kernel.arg_names
+        signature = {name: types.get(name, "constexpr") for name in names}
+        source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()})
+        for capability in (75, 90):
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            assert compiled.asm["cubin"]
+
+
 def test_kernels_of_triton_return_the_same_bit_for_bit(monkeypatch) -> None:
     """In Triton's interpreter: odd sizes, single pixels, strides, flips, several groups."""
-    pytest.importorskip("triton", reason="Triton is not installed")
+    pytest.importorskip("triton", minversion="3.8", reason="older interpreters need NumPy < 2.4")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, KERNELS, raising=False)
     kernels = importlib.import_module(KERNELS)
     del sys.modules[KERNELS]  # others compile them
     images, boxes = images_and_boxes(4, 30)

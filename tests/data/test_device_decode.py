@@ -645,9 +645,16 @@ def test_files_other_than_jpegs_are_left_to_the_cpu(tmp_path: Path) -> None:
     assert fault == "the images are not mostly baseline JPEGs"
 
 
-def test_rates_count_loader_processes_and_a_trial_is_short(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(("third", "rate"), [("jpg", 256), ("png", 5 * 10 / 1.2)])
+def test_rates_count_loader_processes_and_what_they_decode_in_a_short_trial(
+    tmp_path: Path, monkeypatch, third: str, rate: float
+) -> None:
     """The CPU makes a view in 0.3 s, so four are tried; the device takes a second for 256."""
-    dataset, now, lock = opened(DataConfig(root=write_images(tmp_path))), [0.0], threading.Lock()
+    for path in sorted((write_images(tmp_path) / "train").iterdir())[::3]:
+        Image.open(path).convert("RGB").save(path.with_suffix(f".{third}"))
+        if third == "png":
+            path.unlink()
+    dataset, now, lock = opened(DataConfig(root=tmp_path)), [0.0], threading.Lock()
     augment = TrainDataset.augment
 
     def slow(*arguments: Any) -> Batch:
@@ -664,7 +671,7 @@ def test_rates_count_loader_processes_and_a_trial_is_short(tmp_path: Path, monke
     trial = try_decoder(cpu_decoder(dataset, decode), dataset, 5)
     assert trial.fault == ""
     assert trial.cpu == pytest.approx(5 / 0.3)
-    assert trial.device == pytest.approx(256)
+    assert trial.device == pytest.approx(rate)
     assert now[0] < 8
 
 
