@@ -81,9 +81,11 @@ def compile_network(
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     _start_autograd_threads(device)
     blocks = transformer_blocks(network)
-    # Past this number of graphs per function, torch raises, or silently runs a whole network
-    # eagerly. All blocks are one function; with drop path each has graphs of its own.
-    torch._dynamo.config.recompile_limit = 8 + max(4, len(blocks)) * bandwidths
+    # Past these numbers of graphs of a function, torch raises, or silently runs a whole network
+    # eagerly. All blocks of a process are one function; with drop path each has graphs of its own.
+    graphs = max(4, len(blocks)) * bandwidths
+    torch._dynamo.config.recompile_limit += graphs
+    torch._dynamo.config.accumulated_recompile_limit += graphs
     # torch splits graphs at the buckets of DistributedDataParallel, to exchange gradients while
     # others are computed. Blocks need not be split: each exchanges its own.
     torch._dynamo.config.optimize_ddp = not blocks

@@ -28,9 +28,8 @@ ON_A_GPU = DistributedContext(0, 1, torch.device("cuda", 7))
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
-    limit = torch._dynamo.config.recompile_limit
-    yield
-    torch._dynamo.config.recompile_limit = limit
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        yield
     torch._dynamo.reset()
 
 
@@ -86,11 +85,14 @@ class Scaled(Block):
 
 
 def test_blocks_that_share_no_graph_compile_however_many_they_are(counter) -> None:
-    """With drop path. Torch raises past its limit, by default 8 graphs of a function."""
-    network = nn.Sequential(*(Scaled("x" * number) for number in range(14)))
-    network.register_parameter("scale", nn.Parameter(torch.ones((), device="meta")))  # as on a GPU
-    compile_network(network, 1, backend=counter)(torch.ones(2))
-    assert counter.frame_count == len(network)
+    """With drop path. Torch raises past its limits, 8 graphs and 256 in all."""
+    torch._dynamo.config.accumulated_recompile_limit = 10
+    for networks in (1, 2):
+        network = nn.Sequential(*(Scaled("x" * (14 * networks + number)) for number in range(14)))
+        scale = nn.Parameter(torch.ones((), device="meta"))  # as on a GPU
+        network.register_parameter("scale", scale)
+        compile_network(network, 1, backend=counter)(torch.ones(2))
+        assert counter.frame_count == networks * len(network)
 
 
 def test_eagerly_compiles_nothing_for_other_shapes(counter) -> None:
