@@ -1,6 +1,8 @@
 """Ranks that train together: start, stop and collectives; one rank without a launcher."""
 
+import atexit
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -114,12 +116,24 @@ def _join(backend: str, patience: float | None) -> None:
             notice *= 2
         if patience is not None and waited > patience:
             errors.append(TimeoutError(f"timed out after {patience:g} s (step_timeout)"))
+            atexit.register(_end_beside, joining)
             break
     if errors and not isinstance(errors[0], (dist.DistError, TimeoutError)):
         raise errors[0]
     if errors:
         reason = str(errors[0]).strip().split("\n")[0]
         raise RunFailed(f"rank {rank} could not join {size} ranks at {address}: {reason}")
+
+
+def _end_beside(joining: threading.Thread) -> None:
+    """End a process that failed to join at once, if its thread is still waiting in C++.
+
+    Where Python finalises meanwhile, the thread aborts the process as soon as its wait ends.
+    """
+    if joining.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def shutdown(world: DistributedContext) -> None:

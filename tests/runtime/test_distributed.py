@@ -1,6 +1,7 @@
 """Collectives with a single rank."""
 
 import socket
+import threading
 import time
 
 import pytest
@@ -42,6 +43,23 @@ def test_rank_whose_peer_never_joins_reports_the_wait_and_ends(
         distributed.initialize("cpu", patience=1)
     said = f"mae-et: rank {rank} is waiting for 2 ranks at 127.0.0.1:{two_ranks}\n"
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_thread_that_still_joins_does_not_outlive_its_process(two_ranks, monkeypatch) -> None:
+    """Python's end would make torch's C++ abort in it, with status 134."""
+    at_exit, statuses, joined = [], [], threading.Event()
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: joined.wait())
+    monkeypatch.setattr(distributed.atexit, "register", lambda *call: at_exit.append(call))
+    monkeypatch.setattr(distributed.os, "_exit", statuses.append)
+    with pytest.raises(RunFailed, match=r"timed out after 0\.1 s"):
+        distributed.initialize("cpu", patience=0.1)
+    ((end, thread),) = at_exit
+    end(thread)
+    assert statuses == [1]
+    joined.set()
+    thread.join()
+    end(thread)
+    assert statuses == [1]
 
 
 def test_port_in_use_is_reported_at_once(two_ranks: int) -> None:
