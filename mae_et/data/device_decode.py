@@ -105,10 +105,10 @@ class DeviceDecoder:
         contents = iter(packed.content.split([file.length for file in files]))
         for chunk in _chunks(files):
             whole = self._decode(list(islice(contents, len(chunk))), chunk, stream)
+            pairs = list(zip(chunk, whole, strict=True))
+            refused += [file.place for file, image in pairs if image is None]
             decoded = [image for image in whole if image is not None]
-            made = [file for file, image in zip(chunk, whole, strict=True) if image is not None]
-            if len(made) < len(chunk):
-                refused += sorted({file.place for file in chunk} - {file.place for file in made})
+            made = [file for file, image in pairs if image is not None]
             if made:
                 boxes, flips = [file.box for file in made], [file.flip for file in made]
                 resized = self.resize(decoded, boxes, flips, side)

@@ -299,7 +299,7 @@ def decoding_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_a_micro_batch_is_decoded_while_the_next_is_on_a_stream_of_its_own_and_in_order(
+def test_two_micro_batches_are_decoded_at_once_and_come_in_order(
     tmp_path: Path,
 ) -> None:
     """The first waits for the second to be decoded, and still comes first."""
