@@ -4,12 +4,14 @@
 #     DATA=/path/to/data benchmarks/gpu.sh OUT [MINUTES=6]
 #
 # Writes to OUT, in this order:
-#     check.json    the tests of `make test-gpu`
+#     failures.txt  the tests of `make test-gpu` that failed, each as it fails
+#     check.json    the result of all of them
 #     node.json     `mae-et bench node`: speeds beside a plain reference, hours of the headline recipe
 #     quality.json  accuracy of arms, one after another, with their images in memory
 #     state.tar     the arms' runs, to resume from
 #     log.txt       what the commands print
-# Each but the log is complete or absent. Call it again with the same OUT to do what is absent and to resume the arms.
+# The JSON files and the archive are complete or absent. Call it again with the same OUT to do what is absent and to
+# resume the arms.
 # OUT/work exists during a call only. Sized for one GPU with 16 cores.
 #
 # DATA: folder with imagenet_sample/all and imagenette128/{train,val}. Without the first, node generates its images;
@@ -38,7 +40,7 @@ if [ -n "${SMOKE:-}" ]; then
   flags="[$tiny, --optim.batch_size=8, --efficiency.num_workers=0, --efficiency.device=cpu, --data.cache=ram]"
   node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
     --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
-  checks=(-k "crops or targets")
+  checks=(-k "crops or targets") parallel=()
   data=$work/data
   "$python" - "$data/imagenette128" <<'PYTHON'
 import sys
@@ -60,7 +62,8 @@ else
   arms=${ARMS:-"plain etpp etpp-hog plain-4x"}
   flags="[--optim.batch_size=1024, --efficiency.precision=bf16, --data.cache=ram]"
   node=(--config pretrain/vit_b16_etpp_hog_400ep --images 1281167)
-  checks=()
+  checks=() parallel=(-n 8) # the tests start processes and wait for them
+  "$python" -c 'import xdist' 2>>"$out/log.txt" || parallel=()
 fi
 if [ -d "$data/imagenet_sample/all" ]; then
   node+=(--data.root "$data/imagenet_sample" --data.train_split all)
@@ -90,7 +93,9 @@ trap pack EXIT
 trap 'exit 143' TERM INT
 
 if [ ! -e "$out/check.json" ]; then
-  limited 240 "$python" -m pytest -q -rfEs --gpu-device "$device" "${checks[@]}" tests/gpu >"$work/check.txt"
+  rm -f "$out/failures.txt"
+  limited 240 "$python" -m pytest -q -rfEs --gpu-device "$device" --gpu-failures "$out/failures.txt" \
+    "${parallel[@]}" "${checks[@]}" tests/gpu >"$work/check.txt"
   status=$?
   cat "$work/check.txt" >>"$out/log.txt"
   if [ "$status" != 124 ] && [ "$status" != 137 ]; then # those ran out of time
@@ -99,7 +104,7 @@ import json
 import sys
 
 lines = open(sys.argv[2], errors="replace").read().splitlines()
-kept = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED", "wrong tries"))]
+kept = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
 print(json.dumps({"status": int(sys.argv[1]), "passed": sys.argv[1] == "0", "lines": kept}))
 PYTHON
   fi
@@ -119,8 +124,8 @@ else
     done_arms=${done_arms:+$done_arms,}$arm
     limited 3600 "$python" -m mae_et bench quality --root "$data/imagenette128" --recipe "$recipe" \
       --folder "$work/quality" --arms "[$done_arms]" --epochs "$epochs" --fine_tune_epochs 0 \
-      --flags "$flags" >"$work/quality.txt" || break
-    tail -n 1 "$work/quality.txt" >"$work/quality.json" && mv "$work/quality.json" "$out/quality.json"
+      --flags "$flags" >"$work/quality.json" || break
+    mv "$work/quality.json" "$out/quality.json"
   done
 fi
 if ! cat "$out"/*.json 2>/dev/null; then

@@ -30,8 +30,9 @@ settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the tests of GPUs run on another device."""
+    """Let the tests of GPUs run on another device, and name failures though they are cut off."""
     parser.addoption("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="of tests/gpu")
+    parser.addoption("--gpu-failures", type=Path, help="file for each failure of tests/gpu at once")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

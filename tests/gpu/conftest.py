@@ -3,6 +3,7 @@
 `--gpu-device cpu` runs their bodies on the CPU, where they must pass trivially.
 """
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport]:
+    """Append a failure to the file of `--gpu-failures`, also where the tests are cut off later."""
+    report = yield
+    path = item.config.getoption("--gpu-failures")
+    if report.failed and path is not None:
+        error = report.longreprtext.splitlines()[-8:]
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n".join([f"FAILED {item.nodeid}", *error, ""]))
+    return report
 
 
 @pytest.fixture(scope="session")
