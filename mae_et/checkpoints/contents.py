@@ -106,5 +106,5 @@ def _is_origin(value: object) -> bool:
         and _is_count(value.get("processes", 1))
         and value.get("processes", 1) > 0
         and (init is None or isinstance(init, str))
-        and value.get("decode", "cpu") in ("cpu", "gpu")
+        and value.get("decode", "cpu") in ("cpu", "gpu", "TorchCodec", "torchvision")
     )

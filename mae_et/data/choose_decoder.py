@@ -29,15 +29,16 @@ def choose_decoder(
     """Return the decoder of a run, None to decode in loader processes, and print which and why.
 
     On a GPU, `auto` tries both ways (`decoder_trial`), and takes the GPU if its views are right and
-    it is the faster on every rank. Pixels differ by rounding, so a resumed run decodes where it did
-    before, whatever is faster now.
+    it is the faster on every rank. Pixels differ by rounding, so a resumed run decodes where and by
+    which library it did before, whatever is faster now.
 
     Args:
         requested: see `EfficiencyConfig.decode`.
         dataset: augmented dataset.
         world: ranks; every rank must call this.
         num_workers: loader processes of a rank.
-        before: where the run has decoded so far, `cpu` or `gpu`; None for a new run.
+        before: what the run has decoded with so far, `cpu` or a library (`gpu`: either of them);
+            None for a new run.
 
     Raises:
         UserError: the GPU is requested and cannot decode for this run.
@@ -53,8 +54,9 @@ def choose_decoder(
             decoder, reason = None, "on another rank, the GPU cannot decode or is slower"
         reasons.append(reason)
     place = "cpu" if decoder is None else "gpu"
-    if before not in (None, place):
-        reasons.append(f"so far by the {before.upper()}: pixels differ by rounding")
+    if before not in (None, place, "cpu" if decoder is None else decoder.library):
+        so_far = {"cpu": "the CPU", "gpu": "the GPU"}.get(before, before)
+        reasons.append(f"so far by {so_far}: pixels differ by rounding")
     if reasons:
         notify(
             f"images are decoded by the {place.upper()} (efficiency.decode {requested}): "
@@ -74,7 +76,7 @@ def _choose(
     unsuited = _unsuited(dataset, device)
     if unsuited is None and requested == "auto" and before == "cpu":
         return None, "as before; gpu changes it"
-    decode, name = (None, unsuited) if unsuited else _find_decoder(device)
+    decode, name = (None, unsuited) if unsuited else _find_decoder(device, before)
     if decode is None:
         if requested == "gpu":
             raise UserError(f"efficiency.decode gpu is not possible: {name}")
@@ -82,12 +84,13 @@ def _choose(
     decode, batches = checked_decode(decode, device)
     resize, resizing = fastest_resize(device)
     notes = "".join(f"; {note}" for note in (batches, resizing) if note)
-    decoder = DeviceDecoder(device, dataset.sides, decode, resize)
+    library = name.partition(" ")[0]  # why no other one follows
+    decoder = DeviceDecoder(device, dataset.sides, decode, resize, library)
     if requested == "gpu":
         return decoder, name + notes
     trial = try_decoder(decoder, dataset, num_workers)
     speeds = f"{trial.device:,.0f} images/s, {num_workers} loader processes {trial.cpu:,.0f}"
-    if not trial.fault and (before == "gpu" or trial.device > trial.cpu):
+    if not trial.fault and (before is not None or trial.device > trial.cpu):
         return decoder, f"{name} {speeds}{notes}"
     torch.cuda.empty_cache()  # of the streams of the decoder
     return None, trial.fault or f"the GPU with {name} {speeds}{notes}"
@@ -112,10 +115,10 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
     return None
 
 
-def _find_decoder(device: torch.device) -> tuple[Decode | None, str]:
+def _find_decoder(device: torch.device, preferred: str | None = None) -> tuple[Decode | None, str]:
     """Return the first library that decodes a small JPEG on a device, and its name.
 
-    Where a library does not, the name says why.
+    The preferred one is tried first. Where a library does not, the name says why.
     """
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "jpeg")
@@ -123,7 +126,8 @@ def _find_decoder(device: torch.device) -> tuple[Decode | None, str]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # decoders write to memory in use: see `device_decode`
     faults = []
-    for name, decode in (("TorchCodec", _decode_torchcodec), ("torchvision", decode_torchvision)):
+    libraries = {"TorchCodec": _decode_torchcodec, "torchvision": decode_torchvision}
+    for name, decode in sorted(libraries.items(), key=lambda item: item[0] != preferred):
         try:
             shapes = [tuple(image.shape) for image in decode([jpeg, jpeg], device)]
         except Exception as error:  # not installed, without CUDA, or no nvJPEG for this GPU

@@ -69,6 +69,7 @@ class DeviceDecoder:
         sides: side of the images of each stage, in pixels.
         decode: the library's decoder.
         resize: crops, resizes and flips.
+        library: name of the library, which checkpoints record.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class DeviceDecoder:
         sides: Sequence[int],
         decode: Decode,
         resize: Resize = resize_boxes,
+        library: str = "torchvision",
     ):
+        self.library = library
         self.device, self.sides, self.decode, self.resize = device, sides, decode, resize
         on_gpu = device.type == "cuda"
         self.streams = [torch.cuda.Stream(device) if on_gpu else None for _ in range(THREADS)]

@@ -32,7 +32,7 @@ class Run:
         network: the state's model to call: compiled, and wrapped for several ranks.
         dtype: autocast dtype; None for float32.
         micro_batch: from a bandwidth to the images of one forward pass.
-        provenance: hash of the data, number of ranks, where images are decoded
+        provenance: hash of the data, number of ranks, what decodes images
             (`same_data.provenance_of`), and hash of the initial weights.
         stopped: set by a signal that asks to save and stop.
         stop_after_step: number of steps after which to save and stop; None for the plan's.

@@ -25,8 +25,8 @@ def provenance_of(
         saved: checkpoint to resume from.
 
     Returns:
-        `data`, their hash; `processes`, the number of ranks; `decode`, where the run has decoded so
-        far (None for a new one): the CPU, if its checkpoint is of a version that does not say.
+        `data`, their hash; `processes`, the number of ranks; `decode`, `cpu` or the library that
+        has decoded so far (None for a new run): `cpu`, if the checkpoint does not say.
     """
     before = None if saved is None else (saved.get("origin") or {}).get("decode", "cpu")
     return {"data": fingerprint(source), "processes": world.size, "decode": before}

@@ -116,7 +116,7 @@ def train_run(
     num_workers = worker_count(config.efficiency.num_workers, world)
     before = run.provenance.get("decode")
     decoder = choose_decoder(config.efficiency.decode, dataset, world, num_workers, before)
-    run.provenance["decode"] = "cpu" if decoder is None else "gpu"
+    run.provenance["decode"] = "cpu" if decoder is None else decoder.library
     with run_records(run, files) as logger:
         if config.data.on_error == "skip":
             run.bad_images = BadImages(

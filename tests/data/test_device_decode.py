@@ -445,6 +445,7 @@ def test_torchcodec_makes_the_views_of_the_cpu_path(tmp_path: Path, torchcodec) 
     natural(40, 48, 99).save(root / "train" / "turned.jpg", exif=turned, quality=95)
     dataset = opened(DataConfig(root=root))
     assert choice._find_decoder(CPU) == (choice._decode_torchcodec, "TorchCodec")
+    assert choice._find_decoder(CPU, "torchvision") == (decode_torchvision, "torchvision")
     ours = batches(dataset, cpu_decoder(dataset, choice._decode_torchcodec))
     compare(ours, batches(dataset, None))
 
@@ -492,7 +493,7 @@ def test_a_stopped_run_resumes_bit_for_bit_on_the_device_path(tiny, tmp_path, mo
     ).read_bytes()
     assert read_metrics(resumed)[-1]["loss"] == read_metrics(whole)[-1]["loss"]
     assert not decoding_threads()
-    assert inherited == [None, None, "gpu", "gpu"]
+    assert inherited == [None, None, "torchvision", "torchvision"]
 
 
 def test_a_checkpoint_that_does_not_say_where_it_decoded_did_so_on_the_cpu(tmp_path: Path) -> None:
@@ -509,7 +510,7 @@ def test_a_checkpoint_that_does_not_say_where_it_decoded_did_so_on_the_cpu(tmp_p
 def gpu(monkeypatch) -> DistributedContext:
     """Return a rank with a GPU, which is the CPU: its decoder is torchvision's."""
     device_decode.notify.cache_clear()
-    monkeypatch.setattr(choice, "_find_decoder", lambda _: (decode_torchvision, "TorchCodec"))
+    monkeypatch.setattr(choice, "_find_decoder", lambda *_: (decode_torchvision, "TorchCodec"))
     monkeypatch.setattr(choice, "checked_decode", lambda decode, _: (decode, ""))
     monkeypatch.setattr(choice, "fastest_resize", lambda _: (resize_boxes, ""))
     monkeypatch.setattr(choice, "DeviceDecoder", lambda _, *rest: DeviceDecoder(CPU, *rest))
@@ -577,6 +578,8 @@ WRONG = Trial(9000.0, 4000.0, "the GPU's views differ")
         ("auto", None, SLOWER, "cpu", "(efficiency.decode auto): the GPU with TorchCodec 3,000"),
         ("auto", None, WRONG, "cpu", "CPU (efficiency.decode auto): the GPU's views differ"),
         ("auto", "gpu", SLOWER, "gpu", "GPU (efficiency.decode auto)"),
+        ("auto", "TorchCodec", SLOWER, "gpu", "GPU (efficiency.decode auto)"),
+        ("auto", "torchvision", SLOWER, "gpu", "so far by torchvision: pixels differ by rounding"),
         ("auto", "gpu", WRONG, "cpu", "views differ; so far by the GPU: pixels differ by rounding"),
         ("auto", "cpu", FASTER, "cpu", "CPU (efficiency.decode auto): as before; gpu changes it"),
         ("gpu", "cpu", WRONG, "gpu", "TorchCodec; so far by the CPU: pixels differ by rounding"),
@@ -593,7 +596,7 @@ def test_the_faster_decoder_is_taken_if_right_and_a_resumed_run_keeps_it(
     assert (decoder is not None) is (place == "gpu")
     err = capsys.readouterr().err
     assert said in err
-    assert ("pixels differ" in err) is (before not in (None, place))
+    assert ("pixels differ" in err) is (before not in (None, place, "TorchCodec"))
 
 
 def test_the_gpu_is_taken_on_all_ranks_or_on_none(tmp_path: Path, gpu, monkeypatch, capsys) -> None:
@@ -701,7 +704,7 @@ def test_a_decoder_whose_batches_are_wrong_decodes_an_image_at_a_time_and_the_li
     tmp_path: Path, gpu, monkeypatch, capsys, decode, note: str
 ) -> None:
     monkeypatch.setattr(device_checks, "HEIGHT", 16)
-    monkeypatch.setattr(choice, "_find_decoder", lambda _: (decode, "TorchCodec"))
+    monkeypatch.setattr(choice, "_find_decoder", lambda *_: (decode, "TorchCodec"))
     checked = device_checks.checked_decode
     monkeypatch.setattr(choice, "checked_decode", lambda decode, _: checked(decode, CPU))
     dataset = opened(DataConfig(root=write_images(tmp_path)))
