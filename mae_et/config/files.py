@@ -187,20 +187,17 @@ def one_sentence(error: BaseException) -> str:
     message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
     message = re.sub(r"\s+", " ", message).strip()
     wrong = _WRONG_TYPE.fullmatch(message) or _WRONG_UNION.fullmatch(message)
-    return (
-        f"{wrong['key']} must be {_kinds(wrong['types'])}, got {wrong['value']}"
-        if wrong
-        else message
-    )
+    if not wrong:
+        return message
+    return f"{wrong['key']} must be {_kinds(wrong['types'])}, got {wrong['value']}"
 
 
 def _kinds(types: str) -> str:
     """Describe types such as `int, Literal['auto'], NoneType`."""
     names = re.sub(r"\[.*?\]", "", types).split(", ")
     choices = ", ".join(re.findall(r"Literal\[(.*?)\]", types))
-    kinds = [
-        TYPES.get(name, f"of type {name}") for name in names if name not in {"Literal", "NoneType"}
-    ]
+    others = (name for name in names if name not in {"Literal", "NoneType"})
+    kinds = [TYPES.get(name, f"of type {name}") for name in others]
     if not kinds:
         return f"one of {choices}"
     return " or ".join([*kinds, choices] if choices else kinds)

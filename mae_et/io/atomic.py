@@ -17,9 +17,10 @@ _MACHINE = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 @contextmanager
 def refuse_unwritable(name: str) -> Iterator[None]:
-    """Report a path that the user gave, and that cannot be written to inside, by a name.
+    """Refuse a path, which the block writes to, if that fails for any reason but a full disk.
 
-    A full disk passes, as it is no mistake.
+    Args:
+        name: the path with the key that gave it, such as `output PATH`.
 
     Raises:
         UserError: `NAME cannot be written to: REASON`.

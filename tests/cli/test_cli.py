@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -71,6 +72,12 @@ def test_a_closed_stdout_ends_commands_quietly(buffering: int, monkeypatch, capf
         os.dup2(kept, 1)
         os.close(kept)
     assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_was_closed_at_the_start_is_no_error(stream: str, monkeypatch) -> None:
+    monkeypatch.setattr(sys, stream, None)
+    assert main(["knn", "nothing"]) == 2
 
 
 def test_a_broken_pipe_that_is_not_stdout_s_is_reported(monkeypatch, capsys) -> None:
