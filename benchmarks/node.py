@@ -5,8 +5,9 @@
 Measured one after another, each within its part of the time: training at each bandwidth (eager and
 compiled, two micro-batches), every way of loading, the exchange of gradients between the GPUs, and
 a checkpoint. Hours are computed from these (`mae_et/curriculum/throughput.py`); training and
-loading are measured apart, and are taken to run at the speed of the slower. On a GPU, passes are
-replayed as CUDA graphs, after which gradients are exchanged.
+loading are taken to run at the speed of the slower. They are measured apart, but for images that
+the GPU decodes, which is timed beside training. On a GPU, passes are replayed as CUDA graphs, after
+which gradients are exchanged.
 """
 
 import os
@@ -29,7 +30,7 @@ from mae_et.training.plan import make_plan
 
 from .node_exchange import exchange_seconds, exchange_speed
 from .node_loading import loading_speeds
-from .node_training import checkpoint_seconds, training_speeds
+from .node_training import checkpoint_seconds, step_beside, training_speeds
 
 TRAINING_SHARE, LOADING_SHARE = 0.5, 0.35
 Rows = list[dict[str, Any]]
@@ -69,7 +70,11 @@ def bench_node(
     part("checkpoint", lambda: checkpoint_seconds(config, device))
     left = max(0.0, seconds - (time.monotonic() - started))
     part("training", lambda: training_speeds(config, plan, device, gpus, left * TRAINING_SHARE))
-    part("loading", lambda: loading_speeds(config, plan, device, workers, left * LOADING_SHARE))
+    beside = step_beside(config, device) if device.type == "cuda" else None
+    part(
+        "loading",
+        lambda: loading_speeds(config, plan, device, workers, left * LOADING_SHARE, beside),
+    )
     figures |= summary(plan, figures, gpus, workers)
     figures["seconds"] = round(time.monotonic() - started, 1)
     write(figures)

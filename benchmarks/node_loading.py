@@ -5,7 +5,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext
 
 SAMPLE, MADE = 512, 64
+SIZE = 256
+"""Images of a micro-batch that is loaded for a GPU; the sample has more."""
 
 
 class Way(NamedTuple):
@@ -44,12 +46,22 @@ class Way(NamedTuple):
     """Whether its speed depends on the bandwidth."""
 
 
+Beside = Callable[[int, int], Callable[[], object]]
+"""Make a training step, from a bandwidth and a number of images."""
+
+
 def loading_speeds(
-    config: PretrainConfig, plan: Plan, device: torch.device, workers: int, seconds: float
+    config: PretrainConfig,
+    plan: Plan,
+    device: torch.device,
+    workers: int,
+    seconds: float,
+    beside: Beside | None = None,
 ) -> list[dict[str, Any]]:
     """Time each way of loading with the loader processes of one GPU, at each bandwidth.
 
-    A folder is sampled, and read from the page cache; without data, JPEGs of noise are made.
+    A folder is sampled, and read from the page cache; without data, JPEGs of noise are made. What
+    the GPU decodes is timed beside training steps of as many images, because it slows both.
 
     Returns:
         Rows of `way`, `bandwidth` (None if it does not matter), `images_per_second` of all
@@ -66,7 +78,8 @@ def loading_speeds(
             try:
                 speed = None
                 if left > 0:
-                    speed = _speed(config, way, plan, bandwidth, device, workers, left)
+                    steps = beside if way.decode == "gpu" else None
+                    speed = _speed(config, way, plan, bandwidth, device, workers, left, steps)
                 row |= {"images_per_second": speed} | ({} if speed else {"reason": "no time"})
             except UserError as error:
                 row |= {"images_per_second": None, "reason": str(error)}
@@ -134,11 +147,11 @@ def _make(folder: Path) -> None:
 
 def _speed(
     config: PretrainConfig, way: Way, plan: Plan, bandwidth: int, device: torch.device,
-    workers: int, seconds: float,
+    workers: int, seconds: float, beside: Beside | None,
 ) -> float:  # fmt: skip
     """Return the images/s of a way, once its processes have started."""
     source = open_dataset(way.data, "train", config.model.channels)
-    size = min(16 if device.type == "cpu" else 128, len(source))
+    size = min(16 if device.type == "cpu" else SIZE, len(source))
     patch = config.model.patch
     stage = Curriculum((Stage(bandwidth, 1),), plan.base, patch)
     endless = stage.plan(10**6 * size / len(source), len(source), size, lambda _: 1.0)
@@ -146,6 +159,7 @@ def _speed(
     dataset = TrainDataset(source, way.data, endless, patch, config.seed, crop)
     decode: Any = way.decode
     decoder = choose_decoder(decode, dataset, DistributedContext(0, 1, device))
+    step = beside(bandwidth, size) if beside else lambda: None
     sampler = CurriculumBatchSampler(endless, config.seed, lambda _: size)
     with training_batches(dataset, sampler, workers, device, decoder=decoder) as batches:
         ready = time.perf_counter() + seconds / 2
@@ -156,6 +170,7 @@ def _speed(
         started, count = time.perf_counter(), 0
         while not count or time.perf_counter() < ready + seconds / 2:
             next(batches)
+            step()
             count += size
         if device.type == "cuda":
             torch.cuda.synchronize(device)

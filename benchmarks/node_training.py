@@ -183,6 +183,23 @@ def _reference(
     return [{"reference": True, **row, "images_per_second": speed, "seconds": None, "step": taken}]
 
 
+def step_beside(
+    config: PretrainConfig, device: torch.device
+) -> Callable[[int, int], Callable[[], object]]:
+    """Return what makes the step of a network, from a bandwidth and its images.
+
+    The network is built by the first step.
+    """
+    built: list[Built] = []
+
+    def step(bandwidth: int, size: int) -> Callable[[], object]:
+        if not built:
+            built.append(network_of(config.model, device, None, config.optim))
+        return step_of(built[0], config.model, size, bandwidth, config.efficiency.precision, device)
+
+    return step
+
+
 def checkpoint_seconds(config: PretrainConfig, device: torch.device) -> dict[str, Any]:
     """Time the writing of a checkpoint of the recipe, to the file system of the run folder."""
     network, _, _ = network_of(config.model, device, None, config.optim)

@@ -3,12 +3,15 @@
 import json
 import random
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mae_et.benchmarks import node
+from mae_et.benchmarks import node, node_loading
 from mae_et.benchmarks.command import BENCHMARKS
 from mae_et.benchmarks.launches import launches
 from mae_et.benchmarks.node import summary, trained_speed
@@ -414,3 +417,26 @@ def test_exchange_is_timed_over_processes() -> None:
     found = all_reduce_speed("cpu", 2, 1000)
     assert found["bytes"] == 4000
     assert found["bus_bytes_per_second"] == pytest.approx(4000 / found["seconds"])
+
+
+def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> None:
+    """Training and decoding share the GPU: alone, each would be faster."""
+    config = load_config(PretrainConfig, [], ["--optim.batch_size=64", "--efficiency.device=cpu"])
+    steps: list[tuple[int, int]] = []
+
+    def beside(bandwidth: int, size: int) -> Callable[[], object]:
+        return lambda: steps.append((bandwidth, size))
+
+    data = replace(config.data, synthetic_size=32, synthetic_train=8)
+    ways = [node_loading.Way(name, data, "fourier", name, []) for name in ("cpu", "gpu")]
+    monkeypatch.setattr(node_loading, "_sample", lambda _: nullcontext(ways))
+    monkeypatch.setattr(node_loading, "choose_decoder", lambda *_: None)
+    plan = make_plan(config, 10_000)
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 1.0, beside)
+    assert all(row["images_per_second"] for row in rows)
+    assert {bandwidth for bandwidth, _ in steps} == set(plan.bandwidths)
+    assert {size for _, size in steps} == {8}
+    steps.clear()
+    monkeypatch.setattr(node_loading, "_sample", lambda _: nullcontext(ways[:1]))
+    node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 0.2, beside)
+    assert not steps
