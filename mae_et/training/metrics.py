@@ -198,9 +198,13 @@ class MetricsWindow:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes, of the GPU since the last call or of this process."""
+    """Return the peak memory in bytes, of the GPU since the last call or of this process.
+
+    On a GPU it is what PyTorch holds. Of what it has allocated, the memory in which CUDA graphs
+    compute is no part.
+    """
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
+        peak = torch.cuda.max_memory_reserved(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak
     unit = 1 if sys.platform == "darwin" else 1024

@@ -68,10 +68,10 @@ def test_ratio_prints_its_median_and_range() -> None:
 def test_peak_memory_of_an_arm_is_read_after_cuda_is_initialised(monkeypatch) -> None:
     """Each arm has a new process, where torch.cuda has no peak to reset before."""
     calls: list[str] = []
-    for name in ("init", "max_memory_allocated", "reset_peak_memory_stats"):
+    for name in ("init", "max_memory_reserved", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: calls.append(name) or 0)
     _peak(lambda: lambda: calls.append("step"), torch.device("cuda", 0))
-    measured = ["max_memory_allocated", "reset_peak_memory_stats"]
+    measured = ["max_memory_reserved", "reset_peak_memory_stats"]
     assert calls == ["init", *measured, "step", "step", *measured]
 
 
