@@ -124,6 +124,7 @@ def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | N
         kind: a dataclass.
         paths: name of a field that takes paths, one or more, as positional arguments.
     """
+    parser.allow_abbrev = False  # the start of a key is a mistyped key, not an abbreviation of it
     parser.add_argument("--config", action="config", help="YAML file or shipped name; repeatable")
     if paths is not None:
         name = paths.removesuffix("s").upper()

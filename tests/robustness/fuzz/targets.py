@@ -303,7 +303,7 @@ def flags() -> ArgumentParser:
 
 def read_flags(data: bytes, folder: Path) -> None:
     words = data.decode("utf-8", errors="replace").split("\0")
-    asks = ("--h", "-h", "--print", "--c")  # help, and abbreviations: they print and exit
+    asks = ("-h", "--help", "--print_config", "--config")  # print and exit, or read other files
     if not any(word.startswith(asks) for word in words):
         with suppress(UserError):
             parse_config(flags(), PretrainConfig, words)
