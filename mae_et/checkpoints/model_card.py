@@ -45,6 +45,7 @@ RECIPE = """\
 Masked autoencoder (He et al., arXiv 2111.06377) pre-trained under the frequency curriculum of
 EfficientTrain++ (Wang et al., arXiv 2405.08768).
 
+- starting weights: {start}
 - data: {data}, mean {mean}, std {std}
 - target: {target}; mask ratio {mask_ratio:g}; decoder of depth {decoder_depth}
 - curriculum: {preset}, {epochs:g} epochs; crop {method}
@@ -77,6 +78,7 @@ def _recipe(config: PretrainConfig | None) -> str:
         return NOT_RECORDED
     data, model, optim = config.data, config.model, config.optim
     return RECIPE.format(
+        start=printable(config.init.weights.name) if config.init.weights else "random",
         data=printable(data.root.name if data.root else data.source),
         mean=list(data.mean),
         std=list(data.std),

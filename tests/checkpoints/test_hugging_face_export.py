@@ -34,9 +34,11 @@ class OneImage(list):
 
 def test_a_run_keeps_its_mask_ratio_target_and_statistics(tiny, tmp_path: Path) -> None:
     flags = (*QUICK, *STATISTICS, "--model.mask_ratio=0.6", "--data.eval_crop=0.8")
+    start = "random"
     for target in ("pixel", "norm_pix"):
+        init = [] if start == "random" else [f"--init.weights={tmp_path / start}"]
         run = pretrain(
-            tiny(*flags, f"--model.target={target}", f"--output.dir={tmp_path / target}")
+            tiny(*flags, *init, f"--model.target={target}", f"--output.dir={tmp_path / target}")
         )
         folder = export(run, "hf", tmp_path / f"hf-{target}")
         model = transformers.ViTMAEForPreTraining.from_pretrained(folder).eval()
@@ -48,8 +50,10 @@ def test_a_run_keeps_its_mask_ratio_target_and_statistics(tiny, tmp_path: Path) 
         assert torch.equal(theirs.mask, ours.mask)
         torch.testing.assert_close(theirs.loss, ours.loss, rtol=1e-4, atol=1e-5)
         card = (folder / "README.md").read_text()
-        for text in (f"target: {target}; mask ratio 0.6", "data: synthetic", "loss: 0.", "Licence"):
+        facts = (f"target: {target}; mask ratio 0.6", "data: synthetic", "loss: 0.", "Licence")
+        for text in (*facts, f"starting weights: {start}\n"):
             assert text in card
+        start = target
     weights, back = load_weights(run), load_weights(folder)
     assert back.preprocessing == weights.preprocessing
     assert back.preprocessing.mean == (0.5, 0.4, 0.3)
