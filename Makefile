@@ -1,5 +1,5 @@
 # make demo: set up, then pre-train and probe a small model on embedded data (minutes, two CPU cores)
-# make test: set up, lint, and run the tests that CI runs      make test-all: the slow ones too
+# make test: set up, lint, build the site, run the tests (CI)      make test-all: the slow ones too
 # make test-gpu: a GPU against the CPU      make test-faults: kills, full disks, flipped bits, hangs (docs/reliability.md)
 # make coverage: which lines the tests run      make fuzz RUNS=N: every reader, N inputs each
 # make audit: known holes in the dependencies      make docs: the pages as a site, links checked
@@ -46,7 +46,7 @@ format: $(VENV)/.ready-dev
 # mostly waits for SLURM. GPUs are hidden, so that `device: auto` is the same everywhere.
 PYTEST = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test: lint
+test: lint docs
 	$(PYTEST) -m 'not slow and not faults and not gpu'
 
 test-all: lint
