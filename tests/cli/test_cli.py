@@ -71,7 +71,9 @@ def test_a_closed_stdout_ends_commands_quietly(buffering: int, monkeypatch, capf
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-    assert not capfd.readouterr().err
+    printed = capfd.readouterr().err.splitlines()
+    # PyTorch's threads of earlier tests may print, too.
+    assert not [line for line in printed if "ipe" in line or "mae" in line or "Traceback" in line]
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
