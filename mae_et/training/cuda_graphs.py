@@ -12,6 +12,7 @@ not during the backward pass as DistributedDataParallel does.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from mae_et.errors import RunFailed, one_line, require
 from mae_et.runtime.console import notify
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.runtime.watchdog import heartbeat
+from mae_et.training.memory import release_cached_memory
 
 WARM_UPS = 3
 """Passes before a capture, in which libraries allocate workspaces and blocks are compiled."""
@@ -118,11 +120,13 @@ class GraphedPasses:
         self._throttle()
         return loss
 
-    def _release(self) -> None:
+    def _release(self, kept: Sequence[Tensor | None] = ()) -> None:
+        """Return the memory of all graphs to the GPU, but for gradients that are kept."""
         self.graphs.clear()
         self.gradients, self.batch = [], None
-        for parameter in self.parameters:
-            parameter.grad = None
+        for parameter, gradient in zip_longest(self.parameters, kept):
+            parameter.grad = gradient
+        release_cached_memory(self.parameters[0].device)
 
     def _capture(self, work: Pass, first: bool) -> bool:
         heartbeat()
@@ -141,7 +145,7 @@ class GraphedPasses:
                 ) from error
             notify(f"passes are not replayed (efficiency.cuda_graphs auto): {reason}")
             self.works = False
-            self._release()
+            self._release(self.gradients)  # those of the step's earlier passes
             return False
         if first:
             self.gradients = [parameter.grad for parameter in self.parameters]
@@ -170,10 +174,25 @@ class GraphedPasses:
             self.queued.popleft().synchronize()
 
 
+class _Capture(torch.cuda.graph):
+    """A capture that raises the error within it, and restores the stream.
+
+    After an error torch's own raises that of the end of the capture, and its stream stays current.
+    """
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        except RuntimeError:
+            self.stream_ctx.__exit__(*error)
+            if error[0] is None:
+                raise
+
+
 def record(work: Pass, batch: AnyBatch, pool: Any) -> _Graph:
     """Capture a pass, without running it; gradients that exist are added to."""
     graph = torch.cuda.CUDAGraph()
     # Other threads, which load and decode, may allocate memory meanwhile.
-    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+    with _Capture(graph, pool, capture_error_mode="thread_local"):
         loss = work(batch)
     return _Graph(graph.replay, loss, graph.pool())

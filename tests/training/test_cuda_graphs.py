@@ -131,15 +131,27 @@ def failing(error: str) -> Any:
 def test_a_pass_that_cannot_be_captured_runs_eagerly_or_ends_the_run(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:
-    flags = ("--efficiency.micro_batch=6", "--curriculum.epochs=1")
+    """Also where it is the second of a step, whose gradients are added to those of the first."""
+    flags = ("--efficiency.micro_batch=4", "--curriculum.epochs=1")
     losses, _ = outcome(pretrain(config_in(tmp_path, *flags)))
     replay_on_cpu(monkeypatch)
-    monkeypatch.setattr(cuda_graphs, "record", failing("operation not permitted when capturing"))
-    config = config_in(tmp_path, *flags, f"--output.dir={tmp_path / 'eager'}")
-    assert outcome(pretrain(config))[0] == losses
+    captured, error = cuda_graphs.record, "operation not permitted when capturing"
+    for fails in ("first", "second"):
+
+        def record(work: Any, batch: Any, pool: Any, fails: str = fails) -> Any:
+            if fails == ("second" if pool else "first"):
+                if not pool:
+                    work(batch)  # what it leaves as gradients has not run
+                failing(error)()
+            return captured(work, batch, pool)
+
+        monkeypatch.setattr(cuda_graphs, "record", record)
+        config = config_in(tmp_path, *flags, f"--output.dir={tmp_path / fails}")
+        assert outcome(pretrain(config))[0] == losses
     said = "passes are not replayed (efficiency.cuda_graphs auto): operation not permitted"
     assert capfd.readouterr().err.count(said) == 1
 
+    monkeypatch.setattr(cuda_graphs, "record", failing(error))
     weight = nn.Parameter(torch.ones(1))
     batch = Batch(torch.ones(1), torch.ones(1), torch.zeros(1))
     passes = GraphedPasses([weight], required=True)
@@ -148,6 +160,45 @@ def test_a_pass_that_cannot_be_captured_runs_eagerly_or_ends_the_run(
     monkeypatch.setattr(cuda_graphs, "record", failing("CUDA out of memory. Tried to allocate"))
     with pytest.raises(RuntimeError, match="out of memory"):
         GraphedPasses([weight])(lambda each: each.images * weight, batch, 32, first=True)
+
+
+def test_an_error_within_a_capture_is_raised_and_its_stream_is_left(monkeypatch) -> None:
+    stream = MagicMock()
+    ends = failing("operation failed due to a previous error during capture")
+    monkeypatch.setattr(torch.cuda.graph, "__init__", lambda graph, *_, **__: None)
+    monkeypatch.setattr(torch.cuda.graph, "stream_ctx", stream, raising=False)
+    monkeypatch.setattr(torch.cuda.graph, "__enter__", lambda _: None)
+    monkeypatch.setattr(torch.cuda.graph, "__exit__", ends)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", MagicMock())
+    for work, error in ((failing("no copy from the CPU"), "no copy"), (len, "previous error")):
+        with pytest.raises(RuntimeError, match=error):
+            cuda_graphs.record(work, [], None)
+    assert stream.__exit__.call_count == 2
+
+
+def test_the_memory_of_a_bandwidth_is_returned_before_the_next_one_takes_its_own(
+    monkeypatch,
+) -> None:
+    weight, batch = nn.Parameter(torch.ones(1)), Batch(torch.ones(1), torch.ones(1), torch.zeros(1))
+    passes, done = GraphedPasses([weight]), []
+
+    def record(*_: Any) -> Any:
+        weight.grad = torch.ones(1)
+        done.append("captured")
+        return cuda_graphs._Graph(lambda: None, torch.ones(()), None)
+
+    def release(_: Any) -> None:
+        assert not passes.graphs
+        assert passes.batch is weight.grad is None
+        done.append("returned")
+
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(cuda_graphs, "release_cached_memory", release)
+    monkeypatch.setattr(passes, "_throttle", lambda: None)
+    monkeypatch.setattr(passes, "_warm_up", lambda _: done.append("warm"))
+    for bandwidth in (16, 16, 32):
+        passes(lambda _: weight, batch, bandwidth, first=True)
+    assert done == ["returned", "warm", "captured"] * 2
 
 
 def test_passes_are_replayed_where_each_does_the_same_work_on_a_gpu() -> None:
