@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -420,7 +421,7 @@ def test_exchange_is_timed_over_processes() -> None:
 
 
 def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> None:
-    """Training and decoding share the GPU: alone, each would be faster."""
+    """Training and decoding share the GPU: alone, each would be faster. First steps are slow."""
     config = load_config(PretrainConfig, [], ["--optim.batch_size=64", "--efficiency.device=cpu"])
     steps: list[tuple[int, int]] = []
 
@@ -440,3 +441,20 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
     monkeypatch.setattr(node_loading, "_sample", lambda _: nullcontext(ways[:1]))
     node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 0.2, beside)
     assert not steps
+
+    now = 0.0
+
+    def slow_at_first(bandwidth: int, size: int) -> Callable[[], object]:
+        taken = iter([100.0])
+
+        def step() -> None:
+            nonlocal now
+            now += next(taken, 20.0)
+
+        return step
+
+    clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
+    monkeypatch.setattr(node_loading, "time", clock)
+    monkeypatch.setattr(node_loading, "_sample", lambda _: nullcontext(ways[1:]))
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 600, slow_at_first)
+    assert [row["images_per_second"] for row in rows] == [8 / 20] * 3
