@@ -110,12 +110,12 @@ def _peak(run: Run, attempt: Attempt, bandwidth: int, size: int) -> int | None:
 def optimizer_bytes(run: Run) -> int:
     """Return the bytes that training takes besides a pass: gradients and AdamW's two moments.
 
-    With several ranks, gradients are views of the reducer's buckets. After the first step it
-    allocates new ones in the order of the backward pass, for a moment beside the old.
+    Several ranks take them twice: replayed passes exchange a copy (`average_gradients`), and
+    DistributedDataParallel, whose buckets hold them, allocates others once, beside the old.
     """
     trained = sum(p.numel() * p.element_size() for p in run.network.parameters() if p.requires_grad)
-    rebuilt = int(run.world.size > 1)
-    return trained * (rebuilt + (1 if run.state.optimizer.state else 3))
+    copied = int(run.world.size > 1)
+    return trained * (copied + (1 if run.state.optimizer.state else 3))
 
 
 def largest_part(peak: Callable[[int], int | None], parts: list[int], limit: int) -> int:
