@@ -105,7 +105,7 @@ def step_of(
     if not (device.type == "cuda" if replayed is None else replayed):
         return _update(partial(work, one), optimizer, device)
     trained = [p for p in network.parameters() if p.requires_grad]
-    replay = partial(GraphedPasses(trained, required=True), work, one, bandwidth, first=True)
+    replay = partial(GraphedPasses(trained), work, one, bandwidth, first=True)
     return _update(replay, optimizer, device)
 
 
