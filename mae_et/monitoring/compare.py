@@ -187,8 +187,7 @@ def table_of(path: Path) -> dict[str, Any]:
 def varied_keys(settings: list[dict[str, Any]]) -> list[str]:
     """Return the keys in which configs differ, sorted."""
     keys = sorted({key for each in settings for key in each})
-    written = {key: {json.dumps(each.get(key), default=str) for each in settings} for key in keys}
-    return [key for key in keys if len(written[key]) > 1]
+    return [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:

@@ -51,6 +51,12 @@ def test_runs_that_differ_in_the_seed_alone_get_mean_and_deviation(tmp_path: Pat
     assert [float(x) for x in average["loss"].split(" ± ")] == pytest.approx(expected)
 
 
+def test_a_number_written_with_or_without_a_fraction_is_no_difference(tmp_path: Path) -> None:
+    runs = [written(tmp_path / f"{epochs}", {"curriculum": {"epochs": epochs}})
+            for epochs in (2, 2.0)]  # fmt: skip
+    assert "curriculum.epochs" not in cells(compare(CompareConfig(runs)))[0]
+
+
 def test_a_figure_that_a_seed_lacks_has_no_mean(tmp_path: Path) -> None:
     runs = [written(tmp_path / "a", {"seed": 0}, loss=1.0, knn=30.0),
             written(tmp_path / "b", {"seed": 1}, loss=2.0)]  # fmt: skip
