@@ -129,6 +129,7 @@ class GraphedPasses:
         release_cached_memory(self.parameters[0].device)
 
     def _capture(self, work: Pass, first: bool) -> bool:
+        """Capture a pass; return whether that is possible."""
         heartbeat()
         if first:
             self._warm_up(work)
@@ -136,21 +137,23 @@ class GraphedPasses:
             pool = self.graphs[True].pool if self.graphs else None
             self.graphs[first] = record(work, self.batch, pool)
         except RuntimeError as error:
-            if is_out_of_gpu_memory(error):
+            if self.required and is_out_of_gpu_memory(error):
                 raise
             reason = one_line(error)[:200]
             if self.required:
                 raise RunFailed(
                     f"efficiency.cuda_graphs true: the pass cannot be captured: {reason}"
                 ) from error
-            notify(f"passes are not replayed (efficiency.cuda_graphs auto): {reason}")
-            self.works = False
-            self._release(self.gradients)  # those of the step's earlier passes
-            return False
-        if first:
-            self.gradients = [parameter.grad for parameter in self.parameters]
-        heartbeat()
-        return True
+        else:
+            if first:
+                self.gradients = [parameter.grad for parameter in self.parameters]
+            heartbeat()
+            return True
+        # Not within `except`: the error holds the memory of the capture. An eager pass needs less.
+        notify(f"passes are not replayed (efficiency.cuda_graphs auto): {reason}")
+        self.works = False
+        self._release(self.gradients)  # but for those of the step's earlier passes
+        return False
 
     def _warm_up(self, work: Pass) -> None:
         """Run the pass outside of a capture, on a stream of its own as torch.cuda.graph's."""
