@@ -68,10 +68,12 @@ def open_image_files(
     """Open files and folders of images as one dataset without labels.
 
     Raises:
-        UserError: a folder holds no image.
+        UserError: a path does not exist, or a folder holds no image.
     """
     files: list[Path] = []
     for path in paths:
+        if not path.exists():
+            raise UserError(f"images: there is no file or folder {path}")
         found = [path] if path.is_file() else [path / name for name in list_folder(path).names]
         if not found:
             raise UserError(f"there is no image in {path}")

@@ -13,7 +13,12 @@ from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import FORMATS
 from mae_et.data.file_listing import list_folder
-from mae_et.data.image_folder import ImageFolder, class_names, classes_without_images
+from mae_et.data.image_folder import (
+    ImageFolder,
+    class_names,
+    classes_without_images,
+    open_image_files,
+)
 from mae_et.data.layout import Split, data_root, split_name
 from mae_et.data.synthetic import Synthetic
 from mae_et.errors import RunFailed, Unreadable, UserError
@@ -134,6 +139,8 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     assert f"no image in {tmp_path / 'train'} " in refusal(folder(tmp_path))
     with pytest.raises(UserError, match="cannot list the folder"):
         list_folder(tmp_path / "no")
+    with pytest.raises(UserError, match="images: there is no file or folder"):
+        open_image_files([tmp_path / "no.jpg"], 3)
 
 
 def test_hidden_files_are_skipped_and_links_followed_once(tmp_path: Path) -> None:
