@@ -182,6 +182,7 @@ def test_an_error_within_a_capture_is_raised_and_its_stream_is_left(monkeypatch)
 def test_the_memory_of_a_bandwidth_is_returned_before_the_next_one_takes_its_own(
     monkeypatch,
 ) -> None:
+    """And Python waits for all passes but two, each of which holds a batch."""
     weight, batch = nn.Parameter(torch.ones(1)), Batch(torch.ones(1), torch.ones(1), torch.zeros(1))
     passes, done = GraphedPasses([weight]), []
 
@@ -197,11 +198,13 @@ def test_the_memory_of_a_bandwidth_is_returned_before_the_next_one_takes_its_own
 
     monkeypatch.setattr(cuda_graphs, "record", record)
     monkeypatch.setattr(cuda_graphs, "release_cached_memory", release)
-    monkeypatch.setattr(passes, "_throttle", lambda: None)
+    events = [MagicMock() for _ in range(3)]
+    monkeypatch.setattr(torch.cuda, "Event", MagicMock(side_effect=events))
     monkeypatch.setattr(passes, "_warm_up", lambda _: done.append("warm"))
     for bandwidth in (16, 16, 32):
         passes(lambda _: weight, batch, bandwidth, first=True)
     assert done == ["returned", "warm", "captured"] * 2
+    assert [event.synchronize.called for event in events] == [True, False, False]
 
 
 def test_passes_are_replayed_where_each_does_the_same_work_on_a_gpu() -> None:
