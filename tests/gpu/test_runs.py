@@ -10,13 +10,16 @@ from driver import main as drive
 from natural_images import jpeg, natural
 from ranks import CLASSIFIER
 from ranks import run as run_ranks
+from torch import Tensor, nn
 
 from finetune import ClassifierConfig, classify
 from mae_et import load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.data.batch import Batch
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.hardware import expected_gpu
 from mae_et.training.compile import compiler_fault
+from mae_et.training.cuda_graphs import GraphedPasses
 
 SPAWN = multiprocessing.get_context("spawn")  # neither CUDA nor autograd's threads survive a fork
 QUIET = (
@@ -128,6 +131,27 @@ def test_replayed_runs_train_like_eager_ones(
     )
     assert "CUDA graphs" in capfd.readouterr().err
     close(replayed, eager, tolerance)
+
+
+def test_a_pass_that_waits_for_the_gpu_runs_eagerly(device: torch.device) -> None:
+    """CUDA refuses to capture it; what follows runs where it did before."""
+    if device.type != "cuda":
+        pytest.skip("a CPU has no CUDA graphs")
+    weight = nn.Parameter(torch.ones(3, device=device))
+    batch = Batch(*torch.ones(2, 3, device=device), torch.zeros(3))
+
+    def work(batch: Batch) -> Tensor:
+        loss = (weight * batch.images).sum()
+        assert loss.item() == 3
+        loss.backward()
+        return loss.detach()
+
+    passes, stream = GraphedPasses([weight]), torch.cuda.current_stream(device)
+    assert passes(work, batch, 0, first=True) == 3
+    assert not passes.works
+    assert torch.cuda.current_stream(device) == stream
+    assert passes(work, batch, 0, first=False) == 3
+    assert torch.equal(weight.grad, torch.full_like(weight, 2))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
