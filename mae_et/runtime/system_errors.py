@@ -24,10 +24,11 @@ _NO_INTERFACE = re.compile(
 # PyTorch's words for exhausted memory on a CPU; absurd sizes overflow before they are allocated.
 _NO_MEMORY = re.compile(r"(can't|Cannot) allocate memory|Storage size calculation overflowed")
 # A GPU library that finds no memory raises no OutOfMemoryError, nor does an extension that calls
-# torch's allocator through its stable ABI (TorchCodec).
+# torch's allocator through its stable ABI (TorchCodec). nvJPEG's status 5 is that of its allocator.
 _NO_GPU_MEMORY = re.compile(
     r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|(CUDA error|Triton Error \[CUDA\]): out of memory"
     r"|Cuda failure (\d+ )?'out of memory'|CUDA out of memory\."
+    r"|(Failed to (decode|initialize) batch( decoding)?|nvjpegDecode failed): 5\b"
 )
 _GPU_MEMORY_FAULT = re.compile(r"\bECC\b|uncorrectable|HARDWARE_ERROR|hardware error", re.I)
 _GPU_ERROR = re.compile(

@@ -61,6 +61,7 @@ dataloader's workers are out of shared memory."""
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x", "CUDA out of memory"),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory"),
         ("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0", "CUDA out of memory"),
+        ("Error while decoding JPEG images: Failed to decode batch: 5", "CUDA out of memory"),
         (
             "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nCuda failure 2 'out of memory'",
             "CUDA out of memory",
