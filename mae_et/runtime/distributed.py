@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
@@ -164,21 +164,6 @@ def all_reduce_sum(values: Tensor, world: DistributedContext) -> Tensor:
     summed = values.clone()
     dist.all_reduce(summed)
     return summed
-
-
-def average_gradients(gradients: Sequence[Tensor], world: DistributedContext) -> None:
-    """Average gradients over all ranks in place, all of them in one exchange.
-
-    They are divided before they are added, as DistributedDataParallel does.
-    """
-    if world.size == 1:
-        return
-    joined = torch.cat([gradient.flatten() for gradient in gradients]).div_(world.size)
-    dist.all_reduce(joined)
-    parts = joined.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(
-        list(gradients), [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
-    )
 
 
 def all_gather(values: Tensor, world: DistributedContext) -> Tensor:

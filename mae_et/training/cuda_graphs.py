@@ -16,6 +16,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_et.config.efficiency import EfficiencyConfig
@@ -23,6 +24,7 @@ from mae_et.data.batch import AnyBatch
 from mae_et.data.device_copy import ON_CPU
 from mae_et.errors import RunFailed, one_line, require
 from mae_et.runtime.console import notify
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.memory import release_cached_memory
@@ -199,3 +201,18 @@ def record(work: Pass, batch: AnyBatch, pool: Any) -> _Graph:
     with _Capture(graph, pool, capture_error_mode="thread_local"):
         loss = work(batch)
     return _Graph(graph.replay, loss, graph.pool())
+
+
+def average_gradients(gradients: Sequence[Tensor], world: DistributedContext) -> None:
+    """Average gradients over all ranks in place, all of them in one exchange.
+
+    They are divided before they are added, as DistributedDataParallel does.
+    """
+    if world.size == 1:
+        return
+    joined = torch.cat([gradient.flatten() for gradient in gradients]).div_(world.size)
+    dist.all_reduce(joined)
+    parts = joined.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(
+        list(gradients), [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+    )

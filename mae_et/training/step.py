@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mae_et.curriculum.plan import PlannedStage
 from mae_et.data.batch import AnyBatch
-from mae_et.runtime.distributed import average_gradients
+from mae_et.training.cuda_graphs import average_gradients
 from mae_et.training.nonfinite import propagate_nonfinite_loss, skip_update_unless_finite
 from mae_et.training.run import Run
 
