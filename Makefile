@@ -97,7 +97,7 @@ PAGES = README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE CITATION.cff 
 LINKED = setup.cfg requirements examples configs mae_et/pretraining.py
 docs: $(VENV)/.ready-dev
 	rm -rf build/pages && mkdir -p build/pages
-	git ls-files -coz --exclude-standard $(PAGES) $(LINKED) | xargs -0 cp --parents -t build/pages
+	cp -r --parents $(PAGES) $(LINKED) build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # What the tests of jobs need: a SLURM of Debian's, which starts nothing by itself. Without it they skip.
