@@ -17,6 +17,7 @@ NAMES = {
     "probe_ridge": "linear (ridge) of the last probe",
     "probe_effective_rank": "effective rank of the last probe",
     "probe_time_fraction": "time of probes", "probe_seconds": "probe time",
+    "data_time_fraction": "data wait",
     "top1": "top-1", "top5": "top-5", "best_top1": "best top-1", "raw_top1": "raw top-1",
     "raw_top5": "raw top-5", "knn": "kNN", "untrained_knn": "kNN, untrained",
     "untrained_linear": "linear, untrained", "training_seconds": "training time",
@@ -137,7 +138,7 @@ def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:
-    keys = ("bandwidth", "images", "loss", "images_per_second")
+    keys = ("bandwidth", "images", "loss", "images_per_second", "data_time_fraction")
     rows = [("stage", *(figure_name(key) for key in keys))]
     for place, stage in enumerate(stages, 1):
         rows.append((str(place), *(format_figure(key, stage.get(key)) for key in keys)))

@@ -9,9 +9,10 @@ from mae_et.monitoring.divergence import last_loss
 
 
 def summarise_stages(rows: Sequence[Row], plan: Plan) -> list[dict[str, Any]]:
-    """Return bandwidth, images, compute, and last loss and speed of each stage of a run.
+    """Return bandwidth, images, compute, last loss, speed and wait for data of each stage of a run.
 
-    Loss and images per second are None where there are no rows: not yet, or lost by a disk.
+    Loss, images per second and the fraction of the time that the stage waited for data are None
+    where there are no rows: not yet, or lost by a disk.
     """
     summary = []
     for stage in plan.stages:
@@ -19,11 +20,15 @@ def summarise_stages(rows: Sequence[Row], plan: Plan) -> list[dict[str, Any]]:
         images = stage.steps * plan.batch_size
         seen = sum(row.get("window_steps", 0) for row in mine) * plan.batch_size
         seconds = sum(row.get("window_seconds", 0.0) for row in mine)
+        waited = sum(
+            row.get("data_time_fraction", 0.0) * row.get("window_seconds", 0.0) for row in mine
+        )
         summary.append({
             "bandwidth": stage.bandwidth,
             "images": images,
             "loss": last_loss(mine),
             "images_per_second": round(seen / seconds, 1) if seconds else None,
+            "data_time_fraction": round(min(1.0, waited / seconds), 4) if seconds else None,
             "compute": stage.cost * images,
         })  # fmt: skip
     return summary

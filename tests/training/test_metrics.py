@@ -12,12 +12,18 @@ from mae_et.training.metrics import MetricsWindow, peak_memory
 
 def test_stage_summaries_count_planned_images_and_average_logged_rows() -> None:
     plan = Curriculum.preset("constant", 64, 8).plan(2, 100, 10)
-    rows = [{"stage": 0, "window_steps": 2, "window_seconds": 4.0, "loss": loss} for loss in (3, 1)]
+    rows = [
+        {"stage": 0, "window_steps": 2, "window_seconds": seconds, "loss": loss,
+         "data_time_fraction": waited}
+        for seconds, loss, waited in ((6.0, 3, 0.1), (2.0, 1, 0.9))
+    ]  # fmt: skip
     (stage,) = summarise_stages(rows, plan)
+    assert stage["data_time_fraction"] == 0.3
     assert stage["images"] == 200  # from the plan: a damaged disk may lose rows
     assert (stage["images_per_second"], stage["loss"]) == (5.0, 1)
     (lost,) = summarise_stages([], plan)
     assert (lost["images"], lost["images_per_second"], lost["loss"]) == (200, None, None)
+    assert lost["data_time_fraction"] is None
 
 
 def test_peak_memory_on_a_cpu_is_in_bytes() -> None:

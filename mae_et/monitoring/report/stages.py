@@ -38,12 +38,10 @@ def stages(record: Record, plan: Plan) -> list[dict[str, Any]]:
     fastest = max((each["images_per_second"] or 0 for each in found), default=0) or 1
     for stage, each in zip(plan.stages, found, strict=True):
         rows = rows_of_stage(record.rows, stage.index)
-        seconds = sum(row.get("window_seconds", 0) for row in rows)
-        waited = sum(r.get("data_time_fraction", 0) * r.get("window_seconds", 0) for r in rows)
         each |= {
             "stage": stage,
             "share": each["compute"] / plan.compute,
-            "wait": min(1.0, waited / seconds) if seconds else None,
+            "wait": each["data_time_fraction"],
             "memory": max((row.get("memory_gib", 0.0) for row in rows), default=0.0) or None,
             "bar": 100 * (each["images_per_second"] or 0) / fastest,
         }
