@@ -80,8 +80,11 @@ def test_a_constant_image_stays_constant_and_a_whole_box_of_the_size_stays_as_it
     assert torch.equal(resized([image], [(2, 5, 24, 24)], 24)[0], image[:, 2:26, 5:29])
 
 
-def test_kernels_of_triton_compile_for_gpus_that_are_not_here(tmp_path, monkeypatch) -> None:
-    """For the oldest GPU of Triton and one with a JPEG engine, by the assembler in its wheel."""
+@pytest.mark.parametrize("capability", [90, pytest.param(75, marks=pytest.mark.slow)])
+def test_kernels_of_triton_compile_for_gpus_that_are_not_here(
+    tmp_path, monkeypatch, capability: int
+) -> None:
+    """For a GPU with a JPEG engine and Triton's oldest, by the assembler in its wheel."""
     triton = pytest.importorskip("triton", reason="Triton is not installed")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -101,9 +104,8 @@ def test_kernels_of_triton_compile_for_gpus_that_are_not_here(tmp_path, monkeypa
         names = kernel.arg_names
         signature = {name: types.get(name, "constexpr") for name in names}
         source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()})
-        for capability in (75, 90):
-            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-            assert compiled.asm["cubin"]
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert compiled.asm["cubin"]
 
 
 def test_kernels_of_triton_return_the_same_bit_for_bit(monkeypatch) -> None:
