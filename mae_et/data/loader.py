@@ -16,7 +16,9 @@ from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
 from mae_et.data.encoded import EncodedDataset
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sample_seed
 from mae_et.data.train_dataset import AugmentedDataset
+from mae_et.errors import RunFailed
 from mae_et.runtime.signals import STOP_SIGNALS
+from mae_et.runtime.system_errors import WORKER_DIED
 
 CPU = torch.device("cpu")
 WORKER_GRACE_SECONDS = 120
@@ -118,11 +120,28 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
     """
     batches = iter(loader)
     try:
-        yield batches
+        yield _whole(batches) if loader.num_workers else batches
     finally:
         end = getattr(batches, "_shutdown_workers", None)  # absent without workers
         if end is not None:
             end()
+
+
+def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
+    """Yield batches; raise `RunFailed` for one whose loader process died while it was passed on.
+
+    The socket through which its memory comes is then at its end, or refuses to connect.
+    """
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:
+            if "in DataLoader worker process" in str(error):  # raised and reported by a live one
+                raise
+            raise RunFailed(WORKER_DIED) from error
+        yield batch
 
 
 def _ignore_stop_signals(worker: int) -> None:

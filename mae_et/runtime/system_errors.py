@@ -44,6 +44,10 @@ _NO_SHARED_MEMORY = re.compile(
 )
 # A worker that died; "Caught X in DataLoader worker process" is an error that it reports itself.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
+WORKER_DIED = (
+    "a loader worker died, as happens when memory runs out: lower efficiency.num_workers or "
+    "efficiency.micro_batch (batch_size for features)"
+)
 _TOO_MANY = "lower efficiency.num_workers (num_workers for features), or raise the limit"
 # Limits on a user's files and processes, by PyTorch's and the system's words.
 _LIMITS = {
@@ -128,12 +132,7 @@ def _explain_runtime_error(error: RuntimeError) -> str | None:
         return _out_of_memory(error)
     if (limit := _limit_of(error)) is not None:
         return limit
-    if _WORKER_DIED.search(text):
-        return (
-            "a loader worker died, as happens when memory runs out: lower "
-            "efficiency.num_workers or efficiency.micro_batch (batch_size for features)"
-        )
-    return None
+    return WORKER_DIED if _WORKER_DIED.search(text) else None
 
 
 def is_out_of_gpu_memory(error: Exception) -> bool:

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from typing import Any
 from unittest.mock import MagicMock, call
 
 import pytest
@@ -7,10 +9,11 @@ from mae_et import Curriculum, Stage
 from mae_et.config.data import DataConfig
 from mae_et.data.batch import Batch
 from mae_et.data.device_copy import copied
-from mae_et.data.loader import replayed, train_loader
+from mae_et.data.loader import batches_of, replayed, train_loader
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.train_dataset import TrainDataset
+from mae_et.errors import RunFailed
 from mae_et.training.plan import micro_batch_size
 
 PLAN = Curriculum((Stage(16, 1, 2), Stage(32, 1, 9)), 32, 8).plan(3, 50, 12)
@@ -101,3 +104,29 @@ def test_a_batch_is_copied_on_a_stream_that_training_waits_for(monkeypatch) -> N
         call.images.to().record_stream(gpu.training),
         call.noise.to().record_stream(gpu.training),
     ]
+
+
+class Dying:
+    """A loader whose only process dies, or reports an error, after a batch."""
+
+    num_workers = 1
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __iter__(self) -> Iterator[int]:
+        yield 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_loader_process_that_dies_while_it_passes_a_batch_is_named(error: Exception) -> None:
+    """Its memory is passed through a socket, which then ends or refuses to connect."""
+    dying: Any = Dying(error)
+    with batches_of(dying) as batches:
+        assert next(batches) == 1
+        with pytest.raises(RunFailed, match="a loader worker died"):
+            next(batches)
+    alive: Any = Dying(ConnectionError("Caught X in DataLoader worker process 0.\nof the data"))
+    with batches_of(alive) as batches, pytest.raises(ConnectionError, match="of the data"):
+        list(batches)
