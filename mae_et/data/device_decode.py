@@ -17,9 +17,9 @@ while it resizes, about 0.3 GiB more with Triton's kernels. The products need ab
 
 nvJPEG's hardware engine does not wait for the stream that it is given (pytorch/vision#9606,
 meta-pytorch/torchcodec#1634): it writes to memory that the caching allocator has handed out again,
-while kernels that are queued still read it. So images are decoded, cropped and resized on streams
-of their own, each of which has its own pool of memory and is drained before each call of the
-decoder; what is handed over is marked as in use by the training's stream (`record_stream`).
+while kernels that are queued still read it. So each thread decodes, crops and resizes on a stream
+of its own, which allocates from a separate pool and is synchronized before each call of the
+decoder. Finished batches are recorded on the training's stream (`record_stream`).
 """
 
 import contextlib

@@ -66,7 +66,7 @@ class MetricsWindow:
     def timed(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         """Yield batches, and measure how long the device is idle for want of them.
 
-        Python queues work for a GPU ahead, so a wait of Python is none of the GPU while it works.
+        Python queues work ahead of a GPU, which does not wait as long as it has work.
         """
         while True:
             before, idle = time.perf_counter(), self._event()

@@ -179,10 +179,8 @@ def test_an_error_within_a_capture_is_raised_and_its_stream_is_left(monkeypatch)
     assert stream.__exit__.call_count == 2
 
 
-def test_the_memory_of_a_bandwidth_is_returned_before_the_next_one_takes_its_own(
-    monkeypatch,
-) -> None:
-    """And Python waits for all passes but two, each of which holds a batch."""
+def run_three_passes(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[MagicMock]]:
+    """Run two passes at a bandwidth and one at another; return what was done, and their events."""
     weight, batch = nn.Parameter(torch.ones(1)), Batch(torch.ones(1), torch.ones(1), torch.zeros(1))
     passes, done = GraphedPasses([weight]), []
 
@@ -203,7 +201,16 @@ def test_the_memory_of_a_bandwidth_is_returned_before_the_next_one_takes_its_own
     monkeypatch.setattr(passes, "_warm_up", lambda _: done.append("warm"))
     for bandwidth in (16, 16, 32):
         passes(lambda _: weight, batch, bandwidth, first=True)
+    return done, events
+
+
+def test_memory_of_a_bandwidth_is_released_before_the_next_one_is_captured(monkeypatch) -> None:
+    done, _ = run_three_passes(monkeypatch)
     assert done == ["returned", "warm", "captured"] * 2
+
+
+def test_at_most_two_passes_are_queued(monkeypatch) -> None:
+    _, events = run_three_passes(monkeypatch)
     assert [event.synchronize.called for event in events] == [True, False, False]
 
 
