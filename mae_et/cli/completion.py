@@ -2,9 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mae_et.cli.arguments import CONFIGS, Arguments, parser_of
 from mae_et.cli.help import help_requested
@@ -29,24 +31,38 @@ def completion(arguments: Arguments) -> None:
 
 def _parser(commands: Mapping[str, str]) -> argparse.ArgumentParser:
     """Return a parser of standard actions, as shtab reads them, with every command and its keys."""
-    import shtab
-
     parser = argparse.ArgumentParser(prog="mae-et")
     parsers = parser.add_subparsers()
     for name, about in commands.items():
         one = parsers.add_parser(name, help=about)  # without help, shtab skips it
         for action in parser_of(name)._actions if name in CONFIGS else []:
-            if not action.option_strings or action.dest in {"help", "print_config"}:
-                continue
-            kind = getattr(action, "_typehint", None)
-            added = one.add_argument(*action.option_strings, choices=_choices(kind), help=name)
-            if action.dest == "config" or Path in (kind, *get_args(kind)):
-                added.complete = shtab.FILE  # type: ignore[attr-defined]
+            shown = action.dest.rpartition(".")[2] not in {"help", "print_config"}
+            if action.option_strings and shown:
+                kind = Path if action.dest == "config" else getattr(action, "_typehint", None)
+                _add_key(one, action.option_strings, kind, name)
     return parser
 
 
+def _add_key(parser: argparse.ArgumentParser, flags: Sequence[str], kind: Any, about: str) -> None:
+    """Add a key of some type, and the keys of a section that may be absent."""
+    import shtab
+
+    action = parser.add_argument(*flags, choices=_choices(kind), help=about)
+    kinds = kind, *get_args(kind)
+    if Path in kinds:
+        action.complete = shtab.FILE  # type: ignore[attr-defined]
+    for section in filter(is_dataclass, kinds if NoneType in kinds else ()):
+        for key, inner in get_type_hints(section).items():
+            _add_key(parser, [f"{flags[0]}.{key}"], inner, about)
+
+
 def _choices(kind: Any) -> list[str] | None:
-    """Return the values that a type lists; None for others."""
+    """Return the values that a type lists; None if it allows others."""
     if kind is bool:
         return ["true", "false"]
-    return [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else None
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    if get_origin(kind) not in {Union, UnionType}:
+        return None
+    parts = [_choices(part) for part in get_args(kind) if part is not NoneType]
+    return None if None in parts else [value for part in parts for value in part or ()]

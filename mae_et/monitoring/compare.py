@@ -1,6 +1,5 @@
 """Compare runs in one table: keys in which their configs differ, and their results."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -104,18 +103,16 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
 
 def seed_means(runs: list[ComparedRun]) -> list[ComparedRun]:
     """Return a row of means for each group of runs that differ in the seed alone."""
-    groups: dict[str, list[ComparedRun]] = {}
-    for run in runs:
-        settings = {key: value for key, value in run.settings.items() if key != "seed"}
+    settings = [{k: value for k, value in run.settings.items() if k != "seed"} for run in runs]
+    groups: dict[int, list[ComparedRun]] = {}
+    for run, shared in zip(runs, settings, strict=True):
         if run.settings:
-            groups.setdefault(json.dumps(settings, default=str), []).append(run)
+            groups.setdefault(settings.index(shared), []).append(run)  # equal by value
     return [
         ComparedRun(
-            f"mean of {len(group)} seeds: {group[0].name} ...",
-            {key: value for key, value in group[0].settings.items() if key != "seed"},
-            _means(group),
+            f"mean of {len(group)} seeds: {group[0].name} ...", settings[first], _means(group)
         )
-        for group in groups.values()
+        for first, group in groups.items()
         if len(group) > 1
     ]
 

@@ -42,6 +42,9 @@ def test_completion_knows_commands_keys_and_choices(tmp_path: Path, capsys) -> N
         ("pretrain", "--model.targ"): "--model.target",
         ("pretrain", "--model.target", "n"): "norm_pix",
         ("supervised", "--model.backb"): "--model.backbone",
+        ("knn", "--data.roo"): "--data.root",
+        ("pretrain", "--probe.data.root", f"{tmp_path}/com"): f"{tmp_path}/completion",
+        ("pretrain", "--efficiency.compile", ""): "true false auto",
     }.items():
         done = subprocess.run(
             ["bash", "-c", script, "bash", tmp_path / "completion", "mae-et", *words],

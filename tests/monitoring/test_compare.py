@@ -52,9 +52,11 @@ def test_runs_that_differ_in_the_seed_alone_get_mean_and_deviation(tmp_path: Pat
 
 
 def test_a_number_written_with_or_without_a_fraction_is_no_difference(tmp_path: Path) -> None:
-    runs = [written(tmp_path / f"{epochs}", {"curriculum": {"epochs": epochs}})
-            for epochs in (2, 2.0)]  # fmt: skip
-    assert "curriculum.epochs" not in cells(compare(CompareConfig(runs)))[0]
+    runs = [written(tmp_path / f"{epochs}", {"curriculum": {"epochs": epochs}, "seed": seed})
+            for seed, epochs in enumerate((2, 2.0))]  # fmt: skip
+    rows = cells(compare(CompareConfig(runs)))
+    assert "curriculum.epochs" not in rows[0]
+    assert rows[2]["run"] == "mean of 2 seeds: 2 ..."
 
 
 def test_a_figure_that_a_seed_lacks_has_no_mean(tmp_path: Path) -> None:
