@@ -69,10 +69,12 @@ def fit_micro_batch(
 
 
 def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
-    """Return whether micro-batches fit in the memory of every rank."""
-    limit = available_memory(run.world) - optimizer_bytes(run)
+    """Return whether micro-batches fit in the memory of every rank, as new ones have to."""
+    limit = _limit(run)
     with without_trace(run.network):
-        peaks = [_peak(run, attempt, bandwidth, size) for bandwidth, size in sizes.items()]
+        first, *_ = sizes.items()
+        _peak(run, attempt, *first)  # libraries allocate their workspaces in the first pass
+        peaks = [_peak(run, attempt, *each) for each in sizes.items()]
     return not distributed.any_rank(any(p is None or p > limit for p in peaks), run.world)
 
 
@@ -80,7 +82,7 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     """Return the images of one forward pass at each bandwidth, the same on every rank."""
     world, network, share = run.world, run.network, run.plan.batch_size // run.world.size
     parts = [size for size in range(1, share + 1) if share % size == 0 and size % multiple == 0]
-    limit = int(available_memory(world) * (1 - MARGIN)) - optimizer_bytes(run)
+    limit = _limit(run)
     sizes = {}
     with without_trace(network):
         for bandwidth in run.plan.bandwidths:
@@ -99,6 +101,11 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
             "efficiency.gradient_checkpointing"
         )
     return dict(zip(sizes, chosen.tolist(), strict=True))
+
+
+def _limit(run: Run) -> int:
+    """Return the bytes that a pass may take."""
+    return int(available_memory(run.world) * (1 - MARGIN)) - optimizer_bytes(run)
 
 
 def _peak(run: Run, attempt: Attempt, bandwidth: int, size: int) -> int | None:
