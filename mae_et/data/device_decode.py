@@ -170,7 +170,7 @@ def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:
 
 @contextlib.contextmanager
 def decoded_ahead(
-    loaded: Iterator[PackedBatch], decoder: DeviceDecoder, views: Any
+    loaded: Iterator[PackedBatch | None], decoder: DeviceDecoder, views: Any
 ) -> Iterator[Iterator[Batch]]:
     """Iterate over the batches of packed micro-batches, decoded by threads `AHEAD` of their use.
 
@@ -179,7 +179,8 @@ def decoded_ahead(
     order of the micro-batches. The threads end with the block.
 
     Args:
-        loaded: micro-batches in order.
+        loaded: micro-batches in order; None where the loader stalls, so that what it loaded before
+            is handed out meanwhile.
         decoder: decodes them.
         views: makes the samples that the device refuses, indexed by `SampleIndex`.
     """
@@ -191,12 +192,16 @@ def decoded_ahead(
 
 
 def _in_order(
-    loaded: Iterator[PackedBatch], decoder: DeviceDecoder, views: Any, threads: ThreadPoolExecutor
+    loaded: Iterator[PackedBatch | None],
+    decoder: DeviceDecoder,
+    views: Any,
+    threads: ThreadPoolExecutor,
 ) -> Iterator[Batch]:
     pending: deque[Future[Decoded]] = deque()
     for packed in loaded:
-        pending.append(threads.submit(decoder, packed))
-        if len(pending) > AHEAD:
+        if packed is not None:
+            pending.append(threads.submit(decoder, packed))
+        if len(pending) > (0 if packed is None else AHEAD):
             yield _taken_over(pending.popleft().result(), views)
     while pending:
         yield _taken_over(pending.popleft().result(), views)

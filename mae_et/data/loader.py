@@ -22,6 +22,8 @@ from mae_et.runtime.system_errors import WORKER_DIED
 
 CPU = torch.device("cpu")
 WORKER_GRACE_SECONDS = 120
+STALL_SECONDS = 0.01
+"""After which batches that are decoded are handed out instead of waiting for the loader."""
 
 
 @contextlib.contextmanager
@@ -48,7 +50,8 @@ def training_batches(
     views = dataset if bad_images is None else WithSubstitutes(dataset)
     loaded_from = views if decoder is None else EncodedDataset(dataset, views)
     with contextlib.ExitStack() as ends:
-        loader = train_loader(loaded_from, sampler, num_workers, pin_memory)
+        timeout = STALL_SECONDS if decoder is not None and num_workers else 0
+        loader = train_loader(loaded_from, sampler, num_workers, pin_memory, timeout)
         batches = ends.enter_context(batches_of(loader))
         if decoder is not None:
             batches = ends.enter_context(decoded_ahead(batches, decoder, views))
@@ -90,10 +93,15 @@ def replayed(
 
 
 def train_loader(
-    dataset: Dataset[AnyBatch], sampler: CurriculumBatchSampler, num_workers: int, pin_memory: bool
+    dataset: Dataset[AnyBatch],
+    sampler: CurriculumBatchSampler,
+    num_workers: int,
+    pin_memory: bool,
+    timeout: float = 0,
 ) -> DataLoader[AnyBatch]:
     """Return a loader of the sampler's micro-batches."""
-    return _loader(dataset, num_workers, batch_sampler=sampler, pin_memory=pin_memory)
+    options: Any = {"pin_memory": pin_memory, "timeout": timeout}
+    return _loader(dataset, num_workers, batch_sampler=sampler, **options)
 
 
 def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
@@ -112,8 +120,10 @@ def _loader(dataset: Dataset[AnyBatch], num_workers: int, **options: Any) -> Dat
 
 
 @contextlib.contextmanager
-def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
+def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[Any]]:
     """Iterate over a loader, and end its processes when the block ends.
+
+    Where no batch comes within the loader's `timeout`, None is yielded.
 
     After an error, a traceback keeps the iterator alive, and Python would wait at exit for loader
     processes that wait for work.
@@ -127,10 +137,11 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[AnyBatch]]:
             end()
 
 
-def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-    """Yield batches; raise `RunFailed` for one whose loader process died while it was passed on.
+def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch | None]:
+    """Yield batches, and None after each timeout.
 
-    The socket through which its memory comes is then at its end, or refuses to connect.
+    A loader process that dies while it passes a batch on raises `RunFailed`: the socket through
+    which its memory comes is then at its end, or refuses to connect.
     """
     while True:
         try:
@@ -141,6 +152,10 @@ def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
             if "in DataLoader worker process" in str(error):  # raised and reported by a live one
                 raise
             raise RunFailed(WORKER_DIED) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            batch = None
         yield batch
 
 

@@ -4,11 +4,12 @@ The device is the CPU here: the same code, without streams.
 """
 
 import importlib
+import multiprocessing
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import choose_decoder as choice
-from mae_et.data import decoder_trial, device_checks, device_decode, jpeg_crop
+from mae_et.data import decoder_trial, device_checks, device_decode, encoded, jpeg_crop
 from mae_et.data.bad_images import BadImages
 from mae_et.data.batch import Batch
 from mae_et.data.box_resize import resize_boxes
@@ -468,6 +469,30 @@ def test_at_most_two_micro_batches_are_ahead_of_the_training(tmp_path: Path) -> 
         for taken, _ in enumerate(loaded, start=1):
             assert len(started) <= taken + device_decode.AHEAD
     assert len(started) == len(list(sampler))
+
+
+def test_decoded_batches_are_handed_out_in_order_while_the_loader_stalls(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The loader reads the third micro-batch only after the training has had two."""
+    dataset, trained = opened(DataConfig(root=write_images(tmp_path))), multiprocessing.Event()
+    usual = batches(dataset, cpu_decoder(dataset))
+    sampler = CurriculumBatchSampler(dataset.plan, 0, micro_batch_size(3, dataset.plan, 1))
+    third, gave_up = next(islice(sampler, 2, None))[0], multiprocessing.Event()
+
+    def stalled(dataset: TrainDataset, index: SampleIndex) -> Any:
+        if index == third and not trained.wait(10):
+            gave_up.set()
+        return read_encoded(dataset, index)
+
+    monkeypatch.setattr(encoded, "read_encoded", stalled)
+    with training_batches(dataset, sampler, 1, decoder=cpu_decoder(dataset)) as loaded:
+        found = [next(loaded), next(loaded)]
+        trained.set()
+        found += loaded
+    assert not gave_up.is_set()
+    for one, other in zip(found, usual, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 # --- runs -----------------------------------------------------------------------------------------
