@@ -29,8 +29,8 @@ from mae_et.runtime.placement import own_cores
 from mae_et.training.plan import make_plan
 
 from .node_exchange import exchange_seconds, exchange_speed
-from .node_loading import loading_speeds
-from .node_training import checkpoint_seconds, step_beside, training_speeds
+from .node_loading import GPU_DECODES, loading_speeds
+from .node_training import NOISE, checkpoint_seconds, step_beside, training_speeds
 
 TRAINING_SHARE, LOADING_SHARE = 0.5, 0.35
 Rows = list[dict[str, Any]]
@@ -109,34 +109,29 @@ def summary(plan: Plan, figures: dict[str, Any], gpus: int, workers: int) -> dic
     compiled = fastest_compile(training, bandwidths, share)
     trained = {b: trained_speed(training, b, compiled, share) for b in bandwidths}
     taken = exchange_seconds(exchange, gpus)
-    found: dict[str, Any] = {
-        "images_per_second": {
-            str(b): with_exchange(s, share, taken) for b, s in trained.items() if s
-        }
-    }
     if not all(trained.values()):
-        return found
-    hours: Rows = []
+        found = {b: with_exchange(s, share, taken) for b, s in trained.items() if s}
+        return {"images_per_second": {str(b): speed for b, speed in found.items()}}
+    models: dict[str, dict[str, Any]] = {}
     flags = {row["way"]: row["flags"] for row in loading}
     for way in flags:
         speeds = loaded_speeds(loading, way, bandwidths)
         if speeds is not None:
-            model = _model(plan, training, exchange, compiled, gpus, speeds, workers)
-            hours.append({"way": way, "flags": flags[way], "throughput": model})
-    best = min(hours, key=lambda each: _hours(each["throughput"], gpus), default=None)
-    if best is None:
-        model = _model(plan, training, exchange, compiled, gpus, None, None)
-        return found | {"throughput": model}
-    speeds = loaded_speeds(loading, best["way"], bandwidths) or {}
-    return found | {
-        "loader_images_per_second": {str(b): speed / workers for b, speed in speeds.items()},
-        "cores_per_gpu": workers,
-        "hours_by_way": {e["way"]: _hours(e["throughput"], gpus) for e in hours},
+            by_gpu = GPU_DECODES in flags[way]
+            models[way] = _model(plan, training, exchange, compiled, gpus, speeds, workers, by_gpu)
+    if not models:
+        model = _model(plan, training, exchange, compiled, gpus)
+        return {**model["given"], "throughput": model}
+    hours = {way: _hours(model, gpus) for way, model in models.items()}
+    best = min(hours, key=lambda way: hours[way])
+    return {
+        **models[best]["given"],
+        "hours_by_way": hours,
         "fastest": {
-            "way": best["way"],
-            "flags": [f"--efficiency.compile={str(compiled).lower()}", *best["flags"]],
+            "way": best,
+            "flags": [f"--efficiency.compile={str(compiled).lower()}", *flags[best]],
         },
-        "throughput": best["throughput"],
+        "throughput": models[best],
     }
 
 
@@ -196,25 +191,32 @@ def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, f
 
 
 def _model(
-    plan: Plan, training: Rows, exchange: Any, compiled: bool, gpus: int, speeds: Any,
-    workers: int | None,
+    plan: Plan, training: Rows, exchange: Any, compiled: bool, gpus: int,
+    loaded: dict[int, float] | None = None, workers: int = 0, by_gpu: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the throughput model, whose speeds of a GPU depend on the images of its step."""
+    """Return the throughput model, whose speeds of a GPU depend on the images of its step.
+
+    What the GPU decodes is loaded beside training: both share the GPU, and more cores do not help.
+    """
     bandwidths = plan.bandwidths
-    loader = None if speeds is None else {b: speed / workers for b, speed in speeds.items()}
+    shared = loaded if by_gpu else None
+    loader = None if loaded is None or by_gpu else {b: s / workers for b, s in loaded.items()}
 
     def of(count: int) -> dict[str, Any]:
         share = max(1, plan.batch_size // count)
         alone = {b: trained_speed(training, b, compiled, share) or 0.0 for b in bandwidths}
+        beside = {b: min(speed, (shared or alone)[b]) for b, speed in alone.items()}
         taken = exchange_seconds(exchange, count)
-        trained = {b: with_exchange(speed, share, taken) for b, speed in alone.items()}
-        cores = None if workers is None else float(workers)
+        trained = {b: with_exchange(speed, share, taken) for b, speed in beside.items()}
+        cores = None if loader is None else float(workers)
         included = "seconds" in (exchange or {})
         model = throughput_model(plan, trained, (count,), loader, cores, included)
         for row in model["loading"]:
-            longest = taken * alone[row["bandwidth"]] >= share  # as long as the passes
-            if longest and row.get("bottleneck") != "loader":
-                row["bottleneck"] = "exchange"
+            b = row["bandwidth"]
+            if row.get("bottleneck") != "loader" and taken * alone[b] >= share:
+                row["bottleneck"] = "exchange"  # takes as long as the passes
+            elif shared:
+                row["bottleneck"] = "decoding" if NOISE * beside[b] < alone[b] else "gpu"
         return model
 
     counts = sorted({1, 2, 4, 8, gpus})

@@ -31,6 +31,7 @@ from mae_et.runtime.distributed import DistributedContext
 SAMPLE, MADE = 512, 64
 SIZE = 256
 """Images of a micro-batch that is loaded for a GPU; the sample has more."""
+GPU_DECODES = "--efficiency.decode=gpu"
 
 
 class Way(NamedTuple):
@@ -91,7 +92,7 @@ def loading_speeds(
 def _sample(config: PretrainConfig) -> Iterator[list[Way]]:
     """Yield the ways of loading that the config's images allow."""
     data = dataclasses.replace(config.data, augment=None, replay=None)
-    crop, decode = ["--crop.method=decode"], ["--efficiency.decode=gpu"]
+    crop, decode = ["--crop.method=decode"], [GPU_DECODES]
     if data.source not in ("folder", "synthetic"):
         name = data.source
         yield [

@@ -180,9 +180,8 @@ def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] |
         trained = read_speeds(options.throughput, "--throughput")
     else:
         trained = _speeds_of_node(node, "images_per_second", options.throughput)
-        exchange = node.get("exchange")
-        exchange_included = isinstance(exchange, dict) and "seconds" in exchange
-        if loader is None and "loader_images_per_second" in node:
+        exchange_included = node.get("exchange_included") is True
+        if loader is None and node.get("loader_images_per_second") is not None:
             loader = _speeds_of_node(node, "loader_images_per_second", options.throughput)
             cores = cores or node.get("cores_per_gpu")
     return throughput_model(plan, trained, gpus, loader, cores, exchange_included)
