@@ -1,6 +1,7 @@
 """Choose where JPEGs are decoded: on the GPU, and by which library, or in loader processes."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,12 +26,13 @@ def choose_decoder(
     world: DistributedContext,
     num_workers: int = 0,
     before: str | None = None,
+    cpu_sides: tuple[int, ...] = (),
 ) -> DeviceDecoder | None:
     """Return the decoder of a run, None to decode in loader processes, and print which and why.
 
-    On a GPU, `auto` tries both ways (`decoder_trial`), and takes the GPU if its views are right and
-    it is the faster on every rank. Pixels differ by rounding, so a resumed run decodes where and by
-    which library it did before, whatever is faster now.
+    On a GPU, `auto` tries both ways (`decoder_trial`) at each side of images, and takes the GPU if
+    its views are right and it is the faster on every rank. Pixels differ by rounding, so a resumed
+    run decodes where and by which library it did before, whatever is faster now.
 
     Args:
         requested: see `EfficiencyConfig.decode`.
@@ -39,6 +41,7 @@ def choose_decoder(
         num_workers: loader processes of a rank.
         before: what the run has decoded with so far, `cpu` or a library (`gpu`: either of them);
             None for a new run.
+        cpu_sides: sides at which the CPU has decoded nevertheless.
 
     Raises:
         UserError: the GPU is requested and cannot decode for this run.
@@ -49,20 +52,40 @@ def choose_decoder(
     chooses = isinstance(dataset, TrainDataset) and has_files and world.device.type == "cuda"
     if requested == "gpu" or (requested == "auto" and chooses):
         with fail_together(world):
-            decoder, reason = _choose(requested, dataset, world.device, num_workers, before)
-        if any_rank(decoder is None, world) and decoder is not None:
-            decoder, reason = None, "on another rank, the GPU cannot decode or is slower"
+            decoder, reason = _choose(
+                requested, dataset, world.device, num_workers, before, cpu_sides
+            )
+        agreed = _agreed(decoder, dataset.sides, world)
+        if decoder is not None and agreed != decoder.cpu_sides:
+            reason = "on another rank, the GPU cannot decode or is slower"
+            decoder.cpu_sides = agreed
+            decoder = None if set(agreed) == set(dataset.sides) else decoder
         reasons.append(reason)
-    place = "cpu" if decoder is None else "gpu"
-    if before not in (None, place, "cpu" if decoder is None else decoder.library):
+    place, library, exceptions = "CPU", "cpu", tuple[int, ...]()
+    if decoder is not None:
+        place, library, exceptions = "GPU", decoder.library, decoder.cpu_sides
+    same = before in (place.lower(), library) and exceptions == cpu_sides
+    if before is not None and not same:
         so_far = {"cpu": "the CPU", "gpu": "the GPU"}.get(before, before)
-        reasons.append(f"so far by {so_far}: pixels differ by rounding")
+        reasons.append(f"so far by {so_far}{_but(cpu_sides)}: pixels differ by rounding")
     if reasons:
         notify(
-            f"images are decoded by the {place.upper()} (efficiency.decode {requested}): "
+            f"images are decoded by the {place}{_but(exceptions)} (efficiency.decode {requested}): "
             f"{'; '.join(reasons)}"
         )
     return decoder
+
+
+def _agreed(
+    decoder: DeviceDecoder | None, sides: Sequence[int], world: DistributedContext
+) -> tuple[int, ...]:
+    """Return the sides at which the CPU decodes on any rank."""
+    mine = sides if decoder is None else decoder.cpu_sides
+    return tuple(side for side in sorted(set(sides)) if any_rank(side in mine, world))
+
+
+def _but(cpu_sides: tuple[int, ...]) -> str:
+    return f", at {', '.join(map(str, cpu_sides))} px by the CPU" if cpu_sides else ""
 
 
 def _choose(
@@ -71,6 +94,7 @@ def _choose(
     device: torch.device,
     num_workers: int,
     before: str | None,
+    cpu_sides: tuple[int, ...],
 ) -> tuple[DeviceDecoder | None, str]:
     """Return this rank's decoder, if any, and the reason for it or against it."""
     unsuited = _unsuited(dataset, device)
@@ -88,12 +112,21 @@ def _choose(
     decoder = DeviceDecoder(device, dataset.sides, decode, resize, library)
     if requested == "gpu":
         return decoder, name + notes
-    trial = try_decoder(decoder, dataset, num_workers)
-    speeds = f"{trial.device:,.0f} images/s, {num_workers} loader processes {trial.cpu:,.0f}"
-    if not trial.fault and (before is not None or trial.device > trial.cpu):
+    last = {side: stage for stage, side in enumerate(dataset.sides)}
+    tried = sorted(last) if before is None else dataset.sides[-1:]  # whether it works suffices
+    trials = {side: try_decoder(decoder, dataset, num_workers, last[side]) for side in tried}
+    faults = [trial.fault for trial in trials.values() if trial.fault]
+    speeds = "; ".join(
+        f"{t.device:,.0f} images/s at {side} px, {num_workers} loader processes {t.cpu:,.0f}"
+        for side, t in trials.items()
+    )
+    if before is None:
+        cpu_sides = tuple(side for side, trial in trials.items() if trial.device <= trial.cpu)
+    if not faults and len(cpu_sides) < len(last):
+        decoder.cpu_sides = cpu_sides
         return decoder, f"{name} {speeds}{notes}"
     torch.cuda.empty_cache()  # of the streams of the decoder
-    return None, trial.fault or f"the GPU with {name} {speeds}{notes}"
+    return None, faults[0] if faults else f"the GPU with {name} {speeds}{notes}"
 
 
 def _unsuited(dataset: Any, device: torch.device) -> str | None:

@@ -33,15 +33,17 @@ class Trial(NamedTuple):
     fault: str = ""
 
 
-def try_decoder(decoder: DeviceDecoder, dataset: TrainDataset, num_workers: int) -> Trial:
-    """Make views of some images of a run, by the device and by the CPU, in two or three seconds.
+def try_decoder(
+    decoder: DeviceDecoder, dataset: TrainDataset, num_workers: int, stage: int
+) -> Trial:
+    """Make views of some images at a stage, by the device and by the CPU, in two or three seconds.
 
-    They are spread evenly over the images, and have the size of the last stage. The loader's rates
+    They are spread evenly over the images. The loader's rates
     are those of this process, times the number of loader processes; for the device they include
     what it leaves to the CPU.
     """
     encoded = EncodedDataset(dataset, dataset)
-    indices = _spread(dataset)
+    indices = _spread(dataset, stage)
     indices = indices[: len(_in_time(encoded.__getitem__, indices))]  # from the disk
     read, reading = _timed(lambda: _in_time(encoded.__getitem__, indices))
     jpegs = [each for each in read if isinstance(each, EncodedView)]
@@ -70,9 +72,9 @@ def try_decoder(decoder: DeviceDecoder, dataset: TrainDataset, num_workers: int)
     )
 
 
-def _spread(dataset: TrainDataset) -> list[SampleIndex]:
+def _spread(dataset: TrainDataset, stage: int) -> list[SampleIndex]:
     indices = sorted({n * len(dataset) // SAMPLE for n in range(SAMPLE)})
-    return [SampleIndex(index, 0, len(dataset.sides) - 1) for index in indices]
+    return [SampleIndex(index, 0, stage) for index in indices]
 
 
 def _in_time(work: Callable[[Any], Any], indices: Iterable[SampleIndex]) -> list[Any]:

@@ -70,6 +70,7 @@ class DeviceDecoder:
         decode: the library's decoder.
         resize: crops, resizes and flips.
         library: name of the library, which checkpoints record.
+        cpu_sides: sides at which loader processes decode all the same, because they are faster.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class DeviceDecoder:
         decode: Decode,
         resize: Resize = resize_boxes,
         library: str = "torchvision",
+        cpu_sides: tuple[int, ...] = (),
     ):
-        self.library = library
+        self.library, self.cpu_sides = library, cpu_sides
         self.device, self.sides, self.decode, self.resize = device, sides, decode, resize
         on_gpu = device.type == "cuda"
         # At the training's priority, each of hundreds of small kernels would wait for one of its

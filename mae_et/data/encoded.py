@@ -8,6 +8,7 @@ by the dataset itself, and so are substitutes of unreadable images.
 A micro-batch leaves its process as few tensors: all files are in one buffer.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -86,10 +87,11 @@ class EncodedDataset(Dataset[Any]):
     Args:
         dataset: random views of images with 3 channels, without RandAugment.
         views: `dataset`, or a wrapper of it that substitutes unreadable images.
+        cpu_sides: see `DeviceDecoder`.
     """
 
-    def __init__(self, dataset: TrainDataset, views: Any):
-        self.dataset, self.views = dataset, views
+    def __init__(self, dataset: TrainDataset, views: Any, cpu_sides: tuple[int, ...] = ()):
+        self.dataset, self.views, self.cpu_sides = dataset, views, cpu_sides
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -101,12 +103,12 @@ class EncodedDataset(Dataset[Any]):
             Unreadable: the image cannot be read, and `views` substitutes none.
             RunFailed: the image is an array that is not uint8.
         """
-        try:
-            encoded = read_encoded(self.dataset, index)
-        except Exception:  # whatever it is, the view reports or replaces it
-            encoded = None
-        if encoded is not None:
-            return encoded
+        if self.dataset.sides[index.stage] not in self.cpu_sides:
+            # Whatever the error is, the view reports or replaces it.
+            with contextlib.suppress(Exception):
+                encoded = read_encoded(self.dataset, index)
+                if encoded is not None:
+                    return encoded
         view = self.views[index]
         if view.images.dtype != torch.uint8:
             raise RunFailed("efficiency.decode gpu needs 8-bit images, but the data are arrays")

@@ -48,7 +48,9 @@ def training_batches(
     """
     pin_memory = device.type == "cuda"
     views = dataset if bad_images is None else WithSubstitutes(dataset)
-    loaded_from = views if decoder is None else EncodedDataset(dataset, views)
+    loaded_from = views
+    if decoder is not None:
+        loaded_from = EncodedDataset(dataset, views, decoder.cpu_sides)
     with contextlib.ExitStack() as ends:
         timeout = STALL_SECONDS if decoder is not None and num_workers else 0
         loader = train_loader(loaded_from, sampler, num_workers, pin_memory, timeout)

@@ -26,10 +26,16 @@ def provenance_of(
 
     Returns:
         `data`, their hash; `processes`, the number of ranks; `decode`, `cpu` or the library that
-        has decoded so far (None for a new run): `cpu`, if the checkpoint does not say.
+        has decoded so far (None for a new run): `cpu`, if the checkpoint does not say;
+        `decode_cpu_sides`: see `DeviceDecoder`.
     """
-    before = None if saved is None else (saved.get("origin") or {}).get("decode", "cpu")
-    return {"data": fingerprint(source), "processes": world.size, "decode": before}
+    origin = {"decode": None} if saved is None else (saved.get("origin") or {})
+    return {
+        "data": fingerprint(source),
+        "processes": world.size,
+        "decode": origin.get("decode", "cpu"),
+        "decode_cpu_sides": origin.get("decode_cpu_sides", ()),
+    }
 
 
 def fingerprint(source: ImageDataset) -> str:

@@ -114,9 +114,12 @@ def train_run(
     """
     config, world = run.config, run.world
     num_workers = worker_count(config.efficiency.num_workers, world)
-    before = run.provenance.get("decode")
-    decoder = choose_decoder(config.efficiency.decode, dataset, world, num_workers, before)
-    run.provenance["decode"] = "cpu" if decoder is None else decoder.library
+    so_far = run.provenance.get("decode"), run.provenance.get("decode_cpu_sides", ())
+    decoder = choose_decoder(config.efficiency.decode, dataset, world, num_workers, *so_far)
+    run.provenance |= {
+        "decode": "cpu" if decoder is None else decoder.library,
+        "decode_cpu_sides": () if decoder is None else decoder.cpu_sides,
+    }
     with run_records(run, files) as logger:
         if config.data.on_error == "skip":
             run.bad_images = BadImages(

@@ -502,12 +502,13 @@ def test_a_stopped_run_resumes_bit_for_bit_on_the_device_path(tiny, tmp_path, mo
     root = write_images(tmp_path / "images", 3)
     inherited = []
 
-    def chosen(_, dataset, __, ___, before) -> DeviceDecoder:
+    def chosen(_, dataset, __, ___, *before) -> DeviceDecoder:
         inherited.append(before)
-        return cpu_decoder(dataset)
+        return DeviceDecoder(CPU, dataset.sides, decode_torchvision, cpu_sides=(24,))
 
     monkeypatch.setattr(session, "choose_decoder", chosen)
     flags = [f"--data.root={root}", "--output.tensorboard=false", "--efficiency.micro_batch=3"]
+    flags.append("--crop.method=decode")
     whole = pretrain(tiny(*flags, f"--output.dir={tmp_path / 'whole'}"))
     config = tiny(*flags)
     for stop in (3, 7):
@@ -518,7 +519,7 @@ def test_a_stopped_run_resumes_bit_for_bit_on_the_device_path(tiny, tmp_path, mo
     ).read_bytes()
     assert read_metrics(resumed)[-1]["loss"] == read_metrics(whole)[-1]["loss"]
     assert not decoding_threads()
-    assert inherited == [None, None, "torchvision", "torchvision"]
+    assert inherited == [(None, ())] * 2 + [("torchvision", (24,))] * 2
 
 
 def test_a_checkpoint_that_does_not_say_where_it_decoded_did_so_on_the_cpu(tmp_path: Path) -> None:
@@ -624,6 +625,33 @@ def test_the_faster_decoder_is_taken_if_right_and_a_resumed_run_keeps_it(
     assert ("pixels differ" in err) is (before not in (None, place, "TorchCodec"))
 
 
+def test_images_of_each_size_are_decoded_where_that_is_faster(
+    tmp_path: Path, gpu, monkeypatch, capsys
+) -> None:
+    """At 16 px the CPU reads a small scale; a resumed run keeps that, whatever is faster now."""
+    dataset = opened(DataConfig(root=write_images(tmp_path)), "decode")
+    trials = [SLOWER, FASTER, FASTER]
+    monkeypatch.setattr(choice, "try_decoder", lambda *given: trials[given[-1]])
+    decoder = choose_decoder("auto", dataset, gpu, 16)
+    assert decoder is not None
+    assert decoder.cpu_sides == (16,)
+    said = "decoded by the GPU, at 16 px by the CPU (efficiency.decode auto): TorchCodec 3,000 "
+    assert f"{said}images/s at 16 px, 16 loader processes 4,000; 9,000" in capsys.readouterr().err
+    ours, by_gpu = batches(dataset, decoder), batches(dataset, cpu_decoder(dataset))
+    for one, gpus, todays in zip(ours, by_gpu, batches(dataset, None), strict=True):
+        expected = todays if one.images.shape[-1] == 16 else gpus
+        assert all(torch.equal(a, b) for a, b in zip(one, expected, strict=True))
+    trials.reverse()
+    resumed = choose_decoder("auto", dataset, gpu, 16, "TorchCodec", (16,))
+    assert resumed is not None
+    assert resumed.cpu_sides == (16,)
+    assert "so far" not in capsys.readouterr().err
+    asked = choose_decoder("gpu", dataset, gpu, 16, "TorchCodec", (16,))
+    assert asked is not None
+    assert asked.cpu_sides == ()
+    assert "so far by TorchCodec, at 16 px by the CPU: pixels" in capsys.readouterr().err
+
+
 def test_the_gpu_is_taken_on_all_ranks_or_on_none(tmp_path: Path, gpu, monkeypatch, capsys) -> None:
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     monkeypatch.setattr(choice, "try_decoder", lambda *_: FASTER)
@@ -658,7 +686,7 @@ def test_a_decoder_with_other_pixels_or_errors_is_found_unfit(
 ) -> None:
     """A broken image among those that are tried counts against nobody."""
     dataset = opened(DataConfig(root=damaged(tmp_path)))
-    found = try_decoder(cpu_decoder(dataset, decode), dataset, 2).fault
+    found = try_decoder(cpu_decoder(dataset, decode), dataset, 2, 2).fault
     assert found.startswith(fault)
     assert bool(found) is bool(fault)
 
@@ -669,7 +697,7 @@ def test_files_other_than_jpegs_are_left_to_the_cpu(tmp_path: Path) -> None:
         natural(20, 30).save(path.with_suffix(".png"))
         path.unlink()
     dataset = opened(DataConfig(root=tmp_path))
-    fault = try_decoder(cpu_decoder(dataset), dataset, 2).fault
+    fault = try_decoder(cpu_decoder(dataset), dataset, 2, 2).fault
     assert fault == "the images are not mostly baseline JPEGs"
 
 
@@ -696,7 +724,7 @@ def test_rates_count_loader_processes_and_what_they_decode_in_a_short_trial(
 
     monkeypatch.setattr(TrainDataset, "augment", slow)
     monkeypatch.setattr(decoder_trial.time, "perf_counter", lambda: now[0])
-    trial = try_decoder(cpu_decoder(dataset, decode), dataset, 5)
+    trial = try_decoder(cpu_decoder(dataset, decode), dataset, 5, 2)
     assert trial.fault == ""
     assert trial.cpu == pytest.approx(5 / 0.3)
     assert trial.device == pytest.approx(rate)
