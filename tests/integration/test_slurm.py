@@ -166,7 +166,41 @@ def test_two_nodes_train_to_the_losses_of_one_rank(uninterrupted: Path, place: P
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["USR2", pytest.param("TERM", marks=pytest.mark.slow)])
+def test_a_run_that_is_signalled_killed_and_preempted_ends_like_an_uninterrupted_one(
+    start, cluster: Cluster, uninterrupted: Path
+) -> None:
+    """Only the killed rank repeats steps, those since the last checkpoint."""
+    job, folder = start("--partition=low_nograce", "--extra={exclusive: true}")
+    cluster.run("scancel", "--signal=USR2", job)
+    restart_soon(cluster, job)
+    wait(lambda: read_metrics(folder)[-1]["step"] > 60, "a step after a checkpoint")
+    os.kill(processes_of(folder)[0], signal.SIGKILL)
+    restart_soon(cluster, job, 2)
+    wait(lambda: len(events(folder, "started")) == 3, "the third start")
+    rows = len(read_metrics(folder))
+    wait(lambda: len(read_metrics(folder)) > rows, "rows of metrics")
+    other = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
+    restart_soon(cluster, job, 3)
+    assert cluster.wait_for_state(other, "COMPLETED", seconds=60) == "COMPLETED"
+    same_end(cluster, job, folder, uninterrupted)
+    (requeued,) = events(folder, "requeued")
+    (retried,) = events(folder, "retried")
+    assert "Killed" in retried["sentence"]
+    first, signalled, killed, preempted = events(folder, "started")
+    assert first["step"] == 0
+    assert signalled["step"] == requeued["step"] > 0
+    assert killed["step"] == retried["step"] >= 60
+    assert killed["step"] % 60 == 0
+    assert preempted["step"] > killed["step"]
+    assert 0 <= killed["lost"] < 60
+    assert first["lost"] == signalled["lost"] == preempted["lost"] == 0
+    assert {event["restart"] for event in events(folder, "failed")} <= {
+        1
+    }  # by the killed rank's peer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["USR2", "TERM"])
 def test_signal_saves_and_requeues_without_repeated_steps(
     start, cluster: Cluster, uninterrupted: Path, name: str
 ) -> None:
@@ -195,7 +229,8 @@ def test_time_limit_saves_and_requeues_without_repeated_steps(start, cluster: Cl
     cluster.run("scancel", job)
 
 
-@pytest.mark.parametrize("partition", [pytest.param("low", marks=pytest.mark.slow), "low_nograce"])
+@pytest.mark.slow
+@pytest.mark.parametrize("partition", ["low", "low_nograce"])
 def test_preemption_repeats_no_steps_with_or_without_grace_time(
     start, cluster: Cluster, uninterrupted: Path, partition: str
 ) -> None:
@@ -209,7 +244,8 @@ def test_preemption_repeats_no_steps_with_or_without_grace_time(
     assert second["lost"] == 0
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_repeats_only_the_steps_since_the_last_checkpoint(
     start, cluster: Cluster, uninterrupted: Path, rank: int
 ) -> None:
