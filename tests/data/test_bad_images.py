@@ -279,12 +279,13 @@ def test_preparing_stops_at_the_first_bad_image_or_at_too_many(folders, tmp_path
 
 
 def test_an_interrupted_run_reports_the_same_bad_images(tiny, folders, capsys) -> None:
-    def config(name: str):
+    def config(name: str, workers: int = 1):
         return tiny(f"--data.root={folders[1]}", f"--output.dir={folders[1].parent / name}",
                     "--data.max_bad_fraction=0.1", "--optim.batch_size=6", "--output.log_every=1",
-                    "--output.reconstruct_images=30", "--efficiency.num_workers=1")  # fmt: skip
+                    "--output.reconstruct_images=30",
+                    f"--efficiency.num_workers={workers}")  # fmt: skip
 
-    whole = pretrain(config("whole"))
+    whole = pretrain(config("whole", 0))
     said = capsys.readouterr().err
     for name, reason in (("07.png", "the file is empty"), ("21.png", "truncated")):
         lines = [line for line in said.splitlines() if name in line]

@@ -1,6 +1,7 @@
 """Swin's windows follow the bandwidth, with one table of biases for all window sizes."""
 
 import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -149,8 +150,10 @@ def test_bias_tables_are_decayed_as_in_the_release(swin) -> None:
     assert not any(name.endswith("norm1.weight") for name in decayed)
 
 
-def test_a_run_resumes_exactly_across_a_change_of_windows(tmp_path: Path) -> None:
+def test_a_run_resumes_exactly_across_a_change_of_windows(tmp_path: Path, monkeypatch) -> None:
     """Stages at 32 and 64 pixels, windows of 1 and 2; stopped in the first, ended in the second."""
+    narrow = functools.partial(timm.create_model, embed_dim=24, depths=(2, 2, 2, 2))
+    monkeypatch.setattr(timm, "create_model", narrow)
     curriculum = (
         "--curriculum={preset: custom, epochs: 3, cost: area, shares_of: images, "
         "stages: [{bandwidth: 32, share: 2}, {bandwidth: 64, share: 1}]}"

@@ -76,18 +76,16 @@ def test_golden_losses_do_not_move(tiny) -> None:
 
 def test_training_lowers_the_loss(tiny) -> None:
     """Far below 1, which predicting each patch's mean gives for norm_pix."""
-    found = losses(pretrain(tiny("--curriculum.epochs=20", "--data.scale=[1.0,1.0]")))
+    found = losses(pretrain(tiny("--curriculum.epochs=10", "--data.scale=[1.0,1.0]")))
     assert found[-1] < 0.9 * found[0]
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--efficiency.micro_batch=3"],
         ["--efficiency.micro_batch={16: 12, 24: 6, 32: 4}"],
-        ["--efficiency.gradient_checkpointing=true", "--efficiency.num_workers=2"],
-        ["--output.log_every=1", "--output.checkpoint_every=3", "--output.tensorboard=false",
-         IMAGES],
+        ["--efficiency.gradient_checkpointing=true", "--efficiency.num_workers=2", IMAGES,
+         "--output.log_every=1", "--output.checkpoint_every=3", "--output.tensorboard=false"],
     ],
 )  # fmt: skip
 def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(
@@ -102,17 +100,18 @@ def test_efficiency_and_output_do_not_change_the_weights_beyond_rounding(
         )
 
 
-@pytest.mark.parametrize("target", ["norm_pix", "hog"])
-def test_half_precision_trains_to_about_the_same_loss(tiny, trained, target: str) -> None:
+@pytest.mark.parametrize(("target", "precision"), [("norm_pix", "fp16"), ("hog", "bf16")])
+def test_half_precision_trains_to_about_the_same_loss(
+    tiny, trained, target: str, precision: str
+) -> None:
     def train(precision: str) -> list[float]:
         flags = [f"--model.target={target}", f"--efficiency.precision={precision}"]
         return losses(pretrain(tiny(*flags, f"--output.dir={tiny().output.dir}-{precision}")))
 
     full = losses(trained) if target == "norm_pix" else train("fp32")
-    for precision in ("bf16", "fp16"):
-        half = train(precision)
-        assert half == pytest.approx(full, rel=0.03)
-        assert half != full
+    half = train(precision)
+    assert half == pytest.approx(full, rel=0.03)
+    assert half != full
 
 
 @pytest.mark.slow
@@ -250,29 +249,28 @@ def test_restarting_a_finished_run_returns_its_results(tiny, trained) -> None:
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    ("flag", "key"),
-    [
-        ("--optim.base_lr=0.5", "optim.base_lr was 0.02 and is now 0.5"),
-        ("--model.encoder_depth=3", "model.encoder_depth"),
-        ("--seed=9", "seed was 0 and is now 9"),
-        ("--curriculum.epochs=9", "curriculum.epochs"),
-        ("--crop.method=resize", "crop.method"),
-    ],
-)
-def test_a_folder_of_a_run_with_other_settings_is_refused(
-    tiny, trained, flag: str, key: str
-) -> None:
-    folder = Path(shutil.copytree(trained, tiny().output.dir))
-    results, checkpoints = folder / "results.json", folder / "checkpoints"
-    for gone in (None, checkpoints, results):
-        if gone is not None:
-            gone.rename(folder / f"{gone.name}-away")
-        if gone is results:  # back to a run that has checkpoints and is not finished
-            (folder / "checkpoints-away").rename(checkpoints)
+def test_a_folder_of_a_run_with_other_settings_is_refused(tiny, finished, tmp_path: Path) -> None:
+    finished.rename(tmp_path / "run")
+    for flag, key in {
+        "--optim.base_lr=0.5": "optim.base_lr was 0.02 and is now 0.5",
+        "--model.encoder_depth=3": "model.encoder_depth",
+        "--seed=9": "seed was 0 and is now 9",
+        "--curriculum.epochs=9": "curriculum.epochs",
+        "--crop.method=resize": "crop.method",
+    }.items():
         with pytest.raises(UserError, match="holds a checkpoint of another run") as caught:
             pretrain(tiny(flag))
         assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "results.json"])
+def test_a_run_that_lost_files_is_refused_under_other_settings_too(
+    tiny, finished, tmp_path: Path, lost: str
+) -> None:
+    folder = finished.rename(tmp_path / "run")
+    (folder / lost).rename(folder / f"{lost}-away")
+    with pytest.raises(UserError, match="holds a checkpoint of another run: seed was 0 and is now"):
+        pretrain(tiny("--seed=9"))
 
 
 def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(tiny, trained) -> None:
