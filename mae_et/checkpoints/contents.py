@@ -100,11 +100,13 @@ def _are_sizes(value: object) -> bool:
 def _is_origin(value: object) -> bool:
     if not isinstance(value, dict):
         return False
-    init = value.get("init")
+    init, sides = value.get("init"), value.get("decode_cpu_sides", ())
     return (
         isinstance(value.get("data", ""), str)
         and _is_count(value.get("processes", 1))
         and value.get("processes", 1) > 0
         and (init is None or isinstance(init, str))
         and value.get("decode", "cpu") in ("cpu", "gpu", "TorchCodec", "torchvision")
+        and isinstance(sides, tuple)
+        and all(map(_is_count, sides))
     )

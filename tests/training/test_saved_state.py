@@ -141,6 +141,7 @@ COMMON: list[Case] = [
     (entry("origin", "processes", value=0), "origin"),
     (entry("origin", "data", value=3), "origin"),
     (entry("origin", "decode", value="tape"), "origin"),
+    (entry("origin", "decode_cpu_sides", value=(None,)), "origin"),
 ]
 PRETRAINING: list[Case] = [
     (tensor(*WEIGHT, to=filled(NAN)), "mask_token is not finite"),
