@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,39 +32,30 @@ from torchvision.transforms import (
     RandomResizedCrop,
     ToTensor,
 )
+from torchvision.transforms.functional import pil_to_tensor
 
 from mae_et import low_frequency_crop
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import jpeg_crop
 from mae_et.data.boxes import Box
 from mae_et.data.cache import cache_images
-from mae_et.data.choose_decoder import decode_torchvision
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import DecodedDataset
-from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.encoded import EncodedDataset
 from mae_et.data.image_folder import ImageFolder
-from mae_et.data.jpeg_crop import (
-    BOX_ATTEMPTS,
-    coarsest_scale,
-    crop_and_resize,
-    random_box,
-    round_box,
-)
+from mae_et.data.jpeg_crop import coarsest_scale, crop_and_resize, draw_crop, round_box
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
 
-from .rounds import interleave
+from .rounds import Speed, interleave
 
 BASE, PATCH = 224, 16
-GOALS = {96: 4.0, 160: 2.5, 224: 1.5}
 Load = Callable[[int], object]
 
 
@@ -108,29 +98,20 @@ def arms(source: DecodedDataset, shards: DecodedDataset, size: int) -> dict[str,
         finally:
             jpeg_crop.simplejpeg = fast
 
+    files = TrainDataset(source, DataConfig(), plan, PATCH, 0)
+    encoded = EncodedDataset(files, files)
+
+    def read_only(index: int) -> object:
+        return encoded.collate([encoded[SampleIndex(index, 0, 0)]])
+
     return {
         "fourier, resize": view(source, "fourier"),
         "fourier, resize; data.cache ram": view(cached, "fourier"),
         "decode, Pillow": with_pillow,
         "decode": decode,
         "decode, prepared shards": view(shards, "decode"),
-        "efficiency.decode gpu, its loader processes": encoded_view(source, plan),
-        "efficiency.decode gpu, all of it on the CPU": device_view(source, plan),
+        "efficiency.decode gpu, its loader processes": read_only,
     }
-
-
-def encoded_view(source: DecodedDataset, plan: Plan) -> Load:
-    """Return what loader processes do if a device decodes: read files, draw boxes and masks."""
-    samples = TrainDataset(source, DataConfig(), plan, PATCH, 0)
-    packed = EncodedDataset(samples, samples)
-    return lambda index: packed.collate([packed[SampleIndex(index, 0, 0)]])
-
-
-def device_view(source: DecodedDataset, plan: Plan) -> Load:
-    """Return the whole path of decoding on a device, with the CPU as the device."""
-    load: Any = encoded_view(source, plan)
-    decoder = DeviceDecoder(torch.device("cpu"), [plan.base], decode_torchvision)
-    return lambda index: decoder(load(index))
 
 
 def fidelity(
@@ -140,18 +121,14 @@ def fidelity(
     found: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(0)
     for index in range(images):
-        numbers = torch.rand(4 * BOX_ATTEMPTS, generator=generator).tolist()
-
-        def draw(height: int, width: int, numbers: Sequence[float] = numbers) -> Box:
-            return random_box(height, width, (0.2, 1.0), (0.75, 4 / 3), numbers)
-
+        draw, _ = draw_crop(DataConfig(), generator)
         image = source[index][0]
         assert isinstance(image, Image.Image)
         box = draw(image.height, image.width)
         base, exact = exact_crop(image, box, size)
         small = base.resize((size, size), Image.Resampling.LANCZOS)
-        resized = low_frequency_crop(_tensor(base) / 255, size, "resize") * 255
-        found.setdefault("Lanczos, as released", []).append(psnr(_tensor(small), exact))
+        resized = low_frequency_crop(pil_to_tensor(base) / 255, size, "resize") * 255
+        found.setdefault("Lanczos, as released", []).append(psnr(pil_to_tensor(small), exact))
         found.setdefault("fourier, resize", []).append(psnr(resized, exact))
         for name, of in (("decode", source), ("decode, prepared shards", shards)):
             content, _, inner = of.read_for_crop(index, draw, size)
@@ -178,11 +155,7 @@ def exact_crop(image: Image.Image, box: Box, size: int) -> tuple[Image.Image, Te
     right, bottom = box.left + box.width, box.top + box.height
     corners = (box.left, box.top, min(right, image.width), min(bottom, image.height))
     base = image.resize((BASE, BASE), Image.Resampling.BICUBIC, box=corners)
-    return base, 255 * low_frequency_crop(_tensor(base) / 255, size).clamp(0, 1)
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    return base, 255 * low_frequency_crop(pil_to_tensor(base) / 255, size).clamp(0, 1)
 
 
 def psnr(one: Tensor, other: Tensor) -> float:
@@ -207,13 +180,12 @@ def measure(root: Path, prepared: Path, sizes: Sequence[int], rounds: int) -> li
         decibels = fidelity(source, shards, size, images) if size < BASE else {}
         for name in [*speeds, *(set(decibels) - set(speeds))]:
             speed = speeds.get(name)
-            ratios = speed.ratios if speed else ()
             rows.append(
                 {
                     "size": size,
                     "arm": name,
                     "images_per_second": images / speed.median_seconds if speed else None,
-                    "ratio": [median(ratios), min(ratios), max(ratios)] if ratios else None,
+                    "ratios": speed.ratios if speed else (),
                     "psnr": decibels.get(name),
                 }
             )
@@ -229,15 +201,15 @@ def load_all(load: Load, images: int) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
     lines = [
-        "| B | loader | images/s a core | of the reference (min to max) | goal | PSNR, dB |",
-        "|---|---|---|---|---|---|",
+        "| B | loader | images/s a core | of the reference (min to max) | PSNR, dB |",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
         speed = f"{row['images_per_second']:.0f}" if row["images_per_second"] else ""
-        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]) if row["ratio"] else ""
-        goal = f"{GOALS[row['size']]}" if row["arm"].startswith("decode") else ""
         fidelity = f"{row['psnr']:.2f}" if row["psnr"] is not None else ""
-        lines.append(f"| {row['size']} | {row['arm']} | {speed} | {ratio} | {goal} | {fidelity} |")
+        ratio = Speed((), row["ratios"]).ratio() if row["ratios"] else ""
+        cells = row["size"], row["arm"], speed, ratio, fidelity
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
