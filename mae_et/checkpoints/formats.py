@@ -47,7 +47,7 @@ from mae_et.checkpoints.weight_files import (
 )
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.model import ModelConfig
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 
 # What `peek_weights` read, until `load_weights` is called for the same file.
 _peeked: dict[tuple[object, ...], Weights] = {}
@@ -100,8 +100,7 @@ def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:
     Raises:
         UserError: they are no plain vision transformer's, or the description is damaged.
     """
-    description = read_classifier_description(folder)
-    return _with_classifier(_from_mae(folder, tensors), description)
+    return _with_classifier(_from_mae(folder, tensors), read_classifier_description(folder))
 
 
 def _version(path: Path) -> object:
@@ -134,8 +133,7 @@ def _read(path: Path, key: str | None) -> Weights:
 
 def _refuse_key(path: Path, key: str | None) -> None:
     """Refuse to ignore a key where nothing is chosen by it."""
-    if key is not None:
-        raise UserError(f"checkpoint_key {key}: {path} holds one network; leave the key out")
+    require(key is None, f"checkpoint_key {key}: {path} holds one network; leave the key out")
 
 
 def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
@@ -150,13 +148,12 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
 
 def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
     """Add what a file of ours records beside its weights."""
-    path = weights.path
     if PREPROCESSING_KEY in payload:
-        preprocessing = Preprocessing.from_json(payload[PREPROCESSING_KEY], path)
+        preprocessing = Preprocessing.from_json(payload[PREPROCESSING_KEY], weights.path)
         weights = replace(weights, preprocessing=preprocessing)
     if CLASSIFIER_KEY in payload:
-        description = check_classifier_description(json.loads(payload[CLASSIFIER_KEY]), path)
-        weights = _with_classifier(weights, description)
+        description = json.loads(payload[CLASSIFIER_KEY])
+        weights = _with_classifier(weights, check_classifier_description(description, weights.path))
     if MODEL_KEY in payload:
         model = ModelConfig(**json.loads(payload[MODEL_KEY]))
         weights = replace(weights, model=model, architecture=model.encoder)
@@ -181,20 +178,17 @@ def _with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
 def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
     """Sort a pre-training checkpoint of ours."""
     config = config_from_checkpoint(payload["config"])
-    encoder, decoder = (
-        {
-            name.removeprefix(prefix): tensor.float()
-            for name, tensor in payload["model"].items()
-            if name.startswith(prefix)
-        }
-        for prefix in ("encoder.", "decoder.")
-    )
-    check_plain_vit(path, encoder, encoder)
+    parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
+    for name, tensor in payload["model"].items():
+        part, _, own = name.partition(".")
+        if part in parts:
+            parts[part][own] = tensor.float()
+    check_plain_vit(path, parts["encoder"], parts["encoder"])
     model = config.model
     return Weights(
         path,
-        encoder,
-        decoder,
+        parts["encoder"],
+        parts["decoder"],
         model=model,
         config=config,
         architecture=model.encoder,
