@@ -43,7 +43,7 @@ class Way(NamedTuple):
     decode: str
     flags: list[str]
     """That a run needs to load so."""
-    every: bool = True
+    by_bandwidth: bool = True
     """Whether its speed depends on the bandwidth."""
 
 
@@ -69,34 +69,34 @@ def loading_speeds(
         processes (None if not measured, with the `reason`), and the `flags` of a run that loads so.
     """
     bandwidths = plan.bandwidths
-    rows = []
-    with _sample(config) as ways:
+    rows: list[dict[str, Any]] = []
+    with _ways(config) as ways:
         ends = time.monotonic() + seconds
-        each = [(way, b) for way in ways for b in (bandwidths if way.every else [plan.base])]
+        each = [(way, b) for way in ways for b in (bandwidths if way.by_bandwidth else [None])]
         for number, (way, bandwidth) in enumerate(each):
             left = (ends - time.monotonic()) / (len(each) - number)
-            row: dict[str, Any] = {"way": way.name, "bandwidth": bandwidth if way.every else None}
+            steps = beside if way.decode == "gpu" else None
+            speed, reason = None, "no time"
             try:
-                speed = None
                 if left > 0:
-                    steps = beside if way.decode == "gpu" else None
-                    speed = _speed(config, way, plan, bandwidth, device, workers, left, steps)
-                row |= {"images_per_second": speed} | ({} if speed else {"reason": "no time"})
+                    b = bandwidth or plan.base
+                    speed = _speed(config, way, plan, b, device, workers, left, steps)
             except UserError as error:
-                row |= {"images_per_second": None, "reason": str(error)}
-            rows.append(row | {"flags": way.flags})
+                reason = str(error)
+            row = {"way": way.name, "bandwidth": bandwidth, "images_per_second": speed}
+            rows.append(row | ({} if speed else {"reason": reason}) | {"flags": way.flags})
     return rows
 
 
 @contextlib.contextmanager
-def _sample(config: PretrainConfig) -> Iterator[list[Way]]:
+def _ways(config: PretrainConfig) -> Iterator[list[Way]]:
     """Yield the ways of loading that the config's images allow."""
     data = dataclasses.replace(config.data, augment=None, replay=None)
     crop, decode = ["--crop.method=decode"], [GPU_DECODES]
     if data.source not in ("folder", "synthetic"):
         name = data.source
         yield [
-            Way(f"{name}, fourier", data, "fourier", "cpu", [], every=False),
+            Way(f"{name}, fourier", data, "fourier", "cpu", [], by_bandwidth=False),
             Way(f"{name}, decode", data, "decode", "cpu", crop),
             Way(f"{name}, GPU", data, "fourier", "gpu", decode),
         ]
@@ -119,7 +119,7 @@ def _sample(config: PretrainConfig) -> Iterator[list[Way]]:
         prepared = dataclasses.replace(files, name="shards", root=shards)
         from_shards = ["--data.name=shards", "--data.root=SHARDS", *crop]
         yield [
-            Way("files, fourier", files, "fourier", "cpu", [], every=False),
+            Way("files, fourier", files, "fourier", "cpu", [], by_bandwidth=False),
             Way("files, GPU", files, "fourier", "gpu", decode),
             Way("files, decode", files, "decode", "cpu", crop),
             Way("prepared shards, decode", prepared, "decode", "cpu", from_shards),

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mae_et.training.compile import compiler_fault
 from mae_et.training.optim import build_optimizer
 from mae_et.training.state import TrainState
 
-from .training_step import Built, network_of, reference_step, step_of, wait
+from .training_step import network_of, reference_step, step_of, wait
 
 MOST = 1024
 """Most images of a micro-batch at the base size."""
@@ -50,34 +51,28 @@ def training_speeds(
     small = {b: max(1, size // 8) for b, size in large.items()}
     ends = time.monotonic() + seconds
     kinds = (False, True) if _compiles(device) else (False,)
-    arms = [(c, b, sizes) for c, sizes in itertools.product(kinds, (large, small))
-            for b in bandwidths]  # fmt: skip
+    arms = list(itertools.product((large, small), bandwidths))
     rows: list[dict[str, Any]] = []
-    built: dict[bool, Built] = {}
-    for number, (compiled, bandwidth, sizes) in enumerate(arms):
-        if compiled not in built:
-            built.clear()
-            built[compiled] = network_of(
-                config.model, device, len(bandwidths) if compiled else None, config.optim
+    for compiled in kinds:
+        compiled_for = len(bandwidths) if compiled else None
+        built = network_of(config.model, device, compiled_for, config.optim)
+        for sizes, bandwidth in arms:
+            build = partial(
+                step_of, built, config.model,
+                bandwidth=bandwidth, precision=config.efficiency.precision, device=device,
+            )  # fmt: skip
+            left = (ends - time.monotonic()) / (len(kinds) * len(arms) + 1 - len(rows))
+            size, taken = timed(build, sizes[bandwidth], left, ends)
+            rows.append(
+                {
+                    "bandwidth": bandwidth,
+                    "compiled": compiled,
+                    "micro_batch": size,
+                    "seconds": taken,
+                    "images_per_second": size / taken if taken else None,
+                }
             )
-        left = (ends - time.monotonic()) / (len(arms) + 1 - number)
-
-        def build(
-            size: int, of: Built = built[compiled], b: int = bandwidth
-        ) -> Callable[[], object]:
-            return step_of(of, config.model, size, b, config.efficiency.precision, device)
-
-        size, taken = timed(build, sizes[bandwidth], left, ends)
-        rows.append(
-            {
-                "bandwidth": bandwidth,
-                "compiled": compiled,
-                "micro_batch": size,
-                "seconds": taken,
-                "images_per_second": size / taken if taken else None,
-            }
-        )
-    built.clear()
+        del build, built  # frees the memory of the network before the next one takes its own
     mark_noise(rows)
     return rows + _reference(config, plan, device, large[max(bandwidths)], ends)
 
@@ -174,9 +169,8 @@ def _reference(
     if any(own) or model.decoder_attention != "self" or model.channels != 3:
         return []
 
-    def build(size: int) -> Callable[[], object]:
-        return reference_step(model, size, config.efficiency.precision, device)
-
+    precision = config.efficiency.precision
+    build = partial(reference_step, model, precision=precision, device=device)
     size, taken = timed(build, size, ends - time.monotonic(), ends)
     row = {"bandwidth": plan.base, "compiled": False, "micro_batch": size}
     speed = size / taken if taken else None
@@ -190,12 +184,10 @@ def step_beside(
 
     The network is built by the first step.
     """
-    built: list[Built] = []
+    built = cache(partial(network_of, config.model, device, None, config.optim))
 
     def step(bandwidth: int, size: int) -> Callable[[], object]:
-        if not built:
-            built.append(network_of(config.model, device, None, config.optim))
-        return step_of(built[0], config.model, size, bandwidth, config.efficiency.precision, device)
+        return step_of(built(), config.model, size, bandwidth, config.efficiency.precision, device)
 
     return step
 

@@ -43,6 +43,18 @@ class EncodedView(NamedTuple):
     sample_index: SampleIndex
 
 
+class FinishedView(NamedTuple):
+    """A view that a loader process makes, of a file that the device does not decode."""
+
+    image: Tensor
+    """uint8 [C S S]."""
+    noise: Tensor
+    """float32 [N]."""
+    replaced: Tensor
+    """See `Batch`."""
+    sample_index: SampleIndex
+
+
 class FilePlace(NamedTuple):
     """Where a JPEG of a packed batch lies, and what view is to be made of it."""
 
@@ -96,8 +108,8 @@ class EncodedDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: SampleIndex) -> Any:
-        """Return an `EncodedView`, or a pair of a `Batch` of one image and the sample index.
+    def __getitem__(self, index: SampleIndex) -> EncodedView | FinishedView:
+        """Read a file, or make its view.
 
         Raises:
             Unreadable: the image cannot be read, and `views` substitutes none.
@@ -112,28 +124,25 @@ class EncodedDataset(Dataset[Any]):
         view = self.views[index]
         if view.images.dtype != torch.uint8:
             raise RunFailed("efficiency.decode gpu needs 8-bit images, but the data are arrays")
-        return view, index
+        return FinishedView(view.images, view.noise, view.replaced, index)
 
     @staticmethod
-    def collate(samples: Sequence[Any]) -> PackedBatch:
+    def collate(samples: Sequence[EncodedView | FinishedView]) -> PackedBatch:
         """Pack samples of one stage."""
         files = [(i, each) for i, each in enumerate(samples) if isinstance(each, EncodedView)]
-        views = [each[0] for each in samples if not isinstance(each, EncodedView)]
-        indices = torch.tensor([each[-1] for each in samples])
-        noise = [each.noise if isinstance(each, EncodedView) else each[0].noise for each in samples]
-        replaced = [
-            NOT_REPLACED if isinstance(each, EncodedView) else each[0].replaced for each in samples
-        ]
-        none = torch.empty(0, dtype=torch.uint8)
+        views = [each.image for each in samples if isinstance(each, FinishedView)]
         rows = [
-            (i, len(each.content), *each.header[:2], *each.box, int(each.flip)) for i, each in files
+            (i, len(each.content), each.header.height, each.header.width, *each.box, each.flip)
+            for i, each in files
         ]
+        indices = torch.tensor([each.sample_index for each in samples])
+        replaced = [getattr(each, "replaced", NOT_REPLACED) for each in samples]
         return PackedBatch(
             _joined([each for _, each in files]),
             torch.tensor(rows, dtype=torch.int64).reshape(-1, 9),
-            torch.stack([view.images for view in views]) if views else none,
+            torch.stack(views) if views else torch.empty(0, dtype=torch.uint8),
             indices,
-            torch.stack(noise),
+            torch.stack([each.noise for each in samples]),
             indices[:, 2].clone(),
             torch.stack(replaced),
         )

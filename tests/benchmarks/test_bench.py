@@ -435,7 +435,7 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
 
     data = replace(config.data, synthetic_size=32, synthetic_train=8)
     ways = [node_loading.Way(name, data, "fourier", name, []) for name in ("cpu", "gpu")]
-    monkeypatch.setattr(node_loading, "_sample", lambda _: nullcontext(ways))
+    monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways))
     monkeypatch.setattr(node_loading, "choose_decoder", lambda *_: None)
     plan = make_plan(config, 10_000)
     rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 1.0, beside)
@@ -443,7 +443,7 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
     assert {bandwidth for bandwidth, _ in steps} == set(plan.bandwidths)
     assert {size for _, size in steps} == {8}
     steps.clear()
-    monkeypatch.setattr(node_loading, "_sample", lambda _: nullcontext(ways[:1]))
+    monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[:1]))
     node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 0.2, beside)
     assert not steps
 
@@ -460,6 +460,6 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
 
     clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
     monkeypatch.setattr(node_loading, "time", clock)
-    monkeypatch.setattr(node_loading, "_sample", lambda _: nullcontext(ways[1:]))
+    monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[1:]))
     rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 600, slow_at_first)
     assert [row["images_per_second"] for row in rows] == [8 / 20] * 3
