@@ -112,21 +112,22 @@ def _choose(
     decoder = DeviceDecoder(device, dataset.sides, decode, resize, library)
     if requested == "gpu":
         return decoder, name + notes
-    last = {side: stage for stage, side in enumerate(dataset.sides)}
-    tried = sorted(last) if before is None else dataset.sides[-1:]  # whether it works suffices
-    trials = {side: try_decoder(decoder, dataset, num_workers, last[side]) for side in tried}
-    faults = [trial.fault for trial in trials.values() if trial.fault]
+    last_stages = {side: stage for stage, side in enumerate(dataset.sides)}
+    if before is not None:  # is it still right?
+        last_stages = {dataset.sides[-1]: len(dataset.sides) - 1}
+    trials = {s: try_decoder(decoder, dataset, num_workers, n) for s, n in last_stages.items()}
+    fault = next((trial.fault for trial in trials.values() if trial.fault), None)
     speeds = "; ".join(
         f"{t.device:,.0f} images/s at {side} px, {num_workers} loader processes {t.cpu:,.0f}"
         for side, t in trials.items()
     )
     if before is None:
-        cpu_sides = tuple(side for side, trial in trials.items() if trial.device <= trial.cpu)
-    if not faults and len(cpu_sides) < len(last):
+        cpu_sides = tuple(sorted(side for side, t in trials.items() if t.device <= t.cpu))
+    if fault is None and not set(dataset.sides) <= set(cpu_sides):
         decoder.cpu_sides = cpu_sides
         return decoder, f"{name} {speeds}{notes}"
     torch.cuda.empty_cache()  # of the streams of the decoder
-    return None, faults[0] if faults else f"the GPU with {name} {speeds}{notes}"
+    return None, fault or f"the GPU with {name} {speeds}{notes}"
 
 
 def _unsuited(dataset: Any, device: torch.device) -> str | None:

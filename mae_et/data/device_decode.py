@@ -10,7 +10,7 @@ that exactly the images are replaced (`data.on_error`) that are so without a dev
 A micro-batch is decoded while the one before is cropped and resized: each thread takes a stream.
 
 Memory: `AHEAD` micro-batches at most are on their way, each as its files on the host or as its
-finished images on the device. A thread holds up to `MAX_DECODED` bytes of whole images there and,
+finished images on the device. A thread holds up to `MAX_DECODED_BYTES` of whole images there and,
 while it resizes, about 0.3 GiB more with Triton's kernels. The products need about four canvases of
 `box_resize.MAX_NUMBERS`: 1 GiB a thread in all, or 2 GiB where single images have up to
 `encoded.MAX_DEVICE_PIXELS`.
@@ -43,9 +43,9 @@ from mae_et.runtime.system_errors import is_out_of_gpu_memory
 
 AHEAD = 2
 THREADS = 2
-MAX_DECODED = 3 * 2**27
+MAX_DECODED_BYTES = 3 * 2**27
 """A micro-batch of 512 images of ImageNet takes 0.28 GB, and is decoded by one call."""
-MOST_BYTES = 2**31
+DECODER_BYTES = 2**31
 """Of a GPU's memory that both threads take, besides finished images (see above)."""
 
 
@@ -156,12 +156,12 @@ class DeviceDecoder:
 
 
 def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:
-    """Yield files in parts whose decoded images take at most `MAX_DECODED` bytes."""
+    """Yield files in parts whose decoded images take at most `MAX_DECODED_BYTES`."""
     chunk: list[FilePlace] = []
     total = 0
     for file in files:
         size = 3 * file.height * file.width
-        if chunk and total + size > MAX_DECODED:
+        if chunk and total + size > MAX_DECODED_BYTES:
             yield chunk
             chunk, total = [], 0
         chunk.append(file)
@@ -244,5 +244,5 @@ def memory_ahead(
     if device.type != "cpu":  # the batch in use and the next one, decoded there or copied to it
         held = [torch.empty_like(images, device=device) for _ in range(AHEAD)]
         if requested != "cpu":
-            held.append(torch.empty(MOST_BYTES, dtype=torch.uint8, device=device))
+            held.append(torch.empty(DECODER_BYTES, dtype=torch.uint8, device=device))
     yield held

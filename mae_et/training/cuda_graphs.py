@@ -82,7 +82,7 @@ class GraphedPasses:
 
     def __init__(self, parameters: Sequence[nn.Parameter], required: bool = False):
         self.parameters, self.required = list(parameters), required
-        self.works = True
+        self.enabled = True
         self.key: object = None
         self.batch: Any = None
         self.graphs: dict[bool, _Graph] = {}
@@ -102,7 +102,7 @@ class GraphedPasses:
         Raises:
             RunFailed: the pass cannot be captured, and `required` is set.
         """
-        if not self.works:
+        if not self.enabled:
             return work(batch)
         inputs = {name: each for name, each in batch._asdict().items() if name not in ON_CPU}
         whole_key = key, [(each.shape, each.dtype) for each in inputs.values()]
@@ -139,10 +139,10 @@ class GraphedPasses:
             pool = self.graphs[True].pool if self.graphs else None
             self.graphs[first] = record(work, self.batch, pool)
         except RuntimeError as error:
-            if self.required and is_out_of_gpu_memory(error):
-                raise
             reason = one_line(error)[:200]
             if self.required:
+                if is_out_of_gpu_memory(error):
+                    raise
                 raise RunFailed(
                     f"efficiency.cuda_graphs true: the pass cannot be captured: {reason}"
                 ) from error
@@ -153,7 +153,7 @@ class GraphedPasses:
             return True
         # Not within `except`: the error holds the memory of the capture. An eager pass needs less.
         notify(f"passes are not replayed (efficiency.cuda_graphs auto): {reason}")
-        self.works = False
+        self.enabled = False
         self._release(self.gradients)  # but for those of the step's earlier passes
         return False
 

@@ -175,7 +175,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
 def test_images_do_not_depend_on_how_many_are_decoded_at_once(tmp_path: Path, monkeypatch) -> None:
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     whole = batches(dataset, cpu_decoder(dataset))
-    monkeypatch.setattr(device_decode, "MAX_DECODED", 3 * 50 * 50)
+    monkeypatch.setattr(device_decode, "MAX_DECODED_BYTES", 3 * 50 * 50)
     for one, other in zip(whole, batches(dataset, cpu_decoder(dataset)), strict=True):
         assert torch.equal(one.images, other.images)
 
@@ -402,7 +402,7 @@ def test_the_stream_is_drained_before_each_call_and_memory_marked_as_in_use(
         calls.append("decode")
         return decode_torchvision(contents, device)
 
-    monkeypatch.setattr(device_decode, "MAX_DECODED", 1)  # an image at a time
+    monkeypatch.setattr(device_decode, "MAX_DECODED_BYTES", 1)  # an image at a time
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: MockStream(calls))
@@ -630,7 +630,7 @@ def test_images_of_each_size_are_decoded_where_that_is_faster(
 ) -> None:
     """At 16 px the CPU reads a small scale; a resumed run keeps that, whatever is faster now."""
     dataset = opened(DataConfig(root=write_images(tmp_path)), "decode")
-    trials = [SLOWER, FASTER, FASTER]
+    trials = [SLOWER, FASTER, FASTER]  # by stage
     monkeypatch.setattr(choice, "try_decoder", lambda *given: trials[given[-1]])
     decoder = choose_decoder("auto", dataset, gpu, 16)
     assert decoder is not None

@@ -148,7 +148,7 @@ def test_a_pass_that_waits_for_the_gpu_runs_eagerly(device: torch.device) -> Non
 
     passes, stream = GraphedPasses([weight]), torch.cuda.current_stream(device)
     assert passes(work, batch, 0, first=True) == 3
-    assert not passes.works
+    assert not passes.enabled
     assert torch.cuda.current_stream(device) == stream
     assert passes(work, batch, 0, first=False) == 3
     assert torch.equal(weight.grad, torch.full_like(weight, 2))
