@@ -57,7 +57,7 @@ def fit_micro_batch(
         sizes = fitted_micro_batch(run, attempt, multiple)
         if kept:
             sizes = {bandwidth: min(kept[bandwidth], size) for bandwidth, size in sizes.items()}
-            if run.world.is_main:
+            if sizes != kept and run.world.is_main:
                 listed = ", ".join(f"{size} at {b}" for b, size in kept.items())
                 say(f"micro-batches of the checkpoint ({listed}) do not fit now: lowered")
     if run.world.is_main:
@@ -69,8 +69,11 @@ def fit_micro_batch(
 
 
 def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
-    """Return whether micro-batches fit in the memory of every rank, as new ones have to."""
-    limit = _limit(run)
+    """Return whether micro-batches fit in the memory of every rank.
+
+    They may take half the margin of new ones: what differs from start to start lowers none.
+    """
+    limit = _limit(run, MARGIN / 2)
     with without_trace(run.network):
         first, *_ = sizes.items()
         _peak(run, attempt, *first)  # libraries allocate their workspaces in the first pass
@@ -103,9 +106,9 @@ def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, i
     return dict(zip(sizes, chosen.tolist(), strict=True))
 
 
-def _limit(run: Run) -> int:
+def _limit(run: Run, margin: float = MARGIN) -> int:
     """Return the bytes that a pass may take."""
-    return int(available_memory(run.world) * (1 - MARGIN)) - optimizer_bytes(run)
+    return int(available_memory(run.world) * (1 - margin)) - optimizer_bytes(run)
 
 
 def _peak(run: Run, attempt: Attempt, bandwidth: int, size: int) -> int | None:

@@ -236,14 +236,14 @@ def test_kept_micro_batches_are_tried_against_any_memory_and_any_share(tiny, mon
             micro_batch.fit_micro_batch(run, {"micro_batch": odd}, attempt)
 
 
-def test_kept_micro_batches_leave_the_margin_of_new_ones(tiny, monkeypatch) -> None:
+def test_kept_micro_batches_leave_half_the_margin_of_new_ones(tiny, monkeypatch) -> None:
     config = tiny("--efficiency.micro_batch=auto")
     run, _ = pretraining.build(config, make_pretraining_plan(config, 40), WORLD, None)
     attempt, kept = partial(pretraining.dry_pass, run), dict.fromkeys((16, 24, 32), 12)
     with memory.without_trace(run.network):
         most = max(micro_batch._peak(run, attempt, *each) for each in kept.items())
     needed = most + micro_batch.optimizer_bytes(run)
-    for available, fits in ((needed, False), (needed / (1 - micro_batch.MARGIN) + 1, True)):
+    for available, fits in ((needed, False), (needed / (1 - micro_batch.MARGIN / 2) + 1, True)):
         monkeypatch.setattr(micro_batch, "available_memory", lambda _, m=available: int(m) + 1)
         micro_batch.fit_micro_batch(run, {"micro_batch": kept}, attempt)
         assert (run.state.micro_batch == kept) is fits
