@@ -53,9 +53,9 @@ def test_gradient_equals_autograd_s_of_cross_entropy() -> None:
     assert found[0] > 80
 
 
-@pytest.mark.parametrize("count", [65_537, 65_793, 76_801, 100_003, 1_281_167])
+@pytest.mark.parametrize("count", [65_537, 76_801])
 def test_any_number_of_training_images_finishes(count: int) -> None:
-    """Primes, ImageNet's, and numbers at which `torch.chunk` gives too few batches."""
+    """A prime, and a number at which `torch.chunk` gives too few batches."""
     found = probe_features(separable(count), separable(1000), epochs=1)
     assert found.accuracy == found.held_out_accuracy == 100
 
