@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig
-from mae_et.data.datasets import ImageDataset, open_dataset
+from mae_et.data.datasets import ImageDataset, labels_of, open_dataset
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.image_files import ImageFiles
 from mae_et.data.layout import WHOLE_ROOT, Split, split_folder
@@ -129,7 +128,8 @@ class FeatureImages(Dataset[Any]):
         except Unreadable:
             if not self.skips:
                 raise
-            return None, _label_of(self.parts[part].source, inside)
+            labels = labels_of(self.parts[part].source)
+            return None, UNLABELLED if labels is None else int(labels[inside])
 
     def collate(
         self, samples: Sequence[tuple[Tensor | None, int]]
@@ -139,12 +139,6 @@ class FeatureImages(Dataset[Any]):
         labels = torch.tensor([label for _, label in samples])
         readable = torch.tensor([image is not None for image, _ in samples])
         return torch.stack(pixels) if pixels else self.no_pixels, labels, readable
-
-
-def _label_of(source: ImageDataset, index: int) -> int:
-    """Return a label without reading the image; -1 if the dataset lists no labels."""
-    labels = getattr(getattr(source, "inner", None), "labels", None)
-    return UNLABELLED if labels is None else int(np.asarray(labels)[index])
 
 
 def name_of(parts: Sequence[Part], row: int) -> object:

@@ -5,11 +5,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
 from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.figures import seconds_left
 from slurm.events import Event, events_file, read_events
@@ -102,8 +101,8 @@ def _last_job(events: list[Event]) -> str | None:
 def _status(
     run: Path, events: list[Event], job: str | None, known: dict[str, JobState]
 ) -> RunStatus:
-    rows = _rows(run)
-    row: dict[str, Any] = rows[-1] if rows else {}
+    rows = [row for row in _read(run, METRICS) if _is_whole(row)]
+    row: Row = rows[-1] if rows else {}
     plan = _plan(run)
     starts = [event for event in events if event["event"] == "started"]
     said = known.get(job) if job else None
@@ -135,42 +134,33 @@ def _plan(run: Path) -> Plan | None:
         return None
 
 
-def _rows(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics with plausible values."""
+def _read(run: Path, name: str) -> list[Row]:
     try:
-        rows = read_metrics(run)
-    except (OSError, ValueError, RecursionError):
+        return read_metrics(run, name)
+    except OSError:
         return []
-    return [row for row in rows if isinstance(row, dict) and _is_plausible(row)]
 
 
 def _scores(run: Path) -> dict[str, float]:
     """Return the plausible values of the last row of scores."""
-    try:
-        rows = read_metrics(run, SCORES)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    given = [(key, rows[-1].get(key)) for key in SHOWN_SCORES] if rows else []
-    return {
-        key: value
-        for key, value in given
-        if isinstance(value, (int, float)) and abs(value) < MAX_NUMBER
-    }
+    rows = _read(run, SCORES)
+    given: Row = {key: rows[-1].get(key) for key in SHOWN_SCORES} if rows else {}
+    return {key: value for key, value in given.items() if _is_plausible(value)}
 
 
-def _is_plausible(row: dict[str, Any]) -> bool:
+def _is_whole(row: Row) -> bool:
+    """Return whether what is shown of a row, or computed from it, is plausible."""
     given = [row.get(key) for key in ("step", "stage", "time", "seconds", "compute")]
     keys = ("bandwidth", "loss", "images_per_second", "window_seconds")
-    shown = [row.get(key) or 0 for key in keys]
-    # A flipped bit can make a number of any size, and the remaining time is computed from these.
-    return all(
-        isinstance(each, (int, float)) and abs(each) < MAX_NUMBER for each in (*given, *shown)
-    )
+    return all(map(_is_plausible, (*given, *(row.get(key) or 0 for key in keys))))
 
 
-def _state(
-    run: Path, events: list[Event], said: JobState | None, rows: list[dict[str, Any]]
-) -> str:
+def _is_plausible(value: object) -> bool:
+    """Return whether a value is a number of a usual size; a flipped bit can make any."""
+    return isinstance(value, (int, float)) and abs(value) < MAX_NUMBER
+
+
+def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row]) -> str:
     last = events[-1] if events else None
     if (run / "results.json").exists():
         return "finished" if _has_results(run) else "damaged"

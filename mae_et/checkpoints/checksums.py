@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from mae_et.io.seals import check_digest
+
 _TAG = b"sha256:"
 _COMMENT = len(_TAG) + 64
 _BEGIN = b"PK\x03\x04"
@@ -68,21 +70,10 @@ def check_archive(path: Path) -> bool:
     Raises:
         Damaged: it does not match.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - _COMMENT))
-        comment = file.read()
-        if not comment.startswith(_TAG):
-            return False
-        file.seek(0)
-        digest = hashlib.sha256()
-        left = size - _COMMENT
-        while left and (part := file.read(min(left, 1 << 20))):
-            digest.update(part)
-            left -= len(part)
-    if comment != _TAG + digest.hexdigest().encode("ascii"):
-        raise Damaged(f"{path} is damaged: it does not match its checksum")
-    return True
+    try:
+        return check_digest(path, _TAG)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: {error}") from None
 
 
 def is_cut_short(path: Path) -> bool:

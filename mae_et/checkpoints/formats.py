@@ -121,7 +121,7 @@ def _read(path: Path, key: str | None) -> Weights:
     path = path.parent if path.is_file() else path
     described = (path / "config.json").is_file(), (path / "classes.json").is_file()
     if has_tensors(path) and not any(described):
-        return _from_mae(path, read_tensors(path, read_weight_file), key)
+        return _from_mae(path, read_tensors(path), key)
     _refuse_key(path, key)
     if described[0]:
         return _from_hugging_face(path)
@@ -223,7 +223,7 @@ def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> We
 def _from_hugging_face(folder: Path) -> Weights:
     """Read a folder of transformers' ViTMAE, ViT or DINOv2, with what else it holds."""
     about = read_description(folder)
-    encoder, decoder, head = from_hugging_face(folder, read_tensors(folder, read_weight_file))
+    encoder, decoder, head = from_hugging_face(folder, read_tensors(folder))
     return Weights(
         folder,
         encoder,

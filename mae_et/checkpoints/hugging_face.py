@@ -7,13 +7,12 @@ Source: the `vit_mae`, `vit`, `dinov2` and `dinov2_with_registers` models of tra
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path, PurePath
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
@@ -84,15 +83,10 @@ def has_tensors(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def read_tensors(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Tensor]:
-    """Read the weights of a folder, from one file or from those that an index lists.
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read the weights that `save_pretrained` wrote to a folder, under the names on disk.
 
-    Args:
-        folder: what `save_pretrained` wrote.
-        read: reads a file of tensors.
-
-    Returns:
-        The tensors, under the names on disk.
+    They are in one file, or in those that an index lists.
 
     Raises:
         UserError: there are none; or a file of the index is missing, lies outside the folder, lacks
@@ -100,10 +94,10 @@ def read_tensors(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[s
     """
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
-            return read(folder / name)
+            return read_weight_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return _read_shards(index, read)
+            return _read_shards(index)
     raise UserError(f"{folder} has neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}, nor an index")
 
 
@@ -161,7 +155,7 @@ def to_hugging_face(
     return renamed
 
 
-def _read_shards(index: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Tensor]:
+def _read_shards(index: Path) -> dict[str, Tensor]:
     placed = read_mapping(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{index} has no weight_map from tensors to files")
@@ -173,7 +167,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, Any]]) -> dict[st
             raise UserError(f"{index} is refused: it names {name!r}, outside of its folder")
         if not (index.parent / file).is_file():
             raise UserError(f"{index} names {name!r}, which is not there")
-        tensors |= read(index.parent / file)
+        tensors |= read_weight_file(index.parent / file)
     lacking = sorted(placed.keys() - tensors.keys())
     if lacking:
         # Depth is read from names, so a missing last block would go unnoticed later.

@@ -46,7 +46,7 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
-    payload = read_tensors(path, read_weight_file) if path.is_dir() else read_weight_file(path)
+    payload = read_tensors(path) if path.is_dir() else read_weight_file(path)
     return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 

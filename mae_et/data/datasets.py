@@ -75,9 +75,15 @@ def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDa
 
 def count_unlabelled(dataset: ImageDataset) -> int:
     """Return the number of images without a label, without reading an image."""
-    labels = getattr(getattr(dataset, "inner", None), "labels", None)
+    labels = labels_of(dataset)
     # torchvision's and synthetic datasets list no labels, and always have them.
-    return 0 if labels is None else int((np.asarray(labels) == UNLABELLED).sum())
+    return 0 if labels is None else int((labels == UNLABELLED).sum())
+
+
+def labels_of(dataset: ImageDataset) -> np.ndarray | None:
+    """Return the label of each image, int64 [N], where a dataset lists them."""
+    labels = getattr(getattr(dataset, "inner", None), "labels", None)
+    return None if labels is None else np.asarray(labels)
 
 
 # --- folders and shards ---------------------------------------------------------------------------

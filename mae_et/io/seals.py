@@ -64,12 +64,34 @@ def check_sealed(path: Path) -> None:
         ValueError: the checksum is missing or does not match.
         OSError: the file cannot be read.
     """
-    content = path.read_bytes()
-    trailer = content[-TRAILER_BYTES:]
-    if not trailer.startswith(_TAG):
+    if not check_digest(path, _TAG):
         raise ValueError("it has no checksum")
-    if content != sealed_bytes(content[:-TRAILER_BYTES]):
+
+
+def check_digest(path: Path, tag: bytes) -> bool:
+    """Compare a file with the SHA-256 that its last bytes give, in hexadecimal digits after a tag.
+
+    Returns:
+        Whether it ends with such a checksum.
+
+    Raises:
+        ValueError: the checksum does not match.
+        OSError: the file cannot be read.
+    """
+    left = path.stat().st_size - len(tag) - 64
+    with path.open("rb") as file:
+        file.seek(max(0, left))
+        written = file.read()
+        if not written.startswith(tag):
+            return False
+        file.seek(0)
+        digest = hashlib.sha256()
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+    if written != tag + digest.hexdigest().encode():
         raise ValueError("it does not match its checksum")
+    return True
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Draw reconstructions of the same few images during pre-training."""
 
-from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -8,8 +7,8 @@ from torch import Tensor
 
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.transforms import EvalDataset, normalise
-from mae_et.errors import Unreadable
+from mae_et.data.probe_images import CentreCrops
+from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
@@ -40,12 +39,12 @@ class PeriodicReconstructions(Periodic):
         """Return reconstructions as one image, uint8 [C H W], one row for each input."""
         config, plan = self.run.config, self.run.plan
         stage = plan.at(self.run.state.step - 1)
-        view = EvalDataset(self.source, config.data, config.model.image_size)
         generator = torch.Generator().manual_seed(config.seed)
         # At random, because neighbours in a folder are of one class.
-        order = torch.randperm(len(view), generator=generator).tolist()
-        shown = readable(view, order, config.data.on_error == "skip")
-        found = list(islice(shown, config.output.reconstruct_images))
+        order = torch.randperm(len(self.source), generator=generator).tolist()
+        crops = CentreCrops(self.source, config.data, config.model.image_size, order)
+        readable = filter(None, map(crops.__getitem__, range(len(crops))))
+        found = [image for image, _ in islice(readable, config.output.reconstruct_images)]
         # On the model's device: a model gathered from shards is on the CPU.
         images = torch.stack(found).to(next(model.parameters()).device)
         images = normalise(images, config.data.mean, config.data.std)
@@ -66,13 +65,3 @@ def gather_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
             model = MaskedAutoencoder.from_config(run.config.model)
         model.load_state_dict(weights, assign=True)
     return model
-
-
-def readable(view: EvalDataset, order: Iterable[int], skips: bool) -> Iterator[Tensor]:
-    """Yield images uint8 [C H W] in an order; skip those that cannot be read, if `skips`."""
-    for index in order:
-        try:
-            yield view[index][0]
-        except Unreadable:
-            if not skips:
-                raise
