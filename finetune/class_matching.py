@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_et.data.datasets import ImageDataset, Sample
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 
 
 class SelectedClasses(nn.Module):
@@ -91,10 +91,9 @@ def _match_names(
     number = {name: place for place, name in enumerate(names)}
     unknown = [name for name in classes if name not in number]
     if unknown:
-        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise UserError(
             f"{path} has {outputs} classes, and {len(unknown)} of the dataset's {len(classes)} are "
-            f"not among them ({listed})"
+            f"not among them ({listed(unknown)})"
         )
     counts = Counter(names)
     repeated = [name for name in classes if counts[name] > 1]

@@ -34,6 +34,7 @@ from finetune.intermediate_layers import block_indices, encode_layers
 from finetune.projector import show_in_projector
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.data.bad_images import refuse_excess
+from mae_et.errors import listed
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings, read_mapping
@@ -107,10 +108,10 @@ def _write(
             features = rows.finish()
         labelled = bool((rows.labels() >= 0).any())
         if rows.unreadable:
-            named = ", ".join(str(name_of(parts, row)) for row in rows.unreadable[:3])
+            named = listed([name_of(parts, row) for row in rows.unreadable], 3)
             say(
-                f"{len(rows.unreadable)} of {rows.count} images cannot be read: their rows "
-                f"are NaN ({named}{', ...' if len(rows.unreadable) > 3 else ''})"
+                f"{len(rows.unreadable)} of {rows.count} images cannot be read: their rows are NaN "
+                f"({named})"
             )
         names = ((name, part.split) for part in parts for name in part.names(data))
         table = rows_of(names, rows.labels(), parts[0].source.classes)

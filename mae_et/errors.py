@@ -1,5 +1,6 @@
 """Errors that end a command, one class for each exit status, and checks that raise them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from signal import Signals
 
@@ -45,6 +46,11 @@ def require_png(path: Path, key: str) -> None:
 def one_line(error: object) -> str:
     """Return the message of an error, or any other text, on one line."""
     return " ".join(str(error).split())
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """Return the first names, separated by commas, and an ellipsis if there are more."""
+    return ", ".join([*map(str, names[:most]), *(["..."] if len(names) > most else [])])
 
 
 class RunFailed(RuntimeError):

@@ -16,7 +16,7 @@ from torch import Tensor
 from mae_et.checkpoints.hugging_face import read_tensors
 from mae_et.checkpoints.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 from mae_et.runtime.console import say
 
 Tensors = dict[str, Tensor]
@@ -80,9 +80,9 @@ def find_state_dict(
     if not chosen and key is None:
         return {}
     if len(chosen) != 1:
-        listed = ", ".join(label or "(the file itself)" for label in found) or "no weights"
+        choices = ", ".join(label or "(the file itself)" for label in found) or "no weights"
         cause = "several sets of weights" if chosen else f"nothing under {key!r}"
-        raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({listed})")
+        raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({choices})")
     nameless = None if averages else _nameless_average(payload)
     if nameless is not None:
         say(f"{path}: the moving average in {nameless} has no names and is not used")
@@ -109,9 +109,9 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
     tensors, weights = found[average], found[others[0]] if len(others) == 1 else {}
     modules = {name.rpartition(".")[0] for name in tensors}
     lacking = sorted(n for n in weights.keys() - tensors.keys() if n.rpartition(".")[0] in modules)
-    listed = ", ".join(label or "the file itself" for label in others)
-    rest = f"; it lacks {', '.join(lacking[:3])}, taken from {listed}" if lacking else ""
-    fact = f"taking the moving average {average}, not {listed} (checkpoint_key chooses){rest}"
+    unused = ", ".join(label or "the file itself" for label in others)
+    rest = f"; it lacks {', '.join(lacking[:3])}, taken from {unused}" if lacking else ""
+    fact = f"taking the moving average {average}, not {unused} (checkpoint_key chooses){rest}"
     say(f"{path}: {fact}")
     return _as_float32(path, {name: weights[name] for name in lacking} | tensors)
 
@@ -234,9 +234,7 @@ def describe_mismatch(
         ],
     }
     return "; ".join(
-        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-        for kind, names in kinds.items()
-        if names
+        f"{len(names)} {kind} ({listed(names)})" for kind, names in kinds.items() if names
     )
 
 

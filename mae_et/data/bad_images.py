@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mae_et.data.batch import AnyBatch
 from mae_et.data.sampler import SampleIndex, sample_seed
-from mae_et.errors import RunFailed, Unreadable
+from mae_et.errors import RunFailed, Unreadable, listed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import Row, read_metrics
 from mae_et.runtime import distributed
@@ -140,9 +140,9 @@ class BadImages:
             self.rows.append({"step": step, "sample": index.sample, "reason": reason})
         if self.world.is_main and len(self.rows) > before:
             self.write()
-        refuse_excess(
-            len(self.known), len(self.dataset), self.max_fraction, which=f": {self._first()}"
-        )
+        names = [self._name(row["sample"]) for row in self.rows[:4]]
+        which = f": {listed(names, 3)}"
+        refuse_excess(len(self.known), len(self.dataset), self.max_fraction, which=which)
 
     def write(self) -> None:
         """Write the record, without rows after the checkpoint that the run resumed from."""
@@ -163,7 +163,3 @@ class BadImages:
     def _name(self, sample: int) -> object:
         name = getattr(self.dataset.source, "name", None)
         return sample if name is None else name(sample)
-
-    def _first(self, count: int = 3) -> str:
-        names = [str(self._name(row["sample"])) for row in self.rows[:count]]
-        return ", ".join(names) + (", ..." if len(self.rows) > count else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae_et.config.data import DataConfig
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 
 Split = Literal["train", "val"]
 
@@ -107,7 +107,7 @@ def split_folder(config: DataConfig, split: Split) -> Path | None:
         raise UserError(
             f"data.root {root} has no {split} split: there is no folder {name} in it; name the "
             f"splits with --data.train_split and --data.val_split, folders found: "
-            f"{_join(folders)}{_hold_out(root, folders)}"
+            f"{listed(folders, 8) or 'none'}{_hold_out(root, folders)}"
         )
     return None
 
@@ -188,8 +188,3 @@ def nested_splits(files: Collection[str]) -> list[str]:
         for split, names in SYNONYMS.items()
     }
     return [of["train"][0], of["val"][0]] if of["train"] and of["val"] else []
-
-
-def _join(names: Collection[str], most: int = 8) -> str:
-    shown = ", ".join(list(names)[:most])
-    return (shown + (", ..." if len(names) > most else "")) or "none"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mae_et.errors import listed
 from mae_et.io.plain_files import read_bytes
 from mae_et.io.seals import seal, unseal
 
@@ -54,6 +55,5 @@ def read_metrics(
         elif number < len(lines):
             damaged.append(number)
     if damaged:
-        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        warnings.warn(f"{path} is damaged: skipped line {shown}", stacklevel=2)
+        warnings.warn(f"{path} is damaged: skipped line {listed(damaged)}", stacklevel=2)
     return rows
