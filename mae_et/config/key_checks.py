@@ -31,9 +31,11 @@ def check_text(text: str, kind: type[Any]) -> None:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"Problems parsing config: {one_line(error)}") from None
-    if not isinstance(value, (dict, type(None))):
+    if value is None:
+        raise UserError("the config has no keys: it is empty, or all of its lines are comments")
+    if not isinstance(value, dict):
         raise UserError(f"a config is a mapping of keys, not {_shown(value)}")
-    if "config" in (value or {}):
+    if "config" in value:
         raise UserError("a config cannot name another one (key config); give --config twice")
     _check(value, kind, "")
 

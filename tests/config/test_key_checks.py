@@ -9,7 +9,8 @@ from mae_et.config.key_checks import check_flags, check_text
 def test_config_structure_is_checked_before_its_values() -> None:
     check_text("model: {encoder: x}", PretrainConfig)  # the parser then refuses the value
     check_flags(["--model.encoder=x", "--seed", "3"], PretrainConfig)
-    for text in ("model: x", "[1]", "a: {class_path: x}", "config: x", "a: &a [*a]", "a: ["):
+    texts = ("model: x", "[1]", "a: {class_path: x}", "config: x", "a: &a [*a]", "a: [", "# none")
+    for text in texts:
         with pytest.raises(UserError):
             check_text(text, PretrainConfig)
     for words in (["--model=x"], ["--model", "x"], ["--model.class_path=x"]):

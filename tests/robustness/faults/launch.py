@@ -37,8 +37,7 @@ class Started:
         self, folder: Path, fault: str, flags: tuple[str, ...], rank: int, before=None,
         command: str = "pretrain",
     ):  # fmt: skip
-        config = folder.with_name(f"{folder.name}.yaml")
-        config.write_text(CONFIGS[command])
+        config = folder.with_name(f"{folder.name}.yaml")  # which `start` has written
         self.said = folder.with_name(f"{folder.name}-{rank}.log")
         words = [command, f"--config={config}", f"--output.dir={folder}", *flags]
 
@@ -68,7 +67,9 @@ class Started:
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
-            raise AssertionError(f"it still runs after {seconds} s: {self.said.read_text()}")
+            logs = sorted(self.said.parent.glob("*.log"))  # also of the ranks that it waits for
+            said = "\n".join(f"{log.name}: {log.read_text()}" for log in logs)
+            raise AssertionError(f"{self.said.name} still runs after {seconds} s:\n{said}")
         return self.process.exitcode, self.said.read_text()
 
 
@@ -82,6 +83,8 @@ def start(
     command: str = "pretrain",
 ) -> list[Started]:  # fmt: skip
     """Start a training with a fault in it; the run folder is `folder`."""
+    # Once, before any rank: one that is reading it would find it empty while it is written anew.
+    folder.with_name(f"{folder.name}.yaml").write_text(CONFIGS[command])
     if processes == 1:
         return [Started(folder, fault, flags, 0, before, command)]
     with socket.socket() as probe:
