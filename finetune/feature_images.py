@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig
+from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import ImageDataset, labels_of, open_dataset
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.image_files import ImageFiles
@@ -138,7 +139,7 @@ class FeatureImages(Dataset[Any]):
         pixels = [image for image, _ in samples if image is not None]
         labels = torch.tensor([label for _, label in samples])
         readable = torch.tensor([image is not None for image, _ in samples])
-        return torch.stack(pixels) if pixels else self.no_pixels, labels, readable
+        return torch.stack(in_one_dtype(pixels)) if pixels else self.no_pixels, labels, readable
 
 
 def name_of(parts: Sequence[Part], row: int) -> object:

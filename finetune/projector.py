@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 from finetune.feature_config import EmbedConfig
 from finetune.feature_images import FeatureImages, Part
 from mae_et.config.data import DataConfig
+from mae_et.data.batch import in_one_dtype
 from mae_et.data.cores import worker_count
 from mae_et.data.loader import batches_of, eval_loader
 from mae_et.monitoring.projector import write_projector
@@ -54,7 +55,7 @@ def show_in_projector(
         for index, label in zip(chosen, labels, strict=True)
     ]
     vectors = read_features(config.output, chosen)
-    write_projector(folder, vectors, rows, torch.cat(pixels))
+    write_projector(folder, vectors, rows, torch.cat(in_one_dtype(pixels)))
     return len(chosen)
 
 

@@ -10,6 +10,7 @@ from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.config.commands import ReconstructConfig
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import open_image_files
 from mae_et.data.transforms import EvalDataset, normalise
@@ -56,7 +57,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     generator = torch.Generator().manual_seed(config.seed)
     # At random, because a labelled folder lists its first class first.
     chosen = torch.randperm(len(view), generator=generator)[: config.count].tolist()
-    pixels = torch.stack([view[place][0] for place in sorted(chosen)]).to(device)
+    pixels = torch.stack(in_one_dtype([view[place][0] for place in sorted(chosen)])).to(device)
     method = run.crop.method if run else "fourier"
     pixels = low_frequency_crop(normalise(pixels, data.mean, data.std), bandwidth, method)
     noise = torch.rand(len(pixels), (bandwidth // model.patch) ** 2, generator=generator).to(device)

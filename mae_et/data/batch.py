@@ -1,9 +1,11 @@
 """Micro-batches on their way to the device."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from mae_et.config.model import ModelConfig
 from mae_et.curriculum.plan import PlannedStage
@@ -27,6 +29,24 @@ class Batch(NamedTuple):
 
 AnyBatch = TypeVar("AnyBatch", bound=Any)
 """A NamedTuple with `images`, `stage` and `replaced`: `Batch`, or that of another kind of run."""
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Stack samples, tuples of an image and more, field by field, as torch's default does."""
+    kind: Any = type(samples[0])
+    images, *rest = zip(*samples, strict=True)
+    fields = [default_collate(in_one_dtype(images)), *(default_collate([*each]) for each in rest)]
+    return kind._make(fields) if hasattr(kind, "_make") else fields
+
+
+def in_one_dtype(images: Sequence[Tensor]) -> list[Tensor]:
+    """Return images that can be stacked: beside float32, uint8 becomes float32 in [0, 1].
+
+    Stacking alone would convert 0 to 255 as they are, and `normalise` scale them no more.
+    """
+    if len({image.dtype for image in images}) == 1:
+        return list(images)
+    return [image / 255 if image.dtype == torch.uint8 else image for image in images]
 
 
 def black_batch(model: ModelConfig, stage: PlannedStage, count: int) -> Batch:

@@ -186,6 +186,8 @@ class _Filled(Dataset[Tensor]):
         self.end = multiprocessing.Value("q", len(source) * COLUMNS * 8)
         """Bytes of the buffer that are taken."""
 
+    collate = staticmethod(torch.stack)
+
     def __len__(self) -> int:
         return len(self.source)
 

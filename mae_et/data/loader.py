@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mae_et.data.bad_images import BadImages, WithSubstitutes
-from mae_et.data.batch import AnyBatch
+from mae_et.data.batch import AnyBatch, collate
 from mae_et.data.device_copy import copied
 from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
 from mae_et.data.encoded import EncodedDataset
@@ -71,7 +70,7 @@ def replayed(
     pin_memory: bool,
 ) -> Iterator[AnyBatch]:
     """Yield every micro-batch, completed with images that were loaded before, with new masks."""
-    held: dict[SampleIndex, tuple[Tensor, ...]] = {}
+    held: dict[SampleIndex, AnyBatch] = {}
     for step in sampler.steps():
         size = sampler.micro_batch(step.stage.bandwidth)
         if not sampler.replays(step.stage):
@@ -83,12 +82,11 @@ def replayed(
             kind: Any = type(batch)
             for index, sample in zip(part, zip(*batch, strict=True), strict=True):
                 # Without a copy each sample would keep the whole batch in memory.
-                held[index] = tuple(tensor.clone() for tensor in sample)
+                held[index] = kind(*(tensor.clone() for tensor in sample))
         for number, part in enumerate(chunks(step.used, size)):
-            stacked = (torch.stack(same) for same in zip(*(held[i] for i in part), strict=True))
             reused = torch.arange(len(part)) + number * size >= step.new
             seed = sample_seed(dataset.seed, step.step, sampler.rank, number)
-            batch = dataset.refresh(kind(*stacked), reused, seed)
+            batch = dataset.refresh(collate([held[i] for i in part]), reused, seed)
             yield kind(*(tensor.pin_memory() for tensor in batch)) if pin_memory else batch
         for index in step.dropped:
             del held[index]
@@ -114,7 +112,7 @@ def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> Dat
 def _loader(dataset: Dataset[AnyBatch], num_workers: int, **options: Any) -> DataLoader[AnyBatch]:
     return DataLoader(
         dataset,
-        collate_fn=getattr(dataset, "collate", None),
+        collate_fn=getattr(dataset, "collate", collate),
         num_workers=num_workers,
         worker_init_fn=_ignore_stop_signals,
         **options,

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
+from mae_et.data.batch import collate
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.sampler import sample_seed
 from mae_et.data.transforms import EvalDataset
@@ -55,7 +56,7 @@ class CentreCrops(Dataset[tuple[Tensor, int] | None]):
     def collate(samples: list[tuple[Tensor, int] | None]) -> Any:
         """Return images [B C H W] and labels [B] of the readable images; None if there are none."""
         readable = [sample for sample in samples if sample is not None]
-        return default_collate(readable) if readable else None
+        return collate(readable) if readable else None
 
 
 @dataclass(frozen=True)

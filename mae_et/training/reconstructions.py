@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.probe_images import CentreCrops
 from mae_et.data.transforms import normalise
@@ -46,7 +47,7 @@ class PeriodicReconstructions(Periodic):
         readable = filter(None, map(crops.__getitem__, range(len(crops))))
         found = [image for image, _ in islice(readable, config.output.reconstruct_images)]
         # On the model's device: a model gathered from shards is on the CPU.
-        images = torch.stack(found).to(next(model.parameters()).device)
+        images = torch.stack(in_one_dtype(found)).to(next(model.parameters()).device)
         images = normalise(images, config.data.mean, config.data.std)
         images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
         noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)

@@ -13,6 +13,7 @@ from image_files import encoded, npy
 from PIL import Image
 
 from mae_et.config.data import DataConfig
+from mae_et.data.batch import Batch, collate
 from mae_et.data.boxes import Box
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import decode
@@ -183,3 +184,17 @@ def test_statistics_of_0_to_255_are_refused(tmp_path: Path, name: str, content: 
         open_dataset(config, "train")
     with pytest.raises(UserError, match="is above 1"):
         open_dataset(DataConfig(name="synthetic", std=(58.4,) * 3), "train")
+
+
+def test_images_and_arrays_of_floats_in_one_batch_are_of_one_scale() -> None:
+    # Stacking alone keeps 0 to 255 in a batch of floats, which are not scaled any more.
+    image = torch.randint(0, 256, (1, 4, 4), dtype=torch.uint8)
+    samples = [Batch(each, torch.rand(2), torch.tensor(0)) for each in (image, image / 255)]
+    for order in (samples, samples[::-1]):
+        batch = collate(order)
+        assert isinstance(batch, Batch)
+        first, second = normalise(batch.images, (0.5,), (0.25,))
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+    pairs = [(image, 1), (image, 2)]
+    pixels, labels = collate(pairs)
+    assert (pixels.dtype, labels.tolist()) == (torch.uint8, [1, 2])
