@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import broken, encoded, noise, unreadable, unusual
+from hostile import broken, changed, encoded, noise, unreadable, unusual
 from PIL import Image
 from steps import before_step, signal_at
 
@@ -402,26 +402,6 @@ def test_an_impossible_bad_fraction_is_refused() -> None:
 # --- any bytes ------------------------------------------------------------------------------------
 
 
-def mutated(content: bytes, chance: random.Random) -> bytes:
-    """Return a copy with bytes flipped, removed, doubled or overwritten."""
-    data = bytearray(content)
-    for _ in range(chance.choice((1, 1, 2, 8, 40))):
-        place = chance.randrange(len(data)) if data else 0
-        length = chance.choice((1, 4, 64))
-        kind = chance.randrange(5)
-        if kind == 0 and data:
-            data[place] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            data[place : place + length] = chance.randbytes(length)
-        elif kind == 2:
-            del data[place : place + length]
-        elif kind == 3:
-            data[place:place] = data[place : place + length]
-        elif chance.random() < 0.2:
-            del data[place:]
-    return bytes(data)
-
-
 @pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_any_bytes_decode_or_raise_unreadable(tmp_path: Path, count: int) -> None:
     """Whole or at a bandwidth; nothing else is raised, and nothing takes long."""
@@ -433,7 +413,7 @@ def test_any_bytes_decode_or_raise_unreadable(tmp_path: Path, count: int) -> Non
     read = 0
     for number in range(count):
         content = files[number % len(files)]
-        (root / "x.png").write_bytes(mutated(content, chance))
+        (root / "x.png").write_bytes(changed(content, chance))
         for each in (view, small):
             with contextlib.suppress(Unreadable):
                 assert each[SampleIndex(0, number, 0)].images.shape[0] == 3

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -116,3 +117,27 @@ def unreadable() -> dict[str, Callable[[Path], object]]:
         "pipe.png": lambda path: os.mkfifo(path),
         "endless.png": lambda path: path.symlink_to("/dev/zero"),
     }
+
+
+def changed(content: bytes, chance: random.Random, first: int = 0) -> bytes:
+    """Return a copy with bits flipped, bytes removed, doubled or inserted, or its end truncated.
+
+    The bytes before `first` stay.
+    """
+    data = bytearray(content)
+    first = min(first, len(data))
+    for _ in range(chance.choice((1, 1, 3, 12))):
+        at = chance.randrange(first, len(data) + 1)
+        size = chance.choice((1, 1, 4, 40))
+        kind = chance.randrange(5)
+        if kind == 0 and at < len(data):
+            data[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            del data[at : at + size]
+        elif kind == 2:
+            data[at:at] = data[at : at + size]
+        elif kind == 3:
+            data[at : at + size] = chance.randbytes(size)
+        elif chance.random() < 0.5:
+            del data[at:]
+    return bytes(data)
