@@ -337,7 +337,7 @@ def test_too_many_bad_images_stop_a_run_until_the_limit_is_raised(tiny, folders)
 
 
 CLASSIFIER = """
-model: {backbone: resnet10t, image_size: 32}
+model: {backbone: test_resnet, image_size: 32}
 curriculum: {preset: constant, epochs: 2, cost: area}
 optim: {batch_size: 10}
 efficiency: {num_workers: 0, device: cpu}
