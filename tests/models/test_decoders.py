@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from small_mae import small
+from tiny_run import config_in
 
-from mae_et import MaskedAutoencoder, UserError
+from mae_et import MaskedAutoencoder, UserError, pretrain
 from mae_et.checkpoints.export import export
 from mae_et.config.model import ModelConfig
 from mae_et.models.decoders import gather
@@ -82,16 +83,8 @@ def test_decoder_share_outside_0_to_1_raises() -> None:
 
 
 def test_export_to_the_layout_of_mae_rejects_a_cross_decoder(tmp_path) -> None:
-    from tiny_run import TINY
-
-    from mae_et import PretrainConfig, load_config, pretrain
-
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    flags = [
-        f"--output.dir={tmp_path / 'run'}", "--model.decoder_attention=cross",
-        "--model.decoder_share=0.5",
-    ]  # fmt: skip
-    run = pretrain(load_config(PretrainConfig, [str(tmp_path / "tiny.yaml")], flags))
+    flags = ["--model.decoder_attention=cross", "--model.decoder_share=0.5"]
+    run = pretrain(config_in(tmp_path, *flags), stop_after_step=1)
     with pytest.raises(UserError, match="cross"):
         export(run, "mae", tmp_path / "mae.pth")
     export(run, "timm", tmp_path / "timm.safetensors")
