@@ -71,10 +71,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or contains another type.
     """
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
-    except UserError:
-        raise
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

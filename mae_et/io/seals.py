@@ -44,10 +44,9 @@ def read_sealed(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, has no checksum or does not match it.
     """
+    content = read_mapping(path)
     try:
-        return unseal(read_mapping(path))
-    except UserError:
-        raise
+        return unseal(content)
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
