@@ -26,8 +26,7 @@ def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
     """
     if not path.exists() or (path / "classes.json").is_file() or (path / "config.json").is_file():
         return None  # a model of timm's hub, a classifier's run, or a Hugging Face folder
-    found = config_of_run(path) if path.is_dir() else None
-    return found or _peek(path, key).config
+    return config_of_run(path) or _peek(path, key).config
 
 
 def stored_preprocessing(
@@ -52,7 +51,7 @@ def stored_preprocessing(
     if (path / "classes.json").is_file():
         recorded = read_classifier_description(path).get("preprocessing")
         return Preprocessing.from_dict(recorded, path) if recorded else None
-    config = config_of_run(path) if path.is_dir() else None
+    config = config_of_run(path)
     if config is not None:
         return Preprocessing.of_run(config.data, config.model.image_size)
     return _peek(path, key).preprocessing
@@ -66,7 +65,7 @@ def stored_channels(path: Path, key: str | None = None) -> int | None:
     """
     if not path.exists():
         return None
-    config = config_of_run(path) if path.is_dir() else None
+    config = config_of_run(path)
     if config is not None:
         return config.model.channels
     return int(_peek(path, key).encoder["patch_embed.proj.weight"].shape[1])
