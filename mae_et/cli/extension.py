@@ -31,7 +31,12 @@ def flags_of_extension(arguments: Arguments) -> Arguments:
     written = run / "config.yaml"
     if not written.is_file():
         raise UserError(f"{run} is no run folder of mae-et pretrain: it has no config.yaml")
-    before = config_from_text(read_text(written), PretrainConfig)
+    if (run / "classes.json").exists():
+        raise UserError(f"{run} is a classifier's run: --extend-to extends runs of pretrain")
+    try:
+        before = config_from_text(read_text(written), PretrainConfig)
+    except UserError as error:
+        raise UserError(f"{written}: {error}") from None
     try:
         budget = float(epochs)
     except ValueError:

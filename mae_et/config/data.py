@@ -36,7 +36,7 @@ class DataConfig:
     val_split: str = "val"
     """Name of the split that probes and kNN are scored on."""
     download: bool = True
-    """Whether a missing torchvision data set may be downloaded."""
+    """Whether a missing torchvision dataset may be downloaded."""
     max_value: float | None = None
     """White of 16-bit images (4095 for 12 bits in 16-bit files; 65535 by default), and what arrays
     other than uint8 are divided by (1 by default)."""
@@ -77,9 +77,9 @@ class DataConfig:
     synthetic_size: int = 64
     """Side of the synthetic images, in pixels."""
     synthetic_train: int = 4000
-    """Training images of the synthetic data set."""
+    """Training images of the synthetic dataset."""
     synthetic_val: int = 1000
-    """Validation images of the synthetic data set."""
+    """Validation images of the synthetic dataset."""
 
     def __post_init__(self) -> None:
         require_in("(0, inf)", self, "data.max_value", "data.replay_images", "data.std")
@@ -110,7 +110,7 @@ class DataConfig:
 
     @property
     def source(self) -> str:
-        """The data set's kind, resolved."""
+        """The dataset's kind, resolved."""
         return self.name or ("folder" if self.root else "synthetic")
 
 

@@ -95,6 +95,10 @@ TYPES = {
 _WRONG_TYPE = re.compile(
     r'Parser key "(?P<key>[\w.]+)": Expected a (?P<types>.+?)\. Got value: (?P<value>.*)'
 )
+# jsonargparse fails to describe a mapping with a null, such as {96:2} without a space.
+_WRONG_MAPPING = re.compile(
+    r'Parser key "(?P<key>[\w.]+)": unsupported operand type\(s\) for \+: \'int\' and \'str\''
+)
 _WRONG_UNION = re.compile(
     r'Parser key "(?P<key>[\w.]+)": Does not validate against any of the Union subtypes '
     r"Subtypes: \[(?P<types>.+)\] Errors: .* Given value type: \w+ Given value: (?P<value>.*)"
@@ -144,20 +148,24 @@ def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str
     try:
         return expand_paths(_build(parser, kind, lambda: parser.parse_args(words)))
     except UserError as error:
-        raise UserError(f"{error}{_suggestion(str(error), parser, words)}") from None
+        raise UserError(_in_flags(str(error), parser, words)) from None
 
 
-def _suggestion(sentence: str, parser: ArgumentParser, words: list[str]) -> str:
-    """Return what an unknown flag may have been meant for, as the end of a sentence."""
+def _in_flags(sentence: str, parser: ArgumentParser, words: list[str]) -> str:
+    """Name flags that must be given as they are typed, and what an unknown one may have meant."""
+    absent = re.fullmatch(r"the following arguments are required: (.+)", sentence)
+    if absent:
+        flags = {a.dest: (*a.option_strings, str(a.metavar))[0] for a in parser._actions}
+        return f"{', '.join(flags[name] for name in absent[1].split(', '))} must be given"
     unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", sentence)
     if not unknown:
-        return ""
+        return sentence
     options = [option for action in parser._actions for option in action.option_strings]
     given = {word.partition("=")[0] for word in words}
     needed = (action.option_strings for action in parser._actions if action.required)
     missing = [options[0] for options in needed if options and given.isdisjoint(options)]
     required = f"; {', '.join(missing)} must be given" if missing else ""
-    return suggest_key(unknown[1], options) or required
+    return sentence + (suggest_key(unknown[1], options) or required)
 
 
 def _build(parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]) -> Config:
@@ -187,6 +195,9 @@ def one_sentence(error: BaseException) -> str:
     """Put a parser's message on one line, with types named as a user would."""
     message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
     message = re.sub(r"\s+", " ", message).strip()
+    mapping = _WRONG_MAPPING.fullmatch(message)
+    if mapping:
+        return f"{mapping['key']} must be {TYPES['dict']}, with a space after each colon"
     wrong = _WRONG_TYPE.fullmatch(message) or _WRONG_UNION.fullmatch(message)
     if not wrong:
         return message
@@ -211,6 +222,9 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
         UserError: the text is no such config.
     """
     check_text(text, kind)
+    unknown = describe_unknown_key(text, kind)
+    if unknown is not None:
+        raise UserError(unknown)
     parser = _parser_of(kind)
     return _build(parser, kind, lambda: parser.parse_string(text))
 

@@ -9,7 +9,7 @@ from mae_et.errors import require_in
 
 @dataclass(frozen=True)
 class ProbeDataConfig:
-    """Another data set to probe on; how its images are prepared is the run's."""
+    """Another dataset to probe on; how its images are prepared is the run's."""
 
     name: str | None = None
     """As data.name: folder if there is a root, else synthetic."""

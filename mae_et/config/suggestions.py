@@ -35,10 +35,14 @@ def describe_unknown_key(text: str, kind: type[Any]) -> str | None:
     unknown = unknown_keys(text, kind)
     if not unknown:
         return None
-    key = unknown[0]
-    return (
-        f"line {_line_of(key, text)}: there is no key {key}{suggest_key(key, list(keys_of(kind)))}"
-    )
+    key, known = unknown[0], list(keys_of(kind))
+    line = f"line {_line_of(key, text)}"
+    if key in known:
+        section, _, inside = key.rpartition(".")
+        return (
+            f"{line}: {key} is written as a section and a key in it, {section}: {{{inside}: ...}}"
+        )
+    return f"{line}: there is no key {key}{suggest_key(key, known)}"
 
 
 def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -55,7 +59,8 @@ def _line_of(key: str, text: str) -> int:
     """Return the line of a dotted key in a YAML text that has it, counted from 1."""
     node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     line = 1
-    for part in key.split("."):
+    dotted = any(name.value == key for name, _ in node.value)
+    for part in [key] if dotted else key.split("."):
         for name, value in node.value:
             if name.value == part:
                 line, node = name.start_mark.line + 1, value

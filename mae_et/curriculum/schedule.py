@@ -141,11 +141,10 @@ class Curriculum:
                 exceeds `MOST_STEPS`, or it leaves a stage less than one step.
         """
         if dataset_size < 1:
-            raise UserError("the data set is empty")
+            raise UserError("the dataset is empty")
         if batch_size > dataset_size:
             raise UserError(
-                f"optim.batch_size {batch_size} is larger than the data set "
-                f"of {dataset_size} images"
+                f"optim.batch_size {batch_size} is larger than the dataset of {dataset_size} images"
             )
         _check_budget(epochs, dataset_size / batch_size)
         cost = cost or (lambda bandwidth: float(bandwidth * bandwidth))

@@ -113,7 +113,7 @@ def seed_means(runs: list[ComparedRun]) -> list[ComparedRun]:
             f"mean of {len(group)} seeds: {group[0].name} ...", settings[first], _means(group)
         )
         for first, group in groups.items()
-        if len(group) > 1
+        if len({run.settings.get("seed") for run in group}) == len(group) > 1
     ]
 
 

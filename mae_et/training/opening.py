@@ -46,7 +46,7 @@ class Opening(Generic[Data]):
         self.finished = (folder / "results.json").exists()
         state = f"resumes after step {self.step:,}" if self.step else "new"
         if self.finished:
-            state = "finished before, its results follow"
+            state = "finished before"
             missing = [name for name in config.outputs if not (folder / name).exists()]
             if missing and self.step:
                 self.finished = False

@@ -133,6 +133,8 @@ def test_flags_take_dashes_and_underscores_alike(spelled: str) -> None:
         ("\n\nbatch_size: 8", "line 3: there is no key batch_size; did you mean optim.batch_size?"),
         ("data:\n  workers: 3", "line 2: there is no key data.workers; did you mean"),
         ("zzz: 1", "c.yaml, line 1: there is no key zzz"),
+        ("seed: 1\noptim.base_lr: 3",
+         "line 2: optim.base_lr is written as a section and a key in it, optim: {base_lr: ...}"),
     ],
 )  # fmt: skip
 def test_a_typo_in_yaml_is_reported_with_its_line_and_the_closest_key(
@@ -154,6 +156,7 @@ def test_a_typo_in_yaml_is_reported_with_its_line_and_the_closest_key(
         ("--model.patch_size=8.5", "model.patch_size must be a whole number, got 8.5"),
         ("--data.replay=2", "data.replay must be a mapping such as {96: 2}, got 2"),
         ("--data.replay={16: a}", "data.replay must be a mapping such as {96: 2}, got {16: 'a'}"),
+        ("--data.replay={16:2}", "{96: 2}, with a space after each colon"),  # a null in YAML
         ("--efficiency.compile=x", "efficiency.compile must be true or false or 'auto', got x"),
     ],
 )
@@ -164,6 +167,8 @@ def test_a_wrong_type_is_named_in_plain_english(flag: str, sentence: str) -> Non
 
 
 def test_an_unknown_flag_names_the_required_ones_that_are_missing() -> None:
+    with pytest.raises(UserError, match=r"^--format, --output must be given$"):
+        load_config(ExportConfig, [], ["--checkpoint", "x"])
     with pytest.raises(UserError, match=r"arguments: --run=X; --format, --output must be given$"):
         load_config(ExportConfig, [], ["--run=X", "--checkpoint", "x"])
 

@@ -129,7 +129,7 @@ def test_impossible_stages_raise_a_user_error(stage: Stage, sentence: str) -> No
 
 def test_impossible_plans_raise_a_user_error() -> None:
     curriculum = Curriculum.preset("etpp", 224, 16)
-    with pytest.raises(UserError, match="larger than the data set of 100 images"):
+    with pytest.raises(UserError, match="larger than the dataset of 100 images"):
         curriculum.plan(10, 100, 101)
     with pytest.raises(UserError, match="less than one step"):
         curriculum.plan(0.01, 1000, 1000)

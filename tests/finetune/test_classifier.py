@@ -368,7 +368,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         "not a multiple of the patch size": [*mine, "--model.image_size=36"],
         "needs labelled images": [*mine, *folder, f"--data.root={tmp_path / 'flat'}"],
         "validation split has no image of b": [*mine, *folder, f"--data.root={tmp_path / 'lacks'}"],
-        "larger than the data set": [*mine, "--optim.batch_size=64"],
+        "larger than the dataset": [*mine, "--optim.batch_size=64"],
         "micro-batches of even size": [*mine, "--recipe.mixup=1", "--efficiency.micro_batch=1"],
         "model.drop_path needs a trained network": [
             *mine,

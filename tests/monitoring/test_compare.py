@@ -51,6 +51,11 @@ def test_runs_that_differ_in_the_seed_alone_get_mean_and_deviation(tmp_path: Pat
     assert [float(x) for x in average["loss"].split(" ± ")] == pytest.approx(expected)
 
 
+def test_copies_of_a_run_are_no_seeds(tmp_path: Path) -> None:
+    runs = [written(tmp_path / name, {"seed": 0}, loss=1.0) for name in "ab"]
+    assert [row["run"] for row in cells(compare(CompareConfig(runs)))] == ["a", "b"]
+
+
 def test_a_number_written_with_or_without_a_fraction_is_no_difference(tmp_path: Path) -> None:
     runs = [written(tmp_path / f"{epochs}", {"curriculum": {"epochs": epochs}, "seed": seed})
             for seed, epochs in enumerate((2, 2.0))]  # fmt: skip

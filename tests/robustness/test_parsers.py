@@ -52,7 +52,7 @@ def test_plan_is_refused_or_splits_its_budget_by_shares(
     curriculum = Curriculum(tuple(stages), 64, PATCH, shares_of)
     plan, refusal = refused(lambda: curriculum.plan(epochs, size, batch))
     if plan is None:
-        assert "larger than the data set" in refusal or "less than one step" in refusal
+        assert "larger than the dataset" in refusal or "less than one step" in refusal
         return
     start, done, due, total = 0, 0.0, 0.0, sum(stage.share for stage in stages)
     for asked, planned in zip(stages, plan.stages, strict=True):

@@ -85,7 +85,7 @@ def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, caps
     ("flag", "sentence"),
     [("--sweep=curriculum.epochs=4.5,0.1", "epochs 0.1 leaves stage 1"),
      ("--curriculum.epochs=1e18", "curriculum.epochs 1e+18 is a budget of"),
-     ("--optim.batch_size=48", "batch_size 48 is larger than the data set of 40 images")],
+     ("--optim.batch_size=48", "batch_size 48 is larger than the dataset of 40 images")],
 )  # fmt: skip
 def test_an_impossible_plan_is_refused(flag: str, sentence: str, place, capsys) -> None:
     """Also of one run of a sweep; the number of synthetic images is known."""

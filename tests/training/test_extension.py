@@ -126,10 +126,15 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
     assert str(config_of("pretrain", [str(adapted), "--extend-to=8"]).init.weights) == "gone.pth"
     with pytest.raises(UserError, match="was trained on other images"):
         pretrain(extending(run))
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    for name in ("config.yaml", "classes.json"):
+        (classifier / name).write_text("model: {checkpoint: x}")
     for words, sentence in (
         (["--extend-to=8"], "needs the run to extend"),
         ([str(tmp_path / "none"), "--extend-to=8"], "it has no config.yaml"),
         ([str(run), "--extend-to", "many"], "must be a number of epochs, got 'many'"),
+        ([str(classifier), "--extend-to=8"], "is a classifier's run"),
     ):
         with pytest.raises(UserError, match=sentence):
             config_of("pretrain", words)
