@@ -25,7 +25,7 @@ from finetune.embedding_output import (
     settings_of,
 )
 from finetune.feature_config import EmbedConfig, FilePool
-from finetune.feature_images import FeatureImages, Part, name_of, open_parts
+from finetune.feature_images import FeatureImages, Part, error_of, name_of, open_parts
 from finetune.feature_rows import FeatureRows
 from finetune.feature_tables import check_parquet, rows_of, write_csv, write_parquet
 from finetune.features import encode_images
@@ -111,7 +111,7 @@ def _write(
             named = listed([name_of(parts, row) for row in rows.unreadable], 3)
             say(
                 f"{len(rows.unreadable)} of {rows.count} images cannot be read: their rows are NaN "
-                f"({named})"
+                f"({named}); {error_of(parts, rows.unreadable[0])}"
             )
         names = ((name, part.split) for part in parts for name in part.names(data))
         table = rows_of(names, rows.labels(), parts[0].source.classes)

@@ -144,8 +144,23 @@ class FeatureImages(Dataset[Any]):
 
 def name_of(parts: Sequence[Part], row: int) -> object:
     """Return the name of an image for messages, given its row."""
+    source, index = _place_of(parts, row)
+    return getattr(source, "name", str)(index)
+
+
+def error_of(parts: Sequence[Part], row: int) -> str:
+    """Return why an image cannot be read, given its row; empty if it can be read by now."""
+    source, index = _place_of(parts, row)
+    try:
+        source[index]
+    except Unreadable as error:
+        return str(error)
+    return ""
+
+
+def _place_of(parts: Sequence[Part], row: int) -> tuple[ImageDataset, int]:
     for part in parts:
         if row < len(part.source):
-            return getattr(part.source, "name", str)(row)
+            return part.source, row
         row -= len(part.source)
     raise IndexError(row)

@@ -23,6 +23,7 @@ from mae_et.checkpoints.hugging_face_config import (
     read_description,
     read_preprocessor,
     read_timm_config,
+    timm_name_beside,
 )
 from mae_et.checkpoints.mae_layout import check_plain_vit, split_mae
 from mae_et.checkpoints.other_names import describe_folder
@@ -143,7 +144,7 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
     if not set(OUR_ENTRIES) & payload.keys():
         report_release(path)
     weights = replace(_from_mae(path, payload, key), preprocessing=read_timm_config(path))
-    return _with_our_entries(weights, payload)
+    return _with_our_entries(weights.with_blocks_of(timm_name_beside(path)), payload)
 
 
 def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:

@@ -47,10 +47,20 @@ def read_timm_config(file: Path) -> Preprocessing | None:
     Raises:
         UserError: it cannot be read, or an entry has the wrong type.
     """
+    return Preprocessing.of_timm(_beside(file).get("pretrained_cfg"), file.parent / "config.json")
+
+
+def timm_name_beside(file: Path) -> str | None:
+    """Return the timm model that the `config.json` beside a file names without changes to it."""
+    about = _beside(file)
+    name = about.get("architecture")
+    plain = isinstance(name, str) and not {"model_type", "model_args"} & about.keys()
+    return name if plain else None
+
+
+def _beside(file: Path) -> dict[str, Any]:
     path = file.parent / "config.json"
-    if not file.is_file() or not path.is_file():
-        return None
-    return Preprocessing.of_timm(read_mapping(path).get("pretrained_cfg"), path)
+    return read_mapping(path) if file.is_file() and path.is_file() else {}
 
 
 def grid_of(about: dict[str, Any]) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from mae_et.config.files import plain
 from mae_et.config.model import ModelConfig, Target
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
+from mae_et.models.encoder import heads_of_vit
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ class Weights:
                 raise UserError(f"{key} {number}: {self.path} records {own}")
             heads[key] = getattr(self, key) or number
         return replace(self, **heads, target=target or self.target)
+
+    def with_blocks_of(self, name: str | None) -> "Weights":
+        """Take heads and blocks (activations, norms) of a plain timm ViT of the same width."""
+        width = len(self.encoder["patch_embed.proj.weight"])
+        heads = None if name is None else heads_of_vit(name, width)
+        return replace(self, architecture=name, encoder_num_heads=heads) if name and heads else self
 
     def entries(self) -> dict[str, str]:
         """Return what our own readers need beside the tensors, as JSON by its key in a file."""

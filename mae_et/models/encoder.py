@@ -3,6 +3,7 @@
 from typing import Any
 
 import timm
+import torch
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -51,6 +52,16 @@ def create_vit(name: str, **settings: Any) -> Any:
         return timm.create_model(name, **settings)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
+
+
+def heads_of_vit(name: str, width: int) -> int | None:
+    """Return the heads of timm's ViT of a name and a width; None if it has none such."""
+    if not timm.is_model(name):
+        return None
+    with torch.device("meta"):
+        network: Any = timm.create_model(name)
+    plain = isinstance(network, VisionTransformer) and network.embed_dim == width
+    return int(network.blocks[0].attn.num_heads) if plain else None
 
 
 def _is_plain(encoder: VisionTransformer) -> bool:

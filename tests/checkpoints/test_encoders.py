@@ -1,5 +1,6 @@
 """Encoders of others, as files, folders and names: tokens equal timm's and transformers' own."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_a_file_of_a_timm_vit_gives_its_features(settings: dict, tmp_path: Path)
     path = tmp_path / "weights.pth"
     torch.save({"epoch": 3, "state_dict": expected.state_dict()}, path)
     assert_same_features(load_encoder(path, num_heads=3), expected)
+
+
+def test_the_config_that_timm_saves_beside_a_file_names_its_blocks(tmp_path: Path) -> None:
+    """Norms after the blocks' layers have the names of those before them."""
+    name = "vit_base_patch16_rpn_224"
+    sizes = {"depth": 1, "img_size": 32, "global_pool": "avg", "num_classes": 0}
+    expected = randomised(timm.create_model(name, **sizes))
+    save_file(expected.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
+    assert_same_features(load_encoder(tmp_path / "model.safetensors"), expected)
 
 
 @pytest.mark.parametrize("name", NAMED.values(), ids=NAMED)

@@ -223,7 +223,9 @@ def test_unreadable_images_are_rows_of_nan(place, tmp_path, capsys) -> None:
     assert embed(settings)["unreadable"] == 4
     missing = np.isnan(np.load(settings.output)).any(1)
     assert missing.nonzero()[0].tolist() == [4, 5, 6, 7]
-    assert "4 of 11 images cannot be read: their rows are NaN" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "4 of 11 images cannot be read: their rows are NaN" in said
+    assert "04.png: it is neither an image nor an array" in said
     with pytest.raises(RunFailed, match=r"more than data.max_bad_fraction 0.01 allows"):
         embed(config(tmp_path, tmp_path / "g.npy", "flat"))
     with pytest.raises(RunFailed, match=r"cannot read the image .*04.png"):
