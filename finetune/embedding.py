@@ -163,7 +163,9 @@ def _encode_missing(
         for tokens, labels, readable in batches:
             features = [pooled(encoder.network, layer, config.pool) for layer in tokens]
             rows.append(torch.cat(features, dim=-1), labels, readable)
-            refuse_excess(len(rows.unreadable), rows.count, data.max_bad_fraction)
+            if not readable.all():
+                bad, first = len(rows.unreadable), error_of(parts, rows.unreadable[0])
+                refuse_excess(bad, rows.count, data.max_bad_fraction, which=f": {first}")
             bar.update(len(labels))
             if time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
                 rows.save()

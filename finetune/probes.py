@@ -84,6 +84,12 @@ def _score(
         extract_dataset_features(encoder, data, config, split, device).to(device)
         for split in ("train", "val")
     )
+    unseen = ~torch.isin(val.labels, train.labels)
+    if unseen.any():
+        say(
+            f"{int(unseen.sum())} of {len(unseen)} validation images are of classes without a "
+            "training image, and count as wrong"
+        )
     results: dict[str, Any] = {}
     if neighbours:
         if config.neighbours > len(train[0]):

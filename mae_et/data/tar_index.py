@@ -90,6 +90,7 @@ def _images_of_keys(
     split = (_split_at_first_dot(name) for name, *_ in files)
     owned.update(key for key, rest in split if rest in extensions)
     images: dict[str, tuple[int, int]] = {}
+    extension_of: dict[str, str] = {}
     skipped: Counter[str] = Counter()
     for name, *place in files:
         key, rest = _split_at_first_dot(name)
@@ -100,8 +101,8 @@ def _images_of_keys(
             skipped[rest] += 1
             continue
         if key in images:  # a second image of the sample; the last one counts
-            skipped[rest] += 1
-        images[key] = (place[0], place[1])
+            skipped[extension_of[key]] += 1
+        images[key], extension_of[key] = (place[0], place[1]), rest
     return images, skipped
 
 

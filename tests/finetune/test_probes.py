@@ -11,6 +11,7 @@ import torch
 
 import finetune
 from finetune import ProbeConfig, extract_dataset_features, score_encoder
+from finetune.features import Features
 from finetune.frozen_encoder import open_encoder
 from mae_et import UserError, load_pretrained
 from mae_et.checkpoints.store import list_checkpoints
@@ -79,6 +80,19 @@ def test_scores_of_a_finished_run_are_kept_in_it_for_compare(run, tiny, tmp_path
     (run / "results.json").unlink()  # an unfinished run has another encoder later
     finetune.knn(probe(run, tiny))
     assert path.read_text() == ""
+
+
+def test_classes_without_a_training_image_are_reported(run, tiny, monkeypatch, capsys) -> None:
+    """Numbers are labels in shards, whatever the training split has."""
+    vectors = torch.rand(8, 4)
+    splits = {"train": torch.arange(8) % 2, "val": torch.arange(8) % 4}
+    monkeypatch.setattr(
+        "finetune.probes.extract_dataset_features",
+        lambda encoder, data, config, split, device: Features(vectors, splits[split]),
+    )
+    score_encoder(probe(run, tiny), linear=False)
+    line = "4 of 8 validation images are of classes without a training image, and count as wrong"
+    assert line in capsys.readouterr().err
 
 
 def test_data_default_to_the_run_s_own_and_are_required_for_other_files(run, tiny) -> None:
