@@ -3,9 +3,18 @@
 import contextlib
 import os
 import sys
+import threading
 from functools import lru_cache
 
 from tqdm import tqdm
+
+# tqdm's own lock is shared with forked processes: a loader process that is killed while it writes a
+# line would keep it. No line is written during a fork, because the locks of stderr are copied.
+_writing = threading.RLock()
+tqdm.set_lock(_writing)
+os.register_at_fork(
+    before=_writing.acquire, after_in_parent=_writing.release, after_in_child=_writing.release
+)
 
 
 def printable(text: str) -> str:
@@ -25,7 +34,7 @@ def write_line(line: str) -> None:
 
     A closed terminal or pipe never ends the run; metrics.jsonl records the same facts.
     """
-    with contextlib.suppress(OSError):
+    with _writing, contextlib.suppress(OSError):
         tqdm.write(printable(line), file=sys.stderr)
         sys.stderr.flush()
 
