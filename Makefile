@@ -74,7 +74,7 @@ lock: setup.cfg
 # Everything that can go wrong is made to go wrong (docs/reliability.md); bounded, see FAULT_LIMIT.
 FAULT_LIMIT = 30m
 test-faults: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rfEs tests/robustness/faults
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 timeout $(FAULT_LIMIT) $(BIN)/pytest -n 2 --dist loadfile -rfEs tests/robustness/faults
 
 # Of the tests that CI runs, with what they start: jobs, ranks and loader processes.
 coverage: $(VENV)/.ready-dev

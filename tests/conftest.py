@@ -18,8 +18,6 @@ LONGEST = (
     "test_classifier.py", "test_bad_images.py", "test_whole_searches.py", "test_scale.py",
     "test_nonfinite.py", "test_resume.py",
 )  # fmt: skip
-# After all others: both may start threads of autograd, and ranks cannot be forked beside them.
-LAST = ("test_fake_cuda.py", "test_compile.py")
 
 # A busy machine takes as long as it takes; folders may be shared by the examples of a test.
 settings.register_profile(
@@ -38,7 +36,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest; the first of them waits for SLURM."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (item.path.name in LAST, places.get(item.path.name, len(LONGEST))))
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _autograd_without_threads():
+    """Start autograd, which starts a thread for each device that PyTorch knows by then.
+
+    Fake tensors add eight devices, and PyTorch refuses backward passes in processes that are forked
+    beside such threads.
+    """
+    import torch
+
+    if not torch.cuda.is_available():  # each GPU has a thread in any case
+        torch.ones(1, requires_grad=True).backward()
 
 
 @pytest.fixture(autouse=True)

@@ -65,8 +65,8 @@ def start(
     """Start a command on ranks that join over gloo, in the folder's subfolder named after them.
 
     The last rank has the flags `of_last` too. Forked, ranks need not import PyTorch for seconds;
-    `spawn` is for a process in which CUDA, or threads of autograd, have run. `target` replaces
-    `run_rank`, and ends by calling it.
+    `spawn` is for tests of a GPU, which does not survive a fork. `target` replaces `run_rank`, and
+    ends by calling it.
     """
     config = folder / "tiny.yaml"
     config.write_text(yaml)

@@ -163,8 +163,7 @@ def test_two_ranks_train_sharded_and_compiled_as_they_do_eagerly(tmp_path) -> No
     for compiles in ("false", "true"):
         folder = tmp_path / compiles
         switch = [f"--efficiency.compile={compiles}", f"--output.dir={folder}"]
-        # torch.compile starts threads of autograd, which do not survive a fork.
-        started = start(tmp_path, 2, *flags, *switch, target=aot_eager_rank, method="spawn")
+        started = start(tmp_path, 2, *flags, *switch, target=aot_eager_rank)
         done = started.finish(600)
         assert done.returncode == 0, done.stderr
         rows.append(read_metrics(folder))
