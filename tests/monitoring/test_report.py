@@ -366,7 +366,7 @@ def test_user_errors_are_one_sentence(tmp_path: Path, capsys, monkeypatch) -> No
         "a run folder is given twice": ["good", "./good/"],
         "--output good is a folder": ["good", "--output=good"],
         "--output good/plan.json/x cannot be written": ["good", "--output=good/plan.json/x"],
-        "runs": [],
+        "RUN must be given": [],
     }
     for name, content in damaged.items():
         run = written(tmp_path / f"no-{name}".replace("/", "-"))
