@@ -114,13 +114,18 @@ def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
 
 def _rows_of(config: DataConfig, split: Split) -> tuple[str, Any]:
     """Return the configured split, or the first of its synonyms that exists, with its name."""
-    from datasets import load_dataset
+    from datasets import load_dataset, load_from_disk
 
     root = str(config.root) if config.root else None
+    path = config.source.removeprefix("hfds/")
+    if (Path(path) / "state.json").is_file():  # written by Dataset.save_to_disk
+        only = split_name(config, "train")
+        if split_name(config, split) != only:
+            raise ValueError("it is one split; save a DatasetDict to have two")
+        return only, load_from_disk(path)
     failed: ValueError | None = None
     for name in split_names(config, split):
         try:
-            path = config.source.removeprefix("hfds/")
             return name, load_dataset(path, split=name, cache_dir=root)
         except ValueError as error:
             failed = failed or error

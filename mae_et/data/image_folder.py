@@ -106,6 +106,10 @@ def _open_part(config: DataConfig, split: Split, channels: int) -> "ImageFolder"
 
 def _list_images(config: DataConfig, folder: Path, channels: int) -> Listing:
     extensions = extensions_for(channels)
+    if all((folder / name).is_file() for name in ("recipe.json", "split.json")):
+        raise UserError(
+            f"{folder} holds prepared shards: give --data.name shards --data.root {folder.parent}"
+        )
     listing = cached_listing(config, folder, extensions)
     if not listing.names:
         files = f": {count_by_extension(listing.skipped)}" if listing.skipped else ""

@@ -305,6 +305,18 @@ def test_a_hugging_face_dataset_of_12_bits_is_warned_of_and_scaled(
 
 
 @needs_datasets
+def test_a_hugging_face_dataset_saved_without_splits_is_the_training_split(
+    tmp_path: Path, hugging: Callable[..., DataConfig]
+) -> None:
+    import datasets
+
+    rows = {"image": [Image.new("RGB", (6, 4), (i,) * 3) for i in range(2)], "label": ["b", "a"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "Set")
+    assert values(open_dataset(hugging("Set"), "train")) == [(0, 1), (1, 0)]
+    assert "it is one split; save a DatasetDict" in refusal(hugging("Set"), "val")
+
+
+@needs_datasets
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_a_hugging_face_val_split_may_have_its_usual_names(
     tmp_path: Path, hugging: Callable[..., DataConfig], name: str, capsys

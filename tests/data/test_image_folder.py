@@ -353,6 +353,13 @@ def test_a_folder_without_images_says_how_to_read_its_files(
         open_dataset(folder(tmp_path), "train")
 
 
+def test_prepared_shards_given_as_a_folder_are_recognised(tmp_path: Path) -> None:
+    for name in ("00000.npy", "recipe.json", "split.json"):  # an array may be an image
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / name).touch()
+    assert f"give --data.name shards --data.root {tmp_path}" in refusal(folder(tmp_path))
+
+
 def test_an_archive_and_an_only_split_are_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "a.zip").touch()
     assert "is not a folder: unpack it, or give its folder" in refusal(folder(tmp_path / "a.zip"))
