@@ -63,13 +63,14 @@ OURS = {
 }
 # DINOv2's names and ViT's, which differ in the blocks alone.
 DINOV2_RENAMES = (
-    (r"^dinov2(_with_registers)?\.", "vit."),
+    (r"^(dinov2(_with_registers)?|ijepa)\.", "vit."),
     (r"(\.layer\.\d+)\.norm1\.", r"\1.layernorm_before."),
     (r"(\.layer\.\d+)\.norm2\.", r"\1.layernorm_after."),
     (r"(\.layer\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
     (r"(\.layer\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
 )
-UNUSED = ("vit.pooler.", "vit.embeddings.mask_token")  # by any task of images
+# By any task of images; decoder.0 is SimMIM's.
+UNUSED = ("vit.pooler.", "vit.embeddings.mask_token", "decoder.0.")
 # How transformers 5 spells the decoder's blocks; every version reads the older spelling too.
 DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."
 THIRDS = ("query", "key", "value")
@@ -106,8 +107,8 @@ def from_hugging_face(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return encoder (timm's names), decoder (ours) and head of tensors under names on disk.
 
-    They come from a ViTMAEForPreTraining, ViTMAEModel, ViTModel, ViTForImageClassification,
-    Dinov2Model or Dinov2WithRegistersModel; parts that the model does not have are empty.
+    They come from a model of ViTMAE, ViT, ViTMSN, I-JEPA (without a class token), DINOv2, or DINOv2
+    with registers; parts that the model does not have are empty.
 
     Raises:
         UserError: a tensor's name is unknown, or what every ViT has is missing.
@@ -121,7 +122,7 @@ def from_hugging_face(
         if not ours:
             raise UserError(f"{folder} holds a tensor of unknown name: {name}")
         parts[part][ours] = tensor.float()
-    lacking = {"cls_token", "pos_embed", "patch_embed.proj.weight"} - parts["encoder"].keys()
+    lacking = {"pos_embed", "patch_embed.proj.weight"} - parts["encoder"].keys()
     if lacking:
         theirs = (_rename(name, NAMES["encoder"]) for name in sorted(lacking))
         raise UserError(f"{folder} lacks {', '.join(theirs)}")

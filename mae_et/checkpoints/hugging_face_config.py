@@ -7,7 +7,7 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
-MODEL_TYPES = ("vit_mae", "vit", "dinov2", "dinov2_with_registers")
+MODEL_TYPES = ("vit_mae", "vit", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers")
 
 
 def read_description(folder: Path) -> dict[str, Any]:

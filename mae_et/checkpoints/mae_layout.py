@@ -92,5 +92,8 @@ def check_plain_vit(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
         advice = f": {BY_NAME}" if lacking == ["pos_embed"] else ""
         cause = f"there is no {lacking[0]}{advice}"
         raise UserError(f"{path} holds no plain vision transformer: {cause}")
-    if (tensors["patch_embed.proj.weight"].ndim, tensors["pos_embed"].ndim) != (4, 3):
+    if tensors["patch_embed.proj.weight"].ndim != 4:
         raise UserError(f"{path} holds no plain vision transformer: its patches are not 2-D")
+    if tensors["pos_embed"].ndim != 3:
+        shape = list(tensors["pos_embed"].shape)
+        raise UserError(f"{path} holds no plain vision transformer: its pos_embed is {shape}")

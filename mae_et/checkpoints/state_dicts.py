@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,9 +150,9 @@ def _mappings(payload: dict[Any, Any], place: tuple[str, ...]) -> Iterator[tuple
     Names lose what compilers inserted; those of another library become timm's.
     """
     tensors = {
-        _INSERTED.sub("", name): value
+        _INSERTED.sub("", name): torch.as_tensor(value)
         for name, value in payload.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
+        if isinstance(name, str) and (isinstance(value, Tensor) or _is_array(value))
     }
     if tensors:
         renamed = renamed_to_timm(tensors)
@@ -160,6 +161,10 @@ def _mappings(payload: dict[Any, Any], place: tuple[str, ...]) -> Iterator[tuple
         for name, value in payload.items():
             if isinstance(name, str) and isinstance(value, dict):
                 yield from _mappings(value, (*place, name))
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim > 0 and value.dtype.kind in "fi"
 
 
 def _prefixes(name: str, names: Collection[str]) -> Iterator[str]:

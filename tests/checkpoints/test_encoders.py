@@ -117,8 +117,10 @@ def test_dinov2_s_own_layout_with_registers_is_that_of_timm(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "kind", ["ViT", "ViT of 16 x 64", "ViTForImageClassification", "Dinov2", "registers"]
-)
+    "kind",
+    ["ViT", "ViT of 16 x 64", "ViTForImageClassification", "SimMIM", "ViTMSN", "IJepa", "Dinov2",
+     "registers"],
+)  # fmt: skip
 def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: Path) -> None:
     import transformers
 
@@ -131,6 +133,9 @@ def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: 
         "ViTForImageClassification": (
             transformers.ViTConfig, transformers.ViTForImageClassification,
         ),
+        "SimMIM": (transformers.ViTConfig, transformers.ViTForMaskedImageModeling),
+        "ViTMSN": (transformers.ViTMSNConfig, transformers.ViTMSNModel),
+        "IJepa": (transformers.IJepaConfig, transformers.IJepaModel),
         "Dinov2": (transformers.Dinov2Config, transformers.Dinov2Model),
         "registers": (
             transformers.Dinov2WithRegistersConfig, transformers.Dinov2WithRegistersModel,
@@ -144,7 +149,7 @@ def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: 
     with torch.no_grad():
         theirs = getattr(expected, "vit", expected)(images).last_hidden_state
         torch.testing.assert_close(found.forward_features(images), theirs, rtol=0, atol=1e-5)
-    assert found.num_prefix_tokens == (5 if kind == "registers" else 1)
+    assert found.num_prefix_tokens == {"registers": 5, "IJepa": 0}.get(kind, 1)
 
 
 def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ LAYOUTS = {
         ): tensor
         for name, tensor in vit.items()
     },
+    "NumPy": lambda vit: {"params": {name: tensor.numpy() for name, tensor in vit.items()}},
     "torch.optim.swa_utils": lambda vit: {"n_averaged": torch.tensor(3), **wrapped(vit, "module.")},
     "optimizer by names": lambda vit: {
         "model": vit, "optimizer": {"state": {name: {"exp_avg": t} for name, t in vit.items()}}
