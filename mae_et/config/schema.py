@@ -25,9 +25,10 @@ ENCODER = "encoder.safetensors"
 class Stage:
     """One stage of a curriculum; `Curriculum` checks the ranges."""
 
-    bandwidth: int
-    """Side of the low-frequency crop, in pixels; a multiple of the patch, at most the base size."""
-    share: float
+    bandwidth: int = 0
+    """Side of the low-frequency crop, in pixels; a multiple of the patch, at most the base size,
+    which 0 stands for."""
+    share: float = 1
     """Fraction of the budget, positive; shares are normalised by their sum."""
     magnitude: float = 0
     """RandAugment magnitude, 0 to 10; used only with data.augment."""
