@@ -87,6 +87,8 @@ def _open(config: EvaluateConfig) -> _Task:
         check_writable(config.output)
     run = read_classifier_config(config.checkpoint)
     data = config.data or (run.data if run else None)
+    if data is None and not config.checkpoint.exists():
+        raise UserError(f"there is no checkpoint {config.checkpoint}")
     if data is None:
         raise UserError("data must be given (--data.root or --data.name)")
     data, held_out = _all_images(data, run)

@@ -108,6 +108,12 @@ def _resample_positions(weights: Weights, grid: list[int]) -> Tensor:
     If the file does not record their own grid, it is taken to be square or else `grid`.
     """
     table = weights.encoder["pos_embed"]
+    extra = {"reg_token", "register_tokens"} & weights.encoder.keys()
+    if extra or "cls_token" not in weights.encoder:
+        raise UserError(
+            f"{weights.path} has {'registers' if extra else 'no class token'}: fine-tune its timm "
+            "model with --model.backbone"
+        )
     count = table.shape[1] - 1
     side = math.isqrt(max(count, 0))
     own = [side, side]

@@ -45,7 +45,7 @@ RENAMED: dict[str, dict[str, str]] = {
     r"(?<!\d\.)\bblocks\.0\.0\.norm1\.weight$": {r"\bblocks\.\d+\.(\d+)\.": r"blocks.\1."},
 }
 
-BY_NAME = "give its timm model with --architecture (of a backbone, --model.backbone)"
+BY_NAME = "give its timm model with --architecture (finetune: --model.backbone)"
 # A name that only this kind of network has: what it is, and what a user can do.
 NETWORKS = {
     r"\bpatch_embeddings\.projection\.": (
@@ -62,7 +62,7 @@ NETWORKS = {
     r"\bclass_embedding$": ("a CLIP", BY_NAME),
     r"\blayer1\.0\.conv1\.weight$|\bstages\.0\.": (
         "a hierarchical network",
-        "give its timm model with --model.backbone",
+        "finetune reads it with --model.backbone, and evaluate with --architecture",
     ),
 }
 # A file of a checkpoint that is spread over a folder, and how to join it.

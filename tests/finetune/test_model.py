@@ -143,6 +143,10 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(tmp_path: Path) -> 
         assert str(caught.value) == f"{tmp_path / name} does not fit: {sentence}"
     with pytest.raises(UserError, match="image_size 60 is not a multiple of the patch size 8"):
         network(image_size=60)
+    del encoder["cls_token"]  # as of I-JEPA
+    torch.save(encoder, tmp_path / "jepa.pth")
+    with pytest.raises(UserError, match="no class token: fine-tune its timm model with"):
+        network(tmp_path / "jepa.pth")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +254,10 @@ def test_a_backbone_loads_a_checkpoint_of_the_same_model(tmp_path: Path) -> None
             ours, theirs = model.state_dict(), first.state_dict()
             same = {name for name in ours if torch.equal(ours[name], theirs[name])}
             assert set(ours) - same == (set() if classes == 7 else {"fc.weight", "fc.bias"})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plan.json").touch()
+    with pytest.raises(UserError, match="is a run of mae-et pretrain"):
+        build_classifier(NetworkConfig(checkpoint=tmp_path / "run", backbone="resnet10t"), 7)
     with pytest.raises(UserError) as caught:
         build_classifier(NetworkConfig(checkpoint=tmp_path, backbone="resnet18"), 7)
     sentence = str(caught.value)
