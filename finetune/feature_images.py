@@ -17,6 +17,7 @@ from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import ImageDataset, labels_of, open_dataset
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.image_files import ImageFiles
+from mae_et.data.image_folder import UnknownClasses
 from mae_et.data.layout import WHOLE_ROOT, Split, split_folder
 from mae_et.data.transforms import EvalDataset
 from mae_et.data.webdataset import TarShards
@@ -64,7 +65,7 @@ def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -
         UserError: there are none.
     """
     if split != "all":
-        return [Part(split, open_dataset(data, split, channels))]
+        return [Part(split, _open_split(data, split, channels))]
     if _has_no_splits(data):
         whole = replace(data, val_split=WHOLE_ROOT)
         return [Part("all", open_dataset(whole, "val", channels))]
@@ -73,7 +74,7 @@ def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -
     names: tuple[Split, ...] = ("train", "val")
     for name in names:
         try:
-            parts.append(Part(name, open_dataset(data, name, channels)))
+            parts.append(Part(name, _open_split(data, name, channels)))
         except UserError as error:
             missing.append(error)
     if not parts:
@@ -81,6 +82,18 @@ def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -
     if missing:
         say(f"only the {parts[0].split} split is encoded: {missing[0]}")
     return parts
+
+
+def _open_split(data: DataConfig, split: Split, channels: int) -> ImageDataset:
+    """Open a split; one of other classes than the training split's has no labels."""
+    try:
+        return open_dataset(data, split, channels)
+    except UnknownClasses as error:
+        say(f"{error}; its images are written without labels")
+        alone = replace(data, root=split_folder(data, split), val_split=WHOLE_ROOT)
+        source: Any = open_dataset(alone, "val", channels)
+        source.inner.labels[:] = UNLABELLED
+        return source
 
 
 def _has_no_splits(data: DataConfig) -> bool:

@@ -33,6 +33,10 @@ OTHER_FILES = {
 HELD_OUT_FRACTION = 0.2
 
 
+class UnknownClasses(UserError):
+    """The validation split has classes that the training split lacks."""
+
+
 def open_image_folder(config: DataConfig, split: Split, channels: int) -> "ImageFolder":
     """Open `ROOT/SPLIT/CLASS/*` or `ROOT/SPLIT/*`.
 
@@ -42,8 +46,8 @@ def open_image_folder(config: DataConfig, split: Split, channels: int) -> "Image
     split is unlabelled.
 
     Raises:
-        UserError: a folder is missing or holds no image, split folders have unknown names, or val
-            has a class that train lacks.
+        UserError: a folder is missing or holds no image, or split folders have unknown names.
+        UnknownClasses: val has a class that train lacks.
     """
     folder = split_folder(config, split)
     if folder is None:
@@ -151,7 +155,8 @@ def _label_files(files: Sequence[str], classes: Sequence[str], folder: Path) -> 
         return [UNLABELLED] * len(files)
     unknown = sorted(set(present) - set(classes))
     if unknown:
-        raise UserError(f"{folder} has classes that the training split lacks: {', '.join(unknown)}")
+        lacking = f"{folder} has classes that the training split lacks: {', '.join(unknown)}"
+        raise UnknownClasses(lacking)
     label = {name: number for number, name in enumerate(classes)}
     return [label[file.partition("/")[0]] for file in files]
 

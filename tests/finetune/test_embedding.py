@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from finetune import EmbedConfig, embed, embedding
+from finetune.feature_images import open_parts
 from finetune.feature_rows import FeatureRows
 from finetune.features import encode_images
 from finetune.frozen_encoder import open_encoder
@@ -231,6 +232,16 @@ def test_unreadable_images_are_rows_of_nan(place, tmp_path, capsys) -> None:
     with pytest.raises(RunFailed, match=r"cannot read the image .*04.png"):
         embed(config(tmp_path, tmp_path / "g.npy", "flat", section={"on_error": "stop"}))
     assert not (tmp_path / "g.npy.partial").exists()
+
+
+def test_a_split_of_other_classes_is_encoded_without_labels(place, tmp_path, capsys) -> None:
+    shutil.copytree(place / "data", tmp_path / "data")
+    (tmp_path / "data/val/dog").rename(tmp_path / "data/val/Dog")
+    train, val = open_parts(DataConfig(root=tmp_path / "data"), "all", 3)
+    assert (len(train.source), len(val.source)) == (8, 3)
+    assert "lacks: Dog; its images are written without labels" in capsys.readouterr().err
+    assert [val.source[i][1] for i in range(3)] == [-1] * 3
+    assert all(name.startswith("val/") for name in val.names(DataConfig(root=tmp_path / "data")))
 
 
 def test_names_of_tar_shards_are_those_of_their_files(place, tmp_path) -> None:
