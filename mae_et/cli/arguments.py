@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -90,7 +91,8 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         arguments = flags_of_extension(arguments)
     try:
         config = parse_config(parser, kind, arguments)
-    except UserError:
+    except UserError as error:
+        _refuse_path(command, str(error))
         _refuse_config_of_another_command(command, arguments)
         if not issubclass(kind, RunConfig):
             raise
@@ -104,6 +106,20 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         parser.set_defaults(inherited)
         return parse_config(parser, kind, arguments)
     return config
+
+
+def _refuse_path(command: str, sentence: str) -> None:
+    """Refuse a path that no flag takes, with the place where the command takes one."""
+    word = re.fullmatch(r"unrecognized arguments: ([^-\s]\S*)", sentence)
+    path = Path(word[1]) if word else None
+    if path is None or not path.exists():
+        return
+    where = "data come after --data.root"
+    if command in POSITIONAL:
+        where = f"the checkpoint comes first ({command} RUN ...), and {where}"
+    elif command == "pretrain" and (path / "config.yaml").is_file():
+        where = f"resume the run with --config {path}/config.yaml, or extend it with --extend-to"
+    raise UserError(f"{sentence}; {where}")
 
 
 def _inherited_by_any_channels(command: str, arguments: Arguments) -> dict[str, Any]:

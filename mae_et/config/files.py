@@ -137,13 +137,14 @@ def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | N
 
 
 def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str]) -> Config:
-    """Parse arguments to an instance of `kind`.
+    """Parse arguments to an instance of `kind`; flags override files, wherever they stand.
 
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
     """
     words = prepare_words(arguments, parser, kind)
     words = replace_config_names(words, lambda name: _checked(name, kind))
+    words.sort(key=lambda word: not word.startswith("--config="))  # flags override files
     check_flags(words, kind)
     try:
         return expand_paths(_build(parser, kind, lambda: parser.parse_args(words)))

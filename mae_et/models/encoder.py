@@ -50,7 +50,12 @@ def create_vit(name: str, **settings: Any) -> Any:
         raise UserError(f"timm cannot build the encoder {name!r}: there is no model of this name")
     try:
         return timm.create_model(name, **settings)
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except TypeError as error:  # an unexpected keyword
+        keyword = str(error).rpartition(" ")[2]
+        raise UserError(
+            f"timm's {name!r} is no plain vision transformer: it takes no {keyword}"
+        ) from None
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
 
 

@@ -114,6 +114,8 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
     return {
         "there is no command 'train'": ["train"],
         "unrecognized arguments: --optim.lr": ["pretrain", *tiny, "--optim.lr=1"],
+        "; data come after --data.root": ["pretrain", str(tmp_path / "empty")],
+        "the checkpoint comes first (knn RUN ...)": ["knn", "--batch_size=2", str(golden)],
         "bandwidth 20 is not a multiple of the patch size 8": ["pretrain", *tiny, custom % 20],
         "bandwidth 64 exceeds the base size 32": ["pretrain", *tiny, custom % 64],
         "there is no image in": ["pretrain", *tiny, f"--data.root={tmp_path / 'empty'}"],

@@ -199,3 +199,12 @@ def test_paths_in_a_stranger_s_checkpoint_do_not_expand(home: Path) -> None:
 
 def test_reconstruct_s_images_stay_empty_by_default() -> None:
     assert config_of("reconstruct", ["run"]).images == ReconstructConfig(Path("run")).images == ()
+
+
+def test_flags_override_files_wherever_they_stand(home: Path) -> None:
+    for number in (1, 2):
+        Path(f"{number}.yaml").write_text(f"seed: {number}\noptim: {{batch_size: {number}}}")
+    flag, first, second = "--optim.batch_size=8", "--config=1.yaml", "--config=2.yaml"
+    for words in ([flag, first, second], [first, flag, second], [first, second, flag]):
+        config = load_config(PretrainConfig, [], words)
+        assert (config.optim.batch_size, config.seed) == (8, 2)
