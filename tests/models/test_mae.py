@@ -144,7 +144,7 @@ def test_initial_weights_follow_mae_and_depend_on_the_seed_only() -> None:
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("vit_huge", "cannot build"), ("resnet18", "cannot build"),
+    [("vit_huge", "cannot build"), ("resnet18", "no plain vision transformer"),
      ("vit_base_patch16_siglip_224", "class token"), ("vit_base_patch32_clip_224", "not a plain"),
      ("vit_small_patch14_reg4_dinov2", "not a plain")],
 )  # fmt: skip
