@@ -14,9 +14,9 @@ from mae_et.config.files import (
     add_config_arguments,
     find_config,
     load_config,
-    one_sentence,
     shipped_configs,
 )
+from mae_et.config.refusals import one_sentence
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
 from slurm.command import KINDS, CommandLine

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from mae_et.config.key_checks import check_flags, check_text
-from mae_et.config.suggestions import describe_unknown_key, suggest_key
+from mae_et.config.refusals import REFUSALS, in_flags, one_sentence
+from mae_et.config.suggestions import describe_unknown_key
 from mae_et.config.words import expand_path, expand_paths, prepare_words, replace_config_names
 from mae_et.errors import UserError
 
@@ -87,24 +88,6 @@ def _suggest_config(name: str, known: list[str]) -> str:
 
 
 Config = TypeVar("Config", bound="DataclassInstance")
-TYPES = {
-    "int": "a whole number", "float": "a number", "bool": "true or false",
-    "str": "text (in quotes)", "tuple": "a list such as [1, 2]", "list": "a list such as [1, 2]",
-    "dict": "a mapping such as {96: 2}",
-}  # fmt: skip
-_WRONG_TYPE = re.compile(
-    r'Parser key "(?P<key>[\w.]+)": Expected a (?P<types>.+?)\. Got value: (?P<value>.*)'
-)
-# jsonargparse fails to describe a mapping with a null, such as {96:2} without a space.
-_WRONG_MAPPING = re.compile(
-    r'Parser key "(?P<key>[\w.]+)": unsupported operand type\(s\) for \+: \'int\' and \'str\''
-)
-_WRONG_UNION = re.compile(
-    r'Parser key "(?P<key>[\w.]+)": Does not validate against any of the Union subtypes '
-    r"Subtypes: \[(?P<types>.+)\] Errors: .* Given value type: \w+ Given value: (?P<value>.*)"
-)
-# What jsonargparse raises for an invalid config, and what checks of odd numbers raise.
-REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
 
 def load_config(
@@ -149,24 +132,7 @@ def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str
     try:
         return expand_paths(_build(parser, kind, lambda: parser.parse_args(words)))
     except UserError as error:
-        raise UserError(_in_flags(str(error), parser, words)) from None
-
-
-def _in_flags(sentence: str, parser: ArgumentParser, words: list[str]) -> str:
-    """Name flags that must be given as they are typed, and what an unknown one may have meant."""
-    absent = re.fullmatch(r"the following arguments are required: (.+)", sentence)
-    if absent:
-        flags = {a.dest: (*a.option_strings, str(a.metavar))[0] for a in parser._actions}
-        return f"{', '.join(flags[name] for name in absent[1].split(', '))} must be given"
-    unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", sentence)
-    if not unknown:
-        return sentence
-    options = [option for action in parser._actions for option in action.option_strings]
-    given = {word.partition("=")[0] for word in words}
-    needed = (action.option_strings for action in parser._actions if action.required)
-    missing = [options[0] for options in needed if options and given.isdisjoint(options)]
-    required = f"; {', '.join(missing)} must be given" if missing else ""
-    return sentence + (suggest_key(unknown[1], options) or required)
+        raise UserError(in_flags(str(error), parser, kind, words)) from None
 
 
 def _build(parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]) -> Config:
@@ -190,30 +156,6 @@ def _checked(name: str, kind: type[Any]) -> Path:
     if unknown is not None:
         raise UserError(f"{path}, {unknown}")
     return path
-
-
-def one_sentence(error: BaseException) -> str:
-    """Put a parser's message on one line, with types named as a user would."""
-    message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
-    message = re.sub(r"\s+", " ", message).strip()
-    mapping = _WRONG_MAPPING.fullmatch(message)
-    if mapping:
-        return f"{mapping['key']} must be {TYPES['dict']}, with a space after each colon"
-    wrong = _WRONG_TYPE.fullmatch(message) or _WRONG_UNION.fullmatch(message)
-    if not wrong:
-        return message
-    return f"{wrong['key']} must be {_kinds(wrong['types'])}, got {wrong['value']}"
-
-
-def _kinds(types: str) -> str:
-    """Describe types such as `int, Literal['auto'], NoneType`."""
-    names = re.sub(r"\[.*?\]", "", types).split(", ")
-    choices = ", ".join(re.findall(r"Literal\[(.*?)\]", types))
-    others = (name for name in names if name not in {"Literal", "NoneType"})
-    kinds = [TYPES.get(name, f"of type {name}") for name in others]
-    if not kinds:
-        return f"one of {choices}"
-    return " or ".join([*kinds, choices] if choices else kinds)
 
 
 def config_from_text(text: str, kind: type[Config]) -> Config:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mae_et.config.data import DataConfig
-from mae_et.config.files import one_sentence
+from mae_et.config.refusals import one_sentence
 from mae_et.data.array_files import arrays_only
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample, check_channels
 from mae_et.data.hugging_face_datasets import open_hugging_face

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mae_et.config.files import one_sentence
+from mae_et.config.refusals import one_sentence
 from mae_et.data.boxes import BoxSampler
 from mae_et.data.layout import ARRAYS, EXTENSIONS
 from mae_et.errors import RunFailed, Unreadable, UserError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mae_et.config.data import DataConfig
-from mae_et.config.files import one_sentence
+from mae_et.config.refusals import one_sentence
 from mae_et.data.decoding import UNLABELLED, DecodedDataset
 from mae_et.data.layout import Split, split_name, split_names
 from mae_et.data.tar_index import MAX_CLASSES

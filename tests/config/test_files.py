@@ -1,7 +1,8 @@
 """Config files: errors in one sentence, and the keys that change numbers."""
 
 from mae_et import PretrainConfig
-from mae_et.config.files import numeric_keys, one_sentence
+from mae_et.config.files import numeric_keys
+from mae_et.config.refusals import one_sentence
 
 
 def test_numeric_keys_exclude_output_and_efficiency() -> None:

@@ -208,3 +208,19 @@ def test_flags_override_files_wherever_they_stand(home: Path) -> None:
     for words in ([flag, first, second], [first, flag, second], [first, second, flag]):
         config = load_config(PretrainConfig, [], words)
         assert (config.optim.batch_size, config.seed) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--data.mean=0.5", "data.mean must be a list such as [1, 2], got 0.5"),
+        ("--data.max_value=abc", "data.max_value must be a number, got abc"),
+        ("--data.cache=disk", "data.cache must be one of 'none', 'ram', got disk"),
+        ("--data.eval_crop=2", "data.eval_crop must lie in (0, 1], got 2.0"),
+        ("--data.rot=x", "there is no key data.rot; did you mean data.root"),
+    ],
+)
+def test_mistakes_in_a_section_that_may_be_null_are_one_sentence(flag: str, sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        config_of("knn", ["run", "--data.root=photos", flag])
+    assert str(refused.value).startswith(sentence)

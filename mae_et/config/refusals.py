@@ -1,0 +1,84 @@
+"""Word what the parser of configs refuses, as a user would."""
+
+import re
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from mae_et.config.suggestions import keys_of, suggest_key
+
+TYPES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false",
+    "str": "text (in quotes)", "tuple": "a list such as [1, 2]", "list": "a list such as [1, 2]",
+    "dict": "a mapping such as {96: 2}", "pathlib.Path": "a path",
+}  # fmt: skip
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<key>[\w.]+)": Expected a (?P<types>.+?)\. Got value: (?P<value>.*)'
+)
+# jsonargparse fails to describe a mapping with a null, such as {96:2} without a space.
+_WRONG_MAPPING = re.compile(
+    r'Parser key "(?P<key>[\w.]+)": unsupported operand type\(s\) for \+: \'int\' and \'str\''
+)
+_WRONG_UNION = re.compile(
+    r'Parser key "(?P<key>[\w.]+)": Does not validate against any of the Union subtypes '
+    r"Subtypes: \[(?P<types>.+)\] Errors: .* Given value type: \w+ Given value: (?P<value>.*)"
+)
+# Of a section that may be null, such as data of mae-et knn.
+_WRONG_SECTION = re.compile(
+    r'(?:Parser key "(?P<key>[\w.]+)": )?Does not validate against any of the Union subtypes '
+    r"Subtypes: \[[\w.]+Config, NoneType\] Errors: - (?:Problem with given class_path '[\w.]+': )?"
+    r"(?P<inner>.*) - Expected a NoneType Given value type: .*"
+)
+# What jsonargparse raises for an invalid config, and what checks of odd numbers raise.
+REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
+
+
+def in_flags(sentence: str, parser: ArgumentParser, kind: type[Any], words: list[str]) -> str:
+    """Name flags that must be given as they are typed, and what an unknown one may have meant."""
+    absent = re.fullmatch(r"the following arguments are required: (.+)", sentence)
+    if absent:
+        flags = {a.dest: (*a.option_strings, str(a.metavar))[0] for a in parser._actions}
+        return f"{', '.join(flags[name] for name in absent[1].split(', '))} must be given"
+    section = re.fullmatch(r"there is no key ([\w.]+)", sentence)
+    if section:
+        return sentence + suggest_key(section[1], list(keys_of(kind)))
+    unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", sentence)
+    if not unknown:
+        return sentence
+    options = [option for action in parser._actions for option in action.option_strings]
+    given = {word.partition("=")[0] for word in words}
+    needed = (action.option_strings for action in parser._actions if action.required)
+    missing = [options[0] for options in needed if options and given.isdisjoint(options)]
+    required = f"; {', '.join(missing)} must be given" if missing else ""
+    return sentence + (suggest_key(unknown[1], options) or required)
+
+
+def one_sentence(error: BaseException | str) -> str:
+    """Put a parser's message on one line, with types named as a user would."""
+    message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
+    message = re.sub(r"\s+", " ", message).strip()
+    section = _WRONG_SECTION.fullmatch(message)
+    if section:
+        key, inner = section["key"], section["inner"]
+        option = re.fullmatch(r"Option '(\w+)' is not accepted", inner)
+        if option:
+            return f"there is no key {key}.{option[1]}"
+        return one_sentence(inner.replace('Parser key "', f'Parser key "{key}.', 1))
+    mapping = _WRONG_MAPPING.fullmatch(message)
+    if mapping:
+        return f"{mapping['key']}: write {TYPES['dict']}, with a space after each colon"
+    wrong = _WRONG_TYPE.fullmatch(message) or _WRONG_UNION.fullmatch(message)
+    if not wrong:
+        return message
+    return f"{wrong['key']} must be {_kinds(wrong['types'])}, got {wrong['value']}"
+
+
+def _kinds(types: str) -> str:
+    """Describe types such as `int, Literal['auto'], NoneType`."""
+    names = re.sub(r"\[.*?\]", "", types).split(", ")
+    choices = ", ".join(re.findall(r"Literal\[(.*?)\]", types))
+    others = (name for name in names if name not in {"Literal", "NoneType"})
+    kinds = [TYPES.get(name, f"of type {name}") for name in others]
+    if not kinds:
+        return f"one of {choices}"
+    return " or ".join([*kinds, choices] if choices else kinds)
