@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.image_size import Size, format_size, height_and_width
+from finetune.image_size import Size, check_tiles, height_and_width
 from finetune.run_folder import read_classifier_config
 from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
@@ -63,11 +63,7 @@ class FrozenEncoder:
             UserError: patches do not tile the size, or timm cannot change that of the network.
         """
         size = height_and_width(image_size)
-        if any(side % self.patch for side in size):
-            raise UserError(
-                f"image_size {format_size(image_size)} is not a multiple of the patch size "
-                f"{self.patch}"
-            )
+        check_tiles(image_size, self.patch, "image_size")
         if size != self.image_size and not self.takes_any_size:
             if not hasattr(self.network, "set_input_size"):
                 raise UserError(f"image_size: timm cannot resize a {type(self.network).__name__}")

@@ -1,5 +1,7 @@
 """Image sizes: a side in pixels or (height, width), and the size shown at each bandwidth."""
 
+from mae_et.errors import require
+
 Size = int | tuple[int, int]
 
 
@@ -28,3 +30,11 @@ def format_size(size: Size) -> str:
     """Return a size as text: 224, or 96 x 128."""
     height, width = height_and_width(size)
     return str(height) if height == width else f"{height} x {width}"
+
+
+def check_tiles(size: Size, patch: int, key: str) -> None:
+    """Refuse an image size, given as `key`, whose sides are no multiples of the patch."""
+    require(
+        not any(side % patch for side in height_and_width(size)),
+        f"{key} {format_size(size)} is not a multiple of the patch size {patch}",
+    )

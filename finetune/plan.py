@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from finetune.config import ClassifierConfig
-from finetune.image_size import Size, format_size, height_and_width, size_at_bandwidth
+from finetune.image_size import (
+    Size,
+    check_tiles,
+    format_size,
+    height_and_width,
+    size_at_bandwidth,
+)
 from mae_et.curriculum.flops import training_flops
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum
@@ -20,10 +26,7 @@ def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan
     """Resolve the curriculum for a number of training images."""
     size = config.model.image_size
     patch = size_multiple(network, size)
-    if any(side % patch for side in height_and_width(size)):
-        raise UserError(
-            f"model.image_size {format_size(size)} is not a multiple of the patch size {patch}"
-        )
+    check_tiles(size, patch, "model.image_size")
     curriculum = Curriculum.from_config(config.curriculum, min(height_and_width(size)), patch)
     cost = image_cost(config, network)
     return curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size, cost)

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from finetune.config import Probe
-from finetune.image_size import Size, format_size, height_and_width
+from finetune.image_size import Size, check_tiles, height_and_width
 from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
@@ -58,12 +58,8 @@ def build_vit(
     encoder = dict(weights.encoder)
     width, channels, own_patch, _ = encoder["patch_embed.proj.weight"].shape
     patch = patch_size or own_patch
-    height, width_in_pixels = sides = height_and_width(image_size)
-    if height % patch or width_in_pixels % patch:
-        raise UserError(
-            f"model.image_size {format_size(image_size)} is not a multiple of the patch size "
-            f"{patch}"
-        )
+    sides = height_and_width(image_size)
+    check_tiles(image_size, patch, "model.image_size")
     if patch != own_patch:
         kernel = encoder["patch_embed.proj.weight"]
         encoder["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch, patch])

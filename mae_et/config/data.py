@@ -85,6 +85,10 @@ class DataConfig:
         require_in("(0, inf)", self, "data.max_value", "data.replay_images", "data.std")
         require_in("[0, 1]", self, "data.flip", "data.max_bad_fraction")
         require_in("(0, 1]", self, "data.eval_crop")
+        for name in ("train_split", "val_split"):  # empty, it would be the whole root
+            require(
+                getattr(self, name) != "", f"data.{name} is empty: give a name, or . for the root"
+            )
         require(
             len(self.mean) == len(self.std),
             f"data.mean has {len(self.mean)} and data.std {len(self.std)} numbers: give both, with "

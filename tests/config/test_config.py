@@ -88,6 +88,7 @@ def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
         ("data: {mean: [0.5, 0.5], std: [1, 1]}", [], "data.mean has 2 numbers for 3 channels"),
         ("data: {std: [1, 0, 1]}", [], "data.std must be positive"),
         ("data: {scale: [0.9, 0.1]}", [], "data.scale must be two rising positive numbers"),
+        ("data: {train_split: ''}", [], "data.train_split is empty"),
         ("data: {augment: rand-m9-mstd0.5}", [], "data.augment must read like"),
         ("curriculum: {preset: custom}", [], "curriculum.stages needs"),
         ("curriculum: {epochs: 0}", [], "curriculum.epochs must be positive"),

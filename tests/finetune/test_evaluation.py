@@ -176,6 +176,13 @@ def test_a_file_of_a_timm_classifier_scores_as_in_timm(settings: dict, tmp_path:
     assert found["loss"] == pytest.approx(loss, abs=1e-4)
 
 
+def test_a_size_that_patches_do_not_tile_is_refused(tmp_path: Path) -> None:
+    save_file(dict(vit().state_dict()), tmp_path / "weights.safetensors")
+    config = EvaluateConfig(tmp_path / "weights.safetensors", encoder_num_heads=3, image_size=33)
+    with pytest.raises(UserError, match="image_size 33 is not a multiple of the patch size"):
+        trained_classifier.load_classifier(config, None)
+
+
 def test_a_grey_classifier_with_layerscale_is_scored_on_grey_images(tmp_path: Path) -> None:
     network = vit(init_values=1.0, in_chans=1)
     save_file(dict(network.state_dict()), tmp_path / "weights.safetensors")
