@@ -27,6 +27,11 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable
 from mae_et.models.mae import MaskedAutoencoder
 
+TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
+ENDINGS_OF_OTHERS = {
+    "timm": TORCH_ENDINGS, "mae": (".safetensors",), "hf": (*TORCH_ENDINGS, ".safetensors"),
+}  # fmt: skip
+WEIGHTS_OF_RUNS = ("encoder.safetensors", "model.safetensors", "best.safetensors")
 # Parts of a block that MAE's code builds.
 MAE_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
@@ -69,6 +74,7 @@ def export(
     if format not in get_args(Format):
         raise UserError(f"format must be timm, hf or mae, got {format!r}")
     path = Path(path)
+    _check_place(format, path)
     weights = load_weights(Path(checkpoint), checkpoint_key)
     weights = weights.with_given(encoder_num_heads, decoder_num_heads)
     model = None
@@ -87,6 +93,16 @@ def export(
             rest = head_entries(weights.head) if model is None else _mae_decoder(model)
             write_torch(encoder | rest, path, weights.entries())
     return path
+
+
+def _check_place(format: Format, path: Path) -> None:  # noqa: A002
+    """Refuse the ending of another kind of file, and what a run has written itself."""
+    if path.suffix in ENDINGS_OF_OTHERS[format]:
+        kind = {"timm": "a .safetensors file", "mae": "a .pth file", "hf": "a folder"}[format]
+        raise UserError(f"output {path}: format {format} writes {kind}")
+    place = path if format == "hf" else path.parent
+    if (place / "plan.json").is_file() and (format == "hf" or path.name in WEIGHTS_OF_RUNS):
+        raise UserError(f"output {path} would replace what the run there needs: give another")
 
 
 def _check_mae_encoder(encoder: Tensors) -> None:

@@ -298,3 +298,13 @@ def test_classifiers_of_other_tokens_are_refused(tmp_path: Path, settings: dict[
     torch.save(network.state_dict(), tmp_path / "vit.pth")
     with pytest.raises(UserError, match="registers, or without a class token, which export does"):
         export(tmp_path / "vit.pth", "timm", tmp_path / "a.safetensors", encoder_num_heads=3)
+
+
+def test_a_misleading_ending_and_files_of_a_run_are_refused(tmp_path: Path) -> None:
+    for layout, name in (("timm", "a.pth"), ("mae", "a.safetensors"), ("hf", "a.bin")):
+        with pytest.raises(UserError, match=f"format {layout} writes a"):
+            export(TINY, layout, tmp_path / name, **HEADS)
+    (tmp_path / "plan.json").touch()
+    for layout, path in (("timm", tmp_path / "model.safetensors"), ("hf", tmp_path)):
+        with pytest.raises(UserError, match="would replace what the run there needs"):
+            export(TINY, layout, path, **HEADS)
