@@ -9,7 +9,7 @@ from finetune.class_matching import PresentClasses, SelectedClasses, match_class
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
 from finetune.image_size import Size
-from finetune.run_folder import read_classifier_config
+from finetune.run_folder import check_scores_folder, read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
@@ -22,7 +22,6 @@ from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
-from mae_et.io.lock import check_writable
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import notify
 from mae_et.runtime.precision import autocast_dtype
@@ -84,7 +83,7 @@ class _Task:
 def _open(config: EvaluateConfig) -> _Task:
     """Open the classifier and the data, and match their classes."""
     if config.output is not None:
-        check_writable(config.output)
+        check_scores_folder(config.output)
     run = read_classifier_config(config.checkpoint)
     data = config.data or (run.data if run else None)
     if data is None and not config.checkpoint.exists():

@@ -8,10 +8,10 @@ import torch
 from finetune.features import extract_dataset_features
 from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.linear_classifier import probe_features
+from finetune.run_folder import check_scores_folder
 from finetune.scoring_config import ProbeConfig, notify_scoring
 from mae_et.config.data import DataConfig
 from mae_et.io.atomic import write_text_atomically
-from mae_et.io.lock import check_writable
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
@@ -43,7 +43,7 @@ def score_encoder(
         UserError: the checkpoint or the data cannot be used.
     """
     if config.output is not None:
-        check_writable(config.output)
+        check_scores_folder(config.output)
     encoder, data = open_encoder_and_data(config)
     results = {"data": str(data.root or data.source)}
     notify_scoring(config.checkpoint, data)

@@ -1,4 +1,4 @@
-"""Read the run folder of a classifier."""
+"""Read the run folder of a classifier, and keep scores out of run folders."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +7,7 @@ from finetune.config import ClassifierConfig
 from mae_et.checkpoints.run_config import read_only_data
 from mae_et.config.files import config_from_text
 from mae_et.errors import UserError
+from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
 
 
@@ -23,3 +24,13 @@ def read_classifier_config(path: Path) -> ClassifierConfig | None:
         raise UserError(f"{path} is the folder of a classifier's run that is not finished")
     config = config_from_text(read_text(written), ClassifierConfig)
     return replace(config, data=read_only_data(config.data))
+
+
+def check_scores_folder(folder: Path) -> None:
+    """Refuse a folder for scores that cannot be written to, or is a run's with its own results."""
+    if (folder / "plan.json").is_file():
+        raise UserError(
+            f"output {folder} is the folder of a run, whose results.json would be replaced: give "
+            f"another, such as {folder / 'scores'}"
+        )
+    check_writable(folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from mae_et.config.key_checks import check_flags, check_text
+from mae_et.config.key_checks import check_flags, check_text, unknown_keys
 from mae_et.config.refusals import REFUSALS, in_flags, one_sentence
 from mae_et.config.suggestions import describe_unknown_key
 from mae_et.config.words import expand_path, expand_paths, prepare_words, replace_config_names
@@ -165,9 +165,9 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
         UserError: the text is no such config.
     """
     check_text(text, kind)
-    unknown = describe_unknown_key(text, kind)
-    if unknown is not None:
-        raise UserError(unknown)
+    unknown = unknown_keys(text, kind)
+    if unknown:
+        raise UserError(f"there is no key {unknown[0]}")
     parser = _parser_of(kind)
     return _build(parser, kind, lambda: parser.parse_string(text))
 

@@ -1,6 +1,7 @@
 """Evaluation: which images and classes are scored, and classifiers of others."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_scoring(run, tmp_pat
     ):
         with pytest.raises(UserError, match=r"file/tables cannot be written to: Not a directory"):
             command(config)
+        with pytest.raises(UserError, match=r"whose results.json would be replaced"):
+            command(replace(config, output=run))
 
 
 def expected_scores(logits_of, root: Path, classes: list[str]) -> tuple[float, float]:
