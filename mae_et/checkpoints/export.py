@@ -96,13 +96,13 @@ def export(
 
 
 def _check_place(format: Format, path: Path) -> None:  # noqa: A002
-    """Refuse the ending of another kind of file, and what a run has written itself."""
+    """Refuse the ending of another kind of file, and the files of a run."""
     if path.suffix in ENDINGS_OF_OTHERS[format]:
         kind = {"timm": "a .safetensors file", "mae": "a .pth file", "hf": "a folder"}[format]
         raise UserError(f"output {path}: format {format} writes {kind}")
     place = path if format == "hf" else path.parent
     if (place / "plan.json").is_file() and (format == "hf" or path.name in WEIGHTS_OF_RUNS):
-        raise UserError(f"output {path} would replace what the run there needs: give another")
+        raise UserError(f"output {path} would overwrite a file of the run: give another output")
 
 
 def _check_mae_encoder(encoder: Tensors) -> None:

@@ -306,5 +306,5 @@ def test_a_misleading_ending_and_files_of_a_run_are_refused(tmp_path: Path) -> N
             export(TINY, layout, tmp_path / name, **HEADS)
     (tmp_path / "plan.json").touch()
     for layout, path in (("timm", tmp_path / "model.safetensors"), ("hf", tmp_path)):
-        with pytest.raises(UserError, match="would replace what the run there needs"):
+        with pytest.raises(UserError, match="would overwrite a file of the run"):
             export(TINY, layout, path, **HEADS)
