@@ -5,7 +5,6 @@
       -> recognised by content, never by name: a run of ours, an encoder, MAE's layout, ViTMAE
       -> Weights: encoder (timm's names), decoder (ours), head, and what was recorded with them
       -> load_pretrained, load_encoder, and every command that takes a checkpoint
-
 Nothing in a file is executed.
 """
 
