@@ -4,7 +4,7 @@ Sections are split by effect. `model`, `init`, `data`, `curriculum`, `crop` and 
 numbers; `efficiency` must not change them beyond rounding; `probe` and `output` never do.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -171,6 +171,10 @@ class RunConfig:
     """Seed of new weights, the order of the data, its augmentation, masks and stochastic depth."""
 
     def __post_init__(self) -> None:
+        size = self.model.image_size  # of rectangles, the base size is the shorter side
+        base = size if isinstance(size, int) else min(size)
+        stages = tuple(replace(s, bandwidth=s.bandwidth or base) for s in self.curriculum.stages)
+        object.__setattr__(self, "curriculum", replace(self.curriculum, stages=stages))
         check_statistics(self.data, self.model.channels)
         check_cache(self.data, self.crop.method, self.efficiency.decode)
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")

@@ -115,8 +115,7 @@ class Curriculum:
     def from_config(cls, config: CurriculumConfig, base: int, patch: int) -> "Curriculum":
         """Return the curriculum that a config describes."""
         if config.preset == "custom":
-            stages = (replace(each, bandwidth=each.bandwidth or base) for each in config.stages)
-            return cls(tuple(stages), base, patch, config.shares_of)
+            return cls(config.stages, base, patch, config.shares_of)
         return cls.preset(config.preset, base, patch)
 
     def plan(

@@ -144,5 +144,9 @@ def test_a_recipe_has_the_published_values_and_runs_on_eight_gpus(name: str) -> 
     micro_batch_size(sizes, plan, 8)  # names its bandwidths
     assert plan.equivalent_epochs == pytest.approx(config.curriculum.epochs, rel=1e-3)
     assert config.model.backbone is None or timm.is_model(config.model.backbone)
-    # A recipe at another image size is trained at that size, up to its last stage.
-    assert Curriculum.from_config(config.curriculum, 448, 16).stages[-1].bandwidth == 448
+    # A recipe at another image size is trained at that size, up to its last stage; a run of the
+    # recipe's own size that was started with explicit bandwidths has the same config.
+    larger = load_config(ClassifierConfig, [name], [*start, "--model.image_size=[448, 512]"])
+    assert Curriculum.from_config(larger.curriculum, 448, 16).stages[-1].bandwidth == 448
+    if config.curriculum.stages:
+        assert config.curriculum.stages[-1].bandwidth == config.model.image_size
