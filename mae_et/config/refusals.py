@@ -23,11 +23,11 @@ _WRONG_UNION = re.compile(
     r'Parser key "(?P<key>[\w.]+)": Does not validate against any of the Union subtypes '
     r"Subtypes: \[(?P<types>.+)\] Errors: .* Given value type: \w+ Given value: (?P<value>.*)"
 )
-# Of a section that may be null, such as data of mae-et knn.
+# Of a section that may be null, such as data of mae-et knn; its types are in either order.
 _WRONG_SECTION = re.compile(
     r'(?:Parser key "(?P<key>[\w.]+)": )?Does not validate against any of the Union subtypes '
-    r"Subtypes: \[[\w.]+Config, NoneType\] Errors: - (?:Problem with given class_path '[\w.]+': )?"
-    r"(?P<inner>.*) - Expected a NoneType Given value type: .*"
+    r"Subtypes: \[(?:NoneType, )?[\w.]+Config(?:, NoneType)?\] Errors: (?:- Expected a NoneType )?"
+    r"- (?:Problem with given class_path '[\w.]+': )?(?P<inner>.*) Given value type: .*"
 )
 # What jsonargparse raises for an invalid config, and what checks of odd numbers raise.
 REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
@@ -59,7 +59,7 @@ def one_sentence(error: BaseException | str) -> str:
     message = re.sub(r"\s+", " ", message).strip()
     section = _WRONG_SECTION.fullmatch(message)
     if section:
-        key, inner = section["key"], section["inner"]
+        key, inner = section["key"], section["inner"].removesuffix(" - Expected a NoneType")
         option = re.fullmatch(r"Option '(\w+)' is not accepted", inner)
         if option:
             return f"there is no key {key}.{option[1]}"
