@@ -38,9 +38,8 @@ def try_decoder(
 ) -> Trial:
     """Make views of some images at a stage, by the device and by the CPU, in two or three seconds.
 
-    They are spread evenly over the images. The loader's rates
-    are those of this process, times the number of loader processes; for the device they include
-    what it leaves to the CPU.
+    They are spread evenly over the images. The loader's rates are those of this process, times the
+    number of loader processes; for the device they include what it leaves to the CPU.
     """
     encoded = EncodedDataset(dataset, dataset)
     indices = _spread(dataset, stage)
