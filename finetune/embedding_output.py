@@ -12,12 +12,12 @@ from finetune.feature_images import Part
 from finetune.frozen_encoder import FrozenEncoder
 from mae_et.checkpoints.checksums import sha256_of_tensors
 from mae_et.config.data import DataConfig
+from mae_et.data.fingerprint import fingerprint
 from mae_et.errors import UserError
 from mae_et.io.plain_files import check_settings, read_mapping
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import choose_device
 from mae_et.runtime.precision import autocast_dtype
-from mae_et.training.same_data import fingerprint
 
 DIFFERENCE = "{key} was {before} and is now {now}; give another output, or delete it"
 

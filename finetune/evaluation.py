@@ -18,6 +18,7 @@ from mae_et.checkpoints.stored_settings import stored_preprocessing
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import open_dataset
+from mae_et.data.fingerprint import fingerprint
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
 from mae_et.errors import UserError
@@ -25,7 +26,6 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import notify
 from mae_et.runtime.precision import autocast_dtype
-from mae_et.training.same_data import fingerprint
 from mae_et.training.same_ranks import check_same_start
 from mae_et.training.session import distributed_session
 

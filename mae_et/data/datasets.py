@@ -18,7 +18,8 @@ import numpy as np
 from mae_et.config.data import DataConfig
 from mae_et.config.refusals import one_sentence
 from mae_et.data.array_files import arrays_only
-from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample, check_channels
+from mae_et.data.channels import check_channels
+from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample
 from mae_et.data.hugging_face_datasets import open_hugging_face
 from mae_et.data.image_folder import open_image_folder
 from mae_et.data.layout import ROOTED, Split, data_root

@@ -10,6 +10,7 @@ from PIL import Image
 
 from mae_et.config.refusals import one_sentence
 from mae_et.data.boxes import BoxSampler
+from mae_et.data.channels import PIL_MODES, to_channels
 from mae_et.data.layout import ARRAYS, EXTENSIONS
 from mae_et.errors import RunFailed, Unreadable, UserError
 from mae_et.runtime.console import printable
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 Sample = tuple["Image.Image | Tensor", int]
 
 UNLABELLED = -1
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
-SIXTEEN_BITS = 0xFFFF
 MAX_PIXELS = 2**29
 """Of an image: 1.6 GB in RGB and twice that while it is converted. 20,000 x 20,000 is below."""
 Image.init()
@@ -151,65 +149,9 @@ def check_pixels(width: int, height: int) -> None:
         raise ValueError(f"its {width} x {height} pixels are more than {MAX_PIXELS}")
 
 
-def to_channels(image: Image.Image, channels: int, max_value: float | None = None) -> Image.Image:
-    """Convert a PIL image to the 8-bit mode that has this many channels.
-
-    Args:
-        image: an image of any mode.
-        channels: 1, 3 or 4.
-        max_value: white of a 16-bit image; 65535 if None.
-
-    Raises:
-        UserError: PIL has no mode of so many channels.
-        ValueError: the image holds floating-point numbers, or numbers of more than 16 bits.
-    """
-    check_channels(channels)
-    if image.mode in SIXTEEN_BIT_MODES:
-        # Pillow has scaled PGM files already, by the maximum in their header.
-        known = max_value is None or getattr(image, "format", None) == "PPM"
-        image = _to_eight_bits(image, SIXTEEN_BITS if known else int(max_value or 0))
-    elif image.mode == "F":
-        raise ValueError("the range of its floating-point numbers is unknown; save it as .npy")
-    elif max_value not in {None, SIXTEEN_BITS} and has_deep_colours(image):
-        raise ValueError(
-            "its 16-bit colours decode to their high byte, without data.max_value; save it as .npy"
-        )
-    elif image.mode == "LAB":
-        image = image.convert("RGB")  # PIL converts it to nothing else
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours as at once, without PIL's warning
-    return image.convert(PIL_MODES[channels])
-
-
-def check_channels(channels: int) -> None:
-    """Refuse channels that no image file has."""
-    if channels not in PIL_MODES:
-        raise UserError(
-            f"model.channels {channels} needs arrays (.npy, [H W C]); images have "
-            f"{', '.join(map(str, PIL_MODES))}"
-        )
-
-
 def extensions_for(channels: int) -> tuple[str, ...]:
     """Return the extensions of files that can hold images of so many channels."""
     return EXTENSIONS if channels in PIL_MODES else ARRAYS
-
-
-def has_deep_colours(image: Image.Image) -> bool:
-    """Return whether an undecoded image has 16-bit colours, whose high byte PIL keeps."""
-    return image.mode in {"RGB", "RGBA", "LA"} and any(
-        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
-    )
-
-
-def _to_eight_bits(image: Image.Image, max_value: int) -> Image.Image:
-    """Scale 16-bit grey so that 0 to `max_value` become 0 to 255; PIL would clip it at 255."""
-    array = np.asarray(image)
-    if array.min() < 0 or array.max() > SIXTEEN_BITS:
-        raise ValueError("its numbers exceed 16 bits; save it as .npy")
-    # At 65535 this is the high byte, as PIL takes of 16-bit colours, and at 4095 the high 8 of 12.
-    scaled = np.minimum(array.astype(np.uint32) * 256 // (max_value + 1), 255)
-    return Image.fromarray(scaled.astype(np.uint8))
 
 
 def _array_image(array: np.ndarray, channels: int, max_value: float | None) -> "Tensor":

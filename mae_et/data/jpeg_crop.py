@@ -23,7 +23,8 @@ from torch import Generator, Tensor
 
 from mae_et.config.data import DataConfig
 from mae_et.data.boxes import Box, BoxSampler
-from mae_et.data.decoding import MAX_PIXELS, decode, open_image, to_channels
+from mae_et.data.channels import to_channels
+from mae_et.data.decoding import MAX_PIXELS, decode, open_image
 
 try:
     import simplejpeg

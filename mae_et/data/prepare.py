@@ -4,8 +4,8 @@ Archives and indices are written atomically, a shard's index last: a shard with 
 complete, and an interrupted preparation resumes after it.
 """
 
-import hashlib
 import json
+import zlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -20,6 +20,7 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.data.bad_images import refuse_excess
 from mae_et.data.datasets import open_dataset
 from mae_et.data.decoding import DecodedDataset
+from mae_et.data.fingerprint import fingerprint
 from mae_et.data.prepared_shards import VERSION, PreparedShards, index_path, read_index
 from mae_et.data.shard_writer import write_shard
 from mae_et.errors import Unreadable, UserError
@@ -69,10 +70,9 @@ def has_encoded_images(dataset: DecodedDataset) -> bool:
 
 def _check_recipe(config: PrepareConfig, folder: Path, dataset: DecodedDataset) -> None:
     """Write the recipe, or refuse to resume a preparation with another one."""
-    names = getattr(dataset.inner, "names", None)  # image folders: relative to the root
     recipe = {
         "images": len(dataset),
-        "names": hashlib.sha256(names.tobytes() if names is not None else b"").hexdigest(),
+        "data": fingerprint(dataset),
         "levels": list(config.levels),
         "quality": config.quality,
         "shard_images": config.shard_images,
@@ -96,7 +96,10 @@ def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -
         closing(_write_shards(dataset, config, folder, missing)) as written,
     ):
         for shard in chain(finished, written):
-            bad += len(unreadable_rows(read_index(folder, shard, len(config.levels))))
+            rows = read_index(folder, shard, len(config.levels))
+            if shard not in missing:
+                _check_same_image(dataset, shard * config.shard_images, rows, folder)
+            bad += len(unreadable_rows(rows))
             refuse_excess(
                 bad, len(dataset), config.data.max_bad_fraction, f" of {split}",
                 "; they were reported when their shards were written",
@@ -111,6 +114,31 @@ def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -
     }
     write_text_atomically(folder / "split.json", json.dumps(seal(description), indent=1))
     return _summary(PreparedShards(folder))
+
+
+def _check_same_image(dataset: DecodedDataset, first: int, rows: np.ndarray, folder: Path) -> None:
+    """Refuse a finished shard whose first readable image is not the dataset's, of that name.
+
+    Args:
+        dataset: the images.
+        first: index of the shard's first image.
+        rows: the shard's index.
+        folder: folder of the split.
+
+    Raises:
+        UserError: the files differ.
+    """
+    readable = np.flatnonzero(rows["size"][:, -1])
+    if not len(readable):
+        return
+    row = int(readable[0])
+    with dataset.naming_errors(first + row):
+        content = dataset.inner[first + row][0]
+    if zlib.crc32(content) != rows["crc32"][row, -1]:
+        raise UserError(
+            f"{folder} was prepared from other images: {dataset.name(first + row)} is not the file "
+            "that it holds; give another output"
+        )
 
 
 def _write_shards(

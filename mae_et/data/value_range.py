@@ -9,13 +9,8 @@ import numpy as np
 from PIL import Image
 
 from mae_et.config.data import DataConfig
-from mae_et.data.decoding import (
-    SIXTEEN_BIT_MODES,
-    SIXTEEN_BITS,
-    DecodedDataset,
-    has_deep_colours,
-    open_image,
-)
+from mae_et.data.channels import SIXTEEN_BIT_MODES, SIXTEEN_BITS, has_deep_colours
+from mae_et.data.decoding import DecodedDataset, open_image
 from mae_et.errors import UserError
 from mae_et.runtime.console import notify
 
@@ -32,13 +27,15 @@ class Range(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     """Of each channel, [C]; [1] for grey."""
+    frames: int = 1
+    """Images in the file."""
 
 
 EIGHT_BITS = Range("8-bit images", np.zeros(1), np.full(1, 255))
 
 
 def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
-    """Look at some images, the first among them, and warn of a doubtful range.
+    """Look at some images, the first among them, and warn of a doubtful range or of more frames.
 
     Statistics of images must be those of values in [0, 1]. 16-bit images should reach the upper
     half of their range (10 to 14 bits in 16-bit files do not), and arrays should lie within some
@@ -50,7 +47,10 @@ def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
     found = list(_ranges(dataset))
     if any(not each.kind.endswith("arrays") for each in found):
         check_image_statistics(config)
-    found = [each for each in found if each is not EIGHT_BITS]
+    frames = max((each.frames for each in found), default=1)
+    if frames > 1:
+        notify(f"files hold up to {frames} images: the first image of each is read")
+    found = [each for each in found if each.kind != EIGHT_BITS.kind]
     for kind in dict.fromkeys(each.kind for each in found):
         same = [each for each in found if each.kind == kind]
         low, high = np.min([r.low for r in same], 0), np.max([r.high for r in same], 0)
@@ -94,11 +94,13 @@ def _range_of(content: bytes) -> Range | None:
         pixels = array.reshape(-1, array.shape[2] if array.ndim == 3 else 1).astype(float)
         return Range(f"{array.dtype} arrays", pixels.min(0), pixels.max(0))
     with open_image(content) as image:
+        # Of an MPO, what follows the photo is no other image: a preview, a depth map.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if has_deep_colours(image):
-            return Range("16-bit colours", np.zeros(1), _highest(image.convert("RGB")))
+            return Range("16-bit colours", np.zeros(1), _highest(image.convert("RGB")), frames)
         if image.mode in SIXTEEN_BIT_MODES:
-            return Range("16-bit images", np.zeros(1), _highest(image))
-    return EIGHT_BITS
+            return Range("16-bit images", np.zeros(1), _highest(image), frames)
+    return EIGHT_BITS._replace(frames=frames)
 
 
 def _highest(image: Image.Image) -> np.ndarray:

@@ -20,6 +20,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.data.bad_images import RECORD
 from mae_et.data.datasets import ImageDataset
+from mae_et.data.fingerprint import fingerprint
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import METRICS, SCORES, read_metrics, row_line
 from mae_et.runtime.agreement import fail_together
@@ -28,7 +29,6 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.find_checkpoint import share_checkpoint
 from mae_et.training.optim import decay_start, lr_at
 from mae_et.training.plan import plan_new_run, plan_of_run
-from mae_et.training.same_data import fingerprint
 from mae_et.training.same_run import MAY_CHANGE, check_same_settings
 
 RECORDS = (METRICS, SCORES, RECORD)

@@ -11,8 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mae_et.config.data import DataConfig
+from mae_et.data.channels import check_channels, to_channels
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import check_channels, extensions_for, to_channels
+from mae_et.data.decoding import extensions_for
 from mae_et.data.image_folder import ImageFolder
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import RunFailed, UserError

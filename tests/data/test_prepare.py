@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,23 @@ def test_a_preparation_with_other_settings_is_not_resumed(root: Path) -> None:
         prepare(config(root, quality=90))
     (root / "train" / "a" / "0.jpg").unlink()
     with pytest.raises(UserError, match=r"images differs"):
+        prepare(config(root))
+
+
+def test_shards_of_other_images_or_labels_are_not_taken_for_finished(root: Path) -> None:
+    prepare(config(root))
+    shards = root.parent / "shards"
+    path = root / "train" / "a" / "0.jpg"
+    content = path.read_bytes()
+    path.write_bytes(jpeg(natural(90, 120, 99)))
+    with pytest.raises(UserError, match=r"train was prepared from other images: .*a/0\.jpg"):
+        prepare(config(root))
+    path.write_bytes(content)
+    # A class between the others changes the labels of val, whose files stay as they were.
+    (root / "train" / "aa").mkdir()
+    (root / "train" / "aa" / "0.jpg").write_bytes(content)
+    shutil.rmtree(shards / "train")
+    with pytest.raises(UserError, match=r"val was prepared .* \(data differs\)"):
         prepare(config(root))
 
 

@@ -47,6 +47,18 @@ def colours(bits: int) -> bytes:
     )
 
 
+def tiff(pixels: np.ndarray, photometric: int = 1, signed: bool = False) -> bytes:
+    """Encode a grey TIFF of one strip, of kinds that Pillow reads but does not write."""
+    (height, width), content = pixels.shape, pixels.tobytes()
+    tags = {
+        256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: photometric, 273: 8,
+        277: 1, 278: height, 279: len(content), 339: 1 + signed,
+    }  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(content)) + content
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
 def write(root: Path, name: str, content: bytes) -> Path:
     (root / "train").mkdir(exist_ok=True)
     (root / "train" / name).write_bytes(content)
@@ -88,6 +100,28 @@ def test_values_above_the_given_white_are_warned_of(tmp_path: Path) -> None:
     assert "reach 4095, above data.max_value 1023" in warned(config)
     image, _ = open_dataset(config, "train", 1)[0]
     assert np.asarray(image).max() == 255
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_black_is_black_in_tiff_files_whose_zero_is_white(tmp_path: Path, bits: int) -> None:
+    """PIL inverts those of 8 bits, and left those of 16 as they are."""
+    ramp = np.arange(256, dtype=f"<u{bits // 8}").reshape(16, 16) * (257 if bits == 16 else 1)
+    image, _ = open_dataset(DataConfig(root=write(tmp_path, "0.tif", tiff(ramp, 0))), "train", 1)[0]
+    assert np.asarray(image).ravel().tolist() == list(range(255, -1, -1))
+
+
+def test_signed_8_bit_numbers_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, "0.tif", tiff(np.full((4, 4), -1, "i1"), signed=True))
+    with pytest.raises(Unreadable, match=r"8-bit numbers are signed; save it as \.npy"):
+        open_dataset(DataConfig(root=root), "train", 1)[0]
+
+
+def test_files_of_several_images_are_reported(tmp_path: Path, capsys) -> None:
+    pages = [Image.fromarray(np.full((4, 4), 65535, np.uint16))] * 3
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    open_dataset(DataConfig(root=write(tmp_path, "0.tif", file.getvalue())), "train", 1)
+    assert "hold up to 3 images: the first image of each is read" in capsys.readouterr().err
 
 
 def test_16_bit_colours_are_warned_of_and_refused_with_a_range(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
+from mae_et.data.fingerprint import fingerprint
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.same_data import check_same_data, fingerprint, provenance_of, same_world_size
+from mae_et.training.same_data import check_same_data, provenance_of, same_world_size
 
 FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")
 VIT = ("--model.image_size=32", "--model.backbone=test_vit")

@@ -1,0 +1,79 @@
+"""Convert PIL images of any mode to 8-bit images with the channels of a run."""
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mae_et.errors import UserError
+
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+SIXTEEN_BITS = 0xFFFF
+# Tags of TIFF files, with the value that matters here.
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+SAMPLE_FORMAT, SIGNED = 339, 2
+
+
+def to_channels(image: Image.Image, channels: int, max_value: float | None = None) -> Image.Image:
+    """Convert a PIL image to the 8-bit mode that has this many channels.
+
+    Args:
+        image: an image of any mode.
+        channels: 1, 3 or 4.
+        max_value: white of a 16-bit image; 65535 if None.
+
+    Raises:
+        UserError: PIL has no mode of so many channels.
+        ValueError: the image holds floating-point numbers, or numbers of more than 16 bits.
+    """
+    check_channels(channels)
+    if image.mode in SIXTEEN_BIT_MODES:
+        # Pillow has scaled PGM files already, by the maximum in their header.
+        known = max_value is None or getattr(image, "format", None) == "PPM"
+        inverted = _tiff_tag(image, PHOTOMETRIC) == WHITE_IS_ZERO  # PIL inverts 8 bits only
+        image = _to_eight_bits(image, SIXTEEN_BITS if known else int(max_value or 0))
+        image = ImageOps.invert(image) if inverted else image
+    elif image.mode == "L" and _tiff_tag(image, SAMPLE_FORMAT) == SIGNED:
+        raise ValueError("its 8-bit numbers are signed; save it as .npy")
+    elif image.mode == "F":
+        raise ValueError("the range of its floating-point numbers is unknown; save it as .npy")
+    elif max_value not in {None, SIXTEEN_BITS} and has_deep_colours(image):
+        raise ValueError(
+            "its 16-bit colours decode to their high byte, without data.max_value; save it as .npy"
+        )
+    elif image.mode == "LAB":
+        image = image.convert("RGB")  # PIL converts it to nothing else
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours as at once, without PIL's warning
+    return image.convert(PIL_MODES[channels])
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> int | None:
+    """Return the first value of a TIFF's tag; None without it, or for another image."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def check_channels(channels: int) -> None:
+    """Refuse channels that no image file has."""
+    if channels not in PIL_MODES:
+        raise UserError(
+            f"model.channels {channels} needs arrays (.npy, [H W C]); images have "
+            f"{', '.join(map(str, PIL_MODES))}"
+        )
+
+
+def has_deep_colours(image: Image.Image) -> bool:
+    """Return whether an undecoded image has 16-bit colours, whose high byte PIL keeps."""
+    return image.mode in {"RGB", "RGBA", "LA"} and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
+
+
+def _to_eight_bits(image: Image.Image, max_value: int) -> Image.Image:
+    """Scale 16-bit grey so that 0 to `max_value` become 0 to 255; PIL would clip it at 255."""
+    array = np.asarray(image)
+    if array.min() < 0 or array.max() > SIXTEEN_BITS:
+        raise ValueError("its numbers exceed 16 bits; save it as .npy")
+    # At 65535 this is the high byte, as PIL takes of 16-bit colours, and at 4095 the high 8 of 12.
+    scaled = np.minimum(array.astype(np.uint32) * 256 // (max_value + 1), 255)
+    return Image.fromarray(scaled.astype(np.uint8))
