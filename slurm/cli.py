@@ -17,7 +17,7 @@ from mae_et.config.files import (
     shipped_configs,
 )
 from mae_et.config.refusals import one_sentence
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require_in
 from mae_et.runtime.console import say
 from slurm.command import KINDS, CommandLine
 from slurm.config import ClusterConfig
@@ -79,6 +79,7 @@ def status_command(arguments: list[str]) -> None:
     except ArgumentError as error:
         raise UserError(one_sentence(error)) from None
     paths = config.runs
+    require_in("(0, 1e6]", config, "watch")
     if config.watch is not None:
         watch(paths, config.watch)
     elif config.json:

@@ -12,6 +12,7 @@ from typing import Any
 from mae_et.config.data import SOURCE_KEYS
 from mae_et.config.files import find_config
 from mae_et.config.words import replace_config_names
+from mae_et.data.layout import ROOTED
 from mae_et.errors import UserError
 
 TRAININGS = ("pretrain", "finetune", "supervised")
@@ -116,7 +117,8 @@ def follow_up(first: Task, words: str) -> Task:
     recipe = recipe or _recipe_of(first)
     given = [f"--config={recipe}", *start, f"--output.dir={folder}"]
     found = parse_task(first.command_line, kind, given)
-    if found.config.data.root is None:
+    own = found.config.data
+    if own.root is None and own.name in {None, *ROOTED}:  # the recipe has no images of its own
         data = first.config.data
         values = {key: getattr(data, key) for key in SOURCE_KEYS} | {"name": data.source}
         flags = [f"--data.{key}={_written(v)}" for key, v in values.items() if v is not None]

@@ -13,17 +13,14 @@ from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.figures import seconds_left
 from slurm.events import Event, events_file, read_events
 from slurm.history import last_error, restarts
-from slurm.squeue import JobState, job_states
+from slurm.squeue import TERMINAL, JobState, job_states
 
 # A run without a job counts as stopped once no row of metrics has arrived for so long.
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
 SHOWN_SCORES = ("top1", "knn", "ridge", "effective_rank")
 MAX_NUMBER = 1e30  # larger values in a row are damage
-ENDED = frozenset({
-    "finished", "damaged", "failed", "cancelled", "stopped", "timeout", "node_fail",
-    "out_of_memory",
-})  # fmt: skip
+ENDED = frozenset({"finished", "damaged", "stopped", *map(str.lower, TERMINAL)})
 # State according to the last event, if SLURM knows nothing of the job.
 STATE_AFTER_EVENT = {
     "finished": "finished", "given up": "failed", "failed": "failed", "stopped": "stopped",

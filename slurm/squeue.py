@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 30
+# In all other states a job may still run, or run again.
+TERMINAL = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+})  # fmt: skip
 QUEUE_FORMAT = "ArrayJobID:12|,ArrayTaskID:12|,State:24|,RestartCnt:12|,ReasonList:1000"
 
 

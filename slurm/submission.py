@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from slurm.job import Job
 from slurm.launcher import Launcher
 from slurm.preflight import check_classes, check_plan, check_root
 from slurm.snapshot import snapshot
-from slurm.squeue import job_states
+from slurm.squeue import TERMINAL, job_states
 
 TABLE_TIME = "30"
 # Time left to requeue the job between the end of a hung process and the time limit.
@@ -50,7 +51,7 @@ def submit(
     Args:
         command_line: parses and runs it; for mae-et,
             `CommandLine(mae_et.cli.arguments.config_of, mae_et.cli.main.run)`.
-        kind: pretrain, finetune, supervised, linear-probe, knn or evaluate.
+        kind: one of `slurm.command.KINDS` except compare.
         arguments: arguments of the command.
         cluster: resources of the job.
         then: follow-ups, KIND or KIND=RECIPE, that start from its checkpoint once it succeeds.
@@ -65,16 +66,16 @@ def submit(
         UserError: the command, the cluster or the folder is invalid; nothing is submitted.
     """
     first = parse_task(command_line, kind, arguments)
-    following_kinds = [words.partition("=")[0] for words in then]
-    for each in following_kinds:
-        if following_kinds.count(each) > 1:
-            raise UserError(
-                f"--then: {each} is given twice; both would write to {first.folder / each}"
-            )
     runs = sweep_tasks(first, sweep) if sweep else [first]
     groups = [runs, *([follow_up(run, words) for run in runs] for words in then)]
     if sweep:
         groups.append([_table(first.folder, groups)])
+    folders = Counter(each.folder for group in groups for each in group)
+    for folder in (folder for folder, jobs in folders.items() if jobs > 1):
+        raise UserError(
+            f"two jobs would write to {folder}: give each kind of --then and each value of --sweep "
+            "once"
+        )
     if cluster.executor != "slurm" and len(groups) > 1:
         raise UserError(f"--then and --sweep need SLURM, not executor {cluster.executor}")
     _check_path(first.folder)
@@ -208,9 +209,9 @@ def _check_folder(folder: Path, dry_run: bool) -> None:
 
 def _check_queue(folder: Path) -> None:
     """Refuse a run that another job is still writing."""
-    submitted = [event["job"] for event in read_events(folder) if event["event"] == "submitted"]
-    for job, state in job_states(submitted[-3:]).items():
-        if state.state in {"PENDING", "RUNNING", "COMPLETING", "SUSPENDED"}:
+    events = [event for event in read_events(folder) if event["event"] == "submitted"]
+    for job, state in job_states(event.get("job") or "" for event in events[-3:]).items():
+        if state.state not in TERMINAL:
             raise UserError(f"{folder} already has job {job} ({state.state}); scancel it first")
 
 

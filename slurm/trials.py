@@ -72,7 +72,7 @@ class ClusterRunner:
             return True
         if not read_events(folder):
             return False
-        return status([folder])[0].state in {"pending", "running", "completing", "requeued"}
+        return status([folder])[0].state not in {*ENDED, "not started"}
 
     def _outcome(self, folder: Path) -> str | None:
         if (folder / "results.json").exists():

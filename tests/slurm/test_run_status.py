@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from mae_et.cli.main import main
 from mae_et.io.metrics_file import SCORES, row_line
 from slurm import squeue
 from slurm.events import events_file, record_event
 from slurm.run_status import status
-from slurm.status_table import table
+from slurm.status_table import table, watch
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,20 @@ def test_restart_of_a_job_without_events_is_seen_in_the_queue(
     assert status([tmp_path])[0].restarts == restarts
     queue |= {"squeue": "", "scontrol": f"JobId=7 JobState=RUNNING Reason=None Restarts={restarts}"}
     assert status([tmp_path])[0].restarts == restarts
+
+
+@pytest.mark.parametrize("state", ["BOOT_FAIL", "DEADLINE", "PREEMPTED"])
+def test_watching_ends_with_the_job_whatever_ended_it(tmp_path: Path, monkeypatch, state) -> None:
+    queue = {"squeue": "", "scontrol": None, "sacct": f"7|{state}"}
+    monkeypatch.setattr(squeue, "run_program", lambda program, *_: queue[program])
+    record_event(tmp_path, "submitted", job="7", restart=0)
+    watch([tmp_path], 1e6)
+
+
+def test_an_interval_that_is_none_is_refused(tmp_path: Path, capsys) -> None:
+    for seconds in ("-1", "0", "1e9"):
+        assert main(["status", str(tmp_path), f"--watch={seconds}"]) == 2
+        assert "watch must lie in" in capsys.readouterr().err
 
 
 HUGE = "1" + "0" * 400

@@ -106,11 +106,9 @@ def test_shell_words_are_quoted(place, capsys) -> None:
 
 
 def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
-    for then in ("finetune=a.yaml,finetune=b.yaml", "knn,linear-probe,knn"):
-        assert main(["submit", "pretrain", *RUN, "--dry-run", f"--then={then}"]) == 2
-        kind = then[-3:] if then.endswith("knn") else "finetune"
-        message = f"--then: {kind} is given twice; both would write to run/{kind}"
-        assert message in capsys.readouterr().err
+    for flag, folder in (("--then=knn,knn", "run/knn"), ("--sweep=seed=0,0", "run/seed=0")):
+        assert main(["submit", "pretrain", *RUN, "--dry-run", flag]) == 2
+        assert f"two jobs would write to {folder}: give each" in capsys.readouterr().err
 
 
 def test_submit_without_slurm_is_refused(place, monkeypatch, capsys) -> None:
@@ -158,6 +156,8 @@ def test_follow_up_starts_from_the_run_and_its_data(place: Path) -> None:
     assert tuned.config.model.checkpoint == Path("run")
     assert tuned.config.data.synthetic_train == 41
     assert tuned.folder == Path("run/finetune")
+    (place / "recipe.yaml").write_text("model: {image_size: 32}\ndata: {name: cifar10}")
+    assert follow_up(first, "finetune=recipe.yaml").config.data.source == "cifar10"
     large = parse_task(
         COMMAND_LINE, "pretrain", ["--config=pretrain/vit_l16_etpp", "--data.root=/x"]
     )
