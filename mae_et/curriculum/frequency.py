@@ -14,7 +14,6 @@ for B2 <= B1; linearity. Output sample b sits at input position b*H/B (not at th
 the crop of a mirrored image is the mirrored crop shifted by 1 - B/H of an output sample.
 """
 
-from functools import lru_cache
 from typing import get_args
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from mae_et.config.schema import Method
 from mae_et.runtime.precision import exact_products, full_precision
+from mae_et.runtime.tensor_cache import cache_tensors
 
 
 def low_frequency_crop(
@@ -123,7 +123,7 @@ class CropMatrix:
         self.wave = (nyquist / size * one_sided).to(device, dtype)
 
 
-@lru_cache(maxsize=64)
+@cache_tensors(maxsize=64)
 def crop_matrix(size: int, bandwidth: int, device: torch.device, dtype: torch.dtype) -> CropMatrix:
     """Return the cached matrix that maps an axis of `size` samples to `bandwidth` samples."""
     return CropMatrix(size, bandwidth, device, dtype)

@@ -3,7 +3,6 @@
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from mae_et.config.data import DataConfig, resized_side
 from mae_et.data.boxes import PixelBox
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import RunFailed, UserError
+from mae_et.runtime.tensor_cache import cache_tensors
 
 BICUBIC = InterpolationMode.BICUBIC
 MAX_ASPECT = 16
@@ -121,7 +121,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     return (scaled - centre) / spread
 
 
-@lru_cache(maxsize=8)
+@cache_tensors(maxsize=8)
 def statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -90,8 +90,9 @@ class Decoder(nn.Module, ABC):
         return self.pred(self.norm(self.decode(tokens, queries)))
 
     def positions(self, grid: Grid, tokens: Tensor) -> Tensor:
-        """Return the position embeddings of a grid's patches, [N W]."""
-        return sincos_positions(grid, self.position_grid or grid, tokens.shape[-1], tokens.device)
+        """Return the position embeddings of a grid's patches, [N W], of the weights' dtype."""
+        table = sincos_positions(grid, self.position_grid or grid, tokens.shape[-1], tokens.device)
+        return table.to(self.mask_token.dtype)
 
     @abstractmethod
     def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:

@@ -151,9 +151,8 @@ class MaskedAutoencoder(nn.Module):
         """Encode normalised images [B C H W], or their visible patches only -> [B 1+V width]."""
         embed = self.encoder.patch_embed.proj
         grid = self.grid(images)
-        positions = sincos_positions(
-            grid, self.position_grid or grid, self.encoder.embed_dim, images.device
-        )
+        laid_over, width = self.position_grid or grid, self.encoder.embed_dim
+        positions = sincos_positions(grid, laid_over, width, images.device).to(embed.weight.dtype)
         # Masked patches are dropped before the embedding: at 75% this saves three quarters of it.
         pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         if mask is not None:

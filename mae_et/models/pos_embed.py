@@ -6,10 +6,10 @@ is MAE's table (arXiv 2111.06377); for 10 of 14 its cosine similarity with the r
 .99996, against .90 for a plain 10 x 10 table.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+
+from mae_et.runtime.tensor_cache import cache_tensors
 
 Grid = tuple[int, int]
 
@@ -49,7 +49,7 @@ def extent_of(positions: Tensor, side: int) -> int:
     return round((last + 0.5) * side / (side - 0.5))
 
 
-@lru_cache(maxsize=64)
+@cache_tensors(maxsize=64)
 def _table(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
     rows, columns = (
         (torch.arange(g, dtype=torch.float64) + 0.5) * (G / g) - 0.5

@@ -1,8 +1,10 @@
 """Floating-point formats of a run, and the parts that need float32."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -19,12 +21,24 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Keep float32 products on a GPU from running as TF32, which has 10 bits of mantissa."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    restore = _forbid_tf32()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        restore()
+
+
+def _forbid_tf32() -> Callable[[], None]:
+    """Forbid TF32 in products, by the switch that this process uses; return how to undo it."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # a loop of the user's has set torch 2.9's own, which excludes the older
+        matmul: Any = torch.backends.cuda.matmul
+        restore = partial(setattr, matmul, "fp32_precision", matmul.fp32_precision)
+        matmul.fp32_precision = "ieee"
+        return restore
+    torch.set_float32_matmul_precision("highest")
+    return partial(torch.set_float32_matmul_precision, before)
 
 
 def set_precision(

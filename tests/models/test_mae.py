@@ -107,6 +107,19 @@ def test_target_and_loss_are_float32_under_autocast() -> None:
     assert output.loss.item() == pytest.approx(expected.item(), rel=0.02)
 
 
+@pytest.mark.parametrize("attention", ["self", "cross"])
+@pytest.mark.parametrize("every_patch", [True, False])
+def test_weights_in_bfloat16_compute_in_it_without_autocast(
+    attention: str, every_patch: bool
+) -> None:
+    model = small(decoder_attention=attention)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    expected = model(images, 0.75, noise, every_patch).loss
+    output = model.bfloat16()(images.bfloat16(), 0.75, noise, every_patch)
+    assert output.prediction.dtype == torch.bfloat16
+    assert output.loss.item() == pytest.approx(expected.item(), rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("name", "width", "depth", "millions"),
     [

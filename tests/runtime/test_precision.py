@@ -57,6 +57,20 @@ def test_exact_products_put_the_precision_back_also_after_an_error() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch below 2.9"
+)
+def test_products_are_exact_in_a_process_that_uses_the_newer_switch() -> None:
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with exact_products():
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+
+
 def test_tf32_is_allowed_to_products_and_convolutions_alike_and_on_a_gpu_alone() -> None:
     """Torch allows it to convolutions by itself; a run before in this process may have, too."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
