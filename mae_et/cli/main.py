@@ -5,6 +5,7 @@ that a signal stopped, 141 (SIGPIPE) where stdout is closed early (`| head`). Co
 results print them last, as a table on a terminal and one line of JSON elsewhere.
 """
 
+import multiprocessing
 import os
 import re
 import select
@@ -74,6 +75,9 @@ def run(given: Arguments) -> int:
     if name not in COMMANDS:
         meant = suggest(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {name!r}{meant}")
+    if sys.platform == "linux":
+        # Python 3.14 would start each loader process anew (forkserver), with PyTorch to load.
+        multiprocessing.set_start_method("fork", force=True)
     with explain_system_errors():
         COMMANDS[name](rest)
     return 0

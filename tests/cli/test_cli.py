@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -89,6 +90,17 @@ def test_a_broken_pipe_that_is_not_stdout_s_is_reported(monkeypatch, capsys) -> 
     monkeypatch.setitem(COMMANDS, "plan", fails)
     assert main(["plan"]) == 1
     assert capsys.readouterr().err == "mae-et: [Errno 32] Broken pipe\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only on Linux")
+def test_loader_processes_are_forked_whatever_python_s_default(capsys) -> None:
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        assert main(["plan", "--config", "demo"]) == 0
+        assert multiprocessing.get_start_method() == "fork"
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_plan_prints_a_table_without_json(capsys) -> None:
