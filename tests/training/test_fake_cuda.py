@@ -128,9 +128,8 @@ def test_views_are_decoded_and_resized_on_the_gpu(monkeypatch) -> None:
         channels = (1, 3, 3)
         return [torch.empty(c, 50, 60, dtype=torch.uint8, device=device) for c in channels]
 
-    monkeypatch.setattr(
-        torch.cuda, "Stream", lambda device, priority: None
-    )  # see test_device_decode.py
+    # Streams are tested in test_decoding_threads.py.
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: None)
     monkeypatch.setattr(PackedBatch, "file_places", lambda _: places)  # which the host knows
     with FAKE:
         content, views = (
