@@ -25,8 +25,7 @@ from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.store import load_checkpoint
 from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.config.data import DataConfig
-from mae_et.config.files import config_from_text, plain
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.files import plain
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
@@ -135,12 +134,12 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
         saved = load_checkpoint(path)
     except ValueError as error:
         raise UserError(f"{error}; delete it to score the others") from None
-    run = config_from_text(saved["config"], PretrainConfig)
     plan = plan_of(saved, path)
     step = saved["step"]
     encoder = frozen_encoder_from_weights(weights_of_payload(path, saved))
     del saved
-    accuracies = _accuracies(config, encoder, run.data, bandwidths)
+    assert encoder.data is not None  # the checkpoint of a run records them
+    accuracies = _accuracies(config, encoder, encoder.data, bandwidths)
     stage = plan.at(max(0, step - 1))
     say(f"step {step}: {accuracies}")
     return {

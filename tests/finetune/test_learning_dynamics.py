@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune import learning_dynamics
 from finetune.learning_dynamics import score_checkpoint
 from finetune.scoring_config import DynamicsConfig
 from mae_et import UserError, export, load_encoder
+from mae_et.checkpoints.listing import list_checkpoints
+from mae_et.checkpoints.store import load_checkpoint
 from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_frequency_crop, low_pass
 
@@ -73,6 +76,17 @@ def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys, monkey
 def test_mistakes_are_refused(tmp_path: Path, flags: list[str], sentence: str, capsys) -> None:
     assert main(["dynamics", f"--checkpoint={tmp_path}", *flags]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_stranger_s_run_does_not_decide_where_a_listing_is_written(finished, monkeypatch) -> None:
+    path = list_checkpoints(finished / "checkpoints")[-1]
+    saved = load_checkpoint(path)
+    text = saved["config"].replace("listing: null", "listing: /elsewhere")
+    assert text != saved["config"]
+    monkeypatch.setattr(learning_dynamics, "load_checkpoint", lambda _: saved | {"config": text})
+    monkeypatch.setattr(learning_dynamics, "_accuracies", lambda *given: [given[2].listing])
+    row = score_checkpoint(DynamicsConfig(finished), path, (8,))
+    assert row["accuracies"] == [None]
 
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
