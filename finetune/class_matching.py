@@ -1,13 +1,12 @@
 """Match a dataset's classes to a classifier's outputs: the same, reordered, or a part of them."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mae_et.data.datasets import ImageDataset, Sample
 from mae_et.errors import UserError, listed
 
 
@@ -29,23 +28,6 @@ class SelectedClasses(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B C H W] -> [B selected classes]."""
         return self.network(images)[:, self.indices]
-
-
-class PresentClasses:
-    """A dataset without its `empty` classes, which have no image; the others are renumbered."""
-
-    def __init__(self, source: ImageDataset, empty: Collection[str]):
-        self.source = source
-        kept = [label for label, name in enumerate(source.classes) if name not in set(empty)]
-        self.classes = [source.classes[label] for label in kept]
-        self.number = {label: place for place, label in enumerate(kept)}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        image, label = self.source[index]
-        return image, self.number[int(label)]
 
 
 def match_classes(

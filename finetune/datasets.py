@@ -12,13 +12,15 @@ Splits = tuple[ImageDataset, ImageDataset | None]
 """Training and validation split; the latter is None if the run is not evaluated."""
 
 
-def open_labelled(data: DataConfig, split: Split, channels: int, purpose: str) -> ImageDataset:
-    """Open a split and check that every image is labelled, which `purpose` needs.
+def open_labelled(
+    data: DataConfig, split: Split, channels: int, purpose: str, own_classes: bool = False
+) -> ImageDataset:
+    """Open a split (see `open_dataset`) and check that `purpose` has a label of every image.
 
     Raises:
         UserError: there are fewer than two classes, or images without a label.
     """
-    source = open_dataset(data, split, channels)
+    source = open_dataset(data, split, channels, own_classes)
     name = split_name(data, split)
     if len(source.classes) < 2:
         cause = "has no classes"

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.class_matching import PresentClasses, SelectedClasses, match_classes
+from finetune.class_matching import SelectedClasses, match_classes
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
 from finetune.image_size import Size
@@ -95,19 +95,16 @@ def _open(config: EvaluateConfig) -> _Task:
     classifier = load_classifier(config, run)
     report_preprocessing(recorded, data, config.checkpoint)
     check_statistics(data, classifier.channels)
-    source = open_labelled(data, "val", classifier.channels, "an evaluation")
+    source = open_labelled(data, "val", classifier.channels, "an evaluation", own_classes=True)
     digest = fingerprint(source)
     if held_out:
         total = len(source) + len(open_dataset(data, "train", classifier.channels))
         notify(f"scoring the {len(source)} of {total} images that were held out in training")
     empty = classes_without_images(source)
-    if empty and run is not None and config.data in (None, run.data):
-        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
+    if run is not None and config.data in (None, run.data):
+        empty = [name for name in classifier.classes or () if name not in source.classes] or empty
     if empty:
-        source = PresentClasses(source, empty)
-    if len(source.classes) < 2:
-        only = ", ".join(source.classes)
-        raise UserError(f"all images are of the class {only}: an evaluation needs two classes")
+        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
     network = classifier.network.eval()
     outputs = network.num_classes
     indices, match = match_classes(config.checkpoint, outputs, classifier.classes, source.classes)

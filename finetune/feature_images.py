@@ -17,11 +17,10 @@ from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import ImageDataset, labels_of, open_dataset
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.image_files import ImageFiles
-from mae_et.data.image_folder import UnknownClasses
 from mae_et.data.layout import WHOLE_ROOT, Split, split_folder
 from mae_et.data.transforms import EvalDataset
 from mae_et.data.webdataset import TarShards
-from mae_et.errors import Unreadable, UserError
+from mae_et.errors import UnknownClasses, Unreadable, UserError
 from mae_et.runtime.console import say
 
 
@@ -31,6 +30,8 @@ class Part:
 
     split: str
     source: ImageDataset
+    labelled: bool = True
+    """False of a split whose classes are not those of the training split."""
 
     def names(self, data: DataConfig) -> Iterator[str]:
         """Yield the name of each image: its path in `data.root`, or its number."""
@@ -65,7 +66,7 @@ def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -
         UserError: there are none.
     """
     if split != "all":
-        return [Part(split, _open_split(data, split, channels))]
+        return [_open_split(data, split, channels)]
     if _has_no_splits(data):
         whole = replace(data, val_split=WHOLE_ROOT)
         return [Part("all", open_dataset(whole, "val", channels))]
@@ -74,7 +75,7 @@ def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -
     names: tuple[Split, ...] = ("train", "val")
     for name in names:
         try:
-            parts.append(Part(name, _open_split(data, name, channels)))
+            parts.append(_open_split(data, name, channels))
         except UserError as error:
             missing.append(error)
     if not parts:
@@ -84,16 +85,13 @@ def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -
     return parts
 
 
-def _open_split(data: DataConfig, split: Split, channels: int) -> ImageDataset:
-    """Open a split; one of other classes than the training split's has no labels."""
+def _open_split(data: DataConfig, split: Split, channels: int) -> Part:
     try:
-        return open_dataset(data, split, channels)
+        return Part(split, open_dataset(data, split, channels))
     except UnknownClasses as error:
         say(f"{error}; its images are written without labels")
-        alone = replace(data, root=split_folder(data, split), val_split=WHOLE_ROOT)
-        source: Any = open_dataset(alone, "val", channels)
-        source.inner.labels[:] = UNLABELLED
-        return source
+        source = open_dataset(data, split, channels, own_classes=True)
+        return Part(split, source, labelled=False)
 
 
 def _has_no_splits(data: DataConfig) -> bool:
@@ -137,13 +135,15 @@ class FeatureImages(Dataset[Any]):
         index += self.start
         part = bisect_right(self.ends, index)
         inside = index - (self.ends[part] - len(self.views[part]))
+        pixels: Tensor | None = None
         try:
-            return self.views[part][inside]
+            pixels, label = self.views[part][inside]
         except Unreadable:
             if not self.skips:
                 raise
             labels = labels_of(self.parts[part].source)
-            return None, UNLABELLED if labels is None else int(labels[inside])
+            label = UNLABELLED if labels is None else int(labels[inside])
+        return pixels, label if self.parts[part].labelled else UNLABELLED
 
     def collate(
         self, samples: Sequence[tuple[Tensor | None, int]]

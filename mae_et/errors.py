@@ -9,6 +9,10 @@ class UserError(ValueError):
     """A wrong command, config or input: one sentence for the user, exit status 2."""
 
 
+class UnknownClasses(UserError):
+    """A validation split has classes that the training split lacks."""
+
+
 def require(condition: bool, sentence: str) -> None:
     """Raise `UserError` with a sentence unless a condition holds."""
     if not condition:

@@ -45,19 +45,29 @@ class ImageDataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def open_dataset(config: DataConfig, split: Split, channels: int = 3) -> ImageDataset:
+def open_dataset(
+    config: DataConfig, split: Split, channels: int = 3, own_classes: bool = False
+) -> ImageDataset:
     """Open a split of a dataset.
 
     What a user may not expect of it (other names, skipped files, a doubtful range of values) is
     printed once, with counts.
 
+    Args:
+        config: the dataset.
+        split: which of its splits.
+        channels: channels of the images.
+        own_classes: number the classes of a folder or of tar shards as they occur in this split,
+            not as in the training split.
+
     Raises:
         UserError: the dataset is unknown, missing or empty, cannot be downloaded, or cannot have
             that many channels.
+        UnknownClasses: the split has a class that the training split lacks.
     """
     kind = config.source
     if kind in ROOTED:
-        dataset = _open_files(config, split, channels)
+        dataset = _open_files(config, split, channels, own_classes)
         check_range(dataset, config)
         return dataset
     check_channels(channels)  # the others hold no arrays
@@ -90,12 +100,14 @@ def labels_of(dataset: ImageDataset) -> np.ndarray | None:
 # --- folders and shards ---------------------------------------------------------------------------
 
 
-def _open_files(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
+def _open_files(
+    config: DataConfig, split: Split, channels: int, own_classes: bool
+) -> DecodedDataset:
     if config.source == "folder":
-        return open_image_folder(config, split, channels)
+        return open_image_folder(config, split, channels, own_classes)
     if config.source == "shards":
         return PreparedDataset(data_root(config) / split, channels, config.max_value)
-    return open_shards(config, split, channels)
+    return open_shards(config, split, channels, own_classes)
 
 
 # --- datasets read by other libraries -------------------------------------------------------------

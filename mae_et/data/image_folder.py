@@ -20,7 +20,7 @@ from mae_et.data.layout import (
     split_name,
     subfolders,
 )
-from mae_et.errors import UserError
+from mae_et.errors import UnknownClasses, UserError
 from mae_et.runtime.console import notify
 
 # What a folder without images may hold instead, by extension.
@@ -33,17 +33,15 @@ OTHER_FILES = {
 HELD_OUT_FRACTION = 0.2
 
 
-class UnknownClasses(UserError):
-    """The validation split has classes that the training split lacks."""
-
-
-def open_image_folder(config: DataConfig, split: Split, channels: int) -> "ImageFolder":
+def open_image_folder(
+    config: DataConfig, split: Split, channels: int, own_classes: bool = False
+) -> "ImageFolder":
     """Open `ROOT/SPLIT/CLASS/*` or `ROOT/SPLIT/*`.
 
     Without split folders the images are `ROOT/CLASS/*` or `ROOT/*`, and a fifth of each class, at
-    least one image, is held out as val. Classes are numbered as in the training split, in the order
-    of their names (0 to n-1 in numeric order). If a file lies outside the class folders, the whole
-    split is unlabelled.
+    least one image, is held out as val. Classes are numbered as in the training split, or with
+    `own_classes` as in this one, in the order of their names (0 to n-1 in numeric order). If a file
+    lies outside the class folders, the whole split is unlabelled.
 
     Raises:
         UserError: a folder is missing or holds no image, or split folders have unknown names.
@@ -54,7 +52,7 @@ def open_image_folder(config: DataConfig, split: Split, channels: int) -> "Image
         return _open_part(config, split, channels)
     listing = _list_images(config, folder, channels)
     classes = class_names(listing.names)
-    if split == "val":
+    if split == "val" and not own_classes:
         train = _train_files(config, channels)
         classes = classes if train is None else class_names(train)
     labels = _label_files(listing.names, classes, folder)

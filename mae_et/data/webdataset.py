@@ -25,20 +25,22 @@ from mae_et.data.layout import (
     subfolders,
 )
 from mae_et.data.tar_index import MAX_CLASSES, index_shard
-from mae_et.errors import UserError
+from mae_et.errors import UnknownClasses, UserError
 from mae_et.runtime.console import notify
 
 COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 
 
-def open_shards(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
+def open_shards(
+    config: DataConfig, split: Split, channels: int, own_classes: bool = False
+) -> DecodedDataset:
     """Open a split's shards, and print what is unusual about them.
 
     Raises:
         UserError: see `find_shards` and `TarShards`; or there is no image of so many channels.
     """
     root, extensions = data_root(config), extensions_for(channels)
-    shards = _index_split(config, root, split, extensions)
+    shards = _index_split(config, root, split, extensions, own_classes)
     facts = shards.summary()
     if not len(shards):
         raise UserError(
@@ -52,12 +54,12 @@ def open_shards(config: DataConfig, split: Split, channels: int) -> DecodedDatas
 
 
 def _index_split(
-    config: DataConfig, root: Path, split: Split, extensions: tuple[str, ...]
+    config: DataConfig, root: Path, split: Split, extensions: tuple[str, ...], own_classes: bool
 ) -> "TarShards":
     """Index a split, its classes numbered as in training, whose shards may have more."""
     paths = find_shards(config, root, split)
     shards = TarShards(paths, extensions)
-    if split == "train":
+    if split == "train" or own_classes:
         return shards
     try:
         train = find_shards(config, root, "train")
@@ -229,7 +231,7 @@ def _number_classes(
     classes = present if classes is None else list(classes)
     unknown = sorted(set(present) - set(classes))
     if unknown:
-        raise UserError(
+        raise UnknownClasses(
             f"the shards in {paths[0].parent} have classes that the training split lacks: "
             f"{', '.join(unknown[:5])}"
         )

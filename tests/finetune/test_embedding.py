@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from finetune import EmbedConfig, embed, embedding
-from finetune.feature_images import open_parts
+from finetune.feature_images import FeatureImages, open_parts
 from finetune.feature_rows import FeatureRows
 from finetune.features import encode_images
 from finetune.frozen_encoder import open_encoder
@@ -240,7 +240,8 @@ def test_a_split_of_other_classes_is_encoded_without_labels(place, tmp_path, cap
     train, val = open_parts(DataConfig(root=tmp_path / "data"), "all", 3)
     assert (len(train.source), len(val.source)) == (8, 3)
     assert "lacks: Dog; its images are written without labels" in capsys.readouterr().err
-    assert [val.source[i][1] for i in range(3)] == [-1] * 3
+    images = FeatureImages([train, val], DataConfig(), 32, 3)
+    assert [images[i][1] for i in range(11)] == [train.source[i][1] for i in range(8)] + [-1] * 3
     assert all(name.startswith("val/") for name in val.names(DataConfig(root=tmp_path / "data")))
 
 
