@@ -28,6 +28,7 @@ def greedy(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
         raise RunFailed("training at constant bandwidth diverged: lower optim.base_lr")
     target = baseline - config.search.tolerance
     for count in range(config.search.stages - 1, 0, -1):
+        before = best
         smaller = [b for b in config.candidates if b < bandwidths[0]]
         curricula = [[bandwidth] * count + bandwidths[count:] for bandwidth in smaller]
         options = [full_trial(config, images, each) for each in curricula]
@@ -38,7 +39,7 @@ def greedy(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
                 best, bandwidths = option, curriculum
                 break
         if not config.search.keep_checkpoints:
-            trials.delete_checkpoints([option for option in options if option is not best])
+            trials.delete_checkpoints([each for each in (before, *options) if each is not best])
     return SearchResult(config.stages_of(bandwidths), trials.score(best), best.name, "images")
 
 

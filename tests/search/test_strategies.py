@@ -40,6 +40,8 @@ def test_greedy_finds_the_smallest_bandwidths_that_match_constant_bandwidth(smal
     config = load_config(PretrainConfig, [found["curriculum"]])
     assert config.curriculum.shares_of == "images"
     assert make_plan(config, 40).equivalent_epochs < 6
+    kept = Path(found["search"], "trials").glob("*/checkpoints")
+    assert [folder.parent.name for folder in kept] == ["B024-024-024-032"]
 
 
 def test_greedy_accepts_scores_within_the_tolerance(small) -> None:
