@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.encoders import DEFAULT_EPS
 from mae_et.checkpoints.hugging_face import to_hugging_face
 from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.mae_layout import fold_probe
@@ -141,7 +142,7 @@ def _classifier(weights: Weights) -> tuple[Tensors, dict[str, Any]]:
     width = encoder["pos_embed"].shape[-1]
     heads = num_heads_of("encoder", width, weights.encoder_num_heads)
     return tensors, {
-        **_encoder_config(encoder, grid, heads),
+        **_encoder_config(encoder, grid, heads, weights.norm_eps or DEFAULT_EPS),
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
         "id2label": {str(number): name for number, name in enumerate(classes)},
@@ -154,7 +155,9 @@ def _encoder_of(model: MaskedAutoencoder) -> dict[str, Any]:
     return _encoder_config(encoder.state_dict(), model.base_grid, encoder.blocks[0].attn.num_heads)
 
 
-def _encoder_config(encoder: Tensors, grid: Sequence[int], heads: int) -> dict[str, Any]:
+def _encoder_config(
+    encoder: Tensors, grid: Sequence[int], heads: int, norm_eps: float = DEFAULT_EPS
+) -> dict[str, Any]:
     width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
     height, across = (side * patch for side in grid)
     return {
@@ -167,7 +170,7 @@ def _encoder_config(encoder: Tensors, grid: Sequence[int], heads: int) -> dict[s
         "intermediate_size": encoder["blocks.0.mlp.fc1.weight"].shape[0],
         "hidden_act": "gelu",
         "qkv_bias": "blocks.0.attn.qkv.bias" in encoder,
-        "layer_norm_eps": 1e-6,  # transformers' own default is 1e-12
+        "layer_norm_eps": norm_eps,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,

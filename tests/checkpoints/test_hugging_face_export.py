@@ -151,13 +151,16 @@ def test_a_classifier_that_transformers_saved_is_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.ViTConfig(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192,
-        image_size=32, patch_size=8, num_labels=4, layer_norm_eps=1e-6,
+        image_size=32, patch_size=8, num_labels=4, layer_norm_eps=1e-5,
     )  # fmt: skip
     theirs = transformers.ViTForImageClassification(config).eval()
     theirs.save_pretrained(tmp_path)
     weights = load_weights(tmp_path)
     assert weights.classes is None  # LABEL_0 and so on name nothing
-    ours = build_vit(weights, 4, 32, "cls").eval()
+    ours = load_classifier(EvaluateConfig(tmp_path), None).network
+    again = export(tmp_path, "hf", tmp_path / "again")
+    back = transformers.ViTForImageClassification.from_pretrained(again).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images).logits, rtol=1e-4, atol=1e-5)
+        assert torch.equal(back(images).logits, theirs(images).logits)
