@@ -66,6 +66,7 @@ def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:
     if folder is None:
         return
     path = folder / "results.json"
+    replaced = ", in place of earlier ones" if path.exists() else ""
     try:
         write_text_atomically(path, json.dumps(results, indent=1))
     except OSError as error:
@@ -73,7 +74,7 @@ def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:
             raise
         say(f"scores are only printed, {path} cannot be written: {error.strerror}")
     else:
-        say(f"scores written to {path}")
+        say(f"scores written to {path}{replaced}")
 
 
 def _score(

@@ -75,6 +75,8 @@ def test_scores_of_a_finished_run_are_kept_in_it_for_compare(run, tiny, tmp_path
     assert f"scores written to {path}" in capsys.readouterr().err
     assert json.loads(path.read_text()) == results
     assert figures_of(run, settings_of(run))["knn"] == results["knn"]
+    finetune.knn(probe(run, tiny))
+    assert f"{path}, in place of earlier ones" in capsys.readouterr().err
     path.write_text("")
     finetune.knn(probe(run, tiny, output=tmp_path / "elsewhere"))
     (run / "results.json").unlink()  # an unfinished run has another encoder later
