@@ -6,6 +6,7 @@ before the head of a linear probe.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ from torch import Tensor, nn
 
 from finetune.config import Probe
 from finetune.image_size import Size, check_tiles, height_and_width
-from mae_et.checkpoints.load import num_heads_of
+from mae_et.checkpoints.encoders import create_vit_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
-from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
+from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.model import Pool
 from mae_et.errors import UserError
-from mae_et.models.encoder import create_vit
 
 HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
 
@@ -55,38 +55,29 @@ def build_vit(
     Raises:
         UserError: sizes do not fit, or tensors are missing or unexpected; the sentence lists them.
     """
-    encoder = dict(weights.encoder)
-    width, channels, own_patch, _ = encoder["patch_embed.proj.weight"].shape
-    patch = patch_size or own_patch
-    sides = height_and_width(image_size)
+    kernel = weights.encoder["patch_embed.proj.weight"]
+    patch = patch_size or kernel.shape[-1]
     check_tiles(image_size, patch, "model.image_size")
-    if patch != own_patch:
-        kernel = encoder["patch_embed.proj.weight"]
+    grid = [side // patch for side in height_and_width(image_size)]
+    encoder = weights.encoder | {"pos_embed": _resample_positions(weights, grid)}
+    if patch != kernel.shape[-1]:
         encoder["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch, patch])
-    if weights.model is not None:
-        heads = weights.model.encoder_num_heads  # None: the architecture's own
-    else:
-        heads = num_heads_of("encoder", width, weights.encoder_num_heads)
-    network = create_vit(
-        weights.architecture,
-        img_size=sides,
-        patch_size=patch,
-        in_chans=channels,
-        embed_dim=width,
-        depth=depth_of(encoder),
+    network, encoder = create_vit_of(
+        # timm's epsilon of norms: the folder of a fine-tuned run does not record another.
+        replace(weights, encoder=encoder, grid=grid, norm_eps=None),
         num_classes=classes,
         global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
+        fc_norm=None,  # as timm has it with the pooling
+        final_norm=True,
         drop_rate=head_dropout,
         drop_path_rate=drop_path,
         dynamic_img_size=True,  # for a curriculum's smaller stages
-        **({} if heads is None else {"num_heads": heads}),
     )
     if probe == "linear":
-        norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
-        network.head = nn.Sequential(norm, nn.Linear(width, classes))
+        norm = nn.BatchNorm1d(network.embed_dim, affine=False, eps=PROBE_EPSILON)
+        linear = nn.Linear(network.embed_dim, classes)
+        network.head = nn.Sequential(norm, linear)  # type: ignore[assignment]
     _initialise_head(network, HEAD_STD[probe])
-    grid = [side // patch for side in sides]
-    encoder["pos_embed"] = _resample_positions(weights, grid)
     _load_encoder(network, encoder, weights.path)
     _load_head(network, weights.head, probe)
     return network

@@ -90,8 +90,13 @@ def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
     return network.eval()
 
 
-def create_vit_of(weights: Weights, head: bool = False) -> tuple[VisionTransformer, Tensors]:
-    """Create a new ViT of the sizes and parts of weights; return it, and the tensors to load."""
+def create_vit_of(
+    weights: Weights, head: bool = False, **others: Any
+) -> tuple[VisionTransformer, Tensors]:
+    """Create a new ViT of the sizes and parts of weights; return it, and the tensors to load.
+
+    `others` are settings of timm that replace those of the weights; see `build_vit_of`.
+    """
     tensors = dict(weights.encoder)
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     if "register_tokens" in tensors:  # DINOv2's own name
@@ -115,23 +120,26 @@ def create_vit_of(weights: Weights, head: bool = False) -> tuple[VisionTransform
     pool = "avg" if has_norm or not class_tokens else "token"
     plain = weights.architecture == DEFAULT_ENCODER
     linear = weights.head.get("weight", weights.head.get("bias", ())) if head else ()
-    network = create_vit(
-        weights.architecture,
-        img_size=(rows * patch, columns * patch),
-        patch_size=patch,
-        in_chans=channels,
-        embed_dim=width,
-        depth=depth_of(tensors),
-        num_heads=num_heads_of("encoder", width, weights.encoder_num_heads),
-        num_classes=len(linear),
-        class_token=bool(class_tokens),
-        reg_tokens=registers,
-        no_embed_class=rows * columns == positions,
-        global_pool="map" if "attn_pool.latent" in tensors else pool,
-        fc_norm=has_norm,
-        final_norm=has_norm or "norm.weight" in tensors,
+    settings = {
+        "img_size": (rows * patch, columns * patch),
+        "patch_size": patch,
+        "in_chans": channels,
+        "embed_dim": width,
+        "depth": depth_of(tensors),
+        "num_classes": len(linear),
+        "class_token": bool(class_tokens),
+        "reg_tokens": registers,
+        "no_embed_class": rows * columns == positions,
+        "global_pool": "map" if "attn_pool.latent" in tensors else pool,
+        "fc_norm": has_norm,
+        "final_norm": has_norm or "norm.weight" in tensors,
         **(_traces(tensors, width, weights.norm_eps or DEFAULT_EPS) if plain else {}),
-    )
+    }
+    if weights.model is None:
+        settings["num_heads"] = num_heads_of("encoder", width, weights.encoder_num_heads)
+    elif weights.model.encoder_num_heads is not None:  # otherwise the architecture's own
+        settings["num_heads"] = weights.model.encoder_num_heads
+    network = create_vit(weights.architecture, **settings | others)
     if head and "running_mean" in weights.head:
         norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
         network.head = nn.Sequential(norm, network.head)
@@ -143,7 +151,7 @@ def _traces(tensors: Tensors, width: int, norm_eps: float) -> dict[str, Any]:
     hidden = tensors.get("blocks.0.mlp.fc1.weight")
     return {
         "mlp_ratio": 4.0 if hidden is None else hidden.shape[0] / width,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "qkv_bias": any(name.endswith("attn.qkv.bias") for name in tensors),
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
         "norm_layer": partial(nn.LayerNorm, eps=norm_eps),
     }

@@ -178,6 +178,18 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
         network(tmp_path / "x.safetensors")
 
 
+def test_what_tensors_determine_is_fine_tuned_as_timm_has_it(tmp_path: Path) -> None:
+    """LayerScale, narrow MLPs and no biases of attention, as when an encoder is loaded."""
+    settings = {"init_values": 0.5, "mlp_ratio": 2.0, "qkv_bias": False, "global_pool": "avg"}
+    expected = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=2, num_classes=7, **settings
+    ).eval()
+    torch.save(expected.state_dict(), tmp_path / "scaled.pth")
+    model = build_vit(load_weights(tmp_path / "scaled.pth").with_given(3), 7, 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), expected(images))
+
+
 def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
     weights = load_weights(TINY)
     model = build_vit(weights.with_given(3), 10, (96, 128), patch_size=16)
