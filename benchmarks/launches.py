@@ -17,6 +17,7 @@ from torch.autograd.profiler import profile
 
 from mae_et.config.efficiency import Device, Precision
 from mae_et.config.model import ModelConfig
+from mae_et.errors import require_in
 from mae_et.runtime.distributed import choose_device
 
 from .training_step import training_step
@@ -44,6 +45,9 @@ class LaunchesConfig:
     """Sides of the images in pixels."""
     device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        require_in("(0, inf)", self, "batch", "bandwidths")
 
 
 def bench_launches(config: LaunchesConfig) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from mae_et.data.jpeg_crop import coarsest_scale, crop_and_resize, draw_crop, ro
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
+from mae_et.errors import require_in
 from mae_et.runtime.distributed import DistributedContext
 
 from .rounds import Speed, interleave
@@ -225,6 +226,9 @@ class LoaderConfig:
     """Bandwidths."""
     rounds: int = 7
     """Number of rounds, after one to warm up."""
+
+    def __post_init__(self) -> None:
+        require_in("(0, inf)", self, "sizes", "rounds")
 
 
 def bench_loader(config: LoaderConfig) -> dict[str, Any]:

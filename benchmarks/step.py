@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae_et.config.efficiency import Device, Precision
 from mae_et.config.model import ModelConfig
 from mae_et.curriculum.frequency import low_frequency_crop
+from mae_et.errors import require_in
 from mae_et.runtime.distributed import choose_device
 from mae_et.training.metrics import peak_memory
 
@@ -57,6 +58,9 @@ class StepConfig:
     """Whether to measure peak memory."""
     device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        require_in("(0, inf)", self, "batch", "rounds")
 
 
 def arms(config: StepConfig) -> dict[str, partial[Callable[[], object]]]:

@@ -22,6 +22,7 @@ from typing import Any
 from mae_et.config.files import load_config
 from mae_et.config.schema import CropConfig, PretrainConfig
 from mae_et.data.datasets import open_dataset
+from mae_et.errors import require_in
 from mae_et.pretraining import pretrain
 from mae_et.training.plan import make_plan
 
@@ -47,6 +48,9 @@ class WholeRunConfig:
     """Epochs of the constant arms."""
     rounds: int = 3
     """Number of rounds."""
+
+    def __post_init__(self) -> None:
+        require_in("(0, inf)", self, "epochs", "rounds")
 
 
 def bench_run(config: WholeRunConfig) -> dict[str, Any]:

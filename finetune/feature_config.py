@@ -7,7 +7,7 @@ from typing import Literal
 from finetune.image_size import Size
 from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.data.layout import Split
-from mae_et.errors import require, require_in, require_png
+from mae_et.errors import SEEDS, require, require_in, require_png
 
 FilePool = Literal["mean", "cls", "none"]
 FILE_TYPES = (".npy", ".parquet", ".safetensors")
@@ -76,3 +76,4 @@ class FeatureMapConfig(FrozenNetworkConfig):
         super().__post_init__()
         require_png(self.save, "save")
         require_in("(0, inf)", self, "count", "image_size")
+        require_in(SEEDS, self, "seed")

@@ -8,7 +8,7 @@ from finetune.image_size import Size
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import MOST_WORKERS, ProcessConfig
 from mae_et.config.model import Pool
-from mae_et.errors import require_in
+from mae_et.errors import SEEDS, require_in
 from mae_et.runtime.console import notify
 
 
@@ -32,7 +32,7 @@ class FrozenNetworkConfig(ProcessConfig):
     """Choice among several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
-        require_in("(0, inf)", self, "batch_size")
+        require_in("(0, inf)", self, "batch_size", "encoder_num_heads")
         require_in(f"[0, {MOST_WORKERS}]", self, "num_workers")
         require_in("(0, 1e8]", self, "step_timeout")
 
@@ -60,6 +60,7 @@ class FeatureScoreConfig(FrozenNetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_in("(0, inf)", self, "neighbours", "temperature", "epochs")
+        require_in(SEEDS, self, "seed")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ def require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+SEEDS = f"[0, {2**63})"
+"""What every generator takes, of PyTorch and of NumPy."""
+
+
 def require_in(interval: str, config: object, *keys: str) -> None:
     """Raise `UserError` if a field of a config, or an item of it, lies outside an interval.
 

@@ -8,7 +8,7 @@ from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import Device
 from mae_et.config.model import Target
 from mae_et.config.schema import PretrainConfig
-from mae_et.errors import UserError, require, require_in, require_png
+from mae_et.errors import SEEDS, UserError, require, require_in, require_png
 
 Format = Literal["timm", "hf", "mae"]
 
@@ -45,7 +45,8 @@ class ReconstructConfig:
     def __post_init__(self) -> None:
         require_png(self.output, "output")
         require_in("(0, 1)", self, "mask_ratio")
-        require_in("(0, inf)", self, "count")
+        require_in("(0, inf)", self, "count", "encoder_num_heads", "decoder_num_heads")
+        require_in(SEEDS, self, "seed")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class ExportConfig:
     """Attention heads of the encoder, needed if its width is not a published one."""
     decoder_num_heads: int | None = None
     """Attention heads of the decoder, likewise."""
+
+    def __post_init__(self) -> None:
+        require_in("(0, inf)", self, "encoder_num_heads", "decoder_num_heads")
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class PlanConfig(PretrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_in("(0, 1e15)", self, "images")
+        require_in("(0, inf)", self, "against_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)

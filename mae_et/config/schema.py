@@ -14,7 +14,7 @@ from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.init import InitConfig
 from mae_et.config.model import ModelConfig
 from mae_et.config.probe import OnlineProbeConfig
-from mae_et.errors import require, require_in
+from mae_et.errors import SEEDS, require, require_in
 
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
 Method = Literal["fourier", "resize", "decode"]
@@ -177,7 +177,7 @@ class RunConfig:
         object.__setattr__(self, "curriculum", replace(self.curriculum, stages=stages))
         check_statistics(self.data, self.model.channels)
         check_cache(self.data, self.crop.method, self.efficiency.decode)
-        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
+        require_in(SEEDS, self, "seed")
         require(
             self.data.augment is None or self.model.channels == 3,
             "data.augment needs images of 3 channels",

@@ -27,13 +27,23 @@ from mae_et.benchmarks.rounds import Speed, interleave
 from mae_et.benchmarks.step import _peak, operations
 from PIL import Image
 
-from mae_et import MaskedAutoencoder
+from mae_et import MaskedAutoencoder, UserError
 from mae_et.cli.bench import bench
 from mae_et.cli.main import main
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.throughput import throughput_table
 from mae_et.training.plan import make_plan
+
+
+def test_no_rounds_and_no_images_are_refused() -> None:
+    place = {"root": Path("r")}
+    for name, settings in (
+        ("step", {"batch": 0}), ("launches", {"batch": 0}), ("loader", place | {"rounds": 0}),
+        ("run", place | {"epochs": 0.0}),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^{list(settings)[-1]} must be positive"):
+            BENCHMARKS[name][0](**settings)
 
 
 def test_rounds_exclude_the_warm_up_and_are_compared_pairwise() -> None:

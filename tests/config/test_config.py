@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune import EmbedConfig, ProbeConfig
 from mae_et import PretrainConfig, UserError, load_config
+from mae_et.config.commands import ExportConfig, PlanConfig, ReconstructConfig
 from mae_et.config.duration import duration_in_steps, is_due
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.files import config_from_text, find_config, to_yaml
@@ -131,6 +133,22 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence_that_names_the_key(
         load_config(PretrainConfig, [tmp_path / "c.yaml"] if yaml else [], flags)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (ExportConfig, {"format": "timm", "output": Path("a"), "encoder_num_heads": -3}),
+        (ReconstructConfig, {"decoder_num_heads": 0}),
+        (EmbedConfig, {"encoder_num_heads": 0}),
+        (ProbeConfig, {"seed": 2**63}),
+        (PlanConfig, {"against_epochs": 0.0}),
+    ],
+)
+def test_impossible_numbers_are_refused_by_each_command(kind, settings: dict) -> None:
+    start = {} if kind is PlanConfig else {"checkpoint": Path("c")}
+    with pytest.raises(UserError, match=f"^{list(settings)[-1]} must"):
+        kind(**start, **settings)
 
 
 def test_a_config_that_is_not_there_is_refused_with_those_that_are() -> None:
