@@ -53,14 +53,23 @@ def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder 
             f"{folder}: transformers has no view of {about['image_size']} pixels that "
             "covers it: images of other aspect ratios get black borders, unlike in mae-et evaluate"
         )
-    processor = image_processor(weights.preprocessing, about["image_size"], about["num_channels"])
+    channels = about["num_channels"]
+    preprocessing = weights.preprocessing or assumed_preprocessing(weights.path, channels)
+    processor = image_processor(preprocessing, about["image_size"], channels)
     for name, content in (("config", about), ("preprocessor_config", processor)):
         write_text_atomically(folder / f"{name}.json", json.dumps(content, indent=2))
     write_text_atomically(folder / "README.md", model_card(weights, about))
 
 
+def assumed_preprocessing(path: Path, channels: int) -> Preprocessing:
+    """Return statistics for a checkpoint that records none, and report them: ImageNet's, of RGB."""
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+    say(f"{path} records no statistics of its images: mean {[*mean]}, std {[*std]} are written")
+    return Preprocessing(mean, std)
+
+
 def image_processor(
-    preprocessing: Preprocessing | None, image_size: int | list[int], channels: int
+    preprocessing: Preprocessing, image_size: int | list[int], channels: int
 ) -> dict[str, Any]:
     """Return a `preprocessor_config.json` that gives our evaluation view.
 
@@ -70,8 +79,6 @@ def image_processor(
     rounds to even, so a view may begin one pixel earlier. BitImageProcessor is the class of
     DINOv2's models.
     """
-    if preprocessing is None:
-        preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
     sides = [image_size] * 2 if isinstance(image_size, int) else image_size
     statistics = (preprocessing.mean, preprocessing.std)
     mean, std = (list(part) * (channels if len(part) == 1 else 1) for part in statistics)

@@ -14,6 +14,7 @@ from finetune.config import Probe
 from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.hugging_face_export import assumed_preprocessing, image_processor
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
@@ -98,6 +99,13 @@ def test_mae_to_timm_to_hugging_face_and_back_keeps_every_tensor(
         assert torch.equal(back[name], tensor), name
     for name, tensor in encoder.items():
         assert torch.equal(tensor, first[name]), name
+
+
+def test_assumed_statistics_have_one_number_for_each_channel(tmp_path: Path, capsys) -> None:
+    for channels in (1, 3, 4):
+        processor = image_processor(assumed_preprocessing(tmp_path, channels), 32, channels)
+        assert len(processor["image_mean"]) == len(processor["image_std"]) == channels
+        assert "records no statistics of its images: mean [0." in capsys.readouterr().err
 
 
 def test_the_config_of_a_hugging_face_folder_sets_heads_and_target(tmp_path: Path) -> None:
