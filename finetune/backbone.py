@@ -40,12 +40,13 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
         **({"drop_rate": config.head_dropout} if config.head_dropout else {}),
     }
     # Positions and windows are laid out for an image size; these arguments make them follow it.
-    sized: dict[str, Any] = {"img_size": config.image_size, "dynamic_img_size": True}
+    sized: dict[str, Any] = {"img_size": config.image_size}
     try:
-        try:
-            return create(config.backbone, **common, **sized)
-        except TypeError:  # a convolutional network accepts any size
-            return create(config.backbone, **common)
+        # Some networks accept one size only, and convolutional ones any.
+        for options in (sized | {"dynamic_img_size": True}, sized):
+            with contextlib.suppress(TypeError):
+                return create(config.backbone, **common, **options)
+        return create(config.backbone, **common)
     except Exception as error:  # unknown name, unreachable hub
         raise UserError(
             f"timm cannot build model.backbone {config.backbone!r}: {one_line(error)}"

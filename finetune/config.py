@@ -58,6 +58,21 @@ class NetworkConfig:
             self.checkpoint is not None or self.backbone is not None,
             "give --checkpoint (model.checkpoint) or model.backbone",
         )
+        of_vit = ("pool", "patch_size", "encoder_num_heads")
+        given = [key for key in of_vit if getattr(self, key) != getattr(NetworkConfig, key)]
+        require(
+            self.backbone is None or not given,
+            f"model.{given[0] if given else ''} is of a checkpoint's ViT: a model.backbone has its "
+            "own",
+        )
+        require(
+            self.checkpoint is not None or self.checkpoint_key is None,
+            "model.checkpoint_key needs model.checkpoint",
+        )
+        require(
+            not self.pretrained or (self.backbone is not None and self.checkpoint is None),
+            "model.pretrained needs model.backbone, without model.checkpoint",
+        )
         require(
             self.probe == "none" or self.backbone is None,
             "model.probe needs a checkpoint's ViT; it cannot be combined with model.backbone",
@@ -122,6 +137,10 @@ class ClassifierOptimConfig(OptimConfig):
         require(
             not self.max_skipped_updates or self.optimizer == "adamw",
             "optim.max_skipped_updates needs optim.optimizer adamw",
+        )
+        require(
+            self.optimizer != "lars" or self.betas == ClassifierOptimConfig.betas,
+            "optim.betas are of adamw and lamb: lars has none",
         )
 
 

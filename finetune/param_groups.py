@@ -28,18 +28,23 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
     exempt = {name for name in _no_weight_decay(network) if "relative_position_bias" not in name}
     if layer_decay < 1:
         groups = param_groups_layer_decay(
-            network, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
+            network, 1.0, no_weight_decay_list=exempt, layer_decay=layer_decay
         )
         groups = _with_full_rate_of_final_norm(network, groups)
     else:
         named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         plain = {n for n, p in named if p.ndim <= 1 or n in exempt}
         groups = [
-            {"params": [p for n, p in named if n not in plain], "weight_decay": weight_decay},
+            {"params": [p for n, p in named if n not in plain], "weight_decay": 1.0},
             {"params": [p for n, p in named if n in plain], "weight_decay": 0.0},
         ]
+    # So far 1 or 0, which tells apart what is decayed where the decay is 0 and rises later.
     return [
-        group | {"decayed": any(p.ndim > 1 for p in group["params"]) and group["weight_decay"] > 0}
+        group
+        | {
+            "decayed": group["weight_decay"] > 0,
+            "weight_decay": group["weight_decay"] * weight_decay,
+        }
         for group in groups
         if group["params"]
     ]

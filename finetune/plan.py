@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,9 +48,11 @@ def shown_sides(size: Size, network: nn.Module) -> Callable[[int], tuple[int, in
 
 def size_multiple(network: nn.Module, image_size: Size) -> int:
     """Return the number that image sizes must be multiples of: a ViT's patch, else the stride."""
-    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if patch is not None and patch[0] > 4:  # hierarchical networks start at 4 and end at 32
-        return int(patch[0])
+    embed: Any = getattr(network, "patch_embed", None)
+    # Timm's embeddings of patches that do not overlap; a hybrid's ratio includes its convolutions.
+    ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else 1
+    if ratio > 4:  # hierarchical networks start at 4 and end at 32
+        return int(ratio)
     return 32 if all(side % 32 == 0 for side in height_and_width(image_size)) else 1
 
 

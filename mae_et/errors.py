@@ -52,8 +52,9 @@ def require_png(path: Path, key: str) -> None:
 
 
 def one_line(error: object) -> str:
-    """Return the message of an error, or any other text, on one line."""
-    return " ".join(str(error).split())
+    """Return the message of an error (without one, its type), or any other text, on one line."""
+    text = " ".join(str(error).split())
+    return type(error).__name__ if not text and isinstance(error, Exception) else text
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:

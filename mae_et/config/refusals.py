@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mae_et.config.suggestions import keys_of, suggest_key
+from mae_et.errors import one_line
 
 TYPES = {
     "int": "a whole number", "float": "a number", "bool": "true or false",
@@ -55,8 +56,7 @@ def in_flags(sentence: str, parser: ArgumentParser, kind: type[Any], words: list
 
 def one_sentence(error: BaseException | str) -> str:
     """Put a parser's message on one line, with types named as a user would."""
-    message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", str(error))
-    message = re.sub(r"\s+", " ", message).strip()
+    message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", one_line(error))
     section = _WRONG_SECTION.fullmatch(message)
     if section:
         key, inner = section["key"], section["inner"].removesuffix(" - Expected a NoneType")

@@ -14,3 +14,4 @@ def test_numeric_keys_exclude_output_and_efficiency() -> None:
 
 def test_error_of_the_parser_becomes_one_sentence() -> None:
     assert one_sentence(ValueError("a\n  <class 'int'>")) == "a int"
+    assert one_sentence(MemoryError()) == "MemoryError"

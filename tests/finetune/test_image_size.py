@@ -157,5 +157,5 @@ def test_image_size_is_an_int_or_two_sides() -> None:
 
 def test_area_costs_the_pixels_that_are_shown() -> None:
     config = ClassifierConfig(model=NetworkConfig(backbone="test_vit", image_size=(96, 128)))
-    patch = SimpleNamespace(patch_size=(16, 16))
+    patch = SimpleNamespace(feat_ratio=lambda: 16)
     assert image_cost(config, SimpleNamespace(patch_embed=patch))(48) == 48 * 64

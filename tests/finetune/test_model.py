@@ -163,6 +163,18 @@ def test_backbones_accept_every_size_of_their_curriculum(name: str, sizes: tuple
     assert size_multiple(model, 224) == (16 if name.startswith("deit") else 32)
 
 
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "xcit_nano_12_p16_224", "vit_tiny_r_s16_p8_224"])
+def test_a_backbone_s_stride_is_neither_its_first_kernel_nor_a_patch_of_features(name: str) -> None:
+    with torch.device("meta"):
+        assert size_multiple(timm.create_model(name), 224) == 32
+
+
+def test_backbones_of_one_size_are_built_for_that_of_the_images() -> None:
+    with torch.device("meta"):
+        model = build_classifier(NetworkConfig(backbone="gmlp_ti16_224", image_size=64), 5)
+        assert model(torch.empty(1, 3, 64, 64)).shape == (1, 5)
+
+
 def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot build model\.backbone 'resnet_none'"):
         build_classifier(NetworkConfig(backbone="resnet_none"), 5)
@@ -170,6 +182,10 @@ def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> Non
         ({}, r"give --checkpoint \(model.checkpoint\) or model.backbone"),
         ({"backbone": "a", "probe": "linear"}, "cannot be combined with model.backbone"),
         ({"backbone": "a", "drop_path": 1.0}, "drop_path"),
+        ({"backbone": "a", "patch_size": 8}, "model.patch_size is of a checkpoint's ViT"),
+        ({"backbone": "a", "pool": "cls"}, "model.pool is of a checkpoint's ViT"),
+        ({"backbone": "a", "checkpoint_key": "teacher"}, "checkpoint_key needs model.checkpoint"),
+        ({"checkpoint": tmp_path, "pretrained": True}, "model.pretrained needs model.backbone"),
     ):
         with pytest.raises(UserError, match=sentence):
             NetworkConfig(**settings)

@@ -11,6 +11,7 @@ from finetune.config import ClassifierOptimConfig
 from finetune.param_groups import build_optimizer, parameter_groups
 from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights
+from mae_et.training.optim import set_schedule
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 
@@ -36,6 +37,17 @@ def test_without_layer_decay_all_layers_have_the_full_rate() -> None:
     plain = {names[id(p)] for p in groups[1]["params"]}
     assert {"cls_token", "pos_embed", "head.bias", "fc_norm.weight"} <= plain
     assert not any(name.endswith("proj.weight") for name in plain)
+
+
+@pytest.mark.parametrize("layer_decay", [0.65, 1.0])
+def test_weight_decay_may_start_at_zero_and_rise(layer_decay: float) -> None:
+    model = build_vit(load_weights(TINY).with_given(3), 10, 64)
+    decayed = [g["decayed"] for g in parameter_groups(model, 0.05, layer_decay)]
+    assert {True, False} == set(decayed)
+    config = ClassifierOptimConfig(weight_decay=0, weight_decay_end=0.1, layer_decay=layer_decay)
+    optimizer = build_optimizer(model, config)
+    set_schedule(optimizer, 1.0, config)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1 * each for each in decayed]
 
 
 def scales(network: torch.nn.Module, layer_decay: float) -> dict[str, float]:

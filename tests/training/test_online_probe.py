@@ -121,6 +121,11 @@ def test_unlabelled_images_have_an_effective_rank(tmp_path: Path, capsys) -> Non
     assert said.count("probe: 1 of 24 training images unreadable, skipped") == 1
 
 
+def test_probes_that_are_set_up_and_never_due_are_reported(tmp_path: Path, capsys) -> None:
+    pretrain(config_in(tmp_path, *PLAIN, "--probe.train_images=5"), stop_after_step=1)
+    assert "probe.every is not: the encoder is not probed" in capsys.readouterr().err
+
+
 def labelled(root: Path, splits: tuple[str, ...], count: int = 20) -> None:
     for split in splits:
         for number in range(count):
