@@ -439,25 +439,31 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
     """Training and decoding share the GPU: alone, each would be faster. First steps are slow."""
     config = load_config(PretrainConfig, [], ["--optim.batch_size=64", "--efficiency.device=cpu"])
     steps: list[tuple[int, int]] = []
+    now, tick = 0.0, 2.0
+
+    def read_clock() -> float:
+        nonlocal now
+        now += tick
+        return now
 
     def beside(bandwidth: int, size: int) -> Callable[[], object]:
         return lambda: steps.append((bandwidth, size))
 
     data = replace(config.data, synthetic_size=32, synthetic_train=8)
     ways = [node_loading.Way(name, data, "fourier", name, []) for name in ("cpu", "gpu")]
+    clock = SimpleNamespace(perf_counter=read_clock, monotonic=read_clock)
+    monkeypatch.setattr(node_loading, "time", clock)
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways))
     monkeypatch.setattr(node_loading, "choose_decoder", lambda *_: None)
     plan = make_plan(config, 10_000)
-    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 1.0, beside)
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 60, beside)
     assert all(row["images_per_second"] for row in rows)
     assert {bandwidth for bandwidth, _ in steps} == set(plan.bandwidths)
     assert {size for _, size in steps} == {8}
     steps.clear()
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[:1]))
-    node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 0.2, beside)
+    node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 10, beside)
     assert not steps
-
-    now = 0.0
 
     def slow_at_first(bandwidth: int, size: int) -> Callable[[], object]:
         taken = iter([100.0])
@@ -468,8 +474,7 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
 
         return step
 
-    clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
-    monkeypatch.setattr(node_loading, "time", clock)
+    tick = 0
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[1:]))
     rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 600, slow_at_first)
     assert [row["images_per_second"] for row in rows] == [8 / 20] * 3
