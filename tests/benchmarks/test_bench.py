@@ -439,7 +439,7 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
     """Training and decoding share the GPU: alone, each would be faster. First steps are slow."""
     config = load_config(PretrainConfig, [], ["--optim.batch_size=64", "--efficiency.device=cpu"])
     steps: list[tuple[int, int]] = []
-    now, tick = 0.0, 2.0
+    now, tick = 0.0, 1.0
 
     def read_clock() -> float:
         nonlocal now
@@ -456,13 +456,13 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways))
     monkeypatch.setattr(node_loading, "choose_decoder", lambda *_: None)
     plan = make_plan(config, 10_000)
-    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 60, beside)
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 120, beside)
     assert all(row["images_per_second"] for row in rows)
     assert {bandwidth for bandwidth, _ in steps} == set(plan.bandwidths)
     assert {size for _, size in steps} == {8}
     steps.clear()
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[:1]))
-    node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 10, beside)
+    node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 20, beside)
     assert not steps
 
     def slow_at_first(bandwidth: int, size: int) -> Callable[[], object]:
