@@ -84,8 +84,8 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         replay_images: samples that a rank keeps to draw from.
 
     Raises:
-        UserError: `replay` names a bandwidth that the plan does not have, or the ranks, or the uses
-            of an image, do not divide the batch.
+        UserError: there is no such rank, `replay` names a bandwidth that the plan does not have, or
+            the ranks, or the uses of an image, do not divide the batch.
     """
 
     def __init__(
@@ -99,6 +99,8 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         replay: Mapping[int, int] | None = None,
         replay_images: int = 0,
     ):
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} is not one of the {world_size} ranks from 0")
         if plan.batch_size % world_size:
             raise UserError(
                 f"optim.batch_size {plan.batch_size} is not divisible by {world_size} ranks"

@@ -183,7 +183,8 @@ class MaskedAutoencoder(nn.Module):
                 `every_patch` is over all masked patches.
 
         Raises:
-            ValueError: the images are not tiled by patches, or all patches or none would be masked.
+            ValueError: the images are not tiled by patches, the noise is of other patches, or all
+                patches or none would be masked.
             RuntimeError: the model has no decoder (it was loaded from an encoder-only file).
         """
         if self.decoder is None:
@@ -191,6 +192,11 @@ class MaskedAutoencoder(nn.Module):
         target = self.targets(images)
         if noise is None:
             noise = torch.rand(target.shape[:2], device=images.device)
+        if noise.shape != target.shape[:2]:  # otherwise, missing patches would never be shown
+            raise ValueError(
+                f"the noise is of {list(noise.shape)} patches, the images have "
+                f"{list(target.shape[:2])}"
+            )
         mask = mask_from_noise(noise, mask_ratio)
         latent = self.encode(images, mask)
         grid = self.grid(images)

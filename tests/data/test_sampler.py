@@ -169,3 +169,10 @@ def test_replay_that_does_not_fit_the_plan_is_refused(times, sentence: str) -> N
         CurriculumBatchSampler(
             PLAN, 0, micro_batch_size(None, PLAN, 1), replay=times, replay_images=10
         )
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_ranks_that_do_not_exist_are_refused(rank: int) -> None:
+    """As of a loop that counts them from 1: it would train on the samples of other steps."""
+    with pytest.raises(UserError, match=f"rank {rank} is not one of the 2 ranks from 0"):
+        CurriculumBatchSampler(PLAN, rank=rank, world_size=2)

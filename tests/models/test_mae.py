@@ -166,6 +166,15 @@ def test_encoders_other_than_plain_vits_raise(name: str, sentence: str) -> None:
         MaskedAutoencoder(name)
 
 
+@pytest.mark.parametrize("every_patch", [True, False])
+def test_noise_of_other_patches_raises(every_patch: bool) -> None:
+    """As of a loop whose transform has another patch size: patches would never be masked."""
+    with pytest.raises(
+        ValueError, match=r"noise is of \[2, 9\] patches, the images have \[2, 16\]"
+    ):
+        small()(torch.randn(2, 3, 32, 32), 0.75, torch.rand(2, 9), every_patch)
+
+
 def test_images_not_tiled_by_patches_raise() -> None:
     with pytest.raises(ValueError, match="not tiled by patches of 8"):
         small()(torch.randn(1, 3, 30, 32))
