@@ -107,7 +107,8 @@ class Opening(Generic[Data]):
         named = getattr(config.model, "encoder", None) or getattr(config.model, "backbone", None)
         decoder = getattr(model, "decoder", None)
         inner = 0 if decoder is None else _parameters(decoder)
-        name = named or model.default_cfg["architecture"]
+        # Of a checkpoint, timm would name the architecture whose sizes were overridden.
+        name = named or f"ViT of width {model.embed_dim} and depth {len(model.blocks)}"
         dtype = str(run.dtype or "float32").removeprefix("torch.")
         self.say(
             model=_model(config, name, _parameters(model) - inner, inner, plan),

@@ -257,6 +257,7 @@ def test_a_classifier_s_run_folder_is_fine_tuned_evaluated_and_probed(small, cap
     folder = small().output.dir
     again = classify(small(f"--model.checkpoint={folder}", run="again"))
     assert again["top1"] >= 0
+    assert "model   ViT of width 32 and depth 2, " in capsys.readouterr().err
     assert main(["evaluate", f"--checkpoint={folder}", "--data.synthetic_val=20"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 20
     assert main(["knn", f"--checkpoint={folder}", "--num_workers=0"]) == 0
