@@ -8,9 +8,8 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.io.atomic import write_atomically
+from mae_et.checkpoints.tensor_files import write_safetensors
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.io.seals import seal
 from mae_et.monitoring.logger import RunLogger
@@ -55,6 +54,4 @@ def write_weights(run: Run, path: Path) -> None:
     """Write the weights (with optim.ema their average) under timm's names."""
     ema: Any = run.state.ema
     network: Any = run.state.model if ema is None else ema.module
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    content = sealed_safetensors(tensors, {"format": "pt"})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_safetensors(network.state_dict(), path)

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from mae_et.io.metrics_file import Row
 
+Item = TypeVar("Item")
 # Figures to compare, in the order of the columns.
 FIGURES = (
     "loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
@@ -128,13 +129,18 @@ def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
             thinned to `POINTS` probes.
     """
     key, name = ("knn", "kNN") if "knn" in probes[0] else ("effective_rank", "rank")
-    last = len(probes) - 1
-    chosen = sorted({round(place * last / (POINTS - 1)) for place in range(POINTS)})
     points = []
-    for probe in [probes[place] for place in chosen]:
+    for probe in spread(probes, POINTS):
         value = "non-finite" if probe.get(key) is None else f"{probe[key]:.3g}"
         points.append(f"{value} at {probe['compute']:.0%}")
     return f"{name} by compute: {', '.join(points)}"
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most so many items, evenly spaced, with the first and the last; 2 or more."""
+    last = len(items) - 1
+    places = {round(place * last / (most - 1)) for place in range(most)} if items else set()
+    return [items[place] for place in sorted(places)]
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics, row_line
 from mae_et.io.plain_files import append_line, no_follow
 from mae_et.monitoring.divergence import RECENT, is_spike
 from mae_et.monitoring.image_grid import save_png
+from mae_et.monitoring.saved_images import image_path
 from mae_et.monitoring.tensorboard import PREVIEW, TensorBoardWriter
 from mae_et.monitoring.terminal import Terminal
 
@@ -103,7 +103,7 @@ class RunLogger:
     def log_image(self, step: int, image: Tensor) -> None:
         """Save an image of reconstructions, uint8 [C H W], as PNG and to TensorBoard."""
         self.check_in_place()
-        save_png(self._image_path(step), image)
+        save_png(image_path(self.folder, step), image)
         if self.tensorboard is not None:
             self.tensorboard.add_image(step, image)
 
@@ -121,7 +121,7 @@ class RunLogger:
 
     def has_image(self, step: int) -> bool:
         """Return whether the image of a step was saved."""
-        return self._image_path(step).exists()
+        return image_path(self.folder, step).exists()
 
     def has_scores(self, step: int) -> bool:
         """Return whether scores of a step were logged."""
@@ -146,9 +146,6 @@ class RunLogger:
         if self.tensorboard is not None:
             self.tensorboard.close()
         self.terminal.close()
-
-    def _image_path(self, step: int) -> Path:
-        return self.folder / "reconstructions" / f"step-{step:08d}.png"
 
     def _rewrite(self, name: str, rows: list[Row]) -> None:
         if rows or os.path.lexists(self.folder / name):

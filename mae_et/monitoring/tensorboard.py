@@ -23,6 +23,7 @@ from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.io.plain_files import no_follow
 from mae_et.monitoring.figures import FIGURES
+from mae_et.monitoring.saved_images import saved_images
 
 TAGS = {
     "loss": "loss/train",
@@ -153,11 +154,8 @@ class TensorBoardWriter:
     def _add_saved_images(self, last: int) -> None:
         if (self.folder / PREVIEW).exists():
             self._add_saved(self.folder / PREVIEW, self.add_preview)
-        for path in sorted((self.folder / "reconstructions").glob("step-*.png")):
-            digits = path.stem.removeprefix("step-")
-            if not digits.isdecimal() or int(digits) > last:
-                continue
-            self._add_saved(path, partial(self.add_image, int(digits)))
+        for step, path in saved_images(self.folder, last).items():
+            self._add_saved(path, partial(self.add_image, step))
 
     def _add_saved(self, path: Path, add: Callable[[Tensor], None]) -> None:
         try:

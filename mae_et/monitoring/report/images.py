@@ -7,7 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from mae_et.monitoring.figures import spread
 from mae_et.monitoring.report.records import Record
+from mae_et.monitoring.saved_images import saved_images
 
 IMAGES = 3
 WIDTH = 920  # pixels: four panels of 224 and their frames
@@ -15,20 +17,10 @@ WIDTH = 920  # pixels: four panels of 224 and their frames
 
 def embedded_images(record: Record) -> list[tuple[str, str]]:
     """Return captions and data URIs of a few images, from the first to the last."""
-    steps = {}
-    for path in (record.folder / "reconstructions").glob("step-*.png"):
-        digits = path.stem.removeprefix("step-")
-        # A resumed run may have images of steps that it has not reached again.
-        if digits.isdecimal() and int(digits) <= record.step:
-            steps[int(digits)] = path
-    ordered = sorted(steps)
-    count = min(IMAGES, len(ordered))
-    places = [round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)]
-    if count == 1:
-        places = [len(ordered) - 1]
+    saved = saved_images(record.folder, record.step)
     found = []
-    for step in (ordered[place] for place in places):
-        content, epochs = _embedded(steps[step]), record.epochs(step)
+    for step in spread(list(saved), IMAGES):
+        content, epochs = _embedded(saved[step]), record.epochs(step)
         if content is not None:
             after = "" if epochs is None else f" · {epochs:.3g} epochs"
             found.append((f"step {step:,}{after}", content))
