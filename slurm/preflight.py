@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.data.layout import EXTENSIONS, ROOTED, data_root, split_folder
+from mae_et.data.layout import EXTENSIONS, ROOTED, data_root, is_folder, split_folder
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
@@ -83,7 +83,7 @@ def _entries(top: Path) -> tuple[int, str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 folders += 1
             elif entry.name.lower().endswith(EXTENSIONS):
                 image = entry.name

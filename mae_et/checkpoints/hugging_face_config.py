@@ -1,5 +1,6 @@
 """What a Hugging Face folder says of its model, its classes and its images."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
 MODEL_TYPES = ("vit_mae", "vit", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers")
+NUMBERS: dict[str, tuple[type, ...]] = {
+    "num_attention_heads": (int,), "decoder_num_attention_heads": (int,),
+    "layer_norm_eps": (int, float),
+}  # fmt: skip
+"""Entries of a `config.json` that are used as positive numbers, with their types."""
 
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Return the `config.json` of a folder.
 
     Raises:
-        UserError: the file cannot be read, or describes a model of another type or with another MLP
-            than a plain ViT.
+        UserError: the file cannot be read or has impossible numbers, or describes a model of
+            another type or with another MLP than a plain ViT.
     """
     about = read_mapping(folder / "config.json")
     if "architecture" in about and "model_type" not in about:
@@ -28,6 +34,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds a {kind!r} model, not {' or '.join(MODEL_TYPES)}")
     if about.get("hidden_act", "gelu") != "gelu" or about.get("use_swiglu_ffn"):
         raise UserError(f"{folder} has another MLP than a plain ViT: give its timm model instead")
+    for key, types in NUMBERS.items():
+        if key in about and not (type(about[key]) in types and 0 < about[key] < math.inf):
+            raise UserError(f"{folder}/config.json is damaged: {key} is {about[key]!r}")
     return about
 
 

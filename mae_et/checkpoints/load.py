@@ -129,7 +129,7 @@ def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | N
         )
     if given is None:
         _report_published(part, width, heads)
-    if width % heads:
+    if heads < 1 or width % heads:
         raise UserError(
             f"{part}_num_heads {heads} does not divide the width {width} of the weights"
         )

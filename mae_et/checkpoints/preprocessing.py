@@ -10,6 +10,8 @@ from mae_et.runtime.console import say
 
 # Of evaluation views here, always.
 INTERPOLATION, CROP_MODE = "bicubic", "center"
+# What entries of other types and values raise.
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # Numbers by which Pillow and Hugging Face call them.
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
@@ -51,7 +53,7 @@ class Preprocessing:
                 config["mean"], config["std"], config.get("crop_pct") or 0.875, (height, width),
                 config.get("interpolation") or INTERPOLATION, config.get("crop_mode") or CROP_MODE,
             )  # fmt: skip
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except _DAMAGE:
             raise UserError(f"{path} is damaged: its statistics or sizes are no numbers") from None
 
     @classmethod
@@ -81,7 +83,7 @@ class Preprocessing:
                 crop = resized
             name = _RESAMPLING.get(about.get("resample", 3), INTERPOLATION)
             return cls._checked(*statistics, share, crop, name, mode)
-        except (KeyError, TypeError, ValueError):
+        except _DAMAGE:
             raise UserError(f"{path} is damaged: its statistics or sizes are no numbers") from None
 
     @classmethod
@@ -93,7 +95,7 @@ class Preprocessing:
         """
         try:
             return cls._checked(**entries)
-        except (KeyError, TypeError, ValueError):
+        except _DAMAGE:
             raise UserError(f"{path} is damaged: mae_et.preprocessing has other entries") from None
 
     @classmethod

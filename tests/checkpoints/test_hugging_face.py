@@ -53,6 +53,20 @@ def equal(found: Weights, expected: Weights) -> None:
             assert torch.equal(ours[name], tensor), name
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_attention_heads", "3"), ("num_attention_heads", -3), ("layer_norm_eps", "x"),
+     ("decoder_num_attention_heads", 2.0)],
+)  # fmt: skip
+def test_numbers_that_are_none_are_refused(exported: Path, tmp_path: Path, key, value) -> None:
+    folder = copied(exported, tmp_path / "folder")
+    about = json.loads((exported / "config.json").read_text()) | {key: value}
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=f"config.json is damaged: {key} is {value!r}"):
+        load_weights(folder)
+
+
 def test_names_are_the_same_after_going_there_and_back() -> None:
     theirs = [name for table in NAMES.values() for name in table.values()]
     assert len(set(theirs)) == len(theirs)

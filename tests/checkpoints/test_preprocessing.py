@@ -1,6 +1,7 @@
 """Statistics, evaluation view and base size travel with the weights."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -220,8 +221,13 @@ def test_the_share_of_a_centre_crop_is_read_or_timm_s_default() -> None:
     convnext = Preprocessing.of_hugging_face(about | {"crop_pct": 0.8}, "folder")
     timm_s = Preprocessing.of_timm({"mean": [0.5], "std": [0.5], "input_size": [3, 32, 32]})
     assert (convnext.eval_crop, timm_s.eval_crop) == (0.8, 0.875)
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
-        Preprocessing.of_timm({"mean": [0.5], "std": "x"}, "config.json")
+    for entry in ({"std": "x"}, {"std": [1], "input_size": [3, math.inf, 32]}):
+        with pytest.raises(UserError, match=r"config\.json is damaged"):
+            Preprocessing.of_timm({"mean": [0.5]} | entry, "config.json")
+    for entry in ({"rescale_factor": 0}, {"size": {"shortest_edge": 0}, "do_center_crop": True}):
+        entry |= {"image_mean": [0.5], "image_std": [0.5], "crop_size": 32}
+        with pytest.raises(UserError, match=r"config\.json is damaged"):
+            Preprocessing.of_hugging_face(entry, "preprocessor_config.json")
 
 
 def test_unrecorded_statistics_are_reported(capsys) -> None:
