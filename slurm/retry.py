@@ -38,18 +38,18 @@ def main(folder: Path, status: int, retries: int) -> int:
         return status
     failures = [event for event in mine if event["event"] == "failed"]
     # A rank that lost a peer reports that it ended, not why.
-    reasons = [event for event in failures if event["kind"] != "PeerLost"]
-    sentence = reasons[0]["sentence"] if reasons else killed_task(folder, job["job"], events)
+    reasons = [event for event in failures if event.get("kind") != "PeerLost"]
+    sentence = reasons[0].get("sentence") if reasons else killed_task(folder, job["job"], events)
     if not sentence:
         hung = status == watchdog.EXIT_STATUS
         sentence = HUNG if hung else f"srun exited with status {status}"
-    if reasons and reasons[0]["kind"] in FINAL:
+    if reasons and reasons[0].get("kind") in FINAL:
         record_event(folder, "given up", sentence=sentence)
         return status
     step, _ = read_progress(folder)
     crashes = 0
     for event in reversed([event for event in events if event["event"] == "retried"]):
-        if event["step"] < step:
+        if event.get("step", step) < step:
             break
         crashes += 1
     if crashes >= retries:

@@ -79,7 +79,7 @@ class ClusterRunner:
             return None
         failures = [event for event in read_events(folder) if event["event"] == "failed"]
         if failures and failures[-1].get("kind") == "Diverged":
-            return str(failures[-1]["sentence"])
+            return str(failures[-1].get("sentence", "it diverged"))
         (found, *_) = status([folder])
         raise RunFailed(
             f"job {found.job} of {folder} ended before its run ({found.state}): "

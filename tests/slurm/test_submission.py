@@ -214,6 +214,8 @@ def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypa
         ("failed", {"kind": "Diverged", "sentence": "NaN"}, "given up"),
         ("failed", {"kind": "UncompletedJobError", "sentence": "too often"}, "given up"),
         ("failed", {"kind": "RuntimeError", "sentence": "broke"}, "retried"),
+        ("failed", {}, "retried"),  # of a damaged disk
+        ("retried", {}, "retried"),
         ("requeued", {"step": 3}, "requeued"),
         ("finished", {}, "finished"),
     ],
