@@ -8,7 +8,7 @@ from finetune.image_size import Size
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import MOST_WORKERS, ProcessConfig
 from mae_et.config.model import Pool
-from mae_et.errors import SEEDS, require_in
+from mae_et.errors import SEEDS, require, require_in
 from mae_et.runtime.console import notify
 
 
@@ -33,6 +33,10 @@ class FrozenNetworkConfig(ProcessConfig):
 
     def __post_init__(self) -> None:
         require_in("(0, inf)", self, "batch_size", "encoder_num_heads")
+        require(
+            self.architecture is None or self.encoder_num_heads is None,
+            "encoder_num_heads: the network named by architecture has its own",
+        )
         require_in(f"[0, {MOST_WORKERS}]", self, "num_workers")
         require_in("(0, 1e8]", self, "step_timeout")
 

@@ -17,7 +17,7 @@ from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,18 @@ def _refuse_unused(config: EvaluateConfig, run: ClassifierConfig | None) -> None
     Raises:
         UserError: the sentence names the key.
     """
-    if run is None and config.weights == "best":
-        raise UserError(f"weights best needs a classifier's run folder, not {config.checkpoint}")
-    if run is not None and config.image_size not in {None, run.model.image_size}:
+    if run is None:
+        require(
+            config.weights == "last",
+            f"weights best needs a classifier's run folder, not {config.checkpoint}",
+        )
+        return
+    for key in ("architecture", "checkpoint_key", "encoder_num_heads"):
+        require(
+            getattr(config, key) is None,
+            f"{key} is for other checkpoints: {config.checkpoint} is a run, which records its own",
+        )
+    if config.image_size not in {None, run.model.image_size}:
         raise UserError(
             f"image_size: {config.checkpoint} is a run, which is scored at its own size, "
             f"{format_size(run.model.image_size)} pixels: export it to score it at another"

@@ -88,6 +88,13 @@ def test_a_folder_with_splits_is_scored_on_its_validation_split(run, tmp_path) -
 def test_keys_that_would_change_nothing_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run, which is scored at its own size, 32 pixels"):
         score(run, tmp_path, image_size=64)
+    for key in ({"architecture": "test_vit"}, {"checkpoint_key": "ema"}, {"encoder_num_heads": 3}):
+        with pytest.raises(
+            UserError, match=f"{next(iter(key))} is for other checkpoints: .* a run"
+        ):
+            score(run, tmp_path, **key)
+    with pytest.raises(UserError, match="the network named by architecture has its own"):
+        score(run, tmp_path, architecture="test_vit", encoder_num_heads=3)
     with pytest.raises(UserError, match="weights best needs a classifier's run folder"):
         score(tmp_path / "a.pth", folder(tmp_path, {"red": "red", "grey": "grey"}), weights="best")
 
