@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig
 from mae_et.data.batch import in_one_dtype
-from mae_et.data.datasets import ImageDataset, labels_of, open_dataset
+from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.decoding import UNLABELLED
 from mae_et.data.image_files import ImageFiles
 from mae_et.data.layout import WHOLE_ROOT, Split, split_folder
@@ -141,7 +141,7 @@ class FeatureImages(Dataset[Any]):
         except Unreadable:
             if not self.skips:
                 raise
-            labels = labels_of(self.parts[part].source)
+            labels = self.parts[part].source.labels
             label = UNLABELLED if labels is None else int(labels[inside])
         return pixels, label if self.parts[part].labelled else UNLABELLED
 
@@ -158,7 +158,7 @@ class FeatureImages(Dataset[Any]):
 def name_of(parts: Sequence[Part], row: int) -> object:
     """Return the name of an image for messages, given its row."""
     source, index = _place_of(parts, row)
-    return getattr(source, "name", str)(index)
+    return source.name(index)
 
 
 def error_of(parts: Sequence[Part], row: int) -> str:

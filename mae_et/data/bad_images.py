@@ -140,7 +140,9 @@ class BadImages:
             self.rows.append({"step": step, "sample": index.sample, "reason": reason})
         if self.world.is_main and len(self.rows) > before:
             self.write()
-        first = [self._name(row["sample"]) for row in self.rows[:4]]  # one more than is shown
+        first = [
+            self.dataset.source.name(row["sample"]) for row in self.rows[:4]
+        ]  # one more than is shown
         which = f": {listed(first, 3)}"
         refuse_excess(len(self.known), len(self.dataset), self.max_fraction, which=which)
 
@@ -156,10 +158,7 @@ class BadImages:
         except Unreadable as error:
             reason = str(error)
         else:
-            reason = f"the image {self._name(index.sample)} could not be read, and now can be"
+            name = self.dataset.source.name(index.sample)
+            reason = f"the image {name} could not be read, and now can be"
         say(f"{reason}; another image replaces it")
         return reason
-
-    def _name(self, sample: int) -> object:
-        name = getattr(self.dataset.source, "name", None)
-        return sample if name is None else name(sample)

@@ -63,10 +63,7 @@ class CachedDataset:
 
     def __init__(self, source: ImageDataset, buffer: SharedBuffer, entries: np.ndarray):
         self.source, self.buffer, self.entries = source, buffer, entries
-        self.classes = source.classes
-        self.name = getattr(source, "name", str)
-        self.inner = getattr(source, "inner", None)
-        """What a `DecodedDataset` decodes; its labels are counted."""
+        self.classes, self.labels, self.name = source.classes, source.labels, source.name
 
     def __len__(self) -> int:
         return len(self.source)

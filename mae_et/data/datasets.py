@@ -40,6 +40,13 @@ class ImageDataset(Protocol):
     def classes(self) -> Sequence[str]:
         """Names of the labels; empty without labels."""
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Label of each image, int64 [N], -1 without a label; None if only reading it tells."""
+
+    def name(self, index: int) -> object:
+        """Return the name of an image, for messages."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
@@ -86,15 +93,8 @@ def open_dataset(
 
 def count_unlabelled(dataset: ImageDataset) -> int:
     """Return the number of images without a label, without reading an image."""
-    labels = labels_of(dataset)
     # torchvision's and synthetic datasets list no labels, and always have them.
-    return 0 if labels is None else int((labels == UNLABELLED).sum())
-
-
-def labels_of(dataset: ImageDataset) -> np.ndarray | None:
-    """Return the label of each image, int64 [N], where a dataset lists them."""
-    labels = getattr(getattr(dataset, "inner", None), "labels", None)
-    return None if labels is None else np.asarray(labels)
+    return 0 if dataset.labels is None else int((dataset.labels == UNLABELLED).sum())
 
 
 # --- folders and shards ---------------------------------------------------------------------------

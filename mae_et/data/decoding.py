@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,12 @@ class DecodedDataset:
     ):
         self.inner, self.classes, self.channels, self.name = inner, classes, channels, name
         self.max_value = max_value
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Label of each image; see `ImageDataset`."""
+        listed = getattr(self.inner, "labels", None)
+        return None if listed is None else np.asarray(listed)
 
     def __len__(self) -> int:
         return len(self.inner)
