@@ -56,9 +56,12 @@ def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
         try:
             given = parse_yaml(value) if value else value
         except MisreadError as error:
-            if value.lstrip()[:1] in {"[", "{"}:
-                raise UserError(f"{name.removeprefix('--')}: {error}") from None
-            given = value  # the parser reads a lone 010 as 10
+            key = name.removeprefix("--")
+            found = type_of(key, kind)
+            time = ":" in value and {int, float} & {found, *get_args(found)}
+            if time or value.lstrip()[:1] in {"[", "{"}:
+                raise UserError(f"{key}: {error}") from None
+            given = value  # the parser reads a lone 010 as 10, and text as it is
         except (yaml.YAMLError, ValueError, RecursionError):
             given = value  # text; the parser judges it
         for part in reversed(name.removeprefix("--").split(".")):
@@ -94,6 +97,8 @@ def type_of(key: str, kind: Any) -> Any:
 def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
     if depth > MOST_NESTED:  # or it holds itself
         raise UserError(f"{key}: nested deeper than any config")
+    if value is None and kind is not Any and type(None) not in get_args(kind):
+        raise UserError(f"{key} is null or empty: give it a value, or remove the key")
     if value == "" and {Path, type(None)} & {kind, *get_args(kind)}:
         raise UserError(f"{key} is empty: give it a value (is a variable of the shell not set?)")
     if isinstance(value, dict):
