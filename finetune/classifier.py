@@ -30,6 +30,7 @@ from finetune.preprocessing import preprocessing_of_start
 from finetune.results import describe, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.checkpoints.preprocessing import report_preprocessing
+from mae_et.config.typed import typed
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.cache import cache_images
 from mae_et.data.sampler import sample_seed
@@ -73,6 +74,7 @@ def classify(
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    config = typed(config)
     opening = opening or Opening("classify", config, open_splits)
     with distributed_session(config, config.efficiency) as (world, stopped):
         _classify(config, world, stopped, step or classifier_step, opening)

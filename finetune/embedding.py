@@ -33,6 +33,7 @@ from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.intermediate_layers import block_indices, encode_layers
 from finetune.projector import show_in_projector
 from mae_et.config.data import DataConfig, check_statistics
+from mae_et.config.typed import typed
 from mae_et.data.bad_images import refuse_excess
 from mae_et.errors import listed
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
@@ -57,6 +58,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             features of another encoder, other images or other settings.
         RunFailed: too many images cannot be read.
     """
+    config = typed(config)
     if config.output.suffix == ".parquet":
         check_parquet()
     encoder, data = open_encoder_and_data(config)

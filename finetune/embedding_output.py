@@ -12,7 +12,7 @@ from finetune.feature_images import Part
 from finetune.frozen_encoder import FrozenEncoder
 from mae_et.checkpoints.checksums import sha256_of_tensors
 from mae_et.config.data import DataConfig
-from mae_et.data.fingerprint import fingerprint
+from mae_et.data.fingerprint import fingerprint_with_contents
 from mae_et.errors import UserError
 from mae_et.io.plain_files import check_settings, read_mapping
 from mae_et.runtime.console import say
@@ -32,7 +32,7 @@ def settings_of(
     return {
         "file": config.output.name,
         "encoder": sha256_of_tensors(dict(sorted(weights.items())))[:16],
-        "images": {part.split: fingerprint(part.source)[:16] for part in parts},
+        "images": {part.split: fingerprint_with_contents(part.source)[:16] for part in parts},
         "mean": data.mean,
         "std": data.std,
         "eval_crop": data.eval_crop,

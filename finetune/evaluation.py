@@ -16,6 +16,7 @@ from finetune.trained_classifier import load_classifier
 from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.checkpoints.stored_settings import stored_preprocessing
 from mae_et.config.data import DataConfig, check_statistics
+from mae_et.config.typed import typed
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import open_dataset
 from mae_et.data.fingerprint import fingerprint
@@ -42,6 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint is not a classifier, or does not fit the data.
     """
+    config = typed(config)
     with distributed_session(config, config) as (world, _):
         with fail_together(world):
             task = _open(config)

@@ -40,7 +40,7 @@ class EmbedConfig(FrozenNetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.output.suffix in FILE_TYPES,
+            Path(self.output).suffix in FILE_TYPES,
             f"output must end in {', '.join(FILE_TYPES[:-1])} or {FILE_TYPES[-1]}, got "
             f"{self.output}",
         )

@@ -26,6 +26,7 @@ from mae_et.checkpoints.store import load_checkpoint
 from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.config.data import DataConfig
 from mae_et.config.files import plain
+from mae_et.config.typed import typed
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
@@ -50,6 +51,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     Raises:
         UserError: there is no encoder, or the data cannot be used.
     """
+    config = typed(config)
     paths = list_checkpoints(config.checkpoint / "checkpoints")
     run = stored_config(config.checkpoint) if paths else None
     if run is None:

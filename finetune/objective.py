@@ -17,9 +17,10 @@ from finetune.scoring_config import ProbeConfig
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import Device
+from mae_et.config.typed import typed
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import sample_seed
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require_in
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 
@@ -40,6 +41,10 @@ class HeldOutAccuracy:
     """Loader processes; by default one per core, or per four cores on the CPU, at most 16."""
     device: Device = "auto"
     """Device; auto uses a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        require_in("(0, 1)", self, "share")
+        typed(self)
 
     def check(self, data: DataConfig, channels: int) -> None:
         """Refuse data that cannot be scored.

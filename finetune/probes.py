@@ -11,6 +11,7 @@ from finetune.linear_classifier import probe_features
 from finetune.run_folder import check_scores_folder
 from finetune.scoring_config import ProbeConfig, notify_scoring
 from mae_et.config.data import DataConfig
+from mae_et.config.typed import typed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
@@ -42,6 +43,7 @@ def score_encoder(
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
+    config = typed(config)
     if config.output is not None:
         check_scores_folder(config.output)
     encoder, data = open_encoder_and_data(config)

@@ -39,7 +39,7 @@ def require_in(interval: str, config: object, *keys: str) -> None:
     }.get(interval, f"lie in {interval}")  # fmt: skip
     for key in keys:
         value = getattr(config, key.rpartition(".")[2])
-        for each in value if isinstance(value, tuple) else (value,):
+        for each in value if isinstance(value, tuple | list) else (value,):
             if each is not None:
                 above = low <= each if interval.startswith("[") else low < each
                 below = each <= high if interval.endswith("]") else each < high
@@ -48,7 +48,7 @@ def require_in(interval: str, config: object, *keys: str) -> None:
 
 def require_png(path: Path, key: str) -> None:
     """Raise `UserError` unless the path of an image to write ends in .png."""
-    require(path.suffix.lower() == ".png", f"{key} must end in .png, got {path}")
+    require(Path(path).suffix.lower() == ".png", f"{key} must end in .png, got {path}")
 
 
 def one_line(error: object) -> str:

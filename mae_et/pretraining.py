@@ -23,6 +23,7 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import ENCODER, PretrainConfig
+from mae_et.config.typed import typed
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.batch import Batch, black_batch
@@ -87,6 +88,7 @@ def pretrain(
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    config = typed(config)
     opening = opening or Opening("pretrain", config, open_training_images)
     with distributed_session(config, config.efficiency) as (world, stopped):
         _pretrain(config, world, stopped, stop_after_step, step or train_step, opening)

@@ -1,9 +1,11 @@
 """The section `model` of a configuration."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from mae_et.config.typed import typed
 from mae_et.errors import require, require_in
 
 Target = Literal["pixel", "norm_pix", "hog"]
@@ -97,6 +99,21 @@ class ModelConfig:
         if self.patch_size is not None:
             return self.patch_size
         return int(re.findall(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)[0])
+
+
+def check_arguments(given: Mapping[str, Any], patch: int) -> None:
+    """Refuse arguments of a model, by name, that a config refuses.
+
+    Unlike that of a config, a model may be rectangular, and lack a decoder.
+
+    Raises:
+        UserError: the sentence names the argument.
+    """
+    size, depth = given["image_size"], given["decoder_depth"] or 1
+    fields = {name: given[name] for name in ModelConfig.__dataclass_fields__ if name in given}
+    for side in size if isinstance(size, Sequence) else [size]:
+        changed = {"image_size": side, "patch_size": patch, "decoder_depth": depth}
+        typed(ModelConfig(**fields | changed))
 
 
 def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:

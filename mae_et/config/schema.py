@@ -203,6 +203,6 @@ class PretrainConfig(RunConfig):
         require(
             root is None
             or self.data.source != "folder"
-            or not folder.absolute().is_relative_to(root.absolute()),
+            or not Path(folder).absolute().is_relative_to(Path(root).absolute()),
             f"output.dir {folder} lies in data.root {root}: its images would become data",
         )

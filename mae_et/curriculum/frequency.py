@@ -14,6 +14,8 @@ for B2 <= B1; linearity. Output sample b sits at input position b*H/B (not at th
 the crop of a mirrored image is the mirrored crop shifted by 1 - B/H of an output sample.
 """
 
+from collections.abc import Sequence
+from operator import index
 from typing import get_args
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from mae_et.config.schema import Method
 from mae_et.runtime.precision import exact_products, full_precision
 from mae_et.runtime.tensor_cache import cache_tensors
+from mae_et.runtime.tensor_checks import check_images
 
 
 def low_frequency_crop(
@@ -45,18 +48,23 @@ def low_frequency_crop(
         [..., B, B] of the images' dtype, on their device; the images themselves at full bandwidth.
 
     Raises:
-        ValueError: the bandwidth is below 1 or above the size, the images are integers, or the
-            method is unknown.
+        ValueError: the bandwidth is no whole number, below 1 or above the size, the images are no
+            tensor of floating-point numbers, or the method is unknown.
     """
-    height, width = (bandwidth, bandwidth) if isinstance(bandwidth, int) else bandwidth
+    check_images(images, "... H W")
+    sides = bandwidth if isinstance(bandwidth, Sequence) else [bandwidth] * 2
+    try:
+        height, width = map(index, sides)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"bandwidth must be a whole number or (height, width), got {bandwidth!r}"
+        ) from None
     full_height, full_width = images.shape[-2:]
     if not (1 <= height <= full_height and 1 <= width <= full_width):
         raise ValueError(
             f"bandwidth {height} x {width} must lie between 1 and the image's size "
             f"{full_height} x {full_width}"
         )
-    if not images.is_floating_point():
-        raise ValueError(f"images must be floating point, got {images.dtype}")
     if method not in get_args(Method):
         raise ValueError(f"method must be fourier, resize or decode, got {method!r}")
     if (height, width) == (full_height, full_width):

@@ -1,4 +1,4 @@
-"""Recognise a dataset by the names and labels of its images."""
+"""Recognise a dataset by the names and labels of its images, and by some of them."""
 
 import hashlib
 from typing import Any
@@ -9,6 +9,8 @@ from mae_et.data.datasets import ImageDataset
 from mae_et.data.image_files import ImageFiles
 from mae_et.data.prepared_shards import PreparedShards
 from mae_et.data.webdataset import TarShards
+
+SAMPLES = 16
 
 
 def fingerprint(source: ImageDataset) -> str:
@@ -30,4 +32,22 @@ def fingerprint(source: ImageDataset) -> str:
         arrays = []
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_with_contents(source: ImageDataset) -> str:
+    """Return a SHA-256 of `fingerprint` and of at most 16 images, evenly spaced, with their labels.
+
+    It tells apart what has the same names: the severities of ImageNet-C, or two numbered datasets.
+    Images that cannot be read do not count.
+    """
+    digest = hashlib.sha256(fingerprint(source).encode())
+    inner: Any = getattr(source, "inner", source)
+    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLES).astype(int)).tolist():
+        try:
+            content, label = inner[index]
+        except Exception:  # of many libraries
+            continue
+        digest.update(content if isinstance(content, bytes) else content.tobytes())
+        digest.update(repr(int(label)).encode())
     return digest.hexdigest()

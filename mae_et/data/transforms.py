@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from mae_et.data.boxes import PixelBox
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.tensor_cache import cache_tensors
+from mae_et.runtime.tensor_checks import check_images
 
 BICUBIC = InterpolationMode.BICUBIC
 MAX_ASPECT = 16
@@ -105,17 +106,27 @@ def as_tensor(image: Image.Image | Tensor) -> Tensor:
     return image if isinstance(image, Tensor) else pil_to_tensor(image)
 
 
-def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract the mean and divide by the standard deviation of each channel.
 
     Args:
-        images: [B C H W]; uint8 is scaled from [0, 255] to [0, 1], other types are not.
+        images: [... C H W]; uint8 is scaled from [0, 255] to [0, 1], other types are not.
         mean: of each channel, or one number.
         std: of each channel, or one number.
 
     Returns:
-        float32 [B C H W].
+        float32 [... C H W].
+
+    Raises:
+        ValueError: mean and std have neither one number nor one for each channel.
     """
+    check_images(images, "... C H W", floating=False)
+    mean, std = (tuple(np.atleast_1d(values).tolist()) for values in (mean, std))
+    if len(mean) != len(std) or len(mean) not in {1, images.shape[-3]}:
+        raise ValueError(
+            f"mean and std must have one number, or one for each of {images.shape[-3]} channels, "
+            f"got {len(mean)} and {len(std)}"
+        )
     scaled = images / 255 if images.dtype == torch.uint8 else images.float()
     centre, spread = statistics(mean, std, images.device)
     return (scaled - centre) / spread

@@ -55,7 +55,7 @@ def create_vit(name: str, **settings: Any) -> Any:
         raise UserError(
             f"timm's {name!r} is no plain vision transformer: it takes no {keyword}"
         ) from None
-    except (RuntimeError, AssertionError) as error:
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
         raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
 
 

@@ -3,13 +3,13 @@
 Shapes: B batch, C channels, H W image size, P prefix tokens, N patches, D width.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mae_et.config.model import Pool
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def extract_features(model: nn.Module, images: Tensor, pool: Pool = "mean") -> T
         `pool` is the model's own pooling.
 
     Raises:
-        UserError: pool is cls, and the model has no class token.
+        UserError: pool is cls, and the model has no class token; or pool is unknown.
     """
     network: Any = model
     return pool_tokens(network, network.forward_features(images), pool)
@@ -39,9 +39,12 @@ def pool_tokens(model: nn.Module, tokens: Tensor, pool: Pool) -> Tensor:
     A norm after pooling (`fc_norm`) is applied where the model was trained with that pooling.
 
     Raises:
-        UserError: pool is cls, and the model has no class token; or its features are maps.
+        UserError: pool is cls, and the model has no class token; pool is unknown; or the features
+            are maps.
     """
     network: Any = model
+    known = get_args(Pool)
+    require(pool in known, f"pool must be one of {', '.join(known)}, got {pool!r}")
     if tokens.ndim != 3:
         raise UserError(f"the features of a {type(model).__name__} are maps, not lists of tokens")
     if pool == "cls" and getattr(network, "cls_token", None) is None:

@@ -16,13 +16,13 @@ from einops import rearrange
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from mae_et.config.model import Attention, ModelConfig, Target, target_width
-from mae_et.errors import UserError
+from mae_et.config.model import Attention, ModelConfig, Target, check_arguments, target_width
 from mae_et.models.decoders import DECODERS, Decoder, gather
 from mae_et.models.encoder import build_plain_vit
 from mae_et.models.masking import Mask, mask_from_noise
 from mae_et.models.pos_embed import Grid, sincos_positions
-from mae_et.models.targets import patch_targets
+from mae_et.models.targets import check_tiled, patch_targets
+from mae_et.runtime.tensor_checks import check_images
 
 
 class Reconstruction(NamedTuple):
@@ -72,8 +72,8 @@ class MaskedAutoencoder(nn.Module):
         hog_bins: number of orientations of a HOG histogram.
 
     Raises:
-        UserError: timm does not know the encoder, it is not a plain ViT with one class token, or a
-            width is not a multiple of 4 and of its heads.
+        UserError: timm does not know the encoder, it is not a plain ViT with one class token, or
+            an argument is one that a config refuses.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class MaskedAutoencoder(nn.Module):
         hog_cell: int = 8,
         hog_bins: int = 9,
     ):
+        given = dict(locals())
         super().__init__()
         overrides = {
             "patch_size": patch_size,
@@ -105,6 +106,7 @@ class MaskedAutoencoder(nn.Module):
         }
         self.encoder = build_plain_vit(encoder, image_size, channels, overrides)
         self.patch: int = self.encoder.patch_embed.patch_size[0]
+        check_arguments(given, self.patch)
         self.base_grid: Grid = self.encoder.patch_embed.grid_size
         extent = (position_grid, position_grid) if position_grid else self.base_grid
         self.position_grid = extent if positions == "full_grid" else None
@@ -114,11 +116,6 @@ class MaskedAutoencoder(nn.Module):
         outputs = target_width(target, self.patch, channels, hog_cell, hog_bins)
         self.decoder_share = decoder_share
         self.decoder: Decoder | None = None
-        if decoder_depth and (decoder_embed_dim % decoder_num_heads or decoder_embed_dim % 4):
-            raise UserError(
-                f"the decoder width {decoder_embed_dim} must be a multiple of 4 and of its "
-                f"{decoder_num_heads} heads"
-            )
         if decoder_depth:
             self.decoder = DECODERS[decoder_attention](
                 self.encoder.embed_dim,
@@ -149,6 +146,8 @@ class MaskedAutoencoder(nn.Module):
 
     def encode(self, images: Tensor, mask: Mask | None = None) -> Tensor:
         """Encode normalised images [B C H W], or their visible patches only -> [B 1+V width]."""
+        check_images(images, f"B {self.channels} H W")
+        check_tiled(images, self.patch)
         embed = self.encoder.patch_embed.proj
         grid = self.grid(images)
         laid_over, width = self.position_grid or grid, self.encoder.embed_dim
@@ -183,8 +182,8 @@ class MaskedAutoencoder(nn.Module):
                 `every_patch` is over all masked patches.
 
         Raises:
-            ValueError: the images are not tiled by patches, the noise is of other patches, or all
-                patches or none would be masked.
+            ValueError: the images have other channels, or are not tiled by patches; the noise is of
+                other patches; or all patches or none would be masked.
             RuntimeError: the model has no decoder (it was loaded from an encoder-only file).
         """
         if self.decoder is None:
@@ -193,10 +192,8 @@ class MaskedAutoencoder(nn.Module):
         if noise is None:
             noise = torch.rand(target.shape[:2], device=images.device)
         if noise.shape != target.shape[:2]:  # otherwise, missing patches would never be shown
-            raise ValueError(
-                f"the noise is of {list(noise.shape)} patches, the images have "
-                f"{list(target.shape[:2])}"
-            )
+            own = list(target.shape[:2])
+            raise ValueError(f"the noise is of {list(noise.shape)} patches, the images have {own}")
         mask = mask_from_noise(noise, mask_ratio)
         latent = self.encode(images, mask)
         grid = self.grid(images)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mae_et.config.model import Target
 from mae_et.runtime.precision import full_precision
+from mae_et.runtime.tensor_checks import check_images
 
 NORM_PIX_EPSILON = 1e-6
 
@@ -46,12 +47,16 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     Raises:
         ValueError: the images are not tiled by patches.
     """
-    if images.shape[-2] % patch or images.shape[-1] % patch:
-        raise ValueError(
-            f"images of {images.shape[-2]} x {images.shape[-1]} pixels are not tiled by patches "
-            f"of {patch}"
-        )
+    check_tiled(images, patch)
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+
+
+def check_tiled(images: Tensor, side: int, what: str = "patches") -> None:
+    """Refuse what is no images [B C H W], or what squares of a side do not tile."""
+    check_images(images, "B C H W", floating=False)
+    height, width = images.shape[-2:]
+    if height % side or width % side or not height * width:
+        raise ValueError(f"images of {height} x {width} pixels are not tiled by {what} of {side}")
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
@@ -87,13 +92,11 @@ def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
         float32 [B C bins H/cell W/cell], in [0, 1]; zero for cells without a gradient.
 
     Raises:
-        ValueError: the images are not tiled by cells.
+        ValueError: the images are not tiled by cells, or cell or bins are below 1.
     """
-    if images.shape[-2] % cell or images.shape[-1] % cell:
-        raise ValueError(
-            f"images of {images.shape[-2]} x {images.shape[-1]} pixels are not tiled by HOG cells "
-            f"of {cell}"
-        )
+    if cell < 1 or bins < 1:
+        raise ValueError(f"cell and bins must be at least 1, got {cell} and {bins}")
+    check_tiled(images, cell, "HOG cells")
     with full_precision(images.device):
         gx, gy = _sobel(images.float())
         magnitude = torch.hypot(gx, gy)

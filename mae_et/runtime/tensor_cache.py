@@ -16,7 +16,8 @@ def cache_tensors(
     """Decorate a function like `functools.lru_cache`, so that its tensors serve every later caller.
 
     In inference mode, plain tensors are made: others cannot be saved for a backward pass. While
-    torch.export or torch.compile traces, nothing is kept: the tensors there have no values.
+    torch.export or torch.compile traces, or under a `FakeTensorMode`, nothing is kept: the tensors
+    there have no values.
     """
 
     def decorate(compute: Callable[Sizes, Result]) -> Callable[Sizes, Result]:
@@ -24,7 +25,7 @@ def cache_tensors(
 
         @wraps(compute)
         def call(*args: Sizes.args, **kwargs: Sizes.kwargs) -> Result:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or type(torch.empty(0)) is not torch.Tensor:
                 return compute(*args, **kwargs)
             with torch.inference_mode(False):
                 return cached(*args, **kwargs)  # type: ignore[arg-type]  # sizes are hashable

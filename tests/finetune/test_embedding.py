@@ -6,6 +6,7 @@ import re
 import shutil
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,12 @@ def test_other_features_are_not_overwritten(place, tmp_path, capsys) -> None:
     for key, value in (("dtype", "float16"), ("split", "train")):
         with pytest.raises(UserError, match=r"has other features: (dtype|images) was"):
             embed(EmbedConfig(**{**vars(settings), key: value}))
+    other = tmp_path / "other"  # images of the same names
+    shutil.copytree(place / "data", other)
+    Image.new("RGB", (40, 48)).save(other / "val" / "cat" / "02.png")
+    data = replace(settings.data, root=other)
+    with pytest.raises(UserError, match="has other features: images was"):
+        embed(replace(settings, data=data))
     settings.output.unlink()  # as the sentence says
     embed(EmbedConfig(**{**vars(settings), "dtype": "float16"}))
     (tmp_path / "f.json").unlink()

@@ -1,0 +1,43 @@
+"""Convert the fields of configs that Python code has made, and refuse those of other types."""
+
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Config = TypeVar("Config")
+
+
+def typed(config: Config) -> Config:
+    """Return a config whose fields have their types, as one that was read from YAML has.
+
+    A dataclass takes any value: a string for a path, a list for a tuple, and a misspelt choice,
+    which code would take for the last of its cases.
+
+    Raises:
+        UserError: a field has none of its values; the sentence names it.
+    """
+    if _fits(config, type(config)):
+        return config
+    from mae_et.config.files import config_from_text, to_yaml  # slow to import
+
+    known: Any = config
+    return config_from_text(to_yaml(known), type(known))
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a value has a type, without looking into lists and mappings."""
+    if is_dataclass(value) and value.__class__ is hint:
+        types = _types(hint)
+        return all(_fits(getattr(value, each.name), types[each.name]) for each in fields(value))
+    kind = get_origin(hint)
+    if kind is Literal:
+        return value in get_args(hint)
+    if kind in {Union, UnionType}:
+        return any(_fits(value, each) for each in get_args(hint))
+    return isinstance(value, (float, int) if hint is float else kind or hint)
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

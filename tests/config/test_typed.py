@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from finetune import HeldOutAccuracy, ProbeConfig
+from mae_et import CurriculumConfig, DataConfig, OutputConfig, PretrainConfig, UserError
+from mae_et.config.typed import typed
+
+
+def test_configs_made_in_python_become_those_read_from_yaml() -> None:
+    """Paths may be strings and tuples lists; a config whose types fit is returned as it is."""
+    proper = PretrainConfig(
+        data=DataConfig(root=Path("photos"), mean=(0.5,), std=(0.5,)),
+        output=OutputConfig(dir=Path("run")),
+    )
+    assert typed(proper) is proper
+    loose = PretrainConfig(
+        data=DataConfig(root="photos", mean=[0.5], std=[0.5]), output=OutputConfig(dir="run")
+    )
+    assert typed(loose) == proper
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (ProbeConfig(Path("run"), pool="CLS"), "pool must be one of 'mean', 'cls', got CLS"),
+        (ProbeConfig(Path("run"), device="cuda:0"), "device must be one of"),
+        (PretrainConfig(curriculum=CurriculumConfig(cost="Area")), "curriculum.cost must be"),
+        (ProbeConfig(Path("run"), neighbours=5.5), "neighbours must be a whole number"),
+    ],
+)
+def test_misspelt_choices_are_refused_not_taken_for_another(config, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        typed(config)
+
+
+def test_objectives_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match="by must be one of 'knn', 'linear', got kNN"):
+        HeldOutAccuracy(by="kNN")

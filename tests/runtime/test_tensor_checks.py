@@ -1,0 +1,46 @@
+"""Arguments that would be misread are refused, in a sentence that names them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_mae import small
+
+from mae_et import extract_features, hog, low_frequency_crop, normalise
+
+IMAGES = torch.rand(2, 3, 32, 32)
+MODEL: Any = small()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: low_frequency_crop(IMAGES, 16.0), "bandwidth must be a whole number"),
+        (lambda: low_frequency_crop(IMAGES, (16.5, 16)), "bandwidth must be a whole number"),
+        (lambda: low_frequency_crop(IMAGES.numpy(), 16), r"images must be .* got ndarray"),
+        (lambda: normalise(IMAGES[:, :1], [0.5] * 3, [0.5] * 3), "one for each of 1 channels"),
+        (lambda: normalise(IMAGES, (0.5,) * 3, (0.5,)), r"mean and std must .* got 3 and 1"),
+        (lambda: hog(IMAGES[0]), r"images must be a tensor \[B C H W\]"),
+        (lambda: hog(IMAGES, bins=0), "cell and bins must be at least 1"),
+        (lambda: MODEL(IMAGES, noise=torch.rand(1, 16)), r"noise is of \[1, 16\] patches"),
+        (lambda: MODEL.encode(IMAGES[:, :1]), r"images must be .*\[B 3 H W\]"),
+        (lambda: MODEL.encode(IMAGES[..., :31]), "32 x 31 pixels are not tiled by patches"),
+        (lambda: extract_features(MODEL.encoder, IMAGES, "token"), "pool must be one of mean, cls"),
+        (lambda: small(positions="full"), "positions must be one of 'full_grid', 'own_grid'"),
+        (lambda: small(decoder_share=2.0), r"decoder_share must lie in \(0, 1\]"),
+        (lambda: small(image_size=(32, 36)), "image_size 36 is not a multiple of the patch"),
+    ],
+)
+def test_misread_arguments_are_refused(call: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+def test_numbers_of_numpy_and_lists_are_taken_as_those_of_python() -> None:
+    statistics = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    expected = normalise(IMAGES, *map(tuple, statistics))
+    for mean, std in (statistics, map(np.array, statistics)):
+        assert torch.equal(normalise(IMAGES, mean, std), expected)
+    assert torch.equal(low_frequency_crop(IMAGES, np.int64(16)), low_frequency_crop(IMAGES, 16))
