@@ -179,7 +179,7 @@ def measure(root: Path, prepared: Path, sizes: Sequence[int], rounds: int) -> li
         timed = {name: partial(load_all, load, images) for name, load in loaders.items()}
         speeds = interleave(timed, rounds, clock=time.process_time)
         decibels = fidelity(source, shards, size, images) if size < BASE else {}
-        for name in [*speeds, *(set(decibels) - set(speeds))]:
+        for name in speeds | decibels:
             speed = speeds.get(name)
             rows.append(
                 {

@@ -60,11 +60,11 @@ def build_vit_classifier(config: NetworkConfig, weights: Weights, classes: int) 
         weights.with_given(config.encoder_num_heads),
         classes,
         config.image_size,
-        config.pool,
-        config.probe,
-        config.drop_path,
-        config.patch_size,
-        config.head_dropout,
+        pool=config.pool,
+        probe=config.probe,
+        drop_path=config.drop_path,
+        patch_size=config.patch_size,
+        head_dropout=config.head_dropout,
     )
     if config.probe != "none":
         freeze_encoder(network)

@@ -119,13 +119,14 @@ def _read(path: Path, key: str | None) -> Weights:
     if path.is_file() and not path.name.endswith(".index.json"):
         return weights_of_payload(path, read_weight_file(path), key)
     path = path.parent if path.is_file() else path
-    described = (path / "config.json").is_file(), (path / "classes.json").is_file()
-    if has_tensors(path) and not any(described):
+    is_hugging_face = (path / "config.json").is_file()
+    is_classifier = (path / "classes.json").is_file()
+    if has_tensors(path) and not (is_hugging_face or is_classifier):
         return _from_mae(path, read_tensors(path), key)
     _refuse_key(path, key)
-    if described[0]:
+    if is_hugging_face:
         return _from_hugging_face(path)
-    if described[1]:
+    if is_classifier:
         return _from_classifier_run(path)
     payload = newest_checkpoint(path / "checkpoints")
     return _from_finished_run(path) if payload is None else weights_of_payload(path, payload)

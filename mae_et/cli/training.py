@@ -7,10 +7,10 @@ import finetune as downstream
 import mae_et
 from finetune.datasets import open_splits
 from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import is_main, print_run, split_json_flag
+from mae_et.cli.output import print_run, split_json_flag
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
-from mae_et.runtime.console import say
+from mae_et.runtime.console import is_main, say
 from mae_et.training.opening import Opening, open_training_images
 
 

@@ -202,15 +202,13 @@ def fork_checkpoint(trial: Trial) -> None:
 
 
 def run_here(
-    configs: Sequence[PretrainConfig],
-    stop_after_step: int | None = None,
-    train: Callable[[PretrainConfig, int | None], Any] = pretrain,
+    configs: Sequence[PretrainConfig], stop_after_step: int | None = None
 ) -> list[str | None]:
     """Train runs in this process, one after another; see `Runner`."""
     failures: list[str | None] = []
     for config in configs:
         try:
-            train(config, stop_after_step)
+            pretrain(config, stop_after_step)
             failures.append(None)
         except Diverged as error:
             failures.append(str(error))

@@ -9,8 +9,8 @@ from searches import STRATEGIES, pretend, stages_of
 from mae_et import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Diverged, RunFailed
+from mae_et.search import trials
 from mae_et.search.driver import search
-from mae_et.search.trials import run_here
 from mae_et.training.plan import make_plan
 
 
@@ -107,16 +107,14 @@ def test_a_diverging_trial_scores_worst_and_the_search_continues(small, strategy
     assert "the loss became nan" in (config.output.dir / "results.md").read_text()
 
 
-def test_divergence_is_a_score_and_other_failures_are_raised(small) -> None:
-    def failing_with(error: Exception):
-        def train(config, stop_after_step):
-            raise error
+def test_divergence_is_a_score_and_other_failures_are_raised(small, monkeypatch) -> None:
+    errors = iter([Diverged("the loss became nan"), RunFailed("disk full")])
 
-        return train
+    def train(config, stop_after_step):
+        raise next(errors)
 
+    monkeypatch.setattr(trials, "pretrain", train)
     runs = [small().pretraining]
-    assert run_here(runs, train=failing_with(Diverged("the loss became nan"))) == [
-        "the loss became nan"
-    ]
+    assert trials.run_here(runs) == ["the loss became nan"]
     with pytest.raises(RunFailed, match="disk full"):
-        run_here(runs, train=failing_with(RunFailed("disk full")))
+        trials.run_here(runs)
