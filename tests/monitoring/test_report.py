@@ -21,9 +21,7 @@ from mae_et.monitoring.compare import names_of
 from mae_et.monitoring.figures import short
 from mae_et.monitoring.report import report
 from mae_et.monitoring.report.charts import (
-    BOTTOM,
-    HEIGHT,
-    TOP,
+    FRAME,
     Band,
     Curve,
     chart,
@@ -155,7 +153,7 @@ def test_higher_values_are_drawn_higher_and_values_above_the_axis_are_counted(po
     # One scale for all: equal values are equally high.
     for a, b, place_a, place_b in zip(values, values[1:], ys, ys[1:], strict=False):
         assert place_a >= place_b if a <= b else place_a <= place_b
-    shown = [y for y in ys if TOP <= y <= HEIGHT - BOTTOM]
+    shown = [y for y in ys if FRAME.top <= y <= FRAME.bottom]
     cut = re.match(r"\d+", drawn.note)
     assert len(ys) - len(shown) == (int(cut.group()) if cut else 0)
 
@@ -219,7 +217,7 @@ def test_the_chart_says_how_far_values_exceed_its_axis() -> None:
     few = chart("t", "x", [Curve("c", 0, [(0.0, 2.4), (1.0, 2.5), (2.0, 3.0)])])
     assert few is not None
     assert not few.note
-    assert max(tick.place for tick in drawn.y_ticks) <= HEIGHT - BOTTOM
+    assert max(tick.place for tick in drawn.y_ticks) <= FRAME.bottom
 
 
 def test_magnitudes_are_shown_only_if_data_are_augmented(tmp_path: Path) -> None:

@@ -3,19 +3,32 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mae_et.monitoring.figures import short
 
 Points = list[tuple[float, float]]
 
-WIDTH, HEIGHT = 460, 284
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 26, 50
 COLOURS = 8
 # Long curves keep the smallest and the largest value of each column of pixels.
 COLUMNS = 300
 DOTS = 90
 MANY = 10
 """Values; a few may lie above the axis."""
+
+
+class Frame(NamedTuple):
+    """Size of a chart, and the edges of the frame in which curves are drawn, in pixels."""
+
+    width: int = 460
+    height: int = 284
+    left: int = 60
+    right: int = 446
+    top: int = 26
+    bottom: int = 234
+
+
+FRAME = Frame()
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,8 @@ def chart(
     y_ticks = ticks(low, high)
     room = 0.04 * (high - low)
     low, high = low - (0 if from_zero else room), high + room
-    across = _scale(left, right, LEFT, WIDTH - RIGHT)
-    up = _scale(low, high, HEIGHT - BOTTOM, TOP)
+    across = _scale(left, right, FRAME.left, FRAME.right)
+    up = _scale(low, high, FRAME.bottom, FRAME.top)
     cut = f"{above} {'value' if above == 1 else 'values'} above the axis, up to {short(max(ys))}"
     places = [(across(band.start), across(min(band.end, right)), band.label) for band in bands]
     return SvgChart(
@@ -198,7 +211,7 @@ def _line(
         path.append(f"{'L' if path else 'M'}{across(x):g},{up(y):g}")
     every = max(1, math.ceil(len(curve.points) / DOTS))
     dots = [
-        (across(x), max(up(y), TOP), text)
+        (across(x), max(up(y), FRAME.top), text)
         for (x, y), text in list(zip(curve.points, curve.texts, strict=False))[::every]
     ]
     return Line(curve.name, curve.colour, curve.dashed, width, " ".join(path), dots)

@@ -18,7 +18,7 @@ from mae_et.monitoring.figures import (
     ordered_figures,
     short,
 )
-from mae_et.monitoring.report.charts import COLOURS
+from mae_et.monitoring.report.charts import COLOURS, FRAME
 from mae_et.monitoring.report.curves import Group, groups_of
 from mae_et.monitoring.report.images import embedded_images
 from mae_et.monitoring.report.records import Record, read_records
@@ -89,6 +89,7 @@ def render(sections: list[Section], groups: list[Group]) -> str:
         title=names[0] if len(names) == 1 else f"{len(names)} runs",
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
+        frame=FRAME,
         sections=sections,
         groups=groups,
         tables=_tables(sections, groups),
