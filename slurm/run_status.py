@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.figures import seconds_left
 from slurm.events import Event, events_file, read_events
@@ -19,7 +19,6 @@ from slurm.squeue import TERMINAL, JobState, job_states
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
 SHOWN_SCORES = ("top1", "knn", "ridge", "effective_rank")
-MAX_NUMBER = 1e30  # larger values in a row are damage
 ENDED = frozenset({"finished", "damaged", "stopped", *map(str.lower, TERMINAL)})
 # State according to the last event, if SLURM knows nothing of the job.
 STATE_AFTER_EVENT = {
@@ -142,19 +141,14 @@ def _scores(run: Path) -> dict[str, float]:
     """Return the plausible values of the last row of scores."""
     rows = _read(run, SCORES)
     given: Row = {key: rows[-1].get(key) for key in SHOWN_SCORES} if rows else {}
-    return {key: value for key, value in given.items() if _is_plausible(value)}
+    return {key: value for key, value in given.items() if is_plausible(value)}
 
 
 def _is_whole(row: Row) -> bool:
     """Return whether what is shown of a row, or computed from it, is plausible."""
     given = [row.get(key) for key in ("step", "stage", "time", "seconds", "compute")]
     keys = ("bandwidth", "loss", "images_per_second", "window_seconds")
-    return all(map(_is_plausible, (*given, *(row.get(key) or 0 for key in keys))))
-
-
-def _is_plausible(value: object) -> bool:
-    """Return whether a value is a number of a usual size; a flipped bit can make any."""
-    return isinstance(value, (int, float)) and abs(value) < MAX_NUMBER
+    return all(map(is_plausible, (*given, *(row.get(key) or 0 for key in keys))))
 
 
 def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row]) -> str:

@@ -16,6 +16,12 @@ DYNAMICS = "dynamics.jsonl"
 SEALED = frozenset({SCORES, DYNAMICS})
 """Records whose rows carry a checksum: they decide the best weights, or are not measured again."""
 Row = dict[str, Any]
+MAX_NUMBER = 1e30  # larger values in a row are damage
+
+
+def is_plausible(value: object) -> bool:
+    """Return whether a value is a number of a usual size; a flipped bit can make any."""
+    return isinstance(value, (int, float)) and abs(value) < MAX_NUMBER
 
 
 def row_line(row: Row, name: str) -> str:

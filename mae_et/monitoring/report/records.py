@@ -8,12 +8,10 @@ from typing import Any
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError
-from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_bytes
 from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_of
 from mae_et.monitoring.probes import MEASURES
-
-MAX_NUMBER = 1e15  # larger values in a row are damage
 
 
 @dataclass(frozen=True)
@@ -133,9 +131,5 @@ def _read(folder: Path, name: str) -> Record:
 
 def _rows_of(folder: Path, name: str = METRICS) -> list[Row]:
     """Return the rows of a record in the order of their steps, without values that are damaged."""
-    rows = ({k: v for k, v in row.items() if _is_number(v)} for row in read_metrics(folder, name))
+    rows = ({k: v for k, v in row.items() if is_plausible(v)} for row in read_metrics(folder, name))
     return sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < MAX_NUMBER
