@@ -140,9 +140,8 @@ class BadImages:
             self.rows.append({"step": step, "sample": index.sample, "reason": reason})
         if self.world.is_main and len(self.rows) > before:
             self.write()
-        first = [
-            self.dataset.source.name(row["sample"]) for row in self.rows[:4]
-        ]  # one more than is shown
+        name = self.dataset.source.name
+        first = [name(row["sample"]) for row in self.rows[:4]]  # one more than is shown
         which = f": {listed(first, 3)}"
         refuse_excess(len(self.known), len(self.dataset), self.max_fraction, which=which)
 

@@ -132,10 +132,10 @@ def _decode_all(
             "they are read from files"
         )
         return None
-    filled = _Filled(source, limit)
+    writer = _Writer(source, limit)
     entries: list[Tensor] = []
     last = start
-    with batches_of(eval_loader(filled, ROWS_AT_ONCE, num_workers)) as loaded:
+    with batches_of(eval_loader(writer, ROWS_AT_ONCE, num_workers)) as loaded:
         for rows in loaded:
             heartbeat()
             entries.append(rows)
@@ -143,15 +143,15 @@ def _decode_all(
                 distributed.any_rank(True, world)
                 last = time.monotonic()
     table = torch.cat(entries).numpy()
-    filled.buffer.write(table, 0)
+    writer.buffer.write(table, 0)
     stored = int((table[:, 0] != NOT_STORED).sum())
     rest = len(source) - stored
     say(
-        f"data.cache ram: {stored} images decoded to {filled.end.value / 2**30:.3g} GiB of "
+        f"data.cache ram: {stored} images decoded to {writer.end.value / 2**30:.3g} GiB of "
         f"shared memory in {time.monotonic() - start:.1f} s"
         + (f"; {rest} unreadable or not fitting are read from files" if rest else "")
     )
-    return CachedDataset(source, filled.buffer, table)
+    return CachedDataset(source, writer.buffer, table)
 
 
 def _expected_bytes(source: ImageDataset) -> int:
@@ -174,7 +174,7 @@ def _read(source: ImageDataset, index: int) -> tuple[Entry, np.ndarray | None]:
     return Entry(kind, tuple(image.shape), label), image.numpy()
 
 
-class _Filled(Dataset[Tensor]):
+class _Writer(Dataset[Tensor]):
     """Write an image into a buffer of at most `limit` bytes, and return its entry, int64 [6]."""
 
     def __init__(self, source: ImageDataset, limit: int):

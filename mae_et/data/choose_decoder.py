@@ -48,8 +48,8 @@ def choose_decoder(
     """
     decoder, reasons = None, []
     # Where there is no choice, `auto` says nothing.
-    has_files = isinstance(getattr(dataset, "source", None), DecodedDataset)
-    chooses = isinstance(dataset, TrainDataset) and has_files and world.device.type == "cuda"
+    has_files = isinstance(dataset, TrainDataset) and isinstance(dataset.source, DecodedDataset)
+    chooses = has_files and world.device.type == "cuda"
     if requested == "gpu" or (requested == "auto" and chooses):
         with fail_together(world):
             decoder, reason = _choose(

@@ -34,13 +34,13 @@ def worker_count(requested: int | None, world: DistributedContext | None = None)
 
 @contextmanager
 def compute_threads(
-    num_workers: int, world: DistributedContext, said: bool = False
+    num_workers: int, world: DistributedContext, quiet: bool = False
 ) -> Iterator[None]:
     """Compute with as many threads as loader processes leave cores, if this is done on the CPU.
 
     A number that the user gave is kept (`SET_BY_USER`), and so is a smaller one, which
     `torch.set_num_threads` may have set. Afterwards the number is what it was.
-    Every rank calls this. A line says the number, unless that is `said` elsewhere.
+    Every rank calls this. A line says the number, unless `quiet`.
     """
     before = torch.get_num_threads()
     cores = own_cores(world)
@@ -49,7 +49,7 @@ def compute_threads(
     if world.device.type != "cpu" or given or threads >= before:
         yield
         return
-    if not said:
+    if not quiet:
         notify(
             f"{threads} of {cores} cores compute{'s' * (threads == 1)}, beside {num_workers} "
             f"loader process{'es' * (num_workers != 1)}; OMP_NUM_THREADS sets the threads"

@@ -50,12 +50,12 @@ def training_batches(
     loaded_from = views
     if decoder is not None:
         loaded_from = EncodedDataset(dataset, views, decoder.cpu_sides)
-    with contextlib.ExitStack() as ends:
+    with contextlib.ExitStack() as stack:
         timeout = STALL_SECONDS if decoder is not None and num_workers else 0
         loader = train_loader(loaded_from, sampler, num_workers, pin_memory, timeout)
-        batches = ends.enter_context(batches_of(loader))
+        batches = stack.enter_context(batches_of(loader))
         if decoder is not None:
-            batches = ends.enter_context(decoded_ahead(batches, decoder, views))
+            batches = stack.enter_context(decoded_ahead(batches, decoder, views))
         if sampler.replay:
             batches = replayed(batches, sampler, dataset, pin_memory)
         if decoder is None:

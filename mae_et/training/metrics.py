@@ -33,16 +33,16 @@ class Sums(NamedTuple):
         norm: norm of the gradient at the last step.
         first: loss of the first step.
         substituted: images that could not be read and were replaced by others.
-        losses: non-finite losses.
-        updates: skipped updates.
+        nonfinite_losses: steps whose loss is not finite.
+        skipped_updates: steps whose loss or gradient is not finite.
     """
 
     loss: float
     norm: float
     first: float
     substituted: int
-    losses: Streak
-    updates: Streak
+    nonfinite_losses: Streak
+    skipped_updates: Streak
 
 
 class MetricsWindow:
@@ -129,7 +129,7 @@ class MetricsWindow:
         sums = self._gather(len(bad.waiting) if bad else 0, world)
         now = time.perf_counter()
         seconds = now - self.started
-        self._check(run, sums.losses, sums.updates)
+        self._check(run, sums.nonfinite_losses, sums.skipped_updates)
         if bad and sums.substituted:
             bad.exchange(state.step)
         state.seconds += seconds
@@ -144,7 +144,7 @@ class MetricsWindow:
             "compute": plan.progress(state.step),
             "loss": sums.loss if math.isfinite(sums.loss) else None,
             "grad_norm": sums.norm if math.isfinite(sums.norm) else None,
-            "skipped_updates": sums.updates.steps,
+            "skipped_updates": sums.skipped_updates.steps,
             "substituted": sums.substituted,
             "unreadable": len(bad.known) if bad else 0,
             "lr": lr_at(progress, run.config.optim) * peak_scale(state.optimizer),
@@ -170,9 +170,9 @@ class MetricsWindow:
         mine = torch.stack([*self.numbers, self.numbers[0].new_tensor(substituted)])
         each = distributed.all_gather(mine, world).cpu()  # [ranks, 2 * steps + 1]
         values = rearrange(each[:, :-1], "ranks (steps two) -> ranks steps two", two=2)
-        lost, (losses, updates) = self.nonfinite.count(values)
-        loss = values[..., 0].masked_fill(lost[..., 0], 0.0)
-        good = (~lost[..., 0]).sum(dim=1)
+        nonfinite, (losses, updates) = self.nonfinite.count(values)
+        loss = values[..., 0].masked_fill(nonfinite[..., 0], 0.0)
+        good = (~nonfinite[..., 0]).sum(dim=1)
         mean = sum(loss.unbind(dim=1)) / good  # of each rank; 0 / 0 is NaN, ignored below
         norm, first, count = values[:, -1, 1], loss[:, 0], each[:, -1]
         return Sums(
@@ -187,13 +187,15 @@ class MetricsWindow:
         """
         most = run.config.optim.max_skipped_updates
         patience = max(most, SCALER_PATIENCE) if run.state.scaler.is_enabled() else most
-        for what, lost, limit in (("loss", losses, most), ("gradient's norm", updates, patience)):
-            if lost.longest > limit:
-                first = f" at step {run.state.step - self.steps + lost.first}" if lost.first else ""
-                in_a_row = f", for {lost.longest} updates in a row" if limit else ""
+        for what, streak, limit in (("loss", losses, most), ("gradient's norm", updates, patience)):
+            if streak.longest > limit:
+                first = (
+                    f" at step {run.state.step - self.steps + streak.first}" if streak.first else ""
+                )
+                in_a_row = f", for {streak.longest} updates in a row" if limit else ""
                 raise Diverged(
-                    f"the {what} became {lost.value}{first}{in_a_row}; the last good checkpoint is "
-                    f"kept in {run.config.output.dir}"
+                    f"the {what} became {streak.value}{first}{in_a_row}; the last good checkpoint "
+                    f"is kept in {run.config.output.dir}"
                 )
 
 

@@ -75,25 +75,25 @@ class NonFinite:
         Returns:
             Which numbers count as non-finite, bool [ranks steps K], and the K streaks.
         """
-        lost = (~values.isfinite()).cumsum(dim=-1) > 0
+        nonfinite = (~values.isfinite()).cumsum(dim=-1) > 0
         longest = self.row
-        for step in lost.unbind(dim=1):
+        for step in nonfinite.unbind(dim=1):
             self.row = (self.row + 1) * step
             longest = torch.maximum(longest, self.row)
         streaks = [
-            _streak(lost[..., kind], values[..., kind], int(longest[:, kind].max()))
+            _streak(nonfinite[..., kind], values[..., kind], int(longest[:, kind].max()))
             for kind in range(values.shape[-1])
         ]
-        return lost, streaks
+        return nonfinite, streaks
 
 
-def _streak(lost: Tensor, values: Tensor, longest: int) -> Streak:
+def _streak(nonfinite: Tensor, values: Tensor, longest: int) -> Streak:
     """Return the non-finite steps of one number, from those of all ranks [ranks steps]."""
-    if not lost.any():
+    if not nonfinite.any():
         return Streak(0, 0, 0.0, longest)
-    first = int(lost.any(dim=0).int().argmax())
-    rank = int(lost[:, first].int().argmax())
-    return Streak(int(lost.sum(dim=1).max()), first + 1, values[rank, first].item(), longest)
+    first = int(nonfinite.any(dim=0).int().argmax())
+    rank = int(nonfinite[:, first].int().argmax())
+    return Streak(int(nonfinite.sum(dim=1).max()), first + 1, values[rank, first].item(), longest)
 
 
 def check_state(run: Run) -> None:
@@ -102,10 +102,10 @@ def check_state(run: Run) -> None:
     They can follow from a finite gradient if the learning rate is far too high.
     """
     state = run.state
-    lost = next((name for name, tensor in _tensors(state) if not tensor.isfinite().all()), None)
-    if distributed.any_rank(lost is not None, run.world):
+    damaged = next((name for name, tensor in _tensors(state) if not tensor.isfinite().all()), None)
+    if distributed.any_rank(damaged is not None, run.world):
         raise Diverged(
-            f"{lost or 'a weight of another rank'} is not finite after step {state.step}; it is "
+            f"{damaged or 'a weight of another rank'} is not finite after step {state.step}; it is "
             f"not saved; the last good checkpoint is kept in {run.config.output.dir}"
         )
 

@@ -59,11 +59,11 @@ def _online_probe(config: RunConfig) -> OnlineProbeConfig | None:
 
 
 def check_same_settings(
-    said: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
+    refusal: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
 ) -> None:
-    """Refuse settings that differ in a key but `may_differ`; `said` begins the error's sentence."""
+    """Refuse settings that differ in a key but `may_differ`; `refusal` begins the sentence."""
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
             raise UserError(
-                f"{said}: {key} was {old!r} and is now {now[key]!r}; give another output.dir"
+                f"{refusal}: {key} was {old!r} and is now {now[key]!r}; give another output.dir"
             )

@@ -64,7 +64,7 @@ def distributed_session(
             check_same_command(config, world)
             check_own_gpus(world)
             workers = worker_count(process.num_workers, world)
-            with compute_threads(workers, world, said=is_run):
+            with compute_threads(workers, world, quiet=is_run):
                 yield world, stopped
         except Interrupted:  # on all ranks, by agreement
             distributed.shutdown(world)
