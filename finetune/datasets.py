@@ -5,7 +5,7 @@ from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import Split, split_name
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 from mae_et.training.opening import Opening, describe_data
 
 Splits = tuple[ImageDataset, ImageDataset | None]
@@ -63,13 +63,12 @@ def _check_same_classes(train: ImageDataset, val: ImageDataset) -> None:
     of_train, of_val = set(train.classes), set(val.classes)
     if unknown := [name for name in val.classes if name not in of_train]:
         raise UserError(
-            "the validation split has classes that the training split lacks: "
-            f"{', '.join(unknown[:5])}"
+            f"the validation split has classes that the training split lacks: {listed(unknown)}"
         )
     absent = [name for name in train.classes if name not in of_val]
     if empty := absent or classes_without_images(val):
         raise UserError(
-            f"the validation split has no image of {', '.join(empty[:5])}: add some, or move the "
+            f"the validation split has no image of {listed(empty)}: add some, or move the "
             "class out of the training split"
         )
     if list(train.classes) != list(val.classes):

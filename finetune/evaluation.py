@@ -22,7 +22,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.fingerprint import fingerprint
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import notify
@@ -106,7 +106,7 @@ def _open(config: EvaluateConfig) -> _Task:
     if run is not None and config.data in (None, run.data):
         empty = [name for name in classifier.classes or () if name not in source.classes] or empty
     if empty:
-        raise UserError(f"the validation split has no image of {', '.join(empty[:5])}")
+        raise UserError(f"the validation split has no image of {listed(empty)}")
     network = classifier.network.eval()
     outputs = network.num_classes
     indices, match = match_classes(config.checkpoint, outputs, classifier.classes, source.classes)

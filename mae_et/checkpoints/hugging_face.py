@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mae_et.checkpoints.weight_files import read_weight_file
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 from mae_et.io.plain_files import read_mapping
 
 # Our names and theirs, after the number of a block.
@@ -172,8 +172,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     lacking = sorted(placed.keys() - tensors.keys())
     if lacking:
         # Depth is read from names, so a missing last block would go unnoticed later.
-        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        raise UserError(f"the files of {index} lack {', '.join(lacking[:5])}{more}")
+        raise UserError(f"the files of {index} lack {listed(lacking)}")
     return tensors
 
 

@@ -113,7 +113,7 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
     modules = {name.rpartition(".")[0] for name in tensors}
     lacking = sorted(n for n in weights.keys() - tensors.keys() if n.rpartition(".")[0] in modules)
     unused = ", ".join(label or "the file itself" for label in others)
-    rest = f"; it lacks {', '.join(lacking[:3])}, taken from {unused}" if lacking else ""
+    rest = f"; it lacks {listed(lacking, 3)}, taken from {unused}" if lacking else ""
     fact = f"taking the moving average {average}, not {unused} (checkpoint_key chooses){rest}"
     say(f"{path}: {fact}")
     return _as_float32(path, {name: weights[name] for name in lacking} | tensors)

@@ -21,7 +21,7 @@ from mae_et.checkpoints.checksums import (
     check_safetensors,
     is_cut_short,
 )
-from mae_et.errors import UserError, one_line
+from mae_et.errors import UserError, listed, one_line
 
 # Entries (JSON) of a safetensors file's metadata, and of a torch archive beside its weights.
 MODEL_KEY = "mae_et.model"
@@ -133,7 +133,7 @@ def _what_archive(path: Path) -> str:
         return "it is a TorchScript archive: save the state_dict of its module"
     if not names or any(name.endswith("/data.pkl") for name in names):
         return ""
-    return f"it is an archive of {', '.join(names[:3])}: unpack it, or convert it to PyTorch"
+    return f"it is an archive of {listed(names, 3)}: unpack it, or convert it to PyTorch"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

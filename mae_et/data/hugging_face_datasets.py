@@ -12,7 +12,7 @@ from mae_et.config.refusals import one_sentence
 from mae_et.data.decoding import UNLABELLED, DecodedDataset
 from mae_et.data.layout import Split, split_name, split_names
 from mae_et.data.tar_index import MAX_CLASSES
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 from mae_et.runtime.console import notify
 
 
@@ -108,7 +108,7 @@ def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
     names = sorted(set(train[label][:]) - {None})
     unknown = sorted(set(rows[label][:]) - {None, *names})
     if unknown:
-        raise ValueError(f"it has classes that the training split lacks: {', '.join(unknown[:5])}")
+        raise ValueError(f"it has classes that the training split lacks: {listed(unknown)}")
     return HuggingFaceImages(rows, image, label, {each: i for i, each in enumerate(names)}, names)
 
 

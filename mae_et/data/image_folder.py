@@ -20,7 +20,7 @@ from mae_et.data.layout import (
     split_name,
     subfolders,
 )
-from mae_et.errors import UnknownClasses, UserError
+from mae_et.errors import UnknownClasses, UserError, listed
 from mae_et.runtime.console import notify
 
 # What a folder without images may hold instead, by extension.
@@ -153,8 +153,9 @@ def _label_files(files: Sequence[str], classes: Sequence[str], folder: Path) -> 
         return [UNLABELLED] * len(files)
     unknown = sorted(set(present) - set(classes))
     if unknown:
-        lacking = f"{folder} has classes that the training split lacks: {', '.join(unknown)}"
-        raise UnknownClasses(lacking)
+        raise UnknownClasses(
+            f"{folder} has classes that the training split lacks: {listed(unknown)}"
+        )
     label = {name: number for number, name in enumerate(classes)}
     return [label[file.partition("/")[0]] for file in files]
 
@@ -213,7 +214,7 @@ def _report_folders(folder: Path, files: Sequence[str]) -> list[str]:
         facts.append(f"the first folder is the class, not those below ({deeper})")
     empty = sorted(set(subfolders(folder)) - {file.partition("/")[0] for file in files})
     if empty:
-        facts.append(f"folders without images: {len(empty)} ({', '.join(empty[:3])})")
+        facts.append(f"folders without images: {len(empty)} ({listed(empty, 3)})")
     return facts
 
 

@@ -25,7 +25,7 @@ from mae_et.data.layout import (
     subfolders,
 )
 from mae_et.data.tar_index import MAX_CLASSES, index_shard
-from mae_et.errors import UnknownClasses, UserError
+from mae_et.errors import UnknownClasses, UserError, listed
 from mae_et.runtime.console import notify
 
 COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
@@ -233,7 +233,7 @@ def _number_classes(
     if unknown:
         raise UnknownClasses(
             f"the shards in {paths[0].parent} have classes that the training split lacks: "
-            f"{', '.join(unknown[:5])}"
+            f"{listed(unknown)}"
         )
     number = {name: i for i, name in enumerate(classes)}
     return classes, np.array(

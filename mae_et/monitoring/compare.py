@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from mae_et.config.plain_yaml import parse_yaml
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 from mae_et.io.atomic import refuse_unwritable, write_text_atomically
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitoring.figures import FIGURES, ordered_figures
@@ -87,7 +87,7 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
     if len(others) == len(runs):
         raise UserError(f"{others[0]} holds no run")
     if others:
-        say(f"not compared, for they hold no run: {', '.join(map(str, others[:5]))}")
+        say(f"not compared, for they hold no run: {listed(others)}")
     runs = {folder: run for folder, run in runs.items() if folder not in others}
     for folder, run in list(runs.items()):
         parent = _parent(run, [other for other in runs if other != folder])
