@@ -15,7 +15,7 @@ from typing import Literal
 
 from mae_et.config.schema import CurriculumConfig, Preset, Stage
 from mae_et.curriculum.plan import Plan, PlannedStage
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 
 # The papers' bandwidths at base 224, one for each tenth of the budget. Stage i of the ten has
 # RandAugment magnitude i: EfficientTrain++ states it, and EfficientTrain, whose tenths are of
@@ -142,6 +142,7 @@ class Curriculum:
         """
         if dataset_size < 1:
             raise UserError("the dataset is empty")
+        require(batch_size > 0, f"optim.batch_size must be positive, got {batch_size}")
         if batch_size > dataset_size:
             raise UserError(
                 f"optim.batch_size {batch_size} is larger than the dataset of {dataset_size} images"
@@ -196,7 +197,7 @@ class Curriculum:
 
 def _check_budget(epochs: float, steps_per_epoch: float) -> None:
     steps = epochs * steps_per_epoch
-    if steps > MOST_STEPS:
+    if not steps <= MOST_STEPS:  # or not a number
         raise UserError(
             f"curriculum.epochs {epochs:g} is a budget of {steps:.3g} steps; at most "
             f"{MOST_STEPS:,} are possible"

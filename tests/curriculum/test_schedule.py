@@ -133,7 +133,9 @@ def test_impossible_plans_raise_a_user_error() -> None:
         curriculum.plan(10, 100, 101)
     with pytest.raises(UserError, match="less than one step"):
         curriculum.plan(0.01, 1000, 1000)
-    for epochs in (1e18, 1e308):
+    with pytest.raises(UserError, match="batch_size must be positive"):
+        curriculum.plan(1, 100, 0)
+    for epochs in (1e18, 1e308, math.nan):
         with pytest.raises(UserError, match=r"curriculum.epochs \S+ is a budget of \S+ steps"):
             curriculum.plan(epochs, 1000, 10)
         with pytest.raises(UserError, match=r"curriculum.epochs \S+ is a budget of \S+ steps"):

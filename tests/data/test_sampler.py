@@ -162,13 +162,30 @@ def test_the_sampler_yields_what_the_steps_load() -> None:
 
 @pytest.mark.parametrize(
     ("times", "sentence"),
-    [({24: 2}, r"names the bandwidths \[24\], the curriculum has \[16, 32\]"), ({16: 5}, "5 uses")],
+    [
+        ({24: 2}, r"names the bandwidths \[24\], the curriculum has \[16, 32\]"),
+        ({16: 5}, "5 uses"),
+        ({16: -2}, "data.replay must be positive"),
+    ],
 )
 def test_replay_that_does_not_fit_the_plan_is_refused(times, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         CurriculumBatchSampler(
             PLAN, 0, micro_batch_size(None, PLAN, 1), replay=times, replay_images=10
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"micro_batch": -2}, "micro_batch must be positive"),
+        ({"start_step": -1}, "start_step must not be negative"),
+        ({"replay": {16: 2}}, "replay needs replay_images"),
+    ],
+)
+def test_settings_that_would_draw_nothing_are_refused(settings, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        list(CurriculumBatchSampler(PLAN, **settings))
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
