@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
-from mae_et.probing.labelled import check_features
+from mae_et.probing.labelled import check_features, check_splits
 from mae_et.runtime.console import notify
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -84,6 +84,7 @@ def probe_features(
     Source: MAE's linear probe (arXiv 2111.06377, appendix A) with momentum SGD instead of LARS, on
     features of centre crops.
     """
+    check_splits(train, val)
     probe = train_probe(train, epochs, seed)
     return ProbeResult(probe.accuracy(val), probe.learning_rate, probe.held_out_accuracy)
 
@@ -92,6 +93,8 @@ def train_probe(train: tuple[Tensor, Tensor], epochs: int = 100, seed: int = 0) 
     """Train a linear classifier on features; see `probe_features`."""
     features, labels = train
     check_features(features, labels, "train")
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     mean, variance = features.mean(dim=0), features.var(dim=0, correction=0)
     std = (variance + PROBE_EPSILON).sqrt()
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))

@@ -56,11 +56,14 @@ class Weights:
         decoder_num_heads: int | None = None,
         target: Target | None = None,
     ) -> "Weights":
-        """Add what a caller knows: heads that are not recorded, and a target in any case.
+        """Add what a caller knows: heads, and a target where no config of ours records it.
 
         Raises:
-            UserError: other heads are recorded.
+            UserError: other heads are recorded, or another target by a config of ours.
         """
+        own = getattr(self.model, "target", None)
+        if target and own not in {None, target}:
+            raise UserError(f"target {target}: {self.path} records {own}")
         given = {"encoder_num_heads": encoder_num_heads, "decoder_num_heads": decoder_num_heads}
         heads: dict[str, Any] = {}
         for key, number in given.items():

@@ -3,13 +3,33 @@
 import torch
 from torch import Tensor
 
+Labelled = tuple[Tensor, Tensor]
+"""Features, float [N D], and their labels, int64 [N] from 0."""
+
+
+def check_splits(train: Labelled, val: Labelled) -> None:
+    """Check features to learn from, and others to classify, of the same width and type.
+
+    Raises:
+        ValueError: see `check_features`; or the splits differ.
+    """
+    check_features(*train, "train")
+    check_features(*val, "val")
+    kinds = [(part.shape[1], part.dtype) for part, _ in (train, val)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"train and val must be of one width and dtype, got {kinds}")
+
 
 def check_features(features: Tensor, labels: Tensor, name: str) -> None:
     """Check that features [N D] and labels [N] belong together.
 
     Raises:
-        ValueError: shapes or types do not fit, there are no images, or a label is negative.
+        ValueError: shapes or types do not fit, there are no images, a feature is not finite, or a
+            label is negative.
     """
+    if not isinstance(features, Tensor) or not isinstance(labels, Tensor):
+        kinds = f"{type(features).__name__} and {type(labels).__name__}"
+        raise ValueError(f"{name} must be two tensors, features and labels, got {kinds}")
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features):
         raise ValueError(
             f"{name} must be features [N D] and labels [N] with N > 0, got shapes "
@@ -20,5 +40,7 @@ def check_features(features: Tensor, labels: Tensor, name: str) -> None:
             f"{name} must be floating-point features and int64 labels, got {features.dtype} and "
             f"{labels.dtype}"
         )
+    if not all(value.isfinite() for value in features.aminmax()):  # no copy, unlike isfinite
+        raise ValueError(f"{name} has features that are not finite")
     if int(labels.min()) < 0:
         raise ValueError(f"{name} has an unlabelled image (label {int(labels.min())})")

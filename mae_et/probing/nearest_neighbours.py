@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_et.probing.labelled import check_features
+from mae_et.probing.labelled import check_splits
 
 MAX_SIMILARITIES = 2**28
 """Most entries of a block of the similarity matrix: 1 GiB in float32."""
@@ -34,13 +34,17 @@ def knn_accuracy(
         Top-1 accuracy in percent, 0 to 100.
 
     Raises:
-        ValueError: shapes or types do not fit, or a split is empty or has unlabelled images.
+        ValueError: shapes or types do not fit; a split is empty, or has unlabelled images or
+            features that are not finite; or neighbours or temperature are not positive.
 
     Source: InstDisc (Wu et al., CVPR 2018, arXiv 1805.01978), with DINO's k and temperature.
     """
     (bank, bank_labels), (queries, labels) = train, val
-    check_features(bank, bank_labels, "train")
-    check_features(queries, labels, "val")
+    check_splits(train, val)
+    if neighbours < 1 or temperature <= 0:
+        raise ValueError(
+            f"neighbours and temperature must be positive, got {neighbours} and {temperature}"
+        )
     k = min(neighbours, len(bank))
     classes = int(bank_labels.max()) + 1
     # Norms, not normalised copies: a bank of ImageNet's size takes gigabytes.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_et.probing.labelled import check_features
+from mae_et.probing.labelled import check_splits
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Candidate penalties of standardised features, relative to the number of images."""
@@ -34,8 +34,7 @@ def ridge_accuracy(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> 
     sections 3.4.1 (ridge regression) and 7.10 (leave-one-out residuals of linear fits).
     """
     (features, labels), (queries, truth) = train, val
-    check_features(features, labels, "train")
-    check_features(queries, truth, "val")
+    check_splits(train, val)
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp_min(1e-6)
     x = (features - mean) / std
     classes = F.one_hot(labels).to(x)  # [N C]

@@ -8,7 +8,7 @@ from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
-from mae_et import UserError, load_pretrained
+from mae_et import ModelConfig, UserError, load_pretrained
 from mae_et.checkpoints.load import _report_published, depth_of, num_heads_of
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
@@ -132,11 +132,14 @@ def test_heads_that_are_only_published_are_reported(capsys) -> None:
     assert not capsys.readouterr().err
 
 
-def test_other_heads_than_those_recorded_are_refused() -> None:
+def test_other_heads_and_targets_than_those_recorded_are_refused() -> None:
     weights = Weights(Path("a"), {}, encoder_num_heads=6)
     assert weights.with_given(6).encoder_num_heads == weights.with_given().encoder_num_heads == 6
     with pytest.raises(UserError, match="encoder_num_heads 12: a records 6"):
         weights.with_given(12)
+    model = ModelConfig(target="hog")
+    with pytest.raises(UserError, match="target pixel: a records hog"):
+        Weights(Path("a"), {}, model=model).with_given(target="pixel")
 
 
 def test_depth_and_heads_are_inferred_from_the_weights() -> None:

@@ -80,3 +80,8 @@ def test_an_epoch_shows_each_image_once_in_batches_of_one_size(count: int) -> No
 def test_features_that_do_not_fit_their_labels_are_refused(train, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         probe_features(train, separable(4))
+
+
+def test_a_probe_of_no_epoch_is_refused() -> None:
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        probe_features(separable(4), separable(4), epochs=0)

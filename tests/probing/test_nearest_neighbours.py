@@ -70,8 +70,17 @@ def test_validation_of_any_size_is_scored_in_blocks() -> None:
         ((torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), "with N > 0"),
         ((torch.zeros(3, 2), torch.zeros(3)), "int64 labels, got torch.float32 and torch.float32"),
         ((torch.zeros(3, 2), torch.tensor([0, -1, 1])), "an unlabelled image (label -1)"),
+        ((torch.full((3, 2), torch.nan), torch.arange(3)), "features that are not finite"),
+        ((torch.zeros(3, 9), torch.arange(3)), "of one width and dtype"),
+        ((np.zeros((3, 2)), np.zeros(3)), "two tensors, features and labels, got ndarray"),
     ],
 )
 def test_features_that_do_not_fit_their_labels_are_refused(train, sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):
         knn_accuracy(train, separable(4))
+
+
+@pytest.mark.parametrize("votes", [{"neighbours": 0}, {"temperature": 0.0}, {"temperature": -1.0}])
+def test_votes_that_choose_nothing_are_refused(votes) -> None:
+    with pytest.raises(ValueError, match="neighbours and temperature must be positive"):
+        knn_accuracy(separable(4), separable(4), **votes)
