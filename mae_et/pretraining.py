@@ -42,7 +42,7 @@ from mae_et.runtime.signals import StopFlag
 from mae_et.training import extension
 from mae_et.training.build import build_run
 from mae_et.training.find_checkpoint import find_checkpoint
-from mae_et.training.initialisation import load_initial_weights, saved_hash
+from mae_et.training.initialisation import load_initial_weights
 from mae_et.training.loop import Step
 from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
@@ -144,7 +144,10 @@ def build(
     """
     torch.manual_seed(config.seed)
     model = MaskedAutoencoder.from_config(config.model)
-    initial = load_initial_weights(model, config, world) if saved is None else saved_hash(saved)
+    if saved is None:
+        initial = load_initial_weights(model, config, world)
+    else:
+        initial = saved["origin"].get("init")
     model.set_gradient_checkpointing(config.efficiency.gradient_checkpointing)
     optimizer_of = partial(build_optimizer, config=config.optim)
     run = build_run(

@@ -81,7 +81,10 @@ class _ErrorRecorder:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU; its entry `path` is the file that it was read from.
+    """Read a checkpoint to the CPU.
+
+    Its entry `path` is the file that it was read from, and `origin` what it records of its
+    provenance: nothing, if its writer knew none.
 
     Raises:
         UserError: the file is whole, and something in it cannot be right (see `check_contents`).
@@ -105,7 +108,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
     check_contents(payload, path)
-    return payload | {"path": str(path)}
+    return payload | {"path": str(path), "origin": payload.get("origin") or {}}
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:

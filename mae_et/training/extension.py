@@ -87,7 +87,7 @@ def read_extension(
         _MAY_DIFFER,
     )
     saved = _last_constant_checkpoint(run, before, plan_of_run(run))
-    if (saved.get("origin") or {}).get("data") != fingerprint(source):
+    if saved["origin"].get("data") != fingerprint(source):
         raise UserError(
             f"init.extends {run} was trained on other images (their number, names, labels or order)"
         )

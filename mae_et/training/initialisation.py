@@ -1,7 +1,5 @@
 """Start a new run from other weights (`init.weights`)."""
 
-from typing import Any
-
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.initial_weights import initialise_from
 from mae_et.checkpoints.preprocessing import Preprocessing
@@ -46,8 +44,3 @@ def _describe_statistics(recorded: Preprocessing | None, data: DataConfig) -> st
         return "the weights record no mean and std: those of the config are used"
     differing = recorded.differences(data)
     return f"but {', '.join(differing)}" if differing else "mean and std as for the weights"
-
-
-def saved_hash(saved: dict[str, Any]) -> str | None:
-    """Return the hash of the initial weights that a checkpoint records; None without any."""
-    return (saved.get("origin") or {}).get("init")

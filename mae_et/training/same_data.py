@@ -24,7 +24,7 @@ def provenance_of(
         has decoded so far (None for a new run): `cpu`, if the checkpoint does not say;
         `decode_cpu_sides`: see `DeviceDecoder`.
     """
-    origin = {"decode": None} if saved is None else (saved.get("origin") or {})
+    origin = {"decode": None} if saved is None else saved["origin"]
     return {
         "data": fingerprint(source),
         "processes": world.size,
@@ -42,7 +42,7 @@ def check_same_data(
     """
     if saved is None:
         return
-    folder, before = config.output.dir, saved.get("origin") or {}
+    folder, before = config.output.dir, saved["origin"]
     if saved["plan"]["dataset_size"] != images:
         raise UserError(
             f"{folder} holds a checkpoint of another run: the dataset had "
@@ -65,4 +65,4 @@ def check_same_data(
 
 def same_world_size(saved: dict[str, Any], world: DistributedContext) -> bool:
     """Return whether a checkpoint was saved on as many ranks, or does not say on how many."""
-    return (saved.get("origin") or {}).get("processes", world.size) == world.size
+    return saved["origin"].get("processes", world.size) == world.size
