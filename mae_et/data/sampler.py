@@ -142,17 +142,17 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         held: set[SampleIndex] = set()
         for step in range(self.start_step, self.plan.steps):
             stage = self.plan.at(step)
-            new = self._new(step, stage)
+            last = (step - stage.start + 1) * self._share(stage)
+            new = self._samples(np.arange(last - self._share(stage), last), stage)
             if not self.replays(stage):
                 yield StepSamples(step, stage, new, new, len(new), [])
                 continue
-            last = (step - stage.start + 1) * len(new)
             first = max(0, last - self.replay_images)
             generator = torch.Generator()
             generator.manual_seed(sample_seed(self.seed, step, self.rank, _REPLAY))
             count = (self._times(stage) - 1) * len(new)
-            places = torch.randint(first, last, (count,), generator=generator).tolist()
-            again = [self._sample_at(place, stage) for place in places]
+            places = torch.randint(first, last, (count,), generator=generator).numpy()
+            again = self._samples(places, stage)
             loaded = list(dict.fromkeys(index for index in new + again if index not in held))
             held.update(loaded)
             following = min(last, max(0, last + len(new) - self.replay_images))
@@ -160,7 +160,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
                 following = last
             # Of more new samples than are kept, some are too old to be drawn from at once.
             oldest = min(first, last - len(new))
-            leaving = (self._sample_at(place, stage) for place in range(oldest, following))
+            leaving = self._samples(np.arange(oldest, following), stage)
             dropped = [index for index in leaving if index in held]  # some were not reloaded
             held.difference_update(dropped)
             yield StepSamples(step, stage, loaded, new + again, len(new), dropped)
@@ -172,19 +172,18 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         """Return the number of new samples of a step on this rank."""
         return self.plan.batch_size // self._times(stage) // self.world_size
 
-    def _new(self, step: int, stage: PlannedStage) -> list[SampleIndex]:
-        share = self._share(stage)
-        first = (step - stage.start) * share
-        return [self._sample_at(place, stage) for place in range(first, first + share)]
-
-    def _sample_at(self, place: int, stage: PlannedStage) -> SampleIndex:
-        """Return the sample at a position of this rank's sequence in a stage."""
-        share = self._share(stage)
-        step, offset = divmod(place, share)
-        before = (step * self.world_size + self.rank) * share + offset
-        epoch, in_epoch = divmod(self._before[stage.index] + before, self.plan.dataset_size)
-        order = permutation(self.plan.dataset_size, self.seed, epoch)
-        return SampleIndex(int(order[in_epoch]), epoch, stage.index)
+    def _samples(self, places: np.ndarray, stage: PlannedStage) -> list[SampleIndex]:
+        """Return the samples at positions of this rank's sequence in a stage."""
+        share, size = self._share(stage), self.plan.dataset_size
+        steps, offsets = np.divmod(places, share)
+        before = (steps * self.world_size + self.rank) * share + offsets
+        epochs, in_epoch = np.divmod(self._before[stage.index] + before, size)
+        samples = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            order, part = permutation(size, self.seed, epoch).numpy(), epochs == epoch
+            samples[part] = order[in_epoch[part]]
+        pairs = zip(samples.tolist(), epochs.tolist(), strict=True)
+        return [SampleIndex(*pair, stage.index) for pair in pairs]
 
 
 def chunks(samples: list[SampleIndex], size: int) -> Iterator[list[SampleIndex]]:
