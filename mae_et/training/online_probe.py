@@ -61,7 +61,8 @@ class OnlineProbe(Periodic):
         super().__init__(run, probe.every)
         self.model = model
         config, plan = run.config, run.plan
-        fraction = probe.max_fraction / sum(map(self.due, range(plan.steps + 1)))
+        steps = {*range(0, plan.steps, self.every), plan.steps}
+        fraction = probe.max_fraction / sum(map(self.due, steps))
         most = affordable_images(plan, config.model.mask_ratio, fraction)
         with fail_together(run.world):
             self.images = open_probe_images(
