@@ -15,6 +15,7 @@ from mae_et.cli.extension import flags_of_extension
 from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
 from mae_et.config.commands import (
+    CompareConfig,
     ExportConfig,
     NodeConfig,
     PlanConfig,
@@ -29,7 +30,6 @@ from mae_et.config.key_checks import unknown_keys
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.config.words import join_config_flags
 from mae_et.errors import UserError
-from mae_et.monitoring.compare import CompareConfig
 from mae_et.search.config import SearchConfig
 
 Arguments = list[str]

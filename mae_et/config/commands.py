@@ -173,6 +173,16 @@ class NodeConfig(PretrainConfig):
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """Compare the results of several runs."""
+
+    runs: list[Path]
+    """Run folders."""
+    output: Path | None = None
+    """Markdown file for the table, which is also printed."""
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Write an HTML page about runs."""
 

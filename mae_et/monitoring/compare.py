@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mae_et.config.commands import CompareConfig
 from mae_et.config.plain_yaml import parse_yaml
 from mae_et.errors import UserError, listed
 from mae_et.io.atomic import refuse_unwritable, write_text_atomically
@@ -19,16 +20,6 @@ PROBES = ("probes", "knn", "linear-probe")
 INNER = (*PROBES, "finetune", "evaluate")
 # Figures of a fine-tuned run that are shown beside the run it started from.
 ACCURACIES = ("top1", "top5", "best_top1", "raw_top1")
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Compare the results of several runs."""
-
-    runs: list[Path]
-    """Run folders."""
-    output: Path | None = None
-    """Markdown file for the table, which is also printed."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +83,9 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
     for folder, run in list(runs.items()):
         parent = _parent(run, [other for other in runs if other != folder])
         if parent is None:
+            continue
+        if folder.name in INNER and folder.absolute().parent == parent.absolute():
+            del runs[folder]  # whose figures are its parent's already
             continue
         kind = "finetune" if run.settings.get("model.probe", "none") == "none" else "linear-probe"
         found = {f"{kind} {key}": run.figures[key] for key in ACCURACIES if key in run.figures}

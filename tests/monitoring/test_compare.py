@@ -7,8 +7,9 @@ from statistics import mean, stdev
 import pytest
 import yaml
 
+from mae_et.config.commands import CompareConfig
 from mae_et.errors import UserError
-from mae_et.monitoring.compare import CompareConfig, compare, markdown_table
+from mae_et.monitoring.compare import compare, markdown_table
 
 
 def written(folder: Path, config: dict, **results: float) -> Path:
@@ -92,6 +93,13 @@ def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> No
     assert average["loss"] == "0.5 ± 0"
     (alone,) = cells(compare(CompareConfig([tuned[0]])))
     assert (alone["run"], alone["top1"]) == ("ft-a", "80")
+
+
+def test_a_classifier_in_the_folder_of_its_run_has_no_row_of_its_own(tmp_path: Path) -> None:
+    start = written(tmp_path / "a", {"seed": 0}, loss=0.5)
+    tuned = written(start / "finetune", {"model": {"checkpoint": str(start)}}, top1=70.0)
+    (row,) = cells(compare(CompareConfig([start, tuned])))
+    assert (row["run"], row["loss"], row["finetune top1"]) == ("a", "0.5", "70")
 
 
 def test_a_second_classifier_of_a_run_keeps_its_own_row(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 from mae_et import RunFailed, UserError
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main, run
+from mae_et.config.commands import CompareConfig
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
-from mae_et.monitoring.compare import CompareConfig, compare
+from mae_et.monitoring.compare import compare
 from mae_et.runtime import watchdog
 from slurm import ClusterConfig, job, retry, status, trials
 from slurm.command import CommandLine, follow_up, freeze_configs, parse_task, sweep_tasks

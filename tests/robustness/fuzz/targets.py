@@ -31,6 +31,7 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.run_config import read_only_data
 from mae_et.checkpoints.store import load_checkpoint
+from mae_et.config.commands import CompareConfig
 from mae_et.config.data import DataConfig
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.config.schema import PretrainConfig
@@ -41,7 +42,7 @@ from mae_et.data.webdataset import TarShards
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.seals import seal, sealed_bytes
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.monitoring.compare import CompareConfig, compare
+from mae_et.monitoring.compare import compare
 from slurm import squeue
 from slurm.config import ClusterConfig
 from slurm.run_status import status
