@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.console import say
-from mae_et.runtime.rendezvous import meeting_place
+from mae_et.runtime.rendezvous import check_launch, meeting_place
 from mae_et.runtime.watchdog import heartbeat
 
 PATIENCE_MARGIN = 300
@@ -72,21 +72,21 @@ def initialize(
             there extended by a margin in which the watchdog reports first; None waits forever.
 
     Raises:
-        UserError: CUDA is requested but not available.
+        UserError: CUDA is requested but not available, or the launcher's variables are incomplete.
         RunFailed: a rank did not join in time, or the port is in use.
         Stopped: a signal arrived while waiting.
     """
     chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return DistributedContext(0, 1, chosen)
+    check_launch()
     if not dist.is_initialized():
         # Flags are reduced on the CPU, so that no rank waits for its GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         _join(backend, patience)
-    return DistributedContext(dist.get_rank(), size, chosen)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), chosen)
 
 
 def _join(backend: str, patience: float | None) -> None:

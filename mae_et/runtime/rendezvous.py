@@ -13,7 +13,24 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mae_et.errors import UserError
+
 LEADER = "mae_et/leader"
+
+
+def check_launch() -> None:
+    """Check the variables that a launcher of several ranks sets.
+
+    Raises:
+        UserError: one is missing, or is no number.
+    """
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR"):
+        value = os.environ.get(name, "")
+        if not (value if name == "MASTER_ADDR" else value.isdecimal()):
+            raise UserError(
+                f"the environment variable {name} is {value!r}: start several ranks with torchrun "
+                "or mae-et submit, and one rank without WORLD_SIZE"
+            )
 
 
 def meeting_place(timeout: timedelta) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def search(
         RunFailed: a run or the objective failed.
         Interrupted: a signal requested a stop; the same call resumes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("mae-et search runs in one process; set search.cluster to spread trials")
     folder = config.output.dir
     images = len(open_dataset(config.data, "train", config.model.channels))

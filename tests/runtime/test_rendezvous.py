@@ -7,6 +7,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from mae_et.errors import UserError
+from mae_et.runtime import distributed
 from mae_et.runtime.rendezvous import name_attempt
 
 SIZE = 3
@@ -36,3 +38,15 @@ def test_rank_whose_leader_never_comes_gives_up() -> None:
     attempt(store, (0, 1, 2))
     with pytest.raises(TimeoutError, match="rank 0 did not list rank 1"):
         name_attempt(store, 1, SIZE, timedelta(seconds=0.2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORLD_SIZE", "two"), ("RANK", ""), ("MASTER_PORT", ""), ("MASTER_ADDR", "")],
+)
+def test_variables_that_no_launcher_sets_are_refused(name: str, value: str, monkeypatch) -> None:
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1", "MASTER_ADDR": "here"}
+    for each, given in (launched | {name: value}).items():
+        monkeypatch.setenv(each, given)
+    with pytest.raises(UserError, match=f"variable {name} is '{value}'"):
+        distributed.initialize("cpu", patience=1)
