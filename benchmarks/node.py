@@ -65,7 +65,7 @@ def bench_node(
         figures[name] = measure()
         write(figures)
 
-    # What is short and informs of many GPUs first; whatever is left is for speeds.
+    # The short measurements first; the rest of the time is for speeds.
     part("exchange", lambda: exchange_speed(config, device, gpus))
     part("checkpoint", lambda: checkpoint_seconds(config, device))
     left = max(0.0, seconds - (time.monotonic() - started))

@@ -68,7 +68,7 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
     mismatch = describe_mismatch(kept, ours, may_lack=heads)
     if mismatch:
         what, advice = recognise_network(theirs) or ("", "--model.backbone")
-        if "--model.backbone" not in advice:  # not timm's network, of whatever size
+        if "--model.backbone" not in advice:  # timm has no such network
             raise UserError(f"{checkpoint} holds {what}: {advice}")
         raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
     network.load_state_dict(kept, strict=False)

@@ -35,7 +35,7 @@ def encode_layers(encoder: FrozenEncoder, layers: Sequence[int], images: Tensor)
 
     Args:
         encoder: the encoder.
-        layers: blocks, counted from 1, or from -1, the last; the last if there are none.
+        layers: blocks, counted from 1, or from -1, the last; empty for the last.
         images: normalised images [B C H W].
 
     Returns:

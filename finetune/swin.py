@@ -2,8 +2,8 @@
 
 EfficientTrain++'s released code sets the window to a 32nd of the image at every stage (3, 5, 7 at
 96, 160, 224 pixels), so windows tile each map without padding. With a fixed window of 7, small maps
-are zero-padded and the padding is attended to: by .81 of the attention of the last blocks at 96
-pixels, and at 1.4 times the FLOPs.
+are zero-padded, at 1.4 times the FLOPs, and 0.81 of the last blocks' attention at 96 pixels goes to
+the padding.
 
 The release resamples the tables of relative-position biases when the stage changes. Here the base
 size's table stays the parameter, and smaller windows read it through such an interpolation, in

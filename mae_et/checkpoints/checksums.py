@@ -94,7 +94,7 @@ def is_cut_short(path: Path) -> bool:
         ends = [each["data_offsets"][1] for name, each in entries if name != "__metadata__"]
         return max(ends, default=0) > size - 8 - length
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return False  # damaged, at whatever length
+        return False  # a damaged header: the length it describes is unknown
 
 
 def _ends_without_comment(file: BinaryIO) -> bool:

@@ -73,7 +73,7 @@ def _beside(file: Path) -> dict[str, Any]:
 
 
 def grid_of(about: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the rows and columns of patches of a rectangular image size; None of a square."""
+    """Return the rows and columns of patches of a rectangular image size; None for a square."""
     size, patch = about.get("image_size"), about.get("patch_size", 16)
     if not isinstance(size, list) or [type(side) for side in (*size, patch)] != [int] * 3:
         return None

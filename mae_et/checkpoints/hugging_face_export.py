@@ -36,7 +36,7 @@ def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder 
     Args:
         folder: the folder.
         weights: the checkpoint.
-        model: its masked autoencoder; None of a classifier.
+        model: its masked autoencoder; None for a classifier.
 
     Raises:
         UserError: ViT cannot be that classifier.

@@ -56,7 +56,7 @@ def head_entries(head: Tensors) -> Tensors:
     if "running_mean" not in head:
         return {f"head.{name}": tensor for name, tensor in head.items()}
     places = {"running_mean": 0, "running_var": 0, "weight": 1, "bias": 1}
-    # How many batches there were is read, and counts for nothing.
+    # The state dict of a BatchNorm has a count of batches, which evaluation does not use.
     counted = {"head.0.num_batches_tracked": torch.tensor(0)}
     return {f"head.{places[name]}.{name}": tensor for name, tensor in head.items()} | counted
 

@@ -100,7 +100,7 @@ def recognise_network(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def describe_folder(folder: Path) -> str:
-    """Return how to join a checkpoint that is spread over a folder; empty if it is none."""
+    """Return how to join a checkpoint that is spread over a folder; empty for other folders."""
     found = [advice for name, advice in FOLDERS.items() if (folder / name).is_file()]
     return f": {found[0]}" if found else ""
 

@@ -26,7 +26,7 @@ def config_from_checkpoint(text: str) -> PretrainConfig:
 
 
 def config_of_run(folder: Path) -> PretrainConfig | None:
-    """Return the config of a pre-training run folder; None of any other path.
+    """Return the config of a pre-training run folder; None for any other path.
 
     Raises:
         UserError: the config cannot be read.

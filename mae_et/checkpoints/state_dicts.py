@@ -1,4 +1,4 @@
-"""State dicts: find one in anybody's training checkpoint, and compare it with a network's.
+"""State dicts: find one in any training checkpoint, and compare it with a network's.
 
 A state dict is found by content: by the names that it completes, whatever wraps or precedes them
 (`state_dict`, `model_ema`, `module.`, `_orig_mod.`, `backbone.vit.`, `teacher.`, in any order).

@@ -123,7 +123,8 @@ def last_that_loads(paths: Sequence[Path]) -> dict[str, Any] | None:
         paths: checkpoints, oldest first.
 
     Raises:
-        UserError: a file is whole, and something in it cannot be right: no disk did that.
+        UserError: a checksum fits, and the content cannot be right (see `check_contents`): a fault
+            of the program that wrote it, not of the disk.
     """
     for place, path in reversed(list(enumerate(paths))):
         try:

@@ -58,7 +58,7 @@ def stored_preprocessing(
 
 
 def stored_channels(path: Path, key: str | None = None) -> int | None:
-    """Return the image channels of a checkpoint's encoder; None of a model's name on a hub.
+    """Return the image channels of a checkpoint's encoder; None for the name of a hub's model.
 
     Raises:
         UserError: the checkpoint cannot be read.

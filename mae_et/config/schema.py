@@ -156,7 +156,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The sections that every training has, whatever its model: its checks are theirs together."""
+    """The sections that every training has; it checks their keys against each other."""
 
     outputs: ClassVar[tuple[str, ...]] = ()  # the files of a finished run besides results.json
 
