@@ -13,7 +13,11 @@ from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch, read_state_dict
 from mae_et.checkpoints.timm_hub import create_pretrained
-from mae_et.errors import UserError, one_line
+from mae_et.errors import UserError, listed, one_line
+from mae_et.runtime.console import say
+
+# Heads of self-supervised training beside a network (SwAV, MoCo, BYOL, SimSiam, Barlow Twins).
+PROJECTIONS = ("projection_head.", "prototypes.", "projector.", "predictor.")
 
 
 def build_backbone(config: NetworkConfig, classes: int) -> nn.Module:
@@ -54,7 +58,7 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
 
 
 def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str) -> None:
-    """Load a checkpoint of the same timm model, except a head of other classes.
+    """Load a checkpoint of the same timm model, except a head of other classes or of projections.
 
     Weights of another image or patch size are resampled as timm resamples its own.
     """
@@ -65,12 +69,15 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
         with contextlib.suppress(Exception):  # weights of another network, reported below
             theirs = converted_by_timm(theirs, network)
         kept = _without_mismatched_head(theirs, ours, heads)
-    mismatch = describe_mismatch(kept, ours, may_lack=heads)
+    projections = [n for n in kept if n not in ours and n.startswith((*PROJECTIONS, *heads))]
+    mismatch = describe_mismatch(kept, ours, may_lack=heads, may_have=tuple(projections))
     if mismatch:
         what, advice = recognise_network(theirs) or ("", "--model.backbone")
         if "--model.backbone" not in advice:  # timm has no such network
             raise UserError(f"{checkpoint} holds {what}: {advice}")
         raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
+    if projections:
+        say(f"{checkpoint}: its projection is not used ({listed(projections)})")
     network.load_state_dict(kept, strict=False)
 
 

@@ -86,8 +86,7 @@ def find_state_dict(
         choices = ", ".join(label or "(the file itself)" for label in found) or "no weights"
         cause = "several sets of weights" if chosen else f"nothing under {key!r}"
         raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({choices})")
-    nameless = None if averages else _nameless_average(payload)
-    if nameless is not None:
+    if not averages and (nameless := _nameless_average(payload)):
         say(f"{path}: the moving average in {nameless} has no names and is not used")
     return _as_float32(path, found[chosen[0]])
 
@@ -114,8 +113,7 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
     lacking = sorted(n for n in weights.keys() - tensors.keys() if n.rpartition(".")[0] in modules)
     unused = ", ".join(label or "the file itself" for label in others)
     rest = f"; it lacks {listed(lacking, 3)}, taken from {unused}" if lacking else ""
-    fact = f"taking the moving average {average}, not {unused} (checkpoint_key chooses){rest}"
-    say(f"{path}: {fact}")
+    say(f"{path}: taking the moving average {average}, not {unused} (checkpoint_key chooses){rest}")
     return _as_float32(path, {name: weights[name] for name in lacking} | tensors)
 
 
@@ -199,12 +197,14 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _as_float32(path: Path, tensors: Tensors) -> Tensors:
-    """Convert numbers of any floating-point format; refuse integers that stand for others."""
+    """Convert numbers of any floating-point format; refuse what is none: NaN, and quantised."""
     for name, tensor in tensors.items():
         if not has_numbers(tensor) or tensor.is_complex():
             raise UserError(f"{path} holds sparse, complex or quantised weights ({name})")
         if tensor.dtype in _QUANTISED and tensor.ndim > 1:
             raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
+        if tensor.isnan().any():
+            raise UserError(f"{path} holds weights that are not numbers ({name} has NaN)")
     return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
 
 

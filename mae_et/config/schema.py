@@ -111,7 +111,11 @@ class OptimConfig:
         require_in("[0, inf)", self, "optim.weight_decay", "optim.weight_decay_end")
         require_in("[0, inf)", self, "optim.max_skipped_updates")
         require_in("[0, 1)", self, "optim.warmup_fraction", "optim.betas")
-        require(0 <= self.min_lr <= self.lr, "optim.min_lr must lie between 0 and the peak")
+        require(
+            0 <= self.min_lr <= self.lr,
+            f"optim.min_lr must lie between 0 and the peak learning rate, {self.lr:g}, got "
+            f"{self.min_lr:g}",
+        )
         require(
             self.decay_fraction is None or 0 < self.decay_fraction <= 1 - self.warmup_fraction,
             "optim.decay_fraction must lie in (0, 1], and its sum with optim.warmup_fraction must "

@@ -149,6 +149,12 @@ def test_quantised_weights_are_refused(vit) -> None:
         find_state_dict(PATH, payload, vit.keys())
 
 
+def test_weights_that_are_nan_are_refused_by_name(vit) -> None:
+    payload = vit | {"cls_token": torch.full_like(vit["cls_token"], torch.nan)}
+    with pytest.raises(UserError, match=r"weights that are not numbers \(cls_token has NaN\)"):
+        find_state_dict(PATH, payload, vit.keys())
+
+
 @pytest.mark.parametrize(
     "change", [torch.Tensor.to_sparse, lambda t: t.to("meta"), lambda t: t.to(torch.complex64)]
 )

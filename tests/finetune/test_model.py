@@ -270,8 +270,8 @@ def test_a_whole_vit_b_of_the_released_layout_is_fine_tuned_and_evaluated(
     assert found["top1"] == results["top1"]
 
 
-def test_a_backbone_loads_a_checkpoint_of_the_same_model(tmp_path: Path) -> None:
-    """As from ImageNet-22K to 1K: all but a head of other classes."""
+def test_a_backbone_loads_a_checkpoint_of_the_same_model(tmp_path: Path, capsys) -> None:
+    """As from ImageNet-22K to 1K, or from SwAV: all but a head of other classes or projections."""
     torch.manual_seed(0)
     first = timm.create_model("resnet10t", num_classes=7)
     save_file(first.state_dict(), tmp_path / "model.safetensors")
@@ -282,6 +282,14 @@ def test_a_backbone_loads_a_checkpoint_of_the_same_model(tmp_path: Path) -> None
             ours, theirs = model.state_dict(), first.state_dict()
             same = {name for name in ours if torch.equal(ours[name], theirs[name])}
             assert set(ours) - same == (set() if classes == 7 else {"fc.weight", "fc.bias"})
+    body = {f"module.{n}": t for n, t in first.state_dict().items() if not n.startswith("fc.")}
+    ends = {"module.projection_head.0.weight": torch.ones(2, 2), "module.fc.2.bias": torch.ones(2)}
+    torch.save({"state_dict": body | ends}, tmp_path / "swav.pth")
+    config = NetworkConfig(checkpoint=tmp_path / "swav.pth", backbone="resnet10t")
+    ours = build_classifier(config, 7).state_dict()
+    assert all(torch.equal(ours[n.removeprefix("module.")], tensor) for n, tensor in body.items())
+    said = "its projection is not used (projection_head.0.weight, fc.2.bias)"
+    assert said in capsys.readouterr().err
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "plan.json").touch()
     with pytest.raises(UserError, match="is a run of mae-et pretrain"):
