@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ PROBES = ("knn", "linear-probe")
 BENCH = "bench"
 KINDS = (*TRAININGS, *PROBES, "evaluate", "compare", BENCH)
 MOST_RUNS = 1000  # of a sweep: SLURM's own limit on a job array, by default
+BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # commas outside of lists and mappings
 # Fine-tuning recipe for each family of encoders.
 RECIPES = {
     "vit_small_patch16": "finetune/vit_s16",
@@ -145,14 +147,14 @@ def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:
 
     Args:
         first: task with the shared arguments.
-        sweep: `key=value,value,...` for each key.
+        sweep: `key=value,value,...` for each key; a value may be a list (`[0.2,1],[0.3,1]`).
     """
     axes = []
     for words in sweep:
         key, equals, values = words.partition("=")
         if not equals or not values:
             raise UserError(f"--sweep must read like optim.base_lr=1e-4,3e-4, got {words!r}")
-        axes.append([(key.removeprefix("--"), value) for value in values.split(",")])
+        axes.append([(key.removeprefix("--"), value) for value in BETWEEN_VALUES.split(values)])
     count = math.prod(map(len, axes))
     if count > MOST_RUNS:
         raise UserError(f"--sweep makes {count} runs; at most {MOST_RUNS} are submitted")

@@ -175,6 +175,8 @@ def test_sweep_has_a_run_for_each_combination(place: Path) -> None:
     assert len(found) == len({each.folder for each in found}) == 6
     assert found[-1].folder == Path("run/base_lr=0.2,seed=2")
     assert (found[-1].config.optim.base_lr, found[-1].config.seed) == (0.2, 2)
+    lists = sweep_tasks(first, ["data.scale=[0.1,1],[0.2,1]"])
+    assert [each.config.data.scale for each in lists] == [(0.1, 1.0), (0.2, 1.0)]
     with pytest.raises(UserError, match=r"optim\.base_lr"):
         sweep_tasks(first, ["optim.base_lr=0.1,fast"])
 
