@@ -74,10 +74,10 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
         if self.crops is not None:
             generator = torch.Generator().manual_seed(seed)
             view, label = self.crops.load(sample, index.stage, generator)
-            with seeded(seed):
+            with seeded(seed, numpy=False):  # RandAugment is done
                 return self.finish(view, label, index.stage, generator)
         image, label = self.source[sample]
-        with seeded(seed):
+        with seeded(seed, numpy=self.config.augment is not None):
             view = as_tensor(self.transforms[index.stage](image))
             return self.finish(view, label, index.stage)
 
@@ -107,7 +107,7 @@ class TrainTransform:
     """Transform of a training image; see `train_transform`."""
 
     def __init__(self, plan: Plan, patch: int, seed: int, config: DataConfig):
-        self.seed = seed
+        self.seed, self.config = seed, config
         self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
         self.transforms = [
             training_transform(config, plan.base, stage.magnitude) for stage in plan.stages
@@ -115,7 +115,8 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image | Tensor, index: SampleIndex) -> Batch:
         """Return one image with its mask noise; the default collate function makes batches."""
-        with seeded(sample_seed(self.seed, index.epoch, index.sample)):
+        seed = sample_seed(self.seed, index.epoch, index.sample)
+        with seeded(seed, numpy=self.config.augment is not None):
             return self.with_noise(as_tensor(self.transforms[index.stage](image)), index.stage)
 
     def with_noise(self, view: Tensor, stage: int, generator: Generator | None = None) -> Batch:
@@ -186,7 +187,7 @@ class TrainDataset(AugmentedDataset[Batch]):
         if self.crops is not None:
             sample_box, flip = draw_crop(self.config, Generator().manual_seed(seed))
             return sample_box(height, width), flip
-        with seeded(seed):
+        with seeded(seed, numpy=False):
             box, flip = draw_resized_crop(self.config, height, width)
         return Box(*box), flip
 

@@ -119,6 +119,11 @@ def test_seeding_restores_the_global_generators() -> None:
     assert (torch.rand(1).item(), random.random()) == expected
     with seeded(5):
         assert torch.rand(1).item() == drawn
+        numbers = np.random.random(2)  # noqa: NPY002
+    with seeded(5):
+        assert np.random.random() == numbers[0]  # noqa: NPY002
+        with seeded(5, numpy=False):
+            assert np.random.random() == numbers[1]  # noqa: NPY002
 
 
 def test_evaluation_views_are_resized_centre_crops() -> None:
