@@ -20,6 +20,7 @@ from mae_et.data.decoding import decode
 from mae_et.data.jpeg_crop import crop_and_resize
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import Unreadable, UserError
+from mae_et.runtime.console import notify
 
 
 def grey(bits: int, kind: str = "PNG") -> bytes:
@@ -117,6 +118,7 @@ def test_signed_8_bit_numbers_are_refused(tmp_path: Path) -> None:
 
 
 def test_files_of_several_images_are_reported(tmp_path: Path, capsys) -> None:
+    notify.cache_clear()
     pages = [Image.fromarray(np.full((4, 4), 65535, np.uint16))] * 3
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])

@@ -391,7 +391,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         ],
         "does not accept the curriculum's images of 32 pixels": [
             *base,
-            "--model.backbone=maxvit_rmlp_pico_rw_256",
+            "--model.backbone=halonet26t",
             "--model.encoder_num_heads=null",
         ],
         "batch_size must be positive": ["evaluate", f"--checkpoint={encoder}", "--batch_size=0"],
