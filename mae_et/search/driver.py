@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys, to_yaml
@@ -10,7 +9,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
-from mae_et.io.plain_files import read_text
+from mae_et.io.plain_files import keep_settings, read_text
 from mae_et.search.bayes import bayes
 from mae_et.search.config import SearchConfig
 from mae_et.search.greedy import greedy
@@ -28,6 +27,10 @@ MAY_DIFFER = MAY_CHANGE | {
     "data.root", "curriculum.epochs", "search.trials", "search.cluster", "search.at_once",
     "search.keep_checkpoints",
 }  # fmt: skip
+
+OTHER_IMAGES = (
+    "{} holds a search on {{before}} images, the dataset now has {{now}}; set another output.dir"
+)
 
 
 def search(
@@ -60,27 +63,11 @@ def search(
     with sole_writer(folder):
         check_same_search(config)
         write_text_atomically(folder / "config.yaml", to_yaml(config))
+        keep_settings(folder / "settings.json", {"images": images}, OTHER_IMAGES.format(folder))
         log = TrialLog(folder / "trials.jsonl")
-        check_same_images(log, folder, images)
         trials = Trials(log, objective, run, parallel)
         best = STRATEGIES[config.search.strategy](config, images, trials)
         return write_search_results(config, images, best, log)
-
-
-def check_same_images(log: TrialLog, folder: Path, images: int) -> None:
-    """Log the number of training images; refuse to resume with another number.
-
-    Raises:
-        UserError: the number differs.
-    """
-    before = next((record["images"] for record in log.records if "images_of" in record), None)
-    if before is None:
-        log.append({"images_of": "train", "images": images})
-    elif before != images:
-        raise UserError(
-            f"{folder} holds a search on {before} images, the dataset now has {images}; "
-            "set another output.dir"
-        )
 
 
 def check_same_search(config: SearchConfig) -> None:
