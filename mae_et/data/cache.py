@@ -5,8 +5,8 @@ So views are made of the same pixels as without a cache, and are the same bit fo
 500 x 375 pixels takes 0.56 MB: ImageNet would take 720 GB.
 
 On each machine the first rank decodes, in the loader processes of all its ranks, and the others
-read what it holds.
-Unreadable images are not stored: they are read, and reported or replaced, when they are trained on.
+read its memory. Unreadable images are not stored: they are read, and reported or replaced, when
+they are trained on.
 """
 
 import multiprocessing
@@ -34,17 +34,17 @@ from mae_et.runtime.placement import node_id
 from mae_et.runtime.watchdog import heartbeat
 
 MEMORY_FRACTION = 0.8
-"""Of the memory that is available at the start; the rest is left to the training."""
+"""Fraction of the memory available at the start that the cache may take."""
 PROBED = 32
 """Images that are decoded to estimate the size of all."""
 ROWS_AT_ONCE = 32
 ROUND_SECONDS = 1.0
-"""Between two messages of a rank that decodes to those that wait for it."""
+"""Interval at which a rank that decodes signals progress to the ranks that wait for it."""
 NO_BUFFER = [-1] * 4
-"""Instead of the address of a `SharedBuffer`, on a rank that has none."""
+"""Address that a rank without a `SharedBuffer` sends."""
 NOT_STORED, IMAGE, ARRAY, FLOAT_ARRAY = range(4)
 COLUMNS = 6
-"""Of an entry: kind, three sides, label and offset."""
+"""Numbers of an entry: kind, three sides, label and offset."""
 DTYPES = {IMAGE: np.uint8, ARRAY: np.uint8, FLOAT_ARRAY: np.float32}
 
 

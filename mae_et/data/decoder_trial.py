@@ -16,7 +16,7 @@ SAMPLE = 64
 MICRO_BATCH, MICRO_BATCHES = 256, 8
 """Images of a micro-batch that the device is timed with (the sample, repeated), and how many."""
 SECONDS = 1.0
-"""After which no further image is read or decoded by the CPU, and no micro-batch by the device."""
+"""Time limit of each measurement: reading, decoding by the CPU, and decoding by the device."""
 MEDIAN_DECIBELS, LEAST_DECIBELS = 35.0, 25.0
 """Peak signal-to-noise ratio of a decoder's views against the CPU's: at least, over the sample.
 

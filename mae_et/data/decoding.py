@@ -23,7 +23,7 @@ Sample = tuple["Image.Image | Tensor", int]
 
 UNLABELLED = -1
 MAX_PIXELS = 2**29
-"""Of an image: 1.6 GB in RGB and twice that while it is converted. 20,000 x 20,000 is below."""
+"""Largest image: 1.6 GB in RGB, twice that during conversion; 20,000 x 20,000 pixels fit."""
 Image.init()
 # Formats to recognise by content, whatever the file's name. Of all that Pillow knows, EPS would
 # start another program.

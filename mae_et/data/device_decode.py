@@ -46,7 +46,7 @@ THREADS = 2
 MAX_DECODED_BYTES = 3 * 2**27
 """A micro-batch of 512 images of ImageNet takes 0.28 GB, and is decoded by one call."""
 DECODER_BYTES = 2**31
-"""Of a GPU's memory that both threads take, besides finished images (see above)."""
+"""GPU memory that both threads take together, finished images excluded (see above)."""
 
 
 class Decoded(NamedTuple):

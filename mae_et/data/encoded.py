@@ -28,7 +28,7 @@ from mae_et.data.transforms import draw_resized_crop
 from mae_et.errors import RunFailed
 
 MAX_DEVICE_PIXELS = 2**25
-"""Of an image to be decoded on the device: 100 MB there. Larger ones are decoded by the loader."""
+"""Largest image that the device decodes, into 100 MB; loader processes decode larger ones."""
 
 
 class EncodedView(NamedTuple):
@@ -59,12 +59,12 @@ class FilePlace(NamedTuple):
     """Where a JPEG of a packed batch lies, and what view is to be made of it."""
 
     place: int
-    """In the batch."""
+    """Index in the batch."""
     length: int
-    """Of the file in bytes; in `PackedBatch.content` files follow one another."""
+    """Size of the file in bytes; the files of `PackedBatch.content` are adjacent."""
     height: int
     width: int
-    """Of the image, without EXIF rotation."""
+    """Size of the image in pixels, before EXIF rotation."""
     box: PixelBox
     flip: bool
 

@@ -22,7 +22,7 @@ from mae_et.runtime.system_errors import WORKER_DIED
 CPU = torch.device("cpu")
 WORKER_GRACE_SECONDS = 120
 STALL_SECONDS = 0.01
-"""After which batches that are decoded are handed out instead of waiting for the loader."""
+"""How long to wait for the loader before handing out a batch that is decoded already."""
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from mae_et.errors import Unreadable, UserError
 from mae_et.runtime.console import notify
 
 HELD_OUT_FRACTION = 0.2
-"""Of the training images, where there is no validation split."""
+"""Fraction of the training images that is held out where there is no validation split."""
 ENOUGH = 200
 """Images to classify for a standard error of at most 3.5 points."""
 

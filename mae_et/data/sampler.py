@@ -158,7 +158,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             following = min(last, max(0, last + len(new) - self.replay_images))
             if step + 1 == stage.start + stage.steps:
                 following = last
-            # Of more new samples than are kept, some are too old to be drawn from at once.
+            # If a step has more new samples than are kept, some are never drawn from.
             oldest = min(first, last - len(new))
             leaving = self._samples(np.arange(oldest, following), stage)
             dropped = [index for index in leaving if index in held]  # some were not reloaded

@@ -85,7 +85,7 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
     def finish(
         self, view: Tensor, label: int, stage: int, generator: Generator | None = None
     ) -> AnyBatch:
-        """Return what the loader stacks, of a view uint8 [C H W].
+        """Return the sample of a view, uint8 [C H W], that the loader stacks.
 
         Random numbers come from the global generator, which is seeded, or from `generator`.
         """
@@ -99,7 +99,7 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
         return batch._replace(images=images, replaced=replaced)
 
     def redraw(self, batch: AnyBatch, reused: Tensor, generator: Generator) -> AnyBatch:
-        """Return the batch with what else is random drawn anew; nothing by default."""
+        """Redraw other random numbers of the reused images; there are none by default."""
         return batch
 
 

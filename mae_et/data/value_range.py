@@ -26,7 +26,7 @@ class Range(NamedTuple):
     """8-bit images, 16-bit images, 16-bit colours (their high byte), or arrays of a dtype."""
     low: np.ndarray
     high: np.ndarray
-    """Of each channel, [C]; [1] for grey."""
+    """Lowest and highest value of each channel, [C]; [1] for grey."""
     frames: int = 1
     """Images in the file."""
 

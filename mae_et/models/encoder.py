@@ -60,7 +60,7 @@ def create_vit(name: str, **settings: Any) -> Any:
 
 
 def heads_of_vit(name: str, width: int) -> int | None:
-    """Return the heads of timm's ViT of a name and a width; None if it has none such."""
+    """Return the number of heads of timm's plain ViT of this name and width; None without one."""
     if not timm.is_model(name):
         return None
     with torch.device("meta"):

@@ -161,7 +161,11 @@ class MaskedAutoencoder(nn.Module):
         assert self.encoder.cls_token is not None
         cls_token = self.encoder.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
         tokens = torch.cat([cls_token, patches], dim=1)
-        return self.encoder.norm(_run(self.encoder.blocks, tokens, self.encoder.grad_checkpointing))
+        if self.encoder.grad_checkpointing and torch.is_grad_enabled():
+            tokens = checkpoint_seq(self.encoder.blocks, tokens)
+        else:
+            tokens = self.encoder.blocks(tokens)
+        return self.encoder.norm(tokens)
 
     def forward(
         self,
@@ -242,9 +246,3 @@ def initialise(model: MaskedAutoencoder) -> None:
         table.zero_()
         laid_over = model.position_grid or model.base_grid
         table[0, 1:] = sincos_positions(model.base_grid, laid_over, table.shape[-1], table.device)
-
-
-def _run(blocks: nn.Sequential, tokens: Tensor, checkpointing: bool) -> Tensor:
-    if checkpointing and torch.is_grad_enabled():
-        return checkpoint_seq(blocks, tokens)
-    return blocks(tokens)

@@ -123,7 +123,7 @@ class GraphedPasses:
         return loss
 
     def _release(self, kept: Sequence[Tensor | None] = ()) -> None:
-        """Return the memory of all graphs to the GPU, but for gradients that are kept."""
+        """Return the memory of all graphs to the GPU, except that of gradients to keep."""
         self.graphs.clear()
         self.gradients, self.batch = [], None
         for parameter, gradient in zip_longest(self.parameters, kept):

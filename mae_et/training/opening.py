@@ -107,7 +107,7 @@ class Opening(Generic[Data]):
         named = getattr(config.model, "encoder", None) or getattr(config.model, "backbone", None)
         decoder = getattr(model, "decoder", None)
         inner = 0 if decoder is None else _parameters(decoder)
-        # Of a checkpoint, timm would name the architecture whose sizes were overridden.
+        # timm would name the architecture whose sizes a checkpoint overrides.
         name = named or f"ViT of width {model.embed_dim} and depth {len(model.blocks)}"
         dtype = str(run.dtype or "float32").removeprefix("torch.")
         self.say(
