@@ -97,19 +97,11 @@ def create_vit_of(
 
     `others` are settings of timm that replace those of the weights; see `build_vit_of`.
     """
-    tensors = dict(weights.encoder)
+    tensors = _in_timm_s_layout(weights.encoder)
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
-    if "register_tokens" in tensors:  # DINOv2's own name
-        tensors["reg_token"] = tensors.pop("register_tokens")
     class_tokens = int("cls_token" in tensors)
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-    positions = tensors["pos_embed"].shape[1]
-    if registers and class_tokens and _side(positions - 1):
-        # DINOv2's own layout: a position of the class token, and none of the registers.
-        tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
-        tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
-        positions -= 1
-    prefix = class_tokens + registers
+    positions, prefix = tensors["pos_embed"].shape[1], class_tokens + registers
     rows, columns = weights.grid or (_side(positions) or _side(positions - prefix),) * 2
     if rows * columns not in {positions, positions - prefix}:
         raise UserError(
@@ -144,6 +136,18 @@ def create_vit_of(
         norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
         network.head = nn.Sequential(norm, network.head)
     return network, tensors | (head_entries(weights.head) if head else {})
+
+
+def _in_timm_s_layout(encoder: Tensors) -> Tensors:
+    """Convert DINOv2's layout: a class token with a position, and registers without one."""
+    tensors = dict(encoder)
+    if "register_tokens" in tensors:
+        tensors["reg_token"] = tensors.pop("register_tokens")
+    positions = tensors["pos_embed"]
+    if {"cls_token", "reg_token"} <= tensors.keys() and _side(positions.shape[1] - 1):
+        tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
+        tensors["pos_embed"] = positions[:, 1:]
+    return tensors
 
 
 def _traces(tensors: Tensors, width: int, norm_eps: float) -> dict[str, Any]:
