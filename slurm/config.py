@@ -1,11 +1,18 @@
 """Config of a cluster: the resources of a job and how often it restarts."""
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mae_et.errors import UserError
+
+OWN_OPTIONS = frozenset({
+    "array", "dependency", "error", "no_requeue", "nodes", "ntasks", "ntasks_per_node", "open_mode",
+    "output", "requeue", "signal", "time", "wrap",
+})  # fmt: skip
+"""Options of sbatch that follow from other keys, or that restarts, logs and status rest on."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "memory_gb", "array_parallelism"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"cluster: {name} must be positive, got {value}")
         for name in ("gpus", "timeouts", "retries", "signal_delay"):
             if getattr(self, name) < 0:
@@ -79,6 +86,11 @@ class ClusterConfig:
         self._check_words()
         if self.minutes < 1:
             raise UserError(f"cluster: time must be at least a minute, got {self.time}")
+        if self.signal_delay >= 60 * self.minutes:
+            raise UserError(
+                f"cluster: signal_delay {self.signal_delay} s leaves nothing of time {self.time} "
+                f"({self.minutes} min)"
+            )
 
     def _check_words(self) -> None:
         """Refuse characters that would end a line of the batch script and so start a command.
@@ -95,6 +107,8 @@ class ClusterConfig:
         for name in self.extra:
             if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
                 raise UserError(f"cluster: extra has {name!r}, which is not an sbatch option")
+            if name.replace("-", "_") in OWN_OPTIONS:
+                raise UserError(f"cluster: extra has {name!r}, which mae-et sets itself")
 
     @property
     def gpus(self) -> int:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import submitit
@@ -44,9 +44,12 @@ class Job:
     """Run folder."""
     grace: float = 60.0
     """Seconds from a signal until an unresponsive process is ended."""
+    start: Path = field(default_factory=Path.cwd)
+    """Folder of relative paths: that of the submission, wherever the cluster starts the job."""
 
     def __call__(self) -> None:
         """Run the command; return once it has finished or the job is requeued."""
+        os.chdir(self.start)  # a `cd` in `setup`, or a node without the folder, changes it
         rank = set_rank_environment(self.folder / "slurm")
         try:
             self._run(rank)

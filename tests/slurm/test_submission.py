@@ -57,6 +57,9 @@ def test_one_rank_per_gpu_by_default() -> None:
         ("--executor=debug --tasks_per_node=2", "debug runs one rank"),
         ("--retries=-1", "retries must not be negative"),
         ("--time=0", "at least a minute"),
+        ("--time=2 --signal_delay=120", r"signal_delay 120 s leaves nothing of time 2 \(2 min\)"),
+        ("--memory_gb=.inf", "memory_gb must be positive"),
+        ("--extra={'array':2}", "extra has 'array', which mae-et sets itself"),
     ],
 )
 def test_invalid_cluster_config_is_refused(flag: str, sentence: str) -> None:
@@ -199,6 +202,16 @@ def inside(place: Path, monkeypatch) -> list[str]:
     monkeypatch.setattr(retry, "is_running", lambda: True)
     monkeypatch.setattr(retry, "requeue", lambda: asked.append("requeue"))
     return asked
+
+
+def test_job_runs_where_it_was_submitted(place: Path, inside, monkeypatch) -> None:
+    """Wherever the cluster starts it: a relative output.dir would be another folder there."""
+    monkeypatch.setattr(job, "set_rank_environment", lambda folder: 1)
+    seen: list[Path] = []
+    payload = job.Job(lambda words: seen.append(Path.cwd()), [], place / "run")
+    monkeypatch.chdir("/")
+    payload()
+    assert seen == [place]
 
 
 def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypatch) -> None:
