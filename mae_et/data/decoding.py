@@ -167,7 +167,7 @@ def _array_image(array: np.ndarray, channels: int, max_value: float | None) -> "
 
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or array.shape[2] != channels:
+    if array.ndim != 3 or array.shape[2] != channels or not array.size:
         hint = ""
         if array.ndim == 3 and array.shape[0] == channels:
             hint = "; it seems to be [C H W], save it as [H W C]"

@@ -99,6 +99,7 @@ def broken() -> dict[str, bytes]:
         "garbage.npy": b"\x93NUMPY\x01\x00garbage",
         "objects.npy": array(np.array([[None]])),
         "vector.npy": array(np.zeros(9)),
+        "no_rows.npy": array(np.zeros((0, 9, 3), np.uint8)),
         "nan.npy": array(np.full((9, 9, 3), np.nan)),
         "overflow.npy": array(np.full((9, 9, 3), 1e300)),
         "claims_30_gb.npy": header.replace(b"(1, 1, 3), }" + b" " * 8, b"(99999, 99999, 3), }"),
