@@ -144,6 +144,8 @@ def config_over_data_of(command: str, arguments: Arguments) -> Any:
     own = None if config.data is None else data_of_checkpoint(config)
     if own is None:
         return config
+    if own.source == "synthetic":  # whose name would refuse the root of a folder
+        own = replace(own, name=None)
     # Again, because only the parser knows which keys were given.
     parser.set_defaults({"data": plain(own)})
     config = config_of(command, arguments, parser)

@@ -25,6 +25,7 @@ from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.cli.arguments import config_of, config_over_data_of
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
+from mae_et.config.files import to_yaml
 from mae_et.config.model import ModelConfig
 from mae_et.io.seals import seal
 from mae_et.models.mae import MaskedAutoencoder
@@ -228,6 +229,12 @@ def test_the_share_of_a_centre_crop_is_read_or_timm_s_default() -> None:
         entry |= {"image_mean": [0.5], "image_std": [0.5], "crop_size": 32}
         with pytest.raises(UserError, match=r"config\.json is damaged"):
             Preprocessing.of_hugging_face(entry, "preprocessor_config.json")
+
+
+def test_a_folder_takes_the_place_of_a_run_s_synthetic_images(tiny, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(tiny("--data.name=synthetic")))
+    config = config_over_data_of("knn", [str(tmp_path), f"--data.root={tmp_path}"])
+    assert (config.data.source, config.data.root) == ("folder", tmp_path)
 
 
 def test_unrecorded_statistics_are_reported(capsys) -> None:
