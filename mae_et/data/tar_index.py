@@ -1,6 +1,7 @@
 """Index WebDataset shards: the places of their images, and their labels."""
 
 import json
+import os
 import re
 import tarfile
 import warnings
@@ -53,7 +54,7 @@ def _index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
         for entry in archive:
             if entry.isdir():
                 continue
-            extension = Path(entry.name).suffix.lower()
+            extension = _extension(entry.name)
             if _is_hidden(entry.name):  # such as ._photo.jpg, which macOS adds
                 skipped["hidden"] += 1
             elif not entry.isreg():
@@ -76,8 +77,12 @@ def _index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
     return ShardIndex(places, [labels.get(key) for key in images], skipped + others, folders)
 
 
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122  # pathlib takes ten times as long
+
+
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in Path(name).parts if part != "..")
+    return any(part.startswith(".") and part not in {".", ".."} for part in name.split("/"))
 
 
 def _images_of_keys(
@@ -94,7 +99,7 @@ def _images_of_keys(
     skipped: Counter[str] = Counter()
     for name, *place in files:
         key, rest = _split_at_first_dot(name)
-        suffix = Path(name).suffix.lower()
+        suffix = _extension(name)
         if rest != suffix and suffix in extensions and key not in owned:
             key, rest = name[: -len(suffix)], suffix  # the dots are part of the key
         if rest not in extensions:
