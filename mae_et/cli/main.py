@@ -10,6 +10,7 @@ import os
 import re
 import select
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from signal import SIGPIPE
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _one_line_warning
+    threading.excepthook = _quiet_system_errors
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this process
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
@@ -112,6 +114,12 @@ def _stdout_is_closed() -> bool:
     stdout = select.poll()
     stdout.register(1, 0)  # no events: errors are always reported
     return bool(stdout.poll(0))
+
+
+def _quiet_system_errors(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, except TensorBoard's of a disk: the next call raises it."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
 
 
 def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:

@@ -160,12 +160,12 @@ def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
         logger = RunLogger(run.config, run.plan, run.state.step, check_lock)
-        with closing(logger):
-            try:
+        try:
+            with closing(logger):
                 yield logger
-            except FileNotFoundError:  # while a file was written
-                check_lock()
-                raise
+        except FileNotFoundError:  # while a file was written, or when TensorBoard's was closed
+            check_lock()
+            raise
 
 
 def write_results(run: Run, logger: RunLogger, figures: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from mae_et.errors import RunFailed
 from mae_et.io import atomic
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
+from mae_et.monitoring.logger import RunLogger
 from slurm.events import record_event
 
 
@@ -145,3 +146,13 @@ def test_run_ends_at_the_next_write_to_a_folder_that_went_away(
     assert not (folder / "results.json").exists()
     steps = [checkpoint_step(path) for path in list_checkpoints(folder / "checkpoints")]
     assert steps == ([] if change in FOLDER_CHANGES else [5])
+
+
+def test_move_is_named_where_closing_tensorboard_fails_of_it_too(tiny, monkeypatch) -> None:
+    def close(logger: RunLogger) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "events.out.tfevents")
+
+    monkeypatch.setattr(RunLogger, "close", close)
+    config = tiny("--output.tensorboard=false")
+    with pytest.raises(RunFailed, match="was deleted, moved, replaced or truncated while this"):
+        pretrain(config, step=before_step(7, lambda: move(config.output.dir)))
