@@ -50,9 +50,11 @@ def size_multiple(network: nn.Module, image_size: Size) -> int:
     """Return the number that image sizes must be multiples of: a ViT's patch, else the stride."""
     embed: Any = getattr(network, "patch_embed", None)
     # Timm's embeddings of patches that do not overlap; a hybrid's ratio includes its convolutions.
-    ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else 1
-    if ratio > 4:  # hierarchical networks start at 4 and end at 32
+    ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else None
+    strides = [each["reduction"] for each in getattr(network, "feature_info", [])]
+    if ratio is not None and ratio == max(strides, default=ratio):
         return int(ratio)
+    # Hierarchical networks start at 4 and end at 32.
     return 32 if all(side % 32 == 0 for side in height_and_width(image_size)) else 1
 
 
@@ -72,4 +74,5 @@ def check_sizes(config: ClassifierConfig, network: nn.Module, plan: Plan) -> Non
 
 
 def _on_meta(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network).to("meta").eval()
+    # Without gradients, which PyTorch's counter of FLOPs expects of tokens that are expanded.
+    return copy.deepcopy(network).to("meta").eval().requires_grad_(False)

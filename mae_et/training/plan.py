@@ -66,7 +66,8 @@ def make_plan(
     """
     curriculum = curriculum or curriculum_of(config)
     batch, data = config.optim.batch_size, config.data
-    if batch > dataset_size and data.name is None and data.root is None:
+    synthetic = data.source == "synthetic" and data.name is None
+    if batch > dataset_size == data.synthetic_train and synthetic:
         raise UserError(
             f"optim.batch_size {batch} is larger than the dataset of {dataset_size} images (the "
             "synthetic one, because neither data.root nor data.name is given)"

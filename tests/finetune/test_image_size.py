@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
+from mae_et.config.schema import CurriculumConfig
 from mae_et.curriculum.flops import training_flops
 from mae_et.data.transforms import EvalDataset
 
@@ -159,3 +161,12 @@ def test_area_costs_the_pixels_that_are_shown() -> None:
     config = ClassifierConfig(model=NetworkConfig(backbone="test_vit", image_size=(96, 128)))
     patch = SimpleNamespace(feat_ratio=lambda: 16)
     assert image_cost(config, SimpleNamespace(patch_embed=patch))(48) == 48 * 64
+
+
+def test_flops_of_a_network_that_pools_by_attention_are_counted() -> None:
+    """Its query is a parameter that is expanded, with a gradient and without a function of it."""
+    curriculum = CurriculumConfig(preset="constant", cost="flops")
+    config = ClassifierConfig(model=NetworkConfig(backbone="test_vit"), curriculum=curriculum)
+    with torch.device("meta"):
+        network = timm.create_model("vit_tiny_patch16_224", global_pool="map", depth=1)
+    assert image_cost(config, network)(224) > 3 * 2 * 196 * 768 * 192

@@ -169,6 +169,13 @@ def test_a_backbone_s_stride_is_neither_its_first_kernel_nor_a_patch_of_features
         assert size_multiple(timm.create_model(name), 224) == 32
 
 
+def test_a_vit_s_patch_may_be_as_small_as_a_hierarchical_network_s_first() -> None:
+    with torch.device("meta"):
+        vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4)
+        swin = timm.create_model("swin_tiny_patch4_window7_224")
+    assert (size_multiple(vit, 32), size_multiple(swin, 224)) == (4, 32)
+
+
 def test_backbones_of_one_size_are_built_for_that_of_the_images() -> None:
     with torch.device("meta"):
         model = build_classifier(NetworkConfig(backbone="gmlp_ti16_224", image_size=64), 5)
