@@ -125,7 +125,7 @@ class SelfDecoder(Decoder):
         tokens = self.embed(latent)
         positions = self.positions(grid, tokens)[mask.order]
         hidden = mask.order.shape[1] - mask.visible
-        masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden, -1)
+        masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], hidden, -1)
         patches = torch.cat([tokens[:, 1:], masked], dim=1) + positions
         tokens = torch.cat([tokens[:, :1], patches], dim=1)
         for block in self.blocks:
@@ -174,7 +174,7 @@ class CrossDecoder(Decoder):
         tokens = self.embed(latent)
         positions = self.positions(grid, tokens)
         tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[mask.keep]], dim=1)
-        queries = self.mask_token.to(tokens.dtype) + positions.expand(len(tokens), -1, -1)
+        queries = self.mask_token.to(tokens.dtype) + positions.expand(tokens.shape[0], -1, -1)
         return self.pred(self.norm(self.decode(tokens, queries)))
 
 

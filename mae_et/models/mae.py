@@ -159,7 +159,7 @@ class MaskedAutoencoder(nn.Module):
         weight = rearrange(embed.weight, "d c p q -> d (c p q)")
         patches = F.linear(pixels, weight, embed.bias) + positions
         assert self.encoder.cls_token is not None
-        cls_token = self.encoder.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
+        cls_token = self.encoder.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
         tokens = torch.cat([cls_token, patches], dim=1)
         if self.encoder.grad_checkpointing and torch.is_grad_enabled():
             tokens = checkpoint_seq(self.encoder.blocks, tokens)

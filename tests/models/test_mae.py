@@ -166,6 +166,16 @@ def test_encoders_other_than_plain_vits_raise(name: str, sentence: str) -> None:
         MaskedAutoencoder(name)
 
 
+@pytest.mark.slow  # PyTorch imports sympy
+def test_an_exported_model_takes_batches_of_any_size() -> None:
+    model, batch = small().eval(), torch.export.Dim("batch")
+    given = torch.randn(2, 3, 32, 32), 0.75, torch.rand(2, 16)
+    shapes = {0: batch}, None, {0: batch}
+    exported = torch.export.export(model, given, dynamic_shapes=shapes, strict=False).module()
+    more = torch.randn(5, 3, 32, 32), 0.75, torch.rand(5, 16)
+    torch.testing.assert_close(exported(*more)[0], model(*more).loss)
+
+
 @pytest.mark.parametrize("every_patch", [True, False])
 def test_noise_of_other_patches_raises(every_patch: bool) -> None:
     """As of a loop whose transform has another patch size: patches would never be masked."""
