@@ -65,9 +65,11 @@ class FrozenEncoder:
         size = height_and_width(image_size)
         check_tiles(image_size, self.patch, "image_size")
         if size != self.image_size and not self.takes_any_size:
-            if not hasattr(self.network, "set_input_size"):
-                raise UserError(f"image_size: timm cannot resize a {type(self.network).__name__}")
-            self.network.set_input_size(img_size=size)
+            try:
+                self.network.set_input_size(img_size=size)
+            except (AssertionError, AttributeError):  # of hybrids; of networks without it
+                kind = type(self.network).__name__
+                raise UserError(f"image_size: timm cannot resize this {kind}") from None
         return replace(self, image_size=size)
 
 
