@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.image_size import Size, check_tiles, height_and_width
+from finetune.image_size import Size, check_tiles, height_and_width, patch_side
 from finetune.run_folder import read_classifier_config
 from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
@@ -52,7 +52,7 @@ class FrozenEncoder:
     @property
     def patch(self) -> int:
         """Side of a patch in pixels."""
-        return height_and_width(self.network.patch_embed.patch_size)[0]
+        return patch_side(self.network.patch_embed)
 
     def at_size(self, image_size: Size) -> "FrozenEncoder":
         """Return the encoder for images of another size, its positions resampled where needed.

@@ -1,5 +1,7 @@
 """Image sizes: a side in pixels or (height, width), and the size shown at each bandwidth."""
 
+from typing import Any
+
 from mae_et.errors import require
 
 Size = int | tuple[int, int]
@@ -38,3 +40,9 @@ def check_tiles(size: Size, patch: int, key: str) -> None:
         not any(side % patch for side in height_and_width(size)),
         f"{key} {format_size(size)} is not a multiple of the patch size {patch}",
     )
+
+
+def patch_side(embed: Any) -> int:
+    """Return the side, in pixels, of a patch of timm's embedding: a hybrid's is of features."""
+    ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else embed.patch_size
+    return height_and_width(ratio)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 
 from finetune.config import ClassifierConfig
-from finetune.image_size import Size, check_tiles, format_size, height_and_width
+from finetune.image_size import Size, check_tiles, format_size, height_and_width, patch_side
 from finetune.model import load_run_network
 from finetune.scoring_config import EvaluateConfig
 from mae_et.checkpoints.encoders import build_named, build_vit_of
@@ -87,7 +87,7 @@ def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:
     channels, height, width = network.default_cfg["input_size"]
     own = getattr(getattr(network, "patch_embed", None), "img_size", None) or (height, width)
     if config.image_size is not None and hasattr(network, "set_input_size"):
-        check_tiles(config.image_size, network.patch_embed.patch_size[0], "image_size")
+        check_tiles(config.image_size, patch_side(network.patch_embed), "image_size")
         network.set_input_size(img_size=config.image_size)
     return TrainedClassifier(network, config.image_size or tuple(own), channels)
 

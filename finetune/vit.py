@@ -22,6 +22,7 @@ from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.model import Pool
 from mae_et.errors import UserError
+from mae_et.runtime.console import notify
 
 HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
 
@@ -115,6 +116,10 @@ def _resample_positions(weights: Weights, grid: list[int]) -> Tensor:
         )
     if own == grid:
         return table
+    notify(
+        f"positions of {weights.path} are resampled from {own[0]} x {own[1]} to {grid[0]} x "
+        f"{grid[1]} patches"
+    )
     return resample_abs_pos_embed(table, grid, own, num_prefix_tokens=1)
 
 

@@ -198,8 +198,9 @@ def test_encoders_with_a_stem_take_images_of_its_channels(name: str, tmp_path: P
         assert torch.equal(encoder.encode(images), expected.forward_features(images))
     assert encoder.channels == 3
     assert encoder.patch > 1
-    with pytest.raises(UserError, match=r"image_size: timm cannot resize this \w+"):
-        encoder.at_size(14 * encoder.patch)
+    assert (224 // encoder.patch) ** 2 == encoder.network.patch_embed.num_patches
+    with pytest.raises(UserError, match=r"image_size(: timm cannot resize this Xcit| 120 is not)"):
+        encoder.at_size(120 if "r_s16" in name else 240)  # patches of 8 features, or 32 pixels
 
 
 def test_features_that_are_maps_are_refused() -> None:
