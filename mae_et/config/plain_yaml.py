@@ -54,7 +54,7 @@ def _check_node(node: yaml.Node, is_key: bool = False) -> None:
             if octal or (":" in node.value and not is_key):
                 line, kind = node.start_mark.line + 1, "an octal" if octal else "a base-60"
                 raise MisreadError(
-                    f"line {line}: {node.value} is {kind} number in YAML; put text in quotes"
+                    f"line {line}: {node.value:.40} is {kind} number in YAML; put text in quotes"
                 )
         return
     lines: dict[str, int] = {}
