@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import timm
+
 from finetune.class_matching import SelectedClasses, match_classes
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
@@ -88,7 +90,8 @@ def _open(config: EvaluateConfig) -> _Task:
         check_scores_folder(config.output)
     run = read_classifier_config(config.checkpoint)
     data = config.data or (run.data if run else None)
-    if data is None and not config.checkpoint.exists():
+    is_named = timm.is_model(str(config.checkpoint))
+    if data is None and not config.checkpoint.exists() and not is_named:
         raise UserError(f"there is no checkpoint {config.checkpoint}")
     if data is None:
         raise UserError("data must be given (--data.root or --data.name)")

@@ -200,6 +200,12 @@ def test_a_grey_classifier_with_layerscale_is_scored_on_grey_images(tmp_path: Pa
     assert (found.channels, found.image_size) == (1, (32, 32))
 
 
+def test_a_timm_name_without_data_is_no_missing_checkpoint() -> None:
+    for name, sentence in (("test_vit", "data must be given"), ("x", "there is no checkpoint x")):
+        with pytest.raises(UserError, match=sentence):
+            evaluate(EvaluateConfig(Path(name), device="cpu"))
+
+
 def test_a_timm_name_and_a_named_file_score_as_in_timm(tmp_path: Path, monkeypatch) -> None:
     torch.manual_seed(0)
     network = timm.create_model("resnet10t", num_classes=4).eval()
