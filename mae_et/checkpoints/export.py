@@ -51,8 +51,8 @@ def export(
     (`fc_norm`), `token` (`norm`) or `map` (`attn_pool`). A linear probe's normalisation is folded
     into the head for timm and Hugging Face; `mae` keeps it.
 
-    Files for timm and `mae` also record the model, its target, the classes and the preprocessing
-    of the images, which our own commands read and other libraries skip.
+    Files for timm and `mae` also record the model or its heads, its target, the classes and the
+    preprocessing of the images, which our own commands read and other libraries skip.
 
     Args:
         checkpoint: run folder, checkpoint, or file of released weights, of a masked autoencoder or

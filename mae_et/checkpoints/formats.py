@@ -42,6 +42,7 @@ from mae_et.checkpoints.weight_files import (
     MODEL_KEY,
     OUR_ENTRIES,
     PREPROCESSING_KEY,
+    SETTINGS_KEY,
     read_weight_file,
     summarise_error,
 )
@@ -149,6 +150,8 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
 
 def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
     """Add what a file of ours records beside its weights."""
+    if SETTINGS_KEY in payload:
+        weights = weights.with_settings(payload[SETTINGS_KEY])
     if PREPROCESSING_KEY in payload:
         preprocessing = Preprocessing.from_json(payload[PREPROCESSING_KEY], weights.path)
         weights = replace(weights, preprocessing=preprocessing)

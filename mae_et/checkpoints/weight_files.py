@@ -30,7 +30,9 @@ CLASSIFIER_KEY = "mae_et.classifier"
 """Classes, heads and grid of a classifier, as in its run's `classes.json`."""
 PREPROCESSING_KEY = "mae_et.preprocessing"
 """Statistics and sizes of the images; see `Preprocessing`."""
-OUR_ENTRIES = (MODEL_KEY, CLASSIFIER_KEY, PREPROCESSING_KEY)
+SETTINGS_KEY = "mae_et.settings"
+"""Heads, target and epsilon of weights that came from elsewhere, as far as they are known."""
+OUR_ENTRIES = (MODEL_KEY, CLASSIFIER_KEY, PREPROCESSING_KEY, SETTINGS_KEY)
 
 
 def _empty_dict(*_: object) -> dict[Any, Any]:

@@ -1,20 +1,32 @@
 """The one value that every reader of checkpoints returns."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors
-from mae_et.checkpoints.weight_files import CLASSIFIER_KEY, MODEL_KEY, PREPROCESSING_KEY
+from mae_et.checkpoints.weight_files import (
+    CLASSIFIER_KEY,
+    MODEL_KEY,
+    PREPROCESSING_KEY,
+    SETTINGS_KEY,
+)
 from mae_et.config.files import plain
 from mae_et.config.model import ModelConfig, Target
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.models.encoder import heads_of_vit
+
+# What shapes of tensors do not show of a ViT or its decoder, and the types of its values.
+SETTINGS: dict[str, tuple[type, ...]] = {
+    "encoder_num_heads": (int,), "decoder_num_heads": (int,), "norm_eps": (int, float),
+    "target": (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,11 +91,28 @@ class Weights:
         heads = None if name is None else heads_of_vit(name, width)
         return replace(self, architecture=name, encoder_num_heads=heads) if name and heads else self
 
+    def with_settings(self, text: str) -> "Weights":
+        """Add the settings that `entries` wrote.
+
+        Raises:
+            ValueError: one is unknown, or has another type.
+        """
+        settings = json.loads(text)
+        for key, value in settings.items():
+            is_number = type(value) in SETTINGS.get(key, ()) and 0 < value < math.inf
+            if not (value in get_args(Target) if key == "target" else is_number):
+                raise ValueError(f"{key} is {value!r}")
+        return replace(self, **settings)
+
     def entries(self) -> dict[str, str]:
         """Return what our own readers need beside the tensors, as JSON by its key in a file."""
         entries = {}
         if self.model is not None:
             entries[MODEL_KEY] = json.dumps(plain(self.model))
+        settings = {key: getattr(self, key) for key in SETTINGS}
+        known = {key: value for key, value in settings.items() if value is not None}
+        if known and self.model is None:
+            entries[SETTINGS_KEY] = json.dumps(known)
         if self.preprocessing is not None:
             entries[PREPROCESSING_KEY] = json.dumps(asdict(self.preprocessing))
         if self.classes is not None:

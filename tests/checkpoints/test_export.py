@@ -101,6 +101,17 @@ def test_mae_to_timm_to_hugging_face_and_back_keeps_every_tensor(
         assert torch.equal(tensor, first[name]), name
 
 
+@pytest.mark.parametrize("kind", ["timm", "mae"])
+def test_exports_record_the_heads_that_were_given(tmp_path: Path, kind: str) -> None:
+    path = export(TINY, kind, tmp_path / ("a.safetensors" if kind == "timm" else "a.pth"), **HEADS)
+    found = load_weights(path)
+    assert {name: getattr(found, name) for name in HEADS} == HEADS
+    for text in ('{"encoder_num_heads": 3.0}', '{"norm_eps": "x"}', '{"path": "y"}', "[1]"):
+        torch.save({"model": found.encoder, "mae_et.settings": text}, tmp_path / "b.pth")
+        with pytest.raises(UserError, match=r"b\.pth holds no weights of ours"):
+            load_weights(tmp_path / "b.pth")
+
+
 def test_assumed_statistics_have_one_number_for_each_channel(tmp_path: Path, capsys) -> None:
     for channels in (1, 3, 4):
         processor = image_processor(assumed_preprocessing(tmp_path, channels), 32, channels)
