@@ -34,6 +34,8 @@ class DistributedContext:
     rank: int
     size: int
     device: torch.device
+    joined: bool = False
+    """Whether this process joined the group for this command; a group of the caller's stays."""
 
     @property
     def is_main(self) -> bool:
@@ -82,11 +84,12 @@ def initialize(
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return DistributedContext(0, 1, chosen)
     check_launch()
-    if not dist.is_initialized():
+    joins = not dist.is_initialized()
+    if joins:
         # Flags are reduced on the CPU, so that no rank waits for its GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         _join(backend, patience)
-    return DistributedContext(dist.get_rank(), dist.get_world_size(), chosen)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), chosen, joins)
 
 
 def _join(backend: str, patience: float | None) -> None:
@@ -142,7 +145,7 @@ def shutdown(world: DistributedContext) -> None:
     After an error on one rank its peers may be in a collective, and would be waited for until their
     timeout, before anyone learns of the error. The end of the process closes its connections.
     """
-    if world.size > 1 and dist.is_initialized():
+    if world.joined:
         dist.destroy_process_group()
 
 

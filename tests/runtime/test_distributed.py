@@ -70,6 +70,21 @@ def test_port_in_use_is_reported_at_once(two_ranks: int) -> None:
             distributed.initialize("cpu", patience=1)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_only_a_group_that_a_command_joined_ends_with_it(
+    two_ranks, monkeypatch, before: bool
+) -> None:
+    """That of a loop of the user's, in which `mae_et.pretrain` is called, stays."""
+    monkeypatch.setenv("RANK", "0")
+    ended: list[bool] = []
+    for name, answer in {"is_initialized": before, "get_rank": 0, "get_world_size": 2}.items():
+        monkeypatch.setattr(distributed.dist, name, lambda answer=answer: answer)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: ended.append(True))
+    distributed.shutdown(distributed.initialize("cpu", patience=1))
+    assert ended == [True] * (not before)
+
+
 def test_ranks_wait_for_long_work_of_the_main_rank_without_being_ended(monkeypatch) -> None:
     """Its own watchdog sees only the heartbeats of the work: a save that hangs still ends it."""
     cpu, beats, done = torch.device("cpu"), [], []
