@@ -22,13 +22,14 @@ from mae_et.data.channels import check_channels
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample
 from mae_et.data.hugging_face_datasets import open_hugging_face
 from mae_et.data.image_folder import open_image_folder
-from mae_et.data.layout import ROOTED, Split, data_root
+from mae_et.data.layout import ROOTED, WHOLE_ROOT, Split, data_root
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.value_range import check_image_statistics, check_range
 from mae_et.data.webdataset import open_shards
 from mae_et.errors import UserError
 from mae_et.io.plain_files import no_follow
+from mae_et.runtime.console import notify
 
 TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
 
@@ -73,6 +74,12 @@ def open_dataset(
         UnknownClasses: the split has a class that the training split lacks.
     """
     kind = config.source
+    named = kind in ROOTED or kind.startswith("hfds/")
+    if named and split == "val" and config.train_split == config.val_split != WHOLE_ROOT:
+        notify(
+            "validation images are the training images: data.train_split and data.val_split are "
+            f"both {config.val_split}"
+        )
     if kind in ROOTED:
         dataset = _open_files(config, split, channels, own_classes)
         check_range(dataset, config)

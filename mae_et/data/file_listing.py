@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from mae_et.data.array_files import read_array, write_array
 from mae_et.data.layout import EXTENSIONS, is_folder
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
+from mae_et.runtime.console import notify
 from mae_et.runtime.watchdog import heartbeat
 
 
@@ -76,7 +78,10 @@ def cached_listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]
     key = hashlib.sha256(f"{folder.resolve()}\0{extensions}".encode()).hexdigest()[:16]
     path = config.listing / f"{key}.npy"
     if path.is_file():
-        return Listing(_read_listing(path), Counter())
+        names = _read_listing(path)
+        when = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+        notify(f"{folder}: {len(names)} files as listed at {when} (delete {path} to list anew)")
+        return Listing(names, Counter())
     listing = list_folder(folder, extensions)
     array = np.array([os.fsencode(name) for name in listing.names], dtype=np.bytes_)
     write_atomically(path, lambda temporary: write_array(temporary, array))

@@ -1,6 +1,7 @@
 """Image folders: splits, classes, held-out images, listings."""
 
 import os
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,15 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         source[7]
 
 
-def test_a_kept_listing_is_read_without_a_walk(tmp_path: Path, monkeypatch) -> None:
+def test_validation_on_the_training_images_is_reported(tmp_path: Path, capsys) -> None:
+    for number in range(4):
+        save(tmp_path / f"all/{'ab'[number % 2]}/{number}.png", number)
+    config = DataConfig(root=tmp_path, train_split="all", val_split="all")
+    assert len(open_dataset(config, "train")) == len(open_dataset(config, "val")) == 4
+    assert capsys.readouterr().err.count("validation images are the training images") == 1
+
+
+def test_a_kept_listing_is_read_without_a_walk(tmp_path: Path, monkeypatch, capsys) -> None:
     for number in range(6):
         save(tmp_path / f"data/train/{'ab'[number % 2]}/{number}.png", number)
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
@@ -205,7 +214,9 @@ def test_a_kept_listing_is_read_without_a_walk(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr(
         "mae_et.data.file_listing.list_folder", lambda *_: pytest.fail("walked again")
     )
+    assert "files as listed at" not in capsys.readouterr().err
     assert values(open_dataset(config, "train")) == first
+    assert f"6 files as listed at {date.today().year}" in capsys.readouterr().err
     assert len(first) == 6
     content = kept.read_bytes()
     for damaged in (content[:50], *(flipped(content, bit) for bit in range(7, 8 * 200, 97))):
