@@ -65,8 +65,7 @@ def load_weights(path: Path, key: str | None = None) -> Weights:
         UserError: there is no such checkpoint, it cannot be read without executing code, or it
             holds no vision transformer, or several.
     """
-    weights = _peeked.pop((path, key, _version(path)), None)
-    return _read(path, key) if weights is None else weights
+    return _peeked.pop((path, key, _version(path)), None) or _read(path, key)
 
 
 def peek_weights(path: Path, key: str | None = None) -> Weights:
@@ -106,10 +105,8 @@ def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:
 
 def _version(path: Path) -> object:
     """Return what changes whenever a path is written to."""
-    if not path.exists():
-        return None
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    status = path.stat() if path.exists() else None
+    return status and (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _read(path: Path, key: str | None) -> Weights:
@@ -139,7 +136,7 @@ def _refuse_key(path: Path, key: str | None) -> None:
 
 
 def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
-    if "config" in payload and "plan" in payload:
+    if {"config", "plan"} <= payload.keys():
         _refuse_key(path, key)
         return _from_run(path, payload)
     if not set(OUR_ENTRIES) & payload.keys():
@@ -166,16 +163,15 @@ def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
 
 def _with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
     """Add what `classes.json` of a classifier's run records."""
-    preprocessing = weights.preprocessing
     if "preprocessing" in description:
         preprocessing = Preprocessing.from_dict(description["preprocessing"], weights.path)
+        weights = replace(weights, preprocessing=preprocessing)
     return replace(
         weights,
         architecture=description["encoder"],
         encoder_num_heads=description["encoder_num_heads"],
         grid=description.get("grid"),
         classes=description["classes"],
-        preprocessing=preprocessing,
     )
 
 
@@ -188,15 +184,14 @@ def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
         if part in parts:
             parts[part][own] = tensor.float()
     check_plain_vit(path, parts["encoder"], parts["encoder"])
-    model = config.model
     return Weights(
         path,
         parts["encoder"],
         parts["decoder"],
-        model=model,
+        model=config.model,
         config=config,
-        architecture=model.encoder,
-        preprocessing=Preprocessing.of_run(config.data, model.image_size),
+        architecture=config.model.encoder,
+        preprocessing=Preprocessing.of_run(config.data, config.model.image_size),
     )
 
 
