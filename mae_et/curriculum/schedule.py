@@ -59,7 +59,8 @@ class Curriculum:
     of equal epochs."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
+        stages = (replace(each, bandwidth=each.bandwidth or self.base) for each in self.stages)
+        object.__setattr__(self, "stages", tuple(stages))
         if not self.stages:
             raise UserError("curriculum.stages is empty")
         for stage in self.stages:

@@ -96,7 +96,7 @@ class MaskedAutoencoder(nn.Module):
         hog_cell: int = 8,
         hog_bins: int = 9,
     ):
-        given = dict(locals())
+        given = dict(locals())  # the arguments, before there are other names
         super().__init__()
         overrides = {
             "patch_size": patch_size,

@@ -116,7 +116,7 @@ def test_presets_scale_to_other_sizes_without_losing_spectrum(
     [
         (Stage(90, 1), "bandwidth 90 is not a multiple of the patch size 16"),
         (Stage(256, 1), "bandwidth 256 exceeds the base size 224"),
-        (Stage(0, 1), "bandwidth 0 is not a multiple"),
+        (Stage(-16, 1), "bandwidth -16 is not a multiple"),
         (Stage(96, 0), "share must be positive"),
         (Stage(96, math.nan), "share must be positive"),
         (Stage(96, 1, 11), "magnitude must be in"),
@@ -125,6 +125,10 @@ def test_presets_scale_to_other_sizes_without_losing_spectrum(
 def test_impossible_stages_raise_a_user_error(stage: Stage, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Curriculum((stage,), 224, 16)
+
+
+def test_a_stage_without_a_bandwidth_is_at_the_base_size() -> None:
+    assert Curriculum((Stage(96, 0.5), Stage()), 224, 16).stages[1] == Stage(224)
 
 
 def test_impossible_plans_raise_a_user_error() -> None:
