@@ -13,7 +13,7 @@ which gradients are exchanged.
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def bench_node(
         "loading",
         lambda: loading_speeds(config, plan, device, workers, left * LOADING_SHARE, beside),
     )
-    figures |= summary(plan, figures, gpus, workers)
+    figures |= summary(plan, figures, gpus, workers, config.data.replay)
     figures["seconds"] = round(time.monotonic() - started, 1)
     write(figures)
     return figures
@@ -101,7 +101,10 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def summary(plan: Plan, figures: dict[str, Any], gpus: int, workers: int) -> dict[str, Any]:
+def summary(
+    plan: Plan, figures: dict[str, Any], gpus: int, workers: int,
+    replay: Mapping[int, int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Return the best speeds, the hours with each way of loading, and the fastest flags."""
     training, loading, exchange = (figures[name] for name in ("training", "loading", "exchange"))
     bandwidths = plan.bandwidths
@@ -118,7 +121,9 @@ def summary(plan: Plan, figures: dict[str, Any], gpus: int, workers: int) -> dic
         speeds = loaded_speeds(loading, way, bandwidths)
         if speeds is not None:
             by_gpu = GPU_DECODES in flags[way]
-            models[way] = _model(plan, training, exchange, compiled, gpus, speeds, workers, by_gpu)
+            models[way] = _model(
+                plan, training, exchange, compiled, gpus, speeds, workers, by_gpu, replay
+            )
     if not models:
         model = _model(plan, training, exchange, compiled, gpus)
         return {**model["given"], "throughput": model}
@@ -193,6 +198,7 @@ def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, f
 def _model(
     plan: Plan, training: Rows, exchange: Any, compiled: bool, gpus: int,
     loaded: dict[int, float] | None = None, workers: int = 0, by_gpu: bool = False,
+    replay: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the throughput model, whose speeds of a GPU depend on the images of its step.
 
@@ -210,7 +216,7 @@ def _model(
         trained = {b: with_exchange(speed, share, taken) for b, speed in beside.items()}
         cores = None if loader is None else float(workers)
         included = "seconds" in (exchange or {})
-        model = throughput_model(plan, trained, (count,), loader, cores, included)
+        model = throughput_model(plan, trained, (count,), loader, cores, included, replay)
         for row in model["loading"]:
             b = row["bandwidth"]
             if row.get("bottleneck") != "loader" and taken * alone[b] >= share:

@@ -22,8 +22,9 @@ IMAGENET_1K = 1_281_167
 def plan(arguments: Arguments) -> None:
     """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
     config: PlanConfig = config_of("plan", arguments)
+    from mae_et.curriculum.speeds import throughput_from_options
     from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
-    from mae_et.curriculum.throughput import throughput_from_options, throughput_table
+    from mae_et.curriculum.throughput import throughput_table
     from mae_et.training.plan import plan_new_run
 
     resolved = plan_new_run(config, config.images or count_images(config))

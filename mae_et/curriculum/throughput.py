@@ -5,17 +5,12 @@ this model, nor does the exchange of gradients, unless the speeds include it, so
 lower bound.
 """
 
-import json
 import math
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from mae_et.config.commands import PlanConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
-from mae_et.io.plain_files import read_bytes
 
 POWERS = tuple(2**power for power in range(11))
 """Default GPU counts of the table: 1 ... 1024."""
@@ -28,6 +23,7 @@ def throughput_model(
     loader: Mapping[int, float] | None = None,
     cores_per_gpu: float | None = None,
     exchange_included: bool = False,
+    replay: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Return a plan's hours for each number of GPUs, and the loader cores it needs.
 
@@ -38,6 +34,7 @@ def throughput_model(
         loader: measured images/s of one loader core, by bandwidth.
         cores_per_gpu: loader cores per GPU; a stage is as fast as the slower of GPU and loader.
         exchange_included: whether `images_per_second` counts the exchange of gradients.
+        replay: how often a loaded image is used, by bandwidth (`data.replay`).
 
     Returns:
         JSON-serialisable types: `given`, `loading` by bandwidth, `totals` by number of GPUs.
@@ -51,7 +48,9 @@ def throughput_model(
     if loader is not None:
         _check_speeds("--loader", loader, bandwidths)
     _check_counts(gpus, cores_per_gpu, loader is not None)
-    loading = [_loading(b, images_per_second[b], loader, cores_per_gpu) for b in bandwidths]
+    uses = {b: (replay or {}).get(b, 1) for b in bandwidths}
+    used = None if loader is None else {b: loader[b] * uses[b] for b in bandwidths}
+    loading = [_loading(b, images_per_second[b], used, cores_per_gpu) for b in bandwidths]
     speed = {row["bandwidth"]: row["reached_images_per_second"] for row in loading}
     one = math.fsum(stage.steps * plan.batch_size / speed[stage.bandwidth] for stage in plan.stages)
     # The images at full bandwidth that the same compute pays for.
@@ -64,6 +63,7 @@ def throughput_model(
             ),
             "cores_per_gpu": cores_per_gpu,
             "exchange_included": exchange_included,
+            "replay": {str(b): times for b, times in uses.items() if times > 1},
         },
         "loading": loading,
         "totals": [_total(count, plan.batch_size, one, constant) for count in sorted(set(gpus))],
@@ -103,90 +103,6 @@ def _total(
     }
 
 
-def read_node(text: str) -> dict[str, Any] | None:
-    """Return the figures of a file of `mae-et bench node`; None for anything else."""
-    try:
-        found = json.loads(read_bytes(Path(text)))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "images_per_second" in found else None
-
-
-def _speeds_of_node(node: dict[str, Any], key: str, file: str) -> dict[int, float]:
-    try:
-        return {int(bandwidth): float(speed) for bandwidth, speed in node[key].items()}
-    except (TypeError, ValueError, AttributeError):
-        raise UserError(f"--throughput: {file} has no images/s by bandwidth in {key!r}") from None
-
-
-def read_speeds(text: str, option: str) -> dict[int, float]:
-    """Read images/s by bandwidth from '{96: 5200, 224: 1200}' or a finished run's folder.
-
-    The speed of a run at a bandwidth is averaged over the time of its stages, and is that of all
-    its GPUs together.
-
-    Raises:
-        UserError: the text is neither.
-    """
-    if text.lstrip().startswith("{"):
-        import yaml
-
-        from mae_et.config.plain_yaml import parse_yaml
-
-        try:
-            pairs = parse_yaml(text)
-            return {int(bandwidth): float(speed) for bandwidth, speed in pairs.items()}
-        except (yaml.YAMLError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{option} must read like '{{96: 5200}}', got {text!r}") from None
-    path = Path(text, "results.json") if Path(text).is_dir() else Path(text)
-    images: dict[int, float] = {}
-    seconds: dict[int, float] = {}
-    try:
-        for stage in json.loads(read_bytes(path))["stages"]:
-            bandwidth = stage["bandwidth"]
-            images[bandwidth] = images.get(bandwidth, 0) + stage["images"]
-            taken = stage["images"] / stage["images_per_second"]
-            seconds[bandwidth] = seconds.get(bandwidth, 0) + taken
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        raise UserError(
-            f"{option} must read like '{{96: 5200}}', or name a finished run's folder (with "
-            f"results.json), got {text!r}"
-        ) from None
-    return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
-
-
-def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] | None:
-    """Return `throughput_model` for the options of `mae-et plan`; None without `throughput`.
-
-    A file of `mae-et bench node` gives the speeds of loading too.
-
-    Raises:
-        UserError: an option is malformed, or given without `throughput`.
-    """
-    if options.throughput is None:
-        for name in ("loader", "gpus", "cores_per_gpu"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')} requires --throughput")
-        return None
-    gpus = POWERS
-    if options.gpus is not None:
-        if not re.fullmatch(r"\[?\s*\d+(\s*,\s*\d+)*\s*\]?", options.gpus.strip()):
-            raise UserError(f"--gpus must read like 1,8,64, got {options.gpus!r}")
-        gpus = tuple(int(count) for count in re.findall(r"\d+", options.gpus))
-    loader = None if options.loader is None else read_speeds(options.loader, "--loader")
-    cores, exchange_included = options.cores_per_gpu, False
-    node = read_node(options.throughput)
-    if node is None:
-        trained = read_speeds(options.throughput, "--throughput")
-    else:
-        trained = _speeds_of_node(node, "images_per_second", options.throughput)
-        exchange_included = node.get("exchange_included") is True
-        if loader is None and node.get("loader_images_per_second") is not None:
-            loader = _speeds_of_node(node, "loader_images_per_second", options.throughput)
-            cores = cores or node.get("cores_per_gpu")
-    return throughput_model(plan, trained, gpus, loader, cores, exchange_included)
-
-
 def throughput_table(model: dict[str, Any]) -> str:
     """Format the result of `throughput_model` as two tables: by bandwidth, and by GPUs."""
     cores = model["given"]["cores_per_gpu"]
@@ -195,6 +111,8 @@ def throughput_table(model: dict[str, Any]) -> str:
         given += ", of one loader core (core img/s)"
     if cores is not None:
         given += f", {cores:g} loader cores per GPU"
+    if replay := model["given"].get("replay"):
+        given += ", each image used " + ", ".join(f"{n} times at {b}" for b, n in replay.items())
     head = (
         f"{'B':>5} {'GPU img/s':>10} {'core img/s':>11} {'cores/GPU needed':>17} "
         f"{'reached img/s':>14} {'bottleneck':>11}"

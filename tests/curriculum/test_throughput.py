@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mae_et import UserError
 from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.curriculum.throughput import POWERS, read_speeds, throughput_model, throughput_table
+from mae_et.curriculum.speeds import read_speeds
+from mae_et.curriculum.throughput import POWERS, throughput_model, throughput_table
 
 PLAN = Curriculum.preset("etpp", 224, 16).plan(40, 100_000, 1024)
 FLAT = "--throughput={96: 1, 160: 1, 224: 3}"
@@ -59,6 +60,18 @@ def test_stage_is_as_fast_as_the_slower_of_gpu_and_loader(trained, loader, cores
         assert row["cores_needed_per_gpu"] == pytest.approx(trained[b] / loader[b])
         assert row["reached_images_per_second"] == min(trained[b], loader[b] * cores)
         assert row["bottleneck"] == ("loader" if loader[b] * cores < trained[b] else "gpu")
+
+
+def test_replay_makes_a_core_as_fast_as_its_images_are_used_often(capsys) -> None:
+    trained, loader = {96: 300.0, 160: 200.0, 224: 100.0}, {96: 10.0, 160: 10.0, 224: 10.0}
+    found = throughput_model(PLAN, trained, (1,), loader, 15, replay={96: 2})
+    faster = throughput_model(PLAN, trained, (1,), loader | {96: 20.0}, 15)
+    assert (found["loading"], found["totals"]) == (faster["loading"], faster["totals"])
+    assert "each image used 2 times at 96" in throughput_table(found)
+    flags = ["--throughput={96: 9, 160: 9, 224: 9}", "--loader={96: 1, 160: 1, 224: 1}"]
+    assert main(["plan", "--json=true", "--images=50000", *flags, "--data.replay={96: 2}"]) == 0
+    rows = json.loads(capsys.readouterr().out)["throughput"]["loading"]
+    assert [row["cores_needed_per_gpu"] for row in rows] == [4.5, 9, 9]
 
 
 def test_gpu_count_that_does_not_divide_the_batch_has_no_hours() -> None:

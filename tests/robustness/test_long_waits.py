@@ -11,7 +11,7 @@ from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.config.key_checks import check_flags, check_text, unknown_keys
 from mae_et.config.plain_yaml import MAX_CHARACTERS, MisreadError, parse_yaml
-from mae_et.curriculum.throughput import read_speeds
+from mae_et.curriculum.speeds import read_speeds
 from mae_et.search.config import SearchOptions
 from slurm.config import ClusterConfig
 

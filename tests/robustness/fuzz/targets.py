@@ -35,7 +35,7 @@ from mae_et.config.commands import CompareConfig
 from mae_et.config.data import DataConfig
 from mae_et.config.files import add_config_arguments, config_from_text, parse_config, to_yaml
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.throughput import read_speeds
+from mae_et.curriculum.speeds import read_speeds
 from mae_et.data.datasets import open_dataset
 from mae_et.data.layout import EXTENSIONS
 from mae_et.data.webdataset import TarShards
