@@ -17,6 +17,8 @@ from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
 
+STATISTICS = ("mean", "std", "eval_crop")
+
 
 def knn(config: ProbeConfig) -> dict[str, Any]:
     """Return the encoder's kNN accuracy, in percent; see `score_encoder`."""
@@ -37,8 +39,9 @@ def score_encoder(
     `config.output`.
 
     Returns:
-        `data`, its name; `knn` and `linear`, top-1 in percent; `linear_learning_rate`, the one
-        chosen; and the same with the prefix `untrained_` if the config requests them.
+        `data`, its name; `settings`, those that are not the defaults, if any; `knn` and `linear`,
+        top-1 in percent; `linear_learning_rate`, the one chosen; and the same with the prefix
+        `untrained_` if the config requests them.
 
     Raises:
         UserError: the checkpoint or the data cannot be used.
@@ -48,6 +51,7 @@ def score_encoder(
         check_scores_folder(config.output)
     encoder, data = open_encoder_and_data(config)
     results = {"data": str(data.root or data.source)}
+    results |= _settings(config, encoder, data, neighbours, linear)
     notify_scoring(config.checkpoint, data)
     results |= _score(encoder, data, config, neighbours, linear)
     if config.untrained:
@@ -58,6 +62,23 @@ def score_encoder(
     kind = "probes" if neighbours and linear else "knn" if neighbours else "linear-probe"
     _write(results, config, kind)
     return results
+
+
+def _settings(
+    config: ProbeConfig, encoder: FrozenEncoder, data: DataConfig, neighbours: bool, linear: bool
+) -> dict[str, str]:
+    """Name the settings that change the scores, so that others are not compared with them."""
+    keys = ["pool"] + ["neighbours", "temperature"] * neighbours + ["epochs"] * linear
+    statistics = STATISTICS if encoder.data is not None else ()
+    changed = [
+        f"{key}={getattr(given, key)}".replace(" ", "")
+        for chosen, given, default in (
+            (keys, config, ProbeConfig(config.checkpoint)), (statistics, data, encoder.data),
+        )
+        for key in chosen
+        if getattr(given, key) != getattr(default, key)
+    ]  # fmt: skip
+    return {"settings": ",".join(changed)} if changed else {}
 
 
 def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:

@@ -154,7 +154,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of a run, and of results in folders inside it.
 
-    Figures on other data than the run's are named after these: `cifar10 knn`.
+    Figures on other data, or of other settings, are named after these: `cifar10 pool=cls knn`.
 
     Args:
         folder: run folder.
@@ -166,6 +166,7 @@ def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         results = table_of(folder / kind / "results.json")
         data = str(results.get("data", own))
         named = "" if data == own else f"{Path(data).name} "
+        named += f"{results['settings']} " if "settings" in results else ""
         found |= _figures(results, named + ("" if kind in PROBES else f"{kind} "))
     return found
 

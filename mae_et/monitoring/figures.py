@@ -25,9 +25,9 @@ NAMES = {
 }  # fmt: skip
 PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
 NAMED = (
-    "run", "data", "features", "shape", "projector", "image", "format", "output", "report",
-    "dynamics", "by", "checkpoints", "search", "objective", "bandwidths", "value", "trials",
-    "curriculum",
+    "run", "data", "settings", "features", "shape", "projector", "image", "format", "output",
+    "report", "dynamics", "by", "checkpoints", "search", "objective", "bandwidths", "value",
+    "trials", "curriculum",
 )  # fmt: skip
 """What a command worked on, and what it wrote."""
 POINTS = 5

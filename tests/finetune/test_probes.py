@@ -59,10 +59,11 @@ def test_features_are_pooled_tokens_in_the_order_of_the_data(
 def test_untrained_scores_come_beside_the_trained_ones(run, tiny) -> None:
     results = score_encoder(probe(run, tiny, untrained=True))
     assert set(results) == {
-        "data", "knn", "linear", "linear_learning_rate", "untrained_knn", "untrained_linear",
-        "untrained_linear_learning_rate",
+        "data", "settings", "knn", "linear", "linear_learning_rate", "untrained_knn",
+        "untrained_linear", "untrained_linear_learning_rate",
     }  # fmt: skip
     assert results.pop("data") == "synthetic"
+    assert results.pop("settings") == f"epochs={probe(run, tiny).epochs}"  # the default is 100
     assert all(0 <= value <= 100 for value in results.values())
     json.dumps(results)
     assert finetune.knn(probe(run, tiny))["knn"] == results["knn"]

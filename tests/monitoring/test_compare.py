@@ -78,6 +78,7 @@ def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> No
                 for seed, name in enumerate("ab"))  # fmt: skip
     written(one / "knn", {}, knn=31.5, data="synthetic")
     written(one / "linear-probe", {}, linear=40.5, data="data/cifar10")
+    written(two / "knn", {}, knn=29.5, data="synthetic", settings="pool=cls")
     tuned = [
         written(
             tmp_path / f"{kind}-{start.name}",
@@ -90,6 +91,7 @@ def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> No
     assert (first["run"], first["knn"], first["finetune top1"]) == ("a", "31.5", "80")
     assert first["cifar10 linear"] == "40.5"  # on other data than the run's
     assert (second["run"], second["linear-probe top1"]) == ("b", "60")
+    assert (second["knn"], second["pool=cls knn"], average["knn"]) == ("", "29.5", "")
     assert average["loss"] == "0.5 ± 0"
     (alone,) = cells(compare(CompareConfig([tuned[0]])))
     assert (alone["run"], alone["top1"]) == ("ft-a", "80")
