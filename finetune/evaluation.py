@@ -24,7 +24,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.fingerprint import fingerprint
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
-from mae_et.errors import UserError, listed
+from mae_et.errors import UserError, listed, require
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import notify
@@ -90,10 +90,9 @@ def _open(config: EvaluateConfig) -> _Task:
         check_scores_folder(config.output)
     run = read_classifier_config(config.checkpoint)
     data = config.data or (run.data if run else None)
-    is_named = timm.is_model(str(config.checkpoint))
-    if data is None and not config.checkpoint.exists() and not is_named:
-        raise UserError(f"there is no checkpoint {config.checkpoint}")
     if data is None:
+        is_known = config.checkpoint.exists() or timm.is_model(str(config.checkpoint))
+        require(is_known, f"there is no checkpoint {config.checkpoint}")
         raise UserError("data must be given (--data.root or --data.name)")
     data, held_out = _all_images(data, run)
     recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key, config.architecture)
