@@ -21,7 +21,6 @@ from torch import Tensor
 
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.tensor_files import export_encoder
-from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import ENCODER, PretrainConfig
 from mae_et.config.typed import typed
 from mae_et.curriculum.frequency import low_frequency_crop
@@ -35,7 +34,6 @@ from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime.agreement import fail_together
-from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
@@ -123,8 +121,6 @@ def _pretrain(
     periodic: list[Periodic] = [PeriodicReconstructions(run, model, source)] if draws else []
     if config.probe.every is not None:
         periodic.append(OnlineProbe(run, config.probe, model, source))
-    elif config.probe != OnlineProbeConfig():
-        notify("keys of probe are given, and probe.every is not: the encoder is not probed")
     train_run(
         run, dataset, step, periodic, partial(finish, run, model), files,
         preview=partial(draw_preview, config, plan, dataset) if draws else None,

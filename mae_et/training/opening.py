@@ -13,13 +13,14 @@ from typing import Any, Generic, TypeVar
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import EfficiencyConfig
+from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import OutputConfig, PretrainConfig
 from mae_et.curriculum.mae_cost import mae_parameters
 from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.layout import ROOTED
 from mae_et.monitoring.figures import short
-from mae_et.runtime.console import is_main, write_line
+from mae_et.runtime.console import is_main, notify, write_line
 from mae_et.runtime.hardware import default_workers, expected_gpu, expected_threads, usable_cores
 from mae_et.training.plan import curriculum_of, make_plan, micro_batch_size, worth_compiling
 from mae_et.version import __version__
@@ -135,6 +136,8 @@ def open_training_images(opening: Opening[ImageDataset]) -> ImageDataset:
     opening.say(data=describe_data(config.data, source))
     extends = config.init.extends is not None  # then the plan is the other run's, which may be gone
     opening.say_expected(None if extends else make_plan(config, len(source)))
+    if config.probe.every is None and config.probe != OnlineProbeConfig():
+        notify("keys of probe are given, and probe.every is not: the encoder is not probed")
     return source
 
 
