@@ -74,7 +74,7 @@ def classify(
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    config = typed(config)
+    config = typed(config, ClassifierConfig)
     opening = opening or Opening("classify", config, open_splits)
     with distributed_session(config, config.efficiency) as (world, stopped):
         _classify(config, world, stopped, step or classifier_step, opening)

@@ -58,7 +58,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             features of another encoder, other images or other settings.
         RunFailed: too many images cannot be read.
     """
-    config = typed(config)
+    config = typed(config, EmbedConfig)
     if config.output.suffix == ".parquet":
         check_parquet()
     encoder, data = open_encoder_and_data(config)

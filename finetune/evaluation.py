@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint is not a classifier, or does not fit the data.
     """
-    config = typed(config)
+    config = typed(config, EvaluateConfig)
     with distributed_session(config, config) as (world, _):
         with fail_together(world):
             task = _open(config)

@@ -16,6 +16,7 @@ from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
 from finetune.scoring_config import FeatureScoreConfig, FrozenNetworkConfig
 from mae_et.config.data import DataConfig, check_statistics
+from mae_et.config.typed import typed
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.layout import Split
@@ -47,7 +48,7 @@ def extract_dataset_features(
     data: DataConfig,
     config: FeatureScoreConfig,
     split: Split,
-    device: torch.device,
+    device: torch.device | str,
     indices: Sequence[int] | None = None,
     bandwidth: int | None = None,
 ) -> Features:
@@ -68,6 +69,8 @@ def extract_dataset_features(
     Raises:
         UserError: images have no labels, or there are fewer than two classes.
     """
+    data, config = typed(data, DataConfig), typed(config, FeatureScoreConfig)
+    device = torch.device(device)
     check_statistics(data, encoder.channels)
     source = open_labelled(data, split, encoder.channels, "scoring an encoder")
     images: Dataset[tuple[Tensor, int]] = EvalDataset(source, data, encoder.image_size)

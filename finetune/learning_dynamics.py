@@ -51,7 +51,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     Raises:
         UserError: there is no encoder, or the data cannot be used.
     """
-    config = typed(config)
+    config = typed(config, DynamicsConfig)
     paths = list_checkpoints(config.checkpoint / "checkpoints")
     run = stored_config(config.checkpoint) if paths else None
     if run is None:

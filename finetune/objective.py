@@ -44,7 +44,7 @@ class HeldOutAccuracy:
 
     def __post_init__(self) -> None:
         require_in("(0, 1)", self, "share")
-        typed(self)
+        typed(self, HeldOutAccuracy)
 
     def check(self, data: DataConfig, channels: int) -> None:
         """Refuse data that cannot be scored.

@@ -46,7 +46,7 @@ def score_encoder(
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
-    config = typed(config)
+    config = typed(config, ProbeConfig)
     if config.output is not None:
         check_scores_folder(config.output)
     encoder, data = open_encoder_and_data(config)

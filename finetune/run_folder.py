@@ -11,12 +11,13 @@ from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
 
 
-def read_classifier_config(path: Path) -> ClassifierConfig | None:
+def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
     """Return the config of a classifier's run folder; None for other paths.
 
     Raises:
         UserError: the run is not finished, or its config is damaged.
     """
+    path = Path(path)
     written = path / "config.yaml"
     if not (path / "classes.json").is_file() or not written.is_file():
         return None

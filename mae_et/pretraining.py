@@ -86,7 +86,7 @@ def pretrain(
             out, or a loader process died.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    config = typed(config)
+    config = typed(config, PretrainConfig)
     opening = opening or Opening("pretrain", config, open_training_images)
     with distributed_session(config, config.efficiency) as (world, stopped):
         _pretrain(config, world, stopped, stop_after_step, step or train_step, opening)

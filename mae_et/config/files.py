@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -91,14 +91,17 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def load_config(
-    kind: type[Config], files: list[str | Path] | None = None, flags: list[str] | None = None
+    kind: type[Config],
+    files: Sequence[str | Path] | str | Path | None = None,
+    flags: Sequence[str] | None = None,
 ) -> Config:
     """Build a config from YAML files, later over earlier, then flags (`--optim.base_lr 1e-3`).
 
     Raises:
         UserError: an unknown key, a wrong type or an impossible value, in one sentence.
     """
-    arguments = [f"--config={name}" for name in files or []]
+    names = [files] if isinstance(files, str | Path) else files or []
+    arguments = [f"--config={name}" for name in names]
     parser = _parser_of(kind)
     return parse_config(parser, kind, arguments + list(flags or []))
 

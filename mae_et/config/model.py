@@ -113,7 +113,7 @@ def check_arguments(given: Mapping[str, Any], patch: int) -> None:
     fields = {name: given[name] for name in ModelConfig.__dataclass_fields__ if name in given}
     for side in size if isinstance(size, Sequence) else [size]:
         changed = {"image_size": side, "patch_size": patch, "decoder_depth": depth}
-        typed(ModelConfig(**fields | changed))
+        typed(ModelConfig(**fields | changed), ModelConfig)
 
 
 def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:

@@ -5,18 +5,23 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mae_et.errors import require
+
 Config = TypeVar("Config")
 
 
-def typed(config: Config) -> Config:
+def typed(config: Config, kind: type[Config]) -> Config:
     """Return a config whose fields have their types, as one that was read from YAML has.
 
     A dataclass takes any value: a string for a path, a list for a tuple, and a misspelt choice,
     which code would take for the last of its cases.
 
     Raises:
-        UserError: a field has none of its values; the sentence names it.
+        UserError: a field has none of its values, or the config is of another kind.
     """
+    require(
+        isinstance(config, kind), f"config must be a {kind.__name__}, got {type(config).__name__}"
+    )
     if _fits(config, type(config)):
         return config
     from mae_et.config.files import config_from_text, to_yaml  # slow to import

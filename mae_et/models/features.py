@@ -27,9 +27,12 @@ def extract_features(model: nn.Module, images: Tensor, pool: Pool = "mean") -> T
         `pool` is the model's own pooling.
 
     Raises:
-        UserError: pool is cls, and the model has no class token; or pool is unknown.
+        UserError: the model is no timm model; pool is unknown; or it is cls, and the model has no
+            class token.
     """
     network: Any = model
+    kind = type(model).__name__
+    require(hasattr(model, "forward_features"), f"model must be a timm model, got a {kind}")
     return pool_tokens(network, network.forward_features(images), pool)
 
 

@@ -13,11 +13,11 @@ def test_configs_made_in_python_become_those_read_from_yaml() -> None:
         data=DataConfig(root=Path("photos"), mean=(0.5,), std=(0.5,)),
         output=OutputConfig(dir=Path("run")),
     )
-    assert typed(proper) is proper
+    assert typed(proper, PretrainConfig) is proper
     loose = PretrainConfig(
         data=DataConfig(root="photos", mean=[0.5], std=[0.5]), output=OutputConfig(dir="run")
     )
-    assert typed(loose) == proper
+    assert typed(loose, PretrainConfig) == proper
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,12 @@ def test_configs_made_in_python_become_those_read_from_yaml() -> None:
 )
 def test_misspelt_choices_are_refused_not_taken_for_another(config, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        typed(config)
+        typed(config, type(config))
+
+
+def test_something_else_than_a_config_is_refused() -> None:
+    with pytest.raises(UserError, match="config must be a ProbeConfig, got DataConfig"):
+        typed(DataConfig(), ProbeConfig)
 
 
 def test_objectives_are_refused_at_once() -> None:

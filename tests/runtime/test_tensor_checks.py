@@ -8,7 +8,8 @@ import pytest
 import torch
 from small_mae import small
 
-from mae_et import extract_features, hog, low_frequency_crop, normalise
+from mae_et import DataConfig, extract_features, hog, low_frequency_crop, normalise
+from mae_et.data.datasets import open_dataset
 
 IMAGES = torch.rand(2, 3, 32, 32)
 MODEL: Any = small()
@@ -28,6 +29,8 @@ MODEL: Any = small()
         (lambda: MODEL.encode(IMAGES[:, :1]), r"images must be .*\[B 3 H W\]"),
         (lambda: MODEL.encode(IMAGES[..., :31]), "32 x 31 pixels are not tiled by patches"),
         (lambda: extract_features(MODEL.encoder, IMAGES, "token"), "pool must be one of mean, cls"),
+        (lambda: extract_features(MODEL, IMAGES), "model must be a timm model, got a MaskedAuto"),
+        (lambda: open_dataset(DataConfig(), "training"), "split must be train or val"),
         (lambda: small(positions="full"), "positions must be one of 'full_grid', 'own_grid'"),
         (lambda: small(decoder_share=2.0), r"decoder_share must lie in \(0, 1\]"),
         (lambda: small(image_size=(32, 36)), "image_size 36 is not a multiple of the patch"),
