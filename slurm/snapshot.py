@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import finetune
@@ -21,7 +22,11 @@ def snapshot(folder: Path) -> Path:
     packages = {
         package.__name__: Path(package.__path__[0]) for package in (mae_et, finetune, slurm)
     }
+    # In a clone these two lie beside the packages, in an installed wheel inside of mae_et.
     packages["mae_et/configs"] = shipped_configs()
+    benchmarks = find_spec("mae_et.benchmarks")
+    if benchmarks is not None and benchmarks.submodule_search_locations:
+        packages["mae_et/benchmarks"] = Path(benchmarks.submodule_search_locations[0])
     target = folder / f"code-{_digest(packages)}"
     if target.is_dir():
         return target

@@ -130,8 +130,10 @@ def test_job_imports_the_copied_code(place: Path) -> None:
     (place / "mae_et").mkdir()
     (place / "mae_et" / "__init__.py").write_text("raise SystemExit('edited after it was copied')")
     program = (
-        "import mae_et, finetune, slurm; from mae_et.config.files import find_config; "
-        "print(mae_et.__file__, finetune.__file__, slurm.__file__, find_config('demo'))"
+        "import mae_et, mae_et.benchmarks as benchmarks, finetune, slurm; "
+        "from mae_et.config.files import find_config; "
+        "print(mae_et.__file__, benchmarks.__file__, finetune.__file__, slurm.__file__, "
+        "find_config('demo'))"
     )
     environment = os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
