@@ -8,6 +8,7 @@ from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.config.data import SOURCE_KEYS, DataConfig
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import PretrainConfig
+from mae_et.data.layout import ROOTED
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import say
@@ -73,9 +74,10 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
     from mae_et.checkpoints.stored_settings import stored_channels, stored_config
 
     keys: dict[str, Any] = {}
-    given = config.data.name or config.data.root or backbone
+    name = config.data.name  # the recipes' is folder: with no root, it names no dataset
+    given = config.data.root or name not in {None, *ROOTED} or backbone
     run = None if given or start is None or command != "finetune" else stored_config(start)
-    if run is not None:
+    if run is not None and name in {None, run.data.source}:
         data = plain(run.data) | {"name": run.data.source}
         keys = {f"data.{key}": data[key] for key in SOURCE_KEYS}
     channels = (

@@ -237,6 +237,14 @@ def test_a_folder_takes_the_place_of_a_run_s_synthetic_images(tiny, tmp_path: Pa
     assert (config.data.source, config.data.root) == ("folder", tmp_path)
 
 
+def test_a_recipe_of_folders_is_run_on_the_folder_of_its_checkpoint(tiny, tmp_path: Path) -> None:
+    words = ["--config=finetune/vit_b16", f"--checkpoint={tmp_path}"]
+    for kind, root in (("folder", tmp_path / "images"), ("shards", None)):
+        config = tiny(f"--data.name={kind}", f"--data.root={tmp_path / 'images'}")
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        assert config_of("finetune", words).data.root == root
+
+
 def test_unrecorded_statistics_are_reported(capsys) -> None:
     report_preprocessing(None, DataConfig(), "a.pth")
     line = "a.pth records no statistics of its images, which are normalised with data.mean [0.485,"
