@@ -28,6 +28,7 @@ OTHER_FILES = {
     ".tar": "tar shards are read with --data.name wds",
     ".parquet": "datasets of Hugging Face are read with --data.name hfds/FOLDER",
     ".arrow": "datasets of Hugging Face are read with --data.name hfds/FOLDER",
+    **dict.fromkeys((".dcm", ".nii", ".nrrd", ".mha"), "save them as 16-bit PNG or as .npy"),
     **dict.fromkeys((".zip", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive"),
 }
 HELD_OUT_FRACTION = 0.2

@@ -348,6 +348,7 @@ def test_a_held_out_part_is_reported(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("file", "sentence"),
     [
+        ("a.dcm", r"1 file skipped \(1 \.dcm\); save them as 16-bit PNG or as \.npy"),
         ("a.zip", r"1 file skipped \(1 \.zip\); unpack the archive"),
         ("a.tar", r"1 file skipped \(1 \.tar\); tar shards are read with --data\.name wds"),
         ("data/train-00000.parquet", r"\.parquet\); .*--data\.name hfds/FOLDER"),
