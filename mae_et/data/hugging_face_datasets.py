@@ -57,7 +57,7 @@ class HuggingFaceImages:
         rows: Any,
         image: str,
         label: str | None,
-        numbers: Mapping[str, int] | None,
+        numbers: Mapping[Any, int] | None,
         classes: Sequence[str],
     ):
         from datasets import Image
@@ -101,7 +101,10 @@ def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
         return HuggingFaceImages(rows, image, None, None, [])
     feature = rows.features[label]
     if hasattr(feature, "names"):
-        return HuggingFaceImages(rows, image, label, None, feature.names)
+        train = None if split == "train" else _saved_split(config, "train")
+        classes = feature.names if train is None else train[1].features[label].names
+        numbers = _numbers_among(classes, feature.names, rows[label])
+        return HuggingFaceImages(rows, image, label, numbers, classes)
     if feature.dtype.startswith(("int", "uint")):
         return HuggingFaceImages(rows, image, label, None, _numbered(rows[label][:], label))
     train = rows if split == "train" else _rows_of(config, "train")[1]
@@ -116,6 +119,9 @@ def _rows_of(config: DataConfig, split: Split) -> tuple[str, Any]:
     """Return the configured split, or the first of its synonyms that exists, with its name."""
     from datasets import load_dataset, load_from_disk
 
+    saved = _saved_split(config, split)
+    if saved is not None:
+        return saved
     root = str(config.root) if config.root else None
     path = config.source.removeprefix("hfds/")
     if (Path(path) / "state.json").is_file():  # written by Dataset.save_to_disk
@@ -131,6 +137,35 @@ def _rows_of(config: DataConfig, split: Split) -> tuple[str, Any]:
             failed = failed or error
     assert failed is not None
     raise failed
+
+
+def _saved_split(config: DataConfig, split: Split) -> tuple[str, Any] | None:
+    """Return a split of what `DatasetDict.save_to_disk` wrote, with its name; None of others.
+
+    `load_dataset` would give every split the classes of the first, whatever its own numbers mean.
+    """
+    from datasets import load_from_disk
+
+    for name in split_names(config, split):
+        folder = Path(config.source.removeprefix("hfds/")) / name
+        if (folder / "state.json").is_file():
+            return name, load_from_disk(str(folder))
+    return None
+
+
+def _numbers_among(
+    classes: Sequence[str], own: Sequence[str], values: Any
+) -> dict[int, int] | None:
+    """Return the number among `classes` of each number of a split's own; None if they are equal."""
+    if list(own) == list(classes):
+        return None
+    unknown = sorted(
+        {own[value] for value in values[:] if value not in {None, UNLABELLED}} - set(classes)
+    )
+    if unknown:
+        raise ValueError(f"it has classes that the training split lacks: {listed(unknown)}")
+    known = {value: classes.index(name) for value, name in enumerate(own) if name in classes}
+    return known | {UNLABELLED: UNLABELLED}
 
 
 def _image_column(rows: Any) -> str:

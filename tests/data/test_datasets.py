@@ -317,6 +317,30 @@ def test_a_hugging_face_dataset_saved_without_splits_is_the_training_split(
 
 
 @needs_datasets
+def test_classes_of_a_saved_split_are_those_of_the_training_split(
+    tmp_path: Path, hugging: Callable[..., DataConfig]
+) -> None:
+    """As of splits that were encoded apart: `load_dataset` gives both the names of the first."""
+    import datasets
+
+    def rows(classes: list[str], *labels: int) -> datasets.Dataset:
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
+        images = [Image.new("RGB", (6, 4), (i,) * 3) for i in range(len(labels))]
+        columns = {"image": images, "label": labels}
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+    splits = {"train": rows(["a", "b", "c"], 0, 1, 2), "validation": rows(["c", "b"], 0, -1, 1)}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "Set")
+    opened = open_dataset(hugging("Set"), "val")
+    assert list(opened.classes) == ["a", "b", "c"]
+    assert values(opened) == [(0, 2), (1, -1), (2, 1)]
+    assert list(opened.inner.labels) == [2, -1, 1]
+    splits["validation"] = rows(["d", "b"], 0)
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "Other")
+    assert "classes that the training split lacks: d" in refusal(hugging("Other"), "val")
+
+
+@needs_datasets
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_a_hugging_face_val_split_may_have_its_usual_names(
     tmp_path: Path, hugging: Callable[..., DataConfig], name: str, capsys
