@@ -35,7 +35,7 @@ from mae_et.checkpoints.run_config import (
     read_classifier_description,
 )
 from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
-from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.checkpoints.store import newest_of_run
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import (
     CLASSIFIER_KEY,
@@ -126,7 +126,7 @@ def _read(path: Path, key: str | None) -> Weights:
         return _from_hugging_face(path)
     if is_classifier:
         return _from_classifier_run(path)
-    payload = newest_checkpoint(path / "checkpoints")
+    payload = newest_of_run(path)
     return _from_finished_run(path) if payload is None else weights_of_payload(path, payload)
 
 

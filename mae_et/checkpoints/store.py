@@ -15,11 +15,12 @@ from typing import Any, BinaryIO
 import torch
 
 from mae_et.checkpoints.checksums import Damaged, check_archive, is_cut_short, seal_archive
-from mae_et.checkpoints.contents import check_contents
+from mae_et.checkpoints.contents import check_contents, plan_of
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
+from mae_et.runtime.console import notify
 from mae_et.runtime.watchdog import heartbeat
 
 FORMAT = "mae-et/1"
@@ -114,6 +115,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Read a folder's newest checkpoint that loads; see `last_that_loads`."""
     return last_that_loads(list_checkpoints(folder))
+
+
+def newest_of_run(folder: Path) -> dict[str, Any] | None:
+    """Read a run's newest checkpoint to use its weights; a line says if the run is not finished."""
+    saved = newest_checkpoint(folder / "checkpoints")
+    if saved is not None and saved["step"] < (steps := plan_of(saved, folder).steps):
+        notify(f"{folder} is not finished: its weights after step {saved['step']} of {steps}")
+    return saved
 
 
 def last_that_loads(paths: Sequence[Path]) -> dict[str, Any] | None:

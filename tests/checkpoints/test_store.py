@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from train_state import state
 
+from mae_et import Curriculum
 from mae_et.checkpoints import store
 from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.store import (
@@ -14,6 +15,7 @@ from mae_et.checkpoints.store import (
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
+    newest_of_run,
     prune_checkpoints,
     rename_damaged_after,
     save_checkpoint,
@@ -57,6 +59,18 @@ def test_the_newest_is_found_by_number_and_other_files_are_ignored(tmp_path: Pat
     ]  # fmt: skip
     assert newest_checkpoint(tmp_path)["step"] == 100  # type: ignore[index]
     assert newest_checkpoint(tmp_path / "missing") is None
+
+
+def test_weights_of_a_run_that_is_not_finished_are_reported(tmp_path: Path, capsys) -> None:
+    plan = Curriculum.preset("constant", 32, 8).plan(1, 10, 2).to_dict()
+    said = []
+    for step in (3, 5):
+        save_checkpoint(tmp_path / "checkpoints", state(step).to_dict(), "seed: 0", plan)
+        assert newest_of_run(tmp_path)["step"] == step  # type: ignore[index]
+        said.append(capsys.readouterr().err)
+    assert "is not finished: its weights after step 3 of 5" in said[0]
+    assert said[1] == ""
+    assert newest_of_run(tmp_path / "missing") is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.999])
