@@ -97,7 +97,7 @@ def create_vit_of(
 
     `others` are settings of timm that replace those of the weights; see `build_vit_of`.
     """
-    tensors = _in_timm_s_layout(weights.encoder)
+    tensors = in_timm_s_layout(weights.encoder)
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     class_tokens = int("cls_token" in tensors)
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
@@ -138,7 +138,7 @@ def create_vit_of(
     return network, tensors | (head_entries(weights.head) if head else {})
 
 
-def _in_timm_s_layout(encoder: Tensors) -> Tensors:
+def in_timm_s_layout(encoder: Tensors) -> Tensors:
     """Convert DINOv2's layout: a class token with a position, and registers without one."""
     tensors = dict(encoder)
     if "register_tokens" in tensors:

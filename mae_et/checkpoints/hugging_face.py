@@ -102,6 +102,20 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"{folder} has neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}, nor an index")
 
 
+def read_under_timm_s_names(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a folder, under timm's names if they are a ViT's under transformers'.
+
+    Raises:
+        UserError: see `read_tensors`.
+    """
+    tensors = read_tensors(folder)
+    try:
+        encoder, _, head = from_hugging_face(folder, tensors)
+    except UserError:  # accelerate's, under the names of any network
+        return tensors
+    return encoder | {f"head.{name}": tensor for name, tensor in head.items()}
+
+
 def from_hugging_face(
     folder: Path, tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.hugging_face import read_tensors
+from mae_et.checkpoints.hugging_face import read_under_timm_s_names
 from mae_et.checkpoints.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError, listed
@@ -34,7 +34,7 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
     """Read the state dict of any network from a file or a folder.
 
     Args:
-        path: the file, a classifier's run folder, or one of accelerate, also in shards.
+        path: the file, or folder of a classifier's run, of transformers or of accelerate.
         names: parameter names of the network.
         key: choice among several state dicts.
 
@@ -49,7 +49,7 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
         raise UserError(f"there is no checkpoint {path}")
     if (path / "plan.json").is_file() and not (path / "classes.json").is_file():
         raise UserError(f"{path} is a run of mae-et pretrain, which records its network: name none")
-    payload = read_tensors(path) if path.is_dir() else read_weight_file(path)
+    payload = read_under_timm_s_names(path) if path.is_dir() else read_weight_file(path)
     return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from randomised import randomised
 from safetensors.torch import load_file, save_file
 from tiny_run import GOLDEN
 from torch import nn
@@ -19,6 +20,7 @@ from finetune.plan import size_multiple
 from finetune.vit import build_vit
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.hugging_face import to_hugging_face
 from mae_et.checkpoints.releases import RELEASED_MD5
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
@@ -356,6 +358,17 @@ def test_a_checkpoint_that_timm_cannot_resample_is_refused(tmp_path: Path) -> No
             build_classifier(
                 NetworkConfig(checkpoint=tmp_path, backbone=backbone, image_size=96), 5
             )
+
+
+def test_a_backbone_loads_a_folder_of_transformers_with_its_heads(tmp_path: Path) -> None:
+    first = randomised(timm.create_model("test_vit", num_classes=0))
+    save_file(to_hugging_face(first.state_dict()), tmp_path / "model.safetensors")
+    config = NetworkConfig(checkpoint=tmp_path, backbone="test_vit", image_size=160)
+    model = build_classifier(config, 3).state_dict()
+    assert all(torch.equal(model[name], tensor) for name, tensor in first.state_dict().items())
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 8}')
+    with pytest.raises(UserError, match=r"test_vit has 2 heads, .* records 8"):
+        build_classifier(config, 3)
 
 
 def test_frozen_encoder_leaves_only_the_head_trainable() -> None:
