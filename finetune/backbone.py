@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from finetune.config import NetworkConfig
 from finetune.swin import follow_image_size
-from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm, in_timm_s_layout
+from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm, read_weights_of
 from mae_et.checkpoints.other_names import recognise_network
-from mae_et.checkpoints.state_dicts import describe_mismatch, read_state_dict
+from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.errors import UserError, listed, one_line
-from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
 
 # Heads of self-supervised training beside a network (SwAV, MoCo, BYOL, SimSiam, Barlow Twins).
@@ -64,9 +63,7 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
     Weights of another image or patch size are resampled as timm resamples its own.
     """
     heads, ours = classifier_prefixes(network), network.state_dict()
-    theirs = read_state_dict(checkpoint, ours.keys(), key)
-    if {"pos_embed", "reg_token"} <= theirs.keys() & ours.keys():
-        theirs = in_timm_s_layout(theirs)  # as transformers has DINOv2's registers
+    theirs = read_weights_of(network, checkpoint, key)
     kept = _without_mismatched_head(theirs, ours, heads)
     if describe_mismatch(kept, ours, may_lack=heads):
         with contextlib.suppress(Exception):  # weights of another network, reported below
@@ -79,21 +76,9 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
         if "--model.backbone" not in advice:  # timm has no such network
             raise UserError(f"{checkpoint} holds {what}: {advice}")
         raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
-    _check_heads(network, checkpoint, name)
     if projections:
         say(f"{checkpoint}: its projection is not used ({listed(projections)})")
     network.load_state_dict(kept, strict=False)
-
-
-def _check_heads(network: nn.Module, checkpoint: Path, name: str) -> None:
-    """Refuse a network of other heads than a folder of transformers records; weights show none."""
-    path = checkpoint / "config.json"
-    recorded = read_mapping(path).get("num_attention_heads") if path.is_file() else None
-    found = (getattr(part, "num_heads", None) for part in network.modules())
-    others = {heads for heads in found if isinstance(heads, int)} - {recorded}
-    if isinstance(recorded, int) and others:
-        own = listed(sorted(others))
-        raise UserError(f"{name} has {own} heads, and {checkpoint} records {recorded}")
 
 
 def _without_mismatched_head(

@@ -24,7 +24,8 @@ from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch, read_state_dict
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weights import Weights
-from mae_et.errors import UserError, one_line
+from mae_et.errors import UserError, listed, one_line
+from mae_et.io.plain_files import read_mapping
 from mae_et.models.encoder import create_vit
 
 DEFAULT_EPS = 1e-6  # of layer norms in timm's ViTs
@@ -180,7 +181,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
         UserError: the file does not fit.
     """
     network = create_vit(architecture, num_classes=0)
-    tensors = read_state_dict(path, network.state_dict().keys(), key)
+    tensors = read_weights_of(network, path, key)
     parts = classifier_prefixes(network)
     if head:
         biases = [tensors[f"{part}bias"] for part in parts if f"{part}bias" in tensors]
@@ -197,6 +198,25 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
         raise UserError(f"{path} is no {architecture}: {mismatch}")
     network.load_state_dict(tensors, strict=False)
     return network
+
+
+def read_weights_of(network: nn.Module, path: Path, key: str | None = None) -> Tensors:
+    """Read the weights of a timm model, of another size or head maybe; see `read_state_dict`.
+
+    Raises:
+        UserError: they cannot be read, or the folder records other heads, which no weight shows.
+    """
+    tensors = read_state_dict(path, network.state_dict().keys(), key)
+    config = path / "config.json"
+    recorded = read_mapping(config).get("num_attention_heads") if config.is_file() else None
+    found = (getattr(part, "num_heads", None) for part in network.modules())
+    others = {heads for heads in found if isinstance(heads, int)} - {recorded}
+    if isinstance(recorded, int) and others:
+        own = listed(sorted(others))
+        raise UserError(f"the network has {own} heads, and {path} records {recorded}")
+    # As transformers has DINOv2's registers; timm converts those that DINOv2 released.
+    registers = {"pos_embed", "reg_token"} <= tensors.keys()
+    return in_timm_s_layout(tensors) if registers else tensors
 
 
 def classifier_prefixes(network: Any) -> tuple[str, ...]:

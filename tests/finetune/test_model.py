@@ -367,7 +367,7 @@ def test_a_backbone_loads_a_folder_of_transformers_with_its_heads(tmp_path: Path
     model = build_classifier(config, 3).state_dict()
     assert all(torch.equal(model[name], tensor) for name, tensor in first.state_dict().items())
     (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 8}')
-    with pytest.raises(UserError, match=r"test_vit has 2 heads, .* records 8"):
+    with pytest.raises(UserError, match=r"the network has 2 heads, .* records 8"):
         build_classifier(config, 3)
 
 
