@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from signal import Signals
+from typing import Any, get_args
 
 
 class UserError(ValueError):
@@ -17,6 +18,12 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `UserError` with a sentence unless a condition holds."""
     if not condition:
         raise UserError(sentence)
+
+
+def require_choice(value: object, choices: Any, key: str) -> None:
+    """Raise `UserError` unless a value is one of a `Literal`'s; `key` begins the sentence."""
+    known = get_args(choices)
+    require(value in known, f"{key} must be one of {', '.join(known)}, got {value!r}")
 
 
 SEEDS = f"[0, {2**63})"

@@ -1,16 +1,15 @@
 """The section `model` of a configuration."""
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from mae_et.config.typed import typed
 from mae_et.errors import require, require_in
 
 Target = Literal["pixel", "norm_pix", "hog"]
 Attention = Literal["self", "cross"]
 Pool = Literal["mean", "cls"]
+Positions = Literal["full_grid", "own_grid"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class ModelConfig:
     decoder_share: float = 1.0
     """Fraction of the masked patches that a step predicts, drawn at random (as in CrossMAE, whose
     release scales the learning rate by it: optim.scale_lr_by_decoder_share); all of them in MAE."""
-    positions: Literal["full_grid", "own_grid"] = "full_grid"
+    positions: Positions = "full_grid"
     """Grid that positions are laid on: the base size's, or (to measure what that is worth) the
     smaller one of the input itself."""
     position_grid: int | None = None
@@ -99,21 +98,6 @@ class ModelConfig:
         if self.patch_size is not None:
             return self.patch_size
         return int(re.findall(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)[0])
-
-
-def check_arguments(given: Mapping[str, Any], patch: int) -> None:
-    """Refuse arguments of a model, by name, that a config refuses.
-
-    Unlike that of a config, a model may be rectangular, and lack a decoder.
-
-    Raises:
-        UserError: the sentence names the argument.
-    """
-    size, depth = given["image_size"], given["decoder_depth"] or 1
-    fields = {name: given[name] for name in ModelConfig.__dataclass_fields__ if name in given}
-    for side in size if isinstance(size, Sequence) else [size]:
-        changed = {"image_size": side, "patch_size": patch, "decoder_depth": depth}
-        typed(ModelConfig(**fields | changed), ModelConfig)
 
 
 def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:

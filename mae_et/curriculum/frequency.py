@@ -16,13 +16,13 @@ the crop of a mirrored image is the mirrored crop shifted by 1 - B/H of an outpu
 
 from collections.abc import Sequence
 from operator import index
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mae_et.config.schema import Method
+from mae_et.errors import require_choice
 from mae_et.runtime.precision import exact_products, full_precision
 from mae_et.runtime.tensor_cache import cache_tensors
 from mae_et.runtime.tensor_checks import check_images
@@ -65,8 +65,7 @@ def low_frequency_crop(
             f"bandwidth {height} x {width} must lie between 1 and the image's size "
             f"{full_height} x {full_width}"
         )
-    if method not in get_args(Method):
-        raise ValueError(f"method must be fourier, resize or decode, got {method!r}")
+    require_choice(method, Method, "method")
     if (height, width) == (full_height, full_width):
         return images
     # The crop is data, not network: neither half precision nor TF32 may touch it.

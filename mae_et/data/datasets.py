@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.value_range import check_image_statistics, check_range
 from mae_et.data.webdataset import open_shards
-from mae_et.errors import UserError, require
+from mae_et.errors import UserError, require_choice
 from mae_et.io.plain_files import no_follow
 from mae_et.runtime.console import notify
 
@@ -73,7 +73,7 @@ def open_dataset(
             that many channels.
         UnknownClasses: the split has a class that the training split lacks.
     """
-    require(split in get_args(Split), f"split must be train or val, got {split!r}")
+    require_choice(split, Split, "split")
     kind = config.source
     named = kind in ROOTED or kind.startswith("hfds/")
     if named and split == "val" and config.train_split == config.val_split != WHOLE_ROOT:

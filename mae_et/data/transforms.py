@@ -26,7 +26,6 @@ from mae_et.data.boxes import PixelBox
 from mae_et.data.datasets import ImageDataset
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.tensor_cache import cache_tensors
-from mae_et.runtime.tensor_checks import check_images
 
 BICUBIC = InterpolationMode.BICUBIC
 MAX_ASPECT = 16
@@ -127,23 +126,21 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Raises:
         ValueError: mean and std have neither one number nor one for each channel.
     """
-    check_images(images, "... C H W", floating=False)
-    mean, std = (tuple(np.atleast_1d(values).tolist()) for values in (mean, std))
-    if len(mean) != len(std) or len(mean) not in {1, images.shape[-3]}:
-        raise ValueError(
-            f"mean and std must have one number, or one for each of {images.shape[-3]} channels, "
-            f"got {len(mean)} and {len(std)}"
-        )
     scaled = images / 255 if images.dtype == torch.uint8 else images.float()
-    centre, spread = statistics(mean, std, images.device)
+    centre, spread = statistics(tuple(mean), tuple(std), images.shape[-3], images.device)
     return (scaled - centre) / spread
 
 
 @cache_tensors(maxsize=8)
 def statistics(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], channels: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation as tensors [C 1 1], cached on the device."""
+    """Return mean and standard deviation as tensors [C 1 1] or [1 1 1], cached on the device."""
+    if len(mean) != len(std) or len(mean) not in {1, channels}:
+        raise ValueError(
+            f"mean and std must have one number, or one for each of {channels} channels, got "
+            f"{len(mean)} and {len(std)}"
+        )
     centre, spread = torch.tensor([mean, std], device=device)[..., None, None]
     return centre, spread
 

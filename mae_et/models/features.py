@@ -3,13 +3,13 @@
 Shapes: B batch, C channels, H W image size, P prefix tokens, N patches, D width.
 """
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mae_et.config.model import Pool
-from mae_et.errors import UserError, require
+from mae_et.errors import UserError, require, require_choice
 
 
 @torch.no_grad()
@@ -46,8 +46,7 @@ def pool_tokens(model: nn.Module, tokens: Tensor, pool: Pool) -> Tensor:
             are maps.
     """
     network: Any = model
-    known = get_args(Pool)
-    require(pool in known, f"pool must be one of {', '.join(known)}, got {pool!r}")
+    require_choice(pool, Pool, "pool")
     if tokens.ndim != 3:
         raise UserError(f"the features of a {type(model).__name__} are maps, not lists of tokens")
     if pool == "cls" and getattr(network, "cls_token", None) is None:

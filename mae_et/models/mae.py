@@ -8,7 +8,7 @@ of different bandwidths share all weights. A layer added here changes the counts
 `mae_et/curriculum/mae_cost.py`.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from einops import rearrange
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from mae_et.config.model import Attention, ModelConfig, Target, check_arguments, target_width
+from mae_et.config.model import Attention, ModelConfig, Positions, Target, target_width
+from mae_et.errors import require, require_choice
 from mae_et.models.decoders import DECODERS, Decoder, gather
 from mae_et.models.encoder import build_plain_vit
 from mae_et.models.masking import Mask, mask_from_noise
@@ -73,7 +74,7 @@ class MaskedAutoencoder(nn.Module):
 
     Raises:
         UserError: timm does not know the encoder, it is not a plain ViT with one class token, or
-            an argument is one that a config refuses.
+            an argument lies outside the values given above.
     """
 
     def __init__(
@@ -90,14 +91,23 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_heads: int = 16,
         decoder_attention: Attention = "self",
         decoder_share: float = 1.0,
-        positions: Literal["full_grid", "own_grid"] = "full_grid",
+        positions: Positions = "full_grid",
         position_grid: int | None = None,
         target: Target = "norm_pix",
         hog_cell: int = 8,
         hog_bins: int = 9,
     ):
-        given = dict(locals())  # the arguments, before there are other names
         super().__init__()
+        require_choice(target, Target, "target")
+        require_choice(positions, Positions, "positions")
+        require_choice(decoder_attention, Attention, "decoder_attention")
+        require(0 < decoder_share <= 1, f"decoder_share must lie in (0, 1], got {decoder_share}")
+        require(
+            not decoder_depth
+            or (decoder_embed_dim % decoder_num_heads == 0 and decoder_embed_dim % 4 == 0),
+            f"the decoder width {decoder_embed_dim} must be a multiple of 4 and of its "
+            f"{decoder_num_heads} heads",
+        )
         overrides = {
             "patch_size": patch_size,
             "embed_dim": encoder_embed_dim,
@@ -106,7 +116,11 @@ class MaskedAutoencoder(nn.Module):
         }
         self.encoder = build_plain_vit(encoder, image_size, channels, overrides)
         self.patch: int = self.encoder.patch_embed.patch_size[0]
-        check_arguments(given, self.patch)
+        sides = self.encoder.patch_embed.img_size
+        require(
+            all(side % self.patch == 0 for side in sides),
+            f"image_size {sides[0]} x {sides[1]} is not a multiple of the patch size {self.patch}",
+        )
         self.base_grid: Grid = self.encoder.patch_embed.grid_size
         extent = (position_grid, position_grid) if position_grid else self.base_grid
         self.position_grid = extent if positions == "full_grid" else None

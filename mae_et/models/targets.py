@@ -3,14 +3,13 @@
 B batch, C channels, N = h*w patches of p x q pixels, D numbers per patch.
 """
 
-from typing import get_args
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from mae_et.config.model import Target
+from mae_et.errors import require_choice
 from mae_et.runtime.precision import full_precision
 from mae_et.runtime.tensor_checks import check_images
 
@@ -26,6 +25,7 @@ def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins:
     Raises:
         ValueError: the kind is unknown, or the images are not tiled by patches or cells.
     """
+    require_choice(kind, Target, "target")
     with full_precision(images.device), torch.no_grad():
         images = images.float()
         if kind == "pixel":
@@ -34,11 +34,9 @@ def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins:
             patches = patchify(images, patch)
             mean, deviation = patch_statistics(patches)
             return (patches - mean) / deviation
-        if kind == "hog":
-            if patch % cell:
-                raise ValueError(f"HOG cells of {cell} pixels do not tile a patch of {patch}")
-            return hog_patches(hog(images, cell, bins), patch // cell)
-    raise ValueError(f"target must be one of {', '.join(get_args(Target))}, got {kind!r}")
+        if patch % cell:
+            raise ValueError(f"HOG cells of {cell} pixels do not tile a patch of {patch}")
+        return hog_patches(hog(images, cell, bins), patch // cell)
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -52,8 +50,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def check_tiled(images: Tensor, side: int, what: str = "patches") -> None:
-    """Refuse what is no images [B C H W], or what squares of a side do not tile."""
-    check_images(images, "B C H W", floating=False)
+    """Refuse images that squares of a side do not tile."""
     height, width = images.shape[-2:]
     if height % side or width % side or not height * width:
         raise ValueError(f"images of {height} x {width} pixels are not tiled by {what} of {side}")
@@ -96,6 +93,7 @@ def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
     """
     if cell < 1 or bins < 1:
         raise ValueError(f"cell and bins must be at least 1, got {cell} and {bins}")
+    check_images(images, "B C H W", floating=False)
     check_tiled(images, cell, "HOG cells")
     with full_precision(images.device):
         gx, gy = _sobel(images.float())

@@ -21,14 +21,16 @@ def cache_tensors(
     """
 
     def decorate(compute: Callable[Sizes, Result]) -> Callable[Sizes, Result]:
-        cached = lru_cache(maxsize)(compute)
+        @lru_cache(maxsize)
+        def cached(*args: Sizes.args, **kwargs: Sizes.kwargs) -> Result:
+            with torch.inference_mode(False):
+                return compute(*args, **kwargs)
 
         @wraps(compute)
         def call(*args: Sizes.args, **kwargs: Sizes.kwargs) -> Result:
             if torch.compiler.is_compiling() or type(torch.empty(0)) is not torch.Tensor:
                 return compute(*args, **kwargs)
-            with torch.inference_mode(False):
-                return cached(*args, **kwargs)  # type: ignore[arg-type]  # sizes are hashable
+            return cached(*args, **kwargs)  # type: ignore[arg-type]  # sizes are hashable
 
         return call
 

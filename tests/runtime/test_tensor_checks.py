@@ -30,10 +30,10 @@ MODEL: Any = small()
         (lambda: MODEL.encode(IMAGES[..., :31]), "32 x 31 pixels are not tiled by patches"),
         (lambda: extract_features(MODEL.encoder, IMAGES, "token"), "pool must be one of mean, cls"),
         (lambda: extract_features(MODEL, IMAGES), "model must be a timm model, got a MaskedAuto"),
-        (lambda: open_dataset(DataConfig(), "training"), "split must be train or val"),
-        (lambda: small(positions="full"), "positions must be one of 'full_grid', 'own_grid'"),
+        (lambda: open_dataset(DataConfig(), "training"), "split must be one of train, val"),
+        (lambda: small(positions="full"), "positions must be one of full_grid, own_grid"),
         (lambda: small(decoder_share=2.0), r"decoder_share must lie in \(0, 1\]"),
-        (lambda: small(image_size=(32, 36)), "image_size 36 is not a multiple of the patch"),
+        (lambda: small(image_size=(32, 36)), "image_size 32 x 36 is not a multiple of the patch"),
     ],
 )
 def test_misread_arguments_are_refused(call: Callable[[], object], sentence: str) -> None:
