@@ -29,3 +29,6 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "status": slurm_jobs.status,
     "completion": completion,
 }
+
+DISTRIBUTED = frozenset({"pretrain", "finetune", "supervised", "evaluate"})
+"""Commands that torchrun may start once for each GPU."""

@@ -17,7 +17,7 @@ from signal import SIGPIPE
 from typing import Any
 
 from mae_et.cli.arguments import Arguments
-from mae_et.cli.commands import COMMANDS
+from mae_et.cli.commands import COMMANDS, DISTRIBUTED
 from mae_et.config.suggestions import suggest
 from mae_et.errors import Interrupted, RunFailed, Stopped, UserError, one_line
 from mae_et.runtime.console import say
@@ -77,6 +77,9 @@ def run(given: Arguments) -> int:
     if name not in COMMANDS:
         meant = suggest(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {name!r}{meant}")
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks not in {"", "1"} and name not in DISTRIBUTED:
+        raise UserError(f"{name} runs in one process, and WORLD_SIZE is {ranks}: start it alone")
     if sys.platform == "linux":
         # Python 3.14 would start each loader process anew (forkserver), with PyTorch to load.
         multiprocessing.set_start_method("fork", force=True)

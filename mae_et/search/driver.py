@@ -1,12 +1,10 @@
 """Search a curriculum: config -> trials (runs) -> scores in a log -> best stages -> config file."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys, to_yaml
 from mae_et.data.datasets import open_dataset
-from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings, read_text
@@ -56,8 +54,6 @@ def search(
         RunFailed: a run or the objective failed.
         Interrupted: a signal requested a stop; the same call resumes.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("mae-et search runs in one process; set search.cluster to spread trials")
     folder = config.output.dir
     images = len(open_dataset(config.data, "train", config.model.channels))
     with sole_writer(folder):

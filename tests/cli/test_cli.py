@@ -103,6 +103,15 @@ def test_loader_processes_are_forked_whatever_python_s_default(capsys) -> None:
         multiprocessing.set_start_method(before, force=True)
 
 
+def test_commands_of_one_process_are_refused_to_several_ranks(monkeypatch, capsys) -> None:
+    """Each rank would write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name in ("knn", "linear-probe", "embed", "search", "demo"):
+        assert main([name]) == 2
+        refusal = f"mae-et: {name} runs in one process, and WORLD_SIZE is 8: start it alone\n"
+        assert capsys.readouterr().err == refusal
+
+
 def test_plan_prints_a_table_without_json(capsys) -> None:
     flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
     assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
