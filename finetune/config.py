@@ -58,21 +58,6 @@ class NetworkConfig:
             self.checkpoint is not None or self.backbone is not None,
             "give --checkpoint (model.checkpoint) or model.backbone",
         )
-        of_vit = ("pool", "patch_size", "encoder_num_heads")
-        given = [key for key in of_vit if getattr(self, key) != getattr(NetworkConfig, key)]
-        require(
-            self.backbone is None or not given,
-            f"model.{given[0] if given else ''} is of a checkpoint's ViT: a model.backbone has its "
-            "own",
-        )
-        require(
-            self.checkpoint is not None or self.checkpoint_key is None,
-            "model.checkpoint_key needs model.checkpoint",
-        )
-        require(
-            not self.pretrained or (self.backbone is not None and self.checkpoint is None),
-            "model.pretrained needs model.backbone, without model.checkpoint",
-        )
         require(
             self.probe == "none" or self.backbone is None,
             "model.probe needs a checkpoint's ViT; it cannot be combined with model.backbone",
@@ -138,10 +123,6 @@ class ClassifierOptimConfig(OptimConfig):
             not self.max_skipped_updates or self.optimizer == "adamw",
             "optim.max_skipped_updates needs optim.optimizer adamw",
         )
-        require(
-            self.optimizer != "lars" or self.betas == ClassifierOptimConfig.betas,
-            "optim.betas are of adamw and lamb: lars has none",
-        )
 
 
 @dataclass(frozen=True)
@@ -180,3 +161,13 @@ class ClassifierConfig(RunConfig):
             self.crop.method != "decode" or height == width,
             "crop.method decode supports square images only",
         )
+
+
+def keys_without_effect(config: ClassifierConfig) -> list[str]:
+    """Return the keys that differ from their defaults although this training does not use them."""
+    of_vit = ("pool", "patch_size", "encoder_num_heads") if config.model.backbone else ()
+    unused = (*of_vit, "pretrained" if config.model.checkpoint else "checkpoint_key")
+    keys = [f"model.{n}" for n in unused if getattr(config.model, n) != getattr(NetworkConfig, n)]
+    if config.optim.optimizer == "lars" and config.optim.betas != ClassifierOptimConfig.betas:
+        keys.append("optim.betas")
+    return keys

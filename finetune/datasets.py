@@ -1,11 +1,12 @@
 """The labelled splits a classifier is trained and scored on."""
 
-from finetune.config import ClassifierConfig
+from finetune.config import ClassifierConfig, keys_without_effect
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import Split, split_name
 from mae_et.errors import UserError, listed
+from mae_et.runtime.console import notify
 from mae_et.training.opening import Opening, describe_data
 
 Splits = tuple[ImageDataset, ImageDataset | None]
@@ -51,6 +52,8 @@ def open_splits(opening: Opening[Splits]) -> Splits:
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     opening.say(data=describe_data(config.data, train))
     opening.say_expected()
+    if unused := keys_without_effect(config):
+        notify(f"keys without effect on this training: {', '.join(unused)}")
     if config.output.evaluate_every is None:
         return train, None
     val = open_labelled(config.data, "val", config.model.channels, "a classifier")
