@@ -78,7 +78,8 @@ def run(given: Arguments) -> int:
         meant = suggest(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {name!r}{meant}")
     ranks = os.environ.get("WORLD_SIZE", "1")
-    if ranks not in {"", "1"} and name not in DISTRIBUTED:
+    # Some containers set WORLD_SIZE alone.
+    if ranks not in {"", "1"} and "RANK" in os.environ and name not in DISTRIBUTED:
         raise UserError(f"{name} runs in one process, and WORLD_SIZE is {ranks}: start it alone")
     if sys.platform == "linux":
         # Python 3.14 would start each loader process anew (forkserver), with PyTorch to load.

@@ -104,8 +104,11 @@ def test_loader_processes_are_forked_whatever_python_s_default(capsys) -> None:
 
 
 def test_commands_of_one_process_are_refused_to_several_ranks(monkeypatch, capsys) -> None:
-    """Each rank would write the same files."""
+    """Each rank would write the same files; WORLD_SIZE alone, as containers set it, starts none."""
     monkeypatch.setenv("WORLD_SIZE", "8")
+    assert main(["plan", "--images=10000"]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("RANK", "1")
     for name in ("knn", "linear-probe", "embed", "search", "demo"):
         assert main([name]) == 2
         refusal = f"mae-et: {name} runs in one process, and WORLD_SIZE is 8: start it alone\n"
