@@ -25,7 +25,6 @@ from mae_et.config.schema import Method
 from mae_et.errors import require_choice
 from mae_et.runtime.precision import exact_products, full_precision
 from mae_et.runtime.tensor_cache import cache_tensors
-from mae_et.runtime.tensor_checks import check_images
 
 
 def low_frequency_crop(
@@ -48,23 +47,20 @@ def low_frequency_crop(
         [..., B, B] of the images' dtype, on their device; the images themselves at full bandwidth.
 
     Raises:
-        ValueError: the bandwidth is no whole number, below 1 or above the size, the images are no
-            tensor of floating-point numbers, or the method is unknown.
+        TypeError: the bandwidth is not a whole number.
+        ValueError: the bandwidth is below 1 or above the size, the images are integers, or the
+            method is unknown.
     """
-    check_images(images, "... H W")
-    sides = bandwidth if isinstance(bandwidth, Sequence) else [bandwidth] * 2
-    try:
-        height, width = map(index, sides)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"bandwidth must be a whole number or (height, width), got {bandwidth!r}"
-        ) from None
+    sides = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth, bandwidth)
+    height, width = map(index, sides)
     full_height, full_width = images.shape[-2:]
     if not (1 <= height <= full_height and 1 <= width <= full_width):
         raise ValueError(
             f"bandwidth {height} x {width} must lie between 1 and the image's size "
             f"{full_height} x {full_width}"
         )
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floating point, got {images.dtype}")
     require_choice(method, Method, "method")
     if (height, width) == (full_height, full_width):
         return images

@@ -117,7 +117,6 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
                 f"data.replay names the bandwidths {sorted(self.replay)}, the curriculum has "
                 f"{plan.bandwidths}"
             )
-        require(start_step >= 0, f"start_step must not be negative, got {start_step}")
         require(not self.replay or replay_images > 0, "replay needs replay_images to draw from")
         for bandwidth, count in self.replay.items():
             require(count > 0, f"data.replay must be positive, got {count} at {bandwidth}")
@@ -188,6 +187,5 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
 
 def chunks(samples: list[SampleIndex], size: int) -> Iterator[list[SampleIndex]]:
     """Split a list into parts of `size`; the last one may be shorter."""
-    require(size > 0, f"micro_batch must be positive, got {size}")
     for first in range(0, len(samples), size):
         yield samples[first : first + size]

@@ -23,7 +23,6 @@ from mae_et.models.encoder import build_plain_vit
 from mae_et.models.masking import Mask, mask_from_noise
 from mae_et.models.pos_embed import Grid, sincos_positions
 from mae_et.models.targets import check_tiled, patch_targets
-from mae_et.runtime.tensor_checks import check_images
 
 
 class Reconstruction(NamedTuple):
@@ -160,7 +159,6 @@ class MaskedAutoencoder(nn.Module):
 
     def encode(self, images: Tensor, mask: Mask | None = None) -> Tensor:
         """Encode normalised images [B C H W], or their visible patches only -> [B 1+V width]."""
-        check_images(images, f"B {self.channels} H W")
         check_tiled(images, self.patch)
         embed = self.encoder.patch_embed.proj
         grid = self.grid(images)
@@ -200,8 +198,8 @@ class MaskedAutoencoder(nn.Module):
                 `every_patch` is over all masked patches.
 
         Raises:
-            ValueError: the images have other channels, or are not tiled by patches; the noise is of
-                other patches; or all patches or none would be masked.
+            ValueError: the images are not tiled by patches, the noise is of other patches, or all
+                patches or none would be masked.
             RuntimeError: the model has no decoder (it was loaded from an encoder-only file).
         """
         if self.decoder is None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from mae_et.config.model import Target
 from mae_et.errors import require_choice
 from mae_et.runtime.precision import full_precision
-from mae_et.runtime.tensor_checks import check_images
 
 NORM_PIX_EPSILON = 1e-6
 
@@ -93,7 +92,6 @@ def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
     """
     if cell < 1 or bins < 1:
         raise ValueError(f"cell and bins must be at least 1, got {cell} and {bins}")
-    check_images(images, "B C H W", floating=False)
     check_tiled(images, cell, "HOG cells")
     with full_precision(images.device):
         gx, gy = _sobel(images.float())

@@ -8,16 +8,9 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def check_splits(train: Labelled, val: Labelled) -> None:
-    """Check features to learn from, and others to classify, of the same width and type.
-
-    Raises:
-        ValueError: see `check_features`; or the splits differ.
-    """
+    """Check features to learn from, and others to classify; see `check_features`."""
     check_features(*train, "train")
     check_features(*val, "val")
-    kinds = [(part.shape[1], part.dtype) for part, _ in (train, val)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"train and val must be of one width and dtype, got {kinds}")
 
 
 def check_features(features: Tensor, labels: Tensor, name: str) -> None:
@@ -27,9 +20,6 @@ def check_features(features: Tensor, labels: Tensor, name: str) -> None:
         ValueError: shapes or types do not fit, there are no images, a feature is not finite, or a
             label is negative.
     """
-    if not isinstance(features, Tensor) or not isinstance(labels, Tensor):
-        kinds = f"{type(features).__name__} and {type(labels).__name__}"
-        raise ValueError(f"{name} must be two tensors, features and labels, got {kinds}")
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features):
         raise ValueError(
             f"{name} must be features [N D] and labels [N] with N > 0, got shapes "

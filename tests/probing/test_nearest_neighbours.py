@@ -71,8 +71,6 @@ def test_validation_of_any_size_is_scored_in_blocks() -> None:
         ((torch.zeros(3, 2), torch.zeros(3)), "int64 labels, got torch.float32 and torch.float32"),
         ((torch.zeros(3, 2), torch.tensor([0, -1, 1])), "an unlabelled image (label -1)"),
         ((torch.full((3, 2), torch.nan), torch.arange(3)), "features that are not finite"),
-        ((torch.zeros(3, 9), torch.arange(3)), "of one width and dtype"),
-        ((np.zeros((3, 2)), np.zeros(3)), "two tensors, features and labels, got ndarray"),
     ],
 )
 def test_features_that_do_not_fit_their_labels_are_refused(train, sentence: str) -> None:
