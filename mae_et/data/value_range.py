@@ -87,7 +87,7 @@ def _range_of(content: bytes) -> Range | None:
     """Return the range of an image or an array; None for arrays that reading refuses."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         array = np.load(io.BytesIO(content), allow_pickle=False)
-        if array.ndim not in {2, 3}:
+        if array.ndim not in {2, 3} or array.dtype.kind not in "buif":
             return None
         if array.dtype == np.uint8:
             return EIGHT_BITS
@@ -134,15 +134,15 @@ def _white(high: float) -> int:
 
 
 def _check_array(kind: str, low: np.ndarray, high: np.ndarray, config: DataConfig) -> None:
+    mean, std = np.array(config.mean), np.array(config.std)
+    if len(low) not in {1, len(mean)} and len(mean) != 1:
+        return  # [C H W], which reading refuses
     scale = 1 if config.max_value is None else config.max_value
     values = f"{kind} [H W C] with values from {low.min():g} to {high.max():g}"
     notify(
         f"{values} are divided by {scale:g} (data.max_value), then normalised by data.mean and "
         "data.std"
     )
-    mean, std = np.array(config.mean), np.array(config.std)
-    if len(low) not in {1, len(mean)} and len(mean) != 1:
-        return  # [C H W], which reading refuses
     lowest, highest = ((value / scale - mean) / std for value in (low, high))
     far, near = np.abs([lowest, highest]).max(), (highest - lowest).max()
     if far > MAX_DEVIATIONS or 0 < near < MIN_DEVIATIONS:

@@ -124,7 +124,7 @@ def _report_unnamed(config: DataConfig, root: Path, shards: Sequence[Path]) -> N
     others = [path.name for path in shards if not names & set(_words(path))]
     if others:
         notify(
-            f"shards in {root} that name no split are not read: {len(others)} ({others[0]}, ...)"
+            f"shards in {root} that name no split are not read: {len(others)} ({listed(others, 1)})"
         )
 
 

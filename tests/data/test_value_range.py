@@ -185,15 +185,21 @@ def test_statistics_in_units_of_the_arrays_need_no_range(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_arrays_with_channels_first_are_refused_with_the_reason(tmp_path: Path, dtype: str) -> None:
+def test_arrays_with_channels_first_are_refused_with_the_reason(
+    tmp_path: Path, dtype: str, capsys
+) -> None:
     root = write(tmp_path, "0.npy", npy(np.zeros((3, 20, 20), dtype)))
     with pytest.raises(Unreadable, match=r"seems to be \[C H W\], save it as \[H W C\]"):
         open_dataset(DataConfig(root=root), "train")[0]
+    assert "are divided by" not in capsys.readouterr().err
 
 
-def test_complex_numbers_are_refused() -> None:
+def test_complex_numbers_are_refused(tmp_path: Path, capsys) -> None:
+    content = npy(np.ones((4, 4, 3), np.complex64))
     with pytest.raises(ValueError, match="its numbers are complex64, not real"):
-        decode(npy(np.ones((4, 4, 3), np.complex64)), 3)
+        decode(content, 3)
+    assert warned(DataConfig(root=write(tmp_path, "0.npy", content))) == ""
+    assert "are divided by" not in capsys.readouterr().err
 
 
 def test_uint8_arrays_are_never_scaled(tmp_path: Path) -> None:
