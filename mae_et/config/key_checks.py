@@ -97,9 +97,10 @@ def type_of(key: str, kind: Any) -> Any:
 def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
     if depth > MOST_NESTED:  # or it holds itself
         raise UserError(f"{key}: nested deeper than any config")
-    if value is None and kind is not Any and type(None) not in get_args(kind):
+    kinds = {kind, *get_args(kind)}
+    if value is None and kind is not Any and type(None) not in kinds:
         raise UserError(f"{key} is null or empty: give it a value, or remove the key")
-    if value == "" and {Path, type(None)} & {kind, *get_args(kind)}:
+    if value == "" and (kinds & {Path, type(None)} or not kinds & {str, Any}):
         raise UserError(f"{key} is empty: give it a value (is a variable of the shell not set?)")
     if isinstance(value, dict):
         for name in value:
