@@ -38,7 +38,7 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
             {"params": [p for n, p in named if n not in plain], "weight_decay": 1.0},
             {"params": [p for n, p in named if n in plain], "weight_decay": 0.0},
         ]
-    # So far 1 or 0, which tells apart what is decayed where the decay is 0 and rises later.
+    # Decays of 1 and 0 until here, so that groups stay distinct even if the decay starts at 0.
     return [
         group
         | {

@@ -74,5 +74,5 @@ def check_sizes(config: ClassifierConfig, network: nn.Module, plan: Plan) -> Non
 
 
 def _on_meta(network: nn.Module) -> nn.Module:
-    # Without gradients, which PyTorch's counter of FLOPs expects of tokens that are expanded.
+    # PyTorch's FLOP counter fails on expanded tokens that require gradients.
     return copy.deepcopy(network).to("meta").eval().requires_grad_(False)

@@ -67,7 +67,7 @@ def score_encoder(
 def _settings(
     config: ProbeConfig, encoder: FrozenEncoder, data: DataConfig, neighbours: bool, linear: bool
 ) -> dict[str, str]:
-    """Name the settings that change the scores, so that others are not compared with them."""
+    """Name the settings that differ from the defaults: other scores are not comparable."""
     keys = ["pool"] + ["neighbours", "temperature"] * neighbours + ["epochs"] * linear
     statistics = STATISTICS if encoder.data is not None else ()
     changed = [

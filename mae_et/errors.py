@@ -27,7 +27,7 @@ def require_choice(value: object, choices: Any, key: str) -> None:
 
 
 SEEDS = f"[0, {2**63})"
-"""What every generator takes, of PyTorch and of NumPy."""
+"""Seeds that the generators of both PyTorch and NumPy accept."""
 
 
 def require_in(interval: str, config: object, *keys: str) -> None:

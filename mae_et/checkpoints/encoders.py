@@ -98,7 +98,7 @@ def create_vit_of(
 
     `others` are settings of timm that replace those of the weights; see `build_vit_of`.
     """
-    tensors = in_timm_s_layout(weights.encoder)
+    tensors = to_timm_layout(weights.encoder)
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     class_tokens = int("cls_token" in tensors)
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
@@ -139,7 +139,7 @@ def create_vit_of(
     return network, tensors | (head_entries(weights.head) if head else {})
 
 
-def in_timm_s_layout(encoder: Tensors) -> Tensors:
+def to_timm_layout(encoder: Tensors) -> Tensors:
     """Convert DINOv2's layout: a class token with a position, and registers without one."""
     tensors = dict(encoder)
     if "register_tokens" in tensors:
@@ -201,10 +201,10 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
 
 
 def read_weights_of(network: nn.Module, path: Path, key: str | None = None) -> Tensors:
-    """Read the weights of a timm model, of another size or head maybe; see `read_state_dict`.
+    """Read weights for a timm model, whose sizes and head may differ; see `read_state_dict`.
 
     Raises:
-        UserError: they cannot be read, or the folder records other heads, which no weight shows.
+        UserError: they cannot be read, or the folder records another number of heads.
     """
     tensors = read_state_dict(path, network.state_dict().keys(), key)
     config = path / "config.json"
@@ -216,7 +216,7 @@ def read_weights_of(network: nn.Module, path: Path, key: str | None = None) -> T
         raise UserError(f"the network has {own} heads, and {path} records {recorded}")
     # As transformers has DINOv2's registers; timm converts those that DINOv2 released.
     registers = {"pos_embed", "reg_token"} <= tensors.keys()
-    return in_timm_s_layout(tensors) if registers else tensors
+    return to_timm_layout(tensors) if registers else tensors
 
 
 def classifier_prefixes(network: Any) -> tuple[str, ...]:

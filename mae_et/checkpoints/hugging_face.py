@@ -102,7 +102,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"{folder} has neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}, nor an index")
 
 
-def read_under_timm_s_names(folder: Path) -> dict[str, Tensor]:
+def read_with_timm_names(folder: Path) -> dict[str, Tensor]:
     """Read the weights of a folder, under timm's names if they are a ViT's under transformers'.
 
     Raises:

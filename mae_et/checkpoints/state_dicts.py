@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.hugging_face import read_under_timm_s_names
+from mae_et.checkpoints.hugging_face import read_with_timm_names
 from mae_et.checkpoints.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError, listed
@@ -49,7 +49,7 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
         raise UserError(f"there is no checkpoint {path}")
     if (path / "plan.json").is_file() and not (path / "classes.json").is_file():
         raise UserError(f"{path} is a run of mae-et pretrain, which records its network: name none")
-    payload = read_under_timm_s_names(path) if path.is_dir() else read_weight_file(path)
+    payload = read_with_timm_names(path) if path.is_dir() else read_weight_file(path)
     return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 
@@ -197,7 +197,7 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _as_float32(path: Path, tensors: Tensors) -> Tensors:
-    """Convert numbers of any floating-point format; refuse what is none: NaN, and quantised."""
+    """Convert numbers of any floating-point format; refuse NaN and quantised weights."""
     for name, tensor in tensors.items():
         if not has_numbers(tensor) or tensor.is_complex():
             raise UserError(f"{path} holds sparse, complex or quantised weights ({name})")

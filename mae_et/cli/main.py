@@ -121,7 +121,7 @@ def _stdout_is_closed() -> bool:
 
 
 def _quiet_system_errors(error: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, except TensorBoard's of a disk: the next call raises it."""
+    """Print a thread's traceback, except for system errors: TensorBoard's next call raises them."""
     if not isinstance(error.exc_value, OSError):
         threading.__excepthook__(error)
 

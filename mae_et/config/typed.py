@@ -17,7 +17,7 @@ def typed(config: Config, kind: type[Config]) -> Config:
     which code would take for the last of its cases.
 
     Raises:
-        UserError: a field has none of its values, or the config is of another kind.
+        UserError: a field has a value that its type excludes, or the config is of another kind.
     """
     require(
         isinstance(config, kind), f"config must be a {kind.__name__}, got {type(config).__name__}"

@@ -43,7 +43,7 @@ class ImageDataset(Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Label of each image, int64 [N], -1 without a label; None if only reading it tells."""
+        """Label of each image, int64 [N], -1 without one; None if only its samples have them."""
 
     def name(self, index: int) -> object:
         """Return the name of an image, for messages."""

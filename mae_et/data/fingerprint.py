@@ -1,4 +1,4 @@
-"""Recognise a dataset by the names and labels of its images, and by some of them."""
+"""Recognise a dataset by the names and labels of its images, and by the contents of some."""
 
 import hashlib
 from typing import Any
@@ -38,15 +38,15 @@ def fingerprint(source: ImageDataset) -> str:
 def fingerprint_with_contents(source: ImageDataset) -> str:
     """Return a SHA-256 of `fingerprint` and of at most 16 images, evenly spaced, with their labels.
 
-    It tells apart what has the same names: the severities of ImageNet-C, or two numbered datasets.
-    Images that cannot be read do not count.
+    It distinguishes datasets of the same names: the severities of ImageNet-C, or two numbered
+    datasets. Images that cannot be read do not count.
     """
     digest = hashlib.sha256(fingerprint(source).encode())
     inner: Any = getattr(source, "inner", source)
     for index in np.unique(np.linspace(0, len(source) - 1, SAMPLES).astype(int)).tolist():
         try:
             content, label = inner[index]
-        except Exception:  # of many libraries
+        except Exception:  # each library has its own
             continue
         digest.update(content if isinstance(content, bytes) else content.tobytes())
         digest.update(repr(int(label)).encode())

@@ -140,7 +140,7 @@ def _rows_of(config: DataConfig, split: Split) -> tuple[str, Any]:
 
 
 def _saved_split(config: DataConfig, split: Split) -> tuple[str, Any] | None:
-    """Return a split of what `DatasetDict.save_to_disk` wrote, with its name; None of others.
+    """Return a split of what `DatasetDict.save_to_disk` wrote, with its name; else None.
 
     `load_dataset` would give every split the classes of the first, whatever its own numbers mean.
     """

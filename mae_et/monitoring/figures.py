@@ -137,7 +137,7 @@ def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """Return at most so many items, evenly spaced, with the first and the last; 2 or more."""
+    """Return at most `most` items (2 or more), evenly spaced, with the first and the last."""
     last = len(items) - 1
     places = {round(place * last / (most - 1)) for place in range(most)} if items else set()
     return [items[place] for place in sorted(places)]

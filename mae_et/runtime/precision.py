@@ -32,7 +32,7 @@ def _forbid_tf32() -> Callable[[], None]:
     """Forbid TF32 in products, by the switch that this process uses; return how to undo it."""
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # a loop of the user's has set torch 2.9's own, which excludes the older
+    except RuntimeError:  # the caller has set PyTorch 2.9's newer switch, which excludes this one
         matmul: Any = torch.backends.cuda.matmul
         restore = partial(setattr, matmul, "fp32_precision", matmul.fp32_precision)
         matmul.fp32_precision = "ieee"

@@ -22,7 +22,7 @@ def check_launch() -> None:
     """Check the variables that a launcher of several ranks sets.
 
     Raises:
-        UserError: one is missing, or is no number.
+        UserError: one is missing, or is not a number.
     """
     for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR"):
         value = os.environ.get(name, "")

@@ -1,4 +1,4 @@
-"""Keep tensors that are functions of sizes, whatever mode their first caller is in."""
+"""Cache tensors that are functions of sizes, whatever mode their first caller is in."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps

@@ -58,7 +58,7 @@ def equal(found: Weights, expected: Weights) -> None:
     [("num_attention_heads", "3"), ("num_attention_heads", -3), ("layer_norm_eps", "x"),
      ("decoder_num_attention_heads", 2.0)],
 )  # fmt: skip
-def test_numbers_that_are_none_are_refused(exported: Path, tmp_path: Path, key, value) -> None:
+def test_impossible_numbers_are_refused(exported: Path, tmp_path: Path, key, value) -> None:
     folder = copied(exported, tmp_path / "folder")
     about = json.loads((exported / "config.json").read_text()) | {key: value}
     (folder / "config.json").unlink()

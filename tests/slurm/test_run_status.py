@@ -102,7 +102,7 @@ def test_watching_ends_with_the_job_whatever_ended_it(tmp_path: Path, monkeypatc
     watch([tmp_path], 1e6)
 
 
-def test_an_interval_that_is_none_is_refused(tmp_path: Path, capsys) -> None:
+def test_impossible_intervals_are_refused(tmp_path: Path, capsys) -> None:
     for seconds in ("-1", "0", "1e9"):
         assert main(["status", str(tmp_path), f"--watch={seconds}"]) == 2
         assert "watch must lie in" in capsys.readouterr().err
