@@ -32,6 +32,8 @@ def plain(config: "DataclassInstance") -> dict[str, Any]:
             return {key: convert(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [convert(item) for item in value]
+        if hasattr(value, "tolist"):  # a number or an array of NumPy
+            return value.tolist()
         return str(value) if isinstance(value, Path) else value
 
     return convert(dataclasses.asdict(config))

@@ -1,14 +1,17 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune import HeldOutAccuracy, ProbeConfig
 from mae_et import CurriculumConfig, DataConfig, OutputConfig, PretrainConfig, UserError
+from mae_et.config.files import plain
+from mae_et.config.schema import OptimConfig
 from mae_et.config.typed import typed
 
 
 def test_configs_made_in_python_become_those_read_from_yaml() -> None:
-    """Paths may be strings and tuples lists; a config whose types fit is returned as it is."""
+    """Paths may be strings, tuples lists and numbers NumPy's; one that fits is returned itself."""
     proper = PretrainConfig(
         data=DataConfig(root=Path("photos"), mean=(0.5,), std=(0.5,)),
         output=OutputConfig(dir=Path("run")),
@@ -18,6 +21,9 @@ def test_configs_made_in_python_become_those_read_from_yaml() -> None:
         data=DataConfig(root="photos", mean=[0.5], std=[0.5]), output=OutputConfig(dir="run")
     )
     assert typed(loose, PretrainConfig) == proper
+    of_numpy = OptimConfig(base_lr=np.float64(1e-3), batch_size=np.int64(32))
+    run = typed(PretrainConfig(optim=of_numpy), PretrainConfig)
+    assert plain(run.optim) == plain(OptimConfig(base_lr=1e-3, batch_size=32))
 
 
 @pytest.mark.parametrize(
