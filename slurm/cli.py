@@ -10,12 +10,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mae_et.config.files import (
-    add_config_arguments,
-    find_config,
-    load_config,
-    shipped_configs,
-)
+from mae_et.config.files import find_config, load_config, shipped_configs
 from mae_et.config.refusals import one_sentence
 from mae_et.errors import UserError, require_in
 from mae_et.runtime.console import say
@@ -35,6 +30,7 @@ USAGE = """usage: mae-et submit COMMAND [--cluster FILE_OR_NAME] [--KEY value ..
 
 Other flags go to COMMAND, one of {kinds}.
 Keys of the cluster config, which flags override:
+
 """
 
 
@@ -119,6 +115,6 @@ def _cluster_file(name: str) -> Path:
 
 
 def _keys() -> str:
-    parser = ArgumentParser(add_help=False, usage="")
-    add_config_arguments(parser, ClusterConfig)
+    parser = ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    parser.add_class_arguments(ClusterConfig, fail_untyped=True)
     return parser.format_help()
