@@ -24,7 +24,7 @@ def block_indices(encoder: FrozenEncoder, layers: Sequence[int]) -> list[int]:
     depth = len(blocks)
     for layer in layers:
         if not 1 <= abs(layer) <= depth:
-            raise UserError(f"layers: the encoder has blocks 1 to {depth}, and no {layer}")
+            raise UserError(f"layer {layer}: the encoder has blocks 1 to {depth}")
     return [layer - 1 if layer > 0 else depth + layer for layer in layers]
 
 

@@ -147,7 +147,7 @@ def test_layers_and_sizes_are_those_of_timm(place, network, tmp_path) -> None:
     np.testing.assert_allclose(np.load(larger.output), expected, rtol=1e-3, atol=1e-3)
     assert np.load(larger.output).dtype == np.float16
     for wrong, said in (
-        ({"layers": (4,)}, "blocks 1 to 3, and no 4"),
+        ({"layers": (4,)}, "layer 4: the encoder has blocks 1 to 3"),
         ({"image_size": 30}, "mult"),
     ):
         with pytest.raises(UserError, match=said):

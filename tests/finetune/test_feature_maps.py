@@ -65,7 +65,7 @@ def test_the_command_draws_any_images_of_any_encoder(tmp_path: Path, capsys) -> 
     size = (3, 28 + 16 + 8 + rows * (panel + 8), 8 + columns * (panel + 8))
     assert read_image(str(tmp_path / "map.png")).shape == size
     assert main([*given, "--layer=2"]) == 2
-    assert "the encoder has blocks 1 to 1, and no 2" in capsys.readouterr().err
+    assert "layer 2: the encoder has blocks 1 to 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--count=0", "--image_size=0"])
