@@ -14,6 +14,7 @@ from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.errors import UserError
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.broadcast import broadcast_tensors
+from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import set_precision
 from mae_et.training.compile import compile_network, should_compile
@@ -64,6 +65,8 @@ def build_run(
     efficiency = config.efficiency
     dtype, scaler = set_precision(efficiency.precision, efficiency.tf32, world.device)
     shards = efficiency.sharding == "full" and world.size > 1
+    if efficiency.sharding == "full" and not shards:
+        notify("efficiency.sharding full: nothing is sharded on one rank")
     if shards and scaler.is_enabled():
         raise UserError("efficiency.sharding full needs efficiency.precision bf16 or fp32")
     requested = efficiency.micro_batch

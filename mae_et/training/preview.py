@@ -5,6 +5,7 @@ their own boxes, flips, augmentation and masks.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mae_et.io.atomic import refuse_unwritable
 from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.preview import TrainingView, preview_image
+from mae_et.runtime.console import notify
 from mae_et.training.plan import plan_new_run
 
 ROWS = 6
@@ -80,7 +82,13 @@ def preview(config: PretrainConfig, path: Path) -> Path:
             be written.
     """
     source = open_dataset(config.data, "train", config.model.channels)
-    plan = plan_new_run(config, len(source))
+    batch, images = config.optim.batch_size, len(source)
+    if batch > images:
+        notify(
+            f"there are {images} images, fewer than optim.batch_size {batch}: batches of {images}"
+        )
+        config = replace(config, optim=replace(config.optim, batch_size=images))
+    plan = plan_new_run(config, images)
     drawn = draw_preview(config, plan, TrainDataset.from_config(config, source, plan))
     if drawn is None:
         raise UserError("none of the first images of the training split can be read")

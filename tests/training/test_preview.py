@@ -22,8 +22,9 @@ from mae_et.data.transforms import as_tensor, normalise
 from mae_et.errors import Unreadable
 from mae_et.models.masking import mask_from_noise
 from mae_et.pretraining import train_step
+from mae_et.runtime.console import notify
 from mae_et.training.plan import make_plan
-from mae_et.training.preview import draw_preview, training_views
+from mae_et.training.preview import draw_preview, preview, training_views
 
 
 def dataset_of(config) -> tuple:
@@ -88,6 +89,15 @@ def test_drawing_leaves_the_random_generators_as_they_are(tiny) -> None:
 def test_a_run_without_images_draws_none(tiny) -> None:
     folder = pretrain(tiny(), stop_after_step=1)
     assert not (folder / "preview.png").exists()
+
+
+def test_a_folder_smaller_than_the_batch_is_drawn_and_the_line_says_so(
+    tiny, tmp_path, capsys
+) -> None:
+    notify.cache_clear()
+    config = tiny("--data.synthetic_train=5")
+    assert preview(config, tmp_path / "preview.png").exists()
+    assert "5 images, fewer than optim.batch_size 12: batches of 5\n" in capsys.readouterr().err
 
 
 def test_unreadable_images_are_passed_over(tiny, monkeypatch) -> None:

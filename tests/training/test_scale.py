@@ -30,6 +30,7 @@ from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data import device_decode
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime import host_memory
+from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.training import build as building
@@ -474,6 +475,12 @@ def assert_same_states(found: dict, expected: dict) -> None:
 def test_unsupported_sharding_is_refused(tiny) -> None:
     with pytest.raises(UserError, match="needs transformer blocks"):
         shard(nn.Linear(2, 2), WORLD)
+
+
+def test_sharding_on_one_rank_is_reported(tiny, capsys) -> None:
+    notify.cache_clear()
+    pretrain(tiny(SHARDED), stop_after_step=1)
+    assert "efficiency.sharding full: nothing is sharded on one rank" in capsys.readouterr().err
 
 
 def test_weights_are_gathered_in_bf16_and_gradients_summed_in_float32(alone_in_a_group) -> None:
