@@ -145,8 +145,13 @@ def shutdown(world: DistributedContext) -> None:
     After an error on one rank its peers may be in a collective, and would be waited for until their
     timeout, before anyone learns of the error. The end of the process closes its connections.
     """
-    if world.joined:
-        dist.destroy_process_group()
+    if not world.joined:
+        return
+    if torch.__version__ < "2.8":
+        # It destroys the group with Python's lock held, for which gloo's thread may wait to free
+        # the tensors of the last exchange (pytorch/pytorch#154976): let that thread finish.
+        time.sleep(0.5)
+    dist.destroy_process_group()
 
 
 def connect(world: DistributedContext) -> None:
