@@ -74,6 +74,6 @@ def _to_eight_bits(image: Image.Image, max_value: int) -> Image.Image:
     array = np.asarray(image)
     if array.min() < 0 or array.max() > SIXTEEN_BITS:
         raise ValueError("its numbers exceed 16 bits; save it as .npy")
-    # At 65535 this is the high byte, as PIL takes of 16-bit colours, and at 4095 the high 8 of 12.
+    # The high byte for 65535, as PIL keeps of 16-bit colours; the high 8 of 12 bits for 4095.
     scaled = np.minimum(array.astype(np.uint32) * 256 // (max_value + 1), 255)
     return Image.fromarray(scaled.astype(np.uint8))

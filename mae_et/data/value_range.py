@@ -94,7 +94,7 @@ def _range_of(content: bytes) -> Range | None:
         pixels = array.reshape(-1, array.shape[2] if array.ndim == 3 else 1).astype(float)
         return Range(f"{array.dtype} arrays", pixels.min(0), pixels.max(0))
     with open_image(content) as image:
-        # Of an MPO, what follows the photo is no other image: a preview, a depth map.
+        # Further frames of an MPO are previews or depth maps.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if has_deep_colours(image):
             return Range("16-bit colours", np.zeros(1), _highest(image.convert("RGB")), frames)

@@ -148,8 +148,8 @@ def shutdown(world: DistributedContext) -> None:
     if not world.joined:
         return
     if torch.__version__ < "2.8":
-        # It destroys the group with Python's lock held, for which gloo's thread may wait to free
-        # the tensors of the last exchange (pytorch/pytorch#154976): let that thread finish.
+        # It holds the GIL while it joins gloo's threads, which may need the GIL to free the tensors
+        # of the last collective (pytorch/pytorch#154976, fixed in 2.8): let them finish first.
         time.sleep(0.5)
     dist.destroy_process_group()
 
