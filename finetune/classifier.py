@@ -43,9 +43,9 @@ from mae_et.training.build import build_run
 from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.opening import Opening
 from mae_et.training.periodic import Periodic
+from mae_et.training.plan import resumed_plan
 from mae_et.training.run import Run
 from mae_et.training.same_data import same_world_size
-from mae_et.training.saved_state import resumed_plan
 from mae_et.training.session import check_data, distributed_session, train_run
 from mae_et.training.step import update
 

@@ -19,7 +19,6 @@ from finetune.frozen_encoder import (
 from finetune.linear_classifier import train_probe
 from finetune.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig
-from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.store import load_checkpoint
@@ -27,6 +26,7 @@ from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.config.data import DataConfig
 from mae_et.config.files import plain
 from mae_et.config.typed import typed
+from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
@@ -136,8 +136,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
         saved = load_checkpoint(path)
     except ValueError as error:
         raise UserError(f"{error}; delete it to score the others") from None
-    plan = plan_of(saved, path)
-    step = saved["step"]
+    plan, step = Plan.from_dict(saved["plan"]), saved["step"]
     encoder = frozen_encoder_from_weights(weights_of_payload(path, saved))
     del saved
     assert encoder.data is not None  # the checkpoint of a run records them

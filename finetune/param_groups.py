@@ -51,10 +51,7 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
 
 
 def build_optimizer(network: Any, config: ClassifierOptimConfig) -> torch.optim.Optimizer:
-    """Build the config's optimizer over a network's trainable parameters.
-
-    To resume a run, `MOMENTS` in `mae_et/training/saved_state.py` must have its moments.
-    """
+    """Build the config's optimizer over a network's trainable parameters."""
     groups = parameter_groups(network, config.weight_decay, config.layer_decay)
     if config.optimizer == "lars":
         for group in groups:

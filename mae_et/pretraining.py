@@ -47,11 +47,10 @@ from mae_et.training.online_probe import OnlineProbe
 from mae_et.training.opening import Opening, open_training_images
 from mae_et.training.optim import build_optimizer
 from mae_et.training.periodic import Periodic
-from mae_et.training.plan import make_plan
+from mae_et.training.plan import make_plan, resumed_plan
 from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
 from mae_et.training.run import Run
-from mae_et.training.saved_state import resumed_plan
 from mae_et.training.session import check_data, distributed_session, train_run, write_results
 from mae_et.training.step import update
 

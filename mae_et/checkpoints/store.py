@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import torch
 
 from mae_et.checkpoints.checksums import Damaged, check_archive, is_cut_short, seal_archive
-from mae_et.checkpoints.contents import check_contents, plan_of
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
+from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 from mae_et.runtime.console import notify
@@ -88,7 +88,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     provenance: nothing, if its writer knew none.
 
     Raises:
-        UserError: the file is whole, and something in it cannot be right (see `check_contents`).
         ValueError: the file is damaged, or no checkpoint of this format.
         OSError: the system cannot read the file at present; its content may be intact.
     """
@@ -108,7 +107,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {summarise_error(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
-    check_contents(payload, path)
     return payload | {"path": str(path), "origin": payload.get("origin") or {}}
 
 
@@ -120,7 +118,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 def newest_of_run(folder: Path) -> dict[str, Any] | None:
     """Read a run's newest checkpoint to use its weights; a line says if the run is not finished."""
     saved = newest_checkpoint(folder / "checkpoints")
-    if saved is not None and saved["step"] < (steps := plan_of(saved, folder).steps):
+    if saved is not None and saved["step"] < (steps := Plan.from_dict(saved["plan"]).steps):
         notify(f"{folder} is not finished: its weights after step {saved['step']} of {steps}")
     return saved
 
@@ -130,16 +128,10 @@ def last_that_loads(paths: Sequence[Path]) -> dict[str, Any] | None:
 
     Args:
         paths: checkpoints, oldest first.
-
-    Raises:
-        UserError: a checksum fits, and the content cannot be right (see `check_contents`): a fault
-            of the program that wrote it, not of the disk.
     """
     for place, path in reversed(list(enumerate(paths))):
         try:
             return load_checkpoint(path)
-        except UserError:
-            raise
         except ValueError as error:
             then = "falling back to the one before it" if place else "there is no earlier one"
             warnings.warn(f"{error}; {then}", stacklevel=2)

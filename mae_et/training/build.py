@@ -9,10 +9,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.config.schema import RunConfig
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.errors import UserError
-from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.broadcast import broadcast_tensors
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
@@ -24,7 +24,6 @@ from mae_et.training.micro_batch import fit_micro_batch
 from mae_et.training.plan import micro_batch_size
 from mae_et.training.run import Run
 from mae_et.training.same_ranks import check_same_start
-from mae_et.training.saved_state import check_saved_state
 from mae_et.training.state import TrainState
 
 
@@ -77,10 +76,8 @@ def build_run(
         model = model.to(world.device)
     ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay)
     state = TrainState(model, optimizer_of(model), scaler, ema=ema)
-    if saved is not None:
-        with fail_together(world):
-            if world.is_main:
-                check_saved_state(saved, state, plan)
+    if saved is not None and (mismatch := describe_mismatch(saved["model"], model.state_dict())):
+        raise UserError(f"{saved['path']} does not fit the model: {mismatch}")
     micro_batch = micro_batch_size(requested, plan, world.size)
     run = Run(config, plan, world, state, model, dtype, micro_batch)  # not wrapped yet
     if fitting:

@@ -102,8 +102,7 @@ def _last_constant_checkpoint(run: Path, config: PretrainConfig, plan: Plan) -> 
     """Read a run's last checkpoint from the constant part of its learning rate.
 
     Raises:
-        UserError: the schedule has no such part, none of its checkpoints is left, or the content of
-            one that is whole cannot be right.
+        UserError: the schedule has no such part, or none of its checkpoints is left.
     """
     last = decay_start(plan, config.optim)
     if last is None:

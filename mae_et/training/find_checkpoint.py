@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from mae_et.checkpoints.contents import plan_of
 from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.schema import RunConfig
@@ -45,8 +44,6 @@ def find_checkpoint(
                 f"none of the {len(damaged)} checkpoints in {checkpoints} loads; nothing was "
                 "changed: restore a copy of one, or delete them to start at step 0"
             )
-        if saved is not None:
-            plan_of(saved, Path(saved["path"]))
         check_same_run(config, saved, finished)
     newest = next(iter(list_checkpoints(checkpoints)[::-1]), None)
     present = {RESULTS: finished} | {name: (folder / name).exists() for name in config.outputs}

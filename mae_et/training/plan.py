@@ -1,12 +1,13 @@
 """Resolve a config and a dataset's size to the plan of a run, and its batches to micro-batches."""
 
+import math
 from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mae_et.config.model import ModelConfig, visible_patches
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.curriculum.mae_cost import mae_training_flops
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.schedule import Curriculum
@@ -14,6 +15,8 @@ from mae_et.errors import UserError
 
 STEPS_WORTH_COMPILING = 1000
 """Steps per bandwidth from which `auto` compiles: seconds of compilation against minutes saved."""
+COST_TOLERANCE = 0.01
+"""Other versions of PyTorch may count slightly different FLOPs for the same steps."""
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:
@@ -74,6 +77,40 @@ def make_plan(
         )
     cost = image_cost(config.model) if config.curriculum.cost == "flops" else None
     return curriculum.plan(config.curriculum.epochs, dataset_size, batch, cost)
+
+
+def resumed_plan(config: RunConfig, saved: dict[str, Any] | None, planned: Plan) -> Plan:
+    """Return the plan of a run: that of its config, which must equal that of its checkpoint.
+
+    An extended run (`init.extends`) keeps the stages of the run before, so its steps are the
+    checkpoint's.
+
+    Raises:
+        UserError: the checkpoint has another plan.
+    """
+    if saved is None:
+        return planned
+    found = Plan.from_dict(saved["plan"])
+    extends = isinstance(config, PretrainConfig) and config.init.extends is not None
+    for name, old, new in _compared(found, planned, steps=not extends):
+        close = "cost" in name and math.isclose(old, new, rel_tol=COST_TOLERANCE)
+        if old != new and not close:
+            raise UserError(
+                f"the plan of {saved['path']} has {name} {old}, that of the config {new}; give "
+                "another output.dir"
+            )
+    return found if extends else planned
+
+
+def _compared(one: Plan, other: Plan, steps: bool) -> list[tuple[str, Any, Any]]:
+    """Pair the values of two plans, by name."""
+    names = ("batch_size", "dataset_size", "base", "base_cost")
+    pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
+    pairs.append(("stages", len(one.stages), len(other.stages)))
+    fields = ("bandwidth", "magnitude", "cost", *(("steps",) if steps else ()))
+    for number, (here, there) in enumerate(zip(one.stages, other.stages, strict=False), start=1):
+        pairs += [(f"{n} of stage {number}:", getattr(here, n), getattr(there, n)) for n in fields]
+    return pairs
 
 
 @cache
