@@ -46,6 +46,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UserError: the checkpoint is not a classifier, or does not fit the data.
     """
     config = typed(config, EvaluateConfig)
+    is_known = config.checkpoint.exists() or timm.is_model(str(config.checkpoint))
+    require(is_known, f"there is no checkpoint {config.checkpoint}")
     with distributed_session(config, config) as (world, _):
         with fail_together(world):
             task = _open(config)
@@ -91,8 +93,6 @@ def _open(config: EvaluateConfig) -> _Task:
     run = read_classifier_config(config.checkpoint)
     data = config.data or (run.data if run else None)
     if data is None:
-        is_known = config.checkpoint.exists() or timm.is_model(str(config.checkpoint))
-        require(is_known, f"there is no checkpoint {config.checkpoint}")
         raise UserError("data must be given (--data.root or --data.name)")
     data, held_out = _all_images(data, run)
     recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key, config.architecture)

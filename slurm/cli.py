@@ -36,9 +36,8 @@ Keys of the cluster config, which flags override:
 
 def submit_command(command_line: CommandLine, arguments: list[str]) -> None:
     """Submit a command line, and print the jobs as one line of JSON."""
-    kinds = ", ".join(kind for kind in KINDS if kind != "compare")
     if not arguments or "--help" in arguments or "-h" in arguments:
-        print(USAGE.format(kinds=kinds) + _keys())
+        print(USAGE.format(kinds=", ".join(KINDS)) + _keys())
         sys.exit(0 if arguments else 2)
     kind, rest = arguments[0], arguments[1:]
     try:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mae_et.config.data import SOURCE_KEYS
 from mae_et.config.files import find_config
@@ -19,7 +19,7 @@ from mae_et.errors import UserError
 TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
 BENCH = "bench"
-KINDS = (*TRAININGS, *PROBES, "evaluate", "compare", BENCH)
+KINDS = (*TRAININGS, *PROBES, "evaluate", BENCH)
 MOST_RUNS = 1000  # of a sweep: SLURM's own limit on a job array, by default
 BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # commas outside of lists and mappings
 # Fine-tuning recipe for each family of encoders.
@@ -65,6 +65,15 @@ class Task:
         return self.kind in (*PROBES, "compare")
 
     @property
+    def start(self) -> Path | None:
+        """Checkpoint that the command starts from, if any."""
+        if self.kind in ("pretrain", BENCH):
+            found = self.config.init.weights
+        else:
+            found = (self.config.model if self.kind in TRAININGS else self.config).checkpoint
+        return cast("Path | None", found)
+
+    @property
     def words(self) -> list[str]:
         """The command line, without `mae-et`."""
         return [self.kind, *self.arguments]
@@ -87,8 +96,6 @@ def parse_task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -
         if not any(word.partition("=")[0] == "--save" for word in given):
             given.append(f"--save={folder / 'node.json'}")
         return Task(command_line, kind, given, folder, config)
-    if kind == "compare":
-        return Task(command_line, kind, given, config.output.parent, config)
     if config.output is None:
         start = config.checkpoint
         folder = start / kind if start.is_dir() else Path("runs") / f"{kind}-{start.stem}"
@@ -158,15 +165,18 @@ def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:
     count = math.prod(map(len, axes))
     if count > MOST_RUNS:
         raise UserError(f"--sweep makes {count} runs; at most {MOST_RUNS} are submitted")
-    found = []
+    found: dict[str, Task] = {}
     for combination in itertools.product(*axes):
         name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)
         folder = first.folder / name.replace("/", "_")
         flags = [f"--{key}={value}" for key, value in combination]
         output = "--output.dir" if first.kind in TRAININGS else "--output"
         arguments = [*first.arguments, *flags, f"{output}={folder}"]
-        found.append(parse_task(first.command_line, first.kind, arguments))
-    return found
+        run = parse_task(first.command_line, first.kind, arguments)
+        same = found.setdefault(repr(replace(run.config, output=first.config.output)), run)
+        if same is not run:
+            raise UserError(f"--sweep: {same.folder.name} and {folder.name} are the same run")
+    return list(found.values())
 
 
 def freeze_configs(given: Task, folder: Path) -> Task:

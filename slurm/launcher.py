@@ -67,7 +67,7 @@ class Launcher:
         digest = hashlib.blake2b(runs.encode(), digest_size=6).hexdigest()
         self.runs_file = self.folder / f"runs-{digest}.json"
 
-    def script(self, dependency: str | None = None) -> str:
+    def script(self) -> str:
         """Return the batch script."""
         count = len(self.jobs)
         command = [sys.executable, "-u", "-m", "submitit.core._submit", str(self.folder)]
@@ -75,7 +75,7 @@ class Launcher:
             command=shlex.join(command),
             folder=self.folder,
             map_count=count if count > 1 else None,
-            **self._parameters(dependency),
+            **self._parameters(),
         )
 
     def check(self) -> str:
@@ -103,16 +103,13 @@ class Launcher:
         found = re.search(r"to start at (\S+) using .* on nodes (\S+)", said)
         return f"SLURM would start it at {found[1]} on {found[2]}" if found else said
 
-    def submit(self, dependency: str | None = None) -> list[submitit.Job[None]]:
+    def submit(self) -> list[submitit.Job[None]]:
         """Submit the jobs and return submitit's handles, in order.
-
-        Args:
-            dependency: value of sbatch's --dependency.
 
         Raises:
             UserError: SLURM rejects the job.
         """
-        executor = self._executor(dependency)
+        executor = self._executor()
         write_text_atomically(self.runs_file, self.runs)
         with self._environment():
             try:
@@ -125,7 +122,7 @@ class Launcher:
             except FailedJobError as error:
                 raise UserError(f"SLURM refuses the job: {one_line(error)}") from None
 
-    def _executor(self, dependency: str | None) -> submitit.Executor:
+    def _executor(self) -> submitit.Executor:
         config = self.config
         make_private(self.folder)
         if config.executor == "debug":
@@ -140,10 +137,10 @@ class Launcher:
             )
             return local
         slurm = submitit.SlurmExecutor(self.folder, max_num_timeout=config.timeouts)
-        slurm.update_parameters(**self._parameters(dependency))
+        slurm.update_parameters(**self._parameters())
         return slurm
 
-    def _parameters(self, dependency: str | None) -> dict[str, Any]:
+    def _parameters(self) -> dict[str, Any]:
         config = self.config
         parameters: dict[str, Any] = {
             "job_name": self.name,
@@ -159,7 +156,7 @@ class Launcher:
             "exclude": config.exclude,
             "mail_user": config.mail_user,
             "mail_type": config.mail_type if config.mail_user else None,
-            "dependency": dependency,
+            "dependency": config.dependency,
             "signal_delay_s": config.signal_delay,
             "array_parallelism": config.array_parallelism,
             "wckey": None,  # submitit's default, rejected by clusters that track wckeys
@@ -169,7 +166,7 @@ class Launcher:
         }
         memory = {} if config.memory_gb is None else {"mem": f"{round(config.memory_gb * 1024)}M"}
         # Otherwise the follow-ups of a failed job would stay pending forever.
-        waits = {"kill_on_invalid_dep": "yes"} if dependency else {}
+        waits = {"kill_on_invalid_dep": "yes"} if config.dependency else {}
         further = {"requeue": True, **memory, **waits, **config.extra}
         parameters["additional_parameters"] = further
         return parameters

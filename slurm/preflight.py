@@ -26,6 +26,16 @@ def check_root(data: DataConfig) -> None:
         say(f"warning: {data.root} does not exist on this machine")
 
 
+def check_start(start: Path | None) -> None:
+    """Warn if the checkpoint that a command starts from is not there."""
+    if start is not None and not start.exists():
+        # Not an error: it may be on a disk of the nodes.
+        say(
+            f"warning: {start} does not exist on this machine, unless it is timm's name of a "
+            "model; if another job writes it, let this one wait with --dependency afterok:JOB"
+        )
+
+
 def check_plan(config: PretrainConfig) -> None:
     """Refuse a curriculum, and where the number of images is known a plan, that is impossible.
 

@@ -28,7 +28,7 @@ from slurm.config import ClusterConfig, job_name
 from slurm.events import read_events, record_event
 from slurm.job import Job
 from slurm.launcher import Launcher
-from slurm.preflight import check_classes, check_plan, check_root
+from slurm.preflight import check_classes, check_plan, check_root, check_start
 from slurm.snapshot import snapshot
 from slurm.squeue import TERMINAL, job_states
 
@@ -51,7 +51,7 @@ def submit(
     Args:
         command_line: parses and runs it; for mae-et,
             `CommandLine(mae_et.cli.arguments.config_of, mae_et.cli.main.run)`.
-        kind: one of `slurm.command.KINDS` except compare.
+        kind: one of `slurm.command.KINDS`.
         arguments: arguments of the command.
         cluster: resources of the job.
         then: follow-ups, KIND or KIND=RECIPE, that start from its checkpoint once it succeeds.
@@ -76,18 +76,24 @@ def submit(
             f"two jobs would write to {folder}: give each kind of --then and each value of --sweep "
             "once"
         )
-    if cluster.executor != "slurm" and len(groups) > 1:
-        raise UserError(f"--then and --sweep need SLURM, not executor {cluster.executor}")
+    if cluster.executor != "slurm" and (len(groups) > 1 or cluster.dependency):
+        raise UserError(
+            f"--then, --sweep and --dependency need SLURM, not executor {cluster.executor}"
+        )
     _check_path(first.folder)
+    for start in {run.start for run in runs}:
+        check_start(start)
     for follower in (each for group in groups[1:] for each in group if each.kind != "compare"):
         check_classes(follower.config.data or first.config.data)
     for group in groups:
         _check(group, cluster, first.folder, dry_run)
+    alone = replace(cluster, dependency=None)
     for group in groups if dry_run else []:
-        _show(group, cluster, first.folder)
+        _show(group, cluster if group is runs else alone, first.folder)
     jobs: dict[str, str] = {}
     for group in [] if dry_run else groups:
-        jobs[group[0].kind] = _submit(group, cluster, first.folder, _dependency(group, jobs))
+        waiting = replace(cluster, dependency=_dependency(group, jobs) or cluster.dependency)
+        jobs[group[0].kind] = _submit(group, waiting, first.folder)
     return {"run": str(first.folder), "jobs": jobs}
 
 
@@ -103,13 +109,14 @@ def submit_together(tasks: list[Task], cluster: ClusterConfig, root: Path) -> st
         UserError: the cluster or a folder is invalid; nothing is submitted.
     """
     _check(tasks, cluster, root)
-    return _submit(tasks, cluster, root, None)
+    return _submit(tasks, cluster, root)
 
 
 def _table(folder: Path, groups: list[list[Task]]) -> Task:
     """Return the task that tabulates the results of a sweep."""
     words = [*(str(run.folder) for run in groups[0]), f"--output={folder / 'results.md'}"]
-    return parse_task(groups[0][0].command_line, "compare", words)
+    command_line = groups[0][0].command_line
+    return Task(command_line, "compare", words, folder, command_line.parse("compare", words))
 
 
 def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path) -> Launcher:
@@ -148,13 +155,13 @@ def _show(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
         print(to_yaml(each.config))
 
 
-def _submit(group: list[Task], cluster: ClusterConfig, root: Path, dependency: str | None) -> str:
+def _submit(group: list[Task], cluster: ClusterConfig, root: Path) -> str:
     """Submit a group; return the job's id."""
     folder = root / "slurm"
     code = snapshot(folder)
     kept = [freeze_configs(each, folder) for each in group]
     launcher = _launcher(kept, cluster, root, code)
-    submitted = launcher.submit(dependency)
+    submitted = launcher.submit()
     for each, job in zip(kept, submitted, strict=True):
         facts = {"kind": each.kind, "executor": cluster.executor, "logs": str(folder.absolute())}
         record_event(each.folder, "submitted", job=job.job_id, restart=0, **facts)

@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from signal import SIGPIPE
 from typing import Any
 
@@ -77,6 +78,10 @@ def run(given: Arguments) -> int:
     if name not in COMMANDS:
         meant = suggest(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {name!r}{meant}")
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted or replaced: cd into it again") from None
     ranks = os.environ.get("WORLD_SIZE", "1")
     # Some containers set WORLD_SIZE alone.
     if ranks not in {"", "1"} and "RANK" in os.environ and name not in DISTRIBUTED:

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from mae_et.config.plain_yaml import MisreadError, parse_yaml
-from mae_et.errors import UserError, one_line
+from mae_et.errors import UserError, listed, one_line
 
 # What makes a mapping a class to jsonargparse, and its note of where a section was read from.
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "__path__")
@@ -110,7 +110,8 @@ def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
                 raise UserError(f"{key or 'a config'}: {name} is refused: a config names no class")
     section = next(sections_of(kind), None)
     if section is not None and not isinstance(value, (dict, list)) and value is not None:
-        raise UserError(f"{key}: a section is a mapping of keys, not {_shown(value)}")
+        keys = listed([f"{key}.{field.name}" for field in dataclasses.fields(section)], 3)
+        raise UserError(f"{key}: a section is a mapping of keys ({keys}), not {_shown(value)}")
     hints = get_type_hints(section) if section is not None else {}
     items = value.items() if isinstance(value, dict) else ()
     for name, item in items:

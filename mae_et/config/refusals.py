@@ -51,7 +51,10 @@ def in_flags(sentence: str, parser: ArgumentParser, kind: type[Any], words: list
     needed = (action.option_strings for action in parser._actions if action.required)
     missing = [options[0] for options in needed if options and given.isdisjoint(options)]
     required = f"; {', '.join(missing)} must be given" if missing else ""
-    return sentence + (suggest_key(unknown[1], options) or required)
+    meant = suggest_key(unknown[1], options) or required
+    if unknown[1] == "--data.root" and "--images" in options:
+        meant = "; images come after --images"
+    return f"there is no flag {unknown[1]}{meant}"
 
 
 def one_sentence(error: BaseException | str) -> str:

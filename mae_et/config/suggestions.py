@@ -18,7 +18,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def suggest_key(key: str, known: Sequence[str]) -> str:
     """Suggest a dotted key or flag: of the same last name, of a part of it, or spelled alike."""
-    last = key.lstrip("-").rpartition(".")[2]
+    last = key.lstrip("-").rpartition(".")[2].replace("-", "_")
     meant = [name for name in known if re.split(r"[.]|--", name)[-1] == last]
     # lr of base_lr and min_lr, in the order in which they are described
     meant = meant or [name for name in known if last in name.rpartition(".")[2].split("_")]

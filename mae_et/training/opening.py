@@ -45,7 +45,7 @@ class Opening(Generic[Data]):
         folder = config.output.dir
         self.step = max(map(checkpoint_step, list_checkpoints(folder / "checkpoints")), default=0)
         self.finished = (folder / "results.json").exists()
-        state = f"resumes after step {self.step:,}" if self.step else "new"
+        state = f"resumes; newest checkpoint: step {self.step:,}" if self.step else "new"
         if self.finished:
             state = "finished before"
             missing = [name for name in config.outputs if not (folder / name).exists()]

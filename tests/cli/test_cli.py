@@ -137,7 +137,10 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
     custom = "--curriculum.stages=[{bandwidth: %d, share: 1}]"
     return {
         "there is no command 'train'": ["train"],
-        "unrecognized arguments: --optim.lr": ["pretrain", *tiny, "--optim.lr=1"],
+        "there is no flag --optim.lr; did": ["pretrain", *tiny, "--optim.lr=1"],
+        "did you mean --model.mask_ratio?": ["pretrain", *tiny, "--mask-ratio=0.5"],
+        "--data.root; images come after --images": ["reconstruct", str(golden), "--data.root=x"],
+        "of keys (data.name, data.root, ": ["pretrain", *tiny, "--data=photos"],
         "; data come after --data.root": ["pretrain", str(tmp_path / "empty")],
         "the checkpoint comes first (knn RUN ...)": ["knn", "--batch_size=2", str(golden)],
         "bandwidth 20 is not a multiple of the patch size 8": ["pretrain", *tiny, custom % 20],
@@ -151,6 +154,7 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
         "larger than the dataset of 40": ["pretrain", *tiny, "--optim.batch_size=64"],
         "there is no config 'nope'": ["pretrain", "--config", "nope"],
         "there is no checkpoint": ["knn", "--checkpoint", str(tmp_path / "missing")],
+        "there is no checkpoint m": ["evaluate", "m.pth", f"--data.root={tmp_path / 'empty'}"],
         "holds no checkpoint that loads": ["linear-probe", "--checkpoint", str(tmp_path / "empty")],
         "cannot be read": ["reconstruct", f"--checkpoint={tmp_path / 'file'}"],
         "model.mask_ratio at bandwidth 16": ["pretrain", *tiny, "--model.mask_ratio=0.9"],
@@ -182,6 +186,14 @@ def test_user_errors_are_one_sentence_and_exit_with_2(user_errors, capsys, tmp_p
         assert error.count("\n") == 1
         assert not shown.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_deleted_current_folder_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["plan", "--config=demo"]) == 2
+    assert "the current folder was deleted" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_model_in_the_run_folder_is_refused(

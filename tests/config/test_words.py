@@ -169,7 +169,7 @@ def test_a_wrong_type_is_named_in_plain_english(flag: str, sentence: str) -> Non
 def test_an_unknown_flag_names_the_required_ones_that_are_missing() -> None:
     with pytest.raises(UserError, match=r"^--format, --output must be given$"):
         load_config(ExportConfig, [], ["--checkpoint", "x"])
-    with pytest.raises(UserError, match=r"arguments: --run=X; --format, --output must be given$"):
+    with pytest.raises(UserError, match=r"no flag --run; --format, --output must be given$"):
         load_config(ExportConfig, [], ["--run=X", "--checkpoint", "x"])
 
 

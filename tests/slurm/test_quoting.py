@@ -86,17 +86,17 @@ def holds(word: str, place: Path) -> None:
     settings = {
         "name": word, "partition": word, "account": word, "qos": word, "constraint": word,
         "exclude": word, "mail_user": word, "mail_type": word, "extra": {"comment": word},
-        "srun": [word], "network_interface": word,
+        "srun": [word], "network_interface": word, "dependency": word,
     }  # fmt: skip
     if not word.isprintable():
         with pytest.raises(UserError, match="control character"):
             ClusterConfig(**settings)
         return
     config = ClusterConfig(**settings)
-    script = launcher(config, place, name=word).script("afterok:1")
+    script = launcher(config, place, name=word).script()
     options = directives(script)
     for key in ("job-name", "partition", "account", "qos", "constraint", "exclude", "comment",
-                "mail-user", "mail-type"):  # fmt: skip
+                "mail-user", "mail-type", "dependency"):  # fmt: skip
         assert options[key] == word
     exports = [line for line in script.split("\n") if "SOCKET_IFNAME=" in line]
     assert [shlex.split(line)[1] for line in exports] == [

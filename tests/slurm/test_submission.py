@@ -110,9 +110,26 @@ def test_shell_words_are_quoted(place, capsys) -> None:
 
 
 def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
-    for flag, folder in (("--then=knn,knn", "run/knn"), ("--sweep=seed=0,0", "run/seed=0")):
+    for flag, sentence in (
+        ("--then=knn,knn", "two jobs would write to run/knn: give each"),
+        ("--sweep=seed=0,0", "seed=0 and seed=0 are the same run"),
+        ("--sweep=optim.base_lr=0.1,1e-1", "base_lr=0.1 and base_lr=1e-1 are the same run"),
+    ):
         assert main(["submit", "pretrain", *RUN, "--dry-run", flag]) == 2
-        assert f"two jobs would write to {folder}: give each" in capsys.readouterr().err
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_missing_checkpoint_is_reported_and_may_be_another_job_s(place, capsys) -> None:
+    """Of scores, classifiers and initial weights; only the first job waits for the other one."""
+    folder, wait = "--output.dir=run", ["--dependency=afterok:7", "--dry-run"]
+    assert main(["submit", "knn", "runs/a", "--data.name=synthetic", *wait]) == 0
+    assert main(["submit", "finetune", "runs/a", "--data.name=synthetic", folder, *wait]) == 0
+    assert main(["submit", "pretrain", *RUN, "--init=runs/a", "--then=knn", *wait]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("warning: runs/a does not exist on this machine") == 3
+    assert shown.out.count("#SBATCH --dependency=afterok:7") == 3
+    assert main(["submit", "pretrain", *RUN, "--executor=local", *wait]) == 2
+    assert "--dependency need SLURM" in capsys.readouterr().err
 
 
 def test_submit_without_slurm_is_refused(place, monkeypatch, capsys) -> None:
@@ -121,7 +138,10 @@ def test_submit_without_slurm_is_refused(place, monkeypatch, capsys) -> None:
     assert "this machine has no SLURM (sbatch, srun" in capsys.readouterr().err
     assert read_events(place / "run") == []
     assert main(["submit", "export"]) == 2
-    assert "'export' cannot be submitted" in capsys.readouterr().err
+    assert main(["submit", "compare", "a", "b"]) == 2
+    refused = capsys.readouterr().err
+    assert "'export' cannot be submitted" in refused
+    assert "; choose from pretrain, finetune, supervised, knn, linear-probe, evaluate, b" in refused
 
 
 def test_job_imports_the_copied_code(place: Path) -> None:

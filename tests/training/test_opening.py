@@ -43,7 +43,7 @@ def test_block_says_what_a_run_is_before_anything_is_built_and_nothing_twice(tin
     assert not block(capfd.readouterr().err)
     mae_et.pretrain(config, stop_after_step=2)
     head, *lines = capfd.readouterr().err.splitlines()
-    assert head.endswith(": resumes after step 1")
+    assert head.endswith(": resumes; newest checkpoint: step 1")
     assert block("\n".join(lines)) == facts
 
 
