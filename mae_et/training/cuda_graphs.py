@@ -10,6 +10,7 @@ Several ranks exchange gradients after the passes of a step (`average_gradients`
 not during the backward pass as DistributedDataParallel does.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -180,7 +181,7 @@ class GraphedPasses:
 
 
 class _Capture(torch.cuda.graph):
-    """A capture that raises the error within it, and restores the stream.
+    """A capture that raises the error within it, and leaves nothing open.
 
     After an error torch's own raises that of the end of the capture, and its stream stays current.
     """
@@ -190,17 +191,35 @@ class _Capture(torch.cuda.graph):
             super().__exit__(*error)
         except RuntimeError:
             self.stream_ctx.__exit__(*error)
+            _end_failed_capture(*self.pool)
             if error[0] is None:
                 raise
 
 
+def _end_failed_capture(pool: Any) -> None:
+    """End what PyTorch leaves open after a capture that failed.
+
+    Before 2.13, the allocator would take the capture to go on: it would free no tensor any more
+    that another stream has used, nor the pool (pytorch/pytorch#180395, #190348). The generator
+    would refuse to draw numbers.
+    """
+    library: Any = torch._C
+    device = torch.cuda.current_device()
+    end = getattr(library, "_cuda_endAllocateToPool", None)  # by its name since 2.8
+    with contextlib.suppress(RuntimeError):  # nothing is open
+        (end or library._cuda_endAllocateCurrentStreamToPool)(device, pool)
+        library._cuda_releasePool(device, pool)
+    generator = torch.cuda.default_generators[device]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
 def record(work: Pass, batch: AnyBatch, pool: Any) -> _Graph:
     """Capture a pass, without running it; gradients that exist are added to."""
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
     # Other threads, which load and decode, may allocate memory meanwhile.
     with _Capture(graph, pool, capture_error_mode="thread_local"):
         loss = work(batch)
-    return _Graph(graph.replay, loss, graph.pool())
+    return _Graph(graph.replay, loss, pool)
 
 
 def average_gradients(gradients: Sequence[Tensor], world: DistributedContext) -> None:

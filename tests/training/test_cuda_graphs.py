@@ -165,18 +165,36 @@ def test_a_pass_that_cannot_be_captured_runs_eagerly_or_ends_the_run(
     assert GraphedPasses([weight])(lambda each: each.images * weight, batch, 32, first=True) == 1
 
 
-def test_an_error_within_a_capture_is_raised_and_its_stream_is_left(monkeypatch) -> None:
-    stream = MagicMock()
+@pytest.mark.parametrize("version", ["2.7", "2.11", "2.13"])
+def test_a_failed_capture_raises_its_error_and_leaves_nothing_open(monkeypatch, version) -> None:
+    """Neither its stream, nor the allocator's pool and the generator that PyTorch leaves open."""
+    stream, library, generator = MagicMock(), MagicMock(), MagicMock()
     ends = failing("operation failed due to a previous error during capture")
-    monkeypatch.setattr(torch.cuda.graph, "__init__", lambda graph, *_, **__: None)
-    monkeypatch.setattr(torch.cuda.graph, "stream_ctx", stream, raising=False)
+
+    def initialise(graph: Any, _: Any, pool: Any, **__: Any) -> None:
+        graph.stream_ctx, graph.pool = stream, (pool,)
+
+    monkeypatch.setattr(torch.cuda.graph, "__init__", initialise)
     monkeypatch.setattr(torch.cuda.graph, "__enter__", lambda _: None)
     monkeypatch.setattr(torch.cuda.graph, "__exit__", ends)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", MagicMock())
-    for work, error in ((failing("no copy from the CPU"), "no copy"), (len, "previous error")):
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "new")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "default_generators", [generator])
+    monkeypatch.setattr(torch, "_C", library)
+    if version == "2.7":
+        del library._cuda_endAllocateToPool
+    if version == "2.13":
+        library._cuda_endAllocateToPool.side_effect = RuntimeError("not currently recording")
+    failures = ((failing("no copy from the CPU"), None, "no copy"), (len, "old", "previous error"))
+    for work, pool, error in failures:
         with pytest.raises(RuntimeError, match=error):
-            cuda_graphs.record(work, [], None)
-    assert stream.__exit__.call_count == 2
+            cuda_graphs.record(work, [], pool)
+    assert stream.__exit__.call_count == generator.graphsafe_set_state.call_count == 2
+    both = [((0, "new"),), ((0, "old"),)]
+    last = "_cuda_endAllocateCurrentStreamToPool" if version == "2.7" else "_cuda_endAllocateToPool"
+    assert getattr(library, last).call_args_list == both
+    assert library._cuda_releasePool.call_args_list == ([] if version == "2.13" else both)
 
 
 def run_three_passes(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[MagicMock]]:
