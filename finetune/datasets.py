@@ -51,7 +51,6 @@ def open_splits(opening: Opening[Splits]) -> Splits:
     config: ClassifierConfig = opening.config
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     opening.say(data=describe_data(config.data, train))
-    opening.say_expected()
     if unused := keys_without_effect(config):
         notify(f"keys without effect on this training: {', '.join(unused)}")
     if config.output.evaluate_every is None:

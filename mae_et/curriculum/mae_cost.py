@@ -1,4 +1,4 @@
-"""FLOPs and parameters of a masked autoencoder from its sizes, before PyTorch is loaded.
+"""FLOPs of a masked autoencoder from its sizes, before PyTorch is loaded.
 
 They equal what is counted in the network (`tests/curriculum/test_flops.py`).
 """
@@ -45,24 +45,6 @@ def mae_training_flops(config: ModelConfig) -> Callable[[int], float] | None:
         return float(FORWARD_AND_BACKWARD * 2 * products)
 
     return flops
-
-
-def mae_parameters(config: ModelConfig) -> tuple[int, int] | None:
-    """Return the parameters of encoder and decoder, frozen positions included.
-
-    None where only the network itself can be counted: of another encoder.
-    """
-    sizes = _encoder_sizes(config)
-    if sizes is None:
-        return None
-    (width, depth), decoder = sizes, config.decoder_embed_dim
-    pixels, output = _patch_sizes(config)
-    positions = (config.image_size // config.patch) ** 2 + 1  # and one class token
-    encoder = (pixels + 1 + positions + 1) * width + depth * (12 * width + 13) * width + 2 * width
-    biases = {"self": 13, "cross": 15}[config.decoder_attention]  # and the scales of norms
-    blocks = config.decoder_depth * (12 * decoder + biases) * decoder
-    # Embedding, mask token, norm and head.
-    return encoder, blocks + (width + 1 + 1 + 2) * decoder + (decoder + 1) * output
 
 
 def _encoder_sizes(config: ModelConfig) -> tuple[int, int] | None:

@@ -13,8 +13,13 @@ import torch
 
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.runtime.hardware import SET_BY_USER, default_workers, usable_cores
-from mae_et.runtime.placement import own_cores
+from mae_et.runtime.placement import own_cores, usable_cores
+
+MAX_WORKERS = 16
+CORES_PER_WORKER = 4
+"""On a CPU, training on an image takes several times as long as loading it."""
+SET_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that fix the number of threads; torchrun sets the first one."""
 
 
 def worker_count(requested: int | None, world: DistributedContext | None = None) -> int:
@@ -27,9 +32,9 @@ def worker_count(requested: int | None, world: DistributedContext | None = None)
     """
     if requested is not None:
         return requested
-    if world is None:
-        return default_workers(len(usable_cores()), on_cpu=False)
-    return default_workers(own_cores(world), on_cpu=world.device.type == "cpu")
+    cores = len(usable_cores()) if world is None else own_cores(world)
+    on_cpu = world is not None and world.device.type == "cpu"
+    return min(MAX_WORKERS, max(1, cores // CORES_PER_WORKER if on_cpu else cores))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Where the ranks of a node run: each on a GPU of its own, and on which cores."""
 
+import os
 import platform
 import zlib
 from pathlib import Path
@@ -8,7 +9,6 @@ import torch
 
 from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext, all_gather
-from mae_et.runtime.hardware import usable_cores
 
 _CORES = 1024
 """Most cores of a machine, as in the kernel's cpu_set_t."""
@@ -39,6 +39,12 @@ def check_own_gpus(world: DistributedContext) -> None:
                 "per GPU, and give each rank either all GPUs of its node or its own in "
                 "CUDA_VISIBLE_DEVICES"
             )
+
+
+def usable_cores() -> set[int]:
+    """Return the numbers of the CPU cores that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return set(affinity(0) if affinity else range(os.cpu_count() or 1))
 
 
 def own_cores(world: DistributedContext) -> int:

@@ -1,36 +1,30 @@
 """The block of lines at the start of a run that says what it is.
 
-A run of one rank prints it before PyTorch is loaded, which takes seconds, so that mistakes in data
-and plan are reported at once. What PyTorch alone knows (other ranks, the size and the plan of a
-network that timm builds) follows, and what turns out different is corrected.
+A run of one rank opens its data before PyTorch is loaded, which takes seconds, so that mistakes in
+data and plan are reported at once.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.config.data import DataConfig
-from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import OutputConfig, PretrainConfig
-from mae_et.curriculum.mae_cost import mae_parameters
-from mae_et.curriculum.plan import Plan
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.layout import ROOTED
 from mae_et.monitoring.figures import short
 from mae_et.runtime.console import is_main, notify, write_line
-from mae_et.runtime.hardware import default_workers, expected_gpu, expected_threads, usable_cores
-from mae_et.training.plan import curriculum_of, make_plan, micro_batch_size, worth_compiling
+from mae_et.training.plan import curriculum_of, make_plan
 from mae_et.version import __version__
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 Data = TypeVar("Data")
 
 
 class Opening(Generic[Data]):
-    """The start of a run: its training data, and what the main rank has printed of the run.
+    """The start of a run: its training data, and the lines that the main rank prints.
 
     Args:
         command: the command's name.
@@ -40,7 +34,6 @@ class Opening(Generic[Data]):
 
     def __init__(self, command: str, config: Any, read: Callable[["Opening[Data]"], Data]):
         self.config, self.read = config, read
-        self.facts: dict[str, str] = {}
         self.alone = os.environ.get("WORLD_SIZE", "1") == "1"
         folder = config.output.dir
         self.step = max(map(checkpoint_step, list_checkpoints(folder / "checkpoints")), default=0)
@@ -71,57 +64,16 @@ class Opening(Generic[Data]):
         return self
 
     def say(self, **facts: str) -> None:
-        """Print facts that are new, and of those printed before, what turns out different."""
+        """Print facts of the run, a line each, on the main rank."""
         for name, fact in facts.items():
-            known = self.facts.get(name, "").split("; ")
-            different = [part for part in fact.split("; ") if part not in known]
-            if is_main() and different:
-                corrected = f"{'; '.join(different)} (corrected)"
-                write_line(f"{name:<8}{corrected if name in self.facts else fact}")
-            self.facts[name] = fact
-
-    def say_expected(self, plan: Plan | None = None) -> None:
-        """Print device and precision of the only rank, and model and plan of a pre-training."""
-        if not self.alone:
-            return
-        config, gpu = self.config, _expected_gpu(self.config.efficiency)
-        if plan is not None and (counts := mae_parameters(config.model)):
-            self.say(model=_model(config, config.model.encoder, *counts, plan))
-        self.say(device=_expected_device(config.efficiency, gpu))
-        if plan is not None:
-            self.say(plan=_expected_plan(config.efficiency, gpu, plan))
-        self.say(curves=curves_command(config.output))
+            if is_main():
+                write_line(f"{name:<8}{fact}")
 
     def say_built(self, run: Any) -> None:
-        """Print what a built `Run` is, except what is printed already; every rank calls this."""
-        import torch
-
-        from mae_et.data.cores import worker_count
-
-        config, model, plan, world = run.config, run.state.model, run.plan, run.world
-        workers = worker_count(config.efficiency.num_workers, world)
-        device = _cpu(torch.get_num_threads())
-        if world.device.type == "cuda":
-            device = torch.cuda.get_device_name(world.device)
+        """Print what a built `Run` is; every rank calls this."""
         if run.state.step != self.step:
             self.say(start=f"after step {run.state.step:,}")
-        named = getattr(config.model, "encoder", None) or getattr(config.model, "backbone", None)
-        decoder = getattr(model, "decoder", None)
-        inner = 0 if decoder is None else _parameters(decoder)
-        # timm would name the architecture whose sizes a checkpoint overrides.
-        name = named or f"ViT of width {model.embed_dim} and depth {len(model.blocks)}"
-        dtype = str(run.dtype or "float32").removeprefix("torch.")
-        self.say(
-            model=_model(config, name, _parameters(model) - inner, inner, plan),
-            device=_device(device, world.size, dtype, workers),
-            plan=_plan(
-                plan,
-                None if run.state.micro_batch else run.micro_batch,
-                run.compiled,
-                run.graphs is not None,
-            ),
-            curves=curves_command(config.output),
-        )
+        self.say(**describe_run(run))
 
 
 def open_training_images(opening: Opening[ImageDataset]) -> ImageDataset:
@@ -134,8 +86,8 @@ def open_training_images(opening: Opening[ImageDataset]) -> ImageDataset:
     curriculum_of(config)  # refused before a large folder is listed
     source = open_dataset(config.data, "train", config.model.channels)
     opening.say(data=describe_data(config.data, source))
-    extends = config.init.extends is not None  # then the plan is the other run's, which may be gone
-    opening.say_expected(None if extends else make_plan(config, len(source)))
+    if config.init.extends is None:
+        make_plan(config, len(source))  # refused before PyTorch is loaded
     if config.probe.every is None and config.probe != OnlineProbeConfig():
         notify("keys of probe are given, and probe.every is not: the encoder is not probed")
     return source
@@ -157,74 +109,59 @@ def curves_command(output: OutputConfig) -> str:
     return f"{'tensorboard --logdir' if output.tensorboard else 'mae-et report'} {output.dir}"
 
 
-def _expected_gpu(efficiency: EfficiencyConfig) -> str | None:
-    if efficiency.device == "cuda":
-        return expected_gpu() or "GPU"  # or an error, once PyTorch is loaded
-    return expected_gpu() if efficiency.device == "auto" else None
+def describe_run(run: Any) -> dict[str, str]:
+    """Return what a built `Run` trains, on what, and in which steps; every rank calls this."""
+    from mae_et.data.cores import worker_count
 
-
-def _expected_device(efficiency: EfficiencyConfig, gpu: str | None) -> str:
-    workers = efficiency.num_workers
-    if workers is None:
-        workers = default_workers(len(usable_cores()), on_cpu=gpu is None)
-    dtype = DTYPES.get(efficiency.precision, "float32" if gpu is None else "bfloat16")
-    return _device(gpu or _cpu(expected_threads(workers)), 1, dtype, workers)
-
-
-def _expected_plan(efficiency: EfficiencyConfig, gpu: str | None, plan: Plan) -> str:
-    requested, compiled = efficiency.micro_batch, efficiency.compile
-    if compiled == "auto":
-        compiled = gpu is not None and worth_compiling(plan)
-    fitted = requested == "auto" or (requested is None and gpu is not None)
-    sizes = None if fitted else micro_batch_size(requested, plan, 1)
-    return _plan(plan, sizes, compiled, gpu is not None and efficiency.replays)
-
-
-def _model(config: Any, name: str, parameters: int, decoder: int, plan: Plan) -> str:
-    fact = f"{name}, {short(parameters)} parameters"
-    if decoder:
-        fact += f" and {short(decoder)} of the decoder"
+    config, plan = run.config, run.plan
+    stages, bandwidths = len(plan.stages), {stage.bandwidth: stage for stage in plan.stages}
+    workers = worker_count(config.efficiency.num_workers, run.world)
+    cost = f"{plan.images / plan.dataset_size:.4g} epochs for the compute of "
+    cost += f"{plan.equivalent_epochs:.4g}"
     if config.curriculum.cost == "flops":
-        costs = {stage.bandwidth: f"{stage.cost / 1e9:.3g}" for stage in plan.stages}
-        fact += f", {' / '.join(costs.values())} GFLOPs an image and step at {_sizes(plan)}"
-    return fact
+        flops = _joined(f"{stage.cost / 1e9:.3g}" for stage in bandwidths.values())
+        cost = f"{flops} GFLOPs an image; {cost}"
+    passes = ("compiled" if run.compiled else "not compiled") + ", CUDA graphs" * bool(run.graphs)
+    if not run.state.micro_batch:  # otherwise a line gave those that fit
+        sizes = dict.fromkeys(map(run.micro_batch, bandwidths))
+        passes = f"micro-batch {_joined(sizes)}, {passes}"
+    return {
+        "model": _describe_model(config.model, run.state.model),
+        "plan": f"{plan.steps:,} steps of {plan.batch_size:,} images, {stages} "
+        f"stage{'s' * (stages > 1)} at {_joined(bandwidths)} px",
+        "cost": cost,
+        "device": f"{_describe_device(run)}; {workers:,} loader process{'es' * (workers != 1)}"
+        + " a rank" * (run.world.size > 1),
+        "passes": passes,
+        "curves": curves_command(config.output),
+    }
 
 
-def _device(name: str, ranks: int, dtype: str, num_workers: int) -> str:
-    loaders = f"{num_workers:,} loader process{'es' * (num_workers != 1)}"
-    if ranks > 1:
-        name, loaders = f"{ranks} x {name}", f"{loaders} a rank"
-    return f"{name}, {dtype}; {loaders}"
+def _describe_model(config: Any, model: Any) -> str:
+    name = getattr(config, "encoder", None) or getattr(config, "backbone", None)
+    if name is None:  # timm would name the architecture whose sizes a checkpoint overrides
+        name = f"ViT of width {model.embed_dim} and depth {len(model.blocks)}"
+    decoder = getattr(model, "decoder", None)
+    inner = 0 if decoder is None else _parameters(decoder)
+    outer = f"{name}, {short(_parameters(model) - inner)} parameters"
+    return f"{outer} and {short(inner)} of the decoder" if inner else outer
 
 
-def _cpu(threads: int) -> str:
-    return f"CPU, {threads} thread{'s' * (threads != 1)}"
+def _describe_device(run: Any) -> str:
+    import torch
 
-
-def _plan(
-    plan: Plan, micro_batch: Callable[[int], int] | None, compiled: bool, graphs: bool
-) -> str:
-    """Describe a plan and its steps; `micro_batch` is None where it is yet to be fitted."""
-    stages = len(plan.stages)
-    fact = (
-        f"{plan.steps:,} steps of {plan.batch_size:,} images, {stages} stage{'s' * (stages > 1)} "
-        f"at {_sizes(plan)}; {plan.images / plan.dataset_size:.4g} epochs of images for the "
-        f"compute of {plan.equivalent_epochs:.4g}; "
-    )
-    if micro_batch is not None:
-        sizes = [micro_batch(bandwidth) for bandwidth in _bandwidths(plan)]
-        fact += f"micro-batch {' / '.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))}, "
-    return fact + ("compiled" if compiled else "not compiled") + ", CUDA graphs" * graphs
-
-
-def _bandwidths(plan: Plan) -> list[int]:
-    """Return the bandwidths of a plan, each once, in the order of its stages."""
-    return list(dict.fromkeys(stage.bandwidth for stage in plan.stages))
-
-
-def _sizes(plan: Plan) -> str:
-    return " / ".join(map(str, _bandwidths(plan))) + " px"
+    device, ranks = run.world.device, run.world.size
+    threads = torch.get_num_threads()
+    name = f"CPU, {threads} thread{'s' * (threads != 1)}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    dtype = str(run.dtype or "float32").removeprefix("torch.")
+    return f"{f'{ranks} x ' * (ranks > 1)}{name}, {dtype}"
 
 
 def _parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _joined(parts: Iterable[object]) -> str:
+    return " / ".join(map(str, parts))

@@ -17,7 +17,6 @@ from mae_et import load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.data.batch import Batch
 from mae_et.io.metrics_file import read_metrics
-from mae_et.runtime.hardware import expected_gpu
 from mae_et.training.compile import compiler_fault
 from mae_et.training.cuda_graphs import GraphedPasses
 
@@ -56,11 +55,6 @@ def run_with_fault(config: Path, folder: Path, fault: str, *flags: str) -> int |
         process.join()
         pytest.fail(f"a run with the fault {fault!r} did not end within 180 s")
     return process.exitcode
-
-
-def test_the_driver_names_the_gpu_as_pytorch_does(device: torch.device) -> None:
-    on_gpu = device.type == "cuda"
-    assert not on_gpu or expected_gpu() == torch.cuda.get_device_name(device)
 
 
 def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(
