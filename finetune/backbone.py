@@ -12,6 +12,7 @@ from finetune.swin import follow_image_size
 from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm, read_weights_of
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch
+from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments
 from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.errors import UserError, listed, one_line
 from mae_et.runtime.console import say
@@ -62,6 +63,7 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
 
     Weights of another image or patch size are resampled as timm resamples its own.
     """
+    refuse_traceless(checkpoint, timm_arguments(checkpoint, network.default_cfg["architecture"]))
     heads, ours = classifier_prefixes(network), network.state_dict()
     theirs = read_weights_of(network, checkpoint, key)
     kept = _without_mismatched_head(theirs, ours, heads)

@@ -17,6 +17,7 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.stored_settings import stored_preprocessing
+from mae_et.checkpoints.timm_config import timm_architecture
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.data import DataConfig
 from mae_et.config.model import ModelConfig
@@ -112,6 +113,7 @@ def open_encoder(
     Raises:
         UserError: there is no such checkpoint, or it is not a vision transformer.
     """
+    architecture = architecture or timm_architecture(path)
     if architecture is not None or not path.exists():
         network = load_encoder(path, encoder_num_heads, architecture, key)
         recorded = stored_preprocessing(path, key, architecture)

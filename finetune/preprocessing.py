@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from finetune.config import NetworkConfig
-from mae_et.checkpoints.hugging_face_config import read_timm_config
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.stored_settings import stored_preprocessing
+from mae_et.checkpoints.timm_config import timm_preprocessing
 
 
 def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
@@ -29,5 +29,5 @@ def _recorded_with(checkpoint: Path) -> Preprocessing | None:
 
     text = read_weight_file(checkpoint).get(PREPROCESSING_KEY) if checkpoint.is_file() else None
     if text is None:
-        return read_timm_config(checkpoint)
+        return timm_preprocessing(checkpoint)
     return Preprocessing.from_json(text, checkpoint)

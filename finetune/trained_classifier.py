@@ -14,6 +14,12 @@ from finetune.scoring_config import EvaluateConfig
 from mae_et.checkpoints.encoders import build_named, build_vit_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.run_config import read_classifier_description
+from mae_et.checkpoints.timm_config import (
+    timm_architecture,
+    timm_arguments,
+    timm_classes,
+    timm_preprocessing,
+)
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
@@ -48,10 +54,12 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         network = load_run_network(run.model, path, tensors)
         classes = read_classifier_description(path)["classes"]
         return TrainedClassifier(network, run.model.image_size, run.model.channels, classes)
-    if config.architecture is not None:
-        return _of_timm(
-            config, build_named(path, config.architecture, config.checkpoint_key, head=True)
-        )
+    if named := config.architecture or timm_architecture(path):
+        classifier = _of_timm(config, build_named(path, named, config.checkpoint_key, head=True))
+        own, recorded = classifier.channels, timm_preprocessing(path)
+        channels = timm_arguments(path, named).get("in_chans", own)
+        size = config.image_size or (recorded and recorded.image_size) or classifier.image_size
+        return replace(classifier, channels=channels, image_size=size, classes=timm_classes(path))
     if not path.exists() and timm.is_model(str(path)):
         return _of_timm(config, fetch_from_hub(str(path)))
     weights = load_weights(path, config.checkpoint_key).with_given(config.encoder_num_heads)

@@ -22,6 +22,7 @@ from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch, read_state_dict
+from mae_et.checkpoints.timm_config import timm_architecture, timm_arguments
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, listed, one_line
@@ -59,6 +60,7 @@ def load_encoder(
         UserError: there is no such checkpoint, or it is not a vision transformer.
     """
     path = Path(checkpoint)
+    architecture = architecture or timm_architecture(path)
     if architecture is not None:
         return _checked(build_named(path, architecture, checkpoint_key), path)
     if not path.exists() and timm.is_model(str(path)):
@@ -180,14 +182,15 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
     Raises:
         UserError: the file does not fit.
     """
-    network = create_vit(architecture, num_classes=0)
+    arguments = timm_arguments(path, architecture)
+    network = create_vit(architecture, **arguments, num_classes=0)
     tensors = read_weights_of(network, path, key)
     parts = classifier_prefixes(network)
     if head:
         biases = [tensors[f"{part}bias"] for part in parts if f"{part}bias" in tensors]
         if not biases:
             raise UserError(f"{path} is not a classifier: it has no {parts[0]}bias")
-        network = create_vit(architecture, num_classes=len(biases[0]))
+        network = create_vit(architecture, **arguments, num_classes=len(biases[0]))
     try:
         tensors = converted_by_timm(tensors, network)
     except Exception as error:  # names and shapes of another network
@@ -200,7 +203,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
     return network
 
 
-def read_weights_of(network: nn.Module, path: Path, key: str | None = None) -> Tensors:
+def read_weights_of(network: Any, path: Path, key: str | None = None) -> Tensors:
     """Read weights for a timm model, whose sizes and head may differ; see `read_state_dict`.
 
     Raises:
@@ -209,6 +212,8 @@ def read_weights_of(network: nn.Module, path: Path, key: str | None = None) -> T
     tensors = read_state_dict(path, network.state_dict().keys(), key)
     config = path / "config.json"
     recorded = read_mapping(config).get("num_attention_heads") if config.is_file() else None
+    by_timm = timm_arguments(path, network.default_cfg["architecture"])
+    recorded = recorded or by_timm.get("num_heads")
     found = (getattr(part, "num_heads", None) for part in network.modules())
     others = {heads for heads in found if isinstance(heads, int)} - {recorded}
     if isinstance(recorded, int) and others:

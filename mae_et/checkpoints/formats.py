@@ -15,14 +15,17 @@ from typing import Any
 
 import timm
 
-from mae_et.checkpoints.hugging_face import from_hugging_face, has_tensors, read_tensors
+from mae_et.checkpoints.hugging_face import (
+    file_of_folder,
+    from_hugging_face,
+    has_tensors,
+    read_tensors,
+)
 from mae_et.checkpoints.hugging_face_config import (
     classes_of,
     grid_of,
     read_description,
     read_preprocessor,
-    read_timm_config,
-    timm_name_beside,
 )
 from mae_et.checkpoints.mae_layout import check_plain_vit, split_mae
 from mae_et.checkpoints.other_names import describe_folder
@@ -36,6 +39,14 @@ from mae_et.checkpoints.run_config import (
 )
 from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
 from mae_et.checkpoints.store import newest_of_run
+from mae_et.checkpoints.timm_config import (
+    read_timm_config,
+    refuse_traceless,
+    timm_architecture,
+    timm_arguments,
+    timm_classes,
+    timm_preprocessing,
+)
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import (
     CLASSIFIER_KEY,
@@ -117,6 +128,8 @@ def _read(path: Path, key: str | None) -> Weights:
     if path.is_file() and not path.name.endswith(".index.json"):
         return weights_of_payload(path, read_weight_file(path), key)
     path = path.parent if path.is_file() else path
+    if timm_architecture(path) is not None:
+        return _read(file_of_folder(path), key)
     is_hugging_face = (path / "config.json").is_file()
     is_classifier = (path / "classes.json").is_file()
     if has_tensors(path) and not (is_hugging_face or is_classifier):
@@ -141,8 +154,17 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
         return _from_run(path, payload)
     if not set(OUR_ENTRIES) & payload.keys():
         report_release(path)
-    weights = replace(_from_mae(path, payload, key), preprocessing=read_timm_config(path))
-    return _with_our_entries(weights.with_blocks_of(timm_name_beside(path)), payload)
+    return _with_our_entries(_with_timm_config(_from_mae(path, payload, key)), payload)
+
+
+def _with_timm_config(weights: Weights) -> Weights:
+    """Add what timm's `config.json` in the folder, or beside the file, records."""
+    name = read_timm_config(weights.path).get("architecture")
+    arguments = timm_arguments(weights.path, name)
+    refuse_traceless(weights.path, arguments)
+    weights = weights.with_blocks_of(name, arguments)
+    classes = timm_classes(weights.path) if weights.head else None
+    return replace(weights, preprocessing=timm_preprocessing(weights.path), classes=classes)
 
 
 def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:

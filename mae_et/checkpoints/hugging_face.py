@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.hugging_face_config import WEIGHT_FILES
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError, listed
 from mae_et.io.plain_files import read_mapping
@@ -74,14 +75,25 @@ UNUSED = ("vit.pooler.", "vit.embeddings.mask_token", "decoder.0.")
 # How transformers 5 spells the decoder's blocks; every version reads the older spelling too.
 DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."
 THIRDS = ("query", "key", "value")
-# Where transformers looks for weights, in its order.
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def has_tensors(folder: Path) -> bool:
     """Return whether a folder has weights where transformers and accelerate write them."""
     names = [f"{name}{index}" for name in WEIGHT_FILES for index in ("", ".index.json")]
     return any((folder / name).is_file() for name in names)
+
+
+def file_of_folder(folder: Path) -> Path:
+    """Return a folder's file of weights, or the index of several.
+
+    Raises:
+        UserError: there are none.
+    """
+    for name in WEIGHT_FILES:
+        for file in (folder / name, folder / f"{name}.index.json"):
+            if file.is_file():
+                return file
+    raise UserError(f"{folder} has neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}, nor an index")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -93,13 +105,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         UserError: there are none; or a file of the index is missing, lies outside the folder, lacks
             a tensor, or cannot be read.
     """
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return read_weight_file(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _read_shards(index)
-    raise UserError(f"{folder} has neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}, nor an index")
+    file = file_of_folder(folder)
+    return _read_shards(file) if file.suffix == ".json" else read_weight_file(file)
 
 
 def read_with_timm_names(folder: Path) -> dict[str, Tensor]:

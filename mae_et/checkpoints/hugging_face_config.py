@@ -9,6 +9,8 @@ from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
 MODEL_TYPES = ("vit_mae", "vit", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Where transformers and timm look for the weights of a folder, in their order."""
 NUMBERS: dict[str, tuple[type, ...]] = {
     "num_attention_heads": (int,), "decoder_num_attention_heads": (int,),
     "layer_norm_eps": (int, float),
@@ -24,11 +26,6 @@ def read_description(folder: Path) -> dict[str, Any]:
             another type or with another MLP than a plain ViT.
     """
     about = read_mapping(folder / "config.json")
-    if "architecture" in about and "model_type" not in about:
-        raise UserError(
-            f"{folder} is a folder of timm's: give its file of weights, with --architecture "
-            f"{about['architecture']}"
-        )
     kind = about.get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(f"{folder} holds a {kind!r} model, not {' or '.join(MODEL_TYPES)}")
@@ -50,28 +47,6 @@ def read_preprocessor(folder: Path) -> Preprocessing | None:
     return Preprocessing.of_hugging_face(read_mapping(path), path) if path.is_file() else None
 
 
-def read_timm_config(file: Path) -> Preprocessing | None:
-    """Return how the `config.json` that timm saved beside a file prepares images; None without one.
-
-    Raises:
-        UserError: it cannot be read, or an entry has the wrong type.
-    """
-    return Preprocessing.of_timm(_beside(file).get("pretrained_cfg"), file.parent / "config.json")
-
-
-def timm_name_beside(file: Path) -> str | None:
-    """Return the timm model that the `config.json` beside a file names without changes to it."""
-    about = _beside(file)
-    name = about.get("architecture")
-    plain = isinstance(name, str) and not {"model_type", "model_args"} & about.keys()
-    return name if plain else None
-
-
-def _beside(file: Path) -> dict[str, Any]:
-    path = file.parent / "config.json"
-    return read_mapping(path) if file.is_file() and path.is_file() else {}
-
-
 def grid_of(about: dict[str, Any]) -> tuple[int, int] | None:
     """Return the rows and columns of patches of a rectangular image size; None for a square."""
     size, patch = about.get("image_size"), about.get("patch_size", 16)
@@ -85,8 +60,12 @@ def classes_of(about: dict[str, Any]) -> list[str] | None:
 
     `LABEL_0` and so on are transformers' own, and name nothing.
     """
-    names = about.get("id2label")
+    classes = numbered_names(about.get("id2label"))
+    return None if all(name.startswith("LABEL_") for name in classes or ()) else classes
+
+
+def numbered_names(names: object) -> list[str] | None:
+    """Return the names of a mapping from "0", "1", ... in order; None of anything else."""
     if not isinstance(names, dict) or not all(str(n) in names for n in range(len(names))):
         return None
-    classes = [str(names[str(number)]) for number in range(len(names))]
-    return None if all(name.startswith("LABEL_") for name in classes) else classes
+    return [str(names[str(number)]) for number in range(len(names))]

@@ -6,9 +6,10 @@ Run folders are read before PyTorch is loaded, which takes seconds.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae_et.checkpoints.hugging_face_config import read_preprocessor, read_timm_config
+from mae_et.checkpoints.hugging_face_config import read_preprocessor
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
+from mae_et.checkpoints.timm_config import timm_architecture, timm_preprocessing
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
 
@@ -26,6 +27,8 @@ def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
     """
     if not path.exists() or (path / "classes.json").is_file() or (path / "config.json").is_file():
         return None  # a model of timm's hub, a classifier's run, or a Hugging Face folder
+    if timm_architecture(path) is not None:
+        return None
     return config_of_run(path) or _peek(path, key).config
 
 
@@ -43,8 +46,9 @@ def stored_preprocessing(
     Raises:
         UserError: the checkpoint cannot be read.
     """
+    architecture = architecture or timm_architecture(path)
     if architecture is not None or not path.exists():
-        beside = read_timm_config(path)
+        beside = timm_preprocessing(path)
         return beside or Preprocessing.of_timm_model(architecture or str(path))
     if (path / "config.json").is_file():
         return read_preprocessor(path)

@@ -85,10 +85,10 @@ class Weights:
             heads[key] = getattr(self, key) or number
         return replace(self, **heads, target=target or self.target)
 
-    def with_blocks_of(self, name: str | None) -> "Weights":
+    def with_blocks_of(self, name: str | None, arguments: dict[str, Any]) -> "Weights":
         """Take heads and blocks (activations, norms) of a plain timm ViT of the same width."""
         width = len(self.encoder["patch_embed.proj.weight"])
-        heads = None if name is None else heads_of_vit(name, width)
+        heads = None if name is None else heads_of_vit(name, width, arguments)
         return replace(self, architecture=name, encoder_num_heads=heads) if name and heads else self
 
     def with_settings(self, text: str) -> "Weights":

@@ -59,12 +59,16 @@ def create_vit(name: str, **settings: Any) -> Any:
         raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
 
 
-def heads_of_vit(name: str, width: int) -> int | None:
-    """Return the number of heads of timm's plain ViT of this name and width; None without one."""
+def heads_of_vit(name: str, width: int, settings: dict[str, Any]) -> int | None:
+    """Return the number of heads of timm's plain ViT of this name and width; None without one.
+
+    Raises:
+        UserError: the model does not accept the settings.
+    """
     if not timm.is_model(name):
         return None
     with torch.device("meta"):
-        network: Any = timm.create_model(name)
+        network = create_vit(name, **settings)
     plain = isinstance(network, VisionTransformer) and network.embed_dim == width
     return int(network.blocks[0].attn.num_heads) if plain else None
 

@@ -8,9 +8,13 @@ import timm
 import torch
 from randomised import randomised
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
-from finetune import ProbeConfig, knn, linear_probe
+from finetune import EvaluateConfig, ProbeConfig, knn, linear_probe
+from finetune.config import NetworkConfig
 from finetune.frozen_encoder import open_encoder
+from finetune.model import build_classifier
+from finetune.trained_classifier import load_classifier
 from mae_et import UserError, export, extract_features, load_encoder
 from mae_et.checkpoints import timm_hub
 from mae_et.checkpoints.formats import load_weights
@@ -70,14 +74,52 @@ def test_a_file_of_a_timm_vit_gives_its_features(settings: dict, tmp_path: Path)
     assert_same_features(load_encoder(path, num_heads=3), expected)
 
 
-def test_the_config_that_timm_saves_beside_a_file_names_its_blocks(tmp_path: Path) -> None:
-    """Norms after the blocks' layers have the names of those before them."""
-    name = "vit_base_patch16_rpn_224"
-    sizes = {"depth": 1, "img_size": 32, "global_pool": "avg", "num_classes": 0}
-    expected = randomised(timm.create_model(name, **sizes))
-    save_file(expected.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
-    assert_same_features(load_encoder(tmp_path / "model.safetensors"), expected)
+# What a state dict does not show, and timm's `config.json` records.
+SAVED_BY_TIMM = {
+    "norms after the layers": ("vit_base_patch16_rpn_224", {"global_pool": "avg"}),
+    "16 heads": ("vit_base_patch16_gap_224", {}),
+    "6 heads": ("vit_tiny_patch16_224", {"num_heads": 6, "in_chans": 1}),
+    "quick GELU": ("vit_tiny_patch16_224", {"act_layer": "quick_gelu"}),
+    "CLIP": ("vit_base_patch16_clip_quickgelu_224", {}),
+    "rotary positions": ("vit_small_patch16_dinov3", {"global_pool": "avg"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Pretrained")
+@pytest.mark.parametrize(("name", "settings"), SAVED_BY_TIMM.values(), ids=SAVED_BY_TIMM)
+def test_a_folder_that_timm_saves_gives_its_features_and_classes(
+    name: str, settings: dict, tmp_path: Path
+) -> None:
+    sizes = {"depth": 1, "embed_dim": 96, "img_size": 32, "num_classes": 2}
+    expected = randomised(timm.create_model(name, **sizes, **settings))
+    save_for_hf(expected, tmp_path, {"label_names": ["b", "a"]}, safe_serialization=True)
+    images = images_for(expected)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert_same_features(load_encoder(path), expected)
+        classifier = load_classifier(EvaluateConfig(path), None)
+        assert (classifier.channels, classifier.classes) == (images.shape[1], ["b", "a"])
+        with torch.no_grad():
+            assert torch.equal(classifier.network.eval()(images), expected(images))
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"), [({"num_heads": 6}, "records 6"), ({"act_layer": "relu"}, "sets act")]
+)
+def test_what_timm_records_is_not_ignored_when_fine_tuning(
+    argument: dict, sentence: str, tmp_path: Path
+) -> None:
+    about = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 1} | argument}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    network = timm.create_model("vit_tiny_patch16_224", depth=1)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config = NetworkConfig(backbone="vit_tiny_patch16_224", checkpoint=tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        build_classifier(config, 2)
+    if "num_heads" in argument:
+        assert load_weights(tmp_path).encoder_num_heads == 6
+    else:
+        with pytest.raises(UserError, match=sentence):
+            load_weights(tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMED.values(), ids=NAMED)
@@ -162,9 +204,6 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
     for read in (load_encoder, load_weights):  # fine-tuning reads the same folders
         with pytest.raises(UserError, match="another MLP than a plain ViT"):
             read(tmp_path)
-    (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
-    with pytest.raises(UserError, match="give its file of weights, with --architecture vit_tiny_"):
-        load_encoder(tmp_path)
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="a hierarchical network, no plain vision transformer"):
         load_encoder(tmp_path / "resnet.safetensors")

@@ -1,0 +1,71 @@
+"""What the `config.json` says that timm's `save_for_hf` writes beside a model's weights."""
+
+from pathlib import Path
+from typing import Any
+
+from mae_et.checkpoints.hugging_face_config import WEIGHT_FILES, numbered_names
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.errors import UserError, listed
+from mae_et.io.plain_files import read_mapping
+
+TRACELESS = ("act_layer", "attn_layer", "block_fn", "mlp_layer", "norm_layer")
+"""Arguments of a ViT that its tensors do not show."""
+
+
+def read_timm_config(path: Path) -> dict[str, Any]:
+    """Return the `config.json` in a folder or beside a file, if timm wrote it; empty otherwise.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    about = read_mapping(file) if path.exists() and file.is_file() else {}
+    named = isinstance(about.get("architecture"), str) and "model_type" not in about
+    return about if named or "pretrained_cfg" in about else {}
+
+
+def timm_preprocessing(path: Path) -> Preprocessing | None:
+    """Return how the `config.json` in a folder or beside a file prepares images; None without one.
+
+    Raises:
+        UserError: it cannot be read, or an entry has the wrong type.
+    """
+    about = read_timm_config(path)
+    return Preprocessing.of_timm(about.get("pretrained_cfg"), f"the config.json of {path}")
+
+
+def timm_architecture(path: Path) -> str | None:
+    """Return the network of a folder that timm saved, or of its file of weights; None of others."""
+    named: str | None = read_timm_config(path).get("architecture")
+    return named if path.is_dir() or path.name in WEIGHT_FILES else None
+
+
+def timm_arguments(path: Path, architecture: str | None) -> dict[str, Any]:
+    """Return the arguments that timm records for a network of this name, except its classes."""
+    about = read_timm_config(path)
+    arguments = about.get("model_args")
+    if architecture is None or about.get("architecture") != architecture.partition(".")[0]:
+        return {}
+    if not isinstance(arguments, dict):
+        return {}
+    return {key: value for key, value in arguments.items() if key != "num_classes"}
+
+
+def refuse_traceless(path: Path, arguments: dict[str, Any]) -> None:
+    """Refuse arguments of timm for a network that is built without them.
+
+    Raises:
+        UserError: one changes the features, and not the tensors.
+    """
+    if traceless := listed([key for key in TRACELESS if key in arguments]):
+        raise UserError(
+            f"the config.json of {path} sets {traceless}, which only embed, knn, linear-probe and "
+            "evaluate follow"
+        )
+
+
+def timm_classes(path: Path) -> list[str] | None:
+    """Return the names that timm records for a model's classes, in the order of its head."""
+    names = read_timm_config(path).get("label_names")
+    names = {str(n): name for n, name in enumerate(names)} if isinstance(names, list) else names
+    return numbered_names(names)
