@@ -109,12 +109,11 @@ def finished(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """A real SLURM with two nodes on the loopback, with accounting if it is installed."""
+    """A real SLURM with two nodes on the loopback."""
     missing = missing_programs()
     if missing:
         pytest.skip(f"SLURM's programs are missing ({', '.join(missing)}): make slurm-deps")
-    accounting = not missing_programs(accounting=True)
-    with start_cluster(tmp_path_factory.mktemp("slurm"), accounting=accounting) as found:
+    with start_cluster(tmp_path_factory.mktemp("slurm")) as found:
         yield found
 
 

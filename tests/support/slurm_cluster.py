@@ -4,17 +4,12 @@ Nodes, CPUs and GPUs are simulated, whatever the machine has, so that jobs over 
 anywhere. All daemons are children of one supervisor, which also adopts orphans: no daemon and no
 job outlives the cluster, even if the tests are killed. The state is discarded; the logs stay in the
 cluster's folder.
-
-`python tests/support/slurm_cluster.py` starts a cluster by hand and waits for Ctrl-C
-(`--accounting` adds a database, and with it `sacct`).
 """
 
-import argparse
 import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,16 +25,14 @@ from slurm_supervisor import PATIENCE, ClusterError, ends_of_logs, find, node_na
 T = TypeVar("T")
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scontrol", "scancel")
-ACCOUNTING = ("slurmdbd", "sacct", "mariadbd", "mariadb-install-db")
 
 # Factor on the timeouts of jobs, which are for two free cores.
 BUSY = 3
 
 
-def missing_programs(accounting: bool = False) -> list[str]:
+def missing_programs() -> list[str]:
     """Return the names of the required programs that are not installed."""
-    names = PROGRAMS + ACCOUNTING if accounting else PROGRAMS
-    return [name for name in names if find(name) is None]
+    return [name for name in PROGRAMS if find(name) is None]
 
 
 @dataclass(frozen=True)
@@ -103,10 +96,6 @@ class Cluster:
         """Return the number of times that a job was requeued."""
         return int(self.show(job_id)["Restarts"])
 
-    def start_now(self, job_id: int | str) -> None:
-        """Start a requeued, pending job at once instead of after six seconds."""
-        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
-
     def wait_for(self, predicate: Callable[[], T], what: str, seconds: float = 30) -> T:
         """Poll a predicate until it returns a true value, and return that.
 
@@ -165,7 +154,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def start_cluster(
-    folder: Path, *, nodes: int = 2, cpus: int = 2, gpus: int = 0, accounting: bool = False
+    folder: Path, *, nodes: int = 2, cpus: int = 2, gpus: int = 0
 ) -> Iterator[Cluster]:
     """Start a cluster, yield it once its nodes are idle, and stop it at the end of the block.
 
@@ -179,13 +168,12 @@ def start_cluster(
         nodes: number of simulated nodes.
         cpus: simulated CPUs per node.
         gpus: simulated GPUs per node; `CUDA_VISIBLE_DEVICES` names them.
-        accounting: keep accounts in a database for `sacct`; takes a second longer to start.
 
     Raises:
         ClusterError: a program is missing, or a daemon did not start; the message contains the end
             of its log.
     """
-    missing = missing_programs(accounting)
+    missing = missing_programs()
     if missing:
         raise ClusterError(f"SLURM's programs are not installed ({', '.join(missing)})")
     folder = folder.resolve()
@@ -196,7 +184,7 @@ def start_cluster(
     try:
         supervisor = subprocess.Popen(
             [sys.executable, "-I", "-S", slurm_supervisor.__file__, str(os.getpid()), scratch,
-             folder, *(str(int(each)) for each in (nodes, cpus, gpus, accounting))],
+             folder, *map(str, (nodes, cpus, gpus))],
             env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -234,30 +222,3 @@ def _fast_folder() -> str | None:
     # Containers often mount it small, or noexec, which would prevent jobs' scripts from running.
     fit = not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize > 2**29
     return memory if fit and os.access(memory, os.W_OK) else None
-
-
-def _main() -> int:
-    parser = argparse.ArgumentParser(description="Start a SLURM cluster on the loopback.")
-    parser.add_argument("--folder", type=Path, help="where logs go (a new temporary folder)")
-    parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--cpus", type=int, default=2, help="of each node")
-    parser.add_argument("--gpus", type=int, default=0, help="pretended ones of each node")
-    parser.add_argument("--accounting", action="store_true", help="keep accounts for sacct")
-    options = parser.parse_args()
-    size = {name: getattr(options, name) for name in ("nodes", "cpus", "gpus", "accounting")}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell's & started us
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="slurm-logs-"))
-    try:
-        with start_cluster(folder, **size) as cluster, contextlib.suppress(KeyboardInterrupt):
-            print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}")
-            print(f"# logs in {folder}; Ctrl-C ends the cluster and every job on it", flush=True)
-            signal.pause()
-    except ClusterError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

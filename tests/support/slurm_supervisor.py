@@ -75,7 +75,6 @@ class Layout:
     nodes: int
     cpus: int
     gpus: int
-    accounting: bool
 
 
 class Daemons:
@@ -172,7 +171,7 @@ def _start_daemons(layout: Layout) -> None:
     scratch, names = layout.scratch, node_names(layout.nodes)
     scratch.chmod(0o711)  # munge insists that anyone could reach its socket.
     (scratch / "munge.key").write_bytes(secrets.token_bytes(128))
-    controller, database, accounts, *ports = _free_ports(3 + layout.nodes)
+    controller, *ports = _free_ports(1 + layout.nodes)
     _write_configuration(layout, controller, ports)
 
     daemons = Daemons(layout.folder)
@@ -180,8 +179,6 @@ def _start_daemons(layout: Layout) -> None:
                   *(f"--{name}-file={scratch}/munge.{name}" for name in ("key", "pid", "seed")),
                   )  # fmt: skip
     daemons.wait_for_answer(f"{scratch}/munge.socket")
-    if layout.accounting:
-        _start_accounting(daemons, layout, database, accounts)
     daemons.start("slurmctld", "-D", "-c")
     # A node that finds no controller sleeps for a second.
     daemons.wait_for_answer(("127.0.0.1", controller))
@@ -283,47 +280,6 @@ def _write_configuration(layout: Layout, controller: int, ports: Sequence[int]) 
     (scratch / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 
 
-def _start_accounting(daemons: Daemons, layout: Layout, database: int, accounts: int) -> None:
-    """Start a database and slurmdbd, which keeps SLURM's accounts in it."""
-    scratch = layout.scratch
-    host, user = _host_and_user()
-    password = secrets.token_hex(16)
-    install = subprocess.run(
-        [find("mariadb-install-db") or "", "--no-defaults", f"--datadir={scratch}/mariadb",
-         f"--user={user}", "--skip-test-db", "--auth-root-authentication-method=normal"],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
-    if install.returncode:
-        raise ClusterError(f"no database could be made\n{install.stdout}{install.stderr}")
-    (scratch / "first.sql").write_text(
-        f"CREATE DATABASE slurm;\nCREATE USER slurm@localhost IDENTIFIED BY '{password}';\n"
-        "GRANT ALL ON slurm.* TO slurm@localhost;\n"
-    )
-    daemons.start("mariadbd", "--no-defaults", f"--datadir={scratch}/mariadb", f"--user={user}",
-                  f"--socket={scratch}/mariadb.socket", f"--pid-file={scratch}/mariadb.pid",
-                  "--bind-address=127.0.0.1", f"--port={database}",
-                  f"--init-file={scratch}/first.sql", "--innodb-lock-wait-timeout=900",
-                  )  # fmt: skip
-    daemons.wait_for_answer(("127.0.0.1", database))
-    (scratch / "slurmdbd.conf").write_text(
-        f"AuthType=auth/munge\nAuthInfo=socket={scratch}/munge.socket\n"
-        f"DbdHost={host}\nDbdAddr=127.0.0.1\nDbdPort={accounts}\nSlurmUser={user}\n"
-        f"StorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\nStoragePort={database}\n"
-        f"StorageUser=slurm\nStoragePass={password}\nStorageLoc=slurm\n"
-        f"PidFile={scratch}/slurmdbd.pid\nLogFile={layout.folder}/slurmdbd.log\n"
-    )
-    with (scratch / "slurm.conf").open("a") as file:
-        file.write(
-            "AccountingStorageType=accounting_storage/slurmdbd\n"
-            f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={accounts}\n"
-            f"AccountingStoragePass={scratch}/munge.socket\n"
-        )
-    daemons.start("slurmdbd", "-D")
-    daemons.wait_for_answer(("127.0.0.1", accounts))
-
-
 if __name__ == "__main__":
     parent, scratch, folder, *size = sys.argv[1:]
-    sys.exit(
-        supervise(int(parent), Layout(Path(scratch), Path(folder), *map(int, size)))
-    )  # accounting: 0 or 1
+    sys.exit(supervise(int(parent), Layout(Path(scratch), Path(folder), *map(int, size))))
