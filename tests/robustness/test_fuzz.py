@@ -1,6 +1,6 @@
 """Readers refuse invalid files with their documented error, and run no code from them.
 
-The same laws as `make fuzz`, on changed copies of valid files that are the same in every run.
+They are given changed copies of valid files, the same in every run.
 """
 
 import random

@@ -13,7 +13,7 @@ BAIT = "evil_module"
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen",
              "pickle.find_class", "socket.bind", "socket.connect", "ctypes.dlopen")  # fmt: skip
 
-SECONDS = 10  # of each input of each target; libFuzzer counts them by the clock
+SECONDS = 10  # of processor time, for each input of each target
 
 IPV6_CHECK = ("::1", 0)  # urllib3 binds to it when it is imported
 
