@@ -13,7 +13,6 @@ from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm, 
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments
-from mae_et.checkpoints.timm_hub import create_pretrained
 from mae_et.errors import UserError, listed, one_line
 from mae_et.runtime.console import say
 
@@ -36,8 +35,8 @@ def build_backbone(config: NetworkConfig, classes: int) -> nn.Module:
 
 def _create(config: NetworkConfig, classes: int) -> nn.Module:
     assert config.backbone is not None
-    create = create_pretrained if config.pretrained else timm.create_model
     common: dict[str, Any] = {
+        "pretrained": config.pretrained,
         "num_classes": classes,
         "in_chans": config.channels,
         # Not every network accepts these arguments.
@@ -50,8 +49,8 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
         # Some networks accept one size only, and convolutional ones any.
         for options in (sized | {"dynamic_img_size": True}, sized):
             with contextlib.suppress(TypeError):
-                return create(config.backbone, **common, **options)
-        return create(config.backbone, **common)
+                return timm.create_model(config.backbone, **common, **options)
+        return timm.create_model(config.backbone, **common)
     except Exception as error:  # unknown name, unreachable hub
         raise UserError(
             f"timm cannot build model.backbone {config.backbone!r}: {one_line(error)}"

@@ -30,7 +30,6 @@ from mae_et.checkpoints.hugging_face_config import (
 from mae_et.checkpoints.mae_layout import check_plain_vit, split_mae
 from mae_et.checkpoints.other_names import describe_folder
 from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.checkpoints.releases import report_release
 from mae_et.checkpoints.run_config import (
     check_classifier_description,
     config_from_checkpoint,
@@ -51,7 +50,6 @@ from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import (
     CLASSIFIER_KEY,
     MODEL_KEY,
-    OUR_ENTRIES,
     PREPROCESSING_KEY,
     SETTINGS_KEY,
     read_weight_file,
@@ -145,15 +143,13 @@ def _read(path: Path, key: str | None) -> Weights:
 
 def _refuse_key(path: Path, key: str | None) -> None:
     """Refuse to ignore a key where nothing is chosen by it."""
-    require(key is None, f"checkpoint_key {key}: {path} holds one network; leave the key out")
+    require(key is None, f"checkpoint_key {key}: {path} holds one network; remove the key")
 
 
 def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
     if {"config", "plan"} <= payload.keys():
         _refuse_key(path, key)
         return _from_run(path, payload)
-    if not set(OUR_ENTRIES) & payload.keys():
-        report_release(path)
     return _with_our_entries(_with_timm_config(_from_mae(path, payload, key)), payload)
 
 

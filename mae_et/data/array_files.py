@@ -1,33 +1,11 @@
-"""Files of arrays: written with a checksum, read without running code that a pickle names.
+"""Files of one array, with a checksum."""
 
-A pickle names functions to call. The five names known here build numpy arrays; no other name is
-looked up, so a file that was tampered with cannot run code whatever its checksum.
-"""
-
-import codecs
 import io
-import pickle
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO, Any
 
 import numpy as np
 
 from mae_et.io.seals import TRAILER_BYTES, check_sealed, sealed_bytes
-
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-ARRAY_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): codecs.encode,
-    # Where numpy 1 and 2 keep the function that allocates an array for the pickle to fill.
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-}
-_swapping = threading.Lock()
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -57,33 +35,3 @@ def read_array(path: Path) -> np.ndarray:
     if mapped.offset + mapped.nbytes + TRAILER_BYTES != path.stat().st_size:
         raise ValueError("its length does not match its header")
     return np.array(mapped)
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickle plain types and numpy arrays only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Look up one of `ARRAY_NAMES`; refuse all others."""
-        if (module, name) not in ARRAY_NAMES:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is refused")
-        return ARRAY_NAMES[module, name]
-
-
-def load_arrays(file: IO[bytes], encoding: str = "ASCII") -> Any:
-    """Read a pickle of plain types and numpy arrays only, with the signature of `pickle.load`."""
-    return ArrayUnpickler(file, encoding=encoding).load()
-
-
-@contextmanager
-def arrays_only(module: Any) -> Iterator[None]:
-    """Replace `module.pickle`, so that its calls of `pickle.load` become `load_arrays`.
-
-    A lock keeps one thread from restoring `pickle` while another reads.
-    """
-    with _swapping:
-        before = module.pickle
-        module.pickle = SimpleNamespace(load=load_arrays)
-        try:
-            yield
-        finally:
-            module.pickle = before

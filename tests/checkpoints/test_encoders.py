@@ -16,7 +16,6 @@ from finetune.frozen_encoder import open_encoder
 from finetune.model import build_classifier
 from finetune.trained_classifier import load_classifier
 from mae_et import UserError, export, extract_features, load_encoder
-from mae_et.checkpoints import timm_hub
 from mae_et.checkpoints.formats import load_weights
 from mae_et.models.features import pool_tokens
 
@@ -214,7 +213,7 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
 def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
     settings = SMALL | {"reg_tokens": 4, "num_classes": 0}
     expected = randomised(timm.create_model("vit_tiny_patch16_224", **settings))
-    monkeypatch.setattr(timm_hub, "create_pretrained", lambda name, num_classes: expected)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: expected)
     assert_same_features(load_encoder("vit_small_patch14_reg4_dinov2"), expected)
     with pytest.raises(UserError, match="there is no checkpoint nowhere"):
         load_encoder("nowhere")
@@ -222,7 +221,7 @@ def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
     def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(timm_hub, "create_pretrained", unreachable)
+    monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(UserError, match=r"cannot fetch deit_tiny_patch16_224 .*: no route to host"):
         load_encoder("deit_tiny_patch16_224")
 

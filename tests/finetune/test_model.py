@@ -1,6 +1,5 @@
 """Classifiers around checkpoints, in every layout that the field releases."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -21,7 +20,6 @@ from finetune.vit import build_vit
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face import to_hugging_face
-from mae_et.checkpoints.releases import RELEASED_MD5
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 
@@ -247,17 +245,6 @@ def test_a_timm_name_is_fetched_from_its_hub(monkeypatch) -> None:
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(UserError, match=r"cannot fetch vit_tiny_patch16_224 .*: no route to host"):
         load_weights(Path("vit_tiny_patch16_224"))
-
-
-def test_released_files_are_recognised_by_md5(tmp_path: Path, monkeypatch, capsys) -> None:
-    path = tmp_path / "mae_pretrain_vit_base.pth"
-    path.write_bytes(TINY.read_bytes())
-    with pytest.warns(UserWarning, match="not the released file of that name"):
-        load_weights(path)
-    digest = hashlib.md5(TINY.read_bytes()).hexdigest()
-    monkeypatch.setitem(RELEASED_MD5, digest[:6], "mae_tiny.pth")
-    load_weights(path)
-    assert "is mae_tiny.pth as released (md5)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
