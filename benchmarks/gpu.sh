@@ -4,23 +4,25 @@
 #     DATA=/path/to/data benchmarks/gpu.sh OUT [MINUTES=8]
 #
 # Writes to OUT, in this order:
-#     failures.txt  the tests of `make test-gpu` that failed, each as it fails
-#     check.json    the result of all of them
-#     run.json      results of a short run of the headline recipe: speed and wait for data of each stage
+#     run.json      results of short runs of the headline recipe: speed and wait for data of each stage, with the kernels
+#                   of training on several streams (benchmarks/streams.py); a list of its rows for a run that did not end
 #     node.json     `mae-et bench node`: speeds beside a plain reference, hours of the headline recipe
+#     tests.jsonl   results of the tests of `make test-gpu`, each as it ends
+#     check.json    the result of all of them
 #     quality.json  accuracy of arms, one after another, with their images in memory
 #     state.tar     the arms' runs, to resume from
-#     log.txt       what the commands print
-# The JSON files and the archive are complete or absent. Call it again with the same OUT to do what is absent and to
-# resume the arms.
+#     log.txt       what the commands print, such as the seconds of compilation
+# The JSON files and the archive are complete or absent, but for node.partial.json, if node did not end. Call it again
+# with the same OUT to do what is absent, to run the tests that have not passed, and to resume the arms.
 # OUT/work exists during a call only. Sized for one GPU with 16 cores.
 #
 # DATA: folder with imagenet_sample/all and imagenette128/{train,val}. Without the first, node generates its images,
-# and the run is skipped; without the second, arms are skipped. DATA= (empty) has neither.
+# and the runs are skipped; without the second, arms are skipped. DATA= (empty) has neither.
 # ARMS: names in benchmarks/arms.py. PYTHON: the interpreter. SMOKE=1: all of it on a CPU, at a tiny size, without DATA.
 set -u
 out=${1:?usage: benchmarks/gpu.sh OUT [MINUTES]}
 minutes=${2:-8}
+[[ $minutes =~ ^[1-9][0-9]*$ ]] || { echo "gpu.sh: MINUTES is a whole number, got $minutes" >&2; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 if [ -z "${SMOKE:-}" ]; then
@@ -41,7 +43,7 @@ if [ -n "${SMOKE:-}" ]; then
   flags="[$tiny, --optim.batch_size=8, --efficiency.num_workers=0, --efficiency.device=cpu, --data.cache=ram]"
   node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
     --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
-  checks=(-k "crops or targets") parallel=()
+  checks=(-k "crops or targets") parallel=() ways=(default)
   run=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=8
     --efficiency.device=cpu --curriculum.preset=etpp --curriculum.epochs=8)
   data=$work/data
@@ -65,10 +67,11 @@ else
   arms=${ARMS:-"plain etpp etpp-hog plain-4x"}
   flags="[--optim.batch_size=1024, --efficiency.precision=bf16, --data.cache=ram]"
   node=(--config pretrain/vit_b16_etpp_hog_400ep --images 1281167)
-  # 512 images a step are a GPU's share of the recipe on eight; 8 epochs of 10,000 images have all bandwidths.
-  run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=8
-    --efficiency.micro_batch=auto --efficiency.compile=true)
-  checks=() parallel=(-n 8) # the tests start processes and wait for them
+  # 512 images a step are a GPU's share of the recipe on eight; 4 epochs of 10,000 images have 31 steps or more at each
+  # bandwidth. The first run compiles, and the others find what it compiled.
+  run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=4
+    --efficiency.micro_batch=512 --efficiency.compile=true)
+  checks=() ways=(default own partition connections) parallel=(-n 8) # the tests start processes and wait for them
   "$python" -c 'import xdist' 2>>"$out/log.txt" || parallel=()
 fi
 images=
@@ -89,7 +92,7 @@ limited() {
   [ "$(left)" -lt "$limit" ] && limit=$(left)
   [ "$limit" -gt 5 ] || return 124
   echo "== $* (at most $limit s)" >>"$out/log.txt"
-  timeout --kill-after=20 "$limit" "$@" 2>>"$out/log.txt"
+  timeout --kill-after=10 "$limit" "$@" 2>>"$out/log.txt"
 }
 
 pack() {
@@ -101,10 +104,45 @@ pack() {
 trap pack EXIT
 trap 'exit 143' TERM INT
 
+for way in "${ways[@]}"; do
+  [ -n "$images" ] || break
+  grep -q "\"$way\": {" "$out/run.json" 2>/dev/null && continue
+  for copy in $(seq "$copies"); do # as classes; copied, for links of other file systems are none
+    [ -d "$work/images/train/$copy" ] || { mkdir -p "$work/images/train" && cp -r "$images" "$work/images/train/$copy"; }
+  done
+  limited 120 "$python" -m benchmarks.streams "$way" pretrain "${run[@]}" --data.root "$work/images" \
+    --output.dir "$work/$way" --output.log_every=10 --output.checkpoint_every=100% --output.reconstruct_images=0 \
+    --output.tensorboard=false >>"$out/log.txt"
+  "$python" - "$out/run.json" "$work" "$way" 2>>"$out/log.txt" <<'PYTHON'
+import json
+import os
+import sys
+from pathlib import Path
+
+path, folder = Path(sys.argv[1]), Path(*sys.argv[2:])
+if (folder / "results.json").exists():
+    found = json.loads((folder / "results.json").read_text())
+else:  # it did not end: its rows as a list
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+figures = json.loads(path.read_text()) if path.exists() else {}
+(folder / "run.json").write_text(json.dumps(figures | {folder.name: found}, indent=1))
+os.replace(folder / "run.json", path)
+PYTHON
+  rm -rf "${work:?}/$way"
+done
+rm -rf "$work/images"
+
+if [ ! -e "$out/node.json" ]; then
+  rm -f "$out/node.partial.json"
+  limited $((node_seconds + 90)) "$python" -m mae_et bench node "${node[@]}" --output.dir "$work/run" \
+    --seconds "$node_seconds" --save "$work/node.json" >>"$out/log.txt" && mv "$work/node.json" "$out/node.json"
+  [ -e "$work/node.json" ] && mv "$work/node.json" "$out/node.partial.json"
+fi
+
 if [ ! -e "$out/check.json" ]; then
-  rm -f "$out/failures.txt"
-  limited 240 "$python" -m pytest -q -rfEs --gpu-device "$device" --gpu-failures "$out/failures.txt" \
-    "${parallel[@]}" "${checks[@]}" tests/gpu >"$work/check.txt"
+  # The longest first.
+  limited 300 "$python" -m pytest -q -rfEs --gpu-device "$device" --gpu-results "$out/tests.jsonl" \
+    "${parallel[@]}" "${checks[@]}" tests/gpu/test_{runs,compiled,decoding,values}.py >"$work/check.txt"
   status=$?
   cat "$work/check.txt" >>"$out/log.txt"
   if [ "$status" != 124 ] && [ "$status" != 137 ]; then # those ran out of time
@@ -117,21 +155,6 @@ kept = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED")
 print(json.dumps({"status": int(sys.argv[1]), "passed": sys.argv[1] == "0", "lines": kept}))
 PYTHON
   fi
-fi
-
-if [ ! -e "$out/run.json" ] && [ -n "$images" ]; then
-  for copy in $(seq "$copies"); do # as classes; copied, for links of other file systems are none
-    mkdir -p "$work/images/train/$copy" && cp "$images"/* "$work/images/train/$copy"
-  done
-  limited 180 "$python" -m mae_et pretrain "${run[@]}" --data.root "$work/images" --output.dir "$work/headline" \
-    --output.log_every=10 --output.checkpoint_every=100% --output.reconstruct_images=0 --output.tensorboard=false \
-    >>"$out/log.txt" && mv "$work/headline/results.json" "$out/run.json"
-  rm -rf "$work/images"
-fi
-
-if [ ! -e "$out/node.json" ]; then
-  limited $((node_seconds + 90)) "$python" -m mae_et bench node "${node[@]}" --output.dir "$work/run" \
-    --seconds "$node_seconds" --save "$work/node.json" >>"$out/log.txt" && mv "$work/node.json" "$out/node.json"
 fi
 
 if [ ! -d "$data/imagenette128/train" ]; then

@@ -182,12 +182,14 @@ def step_beside(
 ) -> Callable[[int, int], Callable[[], object]]:
     """Return what makes the step of a network, from a bandwidth and its images.
 
-    The network is built by the first step.
+    The network is built by the first step. As in a run, a step does not wait for the GPU, and so
+    not for what is decoded there.
     """
     built = cache(partial(network_of, config.model, device, None, config.optim))
 
     def step(bandwidth: int, size: int) -> Callable[[], object]:
-        return step_of(built(), config.model, size, bandwidth, config.efficiency.precision, device)
+        precision = config.efficiency.precision
+        return step_of(built(), config.model, size, bandwidth, precision, device, waits=False)
 
     return step
 

@@ -81,11 +81,12 @@ def step_of(
     precision: Precision,
     device: torch.device,
     replayed: bool | None = None,
+    waits: bool = True,
 ) -> Callable[[], object]:
     """Return a step of a network, starting from uint8 images of the base size in memory.
 
     `replayed` says whether its passes are replayed as CUDA graphs: on a GPU by default, as in a
-    run.
+    run. `waits` says whether a step waits for the GPU, to be timed; those of a run do not.
     """
     network, called, optimizer = built
     dtype = autocast_dtype(precision, device)
@@ -103,14 +104,17 @@ def step_of(
 
     one = Batch(pixels, noise, torch.zeros(batch, dtype=torch.int64))
     if not (device.type == "cuda" if replayed is None else replayed):
-        return _update(partial(work, one), optimizer, device)
+        return _update(partial(work, one), optimizer, device, waits)
     trained = [p for p in network.parameters() if p.requires_grad]
     replay = partial(GraphedPasses(trained), work, one, bandwidth, first=True)
-    return _update(replay, optimizer, device)
+    return _update(replay, optimizer, device, waits)
 
 
 def _update(
-    work: Callable[[], object], optimizer: torch.optim.Optimizer, device: torch.device
+    work: Callable[[], object],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    waits: bool = True,
 ) -> Callable[[], object]:
     """Return a step of `work`, which computes gradients."""
 
@@ -118,7 +122,8 @@ def _update(
         work()
         optimizer.step()
         optimizer.zero_grad()
-        wait(device)
+        if waits:
+            wait(device)
 
     return step
 

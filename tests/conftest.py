@@ -28,9 +28,9 @@ settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the tests of GPUs run on another device, and name failures though they are cut off."""
+    """Let the tests of GPUs run on another device, and in several calls."""
     parser.addoption("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="of tests/gpu")
-    parser.addoption("--gpu-failures", type=Path, help="file for each failure of tests/gpu at once")
+    parser.addoption("--gpu-results", type=Path, help="JSON lines; what has passed is not run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -180,7 +180,7 @@ class GraphedPasses:
             self.queued.popleft().synchronize()
 
 
-class _Capture(torch.cuda.graph):
+class Capture(torch.cuda.graph):
     """A capture that raises the error within it, and leaves nothing open.
 
     After an error torch's own raises that of the end of the capture, and its stream stays current.
@@ -217,7 +217,7 @@ def record(work: Pass, batch: AnyBatch, pool: Any) -> _Graph:
     """Capture a pass, without running it; gradients that exist are added to."""
     graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
     # Other threads, which load and decode, may allocate memory meanwhile.
-    with _Capture(graph, pool, capture_error_mode="thread_local"):
+    with Capture(graph, pool, capture_error_mode="thread_local"):
         loss = work(batch)
     return _Graph(graph.replay, loss, pool)
 

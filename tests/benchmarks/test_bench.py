@@ -1,7 +1,9 @@
 """Benchmarks run, and their arithmetic is correct; no test asserts a speed."""
 
 import json
+import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,19 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from mae_et.benchmarks import node, node_loading
+from mae_et.benchmarks import node, node_loading, training_step
 from mae_et.benchmarks.command import BENCHMARKS
 from mae_et.benchmarks.launches import launches
 from mae_et.benchmarks.node import summary, trained_speed
 from mae_et.benchmarks.node_exchange import all_reduce_speed, exchange_seconds
 from mae_et.benchmarks.node_loading import GPU_DECODES
 from mae_et.benchmarks.node_tables import node_tables
-from mae_et.benchmarks.node_training import SLACK, mark_noise, timed
+from mae_et.benchmarks.node_training import SLACK, mark_noise, step_beside, timed
 from mae_et.benchmarks.quality import QualityConfig, arm_config
 from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
 from mae_et.benchmarks.step import _peak, operations
+from mae_et.benchmarks.streams import FREE_PROCESSORS, training_on
 from PIL import Image
 
 from mae_et import MaskedAutoencoder, UserError
@@ -33,6 +36,7 @@ from mae_et.cli.main import main
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.throughput import throughput_table
+from mae_et.training.cuda_graphs import Capture
 from mae_et.training.plan import make_plan
 
 
@@ -433,6 +437,40 @@ def test_exchange_is_timed_over_processes() -> None:
     found = all_reduce_speed("cpu", 2, 1000)
     assert found["bytes"] == 4000
     assert found["bus_bytes_per_second"] == pytest.approx(4000 / found["seconds"])
+
+
+def test_a_step_waits_for_the_gpu_only_to_be_timed(recipe: Path, monkeypatch) -> None:
+    """Beside loading it would wait for what is decoded, too."""
+    config, cpu = load_config(PretrainConfig, [recipe]), torch.device("cpu")
+    waits: list[torch.device] = []
+    monkeypatch.setattr(training_step, "wait", waits.append)
+    step_beside(config, cpu)(32, 2)()
+    assert waits == []
+    training_step.training_step(config.model, 2, 32, "fp32", cpu)()
+    assert waits == [cpu]
+
+
+def test_training_runs_on_streams_that_exclude_a_cause_of_waiting(monkeypatch) -> None:
+    """Graphs, which run where they were captured, with it."""
+    made: dict[str, int] = {}
+    green = SimpleNamespace(Stream=lambda: "green")
+    create = SimpleNamespace(create=lambda **sizes: made.update(sizes) or green)
+    contexts = SimpleNamespace(GreenContext=create)  # PyTorch 2.7 has none
+    gpu = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setitem(sys.modules, "torch.cuda.green_contexts", contexts)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(stream))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "own")
+    monkeypatch.setattr(Capture, "default_capture_stream", None)
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
+    found = {}
+    for way in ("default", "own", "connections", "partition"):
+        assert Capture.default_capture_stream is None
+        with training_on(way) as found[way]:
+            assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == ("8" if len(found) < 3 else "32")
+    assert found == {"default": None, "own": "own", "connections": None, "partition": "green"}
+    assert Capture.default_capture_stream == "green"
+    assert made == {"num_sms": 132 - FREE_PROCESSORS, "device_id": 0}
 
 
 def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> None:

@@ -3,6 +3,7 @@
 `--gpu-device cpu` runs their bodies on the CPU, where they must pass trivially.
 """
 
+import json
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,22 +15,29 @@ from mae_et.data.choose_decoder import _find_decoder
 HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test of this folder; deselect those that `--gpu-results` says have passed."""
+    path = config.getoption("--gpu-results")
+    lines = path.read_text("utf-8").splitlines() if path is not None and path.exists() else []
+    passed = {row["test"] for row in map(json.loads, lines) if row["outcome"] == "passed"}
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+    items[:] = [item for item in items if item.nodeid not in passed]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport]:
-    """Append a failure to the file of `--gpu-failures`, also where the tests are cut off later."""
+    """Append each result to `--gpu-results`, so that none is lost where the tests are cut off."""
     report = yield
-    path = item.config.getoption("--gpu-failures")
-    if report.failed and path is not None:
+    path = item.config.getoption("--gpu-results")
+    if path is not None and (report.when == "call" or not report.passed):
         error = report.longreprtext.splitlines()[-8:]
+        seconds = round(report.duration, 1)
+        row = {"test": item.nodeid, "outcome": report.outcome, "seconds": seconds, "error": error}
         with path.open("a", encoding="utf-8") as file:
-            file.write("\n".join([f"FAILED {item.nodeid}", *error, ""]))
+            file.write(json.dumps(row) + "\n")
     return report
 
 

@@ -1,0 +1,50 @@
+"""Where the kernels of training run while the GPU decodes: a `mae-et` command on other streams.
+
+    python -m benchmarks.streams own pretrain --config ...
+
+nvJPEG launches a small kernel for each image, and waits for it (512 of 2 microseconds for 512
+images on an H200, as many as a pass of training has kernels). What delays them beside training is
+not known; each way excludes a cause. `benchmarks/gpu.sh` runs all of them.
+"""
+
+import contextlib
+import os
+import sys
+from contextlib import AbstractContextManager
+
+import torch
+
+from mae_et.cli.main import main
+from mae_et.training.cuda_graphs import Capture
+
+FREE_PROCESSORS = 12
+"""What `partition` leaves to decoding, of 132 on an H100 or H200; groups have 8."""
+
+
+def training_on(way: str) -> AbstractContextManager[object]:
+    """Return a context in which training runs as a way says.
+
+    Args:
+        way: `default`, on CUDA's default stream. `connections` gives the streams more queues of the
+            GPU; those in one queue wait for each other. `own` is a stream of its own: what
+            libraries launch on the default stream waits for what is queued there. `partition`
+            leaves some multiprocessors free: elsewhere a kernel waits for the blocks of another to
+            end, whatever its priority.
+    """
+    if way == "connections":
+        os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "32"  # read when CUDA is initialised
+    if way == "own":
+        return torch.cuda.stream(torch.cuda.Stream())
+    if way == "partition":
+        from torch.cuda.green_contexts import GreenContext
+
+        processors = torch.cuda.get_device_properties(0).multi_processor_count - FREE_PROCESSORS
+        stream = GreenContext.create(num_sms=processors, device_id=0).Stream()
+        Capture.default_capture_stream = stream  # a graph runs where it was captured
+        return torch.cuda.stream(stream)
+    return contextlib.nullcontext()
+
+
+if __name__ == "__main__":
+    with training_on(sys.argv[1]):
+        sys.exit(main(sys.argv[2:]))
