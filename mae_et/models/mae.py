@@ -254,7 +254,6 @@ def initialise(model: MaskedAutoencoder) -> None:
         nn.init.normal_(model.decoder.mask_token, std=0.02)
     # A frozen parameter, so that the encoder's file is a complete timm model.
     table = model.encoder.pos_embed.requires_grad_(False)
-    with torch.no_grad():
-        table.zero_()
-        laid_over = model.position_grid or model.base_grid
-        table[0, 1:] = sincos_positions(model.base_grid, laid_over, table.shape[-1], table.device)
+    table.zero_()
+    laid_over = model.position_grid or model.base_grid
+    table[0, 1:] = sincos_positions(model.base_grid, laid_over, table.shape[-1], table.device)

@@ -43,9 +43,8 @@ def extent_of(positions: Tensor, side: int) -> int:
         side: rows and columns of its patches.
     """
     quarter = positions.shape[1] // 4
-    lowest = 10000.0 ** (1 / quarter - 1)  # frequency, whose angles are small
-    sine = positions[side - 1, quarter - 1].clamp(-1, 1)
-    last = float(sine.asin()) / lowest  # column on the full grid
+    lowest = 10000.0 ** (1 / quarter - 1)  # frequency, whose angles equal their sines
+    last = float(positions[side - 1, quarter - 1]) / lowest  # column on the full grid
     return round((last + 0.5) * side / (side - 0.5))
 
 

@@ -1,6 +1,7 @@
 """Decoders: computing only what the loss reads does not change the loss."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -67,14 +68,22 @@ def test_decoder_share_limits_the_loss_to_that_fraction_of_the_masked_patches() 
 
 
 @pytest.mark.parametrize("attention", ["self", "cross"])
-def test_gradient_checkpointing_changes_no_gradient(attention: str) -> None:
+@pytest.mark.parametrize("every_patch", [True, False])
+def test_gradient_checkpointing_recomputes_each_block_and_changes_no_bit(
+    attention: str, every_patch: bool
+) -> None:
     model = small(decoder_attention=attention, decoder_depth=2)
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    before = gradients(model, model(images, 0.75, noise, every_patch=False).loss)
+    passes: Counter[torch.nn.Module] = Counter()
+    for block in (*model.encoder.blocks, *model.decoder.blocks):
+        block.register_forward_pre_hook(lambda module, _: passes.update([module]))
+    before = gradients(model, model(images, 0.75, noise, every_patch).loss)
+    assert list(passes.values()) == [1] * 4
     model.set_gradient_checkpointing()
-    after = gradients(model, model(images, 0.75, noise, every_patch=False).loss)
+    after = gradients(model, model(images, 0.75, noise, every_patch).loss)
+    assert list(passes.values()) == [3] * 4  # recomputed in the backward pass
     for name, gradient in before.items():
-        torch.testing.assert_close(after[name], gradient)
+        assert torch.equal(after[name], gradient), name
 
 
 def test_decoder_share_outside_0_to_1_raises() -> None:

@@ -1,11 +1,16 @@
+import inspect
+
 import pytest
 import torch
 from oracles import naive_mae
+from randomised import randomised
 from safetensors.torch import load_file
 from small_mae import small
 from tiny_run import GOLDEN
 
 from mae_et import MaskedAutoencoder, UserError, load_pretrained
+from mae_et.config.model import ModelConfig
+from mae_et.models.mae import initialise
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +89,6 @@ def test_every_target_supports_any_number_of_channels(target: str, channels: int
     assert output.prediction.shape == model.targets(torch.randn(2, channels, 32, 24)).shape
 
 
-def test_gradient_checkpointing_changes_no_bit() -> None:
-    gradients = []
-    for enabled in (False, True):
-        model = small()
-        model.set_gradient_checkpointing(enabled)
-        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        model(images, 0.75, torch.linspace(0, 1, 32).view(2, 16)).loss.backward()
-        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        assert torch.equal(plain, checkpointed)
-
-
 def test_target_and_loss_are_float32_under_autocast() -> None:
     model = small(target="hog")
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
@@ -142,7 +135,9 @@ def test_published_architectures_have_the_published_number_of_parameters(
 def test_initial_weights_follow_mae_and_depend_on_the_seed_only() -> None:
     weights, again = small().state_dict(), small().state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
-    for name, weight in weights.items():
+    trained = randomised(small())
+    initialise(trained)
+    for name, weight in (*weights.items(), *trained.state_dict().items()):
         if name.endswith("bias"):
             assert not weight.any(), name
         elif "norm" in name:
@@ -153,6 +148,13 @@ def test_initial_weights_follow_mae_and_depend_on_the_seed_only() -> None:
             fan_out, fan_in = weight.flatten(1).shape
             bound = (6 / (fan_in + fan_out)) ** 0.5
             assert 0.95 * bound < weight.abs().max() <= bound, name
+
+
+def test_defaults_are_those_of_the_config() -> None:
+    parameters = inspect.signature(MaskedAutoencoder).parameters
+    assert len(parameters) == 17
+    for name, parameter in parameters.items():
+        assert parameter.default == getattr(ModelConfig(), name), name
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_hog_runs_in_float32_under_autocast(images: torch.Tensor) -> None:
         inside = hog(images)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, hog(images))
+    assert torch.equal(hog(images.bfloat16()), hog(images.bfloat16().float()))
 
 
 def test_histograms_have_unit_norm_and_ignore_contrast(images: torch.Tensor) -> None:
@@ -70,6 +71,7 @@ def test_flat_image_gives_zeros_without_nan() -> None:
 def test_hog_supports_any_number_of_channels_and_any_cell(channels: int) -> None:
     x = torch.rand(2, channels, 28, 42)
     assert hog(x, cell=7, bins=6).shape == (2, channels, 6, 4, 6)
+    assert hog(x, cell=1, bins=1).shape == (2, channels, 1, 28, 42)
     assert patch_targets("hog", x, 14, cell=7, bins=6).shape == (
         2, 6, target_width("hog", 14, channels, 7, 6),
     )  # fmt: skip
