@@ -33,10 +33,13 @@ budgets = {
 def test_steps_add_up_to_the_budget_within_one_step(stages, shares_of, epochs, size, batch) -> None:
     curriculum = Curriculum(tuple(stages), base=64, patch=PATCH, shares_of=shares_of)
     plan = curriculum.plan(epochs, size, batch)
-    if shares_of == "images":
-        assert abs(plan.images - epochs * size) <= batch
-    else:
-        assert abs(plan.compute - epochs * size * 64**2) <= batch * 64**2
+    extended = curriculum.extend(plan, 2 * epochs)
+    assert extended.stages[:-1] == plan.stages[:-1]
+    for planned, budget in ((plan, epochs), (extended, 2 * epochs)):
+        if shares_of == "images":
+            assert abs(planned.images - budget * size) <= batch
+        else:
+            assert abs(planned.compute - budget * size * 64**2) <= batch * 64**2
 
 
 @given(stages=stages, **budgets)
@@ -75,7 +78,7 @@ def test_every_step_maps_to_the_stage_that_covers_it(stages, epochs, size, batch
     assert Plan.from_dict(plan.to_dict()) == plan
 
 
-def bandwidths(name: Preset, base: int = 224, patch: int = 16) -> list[int]:
+def bandwidths(name: Preset, base: int = 224, patch: int = 1) -> list[int]:
     return [stage.bandwidth for stage in Curriculum.preset(name, base, patch).stages]
 
 
@@ -96,6 +99,7 @@ def test_etpp_stages_have_equal_compute_and_et_stages_equal_epochs() -> None:
     assert all(abs(s.steps - plan.steps / 10) <= 1 for s in plan.stages)
     # 0.6 (160/224)^2 + 0.2 (192/224)^2 + 0.2 of 300 epochs
     assert plan.equivalent_epochs == pytest.approx(300 * 0.6531, rel=1e-3)
+    assert plan.speedup(300) == pytest.approx(1 / 0.6531, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +159,8 @@ def test_impossible_plans_raise_a_user_error() -> None:
 
 
 def test_compute_before_a_step_sums_the_cost_of_earlier_steps() -> None:
-    plan = Curriculum.preset("etpp", 64, 8).plan(20, 100, 10)
+    plan = Curriculum.preset("etpp", 64, 8).plan(20, 100, 10, cost=float)
+    assert [stage.cost for stage in plan.stages] == bandwidths("etpp", 64, 8)
     by_step = [plan.at(step).cost * plan.batch_size for step in range(plan.steps)]
     for step in (0, 1, plan.steps // 2, plan.steps):
         assert plan.compute_before(step) == pytest.approx(sum(by_step[:step]))

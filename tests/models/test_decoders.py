@@ -5,13 +5,14 @@ from collections import Counter
 
 import pytest
 import torch
+from randomised import randomised
 from small_mae import small
 from tiny_run import config_in
 
 from mae_et import MaskedAutoencoder, UserError, pretrain
 from mae_et.checkpoints.export import export
 from mae_et.config.model import ModelConfig
-from mae_et.models.decoders import gather
+from mae_et.models.decoders import CrossBlock, gather
 from mae_et.models.mae import predicted_patches
 
 
@@ -42,6 +43,21 @@ def test_training_step_has_the_loss_and_gradients_of_predicting_every_patch(
     assert theirs.keys() == ours.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_cross_block_is_cross_attention_and_an_mlp_with_norms_before_each() -> None:
+    block = randomised(CrossBlock(16, 2))
+    attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    with torch.no_grad():
+        for ours, theirs in (("weight", "in_proj_weight"), ("bias", "in_proj_bias")):
+            parts = [getattr(layer, ours) for layer in (block.query, block.key_value)]
+            getattr(attention, theirs).copy_(torch.cat(parts))
+    attention.out_proj.load_state_dict(block.proj.state_dict())
+    queries, context = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
+    normed = block.norm_context(context)
+    attended = queries + attention(block.norm1(queries), normed, normed)[0]
+    expected = attended + block.mlp(block.norm2(attended))
+    torch.testing.assert_close(block(queries, context), expected)
 
 
 def test_cross_decoder_predicts_each_patch_independently() -> None:
