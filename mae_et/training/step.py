@@ -44,8 +44,7 @@ def update(
             else:
                 losses.append(run.graphs(work, batch, stage.bandwidth, first=number == 1))
     loss = reduce(torch.add, losses)
-    parameters = [p for p in run.trained if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in run.trained if p.grad is not None]
     if run.graphs is not None:
         average_gradients(gradients, run.world)
     skips = run.config.optim.max_skipped_updates > 0
@@ -58,7 +57,7 @@ def update(
     if skips and not state.scaler.is_enabled():  # the fp16 scaler skips updates itself
         skip_update_unless_finite(state.optimizer, norm)
     if run.config.optim.clip_grad is not None:
-        clip_grads_with_norm_(parameters, run.config.optim.clip_grad, norm)
+        clip_grads_with_norm_(run.trained, run.config.optim.clip_grad, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

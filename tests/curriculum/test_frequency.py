@@ -47,7 +47,7 @@ def test_full_bandwidth_returns_the_image(method: str) -> None:
     assert torch.equal(low_frequency_crop(x, 32, method), x)
 
 
-@pytest.mark.parametrize("bandwidth", [2, 15, 16, 30])
+@pytest.mark.parametrize("bandwidth", [1, 2, 15, 16, 30])
 def test_crop_preserves_the_mean(bandwidth: int) -> None:
     x = images(32)
     cropped = low_frequency_crop(x, bandwidth)
@@ -116,7 +116,8 @@ def test_autocast_does_not_touch_the_crop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bandwidth", "sentence"), [(0, "between 1 and"), (33, "between 1 and"), ((16, 40), "32 x 32")]
+    ("bandwidth", "sentence"),
+    [(0, "between 1 and"), (33, "between 1 and"), ((16, 40), "32 x 32"), ((16, 0), "16 x 0")],
 )
 def test_impossible_bandwidths_raise(bandwidth: int, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
