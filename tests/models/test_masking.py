@@ -43,9 +43,7 @@ def test_ratios_that_mask_all_patches_or_none_raise(ratio: float) -> None:
 
 
 def test_masks_draws_the_same_mask_from_the_same_generator() -> None:
-    first, again = (
-        masks(4, 49, generator=torch.Generator().manual_seed(1)) for _ in range(2)
-    )
+    first, again = (masks(4, 49, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     assert first.keep.shape == (4, 12)
     assert torch.equal(first.keep, again.keep)
     assert not torch.equal(first.keep[0], first.keep[1])  # one mask for each image
