@@ -87,7 +87,8 @@ class Job:
 
     def _hand_over(self, stop: Interrupted | Stopped) -> None:
         """Requeue the job, unless it is being cancelled or the user stopped it."""
-        if stop.signal == signal.SIGUSR2 or (stop.signal == signal.SIGTERM and is_running()):
+        unless_cancelled = stop.signal in (signal.SIGTERM, signal.SIGUSR1) and is_running()
+        if stop.signal == signal.SIGUSR2 or unless_cancelled:
             record_event(self.folder, "requeued", step=stop.step, signal=stop.signal)
             try:
                 signal.raise_signal(signal.SIGUSR2)  # submitit's handler does not return

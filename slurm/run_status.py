@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_et.curriculum.plan import Plan, read_plan
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.figures import seconds_left
+from mae_et.runtime.console import notify
 from slurm.events import Event, events_file, read_events
 from slurm.history import last_error, restarts
 from slurm.squeue import TERMINAL, JobState, job_states
@@ -61,9 +62,15 @@ def status(folders: Sequence[Path]) -> list[RunStatus]:
     """Return the status of runs, and of the runs in their subfolders (follow-ups and sweeps).
 
     Raises:
-        UserError: a folder does not exist or contains no run.
+        UserError: a folder does not exist, or none contains a run.
     """
-    runs = [run for folder in folders for run in find_runs(folder)]
+    found = {folder: find_runs(folder) for folder in folders}
+    others = [folder for folder in folders if not found[folder]]
+    if len(others) == len(folders):
+        raise UserError(f"{others[0]} contains no run")
+    if others:
+        notify(f"not shown, for they contain no run: {listed(others)}")
+    runs = [run for below in found.values() for run in below]
     events = {run: read_events(run) for run in runs}
     jobs = {run: _last_job(events[run]) for run in runs}
     known = job_states(job for job in jobs.values() if job)
@@ -74,15 +81,12 @@ def find_runs(folder: Path) -> list[Path]:
     """Return the run folders among a folder and its direct subfolders.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such folder.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(f"there is no run folder {folder}")
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
-    found = [path for path in (folder, *below) if _is_run(path)]
-    if not found:
-        raise UserError(f"{folder} contains no run")
-    return found
+    below = sorted(path for path in folder.glob("*") if path.is_dir())
+    return [path for path in (folder, *below) if _is_run(path)]
 
 
 def _is_run(folder: Path) -> bool:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-WATCHED = frozenset({signal.SIGUSR2, signal.SIGTERM})
+WATCHED = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
 
 

@@ -86,6 +86,12 @@ def run(given: Arguments) -> int:
     # Some containers set WORLD_SIZE alone.
     if ranks not in {"", "1"} and "RANK" in os.environ and name not in DISTRIBUTED:
         raise UserError(f"{name} runs in one process, and WORLD_SIZE is {ranks}: start it alone")
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" and "RANK" not in os.environ and name in DISTRIBUTED:
+        say(
+            f"warning: srun started {tasks} tasks, which do not know of each other: use mae-et "
+            "submit, or torchrun in one task a node"
+        )
     if sys.platform == "linux":
         # Python 3.14 would start each loader process anew (forkserver), with PyTorch to load.
         multiprocessing.set_start_method("fork", force=True)

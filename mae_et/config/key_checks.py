@@ -64,6 +64,9 @@ def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
             given = value  # the parser reads a lone 010 as 10, and text as it is
         except (yaml.YAMLError, ValueError, RecursionError):
             given = value  # text; the parser judges it
+        if given is None and value.lower() != "null":  # ~, #2, &a: perhaps the name of a folder
+            key = name.removeprefix("--")
+            raise UserError(f"{key}: YAML reads {value!r} as null: write null, or ./{value}")
         for part in reversed(name.removeprefix("--").split(".")):
             given = {part: given}
         _check(given, kind, "")

@@ -139,7 +139,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such folder, or its config is damaged.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(f"there is no run folder {folder}")
     path = folder / "config.yaml"
     if not path.exists():

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from mae_et.errors import Stopped
 
 # SIGHUP arrives when a run's terminal is closed or its connection lost.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 # A signal whose `Stopped` may have been swallowed: some libraries are imported under bare excepts.
@@ -30,7 +30,7 @@ class StopFlag:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Handle SIGTERM, SIGINT, SIGUSR2 and SIGHUP inside the block.
+    """Handle SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP inside the block.
 
     They raise `Stopped`, or set the flag once it `saves`; then a second SIGINT stops at once. A
     flag that nobody has acted on by the end of the block is passed on to the handler before. Under

@@ -115,6 +115,14 @@ def test_commands_of_one_process_are_refused_to_several_ranks(monkeypatch, capsy
         assert capsys.readouterr().err == refusal
 
 
+def test_tasks_of_srun_without_ranks_are_reported(monkeypatch, capsys) -> None:
+    """Each would train alone: all but the first are refused by the lock of the run folder."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(["pretrain", "--config=nope"]) == 2
+    assert "warning: srun started 2 tasks, which do not" in capsys.readouterr().err
+
+
 def test_plan_prints_a_table_without_json(capsys) -> None:
     flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
     assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0

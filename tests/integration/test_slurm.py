@@ -200,7 +200,7 @@ def test_a_run_that_is_signalled_killed_and_preempted_ends_like_an_uninterrupted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["USR2", "TERM"])
+@pytest.mark.parametrize("name", ["USR1", "USR2", "TERM"])
 def test_signal_saves_and_requeues_without_repeated_steps(
     start, cluster: Cluster, uninterrupted: Path, name: str
 ) -> None:

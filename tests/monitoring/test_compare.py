@@ -10,6 +10,7 @@ import yaml
 from mae_et.config.commands import CompareConfig
 from mae_et.errors import UserError
 from mae_et.monitoring.compare import compare, markdown_table
+from mae_et.monitoring.report.records import read_records
 
 
 def written(folder: Path, config: dict, **results: float) -> Path:
@@ -130,8 +131,13 @@ def test_folders_that_hold_no_run_are_reported_not_compared(tmp_path: Path, caps
     """Of `runs/*`, where one is a folder of images: its row would make every key differ."""
     runs = [written(tmp_path / name, {"name": name}, loss=1.0) for name in "ab"]
     (tmp_path / "plots").mkdir()
-    table = compare(CompareConfig([*runs, tmp_path / "plots"]))
+    (tmp_path / "slurm-7.out").write_text("")
+    others = [tmp_path / "plots", tmp_path / "slurm-7.out"]
+    said = f"for they hold no run: {others[0]}, {others[1]}\n"
+    table = compare(CompareConfig([*runs, *others]))
     assert [row["run"] for row in cells(table)] == ["a", "b"]
-    assert f"not compared, for they hold no run: {tmp_path / 'plots'}" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+    assert [record.name for record in read_records([*runs, *others])] == ["a", "b"]
+    assert said in capsys.readouterr().err
     with pytest.raises(UserError, match="plots holds no run"):
         compare(CompareConfig([tmp_path / "plots"]))

@@ -359,6 +359,8 @@ def test_status_needs_only_the_run_folder(place: Path, capsys, monkeypatch) -> N
     (place / "empty").mkdir()
     with pytest.raises(UserError, match="contains no run"):
         status([place / "empty"])
+    assert status([run, place / "empty", place / "tiny.yaml"]) == status([run])
+    assert f"contain no run: {place / 'empty'}, {place / 'tiny.yaml'}" in capsys.readouterr().err
 
 
 def test_status_without_slurm_depends_on_the_last_events_age(place: Path, monkeypatch) -> None:

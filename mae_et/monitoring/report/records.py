@@ -7,11 +7,12 @@ from typing import Any
 
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.table import COMPUTE_UNITS
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
 from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_bytes
 from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_of
 from mae_et.monitoring.probes import MEASURES
+from mae_et.runtime.console import say
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,22 @@ def read_records(folders: list[Path]) -> list[Record]:
     """Read run folders.
 
     Raises:
-        UserError: a folder is missing, has no run, is given twice, or has a damaged file.
+        UserError: a folder is missing, is given twice, or has a damaged file, or none has a run.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run folder is given twice")
-    return [_read(*pair) for pair in zip(folders, names_of(folders), strict=True)]
+    for missing in (folder for folder in folders if not folder.exists()):
+        raise UserError(f"there is no run folder {missing}")
+    runs = [f for f in folders if (f / "config.yaml").exists() or (f / METRICS).exists()]
+    others = [folder for folder in folders if folder not in runs]
+    if not runs:
+        raise UserError(f"{others[0]} holds no run")
+    if others:
+        say(f"not reported, for they hold no run: {listed(others)}")
+    return [_read(*pair) for pair in zip(runs, names_of(runs), strict=True)]
 
 
 def _read(folder: Path, name: str) -> Record:
-    if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}")
-    if not any((folder / file).exists() for file in ("config.yaml", METRICS)):
-        raise UserError(f"{folder} holds no run")
     config, plan = folder / "config.yaml", folder / "plan.json"
     settings = settings_of(folder)
     return Record(
