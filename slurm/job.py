@@ -7,6 +7,7 @@ submitit's handler, which requeues the job. The run folder holds all that is nee
 does not matter who requeued the job: submitit, SLURM after a preemption, or `slurm.retry`.
 """
 
+import math
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
-from mae_et.errors import Interrupted, Stopped, one_line
+from mae_et.errors import Interrupted, RunFailed, Stopped, one_line
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.console import say
@@ -44,6 +45,8 @@ class Job:
     """Run folder."""
     grace: float = 60.0
     """Seconds from a signal until an unresponsive process is ended."""
+    limit: float = math.inf
+    """Seconds of the job's time limit."""
     start: Path = field(default_factory=Path.cwd)
     """Folder of relative paths: that of the submission, wherever the cluster starts the job."""
 
@@ -62,11 +65,13 @@ class Job:
             saved, logged = read_progress(self.folder)
             lost = max(0, logged - saved)
             record_event(self.folder, "started", node=node_name(), step=saved, lost=lost)
+        began = time.monotonic()
         with StopDeadline(self.grace, self._give_up):
             try:
                 self.run(list(self.words))
             except (Interrupted, Stopped) as stop:
                 if rank == 0:
+                    self._refuse_repetition(stop, time.monotonic() - began)
                     self._hand_over(stop)
                 return
             except Exception as error:
@@ -84,6 +89,14 @@ class Job:
         anything to save.
         """
         return DelayedSubmission(self)
+
+    def _refuse_repetition(self, stop: Interrupted | Stopped, seconds: float) -> None:
+        """Count a time limit that came before anything was saved as a crash (`slurm.retry`)."""
+        late = stop.signal == signal.SIGUSR2 and seconds > self.limit / 2  # else it was preempted
+        if stop.step is None and late:
+            sentence = f"stopped after {seconds:.0f} s, before anything was saved: raise time"
+            record_event(self.folder, "failed", sentence=sentence, node=node_name())
+            raise RunFailed(sentence)
 
     def _hand_over(self, stop: Interrupted | Stopped) -> None:
         """Requeue the job, unless it is being cancelled or the user stopped it."""

@@ -131,7 +131,11 @@ def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path)
     if group[0].folder != root:
         name += f"-{group[0].kind}"
     grace = max(MARGIN_SECONDS / 2, cluster.signal_delay - MARGIN_SECONDS)
-    jobs = [Job(each.command_line.run, each.words, each.folder.absolute(), grace) for each in group]
+    limit = 60.0 * cluster.minutes
+    jobs = [
+        Job(each.command_line.run, each.words, each.folder.absolute(), grace, limit)
+        for each in group
+    ]
     return Launcher(cluster, root / "slurm", code, name, jobs)
 
 

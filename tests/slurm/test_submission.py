@@ -1,5 +1,6 @@
 """Submission without a cluster: scripts, copies, restarts, local jobs, status."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from mae_et.cli.main import main, run
 from mae_et.config.commands import CompareConfig
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
+from mae_et.errors import Stopped
 from mae_et.monitoring.compare import compare
 from mae_et.runtime import watchdog
 from slurm import ClusterConfig, job, retry, status, trials
@@ -234,6 +236,28 @@ def test_job_runs_where_it_was_submitted(place: Path, inside, monkeypatch) -> No
     monkeypatch.chdir("/")
     payload()
     assert seen == [place]
+
+
+@pytest.mark.parametrize(
+    ("number", "limit", "expected"),
+    [(signal.SIGUSR2, 0.0, "failed"), (signal.SIGUSR2, 60.0, "requeued"),
+     (signal.SIGTERM, 0.0, "stopped")],
+)  # fmt: skip
+def test_time_limit_before_anything_is_saved_counts_as_a_crash(
+    place: Path, inside, monkeypatch, number: int, limit: float, expected: str
+) -> None:
+    """It would be requeued for ever; a preemption may come at any time, and ends nothing."""
+
+    def stopped(words: list[str]) -> None:
+        raise Stopped(number)
+
+    monkeypatch.setattr(job, "set_rank_environment", lambda folder: 0)
+    monkeypatch.setattr(job, "is_running", lambda: False)
+    monkeypatch.setattr(signal, "raise_signal", lambda number: None)
+    payload = job.Job(stopped, [], place / "run", limit=limit)
+    with pytest.raises(RunFailed) if expected == "failed" else contextlib.nullcontext():
+        payload()
+    assert [event["event"] for event in read_events(place / "run")] == ["started", expected]
 
 
 def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypatch) -> None:
