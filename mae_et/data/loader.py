@@ -141,8 +141,10 @@ def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch | None]:
     """Yield batches, and None after each timeout.
 
     A loader process that dies while it passes a batch on raises `RunFailed`: the socket through
-    which its memory comes is then at its end, or refuses to connect.
+    which its memory comes is then at its end, or refuses to connect. So does the end of the thread
+    that pins memory, in which such errors end on a GPU: with a timeout, torch does not check it.
     """
+    pinning = getattr(batches, "_pin_memory_thread", None)  # absent on a CPU
     while True:
         try:
             batch = next(batches)
@@ -155,6 +157,8 @@ def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch | None]:
         except RuntimeError as error:
             if not str(error).startswith("DataLoader timed out"):
                 raise
+            if pinning is not None and not pinning.is_alive():
+                raise RunFailed(WORKER_DIED) from error
             batch = None
         yield batch
 

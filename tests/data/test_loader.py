@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import MagicMock, call
@@ -130,3 +131,27 @@ def test_a_loader_process_that_dies_while_it_passes_a_batch_is_named(error: Exce
     alive: Any = Dying(ConnectionError("Caught X in DataLoader worker process 0.\nof the data"))
     with batches_of(alive) as batches, pytest.raises(ConnectionError, match="of the data"):
         list(batches)
+
+
+class Stalled:
+    """A loader that no batch reaches within its timeout, and its iterator."""
+
+    num_workers = 1
+
+    def __init__(self, pinning: threading.Thread):
+        self._pin_memory_thread = pinning
+
+    def __iter__(self) -> "Stalled":
+        return self
+
+    def __next__(self) -> None:
+        raise RuntimeError("DataLoader timed out after 0.01 seconds")
+
+
+def test_a_stalled_loader_whose_pinning_thread_has_died_is_not_waited_for() -> None:
+    loader: Any = Stalled(threading.current_thread())
+    with batches_of(loader) as batches:
+        assert next(batches) is next(batches) is None
+        loader._pin_memory_thread = threading.Thread()
+    with batches_of(loader) as batches, pytest.raises(RunFailed, match="a loader worker died"):
+        next(batches)
