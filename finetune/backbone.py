@@ -1,6 +1,7 @@
 """Build any timm model as a backbone, and load a checkpoint of the same model."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from finetune.swin import follow_image_size
 from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm, read_weights_of
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch
-from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments
+from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments, timm_classes
 from mae_et.errors import UserError, listed, one_line
-from mae_et.runtime.console import say
+from mae_et.runtime.console import notify, say
 
 # Heads of self-supervised training beside a network (SwAV, MoCo, BYOL, SimSiam, Barlow Twins).
 PROJECTIONS = ("projection_head.", "prototypes.", "projector.", "predictor.")
@@ -80,6 +81,14 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
     if projections:
         say(f"{checkpoint}: its projection is not used ({listed(projections)})")
     network.load_state_dict(kept, strict=False)
+    if any(name.startswith(heads) for name in kept if name in ours):
+        report_kept_head(checkpoint, timm_classes(checkpoint) or (), network.num_classes)
+
+
+def report_kept_head(checkpoint: Path, names: Sequence[str], classes: int) -> None:
+    """Report that training starts from a checkpoint's head, whose classes may be others."""
+    named = f" ({listed(names, 3)})" if names else ""
+    notify(f"the head of {checkpoint} is kept: it has {classes} classes{named} too")
 
 
 def _without_mismatched_head(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from finetune.backbone import build_backbone
+from finetune.backbone import build_backbone, report_kept_head
 from finetune.config import NetworkConfig
-from finetune.vit import build_vit
+from finetune.vit import build_vit, keeps_head
 from mae_et.checkpoints.formats import load_weights, weights_of_classifier
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
@@ -24,9 +24,11 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
     if config.backbone is not None:
         return build_backbone(config, classes)
     assert config.checkpoint is not None  # NetworkConfig requires one of the two
-    return build_vit_classifier(
-        config, load_weights(config.checkpoint, config.checkpoint_key), classes
-    )
+    weights = load_weights(config.checkpoint, config.checkpoint_key)
+    network = build_vit_classifier(config, weights, classes)
+    if keeps_head(network, weights):
+        report_kept_head(config.checkpoint, weights.classes or (), classes)
+    return network
 
 
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:

@@ -32,6 +32,7 @@ def describe(run: Run, classes: Sequence[str]) -> str:
         about["encoder"] = network.default_cfg["architecture"]
         about["encoder_num_heads"] = next(heads)
         about["grid"] = list(network.patch_embed.grid_size)
+        about["norm_eps"] = network.blocks[0].norm1.eps
     return json.dumps(seal(about), indent=1)
 
 

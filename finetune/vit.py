@@ -37,7 +37,7 @@ def build_vit(
     patch_size: int | None = None,
     head_dropout: float = 0.0,
 ) -> VisionTransformer:
-    """Build a timm ViT with a checkpoint's encoder, and its head if it has the right classes.
+    """Build a timm ViT with a checkpoint's encoder, and its head if it fits (`keeps_head`).
 
     Position embeddings are resampled to the image size (bicubic, antialiased), and the patch
     embedding to another patch size, both by timm's functions.
@@ -64,8 +64,7 @@ def build_vit(
     if patch != kernel.shape[-1]:
         encoder["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch, patch])
     network, encoder = create_vit_of(
-        # timm's epsilon of norms: the folder of a fine-tuned run does not record another.
-        replace(weights, encoder=encoder, grid=grid, norm_eps=None),
+        replace(weights, encoder=encoder, grid=grid),
         num_classes=classes,
         global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
         fc_norm=None,  # as timm has it with the pooling
@@ -80,8 +79,23 @@ def build_vit(
         network.head = nn.Sequential(norm, linear)  # type: ignore[assignment]
     _initialise_head(network, HEAD_STD[probe])
     _load_encoder(network, encoder, weights.path)
-    _load_head(network, weights.head, probe)
+    if keeps_head(network, weights):
+        network.load_state_dict(head_entries(weights.head), strict=False)
     return network
+
+
+def keeps_head(network: Any, weights: Weights) -> bool:
+    """Return whether a classifier takes a checkpoint's head: of as many classes, on its feature."""
+    head, encoder = weights.head, weights.encoder
+    pools = {"attn_pool.latent": "map", "fc_norm.weight": "avg", "cls_token": "token"}
+    own = next((pool for name, pool in pools.items() if name in encoder), None)
+    is_probe = isinstance(network.head, nn.Sequential)
+    return (
+        {"weight", "bias"} <= set(head)
+        and head["weight"].shape == (network.num_classes, network.embed_dim)
+        and is_probe == ("running_mean" in head)
+        and (is_probe or network.global_pool == own)  # a probe's weights do not show its feature
+    )
 
 
 def _initialise_head(network: Any, std: float) -> None:
@@ -131,10 +145,3 @@ def _load_encoder(network: nn.Module, encoder: dict[str, Tensor], path: Path) ->
     if mismatch:
         raise UserError(f"{path} does not fit: {mismatch}")
     network.load_state_dict(encoder, strict=False)
-
-
-def _load_head(network: VisionTransformer, head: dict[str, Tensor], probe: Probe) -> None:
-    """Load a checkpoint's head if its classes and its kind match."""
-    same_kind = ("running_mean" in head) == (probe == "linear")
-    if {"weight", "bias"} <= set(head) and same_kind and len(head["weight"]) == network.num_classes:
-        network.load_state_dict(head_entries(head), strict=False)

@@ -113,7 +113,7 @@ def create_vit_of(
         )
     has_norm = "fc_norm.weight" in tensors
     pool = "avg" if has_norm or not class_tokens else "token"
-    plain = weights.architecture == DEFAULT_ENCODER
+    layer_norm = partial(nn.LayerNorm, eps=weights.norm_eps or DEFAULT_EPS)
     linear = weights.head.get("weight", weights.head.get("bias", ())) if head else ()
     settings = {
         "img_size": (rows * patch, columns * patch),
@@ -128,7 +128,8 @@ def create_vit_of(
         "global_pool": "map" if "attn_pool.latent" in tensors else pool,
         "fc_norm": has_norm,
         "final_norm": has_norm or "norm.weight" in tensors,
-        **(_traces(tensors, width, weights.norm_eps or DEFAULT_EPS) if plain else {}),
+        **_traces(tensors, width),
+        **({"norm_layer": layer_norm} if weights.architecture == DEFAULT_ENCODER else {}),
     }
     if weights.model is None:
         settings["num_heads"] = num_heads_of("encoder", width, weights.encoder_num_heads)
@@ -153,14 +154,14 @@ def to_timm_layout(encoder: Tensors) -> Tensors:
     return tensors
 
 
-def _traces(tensors: Tensors, width: int, norm_eps: float) -> dict[str, Any]:
+def _traces(tensors: Tensors, width: int) -> dict[str, Any]:
     """Return the settings of blocks that names and shapes of tensors determine."""
     hidden = tensors.get("blocks.0.mlp.fc1.weight")
     return {
-        "mlp_ratio": 4.0 if hidden is None else hidden.shape[0] / width,
         "qkv_bias": any(name.endswith("attn.qkv.bias") for name in tensors),
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
-        "norm_layer": partial(nn.LayerNorm, eps=norm_eps),
+        # timm truncates the product.
+        **({} if hidden is None else {"mlp_ratio": (hidden.shape[0] + 0.5) / width}),
     }
 
 

@@ -150,13 +150,16 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
     if {"config", "plan"} <= payload.keys():
         _refuse_key(path, key)
         return _from_run(path, payload)
-    return _with_our_entries(_with_timm_config(_from_mae(path, payload, key)), payload)
+    return _with_our_entries(_with_timm_config(_from_mae(path, payload, key), payload), payload)
 
 
-def _with_timm_config(weights: Weights) -> Weights:
-    """Add what timm's `config.json` in the folder, or beside the file, records."""
+def _with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:
+    """Add what timm's `config.json` beside the file records, or its train.py in the file."""
     name = read_timm_config(weights.path).get("architecture")
     arguments = timm_arguments(weights.path, name)
+    if name is None and isinstance(payload.get("arch"), str):
+        name, options = payload["arch"], getattr(payload.get("args"), "model_kwargs", None)
+        arguments = dict(options) if isinstance(options, dict) else {}
     refuse_traceless(weights.path, arguments)
     weights = weights.with_blocks_of(name, arguments)
     classes = timm_classes(weights.path) if weights.head else None
@@ -189,6 +192,7 @@ def _with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
         architecture=description["encoder"],
         encoder_num_heads=description["encoder_num_heads"],
         grid=description.get("grid"),
+        norm_eps=description.get("norm_eps") or weights.norm_eps,
         classes=description["classes"],
     )
 

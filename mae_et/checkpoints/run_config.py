@@ -73,16 +73,18 @@ def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:
 
     about = about if isinstance(about, dict) else {}
     classes, heads, grid = about.get("classes"), about.get("encoder_num_heads"), about.get("grid")
+    norm_eps = about.get("norm_eps")
     encoder = about.get("encoder") or DEFAULT_ENCODER
     if not (
         isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
         and (heads is None or type(heads) is int)
         and (grid is None or (isinstance(grid, list) and [type(n) for n in grid] == [int, int]))
+        and (norm_eps is None or (type(norm_eps) is float and norm_eps > 0))
         and isinstance(encoder, str)
         and timm.is_model(encoder)  # other names would be looked up on a hub
     ):
         raise UserError(
-            f"{path} is damaged: its classes, encoder, heads or grid have the wrong type"
+            f"{path} is damaged: its classes, encoder, heads, grid or norm_eps have the wrong type"
         )
     return about | {"encoder": encoder, "encoder_num_heads": heads}

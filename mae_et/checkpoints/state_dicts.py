@@ -26,7 +26,7 @@ Tensors = dict[str, Tensor]
 _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Part of the entries and prefixes under which trainers keep a moving average of the weights.
 _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
-_QUANTISED = {torch.int8, torch.uint8, torch.int16}
+_QUANTISED = {torch.int8, torch.uint8, torch.int16, torch.int32}
 _DEEPEST = 4  # mappings inside each other, past which no trainer hides weights
 
 

@@ -59,8 +59,8 @@ def refuse_traceless(path: Path, arguments: dict[str, Any]) -> None:
     """
     if traceless := listed([key for key in TRACELESS if key in arguments]):
         raise UserError(
-            f"the config.json of {path} sets {traceless}, which only embed, knn, linear-probe and "
-            "evaluate follow"
+            f"{path} records {traceless} of its network, which only embed, knn, linear-probe and "
+            "evaluate follow, for a folder that timm saved"
         )
 
 

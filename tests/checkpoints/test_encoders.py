@@ -1,6 +1,7 @@
 """Encoders of others, as files, folders and names: tokens equal timm's and transformers' own."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,17 @@ def test_a_folder_that_timm_saves_gives_its_features_and_classes(
             assert torch.equal(classifier.network.eval()(images), expected(images))
 
 
+def test_a_checkpoint_of_timm_s_training_names_its_blocks(tmp_path: Path) -> None:
+    name, options = "vit_base_patch16_rpn_224", {"embed_dim": 96, "mlp_ratio": 3, "num_heads": 2}
+    expected = randomised(timm.create_model(name, depth=1, img_size=32, **options))
+    saved = {"arch": name, "args": Namespace(model_kwargs=options)}
+    torch.save(saved | {"state_dict": expected.state_dict()}, tmp_path / "last.pth.tar")
+    assert_same_features(load_encoder(tmp_path / "last.pth.tar"), expected)
+
+
 @pytest.mark.parametrize(
-    ("argument", "sentence"), [({"num_heads": 6}, "records 6"), ({"act_layer": "relu"}, "sets act")]
+    ("argument", "sentence"),
+    [({"num_heads": 6}, "records 6"), ({"act_layer": "relu"}, "records act")],
 )
 def test_what_timm_records_is_not_ignored_when_fine_tuning(
     argument: dict, sentence: str, tmp_path: Path

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from torch import nn
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import ClassifierOptimConfig, NetworkConfig, keys_without_effect
-from finetune.model import build_classifier, freeze_encoder
+from finetune.model import build_classifier, freeze_encoder, load_run_network
 from finetune.plan import size_multiple
 from finetune.vit import build_vit
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face import to_hugging_face
+from mae_et.io.seals import seal
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
 
@@ -97,7 +99,7 @@ def test_released_layouts_load_strictly(tmp_path: Path, size: str) -> None:
     }
 
 
-def test_fine_tuned_and_linear_probe_files_keep_their_heads(tmp_path: Path) -> None:
+def test_fine_tuned_and_linear_probe_files_keep_their_heads(tmp_path: Path, capsys) -> None:
     encoder = load_weights(TINY).encoder
     head = {"head.weight": torch.randn(10, 48), "head.bias": torch.randn(10)}
     tuned = {n: t for n, t in encoder.items() if not n.startswith("norm.")} | head
@@ -115,8 +117,24 @@ def test_fine_tuned_and_linear_probe_files_keep_their_heads(tmp_path: Path) -> N
     model = network(tmp_path / "probed.pth", pool="cls", probe="linear")
     assert torch.equal(model.head[0].running_mean, probed["head.0.running_mean"])
     assert torch.equal(model.head[1].bias, head["head.bias"])
-    other = network(tmp_path / "tuned.pth", classes=7)
-    assert other.head.weight.abs().max() < 2e-4  # a head of other classes is a new one
+    assert "the head of" in capsys.readouterr().err
+    for settings in ({"classes": 7}, {"pool": "cls"}):  # a head of other classes or another feature
+        other = network(tmp_path / "probed.pth", **settings)
+        assert other.head.weight.abs().max() < 2e-4
+    wide = encoder | head | {"head.weight": torch.ones(10, 96)}  # as DINOv2's of transformers
+    torch.save({"model": wide}, tmp_path / "wide.pth")
+    assert network(tmp_path / "wide.pth", pool="cls").head.weight.shape == (10, 48)
+    assert "the head of" not in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_epsilon_of_its_start(tmp_path: Path) -> None:
+    start = network().state_dict()
+    about = {"classes": list("abcdefghij"), "encoder_num_heads": 3, "norm_eps": 0.1}
+    (tmp_path / "classes.json").write_text(json.dumps(seal(about)))
+    weights = replace(load_weights(TINY), norm_eps=0.1).with_given(3)
+    again = load_run_network(NetworkConfig(TINY, image_size=64), tmp_path, start)
+    for model in (build_vit(weights, 10, 64), again):
+        assert {part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)} == {0.1}
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed(tmp_path: Path) -> None:
