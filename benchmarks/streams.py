@@ -10,6 +10,7 @@ not known; each way excludes a cause. `benchmarks/gpu.sh` runs all of them.
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -21,8 +22,9 @@ FREE_PROCESSORS = 12
 """What `partition` leaves to decoding, of 132 on an H100 or H200; groups have 8."""
 
 
-def training_on(way: str) -> AbstractContextManager[object]:
-    """Return a context in which training runs as a way says.
+@contextlib.contextmanager
+def training_on(way: str) -> Iterator[None]:
+    """Run training inside as a way says.
 
     Args:
         way: `default`, on CUDA's default stream. `connections` gives the streams more queues of the
@@ -31,18 +33,20 @@ def training_on(way: str) -> AbstractContextManager[object]:
             leaves some multiprocessors free: elsewhere a kernel waits for the blocks of another to
             end, whatever its priority.
     """
+    scope: AbstractContextManager[object] = contextlib.nullcontext()
     if way == "connections":
         os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "32"  # read when CUDA is initialised
     if way == "own":
-        return torch.cuda.stream(torch.cuda.Stream())
+        scope = torch.cuda.stream(torch.cuda.Stream())
     if way == "partition":
         from torch.cuda.green_contexts import GreenContext
 
         processors = torch.cuda.get_device_properties(0).multi_processor_count - FREE_PROCESSORS
-        stream = GreenContext.create(num_sms=processors, device_id=0).Stream()
-        Capture.default_capture_stream = stream  # a graph runs where it was captured
-        return torch.cuda.stream(stream)
-    return contextlib.nullcontext()
+        context = GreenContext.create(num_sms=processors, device_id=0)  # ends with this name
+        Capture.default_capture_stream = stream = context.Stream()  # a graph runs where captured
+        scope = torch.cuda.stream(stream)
+    with scope:
+        yield
 
 
 if __name__ == "__main__":
