@@ -4,8 +4,8 @@
 #     DATA=/path/to/data benchmarks/gpu.sh OUT [MINUTES=8]
 #
 # Writes to OUT, in this order:
-#     run.json      results of short runs of the headline recipe: speed and wait for data of each stage, with the kernels
-#                   of training on several streams (benchmarks/streams.py); a list of its rows for a run that did not end
+#     run.json      results of short runs of the headline recipe: speed and wait for data of each stage, as it is and in
+#                   variants (benchmarks/variants.py); a list of its rows for a run that did not end
 #     node.json     `mae-et bench node`: speeds beside a plain reference, hours of the headline recipe
 #     tests.jsonl   results of the tests of `make test-gpu`, each as it ends
 #     check.json    the result of all of them
@@ -43,7 +43,7 @@ if [ -n "${SMOKE:-}" ]; then
   flags="[$tiny, --optim.batch_size=8, --efficiency.num_workers=0, --efficiency.device=cpu, --data.cache=ram]"
   node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
     --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
-  checks=(-k "crops or targets") parallel=() ways=(default)
+  checks=(-k "crops or targets") parallel=() variants=(default)
   run=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=8
     --efficiency.device=cpu --curriculum.preset=etpp --curriculum.epochs=8)
   data=$work/data
@@ -71,7 +71,7 @@ else
   node=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --images 1281167)
   run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=4
     --efficiency.micro_batch=512 --efficiency.compile=true)
-  checks=() ways=(default own partition connections) parallel=(-n 8) # the tests start processes and wait for them
+  checks=() variants=(default own partition connections shared) parallel=(-n 8) # the tests start processes and wait for them
   "$python" -c 'import xdist' 2>>"$out/log.txt" || parallel=()
 fi
 images=
@@ -104,16 +104,18 @@ pack() {
 trap pack EXIT
 trap 'exit 143' TERM INT
 
-for way in "${ways[@]}"; do
+for variant in "${variants[@]}"; do
   [ -n "$images" ] || break
-  grep -q "\"$way\": {" "$out/run.json" 2>/dev/null && continue
+  grep -q "\"$variant\": {" "$out/run.json" 2>/dev/null && continue
   for copy in $(seq "$copies"); do # as classes; copied, for links of other file systems are none
     [ -d "$work/images/train/$copy" ] || { mkdir -p "$work/images/train" && cp -r "$images" "$work/images/train/$copy"; }
   done
-  limited 120 "$python" -m benchmarks.streams "$way" pretrain "${run[@]}" --data.root "$work/images" \
-    --output.dir "$work/$way" --output.log_every=10 --output.checkpoint_every=100% --output.reconstruct_images=0 \
+  limit=90
+  [ "$variant" = default ] && limit=120 # which compiles
+  limited "$limit" "$python" -m benchmarks.variants "$variant" pretrain "${run[@]}" --data.root "$work/images" \
+    --output.dir "$work/$variant" --output.log_every=10 --output.checkpoint_every=100% --output.reconstruct_images=0 \
     --output.tensorboard=false >>"$out/log.txt"
-  "$python" - "$out/run.json" "$work" "$way" 2>>"$out/log.txt" <<'PYTHON'
+  "$python" - "$out/run.json" "$work" "$variant" 2>>"$out/log.txt" <<'PYTHON'
 import json
 import os
 import sys
@@ -128,7 +130,7 @@ figures = json.loads(path.read_text()) if path.exists() else {}
 (folder / "run.json").write_text(json.dumps(figures | {folder.name: found}, indent=1))
 os.replace(folder / "run.json", path)
 PYTHON
-  rm -rf "${work:?}/$way"
+  rm -rf "${work:?}/$variant"
 done
 rm -rf "$work/images"
 

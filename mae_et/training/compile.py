@@ -28,6 +28,9 @@ from mae_et.runtime.distributed import DistributedContext, any_rank
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.plan import worth_compiling
 
+SHARING = {"cpu"}
+"""Types of devices on which all bandwidths share the graphs of blocks."""
+
 
 def should_compile(
     requested: bool | Literal["auto"], plan: Plan, world: DistributedContext
@@ -89,7 +92,7 @@ def compile_network(
     # torch splits graphs at the buckets of DistributedDataParallel, to exchange gradients while
     # others are computed. Blocks need not be split: each exchanges its own.
     torch._dynamo.config.optimize_ddp = not blocks
-    dynamic = device.type == "cpu" and bool(blocks)
+    dynamic = device.type in SHARING and bool(blocks)
     options: dict[str, Any] = {"dynamic": dynamic, "backend": backend}
     if not blocks:
         return torch.compile(network, **options)  # type: ignore[return-value]

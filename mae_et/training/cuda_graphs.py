@@ -205,7 +205,7 @@ def _end_failed_capture(pool: Any) -> None:
     """
     library: Any = torch._C
     device = torch.cuda.current_device()
-    end = getattr(library, "_cuda_endAllocateToPool", None)  # by its name since 2.8
+    end = getattr(library, "_cuda_endAllocateToPool", None)  # its name after 2.7
     with contextlib.suppress(RuntimeError):  # nothing is open
         (end or library._cuda_endAllocateCurrentStreamToPool)(device, pool)
         library._cuda_releasePool(device, pool)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from mae_et.benchmarks import node, node_loading, training_step
+from mae_et.benchmarks import node, node_loading, training_step, variants
 from mae_et.benchmarks.command import BENCHMARKS
 from mae_et.benchmarks.launches import launches
 from mae_et.benchmarks.node import summary, trained_speed
@@ -27,7 +27,7 @@ from mae_et.benchmarks.quality_table import SCORES, draw, equal_accuracy, table
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
 from mae_et.benchmarks.step import _peak, operations
-from mae_et.benchmarks.streams import FREE_PROCESSORS, training_on
+from mae_et.benchmarks.variants import FREE_PROCESSORS, variant
 from PIL import Image
 
 from mae_et import MaskedAutoencoder, UserError
@@ -450,8 +450,8 @@ def test_a_step_waits_for_the_gpu_only_to_be_timed(recipe: Path, monkeypatch) ->
     assert waits == [cpu]
 
 
-def test_training_runs_on_streams_that_exclude_a_cause_of_waiting(monkeypatch) -> None:
-    """Graphs, which run where they were captured, with it."""
+def test_variants_change_one_thing_of_training(monkeypatch) -> None:
+    """Of its streams also that of graphs, which run where they were captured."""
     made: dict[str, int] = {}
     used: list[str] = []
     green = SimpleNamespace(Stream=lambda: "green")
@@ -465,11 +465,14 @@ def test_training_runs_on_streams_that_exclude_a_cause_of_waiting(monkeypatch) -
     monkeypatch.setattr(Capture, "default_capture_stream", None)
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
     connections = []
-    for way in ("default", "own", "connections", "partition"):
-        assert Capture.default_capture_stream is None
-        with training_on(way):
+    monkeypatch.setattr(variants, "SHARING", sharing := {"cpu"})
+    for name in ("default", "own", "connections", "partition", "shared"):
+        assert Capture.default_capture_stream == ("green" if name == "shared" else None)
+        assert sharing == {"cpu"}
+        with variant(name):
             connections.append(os.environ["CUDA_DEVICE_MAX_CONNECTIONS"])
-    assert connections == ["8", "8", "32", "32"]
+    assert sharing == {"cpu", "cuda"}
+    assert connections == ["8", "8", "32", "32", "32"]
     assert used == ["own", "green"]
     assert Capture.default_capture_stream == "green"
     assert made == {"num_sms": 132 - FREE_PROCESSORS, "device_id": 0}
