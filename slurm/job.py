@@ -94,7 +94,7 @@ class Job:
         """Count a time limit that came before anything was saved as a crash (`slurm.retry`)."""
         late = stop.signal == signal.SIGUSR2 and seconds > self.limit / 2  # else it was preempted
         if stop.step is None and late:
-            sentence = f"stopped after {seconds:.0f} s, before anything was saved: raise time"
+            sentence = f"stopped after {seconds:.0f} s, before anything was saved: raise --time"
             record_event(self.folder, "failed", sentence=sentence, node=node_name())
             raise RunFailed(sentence)
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
             return 128 + SIGPIPE
-        say(str(error))
+        say(re.sub(r"^\[Errno \d+\] ", "", str(error)))
         return 1
     except (Interrupted, Stopped) as error:
         say(str(error))

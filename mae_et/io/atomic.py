@@ -51,14 +51,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of fsync
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
-    # Flush the folder too, so that the new name survives a crash of the machine.
-    folder = os.open(path.parent, os.O_RDONLY)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush a folder, so that a new name in it survives a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:  # SMB, FUSE
+            raise
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _is_running(process: str) -> bool:

@@ -43,7 +43,10 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
             if error.errno in {errno.EACCES, errno.EAGAIN}:
                 sentence = f"another process is writing to {key} {folder}"
             else:  # a file system without locks
-                sentence = f"{key} {folder} cannot be locked: {error.strerror}"
+                sentence = (
+                    f"{key} {folder} cannot be locked: {error.strerror}; choose a folder on a file "
+                    "system with locks (of Lustre, one mounted with the option flock)"
+                )
             raise UserError(sentence) from None
         yield partial(check_in_place, path, descriptor)
     finally:

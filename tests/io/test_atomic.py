@@ -1,10 +1,12 @@
 """Files are written completely or not at all, and killed writers leave nothing behind."""
 
+import errno
 import itertools
 import multiprocessing
 import os
 import shutil
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,23 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         write_atomically(path, lambda temporary: _fail(temporary))
     assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
     assert path.read_text() == "old"
+
+
+def test_a_failed_flush_names_the_file_and_a_folder_need_not_be_flushed(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        failed = errno.EINVAL if stat.S_ISDIR(os.fstat(descriptor).st_mode) else of_files
+        if failed:
+            raise OSError(failed, os.strerror(failed))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    of_files = 0
+    write_text_atomically(tmp_path / "a.json", "new")
+    of_files = errno.EIO
+    with pytest.raises(OSError, match=r"'/.*a\.json'"):
+        write_text_atomically(tmp_path / "a.json", "newer")
+    assert (tmp_path / "a.json").read_text() == "new"
 
 
 def _fail(temporary: Path) -> None:
