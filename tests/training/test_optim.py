@@ -26,6 +26,10 @@ def test_the_learning_rate_is_mae_s_schedule_over_compute() -> None:
     assert len(points) > 5
     for epoch, expected in points:
         assert lr_at(epoch / 800, RECIPE) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+        # Twice the peak, half of it as the floor: the same cosine, on the floor.
+        raised = OptimConfig(base_lr=2 * RECIPE.base_lr, min_lr=RECIPE.lr)
+        floor = RECIPE.lr if epoch >= 40 else expected
+        assert lr_at(epoch / 800, raised) == pytest.approx(expected + floor, rel=1e-9)
 
 
 def test_weight_decay_is_constant_or_a_half_cosine_of_compute() -> None:
