@@ -66,6 +66,8 @@ def test_the_evaluation_view_is_timm_s(size: int, crop: float) -> None:
     settings = {"crop_pct": crop, "interpolation": "bicubic", "normalize": False}
     theirs = create_transform((3, size, size), **settings)(image)
     assert torch.equal(ours, theirs)
+    array = EvalDataset([(as_tensor(image), 0)], DataConfig(eval_crop=crop), size)[0][0]
+    assert (array.float() - ours.float()).abs().mean() < 1  # antialiased alike
 
 
 def test_the_highest_magnitude_posterizes_to_black() -> None:
