@@ -5,7 +5,13 @@ import torch
 from clouds import clouds, separable
 
 from finetune import Features, probe_features
-from finetune.linear_classifier import BATCH_SIZE, accuracies, shuffled_batches, train_heads
+from finetune.linear_classifier import (
+    BATCH_SIZE,
+    accuracies,
+    shuffled_batches,
+    train_heads,
+    train_probe,
+)
 
 
 def test_separable_classes_are_found_and_noise_gives_chance() -> None:
@@ -39,18 +45,34 @@ def test_heads_trained_together_equal_heads_trained_alone() -> None:
         torch.testing.assert_close(alone[0], together[place], rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_equals_autograd_s_of_cross_entropy() -> None:
-    """One full-batch step of SGD from zero equals autograd's."""
+def test_heads_are_trained_as_torch_s_sgd_trains_them() -> None:
+    """Four full-batch steps from zero, with momentum and half a cosine."""
     data = clouds(50, 1)
-    head = raw_heads(data, (0.5,), epochs=1)[0]
+    head = raw_heads(data, (0.5,), epochs=4)[0]
     layer = torch.nn.Linear(8, 4)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
-    torch.nn.functional.cross_entropy(layer(data.vectors), data.labels).backward()
-    torch.testing.assert_close(head[:-1], -0.5 * layer.weight.grad.T)
-    torch.testing.assert_close(head[-1], -0.5 * layer.bias.grad)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(layer(data.vectors), data.labels).backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(head[:-1], layer.weight.detach().T)
+    torch.testing.assert_close(head[-1], layer.bias.detach())
     found = accuracies(head[None], *data, torch.arange(50), torch.zeros(8), torch.ones(8))
     assert found[0] > 80
+
+
+def test_a_rate_is_chosen_on_images_that_it_was_not_trained_on_and_then_trained_on_all() -> None:
+    """Random labels of fewer images than features can be learned, and not predicted."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(400, 500, generator=generator)
+    labels = torch.randint(0, 4, (400,), generator=generator)
+    probe = train_probe((noise, labels), epochs=20)
+    assert probe.held_out_accuracy < 50
+    assert probe.accuracy((noise, labels)) == 100
 
 
 @pytest.mark.parametrize("count", [65_537, 76_801])

@@ -89,3 +89,5 @@ def test_lars_adapts_matrices_and_not_biases_even_without_decay() -> None:
     rate = 0.001 * before["weight"].norm() / w.grad.norm()
     torch.testing.assert_close(w.detach(), before["weight"] - 2.0 * rate * w.grad)
     torch.testing.assert_close(b.detach(), before["bias"] - 2.0 * b.grad)
+    optimizer.step()  # of the same gradient, with momentum
+    torch.testing.assert_close(b.detach(), before["bias"] - 2.0 * (1 + 1.9) * b.grad)

@@ -38,6 +38,8 @@ def test_labels_are_mixed_as_images_are() -> None:
     assert torch.allclose(found, expected) or torch.allclose(found, flipped)
     same = mix(images.clone(), labels, RecipeConfig(mixup=0.8), 5, seed=3)[0]
     assert torch.equal(same, mixed)
+    smoothed = mix(images.clone(), labels, RecipeConfig(mixup=0.8, smoothing=0.1), 5, seed=3)[1]
+    torch.testing.assert_close(smoothed, 0.9 * targets + 0.1 / 5)
     plain, hot = mix(images, labels, RecipeConfig(smoothing=0.1), 5, seed=0)
     assert torch.equal(plain, images)
     assert hot[2].tolist() == pytest.approx([0.02, 0.02, 0.92, 0.02, 0.02])
