@@ -75,6 +75,14 @@ def test_the_final_norm_and_the_head_have_the_full_rate(name: str, pool: str) ->
     assert found["cls_token"] == found["patch_embed.proj.weight"] == 0.5**13
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_optimizers_have_the_betas_and_the_clipping_of_the_config(name) -> None:
+    config = ClassifierOptimConfig(optimizer=name, betas=(0.8, 0.85), clip_grad=0.5)
+    for group in build_optimizer(torch.nn.Linear(4, 3), config).param_groups:
+        assert group["betas"] == (0.8, 0.85)
+        assert group.get("max_grad_norm", 0.5) == 0.5  # LAMB clips itself
+
+
 def test_lars_adapts_matrices_and_not_biases_even_without_decay() -> None:
     """Against MAE's rule: step = lr * trust * |w| / |g| * g for products, lr * g for biases."""
     layer = torch.nn.Linear(4, 3)
