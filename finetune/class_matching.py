@@ -80,7 +80,7 @@ def _match_names(
     counts = Counter(names)
     repeated = [name for name in classes if counts[name] > 1]
     if repeated:
-        raise UserError(f"{path} has {counts[repeated[0]]} classes of the name {repeated[0]}")
+        raise UserError(f"{path} has {counts[repeated[0]]} classes named {repeated[0]}")
     return [number[name] for name in classes]
 
 
@@ -96,4 +96,4 @@ def _imagenet_synsets(outputs: int) -> dict[str, int]:
 def _part(classes: Sequence[str], outputs: int) -> str:
     if len(classes) == outputs:
         return ""
-    return f", {len(classes)} of {outputs}: the other classes are no candidates"
+    return f", {len(classes)} of {outputs}: the other classes are not candidates"

@@ -51,7 +51,7 @@ class NetworkConfig:
     """Attention heads of the checkpoint's encoder, needed where its width is not a published
     one."""
     checkpoint_key: str | None = None
-    """Choice among several sets of weights in a file, such as teacher."""
+    """Which of several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         require(

@@ -35,7 +35,7 @@ def format_size(size: Size) -> str:
 
 
 def check_tiles(size: Size, patch: int, key: str) -> None:
-    """Refuse an image size, given as `key`, whose sides are no multiples of the patch."""
+    """Refuse an image size, given as `key`, whose sides are not multiples of the patch."""
     require(
         not any(side % patch for side in height_and_width(size)),
         f"{key} {format_size(size)} is not a multiple of the patch size {patch}",

@@ -29,7 +29,7 @@ class FrozenNetworkConfig(ProcessConfig):
     batch_size: int = 256
     """Images per forward pass."""
     checkpoint_key: str | None = None
-    """Choice among several sets of weights in a file, such as teacher."""
+    """Which of several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         require_in("(0, inf)", self, "batch_size", "encoder_num_heads")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mae_et.config.files import find_config, load_config, shipped_configs
+from mae_et.config.files import HelpFormatter, find_config, load_config, shipped_configs
 from mae_et.config.refusals import one_sentence
 from mae_et.errors import UserError, require_in
 from mae_et.runtime.console import say
@@ -22,11 +22,12 @@ from slurm.submission import submit
 
 USAGE = """usage: mae-et submit COMMAND [--cluster FILE_OR_NAME] [--KEY value ...] [arguments]
 
-  --cluster FILE_OR_NAME   cluster config: a YAML file or a shipped one (node_8gpu, cpu, ...)
-  --then KIND[=RECIPE],... follow-ups that start from its checkpoint once it succeeds
-                           (linear-probe, knn, finetune=my_recipe.yaml; evaluate after finetune)
-  --sweep KEY=A,B,...      one run per value, as a job array, and a final table; repeatable
-  --dry-run                check, print the script and the resolved config, submit nothing
+  --cluster FILE_OR_NAME  cluster config: a YAML file or a shipped one (cpu, ...)
+  --then KIND[=RECIPE]    what follows from its checkpoint: linear-probe, knn,
+                          finetune=my_recipe.yaml, evaluate; several, with commas
+  --sweep KEY=A,B,...     one run per value, as a job array, and a final table;
+                          repeatable
+  --dry-run               check, print the script and the config, submit nothing
 
 Other flags go to COMMAND, one of {kinds}.
 Keys of the cluster config, which flags override:
@@ -58,7 +59,10 @@ def submit_command(command_line: CommandLine, arguments: list[str]) -> None:
 def status_command(arguments: list[str]) -> None:
     """Print the status of runs, once or repeatedly."""
     parser = ArgumentParser(
-        prog="mae-et status", exit_on_error=False, description="Show the status of runs."
+        prog="mae-et status",
+        exit_on_error=False,
+        description="Show the state of runs.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of runs")
     parser.add_argument(
@@ -114,6 +118,6 @@ def _cluster_file(name: str) -> Path:
 
 
 def _keys() -> str:
-    parser = ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    parser = ArgumentParser(add_help=False, usage=argparse.SUPPRESS, formatter_class=HelpFormatter)
     parser.add_class_arguments(ClusterConfig, fail_untyped=True)
     return parser.format_help()

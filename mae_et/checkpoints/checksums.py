@@ -48,7 +48,7 @@ def seal_archive(path: Path) -> None:
     """Write the SHA-256 of an archive without a comment (as `torch.save` makes it) as its comment.
 
     Raises:
-        ValueError: the file is no archive, or has a comment.
+        ValueError: the file is not an archive, or has a comment.
     """
     with path.open("rb+") as file:
         if not _ends_without_comment(file):

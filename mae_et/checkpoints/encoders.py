@@ -88,7 +88,7 @@ def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
     network, tensors = create_vit_of(weights, head)
     mismatch = describe_mismatch(tensors, network.state_dict())
     if mismatch:
-        raise UserError(f"{weights.path} is no plain vision transformer ({mismatch}): {NAME_IT}")
+        raise UserError(f"{weights.path} is not a plain vision transformer ({mismatch}): {NAME_IT}")
     network.load_state_dict(tensors)
     return network.eval()
 
@@ -247,5 +247,5 @@ def _checked(network: Any, path: Path) -> Any:
     """Refuse networks whose features are maps, not tokens."""
     sized = getattr(getattr(network, "patch_embed", None), "img_size", None) is not None
     if not sized or not hasattr(network, "num_prefix_tokens"):
-        raise UserError(f"{path} is no vision transformer: its features are not a list of tokens")
+        raise UserError(f"{path} is not a vision transformer: it returns no list of tokens")
     return network.eval()

@@ -107,7 +107,7 @@ def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:
     """Recognise the tensors of a classifier's run, with what `classes.json` of its folder adds.
 
     Raises:
-        UserError: they are no plain vision transformer's, or the description is damaged.
+        UserError: they are not of a plain vision transformer, or the description is damaged.
     """
     return _with_classifier(_from_mae(folder, tensors), read_classifier_description(folder))
 

@@ -80,8 +80,7 @@ def initialise_from(
     mismatch = describe_mismatch(encoder, model.encoder.state_dict())
     if mismatch:
         raise UserError(
-            f"init.weights {weights.path} is no encoder like model.encoder {config.encoder}: "
-            f"{mismatch}"
+            f"init.weights {weights.path} is not like model.encoder {config.encoder}: {mismatch}"
         )
     model.encoder.load_state_dict(encoder)
     fresh = _why_fresh(model, config, init, weights)

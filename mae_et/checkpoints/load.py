@@ -68,15 +68,15 @@ def masked_autoencoder(weights: Weights, decoder: bool = True) -> MaskedAutoenco
     if not decoder:
         weights = replace(weights, decoder={})
     if weights.head:
-        raise UserError(f"{path} holds a classifier (head.*), so it is no masked autoencoder's")
+        raise UserError(f"{path} holds a classifier (head.*), not a masked autoencoder")
     model = _build(weights)
     table = model.encoder.pos_embed
     positions = weights.encoder["pos_embed"]
     assert table is not None  # checked when it was built
     if positions.shape != table.shape or not is_sincos(positions, table):
         raise UserError(
-            f"{path} has positions other than MAE's fixed sine-cosine table, so it is no masked "
-            "autoencoder's (fine-tuned or learned positions)"
+            f"{path} has positions other than MAE's fixed sine-cosine table "
+            "(fine-tuned or learned ones): it is not a masked autoencoder"
         )
     theirs = {
         f"{part}.{name}": tensor

@@ -54,7 +54,7 @@ class Preprocessing:
                 config.get("interpolation") or INTERPOLATION, config.get("crop_mode") or CROP_MODE,
             )  # fmt: skip
         except _DAMAGE:
-            raise UserError(f"{path} is damaged: its statistics or sizes are no numbers") from None
+            raise UserError(f"{path} is damaged: its statistics or sizes are not numbers") from None
 
     @classmethod
     def of_timm_model(cls, name: str) -> "Preprocessing | None":
@@ -84,7 +84,7 @@ class Preprocessing:
             name = _RESAMPLING.get(about.get("resample", 3), INTERPOLATION)
             return cls._checked(*statistics, share, crop, name, mode)
         except _DAMAGE:
-            raise UserError(f"{path} is damaged: its statistics or sizes are no numbers") from None
+            raise UserError(f"{path} is damaged: its statistics or sizes are not numbers") from None
 
     @classmethod
     def from_dict(cls, entries: Any, path: object) -> "Preprocessing":

@@ -19,7 +19,7 @@ def config_from_checkpoint(text: str) -> PretrainConfig:
     """Return the config in a checkpoint, with read-only data.
 
     Raises:
-        UserError: the text is no pre-training config.
+        UserError: the text is not a pre-training config.
     """
     config = config_from_text(text, PretrainConfig)
     return replace(config, data=read_only_data(config.data))

@@ -73,7 +73,7 @@ class _ErrorRecorder:
         self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
-        heartbeat()  # a slow disk is no hang, as long as it writes one tensor after the other
+        heartbeat()  # a slow disk is not a hang, as long as it writes one tensor after the other
         try:
             return self.file.write(content)
         except OSError as error:
@@ -95,7 +95,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not check_archive(path):
             if is_cut_short(path):
                 raise Damaged(f"{path} is damaged: it is cut short")
-            raise Damaged(f"{path} is damaged, or is no checkpoint of a run: it has no checksum")
+            raise Damaged(f"{path} is damaged, or not a checkpoint of a run: it has no checksum")
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Damaged:
         raise

@@ -160,12 +160,11 @@ def parser_of(command: str) -> ArgumentParser:
     kind = CONFIGS[command]
     description = (kind.__doc__ or "").strip()
     if kind is ClassifierConfig:
-        description = "--checkpoint PATH is short for --model.checkpoint PATH."
+        description += " --checkpoint PATH is short for --model.checkpoint PATH."
     if issubclass(kind, PretrainConfig):
-        description += (
-            " --init PATH is short for --init.weights PATH. mae-et pretrain RUN --extend-to EPOCHS "
-            "continues a run to a larger budget, in a new folder."
-        )
+        description += " --init PATH is short for --init.weights PATH."
+    if command == "pretrain":
+        description += " mae-et pretrain RUN --extend-to EPOCHS continues RUN in a new folder."
     if command in POSITIONAL:
         description += f" mae-et {command} PATH is short for --checkpoint PATH."
     parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)

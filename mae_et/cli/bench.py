@@ -17,7 +17,7 @@ from mae_et.io.atomic import write_text_atomically
 
 
 def bench(arguments: Arguments) -> None:
-    """Measure speeds: node (what a recipe takes), step, launches, loader, crop, quality, run."""
+    """Measure speeds: node, step, launches, loader, crop, quality, run."""
     from mae_et.benchmarks.command import BENCHMARKS
 
     if arguments[:1] == ["node"]:

@@ -14,7 +14,7 @@ from mae_et.errors import UserError
 
 
 def completion(arguments: Arguments) -> None:
-    """Print what completes commands, keys and choices in a shell: completion bash | zsh."""
+    """Print a completion script for bash or zsh."""
     import shtab
 
     from mae_et.cli.commands import COMMANDS

@@ -17,7 +17,7 @@ def flags_of_extension(arguments: Arguments) -> Arguments:
     The warm-up lasts as long as in RUN; the new folder is RUN-EPOCHSep. Flags override all of it.
 
     Raises:
-        UserError: RUN is missing or no run of pre-training, or EPOCHS is no number.
+        UserError: RUN is missing or not a run of pre-training, or EPOCHS is not a number.
     """
     option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     option.add_argument("--extend-to", "--extend_to", nargs="?", const="")
@@ -30,7 +30,7 @@ def flags_of_extension(arguments: Arguments) -> Arguments:
     run = Path(rest[0])
     written = run / "config.yaml"
     if not written.is_file():
-        raise UserError(f"{run} is no run folder of mae-et pretrain: it has no config.yaml")
+        raise UserError(f"{run} is not a run folder of mae-et pretrain: it has no config.yaml")
     if (run / "classes.json").exists():
         raise UserError(f"{run} is a classifier's run: --extend-to extends runs of pretrain")
     try:

@@ -31,7 +31,7 @@ def _preview_config(name: str, arguments: Arguments) -> PreviewConfig | FeatureM
 
 @prints_results("preview", _preview_config)
 def preview(config: PreviewConfig | FeatureMapConfig) -> dict[str, Any]:
-    """Draw what each stage shows the encoder of your images, as a PNG; --features: its features."""
+    """Draw images as each stage shows them, or features, as a PNG."""
     if isinstance(config, FeatureMapConfig):
         from finetune.feature_maps import draw_feature_maps
 
@@ -43,7 +43,7 @@ def preview(config: PreviewConfig | FeatureMapConfig) -> dict[str, Any]:
 
 @prints_results("reconstruct")
 def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
-    """Write a PNG of images: masked, reconstructed and pasted."""
+    """Draw images masked, reconstructed and pasted, as a PNG."""
     from mae_et.reconstruction import reconstruct
 
     return {"image": str(reconstruct(config))}
@@ -51,7 +51,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
 
 @prints_results("embed", config_over_data_of)
 def embed(config: EmbedConfig) -> dict[str, Any]:
-    """Write the features of images to a file: .npy, .parquet or .safetensors."""
+    """Write the features of images as .npy, .parquet or .safetensors."""
     return finetune.embed(config)
 
 
@@ -67,14 +67,14 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 @prints_results("prepare")
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Write a dataset as shards at several sizes, for --data.name shards."""
+    """Write a dataset as shards at several sizes (--data.name shards)."""
     from mae_et.data.prepare import prepare
 
     return prepare(config)
 
 
 def compare(arguments: Arguments) -> None:
-    """Print the results of several runs as one table: compare RUN... [--output table.md]."""
+    """Print the results of several runs as one table."""
     config = config_of("compare", arguments)
     from mae_et.monitoring.compare import compare
 
@@ -84,7 +84,7 @@ def compare(arguments: Arguments) -> None:
 
 @prints_results("report")
 def report(config: ReportConfig) -> dict[str, Any]:
-    """Write an HTML page about runs that opens offline: report RUN... [--output report.html]."""
+    """Write an HTML page about runs, which opens offline."""
     from mae_et.monitoring.report import report
 
     return {"report": str(report(config.runs, config.output))}

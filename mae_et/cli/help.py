@@ -53,6 +53,9 @@ def help_text(
     The parser's other descriptions are hidden.
     """
     parser.usage = f"mae-et {command} [--config FILE_OR_NAME ...] [--KEY VALUE ...]"
+    for group in parser._action_groups:
+        if parser.description and parser.description.startswith(group.title or "-"):
+            group.title = "keys"  # the title would repeat the description
     keys = [action for action in parser._actions if action.dest in _leaves(parser)]
     common = COMMON_KEYS.get(kind)
     if common is None or len(keys) <= MOST_KEYS or "all" in arguments:
@@ -60,10 +63,7 @@ def help_text(
     for action in parser._actions:
         if action.dest not in common:
             action.help = argparse.SUPPRESS
-    parser.epilog = (
-        f"These are {len(common)} of {len(keys)} keys: mae-et {command} --help all describes the "
-        "others."
-    )
+    parser.epilog = f"{len(common)} of {len(keys)} keys; the others: mae-et {command} --help all"
     return parser.format_help()
 
 

@@ -109,9 +109,9 @@ def usage() -> str:
     ]
     head = "usage: mae-et COMMAND [--config FILE_OR_NAME ...] [--key value ...]"
     tail = (
-        "mae-et COMMAND --help lists a command's common keys, --help all every key. Results are\n"
-        "printed as a table on a terminal, as one line of JSON elsewhere or with --json;\n"
-        "those of plan, bench node, status and compare are tables elsewhere too."
+        "mae-et COMMAND --help lists a command's common keys, --help all every key.\n"
+        "Results are a table on a terminal, and one line of JSON elsewhere or with --json;\n"
+        "plan, bench node, status and compare print a table elsewhere too."
     )
     return "\n".join([head, "", *lines, "", tail])
 

@@ -22,7 +22,7 @@ def print_json(results: dict[str, Any]) -> None:
 def split_json_flag(arguments: Arguments) -> tuple[Arguments, bool]:
     """Remove `--json` from a command's arguments; return too whether to print JSON.
 
-    JSON is printed if requested, and wherever stdout is no terminal.
+    JSON is printed if requested, and wherever stdout is not a terminal.
     """
     kept = [word for word in arguments if word != "--json"]
     return kept, "--json" in arguments or not sys.stdout.isatty()

@@ -20,7 +20,7 @@ IMAGENET_1K = 1_281_167
 
 
 def plan(arguments: Arguments) -> None:
-    """Print stages, steps, epochs, images, FLOPs, and the cost against constant bandwidth."""
+    """Print a curriculum's stages, steps, images, FLOPs and cost."""
     config: PlanConfig = config_of("plan", arguments)
     from mae_et.curriculum.speeds import throughput_from_options
     from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
@@ -50,7 +50,7 @@ def count_images(config: PretrainConfig) -> int:
 
 
 def search(arguments: Arguments) -> None:
-    """Search a curriculum for a dataset and a model; resumes automatically."""
+    """Search a curriculum for a dataset and a model; resumes."""
     arguments, as_json = split_json_flag(arguments)
     config: SearchConfig = config_of("search", arguments)
     options = config.search
@@ -90,7 +90,7 @@ def _objective(config: SearchConfig, flagged: bool) -> Callable[[Path], float]:
         return objective
     if not flagged:
         raise UserError(
-            f"search.objective {options.objective} names code, which a file may not: give it "
+            f"search.objective {options.objective} names code, which a config may not: give it "
             "on the command line"
         )
     return _find_function(options.objective, "search.objective")

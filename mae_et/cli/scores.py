@@ -12,21 +12,21 @@ from mae_et.errors import UserError
 
 @prints_results("knn", config_over_data_of)
 def knn(config: ProbeConfig) -> dict[str, Any]:
-    """Score a pre-trained encoder by weighted k-nearest neighbours."""
+    """Score an encoder by weighted k-nearest neighbours."""
     _notify_early(config)
     return finetune.knn(config)
 
 
 @prints_results("linear-probe", config_over_data_of)
 def linear_probe(config: ProbeConfig) -> dict[str, Any]:
-    """Score a pre-trained encoder by a linear classifier on its frozen features."""
+    """Score an encoder by a linear classifier on its frozen features."""
     _notify_early(config)
     return finetune.linear_probe(config)
 
 
 @prints_results("evaluate", config_over_data_of)
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score a fine-tuned checkpoint: top-1, top-5, loss, confusion table."""
+    """Score a classifier: top-1, top-5, loss, confusion table."""
     run = config.checkpoint
     if (run / "config.yaml").is_file() and not (run / "classes.json").is_file():
         raise UserError(
@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 @prints_results("dynamics", config_over_data_of)
 def dynamics(config: DynamicsConfig) -> dict[str, Any]:
-    """Score the kept checkpoints of a run on low-passed validation images."""
+    """Score a run's kept checkpoints on low-pass filtered images."""
     return finetune.dynamics(config)
 
 

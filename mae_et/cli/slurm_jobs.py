@@ -8,14 +8,14 @@ from slurm.command import CommandLine
 
 
 def submit(arguments: Arguments) -> None:
-    """Submit a command to SLURM, with followers or as a sweep."""
+    """Submit a command to SLURM, with follow-ups or as a sweep."""
     from slurm.cli import submit_command
 
     submit_command(command_line(), arguments)
 
 
 def status(arguments: Arguments) -> None:
-    """Report the status of runs: job, step, loss, speed, time left, restarts, last error."""
+    """Show the state of runs: job, step, loss, speed, time left, errors."""
     from slurm.cli import status_command
 
     status_command(arguments)
@@ -33,5 +33,5 @@ def _config_of(kind: str, arguments: Arguments) -> Any:
     if kind != "bench":
         return config_of(kind, arguments)
     if arguments[:1] != ["node"]:
-        raise UserError("of bench, only node can be submitted: mae-et submit bench node ...")
+        raise UserError("only the benchmark node can be submitted: mae-et submit bench node ...")
     return config_of("bench node", arguments[1:])

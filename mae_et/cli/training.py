@@ -15,7 +15,7 @@ from mae_et.training.opening import Opening, open_training_images
 
 
 def demo(arguments: Arguments) -> None:
-    """Pre-train, probe and reconstruct with a small model: minutes on two CPU cores."""
+    """Pre-train, probe and reconstruct a small model: minutes on a CPU."""
     arguments, as_json = split_json_flag(arguments)
     config = _beside_the_embedded_run(config_of("demo", ["--config=demo", *arguments]))
     opening = Opening("demo", config, open_training_images).open_early()
@@ -44,7 +44,7 @@ def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
 
 
 def pretrain(arguments: Arguments) -> None:
-    """Pre-train a masked autoencoder; resumes automatically from the run folder."""
+    """Pre-train a masked autoencoder; resumes from its run folder."""
     arguments, as_json = split_json_flag(arguments)
     config = config_of("pretrain", arguments)
     opening = Opening("pretrain", config, open_training_images).open_early()
@@ -68,7 +68,7 @@ def finetune(arguments: Arguments) -> None:
 
 
 def supervised(arguments: Arguments) -> None:
-    """Train a timm backbone from scratch, optionally under a curriculum."""
+    """Train a timm model from scratch, with or without a curriculum."""
     arguments, as_json = split_json_flag(arguments)
     _classify("supervised", config_of("supervised", arguments), as_json)
 

@@ -36,11 +36,11 @@ class ReconstructConfig:
     decoder_num_heads: int | None = None
     """Attention heads of the decoder, likewise."""
     device: Device = "auto"
-    """Device; auto takes a GPU where there is one."""
+    """Device; auto is a GPU if there is one."""
     seed: int = 0
     """Seed of the masks."""
     checkpoint_key: str | None = None
-    """Choice among several sets of weights in a file, such as teacher."""
+    """Which of several sets of weights in a file, such as teacher."""
 
     def __post_init__(self) -> None:
         require_png(self.output, "output")
@@ -62,7 +62,7 @@ class ExportConfig:
     output: Path
     """File to write (timm, mae), or folder (hf)."""
     checkpoint_key: str | None = None
-    """Choice among several sets of weights in a file, such as teacher."""
+    """Which of several sets of weights in a file, such as teacher."""
     encoder_num_heads: int | None = None
     """Attention heads of the encoder, needed if its width is not a published one."""
     decoder_num_heads: int | None = None

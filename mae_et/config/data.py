@@ -38,8 +38,8 @@ class DataConfig:
     download: bool = True
     """Whether a missing torchvision dataset may be downloaded."""
     max_value: float | None = None
-    """White of 16-bit images (4095 for 12 bits in 16-bit files; 65535 by default), and what arrays
-    other than uint8 are divided by (1 by default)."""
+    """Divisor of pixel values: 65535 by default for 16-bit images (4095 for 12 bits in 16-bit
+    files), 1 for arrays other than uint8."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, of images in [0, 1]; one number serves all channels."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -56,9 +56,9 @@ class DataConfig:
     eval_crop: float = 0.875
     """Share of the resized side that the centre crop keeps in evaluation (224 of 256)."""
     replay: dict[int, int] | None = None
-    """Times that a loaded image is used, for each bandwidth named ({96: 4, 160: 2}): where loading
-    does not keep up, a batch is completed with images that were loaded shortly before, flipped and
-    masked anew (EfficientTrain++'s replay buffer). By default every image is loaded."""
+    """How often a loaded image may be used at each bandwidth ({96: 4, 160: 2}): where loading falls
+    behind, images loaded shortly before complete a batch, flipped and masked anew
+    (EfficientTrain++'s replay buffer). By default every image is loaded."""
     on_error: Literal["skip", "stop"] = "skip"
     """What to do with an image that cannot be read: skip uses another one in its place, names the
     file once, and stops the run if there are too many; stop stops it at the first."""

@@ -16,7 +16,7 @@ class ProcessConfig:
     """How a process computes and loads images."""
 
     device: Device = "auto"
-    """Device; auto takes a GPU where there is one."""
+    """Device; auto is a GPU if there is one."""
     precision: Precision = "auto"
     """Autocast precision; auto is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
     num_workers: int | None = None
@@ -30,7 +30,7 @@ class ProcessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EfficiencyConfig(ProcessConfig):
-    """How fast the same numbers are reached."""
+    """Speed and memory."""
 
     tf32: bool = True
     """Whether float32 products may run as TF32 on a GPU."""
@@ -43,7 +43,7 @@ class EfficiencyConfig(ProcessConfig):
     launch all their kernels at once. Excludes sharding and gradient checkpointing; auto replays
     wherever these are off. Ranks then exchange gradients after a step's backward passes."""
     gradient_checkpointing: bool = False
-    """Whether activations are computed again in the backward pass to save memory."""
+    """Whether to recompute activations in the backward pass, which saves memory."""
     micro_batch: int | dict[int, int] | Literal["auto"] | None = None
     """Images per forward pass and rank. A number holds at the base size and grows as (base / B)^2
     for a stage of bandwidth B, at constant memory; a mapping gives it for each bandwidth; auto

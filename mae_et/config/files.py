@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import re
+from argparse import Action
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from mae_et.config.key_checks import check_flags, check_text, unknown_keys
 from mae_et.config.refusals import REFUSALS, in_flags, one_sentence
@@ -108,6 +109,17 @@ def load_config(
     return parse_config(parser, kind, arguments + list(flags or []))
 
 
+class HelpFormatter(DefaultHelpFormatter):
+    """Show no types and no null defaults: a key's sentence says more."""
+
+    def _get_type_str(self, action: Action) -> None:
+        return None
+
+    def _get_help_string(self, action: Action) -> str:
+        text = super()._get_help_string(action)
+        return text if action.default is not None else text.replace(" (default: %(default)s)", "")
+
+
 def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | None = None) -> None:
     """Give a parser `--config`, which may be repeated, and a flag for each field of `kind`.
 
@@ -116,6 +128,7 @@ def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | N
         kind: a dataclass.
         paths: name of a field that takes paths, one or more, as positional arguments.
     """
+    parser.formatter_class = HelpFormatter
     parser.allow_abbrev = False  # the start of a key is a mistyped key, not an abbreviation of it
     parser.add_argument("--config", action="config", help="YAML file or shipped name; repeatable")
     if paths is not None:
@@ -167,7 +180,7 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
     """Read back what `to_yaml` wrote of a config of a kind.
 
     Raises:
-        UserError: the text is no such config.
+        UserError: the text is not such a config.
     """
     check_text(text, kind)
     unknown = unknown_keys(text, kind)

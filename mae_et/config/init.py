@@ -18,7 +18,7 @@ class InitConfig:
     decoder: Literal["auto", "fresh"] = "auto"
     """auto: take the decoder of init.weights if there is one that fits; fresh: initialise it."""
     checkpoint_key: str | None = None
-    """Choice among several sets of weights in a file, such as teacher."""
+    """Which of several sets of weights in a file, such as teacher."""
     extends: Path | None = None
     """Run folder whose last checkpoint before optim.decay_fraction is continued, at the run's last
     bandwidth, to the larger budget curriculum.epochs; mae-et pretrain RUN --extend-to EPOCHS sets

@@ -22,7 +22,7 @@ MOST_NESTED = 16
 
 
 def check_text(text: str, kind: type[Any]) -> None:
-    """Refuse a text that is no plain config of a kind; values are checked by the parser.
+    """Refuse a text that is not a plain config of a kind; values are checked by the parser.
 
     Raises:
         UserError: it is no YAML mapping, names a class, or has text or a list for a section.
@@ -108,7 +108,7 @@ def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, (str, int)):
-                raise UserError(f"{key or 'a config'}: {name!r} is no key")
+                raise UserError(f"{key or 'a config'}: {name!r} is not a key")
             if name in CLASS_KEYS:
                 raise UserError(f"{key or 'a config'}: {name} is refused: a config names no class")
     section = next(sections_of(kind), None)

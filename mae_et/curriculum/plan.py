@@ -103,7 +103,7 @@ class Plan:
         """Rebuild a plan from the result of `to_dict`.
 
         Raises:
-            ValueError: it is no plan, or one that no curriculum resolves to.
+            ValueError: it is not a plan, or one that no curriculum resolves to.
         """
         try:
             stages = tuple(PlannedStage(**stage) for stage in plan["stages"])

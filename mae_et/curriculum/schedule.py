@@ -191,7 +191,7 @@ class Curriculum:
         steps = round((due - spent) / units[-1])
         if steps <= last.steps:
             raise UserError(
-                f"curriculum.epochs {epochs:g} is no larger budget than that of the run to extend"
+                f"curriculum.epochs {epochs:g} must exceed the budget of the run to extend"
             )
         return replace(plan, stages=(*earlier, replace(last, steps=steps)))
 

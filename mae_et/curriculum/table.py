@@ -68,7 +68,7 @@ def plan_table(summary: dict[str, Any]) -> str:
     )
     budget = (
         f"{summary['dataset_size']:,} images, batch {summary['batch_size']:,}; compute in "
-        f"{summary['compute_unit']}, that of {summary['equivalent_epochs']:.1f} epochs at full "
+        f"{summary['compute_unit']}, as much as {summary['equivalent_epochs']:.1f} epochs at full "
         "bandwidth"
     )
     gain = (

@@ -67,7 +67,7 @@ def choose_decoder(
     same = before in (place.lower(), library) and exceptions == cpu_sides
     if before is not None and not same:
         so_far = {"cpu": "the CPU", "gpu": "the GPU"}.get(before, before)
-        reasons.append(f"so far by {so_far}{_but(cpu_sides)}: pixels differ by rounding")
+        reasons.append(f"before by {so_far}{_but(cpu_sides)}: pixels differ by rounding")
     if reasons:
         notify(
             f"images are decoded by the {place}{_but(exceptions)} (efficiency.decode {requested}): "
@@ -99,7 +99,7 @@ def _choose(
     """Return this rank's decoder, if any, and the reason for it or against it."""
     unsuited = _unsuited(dataset, device)
     if unsuited is None and requested == "auto" and before == "cpu":
-        return None, "as before; gpu changes it"
+        return None, "as before; gpu would change it"
     decode, name = (None, unsuited) if unsuited else _find_decoder(device, before)
     if decode is None:
         if requested == "gpu":
@@ -137,7 +137,7 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
             return "the run is on the CPU (efficiency.device)"
         return "torch sees no CUDA device"
     if not isinstance(dataset, TrainDataset):
-        return "only pre-training does so"
+        return "it is for pre-training only"
     if not isinstance(dataset.source, DecodedDataset):
         return "the images are in memory, not in files"
     if dataset.source.channels != 3:

@@ -47,7 +47,7 @@ def try_decoder(
     read, reading = _timed(lambda: _in_time(encoded.__getitem__, indices))
     jpegs = [each for each in read if isinstance(each, EncodedView)]
     if 2 * len(jpegs) < len(read):
-        return Trial(fault="the images are not mostly baseline JPEGs")
+        return Trial(fault="most images are not baseline JPEGs")
     views, cpu = _timed(lambda: _in_time(dataset.__getitem__, indices))
     expected = {i: view.images for i, view in zip(indices, views, strict=False) if view is not None}
     made = [each for each in jpegs if each.sample_index in expected]

@@ -36,9 +36,9 @@ def checked_decode(decode: Decode, device: torch.device) -> tuple[Decode, str]:
         for _ in range(ROUNDS):
             together = decode(contents, device)
             if not all(torch.equal(*pair) for pair in zip(alone, together, strict=True)):
-                return one_by_one, "an image at a time, for its batches have wrong pixels"
+                return one_by_one, "one image at a time, as its batches have wrong pixels"
     except Exception as error:  # decoders raise many types
-        return one_by_one, f"an image at a time, for a batch failed: {one_line(error)[:200]}"
+        return one_by_one, f"one image at a time, as a batch failed: {one_line(error)[:200]}"
     return decode, ""
 
 

@@ -60,7 +60,7 @@ def open_image_folder(
     if UNLABELLED in labels:
         classes = []
     others = image_folders_beside(config, extensions_for(channels)) if split == "train" else []
-    unread = [f"folders that are no split, not read: {', '.join(others)}"] if others else []
+    unread = [f"other folders, not read: {', '.join(others)}"] if others else []
     _report(config, split, folder, listing, labels, classes, *unread)
     return ImageFolder(listing.names, labels, classes, channels, folder, config.max_value)
 

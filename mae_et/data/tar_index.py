@@ -143,7 +143,7 @@ def _read_label(content: bytes, extension: str) -> int | str | None:
         return text
     number = int(text)
     if not UNLABELLED <= number < MAX_CLASSES:
-        raise ValueError(f"the label {number} is no class (0 to {MAX_CLASSES - 1})")
+        raise ValueError(f"the label {number} is not a class (0 to {MAX_CLASSES - 1})")
     return None if number == UNLABELLED else number
 
 

@@ -53,7 +53,7 @@ def create_vit(name: str, **settings: Any) -> Any:
     except TypeError as error:  # an unexpected keyword
         keyword = str(error).rpartition(" ")[2]
         raise UserError(
-            f"timm's {name!r} is no plain vision transformer: it takes no {keyword}"
+            f"timm's {name!r} is not a plain vision transformer: it takes no {keyword}"
         ) from None
     except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
         raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None

@@ -27,8 +27,8 @@ def extract_features(model: nn.Module, images: Tensor, pool: Pool = "mean") -> T
         `pool` is the model's own pooling.
 
     Raises:
-        UserError: the model is no timm model; pool is unknown; or it is cls, and the model has no
-            class token.
+        UserError: the model is not a timm model; pool is unknown; or pool is cls, and the model has
+            no class token.
     """
     network: Any = model
     kind = type(model).__name__

@@ -78,7 +78,7 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
     if len(others) == len(runs):
         raise UserError(f"{others[0]} holds no run")
     if others:
-        say(f"not compared, for they hold no run: {listed(others)}")
+        say(f"not compared, as they hold no run: {listed(others)}")
     runs = {folder: run for folder, run in runs.items() if folder not in others}
     for folder, run in list(runs.items()):
         parent = _parent(run, [other for other in runs if other != folder])
@@ -126,7 +126,7 @@ def names_of(folders: list[Path]) -> list[str]:
     parts = [folder.resolve().parts for folder in folders]
     names = []
     for mine in parts:
-        length = 2 if mine[-1:] and mine[-1] in INNER else 1  # finetune alone is no name
+        length = 2 if mine[-1:] and mine[-1] in INNER else 1  # finetune alone is not a name
         while length < len(mine) and sum(p[-length:] == mine[-length:] for p in parts) > 1:
             length += 1
         names.append("/".join(mine[-length:]))

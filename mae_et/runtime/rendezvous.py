@@ -29,7 +29,7 @@ def check_launch() -> None:
         if not (value if name == "MASTER_ADDR" else value.isdecimal()):
             raise UserError(
                 f"the environment variable {name} is {value!r}: start several ranks with torchrun "
-                "or mae-et submit, and one rank without WORLD_SIZE"
+                "or mae-et submit, or unset WORLD_SIZE for one"
             )
 
 

@@ -79,7 +79,7 @@ def read_extension(
     """
     before = config_of_run(run)
     if before is None:
-        raise UserError(f"init.extends {run} is no run folder of mae-et pretrain")
+        raise UserError(f"init.extends {run} is not a run folder of mae-et pretrain")
     check_same_settings(
         f"init.extends {run} is a run of other settings",
         numeric_keys(before),

@@ -89,7 +89,7 @@ def open_training_images(opening: Opening[ImageDataset]) -> ImageDataset:
     if config.init.extends is None:
         make_plan(config, len(source))  # refused before PyTorch is loaded
     if config.probe.every is None and config.probe != OnlineProbeConfig():
-        notify("keys of probe are given, and probe.every is not: the encoder is not probed")
+        notify("keys of probe have no effect without probe.every")
     return source
 
 

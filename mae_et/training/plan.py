@@ -43,7 +43,7 @@ def plan_of_run(folder: Path) -> Plan:
     """
     path = folder / "plan.json"
     if not path.is_file():
-        raise UserError(f"{folder} is no run folder of mae-et pretrain: it has no plan.json")
+        raise UserError(f"{folder} is not a run folder of mae-et pretrain: it has no plan.json")
     return read_plan(path)
 
 

@@ -216,7 +216,7 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="a hierarchical network, no plain vision transformer"):
         load_encoder(tmp_path / "resnet.safetensors")
-    with pytest.raises(UserError, match="not a list of tokens"):
+    with pytest.raises(UserError, match="returns no list of tokens"):
         load_encoder(tmp_path / "resnet.safetensors", architecture="resnet10t")
 
 

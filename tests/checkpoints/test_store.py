@@ -115,7 +115,7 @@ def test_a_folder_with_the_name_of_a_checkpoint_is_none_and_is_left_alone(tmp_pa
 def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001.pt"
     torch.save({"model": {}}, path)
-    with pytest.raises(ValueError, match="damaged, or is no checkpoint of a run: it has no checks"):
+    with pytest.raises(ValueError, match="damaged, or not a checkpoint of a run: it has no checks"):
         load_checkpoint(path)
     seal_archive(path)
     with pytest.raises(ValueError, match="not a checkpoint of a mae-et run"):

@@ -106,7 +106,7 @@ def test_classifiers_decode_on_the_cpu(tmp_path: Path, gpu, capsys) -> None:
     dataset = LabelledTrainDataset(source, config, RecipeConfig(), plan, 0)
     assert choose_decoder("auto", dataset, gpu) is None
     assert not capsys.readouterr().err
-    with pytest.raises(UserError, match="only pre-training"):
+    with pytest.raises(UserError, match="for pre-training only"):
         choose_decoder("gpu", dataset, gpu)
 
 
@@ -123,11 +123,11 @@ WRONG = Trial(9000.0, 4000.0, "the GPU's views differ")
         ("auto", None, WRONG, "cpu", "CPU (efficiency.decode auto): the GPU's views differ"),
         ("auto", "gpu", SLOWER, "gpu", "GPU (efficiency.decode auto)"),
         ("auto", "TorchCodec", SLOWER, "gpu", "GPU (efficiency.decode auto)"),
-        ("auto", "torchvision", SLOWER, "gpu", "so far by torchvision: pixels differ by rounding"),
-        ("auto", "gpu", WRONG, "cpu", "views differ; so far by the GPU: pixels differ by rounding"),
-        ("auto", "cpu", FASTER, "cpu", "CPU (efficiency.decode auto): as before; gpu changes it"),
-        ("gpu", "cpu", WRONG, "gpu", "TorchCodec; so far by the CPU: pixels differ by rounding"),
-        ("cpu", "gpu", FASTER, "cpu", "CPU (efficiency.decode cpu): so far by the GPU: pixels"),
+        ("auto", "torchvision", SLOWER, "gpu", "before by torchvision: pixels differ by rounding"),
+        ("auto", "gpu", WRONG, "cpu", "views differ; before by the GPU: pixels differ by rounding"),
+        ("auto", "cpu", FASTER, "cpu", "(efficiency.decode auto): as before; gpu would change it"),
+        ("gpu", "cpu", WRONG, "gpu", "TorchCodec; before by the CPU: pixels differ by rounding"),
+        ("cpu", "gpu", FASTER, "cpu", "CPU (efficiency.decode cpu): before by the GPU: pixels"),
     ],
 )  # fmt: skip
 def test_the_faster_decoder_is_taken_if_right_and_a_resumed_run_keeps_it(
@@ -167,7 +167,7 @@ def test_images_of_each_size_are_decoded_where_that_is_faster(
     asked = choose_decoder("gpu", dataset, gpu, 16, "TorchCodec", (16,))
     assert asked is not None
     assert asked.cpu_sides == ()
-    assert "so far by TorchCodec, at 16 px by the CPU: pixels" in capsys.readouterr().err
+    assert "before by TorchCodec, at 16 px by the CPU: pixels" in capsys.readouterr().err
 
 
 def test_the_gpu_is_taken_on_all_ranks_or_on_none(tmp_path: Path, gpu, monkeypatch, capsys) -> None:
@@ -216,7 +216,7 @@ def test_files_other_than_jpegs_are_left_to_the_cpu(tmp_path: Path) -> None:
         path.unlink()
     dataset = opened(DataConfig(root=tmp_path))
     fault = try_decoder(cpu_decoder(dataset), dataset, 2, 2).fault
-    assert fault == "the images are not mostly baseline JPEGs"
+    assert fault == "most images are not baseline JPEGs"
 
 
 @pytest.mark.parametrize(("third", "rate"), [("jpg", 256), ("png", 5 * 10 / 1.2)])
@@ -266,8 +266,8 @@ def batches_failing(contents: list[Tensor], device: torch.device) -> list[Tensor
 @pytest.mark.parametrize(
     ("decode", "note"),
     [
-        (leaking, "; an image at a time, for its batches have wrong pixels"),
-        (batches_failing, "; an image at a time, for a batch failed: no batches"),
+        (leaking, "; one image at a time, as its batches have wrong pixels"),
+        (batches_failing, "; one image at a time, as a batch failed: no batches"),
         (decode_torchvision, ""),
     ],
 )

@@ -385,4 +385,4 @@ def test_folders_of_images_beside_the_splits_are_reported(tmp_path: Path, capsys
     for name in ("train/0.png", "car/0.png", "plane/0.png", "notes/0.txt", "test/0.png"):
         save(tmp_path / name) if name.endswith("png") else (tmp_path / "notes").mkdir()
     open_dataset(folder(tmp_path), "train")
-    assert "folders that are no split, not read: car, plane\n" in capsys.readouterr().err
+    assert "other folders, not read: car, plane\n" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_each_class_has_its_output(outputs, names, classes, indices, how: str) -
     [
         (4, ANIMALS, ["ant", "emu"], r"1 of the dataset's 2 are not among them \(emu\)"),
         (4, ANIMALS, ["ANT", "Bee"], r"2 of the dataset's 2 .* \(ANT, Bee\)"),
-        (3, ["crane", "tench", "crane"], ["crane", "tench"], "has 2 classes of the name crane"),
+        (3, ["crane", "tench", "crane"], ["crane", "tench"], "has 2 classes named crane"),
         (3, ANIMALS, ["bee"], "weights.pth has 3 classes, and names 4"),
         (4, None, ["ant", "emu"], "4 classes without names, the dataset has 2: name their folders"),
         (2, None, ["1", "2"], None),

@@ -96,7 +96,7 @@ def test_keys_that_would_change_nothing_are_refused(run: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="the network named by architecture has its own"):
         score(run, tmp_path, architecture="test_vit", encoder_num_heads=3)
     with pytest.raises(UserError, match="weights best needs a classifier's run folder"):
-        score(tmp_path / "a.pth", folder(tmp_path, {"red": "red", "grey": "grey"}), weights="best")
+        score(Path("resnet18"), folder(tmp_path, {"red": "red", "grey": "grey"}), weights="best")
 
 
 def test_a_part_of_the_classes_is_scored_without_the_others(run, tmp_path, capsys) -> None:
@@ -104,7 +104,7 @@ def test_a_part_of_the_classes_is_scored_without_the_others(run, tmp_path, capsy
     root = folder(tmp_path / "part", {"red": "red", "blue": "grey"})
     results = score(run, root, output=tmp_path / "tables")
     assert (results["classes"], results["classes_of_checkpoint"]) == (2, 4)
-    assert "2 of 4: the other classes are no candidates" in capsys.readouterr().err
+    assert "2 of 4: the other classes are not candidates" in capsys.readouterr().err
     with (tmp_path / "tables" / "confusion.csv").open() as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows] == ["", "blue", "red"]

@@ -51,7 +51,7 @@ def test_a_config_file_cannot_name_an_objective_function(
     tiny_yaml.write_text(f"{tiny_yaml.read_text()}search: {{objective: 'json:loads'}}\n")
     command = ["search", f"--config={tiny_yaml}", f"--output.dir={tmp_path / 's'}", *SMALL]
     assert main(command) == 2
-    assert "search.objective json:loads names code, which a file may not" in capsys.readouterr().err
+    assert "names code, which a config may not" in capsys.readouterr().err
 
 
 def test_another_search_in_the_folder_is_refused_unless_only_trials_grow(

@@ -106,12 +106,12 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
 
     shorter = replace(extending(run), curriculum=replace(config.curriculum, epochs=4))
     for wrong, sentence in (
-        (extending(tmp_path), "is no run folder"),
+        (extending(tmp_path), "is not a run folder"),
         (extending(falling, cosine), "falls as a cosine .* its weights instead, .*--init"),
         (extending(empty), r"no checkpoint of its constant learning rate \(steps 4 to 13\)"),
         (extending(run, base_lr=0.01), r"optim\.base_lr was 0\.02 and is now 0\.01"),
         (extending(run, warmup_fraction=0.5), "would jump from 0.000625 to 0.000508 at step 13"),
-        (shorter, "is no larger budget than that of the run to extend"),
+        (shorter, "must exceed the budget of the run to extend"),
     ):
         with pytest.raises(UserError, match=sentence) as caught:
             pretrain(wrong)
@@ -148,5 +148,5 @@ def test_an_extension_keeps_the_steps_of_every_stage_and_lengthens_the_last() ->
         units = extended.steps * 4 / 100 if shares_of == "images" else extended.equivalent_epochs
         assert units == pytest.approx(25, abs=0.05)
         assert Plan.from_dict(json.loads(json.dumps(extended.to_dict()))) == extended
-        with pytest.raises(UserError, match="no larger budget"):
+        with pytest.raises(UserError, match="must exceed the budget"):
             curriculum.extend(plan, 10)

@@ -114,7 +114,7 @@ def read_records(folders: list[Path]) -> list[Record]:
     if not runs:
         raise UserError(f"{others[0]} holds no run")
     if others:
-        say(f"not reported, for they hold no run: {listed(others)}")
+        say(f"not reported, as they hold no run: {listed(others)}")
     return [_read(*pair) for pair in zip(runs, names_of(runs), strict=True)]
 
 
