@@ -1,7 +1,7 @@
 # CPU:   docker build -t mae-et .
 # CUDA:  docker build -t mae-et:cuda --build-arg BASE=pytorch/pytorch:2.14.1-cuda13.0-cudnn9-runtime --build-arg EXTRAS=fast,gpu .
-# Run:   docker run --rm --gpus all --shm-size 16g -v /path/to/imagenet:/data:ro -v $PWD/runs:/workspace/runs \
-#          mae-et:cuda pretrain --config pretrain/vit_b16_etpp_hog_400ep --data.root /data
+# Run:   docker run --rm --gpus all --shm-size 16g --user $(id -u):$(id -g) -v /path/to/imagenet:/data:ro \
+#          -v $PWD/runs:/workspace/runs mae-et:cuda pretrain --config pretrain/vit_b16_etpp_hog_400ep --data.root /data
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 ARG EXTRAS=fast
@@ -22,8 +22,8 @@ RUN grep -vE '^(torch|torchvision)==' /src/requirements/lock.txt > /tmp/lock.txt
  && rm -rf /src /tmp/lock.txt \
  && mae-et --version
 
-# Not root: files that a run writes into a mounted folder belong to a user.
-RUN useradd --create-home --uid 1000 mae
+# Not root. Bases may have a user of this number, or a /workspace of root's.
+RUN useradd --create-home --non-unique --uid 1000 mae && install --directory --owner mae /workspace
 USER mae
 WORKDIR /workspace
 ENTRYPOINT ["mae-et"]
