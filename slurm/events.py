@@ -32,7 +32,10 @@ def record_event(folder: Path, event: Kind, **facts: Any) -> None:
 
 
 def read_events(folder: Path) -> list[Event]:
-    """Return a run's events, oldest first; incomplete lines are skipped."""
+    """Return a run's events, oldest first.
+
+    Incomplete lines are skipped, and jobs of the run that this folder was copied from.
+    """
     try:
         content = read_bytes(events_file(folder))
     except OSError:
@@ -43,9 +46,17 @@ def read_events(folder: Path) -> list[Event]:
             event = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and _is_whole(event):
+        if isinstance(event, dict) and _is_whole(event) and not _is_of_another(folder, event):
             events.append(event)
     return events
+
+
+def _is_of_another(run: Path, event: Event) -> bool:
+    """Return whether the job of an event writes its logs to another run's folder."""
+    logs = event.get("logs")
+    if not isinstance(logs, str) or not Path(logs).is_dir():  # moved, or mounted elsewhere
+        return False
+    return not any(each.is_dir() and each.samefile(logs) for each in _log_folders(run))
 
 
 def _is_whole(event: Event) -> bool:
@@ -70,11 +81,15 @@ def log_file(run: Path, events: list[Event], job: str) -> Path | None:
     accepted: `slurm` in the run folder, or in that of the run or sweep that it belongs to.
     """
     logs = next((event["logs"] for event in reversed(events) if "logs" in event), None)
-    whole = run.absolute()
-    places = [folder / "slurm" for folder in (whole, *list(whole.parents)[:2])]
-    if not isinstance(logs, str) or Path(logs) not in places or not re.fullmatch(r"\w+", job):
+    if not isinstance(logs, str) or Path(logs) not in _log_folders(run):
         return None
-    return Path(logs) / f"{job}_0_log.err"
+    return Path(logs) / f"{job}_0_log.err" if re.fullmatch(r"\w+", job) else None
+
+
+def _log_folders(run: Path) -> list[Path]:
+    """Return where jobs of a run may write: its folder, or that of the run or sweep it is of."""
+    whole = run.absolute()
+    return [folder / "slurm" for folder in (whole, *list(whole.parents)[:2])]
 
 
 def this_job() -> dict[str, Any]:

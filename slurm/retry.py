@@ -80,4 +80,8 @@ def run_folder(runs: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_folder(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])))
+    runs, status, retries = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    if not runs.exists():
+        say(f"{runs} was moved or deleted, so the job is not restarted")
+        sys.exit(status)
+    sys.exit(main(run_folder(runs), status, retries))
