@@ -71,7 +71,7 @@ else
   node=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --images 1281167)
   run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=4
     --efficiency.micro_batch=512 --efficiency.compile=true)
-  checks=() first=(default own partition) then=(connections shared) parallel=(-n 8) # the tests start processes and wait for them
+  checks=() first=(default connections priority own) then=(partition shared) parallel=(-n 8) # the tests start processes and wait for them
   "$python" -c 'import xdist' 2>>"$out/log.txt" || parallel=()
 fi
 images=

@@ -2,9 +2,10 @@
 
     python -m benchmarks.variants own pretrain --config ...
 
-nvJPEG launches a small kernel for each image, and waits for it (512 of 2 microseconds for 512
-images on an H200, as many as a pass of training has kernels). What delays them beside training is
-not known; each stream excludes a cause. `benchmarks/gpu.sh` runs all variants.
+nvJPEG launches a small kernel for each image, and waits for it: on an H200, 512 of 2 microseconds
+for 512 images, as many as a pass of training has kernels. They run on dozens of streams of its own,
+at the priority of training. What delays them beside training is not known; each variant excludes a
+cause (or, `connections`, brings it back). `benchmarks/gpu.sh` runs all.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from mae_et.cli.main import main
+from mae_et.data import device_decode
 from mae_et.training.compile import SHARING
 from mae_et.training.cuda_graphs import Capture
 
@@ -25,31 +27,40 @@ FREE_PROCESSORS = 12
 
 @contextlib.contextmanager
 def variant(name: str) -> Iterator[None]:
-    """Run training inside with one thing changed.
+    """Run training inside with one thing changed, for the rest of the process.
 
     Args:
-        name: `default` changes nothing. `own` runs training on a stream of its own: what libraries
-            launch on CUDA's default stream waits for what is queued there. `partition` leaves some
-            multiprocessors free: elsewhere a kernel waits for the blocks of another to end,
-            whatever its priority. `connections` gives the streams more queues of the GPU; those in
-            one queue wait for each other. `shared` compiles blocks once for all bandwidths.
+        name: `default` changes nothing. `connections` gives the streams CUDA's 8 queues of the GPU;
+            those in one queue wait for each other. `priority` trains at another priority than
+            nvJPEG's streams have, with which it then shares no queue. `own` trains on another
+            stream than CUDA's default one, for whose work libraries' may wait. `partition` leaves
+            some multiprocessors free: elsewhere a kernel waits for the blocks of another to end.
+            `shared` compiles blocks once for all bandwidths.
     """
+    # Read when CUDA is initialised; 32 as of a run.
+    os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "8" if name == "connections" else "32"
     scope: AbstractContextManager[object] = contextlib.nullcontext()
-    if name == "connections":
-        os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "32"  # read when CUDA is initialised
+    if name == "priority":
+        scope = _on(torch.cuda.Stream(priority=-1))
+        device_decode.PRIORITY = -2
     if name == "own":
-        scope = torch.cuda.stream(torch.cuda.Stream())
+        scope = _on(torch.cuda.Stream())
     if name == "partition":
         from torch.cuda.green_contexts import GreenContext
 
         processors = torch.cuda.get_device_properties(0).multi_processor_count - FREE_PROCESSORS
         context = GreenContext.create(num_sms=processors, device_id=0)  # ends with this name
-        Capture.default_capture_stream = stream = context.Stream()  # a graph runs where captured
-        scope = torch.cuda.stream(stream)
+        scope = _on(context.Stream())
     if name == "shared":
         SHARING.add("cuda")
     with scope:
         yield
+
+
+def _on(stream: torch.cuda.Stream) -> AbstractContextManager[object]:
+    """Return a context in which a stream is the current one, also of graphs that are captured."""
+    Capture.default_capture_stream = stream  # their kernels keep its priority and partition
+    return torch.cuda.stream(stream)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ AHEAD = 2
 THREADS = 2
 MAX_DECODED_BYTES = 3 * 2**27
 """A micro-batch of 512 images of ImageNet takes 0.28 GB, and is decoded by one call."""
+PRIORITY = -1
+"""Priority of the streams; lower numbers go first, and training has 0."""
 DECODER_BYTES = 2**31
 """GPU memory that both threads take together, finished images excluded (see above)."""
 
@@ -85,10 +87,9 @@ class DeviceDecoder:
         self.library, self.cpu_sides = library, cpu_sides
         self.device, self.sides, self.decode, self.resize = device, sides, decode, resize
         on_gpu = device.type == "cuda"
-        # At the training's priority, each of hundreds of small kernels would wait for one of its
-        # kernels: measured on an H200, decoding stood still while a pass was replayed.
+        # For the kernels that resize; those of nvJPEG run on streams of its own, at the training's.
         self.streams = [
-            torch.cuda.Stream(device, priority=-1) if on_gpu else None for _ in range(THREADS)
+            torch.cuda.Stream(device, priority=PRIORITY) if on_gpu else None for _ in range(THREADS)
         ]
 
     def __call__(self, packed: PackedBatch) -> Decoded:

@@ -36,6 +36,7 @@ from mae_et.cli.main import main
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.throughput import throughput_table
+from mae_et.data import device_decode
 from mae_et.training.cuda_graphs import Capture
 from mae_et.training.plan import make_plan
 
@@ -451,7 +452,7 @@ def test_a_step_waits_for_the_gpu_only_to_be_timed(recipe: Path, monkeypatch) ->
 
 
 def test_variants_change_one_thing_of_training(monkeypatch) -> None:
-    """Of its streams also that of graphs, which run where they were captured."""
+    """Its stream is also that of graphs, which run where they were captured."""
     made: dict[str, int] = {}
     used: list[str] = []
     green = SimpleNamespace(Stream=lambda: "green")
@@ -461,20 +462,26 @@ def test_variants_change_one_thing_of_training(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.cuda.green_contexts", contexts)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or nullcontext())
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: "own")
-    monkeypatch.setattr(Capture, "default_capture_stream", None)
-    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
-    connections = []
-    monkeypatch.setattr(variants, "SHARING", sharing := {"cpu"})
-    for name in ("default", "own", "connections", "partition", "shared"):
-        assert Capture.default_capture_stream == ("green" if name == "shared" else None)
-        assert sharing == {"cpu"}
+    monkeypatch.setattr(torch.cuda, "Stream", lambda priority=0: f"own {priority}")
+    sharing: set[str] = set()
+
+    def changed(name: str) -> tuple[list[str], object, str, int, set[str]]:
+        used.clear()
+        sharing.clear()
+        monkeypatch.setattr(variants, "SHARING", sharing)
+        monkeypatch.setattr(Capture, "default_capture_stream", None)
+        monkeypatch.setattr(device_decode, "PRIORITY", -1)
+        monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
         with variant(name):
-            connections.append(os.environ["CUDA_DEVICE_MAX_CONNECTIONS"])
-    assert sharing == {"cpu", "cuda"}
-    assert connections == ["8", "8", "32", "32", "32"]
-    assert used == ["own", "green"]
-    assert Capture.default_capture_stream == "green"
+            queues = os.environ["CUDA_DEVICE_MAX_CONNECTIONS"]
+        return [*used], Capture.default_capture_stream, queues, device_decode.PRIORITY, {*sharing}
+
+    assert changed("default") == ([], None, "32", -1, set())
+    assert changed("connections") == ([], None, "8", -1, set())
+    assert changed("priority") == (["own -1"], "own -1", "32", -2, set())
+    assert changed("own") == (["own 0"], "own 0", "32", -1, set())
+    assert changed("partition") == (["green"], "green", "32", -1, set())
+    assert changed("shared") == ([], None, "32", -1, {"cuda"})
     assert made == {"num_sms": 132 - FREE_PROCESSORS, "device_id": 0}
 
 
