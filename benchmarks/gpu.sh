@@ -14,7 +14,8 @@
 #     log.txt       what the commands print, such as the seconds of compilation
 # The JSON files and the archive are complete or absent, but for node.partial.json, if node did not end. Call it again
 # with the same OUT to do what is absent, to run the tests that have not passed, and to resume the arms.
-# OUT/work exists during a call only. Sized for one GPU with 16 cores.
+# OUT/work exists during a call only. Sized for one GPU with 16 cores: a call of 8 minutes should end within the tests,
+# and one of 4 after it finish them.
 #
 # DATA: folder with imagenet_sample/all and imagenette128/{train,val}. Without the first, node generates its images,
 # and the runs are skipped; without the second, arms are skipped. DATA= (empty) has neither.
