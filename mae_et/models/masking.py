@@ -28,13 +28,13 @@ class Mask(NamedTuple):
     def restore(self) -> Tensor:
         """int64 [B N]: position of each patch in `order`, its inverse permutation."""
         places = torch.arange(self.order.shape[1], device=self.order.device)
-        return torch.empty_like(self.order).scatter_(1, self.order, places.expand_as(self.order))
+        return torch.empty_like(self.order).scatter(1, self.order, places.expand_as(self.order))
 
     @property
     def hidden(self) -> Tensor:
         """float32 [B N]: 1 if a patch is masked, 0 if it is visible."""
         everywhere = torch.ones(self.order.shape, device=self.order.device)
-        return everywhere.scatter_(1, self.keep, 0.0)
+        return everywhere.scatter(1, self.keep, 0.0)
 
 
 def masks(

@@ -178,6 +178,22 @@ def test_an_exported_model_takes_batches_of_any_size() -> None:
     torch.testing.assert_close(exported(*more)[0], model(*more).loss)
 
 
+def test_gradients_per_image_average_to_those_of_the_batch() -> None:
+    model, images, noise = small(), torch.randn(3, 3, 32, 32), torch.rand(3, 16)
+    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+    def loss(weights: dict, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(
+            model, weights, (image[None],), {"noise": noise[None]}
+        ).loss
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, images, noise)
+    model(images, noise=noise).loss.backward()
+    for name, gradient in each.items():
+        own = model.get_parameter(name).grad
+        torch.testing.assert_close(gradient.mean(0), own, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("every_patch", [True, False])
 def test_noise_of_other_patches_raises(every_patch: bool) -> None:
     """As of a loop whose transform has another patch size: patches would never be masked."""
