@@ -1,8 +1,9 @@
 """Resolve a classifier's curriculum: image sizes, the steps of each, and their cost."""
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,13 @@ def image_cost(config: ClassifierConfig, network: nn.Module) -> Callable[[int], 
     """Return a function from a bandwidth to the cost of one image: FLOPs, or pixels."""
     shown = shown_sides(config.model.image_size, network)
     if config.curriculum.cost == "flops":
-        return training_flops(_on_meta(network), config.model.channels, shown)
+        flops = training_flops(_on_meta(network), config.model.channels, shown)
+
+        def flops_at(bandwidth: int) -> float:
+            with _refused_at(shown(bandwidth)):
+                return flops(bandwidth)
+
+        return flops_at
     return lambda bandwidth: float(math.prod(shown(bandwidth)))
 
 
@@ -63,14 +70,20 @@ def check_sizes(config: ClassifierConfig, network: nn.Module, plan: Plan) -> Non
     shown, dry = shown_sides(config.model.image_size, network), _on_meta(network)
     sizes = {shown(stage.bandwidth) for stage in plan.stages}
     for size in sorted(sizes | {height_and_width(config.model.image_size)}):
-        try:
-            with torch.no_grad():
-                dry(torch.empty(1, config.model.channels, *size, device="meta"))
-        except Exception as error:
-            raise UserError(
-                f"the network does not accept the curriculum's images of {format_size(size)} "
-                f"pixels: {one_line(error)}"
-            ) from None
+        with torch.no_grad(), _refused_at(size):
+            dry(torch.empty(1, config.model.channels, *size, device="meta"))
+
+
+@contextlib.contextmanager
+def _refused_at(size: tuple[int, int]) -> Iterator[None]:
+    """Raise any error of a network as a UserError that names the image size."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"the network does not accept the curriculum's images of {format_size(size)} pixels: "
+            f"{one_line(error)}"
+        ) from None
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

@@ -394,6 +394,12 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
             "--model.backbone=halonet26t",
             "--model.encoder_num_heads=null",
         ],
+        "the curriculum's images of 32 pixels: ": [  # found while FLOPs are counted
+            *base,
+            "--model.backbone=halonet26t",
+            "--model.encoder_num_heads=null",
+            "--curriculum.cost=flops",
+        ],
         "batch_size must be positive": ["evaluate", f"--checkpoint={encoder}", "--batch_size=0"],
         "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],
         "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],
