@@ -420,7 +420,7 @@ def test_node_is_submitted_as_one_task_with_all_gpus(tmp_path: Path, monkeypatch
         assert f"#SBATCH {line}\n" in out
     assert "# mae-et bench node --output.dir=run --save=run/node.json" in out
     assert main(["submit", "bench", "step", "--dry-run"]) == 2
-    assert "of bench, only node can be submitted" in capsys.readouterr().err
+    assert "only the benchmark node can be submitted" in capsys.readouterr().err
 
 
 @pytest.mark.slow
