@@ -153,7 +153,7 @@ def test_renamed_images_are_refused_and_moved_images_are_not(tiny_yaml, tmp_path
     pretrain(config(moved))
 
 
-def test_replay_on_a_changed_number_of_ranks_is_refused(tiny) -> None:
+def test_more_images_and_replay_on_a_changed_number_of_ranks_are_refused(tiny) -> None:
     """Each rank replays the samples that it loaded itself."""
     source = open_dataset(DataConfig(synthetic_size=32, synthetic_train=40), "train")
     two = provenance_of(source, DistributedContext(0, 2, None))
@@ -163,6 +163,8 @@ def test_replay_on_a_changed_number_of_ranks_is_refused(tiny) -> None:
         check_same_data(tiny("--data.replay={16: 3}"), saved, 40, one)
     check_same_data(tiny("--data.replay={16: 3}"), saved, 40, two)
     check_same_data(tiny(), saved, 40, one)
+    with pytest.raises(UserError, match="had 40 images and now has 41"):
+        check_same_data(tiny(), saved, 41, one)
     older = {"plan": {"dataset_size": 40}, "origin": {}}
     check_same_data(tiny(), older, 40, one)
 
