@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from train_state import state
 
-from mae_et import Curriculum
+from mae_et import Curriculum, UserError
 from mae_et.checkpoints import store
 from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.store import (
@@ -47,7 +47,9 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
     moments = [s.optimizer.state_dict()["state"] for s in (restored, saved)]
     for index, expected in moments[1].items():
-        assert torch.equal(moments[0][index]["exp_avg_sq"], expected["exp_avg_sq"])
+        assert expected.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for name, moment in expected.items():
+            assert torch.equal(moments[0][index][name], moment), name
 
 
 def test_the_newest_is_found_by_number_and_other_files_are_ignored(tmp_path: Path) -> None:
@@ -182,6 +184,10 @@ def test_checkpoints_newer_than_a_step_are_renamed_damaged(tmp_path: Path) -> No
     rename_damaged_after(tmp_path, 1)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step-00000001.pt", "step-00000002.pt.damaged", "step-00000003.pt.damaged"]
+    save(tmp_path, 4)
+    with pytest.raises(UserError, match=r"has continued the run .* step-00000004\.pt exists"):
+        rename_damaged_after(tmp_path, 1)
+    assert newest_checkpoint(tmp_path)["step"] == 4  # type: ignore[index]
 
 
 def test_errors_of_libraries_become_one_sentence() -> None:

@@ -300,11 +300,15 @@ def test_scores_equal_scikit_learn_s_and_each_image_counts_once_over_ranks(monke
     with torch.no_grad():
         logits = network(pixels)
     assert whole.confusion.tolist() == confusion_matrix(labels, logits.argmax(1)).tolist()
+    assert torch.equal(whole.correct, whole.confusion.diagonal())
+    assert torch.equal(whole.images, labels.bincount(minlength=10))
     summary = whole.summary()
+    assert summary["top1"] == pytest.approx(100 * int(whole.correct.sum()) / 53, abs=1e-3)
     top5 = top_k_accuracy_score(labels, logits.numpy(), k=5)
     assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
     assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
-    parts = []
+    half = score(network, source, data, 32, DistributedContext(0, 1, cpu), torch.bfloat16, 8, 0)
+    assert whole.loss != half.loss == pytest.approx(whole.loss, rel=0.01)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda values, world: values)
     parts = [
         score(network, source, data, 32, DistributedContext(r, 3, cpu), None, 8, 0)

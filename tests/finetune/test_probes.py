@@ -54,6 +54,9 @@ def test_features_are_pooled_tokens_in_the_order_of_the_data(
     expected = tokens[0] if pool == "cls" else tokens[1:].mean(0)
     torch.testing.assert_close(features.vectors[11], expected.detach(), rtol=1e-4, atol=1e-5)
     assert features.labels[11] == label
+    config = dataclasses.replace(config, precision="bf16")
+    half = extract_dataset_features(encoder, data, config, "val", "cpu", bandwidth=bandwidth)
+    assert 1e-4 < (half.vectors - features.vectors).abs().max() < 0.1
 
 
 def test_untrained_scores_come_beside_the_trained_ones(run, tiny) -> None:
