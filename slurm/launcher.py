@@ -20,6 +20,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from mae_et.errors import UserError, one_line
 from mae_et.io.atomic import write_text_atomically
+from mae_et.runtime.console import say
 from slurm.config import ClusterConfig
 from slurm.job import Job
 
@@ -128,6 +129,8 @@ class Launcher:
         if config.executor == "debug":
             return submitit.DebugExecutor(self.folder)
         if config.executor == "local":
+            if config.setup:
+                say("warning: executor local does not run the lines of setup")
             local = submitit.LocalExecutor(self.folder, max_num_timeout=config.timeouts)
             local.update_parameters(
                 timeout_min=config.minutes,
@@ -225,10 +228,27 @@ class Launcher:
         os.environ["PYTHONPATH"] = f"{self.code.absolute()}{f':{before}' if before else ''}"
         os.environ["PYTHONSAFEPATH"] = "1"
         try:
-            yield
+            with _null_streams():
+                yield
         finally:
             for name, value in kept.items():
                 if value is None:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+@contextmanager
+def _null_streams() -> Iterator[None]:
+    """Keep processes started in the block from holding a pipe or a connection of this one open."""
+    kept = [os.dup(stream) for stream in range(3)]
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        for stream in range(3):
+            os.dup2(null, stream)
+        yield
+    finally:
+        for stream, copy in enumerate(kept):
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(null)
