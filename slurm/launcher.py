@@ -20,7 +20,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from mae_et.errors import UserError, one_line
 from mae_et.io.atomic import write_text_atomically
-from mae_et.runtime.console import say
+from mae_et.runtime.console import null_streams, say
 from slurm.config import ClusterConfig
 from slurm.job import Job
 
@@ -228,7 +228,7 @@ class Launcher:
         os.environ["PYTHONPATH"] = f"{self.code.absolute()}{f':{before}' if before else ''}"
         os.environ["PYTHONSAFEPATH"] = "1"
         try:
-            with _null_streams():
+            with null_streams():
                 yield
         finally:
             for name, value in kept.items():
@@ -236,19 +236,3 @@ class Launcher:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
-
-
-@contextmanager
-def _null_streams() -> Iterator[None]:
-    """Keep processes started in the block from holding a pipe or a connection of this one open."""
-    kept = [os.dup(stream) for stream in range(3)]
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        for stream in range(3):
-            os.dup2(null, stream)
-        yield
-    finally:
-        for stream, copy in enumerate(kept):
-            os.dup2(copy, stream)
-            os.close(copy)
-        os.close(null)

@@ -1,9 +1,10 @@
-"""Lines for the person at the terminal, on stderr."""
+"""Lines for the person at the terminal, on stderr, and processes that do without a terminal."""
 
 import contextlib
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 
 from tqdm import tqdm
@@ -49,3 +50,19 @@ def notify(fact: str) -> None:
     """Print a line to stderr from the main rank, the first time that this process states it."""
     if is_main():
         say(fact)
+
+
+@contextlib.contextmanager
+def null_streams() -> Iterator[None]:
+    """Keep processes started in the block from holding a pipe or a connection of this one open."""
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream in kept:
+            os.dup2(null, stream)
+        yield
+    finally:
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(null)
