@@ -43,7 +43,7 @@ def in_flags(sentence: str, parser: ArgumentParser, kind: type[Any], words: list
     section = re.fullmatch(r"there is no key ([\w.]+)", sentence)
     if section:
         return sentence + suggest_key(section[1], list(keys_of(kind)))
-    unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", sentence)
+    unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", sentence)
     if not unknown:
         return sentence
     options = [option for action in parser._actions for option in action.option_strings]

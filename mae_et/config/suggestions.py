@@ -10,6 +10,37 @@ import yaml
 
 from mae_et.config.key_checks import sections_of, unknown_keys
 
+# What facebookresearch/mae, timm's train.py and DINO call a key, where no part of its name tells.
+_CALLED_ELSEWHERE = {
+    "accum_iter": "efficiency.micro_batch",
+    "amp": "efficiency.precision",
+    "amp_dtype": "efficiency.precision",
+    "arch": "model.encoder",
+    "backbone": "model.encoder",
+    "blr": "optim.base_lr",
+    "color_jitter": "data.augment",
+    "cls_token": "model.pool",
+    "data_dir": "data.root",
+    "data_path": "data.root",
+    "drop": "model.head_dropout",
+    "finetune": "model.checkpoint",
+    "global_pool": "model.pool",
+    "grad_accum_steps": "efficiency.micro_batch",
+    "grad_checkpointing": "efficiency.gradient_checkpointing",
+    "img_size": "model.image_size",
+    "initial_checkpoint": "model.checkpoint",
+    "input_size": "model.image_size",
+    "log_dir": "output.dir",
+    "model_ema": "optim.ema",
+    "model_ema_decay": "optim.ema",
+    "norm_pix_loss": "model.target",
+    "opt": "optim.optimizer",
+    "reprob": "recipe.erasing",
+    "resume": "output.dir",
+    "torchcompile": "efficiency.compile",
+    "warmup_epochs": "optim.warmup_fraction",
+}
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean ...?` with the closest of known words, or nothing."""
@@ -17,8 +48,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def suggest_key(key: str, known: Sequence[str]) -> str:
-    """Suggest a dotted key or flag: of the same last name, of a part of it, or spelled alike."""
+    """Suggest a dotted key or flag: of the same last name, of a part of it, or spelled alike.
+
+    Names that other trainers give a key are known, too.
+    """
     last = key.lstrip("-").rpartition(".")[2].replace("-", "_")
+    elsewhere = _CALLED_ELSEWHERE.get(last)
+    if elsewhere in (name.lstrip("-") for name in known):
+        return _sentence([name for name in known if name.lstrip("-") == elsewhere])
     meant = [name for name in known if re.split(r"[.]|--", name)[-1] == last]
     # lr of base_lr and min_lr, in the order in which they are described
     meant = meant or [name for name in known if last in name.rpartition(".")[2].split("_")]

@@ -136,6 +136,8 @@ def test_batch_larger_than_the_default_synthetic_data_is_refused(place: Path, ca
         (["pretrain", "--batch_size=8"], "did you mean --optim.batch_size?"),
         (["pretrain", "--optim.base_lrr=8"], "did you mean --optim.base_lr"),
         (["plan", "--optim.base_l=8"], "did you mean --optim.base_lr"),
+        (["pretrain", "--blr=8"], "did you mean --optim.base_lr?"),  # MAE's name of it
+        (["finetune", "--model-ema"], "did you mean --optim.ema?"),  # timm's
         (["pretrain", "--lr=8"], "did you mean --optim.base_lr or --optim.min_lr?"),
         (["knn", "--checkpoint=x", "--neighbors=8"], "did you mean --neighbours?"),
         (["pretrain", "--config=finetune/vit_b16"], "is a config of mae-et finetune, not of"),

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from finetune import ProbeConfig
+from finetune import ClassifierConfig, ProbeConfig
 from mae_et import PretrainConfig, UserError, load_config
 from mae_et.cli.arguments import config_of
 from mae_et.config.commands import ExportConfig, ReconstructConfig
 from mae_et.config.files import find_config
+from mae_et.config.suggestions import _CALLED_ELSEWHERE, keys_of
 from slurm import ClusterConfig
 
 
@@ -23,6 +24,12 @@ def home(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.delenv("NOT_SET", raising=False)
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "home"
+
+
+def test_names_of_other_trainers_stand_for_keys_and_are_none_themselves() -> None:
+    keys = {*keys_of(PretrainConfig), *keys_of(ClassifierConfig)}
+    assert set(_CALLED_ELSEWHERE.values()) <= keys
+    assert not {key.rpartition(".")[2] for key in keys_of(PretrainConfig)} & set(_CALLED_ELSEWHERE)
 
 
 @pytest.mark.parametrize("written", ["~/pics", "$HOME/pics", "${HOME}/pics"])
