@@ -127,7 +127,7 @@ def test_plan_prints_a_table_without_json(capsys) -> None:
     flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
     assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
     text = capsys.readouterr().out
-    assert "1,000 images, batch 100; compute in pixels, that of 400.0 epochs" in text
+    assert "1,000 images, batch 100; compute in pixels, as much as 400.0 epochs" in text
     assert "2.00x less compute than 800 epochs" in text
     assert len([line for line in text.splitlines() if " 160 " in line]) == 4
 
