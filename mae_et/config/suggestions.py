@@ -54,8 +54,9 @@ def suggest_key(key: str, known: Sequence[str]) -> str:
     """
     last = key.lstrip("-").rpartition(".")[2].replace("-", "_")
     elsewhere = _CALLED_ELSEWHERE.get(last)
-    if elsewhere in (name.lstrip("-") for name in known):
-        return _sentence([name for name in known if name.lstrip("-") == elsewhere])
+    flags = [name for name in known if name.lstrip("-") == elsewhere]
+    if flags:
+        return _sentence(flags)
     meant = [name for name in known if re.split(r"[.]|--", name)[-1] == last]
     # lr of base_lr and min_lr, in the order in which they are described
     meant = meant or [name for name in known if last in name.rpartition(".")[2].split("_")]
