@@ -128,10 +128,11 @@ def build_network(
 ) -> nn.Module:
     """Build a new network, or the one of a checkpoint, whose starting weights may be gone."""
     if saved is None:
+        network = build_classifier(config.model, classes)
         start = config.model.checkpoint or config.model.backbone
         if config.model.checkpoint is not None or config.model.pretrained:
             report_preprocessing(preprocessing_of_start(config.model), config.data, start)
-        return build_classifier(config.model, classes)
+        return network
     return load_run_network(config.model, config.output.dir, saved["model"])
 
 

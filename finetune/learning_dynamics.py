@@ -33,6 +33,7 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import DYNAMICS, Row, read_metrics, row_line
 from mae_et.io.plain_files import keep_settings
+from mae_et.monitoring.compare import markdown_table
 from mae_et.monitoring.plots import Plot, save_plots
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
@@ -183,14 +184,13 @@ def _draw_images(config: DynamicsConfig, data: DataConfig, channels: int) -> lis
 
 def table(rows: list[Row], bandwidths: tuple[int, ...]) -> str:
     """Return accuracies as a Markdown table with a row for each checkpoint."""
-    shown = " | ".join(f"val at {bandwidth}" for bandwidth in bandwidths)
-    lines = [f"| step | equivalent epochs | trained at | {shown} |"]
-    lines.append("|" + "---|" * (3 + len(bandwidths)))
-    for row in rows:
-        cells = " | ".join(f"{accuracy:.1f}" for accuracy in row["accuracies"])
-        head = f"| {row['step']} | {row['equivalent_epochs']:.2f} | {row['trained_at']} | "
-        lines.append(f"{head}{cells} |")
-    return "\n".join(lines) + "\n"
+    shown = [f"val at {bandwidth}" for bandwidth in bandwidths]
+    cells = [
+        [str(row["step"]), f"{row['equivalent_epochs']:.2f}", str(row["trained_at"])]
+        + [f"{accuracy:.1f}" for accuracy in row["accuracies"]]
+        for row in rows
+    ]
+    return markdown_table(["step", "equivalent epochs", "trained at", *shown], cells) + "\n"
 
 
 def draw(path: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[int, ...]) -> None:

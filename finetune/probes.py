@@ -10,14 +10,12 @@ from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.linear_classifier import probe_features
 from finetune.run_folder import check_scores_folder
 from finetune.scoring_config import ProbeConfig, notify_scoring
-from mae_et.config.data import DataConfig
+from mae_et.config.data import STATISTICS, DataConfig
 from mae_et.config.typed import typed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
-
-STATISTICS = ("mean", "std", "eval_crop")
 
 
 def knn(config: ProbeConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from mae_et.config.model import Target
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import extent_of, sincos_positions
-from mae_et.runtime.console import is_main, say
+from mae_et.runtime.console import notify
 
 # Weights do not record heads; these are the published models' (MAE, tables 1 and A).
 PUBLISHED_HEADS = {
@@ -128,22 +128,16 @@ def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | N
             f"{part}_num_heads"
         )
     if given is None:
-        _report_published(part, width, heads)
+        # MoCo v3's ViT-S has twice the usual number.
+        notify(
+            f"the weights do not record the {part}'s heads: {heads}, as published for "
+            f"width {width} (or give {part}_num_heads)"
+        )
     if heads < 1 or width % heads:
         raise UserError(
             f"{part}_num_heads {heads} does not divide the width {width} of the weights"
         )
     return heads
-
-
-@cache
-def _report_published(part: str, width: int, heads: int) -> None:
-    """Print once which heads are assumed: MoCo v3's ViT-S has twice the usual number."""
-    if is_main():
-        say(
-            f"the weights do not record the {part}'s heads: {heads}, as published for "
-            f"width {width} (or give {part}_num_heads)"
-        )
 
 
 def _build(weights: Weights) -> MaskedAutoencoder:

@@ -5,15 +5,13 @@ from typing import Any
 
 from finetune.config import ClassifierConfig
 from finetune.scoring_config import FrozenNetworkConfig
-from mae_et.config.data import SOURCE_KEYS, DataConfig
+from mae_et.config.data import SOURCE_KEYS, STATISTICS, DataConfig
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.layout import ROOTED
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import say
-
-STATISTICS = ("mean", "std", "eval_crop")
 
 
 def inherited_keys(command: str, config: object) -> dict[str, Any]:

@@ -16,6 +16,8 @@ SOURCE_KEYS = (
     "name", "root", "listing", "train_split", "val_split", "max_value", "mean", "std",
     "synthetic_size", "synthetic_train", "synthetic_val",
 )  # fmt: skip
+# Those that say how images are normalised and cropped for an evaluation.
+STATISTICS = ("mean", "std", "eval_crop")
 
 
 @dataclass(frozen=True)

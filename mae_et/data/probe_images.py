@@ -130,7 +130,7 @@ def _describe_limit(max_fraction: float, share: float, wanted: int) -> str:
         needed = math.ceil(100 * max_fraction * enough / (share * wanted)) / 100
         advice = f"set it to {needed:g}" if needed <= 1 else "probe less often"
         error = 50 / math.sqrt(classified)
-        limit += f": accuracies have a standard error of {error:.0f} points, {advice} for {enough}"
+        limit += f"; standard error {error:.0f} points, {advice} to classify {enough}"
     return f" ({limit})"
 
 

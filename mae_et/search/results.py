@@ -8,6 +8,7 @@ from typing import Any
 
 from mae_et.config.files import to_yaml
 from mae_et.io.atomic import write_text_atomically
+from mae_et.monitoring.compare import markdown_table
 from mae_et.monitoring.plots import Plot, save_plots
 from mae_et.search.config import SearchConfig
 from mae_et.search.trial_log import Record, TrialLog
@@ -60,18 +61,21 @@ def write_search_results(
 
 def table(records: list[Record], best: SearchResult) -> str:
     """Return the trials as a Markdown table, in order of scoring."""
-    head = "| trial | bandwidths | images | equivalent epochs | training | score |"
-    lines = [head, "|" + "---|" * 6]
-    for record in records:
-        bandwidths = ", ".join(str(bandwidth) for bandwidth in record["bandwidths"])
-        score = record["failed"] if record["value"] is None else f"{record['value']:.2f}"
-        name = f"**{record['trial']}**" if record["trial"] == best.trial else record["trial"]
-        lines.append(
-            f"| {name} | {bandwidths} | {record['images']:,} | {record['equivalent_epochs']:.2f} | "
-            f"{record['seconds']:.0f} s | {score} |"
-        )
+    head = ["trial", "bandwidths", "images", "equivalent epochs", "training", "score"]
+    rows = [
+        [
+            f"**{record['trial']}**" if record["trial"] == best.trial else record["trial"],
+            ", ".join(map(str, record["bandwidths"])),
+            f"{record['images']:,}",
+            f"{record['equivalent_epochs']:.2f}",
+            f"{record['seconds']:.0f} s",
+            record["failed"] if record["value"] is None else f"{record['value']:.2f}",
+        ]
+        for record in records
+    ]
     stages = ", ".join(str(stage.bandwidth) for stage in best.stages)
-    return "\n".join([*lines, "", f"Best: {stages} (equal shares of {best.shares_of})", ""])
+    found = f"Best: {stages} (equal shares of {best.shares_of})"
+    return f"{markdown_table(head, rows)}\n\n{found}\n"
 
 
 def draw(path: Path, config: SearchConfig, records: list[Record], best: SearchResult) -> None:

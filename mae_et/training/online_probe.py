@@ -25,6 +25,7 @@ from mae_et.models.features import pool_tokens
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
 from mae_et.probing.effective_rank import effective_rank
+from mae_et.probing.labelled import Labelled
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.probing.ridge_classifier import ridge_accuracy
 from mae_et.runtime import distributed
@@ -41,8 +42,7 @@ MAX_CACHED_BYTES = 256 * 2**20
 """Most memory in which the images of small probes are kept; others are loaded for each probe."""
 
 Batches = list[tuple[Tensor, Tensor]]
-Labelled = tuple[Tensor, Tensor]
-"""Features [N D] and labels [N]."""
+"""Images [B C H W] and labels [B]."""
 
 
 class OnlineProbe(Periodic):

@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
 from mae_et import ModelConfig, UserError, load_pretrained
-from mae_et.checkpoints.load import _report_published, depth_of, num_heads_of
+from mae_et.checkpoints.load import depth_of, num_heads_of
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
+from mae_et.runtime.console import notify
 
 
 def released() -> dict[str, torch.Tensor]:
@@ -124,7 +125,7 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
 
 def test_heads_that_are_only_published_are_reported(capsys) -> None:
     """MoCo v3's ViT-S has 12 heads where timm's and DINO's have 6."""
-    _report_published.cache_clear()
+    notify.cache_clear()
     assert num_heads_of("encoder", 384, None) == 6
     line = "the weights do not record the encoder's heads: 6, as published for width 384"
     assert line in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_unlabelled_images_have_an_effective_rank(tmp_path: Path, capsys) -> Non
 
 def test_probes_that_are_set_up_and_never_due_are_reported(tmp_path: Path, capsys) -> None:
     pretrain(config_in(tmp_path, *PLAIN, "--probe.train_images=5"), stop_after_step=1)
-    assert "probe.every is not: the encoder is not probed" in capsys.readouterr().err
+    assert "keys of probe have no effect without probe.every" in capsys.readouterr().err
 
 
 def labelled(root: Path, splits: tuple[str, ...], count: int = 20) -> None:
@@ -163,7 +163,7 @@ def test_sample_shrinks_in_proportion_to_what_the_run_can_afford(capsys) -> None
     source = open_dataset(data, "train")
     images = open_probe_images(OnlineProbeConfig(), data, source, 3, 50, 0)
     assert (len(images.train_indices), len(images.val_indices)) == (40, 10)
-    error = "accuracies have a standard error of 16 points, set it to 0.2 for 100)"
+    error = "standard error 16 points, set it to 0.2 to classify 100)"
     assert error in capsys.readouterr().err
 
 
