@@ -114,7 +114,8 @@ def _refuse_path(command: str, sentence: str) -> None:
     path = Path(word[1]) if word else None
     if path is None or not path.exists():
         return
-    where = "data come after --data.root"
+    is_config = path.suffix in {".yaml", ".yml"}
+    where = "a config comes after --config" if is_config else "data come after --data.root"
     if command in POSITIONAL:
         where = f"the checkpoint comes first ({command} RUN ...), and {where}"
     elif command == "pretrain" and (path / "config.yaml").is_file():

@@ -70,6 +70,7 @@ def compare(config: CompareConfig, width: int | None = None) -> str:
 
 def read_runs(folders: list[Path]) -> list[ComparedRun]:
     """Read run folders, adding the accuracies of classifiers to the run that they started from."""
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     runs = {
         folder: _read_run(folder, name)
         for folder, name in zip(folders, names_of(folders), strict=True)

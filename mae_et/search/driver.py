@@ -5,6 +5,7 @@ from typing import Any
 
 from mae_et.config.files import config_from_text, numeric_keys, to_yaml
 from mae_et.data.datasets import open_dataset
+from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings, read_text
@@ -67,12 +68,18 @@ def search(
 
 
 def check_same_search(config: SearchConfig) -> None:
-    """Refuse to resume in the folder of another search.
+    """Refuse to resume in the folder of another search, or of a run.
 
     Raises:
-        UserError: a key that changes results differs; the first one is named.
+        UserError: a key that changes results differs, the first one is named; or it is a run's.
     """
-    written = config.output.dir / "config.yaml"
+    folder = config.output.dir
+    if (folder / "plan.json").exists():
+        raise UserError(
+            f"{folder} holds a run, whose config and results would be replaced; give another "
+            "output.dir"
+        )
+    written = folder / "config.yaml"
     if not written.exists():
         return
     text = read_text(written)
@@ -80,4 +87,4 @@ def check_same_search(config: SearchConfig) -> None:
     # search.epochs defaults to curriculum.epochs.
     for settings in (before, now):
         settings["search.epochs"] = settings["search.epochs"] or settings["curriculum.epochs"]
-    check_same_settings(f"{config.output.dir} holds another search", before, now, MAY_DIFFER)
+    check_same_settings(f"{folder} holds another search", before, now, MAY_DIFFER)

@@ -134,7 +134,7 @@ def test_folders_that_hold_no_run_are_reported_not_compared(tmp_path: Path, caps
     (tmp_path / "slurm-7.out").write_text("")
     others = [tmp_path / "plots", tmp_path / "slurm-7.out"]
     said = f"as they hold no run: {others[0]}, {others[1]}\n"
-    table = compare(CompareConfig([*runs, *others]))
+    table = compare(CompareConfig([*runs, *others, runs[0]]))
     assert [row["run"] for row in cells(table)] == ["a", "b"]
     assert said in capsys.readouterr().err
     assert [record.name for record in read_records([*runs, *others])] == ["a", "b"]

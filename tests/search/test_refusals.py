@@ -68,6 +68,16 @@ def test_another_search_in_the_folder_is_refused_unless_only_trials_grow(
         search(small(*flags), lambda folder: 1.0, pretend)
 
 
+def test_a_search_in_the_folder_of_a_run_is_refused(small) -> None:
+    """Its config reads as a search's, and would be replaced, as its results."""
+    config = small()
+    config.output.dir.mkdir()
+    (config.output.dir / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a run, whose config and results"):
+        search(config, lambda folder: 1.0, pretend)
+    assert not (config.output.dir / "config.yaml").exists()
+
+
 def test_a_nan_objective_is_an_error(small, tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "mine.py").write_text("def score(folder):\n    return float('nan')\n")
     monkeypatch.chdir(tmp_path)
