@@ -18,7 +18,6 @@ from mae_et.errors import UserError, listed, one_line
 
 # What makes a mapping a class to jsonargparse, and its note of where a section was read from.
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "__path__")
-MOST_NESTED = 16
 
 
 def check_text(text: str, kind: type[Any]) -> None:
@@ -97,9 +96,7 @@ def type_of(key: str, kind: Any) -> Any:
     return kind
 
 
-def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
-    if depth > MOST_NESTED:  # or it holds itself
-        raise UserError(f"{key}: nested deeper than any config")
+def _check(value: Any, kind: Any, key: str) -> None:
     kinds = {kind, *get_args(kind)}
     if value is None and kind is not Any and type(None) not in kinds:
         raise UserError(f"{key} is null or empty: give it a value, or remove the key")
@@ -118,9 +115,9 @@ def _check(value: Any, kind: Any, key: str, depth: int = 0) -> None:
     hints = get_type_hints(section) if section is not None else {}
     items = value.items() if isinstance(value, dict) else ()
     for name, item in items:
-        _check(item, hints.get(name, Any), f"{key}.{name}" if key else str(name), depth + 1)
+        _check(item, hints.get(name, Any), f"{key}.{name}" if key else str(name))
     for item in value if isinstance(value, list) else ():
-        _check(item, kind, key, depth + 1)
+        _check(item, kind, key)
 
 
 def sections_of(kind: Any) -> Iterator[type[Any]]:

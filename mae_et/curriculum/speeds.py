@@ -45,7 +45,7 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
         try:
             pairs = parse_yaml(text)
             return {int(bandwidth): float(speed) for bandwidth, speed in pairs.items()}
-        except (yaml.YAMLError, TypeError, ValueError, AttributeError):
+        except (yaml.YAMLError, TypeError, ValueError, AttributeError, RecursionError):
             raise UserError(f"{option} must read like '{{96: 5200}}', got {text!r}") from None
     path = Path(text, "results.json") if Path(text).is_dir() else Path(text)
     images: dict[int, float] = {}

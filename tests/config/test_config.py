@@ -64,6 +64,18 @@ def test_later_files_go_over_earlier_ones_and_flags_over_files(tmp_path: Path) -
     assert (config.optim.base_lr, config.optim.batch_size, config.seed) == (0.2, 8, 5)
 
 
+def test_anchors_and_merged_keys_are_followed_unless_they_contain_themselves(place: Path) -> None:
+    text = "data: &own {name: cifar10, root: a}\nprobe: {data: {<<: *own, root: b}}\n"
+    (place / "a.yaml").write_text(text)
+    config = load_config(PretrainConfig, "a.yaml")
+    assert config.probe.data is not None
+    assert (config.probe.data.name, config.probe.data.root) == ("cifar10", Path("b"))
+    for text in ("data: &own {root: *own}", "data: " + "[" * 5000):
+        (place / "a.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"a.yaml: Problems parsing config"):
+            load_config(PretrainConfig, "a.yaml")
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
     """Those of classifiers are parsed in tests/finetune/test_recipes.py."""

@@ -1,4 +1,4 @@
-"""Small inputs take no long time: YAML, flags and patterns are read in linear time."""
+"""Small inputs take no long time: flags and patterns are read in linear time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,64 +6,13 @@ from functools import partial
 import pytest
 from fuzz.watch import within
 
-from mae_et import PretrainConfig, UserError
+from mae_et import UserError
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
-from mae_et.config.key_checks import check_flags, check_text, unknown_keys
-from mae_et.config.plain_yaml import MAX_CHARACTERS, MisreadError, parse_yaml
-from mae_et.curriculum.speeds import read_speeds
 from mae_et.search.config import SearchOptions
 from slurm.config import ClusterConfig
 
 soon = partial(within, 3.0)
-
-
-def bomb(levels: int) -> str:
-    """YAML of a few hundred bytes that expands to 9**levels items."""
-    names = [chr(ord("a") + level) for level in range(levels + 1)]
-    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
-    for name, inner in zip(names[1:], names, strict=False):
-        lines.append(f"{name}: &{name} [{', '.join([f'*{inner}'] * 9)}]")
-    return "\n".join(lines)
-
-
-YAML = {
-    "aliases": bomb(12),
-    "merged keys": "a: &a {x: 1}\nb: {<<: *a}",
-    "alias of itself": "a: &a [*a]",
-    "nested lists": "[" * 100_000,
-    "nested lists in lines": "[\n" * 50_000,
-    "nested items": "- " * 50_000,
-    "nested mappings": "{a: " * 40_000,
-    "a long text": f"a: {'x' * MAX_CHARACTERS}",
-}
-
-
-@pytest.mark.parametrize("name", YAML)
-def test_slow_yaml_is_refused_quickly(name: str, place) -> None:
-    text = YAML[name]
-    with soon(), pytest.raises(UserError):
-        check_text(text, PretrainConfig)
-    with soon(), pytest.raises(UserError):
-        read_speeds(f"{{96: {text}", "--throughput")
-    with soon():
-        check_flags([f"--data.mean={text}"], PretrainConfig)  # text then, which the parser refuses
-    (place / "run").mkdir()
-    (place / "run/config.yaml").write_text(text)
-    (place / "long.yaml").write_text(text)
-    with soon():
-        assert main(["compare", "run"]) == 2
-        assert main(["pretrain", "--config=long.yaml"]) == 2
-
-
-def test_plain_yaml_still_parses() -> None:
-    assert parse_yaml("a: {b: [1, 2.5, x, null, true]}\nc: '*a'") == {
-        "a": {"b": [1, 2.5, "x", None, True]}, "c": "*a",
-    }  # fmt: skip
-    assert parse_yaml("") is None
-    assert list(unknown_keys("model: {encoder: x, new: 1}", PretrainConfig)) == ["model.new"]
-    with soon(), pytest.raises(MisreadError, match="is a base-60 number"):
-        parse_yaml("1:" * (MAX_CHARACTERS // 2 - 1) + "1")
 
 
 def objective(text: str) -> None:
