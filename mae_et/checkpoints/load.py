@@ -13,6 +13,7 @@ from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.model import Target
+from mae_et.curriculum.mae_cost import ENCODERS
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import extent_of, sincos_positions
@@ -20,7 +21,7 @@ from mae_et.runtime.console import notify
 
 # Weights do not record heads; these are the published models' (MAE, tables 1 and A).
 PUBLISHED_HEADS = {
-    "encoder": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16},
+    "encoder": {width: heads for width, _, heads in ENCODERS.values()},
     "decoder": {512: 16},
 }
 

@@ -192,6 +192,7 @@ def test_recipes_keep_their_own_sizes(run: Path) -> None:
     [
         ({"image_mean": [0.5], "image_std": [0.25]}, (0.5,), (0.25,), "center"),
         ({"do_normalize": False, "image_mean": [0.5], "image_std": [0.5]}, (0,), (1,), "center"),
+        ({"do_normalize": False, "do_rescale": False}, (0,), (1 / 255,), "center"),
         ({"do_rescale": False, "image_mean": [127.5], "image_std": [51]}, (0.5,), (0.2,), "center"),
         ({"rescale_factor": 2 / 255, "image_mean": [1], "image_std": [1]}, (0.5,), (0.5,), "center"),  # noqa: E501
         ({"image_mean": [0.5], "image_std": [0.5], "size": {"height": 32, "width": 32}},

@@ -176,7 +176,7 @@ def test_a_recipe_may_be_named_without_its_budget_if_there_is_one() -> None:
 
 
 def test_durations_are_steps_or_a_share_of_the_run() -> None:
-    assert [duration_in_steps(d, 200) for d in (7, "7", "5%", "0.1%", "100%")] == [7, 7, 10, 1, 200]
+    assert [duration_in_steps(d, 210) for d in (7, "7", "5%", "0.1%", "100%")] == [7, 7, 10, 1, 210]
     for wrong in (0, "-3", "0%", "101%", "ten", "5 %%"):
         with pytest.raises(UserError):
             duration_in_steps(wrong, 200)

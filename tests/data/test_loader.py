@@ -35,10 +35,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
         assert torch.equal(one.noise, other.noise)
 
 
-def replay(start: int = 0, micro: int = 4) -> list[Batch]:
-    size = micro_batch_size(micro, PLAN, 1)
+def replay(start: int = 0, micro: int = 4, rank: int = 0, world: int = 1) -> list[Batch]:
     batches = CurriculumBatchSampler(
-        PLAN, 0, size, start_step=start, replay={16: 3}, replay_images=10
+        PLAN, 0, micro_batch_size(micro, PLAN, world), rank, world, start, {16: 3}, 10
     )
     return list(replayed(iter(train_loader(view(), batches, 0, False)), batches, view(), False))
 
@@ -61,9 +60,15 @@ def test_replay_fills_each_batch_with_recently_loaded_images() -> None:
             flipped = any(torch.equal(image.flip(-1), other) for other in loaded[-10:])
             assert as_it_was or flipped
             flips += flipped
-        assert len({tuple(noise.tolist()) for noise in batch.noise}) == 12  # masks are all fresh
     assert 0 < flips < 8 * first.steps
     assert len(loaded) == 4 * first.steps
+
+
+def test_every_use_of_an_image_has_a_mask_of_its_own() -> None:
+    """Over micro-batches, steps and ranks."""
+    batches = [batch for rank in range(2) for batch in replay(micro=3, rank=rank, world=2)]
+    masks = [tuple(noise.tolist()) for batch in batches for noise in batch.noise]
+    assert len(set(masks)) == len(masks) == PLAN.images
 
 
 @pytest.mark.parametrize("start", [1, 5, PLAN.stages[0].steps - 1])
