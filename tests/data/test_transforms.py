@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
 from mae_et import Curriculum, Stage, UserError
 from mae_et.config.data import DataConfig
@@ -58,10 +58,12 @@ def test_a_sample_keeps_its_crop_and_gets_noise_for_each_stages_grid() -> None:
 
 @pytest.mark.parametrize("size", [32, 60])
 @pytest.mark.parametrize("crop", [0.875, 0.9, 32 / 35, 0.95, 1.0])
-def test_the_evaluation_view_is_timm_s(size: int, crop: float) -> None:
+def test_the_evaluation_view_and_its_statistics_are_timm_s(size: int, crop: float) -> None:
     """60 at 0.95 is resized to 63, rounded down; 32 of 35 to 35 whatever the quotient."""
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
+    assert DataConfig().mean == IMAGENET_DEFAULT_MEAN
+    assert DataConfig().std == IMAGENET_DEFAULT_STD
     ours = EvalDataset([(image, 0)], DataConfig(eval_crop=crop), size)[0][0]
     settings = {"crop_pct": crop, "interpolation": "bicubic", "normalize": False}
     theirs = create_transform((3, size, size), **settings)(image)

@@ -36,8 +36,9 @@ def test_a_cpu_computes_in_float32_unless_asked() -> None:
     assert autocast_dtype("auto", CPU) is None
     assert autocast_dtype("bf16", CPU) == torch.bfloat16
     x = torch.randn(4, 4)
-    with autocast(torch.bfloat16, CPU):
-        assert (x @ x).dtype == torch.bfloat16
+    for dtype in (torch.bfloat16, torch.float16):
+        with autocast(dtype, CPU):
+            assert (x @ x).dtype == dtype
         with full_precision(CPU):
             assert (x @ x).dtype == torch.float32
     with autocast(None, CPU):

@@ -264,8 +264,14 @@ def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypa
     run = place / "run"
     steps = iter([100, 200, 200, 200])
     monkeypatch.setattr(retry, "read_progress", lambda folder: (next(steps), 0))
-    assert [retry.main(run, 1, 2) for _ in range(4)] == [1] * 4
-    assert [event["event"] for event in read_events(run)] == ["retried"] * 3 + ["given up"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    record_event(run, "requeued", step=50)  # of an earlier start: no crash
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    for _ in range(4):
+        record_event(run, "started")
+        assert retry.main(run, 1, 2) == 1
+    assert [event["event"] for event in read_events(run)[2::2]] == ["retried"] * 3 + ["given up"]
+    assert read_events(run)[-1]["crashes"] == 3
     assert inside == ["requeue"] * 3
 
 
