@@ -66,7 +66,7 @@ def test_replay_fills_each_batch_with_recently_loaded_images() -> None:
 
 def test_every_use_of_an_image_has_a_mask_of_its_own() -> None:
     """Over micro-batches, steps and ranks."""
-    batches = [batch for rank in range(2) for batch in replay(micro=3, rank=rank, world=2)]
+    batches = [batch for rank in range(2) for batch in replay(micro=1, rank=rank, world=2)]
     masks = [tuple(noise.tolist()) for batch in batches for noise in batch.noise]
     assert len(set(masks)) == len(masks) == PLAN.images
 
