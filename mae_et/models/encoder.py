@@ -1,5 +1,6 @@
 """Create the encoder: a plain timm VisionTransformer."""
 
+import inspect
 from typing import Any
 
 import timm
@@ -8,7 +9,10 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mae_et.errors import UserError
+from mae_et.errors import UserError, listed
+
+LOADING = set(inspect.signature(timm.create_model).parameters)
+"""Arguments by which timm chooses, finds or compiles a model, rather than the model's own."""
 
 
 def build_plain_vit(
@@ -40,7 +44,7 @@ def build_plain_vit(
     return encoder
 
 
-def create_vit(name: str, **settings: Any) -> Any:
+def create_vit(name: str, /, **settings: Any) -> Any:
     """Create a timm model, overriding its defaults with `settings`.
 
     Raises:
@@ -48,6 +52,11 @@ def create_vit(name: str, **settings: Any) -> Any:
     """
     if not timm.is_model(name):  # else timm would look on a hub for a name that a file gave
         raise UserError(f"timm cannot build the encoder {name!r}: there is no model of this name")
+    # Settings that a file gave must not make timm read other files (checkpoint_path, pretrained).
+    if reserved := settings.keys() & LOADING:
+        raise UserError(
+            f"timm cannot build {name!r}: {listed(sorted(reserved))} is no setting of it"
+        )
     try:
         return timm.create_model(name, **settings)
     except TypeError as error:  # an unexpected keyword
@@ -55,7 +64,9 @@ def create_vit(name: str, **settings: Any) -> Any:
         raise UserError(
             f"timm's {name!r} is not a plain vision transformer: it takes no {keyword}"
         ) from None
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, ValueError
+    ) as error:  # fmt: skip
         raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
 
 

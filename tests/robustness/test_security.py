@@ -1,5 +1,6 @@
 """No file runs code, and no file refers outside the folders that the user named."""
 
+import argparse
 import ast
 import hashlib
 import importlib.util
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from fuzz.targets import classifier, hugging_face, prepared, run_checkpoint
 from fuzz.watch import BAIT, nothing_runs
@@ -24,6 +26,7 @@ from PIL import Image
 from finetune.config import ClassifierConfig
 from mae_et import UserError
 from mae_et.checkpoints.checksums import seal_archive
+from mae_et.checkpoints.encoders import load_encoder
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.run_config import read_only_data
 from mae_et.checkpoints.store import newest_checkpoint
@@ -152,6 +155,26 @@ def test_pickle_in_a_hugging_face_folder_is_refused(
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"is refused: it holds posix.mkdir"):
         load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("saved_by", ["save_for_hf", "train.py"])
+def test_arguments_of_timm_name_no_other_file(
+    payload: Payload, tmp_path: Path, saved_by: str
+) -> None:
+    torch.save({"model": payload}, tmp_path / "other.pth")
+    name, arguments = "test_vit", {"checkpoint_path": str(tmp_path / "other.pth")}
+    tensors = timm.create_model(name).state_dict()
+    if saved_by == "train.py":
+        args = argparse.Namespace(model_kwargs=arguments)
+        torch.save({"arch": name, "args": args, "model": tensors}, tmp_path / "weights.pth")
+    else:
+        about = {"architecture": name, "model_args": arguments}
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    path = tmp_path / "weights.pth" if saved_by == "train.py" else tmp_path
+    for read in (load_weights, load_encoder):
+        with pytest.raises(UserError, match="checkpoint_path is no setting of it"):
+            read(path)
 
 
 def test_pickle_in_a_classifier_folder_is_refused(payload: Payload, tmp_path: Path) -> None:
