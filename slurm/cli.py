@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mae_et.config.files import HelpFormatter, find_config, load_config, shipped_configs
 from mae_et.config.refusals import one_sentence
+from mae_et.config.suggestions import suggest_key
 from mae_et.errors import UserError, require_in
 from mae_et.runtime.console import say
 from slurm.command import KINDS, CommandLine
@@ -48,7 +50,16 @@ def submit_command(command_line: CommandLine, arguments: list[str]) -> None:
     keys = [f"--{key}={value}" for key in _cluster_keys() for value in getattr(given, key)]
     cluster = load_config(ClusterConfig, [_cluster_file(name) for name in given.cluster], keys)
     then = [words for text in given.then for words in text.split(",")]
-    jobs = submit(command_line, kind, others, cluster, then, given.sweep, given.dry_run)
+    try:
+        jobs = submit(command_line, kind, others, cluster, then, given.sweep, given.dry_run)
+    except UserError as error:
+        unknown = re.fullmatch(r"there is no flag (--\S+)", str(error))
+        if unknown is None:
+            raise
+        meant = suggest_key(unknown[1], _cluster_keys())
+        raise UserError(
+            f"{error}{meant}; --extra '{{NAME: VALUE}}' takes any option of sbatch"
+        ) from None
     if given.dry_run:
         return
     run = shlex.quote(jobs["run"])

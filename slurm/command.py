@@ -161,7 +161,8 @@ def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:
         key, equals, values = words.partition("=")
         if not equals or not values:
             raise UserError(f"--sweep must read like optim.base_lr=1e-4,3e-4, got {words!r}")
-        axes.append([(key.removeprefix("--"), value) for value in BETWEEN_VALUES.split(values)])
+        key = key.removeprefix("--")
+        axes.append([(key, value.strip()) for value in BETWEEN_VALUES.split(values)])
     count = math.prod(map(len, axes))
     if count > MOST_RUNS:
         raise UserError(f"--sweep makes {count} runs; at most {MOST_RUNS} are submitted")

@@ -143,6 +143,11 @@ def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
     """
+    for word in arguments:
+        if re.search("[\udc80-\udcff]", word):  # Python's stand-ins for bytes that it cannot decode
+            raise UserError(
+                f"{word!a} is not UTF-8: rename the file, or set LC_ALL=C.UTF-8 if its name is"
+            )
     words = prepare_words(arguments, parser, kind)
     words = replace_config_names(words, lambda name: _checked(name, kind))
     words.sort(key=lambda word: not word.startswith("--config="))  # flags override files

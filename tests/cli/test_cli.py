@@ -149,6 +149,7 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
         "did you mean --model.mask_ratio?": ["pretrain", *tiny, "--mask-ratio=0.5"],
         "--data.root; images come after --images": ["reconstruct", str(golden), "--data.root=x"],
         "of keys (data.name, data.root, ": ["pretrain", *tiny, "--data=photos"],
+        r"'--data.root=\udcfc' is not UTF-8": ["pretrain", *tiny, "--data.root=\udcfc"],
         "; a config comes after --config": ["pretrain", str(tmp_path / "tiny.yaml")],
         "; data come after --data.root": ["pretrain", str(tmp_path / "empty")],
         "the checkpoint comes first (knn RUN ...)": ["knn", "--batch_size=2", str(golden)],

@@ -119,6 +119,18 @@ def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
     ):
         assert main(["submit", "pretrain", *RUN, "--dry-run", flag]) == 2
         assert sentence in capsys.readouterr().err
+    first = parse_task(COMMAND_LINE, "pretrain", RUN)
+    assert [run.folder.name for run in sweep_tasks(first, ["seed=0, 1"])] == ["seed=0", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [("--gpus", "did you mean gpus_per_node?"), ("--exclusive", "takes any option of sbatch")],
+)
+def test_unknown_flag_suggests_keys_of_the_cluster(place, capsys, flag: str, hint: str) -> None:
+    assert main(["submit", "pretrain", *RUN, "--dry-run", flag, "1"]) == 2
+    assert f"there is no flag {flag}; " in (said := capsys.readouterr().err)
+    assert hint in said
 
 
 def test_a_missing_checkpoint_is_reported_and_may_be_another_job_s(place, capsys) -> None:
