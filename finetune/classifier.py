@@ -30,6 +30,7 @@ from finetune.preprocessing import preprocessing_of_start
 from finetune.results import describe, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.checkpoints.preprocessing import report_preprocessing
+from mae_et.checkpoints.timm_hub import require_checkpoint
 from mae_et.config.typed import typed
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.cache import cache_images
@@ -128,11 +129,13 @@ def build_network(
 ) -> nn.Module:
     """Build a new network, or the one of a checkpoint, whose starting weights may be gone."""
     if saved is None:
-        network = build_classifier(config.model, classes)
-        start = config.model.checkpoint or config.model.backbone
-        if config.model.checkpoint is not None or config.model.pretrained:
-            report_preprocessing(preprocessing_of_start(config.model), config.data, start)
-        return network
+        start = config.model.checkpoint
+        if start is not None:
+            require_checkpoint(start)
+        if start is not None or config.model.pretrained:
+            recorded = preprocessing_of_start(config.model)
+            report_preprocessing(recorded, config.data, start or config.model.backbone)
+        return build_classifier(config.model, classes)
     return load_run_network(config.model, config.output.dir, saved["model"])
 
 

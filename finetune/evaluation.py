@@ -5,8 +5,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import timm
-
 from finetune.class_matching import SelectedClasses, match_classes
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
@@ -17,6 +15,7 @@ from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
 from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.checkpoints.stored_settings import stored_preprocessing
+from mae_et.checkpoints.timm_hub import require_checkpoint
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.config.typed import typed
 from mae_et.data.cores import worker_count
@@ -24,7 +23,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.fingerprint import fingerprint
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
-from mae_et.errors import UserError, listed, require
+from mae_et.errors import UserError, listed
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import notify
@@ -46,8 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UserError: the checkpoint is not a classifier, or does not fit the data.
     """
     config = typed(config, EvaluateConfig)
-    is_known = config.checkpoint.exists() or timm.is_model(str(config.checkpoint))
-    require(is_known, f"there is no checkpoint {config.checkpoint}")
+    require_checkpoint(config.checkpoint)
     with distributed_session(config, config) as (world, _):
         with fail_together(world):
             task = _open(config)

@@ -1,10 +1,16 @@
-"""Fetch timm models from their hub."""
+"""Models of timm by name: fetch them from their hub."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
 
-from mae_et.errors import UserError, one_line
+from mae_et.errors import UserError, one_line, require
+
+
+def require_checkpoint(path: Path) -> None:
+    """Refuse a path that is neither a file or folder nor timm's name of a model."""
+    require(path.exists() or timm.is_model(str(path)), f"there is no checkpoint {path}")
 
 
 def fetch_from_hub(name: str, **arguments: Any) -> Any:
