@@ -113,6 +113,7 @@ def test_metrics_equal_a_recomputation_from_the_steps(recorded) -> None:
         decay = weight_decay_at(progress, config.optim)
         assert row["weight_decay"] == pytest.approx(decay, rel=1e-9)
         assert 0 <= row["data_time_fraction"] <= 1
+        assert 0.05 < row["memory_gib"] < 100  # of this process
         assert {step["bandwidth"] for step in steps} == {row["bandwidth"]}
     results = json.loads((folder / "results.json").read_text())
     assert results["images"] == len(facts) * batch == sum(r["window_steps"] for r in rows) * batch
