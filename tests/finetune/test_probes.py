@@ -163,6 +163,17 @@ def test_a_flat_folder_is_refused_for_lack_of_labels(run, tiny, tmp_path) -> Non
         score_encoder(probe(run, lambda: tiny(*flags)))
 
 
+def test_accuracy_on_held_out_images_is_knn_s_with_the_other_images(run, tiny) -> None:
+    objective = finetune.HeldOutAccuracy(share=0.5, images=30, num_workers=0, device="cpu")
+    config = probe(run, tiny)
+    found = extract_dataset_features(open_encoder(run), tiny().data, config, "train", "cpu")
+    rest, held_out = (
+        Features(found.vectors[part], found.labels[part]) for part in objective.split(40)
+    )
+    assert objective(run) == finetune.knn_accuracy(rest, held_out)
+    assert objective(run) != finetune.knn_accuracy(found, held_out)
+
+
 @pytest.mark.parametrize("count", [11, 65_537, 76_801])
 def test_a_held_out_split_covers_each_image_once(count: int) -> None:
     rest, held_out = finetune.HeldOutAccuracy().split(count)
