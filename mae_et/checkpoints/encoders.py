@@ -216,7 +216,7 @@ def read_weights_of(network: Any, path: Path, key: str | None = None) -> Tensors
     by_timm = timm_arguments(path, network.default_cfg["architecture"])
     recorded = recorded or by_timm.get("num_heads")
     found = (getattr(part, "num_heads", None) for part in network.modules())
-    others = {heads for heads in found if isinstance(heads, int)} - {recorded}
+    others = {heads for heads in found if isinstance(heads, int) and heads != recorded}
     if isinstance(recorded, int) and others:
         own = listed(sorted(others))
         raise UserError(f"the network has {own} heads, and {path} records {recorded}")

@@ -20,8 +20,9 @@ def read_timm_config(path: Path) -> dict[str, Any]:
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
     about = read_mapping(file) if path.exists() and file.is_file() else {}
-    named = isinstance(about.get("architecture"), str) and "model_type" not in about
-    return about if named or "pretrained_cfg" in about else {}
+    if "model_type" in about or not isinstance(about.get("architecture"), str):
+        about["architecture"] = None  # of transformers, or damaged
+    return about if about["architecture"] or "pretrained_cfg" in about else {}
 
 
 def timm_preprocessing(path: Path) -> Preprocessing | None:

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,17 @@ def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(UserError, match=r"cannot fetch deit_tiny_patch16_224 .*: no route to host"):
         load_encoder("deit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("entry", [{"architecture": 1}, {"model_args": {"num_heads": []}}])
+def test_damaged_entries_of_timm_s_config_end_in_one_sentence(entry: dict, tmp_path: Path) -> None:
+    about = {"architecture": "test_vit", "pretrained_cfg": {}} | entry
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UserError):
+        load_encoder(tmp_path)
+    with suppress(UserError):  # tensors alone determine this network
+        build_classifier(NetworkConfig(tmp_path, "test_vit", image_size=160), 2)
 
 
 @pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "vit_tiny_r_s16_p8_224"])
