@@ -14,7 +14,7 @@ from typing import get_args
 
 import torch
 
-from mae_et.checkpoints.encoders import create_vit_of
+from mae_et.checkpoints.encoders import DEFAULT_EPS, create_vit_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face_export import decoder_with_positions, write_hugging_face
 from mae_et.checkpoints.load import masked_autoencoder
@@ -26,6 +26,7 @@ from mae_et.config.commands import Format
 from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.runtime.console import say
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 ENDINGS_OF_OTHERS = {
@@ -80,6 +81,8 @@ def export(
     model = None
     if weights.head:
         _check_classifier(weights)
+        if format != "hf" and weights.norm_eps not in {None, DEFAULT_EPS}:
+            say(f"{path}: layer norms have epsilon {weights.norm_eps}, unlike timm's {DEFAULT_EPS}")
     else:
         model = masked_autoencoder(weights, decoder=format != "timm")
     encoder = weights.encoder if model is None else dict(model.encoder.state_dict())

@@ -147,7 +147,7 @@ def test_a_rectangular_classifier_is_scored_at_its_own_size(kind, tmp_path: Path
         torch.testing.assert_close(found.network(images), network(images), rtol=0, atol=1e-5)
 
 
-def test_a_classifier_that_transformers_saved_is_read(tmp_path: Path) -> None:
+def test_a_classifier_that_transformers_saved_is_read(tmp_path: Path, capsys) -> None:
     torch.manual_seed(0)
     config = transformers.ViTConfig(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192,
@@ -158,7 +158,10 @@ def test_a_classifier_that_transformers_saved_is_read(tmp_path: Path) -> None:
     weights = load_weights(tmp_path)
     assert weights.classes is None  # LABEL_0 and so on name nothing
     ours = load_classifier(EvaluateConfig(tmp_path), None).network
+    export(tmp_path, "timm", tmp_path / "a.safetensors")
+    assert "epsilon 1e-05, unlike timm's 1e-06" in capsys.readouterr().err
     again = export(tmp_path, "hf", tmp_path / "again")
+    assert "epsilon" not in capsys.readouterr().err
     back = transformers.ViTForImageClassification.from_pretrained(again).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
