@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
 
     A POSIX lock: the kernel releases it when this process ends, however it ends, and forked loader
     workers do not inherit it (they would with flock, and keep it while they outlive their parent).
+    On a file system without locks a warning asks the user to start no second writer.
 
     Args:
         folder: the folder.
@@ -41,13 +43,14 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
-                sentence = f"another process is writing to {key} {folder}"
-            else:  # a file system without locks
-                sentence = (
-                    f"{key} {folder} cannot be locked: {error.strerror}; choose a folder on a file "
-                    "system with locks (of Lustre, one mounted with the option flock)"
-                )
-            raise UserError(sentence) from None
+                raise UserError(f"another process is writing to {key} {folder}") from None
+            if error.errno not in {errno.ENOSYS, errno.EOPNOTSUPP}:
+                raise UserError(f"{key} {folder} cannot be locked: {error.strerror}") from None
+            warnings.warn(
+                f"the file system of {key} {folder} has no locks (Lustre without its option "
+                "flock?): start nothing else that writes there",
+                stacklevel=2,
+            )
         yield partial(check_in_place, path, descriptor)
     finally:
         os.close(descriptor)

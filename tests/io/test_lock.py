@@ -35,6 +35,15 @@ def test_missing_lock_support_is_not_reported_as_a_busy_folder(tmp_path: Path, m
                 pass
 
 
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path: Path, monkeypatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # Lustre mounted without flock
+
+    monkeypatch.setattr("fcntl.lockf", refused)
+    with pytest.warns(UserWarning, match="has no locks"), sole_writer(tmp_path) as check:
+        check()
+
+
 def test_unwritable_checkpoint_folder_is_refused(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "checkpoints")
     assert list((tmp_path / "new" / "checkpoints").iterdir()) == []
