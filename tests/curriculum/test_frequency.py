@@ -117,7 +117,13 @@ def test_autocast_does_not_touch_the_crop() -> None:
 
 @pytest.mark.parametrize(
     ("bandwidth", "sentence"),
-    [(0, "between 1 and"), (33, "between 1 and"), ((16, 40), "32 x 32"), ((16, 0), "16 x 0")],
+    [
+        (0, "between 1 and"),
+        (33, "between 1 and"),
+        ((16, 40), "32 x 32"),
+        ((16, 0), "16 x 0"),
+        ((0, 16), "0 x 16"),
+    ],
 )
 def test_impossible_bandwidths_raise(bandwidth: int, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):

@@ -150,6 +150,10 @@ def test_impossible_plans_raise_a_user_error() -> None:
             curriculum.plan(epochs, 1000, 10)
         with pytest.raises(UserError, match=sentence):
             curriculum.extend(curriculum.plan(10, 1000, 10), epochs)
+    plan = curriculum.plan(10, 1000, 10).to_dict()
+    for damage in ({"batch_size": 0}, {"dataset_size": 1.5}, {"base_cost": -1.0}, {"stages": []}):
+        with pytest.raises(ValueError, match="must be positive"):
+            Plan.from_dict(plan | damage)
     with pytest.raises(UserError, match="empty"):
         curriculum.plan(1, 0, 1)
     with pytest.raises(UserError, match="is empty"):
