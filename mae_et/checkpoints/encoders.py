@@ -199,7 +199,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
     unused = () if head else parts
     mismatch = describe_mismatch(tensors, network.state_dict(), may_have=unused)
     if mismatch:
-        raise UserError(f"{path} is no {architecture}: {mismatch}")
+        raise UserError(f"{path} does not fit {architecture}: {mismatch}")
     network.load_state_dict(tensors, strict=False)
     return network
 

@@ -127,7 +127,7 @@ def _read(path: Path, key: str | None) -> Weights:
         return weights_of_payload(path, read_weight_file(path), key)
     path = path.parent if path.is_file() else path
     if timm_architecture(path) is not None:
-        return _read(file_of_folder(path), key)
+        return weights_of_payload(file_of_folder(path), read_tensors(path), key)
     is_hugging_face = (path / "config.json").is_file()
     is_classifier = (path / "classes.json").is_file()
     if has_tensors(path) and not (is_hugging_face or is_classifier):

@@ -1,6 +1,7 @@
 """Create the encoder: a plain timm VisionTransformer."""
 
 import inspect
+import re
 from typing import Any
 
 import timm
@@ -9,7 +10,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mae_et.errors import UserError, listed
+from mae_et.errors import UserError, listed, one_line
 
 LOADING = set(inspect.signature(timm.create_model).parameters)
 """Arguments by which timm chooses, finds or compiles a model, rather than the model's own."""
@@ -55,19 +56,19 @@ def create_vit(name: str, /, **settings: Any) -> Any:
     # Settings that a file gave must not make timm read other files (checkpoint_path, pretrained).
     if reserved := settings.keys() & LOADING:
         raise UserError(
-            f"timm cannot build {name!r}: {listed(sorted(reserved))} is no setting of it"
+            f"timm cannot build {name!r}: {listed(sorted(reserved))} is not a setting of the model"
         )
     try:
         return timm.create_model(name, **settings)
-    except TypeError as error:  # an unexpected keyword
-        keyword = str(error).rpartition(" ")[2]
-        raise UserError(
-            f"timm's {name!r} is not a plain vision transformer: it takes no {keyword}"
-        ) from None
     except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, ValueError
+        ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError,
+        TypeError, ValueError,
     ) as error:  # fmt: skip
-        raise UserError(f"timm cannot build the encoder {name!r}: {error}") from None
+        if keyword := re.search(r"unexpected keyword argument (\S+)", str(error)):
+            raise UserError(
+                f"timm's {name!r} is not a plain vision transformer: it takes no {keyword[1]}"
+            ) from None
+        raise UserError(f"timm cannot build the encoder {name!r}: {one_line(error)}") from None
 
 
 def heads_of_vit(name: str, width: int, settings: dict[str, Any]) -> int | None:

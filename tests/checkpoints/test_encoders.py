@@ -150,7 +150,7 @@ def test_a_file_whose_weights_leave_the_network_open_needs_its_name(
         torch.testing.assert_close(
             found.forward_features(images), expected.forward_features(images), rtol=0, atol=1e-5
         )
-    with pytest.raises(UserError, match=r"(as|is no) vit_base_patch16_224: "):
+    with pytest.raises(UserError, match=r"(as|fit) vit_base_patch16_224: "):
         load_encoder(tmp_path / "weights.safetensors", architecture="vit_base_patch16_224")
 
 
@@ -237,13 +237,35 @@ def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
         load_encoder("deit_tiny_patch16_224")
 
 
-@pytest.mark.parametrize("entry", [{"architecture": 1}, {"model_args": {"num_heads": []}}])
+def test_a_timm_folder_may_have_its_weights_in_shards(tmp_path: Path) -> None:
+    expected = randomised(timm.create_model("test_vit", num_classes=0))
+    index = tmp_path / "model.safetensors.index.json"
+    save_file(expected.state_dict(), tmp_path / "1.safetensors")
+    index.write_text(
+        json.dumps({"weight_map": dict.fromkeys(expected.state_dict(), "1.safetensors")})
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
+    assert_same_features(load_encoder(tmp_path), expected)
+    for path in (tmp_path, index):
+        assert load_weights(path).encoder.keys() == expected.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"architecture": 1},
+        {"model_args": {"num_heads": []}},
+        {"model_args": {"block_fn": "x"}},
+        {"model_args": {"pruned": True}},
+    ],
+)
 def test_damaged_entries_of_timm_s_config_end_in_one_sentence(entry: dict, tmp_path: Path) -> None:
     about = {"architecture": "test_vit", "pretrained_cfg": {}} | entry
     (tmp_path / "config.json").write_text(json.dumps(about))
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as refused:
         load_encoder(tmp_path)
+    assert "takes no" not in str(refused.value)  # which is of arguments that timm does not know
     with suppress(UserError):  # tensors alone determine this network
         build_classifier(NetworkConfig(tmp_path, "test_vit", image_size=160), 2)
 

@@ -173,7 +173,7 @@ def test_arguments_of_timm_name_no_other_file(
         torch.save(tensors, tmp_path / "pytorch_model.bin")
     path = tmp_path / "weights.pth" if saved_by == "train.py" else tmp_path
     for read in (load_weights, load_encoder):
-        with pytest.raises(UserError, match="checkpoint_path is no setting of it"):
+        with pytest.raises(UserError, match="checkpoint_path is not a setting"):
             read(path)
 
 
