@@ -174,7 +174,7 @@ def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:
         output = "--output.dir" if first.kind in TRAININGS else "--output"
         arguments = [*first.arguments, *flags, f"{output}={folder}"]
         run = parse_task(first.command_line, first.kind, arguments)
-        same = found.setdefault(repr(replace(run.config, output=first.config.output)), run)
+        same = found.setdefault(repr(run.config).replace(str(folder), ""), run)
         if same is not run:
             raise UserError(f"--sweep: {same.folder.name} and {folder.name} are the same run")
     return list(found.values())

@@ -54,9 +54,12 @@ def read_events(folder: Path) -> list[Event]:
 def _is_of_another(run: Path, event: Event) -> bool:
     """Return whether the job of an event writes its logs to another run's folder."""
     logs = event.get("logs")
-    if not isinstance(logs, str) or not Path(logs).is_dir():  # moved, or mounted elsewhere
+    try:
+        if not isinstance(logs, str) or not Path(logs).is_dir():  # moved, or mounted elsewhere
+            return False
+        return not any(each.is_dir() and each.samefile(logs) for each in _log_folders(run))
+    except OSError:  # closed to this user, or not a path
         return False
-    return not any(each.is_dir() and each.samefile(logs) for each in _log_folders(run))
 
 
 def _is_whole(event: Event) -> bool:

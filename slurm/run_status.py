@@ -69,7 +69,7 @@ def status(folders: Sequence[Path]) -> list[RunStatus]:
     if len(others) == len(folders):
         raise UserError(f"{others[0]} contains no run")
     if others:
-        notify(f"not shown, for they contain no run: {listed(others)}")
+        notify(f"not shown, as they hold no run: {listed(others)}")
     runs = [run for below in found.values() for run in below]
     events = {run: read_events(run) for run in runs}
     jobs = {run: _last_job(events[run]) for run in runs}

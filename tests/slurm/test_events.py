@@ -22,8 +22,10 @@ def test_job_of_the_run_that_a_folder_was_copied_from_is_not_its_own(tmp_path: P
     (tmp_path / "link").symlink_to(run)
     for name, jobs in (("run", 2), ("link", 2), ("copy", 1)):
         assert [len(read_events(tmp_path / name / part)) for part in ("", "knn")] == [jobs, jobs]
+    record_event(run, "submitted", job="8", logs="/" + "x" * 5000)  # cannot be looked up
+    assert read_events(run)[-1]["job"] == "8"
     run.rename(tmp_path / "moved")
-    assert len(read_events(tmp_path / "moved")) == 2
+    assert len(read_events(tmp_path / "moved")) == 3
 
 
 def test_job_whose_run_folder_was_moved_is_not_restarted(tmp_path, monkeypatch, capsys) -> None:

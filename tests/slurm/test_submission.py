@@ -121,6 +121,7 @@ def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
         assert sentence in capsys.readouterr().err
     first = parse_task(COMMAND_LINE, "pretrain", RUN)
     assert [run.folder.name for run in sweep_tasks(first, ["seed=0, 1"])] == ["seed=0", "seed=1"]
+    assert len(sweep_tasks(first, ["output.log_every=1,2"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -405,7 +406,7 @@ def test_status_needs_only_the_run_folder(place: Path, capsys, monkeypatch) -> N
     with pytest.raises(UserError, match="contains no run"):
         status([place / "empty"])
     assert status([run, place / "empty", place / "tiny.yaml"]) == status([run])
-    assert f"contain no run: {place / 'empty'}, {place / 'tiny.yaml'}" in capsys.readouterr().err
+    assert f"hold no run: {place / 'empty'}, {place / 'tiny.yaml'}" in capsys.readouterr().err
 
 
 def test_status_without_slurm_depends_on_the_last_events_age(place: Path, monkeypatch) -> None:
