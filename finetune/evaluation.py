@@ -45,7 +45,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UserError: the checkpoint is not a classifier, or does not fit the data.
     """
     config = typed(config, EvaluateConfig)
-    require_checkpoint(config.checkpoint)
     with distributed_session(config, config) as (world, _):
         with fail_together(world):
             task = _open(config)
@@ -86,6 +85,7 @@ class _Task:
 
 def _open(config: EvaluateConfig) -> _Task:
     """Open the classifier and the data, and match their classes."""
+    require_checkpoint(config.checkpoint)
     if config.output is not None:
         check_scores_folder(config.output)
     run = read_classifier_config(config.checkpoint)

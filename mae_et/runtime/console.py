@@ -1,6 +1,7 @@
 """Lines for the person at the terminal, on stderr, and processes that do without a terminal."""
 
 import contextlib
+import fcntl
 import os
 import sys
 import threading
@@ -55,7 +56,10 @@ def notify(fact: str) -> None:
 @contextlib.contextmanager
 def null_streams() -> Iterator[None]:
     """Keep processes started in the block from holding a pipe or a connection of this one open."""
-    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    kept = {}
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):  # it is closed
+            kept[stream] = fcntl.fcntl(stream, fcntl.F_DUPFD_CLOEXEC, 3)
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         for stream in kept:
