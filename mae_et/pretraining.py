@@ -3,9 +3,9 @@
     config -> plan -> batch -> device -> normalise -> crop(S) -> target -> mask -> encode
            -> decode -> loss -> step -> checkpoint -> encoder
 
-A `Plan` fixes before training which bandwidth S each step has. Only the `TrainState` changes while
-training; everything else is a function of the config and the step, so a run resumes from its newest
-checkpoint as if it had never stopped. (`mae_et.pretrain` is the function; hence the module's name.)
+A `Plan` fixes the bandwidth S of each step before training. Only the `TrainState` changes while
+training; everything else is a function of the config and the step, so a run resumes exactly from
+its newest checkpoint. (`mae_et.pretrain` is the function, hence this module's name.)
 
 Shapes: B micro-batch, C channels, H base size, S bandwidth, N = (S / patch)^2 patches, V visible
 patches, M predicted patches, W width, D numbers per patch.
@@ -62,19 +62,19 @@ def pretrain(
     step: Step[Batch] | None = None,
     opening: Opening[ImageDataset] | None = None,
 ) -> Path:
-    """Pre-train as a config says, resuming from the run folder's newest checkpoint.
+    """Pre-train as configured, resuming from the run folder's newest checkpoint.
 
     A new run starts from random weights, from other weights (`config.init.weights`), or from a
-    checkpoint of a shorter run (`config.init.extends`); a line on stderr says what it took. The
-    command line takes over the statistics and the grid of positions of initial weights; here,
-    `config.data` and `config.model.position_grid` give them, and the line reports a difference.
+    checkpoint of a shorter run (`config.init.extends`); a line on stderr names the source. The
+    command line adopts the statistics and the position grid of initial weights; this function uses
+    `config.data` and `config.model.position_grid`, and the line reports differences.
 
     Args:
         config: the run.
-        stop_after_step: number of steps after which to save the state and return, for a later call
-            to resume; by default the run goes to its end.
-        step: one update of the weights, called as `train_step`, which is the default.
-        opening: of this config, whose data a command has opened before it loads PyTorch.
+        stop_after_step: save the state and return after this many steps, for a later call to
+            resume; by default, train to the end.
+        step: one update of the weights, with the signature of `train_step` (the default).
+        opening: the start of this run, if its data is already open (see `Opening`).
 
     Returns:
         The run folder; a finished run has `encoder.safetensors` (a timm model) and `results.json`.
@@ -135,7 +135,7 @@ def build(
 ) -> tuple[Run, MaskedAutoencoder]:
     """Build the model and its run, new (random, or from initial weights) or from a checkpoint.
 
-    `static` says whether every pass does the same work, as those of `train_step` do.
+    `static`: every pass does the same work, as those of `train_step` do.
     """
     torch.manual_seed(config.seed)
     model = MaskedAutoencoder.from_config(config.model)
@@ -173,14 +173,14 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
 
 
 def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
-    """Run forward and backward on `count` black images at a stage, beside what loading holds."""
+    """Run forward and backward on `count` black images at a stage, beside the loader's memory."""
     batch = black_batch(run.config.model, stage, count)
     with memory_ahead(run.config.efficiency.decode, batch.images, run.world.device):
         reconstruction_loss(run, batch).backward()
 
 
 def finish(run: Run, model: MaskedAutoencoder, logger: RunLogger | None) -> None:
-    """Write the encoder and the final figures."""
+    """Export the encoder and write results.json."""
     model = gather_model(run, model)
     if logger is None:
         return

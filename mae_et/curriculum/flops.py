@@ -1,4 +1,4 @@
-"""Count the FLOPs of one image at a bandwidth, on the meta device: nothing is computed."""
+"""Count the FLOPs of one image at a bandwidth, on the meta device."""
 
 from collections.abc import Callable
 from functools import cache
@@ -20,7 +20,7 @@ def training_flops(
     A multiply-add counts as two FLOPs, and the backward pass as twice the forward pass.
 
     Args:
-        forward: runs a network that lives on the meta device on images [B C H W].
+        forward: forward pass of a network on the meta device, from images [B C H W].
         channels: C.
         sides: maps a bandwidth to the height and width of the images; a square by default.
     """

@@ -4,8 +4,8 @@ For an image X of H x W and a bandwidth B (EfficientTrain, arXiv 2211.09703, sec
 
     crop(X, B) = Re( IDFT( centre_BxB( F(X) ) ) ) * B*B / (H*W)
 
-The transform is separable, so with A the complex B x H matrix `IDFT . centre . DFT * B / H` it is
-`Re(A) X Re(A)^T - Im(A) X Im(A)^T`: two matrix products instead of two FFTs. Only the Nyquist line
+The transform is separable: with the complex B x H matrix A = `IDFT . centre . DFT * B / H` it is
+`Re(A) X Re(A)^T - Im(A) X Im(A)^T`, two matrix products instead of two FFTs. Only the Nyquist line
 k = -B/2 of an even bandwidth has no mirror image in the window, so it alone makes A complex, and
 Im(A) has rank one: its product costs next to nothing, and dropping it would not be exact.
 
@@ -40,11 +40,11 @@ def low_frequency_crop(
         method: `fourier` is the exact crop (EfficientTrain, section 3.1). `resize` is antialiased
             bicubic interpolation, 28 to 39 dB from the exact crop; the paper's released code
             instead resizes 8-bit images with Pillow's Lanczos filter in its loader, more than 40 dB
-            from this. `decode` means that the loader has already resized the training images; any
-            other image is treated as with `resize`.
+            from this. `decode`: the loader has already resized the training images; other images
+            are treated as with `resize`.
 
     Returns:
-        [..., B, B] of the images' dtype, on their device; the images themselves at full bandwidth.
+        [..., B, B], with dtype and device of the images; the images themselves at full bandwidth.
 
     Raises:
         TypeError: the bandwidth is not a whole number.
@@ -64,7 +64,7 @@ def low_frequency_crop(
     require_choice(method, Method, "method")
     if (height, width) == (full_height, full_width):
         return images
-    # The crop is data, not network: neither half precision nor TF32 may touch it.
+    # The crop prepares data: it must not depend on half precision or TF32.
     with full_precision(images.device), exact_products():
         exact = images.to(torch.promote_types(images.dtype, torch.float32))
         reduce = _fourier if method == "fourier" else _resize
@@ -98,7 +98,7 @@ def low_pass(images: Tensor, bandwidth: int) -> Tensor:
         for axis in (-2, -1):
             size = images.shape[axis]
             frequency = (size * torch.fft.fftfreq(size, device=images.device)).round()
-            kept = frequency.abs() <= bandwidth / 2  # both Nyquist lines, so that it stays real
+            kept = frequency.abs() <= bandwidth / 2  # both Nyquist lines, to keep the result real
             spectrum = spectrum * (kept[:, None] if axis == -2 else kept)
         return torch.fft.ifft2(spectrum).real.to(images.dtype)
 

@@ -1,6 +1,6 @@
 """FLOPs of a masked autoencoder from its sizes, before PyTorch is loaded.
 
-They equal what is counted in the network (`tests/curriculum/test_flops.py`).
+They equal the FLOPs counted in the network (`tests/curriculum/test_flops.py`).
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mae_et.config.model import ModelConfig, target_width, visible_patches
 
 FORWARD_AND_BACKWARD = 3
-"""The backward pass computes two products for each one of the forward pass."""
+"""The backward pass computes two products for each product of the forward pass."""
 ENCODERS = {
     "vit_tiny_patch16_224": (192, 12, 3),
     "vit_small_patch16_224": (384, 12, 6),
@@ -16,18 +16,18 @@ ENCODERS = {
     "vit_large_patch16_224": (1024, 24, 16),
     "vit_huge_patch14_224": (1280, 32, 16),
 }
-"""Width, depth and heads of timm's networks of that name."""
+"""Width, depth and heads of timm's models, by name."""
 
 
 def mae_training_flops(config: ModelConfig) -> Callable[[int], float] | None:
     """Return a function from a bandwidth to the FLOPs of one image's training step.
 
     A multiply-add counts as two FLOPs, and the backward pass as twice the forward pass. The decoder
-    is MAE's, on every patch.
+    is MAE's and predicts every patch.
 
     Returns:
-        The function; None where only the network itself can be counted: of another encoder, or with
-        another decoder.
+        The function; None for other encoders and decoders, whose FLOPs must be counted in the
+        network.
     """
     sizes = _encoder_sizes(config)
     if sizes is None or config.decoder_attention != "self" or config.decoder_share < 1:
@@ -48,7 +48,7 @@ def mae_training_flops(config: ModelConfig) -> Callable[[int], float] | None:
 
 
 def _encoder_sizes(config: ModelConfig) -> tuple[int, int] | None:
-    """Return the width and depth of an encoder; None if timm alone knows or refuses it."""
+    """Return the width and depth of an encoder; None for one that timm must build or refuse."""
     if config.encoder not in ENCODERS:
         return None
     overrides = (config.encoder_embed_dim, config.encoder_depth, config.encoder_num_heads)
@@ -58,7 +58,7 @@ def _encoder_sizes(config: ModelConfig) -> tuple[int, int] | None:
 
 
 def _patch_sizes(config: ModelConfig) -> tuple[int, int]:
-    """Return the numbers of a patch, and of its target."""
+    """Return how many numbers a patch has, and how many its target has."""
     patch, channels = config.patch, config.channels
     target = target_width(config.target, patch, channels, config.hog_cell, config.hog_bins)
     return channels * patch**2, target

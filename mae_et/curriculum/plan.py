@@ -1,4 +1,4 @@
-"""A curriculum resolved to whole steps: which stage a step belongs to, and how much is done."""
+"""A curriculum resolved to whole steps: the stage of each step, and the compute done before it."""
 
 import math
 from bisect import bisect_right
@@ -30,7 +30,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A curriculum resolved to whole steps; a training loop reads it and never changes it.
+    """A curriculum resolved to whole steps, read by the training loop.
 
     Made by `Curriculum.plan`. Schedules (learning rate, weight decay) are functions of `progress`,
     so they need no state beyond the step.
@@ -103,7 +103,7 @@ class Plan:
         """Rebuild a plan from the result of `to_dict`.
 
         Raises:
-            ValueError: it is not a plan, or one that no curriculum resolves to.
+            ValueError: the dictionary is not a plan, or not one that a curriculum can resolve to.
         """
         try:
             stages = tuple(PlannedStage(**stage) for stage in plan["stages"])

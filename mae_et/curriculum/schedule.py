@@ -1,8 +1,8 @@
-"""The curriculum: which bandwidth each step trains on, resolved once to whole steps.
+"""The curriculum: the bandwidth of each step, resolved once to whole steps.
 
 A `Curriculum` is a list of stages that share a budget. `Curriculum.plan` resolves it, for a dataset
-and batch size, to a `Plan` of whole steps that a training loop only looks up. The budget is counted
-in *equivalent epochs*: E of them cost as much compute as E epochs at the base size.
+and batch size, to a `Plan` of whole steps. The budget is counted in *equivalent epochs*: E of them
+cost as much compute as E epochs at the base size.
 
 Sources: EfficientTrain (Wang et al., ICCV 2023, arXiv 2211.09703), EfficientTrain++ (TPAMI 2024,
 arXiv 2405.08768).
@@ -18,8 +18,8 @@ from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.errors import UserError, require
 
 # The papers' bandwidths at base 224, one for each tenth of the budget. Stage i of the ten has
-# RandAugment magnitude i: EfficientTrain++ states it, and EfficientTrain, whose tenths are of
-# epochs rather than of compute, raises it "linearly from 0 to 9".
+# RandAugment magnitude i, as EfficientTrain++ states; EfficientTrain, whose tenths are epochs
+# rather than compute, raises it "linearly from 0 to 9".
 _PAPER_BASE = 224
 _PAPER_BANDWIDTHS: dict[str, tuple[int, ...]] = {
     "et": (160,) * 6 + (192,) * 2 + (224,) * 2,
@@ -29,7 +29,7 @@ _PAPER_BANDWIDTHS: dict[str, tuple[int, ...]] = {
 }
 
 MOST_STEPS = 10**9
-"""Largest budget, in steps at the base size; more is a mistyped one."""
+"""Largest budget, in steps at the base size; a larger one is a typing error."""
 
 
 def scaled_bandwidth(bandwidth: int, base: int, patch: int) -> int:
@@ -51,7 +51,7 @@ class Curriculum:
 
     stages: tuple[Stage, ...]
     base: int
-    """Full bandwidth, in pixels: the side of the input without a crop."""
+    """Full bandwidth, in pixels: the side of uncropped inputs."""
     patch: int = 1
     """Side of a patch, in pixels; 1 for networks without patches."""
     shares_of: Literal["compute", "images"] = "compute"
@@ -139,7 +139,7 @@ class Curriculum:
 
         Raises:
             UserError: the dataset is empty, the batch is larger than the dataset, the budget
-                exceeds `MOST_STEPS`, or it leaves a stage less than one step.
+                exceeds `MOST_STEPS`, or a stage would have less than one step.
         """
         if dataset_size < 1:
             raise UserError("the dataset is empty")
@@ -180,7 +180,8 @@ class Curriculum:
             epochs: budget, in the unit of `plan`.
 
         Raises:
-            UserError: the budget exceeds `MOST_STEPS`, or the plan's by less than a step.
+            UserError: the budget exceeds `MOST_STEPS`, or does not exceed the plan's by at least a
+                step.
         """
         _check_budget(epochs, plan.dataset_size / plan.batch_size)
         *earlier, last = plan.stages
@@ -198,7 +199,7 @@ class Curriculum:
 
 def _check_budget(epochs: float, steps_per_epoch: float) -> None:
     steps = epochs * steps_per_epoch
-    if not steps <= MOST_STEPS:  # or not a number
+    if not steps <= MOST_STEPS:  # also catches NaN
         raise UserError(
             f"curriculum.epochs {epochs:g} is a budget of {steps:.3g} steps; at most "
             f"{MOST_STEPS:,} are possible"

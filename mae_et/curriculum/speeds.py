@@ -13,7 +13,7 @@ from mae_et.io.plain_files import read_bytes
 
 
 def read_node(text: str) -> dict[str, Any] | None:
-    """Return the figures of a file of `mae-et bench node`; None for anything else."""
+    """Return the contents of a `mae-et bench node` file; None for anything else."""
     try:
         found = json.loads(read_bytes(Path(text)))
     except (OSError, ValueError):
@@ -31,11 +31,10 @@ def _speeds_of_node(node: dict[str, Any], key: str, file: str) -> dict[int, floa
 def read_speeds(text: str, option: str) -> dict[int, float]:
     """Read images/s by bandwidth from '{96: 5200, 224: 1200}' or a finished run's folder.
 
-    The speed of a run at a bandwidth is averaged over the time of its stages, and is that of all
-    its GPUs together.
+    A run's speed at a bandwidth is averaged over the time of its stages, for all its GPUs together.
 
     Raises:
-        UserError: the text is neither.
+        UserError: the text is neither of the two.
     """
     if text.lstrip().startswith("{"):
         import yaml
@@ -65,12 +64,12 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
 
 
 def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] | None:
-    """Return `throughput_model` for the options of `mae-et plan`; None without `throughput`.
+    """Return `throughput_model` for the options of `mae-et plan`; None if `throughput` is not set.
 
-    A file of `mae-et bench node` gives the speeds of loading too.
+    A file of `mae-et bench node` also provides the loader's speeds.
 
     Raises:
-        UserError: an option is malformed, or given without `throughput`.
+        UserError: an option is malformed, or requires `throughput`.
     """
     if options.throughput is None:
         for name in ("loader", "gpus", "cores_per_gpu"):

@@ -7,7 +7,7 @@ from mae_et.curriculum.plan import Plan
 COMPUTE_UNITS = {"flops": "FLOPs", "area": "pixels"}
 
 
-LONG_BUDGET = 100  # equivalent epochs from which a comparison with MAE's 1600 epochs says something
+LONG_BUDGET = 100  # equivalent epochs from which comparing with MAE's 1600 epochs is meaningful
 
 
 def summarise(plan: Plan, unit: str, against_epochs: float | None = None) -> dict[str, Any]:
@@ -17,8 +17,8 @@ def summarise(plan: Plan, unit: str, against_epochs: float | None = None) -> dic
         plan: the plan.
         unit: unit of its costs, FLOPs or pixels.
         against_epochs: epochs at the base size that `speedup` compares with; by default MAE's 1600
-            for budgets of at least 100 equivalent epochs, and those of the plan's own images for
-            shorter ones.
+            for budgets of at least 100 equivalent epochs, and the plan's own epochs for shorter
+            ones.
     """
     epochs = plan.images / plan.dataset_size
     if against_epochs is None:

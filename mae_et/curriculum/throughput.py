@@ -1,8 +1,7 @@
 """Compute the hours of a plan on many GPUs from speeds measured on one.
 
-Pure arithmetic: speeds of GPUs and loader cores add up. Checkpointing and disks take no time in
-this model, nor does the exchange of gradients, unless the speeds include it, so the hours are a
-lower bound.
+Pure arithmetic: speeds of GPUs and loader cores add up. Checkpointing, disks and (unless the speeds
+include it) the exchange of gradients take no time in this model, so the hours are a lower bound.
 """
 
 import math
@@ -13,7 +12,7 @@ from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
 
 POWERS = tuple(2**power for power in range(11))
-"""Default GPU counts of the table: 1 ... 1024."""
+"""Default numbers of GPUs: 1, 2, 4, ..., 1024."""
 
 
 def throughput_model(
@@ -32,8 +31,8 @@ def throughput_model(
         images_per_second: measured training images/s of one GPU, by bandwidth.
         gpus: numbers of GPUs.
         loader: measured images/s of one loader core, by bandwidth.
-        cores_per_gpu: loader cores per GPU; a stage is as fast as the slower of GPU and loader.
-        exchange_included: whether `images_per_second` counts the exchange of gradients.
+        cores_per_gpu: loader cores per GPU; each stage runs at the speed of the slower one.
+        exchange_included: whether `images_per_second` includes the exchange of gradients.
         replay: how often a loaded image is used, by bandwidth (`data.replay`).
 
     Returns:
@@ -53,7 +52,7 @@ def throughput_model(
     loading = [_loading(b, images_per_second[b], used, cores_per_gpu) for b in bandwidths]
     speed = {row["bandwidth"]: row["reached_images_per_second"] for row in loading}
     one = math.fsum(stage.steps * plan.batch_size / speed[stage.bandwidth] for stage in plan.stages)
-    # The images at full bandwidth that the same compute pays for.
+    # The images at full bandwidth that cost the same compute.
     constant = plan.compute / plan.base_cost / speed[plan.base] if plan.base in speed else None
     return {
         "given": {
@@ -90,7 +89,7 @@ def _loading(
 def _total(
     gpus: int, batch_size: int, seconds: float, constant_seconds: float | None
 ) -> dict[str, Any]:
-    """Return the hours on a number of GPUs, None if it does not divide the batch."""
+    """Return the hours on a number of GPUs; None if it does not divide the batch."""
     divides = batch_size % gpus == 0
     hours = seconds / gpus / 3600 if divides else None
     constant = None if constant_seconds is None or not divides else constant_seconds / gpus / 3600

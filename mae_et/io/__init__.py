@@ -1,1 +1,1 @@
-"""Files on disk: written atomically, locked by one writer, read without trusting them."""
+"""Files on disk: atomic writes, locks, and safe reading of untrusted files."""

@@ -1,4 +1,4 @@
-"""Write files completely or not at all, or refuse the path that the user gave."""
+"""Write files atomically, and report paths that cannot be written to."""
 
 import errno
 import glob
@@ -11,16 +11,16 @@ from pathlib import Path
 
 from mae_et.errors import UserError
 
-# Tells apart processes of equal number on two machines that share a file system.
+# Distinguishes processes with the same id on machines that share a file system.
 _MACHINE = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 
 @contextmanager
 def refuse_unwritable(name: str) -> Iterator[None]:
-    """Refuse a path, which the block writes to, if that fails for any reason but a full disk.
+    """Raise a UserError if writing in the block fails for any reason but a full disk or quota.
 
     Args:
-        name: the path with the key that gave it, such as `output PATH`.
+        name: the path after the key that gives it, such as `output PATH`.
 
     Raises:
         UserError: `NAME cannot be written to: REASON`.
@@ -36,7 +36,7 @@ def refuse_unwritable(name: str) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)`, flush the file, and rename it to its place.
 
-    What killed processes of this machine left of the same file is deleted.
+    Temporary files that killed processes of this machine left for the same path are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{_MACHINE}.tmp")
@@ -44,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if not _is_running(leftover.name.split(".")[-3]):
             leftover.unlink(missing_ok=True)
     try:
-        # Anew: in a folder to which others may write, the name could be a link to any file.
+        # Created anew: in a folder that others can write to, the name could be a link to any file.
         temporary.unlink(missing_ok=True)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         write(temporary)
@@ -52,7 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # of fsync
+        if error.errno is not None and error.filename is None:  # raised by fsync
             error.filename = str(path)
         raise
     finally:
@@ -61,7 +61,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush a folder, so that a new name in it survives a crash of the machine."""
+    """Flush a folder, so that new names in it survive a system crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,7 +77,7 @@ def _is_running(process: str) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except (PermissionError, ValueError):  # another user's; no name of ours
+    except (PermissionError, ValueError):  # another user's process; not our name
         pass
     return True
 

@@ -19,17 +19,17 @@ from mae_et.io.plain_files import no_follow
 def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], None]]:
     """Create a folder if necessary, and lock it against other processes.
 
-    A POSIX lock: the kernel releases it when this process ends, however it ends, and forked loader
-    workers do not inherit it (they would with flock, and keep it while they outlive their parent).
-    On a file system without locks a warning asks the user to start no second writer.
+    A POSIX lock: the kernel releases it however this process ends, and forked loader workers do not
+    inherit it (with flock they would, and keep it while they outlive their parent). On a file
+    system without locks, a warning asks the user to start no second writer.
 
     Args:
         folder: the folder.
         key: key of the config that names it, for errors.
 
     Yields:
-        A function that raises RunFailed once the folder, and its lock with it, was deleted, moved
-        or replaced: then another run may lock the path.
+        A function that raises RunFailed if the folder, and its lock with it, has been deleted,
+        moved or replaced: another run may then lock the path.
 
     Raises:
         UserError: another process holds the lock, or the folder cannot be written to or locked.
@@ -57,10 +57,10 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
 
 
 def check_in_place(path: Path, descriptor: int) -> None:
-    """Refuse to write on after an open file was deleted, moved, replaced or truncated.
+    """Raise RunFailed if an open file has been deleted, moved, replaced or truncated.
 
     Raises:
-        RunFailed: the file at `path` is not the open one, or ends before what was written to it.
+        RunFailed: the file at `path` is not the open one, or is shorter than what was written.
     """
     status = os.fstat(descriptor)
     try:
@@ -75,9 +75,9 @@ def check_in_place(path: Path, descriptor: int) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Create a folder if necessary, and refuse one in which no file can be created.
+    """Create a folder if necessary, and check that files can be created in it.
 
-    It may be a link to another disk; unchecked, the first checkpoint would fail after hours.
+    It may be a link to another disk; unchecked, the first checkpoint could fail after hours.
 
     Raises:
         UserError: it is read-only, another user's, or not a folder.

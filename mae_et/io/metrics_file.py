@@ -1,4 +1,4 @@
-"""Records of a run, one JSON object a line: metrics, scores, unreadable images, dynamics."""
+"""Records of a run as JSON Lines: metrics, scores, unreadable images, dynamics."""
 
 import json
 import warnings
@@ -14,18 +14,18 @@ METRICS = "metrics.jsonl"
 SCORES = "scores.jsonl"
 DYNAMICS = "dynamics.jsonl"
 SEALED = frozenset({SCORES, DYNAMICS})
-"""Records whose rows carry a checksum: they decide the best weights, or are not measured again."""
+"""Records with a checksum in each row: they decide the best weights or are not measured again."""
 Row = dict[str, Any]
 MAX_NUMBER = 1e30  # larger values in a row are damage
 
 
 def is_plausible(value: object) -> bool:
-    """Return whether a value is a number of a usual size; a flipped bit can make any."""
+    """Return whether a value is a number of ordinary size; a flipped bit can make any."""
     return isinstance(value, (int, float)) and abs(value) < MAX_NUMBER
 
 
 def row_line(row: Row, name: str) -> str:
-    """Return a row as a line of a record, with its checksum where the record has them."""
+    """Return a row as a line of a record, with a checksum if the record has them."""
     return json.dumps(seal(row) if name in SEALED else row) + "\n"
 
 
@@ -34,7 +34,7 @@ def read_metrics(
     name: str = METRICS,
     is_whole: Callable[[Row], bool] = lambda _: True,
 ) -> list[Row]:
-    """Return the rows of a record in a run folder; an empty list if there is no such file.
+    """Return the rows of a record in a run folder; an empty list if the file does not exist.
 
     A half-written last line is skipped silently; damaged lines before it are skipped with a
     warning that lists their numbers.
@@ -42,7 +42,7 @@ def read_metrics(
     Args:
         folder: run folder.
         name: file name of the record.
-        is_whole: predicate for rows that hold what the caller needs; other rows count as damaged.
+        is_whole: whether a row has the entries that the caller needs; other rows count as damaged.
     """
     path = folder / name
     if not path.is_file():
@@ -54,7 +54,7 @@ def read_metrics(
             row = json.loads(line)
             if name in SEALED:
                 row = unseal(row)
-        except (ValueError, RecursionError, TypeError, AttributeError):  # no JSON, or no text
+        except (ValueError, RecursionError, TypeError, AttributeError):  # not JSON, or not UTF-8
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int) and is_whole(row):
             rows.append(row)

@@ -1,4 +1,4 @@
-"""Files of folders to which others may write: no link is followed, no pipe is waited for."""
+"""Open files in folders that others can write to: follow no links, wait for no pipes."""
 
 import errno
 import json
@@ -12,11 +12,11 @@ from mae_et.io.atomic import write_text_atomically
 
 
 def no_follow(path: str | Path, flags: int) -> int:
-    """Open a file to write to, as the `opener` of `open`; its owner may not be this user.
+    """Open a file for writing, as the `opener` of `open`; it may belong to another user.
 
     Raises:
-        UserError: it is a link, which could lead to any file of this user.
-        OSError: it cannot be opened, or is a pipe that nobody reads.
+        UserError: the file is a link, which could lead to any file of this user.
+        OSError: the file cannot be opened, or is a pipe without a reader.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -41,7 +41,7 @@ def read_bytes(path: Path) -> bytes:
     """Return a file's content.
 
     Raises:
-        OSError: it cannot be read, or is a pipe or a device, which might never end.
+        OSError: the file cannot be read, or is a pipe or a device, which might never end.
     """
     with open(path, "rb", opener=_no_wait) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
     """Return a file's text.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8.
+        UserError: the file cannot be read or is not UTF-8.
     """
     try:
         return read_bytes(path).decode("utf-8")
@@ -69,7 +69,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        UserError: it cannot be read, or contains another type.
+        UserError: the file cannot be read, or contains another type.
     """
     text = read_text(path)
     try:
@@ -82,12 +82,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
-    """Record in a JSON file the settings that a folder was made with; refuse to change them later.
+    """Record a folder's settings in a JSON file; refuse settings that differ from recorded ones.
 
     Args:
         path: the file.
         settings: values by name.
-        sentence: error message, with `{key}`, `{before}` and `{now}` of the first that differs.
+        sentence: error message, with `{key}`, `{before}` and `{now}` for the first difference.
 
     Raises:
         UserError: a setting differs, or the file is damaged.
@@ -99,10 +99,10 @@ def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
 
 
 def check_settings(before: dict[str, Any], now: dict[str, Any], sentence: str) -> None:
-    """Compare settings, as JSON has them, with those that something was made with.
+    """Compare settings, as JSON types, with recorded ones.
 
     Args:
-        before: recorded settings, and whatever else is recorded.
+        before: recorded settings; further entries are ignored.
         now: requested settings.
         sentence: see `keep_settings`.
 

@@ -1,8 +1,8 @@
-"""Checksums inside the small files that decide labels, order or results.
+"""Checksums in the small files that decide labels, order or results.
 
 A flipped bit in an index, a list of classes or a journal changes numbers without an error. So these
-files carry the SHA-256 of their content: an object of JSON as its entry `sha256`, a line of JSON
-too, and any other file as a last line `sha256:...` after its content, which readers of `.npy` skip.
+files contain the SHA-256 of their content: a JSON object or line as its entry `sha256`, any other
+file as a last line `sha256:...`, which readers of `.npy` ignore.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ TRAILER_BYTES = len(_TAG) + 64
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """Return an object of JSON with its checksum, computed whatever the order of its keys."""
+    """Return a JSON object with its checksum, which does not depend on the order of keys."""
     return content | {KEY: _digest(content)}
 
 
@@ -42,7 +42,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """Return the sealed object in a JSON file, without its checksum.
 
     Raises:
-        UserError: it cannot be read, has no checksum or does not match it.
+        UserError: the file cannot be read, or its checksum is missing or does not match.
     """
     content = read_mapping(path)
     try:
@@ -52,7 +52,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def sealed_bytes(content: bytes) -> bytes:
-    """Return a file's content with its checksum after it."""
+    """Return a file's content followed by its checksum."""
     return content + _TAG + hashlib.sha256(content).hexdigest().encode()
 
 
@@ -68,7 +68,7 @@ def check_sealed(path: Path) -> None:
 
 
 def check_digest(path: Path, tag: bytes) -> bool:
-    """Compare a file with the SHA-256 that its last bytes give, in hexadecimal digits after a tag.
+    """Compare a file with the SHA-256 at its end, written in hexadecimal after a tag.
 
     Returns:
         Whether it ends with such a checksum.
@@ -94,6 +94,6 @@ def check_digest(path: Path, tag: bytes) -> bool:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    read_back = json.loads(json.dumps(content))  # whose keys are texts, as in the file
+    read_back = json.loads(json.dumps(content))  # keys become strings, as in the file
     text = json.dumps(read_back, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

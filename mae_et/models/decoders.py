@@ -5,7 +5,7 @@ et al., 2024, arXiv 2401.14391): mask tokens cross-attend to the visible tokens 
 is predicted independently and any fraction of them can be. Two parts of CrossMAE's release are not
 reproduced: its decoder blocks attend to learned mixtures of all encoder layers, of encoder width
 and without positions; ours attend to the last layer, projected to decoder width, with positions.
-`mae_et/curriculum/mae_cost.py` counts the layers from their sizes alone, so it changes with them.
+Changes to the layers must be repeated in `mae_et/curriculum/mae_cost.py`, which counts their FLOPs.
 
 B batch, N patches, V visible patches, M predicted patches, D numbers per patch, W width.
 """
@@ -35,7 +35,7 @@ class Decoder(nn.Module, ABC):
         depth: number of blocks.
         heads: number of attention heads.
         outputs: D.
-        position_grid: the grid that positions are laid over; None: the input's own.
+        position_grid: grid on which positions are sampled; None: the input's own.
     """
 
     attention: Attention
@@ -105,7 +105,7 @@ class Decoder(nn.Module, ABC):
 
 
 class SelfDecoder(Decoder):
-    """MAE's decoder. Self-attention is equivariant to order, so tokens stay in mask order."""
+    """MAE's decoder. Self-attention is permutation-equivariant, so tokens stay in mask order."""
 
     attention = "self"
 
@@ -114,7 +114,7 @@ class SelfDecoder(Decoder):
         return SelfBlock(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm)
 
     def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
-        """Run the blocks; the last one only computes the tokens that the head reads."""
+        """Run the blocks; the last one computes only the tokens that the head reads."""
         count, tokens = queries.shape[1], torch.cat([tokens, queries.to(tokens.dtype)], dim=1)
         for block in self.blocks[:-1]:
             tokens = self._run(block, tokens)
@@ -144,7 +144,7 @@ class SelfBlock(Block):
             return super().forward(tokens)
         width, attention = tokens.shape[-1], cast("Any", self.attn)
         outputs, normed = tokens[:, -last:], self.norm1(tokens)
-        # In the backward pass, a split is joined; slices would each be padded, and added up.
+        # Splits are joined in the backward pass; slices would each be padded and summed.
         weights, biases = (
             part.split([width, 2 * width]) for part in (attention.qkv.weight, attention.qkv.bias)
         )

@@ -19,16 +19,16 @@ LOADING = set(inspect.signature(timm.create_model).parameters)
 def build_plain_vit(
     name: str, image_size: int | tuple[int, int], channels: int, overrides: dict[str, int | None]
 ) -> VisionTransformer:
-    """Create a timm VisionTransformer with one class token and nothing that masking would skip.
+    """Create a timm VisionTransformer with one class token and no parts that masking would skip.
 
     Args:
         name: name in timm.
         image_size: side of the images in pixels, or (height, width).
         channels: channels of the images.
-        overrides: settings of the architecture; None keeps its own.
+        overrides: settings of the architecture; None keeps the default.
 
     Raises:
-        UserError: timm does not know the model, it is another kind of ViT, or its width is not a
+        UserError: timm does not know the model, it is not a plain ViT, or its width is not a
             multiple of 4.
     """
     given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
@@ -51,9 +51,9 @@ def create_vit(name: str, /, **settings: Any) -> Any:
     Raises:
         UserError: timm does not know the model, or the model does not accept the settings.
     """
-    if not timm.is_model(name):  # else timm would look on a hub for a name that a file gave
+    if not timm.is_model(name):  # otherwise timm might look up a name from a file on a hub
         raise UserError(f"timm cannot build the encoder {name!r}: there is no model of this name")
-    # Settings that a file gave must not make timm read other files (checkpoint_path, pretrained).
+    # Settings from a file must not make timm read other files (checkpoint_path, pretrained).
     if reserved := settings.keys() & LOADING:
         raise UserError(
             f"timm cannot build {name!r}: {listed(sorted(reserved))} is not a setting of the model"
@@ -72,7 +72,7 @@ def create_vit(name: str, /, **settings: Any) -> Any:
 
 
 def heads_of_vit(name: str, width: int, settings: dict[str, Any]) -> int | None:
-    """Return the number of heads of timm's plain ViT of this name and width; None without one.
+    """Return the number of heads of timm's plain ViT of this name and width; None if there is none.
 
     Raises:
         UserError: the model does not accept the settings.

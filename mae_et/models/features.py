@@ -23,11 +23,11 @@ def extract_features(model: nn.Module, images: Tensor, pool: Pool = "mean") -> T
         pool: `mean` of the patch tokens, or the class token (`cls`).
 
     Returns:
-        [B D], on the model's device: what timm's `forward_head(..., pre_logits=True)` gives where
-        `pool` is the model's own pooling.
+        [B D], on the model's device; equal to timm's `forward_head(..., pre_logits=True)` if `pool`
+        is the model's own pooling.
 
     Raises:
-        UserError: the model is not a timm model; pool is unknown; or pool is cls, and the model has
+        UserError: the model is not a timm model, pool is unknown, or pool is cls and the model has
             no class token.
     """
     network: Any = model
@@ -39,11 +39,11 @@ def extract_features(model: nn.Module, images: Tensor, pool: Pool = "mean") -> T
 def pool_tokens(model: nn.Module, tokens: Tensor, pool: Pool) -> Tensor:
     """[B P+N D] tokens of a timm vision transformer -> [B D].
 
-    A norm after pooling (`fc_norm`) is applied where the model was trained with that pooling.
+    A norm after pooling (`fc_norm`) is applied if the model was trained with this pooling.
 
     Raises:
-        UserError: pool is cls, and the model has no class token; pool is unknown; or the features
-            are maps.
+        UserError: pool is unknown, pool is cls and the model has no class token, or the features
+            are feature maps.
     """
     network: Any = model
     require_choice(pool, Pool, "pool")

@@ -3,9 +3,9 @@
 B batch, C channels, H W image size, p q patch, N patches, V visible patches, M predicted patches,
 D numbers per patch.
 
-Source: MAE (He et al., CVPR 2022, arXiv 2111.06377). The patch grid is that of the input, so stages
-of different bandwidths share all weights. A layer added here changes the counts from sizes alone in
-`mae_et/curriculum/mae_cost.py`.
+Source: MAE (He et al., CVPR 2022, arXiv 2111.06377). The patch grid follows the input's size, so
+stages of different bandwidths share all weights. Changes to the layers must be repeated in
+`mae_et/curriculum/mae_cost.py`, which counts their FLOPs.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Reconstruction(NamedTuple):
     """The result of a forward pass."""
 
     loss: Tensor
-    """float32 []: mean squared error over the masked patches (the predicted ones)."""
+    """float32 []: mean squared error over the masked patches, or the predicted ones among them."""
     prediction: Tensor
     """[B N D] for every patch in raster order, or [B M D] for the patches in the loss only."""
     masking: Mask
@@ -51,8 +51,8 @@ class MaskedAutoencoder(nn.Module):
 
     Args:
         encoder: name of a timm VisionTransformer with one class token.
-        image_size: base size in pixels, an integer or (height, width). It defines the full grid,
-            on which the positions of smaller inputs are sampled.
+        image_size: base size in pixels, an integer or (height, width). It defines the full grid, on
+            which the positions of smaller inputs are sampled.
         patch_size: side of a patch in pixels; by default the encoder's own.
         channels: C.
         encoder_embed_dim: width of the encoder; by default the architecture's.
@@ -64,16 +64,16 @@ class MaskedAutoencoder(nn.Module):
         decoder_attention: `self` (MAE) or `cross` (after CrossMAE, see `mae_et.models.decoders`).
         decoder_share: fraction of the masked patches that a training step predicts, in (0, 1].
         positions: `full_grid` samples the positions of a smaller grid on the full one; `own_grid`
-            gives each grid its own table, as plain MAE of that size has (for comparison).
-        position_grid: side of the full grid in patches, if it is not that of `image_size`: of an
-            encoder that was trained at another base size or patch.
+            gives each grid its own table, as a plain MAE of that size has (for comparison).
+        position_grid: side of the full grid in patches, if it differs from that of `image_size`:
+            for an encoder that was trained at another base size or patch size.
         target: `pixel`, `norm_pix` or `hog`.
         hog_cell: side of a HOG cell in pixels; must divide the patch.
         hog_bins: number of orientations of a HOG histogram.
 
     Raises:
-        UserError: timm does not know the encoder, it is not a plain ViT with one class token, or
-            an argument lies outside the values given above.
+        UserError: timm does not know the encoder, it is not a plain ViT with one class token, or an
+            argument is outside the values given above.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class MaskedAutoencoder(nn.Module):
 
     @classmethod
     def from_config(cls, config: ModelConfig, decoder: bool = True) -> "MaskedAutoencoder":
-        """Build the model that a config describes; without `decoder`, its encoder only."""
+        """Build the model of a config; without `decoder`, its encoder only."""
         names = set(ModelConfig.__dataclass_fields__) - {"mask_ratio"}
         given = {name: getattr(config, name) for name in names}
         return cls(**given if decoder else given | {"decoder_depth": 0})
@@ -186,20 +186,20 @@ class MaskedAutoencoder(nn.Module):
         noise: Tensor | None = None,
         every_patch: bool = True,
     ) -> Reconstruction:
-        """Mask patches, reconstruct them, and return the loss with what led to it.
+        """Mask patches, reconstruct them, and return the loss with the prediction and mask.
 
         Args:
             images: normalised images [B C H W]; H and W are multiples of the patch.
             mask_ratio: fraction of patches to mask, in (0, 1).
             noise: [B N]; the floor(N * (1 - mask_ratio)) patches with the least noise stay visible.
                 Drawn from torch's global generator by default.
-            every_patch: predict every patch, the visible ones included; otherwise only the patches
-                in the loss, which are `decoder_share` of the masked ones. The loss of
-                `every_patch` is over all masked patches.
+            every_patch: predict every patch, including the visible ones, with the loss over all
+                masked patches; otherwise predict only the patches in the loss, `decoder_share` of
+                the masked ones.
 
         Raises:
-            ValueError: the images are not tiled by patches, the noise is of other patches, or all
-                patches or none would be masked.
+            ValueError: the images are not tiled by patches, the noise has another number of
+                patches, or all patches or none would be masked.
             RuntimeError: the model has no decoder (it was loaded from an encoder-only file).
         """
         if self.decoder is None:
@@ -207,7 +207,7 @@ class MaskedAutoencoder(nn.Module):
         target = self.targets(images)
         if noise is None:
             noise = torch.rand(target.shape[:2], device=images.device)
-        if noise.shape != target.shape[:2]:  # otherwise, missing patches would never be shown
+        if noise.shape != target.shape[:2]:  # otherwise, missing patches would never be visible
             own = list(target.shape[:2])
             raise ValueError(f"the noise is of {list(noise.shape)} patches, the images have {own}")
         mask = mask_from_noise(noise, mask_ratio)
@@ -221,7 +221,7 @@ class MaskedAutoencoder(nn.Module):
             count = predicted_patches(target.shape[1] - mask.visible, self.decoder_share)
             prediction = self.decoder(latent, mask, grid, count)
             predicted = mask.order[:, mask.visible : mask.visible + count]
-            # Images have equally many masked patches: the mean of all is the mean of their means.
+            # Every image has as many masked patches: the mean over all is the mean of image means.
             loss = F.mse_loss(prediction.float(), gather(target, predicted))
         return Reconstruction(loss, prediction, mask, latent)
 
@@ -252,7 +252,7 @@ def initialise(model: MaskedAutoencoder) -> None:
     nn.init.normal_(model.encoder.cls_token, std=0.02)
     if model.decoder is not None:
         nn.init.normal_(model.decoder.mask_token, std=0.02)
-    # A frozen parameter, so that the encoder's file is a complete timm model.
+    # A frozen parameter, so that the exported encoder is a complete timm model.
     table = model.encoder.pos_embed.requires_grad_(False)
     table.zero_()
     laid_over = model.position_grid or model.base_grid

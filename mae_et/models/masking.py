@@ -51,7 +51,7 @@ def masks(
         patches: N.
         mask_ratio: fraction of patches to mask, in (0, 1).
         generator: source of the noise, on `device`; torch's global one by default.
-        device: where the mask is.
+        device: device of the mask.
 
     Raises:
         ValueError: all patches or none would be masked.

@@ -1,9 +1,9 @@
-"""Fixed sine-cosine position embeddings, sampled on the full grid whatever the input's grid.
+"""Fixed sine-cosine position embeddings, sampled on the full grid for inputs of any grid.
 
 A low-frequency crop shows the whole field of view on fewer patches. Token i of g patches is
-therefore placed where its centre lies on the full grid of G: (i + 0.5) * G / g - 0.5. At g = G this
-is MAE's table (arXiv 2111.06377); for 10 of 14 its cosine similarity with the resampled table is
-.99996, against .90 for a plain 10 x 10 table.
+therefore placed at its centre on the full grid of G: (i + 0.5) * G / g - 0.5. At g = G this is
+MAE's table (arXiv 2111.06377); for 10 of 14 its cosine similarity to the resampled table is .99996,
+compared with .90 for a plain 10 x 10 table.
 """
 
 import torch
@@ -43,7 +43,7 @@ def extent_of(positions: Tensor, side: int) -> int:
         side: rows and columns of its patches.
     """
     quarter = positions.shape[1] // 4
-    lowest = 10000.0 ** (1 / quarter - 1)  # frequency, whose angles equal their sines
+    lowest = 10000.0 ** (1 / quarter - 1)  # frequency: at these angles, sin(x) is x
     last = float(positions[side - 1, quarter - 1]) / lowest  # column on the full grid
     return round((last + 0.5) * side / (side - 0.5))
 

@@ -16,10 +16,9 @@ NORM_PIX_EPSILON = 1e-6
 
 
 def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins: int = 9) -> Tensor:
-    """Return the targets [B N D] of normalised images [B C H W], in float32 and without gradient.
+    """Return the targets of normalised images [B C H W]: float32 [B N D], without gradient.
 
-    Autocast is switched off inside, because half precision moves gradients across the edges of
-    HOG's bins.
+    Autocast is disabled, because half precision moves gradients across the edges of HOG's bins.
 
     Raises:
         ValueError: the kind is unknown, or the images are not tiled by patches or cells.
@@ -49,7 +48,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def check_tiled(images: Tensor, side: int, what: str = "patches") -> None:
-    """Refuse images that squares of a side do not tile."""
+    """Raise a ValueError unless squares of a side tile the images."""
     height, width = images.shape[-2:]
     if height % side or width % side or not height * width:
         raise ValueError(f"images of {height} x {width} pixels are not tiled by {what} of {side}")
@@ -72,7 +71,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
-    """Return histograms of oriented gradients as MaskFeat computes them.
+    """Compute histograms of oriented gradients as in MaskFeat.
 
     Source: MaskFeat (Wei et al., CVPR 2022, arXiv 2112.09133). Reflect padding by 1; 3x3 Sobel per
     channel; orientation floor(atan2(gx, gy) / pi * bins) mod bins (unsigned, hard assignment);

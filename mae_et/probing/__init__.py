@@ -1,1 +1,1 @@
-"""How good features are: kNN, a ridge classifier, effective rank."""
+"""Measure features: kNN accuracy, a ridge classifier, effective rank."""

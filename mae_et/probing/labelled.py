@@ -1,4 +1,4 @@
-"""Features and labels that belong together."""
+"""Features with their labels."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def check_splits(train: Labelled, val: Labelled) -> None:
-    """Check features to learn from, and others to classify; see `check_features`."""
+    """Check training and validation features; see `check_features`."""
     check_features(*train, "train")
     check_features(*val, "val")
 
 
 def check_features(features: Tensor, labels: Tensor, name: str) -> None:
-    """Check that features [N D] and labels [N] belong together.
+    """Check features [N D] and their labels [N].
 
     Raises:
         ValueError: shapes or types do not fit, there are no images, a feature is not finite, or a

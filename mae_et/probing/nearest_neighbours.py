@@ -10,7 +10,7 @@ from torch import Tensor
 from mae_et.probing.labelled import check_splits
 
 MAX_SIMILARITIES = 2**28
-"""Most entries of a block of the similarity matrix: 1 GiB in float32."""
+"""Maximum entries of a block of the similarity matrix: 1 GiB in float32."""
 
 
 def knn_accuracy(
@@ -21,13 +21,13 @@ def knn_accuracy(
 ) -> float:
     """Classify features by their nearest neighbours, and return the top-1 accuracy.
 
-    Works on the features' device, in blocks of the similarity matrix of at most 1 GiB; memory
-    beyond that and the features themselves is O(N).
+    Runs on the features' device, on blocks of the similarity matrix of at most 1 GiB; further
+    memory, besides the features, is O(N).
 
     Args:
         train: features that vote, float [N D], and their labels, int64 [N] from 0.
         val: features to classify, float [M D], and their labels, int64 [M].
-        neighbours: number of neighbours that vote (k); all of them where N is smaller.
+        neighbours: number of neighbours that vote (k); all N if N is smaller.
         temperature: temperature of the votes' weights, exp(cosine / temperature).
 
     Returns:
@@ -47,7 +47,7 @@ def knn_accuracy(
         )
     k = min(neighbours, len(bank))
     classes = int(bank_labels.max()) + 1
-    # Norms, not normalised copies: a bank of ImageNet's size takes gigabytes.
+    # Norms instead of a normalised copy: ImageNet's features take gigabytes.
     inverse_norm = 1 / bank.norm(dim=1).clamp_min(1e-12)
     block = max(1, min(1024, MAX_SIMILARITIES // len(bank)))
     correct = 0

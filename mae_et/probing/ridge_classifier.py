@@ -1,4 +1,4 @@
-"""A linear probe in closed form: ridge regression of the classes on features.
+"""A linear probe in closed form: ridge regression of classes on features.
 
 Shapes: N and M images, D width, C classes.
 """
@@ -10,15 +10,15 @@ from torch import Tensor
 from mae_et.probing.labelled import check_splits
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Candidate penalties of standardised features, relative to the number of images."""
+"""Candidate penalties for standardised features, relative to the number of images."""
 
 
 def ridge_accuracy(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> float:
-    """Fit a linear classifier to features in closed form, and return its top-1 on others.
+    """Fit a linear classifier to features in closed form, and return its top-1 accuracy.
 
     One-hot classes are regressed on standardised features with an intercept. The penalty is the
-    candidate with the best leave-one-out accuracy on the training images, which one
-    eigendecomposition gives for all of them. No random numbers are drawn.
+    candidate with the best leave-one-out accuracy on the training images; one eigendecomposition
+    serves all candidates. No random numbers are drawn.
 
     Args:
         train: features to fit, float [N D], and their labels, int64 [N] from 0.
@@ -28,7 +28,8 @@ def ridge_accuracy(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> 
         Top-1 accuracy in percent, 0 to 100.
 
     Raises:
-        ValueError: shapes or types do not fit, or a split is empty or has unlabelled images.
+        ValueError: shapes or types do not fit, or a split is empty or has unlabelled images or
+            features that are not finite.
 
     Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 2nd edition,
     sections 3.4.1 (ridge regression) and 7.10 (leave-one-out residuals of linear fits).
@@ -41,8 +42,8 @@ def ridge_accuracy(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> 
     frequency = classes.mean(dim=0)
     count = len(x)
     variances, directions = torch.linalg.eigh(x.T @ x / count)  # [D], [D D]
-    variances.clamp_(min=0)  # of features that depend on each other, rounding makes some negative
-    x = x @ directions  # uncorrelated, so each direction is penalised alone
+    variances.clamp_(min=0)  # rounding can make those of dependent features negative
+    x = x @ directions  # uncorrelated, so that each direction is penalised alone
     covariance = x.T @ (classes - frequency) / count  # [D C]
 
     def weights(ridge: float) -> Tensor:
