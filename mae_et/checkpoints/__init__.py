@@ -1,1 +1,1 @@
-"""Checkpoints of ours and of others: read, recognised, written, exported."""
+"""Read, recognise, write and export checkpoints: our own and other projects'."""

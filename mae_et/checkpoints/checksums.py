@@ -45,7 +45,7 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def seal_archive(path: Path) -> None:
-    """Write the SHA-256 of an archive without a comment (as `torch.save` makes it) as its comment.
+    """Write the SHA-256 of an archive into its comment, which `torch.save` leaves empty.
 
     Raises:
         ValueError: the file is not an archive, or has a comment.
@@ -65,10 +65,10 @@ def check_archive(path: Path) -> bool:
     """Compare an archive with the checksum in its comment.
 
     Returns:
-        Whether the archive has one; those of other programs do not.
+        Whether the archive has a checksum; only mae-et writes one.
 
     Raises:
-        Damaged: it does not match.
+        Damaged: the checksum does not match.
     """
     try:
         return check_digest(path, _TAG)
@@ -77,7 +77,7 @@ def check_archive(path: Path) -> bool:
 
 
 def is_cut_short(path: Path) -> bool:
-    """Return whether a file is empty, or begins as an archive or as safetensors and ends early."""
+    """Return whether a file is empty, or a truncated archive or safetensors file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if _BEGIN.startswith(file.read(len(_BEGIN))):
@@ -125,10 +125,10 @@ def check_safetensors(path: Path) -> bool:
     """Compare a safetensors file with the checksum in its metadata.
 
     Returns:
-        Whether the file has one; those of other programs do not.
+        Whether the file has a checksum; only mae-et writes one.
 
     Raises:
-        Damaged: it does not match.
+        Damaged: the checksum does not match.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -137,7 +137,7 @@ def check_safetensors(path: Path) -> bool:
         try:
             described = json.loads(header).get("__metadata__", {})
         except (ValueError, AttributeError):
-            return False  # no safetensors file: reading it raises the error
+            return False  # not a safetensors file: reading it raises the error
         if DIGEST_KEY not in described:
             return False
         written = str(described[DIGEST_KEY])

@@ -1,8 +1,7 @@
-"""Load the encoder of any vision transformer as a timm model: ours, timm's, Hugging Face's.
+"""Load the encoder of a vision transformer (ours, timm's or Hugging Face's) as a timm model.
 
-What a state dict determines is read from it (sizes, class token, registers, LayerScale, fc_norm);
-what leaves no trace in it (activations, norms before the blocks, other MLPs) needs the name of its
-timm model.
+Sizes, class token, registers, LayerScale and fc_norm are read from the state dict. Settings that it
+does not show (activations, norms before the blocks, other MLPs) require the timm model's name.
 """
 
 import math
@@ -69,21 +68,21 @@ def load_encoder(
 
 
 def encoder_of_weights(weights: Weights) -> VisionTransformer:
-    """Build the encoder of weights that have been read; see `load_encoder`."""
+    """Build the encoder of loaded weights; see `load_encoder`."""
     if weights.model is not None:
         return masked_autoencoder(weights, decoder=False).encoder
     return build_vit_of(weights)
 
 
 def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
-    """Build a ViT as the tensors of weights determine it, and load them.
+    """Build the ViT that the tensors of weights determine, and load them.
 
     Args:
-        weights: an encoder, with the number of heads where its width is not a published one.
+        weights: an encoder; must record its number of heads if its width is not a published one.
         head: whether to load the classifier too, and a linear probe's normalisation before it.
 
     Raises:
-        UserError: tensors are left that a ViT of these parts does not have.
+        UserError: the weights have tensors that such a ViT does not have.
     """
     network, tensors = create_vit_of(weights, head)
     mismatch = describe_mismatch(tensors, network.state_dict())
@@ -96,9 +95,9 @@ def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
 def create_vit_of(
     weights: Weights, head: bool = False, **others: Any
 ) -> tuple[VisionTransformer, Tensors]:
-    """Create a new ViT of the sizes and parts of weights; return it, and the tensors to load.
+    """Create a ViT with the sizes and parts of weights; return it and the tensors to load.
 
-    `others` are settings of timm that replace those of the weights; see `build_vit_of`.
+    `others` are timm's arguments that override those of the weights; see `build_vit_of`.
     """
     tensors = to_timm_layout(weights.encoder)
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
@@ -143,7 +142,7 @@ def create_vit_of(
 
 
 def to_timm_layout(encoder: Tensors) -> Tensors:
-    """Convert DINOv2's layout: a class token with a position, and registers without one."""
+    """Convert DINOv2's layout, in which the class token has a position and registers have none."""
     tensors = dict(encoder)
     if "register_tokens" in tensors:
         tensors["reg_token"] = tensors.pop("register_tokens")
@@ -155,7 +154,7 @@ def to_timm_layout(encoder: Tensors) -> Tensors:
 
 
 def _traces(tensors: Tensors, width: int) -> dict[str, Any]:
-    """Return the settings of blocks that names and shapes of tensors determine."""
+    """Return the block settings that tensor names and shapes determine."""
     hidden = tensors.get("blocks.0.mlp.fc1.weight")
     return {
         "qkv_bias": any(name.endswith("attn.qkv.bias") for name in tensors),
@@ -166,19 +165,19 @@ def _traces(tensors: Tensors, width: int) -> dict[str, Any]:
 
 
 def _side(count: int) -> int:
-    """Return the side of a square grid of `count` patches; 0 where there is none."""
+    """Return the side of a square grid of `count` patches; 0 if `count` is not a square."""
     side = math.isqrt(max(count, 0))
     return side if side * side == count else 0
 
 
 def build_named(path: Path, architecture: str, key: str | None = None, head: bool = False) -> Any:
-    """Build a named timm model around a file, which timm converts to its own names.
+    """Build a timm model by name and load a file, whose names timm converts to its own.
 
     Args:
         path: file of weights.
         architecture: timm's name of the network.
-        key: state dict to take, where the file has several.
-        head: whether to load the classifier too, of as many classes as its bias has.
+        key: state dict to load, if the file has several.
+        head: whether to load the classifier too; its bias gives the number of classes.
 
     Raises:
         UserError: the file does not fit.
@@ -205,10 +204,10 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
 
 
 def read_weights_of(network: Any, path: Path, key: str | None = None) -> Tensors:
-    """Read weights for a timm model, whose sizes and head may differ; see `read_state_dict`.
+    """Read weights for a timm model; sizes and head may differ. See `read_state_dict`.
 
     Raises:
-        UserError: they cannot be read, or the folder records another number of heads.
+        UserError: the weights cannot be read, or their folder records another number of heads.
     """
     tensors = read_state_dict(path, network.state_dict().keys(), key)
     config = path / "config.json"
@@ -220,19 +219,19 @@ def read_weights_of(network: Any, path: Path, key: str | None = None) -> Tensors
     if isinstance(recorded, int) and others:
         own = listed(sorted(others))
         raise UserError(f"the network has {own} heads, and {path} records {recorded}")
-    # As transformers has DINOv2's registers; timm converts those that DINOv2 released.
+    # DINOv2's registers in transformers' layout; timm itself converts the released files.
     registers = {"pos_embed", "reg_token"} <= tensors.keys()
     return to_timm_layout(tensors) if registers else tensors
 
 
 def classifier_prefixes(network: Any) -> tuple[str, ...]:
-    """Return what the names of a timm model's classifier begin with, such as `head.`."""
+    """Return the prefixes of a timm model's classifier parameters, such as `head.`."""
     parts = network.default_cfg.get("classifier", "head")
     return tuple(f"{part}." for part in ([parts] if isinstance(parts, str) else parts))
 
 
 def converted_by_timm(tensors: Tensors, network: Any) -> Tensors:
-    """Apply the `checkpoint_filter_fn` of a network's timm module, where there is one.
+    """Apply the `checkpoint_filter_fn` of a network's timm module, if it has one.
 
     It renames tensors, and resamples position embeddings, relative-position biases and patch
     embeddings. It raises errors of many types for weights of another network.
@@ -244,7 +243,7 @@ def converted_by_timm(tensors: Tensors, network: Any) -> Tensors:
 
 
 def _checked(network: Any, path: Path) -> Any:
-    """Refuse networks whose features are maps, not tokens."""
+    """Refuse networks that return feature maps instead of tokens."""
     sized = getattr(getattr(network, "patch_embed", None), "img_size", None) is not None
     if not sized or not hasattr(network, "num_prefix_tokens"):
         raise UserError(f"{path} is not a vision transformer: it returns no list of tokens")

@@ -3,8 +3,8 @@
 timm: safetensors of a `VisionTransformer`. mae: a `.pth` in the layout of facebookresearch/mae. hf:
 a folder for transformers' ViTMAEForPreTraining, ViTModel or ViTForImageClassification.
 
-A masked autoencoder is rebuilt first, which checks it. A classifier's tensors are written as they
-are: its positions may have been trained, or have another size.
+A masked autoencoder is rebuilt first, which checks it. A classifier's tensors are written
+unchanged: its positions may be trained, or of another size.
 """
 
 import re
@@ -47,8 +47,8 @@ def export(
 ) -> Path:
     """Write a checkpoint for another library.
 
-    A classifier is written with its head. timm opens it as a `VisionTransformer` with as many
-    `num_classes`, the image size of training, and the `global_pool` that its norm implies: `avg`
+    A classifier is written with its head. timm opens it as a `VisionTransformer` with its
+    `num_classes`, its training image size, and the `global_pool` that its norm implies: `avg`
     (`fc_norm`), `token` (`norm`) or `map` (`attn_pool`). A linear probe's normalisation is folded
     into the head for timm and Hugging Face; `mae` keeps it.
 
@@ -57,7 +57,7 @@ def export(
 
     Args:
         checkpoint: run folder, checkpoint, or file of released weights, of a masked autoencoder or
-            of a ViT classifier (of its run folder, the last weights).
+            a ViT classifier (for its run folder, the last weights are written).
         format: `timm`, `hf` or `mae`.
         path: file to write, or folder for `hf`.
         encoder_num_heads: attention heads of the encoder, needed where the checkpoint does not
@@ -99,7 +99,7 @@ def export(
 
 
 def _check_place(format: Format, path: Path) -> None:  # noqa: A002
-    """Refuse the ending of another kind of file, and the files of a run."""
+    """Refuse suffixes of other file types, and paths that would overwrite a run's files."""
     if path.suffix in ENDINGS_OF_OTHERS[format]:
         kind = {"timm": "a .safetensors file", "mae": "a .pth file", "hf": "a folder"}[format]
         raise UserError(f"output {path}: format {format} writes {kind}")
@@ -109,7 +109,7 @@ def _check_place(format: Format, path: Path) -> None:  # noqa: A002
 
 
 def _check_mae_encoder(encoder: Tensors) -> None:
-    """Refuse what MAE's code does not build: attentive pooling, blocks of other parts or sizes."""
+    """Refuse encoders that MAE's code cannot build: attentive pooling, other blocks or MLPs."""
     if "attn_pool.latent" in encoder:
         raise UserError("format mae holds no attentive pooling, as this classifier has; use timm")
     hidden, width = encoder["blocks.0.mlp.fc1.weight"].shape
@@ -122,14 +122,14 @@ def _check_mae_encoder(encoder: Tensors) -> None:
 
 
 def _check_classifier(weights: Weights) -> None:
-    """Refuse tensors that timm's network of these shapes would not take."""
+    """Refuse classifiers whose tensors timm's ViT of these sizes could not load."""
     registers = {"reg_token", "register_tokens"} & weights.encoder.keys()
     if registers or "cls_token" not in weights.encoder:
         raise UserError(
             f"{weights.path} is a classifier with registers, or without a class token, which "
             "export does not support"
         )
-    # Whatever grid and number of heads are recorded, any with this product have these shapes.
+    # Tensor shapes depend on the number of patches, not on the grid's sides or on the heads.
     patches = weights.encoder["pos_embed"].shape[1] - 1
     with torch.device("meta"):
         network, tensors = create_vit_of(

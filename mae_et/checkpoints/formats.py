@@ -1,9 +1,9 @@
-"""Read any checkpoint once, and say what it is: the only way from a path to weights.
+"""Read a checkpoint once and recognise its format: the only way from a path to weights.
 
     a path, or a timm model's name
       -> a file's content, read once: the newest checkpoint, the last weights, shards, timm's hub
       -> recognised by content, never by name: a run of ours, an encoder, MAE's layout, ViTMAE
-      -> Weights: encoder (timm's names), decoder (ours), head, and what was recorded with them
+      -> Weights: encoder (timm's names), decoder (ours), head, and the settings recorded with them
       -> load_pretrained, load_encoder, and every command that takes a checkpoint
 Nothing in a file is executed.
 """
@@ -59,7 +59,7 @@ from mae_et.checkpoints.weights import Weights
 from mae_et.config.model import ModelConfig
 from mae_et.errors import UserError, require
 
-# What `peek_weights` read, until `load_weights` is called for the same file.
+# Weights that `peek_weights` read, until `load_weights` takes them.
 _peeked: dict[tuple[object, ...], Weights] = {}
 
 
@@ -72,7 +72,7 @@ def load_weights(path: Path, key: str | None = None) -> Weights:
 
     Raises:
         UserError: there is no such checkpoint, it cannot be read without executing code, or it
-            holds no vision transformer, or several.
+            does not hold exactly one vision transformer.
     """
     return _peeked.pop((path, key, _version(path)), None) or _read(path, key)
 
@@ -80,7 +80,7 @@ def load_weights(path: Path, key: str | None = None) -> Weights:
 def peek_weights(path: Path, key: str | None = None) -> Weights:
     """Read weights ahead: the next `load_weights` of the path returns them without reading again.
 
-    A command needs a checkpoint's config before its own flags are complete, and weights after.
+    A command needs a checkpoint's config to complete its own flags, and the weights later.
     """
     weights = load_weights(path, key)
     _peeked.clear()
@@ -89,31 +89,31 @@ def peek_weights(path: Path, key: str | None = None) -> Weights:
 
 
 def weights_of_payload(path: Path, payload: dict[str, Any], key: str | None = None) -> Weights:
-    """Recognise the content of a file that has been read.
+    """Recognise the content of a loaded file.
 
     Raises:
-        UserError: it holds no vision transformer, or several.
+        UserError: it does not hold exactly one vision transformer.
     """
     try:
         return _recognise(path, payload, key)
     except UserError:
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        # Its entries have our names, and values of other types.
+        # Entries with our names, but values of other types.
         raise UserError(f"{path} holds no weights of ours: {summarise_error(error)}") from None
 
 
 def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:
-    """Recognise the tensors of a classifier's run, with what `classes.json` of its folder adds.
+    """Recognise the tensors of a classifier's run, and add the records of its `classes.json`.
 
     Raises:
-        UserError: they are not of a plain vision transformer, or the description is damaged.
+        UserError: the tensors are not a plain ViT's, or `classes.json` is damaged.
     """
     return _with_classifier(_from_mae(folder, tensors), read_classifier_description(folder))
 
 
 def _version(path: Path) -> object:
-    """Return what changes whenever a path is written to."""
+    """Return a value that changes whenever a path is written to."""
     status = path.stat() if path.exists() else None
     return status and (status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -142,7 +142,7 @@ def _read(path: Path, key: str | None) -> Weights:
 
 
 def _refuse_key(path: Path, key: str | None) -> None:
-    """Refuse to ignore a key where nothing is chosen by it."""
+    """Refuse a key for files that hold only one network."""
     require(key is None, f"checkpoint_key {key}: {path} holds one network; remove the key")
 
 
@@ -154,7 +154,7 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
 
 
 def _with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:
-    """Add what timm's `config.json` beside the file records, or its train.py in the file."""
+    """Add the settings in timm's `config.json` beside the file, or from timm's train.py in it."""
     name = read_timm_config(weights.path).get("architecture")
     arguments = timm_arguments(weights.path, name)
     if name is None and isinstance(payload.get("arch"), str):
@@ -167,7 +167,7 @@ def _with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:
 
 
 def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
-    """Add what a file of ours records beside its weights."""
+    """Add the settings that our own files record beside the weights."""
     if SETTINGS_KEY in payload:
         weights = weights.with_settings(payload[SETTINGS_KEY])
     if PREPROCESSING_KEY in payload:
@@ -183,7 +183,7 @@ def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
 
 
 def _with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
-    """Add what `classes.json` of a classifier's run records."""
+    """Add the settings in a classifier run's `classes.json`."""
     if "preprocessing" in description:
         preprocessing = Preprocessing.from_dict(description["preprocessing"], weights.path)
         weights = replace(weights, preprocessing=preprocessing)
@@ -198,7 +198,7 @@ def _with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
 
 
 def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
-    """Sort a pre-training checkpoint of ours."""
+    """Split one of our pre-training checkpoints into encoder and decoder."""
     config = config_from_checkpoint(payload["config"])
     parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
     for name, tensor in payload["model"].items():
@@ -235,14 +235,14 @@ def _from_classifier_run(folder: Path) -> Weights:
 
 
 def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> Weights:
-    """Find and sort tensors of MAE's or timm's layout."""
+    """Find tensors in MAE's or timm's layout, and split them into encoder, decoder and head."""
     tensors = find_state_dict(path, payload, {"patch_embed.proj.weight"}, key)
     check_plain_vit(path, tensors, tensors or tensor_names(payload))
     return Weights(path, *split_mae(tensors))
 
 
 def _from_hugging_face(folder: Path) -> Weights:
-    """Read a folder of transformers' ViTMAE, ViT or DINOv2, with what else it holds."""
+    """Read a Hugging Face folder of a ViTMAE, ViT or DINOv2: weights, config and preprocessing."""
     about = read_description(folder)
     encoder, decoder, head = from_hugging_face(folder, read_tensors(folder))
     return Weights(
@@ -261,7 +261,7 @@ def _from_hugging_face(folder: Path) -> Weights:
 
 
 def _from_hub(name: Path) -> Weights:
-    """Fetch a pre-trained ViT by timm's name for it (vit_base_patch16_224.mae)."""
+    """Fetch a pre-trained ViT by its timm name (vit_base_patch16_224.mae)."""
     model = fetch_from_hub(str(name), num_classes=0)
     weights = _from_mae(name, model.state_dict())
     return replace(

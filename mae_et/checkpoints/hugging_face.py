@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's ViTMAE, ViT and DINOv2: names in both directions, and reading.
+"""Read Hugging Face folders of ViTMAE, ViT and DINOv2; convert names in both directions.
 
 Names on disk have hardly changed over the versions of transformers, unlike those in memory. One
 table maps them both ways; variants that only some writers use are normalised first.
@@ -50,19 +50,19 @@ NAMES = {
     },
     "head": {"head.*": "classifier.*"},
 }
-# What transformers' DINOv2 has beyond its ViT, after our names: to read only.
+# Our names and theirs that transformers' DINOv2 has beyond its ViT; read, never written.
 DINOV2_NAMES = {
     "reg_token": "vit.embeddings.register_tokens",
     "blocks.#.ls1.gamma": "vit.encoder.layer.#.layer_scale1.lambda1",
     "blocks.#.ls2.gamma": "vit.encoder.layer.#.layer_scale2.lambda1",
 }
-# Our part and name of each of theirs.
+# Their names, and our part and name.
 OURS = {
     theirs: f"{part}/{ours}"
     for part, names in (*NAMES.items(), ("encoder", DINOV2_NAMES))
     for ours, theirs in names.items()
 }
-# DINOv2's names and ViT's, which differ in the blocks alone.
+# DINOv2's names and ViT's, which differ only in the prefix and the blocks.
 DINOV2_RENAMES = (
     (r"^(dinov2(_with_registers)?|ijepa)\.", "vit."),
     (r"(\.layer\.\d+)\.norm1\.", r"\1.layernorm_before."),
@@ -70,9 +70,9 @@ DINOV2_RENAMES = (
     (r"(\.layer\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
     (r"(\.layer\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
 )
-# By any task of images; decoder.0 is SimMIM's.
+# Tensors without use for images here; decoder.0 is SimMIM's.
 UNUSED = ("vit.pooler.", "vit.embeddings.mask_token", "decoder.0.")
-# How transformers 5 spells the decoder's blocks; every version reads the older spelling too.
+# Prefix of the decoder's blocks in transformers 5; every version reads the older prefix too.
 DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."
 THIRDS = ("query", "key", "value")
 
@@ -84,10 +84,10 @@ def has_tensors(folder: Path) -> bool:
 
 
 def file_of_folder(folder: Path) -> Path:
-    """Return a folder's file of weights, or the index of several.
+    """Return a folder's weight file, or the index of its shards.
 
     Raises:
-        UserError: there are none.
+        UserError: the folder has neither.
     """
     for name in WEIGHT_FILES:
         for file in (folder / name, folder / f"{name}.index.json"):
@@ -99,18 +99,18 @@ def file_of_folder(folder: Path) -> Path:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Read the weights that `save_pretrained` wrote to a folder, under the names on disk.
 
-    They are in one file, or in those that an index lists.
+    They are in one file, or in the shards that an index lists.
 
     Raises:
-        UserError: there are none; or a file of the index is missing, lies outside the folder, lacks
-            a tensor, or cannot be read.
+        UserError: there are no weights; or a shard is missing, lies outside the folder, lacks a
+            tensor, or cannot be read.
     """
     file = file_of_folder(folder)
     return _read_shards(file) if file.suffix == ".json" else read_weight_file(file)
 
 
 def read_with_timm_names(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of a folder, under timm's names if they are a ViT's under transformers'.
+    """Read the weights of a folder; those of transformers' ViTs are renamed to timm's names.
 
     Raises:
         UserError: see `read_tensors`.
@@ -118,7 +118,7 @@ def read_with_timm_names(folder: Path) -> dict[str, Tensor]:
     tensors = read_tensors(folder)
     try:
         encoder, _, head = from_hugging_face(folder, tensors)
-    except UserError:  # accelerate's, under the names of any network
+    except UserError:  # written by accelerate, with the names of any network
         return tensors
     return encoder | {f"head.{name}": tensor for name, tensor in head.items()}
 
@@ -128,11 +128,11 @@ def from_hugging_face(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return encoder (timm's names), decoder (ours) and head of tensors under names on disk.
 
-    They come from a model of ViTMAE, ViT, ViTMSN, I-JEPA (without a class token), DINOv2, or DINOv2
-    with registers; parts that the model does not have are empty.
+    Supports ViTMAE, ViT, ViTMSN, I-JEPA (without a class token), and DINOv2 with and without
+    registers; parts that the model does not have are empty.
 
     Raises:
-        UserError: a tensor's name is unknown, or what every ViT has is missing.
+        UserError: a tensor's name is unknown, or a tensor that every ViT has is missing.
     """
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}, "head": {}}
     for name, tensor in tensors.items():
@@ -165,7 +165,7 @@ def to_hugging_face(
         head: `head.weight` and `head.bias`; for a ViTForImageClassification.
 
     Raises:
-        UserError: a tensor has no place there.
+        UserError: a tensor has no counterpart there.
     """
     renamed = {}
     for part, tensors in (("encoder", encoder), ("decoder", decoder), ("head", head)):
@@ -183,7 +183,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise UserError(f"{index} has no weight_map from tensors to files")
     tensors: dict[str, Tensor] = {}
     for name in sorted({str(name) for name in placed.values()}):
-        # Links are followed, for the hub's cache keeps its files by them; paths are not.
+        # Symbolic links may lead outside (the hub's cache uses them), paths may not.
         file = PurePath(name)
         if file.anchor or ".." in file.parts:
             raise UserError(f"{index} is refused: it names {name!r}, outside of its folder")
@@ -208,7 +208,7 @@ def _on_disk(name: str) -> str:
 
 
 def _rename(name: str, table: dict[str, str]) -> str:
-    """Translate a name by a table; empty if it has none."""
+    """Translate a name by a table; empty if no entry matches."""
     number = re.search(r"\.(\d+)\.", name)
     leaf = re.search(r"\.(weight|bias)$", name)
     pattern = name.replace(number[0], ".#.", 1) if number else name

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says of its model, its classes and its images."""
+"""Read the model, classes and preprocessing that a Hugging Face folder describes."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from mae_et.io.plain_files import read_mapping
 
 MODEL_TYPES = ("vit_mae", "vit", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Where transformers and timm look for the weights of a folder, in their order."""
+"""Weight files of a folder, in the order in which transformers and timm look for them."""
 NUMBERS: dict[str, tuple[type, ...]] = {
     "num_attention_heads": (int,), "decoder_num_attention_heads": (int,),
     "layer_norm_eps": (int, float),
@@ -38,7 +38,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def read_preprocessor(folder: Path) -> Preprocessing | None:
-    """Return how a folder's `preprocessor_config.json` prepares images; None without one.
+    """Return the preprocessing in a folder's `preprocessor_config.json`; None without one.
 
     Raises:
         UserError: the file cannot be read, or an entry has the wrong type.
@@ -58,14 +58,14 @@ def grid_of(about: dict[str, Any]) -> tuple[int, int] | None:
 def classes_of(about: dict[str, Any]) -> list[str] | None:
     """Return the class names of a `config.json`, in the order of the head; None without them.
 
-    `LABEL_0` and so on are transformers' own, and name nothing.
+    transformers' placeholders `LABEL_0`, `LABEL_1`, ... do not count as names.
     """
     classes = numbered_names(about.get("id2label"))
     return None if all(name.startswith("LABEL_") for name in classes or ()) else classes
 
 
 def numbered_names(names: object) -> list[str] | None:
-    """Return the names of a mapping from "0", "1", ... in order; None of anything else."""
+    """Return the names of a mapping from "0", "1", ... in order; None for anything else."""
     if not isinstance(names, dict) or not all(str(n) in names for n in range(len(names))):
         return None
     return [str(names[str(number)]) for number in range(len(names))]

@@ -1,7 +1,7 @@
 """Write a Hugging Face folder: weights, config, image processor and model card.
 
-A masked autoencoder of pixels becomes a ViTMAEForPreTraining; any other encoder a ViTModel; a
-classifier by the class token a ViTForImageClassification.
+A masked autoencoder of pixels becomes a ViTMAEForPreTraining, any other encoder a ViTModel, and a
+classifier on the class token a ViTForImageClassification.
 """
 
 import json
@@ -31,15 +31,15 @@ from mae_et.runtime.console import say
 
 
 def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder | None) -> None:
-    """Write a folder that transformers opens with no conversion.
+    """Write a folder that transformers opens without conversion.
 
     Args:
-        folder: the folder.
+        folder: folder to write.
         weights: the checkpoint.
         model: its masked autoencoder; None for a classifier.
 
     Raises:
-        UserError: ViT cannot be that classifier.
+        UserError: transformers' ViT cannot represent the classifier.
     """
     if model is None:
         tensors, about = _classifier(weights)
@@ -62,7 +62,7 @@ def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder 
 
 
 def assumed_preprocessing(path: Path, channels: int) -> Preprocessing:
-    """Return statistics for a checkpoint that records none, and report them: ImageNet's, of RGB."""
+    """Return and report default statistics (ImageNet's for RGB) for a checkpoint that has none."""
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
     say(f"{path} records no statistics of its images: mean {[*mean]}, std {[*std]} are written")
     return Preprocessing(mean, std)
@@ -71,7 +71,7 @@ def assumed_preprocessing(path: Path, channels: int) -> Preprocessing:
 def image_processor(
     preprocessing: Preprocessing, image_size: int | list[int], channels: int
 ) -> dict[str, Any]:
-    """Return a `preprocessor_config.json` that gives our evaluation view.
+    """Return a `preprocessor_config.json` that reproduces our evaluation view.
 
     The shorter side is resized to image size / eval crop, bicubic and antialiased, then the centre
     is cropped. Hugging Face's default backend resizes tensors where ours resizes PIL images: values
@@ -99,7 +99,7 @@ def image_processor(
 
 
 def _is_vit_mae(model: MaskedAutoencoder) -> bool:
-    """Return whether ViTMAE can be a model: MAE's decoder, of pixels, on square images."""
+    """Return whether ViTMAE can represent a model: MAE's decoder, pixel targets, square images."""
     return (
         model.decoder is not None
         and model.decoder.attention == "self"

@@ -1,7 +1,7 @@
-"""Start a masked autoencoder from the weights of another one, or of any plain ViT.
+"""Initialise a masked autoencoder from another one, or from any plain ViT.
 
-The encoder must be the config's; its patch embedding and positions are fitted to the config's patch
-and grid. The decoder is taken if all of it fits.
+The encoder must match the config; its patch embedding and positions are adapted to the config's
+patch size and grid. The decoder is loaded if all of it fits.
 """
 
 import math
@@ -25,19 +25,19 @@ from mae_et.models.mae import MaskedAutoencoder
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a model was started from."""
+    """Record of the weights that a model was initialised from."""
 
     sha256: str
     """SHA-256 of the names, shapes and values of all tensors, as read."""
     summary: str
-    """What was taken, what was changed, and what is fresh."""
+    """Which parts were loaded, adapted and newly initialised."""
 
 
 def inherited_settings(path: Path, config: ModelConfig, key: str | None = None) -> dict[str, Any]:
     """Return the keys of a pre-training config that follow from its initial weights.
 
-    They are the statistics of the images, where they are recorded, and the grid of fixed
-    positions, where it is not the config's. The next `load_weights` reads nothing again.
+    These are the image statistics, if recorded, and the grid of fixed positions, if it is not the
+    config's. The weights are kept for the next `load_weights`.
 
     Raises:
         UserError: the weights cannot be read.
@@ -56,19 +56,19 @@ def initialise_from(
 ) -> InitialWeights:
     """Load the encoder of weights into a model, and their decoder if it fits; in place.
 
-    Positions are always the model's own fixed sine-cosine table, which `position_grid` lays over
-    the grid of the weights, as those of a smaller bandwidth are. A learned table is dropped, except
+    Positions are always the model's own fixed sine-cosine table, scaled by `position_grid` to the
+    grid of the weights, as for a smaller bandwidth. A learned table is dropped, except
     for the class token's position, which is added to the class token. The patch embedding of
     another patch size is resampled by the pseudo-inverse (FlexiViT, arXiv 2212.08013).
 
     Args:
         model: new model, on the CPU.
         config: config it was built from.
-        init: whether to take the decoder.
+        init: whether to load the decoder.
         weights: weights to start from.
 
     Raises:
-        UserError: the weights are those of another encoder; the sentence names both.
+        UserError: the encoders differ in width, depth, heads or channels.
     """
     parts = {"encoder": weights.encoder, "decoder": weights.decoder}
     sha256 = sha256_of_tensors(
@@ -154,7 +154,7 @@ def _adapted_encoder(model: MaskedAutoencoder, weights: Weights) -> tuple[Tensor
 def _why_fresh(
     model: MaskedAutoencoder, config: ModelConfig, init: InitConfig, weights: Weights
 ) -> str:
-    """Return why the decoder of weights is not taken; empty if it is."""
+    """Return why the decoder of weights is not loaded; empty if it is."""
     if init.decoder == "fresh":
         return "init.decoder fresh"
     if not weights.decoder:

@@ -11,9 +11,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file()]
-    return sorted(found, key=checkpoint_step)  # which may have more than eight digits
+    return sorted(found, key=checkpoint_step)  # a step may have more than eight digits
 
 
 def checkpoint_step(path: Path) -> int:
-    """Return the step that a checkpoint's name says."""
+    """Return the step in a checkpoint's file name."""
     return int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]

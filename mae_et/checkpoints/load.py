@@ -1,4 +1,4 @@
-"""Build masked autoencoders from checkpoints, ours and released ones."""
+"""Build masked autoencoders from our own and released checkpoints."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import extent_of, sincos_positions
 from mae_et.runtime.console import notify
 
-# Weights do not record heads; these are the published models' (MAE, tables 1 and A).
+# Weights do not show the number of heads; these are published (MAE, tables 1 and A).
 PUBLISHED_HEADS = {
     "encoder": {width: heads for width, _, heads in ENCODERS.values()},
     "decoder": {512: 16},
@@ -43,15 +43,15 @@ def load_pretrained(
             them and its width is not a published one.
         decoder_num_heads: attention heads of the decoder, likewise.
         target: target of the decoder where the file does not record it; norm_pix by default.
-        decoder: whether to load the decoder; an encoder loads whatever its decoder is.
+        decoder: whether to load the decoder; if false, its kind does not matter.
         checkpoint_key: choice among several sets of weights in a file, such as `teacher`.
 
     Returns:
         The model on the CPU, in evaluation mode; its `decoder` is None if the file has none.
 
     Raises:
-        UserError: the file is missing, unreadable or of an unknown layout; heads must be given; or
-            positions are learned.
+        UserError: the file is missing, unreadable or of an unknown layout; the number of heads is
+            unknown; or positions are learned.
     """
     weights = load_weights(Path(path), checkpoint_key)
     weights = weights.with_given(encoder_num_heads, decoder_num_heads, target)
@@ -94,7 +94,7 @@ def masked_autoencoder(weights: Weights, decoder: bool = True) -> MaskedAutoenco
 def fixed_grid_of(positions: Tensor) -> int | None:
     """Return the side of the full grid of fixed sine-cosine positions [1 1+N W]; None if learned.
 
-    It is not that of the N patches where a model was trained with `position_grid`.
+    It differs from the side of the N patches if the model was trained with `position_grid`.
     """
     _, tokens, width = positions.shape
     side = math.isqrt(tokens - 1)
@@ -120,7 +120,7 @@ def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | N
     """Return a transformer's number of heads: as given, or as published for its width.
 
     Raises:
-        UserError: it is neither, or does not divide the width.
+        UserError: the number is neither given nor published, or does not divide the width.
     """
     heads = given or PUBLISHED_HEADS[part].get(width)
     if heads is None:

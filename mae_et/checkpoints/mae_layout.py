@@ -1,4 +1,4 @@
-"""The layout of facebookresearch/mae's files, whose encoder has timm's names.
+"""The layout of facebookresearch/mae's files, whose encoder uses timm's names.
 
 Source: facebookresearch/mae (README, FINETUNE.md; formats only).
 """
@@ -21,18 +21,18 @@ MAE_DECODER = {
     "decoder_norm.": "norm.",
     "decoder_pred.": "pred.",
 }
-# What masked image modelling of other methods leaves in an encoder (DINOv2, iBOT, lightly).
+# Mask tokens that other methods store in the encoder (DINOv2, iBOT, lightly).
 MASK_TOKENS = ("mask_token", "masked_embed")
-# Of the normalisation before a linear probe's head; the weights do not record it.
+# Epsilon of the normalisation before a linear probe's head; the weights do not record it.
 PROBE_EPSILON = 1e-6
 
 
 def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     """Split a state dict into encoder, decoder and head, under our names.
 
-    Reads pre-trained, fine-tuned (`fc_norm`, `head`) and linear-probe (`head.0`, `head.1`) files of
-    MAE, and files of timm, whose names are the same as far as they go. A projection head of
-    contrastive learning is dropped, and so is a mask token without a decoder.
+    Supports MAE's pre-trained, fine-tuned (`fc_norm`, `head`) and linear-probe (`head.0`, `head.1`)
+    files, and timm's, which use the same names. The projection head of contrastive learning and a
+    mask token without a decoder are dropped.
     """
     encoder, decoder, head = {}, {}, {}
     if not any(name.startswith("decoder_") for name in weights):
@@ -52,7 +52,7 @@ def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
 
 
 def head_entries(head: Tensors) -> Tensors:
-    """Return a head under MAE's names, in which a probe's normalisation comes before the layer."""
+    """Return a head under MAE's names: a probe's normalisation is `head.0`, its layer `head.1`."""
     if "running_mean" not in head:
         return {f"head.{name}": tensor for name, tensor in head.items()}
     places = {"running_mean": 0, "running_var": 0, "weight": 1, "bias": 1}
@@ -62,7 +62,7 @@ def head_entries(head: Tensors) -> Tensors:
 
 
 def fold_probe(head: Tensors) -> Tensors:
-    """Return a head as one linear layer `head.*`, a probe's normalisation multiplied into it."""
+    """Return a head as one linear layer `head.*`, with a probe's normalisation folded in."""
     if not head:
         return {}
     weight, bias = head["weight"].double(), head["bias"].double()
@@ -74,12 +74,12 @@ def fold_probe(head: Tensors) -> Tensors:
 
 
 def check_plain_vit(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
-    """Refuse an encoder without the tensors that every reader measures it by.
+    """Refuse an encoder without the tensors from which readers infer its sizes.
 
     Args:
         path: the checkpoint, for errors.
         tensors: the encoder, under timm's names.
-        names: names of all tensors, which tell what else the network is.
+        names: names of all tensors, by which other networks are recognised.
 
     Raises:
         UserError: one is missing, or of another shape.

@@ -1,4 +1,4 @@
-"""A model card (README.md) from what a run folder records; it claims nothing else."""
+"""Write a model card (README.md) from the records of a run folder alone."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def model_card(weights: Weights, about: dict[str, Any]) -> str:
     """Return the text of a card.
 
     Args:
-        weights: the checkpoint, whose run's config is described where it is recorded.
+        weights: the checkpoint; its run's config is described if it is recorded.
         about: the exported `config.json`.
     """
     architecture = about["architectures"][0]

@@ -1,6 +1,6 @@
-"""Vision transformers of other libraries, as tables: their names of tensors, and timm's.
+"""Tables from the tensor names of other libraries' vision transformers to timm's.
 
-A library is recognised by a name that no other has. Prefixes before its names stay as they are.
+A library is recognised by a name that only it uses. Prefixes before its names are kept.
 
 Source: torchvision (`vision_transformer.py`), mmpretrain (`backbones/vision_transformer.py`,
 `necks/mae_neck.py`), DINOv2 (`block_chunks`); names only.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# A name that only this library has: patterns of its names, and timm's; in this order.
+# Per library: a name that only it uses, and its names (patterns) with timm's, applied in order.
 RENAMED: dict[str, dict[str, str]] = {
     r"\bconv_proj\.weight$": {
         r"\bclass_token$": "cls_token",
@@ -25,8 +25,8 @@ RENAMED: dict[str, dict[str, str]] = {
         r"\bmlp\.(3|linear_2)\.": "mlp.fc2.",
         r"\bheads\.head\.": "head.",
     },
-    # The final norm is ln1, or, after pooling, ln2. The decoder and the head are put into the
-    # backbone, where MAE's files have them.
+    # The final norm is ln1, or, after pooling, ln2. Decoder and head move into the backbone, as in
+    # MAE's files.
     r"\blayers\.0\.ln1\.weight$": {
         r"\bneck\.ln1\.": "backbone.decoder_norm.",
         r"\bneck\.(mask_token$|decoder_)": r"backbone.\1",
@@ -46,7 +46,7 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 
 BY_NAME = "give its timm model with --architecture (finetune: --model.backbone)"
-# A name that only this kind of network has: what it is, and what a user can do.
+# A name that only one kind of network has: a description of it, and advice for the user.
 NETWORKS = {
     r"\bpatch_embeddings\.projection\.": (
         "a network under transformers' names",
@@ -65,7 +65,7 @@ NETWORKS = {
         "finetune reads it with --model.backbone, and evaluate with --architecture",
     ),
 }
-# A file of a checkpoint that is spread over a folder, and how to join it.
+# A file of a checkpoint that is sharded over a folder, and how to merge the shards.
 FOLDERS = {
     ".metadata": (
         "it is one of torch.distributed, which `python -m "
@@ -76,10 +76,10 @@ FOLDERS = {
 
 
 def renamed_to_timm(names: Iterable[str]) -> dict[str, str]:
-    """Return timm's name for each name of another library; each its own where none is known.
+    """Map each name of another library to timm's, and unknown names to themselves.
 
-    A table that gives two of the names one name does not apply: timm's own Twins numbers its blocks
-    anew in each stage.
+    A table that would merge two names does not apply: in timm's Twins, the block numbers restart in
+    each stage.
     """
     names = list(names)
     for mark, table in RENAMED.items():
@@ -91,7 +91,7 @@ def renamed_to_timm(names: Iterable[str]) -> dict[str, str]:
 
 
 def recognise_network(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return what a network is that is no plain ViT, and what to do; None if it is unknown."""
+    """Return a description of a network that is not a plain ViT, and advice; None if unknown."""
     names = list(names)
     for mark, network in NETWORKS.items():
         if any(re.search(mark, name) for name in names):
@@ -100,7 +100,7 @@ def recognise_network(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def describe_folder(folder: Path) -> str:
-    """Return how to join a checkpoint that is spread over a folder; empty for other folders."""
+    """Return how to merge a checkpoint that is sharded over a folder; empty for other folders."""
     found = [advice for name, advice in FOLDERS.items() if (folder / name).is_file()]
     return f": {found[0]}" if found else ""
 

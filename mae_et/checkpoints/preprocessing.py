@@ -8,11 +8,11 @@ from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
 from mae_et.runtime.console import say
 
-# Of evaluation views here, always.
+# Fixed for all evaluation views of mae-et.
 INTERPOLATION, CROP_MODE = "bicubic", "center"
-# What entries of other types and values raise.
+# Errors that entries of wrong types and values raise.
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-# Numbers by which Pillow and Hugging Face call them.
+# Pillow's and Hugging Face's numbers of the filters.
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -35,15 +35,15 @@ class Preprocessing:
 
     @classmethod
     def of_run(cls, data: DataConfig, image_size: int | tuple[int, int]) -> "Preprocessing":
-        """Return what a run's config says."""
+        """Return the preprocessing of a run's config."""
         return cls(data.mean, data.std, data.eval_crop, image_size)
 
     @classmethod
     def of_timm(cls, config: Any, path: object = "timm") -> "Preprocessing | None":
-        """Return what a timm model's `pretrained_cfg` (mapping) says; None without statistics.
+        """Return the preprocessing in timm's `pretrained_cfg` (mapping); None without statistics.
 
         Raises:
-            UserError: an entry has the wrong type; the sentence names the path.
+            UserError: an entry has the wrong type.
         """
         try:
             if not config or not config.get("mean"):
@@ -58,7 +58,7 @@ class Preprocessing:
 
     @classmethod
     def of_timm_model(cls, name: str) -> "Preprocessing | None":
-        """Return what timm publishes for a model's name; None without statistics."""
+        """Return the preprocessing that timm publishes for a model; None without statistics."""
         import timm  # here: run folders are read before PyTorch is loaded
 
         published = timm.get_pretrained_cfg(name)
@@ -66,7 +66,7 @@ class Preprocessing:
 
     @classmethod
     def of_hugging_face(cls, about: dict[str, Any], path: object) -> "Preprocessing | None":
-        """Return what a `preprocessor_config.json` says; None without statistics.
+        """Return the preprocessing in a `preprocessor_config.json`; None without statistics.
 
         Raises:
             UserError: an entry has the wrong type.
@@ -88,10 +88,10 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, entries: Any, path: object) -> "Preprocessing":
-        """Read the fields of a preprocessing from JSON's types.
+        """Build a preprocessing from its fields in decoded JSON.
 
         Raises:
-            UserError: the entries are something else.
+            UserError: the entries are not such fields.
         """
         try:
             return cls._checked(**entries)
@@ -100,7 +100,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: Any, path: object) -> "Preprocessing":
-        """Read what a file of ours records as text; see `from_dict`."""
+        """Parse the JSON text that our files record; see `from_dict`."""
         try:
             entries = json.loads(text)
         except (TypeError, ValueError):
@@ -112,7 +112,7 @@ class Preprocessing:
         cls, mean: Any, std: Any, eval_crop: Any, image_size: Any, interpolation: Any,
         crop_mode: Any = CROP_MODE,
     ) -> "Preprocessing":  # fmt: skip
-        """Convert and check entries of a file; what is wrong is a ValueError or TypeError."""
+        """Convert and check a file's entries; wrong ones raise ValueError or TypeError."""
         statistics = tuple(map(float, mean)), tuple(map(float, std))
         if image_size is not None and not isinstance(image_size, int):
             height, width = map(int, image_size)
@@ -124,11 +124,11 @@ class Preprocessing:
         return cls(*statistics, float(eval_crop), image_size, str(interpolation), str(crop_mode))
 
     def data_settings(self) -> dict[str, Any]:
-        """Return the keys of `data` that follow from it."""
+        """Return the `data` keys that it determines."""
         return {"mean": self.mean, "std": self.std, "eval_crop": self.eval_crop}
 
     def differences(self, data: DataConfig) -> list[str]:
-        """Return what a data config does differently, a phrase for each."""
+        """Describe each difference of a data config in a phrase."""
         differing = [
             f"data.{key} {list(now) if isinstance(now, tuple) else now} (the checkpoint has "
             f"{list(own) if isinstance(own, tuple) else own})"
@@ -145,7 +145,7 @@ class Preprocessing:
 
 
 def report_preprocessing(recorded: Preprocessing | None, data: DataConfig, path: object) -> None:
-    """Report in one line on stderr how images are prepared otherwise than in training, if known.
+    """Report differences from the training preprocessing, if known, in one line on stderr.
 
     Args:
         recorded: how the images of the checkpoint's training were prepared; None if unknown.
@@ -164,7 +164,7 @@ def report_preprocessing(recorded: Preprocessing | None, data: DataConfig, path:
 def _statistics(about: dict[str, Any]) -> tuple[list[float], list[float]] | None:
     """Return mean and std, of values in [0, 1], in Hugging Face's notation; None without them.
 
-    There they are of values in [0, 255] times `rescale_factor`, if `do_rescale`.
+    Hugging Face's apply to values in [0, 255], times `rescale_factor` if `do_rescale`.
     """
     white = 255 * float(about.get("rescale_factor", 1 / 255)) if about.get("do_rescale", 1) else 255
     if about.get("do_normalize") is False:
@@ -178,7 +178,7 @@ def _statistics(about: dict[str, Any]) -> tuple[list[float], list[float]] | None
 def _crop_mode(about: dict[str, Any]) -> str:
     """Return how Hugging Face's processor changes an image's aspect ratio, in timm's terms.
 
-    An old config's number is a square for ViT's processors, and the shorter side for others'.
+    A plain number in an old config is a square's side in ViT's processors, else the shorter side.
     """
     if about.get("do_resize") is False:
         return "no resizing"

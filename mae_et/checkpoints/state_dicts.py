@@ -1,7 +1,7 @@
 """State dicts: find one in any training checkpoint, and compare it with a network's.
 
-A state dict is found by content: by the names that it completes, whatever wraps or precedes them
-(`state_dict`, `model_ema`, `module.`, `_orig_mod.`, `backbone.vit.`, `teacher.`, in any order).
+A state dict is recognised by its parameter names, under any entries and prefixes (`state_dict`,
+`model_ema`, `module.`, `_orig_mod.`, `backbone.vit.`, `teacher.`, in any order).
 """
 
 import re
@@ -22,12 +22,12 @@ from mae_et.runtime.console import say
 
 Tensors = dict[str, Tensor]
 
-# What torch.compile, FSDP and activation checkpointing insert anywhere in a name.
+# Inserted anywhere in a name by torch.compile, FSDP and activation checkpointing.
 _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Part of the entries and prefixes under which trainers keep a moving average of the weights.
+# In the entries and prefixes under which trainers keep a moving average of the weights.
 _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 _QUANTISED = {torch.int8, torch.uint8, torch.int16, torch.int32}
-_DEEPEST = 4  # mappings inside each other, past which no trainer hides weights
+_DEEPEST = 4  # levels of nested mappings; no known trainer stores weights deeper
 
 
 def read_state_dict(path: Path, names: Collection[str], key: str | None = None) -> Tensors:
@@ -39,7 +39,7 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
         key: choice among several state dicts.
 
     Returns:
-        Tensors under the network's names; all of the file's where none of the names is found.
+        Tensors under the network's names; all tensors of the file if none of the names is found.
 
     Raises:
         UserError: there is no such file, it cannot be read without executing code, or it holds
@@ -60,13 +60,13 @@ def find_state_dict(
 ) -> Tensors:
     """Find the state dict of a network in the content of a training checkpoint.
 
-    Weights of lower or higher precision are returned as float32. Of a pair of weights and their
-    moving average the average is taken, with the tensors that it lacks (trainers often average
-    parameters alone) from the weights; that is reported on stderr.
+    Floating-point weights are returned as float32. If a file holds weights and their moving
+    average, the average is returned, which is reported on stderr; tensors that it lacks (trainers
+    often average parameters only) come from the weights.
 
     Args:
         path: file that the content was read from, for messages.
-        payload: mappings of tensors, inside each other in any way.
+        payload: mappings of tensors, nested in any way.
         names: parameter names of the network, or one that only such a network has.
         key: choice among several state dicts: a part of the path to one, such as `teacher`.
 
@@ -74,8 +74,7 @@ def find_state_dict(
         Tensors under the network's names; empty if there are none.
 
     Raises:
-        UserError: several state dicts match, none has the key, or the weights are quantised; the
-            sentence lists the state dicts.
+        UserError: several state dicts match, none has the key, or the weights are quantised.
     """
     found = _candidates(payload, names)
     chosen = [label for label in found if key is None or f".{key}." in f".{label}."]
@@ -94,7 +93,7 @@ def find_state_dict(
 
 
 def largest_state_dict(path: Path, payload: dict[str, Any]) -> Tensors:
-    """Return the largest mapping of tensors in a training checkpoint, for names of any network.
+    """Return the largest mapping of tensors in a training checkpoint, whatever their names.
 
     Raises:
         UserError: the weights are quantised.
@@ -120,7 +119,7 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
 
 
 def _nameless_average(payload: dict[Any, Any], place: tuple[str, ...] = ()) -> str | None:
-    """Return the path to a list of tensors under the name of a moving average, if there is one."""
+    """Return the path to a moving average stored as a list of tensors, if there is one."""
     for name, value in payload.items():
         here = (*place, str(name))
         label = ".".join(here)
@@ -134,13 +133,13 @@ def _nameless_average(payload: dict[Any, Any], place: tuple[str, ...] = ()) -> s
 
 
 def _candidates(payload: dict[str, Any], names: Collection[str]) -> dict[str, Tensors]:
-    """Return the state dicts that complete the names, by the dotted path to each."""
+    """Return the state dicts that contain the names, keyed by their dotted paths."""
     found = {}
     for place, tensors in _mappings(payload, ()):
         completed = Counter(prefix for name in tensors for prefix in _prefixes(name, names))
         most = max(completed.values(), default=0)
         for prefix, count in completed.items():
-            if 2 * count > most:  # fewer are chance: a block may have a name of the whole network
+            if 2 * count > most:  # fewer are chance: a block may share a name with the network
                 label = ".".join((*place, *prefix.split(".")[:-1]))
                 found[label] = _strip(tensors, prefix)
     return found
@@ -149,7 +148,7 @@ def _candidates(payload: dict[str, Any], names: Collection[str]) -> dict[str, Te
 def _mappings(payload: dict[Any, Any], place: tuple[str, ...]) -> Iterator[tuple[Any, Tensors]]:
     """Yield each mapping of tensors with the path to it.
 
-    Names lose what compilers inserted; those of another library become timm's.
+    Insertions of wrappers are removed from names, and other libraries' names become timm's.
     """
     tensors = {
         _INSERTED.sub("", name): torch.as_tensor(value)
@@ -170,7 +169,7 @@ def _is_array(value: object) -> bool:
 
 
 def _prefixes(name: str, names: Collection[str]) -> Iterator[str]:
-    """Yield what stands before one of the names in a longer name."""
+    """Yield each prefix that precedes one of the names in a longer name."""
     start = 0
     while True:
         if name[start:] in names:
@@ -181,7 +180,7 @@ def _prefixes(name: str, names: Collection[str]) -> Iterator[str]:
 
 
 def _strip(tensors: Tensors, prefix: str) -> Tensors:
-    """Take the tensors under a prefix, and the decoder beside them under MAE's names.
+    """Return the tensors under a prefix, and the decoder beside them under MAE's names.
 
     Our models have `encoder.` and `decoder.`; solo-learn's `backbone.`, lightly's `backbone.vit.`
     beside a `decoder.` whose names are MAE's.
@@ -199,7 +198,7 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _as_float32(path: Path, tensors: Tensors) -> Tensors:
-    """Convert numbers of any floating-point format; refuse NaN and quantised weights."""
+    """Convert any floating-point format; refuse NaN, sparse, complex and quantised weights."""
     for name, tensor in tensors.items():
         if not has_numbers(tensor) or tensor.is_complex():
             raise UserError(f"{path} holds sparse, complex or quantised weights ({name})")
@@ -211,7 +210,7 @@ def _as_float32(path: Path, tensors: Tensors) -> Tensors:
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Return whether a tensor is neither sparse nor quantised, nor on the meta device."""
+    """Return whether a tensor is dense, not quantised, and on the CPU."""
     dense = tensor.layout is torch.strided and not tensor.is_nested
     return dense and not tensor.is_quantized and tensor.device.type == "cpu"
 

@@ -24,7 +24,7 @@ from mae_et.runtime.console import notify
 from mae_et.runtime.watchdog import heartbeat
 
 FORMAT = "mae-et/1"
-# Errors of reading an intact file: permissions, memory, or a file server that is away.
+# Errors that reading an intact file may raise: permissions, memory, an unreachable file server.
 _NOT_NOW = frozenset({
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
     errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN,
@@ -84,11 +84,10 @@ class _ErrorRecorder:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
-    Its entry `path` is the file that it was read from, and `origin` what it records of its
-    provenance: nothing, if its writer knew none.
+    The entry `path` is the file, and `origin` its recorded provenance, empty if there is none.
 
     Raises:
-        ValueError: the file is damaged, or no checkpoint of this format.
+        ValueError: the file is damaged, or not a checkpoint of this format.
         OSError: the system cannot read the file at present; its content may be intact.
     """
     try:
@@ -116,7 +115,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def newest_of_run(folder: Path) -> dict[str, Any] | None:
-    """Read a run's newest checkpoint to use its weights; a line says if the run is not finished."""
+    """Read a run's newest checkpoint for its weights; report if the run is not finished."""
     saved = newest_checkpoint(folder / "checkpoints")
     if saved is not None and saved["step"] < (steps := Plan.from_dict(saved["plan"]).steps):
         notify(f"{folder} is not finished: its weights after step {saved['step']} of {steps}")
@@ -139,10 +138,10 @@ def last_that_loads(paths: Sequence[Path]) -> dict[str, Any] | None:
 
 
 def rename_damaged_after(folder: Path, step: int) -> None:
-    """Rename the checkpoints after a step, which did not load, to `*.damaged`: they are ignored.
+    """Rename the checkpoints after a step, which failed to load, to `*.damaged`.
 
     Raises:
-        UserError: one loads, so another run has saved it since this one listed the folder.
+        UserError: one loads: another run has saved it since this one listed the folder.
     """
     for path in list_checkpoints(folder):
         if checkpoint_step(path) > step:

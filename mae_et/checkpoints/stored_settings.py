@@ -1,4 +1,4 @@
-"""What a checkpoint records of its run and its images, without building a model.
+"""Read the run and preprocessing that a checkpoint records, without building a model.
 
 Run folders are read before PyTorch is loaded, which takes seconds.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
     """Return the config of a run folder or of one of our checkpoints; None for other checkpoints.
 
-    A file is read in full, and handed to the next `load_weights`.
+    A file is read in full, and kept for the next `load_weights`.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -35,13 +35,13 @@ def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
 def stored_preprocessing(
     path: Path, key: str | None = None, architecture: str | None = None
 ) -> Preprocessing | None:
-    """Return how the images of a checkpoint's training were prepared; None if it records nothing.
+    """Return the preprocessing that a checkpoint records; None if it records none.
 
     Args:
         path: checkpoint, or timm's name of a model.
         key: choice among several sets of weights in a file.
-        architecture: timm's name of the network in a file that only timm can read; the
-            `config.json` that timm writes beside it counts, or what timm publishes for the name.
+        architecture: timm's name of the network in a file that only timm can read; its
+            preprocessing is in timm's `config.json` beside the file, or published by timm.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -62,7 +62,7 @@ def stored_preprocessing(
 
 
 def stored_channels(path: Path, key: str | None = None) -> int | None:
-    """Return the image channels of a checkpoint's encoder; None for the name of a hub's model.
+    """Return the image channels of a checkpoint's encoder; None for a model name on a hub.
 
     Raises:
         UserError: the checkpoint cannot be read.

@@ -15,7 +15,7 @@ from mae_et.io.atomic import write_atomically
 
 
 def write_safetensors(weights: Tensors, path: Path, entries: dict[str, str] | None = None) -> None:
-    """Write tensors, and entries of ours to the metadata, which other readers skip."""
+    """Write tensors, with our own entries in the metadata, which other readers skip."""
     content = sealed_safetensors(_contiguous(weights), {"format": "pt"} | (entries or {}))
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
@@ -35,7 +35,7 @@ def export_encoder(
 
 
 def write_torch(weights: Tensors, path: Path, entries: dict[str, str]) -> None:
-    """Write tensors under `model`, and entries of ours beside them."""
+    """Write tensors under `model`, with our own entries beside them."""
     payload = {"model": _contiguous(weights), **entries}
     file = io.BytesIO()
     torch.save(payload, file)  # saved to a path, the archive would contain the path's name
@@ -43,5 +43,5 @@ def write_torch(weights: Tensors, path: Path, entries: dict[str, str]) -> None:
 
 
 def _contiguous(weights: Tensors) -> Tensors:
-    """Return tensors that share no memory, as files need them."""
+    """Return contiguous copies that share no memory, as safetensors requires."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}

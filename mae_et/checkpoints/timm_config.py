@@ -1,4 +1,4 @@
-"""What the `config.json` says that timm's `save_for_hf` writes beside a model's weights."""
+"""Read the `config.json` that timm's `save_for_hf` writes beside a model's weights."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ def read_timm_config(path: Path) -> dict[str, Any]:
     file = (path if path.is_dir() else path.parent) / "config.json"
     about = read_mapping(file) if path.exists() and file.is_file() else {}
     if "model_type" in about or not isinstance(about.get("architecture"), str):
-        about["architecture"] = None  # of transformers, or damaged
+        about["architecture"] = None  # transformers' file, or damaged
     return about if about["architecture"] or "pretrained_cfg" in about else {}
 
 
 def timm_preprocessing(path: Path) -> Preprocessing | None:
-    """Return how the `config.json` in a folder or beside a file prepares images; None without one.
+    """Return the preprocessing in the `config.json` of a folder or beside a file, if any.
 
     Raises:
         UserError: it cannot be read, or an entry has the wrong type.
@@ -36,13 +36,13 @@ def timm_preprocessing(path: Path) -> Preprocessing | None:
 
 
 def timm_architecture(path: Path) -> str | None:
-    """Return the network of a folder that timm saved, or of its file of weights; None of others."""
+    """Return the architecture of a folder or weight file that timm saved; None for others."""
     named: str | None = read_timm_config(path).get("architecture")
     return named if path.is_dir() or path.name in WEIGHT_FILES else None
 
 
 def timm_arguments(path: Path, architecture: str | None) -> dict[str, Any]:
-    """Return the arguments that timm records for a network of this name, except its classes."""
+    """Return the arguments that timm records for this architecture, except its classes."""
     about = read_timm_config(path)
     arguments = about.get("model_args")
     if architecture is None or about.get("architecture") != architecture.partition(".")[0]:
@@ -53,10 +53,10 @@ def timm_arguments(path: Path, architecture: str | None) -> dict[str, Any]:
 
 
 def refuse_traceless(path: Path, arguments: dict[str, Any]) -> None:
-    """Refuse arguments of timm for a network that is built without them.
+    """Refuse timm's arguments for a network that is built without them.
 
     Raises:
-        UserError: one changes the features, and not the tensors.
+        UserError: an argument changes the features but not the tensors.
     """
     if traceless := listed([key for key in TRACELESS if key in arguments]):
         raise UserError(
@@ -66,7 +66,7 @@ def refuse_traceless(path: Path, arguments: dict[str, Any]) -> None:
 
 
 def timm_classes(path: Path) -> list[str] | None:
-    """Return the names that timm records for a model's classes, in the order of its head."""
+    """Return the class names that timm records for a model, in the order of its head."""
     names = read_timm_config(path).get("label_names")
     names = {str(n): name for n, name in enumerate(names)} if isinstance(names, list) else names
     return numbered_names(names)

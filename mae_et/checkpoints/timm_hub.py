@@ -1,4 +1,4 @@
-"""Models of timm by name: fetch them from their hub."""
+"""Fetch timm models from their hub, by name."""
 
 from pathlib import Path
 from typing import Any

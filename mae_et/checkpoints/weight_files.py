@@ -44,7 +44,7 @@ def _empty_list(*_: object) -> list[Any]:
 
 
 class _Skipped:
-    """Stands for an object that is not read: takes any arguments and state, and drops them."""
+    """Stand-in for an object that is not read: accepts and drops any arguments and state."""
 
     def __new__(cls, *_: object) -> "_Skipped":
         return super().__new__(cls)
@@ -56,8 +56,8 @@ class _Skipped:
 SKIPPED_MODULES = ("mmengine.", "omegaconf.", "typing.", "lightning.", "lightning_fabric.",
                    "pytorch_lightning.", "deepspeed.")  # fmt: skip
 _RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-# What trainers save beside tensors: arguments, numbers of NumPy, histories. All of these are plain
-# holders of data; constructing one runs no code of the file's. torch fills dicts and lists alone.
+# Types that trainers save beside tensors: arguments, NumPy scalars, histories. All are plain data
+# holders: constructing one runs no code from the file. torch fills only dicts and lists.
 PLAIN_TYPES: list[Any] = [
     argparse.Namespace, types.SimpleNamespace, pathlib.PosixPath, pathlib.PurePosixPath,
     (pathlib.PosixPath, "pathlib._local.PosixPath"), (_empty_dict, "collections.defaultdict"),
@@ -84,7 +84,7 @@ def read_weight_file(path: Path) -> dict[str, Any]:
         if start[8:] == b"{" or not start.startswith((b"PK", b"\x80")):
             return _read_safetensors(path)
         check_archive(path)
-        # torch lists the classes that an archive names, not those of its older form.
+        # torch can list the classes that an archive names, but not those of the legacy format.
         skipped = _skipped_in(path) if start.startswith(b"PK") else []
         with torch.serialization.safe_globals([*PLAIN_TYPES, *skipped]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
@@ -104,13 +104,13 @@ def _skipped_in(path: Path) -> list[Any]:
     """Return a stand-in for each class of `SKIPPED_MODULES` that a file names, under its name."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (pickle.UnpicklingError, ValueError):  # loading says what is wrong, if anything
+    except (pickle.UnpicklingError, ValueError):  # loading reports what is wrong, if anything
         return []
     return [(_Skipped, name) for name in names if name.startswith(SKIPPED_MODULES)]
 
 
 def _what_is_wrong(path: Path, start: bytes, error: Exception) -> str:
-    """Return what is wrong with a file, by its first 9 bytes and the error of reading it."""
+    """Describe what is wrong with a file from its first 9 bytes and the error of reading it."""
     if not start:
         return "it is empty"
     if start.startswith(b"PK") and (archive := _what_archive(path)):
@@ -125,7 +125,7 @@ def _what_is_wrong(path: Path, start: bytes, error: Exception) -> str:
 
 
 def _what_archive(path: Path) -> str:
-    """Return what a zip archive is that `torch.save` did not write; empty if it did."""
+    """Describe a zip archive that `torch.save` did not write; empty if it did."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -139,7 +139,7 @@ def _what_archive(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Read tensors, and beside them the entries of ours in the metadata."""
+    """Read tensors, with our own metadata entries beside them."""
     check_safetensors(path)
     with safe_open(path, framework="pt") as file:
         ours = {k: v for k, v in (file.metadata() or {}).items() if k in OUR_ENTRIES}

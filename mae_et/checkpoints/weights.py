@@ -1,4 +1,4 @@
-"""The one value that every reader of checkpoints returns."""
+"""The value that every checkpoint reader returns."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.models.encoder import heads_of_vit
 
-# What shapes of tensors do not show of a ViT or its decoder, and the types of its values.
+# Settings of a ViT or its decoder that tensor shapes do not show, and their types.
 SETTINGS: dict[str, tuple[type, ...]] = {
     "encoder_num_heads": (int,), "decoder_num_heads": (int,), "norm_eps": (int, float),
     "target": (),
@@ -31,7 +31,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint's weights under one set of names, with the facts that came with them."""
+    """A checkpoint's weights under one set of names, with the settings recorded beside them."""
 
     path: Path
     encoder: Tensors
@@ -46,7 +46,7 @@ class Weights:
     config: PretrainConfig | None = None
     """The run's config, of checkpoints and run folders of ours; its data are read-only."""
     architecture: str = DEFAULT_ENCODER
-    """timm's name of a ViT that differs from the encoder in sizes alone."""
+    """timm's name of a ViT that differs from the encoder only in sizes."""
     encoder_num_heads: int | None = None
     """Heads of the encoder, where they are recorded."""
     decoder_num_heads: int | None = None
@@ -68,10 +68,10 @@ class Weights:
         decoder_num_heads: int | None = None,
         target: Target | None = None,
     ) -> "Weights":
-        """Add what a caller knows: heads, and a target where no config of ours records it.
+        """Add heads given by a caller, and a target unless our own config records one.
 
         Raises:
-            UserError: other heads are recorded, or another target by a config of ours.
+            UserError: the checkpoint records other heads, or our own config another target.
         """
         own = getattr(self.model, "target", None)
         if target and own not in {None, target}:
@@ -105,7 +105,7 @@ class Weights:
         return replace(self, **settings)
 
     def entries(self) -> dict[str, str]:
-        """Return what our own readers need beside the tensors, as JSON by its key in a file."""
+        """Return the settings that our readers need beside the tensors: JSON by key in the file."""
         entries = {}
         if self.model is not None:
             entries[MODEL_KEY] = json.dumps(plain(self.model))
