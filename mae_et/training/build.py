@@ -1,4 +1,4 @@
-"""Build a run: place the model, make its optimizer, fit micro-batches, restore, wrap."""
+"""Build a run: move the model, make its optimizer, fit micro-batches, restore, wrap."""
 
 from collections.abc import Callable
 from functools import partial
@@ -47,13 +47,13 @@ def build_run(
         plan: its plan.
         world: its ranks.
         model: new model, on the CPU.
-        optimizer_of: builds the optimizer of a model that is in place.
-        dry_pass: forward and backward pass over a number of black images at a stage, to measure
+        optimizer_of: builds the optimizer of a model that is on its device.
+        dry_pass: runs forward and backward on a number of black images at a stage, to measure
             memory (`efficiency.micro_batch: auto`).
         saved: checkpoint to restore.
         ema_decay: decay of a moving average of the weights; none by default.
-        multiple: number that fitted micro-batches must be a multiple of.
-        fit_by_default: on a GPU, fit micro-batches unless the config gives their size.
+        multiple: number by which fitted micro-batches must be divisible.
+        fit_by_default: on a GPU, fit micro-batches unless the config gives a size.
         static: whether every pass does the same work, so that CUDA graphs can replay it.
 
     Raises:
@@ -98,7 +98,7 @@ def build_run(
 def wrap(run: Run, static: bool = False) -> nn.Module:
     """Compile a run's model, and replay its passes or wrap it in DistributedDataParallel.
 
-    Each as config and ranks need it.
+    Each only if the config and the number of ranks require it.
     """
     network, plan, world, efficiency = run.network, run.plan, run.world, run.config.efficiency
     run.compiled = should_compile(efficiency.compile, plan, world)
@@ -109,9 +109,9 @@ def wrap(run: Run, static: bool = False) -> nn.Module:
     elif world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph
-        # spares the search for unused weights, but torch's reducer fails on it (internal assert in
-        # expect_autograd_hooks_, torch 2.14) where the first backward pass of a run is one of
-        # several, without an exchange.
+        # avoids the search for unused weights, but torch's reducer fails on it (internal assert in
+        # expect_autograd_hooks_, torch 2.14) if the first of several backward passes of a run's
+        # first step has no exchange.
         accumulates = any(run.accumulation(stage) > 1 for stage in plan.stages)
         network = DistributedDataParallel(
             network,

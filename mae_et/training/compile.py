@@ -1,13 +1,12 @@
 """Compile transformer blocks with torch.compile: one graph per kind of block.
 
-Blocks of a kind share their graphs, because their weights are inputs of the graph; so a masked
-autoencoder costs a few small compilations instead of whole networks, and hooks of sharding and
-gradient checkpointing stay outside of the graphs. Drop path makes each block a kind of its own: its
-rate is a constant of the graph.
+Blocks of a kind share their graphs, because their weights are inputs of the graph: a masked
+autoencoder costs a few small compilations instead of whole networks, and the hooks of sharding and
+gradient checkpointing stay outside the graphs. With drop path each block has graphs of its own,
+because its rate is a constant of the graph.
 
-On a GPU each bandwidth has graphs of its own: Triton's kernels are tuned for one shape. On a CPU
-all bandwidths share them: g++ takes a second for a kernel, which is as fast for any number of
-tokens.
+On a GPU each bandwidth has its own graphs: Triton's kernels are tuned for one shape. On a CPU all
+bandwidths share them: g++ takes a second per kernel, which is as fast for any number of tokens.
 """
 
 import contextlib
@@ -37,8 +36,8 @@ def should_compile(
 ) -> bool:
     """Return whether to compile; `auto` compiles runs on a GPU that are long enough, if it works.
 
-    On a node without a C compiler, for one, Triton does not: then no rank compiles, and one line
-    says so. Every rank must call this.
+    If torch.compile fails on any rank, for example without a C compiler, no rank compiles, and one
+    line says so. Every rank must call this.
     """
     if requested != "auto":
         return requested
@@ -54,10 +53,10 @@ def should_compile(
 
 @cache
 def compiler_fault(device: torch.device) -> str:
-    """Return why nothing can be compiled for a device; nothing if it can."""
+    """Return why torch.compile fails on a device; an empty string if it works."""
     try:
         torch.compile(lambda x: x * 2, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # of Triton, the C compiler, or the driver
+    except Exception as error:  # from Triton, the C compiler, or the driver
         return one_line(error)[:200]
     return ""
 
@@ -73,7 +72,7 @@ def compile_network(
     and each bandwidth has graphs of its own. Names in state dicts do not change.
 
     Args:
-        network: sharded if it is to be, and not wrapped in DistributedDataParallel.
+        network: the network, sharded if it will be, and not wrapped in DistributedDataParallel.
         bandwidths: number of input sizes.
         backend: backend of torch.compile.
 
@@ -84,13 +83,13 @@ def compile_network(
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     _start_autograd_threads(device)
     blocks = transformer_blocks(network)
-    # Past these numbers of graphs of a function, torch raises, or silently runs a whole network
-    # eagerly. All blocks of a process are one function; with drop path each has graphs of its own.
+    # Beyond these numbers of graphs per function, torch raises, or silently runs a whole network
+    # eagerly. All blocks of a process are one function; with drop path each has its own graphs.
     graphs = max(4, len(blocks)) * bandwidths
     torch._dynamo.config.recompile_limit += graphs
     torch._dynamo.config.accumulated_recompile_limit += graphs
-    # torch splits graphs at the buckets of DistributedDataParallel, to exchange gradients while
-    # others are computed. Blocks need not be split: each exchanges its own.
+    # torch splits graphs at DistributedDataParallel's buckets, to overlap the exchange of gradients
+    # with the backward pass. Blocks need no splits: each exchanges its own gradients.
     torch._dynamo.config.optimize_ddp = not blocks
     dynamic = device.type in SHARING and bool(blocks)
     options: dict[str, Any] = {"dynamic": dynamic, "backend": backend}
@@ -104,18 +103,18 @@ def compile_network(
 def _start_autograd_threads(device: torch.device) -> None:
     """Start the threads of a GPU's backward pass, with as many CPU threads as this one has.
 
-    That number is a guard of each graph, and gradient checkpointing runs graphs in these threads.
-    A loader that pins memory sets it to 1 for all threads that start later: each graph would be
-    compiled once more there, where `recompile_limit` is torch's own.
+    This number is a guard of every graph, and gradient checkpointing runs graphs in these threads.
+    A loader that pins memory sets it to 1 for all threads started later, so each graph would be
+    compiled again there, where `recompile_limit` is torch's default.
     """
     if device.type != "cpu":
         torch.ones((), device=device, requires_grad=True).backward()
 
 
 class _Stopwatch:
-    """Seconds of compilation since the last report, with a heartbeat around each graph.
+    """Seconds of compilation since the last report.
 
-    So only a graph that never ends is a hang.
+    A heartbeat around each graph keeps the watchdog quiet unless one graph never finishes.
     """
 
     def __init__(self) -> None:
@@ -154,6 +153,6 @@ def transformer_blocks(network: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
-    """Run compiled blocks eagerly inside, where other shapes would compile further graphs."""
+    """Run compiled blocks eagerly, where other shapes would compile further graphs."""
     with torch.compiler.set_stance("force_eager"):
         yield

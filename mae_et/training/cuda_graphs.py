@@ -2,12 +2,12 @@
 
 A pass has up to a thousand kernels, and at small bandwidths Python takes longer to launch them than
 the GPU to run them. A graph launches all of them at once. It repeats the same work in the same
-memory: a micro-batch is copied to where the first one was, and its gradients are written to where
-those of the first one are. Each bandwidth has a graph of its own, or two where a step has several
+memory: each micro-batch is copied to the memory of the first one, and its gradients are written to
+the memory of the first one's. Each bandwidth has its own graph, or two if a step has several
 micro-batches: one writes the gradients, the other adds to them.
 
-Several ranks exchange gradients after the passes of a step (`average_gradients`), in one piece, and
-not during the backward pass as DistributedDataParallel does.
+Ranks exchange gradients after the passes of a step (`average_gradients`), in one piece, not during
+the backward pass as DistributedDataParallel does.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.memory import release_cached_memory
 
 WARM_UPS = 3
-"""Passes before a capture, in which libraries allocate workspaces and blocks are compiled."""
+"""Passes before a capture, to let libraries allocate workspaces and compile blocks."""
 AHEAD = 2
-"""Passes that may be queued: with one call each, Python would queue hundreds, and hold the batch of
-each in the GPU's memory."""
+"""Passes that may be queued: with one call per pass, Python would queue hundreds, and hold the
+batch of each in GPU memory."""
 
 Pass = Callable[[Any], Tensor]
 """Forward and backward pass of a micro-batch; returns the loss, detached."""
@@ -43,17 +43,17 @@ Pass = Callable[[Any], Tensor]
 def should_replay(efficiency: EfficiencyConfig, device: torch.device, static: bool) -> bool:
     """Return whether to replay passes (`efficiency.cuda_graphs`).
 
-    Sharding and gradient checkpointing exclude it: one exchanges weights within a pass, the other
-    saves states of random generators there.
+    Sharding and gradient checkpointing rule it out: sharding exchanges weights within a pass, and
+    checkpointing saves states of random generators there.
 
     Args:
-        efficiency: the run's.
-        device: the run's.
+        efficiency: the run's efficiency section.
+        device: the run's device.
         static: whether every pass does the same work. Mixing and drop path draw numbers on the
             host, which a graph would repeat.
 
     Raises:
-        UserError: graphs are requested where they are not possible.
+        UserError: graphs are requested but not possible.
     """
     requested, on_gpu = efficiency.cuda_graphs is True, device.type == "cuda"
     require(on_gpu or not requested, "efficiency.cuda_graphs needs a GPU")
@@ -69,16 +69,16 @@ class _Graph(NamedTuple):
     replay: Callable[[], None]
     loss: Tensor
     pool: Any
-    """Memory that another graph may use in turn: only one runs at a time."""
+    """Memory pool, shared with other graphs: only one runs at a time."""
 
 
 class GraphedPasses:
-    """Run passes by replaying them; see the module's docstring.
+    """Replay passes as CUDA graphs; see the module's docstring.
 
     Args:
-        parameters: what passes compute gradients of.
-        required: raise if a pass cannot be captured; otherwise run all passes eagerly then, and
-            print a line.
+        parameters: parameters that passes compute gradients of.
+        required: raise if a pass cannot be captured; otherwise print a line and run all passes
+            eagerly.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], required: bool = False):
@@ -91,14 +91,14 @@ class GraphedPasses:
         self.queued: deque[Any] = deque()
 
     def __call__(self, work: Pass, batch: AnyBatch, key: object, first: bool) -> Tensor:
-        """Return what `work(batch)` returns, and leave the same gradients.
+        """Return the result of `work(batch)`, with the same gradients.
 
         Args:
-            work: the pass. Whatever it does besides, on the host, is done at its capture only.
-            batch: its images and further tensors on the GPU.
-            key: what the work depends on besides the batch. When it changes, or a shape does,
-                earlier graphs and their memory are released.
-            first: whether the pass is the first of a step, whose gradients replace those before it.
+            work: the pass. Its other effects on the host happen only at its capture.
+            batch: a batch whose images and further tensors are on the GPU.
+            key: what the work depends on besides the batch. If it or a shape changes, earlier
+                graphs and their memory are released.
+            first: whether the pass is the first of a step: its gradients replace earlier ones.
 
         Raises:
             RunFailed: the pass cannot be captured, and `required` is set.
@@ -124,7 +124,7 @@ class GraphedPasses:
         return loss
 
     def _release(self, kept: Sequence[Tensor | None] = ()) -> None:
-        """Return the memory of all graphs to the GPU, except that of gradients to keep."""
+        """Free the memory of all graphs, except that of gradients to keep."""
         self.graphs.clear()
         self.gradients, self.batch = [], None
         for parameter, gradient in zip_longest(self.parameters, kept):
@@ -132,7 +132,7 @@ class GraphedPasses:
         release_cached_memory(self.parameters[0].device)
 
     def _capture(self, work: Pass, first: bool) -> bool:
-        """Capture a pass; return whether that is possible."""
+        """Capture a pass; return whether this succeeded."""
         heartbeat()
         if first:
             self._warm_up(work)
@@ -152,14 +152,14 @@ class GraphedPasses:
                 self.gradients = [parameter.grad for parameter in self.parameters]
             heartbeat()
             return True
-        # Not within `except`: the error holds the memory of the capture. An eager pass needs less.
+        # Outside `except`, because the error holds the memory of the capture.
         notify(f"passes are not replayed (efficiency.cuda_graphs auto): {reason}")
         self.enabled = False
-        self._release(self.gradients)  # but for those of the step's earlier passes
+        self._release(self.gradients)  # keep those of the step's earlier passes
         return False
 
     def _warm_up(self, work: Pass) -> None:
-        """Run the pass outside of a capture, on a stream of its own as torch.cuda.graph's."""
+        """Run the pass without capturing it, on its own stream, as torch.cuda.graph does."""
         device = self.parameters[0].device
         training = torch.cuda.current_stream(device)
         stream = torch.cuda.Stream(device)
@@ -172,7 +172,7 @@ class GraphedPasses:
         training.wait_stream(stream)
 
     def _throttle(self) -> None:
-        """Wait until at most `AHEAD` passes are queued; the GPU always has the next one."""
+        """Wait until at most `AHEAD` passes are queued, so that the GPU always has the next one."""
         end = torch.cuda.Event(blocking=True)
         end.record()
         self.queued.append(end)
@@ -183,7 +183,8 @@ class GraphedPasses:
 class Capture(torch.cuda.graph):
     """A capture that raises the error within it, and leaves nothing open.
 
-    After an error torch's own raises that of the end of the capture, and its stream stays current.
+    After an error, `torch.cuda.graph` raises that of ending the capture, and its stream stays
+    current.
     """
 
     def __exit__(self, *error: Any) -> None:
@@ -197,10 +198,10 @@ class Capture(torch.cuda.graph):
 
 
 def _end_failed_capture(pool: Any) -> None:
-    """End what PyTorch leaves open after a capture that failed.
+    """Clean up what PyTorch leaves open after a failed capture.
 
-    Before 2.13, the allocator would take the capture to go on: it would free no tensor any more
-    that another stream has used, nor the pool (pytorch/pytorch#180395, #190348). The generator
+    Before 2.13, the allocator would assume that the capture continues: it would no longer free the
+    pool, nor tensors that another stream has used (pytorch/pytorch#180395, #190348). The generator
     would refuse to draw numbers.
     """
     library: Any = torch._C
@@ -214,16 +215,16 @@ def _end_failed_capture(pool: Any) -> None:
 
 
 def record(work: Pass, batch: AnyBatch, pool: Any) -> _Graph:
-    """Capture a pass, without running it; gradients that exist are added to."""
+    """Capture a pass without running it; existing gradients are accumulated into."""
     graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
-    # Other threads, which load and decode, may allocate memory meanwhile.
+    # Other threads, which load and decode, may allocate memory during the capture.
     with Capture(graph, pool, capture_error_mode="thread_local"):
         loss = work(batch)
     return _Graph(graph.replay, loss, pool)
 
 
 def average_gradients(gradients: Sequence[Tensor], world: DistributedContext) -> None:
-    """Average gradients over all ranks in place, all of them in one exchange.
+    """Average gradients over all ranks, in place and in one exchange.
 
     They are divided before they are added, as DistributedDataParallel does.
     """

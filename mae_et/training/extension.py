@@ -48,7 +48,7 @@ def start(
     source: ImageDataset,
     world: DistributedContext,
 ) -> tuple[dict[str, Any] | None, Files]:
-    """Return the checkpoint to start from: `saved`, or for a new run that extends one, that run's.
+    """Return the checkpoint to start from: `saved`, or that of the run that a new run extends.
 
     Only the main rank reads the run to extend.
 
@@ -67,15 +67,15 @@ def start(
 def read_extension(
     config: PretrainConfig, run: Path, source: ImageDataset
 ) -> tuple[dict[str, Any], Files]:
-    """Read the run that a longer one extends; report which checkpoint and learning rate it takes.
+    """Read the run to extend, and report the checkpoint and learning rate to start from.
 
     Returns:
-        The checkpoint to start from, under the longer plan, and the run's records up to there, as
-        files for the new run folder.
+        The checkpoint to start from, with the longer plan, and the run's records up to it, as files
+        for the new run folder.
 
     Raises:
         UserError: there is no such run, its schedule has no constant part, no checkpoint of that
-            part is left, or settings or images are those of another run.
+            part is left, or settings or images differ.
     """
     before = config_of_run(run)
     if before is None:
@@ -123,7 +123,7 @@ def _last_constant_checkpoint(run: Path, config: PretrainConfig, plan: Plan) -> 
 
 
 def _record(run: Path, name: str, plan: Plan, step: int) -> str:
-    """Return the rows of a record up to a step, with shares of the compute of a longer plan."""
+    """Return the rows of a record up to a step, with their `compute` under a longer plan."""
     rows = [row for row in read_metrics(run, name) if row["step"] <= step]
     shares = [{"compute": plan.progress(row["step"])} if "compute" in row else {} for row in rows]
     return "".join(row_line(row | share, name) for row, share in zip(rows, shares, strict=True))
@@ -147,7 +147,7 @@ def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:
 
 
 def _describe(config: PretrainConfig, plan: Plan, saved: dict[str, Any]) -> str:
-    """Return which checkpoint and learning rate an extension starts from, and what follows."""
+    """Describe the checkpoint and learning rate that an extension starts from, and the rest."""
     optim, step = config.optim, saved["step"]
     return (
         f"extending {saved['path']} (step {step} of {plan.steps}): bandwidth "

@@ -1,4 +1,4 @@
-"""Find where a run stopped: its newest checkpoint, and whether it is finished."""
+"""Find a run's newest checkpoint, and whether the run is finished."""
 
 import warnings
 from pathlib import Path
@@ -24,8 +24,8 @@ def find_checkpoint(
 ) -> tuple[dict[str, Any] | None, bool]:
     """Return the newest checkpoint of the run folder (None: new run), and whether it is finished.
 
-    Only the main rank reads the checkpoint; see `share_checkpoint`. A run that lacks one of its
-    outputs is not finished: they are written again, from its last checkpoint if it has one.
+    Only the main rank reads the checkpoint; see `share_checkpoint`. A run with a missing output is
+    not finished: the outputs are written again, from its last checkpoint if there is one.
 
     Raises:
         UserError: the folder holds another run, or only checkpoints that do not load.
@@ -49,8 +49,8 @@ def find_checkpoint(
     present = {RESULTS: finished} | {name: (folder / name).exists() for name in config.outputs}
     found = {f"the newest checkpoint of {folder.name}": newest.name if newest else "absent"}
     found |= {f"its {name}": "present" if has else "absent" for name, has in present.items()}
-    check_ranks_agree(found, world, RunFailed)  # a shared folder that lags: a later start agrees
-    # Without a checkpoint, there is nothing to write missing outputs from.
+    check_ranks_agree(found, world, RunFailed)  # if a shared folder lags, a later start agrees
+    # Without a checkpoint, missing outputs cannot be written.
     return saved, finished and (saved is None or all(present.values()))
 
 
@@ -59,8 +59,8 @@ def share_checkpoint(
 ) -> dict[str, Any] | None:
     """Return the main rank's checkpoint on every rank.
 
-    The others get its weights on the CPU, and of the optimizer's states an outline
-    (`optimizer_on_main`): `build_run` sends those to the device. Every rank must call this.
+    The others receive its weights on the CPU but only an outline of the optimizer's states
+    (`optimizer_on_main`), which `build_run` sends to the device. Every rank must call this.
     """
     outline = broadcast_outline(saved, world)
     if outline is None or world.size == 1:
@@ -71,10 +71,10 @@ def share_checkpoint(
 
 
 def _has_results(folder: Path, saved: dict[str, Any] | None) -> bool:
-    """Return whether results.json is there; a damaged one is written again from the checkpoint.
+    """Return whether results.json exists; a damaged one is written again from the checkpoint.
 
     Raises:
-        UserError: it is damaged, and there is no checkpoint.
+        UserError: the file is damaged, and there is no checkpoint.
     """
     path = folder / RESULTS
     if not path.exists():

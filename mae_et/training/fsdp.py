@@ -1,12 +1,12 @@
 """Shard weights, gradients and optimizer states over all ranks (FSDP2), for large models.
 
 Each transformer block is gathered when needed and freed afterwards. Checkpoints hold full tensors,
-as one rank would have written them, so a run can resume with or without sharding.
+as written without sharding, so a run can resume with or without it.
 
 Under bf16 autocast, blocks are gathered in bf16, which halves the traffic, and gradients are summed
-over ranks in float32. Autocast uses their matrices in bf16 without sharding too; here the weights
-of their norms are rounded as well. Master weights, activations between blocks and what is outside
-of blocks stay in float32.
+over ranks in float32. Autocast also uses their matrices in bf16 without sharding; here the weights
+of their norms are rounded as well. Master weights, activations between blocks and everything
+outside blocks stay in float32.
 """
 
 import warnings
@@ -47,11 +47,11 @@ def shard(model: nn.Module, world: DistributedContext, dtype: torch.dtype | None
     blocks = transformer_blocks(model)
     if not blocks:
         raise UserError("efficiency.sharding needs transformer blocks; this model has none")
-    # The prediction is a view of the decoder's output. torch warns of in-place changes to such a
-    # view; there are none, and only the loss is differentiated.
+    # The prediction is a view of the decoder's output. torch warns against in-place changes to such
+    # a view; there are none, and only the loss is differentiated.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
-    # Autocast casts what needs it: casting the inputs of blocks would round the residual stream.
+    # Autocast casts as needed; casting the inputs of blocks would round the residual stream.
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -62,7 +62,7 @@ def shard(model: nn.Module, world: DistributedContext, dtype: torch.dtype | None
 
 
 def _float32_layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """Normalise in float32 with weights in bf16, which a CPU's autocast does not do by itself."""
+    """Normalise in float32 with bf16 weights, which autocast on a CPU does not do."""
     weight, bias = (part if part is None else part.float() for part in (norm.weight, norm.bias))
     return F.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
 
@@ -73,11 +73,11 @@ def full_state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state dict of an optimizer as without sharding; every rank must call this.
+    """Return an optimizer's state dict as if unsharded; every rank must call this.
 
     Parameters are numbered in the order of the groups. Only the main rank gets the states.
     """
-    if not optimizer.state:  # before the first step; torch would take one, of zeros, and count it
+    if not optimizer.state:  # before the first step, torch would count one on zeros
         return optimizer.state_dict()
     named: Any = get_optimizer_state_dict(model, optimizer, options=_GATHERED)
     if not named:
@@ -92,7 +92,7 @@ def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def load_full_state_dict(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Load a full state dict into a sharded model; every rank has all of it."""
+    """Load a full state dict, present on every rank, into a sharded model."""
     set_model_state_dict(model, weights, options=_GIVEN)
 
 
@@ -104,8 +104,8 @@ def load_full_optimizer_state_dict(
 ) -> None:
     """Load an unsharded optimizer's state dict into the optimizer of a sharded model.
 
-    Every rank has the state dict; with `on_main` its tensors are on the main rank alone, which
-    sends them one by one.
+    Every rank has the state dict; with `on_main`, only the main rank has its tensors, which it
+    sends one by one.
     """
     if not saved["state"]:
         optimizer.load_state_dict(saved)
@@ -119,7 +119,7 @@ def load_full_optimizer_state_dict(
     given: Any = {"state": state, "param_groups": groups}
     set_optimizer_state_dict(model, optimizer, given, options=_SENT if on_main else _GIVEN)
     for group, mine in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        group |= {key: value for key, value in mine.items() if key != "params"}  # tuples as such
+        group |= {key: value for key, value in mine.items() if key != "params"}  # keeps tuples
 
 
 def _numbers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:

@@ -14,16 +14,15 @@ from mae_et.runtime.distributed import DistributedContext
 def load_initial_weights(
     model: MaskedAutoencoder, config: PretrainConfig, world: DistributedContext
 ) -> str | None:
-    """Load the config's initial weights into a new model, and report what was taken.
+    """Load the config's initial weights into a new model, and report them.
 
-    The model is on the CPU, neither wrapped nor sharded: every rank loads all of it.
+    The model must be on the CPU, neither wrapped nor sharded: every rank loads all weights.
 
     Returns:
-        SHA-256 of the weights, which checkpoints record; None without `init.weights`.
+        SHA-256 of the weights, recorded in checkpoints; None without `init.weights`.
 
     Raises:
-        UserError: the weights cannot be read, are those of another architecture, or differ between
-            ranks.
+        UserError: the weights cannot be read, have another architecture, or differ between ranks.
     """
     path = config.init.weights
     if path is None:
@@ -39,7 +38,7 @@ def load_initial_weights(
 
 
 def _describe_statistics(recorded: Preprocessing | None, data: DataConfig) -> str:
-    """Return whether images are prepared as for the weights, as part of a sentence."""
+    """Describe whether images are prepared as for the weights, as part of a sentence."""
     if recorded is None:
         return "the weights record no mean and std: those of the config are used"
     differing = recorded.differences(data)

@@ -1,4 +1,4 @@
-"""The loop of every training: schedule, step, metrics, when to save and when to stop."""
+"""The training loop: schedule, step, metrics, when to save and when to stop."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,14 +34,14 @@ def train(
     logger: RunLogger | None,
     periodic: Sequence[Periodic] = (),
 ) -> None:
-    """Train from the state's step to the plan's last, or to `run.stop_after_step`.
+    """Train from the state's step to the plan's last, or until `run.stop_after_step`.
 
     Args:
         run: the run.
-        batches: micro-batches, from the state's step on.
-        step: one update of the weights.
+        batches: micro-batches, starting at the state's step.
+        step: updates the weights once.
         logger: records and checkpoints; None on every rank but the main one.
-        periodic: work between steps; its time is not counted as training.
+        periodic: work between steps; its time does not count as training.
 
     Raises:
         Diverged: the loss, a gradient or the state is not finite (see `MetricsWindow.close`).
@@ -66,7 +66,7 @@ def train(
         stage_ends = state.step == stage.start + stage.steps
         row_ends = state.step % log_every == 0 or stage_ends or saving
         row = window.close(run, stage) if row_ends else None
-        # A signal leaves time to save, no more.
+        # After a signal there is only time to save.
         due = [] if stops else [work for work in periodic if work.due(state.step)]
         with window.paused(works=saving or bool(due)):
             if logger is not None:
@@ -85,7 +85,7 @@ def train(
 def take_step(
     run: Run, batches: Iterator[AnyBatch], step: Step[AnyBatch], window: MetricsWindow
 ) -> PlannedStage:
-    """Take the run's next step, with the schedule of its stage, and return the stage."""
+    """Take the run's next step, with the schedule of its stage, and return that stage."""
     plan, state = run.plan, run.state
     stage = plan.at(state.step)
     if state.step == stage.start:
@@ -99,7 +99,7 @@ def take_step(
 
 
 def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBatch]:
-    """Yield micro-batches that were made for a stage; raise a RuntimeError at any other."""
+    """Yield micro-batches of a stage; raise a RuntimeError at one of another stage."""
     for batch in batches:
         made_for = int(batch.stage[0])
         if made_for != stage.index:
@@ -108,7 +108,7 @@ def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBa
 
 
 def save(run: Run, logger: RunLogger | None) -> None:
-    """Write a checkpoint after flushing the rows before it, and delete superseded checkpoints.
+    """Flush earlier rows, write a checkpoint, and delete superseded ones.
 
     Every rank takes part, because the state may be sharded; only the main rank has a logger.
 

@@ -1,4 +1,4 @@
-"""Memory: how much this rank may still take, and how much a piece of work takes at its peak."""
+"""Measure available memory, and the peak memory of a piece of work."""
 
 import os
 import time
@@ -20,15 +20,15 @@ from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.runtime.watchdog import heartbeat
 
 OTHERS_BYTES = 2 * 2**30
-"""Memory of a GPU that is not torch's: more than the CUDA context of one process takes."""
+"""Tolerated GPU memory of others than torch: more than the CUDA context of one process."""
 
 
 def available_memory(world: DistributedContext) -> int:
-    """Return the bytes that this rank may still take.
+    """Return the bytes that this rank may still allocate.
 
     On a GPU: free memory, and memory that torch has reserved but not allocated. On a CPU: the
-    kernel's estimate (MemAvailable in /proc/meminfo) within the limits of the control groups,
-    divided by the ranks of this machine.
+    kernel's estimate (MemAvailable in /proc/meminfo), limited by control groups and divided by the
+    number of ranks on this machine.
 
     Raises:
         RunFailed: there is no /proc/meminfo.
@@ -46,8 +46,8 @@ def available_memory(world: DistributedContext) -> int:
 def wait_for_other_processes(world: DistributedContext, seconds: float = 30) -> bool:
     """Wait while other processes hold memory of this rank's GPU; return whether they still do.
 
-    Loader processes of a run that was killed keep its memory for some seconds, which a run that is
-    restarted at once would take for memory that the GPU does not have.
+    Loader processes of a killed run hold its memory for some seconds; without waiting, a run
+    restarted at once would fit its micro-batches to the rest.
     """
     if world.device.type != "cuda":
         return False
@@ -66,15 +66,15 @@ def wait_for_other_processes(world: DistributedContext, seconds: float = 30) -> 
 
 
 def _held_by_others(device: torch.device) -> int:
-    """Return the bytes of a GPU's memory that are neither free nor torch's in this process."""
+    """Return the bytes of GPU memory that are neither free nor reserved by torch here."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free - torch.cuda.memory_reserved(device)
 
 
 def release_cached_memory(device: torch.device) -> None:
-    """Return memory that torch caches to the GPU, before tensors of other sizes are allocated.
+    """Release memory that torch caches, before tensors of other sizes are allocated.
 
-    Blocks of the sizes of one bandwidth fit badly into those of the next.
+    Cached blocks of one bandwidth's sizes fit the next one's badly.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -104,7 +104,7 @@ def peak_of(work: Callable[[], None], device: torch.device) -> int | None:
 
 
 class _Allocations(TorchDispatchMode):
-    """Count the bytes of live tensors that operators made.
+    """Count the bytes of live tensors made by operators.
 
     Unlike the size of the process, this depends neither on the allocator's cache nor on other
     programs: equal passes give equal counts. Scratch memory inside an operator is not counted.
@@ -141,14 +141,15 @@ class _Allocations(TorchDispatchMode):
 
 @contextmanager
 def without_trace(network: nn.Module) -> Iterator[None]:
-    """Train with allocated gradients; drop them, and restore buffers, mode and generators.
+    """Run passes in training mode, then restore buffers, mode and generators, and drop gradients.
 
-    Gradients are allocated in every pass but the first; a pass then grows with its images.
+    Gradients are allocated beforehand, as in every pass but the first, so that the memory of a pass
+    grows only with its images.
     """
     training = network.training
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     device = next(network.parameters()).device
-    # Only this rank's GPU: by default the generators of every GPU are saved.
+    # Only this rank's GPU: by default the generators of all GPUs are saved.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             network.train()

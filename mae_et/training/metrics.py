@@ -1,4 +1,4 @@
-"""Metrics of the steps between two log steps."""
+"""Metrics of the steps since the last log step."""
 
 import math
 import resource
@@ -29,12 +29,12 @@ class Sums(NamedTuple):
     """Metrics of a window over all ranks, on the host.
 
     Attributes:
-        loss: mean over the steps whose loss is finite; NaN if none is.
-        norm: norm of the gradient at the last step.
+        loss: mean over the steps with a finite loss; NaN if there are none.
+        norm: gradient norm at the last step.
         first: loss of the first step.
         substituted: images that could not be read and were replaced by others.
-        nonfinite_losses: steps whose loss is not finite.
-        skipped_updates: steps whose loss or gradient is not finite.
+        nonfinite_losses: steps with a non-finite loss.
+        skipped_updates: steps with a non-finite loss or gradient.
     """
 
     loss: float
@@ -46,27 +46,27 @@ class Sums(NamedTuple):
 
 
 class MetricsWindow:
-    """Steps between two rows of metrics; numbers stay on the device until the row is read."""
+    """Steps since the last row of metrics; numbers stay on the device until the row is read."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.nonfinite = NonFinite()
-        """Counts of the loss and of the update."""
+        """Counts non-finite losses and updates."""
         self._restart(time.perf_counter())
 
     def _restart(self, now: float) -> None:
         self.numbers: list[Tensor] = []
-        """Loss [] and norm of the gradient [] of each step, in turn."""
+        """Loss [] and gradient norm [] of each step, alternating."""
         self.waited = 0.0
-        """Seconds that a CPU waited for batches."""
+        """Seconds spent waiting for batches, on a CPU."""
         self.waits: list[tuple[Any, Any]] = []
-        """Events of a GPU around each wait: when it had run what was queued, and had a batch."""
+        """GPU events around each wait: end of the queued work, arrival of the batch."""
         self.started = now
 
     def timed(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-        """Yield batches, and measure how long the device is idle for want of them.
+        """Yield batches, and measure how long the device is idle while waiting for them.
 
-        Python queues work ahead of a GPU, which does not wait as long as it has work.
+        Python queues work ahead of a GPU, which is not idle while it has work.
         """
         while True:
             before, idle = time.perf_counter(), self._event()
@@ -89,7 +89,7 @@ class MetricsWindow:
         )
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Add a step, without work for the device."""
+        """Add a step, without launching work on the device."""
         self.numbers += [loss.detach(), norm.detach().to(loss)]
 
     @property
@@ -102,9 +102,9 @@ class MetricsWindow:
         """Exclude the time spent inside.
 
         Args:
-            works: whether the device gets work inside. Then the work queued before is waited for
-                and counted, and the work of the pause is waited for and not counted. Otherwise
-                nothing is waited for, so an empty pause costs nothing.
+            works: whether the device gets work inside. If so, wait for earlier work, which counts,
+                and for the work of the pause, which does not. Otherwise wait for nothing: an empty
+                pause costs nothing.
         """
         self._wait(works)
         before = time.perf_counter()
@@ -162,7 +162,7 @@ class MetricsWindow:
         return row
 
     def _waited(self) -> float:
-        """Return the seconds that the device waited for batches, which has run all of its work."""
+        """Return the seconds that the device waited for batches; call once its work is done."""
         return self.waited + sum(idle.elapsed_time(ready) for idle, ready in self.waits) / 1000
 
     def _gather(self, substituted: int, world: DistributedContext) -> "Sums":
@@ -183,7 +183,7 @@ class MetricsWindow:
     def _check(self, run: Run, losses: Streak, updates: Streak) -> None:
         """Stop after too many non-finite steps in a row.
 
-        In fp16, the scaler skips updates whose gradient overflowed while it searches its scale.
+        In fp16, the scaler skips updates with overflowed gradients while it searches for its scale.
         """
         most = run.config.optim.max_skipped_updates
         patience = max(most, SCALER_PATIENCE) if run.state.scaler.is_enabled() else most
@@ -200,10 +200,9 @@ class MetricsWindow:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes, of the GPU since the last call or of this process.
+    """Return the peak memory in bytes: of the GPU since the last call, or of this process.
 
-    On a GPU it is what PyTorch holds. Of what it has allocated, the memory in which CUDA graphs
-    compute is no part.
+    On a GPU this is memory reserved by PyTorch; allocated memory would exclude that of CUDA graphs.
     """
     if device.type == "cuda":
         peak = torch.cuda.max_memory_reserved(device)
@@ -214,11 +213,11 @@ def peak_memory(device: torch.device) -> int:
 
 
 def pretraining_figures(run: Run) -> dict[str, Any]:
-    """Return what results.json says of a finished pre-training besides the figures of every run.
+    """Return the entries of results.json that only pre-training has.
 
     Returns:
         `loss` and `loss_at_first`: at the end and in the first row of metrics; `images`: number
-        trained on; and what `summarise_probes` returns.
+        trained on; and the result of `summarise_probes`.
     """
     folder = run.config.output.dir
     rows, probes = read_metrics(folder), read_metrics(folder, SCORES)

@@ -1,7 +1,7 @@
-"""Micro-batches: their sizes as configured, or the largest that fit in memory.
+"""Micro-batch sizes: as configured, or the largest that fit in memory.
 
-To fit them, a forward and backward pass on zeros runs at two small sizes; the difference of their
-peaks gives the memory of an image. Network, gradients and generators are restored afterwards.
+To fit them, a forward and backward pass on black images runs at two small sizes; the difference of
+their peaks gives the memory of an image. Network, gradients and generators are restored afterwards.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from mae_et.training.plan import micro_batch_size
 from mae_et.training.run import Run
 
 MARGIN = 0.1
-"""Fraction of the memory to leave free, for what two sizes do not show."""
+"""Fraction of the memory to leave free, for whatever two sizes do not reveal."""
 
 Attempt = Callable[[PlannedStage, int], None]
 """Forward and backward pass over a number of images at a stage."""
@@ -34,16 +34,16 @@ Attempt = Callable[[PlannedStage, int], None]
 def fit_micro_batch(
     run: Run, saved: dict[str, Any] | None, attempt: Attempt, multiple: int = 1
 ) -> None:
-    """Set a run's micro-batches: those of its checkpoint if they fit, or else the largest that do.
+    """Set a run's micro-batches: those of its checkpoint if they fit, else the largest that do.
 
-    The checkpoint's sizes are lowered, with a line that says so, only if they do not fit now. Sizes
-    measured while other processes hold memory of a GPU are not kept for the next start.
+    The checkpoint's sizes are lowered, with a line that says so, only if they do not fit. Sizes
+    measured while other processes hold GPU memory are not kept for the next start.
 
     Args:
         run: the run; its network is neither compiled nor wrapped yet.
         saved: checkpoint that the run resumes from.
-        attempt: forward and backward pass through that network.
-        multiple: divisor of the sizes, if it divides a rank's share of the batch.
+        attempt: runs forward and backward through the network.
+        multiple: divisor of the sizes, unless it does not divide a rank's share of the batch.
 
     Raises:
         RunFailed: the smallest micro-batch does not fit.
@@ -71,7 +71,7 @@ def fit_micro_batch(
 def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
     """Return whether micro-batches fit in the memory of every rank.
 
-    They may take half the margin of new ones: what differs from start to start lowers none.
+    They may take up half the margin, so that small differences between starts do not lower them.
     """
     limit = _limit(run, MARGIN / 2)
     with without_trace(run.network):
@@ -82,7 +82,7 @@ def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
 
 
 def fitted_micro_batch(run: Run, attempt: Attempt, multiple: int) -> dict[int, int]:
-    """Return the images of one forward pass at each bandwidth, the same on every rank."""
+    """Return the largest micro-batch at each bandwidth, the same on every rank."""
     world, network, share = run.world, run.network, run.plan.batch_size // run.world.size
     parts = [size for size in range(1, share + 1) if share % size == 0 and size % multiple == 0]
     limit = _limit(run)
@@ -120,8 +120,9 @@ def _peak(run: Run, attempt: Attempt, bandwidth: int, size: int) -> int | None:
 def optimizer_bytes(run: Run) -> int:
     """Return the bytes that training takes besides a pass: gradients and AdamW's two moments.
 
-    Several ranks take them twice: replayed passes exchange a copy (`average_gradients`), and
-    DistributedDataParallel, whose buckets hold them, allocates others once, beside the old.
+    Several ranks need gradients twice: replayed passes exchange a copy (`average_gradients`), and
+    DistributedDataParallel, whose buckets hold them, once allocates new buckets beside the old
+    ones.
     """
     trained = sum(p.numel() * p.element_size() for p in run.network.parameters() if p.requires_grad)
     copied = int(run.world.size > 1)
@@ -129,13 +130,13 @@ def optimizer_bytes(run: Run) -> int:
 
 
 def largest_part(peak: Callable[[int], int | None], parts: list[int], limit: int) -> int:
-    """Return the largest size whose peak memory stays within a limit; 0 if none does.
+    """Return the largest size whose peak memory is within a limit; 0 if there is none.
 
     Peaks are extrapolated linearly from two small sizes. The chosen size is tried too; if it runs
     out of memory or takes more than the limit, the next smaller one is tried.
 
     Args:
-        peak: from a size to its peak memory in bytes; None if memory ran out.
+        peak: maps a size to its peak memory in bytes; None if memory ran out.
         parts: candidate sizes, ascending.
         limit: bytes.
     """

@@ -1,7 +1,7 @@
 """Non-finite losses and gradients: skip the update on the device, report at the next log step.
 
-The decision is made on the device, from what all ranks have, so no rank waits for its device and
-all ranks decide alike. Steps are counted on the host, where a row of metrics is read anyway.
+The decision is made on the device, from all ranks' numbers, so that no rank waits for its device
+and all decide alike. Steps are counted on the host, when a row of metrics is read anyway.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.run import Run
 
 SCALER_PATIENCE = 50
-"""Updates in a row that the fp16 scaler may skip while it searches its scale: 2^16 to 2^-34."""
+"""Updates in a row that the fp16 scaler may skip while searching its scale: 2^16 to 2^-34."""
 
 
 def propagate_nonfinite_loss(
@@ -25,8 +25,8 @@ def propagate_nonfinite_loss(
 ) -> None:
     """Make the first gradient NaN on every rank if the loss of any rank is not finite.
 
-    A gradient can be finite under a loss that is not, and each rank has its own loss. Whatever
-    checks gradients afterwards, such as the fp16 scaler, then decides alike on all ranks.
+    A gradient can be finite although the loss is not, and each rank has its own loss. Later checks
+    of gradients, such as the fp16 scaler's, then decide alike on all ranks.
     """
     zero = distributed.all_reduce_sum(loss * 0, world)  # NaN if any loss is not finite
     first = gradients[0]
@@ -43,13 +43,13 @@ def skip_update_unless_finite(optimizer: Any, norm: Tensor) -> None:
 
 
 class Streak(NamedTuple):
-    """Non-finite steps of a window, on the host, of the worst rank.
+    """Non-finite steps of a window, on the host, for the worst rank.
 
     Attributes:
         steps: number of non-finite steps.
-        first: first of them, counted from 1; 0 if there is none.
+        first: the first of them, counted from 1; 0 if there are none.
         value: value of the first: NaN or infinity.
-        longest: most such steps in a row, including those before the window.
+        longest: longest run of such steps, including those before the window.
     """
 
     steps: int
@@ -59,7 +59,7 @@ class Streak(NamedTuple):
 
 
 class NonFinite:
-    """Count the steps at which any of K numbers is not finite, window by window, on the host."""
+    """Count the steps at which any of K numbers is non-finite, window by window, on the host."""
 
     def __init__(self) -> None:
         self.row = torch.zeros((), dtype=torch.int64)
@@ -69,8 +69,8 @@ class NonFinite:
         """Count the steps of a non-empty window.
 
         Args:
-            values: float [ranks steps K]. A number counts as non-finite if it or one before it in
-                the same step is.
+            values: float [ranks steps K]. A number counts as non-finite if it, or an earlier one of
+                the same step, is.
 
         Returns:
             Which numbers count as non-finite, bool [ranks steps K], and the K streaks.
@@ -97,9 +97,9 @@ def _streak(nonfinite: Tensor, values: Tensor, longest: int) -> Streak:
 
 
 def check_state(run: Run) -> None:
-    """Refuse non-finite weights or optimizer moments; every rank must call this.
+    """Raise Diverged for non-finite weights or optimizer moments; every rank must call this.
 
-    They can follow from a finite gradient if the learning rate is far too high.
+    A finite gradient can cause them if the learning rate is far too high.
     """
     state = run.state
     damaged = next((name for name, tensor in _tensors(state) if not tensor.isfinite().all()), None)

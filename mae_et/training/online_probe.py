@@ -1,7 +1,7 @@
 """Probe the encoder during pre-training, to see whether it learns.
 
-The loss cannot tell: it steps with the curriculum. A probe draws none of the run's random numbers
-and changes none of its state, and its time does not count as training.
+The loss does not show it, because it jumps with the curriculum. A probe draws none of the run's
+random numbers and changes none of its state, and its time does not count as training.
 
 Shapes: N images, D width.
 """
@@ -39,7 +39,7 @@ from mae_et.training.run import Run
 
 BATCH_SIZE = 256
 MAX_CACHED_BYTES = 256 * 2**20
-"""Most memory in which the images of small probes are kept; others are loaded for each probe."""
+"""Maximum memory to keep the images of a probe; larger ones are loaded for each probe."""
 
 Batches = list[tuple[Tensor, Tensor]]
 """Images [B C H W] and labels [B]."""
@@ -49,7 +49,7 @@ class OnlineProbe(Periodic):
     """kNN, ridge classifier and effective rank of the encoder, every `probe.every`.
 
     Every rank encodes its part of the images. A sharded model is gathered on the main rank, which
-    encodes all of them.
+    encodes all images.
     """
 
     before_first_step = True
@@ -72,10 +72,10 @@ class OnlineProbe(Periodic):
         self.cached: dict[str, Batches] = {}
 
     def do(self, logger: RunLogger | None) -> None:
-        """Probe the weights as they are."""
+        """Probe the current weights."""
         state, world = self.run.state, self.run.world
         if world.device.type == "cuda":
-            torch.cuda.synchronize()  # queued steps take time that is not the probe's
+            torch.cuda.synchronize()  # the probe's time excludes queued steps
         started = time.perf_counter()
         model = gather_model(self.run, self.model)
         if state.sharded and not world.is_main:
@@ -83,7 +83,7 @@ class OnlineProbe(Periodic):
                 heartbeat()
             return
         if state.sharded:
-            model.decoder = None  # of the gathered copy: the device need not hold it
+            model.decoder = None  # the gathered copy's, not needed on the device
         model = model.to(world.device)
         with torch.no_grad(), evaluating(model), seeded(self.run.config.seed):
             train, val = (self._encode(model, part) for part in ("train", "val"))
@@ -96,7 +96,7 @@ class OnlineProbe(Periodic):
             logger.log_scores(state.step, scores)
 
     def _encode(self, model: MaskedAutoencoder, part: str) -> Labelled:
-        """Return the features of a part's images, of all ranks, on the CPU."""
+        """Return the features and labels of a part's images, from all ranks, on the CPU."""
         run, data = self.run, self.images.data
         device = run.world.device
         vectors, labels = [torch.empty(0, model.encoder.embed_dim)], [torch.empty(0).long()]
@@ -116,7 +116,7 @@ class OnlineProbe(Periodic):
         return features, truth
 
     def _report_unreadable(self, train: int, val: int) -> None:
-        """Print how many of the chosen images could not be read, if any."""
+        """Report how many of the chosen images could not be read, if any."""
         chosen = {"training": self.images.train_indices, "validation": self.images.val_indices}
         for (part, indices), count in zip(chosen.items(), (train, val), strict=True):
             if count < len(indices):
@@ -124,7 +124,7 @@ class OnlineProbe(Periodic):
                 notify(f"probe: {skipped} of {len(indices)} {part} images unreadable, skipped")
 
     def _batches(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this rank's images, uint8 [B C H W], and labels [B]; kept if they are few."""
+        """Yield this rank's images, uint8 [B C H W], and labels [B]; cached if they are few."""
         if part in self.cached:
             yield from self.cached[part]
             return
@@ -132,9 +132,10 @@ class OnlineProbe(Periodic):
         batch_size = min(BATCH_SIZE, *(run.micro_batch(s.bandwidth) for s in run.plan.stages))
         kept: Batches | None = []
         with batches_of(eval_loader(self._crops(part), batch_size, self.num_workers)) as batches:
-            for batch in filter(None, batches):  # None: no image of it could be read
+            for batch in filter(None, batches):  # None: none of its images could be read
                 if kept is not None:
-                    # Copies: what loader processes return lies in shared memory, which is scarce.
+                    # Copied, because loader processes return batches in shared memory, which is
+                    # scarce.
                     kept.append((batch[0].clone(), batch[1].clone()))
                     if sum(pixels.nbytes for pixels, _ in kept) > MAX_CACHED_BYTES:
                         kept = None
@@ -143,7 +144,7 @@ class OnlineProbe(Periodic):
             self.cached[part] = kept
 
     def _crops(self, part: str) -> CentreCrops:
-        """Return the crops of this rank; of a sharded model, the main rank's are all."""
+        """Return the crops of this rank; with a sharded model, the main rank's are all."""
         images, world = self.images, self.run.world
         source = images.train if part == "train" else images.val
         indices = images.train_indices if part == "train" else images.val_indices
@@ -154,10 +155,10 @@ class OnlineProbe(Periodic):
 def measure(train: Labelled, val: Labelled) -> dict[str, float | None]:
     """Measure features: `knn` and `ridge`, top-1 in percent, and `effective_rank`.
 
-    Products are exact float32 whatever `efficiency.tf32`, as in `mae-et knn`.
+    Products are exact float32 regardless of `efficiency.tf32`, as in `mae-et knn`.
 
     Args:
-        train: features that vote or are fitted, and whose rank is measured.
+        train: features that vote or are fitted, and whose effective rank is measured.
         val: features to classify; without any, accuracies are omitted.
 
     Returns:
@@ -176,7 +177,7 @@ def measure(train: Labelled, val: Labelled) -> dict[str, float | None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and back into the mode that it was in."""
+    """Put a model into evaluation mode, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -188,14 +189,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def affordable_images(plan: Plan, mask_ratio: float, fraction: float) -> int:
     """Return the number of images that can be encoded in a fraction of a run's time.
 
-    Training on an image takes three passes of the encoder over its visible patches, and the
-    decoder; probing takes one pass over all patches. The time to load a probe's image counts as
-    that to load a training image at the base size.
+    Training on an image takes three passes of the encoder over its visible patches, plus the
+    decoder; probing takes one pass over all patches. Loading a probe's image is assumed to take as
+    long as loading a training image at the base size.
 
     Args:
         plan: the run's plan.
         mask_ratio: fraction of the patches that are masked in training.
-        fraction: of the run's time.
+        fraction: fraction of the run's time.
     """
     trained = plan.compute / plan.base_cost  # images at the base size, of the same compute
     return int(fraction * trained * min(1.0, FORWARD_AND_BACKWARD * (1 - mask_ratio)))
