@@ -59,9 +59,8 @@ def load_encoder(
         UserError: there is no such checkpoint, or it is not a vision transformer.
     """
     path = Path(checkpoint)
-    architecture = architecture or timm_architecture(path)
-    if architecture is not None:
-        return _checked(build_named(path, architecture, checkpoint_key), path)
+    if named := architecture or timm_architecture(path):
+        return _checked(build_named(path, named, checkpoint_key), path)
     if not path.exists() and timm.is_model(str(path)):
         return _checked(fetch_from_hub(str(path), num_classes=0), path)
     return encoder_of_weights(load_weights(path, checkpoint_key).with_given(num_heads))

@@ -8,7 +8,6 @@
 Nothing in a file is executed.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,33 +29,18 @@ from mae_et.checkpoints.hugging_face_config import (
 from mae_et.checkpoints.mae_layout import check_plain_vit, split_mae
 from mae_et.checkpoints.other_names import describe_folder
 from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.recorded import with_classifier, with_our_entries, with_timm_config
 from mae_et.checkpoints.run_config import (
-    check_classifier_description,
     config_from_checkpoint,
     config_of_run,
     read_classifier_description,
 )
 from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
 from mae_et.checkpoints.store import newest_of_run
-from mae_et.checkpoints.timm_config import (
-    read_timm_config,
-    refuse_traceless,
-    timm_architecture,
-    timm_arguments,
-    timm_classes,
-    timm_preprocessing,
-)
+from mae_et.checkpoints.timm_config import timm_architecture
 from mae_et.checkpoints.timm_hub import fetch_from_hub
-from mae_et.checkpoints.weight_files import (
-    CLASSIFIER_KEY,
-    MODEL_KEY,
-    PREPROCESSING_KEY,
-    SETTINGS_KEY,
-    read_weight_file,
-    summarise_error,
-)
+from mae_et.checkpoints.weight_files import read_weight_file, summarise_error
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.model import ModelConfig
 from mae_et.errors import UserError, require
 
 # Weights that `peek_weights` read, until `load_weights` takes them.
@@ -109,7 +93,7 @@ def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:
     Raises:
         UserError: the tensors are not a plain ViT's, or `classes.json` is damaged.
     """
-    return _with_classifier(_from_mae(folder, tensors), read_classifier_description(folder))
+    return with_classifier(_from_mae(folder, tensors), read_classifier_description(folder))
 
 
 def _version(path: Path) -> object:
@@ -150,51 +134,7 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
     if {"config", "plan"} <= payload.keys():
         _refuse_key(path, key)
         return _from_run(path, payload)
-    return _with_our_entries(_with_timm_config(_from_mae(path, payload, key), payload), payload)
-
-
-def _with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:
-    """Add the settings in timm's `config.json` beside the file, or from timm's train.py in it."""
-    name = read_timm_config(weights.path).get("architecture")
-    arguments = timm_arguments(weights.path, name)
-    if name is None and isinstance(payload.get("arch"), str):
-        name, options = payload["arch"], getattr(payload.get("args"), "model_kwargs", None)
-        arguments = dict(options) if isinstance(options, dict) else {}
-    refuse_traceless(weights.path, arguments)
-    weights = weights.with_blocks_of(name, arguments)
-    classes = timm_classes(weights.path) if weights.head else None
-    return replace(weights, preprocessing=timm_preprocessing(weights.path), classes=classes)
-
-
-def _with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
-    """Add the settings that our own files record beside the weights."""
-    if SETTINGS_KEY in payload:
-        weights = weights.with_settings(payload[SETTINGS_KEY])
-    if PREPROCESSING_KEY in payload:
-        preprocessing = Preprocessing.from_json(payload[PREPROCESSING_KEY], weights.path)
-        weights = replace(weights, preprocessing=preprocessing)
-    if CLASSIFIER_KEY in payload:
-        description = json.loads(payload[CLASSIFIER_KEY])
-        weights = _with_classifier(weights, check_classifier_description(description, weights.path))
-    if MODEL_KEY in payload:
-        model = ModelConfig(**json.loads(payload[MODEL_KEY]))
-        weights = replace(weights, model=model, architecture=model.encoder)
-    return weights
-
-
-def _with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
-    """Add the settings in a classifier run's `classes.json`."""
-    if "preprocessing" in description:
-        preprocessing = Preprocessing.from_dict(description["preprocessing"], weights.path)
-        weights = replace(weights, preprocessing=preprocessing)
-    return replace(
-        weights,
-        architecture=description["encoder"],
-        encoder_num_heads=description["encoder_num_heads"],
-        grid=description.get("grid"),
-        norm_eps=description.get("norm_eps") or weights.norm_eps,
-        classes=description["classes"],
-    )
+    return with_our_entries(with_timm_config(_from_mae(path, payload, key), payload), payload)
 
 
 def _from_run(path: Path, payload: dict[str, Any]) -> Weights:

@@ -48,9 +48,7 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
     if (path / "plan.json").is_file() and not (path / "classes.json").is_file():
-        raise UserError(
-            f"{path} is a run of mae-et pretrain, which records its network: name no other"
-        )
+        raise UserError(f"{path} is a run of mae-et pretrain and records its network: name none")
     payload = read_with_timm_names(path) if path.is_dir() else read_weight_file(path)
     return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 

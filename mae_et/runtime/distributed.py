@@ -44,15 +44,12 @@ class DistributedContext:
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
-    """Return this process's device.
-
-    Streams of a GPU get 32 queues, the most that CUDA gives, instead of 8, unless the environment
-    says how many or CUDA is initialised: those in one queue wait for each other, and nvJPEG decodes
-    on dozens of its own.
+    """Return this process's device; set `CUDA_DEVICE_MAX_CONNECTIONS` to 32 unless it is set.
 
     Raises:
         UserError: CUDA is requested but not available, or a node has more ranks than GPUs.
     """
+    # CUDA's queues, 8 by default: streams in one wait for each other, and nvJPEG has dozens.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("efficiency.device is cuda, but torch sees no CUDA device")

@@ -1,0 +1,67 @@
+"""Add the settings that were recorded with weights, by mae-et or timm."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.run_config import check_classifier_description
+from mae_et.checkpoints.timm_config import (
+    read_timm_config,
+    refuse_traceless,
+    timm_arguments,
+    timm_classes,
+    timm_preprocessing,
+)
+from mae_et.checkpoints.weight_files import (
+    CLASSIFIER_KEY,
+    MODEL_KEY,
+    PREPROCESSING_KEY,
+    SETTINGS_KEY,
+)
+from mae_et.checkpoints.weights import Weights
+from mae_et.config.model import ModelConfig
+
+
+def with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:
+    """Add the settings in timm's `config.json` beside the file, or from timm's train.py in it."""
+    name = read_timm_config(weights.path).get("architecture")
+    arguments = timm_arguments(weights.path, name)
+    if name is None and isinstance(payload.get("arch"), str):
+        name, options = payload["arch"], getattr(payload.get("args"), "model_kwargs", None)
+        arguments = dict(options) if isinstance(options, dict) else {}
+    refuse_traceless(weights.path, arguments)
+    weights = weights.with_blocks_of(name, arguments)
+    classes = timm_classes(weights.path) if weights.head else None
+    return replace(weights, preprocessing=timm_preprocessing(weights.path), classes=classes)
+
+
+def with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
+    """Add the settings that our own files record beside the weights."""
+    if SETTINGS_KEY in payload:
+        weights = weights.with_settings(payload[SETTINGS_KEY])
+    if PREPROCESSING_KEY in payload:
+        preprocessing = Preprocessing.from_json(payload[PREPROCESSING_KEY], weights.path)
+        weights = replace(weights, preprocessing=preprocessing)
+    if CLASSIFIER_KEY in payload:
+        description = json.loads(payload[CLASSIFIER_KEY])
+        weights = with_classifier(weights, check_classifier_description(description, weights.path))
+    if MODEL_KEY in payload:
+        model = ModelConfig(**json.loads(payload[MODEL_KEY]))
+        weights = replace(weights, model=model, architecture=model.encoder)
+    return weights
+
+
+def with_classifier(weights: Weights, description: dict[str, Any]) -> Weights:
+    """Add the settings in a classifier run's `classes.json`."""
+    if "preprocessing" in description:
+        preprocessing = Preprocessing.from_dict(description["preprocessing"], weights.path)
+        weights = replace(weights, preprocessing=preprocessing)
+    return replace(
+        weights,
+        architecture=description["encoder"],
+        encoder_num_heads=description["encoder_num_heads"],
+        grid=description.get("grid"),
+        norm_eps=description.get("norm_eps") or weights.norm_eps,
+        classes=description["classes"],
+    )
