@@ -47,7 +47,7 @@ def build_run(
         plan: its plan.
         world: its ranks.
         model: new model, on the CPU.
-        optimizer_of: builds the optimizer of a model that is on its device.
+        optimizer_of: builds the optimizer of a model.
         dry_pass: runs forward and backward on a number of black images at a stage, to measure
             memory (`efficiency.micro_batch: auto`).
         saved: checkpoint to restore.

@@ -17,7 +17,7 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.run import Run
 
 SCALER_PATIENCE = 50
-"""Updates in a row that the fp16 scaler may skip while searching its scale: 2^16 to 2^-34."""
+"""Updates in a row that the fp16 scaler may skip while its scale falls from 2^16 to 2^-34."""
 
 
 def propagate_nonfinite_loss(

@@ -1,6 +1,6 @@
-"""The block of lines at the start of a run that says what it is.
+"""Describe a run in a block of lines at its start.
 
-A run of one rank opens its data before PyTorch is loaded, which takes seconds, so that mistakes in
+A run on one rank opens its data before PyTorch is loaded, which takes seconds, so that mistakes in
 data and plan are reported at once.
 """
 
@@ -29,7 +29,7 @@ class Opening(Generic[Data]):
     Args:
         command: the command's name.
         config: the run's config.
-        read: opens the training data, and prints what is known of the run by then.
+        read: opens the training data, and prints what is known of the run so far.
     """
 
     def __init__(self, command: str, config: Any, read: Callable[["Opening[Data]"], Data]):
@@ -50,7 +50,7 @@ class Opening(Generic[Data]):
 
     @cached_property
     def data(self) -> Data:
-        """What `read` returns.
+        """The training data, opened by `read` when first used.
 
         Raises:
             UserError: the curriculum or the data cannot be used.
@@ -58,26 +58,26 @@ class Opening(Generic[Data]):
         return self.read(self)
 
     def open_early(self) -> "Opening[Data]":
-        """Open the data before PyTorch is loaded; with other ranks, after all have joined."""
+        """Open the data before PyTorch is loaded, unless other ranks have to join first."""
         if self.alone and not self.finished:
             _ = self.data
         return self
 
     def say(self, **facts: str) -> None:
-        """Print facts of the run, a line each, on the main rank."""
+        """Print facts about the run, one per line, on the main rank."""
         for name, fact in facts.items():
             if is_main():
                 write_line(f"{name:<8}{fact}")
 
     def say_built(self, run: Any) -> None:
-        """Print what a built `Run` is; every rank calls this."""
+        """Describe a built `Run`; every rank must call this."""
         if run.state.step != self.step:
             self.say(start=f"after step {run.state.step:,}")
         self.say(**describe_run(run))
 
 
 def open_training_images(opening: Opening[ImageDataset]) -> ImageDataset:
-    """Open the training images of a pre-training, and print what is known of it.
+    """Open the training images of a pre-training run, and describe them.
 
     Raises:
         UserError: the curriculum or the data cannot be used.
@@ -94,7 +94,7 @@ def open_training_images(opening: Opening[ImageDataset]) -> ImageDataset:
 
 
 def describe_data(config: DataConfig, source: ImageDataset) -> str:
-    """Return what a run trains on: where it is, images, classes."""
+    """Describe a run's training data: location, images, classes."""
     kind = config.source
     where = config.root if kind in ROOTED else kind
     unlabelled, classes = count_unlabelled(source), len(source.classes)
@@ -110,7 +110,7 @@ def curves_command(output: OutputConfig) -> str:
 
 
 def describe_run(run: Any) -> dict[str, str]:
-    """Return what a built `Run` trains, on what, and in which steps; every rank calls this."""
+    """Describe a built `Run`: model, plan, cost, device; every rank must call this."""
     from mae_et.data.cores import worker_count
 
     config, plan = run.config, run.plan

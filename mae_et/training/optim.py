@@ -12,7 +12,7 @@ from mae_et.models.mae import MaskedAutoencoder
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters: those with fewer than two dimensions are not decayed.
+    """Split trainable parameters: those with fewer than two dimensions have no weight decay.
 
     Tokens have three dimensions and are decayed, as in MAE's recipe.
     """
@@ -54,9 +54,9 @@ def lr_at(progress: float, config: OptimConfig) -> float:
 
 
 def decay_start(plan: Plan, config: OptimConfig) -> int | None:
-    """Return how many steps have the constant learning rate or the warm-up's; None for a cosine.
+    """Return the number of steps before the learning rate decays; None for a cosine.
 
-    The checkpoint after them is the last that longer runs can branch off from.
+    The checkpoint after them is the last from which longer runs can branch off.
     """
     if config.decay_fraction is None:
         return None
@@ -73,7 +73,7 @@ def weight_decay_at(progress: float, config: OptimConfig) -> float:
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, progress: float, config: OptimConfig) -> None:
-    """Set each group's learning rate, which it may scale (`lr_scale`), and weight decay."""
+    """Set each group's learning rate (times its `lr_scale`, if any) and weight decay."""
     for group in optimizer.param_groups:
         group["lr"] = lr_at(progress, config) * group.get("lr_scale", 1.0)
         group["weight_decay"] = weight_decay_at(progress, config) if group["decayed"] else 0.0

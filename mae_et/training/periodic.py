@@ -11,7 +11,7 @@ from mae_et.training.run import Run
 
 
 class Periodic(ABC):
-    """Work every so many steps, and after the last; every rank takes part.
+    """Work at regular intervals and after the last step; every rank takes part.
 
     Args:
         run: the run.
@@ -25,12 +25,12 @@ class Periodic(ABC):
         self.run, self.every = run, duration_in_steps(every, run.plan.steps)
 
     def due(self, step: int) -> bool:
-        """Return whether the work is due after this number of steps; 0: before the first."""
+        """Return whether the work is due after this many steps; 0: before the first."""
         starts = step > 0 or self.before_first_step
         return starts and is_due(step, self.every, self.run.plan.steps)
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
-        """Return whether the record of a resumed run holds the work of a step: its scores."""
+        """Return whether a resumed run's record already has the scores of a step."""
         return logger.has_scores(step)
 
     @abstractmethod

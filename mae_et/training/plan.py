@@ -1,4 +1,4 @@
-"""Resolve a config and a dataset's size to the plan of a run, and its batches to micro-batches."""
+"""Resolve a config and a dataset's size to a run's plan, and its batches to micro-batches."""
 
 import math
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
 
 STEPS_WORTH_COMPILING = 1000
-"""Steps per bandwidth from which `auto` compiles: seconds of compilation against minutes saved."""
+"""Steps per bandwidth from which `auto` compiles: fewer do not repay the compilation."""
 COST_TOLERANCE = 0.01
-"""Other versions of PyTorch may count slightly different FLOPs for the same steps."""
+"""Relative tolerance, as versions of PyTorch may count slightly different FLOPs."""
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:
     """Return a config's curriculum, checked against the mask ratio at its smallest bandwidth.
 
     Raises:
-        UserError: see `Curriculum`; or the mask would leave no patch visible, or none hidden.
+        UserError: see `Curriculum`; or the mask would leave no patch visible or none hidden.
     """
     model = config.model
     curriculum = Curriculum.from_config(config.curriculum, model.image_size, model.patch)
@@ -39,7 +39,7 @@ def plan_of_run(folder: Path) -> Plan:
     """Return the plan of a run folder.
 
     Raises:
-        UserError: the folder has none, or it is damaged.
+        UserError: the folder has no plan, or a damaged one.
     """
     path = folder / "plan.json"
     if not path.is_file():
@@ -48,7 +48,7 @@ def plan_of_run(folder: Path) -> Plan:
 
 
 def plan_new_run(config: PretrainConfig, dataset_size: int) -> Plan:
-    """Return the plan of a new run: made of the config, or of the run that it extends.
+    """Return the plan of a new run, from its config or extending that of another run.
 
     Raises:
         UserError: see `make_plan`; or there is no run to extend.
@@ -62,7 +62,7 @@ def plan_new_run(config: PretrainConfig, dataset_size: int) -> Plan:
 def make_plan(
     config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
 ) -> Plan:
-    """Resolve a config's curriculum for a dataset, as that of a run that extends no other.
+    """Resolve a config's curriculum for a dataset, ignoring `init.extends`.
 
     Raises:
         UserError: curriculum, batch size and dataset size do not fit each other.
@@ -80,10 +80,10 @@ def make_plan(
 
 
 def resumed_plan(config: RunConfig, saved: dict[str, Any] | None, planned: Plan) -> Plan:
-    """Return the plan of a run: that of its config, which must equal that of its checkpoint.
+    """Return the plan of a run: that of its config, which must equal its checkpoint's.
 
-    An extended run (`init.extends`) keeps the stages of the run before, so its steps are the
-    checkpoint's.
+    An extended run (`init.extends`) keeps the earlier run's stages, so its steps are taken from the
+    checkpoint.
 
     Raises:
         UserError: the checkpoint has another plan.
@@ -121,7 +121,7 @@ def image_cost(config: ModelConfig) -> Callable[[int], float]:
     """
     if known := mae_training_flops(config):
         return known
-    # Here, for what is planned before PyTorch is loaded.
+    # Imported here, because runs are planned before PyTorch is loaded.
     import torch
 
     from mae_et.curriculum.flops import training_flops
@@ -129,8 +129,8 @@ def image_cost(config: ModelConfig) -> Callable[[int], float]:
 
     with torch.device("meta"):
         model = MaskedAutoencoder.from_config(config)
-    # The budget counts MAE's decoder as published, on every patch: skipping what the loss does
-    # not read saves time and must not lengthen the run. A decoder share is a user's choice.
+    # The budget counts MAE's decoder as published, predicting every patch: skipping patches outside
+    # the loss saves time and must not lengthen the run. A decoder share is a user's choice.
     published = config.decoder_attention == "self" and config.decoder_share == 1
     forward = partial(model, mask_ratio=config.mask_ratio, every_patch=published)
     return training_flops(forward, config.channels)
@@ -147,11 +147,11 @@ def micro_batch_size(
     """Return a function from a bandwidth to the images of one forward pass of one rank.
 
     The size divides a rank's share of the batch and is at most the requested one
-    (`EfficiencyConfig.micro_batch`). With `auto` it is the whole share until it is fitted.
+    (`EfficiencyConfig.micro_batch`). With `auto` it is the whole share until fitted.
 
     Raises:
-        UserError: the batch is not divisible by the number of ranks, or `requested` names other
-            bandwidths than the curriculum's.
+        UserError: the batch is not divisible by the number of ranks, or the bandwidths in
+            `requested` are not the curriculum's.
     """
     if plan.batch_size % world:
         raise UserError(f"optim.batch_size {plan.batch_size} is not divisible by {world} ranks")

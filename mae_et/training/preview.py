@@ -1,7 +1,7 @@
-"""What training shows the encoder of the user's own images, as one image: `mae-et preview`.
+"""Draw training views of the user's images as one image: `mae-et preview`.
 
-A row is a training view: the first samples that the first stage of each bandwidth trains on, with
-their own boxes, flips, augmentation and masks.
+Each row is a training view: the first samples of the first stage of each bandwidth, with their own
+boxes, flips, augmentation and masks.
 """
 
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ from mae_et.runtime.console import notify
 from mae_et.training.plan import plan_new_run
 
 ROWS = 6
-"""Most rows, so that drawing them takes well under a second."""
+"""Maximum number of rows; drawing them takes well under a second."""
 ROWS_OF_A_STAGE = 3
 
 
 def draw_preview(config: PretrainConfig, plan: Plan, dataset: TrainDataset) -> Tensor | None:
     """Draw training views, uint8 [3 H W]; None if the images cannot be read.
 
-    The state of global random generators is left as it is.
+    Global random generators are left unchanged.
     """
     views = list(training_views(config, plan, dataset))
     return preview_image(views, config.data, config.model.patch) if views else None
@@ -43,7 +43,7 @@ def draw_preview(config: PretrainConfig, plan: Plan, dataset: TrainDataset) -> T
 def training_views(
     config: PretrainConfig, plan: Plan, dataset: TrainDataset
 ) -> Iterator[TrainingView]:
-    """Yield the first readable views of the first stage of each bandwidth, `ROWS` in all."""
+    """Yield the first readable views of the first stage of each bandwidth, at most `ROWS`."""
     firsts = {stage.bandwidth: stage for stage in reversed(plan.stages)}
     stages = sorted(firsts.values(), key=lambda stage: stage.start)[-ROWS:]
     for stage in stages:

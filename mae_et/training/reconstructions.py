@@ -26,27 +26,27 @@ class PeriodicReconstructions(Periodic):
         self.model, self.source = model, source
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
-        """Return whether the image of a step is kept."""
+        """Return whether the image of a step exists."""
         return logger.has_image(step)
 
     def do(self, logger: RunLogger | None) -> None:
-        """Draw reconstructions with the weights as they are."""
+        """Draw reconstructions with the current weights."""
         model = gather_model(self.run, self.model)
         if logger is not None:
             logger.log_image(self.run.state.step, self.draw(model))
 
     @torch.no_grad()
     def draw(self, model: MaskedAutoencoder) -> Tensor:
-        """Return reconstructions as one image, uint8 [C H W], one row for each input."""
+        """Return reconstructions as one image, uint8 [C H W], one row per input."""
         config, plan = self.run.config, self.run.plan
         stage = plan.at(self.run.state.step - 1)
         generator = torch.Generator().manual_seed(config.seed)
-        # At random, because neighbours in a folder are of one class.
+        # Chosen at random, because neighbours in a folder have the same class.
         order = torch.randperm(len(self.source), generator=generator).tolist()
         crops = CentreCrops(self.source, config.data, config.model.image_size, order)
         readable = filter(None, map(crops.__getitem__, range(len(crops))))
         found = [image for image, _ in islice(readable, config.output.reconstruct_images)]
-        # On the model's device: a model gathered from shards is on the CPU.
+        # On the model's device: a gathered model is on the CPU.
         images = torch.stack(in_one_dtype(found)).to(next(model.parameters()).device)
         images = normalise(images, config.data.mean, config.data.std)
         images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
@@ -57,7 +57,7 @@ class PeriodicReconstructions(Periodic):
 
 
 def gather_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
-    """Return the model; if sharded, gathered on the main rank's CPU (every rank must call)."""
+    """Return the model, gathered on the main rank's CPU if sharded; every rank must call this."""
     if not run.state.sharded:
         return model
     weights = full_state_dict(model)

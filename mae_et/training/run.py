@@ -1,4 +1,4 @@
-"""A run: everything that its loop and steps read; only its state changes."""
+"""A run: everything that its loop and steps read. Only its state changes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,22 +22,22 @@ from mae_et.training.state import TrainState
 
 @dataclass
 class Run:
-    """Everything that the loop and its steps read.
+    """Everything that the training loop and its steps read.
 
     Attributes:
         config: the run's config.
         plan: stages in whole steps.
         world: rank, number of ranks and device.
         state: what changes while training.
-        network: the state's model to call: compiled, and wrapped for several ranks.
+        network: the model to call: the state's, compiled, and wrapped for several ranks.
         dtype: autocast dtype; None for float32.
-        micro_batch: from a bandwidth to the images of one forward pass.
-        provenance: hash of the data, number of ranks, what decodes images
-            (`same_data.provenance_of`), and hash of the initial weights.
-        stopped: set by a signal that asks to save and stop.
-        stop_after_step: number of steps after which to save and stop; None for the plan's.
+        micro_batch: maps a bandwidth to the images of one forward pass.
+        provenance: hashes of the data and of the initial weights, number of ranks, and image
+            decoder (`same_data.provenance_of`).
+        stopped: set by a signal to save and stop.
+        stop_after_step: save and stop after this many steps; None for the plan's.
         compiled: whether the network, or its transformer blocks, are compiled.
-        graphs: replays passes as CUDA graphs; None where they run eagerly.
+        graphs: replays passes as CUDA graphs; None to run them eagerly.
         bad_images: images that could not be read; None if the first one stops the run.
     """
 
@@ -65,7 +65,7 @@ class Run:
 
     @cached_property
     def trained(self) -> list[nn.Parameter]:
-        """Trainable parameters, in the model's order; listing them takes Python a millisecond."""
+        """Trainable parameters, in the model's order; cached, because listing them takes 1 ms."""
         return [p for p in self.state.model.parameters() if p.requires_grad]
 
     @cached_property
@@ -74,7 +74,7 @@ class Run:
         return decay_start(self.plan, self.config.optim)
 
     def keeps(self, step: int) -> bool:
-        """Return whether the checkpoint after a number of steps is kept permanently."""
+        """Return whether the checkpoint after this many steps is kept permanently."""
         every = self.config.output.keep_every
         return step == self.decay_start or (every is not None and step % self.in_steps(every) == 0)
 

@@ -20,8 +20,8 @@ def provenance_of(
         saved: checkpoint to resume from.
 
     Returns:
-        `data`, their hash; `processes`, the number of ranks; `decode`, `cpu` or the library that
-        has decoded so far (None for a new run): `cpu`, if the checkpoint does not say;
+        `data`: hash of the data; `processes`: number of ranks; `decode`: `cpu` or the library that
+        has decoded so far (None for a new run, `cpu` if the checkpoint does not record it);
         `decode_cpu_sides`: see `DeviceDecoder`.
     """
     origin = {"decode": None} if saved is None else saved["origin"]
@@ -36,7 +36,7 @@ def provenance_of(
 def check_same_data(
     config: RunConfig, saved: dict[str, Any] | None, images: int, provenance: dict[str, Any]
 ) -> None:
-    """Refuse a checkpoint of other images, or of other ranks where images are replayed.
+    """Refuse a checkpoint of other images or, if images are replayed, of another number of ranks.
 
     Without replay, the samples of a step do not depend on the number of ranks.
     """
@@ -64,5 +64,5 @@ def check_same_data(
 
 
 def same_world_size(saved: dict[str, Any], world: DistributedContext) -> bool:
-    """Return whether a checkpoint was saved on as many ranks, or does not say on how many."""
+    """Return whether a checkpoint was saved on as many ranks; True if it does not record them."""
     return saved["origin"].get("processes", world.size) == world.size

@@ -1,7 +1,7 @@
-"""What must be equal on all ranks of a run, and where it is compared.
+"""Check what must be equal on all ranks of a run.
 
 Settings, code and libraries are compared as soon as the ranks have joined (`check_same_command`),
-the data once they are listed (`session.check_data`), plan and weights before anything is trained
+data once they are listed (`session.check_data`), plan and weights before training
 (`check_same_start`).
 """
 
@@ -17,7 +17,7 @@ from mae_et.runtime.distributed import DistributedContext
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# Nodes may keep the data elsewhere and have other cores; data and weights are compared themselves.
+# Paths and cores may differ between nodes; data and weights themselves are compared.
 MAY_DIFFER = frozenset({
     "data.root", "data.listing", "data.download", "checkpoint", "model.checkpoint", "init.weights",
     "init.extends", "num_workers", "efficiency.num_workers", "output", "output.dir",
@@ -25,7 +25,7 @@ MAY_DIFFER = frozenset({
 
 
 def check_same_command(config: "DataclassInstance", world: DistributedContext) -> None:
-    """Refuse ranks of another config, code, libraries or kind of device (`check_ranks_agree`)."""
+    """Refuse ranks with another config, code, libraries or device type (`check_ranks_agree`)."""
     if world.size == 1:
         return
     facts = {key: value for key, value in flat_keys(config).items() if key not in MAY_DIFFER}
@@ -35,13 +35,13 @@ def check_same_command(config: "DataclassInstance", world: DistributedContext) -
 
 
 def check_same_start(model: nn.Module | None, plan: Plan | None, world: DistributedContext) -> None:
-    """Refuse ranks of another plan or other new weights (`check_ranks_agree`).
+    """Refuse ranks with another plan or other initial weights (`check_ranks_agree`).
 
     Args:
-        model: the model, neither sharded nor wrapped; DistributedDataParallel would replace its
-            weights by those of rank 0 without a word. None if they come from a checkpoint, which
-            cannot differ: every rank has the main rank's (`share_checkpoint`).
-        plan: plan; None without training.
+        model: the model, neither sharded nor wrapped: DistributedDataParallel would silently
+            replace its weights by those of rank 0. None if they come from a checkpoint, which is
+            the same on every rank (`share_checkpoint`).
+        plan: the plan; None without training.
         world: ranks.
     """
     if world.size == 1:

@@ -14,18 +14,18 @@ MAY_CHANGE = frozenset({
     "data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates", "data.download",
     "data.listing", "data.cache",
 })  # fmt: skip
-"""Keys that a run may change when it resumes or is extended: how to handle faults (which may be
-decided when they happen), and how images are found and kept."""
+"""Keys that may change when a run is resumed or extended: how to handle faults (often decided when
+they happen), and how images are found and cached."""
 
 
 def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bool) -> None:
-    """Compare a config with the checkpoint's (for a finished run: with config.yaml).
+    """Compare a config with the checkpoint's or, for a finished run, with config.yaml.
 
     A resumed run may find its data at another path (`check_same_data` compares the data). A
-    finished run is not trained again, so it must be given the same path.
+    finished run's data is not opened, so its path must be the same.
 
     Raises:
-        UserError: a key that decides the numbers differs; the sentence names the first.
+        UserError: a key that affects the numbers differs; the message names the first.
     """
     folder = config.output.dir
     written = folder / "config.yaml"
@@ -46,13 +46,13 @@ def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bo
     may_differ = MAY_CHANGE if finished else MAY_CHANGE | {"data.root"}
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
     earlier, probe = _online_probe(written_config), _online_probe(config)
-    # Another interval too: it changes how many images a probe can afford.
+    # The interval too, because it changes how many images a probe can afford.
     if earlier and probe and earlier != probe:
         notify("keys of probe have changed: its later scores may be of other images")
 
 
 def _online_probe(config: RunConfig) -> OnlineProbeConfig | None:
-    """Return the section `probe`; None if the run has no probes."""
+    """Return the `probe` section; None if the run has no probes."""
     if isinstance(config, PretrainConfig) and config.probe.every is not None:
         return config.probe
     return None
@@ -61,7 +61,7 @@ def _online_probe(config: RunConfig) -> OnlineProbeConfig | None:
 def check_same_settings(
     refusal: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
 ) -> None:
-    """Refuse settings that differ in a key but `may_differ`; `refusal` begins the sentence."""
+    """Refuse settings that differ in a key not in `may_differ`; `refusal` begins the message."""
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What every kind of run shares, from joining the ranks to the final figures."""
+"""What all kinds of runs share, from joining the ranks to the final figures."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def distributed_session(
     """Join the other ranks, which must run the same command; handle signals, hangs and errors.
 
     Args:
-        config: what the command does, which must be the same on every rank.
+        config: the command's config, which must be the same on every rank.
         process: device, loader processes and timeout.
 
     Raises:
@@ -56,7 +56,7 @@ def distributed_session(
         RunFailed: a rank did not join, memory or the disk ran out, or another rank died.
         Stopped: a signal arrived when there was nothing to save.
     """
-    is_run = isinstance(config, RunConfig)  # whose opening says the threads
+    is_run = isinstance(config, RunConfig)  # its opening reports the threads
     patience = process.step_timeout
     with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
         world = distributed.initialize(process.device, patience)
@@ -66,7 +66,7 @@ def distributed_session(
             workers = worker_count(process.num_workers, world)
             with compute_threads(workers, world, quiet=is_run):
                 yield world, stopped
-        except Interrupted:  # on all ranks, by agreement
+        except Interrupted:  # raised on all ranks together
             distributed.shutdown(world)
             raise
         distributed.shutdown(world)
@@ -78,7 +78,7 @@ def check_data(
     dataset: ImageDataset,
     world: DistributedContext,
 ) -> dict[str, Any]:
-    """Return the provenance of a run's numbers, and compare it with the checkpoint's.
+    """Return the provenance of a run's numbers, compared with the checkpoint's.
 
     Raises:
         UserError: the checkpoint was trained on other data, or a rank sees other data.
@@ -104,7 +104,7 @@ def train_run(
     """Train a run from its state to its end, and finish it; see `train`.
 
     `finish` writes the run's final files, on every rank. `files` are texts for the run folder, by
-    name, and `preview` draws what the run trains on, for a run folder without such an image.
+    file name. `preview` draws training views, for a run folder without such an image.
 
     Raises:
         UserError: another process writes to the run folder, it is not writable, or the requested
@@ -126,7 +126,7 @@ def train_run(
                 dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
             )
             if logger is not None:
-                run.bad_images.write()  # without rows after the checkpoint
+                run.bad_images.write()  # drops rows after the checkpoint
         with training_batches(
             dataset, run.sampler(), num_workers, world.device, run.bad_images, decoder
         ) as batches:
@@ -140,7 +140,7 @@ def train_run(
 
 @contextmanager
 def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None]:
-    """Lock the run folder, write what is run, and open its logger; None on other ranks.
+    """Lock the run folder, write config and plan, and open its logger; None on other ranks.
 
     Raises:
         UserError: another process writes to the folder or has continued the run, or checkpoints
@@ -163,15 +163,15 @@ def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None
         try:
             with closing(logger):
                 yield logger
-        except FileNotFoundError:  # while a file was written, or when TensorBoard's was closed
+        except FileNotFoundError:  # when writing a file or closing TensorBoard's
             check_lock()
             raise
 
 
 def write_results(run: Run, logger: RunLogger, figures: dict[str, Any]) -> None:
-    """Write results.json, last of all: it marks the run as finished.
+    """Write results.json last, which marks the run as finished.
 
-    It has the figures of every run, and those given, of this kind of run.
+    It has the figures common to all runs, and those given.
     """
     plan, folder = run.plan, run.config.output.dir
     rows = read_metrics(folder)

@@ -19,14 +19,14 @@ class TrainState:
     """Everything that changes while training; the rest is a function of config and step.
 
     Attributes:
-        model: weights, neither compiled nor wrapped.
+        model: the model, neither compiled nor wrapped.
         optimizer: its optimizer.
         scaler: loss scaler; disabled unless training in fp16.
         step: updates done.
         seconds: training time so far, without pauses.
         ema: moving average of the model, if the run keeps one.
-        micro_batch: images per forward pass at each bandwidth, if fitted to the memory; kept so
-            that a resumed run sums gradients in the same parts.
+        micro_batch: fitted images per forward pass at each bandwidth, kept so that a resumed run
+            sums gradients in the same parts; None if not fitted.
         sharded: whether model and optimizer are sharded over ranks; checkpoints hold full tensors.
     """
 
@@ -42,7 +42,8 @@ class TrainState:
     def to_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain types.
 
-        A sharded state is gathered: every rank must call this, and the main rank gets all of it.
+        A sharded state is gathered: every rank must call this, and only the main rank gets all of
+        it.
         """
         if self.sharded:
             model = full_state_dict(self.model)
@@ -60,9 +61,9 @@ class TrainState:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Load the state returned by `to_dict`; parameter groups stay as the config makes them.
+        """Load the state returned by `to_dict`; parameter groups stay as configured.
 
-        If sharded, rank 0 alone may have the optimizer's tensors (`optimizer_on_main`).
+        If sharded, only rank 0 needs the optimizer's tensors (`optimizer_on_main`).
         """
         optimizer = _with_own_groups(saved["optimizer"], self.optimizer.state_dict())
         if self.sharded:
@@ -72,7 +73,7 @@ class TrainState:
         else:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(optimizer)
-        if saved["scaler"] and self.scaler.is_enabled():  # empty unless the run was in fp16
+        if saved["scaler"] and self.scaler.is_enabled():  # empty unless trained in fp16
             found = {key: saved["scaler"][key] for key in ("scale", "_growth_tracker")}
             self.scaler.load_state_dict(self.scaler.state_dict() | found)
         if self.ema is not None and saved["ema"] is not None:
@@ -81,9 +82,9 @@ class TrainState:
 
 
 def _with_own_groups(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's saved state with parameter groups as the config makes them.
+    """Return an optimizer's saved state with its current parameter groups.
 
-    Only the number of steps that some optimizers count per group is the checkpoint's.
+    Only the number of steps, which some optimizers count per group, is the checkpoint's.
     """
     groups = [
         new | ({"step": old["step"]} if "step" in old else {})

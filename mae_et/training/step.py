@@ -26,18 +26,18 @@ def update(
     """Take one optimizer step on the mean loss of a step's micro-batches.
 
     With `optim.max_skipped_updates` the update is skipped if the loss or the norm is not finite.
-    Nothing here waits for the device. `loss_of` moves a micro-batch to the device, and returns its
+    Nothing here waits for the device. `loss_of` moves a micro-batch to the device and returns its
     mean loss [].
 
     Returns:
-        The loss [] and the norm of the gradient before clipping [], on the device.
+        The loss [] and the gradient norm [] before clipping, on the device.
     """
     state, accumulation = run.state, run.accumulation(stage)
     work = partial(_pass, loss_of, accumulation, state.scaler)
     losses: list[Tensor] = []
     for number, batch in enumerate(batches, start=1):
-        # Ranks exchange gradients once a step, with the last micro-batch. Sharded models exchange
-        # those of each: only so do gradients stay sharded.
+        # Ranks exchange gradients once per step, with the last micro-batch. Sharded models exchange
+        # them with each micro-batch, to keep gradients sharded.
         with _exchange(run.network, number == accumulation):
             if run.graphs is None:
                 losses.append(work(batch))
@@ -52,7 +52,7 @@ def update(
         propagate_nonfinite_loss(gradients, loss, run.world)
     state.scaler.unscale_(state.optimizer)
     norm = get_total_norm(gradients)
-    if isinstance(norm, DTensor):  # sharded: each rank has its part of the sum
+    if isinstance(norm, DTensor):  # sharded: each rank has a part of the sum
         norm = norm.full_tensor()
     if skips and not state.scaler.is_enabled():  # the fp16 scaler skips updates itself
         skip_update_unless_finite(state.optimizer, norm)
@@ -70,7 +70,7 @@ def _pass(
     scaler: torch.amp.GradScaler,
     batch: AnyBatch,
 ) -> Tensor:
-    """Run forward and backward pass on a micro-batch; return its part of a step's loss []."""
+    """Run forward and backward on a micro-batch; return its part of the step's loss []."""
     loss = loss_of(batch)
     if accumulation > 1:
         loss = loss / accumulation
