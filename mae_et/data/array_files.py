@@ -1,4 +1,4 @@
-"""Files of one array, with a checksum."""
+"""Read and write single arrays with a checksum."""
 
 import io
 from pathlib import Path
@@ -9,14 +9,14 @@ from mae_et.io.seals import TRAILER_BYTES, check_sealed, sealed_bytes
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a `.npy` file with its checksum after it, which other readers of arrays skip."""
+    """Write a `.npy` file followed by its checksum, which other readers ignore."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     path.write_bytes(sealed_bytes(file.getvalue()))
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Return the array that `write_array` wrote.
+    """Read an array written by `write_array`.
 
     Raises:
         ValueError: the file does not match its checksum or holds Python objects.
@@ -30,7 +30,7 @@ def read_array(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # numpy's header parser raises many types
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    if not isinstance(mapped, np.memmap):  # np.load opens a zip of several arrays too
+    if not isinstance(mapped, np.memmap):  # np.load also opens a zip of several arrays
         raise ValueError("it is not a single array")
     if mapped.offset + mapped.nbytes + TRAILER_BYTES != path.stat().st_size:
         raise ValueError("its length does not match its header")

@@ -1,8 +1,8 @@
-"""Images that cannot be read: replace each by another, record them, stop if there are too many.
+"""Replace images that cannot be read, record them, and stop if there are too many.
 
-The replacement is a function of (seed, epoch, sample), as all randomness is, so batches keep their
-size, other samples their places, and a resumed run sees the same images. The batch carries which
-images were replaced: they are counted when it is trained on, not when it is prefetched.
+The replacement is a function of (seed, epoch, sample), so batches keep their size, other samples
+their positions, and a resumed run sees the same images. Each batch carries the indices of its
+replaced images: they are counted when it is trained on, not when it is prefetched.
 """
 
 import json
@@ -31,7 +31,7 @@ _SUBSTITUTE = -3  # separates these seeds from those of permutations and replay
 
 
 class WithSubstitutes(Dataset[Any]):
-    """Wrap a dataset: replace an image that cannot be read by another.
+    """Wrap a dataset to replace each image that cannot be read by another.
 
     The replacement gets the crop and mask of the image that it replaces.
 
@@ -64,8 +64,8 @@ class WithSubstitutes(Dataset[Any]):
 def tolerated_count(max_fraction: float, images: int) -> int:
     """Return the number of unreadable images that a dataset may have.
 
-    One percent of a small dataset is less than one image, so that up to `TOLERATED` images are
-    tolerated, but no more than a tenth, unless `max_fraction` is 0.
+    A small fraction of a small dataset may be less than one image, so up to `TOLERATED` images, but
+    at most a tenth of the dataset, are tolerated unless `max_fraction` is 0.
     """
     least = min(TOLERATED, int(images * TOLERATED_FRACTION)) if max_fraction else 0
     return max(least, int(max_fraction * images))
@@ -74,9 +74,9 @@ def tolerated_count(max_fraction: float, images: int) -> int:
 def refuse_excess(
     bad: int, images: int, max_fraction: float, of: str = "", which: str = ""
 ) -> None:
-    """Refuse a dataset with more unreadable images than `tolerated_count`.
+    """Raise RunFailed if more images are unreadable than `tolerated_count`.
 
-    The sentence names the dataset as `of` and the images as `which`.
+    The message names the dataset as `of` and the images as `which`.
     """
     most = tolerated_count(max_fraction, images)
     if bad <= most:
@@ -94,10 +94,10 @@ class BadImages:
     Args:
         dataset: augmented dataset; an unreadable image is read once more, to report the reason.
         max_fraction: see `tolerated_count`.
-        folder: run folder, which may hold the record of the run that is resumed or extended; the
-            main rank reads it.
-        world: ranks that exchange what they could not read; every rank must build this.
-        start: steps already done; rows recorded after them are dropped.
+        folder: run folder, which may hold the record of the run that is resumed or extended; only
+            the main rank reads it.
+        world: ranks that exchange unreadable images; every rank must build this.
+        start: steps done; rows recorded after them are dropped.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ class BadImages:
         """Sample indices replaced on this rank since the last row."""
 
     def track(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-        """Yield micro-batches, and note the images that were replaced in them."""
+        """Yield micro-batches, and note the replaced images in them."""
         for batch in batches:
             self.waiting += batch.replaced[batch.replaced[:, 0] >= 0].tolist()
             yield batch
 
     def exchange(self, step: int) -> None:
-        """Exchange what each rank could not read; the main rank records and reports it.
+        """Exchange the images that a rank could not read; the main rank records and reports them.
 
         Raises:
             RunFailed: more images than `tolerated_count` are unreadable.

@@ -17,22 +17,22 @@ class Batch(NamedTuple):
     """A micro-batch of pre-training."""
 
     images: Tensor
-    """uint8 [B C H W] (float32 of arrays that are not uint8): at the base size, or with crop.method
-    decode at the stage's bandwidth."""
+    """uint8 [B C H W], or float32 for arrays that are not uint8: at the base size, or at the
+    stage's bandwidth with crop.method decode."""
     noise: Tensor
-    """float32 [B N]: the mask's noise, on the stage's grid."""
+    """float32 [B N]: noise of the mask, on the stage's grid."""
     stage: Tensor
-    """int64 [B]: index of the plan's stage, the same for every image of a micro-batch."""
+    """int64 [B]: index of the plan's stage, the same for all images of a micro-batch."""
     replaced: Tensor = NOT_REPLACED
-    """int64 [B 3]: the sample index whose image could not be read and was replaced; -1 if none."""
+    """int64 [B 3]: sample index of each image that could not be read and was replaced; else -1."""
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Any)
-"""A NamedTuple with `images`, `stage` and `replaced`: `Batch`, or that of another kind of run."""
+"""A NamedTuple with `images`, `stage` and `replaced`: `Batch` or another kind of run's."""
 
 
 def collate(samples: Sequence[Any]) -> Any:
-    """Stack samples, tuples of an image and more, field by field, as torch's default does."""
+    """Stack samples (tuples of an image and more) field by field, as torch's default does."""
     kind: Any = type(samples[0])
     images, *rest = zip(*samples, strict=True)
     fields = [default_collate(in_one_dtype(images)), *(default_collate([*each]) for each in rest)]
@@ -40,9 +40,9 @@ def collate(samples: Sequence[Any]) -> Any:
 
 
 def in_one_dtype(images: Sequence[Tensor]) -> list[Tensor]:
-    """Return images that can be stacked: beside float32, uint8 becomes float32 in [0, 1].
+    """Return images that can be stacked: if some are float32, uint8 ones become float32 in [0, 1].
 
-    Stacking alone would convert 0 to 255 as they are, and `normalise` scale them no more.
+    Stacking alone would convert 0 to 255 unscaled, and `normalise` would no longer scale them.
     """
     if len({image.dtype for image in images}) == 1:
         return list(images)

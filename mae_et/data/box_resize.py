@@ -1,15 +1,15 @@
-"""Resize a box of each of many images at once, by two batched matrix products.
+"""Resize one box of each of many images at once, by two batched matrix products.
 
-On a GPU, `box_resize_triton` computes the same in less time, where Triton can compile.
+On a GPU where Triton can compile, `box_resize_triton` computes the same in less time.
 
-The antialiased bicubic filter of torchvision is separable, so a resized box is
-`rows @ box @ columns.T`. The boxes of a group lie in one canvas, padded with zeros.
+The antialiased bicubic filter of torchvision is separable, so a resized box is `rows @ box @
+columns.T`. The boxes of a group lie in one canvas, padded with zeros.
 
-The result depends neither on the other images of a batch, nor on the order of summation, nor on
-TF32, nor on the device: pixels, and weights in units of 2^-13, are whole numbers, and whatever is
-summed by a product is a whole number below 2^24, which float32 holds. For TF32, whose operands have
-11 bits, weights are the sum of two parts of 7 and 6 bits, and the image between the two products is
-rounded to quarters of a level (and not clamped: Pillow rounds it to levels and clamps it).
+The result does not depend on the other images of a batch, the order of summation, TF32 or the
+device: pixels, and weights in units of 2^-13, are whole numbers, and every sum in a product is a
+whole number below 2^24, which is exact in float32. For TF32, whose operands have 11 bits, weights
+are the sum of two parts of 7 and 6 bits, and the image between the two products is rounded to
+quarters of a level (and not clamped; Pillow rounds it to levels and clamps it).
 
 Shapes: N images, C channels, S side of the result, H and W the canvas, T taps of the filter.
 """
@@ -23,28 +23,28 @@ from torch import Tensor
 from mae_et.data.boxes import PixelBox
 
 ONE = 2**13
-"""A weight of one, in the units of weights."""
+"""A weight of one, in units of 2^-13."""
 COARSE = 2**6
 QUARTERS = 4
-"""Steps of a level, between the two products."""
+"""Steps per level of the image between the two products."""
 MAX_NUMBERS = 2**25
-"""Most numbers of a canvas, unless one image has more: 128 MiB in float32."""
+"""Maximum numbers in a canvas, unless one image has more: 128 MiB in float32."""
 
 Resize = Callable[[Sequence[Tensor], Sequence[PixelBox], Sequence[bool], int], Tensor]
-"""`resize_boxes` or another function that returns the same."""
+"""`resize_boxes` or an equivalent function."""
 
 
 def resize_boxes(
     images: Sequence[Tensor], boxes: Sequence[PixelBox], flips: Sequence[bool], size: int
 ) -> Tensor:
-    """Resize a box of each image to a square, and flip some of them from left to right.
+    """Resize a box of each image to a square, and flip some of them horizontally.
 
     Within 1 of 255 levels of torchvision's `resized_crop` (bicubic, antialias) on uint8.
 
     Args:
-        images: uint8 [C H W] each, on one device.
-        boxes: a box inside of each image.
-        flips: whether to flip, of each image.
+        images: images, uint8 [C H W], all on one device.
+        boxes: a box inside each image.
+        flips: whether to flip each image.
         size: side S of the result in pixels.
 
     Returns:
@@ -56,7 +56,7 @@ def resize_boxes(
         height, width = max(boxes[i][2] for i in group), max(boxes[i][3] for i in group)
         canvas = torch.zeros(len(group), channels, height, width, device=device)
         places = [canvas[n, :, : boxes[i][2], : boxes[i][3]] for n, i in enumerate(group)]
-        # One call, which releases Python's lock for the thread that trains.
+        # A single call, which releases the GIL for the training thread.
         torch._foreach_copy_(places, [_cut(images[i], boxes[i]) for i in group])
         columns = filter_weights([boxes[i][3] for i in group], size, width, device)[:, None]
         rows = filter_weights([boxes[i][2] for i in group], size, height, device)[:, None]
@@ -78,7 +78,7 @@ def filter_weights(
         sides: length of each box in pixels, at most `length`.
         size: length S of the result.
         length: length L of the canvas.
-        device: where to compute.
+        device: device of the result.
 
     Returns:
         Whole numbers, float32 [N S L]; each row sums to `ONE`.
@@ -90,16 +90,16 @@ def filter_weights(
 
 
 def filter_taps(sides: Tensor, size: int, longest: int) -> tuple[Tensor, Tensor]:
-    """Return the taps of `filter_weights` alone.
+    """Return only the taps of `filter_weights`.
 
     Args:
         sides: length of each box in pixels, int64 [N].
         size: length S of the result.
-        longest: the largest of the sides, which the host knows.
+        longest: the largest side, already known on the host.
 
     Returns:
-        The first pixel of each number of the result, int64 [N S], and the weights of T pixels from
-        there, whole numbers in float64 [N S T]; those of pixels beyond the box are zero.
+        The first pixel of each output, int64 [N S], and the weights of the T pixels from there,
+        whole numbers in float64 [N S T]; those of pixels beyond the box are zero.
     """
     side = sides.double()[:, None]
     scale = side / size  # [N 1]
@@ -112,7 +112,7 @@ def filter_taps(sides: Tensor, size: int, longest: int) -> tuple[Tensor, Tensor]
     distance = ((places + 0.5 - centre[..., None]) / stretch[..., None]).abs()
     weights = _bicubic(distance) * (places < last[..., None])
     whole = (weights * (ONE / weights.sum(-1, keepdim=True))).round()
-    # The largest weight takes the remainder of rounding, so that constant images stay constant.
+    # The largest weight absorbs the rounding error, so that constant images stay constant.
     largest = whole.argmax(-1, keepdim=True)
     return first.long(), whole.scatter_add_(-1, largest, ONE - whole.sum(-1, keepdim=True))
 
@@ -135,12 +135,12 @@ def _parts(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _round(sums: Tensor, unit: int) -> Tensor:
-    """Return whole multiples of a unit, in place; halves are rounded up."""
+    """Divide sums by a unit and round to whole numbers, halves up, in place."""
     return sums.add_(unit // 2).div_(unit).floor_()
 
 
 def _groups(boxes: Sequence[PixelBox], channels: int, size: int) -> Iterator[list[int]]:
-    """Yield the indices of boxes of similar size, so many that a canvas is of bounded size."""
+    """Yield the indices of boxes of similar size, in groups whose canvas has a bounded size."""
     group: list[int] = []
     height = width = size
     for i in sorted(range(len(boxes)), key=lambda i: boxes[i][2] * boxes[i][3]):

@@ -1,10 +1,10 @@
-"""Resize a box of each of many images at once on a GPU, by two kernels of Triton.
+"""Resize one box of each of many images at once on a GPU, by two Triton kernels.
 
-The result is that of `box_resize.resize_boxes` bit for bit: the same whole weights are summed in
-int32, and rounding to a multiple of a power of two is an arithmetic shift. The kernels read pixels
-where the decoder left them, so that no image is copied and nothing is launched for one image alone.
+The result equals that of `box_resize.resize_boxes` bit for bit: the same whole weights are summed
+in int32, and rounding to a multiple of a power of two is an arithmetic shift. The kernels read
+pixels where the decoder left them, so no image is copied, and no kernel is launched per image.
 
-Shapes: N images with 3 channels, S side of the result, T taps of the filter, R rows of the highest
+Shapes: N images with 3 channels, S side of the result, T taps of the filter, R rows of the tallest
 box of a group.
 """
 
@@ -19,7 +19,7 @@ from mae_et.data.box_resize import ONE, QUARTERS, filter_taps
 from mae_et.data.boxes import PixelBox
 
 MAX_NUMBERS = 2**26
-"""Most numbers between the kernels, unless one image has more: 128 MiB in int16."""
+"""Maximum numbers between the kernels, unless one image has more: 128 MiB in int16."""
 BLOCK_Y, BLOCK_X = 16, 64
 NARROW_SHIFT = (ONE // QUARTERS).bit_length() - 1
 SQUARE_SHIFT = (ONE * QUARTERS).bit_length() - 1
@@ -28,12 +28,12 @@ SQUARE_SHIFT = (ONE * QUARTERS).bit_length() - 1
 def resize_boxes(
     images: Sequence[Tensor], boxes: Sequence[PixelBox], flips: Sequence[bool], size: int
 ) -> Tensor:
-    """Resize a box of each image [3 H W] to a square, as `box_resize.resize_boxes`.
+    """Resize a box of each image [3 H W] to a square, like `box_resize.resize_boxes`.
 
-    The images must stay allocated until the current stream has run the kernels; freed to the
-    caching allocator on that stream, they do.
+    The images must stay allocated until the current stream has run the kernels, as they do if freed
+    to the caching allocator on that stream.
     """
-    # Strides of a channel and a row are free: a grey image is expanded to three channels.
+    # Channels and rows may have any stride: a grey image is expanded to three channels.
     images = [image if image.stride(2) == 1 else image.contiguous() for image in images]
     groups = list(_groups(boxes, size))
     rows = [_row(images[i], boxes[i], flips[i], i) for group in groups for i in group]
@@ -57,14 +57,14 @@ def resize_boxes(
 
 
 def _row(image: Tensor, box: PixelBox, flip: bool, place: int) -> tuple[int, ...]:
-    """Return what the kernels know of an image: seven numbers."""
+    """Return the seven numbers that describe an image to the kernels."""
     top, left, height, width = box
     channel, row, _ = image.stride()
     return image.data_ptr() + top * row + left, channel, row, height, width, flip, place
 
 
 def _groups(boxes: Sequence[PixelBox], size: int) -> Iterator[list[int]]:
-    """Yield the indices of boxes of similar length, so many that filters and rows are bounded."""
+    """Yield the indices of boxes of similar length, in groups of bounded filters and rows."""
     group: list[int] = []
     for i in sorted(range(len(boxes)), key=lambda i: max(boxes[i][2:])):
         numbers = 3 * size * max(size, *boxes[i][2:])
@@ -76,7 +76,7 @@ def _groups(boxes: Sequence[PixelBox], size: int) -> Iterator[list[int]]:
         yield group
 
 
-# Nothing is specialised, so that one compilation serves every batch and stage.
+# No argument is specialised, so that one compilation serves every batch and stage.
 _ARGUMENTS = ["table", "first", "weights", "taps", "narrow", "resized", "size", "rows"]
 
 
@@ -97,7 +97,7 @@ def _narrow(  # type: ignore[no-untyped-def]
     width = tl.load(entry + 4).to(tl.int32)
     place = (2 * image + 1) * size + x
     start = tl.load(first + place, mask=x < size, other=0)
-    # Beyond the box all weights are zero, and so they are in blocks below it.
+    # Weights beyond the box are zero; blocks below it have no taps.
     count = (4 * tl.maximum(width, size) + size - 1) // size + 1
     count = tl.where(tl.program_id(1) * block_y < height, count, 0)
     sums = tl.full((block_y, block_x), 0, tl.int32)
@@ -119,7 +119,7 @@ def _square(  # type: ignore[no-untyped-def]
     table, first, weights, taps, narrow, resized, size, rows,
     shift: tl.constexpr, block_y: tl.constexpr, block_x: tl.constexpr,
 ):  # fmt: skip
-    """Filter the columns of `_narrow`'s result, and write them where the image belongs."""
+    """Filter the columns of `_narrow`'s result, and write each image to its place in the batch."""
     plane = tl.program_id(0)
     image = plane // 3
     y = tl.program_id(1) * block_y + tl.arange(0, block_y)

@@ -8,7 +8,7 @@ PixelBox = tuple[int, int, int, int]
 
 
 class Box(NamedTuple):
-    """A region of an image, in pixels of it."""
+    """A region of an image, in its pixels."""
 
     top: float
     left: float
@@ -21,4 +21,4 @@ class Box(NamedTuple):
 
 
 BoxSampler = Callable[[int, int], Box]
-"""Return a box, given the height and width of an image."""
+"""Maps the height and width of an image to a box."""

@@ -1,10 +1,10 @@
-"""Decode a dataset once, into memory that loader processes and ranks share (`data.cache: ram`).
+"""Decode a dataset once, into memory shared by loader processes and ranks (`data.cache: ram`).
 
-Images are stored as the dataset yields them: whole, in 8 bits (arrays of other types as float32).
-So views are made of the same pixels as without a cache, and are the same bit for bit. An image of
-500 x 375 pixels takes 0.56 MB: ImageNet would take 720 GB.
+Images are stored as the dataset yields them: whole, in 8 bits (arrays of other types as float32),
+so views equal those without a cache bit for bit. An image of 500 x 375 pixels takes 0.56 MB:
+ImageNet would take 720 GB.
 
-On each machine the first rank decodes, in the loader processes of all its ranks, and the others
+On each machine the first rank decodes, with the loader processes of all its ranks, and the others
 read its memory. Unreadable images are not stored: they are read, and reported or replaced, when
 they are trained on.
 """
@@ -36,15 +36,15 @@ from mae_et.runtime.watchdog import heartbeat
 MEMORY_FRACTION = 0.8
 """Fraction of the memory available at the start that the cache may take."""
 PROBED = 32
-"""Images that are decoded to estimate the size of all."""
+"""Images decoded to estimate the size of all."""
 ROWS_AT_ONCE = 32
 ROUND_SECONDS = 1.0
-"""Interval at which a rank that decodes signals progress to the ranks that wait for it."""
+"""Interval at which a decoding rank signals progress to the ranks that wait for it."""
 NO_BUFFER = [-1] * 4
 """Address that a rank without a `SharedBuffer` sends."""
 NOT_STORED, IMAGE, ARRAY, FLOAT_ARRAY = range(4)
 COLUMNS = 6
-"""Numbers of an entry: kind, three sides, label and offset."""
+"""Columns of an entry: kind, three sides, label and offset."""
 DTYPES = {IMAGE: np.uint8, ARRAY: np.uint8, FLOAT_ARRAY: np.float32}
 
 
@@ -52,14 +52,14 @@ class Entry(NamedTuple):
     """Where the pixels of an image lie in the buffer."""
 
     kind: int = NOT_STORED
-    """IMAGE [H W C], ARRAY or FLOAT_ARRAY [C H W]; NOT_STORED to read the dataset."""
+    """IMAGE [H W C], ARRAY or FLOAT_ARRAY [C H W]; NOT_STORED: read from the dataset."""
     shape: tuple[int, ...] = (0, 0, 0)
     label: int = 0
     offset: int = 0
 
 
 class CachedDataset:
-    """A dataset with images in a buffer, at `entries`, int64 [N 6]; others are read from it."""
+    """A dataset with images in a buffer, at `entries`, int64 [N 6]; it reads all others itself."""
 
     def __init__(self, source: ImageDataset, buffer: SharedBuffer, entries: np.ndarray):
         self.source, self.buffer, self.entries = source, buffer, entries
@@ -81,10 +81,10 @@ class CachedDataset:
 def cache_images(
     source: ImageDataset, config: RunConfig, world: DistributedContext
 ) -> ImageDataset:
-    """Return a dataset with its images in memory, or itself without `data.cache`.
+    """Return a dataset with its images in memory, or unchanged without `data.cache`.
 
-    One line on stderr says what was stored, or that the images do not fit and are read from files.
-    Every rank must call this.
+    One line on stderr reports what was stored, or that the images do not fit and are read from
+    files. Every rank must call this.
 
     Raises:
         UserError: the operating system has no anonymous shared memory.
@@ -98,7 +98,7 @@ def cache_images(
         requested = config.efficiency.num_workers
         num_workers = worker_count(None if requested is None else requested * len(here))
         made = _decode_all(source, num_workers, world)
-    while distributed.any_rank(False, world):  # one collective a round, as in `_decode_all`
+    while distributed.any_rank(False, world):  # one collective per round, as in `_decode_all`
         heartbeat()
     holder = torch.tensor(NO_BUFFER if made is None else made.buffer.address())
     address = distributed.all_gather(holder, world)[here[0]].tolist()
@@ -121,7 +121,7 @@ def _decode_all(
 ) -> CachedDataset | None:
     """Decode a dataset into a buffer that starts with its entries; None if it does not fit.
 
-    Once in `ROUND_SECONDS` it raises a flag to the other ranks: they wait, and are alive.
+    Every `ROUND_SECONDS` it signals to the other ranks, which wait, that it is still working.
     """
     start, limit = time.monotonic(), int((available_host_memory() or 0) * MEMORY_FRACTION)
     expected = _expected_bytes(source)
@@ -155,17 +155,17 @@ def _decode_all(
 
 
 def _expected_bytes(source: ImageDataset) -> int:
-    """Estimate the bytes of all images from some that are evenly spread."""
+    """Estimate the bytes of all images from some, evenly spaced."""
     indices = sorted({n * len(source) // PROBED for n in range(PROBED)})
     sizes = [pixels.nbytes for index in indices if (pixels := _read(source, index)[1]) is not None]
     return len(source) * sum(sizes) // max(1, len(sizes))
 
 
 def _read(source: ImageDataset, index: int) -> tuple[Entry, np.ndarray | None]:
-    """Return an image's entry, without an offset, and its pixels; none if it is unreadable."""
+    """Return an image's entry, without an offset, and its pixels; None if it is unreadable."""
     try:
         image, label = source[index]
-    except Exception:  # raised again, and reported, when the image is trained on
+    except Exception:  # raised again and reported when the image is trained on
         return Entry(), None
     if isinstance(image, Image.Image):
         pixels = np.atleast_3d(np.asarray(image))
@@ -175,13 +175,13 @@ def _read(source: ImageDataset, index: int) -> tuple[Entry, np.ndarray | None]:
 
 
 class _Writer(Dataset[Tensor]):
-    """Write an image into a buffer of at most `limit` bytes, and return its entry, int64 [6]."""
+    """Write each image into a buffer of at most `limit` bytes, and return its entry, int64 [6]."""
 
     def __init__(self, source: ImageDataset, limit: int):
         self.source, self.limit = source, limit
         self.buffer = SharedBuffer.create()
         self.end = multiprocessing.Value("q", len(source) * COLUMNS * 8)
-        """Bytes of the buffer that are taken."""
+        """Bytes of the buffer in use."""
 
     collate = staticmethod(torch.stack)
 

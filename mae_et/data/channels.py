@@ -1,4 +1,4 @@
-"""Convert PIL images of any mode to 8-bit images with the channels of a run."""
+"""Convert PIL images of any mode to 8-bit images with a given number of channels."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,20 +14,20 @@ SAMPLE_FORMAT, SIGNED = 339, 2
 
 
 def to_channels(image: Image.Image, channels: int, max_value: float | None = None) -> Image.Image:
-    """Convert a PIL image to the 8-bit mode that has this many channels.
+    """Convert a PIL image to the 8-bit mode with a number of channels.
 
     Args:
         image: an image of any mode.
         channels: 1, 3 or 4.
-        max_value: white of a 16-bit image; 65535 if None.
+        max_value: value of white in a 16-bit image; 65535 if None.
 
     Raises:
-        UserError: PIL has no mode of so many channels.
-        ValueError: the image holds floating-point numbers, or numbers of more than 16 bits.
+        UserError: PIL has no mode with this number of channels.
+        ValueError: the image has floating-point numbers, or numbers of more than 16 bits.
     """
     check_channels(channels)
     if image.mode in SIXTEEN_BIT_MODES:
-        # Pillow has scaled PGM files already, by the maximum in their header.
+        # Pillow has already scaled PGM files, by the maximum in their header.
         known = max_value is None or getattr(image, "format", None) == "PPM"
         inverted = _tiff_tag(image, PHOTOMETRIC) == WHITE_IS_ZERO  # PIL inverts 8 bits only
         image = _to_eight_bits(image, SIXTEEN_BITS if known else int(max_value or 0))
@@ -41,20 +41,20 @@ def to_channels(image: Image.Image, channels: int, max_value: float | None = Non
             "its 16-bit colours decode to their high byte, without data.max_value; save it as .npy"
         )
     elif image.mode == "LAB":
-        image = image.convert("RGB")  # PIL converts it to nothing else
+        image = image.convert("RGB")  # PIL supports no other conversion
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours as at once, without PIL's warning
+        image = image.convert("RGBA")  # same colours as direct conversion, without PIL's warning
     return image.convert(PIL_MODES[channels])
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> int | None:
-    """Return the first value of a TIFF's tag; None without it, or for another image."""
+    """Return the first value of a TIFF tag; None if the image does not have it."""
     value = getattr(image, "tag_v2", {}).get(tag)
     return value[0] if isinstance(value, tuple) else value
 
 
 def check_channels(channels: int) -> None:
-    """Refuse channels that no image file has."""
+    """Raise a UserError for a number of channels that image files cannot have."""
     if channels not in PIL_MODES:
         raise UserError(
             f"model.channels {channels} needs arrays (.npy, [H W C]); images have "
@@ -63,7 +63,7 @@ def check_channels(channels: int) -> None:
 
 
 def has_deep_colours(image: Image.Image) -> bool:
-    """Return whether an undecoded image has 16-bit colours, whose high byte PIL keeps."""
+    """Return whether an undecoded image has 16-bit colours, of which PIL keeps the high byte."""
     return image.mode in {"RGB", "RGBA", "LA"} and any(
         ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
     )
@@ -74,6 +74,6 @@ def _to_eight_bits(image: Image.Image, max_value: int) -> Image.Image:
     array = np.asarray(image)
     if array.min() < 0 or array.max() > SIXTEEN_BITS:
         raise ValueError("its numbers exceed 16 bits; save it as .npy")
-    # The high byte for 65535, as PIL keeps of 16-bit colours; the high 8 of 12 bits for 4095.
+    # For 65535 this is the high byte, as PIL keeps for 16-bit colours; for 4095 the high 8 bits.
     scaled = np.minimum(array.astype(np.uint32) * 256 // (max_value + 1), 255)
     return Image.fromarray(scaled.astype(np.uint8))

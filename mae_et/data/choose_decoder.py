@@ -1,4 +1,4 @@
-"""Choose where JPEGs are decoded: on the GPU, and by which library, or in loader processes."""
+"""Choose where JPEGs are decoded: on the GPU (and by which library) or in loader processes."""
 
 import io
 from collections.abc import Sequence
@@ -28,26 +28,26 @@ def choose_decoder(
     before: str | None = None,
     cpu_sides: tuple[int, ...] = (),
 ) -> DeviceDecoder | None:
-    """Return the decoder of a run, None to decode in loader processes, and print which and why.
+    """Choose the decoder of a run (None: loader processes decode), and print which and why.
 
-    On a GPU, `auto` tries both ways (`decoder_trial`) at each side of images, and takes the GPU if
-    its views are right and it is the faster on every rank. Pixels differ by rounding, so a resumed
-    run decodes where and by which library it did before, whatever is faster now.
+    On a GPU, `auto` tries both ways (`decoder_trial`) at each image side, and chooses the GPU if
+    its views are right and it is faster on every rank. Pixels differ by rounding, so a resumed run
+    keeps its device and library, whichever is faster today.
 
     Args:
         requested: see `EfficiencyConfig.decode`.
         dataset: augmented dataset.
         world: ranks; every rank must call this.
-        num_workers: loader processes of a rank.
-        before: what the run has decoded with so far, `cpu` or a library (`gpu`: either of them);
+        num_workers: loader processes per rank.
+        before: what the run has decoded with so far: `cpu` or a library (`gpu`: either library);
             None for a new run.
-        cpu_sides: sides at which the CPU has decoded nevertheless.
+        cpu_sides: sides at which the CPU has decoded instead.
 
     Raises:
-        UserError: the GPU is requested and cannot decode for this run.
+        UserError: the GPU is requested but cannot decode for this run.
     """
     decoder, reasons = None, []
-    # Where there is no choice, `auto` says nothing.
+    # Without a choice, `auto` prints nothing.
     has_files = isinstance(dataset, TrainDataset) and isinstance(dataset.source, DecodedDataset)
     chooses = has_files and world.device.type == "cuda"
     if requested == "gpu" or (requested == "auto" and chooses):
@@ -108,12 +108,12 @@ def _choose(
     decode, batches = checked_decode(decode, device)
     resize, resizing = fastest_resize(device)
     notes = "".join(f"; {note}" for note in (batches, resizing) if note)
-    library = name.partition(" ")[0]  # why no other one follows
+    library = name.partition(" ")[0]  # without the reasons against other libraries
     decoder = DeviceDecoder(device, dataset.sides, decode, resize, library)
     if requested == "gpu":
         return decoder, name + notes
     last_stages = {side: stage for stage, side in enumerate(dataset.sides)}
-    if before is not None:  # is it still right?
+    if before is not None:  # only check that it is still right
         last_stages = {dataset.sides[-1]: len(dataset.sides) - 1}
     trials = {s: try_decoder(decoder, dataset, num_workers, n) for s, n in last_stages.items()}
     fault = next((trial.fault for trial in trials.values() if trial.fault), None)
@@ -126,7 +126,7 @@ def _choose(
     if fault is None and not set(dataset.sides) <= set(cpu_sides):
         decoder.cpu_sides = cpu_sides
         return decoder, f"{name} {speeds}{notes}"
-    torch.cuda.empty_cache()  # of the streams of the decoder
+    torch.cuda.empty_cache()  # of the decoder's streams
     return None, fault or f"the GPU with {name} {speeds}{notes}"
 
 
@@ -152,7 +152,7 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
 def _find_decoder(device: torch.device, preferred: str | None = None) -> tuple[Decode | None, str]:
     """Return the first library that decodes a small JPEG on a device, and its name.
 
-    The preferred one is tried first. Where a library does not, the name says why.
+    The preferred one is tried first. The name includes why earlier ones failed.
     """
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "jpeg")
@@ -183,7 +183,7 @@ def _decode_torchcodec(contents: list[Tensor], device: torch.device) -> list[Ten
 
 
 def decode_torchvision(contents: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Decode with torchvision, whose decoders are deprecated since 0.29."""
+    """Decode with torchvision, whose decoders have been deprecated since 0.29."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     return decode_jpeg(contents, ImageReadMode.RGB, device)

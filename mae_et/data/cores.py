@@ -1,8 +1,8 @@
-"""How a rank's cores are shared between loader processes and the threads that compute.
+"""Share a rank's cores between loader processes and compute threads.
 
-On a CPU both want the same cores. A thread that waits for a core keeps all others of a parallel
+On a CPU both compete for cores. A thread that waits for a core keeps all others of a parallel
 region waiting: on two cores, one thread beside one loader process trains the demo 1.5 times as fast
-as two threads do.
+as two threads.
 """
 
 import os
@@ -26,9 +26,9 @@ def worker_count(requested: int | None, world: DistributedContext | None = None)
     """Return the number of loader processes of a rank.
 
     Args:
-        requested: `efficiency.num_workers`; None for the cores of this rank (`own_cores`), or a
-            quarter of them where it computes on the CPU; 1 to 16.
-        world: ranks; every rank calls this. None for a process that only loads.
+        requested: `efficiency.num_workers`; None for 1 to 16: the cores of this rank (`own_cores`),
+            or a quarter of them if it computes on the CPU.
+        world: ranks; every rank must call this. None for a process that only loads.
     """
     if requested is not None:
         return requested
@@ -41,11 +41,11 @@ def worker_count(requested: int | None, world: DistributedContext | None = None)
 def compute_threads(
     num_workers: int, world: DistributedContext, quiet: bool = False
 ) -> Iterator[None]:
-    """Compute with as many threads as loader processes leave cores, if this is done on the CPU.
+    """On a CPU, compute with as many threads as there are cores without loader processes.
 
-    A number that the user gave is kept (`SET_BY_USER`), and so is a smaller one, which
-    `torch.set_num_threads` may have set. Afterwards the number is what it was.
-    Every rank calls this. A line says the number, unless `quiet`.
+    A number set by the user (`SET_BY_USER`) is kept, and so is a smaller one, for example from
+    `torch.set_num_threads`. The previous number is restored afterwards.
+    Every rank must call this. A line reports the number, unless `quiet`.
     """
     before = torch.get_num_threads()
     cores = own_cores(world)

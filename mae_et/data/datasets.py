@@ -1,8 +1,8 @@
 """Open a dataset: folders, tar shards, prepared shards, torchvision, Hugging Face, synthetic.
 
-Every dataset is map-style, `dataset[i] -> (image, label)` with random access, because a run must be
-able to resume at any sample. An image is a PIL image, or a tensor [C H W] if it was stored as an
-array; a label is an integer, -1 without a label, and means the same class in both splits.
+Every dataset is map-style, `dataset[i] -> (image, label)` with random access, so that a run can
+resume at any sample. An image is a PIL image, or a tensor [C H W] if it was stored as an array; a
+label is an integer, -1 for none, and means the same class in both splits.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ class ImageDataset(Protocol):
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names of the labels; empty without labels."""
+        """Names of the classes; empty without labels."""
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Label of each image, int64 [N], -1 without one; None if only its samples have them."""
+        """Label of each image, int64 [N], -1 for none; None if only its samples have them."""
 
     def name(self, index: int) -> object:
         """Return the name of an image, for messages."""
@@ -57,19 +57,19 @@ def open_dataset(
 ) -> ImageDataset:
     """Open a split of a dataset.
 
-    What a user may not expect of it (other names, skipped files, a doubtful range of values) is
-    printed once, with counts.
+    Surprises (names other than configured, skipped files, an unusual value range) are printed once,
+    with counts.
 
     Args:
         config: the dataset.
-        split: which of its splits.
-        channels: channels of the images.
+        split: the split to open.
+        channels: number of image channels.
         own_classes: number the classes of a folder or of tar shards as they occur in this split,
-            not as in the training split.
+            instead of the training split.
 
     Raises:
         UserError: the dataset is unknown, missing or empty, cannot be downloaded, or cannot have
-            that many channels.
+            this number of channels.
         UnknownClasses: the split has a class that the training split lacks.
     """
     require_choice(split, Split, "split")
@@ -84,7 +84,7 @@ def open_dataset(
         dataset = _open_files(config, split, channels, own_classes)
         check_range(dataset, config)
         return dataset
-    check_channels(channels)  # the others hold no arrays
+    check_channels(channels)  # the others have no arrays
     check_image_statistics(config)
     if kind == "synthetic":
         return _open_synthetic(config, split, channels)
@@ -99,8 +99,8 @@ def open_dataset(
 
 
 def count_unlabelled(dataset: ImageDataset) -> int:
-    """Return the number of images without a label, without reading an image."""
-    # torchvision's and synthetic datasets list no labels, and always have them.
+    """Count the images without a label, without reading any image."""
+    # torchvision's and synthetic datasets have no list of labels, but always label images.
     return 0 if dataset.labels is None else int((dataset.labels == UNLABELLED).sum())
 
 

@@ -1,4 +1,4 @@
-"""Crops of JPEGs decoded no finer than their stage's bandwidth (`crop.method: decode`)."""
+"""Crops of JPEGs decoded only as finely as their stage's bandwidth (`crop.method: decode`)."""
 
 import torch
 from torch import Generator, Tensor
@@ -30,7 +30,7 @@ class DecodedCrops:
     def load(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
         """Return a crop [C B B], uint8 (float32 for arrays that are not uint8), and its label.
 
-        The generator's state determines the box, which does not depend on the stage, and the flip.
+        The generator's state determines the box, independently of the stage, and the flip.
         """
         source, size = self.source, self.sizes[stage]
         sample_box, flip = draw_crop(self.config, generator)

@@ -1,4 +1,4 @@
-"""Try a device's decoder on images of a run: are its views right, and is it the faster way?"""
+"""Try a device's decoder on images of a run: check its views and measure its speed."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,19 +14,19 @@ from mae_et.data.train_dataset import TrainDataset
 
 SAMPLE = 64
 MICRO_BATCH, MICRO_BATCHES = 256, 8
-"""Images of a micro-batch that the device is timed with (the sample, repeated), and how many."""
+"""Size and number of the micro-batches to time the device with; the sample is repeated."""
 SECONDS = 1.0
-"""Time limit of each measurement: reading, decoding by the CPU, and decoding by the device."""
+"""Time limit of each measurement: reading, decoding on the CPU, decoding on the device."""
 MEDIAN_DECIBELS, LEAST_DECIBELS = 35.0, 25.0
-"""Peak signal-to-noise ratio of a decoder's views against the CPU's: at least, over the sample.
+"""Minimum PSNR of a decoder's views against the CPU's: median and lowest of the sample.
 
-Decoders round in different ways, most of all the colours of JPEGs that store them at half size. A
-box that is off by a pixel, or colours in another order, stay below.
+Decoders round differently, most of all the colours of JPEGs with subsampled chroma. A box that is
+off by a pixel, or swapped colour channels, score lower.
 """
 
 
 class Trial(NamedTuple):
-    """Images per second of a rank, loader processes included, and why the device is unfit."""
+    """Images per second of a rank with its loader processes, and why the device is unfit, if so."""
 
     device: float = 0.0
     cpu: float = 0.0
@@ -36,14 +36,14 @@ class Trial(NamedTuple):
 def try_decoder(
     decoder: DeviceDecoder, dataset: TrainDataset, num_workers: int, stage: int
 ) -> Trial:
-    """Make views of some images at a stage, by the device and by the CPU, in two or three seconds.
+    """Make views of some images at a stage, on the device and on the CPU, in two or three seconds.
 
-    They are spread evenly over the images. The loader's rates are those of this process, times the
-    number of loader processes; for the device they include what it leaves to the CPU.
+    The images are evenly spaced. Loading rates are those of this process times the number of loader
+    processes; the device's rate includes the images that it leaves to the CPU.
     """
     encoded = EncodedDataset(dataset, dataset)
     indices = _spread(dataset, stage)
-    indices = indices[: len(_in_time(encoded.__getitem__, indices))]  # from the disk
+    indices = indices[: len(_in_time(encoded.__getitem__, indices))]  # loads files from disk
     read, reading = _timed(lambda: _in_time(encoded.__getitem__, indices))
     jpegs = [each for each in read if isinstance(each, EncodedView)]
     if 2 * len(jpegs) < len(read):
@@ -79,7 +79,7 @@ def _spread(dataset: TrainDataset, stage: int) -> list[SampleIndex]:
 def _in_time(work: Callable[[Any], Any], indices: Iterable[SampleIndex]) -> list[Any]:
     """Return the results of work on as many samples as `SECONDS` allow; None where it fails.
 
-    An unreadable image is reported when it is trained on.
+    Unreadable images are reported when they are trained on.
     """
     ends, results = time.perf_counter() + SECONDS, []
     for index in indices:
@@ -98,10 +98,10 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _decode(packed: PackedBatch, decoder: DeviceDecoder, views: Any) -> tuple[Tensor, float]:
-    """Return a micro-batch's images on the CPU, made as in training, and seconds an image."""
+    """Return a micro-batch's images on the CPU, made as in training, and seconds per image."""
     if decoder.device.type == "cuda":  # as the loader does
         packed = packed._replace(content=packed.content.pin_memory())
-    with decoded_ahead(iter([packed]), decoder, views) as batches:  # sets the library up
+    with decoded_ahead(iter([packed]), decoder, views) as batches:  # also warms up the library
         (batch,) = batches
     images, count, before = batch.images.cpu(), 0, time.perf_counter()
     with decoded_ahead(_repeated(packed), decoder, views) as batches:
@@ -120,7 +120,7 @@ def _repeated(packed: PackedBatch) -> Iterator[PackedBatch]:
 
 
 def _difference(images: Tensor, expected: Tensor) -> str:
-    """Return how images [N C S S] differ beyond the tolerance; nothing if they do not."""
+    """Return how images [N C S S] differ beyond the tolerance; empty if they do not."""
     error = (images.float() - expected.float()).square().mean(dim=(1, 2, 3))
     decibels = 10 * torch.log10(255**2 / error.clamp(min=1e-3))
     median, least = decibels.median().item(), decibels.min().item()

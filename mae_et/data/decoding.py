@@ -1,4 +1,4 @@
-"""Decode files to images with the channels of a run."""
+"""Decode files to images with a given number of channels."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ UNLABELLED = -1
 MAX_PIXELS = 2**29
 """Largest image: 1.6 GB in RGB, twice that during conversion; 20,000 x 20,000 pixels fit."""
 Image.init()
-# Formats to recognise by content, whatever the file's name. Of all that Pillow knows, EPS would
+# Formats recognised by content, whatever the file's name. Not all that Pillow knows: EPS would
 # start another program.
 FORMATS = tuple(
     kind
@@ -38,10 +38,10 @@ class DecodedDataset:
     """Decode the images of a dataset that stores them encoded, or as PIL images of any mode.
 
     Args:
-        inner: map-style, `inner[i] -> (bytes or PIL image, label)`.
+        inner: map-style dataset, `inner[i] -> (bytes or PIL image, label)`.
         classes: names of the labels.
         channels: channels of the decoded images.
-        name: returns the name of an image, given its index, for error messages.
+        name: maps an index to the image's name, for error messages.
         max_value: see `data.max_value`.
     """
 
@@ -66,7 +66,7 @@ class DecodedDataset:
         return len(self.inner)
 
     def __getitem__(self, index: int) -> Sample:
-        index = range(len(self))[index]  # an IndexError outside, as of a list
+        index = range(len(self))[index]  # raises IndexError outside, like a list
         with self.naming_errors(index):
             content, label = self.inner[index]
             return self.decode(content), int(label)
@@ -78,22 +78,22 @@ class DecodedDataset:
     def read_for_crop(
         self, index: int, sample_box: BoxSampler, size: int
     ) -> tuple[Any, int, BoxSampler]:
-        """Return the copy of an image that a small crop is best read from.
+        """Return the stored copy of an image that is best for a small crop.
 
         Args:
             index: index of the image.
-            sample_box: returns the box, given the image's height and width.
+            sample_box: maps the image's height and width to the box.
             size: side of the crop in pixels.
 
         Returns:
-            Encoded bytes or a PIL image, its label, and the sampler of the same box in it.
+            Encoded bytes or a PIL image, its label, and the sampler of the same box in that copy.
         """
         content, label = self.inner[index]
         return content, int(label), sample_box
 
     @contextlib.contextmanager
     def naming_errors(self, index: int) -> Iterator[None]:
-        """Turn what a decoder raises into `Unreadable`, with the name of the image."""
+        """Turn a decoder's errors into `Unreadable`, with the name of the image."""
         try:
             yield
         except (UserError, RunFailed):
@@ -106,19 +106,19 @@ class DecodedDataset:
 def decode(
     content: bytes | Image.Image, channels: int, max_value: float | None = None
 ) -> "Image.Image | Tensor":
-    """Decode an image or a .npy file: the first frame, without EXIF rotation.
+    """Decode the first frame of an image, without EXIF rotation, or a .npy file.
 
     Args:
-        content: bytes of the file, or an image that is decoded already.
-        channels: channels of the result.
+        content: bytes of the file, or a decoded image.
+        channels: number of channels of the result.
         max_value: white of 16-bit images and of arrays that are not uint8 (see `data.max_value`).
 
     Returns:
-        A PIL image of 8 bits, or of an array a tensor [C H W]: uint8, else float32 divided by
+        An 8-bit PIL image, or for an array a tensor [C H W]: uint8, or float32 divided by
         `max_value`.
 
     Raises:
-        ValueError: it is not an image, is too large, or has other channels.
+        ValueError: the content is not an image, is too large, or has other channels.
     """
     if isinstance(content, Image.Image):
         return to_channels(content, channels, max_value)
@@ -131,19 +131,19 @@ def decode(
 
 @contextlib.contextmanager
 def open_image(content: bytes) -> Iterator[Image.Image]:
-    """Open an encoded image, whose pixels are decoded when they are first used.
+    """Open an encoded image, whose pixels are decoded on first use.
 
     Raises:
-        ValueError: it is not an image, or claims more than `MAX_PIXELS`.
+        ValueError: the content is not an image, or claims more than `MAX_PIXELS`.
     """
     if not content:
         raise ValueError("the file is empty")
     try:
-        # Pillow's own limit, of 89 million pixels, only warns. Pillow looks at it again whenever a
-        # region is cut out, and it is the process's, so it stays raised.
+        # Pillow's own limit of 89 million pixels only warns. Pillow checks it again whenever a
+        # region is cut out, and it is global, so it stays raised.
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.UnidentifiedImageError:  # its message names an address in memory
+    except Image.UnidentifiedImageError:  # its message contains a memory address
         raise ValueError("it is neither an image nor an array") from None
     with image:
         check_pixels(*image.size)
@@ -151,19 +151,19 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Refuse an image of more than `MAX_PIXELS` by a ValueError."""
+    """Raise a ValueError for an image of more than `MAX_PIXELS`."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"its {width} x {height} pixels are more than {MAX_PIXELS}")
 
 
 def extensions_for(channels: int) -> tuple[str, ...]:
-    """Return the extensions of files that can hold images of so many channels."""
+    """Return the extensions of files that can have this number of channels."""
     return EXTENSIONS if channels in PIL_MODES else ARRAYS
 
 
 def _array_image(array: np.ndarray, channels: int, max_value: float | None) -> "Tensor":
     """[H W C] or [H W] -> tensor [C H W]: uint8, else float32 divided by `max_value`."""
-    import torch  # here, for the files of a dataset are listed before PyTorch is loaded
+    import torch  # imported here: datasets are listed before PyTorch is loaded
 
     if array.ndim == 2:
         array = array[..., None]
@@ -186,7 +186,7 @@ def _scale_array(array: np.ndarray, max_value: float) -> np.ndarray:
         array = array.astype(np.float32)
         if max_value != 1:
             array = array / np.float32(max_value)
-    # Report it here, where the file is known: a NaN in a loss does not name it.
+    # Reported here, where the file is known: a NaN in the loss does not name it.
     if not np.isfinite(array).all():
         raise ValueError("its numbers are not all finite in float32")
     return array

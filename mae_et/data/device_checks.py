@@ -1,4 +1,4 @@
-"""Check what a device computes before a run relies on it, and do without what it gets wrong."""
+"""Check a device's results before a run relies on them, and avoid what it gets wrong."""
 
 import io
 from collections.abc import Callable
@@ -15,15 +15,15 @@ IMAGES, HEIGHT, WIDTH = 16, 375, 500
 ROUNDS = 3
 
 Decode = Callable[[list[Tensor], torch.device], list[Tensor]]
-"""Decode files, uint8 [bytes] each, to RGB images, uint8 [3 H W] each, on a device."""
+"""Decodes files, uint8 [bytes] each, to RGB images, uint8 [3 H W] each, on a device."""
 
 
 def checked_decode(decode: Decode, device: torch.device) -> tuple[Decode, str]:
-    """Return a decoder whose batches are right, and how it differs from the one that was passed.
+    """Return a decoder whose batches are right, and how it differs from the given one.
 
     Without a JPEG engine on the GPU, nvJPEG decodes one image after another. TorchCodec 0.17 does
-    not wait in between, so that an image can overwrite buffers from which the GPU still reads the
-    one before. At the end of each call it waits: images that are decoded alone are right.
+    not wait in between, so an image can overwrite buffers from which the GPU still reads the
+    previous one. It does wait at the end of each call: images decoded one per call are right.
     """
     noise = np.random.default_rng(0)
     contents = [_jpeg(noise.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)) for _ in range(IMAGES)]
@@ -49,9 +49,9 @@ def _jpeg(pixels: np.ndarray) -> Tensor:
 
 
 def fastest_resize(device: torch.device) -> tuple[Resize, str]:
-    """Return Triton's kernels if they compile and are right, else products, and why.
+    """Return the Triton kernels if they compile and are right, else the products and the reason.
 
-    The kernels are compiled by this call, before threads use them.
+    This call compiles the kernels, before threads use them.
     """
     pixels = (torch.arange(3 * 60 * 90) ** 2 % 251).byte().reshape(3, 60, 90).to(device)
     views = [pixels, pixels[:1].expand(3, -1, -1)], [(3, 5, 50, 80), (20, 30, 7, 5)], [False, True]

@@ -1,7 +1,8 @@
-"""Copy micro-batches to a GPU on a stream of its own.
+"""Copy micro-batches to a GPU on a separate stream.
 
-On the training's stream, a copy would wait for all kernels queued before it, and those after it for
-the copy. On another it runs beside them, for Python queues kernels faster than the GPU runs them.
+On the training stream, a copy would wait for all kernels queued before it, and later kernels for
+the copy. On another stream it runs beside them, because Python queues kernels faster than the GPU
+runs them.
 """
 
 from collections.abc import Iterator
@@ -11,19 +12,19 @@ import torch
 from mae_et.data.batch import AnyBatch
 
 ON_CPU = {"stage", "replaced"}
-"""Fields of a batch that Python reads."""
+"""Fields of a batch that stay on the host."""
 
 
 def copied(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
     """Yield batches with their images, noise and labels on a device.
 
-    The current stream waits for a copy before it runs what the caller queues next; its memory is
-    not handed out again while kernels that were queued on that stream may read it
-    (`record_stream`), even if the caller drops the batch at once.
+    The current stream waits for a copy before it runs what the caller queues next. Memory is not
+    reused while kernels queued on that stream may read it (`record_stream`), even if the caller
+    drops the batch at once.
 
     Args:
         batches: named tuples of tensors, in pinned memory for asynchronous copies.
-        device: the run's; a CPU gets the batches as they are.
+        device: the run's device; on a CPU, batches are unchanged.
     """
     if device.type != "cuda":
         yield from batches
