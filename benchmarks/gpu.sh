@@ -110,7 +110,7 @@ headline() {
   local variant=$1 limit=90
   [ "$variant" = default ] && limit=120 # which compiles
   [ -z "$images" ] || grep -q "\"$variant\": {" "$out/run.json" 2>/dev/null && return
-  for copy in $(seq "$copies"); do # as classes; copied, for links of other file systems are none
+  for copy in $(seq "$copies"); do # as classes; copied, as hard links do not cross file systems
     [ -d "$work/images/train/$copy" ] || { mkdir -p "$work/images/train" && cp -r "$images" "$work/images/train/$copy"; }
   done
   limited "$limit" "$python" -m benchmarks.variants "$variant" pretrain "${run[@]}" --data.root "$work/images" \

@@ -1,11 +1,11 @@
-"""A `mae-et` command with one thing changed, to measure on a GPU what it costs.
+"""Run a `mae-et` command with one thing changed, to measure on a GPU what it costs.
 
     python -m benchmarks.variants own pretrain --config ...
 
-nvJPEG launches a small kernel for each image, and waits for it: on an H200, 512 of 2 microseconds
-for 512 images, as many as a pass of training has kernels. They run on dozens of streams of its own,
-at the priority of training. What delays them beside training is not known; each variant excludes a
-cause (or, `connections`, brings it back). `benchmarks/gpu.sh` runs all.
+nvJPEG launches a small kernel for each image and waits for it: on an H200, 512 kernels of 2
+microseconds for 512 images, about as many as a training pass has. They run on dozens of nvJPEG's
+own streams, at the priority of training. It is not known what delays them during training; each
+variant excludes one cause (`connections` brings one back). `benchmarks/gpu.sh` runs all variants.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ from mae_et.training.compile import SHARING
 from mae_et.training.cuda_graphs import Capture
 
 FREE_PROCESSORS = 12
-"""What `partition` leaves to decoding, of 132 on an H100 or H200; groups have 8."""
+"""Multiprocessors that `partition` leaves to decoding, of 132 on an H100 or H200 (groups of 8)."""
 
 
 @contextlib.contextmanager
 def variant(name: str) -> Iterator[None]:
-    """Run training inside with one thing changed, for the rest of the process.
+    """Change one thing for the training in the block, and for the rest of the process.
 
     Args:
-        name: `default` changes nothing. `connections` gives the streams CUDA's 8 queues of the GPU;
-            those in one queue wait for each other. `priority` trains at another priority than
-            nvJPEG's streams have, with which it then shares no queue. `own` trains on another
-            stream than CUDA's default one, for whose work libraries' may wait. `partition` leaves
-            some multiprocessors free: elsewhere a kernel waits for the blocks of another to end.
+        name: `default` changes nothing. `connections` uses CUDA's default of 8 GPU queues; streams
+            in one queue wait for each other. `priority` trains at a priority other than that of
+            nvJPEG's streams, so that they share no queue. `own` trains on a stream other than
+            CUDA's default one, which libraries may wait for. `partition` leaves some
+            multiprocessors free, so that decoding does not wait for the blocks of other kernels.
             `shared` compiles blocks once for all bandwidths.
     """
-    # Read when CUDA is initialised; 32 as of a run.
+    # Read when CUDA is initialised; runs use 32.
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "8" if name == "connections" else "32"
     scope: AbstractContextManager[object] = contextlib.nullcontext()
     if name == "priority":

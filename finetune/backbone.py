@@ -86,9 +86,9 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
 
 
 def report_kept_head(checkpoint: Path, names: Sequence[str], classes: int) -> None:
-    """Report that training starts from a checkpoint's head, whose classes may be others."""
+    """Report that training starts from a checkpoint's head, whose classes may differ."""
     named = f" ({listed(names, 3)})" if names else ""
-    notify(f"the head of {checkpoint} is kept: it has {classes} classes{named} too")
+    notify(f"the head of {checkpoint} is kept: it also has {classes} classes{named}")
 
 
 def _without_mismatched_head(

@@ -25,8 +25,8 @@ from slurm.submission import submit
 USAGE = """usage: mae-et submit COMMAND [--cluster FILE_OR_NAME] [--KEY value ...] [arguments]
 
   --cluster FILE_OR_NAME  cluster config: a YAML file or a shipped one (cpu, ...)
-  --then KIND[=RECIPE]    what follows from its checkpoint: linear-probe, knn,
-                          finetune=my_recipe.yaml, evaluate; several, with commas
+  --then KIND[=RECIPE]    follow-up on its checkpoint: linear-probe, knn, evaluate,
+                          finetune=my_recipe.yaml; several with commas
   --sweep KEY=A,B,...     one run per value, as a job array, and a final table;
                           repeatable
   --dry-run               check, print the script and the config, submit nothing

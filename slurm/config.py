@@ -48,7 +48,7 @@ class ClusterConfig:
     name: str | None = None
     """Job name; default: mae-et- and the name of the run folder."""
     dependency: str | None = None
-    """Jobs that the first one waits for, in sbatch's notation, such as afterok:1234."""
+    """Jobs to wait for, in sbatch's notation, such as afterok:1234."""
     array_parallelism: int = 16
     """Maximum number of concurrent jobs in a sweep."""
     mail_user: str | None = None

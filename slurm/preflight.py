@@ -27,12 +27,12 @@ def check_root(data: DataConfig) -> None:
 
 
 def check_start(start: Path | None) -> None:
-    """Warn if the checkpoint that a command starts from is not there."""
+    """Warn if the checkpoint that a command starts from does not exist."""
     if start is not None and not start.exists():
         # Not an error: it may be on a disk of the nodes.
         say(
-            f"warning: {start} does not exist on this machine, unless it is timm's name of a "
-            "model; if another job writes it, let this one wait with --dependency afterok:JOB"
+            f"warning: {start} does not exist on this machine, which is fine for the name of a "
+            "timm model; if another job writes it, wait for that job with --dependency afterok:JOB"
         )
 
 

@@ -16,7 +16,7 @@ SOURCE_KEYS = (
     "name", "root", "listing", "train_split", "val_split", "max_value", "mean", "std",
     "synthetic_size", "synthetic_train", "synthetic_val",
 )  # fmt: skip
-# Those that say how images are normalised and cropped for an evaluation.
+# Keys that normalise and crop images in an evaluation.
 STATISTICS = ("mean", "std", "eval_crop")
 
 

@@ -1,4 +1,4 @@
-"""Lines for the person at the terminal, on stderr, and processes that do without a terminal."""
+"""Lines for the person at the terminal, on stderr, and child processes that do not hold it."""
 
 import contextlib
 import fcntl
