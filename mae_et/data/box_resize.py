@@ -2,8 +2,8 @@
 
 On a GPU where Triton can compile, `box_resize_triton` computes the same in less time.
 
-The antialiased bicubic filter of torchvision is separable, so a resized box is `rows @ box @
-columns.T`. The boxes of a group lie in one canvas, padded with zeros.
+The antialiased bicubic filter of torchvision is separable: `rows @ box @ columns.T` is the resized
+box. The boxes of a group lie in one canvas, padded with zeros.
 
 The result does not depend on the other images of a batch, the order of summation, TF32 or the
 device: pixels, and weights in units of 2^-13, are whole numbers, and every sum in a product is a

@@ -21,7 +21,7 @@ MEDIAN_DECIBELS, LEAST_DECIBELS = 35.0, 25.0
 """Minimum PSNR of a decoder's views against the CPU's: median and lowest of the sample.
 
 Decoders round differently, most of all the colours of JPEGs with subsampled chroma. A box that is
-off by a pixel, or swapped colour channels, score lower.
+off by a pixel, or swapped colour channels score lower.
 """
 
 
@@ -43,7 +43,7 @@ def try_decoder(
     """
     encoded = EncodedDataset(dataset, dataset)
     indices = _spread(dataset, stage)
-    indices = indices[: len(_in_time(encoded.__getitem__, indices))]  # loads files from disk
+    indices = indices[: len(_in_time(encoded.__getitem__, indices))]  # read from disk
     read, reading = _timed(lambda: _in_time(encoded.__getitem__, indices))
     jpegs = [each for each in read if isinstance(each, EncodedView)]
     if 2 * len(jpegs) < len(read):

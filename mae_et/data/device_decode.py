@@ -1,25 +1,25 @@
-"""Decode the JPEGs of micro-batches on a device, ahead of the training.
+"""Decode the JPEGs of micro-batches on a device, ahead of training.
 
     loader processes        two threads                              training thread
     bytes, boxes, noise ->  decode -> crop, resize and flip     ->   `Batch` on the device
 
 The box, flip and mask of an image are those of `TrainDataset`; its pixels differ by the decoder's
-rounding. What the device refuses to decode is made by `TrainDataset`, in its place in the batch, so
-that exactly the images are replaced (`data.on_error`) that are so without a device.
+rounding. `TrainDataset` makes the views that the device refuses to decode, in their places in the
+batch, so that the same images are replaced (`data.on_error`) as without a device.
 
-A micro-batch is decoded while the one before is cropped and resized: each thread takes a stream.
+A micro-batch is decoded while the previous one is resized: each thread has its own stream.
 
-Memory: `AHEAD` micro-batches at most are on their way, each as its files on the host or as its
-finished images on the device. A thread holds up to `MAX_DECODED_BYTES` of whole images there and,
-while it resizes, about 0.3 GiB more with Triton's kernels. The products need about four canvases of
-`box_resize.MAX_NUMBERS`: 1 GiB a thread in all, or 2 GiB where single images have up to
+Memory: at most `AHEAD` micro-batches are on their way, each as files on the host or as finished
+images on the device. A thread holds up to `MAX_DECODED_BYTES` of whole images there and, while it
+resizes, about 0.3 GiB more with Triton's kernels. The products need about four canvases of
+`box_resize.MAX_NUMBERS`: 1 GiB per thread in all, or 2 GiB if single images have up to
 `encoded.MAX_DEVICE_PIXELS`.
 
 nvJPEG's hardware engine does not wait for the stream that it is given (pytorch/vision#9606,
-meta-pytorch/torchcodec#1634): it writes to memory that the caching allocator has handed out again,
-while kernels that are queued still read it. So each thread decodes, crops and resizes on a stream
-of its own, which allocates from a separate pool and is synchronized before each call of the
-decoder. Finished batches are recorded on the training's stream (`record_stream`).
+meta-pytorch/torchcodec#1634): it writes to memory that the caching allocator has handed out again
+while queued kernels still read it. So each thread decodes, crops and resizes on its own stream,
+which allocates from a separate pool and is synchronized before each call of the decoder. Finished
+batches are recorded on the training stream (`record_stream`).
 """
 
 import contextlib
@@ -44,19 +44,19 @@ from mae_et.runtime.system_errors import is_out_of_gpu_memory
 AHEAD = 2
 THREADS = 2
 MAX_DECODED_BYTES = 3 * 2**27
-"""A micro-batch of 512 images of ImageNet takes 0.28 GB, and is decoded by one call."""
+"""A micro-batch of 512 ImageNet images takes 0.28 GB, and is decoded by one call."""
 PRIORITY = -1
-"""Priority of the streams; lower numbers go first, and training has 0."""
+"""Priority of the streams; lower numbers have priority, and training has 0."""
 DECODER_BYTES = 2**31
-"""GPU memory that both threads take together, finished images excluded (see above)."""
+"""GPU memory that both threads take together, without finished images (see above)."""
 
 
 class Decoded(NamedTuple):
-    """A micro-batch that a decoder made."""
+    """A micro-batch made by a decoder."""
 
     batch: Batch
     refused: list[int]
-    """Places of images that the device did not decode; their pixels are undefined."""
+    """Positions of images that the device did not decode; their pixels are undefined."""
     indices: Tensor
     """int64 [B 3]: see `PackedBatch`."""
     done: Any
@@ -67,12 +67,12 @@ class DeviceDecoder:
     """Turn packed micro-batches into batches on a device.
 
     Args:
-        device: where to decode. A CPU runs the same code, for tests.
+        device: device to decode on. A CPU runs the same code, for tests.
         sides: side of the images of each stage, in pixels.
         decode: the library's decoder.
-        resize: crops, resizes and flips.
-        library: name of the library, which checkpoints record.
-        cpu_sides: sides at which loader processes decode all the same, because they are faster.
+        resize: function that crops, resizes and flips.
+        library: name of the library, recorded in checkpoints.
+        cpu_sides: sides at which loader processes decode instead, because they are faster.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class DeviceDecoder:
         self.library, self.cpu_sides = library, cpu_sides
         self.device, self.sides, self.decode, self.resize = device, sides, decode, resize
         on_gpu = device.type == "cuda"
-        # For the kernels that resize; those of nvJPEG run on streams of its own, at the training's.
+        # For the kernels that resize; nvJPEG's run on its own streams, at the training's priority.
         self.streams = [
             torch.cuda.Stream(device, priority=PRIORITY) if on_gpu else None for _ in range(THREADS)
         ]
 
     def __call__(self, packed: PackedBatch) -> Decoded:
-        """Decode a micro-batch; called by `THREADS` threads at a time."""
+        """Decode a micro-batch; called by at most `THREADS` threads at a time."""
         stream = self.streams.pop()
         try:
             if stream is None:
@@ -132,20 +132,21 @@ class DeviceDecoder:
     ) -> list[Tensor | None]:
         """Decode files; None for those that the device refuses, found one by one.
 
-        Errors of earlier work on the device, and exhausted memory, are raised: no file causes them.
+        Errors of earlier work on the device, and out-of-memory errors, are raised: no file causes
+        them.
         """
         if stream is not None:
             stream.synchronize()  # see the module's docstring
         try:
             images = self.decode(contents, self.device)
-        except Exception as error:  # decoders raise many types, and no partial result
+        except Exception as error:  # decoders raise many types, and return no partial result
             if is_out_of_gpu_memory(error):
                 raise
             if len(contents) == 1:
                 return [None]
             each = [self._decode([c], [f], stream) for c, f in zip(contents, files, strict=True)]
             return [image for images in each for image in images]
-        # nvJPEG may give a grey file one channel.
+        # nvJPEG may decode a grey file to one channel.
         rgb = [image.expand(3, -1, -1) if len(image) == 1 else image for image in images]
         return [
             image if image.shape == (3, file.height, file.width) else None
@@ -157,7 +158,7 @@ class DeviceDecoder:
 
 
 def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:
-    """Yield files in parts whose decoded images take at most `MAX_DECODED_BYTES`."""
+    """Yield files in chunks whose decoded images take at most `MAX_DECODED_BYTES`."""
     chunk: list[FilePlace] = []
     total = 0
     for file in files:
@@ -178,14 +179,14 @@ def decoded_ahead(
     """Iterate over the batches of packed micro-batches, decoded by threads `AHEAD` of their use.
 
     The caller's thread reads from the loader, so that signals of dead loader processes and seeded
-    generators stay in one thread; errors of the decoding threads are raised there, too, in the
-    order of the micro-batches. The threads end with the block.
+    generators stay in one thread, and raises the errors of the decoding threads in the order of the
+    micro-batches. The threads end with the block.
 
     Args:
-        loaded: micro-batches in order; None where the loader stalls, so that what it loaded before
-            is handed out meanwhile.
-        decoder: decodes them.
-        views: makes the samples that the device refuses, indexed by `SampleIndex`.
+        loaded: micro-batches in order; None when the loader stalls, so that earlier ones are handed
+            out meanwhile.
+        decoder: decoder of the micro-batches.
+        views: dataset of the samples that the device refuses, indexed by `SampleIndex`.
     """
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
     try:
@@ -232,14 +233,14 @@ def _taken_over(decoded: Decoded, views: Any) -> Batch:
 def memory_ahead(
     requested: DecodePlace, images: Tensor, device: torch.device
 ) -> Iterator[list[Tensor]]:
-    """Hold what loading may hold on a device while a micro-batch is trained on.
+    """Hold as much memory on a device as loading may, while a micro-batch is trained on.
 
     The memory of a pass is measured beside it (`efficiency.micro_batch: auto`).
 
     Args:
         requested: see `EfficiencyConfig.decode`.
         images: images of a micro-batch [B C H H].
-        device: the run's; nothing is allocated on a CPU, where loader processes decode.
+        device: the run's device; nothing is allocated on a CPU, where loader processes decode.
     """
     held: list[Tensor] = []
     if device.type != "cpu":  # the batch in use and the next one, decoded there or copied to it

@@ -1,11 +1,11 @@
-"""Read JPEGs without decoding them: loader processes for a decoder on the device.
+"""Read JPEGs in loader processes without decoding them, for a decoder on the device.
 
 A sample is a file's bytes with the box, flip and mask noise that `TrainDataset` would apply: they
-are drawn in the same way from the same (seed, epoch, sample), and need the size of the image alone,
-which is in its header. What is not a JPEG for a GPU (see `jpeg_header`) is made as a finished view
-by the dataset itself, and so are substitutes of unreadable images.
+are drawn in the same way from the same (seed, epoch, sample), and need only the size of the image,
+which is in its header. For files that are not JPEGs for a GPU (see `jpeg_header`), and for
+substitutes of unreadable images, the dataset makes finished views.
 
-A micro-batch leaves its process as few tensors: all files are in one buffer.
+A micro-batch leaves its process as a few tensors: all files are in one buffer.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from mae_et.data.transforms import draw_resized_crop
 from mae_et.errors import RunFailed
 
 MAX_DEVICE_PIXELS = 2**25
-"""Largest image that the device decodes, into 100 MB; loader processes decode larger ones."""
+"""Largest image decoded on the device, to 100 MB; loader processes decode larger ones."""
 
 
 class EncodedView(NamedTuple):
-    """A JPEG and the random view of it that is to be made."""
+    """A JPEG and the random view to make of it."""
 
     content: bytes
     header: JpegHeader
@@ -44,7 +44,7 @@ class EncodedView(NamedTuple):
 
 
 class FinishedView(NamedTuple):
-    """A view that a loader process makes, of a file that the device does not decode."""
+    """A view made by a loader process, of a file that the device does not decode."""
 
     image: Tensor
     """uint8 [C S S]."""
@@ -56,7 +56,7 @@ class FinishedView(NamedTuple):
 
 
 class FilePlace(NamedTuple):
-    """Where a JPEG of a packed batch lies, and what view is to be made of it."""
+    """Where a JPEG lies in a packed batch, and the view to make of it."""
 
     place: int
     """Index in the batch."""
@@ -70,14 +70,14 @@ class FilePlace(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """A micro-batch on its way to a decoder: F of its B images are files, B - F views."""
+    """A micro-batch on its way to a decoder: of its B images, F are files and B - F views."""
 
     content: Tensor
-    """uint8 [bytes]: all files, one after the other."""
+    """uint8 [bytes]: all files, concatenated."""
     files: Tensor
-    """int64 [F 9]: a row a file, the numbers of `FilePlace`."""
+    """int64 [F 9]: one row per file, the numbers of `FilePlace`."""
     views: Tensor
-    """uint8 [B-F C S S]: finished views, in their order; empty without any."""
+    """uint8 [B-F C S S]: finished views, in order; empty if there are none."""
     indices: Tensor
     """int64 [B 3]: the sample indices."""
     noise: Tensor
@@ -94,11 +94,11 @@ class PackedBatch(NamedTuple):
 
 
 class EncodedDataset(Dataset[Any]):
-    """The samples of a `TrainDataset` as files where possible, else as its views.
+    """The samples of a `TrainDataset`: files where possible, otherwise its views.
 
     Args:
         dataset: random views of images with 3 channels, without RandAugment.
-        views: `dataset`, or a wrapper of it that substitutes unreadable images.
+        views: `dataset`, or a wrapper that substitutes unreadable images.
         cpu_sides: see `DeviceDecoder`.
     """
 
@@ -112,11 +112,11 @@ class EncodedDataset(Dataset[Any]):
         """Read a file, or make its view.
 
         Raises:
-            Unreadable: the image cannot be read, and `views` substitutes none.
+            Unreadable: the image cannot be read, and `views` does not substitute it.
             RunFailed: the image is an array that is not uint8.
         """
         if self.dataset.sides[index.stage] not in self.cpu_sides:
-            # Whatever the error is, the view reports or replaces it.
+            # Whatever the error, making the view reports or replaces the image.
             with contextlib.suppress(Exception):
                 encoded = read_encoded(self.dataset, index)
                 if encoded is not None:
@@ -172,7 +172,7 @@ def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | Non
     header = _usable_header(content)
     if header is None:
         return None
-    # As `training_transform` draws them; nothing here needs other generators than torch's.
+    # As `training_transform` draws them; only torch's generator is needed here.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         box, flip = draw_resized_crop(config, header.height, header.width)
@@ -187,7 +187,7 @@ def _usable_header(content: Any) -> JpegHeader | None:
 
 
 def _joined(files: Sequence[EncodedView]) -> Tensor:
-    """Join files to one buffer, and hide EXIF, by which some decoders rotate, from decoders."""
+    """Concatenate files, and hide EXIF segments, because some decoders apply their rotation."""
     buffer = np.empty(sum(len(file.content) for file in files), np.uint8)
     start = 0
     for file in files:

@@ -1,4 +1,4 @@
-"""List the image files of a folder, and keep listings of large ones."""
+"""List the image files of a folder, and cache listings of large ones."""
 
 import hashlib
 import os
@@ -23,13 +23,13 @@ class Listing(NamedTuple):
     """The image files below a folder."""
 
     names: list[str]
-    """Relative to the folder, in the order of their names."""
+    """Paths relative to the folder, sorted."""
     skipped: Counter[str]
-    """Number of other files by extension; empty for a kept listing."""
+    """Number of other files by extension; empty for a cached listing."""
 
 
 def list_folder(folder: Path, extensions: tuple[str, ...] = EXTENSIONS) -> Listing:
-    """List the files with the given extensions below a folder, without hidden ones.
+    """List the files with the given extensions below a folder, except hidden ones.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -50,7 +50,7 @@ def _walk(
     skipped: Counter[str],
 ) -> Iterator[str]:
     here = os.path.realpath(folder)
-    if here in ancestors:  # a symbolic link to a folder above
+    if here in ancestors:  # a symbolic link to a parent folder
         return
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
@@ -68,10 +68,10 @@ def _walk(
 
 
 def cached_listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]) -> Listing:
-    """List a folder, or read the listing of an earlier run in `data.listing`.
+    """List a folder, or read the listing of an earlier run from `data.listing`.
 
     Raises:
-        UserError: a folder cannot be listed, or the kept listing is damaged.
+        UserError: a folder cannot be listed, or the cached listing is damaged.
     """
     if config.listing is None:
         return list_folder(folder, extensions)
@@ -108,7 +108,7 @@ def _check_names(array: np.ndarray) -> list[str]:
 
 
 def count_by_extension(skipped: Counter[str]) -> str:
-    """Return `9 files skipped (7 .txt, 2 without extension)`, with six extensions at most."""
+    """Return `9 files skipped (7 .txt, 2 without extension)`, with at most six extensions."""
     ordered = sorted(skipped.items(), key=lambda row: (-row[1], row[0]))
     shown = [f"{count} {extension or 'without extension'}" for extension, count in ordered[:6]]
     total = skipped.total()

@@ -1,4 +1,4 @@
-"""Recognise a dataset by the names and labels of its images, and by the contents of some."""
+"""Identify a dataset by the names and labels of its images, and the contents of some."""
 
 import hashlib
 from typing import Any
@@ -16,8 +16,8 @@ SAMPLES = 16
 def fingerprint(source: ImageDataset) -> str:
     """Return a SHA-256 of the number, names and labels of a dataset's images, in order.
 
-    Names are relative to the root, so that data may move. Contents are not read; prepared shards
-    contribute their checksums.
+    Names are relative to the root, so that data may move. Contents are not read, but prepared
+    shards contribute their checksums.
     """
     digest = hashlib.sha256(repr((len(source), list(source.classes))).encode())
     inner: Any = getattr(source, "inner", None)
@@ -28,7 +28,7 @@ def fingerprint(source: ImageDataset) -> str:
         arrays = [inner.places]
     elif isinstance(inner, PreparedShards):
         arrays = [inner.rows]
-    else:  # numbered, not named
+    else:  # images without names
         arrays = []
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -38,8 +38,8 @@ def fingerprint(source: ImageDataset) -> str:
 def fingerprint_with_contents(source: ImageDataset) -> str:
     """Return a SHA-256 of `fingerprint` and of at most 16 images, evenly spaced, with their labels.
 
-    It distinguishes datasets of the same names: the severities of ImageNet-C, or two numbered
-    datasets. Images that cannot be read do not count.
+    It distinguishes datasets with the same names, such as the severities of ImageNet-C or two
+    datasets without names. Images that cannot be read do not count.
     """
     digest = hashlib.sha256(fingerprint(source).encode())
     inner: Any = getattr(source, "inner", source)

@@ -1,4 +1,4 @@
-"""Open datasets of Hugging Face: their column of images, and their column of classes."""
+"""Open Hugging Face datasets, and choose their image and label columns."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from mae_et.runtime.console import notify
 
 
 def open_hugging_face(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
-    """Open `hfds/NAME` of the hub, or `hfds/FOLDER` of any folder that `datasets` understands.
+    """Open `hfds/NAME` from the hub, or `hfds/FOLDER`, any folder that `datasets` can read.
 
-    Images are in the column `image`, or else in the only one of images (CIFAR-10's is `img`).
-    Labels are in the column `label`, or else in the one of most classes (CIFAR-100's
-    `fine_label`); they are class labels, numbers or names. Another column is reported.
+    Images are in the column `image`, or else in the only image column (CIFAR-10's is `img`). Labels
+    are in the column `label`, or else in the one with the most classes (CIFAR-100's `fine_label`);
+    they are class labels, numbers or names. Other columns are reported.
 
     Raises:
         UserError: `datasets` is not installed, or the dataset or a column cannot be used.
@@ -46,9 +46,9 @@ class HuggingFaceImages:
 
     Args:
         rows: a `datasets.Dataset`.
-        image: its column of images, decoded by us.
-        label: its column of labels, or None.
-        numbers: the class of each value of the labels; None where they are classes themselves.
+        image: its image column, decoded by mae-et.
+        label: its label column, or None.
+        numbers: maps label values to classes; None if they are classes already.
         classes: names of the classes.
     """
 
@@ -76,7 +76,7 @@ class HuggingFaceImages:
 
     @property
     def labels(self) -> np.ndarray:
-        """Label of each image, int64 [N], without reading an image; -1 without a label."""
+        """Label of each image, int64 [N], -1 for none; reads no image."""
         if self.label is None:
             return np.full(len(self), UNLABELLED)
         found = self.rows[self.label][:]
@@ -89,7 +89,7 @@ class HuggingFaceImages:
 
 
 def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
-    """Open a split with its columns chosen; those not called `image` and `label` are reported."""
+    """Open a split with its columns, reporting those not called `image` and `label`."""
     name, rows = _rows_of(config, split)
     image, label = _image_column(rows), _label_column(rows)
     facts = [f"the split is {name}"] if name != split_name(config, split) else []
@@ -124,7 +124,7 @@ def _rows_of(config: DataConfig, split: Split) -> tuple[str, Any]:
         return saved
     root = str(config.root) if config.root else None
     path = config.source.removeprefix("hfds/")
-    if (Path(path) / "state.json").is_file():  # written by Dataset.save_to_disk
+    if (Path(path) / "state.json").is_file():  # from Dataset.save_to_disk
         only = split_name(config, "train")
         if split_name(config, split) != only:
             raise ValueError("it is one split; save a DatasetDict to have two")
@@ -140,9 +140,9 @@ def _rows_of(config: DataConfig, split: Split) -> tuple[str, Any]:
 
 
 def _saved_split(config: DataConfig, split: Split) -> tuple[str, Any] | None:
-    """Return a split of what `DatasetDict.save_to_disk` wrote, with its name; else None.
+    """Return a split saved by `DatasetDict.save_to_disk`, with its name; None if there is none.
 
-    `load_dataset` would give every split the classes of the first, whatever its own numbers mean.
+    `load_dataset` would give every split the first one's classes, whatever its own numbers mean.
     """
     from datasets import load_from_disk
 
@@ -156,7 +156,7 @@ def _saved_split(config: DataConfig, split: Split) -> tuple[str, Any] | None:
 def _numbers_among(
     classes: Sequence[str], own: Sequence[str], values: Any
 ) -> dict[int, int] | None:
-    """Return the number among `classes` of each number of a split's own; None if they are equal."""
+    """Map a split's own class numbers to those of `classes`; None if they are equal."""
     if list(own) == list(classes):
         return None
     unknown = sorted(
@@ -184,7 +184,7 @@ def _image_column(rows: Any) -> str:
 
 
 def _label_column(rows: Any) -> str | None:
-    """Return the column `label`, or the one of most classes; None where there is none."""
+    """Return the column `label`, or the one with the most classes; None if there are neither."""
     counts = {
         name: len(feature.names)
         for name, feature in rows.features.items()
@@ -196,7 +196,7 @@ def _label_column(rows: Any) -> str | None:
 
 
 def _numbered(values: Sequence[int | None], column: str) -> list[str]:
-    """Return the classes 0 to n-1 of labels that are numbers."""
+    """Return the classes 0 to n-1 of numeric labels."""
     numbers = [value for value in values if value is not None]
     count = max(numbers, default=UNLABELLED) + 1
     if count > MAX_CLASSES or min(numbers, default=0) < UNLABELLED:

@@ -1,4 +1,4 @@
-"""Files of images as a map-style dataset of their bytes."""
+"""Image files as a map-style dataset of their bytes."""
 
 import os
 import stat
@@ -11,12 +11,12 @@ MAX_FILE_BYTES = 2**31
 
 
 class ImageFiles:
-    """Files read as bytes, with a label each: `files[i] -> (bytes, label)`."""
+    """Files read as bytes, with labels: `files[i] -> (bytes, label)`."""
 
     def __init__(self, names: Sequence[str | Path], labels: Sequence[int], folder: Path):
         self.folder = folder
-        # Arrays, not lists: reading a Python object counts its references, so that each forked
-        # worker would in time own a copy of a list.
+        # Arrays, not lists: reading a Python object updates its reference count, so each forked
+        # worker would eventually hold its own copy of a list.
         self.names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
         self.labels = np.array(labels, dtype=np.int64)
 
@@ -32,11 +32,11 @@ class ImageFiles:
 
 
 def _read_file(path: Path) -> bytes:
-    """Return a file's bytes, without blocking on a pipe that has an image's name.
+    """Return a file's bytes, without blocking if it is a pipe.
 
     Raises:
-        OSError: it cannot be opened or read.
-        ValueError: it is not a regular file, or larger than `MAX_FILE_BYTES`.
+        OSError: the file cannot be opened or read.
+        ValueError: the file is not a regular file, or is larger than `MAX_FILE_BYTES`.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())

@@ -1,4 +1,4 @@
-"""Folders of images, labelled by their class folders."""
+"""Image folders, labelled by their class folders."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ from mae_et.data.layout import (
 from mae_et.errors import UnknownClasses, UserError, listed
 from mae_et.runtime.console import notify
 
-# What a folder without images may hold instead, by extension.
+# Advice for a folder without images, by the extension of the files in it.
 OTHER_FILES = {
     ".tar": "tar shards are read with --data.name wds",
     ".parquet": "datasets of Hugging Face are read with --data.name hfds/FOLDER",
@@ -40,12 +40,12 @@ def open_image_folder(
     """Open `ROOT/SPLIT/CLASS/*` or `ROOT/SPLIT/*`.
 
     Without split folders the images are `ROOT/CLASS/*` or `ROOT/*`, and a fifth of each class, at
-    least one image, is held out as val. Classes are numbered as in the training split, or with
-    `own_classes` as in this one, in the order of their names (0 to n-1 in numeric order). If a file
+    least one image, is held out as val. Classes are numbered in the order of their names (0 to n-1
+    in numeric order), those of the training split, or with `own_classes` of this one. If a file
     lies outside the class folders, the whole split is unlabelled.
 
     Raises:
-        UserError: a folder is missing or holds no image, or split folders have unknown names.
+        UserError: a folder is missing or has no images, or split folders have unknown names.
         UnknownClasses: val has a class that train lacks.
     """
     folder = split_folder(config, split)
@@ -71,7 +71,7 @@ def open_image_files(
     """Open files and folders of images as one dataset without labels.
 
     Raises:
-        UserError: a path does not exist, or a folder holds no image.
+        UserError: a path does not exist, or a folder has no images.
     """
     files: list[Path] = []
     for path in paths:
@@ -128,7 +128,7 @@ def _train_files(config: DataConfig, channels: int) -> list[str] | None:
     """Return the files of the training split; None if there is no such split."""
     try:
         folder = split_folder(config, "train")
-    except UserError:  # a root with a validation split alone
+    except UserError:  # a root with only a validation split
         return None
     if folder is None:
         return None
@@ -136,9 +136,9 @@ def _train_files(config: DataConfig, channels: int) -> list[str] | None:
 
 
 def class_names(files: Sequence[str]) -> list[str]:
-    """Return the class folders of files in order; none if a file lies outside of them.
+    """Return the class folders of files, sorted; none if a file lies outside them.
 
-    Folders named 0 to n-1 are in numeric order, so that the labels are the names.
+    Folders named 0 to n-1 are sorted by number, so that the labels are the names.
     """
     if not all("/" in file for file in files):
         return []
@@ -162,9 +162,9 @@ def _label_files(files: Sequence[str], classes: Sequence[str], folder: Path) -> 
 
 
 def choose_held_out(files: Sequence[str], labels: Sequence[int]) -> set[int]:
-    """Choose a fifth of each class, at least one image of two and more, to hold out.
+    """Choose a fifth of each class to hold out, at least one image if it has two or more.
 
-    The hash of its name decides on a file, so that the choice is steady when files are added.
+    The choice depends on the hashes of names, so that it changes little when files are added.
 
     Returns:
         Indices into `files`.
@@ -189,7 +189,7 @@ def _report(
     classes: Sequence[str],
     *first: str,
 ) -> None:
-    """Print one line with counts where anything about a split may surprise."""
+    """Print one line, with counts, if anything about a split may surprise."""
     facts = [*first]
     if folder not in {data_root(config), data_root(config) / split_name(config, split)}:
         facts.append(f"the folder is {folder.name}")
@@ -208,7 +208,7 @@ def _report(
 
 
 def _report_folders(folder: Path, files: Sequence[str]) -> list[str]:
-    """Describe folders that a user may take for classes: those deeper down, and empty ones."""
+    """Describe folders that might be mistaken for classes: deeper ones, and empty ones."""
     facts = []
     deeper = next((file for file in files if file.count("/") > 1), None)
     if deeper is not None:
@@ -220,7 +220,7 @@ def _report_folders(folder: Path, files: Sequence[str]) -> list[str]:
 
 
 class ImageFolder(DecodedDataset):
-    """A dataset of image files, whose paths are relative to a folder or absolute."""
+    """A dataset of image files, whose paths are absolute or relative to a folder."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class ImageFolder(DecodedDataset):
 
 
 def classes_without_images(dataset: object) -> list[str]:
-    """Return the classes of an image folder without any image; none for other datasets."""
+    """Return the classes of an image folder that have no images; none for other datasets."""
     if not isinstance(dataset, ImageFolder):
         return []
     present = set(np.unique(dataset.inner.labels).tolist())

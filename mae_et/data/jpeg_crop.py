@@ -1,12 +1,12 @@
-"""Decode a file straight to a small random crop, without an image of the base size in between.
+"""Decode a file directly to a small random crop, without an image of the base size in between.
 
 The box of a random-resized crop is drawn from the size in the file's header. A JPEG is then decoded
-at the coarsest scale of its DCT (1/2, 1/4, 1/8) that leaves `DETAIL` times the crop's side, and the
-box is resized once. Rounding the box to pixels of the decoded image moves it by at most half such a
-pixel.
+at the coarsest DCT scale (1/2, 1/4, 1/8) at which the box keeps `DETAIL` times the crop's side, and
+the box is resized once. Rounding the box to pixels of the decoded image moves it by at most half
+such a pixel.
 
-simplejpeg decodes where it is installed (the extra `fast`), else Pillow; both are libjpeg-turbo and
-differ by a few of 255 levels at most. Torch's antialiased bicubic filter on uint8, which equals
+simplejpeg decodes if installed (the extra `fast`), otherwise Pillow; both use libjpeg-turbo and
+differ by a few of 255 levels at most. torch's antialiased bicubic filter on uint8, which equals
 Pillow's, resizes.
 """
 
@@ -68,7 +68,7 @@ def random_box(
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:
             return Box(int(down * (height - h + 1)), int(right * (width - w + 1)), h, w)
-    # No attempt fits: take the largest centred box of an allowed ratio.
+    # No attempt fits: take the largest centred box with an allowed ratio.
     w, h = width, height
     if width / height < ratio[0]:
         h = round(width / ratio[0])
@@ -115,7 +115,7 @@ def _crop_jpeg(content: bytes, channels: int, sample_box: BoxSampler, size: int)
 
 
 def _crop_with_simplejpeg(content: bytes, sample_box: BoxSampler, size: int) -> Tensor | None:
-    """Crop a usual JPEG; return None for one that Pillow should read."""
+    """Crop an ordinary JPEG; return None for one that Pillow should read."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours not in {"YCbCr", "Gray", "RGB"} or height * width > MAX_PIXELS:
@@ -125,13 +125,13 @@ def _crop_with_simplejpeg(content: bytes, sample_box: BoxSampler, size: int) -> 
         pixels = simplejpeg.decode_jpeg(
             content, "RGB", min_height=-(-height // scale), min_width=-(-width // scale)
         )
-    except ValueError:  # damaged or unusual: Pillow reads it or explains the error
+    except ValueError:  # damaged or unusual; Pillow reads it or explains the error
         return None
     return _crop_tensor(_tensor(pixels), box.scaled(1 / scale, 1 / scale), size)
 
 
 def coarsest_scale(box: Box, size: int) -> int:
-    """Return the largest DCT divisor at which a box keeps `DETAIL * size` pixels a side."""
+    """Return the largest DCT divisor at which both sides of a box keep `DETAIL * size` pixels."""
     side = min(box.height, box.width)
     return next((scale for scale in SCALES if side >= scale * DETAIL * size), 1)
 
@@ -142,7 +142,7 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 
 def round_box(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
-    """Round a box to pixels: top, left, bottom and right, at least one pixel inside the image."""
+    """Round a box to top, left, bottom and right, with at least one pixel inside the image."""
     top, left = min(round(box.top), height - 1), min(round(box.left), width - 1)
     bottom = max(top + 1, min(height, round(box.top + box.height)))
     right = max(left + 1, min(width, round(box.left + box.width)))

@@ -1,13 +1,13 @@
-"""Read a JPEG's size from its header, and tell which JPEGs a GPU decodes, and safely.
+"""Read a JPEG's size from its header, and tell which JPEGs a GPU can decode safely.
 
-Decoders differ in what they accept (CMYK, arithmetic coding, 12 bits) and in what they make of a
-file (colours without JFIF marker, EXIF rotation, a cut end). `read_header` accepts the files on
-which Pillow, torchvision, TorchCodec and nvJPEG agree, and of these the ones that nvJPEG's hardware
-engine decodes as one batch: baseline, in one scan, of usual sampling. Those are nearly all.
+Decoders accept different files (CMYK, arithmetic coding, 12 bits), and interpret some differently
+(colours without a JFIF marker, EXIF rotation, a truncated end). `read_header` accepts the files on
+which Pillow, torchvision, TorchCodec and nvJPEG agree and which nvJPEG's hardware engine decodes as
+one batch: baseline, in one scan, with common sampling. These are nearly all.
 
-nvJPEG decodes others (most of all progressive ones) image after image, with a host phase of their
-own, by the thread that calls it. Loader processes are more, so they decode these; and TorchCodec
-0.17 starts the host phase of one while the GPU may still read the buffers of the one before
+nvJPEG decodes others (mostly progressive ones) one by one, each with a host phase on the calling
+thread. There are more loader processes, so they decode these. Besides, TorchCodec 0.17 starts the
+host phase of one while the GPU may still read the buffers of the previous one
 (`DecodeJpegCuda.cpp`), which gave wrong pixels on an H200.
 
 Source: ITU-T T.81 (JPEG), annex B; libjpeg's `default_decompress_parms` for the colour space.
@@ -23,7 +23,7 @@ APP0, APP1, APP14, SCAN = 0xE0, 0xE1, 0xEE, 0xDA
 APP_UNUSED = 0xEF
 WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 SAMPLING = frozenset({b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11"})
-"""Factors of each channel, 16 * horizontal + vertical: grey, 4:4:4, 4:2:2 and 4:2:0."""
+"""Sampling factors of each channel, 16 * horizontal + vertical: grey, 4:4:4, 4:2:2, 4:2:0."""
 
 
 class JpegHeader(NamedTuple):
@@ -32,14 +32,14 @@ class JpegHeader(NamedTuple):
     height: int
     width: int
     exif: tuple[int, ...]
-    """Positions of the markers of its EXIF segments, which hold the rotation."""
+    """Positions of the markers of its EXIF segments, which give the rotation."""
 
 
 def read_header(content: bytes) -> JpegHeader | None:
     """Return the header of a JPEG for a GPU (see above); None for any other file.
 
-    These have 8 bits, one (grey) or three (YCbCr) channels, a baseline frame in one scan and an end
-    marker.
+    Such files have 8 bits, one (grey) or three (YCbCr) channels, a baseline frame in one scan, and
+    an end marker.
     """
     if not content.startswith(START):
         return None
@@ -57,7 +57,7 @@ def read_header(content: bytes) -> JpegHeader | None:
         end = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
         segment = content[position + 4 : min(end, position + 32)]
         if marker == SCAN:
-            # A cut file has no end after its scan; Pillow reports it or copes.
+            # A truncated file has no end marker after its scan; Pillow reports it or copes.
             if frame is None or segment[:1] != frame[5:6] or content.rfind(END, position) < 0:
                 return None
             return _usual_frame(frame, jfif, adobe, tuple(exif))
@@ -78,7 +78,7 @@ def read_header(content: bytes) -> JpegHeader | None:
 def _usual_frame(
     frame: bytes, jfif: bool, adobe: int | None, exif: tuple[int, ...]
 ) -> JpegHeader | None:
-    """Return the header of a frame: bits, height, width, then name and sampling of channels."""
+    """Parse a frame: bits, height, width, then name and sampling of each channel."""
     if len(frame) < 6 or len(frame) < 6 + 3 * frame[5] or frame[0] != 8:
         return None
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
