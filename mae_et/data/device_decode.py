@@ -46,7 +46,7 @@ THREADS = 2
 MAX_DECODED_BYTES = 3 * 2**27
 """A micro-batch of 512 ImageNet images takes 0.28 GB, and is decoded by one call."""
 PRIORITY = -1
-"""Priority of the streams; lower numbers have priority, and training has 0."""
+"""Priority of the streams; lower numbers mean higher priority, and training has 0."""
 DECODER_BYTES = 2**31
 """GPU memory that both threads take together, without finished images (see above)."""
 

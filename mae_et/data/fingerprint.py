@@ -38,8 +38,8 @@ def fingerprint(source: ImageDataset) -> str:
 def fingerprint_with_contents(source: ImageDataset) -> str:
     """Return a SHA-256 of `fingerprint` and of at most 16 images, evenly spaced, with their labels.
 
-    It distinguishes datasets with the same names, such as the severities of ImageNet-C or two
-    datasets without names. Images that cannot be read do not count.
+    It distinguishes datasets with the same names, such as the severities of ImageNet-C, and
+    datasets whose images have no names. Images that cannot be read do not count.
     """
     digest = hashlib.sha256(fingerprint(source).encode())
     inner: Any = getattr(source, "inner", source)

@@ -21,7 +21,7 @@ def open_hugging_face(config: DataConfig, split: Split, channels: int) -> Decode
 
     Images are in the column `image`, or else in the only image column (CIFAR-10's is `img`). Labels
     are in the column `label`, or else in the one with the most classes (CIFAR-100's `fine_label`);
-    they are class labels, numbers or names. Other columns are reported.
+    they are class labels, numbers or names. Columns with other names are reported.
 
     Raises:
         UserError: `datasets` is not installed, or the dataset or a column cannot be used.

@@ -1,6 +1,6 @@
-"""Find a dataset's files on disk: its root, the folders of its splits, file extensions.
+"""Find a dataset's files on disk: its root, split folders and file extensions.
 
-It imports no PyTorch, so that `mae-et submit` can check the same.
+It does not import PyTorch, so that `mae-et submit` can run the same checks.
 """
 
 import os
@@ -23,14 +23,14 @@ EXTENSIONS = (
     ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
     ".webp", *ARRAYS,
 )  # fmt: skip
-"""Files to read; their content, not their name, says how (see `decoding.FORMATS`)."""
+"""Files to read; their format is recognised by content (see `decoding.FORMATS`)."""
 
 WHOLE_ROOT = "."
 SYNONYMS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "test", "testing"),
 }
-"""Names of each split, the first one found wins."""
+"""Names of each split; the first one found is used."""
 _LIKE = {
     split: re.compile(
         rf"(?:^|[\W\d_])(?:{'|'.join(words)})(?:set|data|images?|imgs?|split)?s?(?:$|[\W\d_])",
@@ -44,7 +44,7 @@ def data_root(config: DataConfig) -> Path:
     """Return the root of a dataset.
 
     Raises:
-        UserError: data.root is not given, or is not a folder.
+        UserError: data.root is not set, or is not a folder.
     """
     if config.root is None:
         raise UserError(f"data.root is needed for data.name {config.source}")
@@ -62,7 +62,7 @@ def split_name(config: DataConfig, split: Split) -> str:
 def split_names(config: DataConfig, split: Split) -> tuple[str, ...]:
     """Return the names under which to look for a split: the configured one, then its synonyms.
 
-    A name outside `SYNONYMS` has none: it is meant literally.
+    A name outside `SYNONYMS` has none: it is taken literally.
     """
     name = split_name(config, split)
     if name.casefold() not in SYNONYMS[split]:
@@ -73,7 +73,7 @@ def split_names(config: DataConfig, split: Split) -> tuple[str, ...]:
 
 
 def match_split(config: DataConfig, split: Split, present: Collection[str]) -> str | None:
-    """Return the first name of a split that is present, in any case, or None."""
+    """Return the first name of a split among those present, ignoring case, or None."""
     for name in split_names(config, split):
         if name in present:
             return name
@@ -90,12 +90,12 @@ def split_folder(config: DataConfig, split: Split) -> Path | None:
 
     Raises:
         UserError: the root has other split folders but not this one, or folders that look like
-            splits under unknown names.
+            splits with unknown names.
     """
     root, name = data_root(config), split_name(config, split)
     if config.train_split == config.val_split == WHOLE_ROOT:
         return None
-    if (root / name).is_dir():  # may be a path of several folders
+    if (root / name).is_dir():  # the name may be a path
         return root / name
     folders = subfolders(root)
     found = match_split(config, split, folders)
@@ -113,16 +113,16 @@ def split_folder(config: DataConfig, split: Split) -> Path | None:
 
 
 def _hold_out(root: Path, folders: Sequence[str]) -> str:
-    """Return how to hold out a part of the only split there is; empty where there are others."""
+    """Advise how to hold out part of the only split; empty if there are others."""
     if len(folders) != 1 or not subfolders(root / folders[0]):
         return ""
     return f"; or hold out a fifth of it, with --data.root {root / folders[0]}"
 
 
 def image_folders_beside(config: DataConfig, extensions: tuple[str, ...]) -> list[str]:
-    """Return the folders of images beside those of the splits: a class called train makes one.
+    """Return the folders with images that are not splits (a class called train looks like one).
 
-    Only the files in a folder count, not those below it.
+    Only files directly in a folder count.
     """
     root = data_root(config)
     named = {config.train_split.casefold(), config.val_split.casefold()}.union(*SYNONYMS.values())
@@ -137,12 +137,12 @@ def _holds_file(folder: Path, extensions: tuple[str, ...]) -> bool:
     try:
         with os.scandir(folder) as entries:
             return any(entry.name.lower().endswith(extensions) for entry in entries)
-    except OSError:  # not ours to read
+    except OSError:  # not readable
         return False
 
 
 def subfolders(root: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones.
+    """Return the sorted names of the folders in a folder, except hidden ones.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -166,8 +166,8 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 def looks_split(folders: Collection[str]) -> bool:
     """Return whether folders look like splits, not classes: `Test`, or `train2017` and `val2017`.
 
-    Of names that are merely similar both kinds must be there, or no other folder: a class may be
-    called "train station".
+    Names that are merely similar count only if both splits occur, or no other folders: a class may
+    be called "train station".
     """
     if any(each.casefold() in names for each in folders for names in SYNONYMS.values()):
         return True
@@ -176,9 +176,9 @@ def looks_split(folders: Collection[str]) -> bool:
 
 
 def nested_splits(files: Collection[str]) -> list[str]:
-    """Return two split folders below the first folders of some files; none if there are none.
+    """Return two split folders below the top-level folders of some files, or none.
 
-    `["set/train", "set/test"]` for `set/train/a/1.jpg` and `set/test/a/2.jpg`: read as classes,
+    For `set/train/a/1.jpg` and `set/test/a/2.jpg`, `["set/train", "set/test"]`: read as classes,
     both splits would be mixed.
     """
     parents = {tuple(file.split("/")[:-1]) for file in files}

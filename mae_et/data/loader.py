@@ -1,4 +1,4 @@
-"""Load batches in worker processes, and replay images that were loaded shortly before."""
+"""Load batches in worker processes, and replay recently loaded images."""
 
 import contextlib
 import signal
@@ -22,7 +22,7 @@ from mae_et.runtime.system_errors import WORKER_DIED
 CPU = torch.device("cpu")
 WORKER_GRACE_SECONDS = 120
 STALL_SECONDS = 0.01
-"""How long to wait for the loader before handing out a batch that is decoded already."""
+"""How long to wait for the loader before handing out an already decoded batch."""
 
 
 @contextlib.contextmanager
@@ -38,12 +38,12 @@ def training_batches(
 
     Args:
         dataset: augmented images, indexed by `SampleIndex`.
-        sampler: which images, and at which stage.
+        sampler: sampler of the images and their stages.
         num_workers: loader processes; 0 loads in this process.
-        device: of the training; batches for a GPU are pinned, and copied to it.
-        bad_images: counts images that cannot be read and are replaced by others; without it the
+        device: device to train on; batches for a GPU are pinned, and copied to it.
+        bad_images: counts images that cannot be read and are replaced by others; without it, the
             first one raises `Unreadable`.
-        decoder: decodes on a device what loader processes only read; None to decode in them.
+        decoder: decodes files on a device; None to decode in loader processes.
     """
     pin_memory = device.type == "cuda"
     views = dataset if bad_images is None else WithSubstitutes(dataset)
@@ -69,7 +69,7 @@ def replayed(
     dataset: AugmentedDataset[AnyBatch],
     pin_memory: bool,
 ) -> Iterator[AnyBatch]:
-    """Yield every micro-batch, completed with images that were loaded before, with new masks."""
+    """Yield every micro-batch, completed with recently loaded images, which get new masks."""
     held: dict[SampleIndex, AnyBatch] = {}
     for step in sampler.steps():
         size = sampler.micro_batch(step.stage.bandwidth)
@@ -81,7 +81,7 @@ def replayed(
             batch = next(loaded)
             kind: Any = type(batch)
             for index, sample in zip(part, zip(*batch, strict=True), strict=True):
-                # Without a copy each sample would keep the whole batch in memory.
+                # Without a copy, each sample would keep the whole batch in memory.
                 held[index] = kind(*(tensor.clone() for tensor in sample))
         for number, part in enumerate(chunks(step.used, size)):
             reused = torch.arange(len(part)) + number * size >= step.new
@@ -105,7 +105,7 @@ def train_loader(
 
 
 def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """Return a loader of samples in order, stacked; the last batch may be short."""
+    """Return a loader of samples in order, in batches; the last one may be smaller."""
     return _loader(dataset, num_workers, batch_size=batch_size)
 
 
@@ -123,9 +123,9 @@ def _loader(dataset: Dataset[AnyBatch], num_workers: int, **options: Any) -> Dat
 def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[Any]]:
     """Iterate over a loader, and end its processes when the block ends.
 
-    Where no batch comes within the loader's `timeout`, None is yielded.
+    If no batch arrives within the loader's `timeout`, yield None.
 
-    After an error, a traceback keeps the iterator alive, and Python would wait at exit for loader
+    After an error, a traceback keeps the iterator alive, and at exit Python would wait for loader
     processes that wait for work.
     """
     batches = iter(loader)
@@ -140,9 +140,9 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[Any]]:
 def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch | None]:
     """Yield batches, and None after each timeout.
 
-    A loader process that dies while it passes a batch on raises `RunFailed`: the socket through
-    which its memory comes is then at its end, or refuses to connect. So does the end of the thread
-    that pins memory, in which such errors end on a GPU: with a timeout, torch does not check it.
+    A loader process that dies while passing on a batch raises `RunFailed`: the socket for its
+    memory is closed or refuses to connect. So does the end of the thread that pins memory, which
+    stops at such errors on a GPU: with a timeout, torch does not check the thread.
     """
     pinning = getattr(batches, "_pin_memory_thread", None)  # absent on a CPU
     while True:
@@ -151,7 +151,7 @@ def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch | None]:
         except StopIteration:
             return
         except (ConnectionError, EOFError) as error:
-            if "in DataLoader worker process" in str(error):  # raised and reported by a live one
+            if "in DataLoader worker process" in str(error):  # reported by a live process
                 raise
             raise RunFailed(WORKER_DIED) from error
         except RuntimeError as error:
@@ -166,8 +166,8 @@ def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch | None]:
 def _ignore_stop_signals(worker: int) -> None:
     """Ignore stop signals in a loader process; the training process decides.
 
-    Launchers signal the whole group, and a loader that died of it would end the run before it could
-    save. After SIGTERM the loader ends by itself, in case nobody else ends it.
+    Launchers signal the whole group, and a loader process that dies of it would end the run before
+    it can save. After SIGTERM the process ends after a grace period, in case nobody else ends it.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Write a dataset as prepared shards (see `prepared_shards.py`): `mae-et prepare`.
 
-Archives and indices are written atomically, a shard's index last: a shard with an index is
-complete, and an interrupted preparation resumes after it.
+Archives and indices are written atomically, a shard's index last: shards with an index are
+complete, and an interrupted preparation resumes after them.
 """
 
 import json
@@ -34,12 +34,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Write or verify prepared shards.
 
     Returns:
-        For each split its number of images, of unreadable ones, and the bytes of each level.
+        For each split, the number of images, of unreadable ones, and the bytes of each level.
 
     Raises:
         UserError: the dataset has no encoded images, or the output was prepared differently.
-        RunFailed: an image cannot be read and `data.on_error` is stop, more images than
-            `data.max_bad_fraction` cannot be read, or a checksum differs.
+        RunFailed: an image cannot be read and `data.on_error` is stop, more images are unreadable
+            than `data.max_bad_fraction` allows, or a checksum does not match.
     """
     if config.verify:
         return {split: _verify(config.output / split) for split in config.splits}
@@ -69,7 +69,7 @@ def has_encoded_images(dataset: DecodedDataset) -> bool:
 
 
 def _check_recipe(config: PrepareConfig, folder: Path, dataset: DecodedDataset) -> None:
-    """Write the recipe, or refuse to resume a preparation with another one."""
+    """Write the recipe; refuse to resume with another one."""
     recipe = {
         "images": len(dataset),
         "data": fingerprint(dataset),
@@ -117,10 +117,10 @@ def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -
 
 
 def _check_same_image(dataset: DecodedDataset, first: int, rows: np.ndarray, folder: Path) -> None:
-    """Refuse a finished shard whose first readable image is not the dataset's, of that name.
+    """Refuse a finished shard whose first readable image differs from the dataset's.
 
     Args:
-        dataset: the images.
+        dataset: dataset to prepare.
         first: index of the shard's first image.
         rows: the shard's index.
         folder: folder of the split.
@@ -144,13 +144,13 @@ def _check_same_image(dataset: DecodedDataset, first: int, rows: np.ndarray, fol
 def _write_shards(
     dataset: DecodedDataset, config: PrepareConfig, folder: Path, shards: Sequence[int]
 ) -> Generator[int]:
-    """Write shards, `num_workers` at a time, and yield the number of each when it is done."""
+    """Write shards, `num_workers` at a time, and yield each one's number when it is done."""
     if config.num_workers == 1:
         for shard in shards:
             write_shard(dataset, config, folder, shard)
             yield shard
         return
-    # Threads suffice: Pillow decodes, resizes and encodes without the interpreter lock.
+    # Threads suffice: Pillow decodes, resizes and encodes without the GIL.
     with ThreadPoolExecutor(config.num_workers) as pool:
         pending = {
             pool.submit(write_shard, dataset, config, folder, shard): shard for shard in shards

@@ -1,13 +1,13 @@
-"""Read prepared shards: a dataset at several sizes, in few large files with random access.
+"""Read prepared shards: a dataset at several sizes, in a few large files with random access.
 
 `mae-et prepare` writes, for each split:
 
     DIR/train/split.json            classes, levels, number of images and shards; written last
-    DIR/train/00000.npy             index of shard 0: one row an image, then its checksum
-    DIR/train/00000-192.tar         its images at 192 pixels on the shorter side
+    DIR/train/00000.npy             index of shard 0: one row per image, then a checksum
+    DIR/train/00000-192.tar         its images, 192 pixels on the shorter side
     DIR/train/00000-original.tar    its original files
 
-Each archive is a WebDataset by itself. A level holds the images that are larger than it; images
+Each archive is a WebDataset by itself. A level has the images that are larger than it; images
 without smaller copies (small images, arrays, transparency, 16 bits) are read from the originals. An
 unreadable image keeps its row, without bytes, so that all others keep their indices.
 """
@@ -33,7 +33,7 @@ MAX_OPEN_FILES = 256
 
 
 class PreparedDataset(DecodedDataset):
-    """A prepared split: whole images from the originals, small crops from the smallest level."""
+    """A prepared split: whole images from the originals, crops from the smallest useful level."""
 
     def __init__(self, folder: Path, channels: int, max_value: float | None = None):
         self.files = PreparedShards(folder)
@@ -110,11 +110,11 @@ class PreparedShards:
         return self.__dict__ | {"_open": {}}  # file descriptors belong to one process
 
     def read(self, index: int, position: int) -> bytes:
-        """Return an image's file at a level, given by its position in `levels`.
+        """Return an image's file at the level with a position in `levels`.
 
         Raises:
-            Unreadable: the checksum differs, the archive ends early, or the image could not be
-                read when it was prepared.
+            Unreadable: the checksum does not match, the archive ends early, or the image was
+                unreadable when the dataset was prepared.
         """
         row = self.rows[index]
         if not row["size"][-1]:
@@ -125,10 +125,10 @@ class PreparedShards:
             )
         size, offset = int(row["size"][position]), int(row["offset"][position])
         file = self._file(index, position)
-        # Check first: pread allocates `size` bytes before it reads any.
+        # Checked first, because pread allocates `size` bytes before reading.
         if offset + size > os.fstat(file).st_size:
             raise Unreadable(f"{self.name(index, position)} is damaged: the archive ends before it")
-        # Forked workers share the file's position, so read without it.
+        # Forked workers share the file's position, so pread does not use it.
         content = os.pread(file, size, offset)
         if zlib.crc32(content) != row["crc32"][position]:
             raise Unreadable(
@@ -164,12 +164,12 @@ def index_path(folder: Path, shard: int) -> Path:
 
 
 def index_dtype(levels: int) -> np.dtype:
-    """Return the dtype of an index row: one entry a level, then one for the original."""
+    """Return the dtype of an index row, with fields for each level, then for the original."""
     places = (levels + 1,)
     return np.dtype(
         [
             ("offset", "<i8", places),
-            ("size", "<i8", places),  # 0 where the level lacks the image
+            ("size", "<i8", places),  # 0 if the level lacks the image
             ("crc32", "<u4", places),
             ("height", "<i4"),  # of the original; 0 if it was not measured
             ("width", "<i4"),
@@ -182,7 +182,7 @@ def read_split_file(folder: Path) -> dict[str, Any]:
     """Read `split.json`.
 
     Raises:
-        UserError: it is missing, damaged or of another version.
+        UserError: the file is missing, damaged or of another version.
     """
     path = folder / "split.json"
     if not path.is_file():
@@ -212,13 +212,13 @@ def _check_description(description: dict[str, Any]) -> None:
 
 
 def read_index(folder: Path, shard: int, levels: int) -> np.ndarray:
-    """Read the index of a shard with a number of levels besides the original.
+    """Read the index of a shard, given the number of levels besides the original.
 
     Returns:
         Rows of `index_dtype(levels)`, [N].
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the index is missing or damaged.
     """
     path = index_path(folder, shard)
     try:

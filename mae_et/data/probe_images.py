@@ -1,4 +1,4 @@
-"""The images of online probes: a bounded random sample, the same at every probe."""
+"""Choose the images of online probes: a bounded random sample, the same at every probe."""
 
 import math
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from mae_et.errors import Unreadable, UserError
 from mae_et.runtime.console import notify
 
 HELD_OUT_FRACTION = 0.2
-"""Fraction of the training images that is held out where there is no validation split."""
+"""Fraction of the training images held out if there is no validation split."""
 ENOUGH = 200
-"""Images to classify for a standard error of at most 3.5 points."""
+"""Images to classify for a standard error of at most 3.5 percentage points."""
 
 
 class CentreCrops(Dataset[tuple[Tensor, int] | None]):
     """Centre crops of chosen images with their labels; None for those that cannot be read.
 
     Args:
-        source: the images.
-        data: `eval_crop`, and `on_error`, which may refuse unreadable images.
+        source: dataset of the images.
+        data: `eval_crop` and `on_error` are read; with `stop`, unreadable images raise.
         size: side of the crops, in pixels.
         indices: the chosen images, in order.
     """
@@ -61,10 +61,10 @@ class CentreCrops(Dataset[tuple[Tensor, int] | None]):
 
 @dataclass(frozen=True)
 class ProbeImages:
-    """Which images a probe encodes."""
+    """The images that a probe encodes."""
 
     data: DataConfig
-    """Where they come from, and how they are prepared."""
+    """Their source, and how they are prepared."""
     train: ImageDataset
     train_indices: list[int]
     """Images whose features are measured, and vote if they have labels."""
@@ -81,14 +81,14 @@ def open_probe_images(
     most: int,
     seed: int,
 ) -> ProbeImages:
-    """Open the data of the probes and draw their images; print in one line what they are.
+    """Open the data of the probes, draw their images, and report them in one line.
 
     Args:
-        config: which data, and how many images.
-        run: the data that the run trains on; images are prepared as its own.
-        source: their training split.
-        channels: image channels.
-        most: images that a probe can afford.
+        config: data and number of images.
+        run: data of the run, whose preprocessing the probes share.
+        source: training split of the run.
+        channels: number of image channels.
+        most: number of images that a probe can afford.
         seed: seed of the draw.
 
     Raises:
@@ -121,7 +121,7 @@ def open_probe_images(
 
 
 def _describe_limit(max_fraction: float, share: float, wanted: int) -> str:
-    """Return why only a share of the images is classified, and what to set if these are few."""
+    """Describe why only a share of the images is classified, and what to set if it is small."""
     if share == 1:
         return ""
     enough, classified = min(ENOUGH, wanted), max(1, int(share * wanted))

@@ -1,7 +1,7 @@
-"""Sample the batches of a plan, and choose the images that replay uses again.
+"""Sample the batches of a plan, and choose the images that replay reuses.
 
-The order is a function of (seed, step): it depends neither on where a run was interrupted, nor on
-the number of workers, nor, without replay, on how a batch is spread over ranks.
+The order is a function of (seed, step): it does not depend on where a run was interrupted, on the
+number of workers, nor, without replay, on how a batch is spread over ranks.
 """
 
 import hashlib
@@ -60,32 +60,32 @@ def permutation(size: int, seed: int, epoch: int) -> Tensor:
 class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
     """Batch sampler of a curriculum, for `torch.utils.data.DataLoader(batch_sampler=...)`.
 
-    It yields lists of `SampleIndex` (image, epoch, stage), so the dataset must accept them as
-    indices: the stage travels with each sample, and loader processes that fetch ahead apply the
+    It yields lists of `SampleIndex` (image, epoch, stage), which the dataset must accept as
+    indices: the stage travels with each sample, so that loader processes that prefetch apply the
     transform of the right stage (`mae_et.train_transform`).
 
     Step s takes the samples s * batch ... (s + 1) * batch - 1 of an endless sequence of
     permutations of the dataset; rank r takes the r-th equal part of each batch. The order is a
     function of (seed, step), so a loop resumes at any step with `start_step`.
 
-    With replay (EfficientTrain++, arXiv 2405.08768, for loaders that are too slow), a step at a
-    bandwidth of `replay` t loads 1/t of its batch and draws the rest from the samples that this
-    rank loaded last in the same stage; `mae_et.data.loader.training_batches` puts both together.
+    With replay (EfficientTrain++, arXiv 2405.08768, for slow loaders), a step at a bandwidth with
+    `replay` t loads 1/t of its batch and draws the rest from the samples that this rank loaded last
+    in the same stage; `mae_et.data.loader.training_batches` combines them.
 
     Args:
         plan: stages in whole steps, from `Curriculum.plan`.
         seed: seed of the order.
-        micro_batch: images of one forward pass of this rank: a number, or a function from a
+        micro_batch: images of one forward pass of this rank: a number, or a function of the
             bandwidth; by default a rank's whole share of the batch.
         rank: index of this rank.
         world_size: number of ranks.
         start_step: first step.
-        replay: how often each loaded sample is used, by bandwidth; once by default.
+        replay: number of uses of each loaded sample, by bandwidth; 1 by default.
         replay_images: samples that a rank keeps to draw from.
 
     Raises:
-        UserError: there is no such rank, `replay` names a bandwidth that the plan does not have, or
-            the ranks, or the uses of an image, do not divide the batch.
+        UserError: there is no such rank, `replay` names a bandwidth that is not in the plan, or the
+            batch is not divisible by the ranks and the uses of an image.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         self.plan, self.seed = plan, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self.replay = dict(replay or {})
-        # At most an epoch of this rank, so that draws are of two permutations at most.
+        # At most an epoch of this rank, so that draws come from at most two permutations.
         self.replay_images = min(replay_images, plan.dataset_size // world_size)
         if not set(self.replay) <= set(plan.bandwidths):
             raise UserError(
@@ -157,7 +157,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             following = min(last, max(0, last + len(new) - self.replay_images))
             if step + 1 == stage.start + stage.steps:
                 following = last
-            # If a step has more new samples than are kept, some are never drawn from.
+            # If a step has more new samples than are kept, some are never drawn.
             oldest = min(first, last - len(new))
             leaving = self._samples(np.arange(oldest, following), stage)
             dropped = [index for index in leaving if index in held]  # some were not reloaded
@@ -172,7 +172,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         return self.plan.batch_size // self._times(stage) // self.world_size
 
     def _samples(self, places: np.ndarray, stage: PlannedStage) -> list[SampleIndex]:
-        """Return the samples at positions of this rank's sequence in a stage."""
+        """Return the samples at positions in this rank's sequence of a stage."""
         share, size = self._share(stage), self.plan.dataset_size
         steps, offsets = np.divmod(places, share)
         before = (steps * self.world_size + self.rank) * share + offsets

@@ -1,4 +1,4 @@
-"""Outlines of the ten object shapes of synthetic images, as signed distances."""
+"""Signed distance functions of the ten object shapes of synthetic images."""
 
 from collections.abc import Callable
 
@@ -74,4 +74,4 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "hourglass": _hourglass,
 }
 """Each takes coordinates in units of half the object's extent, y upwards, and returns the distance
-to the outline in the same units, negative inside and exact near the outline, corners apart."""
+to the outline in the same units: negative inside, and exact near the outline except at corners."""

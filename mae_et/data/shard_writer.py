@@ -1,4 +1,4 @@
-"""Write a prepared shard: the smaller copies of its images, its archives and its index."""
+"""Write a prepared shard: its archives, with smaller copies of its images, and its index."""
 
 import io
 import tarfile
@@ -78,8 +78,8 @@ def encode_levels(
     """Encode the smaller copies of an image file.
 
     Returns:
-        The original's extension, its height and width, and its copy at each level, None where it is
-        not larger than the level. Arrays, transparent images and all that is not 8-bit grey or RGB
+        The original's extension, its height and width, and its copy at each level, None if it is
+        not larger than the level. Arrays, transparent images and any that are not 8-bit grey or RGB
         have no copies, and size (0, 0): they are read whole.
 
     Raises:
@@ -104,7 +104,7 @@ def _encode_level(image: Image.Image, level: int, quality: int) -> bytes | None:
         return None
     width, height = (max(1, round(side * level / shorter)) for side in image.size)
     file = io.BytesIO()
-    # Chroma subsampling would cost crops of the level 0.2 to 1 dB.
+    # Chroma subsampling would cost crops from the level 0.2 to 1 dB.
     image.resize((width, height), Image.Resampling.LANCZOS).save(
         file, "JPEG", quality=quality, subsampling=0
     )
@@ -112,7 +112,7 @@ def _encode_level(image: Image.Image, level: int, quality: int) -> bytes | None:
 
 
 class TarWriter:
-    """Write an archive, and put it in place when it is complete."""
+    """Write an archive, and move it into place when it is complete."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -120,7 +120,7 @@ class TarWriter:
     def __enter__(self) -> "TarWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.temporary = self.path.with_name(f".{self.path.name}.part")
-        self.temporary.unlink(missing_ok=True)  # of a killed process, or a link to any file
+        self.temporary.unlink(missing_ok=True)  # from a killed process, or a link to any file
         self.tar = tarfile.open(self.temporary, "x", format=tarfile.USTAR_FORMAT)
         return self
 

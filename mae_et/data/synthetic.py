@@ -1,14 +1,14 @@
-"""Seeded colour images of ten object shapes, so that a demo needs no download.
+"""Seeded colour images of ten object shapes, for a demo without downloads.
 
 Each image is one shape over a background with the 1/f amplitude spectrum of natural scenes. The
-shape is filled with a texture of its own (1/f noise and a grating of known frequency) and lit
-together with the background. Position, scale, rotation, colours, textures and light are drawn
-independently of the class, so only the silhouette tells it.
+shape has a texture of its own (1/f noise and a grating of known frequency) and is lit together with
+the background. Position, scale, rotation, colours, textures and light are drawn independently of
+the class, so only the silhouette reveals it.
 
-An image depends on nothing but (index, size, seed), on every machine. Its random numbers come from
-`numpy.random.RandomState`, whose streams numpy has frozen for good (NEP 19), unlike those of
-`default_rng`. All arithmetic is float64 until one final rounding to uint8, so differences in the
-last bit between processors and FFT builds vanish in the rounding.
+An image depends only on (index, size, seed), on every machine. Its random numbers come from
+`numpy.random.RandomState`, whose streams are frozen (NEP 19), unlike those of `default_rng`. All
+arithmetic is float64 until one final rounding to uint8, which hides differences in the last bit
+between processors and FFT builds.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ SMALLEST = 16  # pixels; the finest grating, 8 cycles per image, is at the limit
 
 CLASSES: tuple[str, ...] = tuple(SHAPES)
 
-# Rows: what one unit of brightness, blue-yellow and red-green adds to red, green and blue.
+# Rows: red, green and blue of one unit of brightness, blue-yellow and red-green.
 _OPPONENT = np.array([[1.0, 1.0, 1.0], [0.7, 0.7, -1.4], [1.2, -1.2, 0.0]])
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """What is drawn for one image apart from its noise; the same at every image size.
+    """The contents of one image except its noise; the same at every image size.
 
     Lengths are in halves of the image side (the image spans -1 to 1), frequencies in cycles per
     image side, angles in radians, colours in opponent coordinates (see `_OPPONENT`).
@@ -59,8 +59,8 @@ def _draw_scene(label: int, stream: RandomState) -> _Scene:
     uniform = stream.uniform
     extent = uniform(0.55, 0.85)
     reach = 1 - 0.8 * extent  # a tenth of the object may leave the image at each edge
-    # Brightness always differs by at least 0.25, so that the object is seen; which of the two is
-    # the brighter is a coin toss, so that pixel values say nothing of the class.
+    # Brightness always differs by at least 0.25, so that the object is visible; a coin toss decides
+    # which is brighter, so that pixel values do not reveal the class.
     middle, gap = uniform(0.4, 0.6), uniform(0.25, 0.4) * (1 if uniform() < 0.5 else -1)
     object_tint, ground_tint = uniform(-0.09, 0.09, (2, 2))
     return _Scene(
@@ -92,7 +92,7 @@ def _log_frequency(size: int) -> np.ndarray:
     """Natural logarithm of the cycles per image at each bin of a real 2-D transform."""
     rows, columns = np.fft.fftfreq(size, 1 / size), np.fft.rfftfreq(size, 1 / size)
     frequency = np.hypot(rows[:, None], columns[None, :])
-    frequency[0, 0] = np.inf  # its weight becomes 0, so the noise has no mean of its own
+    frequency[0, 0] = np.inf  # its weight becomes 0, so the noise has mean 0
     return np.log(frequency)
 
 
@@ -108,7 +108,7 @@ def _noise(stream: RandomState, count: int, size: int, steepness: float) -> np.n
 
 
 def _coverage(scene: _Scene, size: int) -> np.ndarray:
-    """[size, size] share of each pixel that the object covers, 0 to 1."""
+    """[size, size] fraction of each pixel that the object covers, 0 to 1."""
     x, y = _grid(size)
     x, y = (x - scene.centre[0]) / scene.extent, (y - scene.centre[1]) / scene.extent
     cos, sin = np.cos(scene.angle), np.sin(scene.angle)
@@ -131,23 +131,24 @@ def _texture(scene: _Scene, stream: RandomState, size: int) -> np.ndarray:
 
 
 def _start(index: int, seed: int) -> tuple[_Scene, RandomState]:
-    """The scene of an image, and the stream that its noise is to come from."""
-    # All 128 bits go in as the key of the generator's own mixing: no two (seed, index) share one.
+    """Return the scene of an image, and the stream that its noise comes from."""
+    # All 128 bits are the key of the generator's own mixing: no two (seed, index) share one.
     words = [seed % 2**32, seed >> 32, index % 2**32, index >> 32]
     stream = RandomState(words)
     return _draw_scene(index % len(CLASSES), stream), stream
 
 
 def render(index: int, size: int, seed: int = 0) -> tuple[np.ndarray, int]:
-    """One image and the position of its class in `CLASSES`, a pure function of the arguments.
+    """Return an image and its label, the position of its class in `CLASSES`.
 
-    The label is `index % 10`, so any run of consecutive indices is balanced to within one. Object,
-    colours and light of an (index, seed) are the same at every size; the noise is not.
+    A pure function of its arguments. The label is `index % 10`, so any range of consecutive indices
+    is balanced to within one. Object, colours and light of an (index, seed) are the same at every
+    size; the noise is not.
 
     Args:
-        index: which image, from 0 to 2**64 - 1.
+        index: index of the image, from 0 to 2**64 - 1.
         size: side in pixels, at least 16.
-        seed: which of the unending sequences of images, from 0 to 2**64 - 1.
+        seed: seed of the sequence of images, from 0 to 2**64 - 1.
 
     Returns:
         uint8 array [size, size, 3] in red, green, blue, and the label from 0 to 9.
@@ -175,8 +176,7 @@ def render(index: int, size: int, seed: int = 0) -> tuple[np.ndarray, int]:
 class Synthetic:
     """Images `first` to `first + length - 1` of a seed, rendered on first use and then kept.
 
-    Keeping them takes `length * size * size * 3` bytes. Each worker process renders
-    its own copy.
+    They take `length * size * size * 3` bytes in each worker process, which renders its own copy.
 
     Args:
         length: number of images, at least 1.
@@ -193,7 +193,7 @@ class Synthetic:
     def __init__(self, length: int, size: int, seed: int = 0, first: int = 0) -> None:
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
-        render(first, size, seed)  # refuses bad arguments now and not at the first access
+        render(first, size, seed)  # checks the arguments now, not at the first access
         self.length, self.size, self.seed, self.first = length, size, seed, first
         self._pixels = np.zeros((length, size, size, 3), np.uint8)
         self._filled = np.zeros(length, bool)
@@ -202,7 +202,7 @@ class Synthetic:
         return self.length
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int]:
-        """RGB image of `size` x `size` pixels and its label; IndexError outside the set."""
+        """Return an RGB image of `size` x `size` pixels and its label."""
         i = range(self.length)[i]
         index = self.first + i
         if not self._filled[i]:

@@ -1,4 +1,4 @@
-"""Index WebDataset shards: the places of their images, and their labels."""
+"""Index WebDataset shards: the positions and labels of their images."""
 
 import json
 import os
@@ -30,14 +30,14 @@ class ShardIndex(NamedTuple):
     skipped: Counter[str]
     """Number of other files by extension."""
     folders: set[str]
-    """Paths of the folders of the images within the archive."""
+    """Folders of the images, as paths within the archive."""
 
 
 def index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
-    """Read the headers and labels of a shard, whose images have one of the extensions (`.jpg`).
+    """Index a shard's images, which have one of the extensions (such as `.jpg`).
 
     Raises:
-        UserError: it is damaged, or a label is out of range.
+        UserError: the shard is damaged, or a label is out of range.
     """
     try:
         return _index_shard(path, extensions)
@@ -55,7 +55,7 @@ def _index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
             if entry.isdir():
                 continue
             extension = _extension(entry.name)
-            if _is_hidden(entry.name):  # such as ._photo.jpg, which macOS adds
+            if _is_hidden(entry.name):  # such as ._photo.jpg, added by macOS
                 skipped["hidden"] += 1
             elif not entry.isreg():
                 skipped[f"{extension} (links)"] += 1
@@ -90,7 +90,7 @@ def _images_of_keys(
     labels: dict[str, int | str | None],
     extensions: tuple[str, ...],
 ) -> tuple[dict[str, tuple[int, int]], Counter[str]]:
-    """Return the place of each key's image, in the order of the archive, and the skipped files."""
+    """Return the position of each key's image, in archive order, and the skipped files."""
     owned = set(labels)
     split = (_split_at_first_dot(name) for name, *_ in files)
     owned.update(key for key, rest in split if rest in extensions)
@@ -105,7 +105,7 @@ def _images_of_keys(
         if rest not in extensions:
             skipped[rest] += 1
             continue
-        if key in images:  # a second image of the sample; the last one counts
+        if key in images:  # a second image of the sample: the last one is used
             skipped[extension_of[key]] += 1
         images[key], extension_of[key] = (place[0], place[1]), rest
     return images, skipped
@@ -118,10 +118,10 @@ def _split_at_first_dot(name: str) -> tuple[str, str]:
 
 
 def _read_label(content: bytes, extension: str) -> int | str | None:
-    """Return the number or the name of a class, or None.
+    """Return the number or name of a class; None if there is none.
 
     Raises:
-        ValueError: a number is out of range (classes are numbered from 0, in a table).
+        ValueError: a number is out of range (labels index a table of classes).
     """
     if extension == ".json":
         try:
@@ -148,7 +148,7 @@ def _read_label(content: bytes, extension: str) -> int | str | None:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Refuse an archive that tarfile read only in part; warn of a missing end marker."""
+    """Refuse an archive that tarfile read only in part; warn if the end marker is missing."""
     with path.open("rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)

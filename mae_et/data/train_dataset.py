@@ -1,8 +1,8 @@
 """Datasets that augment training images with seeded random numbers.
 
-Crop, flip, augmentation and mask noise are functions of (seed, epoch, sample): they depend neither
-on the number of workers, nor on where a run was interrupted, nor on how a global batch is spread
-over ranks and micro-batches.
+Crop, flip, augmentation and mask noise are functions of (seed, epoch, sample): they do not depend
+on the number of workers, on where a run was interrupted, or on how a global batch is spread over
+ranks and micro-batches.
 """
 
 from abc import ABC, abstractmethod
@@ -32,15 +32,15 @@ from mae_et.data.transforms import (
 
 
 class AugmentedDataset(Dataset[AnyBatch], ABC):
-    """Images that are augmented as their stage says, indexed by `SampleIndex`.
+    """Images augmented for their stage, indexed by `SampleIndex`.
 
     Args:
-        source: the images.
+        source: dataset of the images.
         config: parameters of the crop, the flip and the augmentation.
         plan: bandwidth and magnitude of each stage.
         seed: seed of all random numbers.
-        method: with decode, crops are decoded at the stage's bandwidth.
-        transforms: of each stage, for the other methods.
+        method: crop method; with `decode`, crops are decoded at the stage's bandwidth.
+        transforms: transform of each stage, for the other methods.
 
     Raises:
         UserError: timm does not know the augmentation, or the dataset cannot decode crops.
@@ -65,7 +65,7 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
         return self.augment(index, index.sample)
 
     def augment(self, index: SampleIndex, sample: int) -> AnyBatch:
-        """Augment image `sample` with the random numbers of `index`, its own or another image's.
+        """Augment image `sample` with the random numbers of `index`, which may be another image's.
 
         Raises:
             Unreadable: the image cannot be read.
@@ -85,13 +85,13 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
     def finish(
         self, view: Tensor, label: int, stage: int, generator: Generator | None = None
     ) -> AnyBatch:
-        """Return the sample of a view, uint8 [C H W], that the loader stacks.
+        """Return the sample of a view, uint8 [C H W], for the loader to stack.
 
-        Random numbers come from the global generator, which is seeded, or from `generator`.
+        Random numbers come from `generator`, or from the global generator, which is seeded.
         """
 
     def refresh(self, batch: AnyBatch, reused: Tensor, seed: int) -> AnyBatch:
-        """Return the batch with new random numbers for the reused images, marked in bool [B]."""
+        """Redraw the random numbers of the reused images, marked in bool [B]."""
         generator = torch.Generator().manual_seed(seed)
         batch = self.redraw(batch, reused, generator)
         images = flip_again(batch.images, reused, self.config.flip, generator)
@@ -99,7 +99,7 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
         return batch._replace(images=images, replaced=replaced)
 
     def redraw(self, batch: AnyBatch, reused: Tensor, generator: Generator) -> AnyBatch:
-        """Redraw other random numbers of the reused images; there are none by default."""
+        """Redraw further random numbers of the reused images; none by default."""
         return batch
 
 
@@ -128,14 +128,14 @@ class TrainTransform:
 def train_transform(
     plan: Plan, patch_size: int = 16, seed: int = 0, config: DataConfig | None = None
 ) -> TrainTransform:
-    """Return the transform of `mae-et pretrain`, for the dataset of a training loop of one's own.
+    """Return the transform of `mae-et pretrain`, for the dataset of a custom training loop.
 
-    Random-resized crop to the base size, flip, RandAugment at the stage's magnitude if `config` has
-    it, and the noise of the mask. All of it is a function of (seed, epoch, sample). The reduction
-    to the stage's bandwidth follows on the device (`mae_et.low_frequency_crop`).
+    Random-resized crop to the base size, flip, RandAugment at the stage's magnitude if configured,
+    and the noise of the mask, all functions of (seed, epoch, sample). The reduction to the stage's
+    bandwidth follows on the device (`mae_et.low_frequency_crop`).
 
     Args:
-        plan: the plan of the `CurriculumBatchSampler`.
+        plan: plan of the `CurriculumBatchSampler`.
         patch_size: side of a patch in pixels.
         seed: seed of crops, flips, augmentation and masks.
         config: `scale`, `ratio`, `flip`, `augment` and `mean` are read; MAE's by default.
@@ -182,7 +182,7 @@ class TrainDataset(AugmentedDataset[Batch]):
         return self.transform.with_noise(view, stage, generator)
 
     def draw_box(self, index: SampleIndex, height: int, width: int) -> tuple[Box, bool]:
-        """Return the box that `augment` takes of an image of a size, and whether it is flipped."""
+        """Return the box that `augment` crops from an image of this size, and whether it flips."""
         seed = sample_seed(self.seed, index.epoch, index.sample)
         if self.crops is not None:
             sample_box, flip = draw_crop(self.config, Generator().manual_seed(seed))

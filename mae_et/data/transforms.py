@@ -1,4 +1,4 @@
-"""Transforms of images: random crops and RandAugment to train on, centre crops to evaluate."""
+"""Image transforms: random crops and RandAugment to train on, centre crops to evaluate."""
 
 import contextlib
 import random
@@ -29,15 +29,15 @@ from mae_et.runtime.tensor_cache import cache_tensors
 
 BICUBIC = InterpolationMode.BICUBIC
 MAX_ASPECT = 16
-"""Longer side over shorter side beyond which the ends are trimmed before an image is resized."""
+"""Ratio of longer to shorter side beyond which the ends are trimmed before resizing."""
 
 
 @contextlib.contextmanager
 def seeded(seed: int, numpy: bool = True) -> Iterator[None]:
     """Seed the global generators that image transforms use, and restore them afterwards.
 
-    Seeding numpy's takes 70 microseconds, and only timm's RandAugment and mixing use it: without
-    them, `numpy` may be False.
+    `numpy` may be False without timm's RandAugment and mixing, which alone use numpy's generator:
+    seeding it takes 70 microseconds.
     """
     saved = torch.default_generator.get_state(), random.getstate()
     saved_numpy = np.random.get_state() if numpy else None  # noqa: NPY002
@@ -59,8 +59,8 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
 
     Args:
         source: images.
-        config: `eval_crop`, the share of the resized side that the crop keeps (0.875 in MAE's
-            recipe: 224 of 256).
+        config: `eval_crop` is read, the fraction of the resized side that the crop keeps (0.875 in
+            MAE's recipe: 224 of 256).
         size: side of the crops in pixels, or (height, width).
     """
 
@@ -84,10 +84,10 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
 
 
 def flip_again(images: Tensor, which: Tensor, chance: float, generator: Generator) -> Tensor:
-    """Flip the marked images [B] of [B C H W] once more, each with probability a half.
+    """Flip the images [B C H W] marked in bool [B] once more, each with probability 1/2.
 
-    With a flip probability other than a half, a second flip would change it: the images are
-    returned unchanged.
+    If the flip probability is not 1/2, a second flip would change it: images are returned
+    unchanged.
     """
     coins = torch.rand(len(images), generator=generator) < 0.5
     if chance != 0.5:
@@ -96,7 +96,7 @@ def flip_again(images: Tensor, which: Tensor, chance: float, generator: Generato
 
 
 def trim_ends(image: Image.Image | Tensor) -> Image.Image | Tensor:
-    """Trim the ends of an image that is more than `MAX_ASPECT` times as long as it is wide.
+    """Trim the ends of an image more than `MAX_ASPECT` times as long as it is wide.
 
     A centre crop does not contain them, and resizing a line of 20,000 pixels would take 4 GB.
     """
@@ -117,14 +117,14 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     Args:
         images: [... C H W]; uint8 is scaled from [0, 255] to [0, 1], other types are not.
-        mean: of each channel, or one number.
-        std: of each channel, or one number.
+        mean: mean of each channel, or one number.
+        std: standard deviation of each channel, or one number.
 
     Returns:
         float32 [... C H W].
 
     Raises:
-        ValueError: mean and std have neither one number nor one for each channel.
+        ValueError: mean and std have neither one number nor one per channel.
     """
     scaled = images / 255 if images.dtype == torch.uint8 else images.float()
     centre, spread = statistics(tuple(mean), tuple(std), images.shape[-3], images.device)
@@ -135,7 +135,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def statistics(
     mean: tuple[float, ...], std: tuple[float, ...], channels: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation as tensors [C 1 1] or [1 1 1], cached on the device."""
+    """Return mean and standard deviation as tensors [C 1 1] or [1 1 1], cached per device."""
     if len(mean) != len(std) or len(mean) not in {1, channels}:
         raise ValueError(
             f"mean and std must have one number, or one for each of {channels} channels, got "
@@ -155,7 +155,7 @@ def training_transform(config: DataConfig, size: int, magnitude: float) -> Calla
     """Return random-resized crop, flip and, with `data.augment`, RandAugment at a magnitude.
 
     Raises:
-        UserError: timm knows no such augmentation.
+        UserError: timm does not know the augmentation.
     """
     steps: list[Callable] = [
         RandomResizedCrop(size, config.scale, config.ratio, BICUBIC, antialias=True),
@@ -172,7 +172,7 @@ def draw_resized_crop(config: DataConfig, height: int, width: int) -> tuple[Pixe
 
 
 def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:
-    """Return RandAugment at a magnitude, for PIL images; no transform without `data.augment`."""
+    """Return RandAugment at a magnitude, for PIL images; empty without `data.augment`."""
     if not config.augment:
         return []
     name, *rest = config.augment.split("-")
@@ -191,8 +191,8 @@ def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep some bits of each channel; none of them, at magnitude 10, is black.
+    """Keep some bits of each channel; 0 bits, at magnitude 10, give black.
 
-    Pillow 13 refuses 0 bits, which earlier versions made black and timm still requests.
+    Pillow 13 refuses 0 bits, which timm still requests.
     """
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)

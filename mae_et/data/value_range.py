@@ -1,4 +1,4 @@
-"""Warn where images use little of the range of values that they are read with."""
+"""Warn if images use little of the value range that they are read with."""
 
 import io
 import warnings
@@ -28,21 +28,21 @@ class Range(NamedTuple):
     high: np.ndarray
     """Lowest and highest value of each channel, [C]; [1] for grey."""
     frames: int = 1
-    """Images in the file."""
+    """Number of images in the file."""
 
 
 EIGHT_BITS = Range("8-bit images", np.zeros(1), np.full(1, 255))
 
 
 def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
-    """Look at some images, the first among them, and warn of a doubtful range or of more frames.
+    """Inspect some images, including the first; warn of unusual ranges and of multiple frames.
 
     Statistics of images must be those of values in [0, 1]. 16-bit images should reach the upper
-    half of their range (10 to 14 bits in 16-bit files do not), and arrays should lie within some
+    half of their range (10 to 14 bits in 16-bit files do not), and arrays should lie within a few
     standard deviations (`data.std`) of `data.mean`. Unreadable images are skipped.
 
     Raises:
-        UserError: the statistics are those of other values.
+        UserError: the statistics are not those of values in [0, 1].
     """
     found = list(_ranges(dataset))
     if any(not each.kind.endswith("arrays") for each in found):
@@ -84,7 +84,7 @@ def _ranges(dataset: DecodedDataset) -> Iterator[Range]:
 
 
 def _range_of(content: bytes) -> Range | None:
-    """Return the range of an image or an array; None for arrays that reading refuses."""
+    """Return the range of an image or an array; None for arrays that reading will refuse."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         array = np.load(io.BytesIO(content), allow_pickle=False)
         if array.ndim not in {2, 3} or array.dtype.kind not in "buif":
@@ -94,7 +94,7 @@ def _range_of(content: bytes) -> Range | None:
         pixels = array.reshape(-1, array.shape[2] if array.ndim == 3 else 1).astype(float)
         return Range(f"{array.dtype} arrays", pixels.min(0), pixels.max(0))
     with open_image(content) as image:
-        # Further frames of an MPO are previews or depth maps.
+        # Other frames of an MPO are previews or depth maps.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if has_deep_colours(image):
             return Range("16-bit colours", np.zeros(1), _highest(image.convert("RGB")), frames)
@@ -129,14 +129,14 @@ def _check_colours(high: float) -> None:
 
 
 def _white(high: float) -> int:
-    """Return the white of the usual bit depth that holds a value."""
+    """Return the white of the smallest common bit depth that fits a value."""
     return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
 
 
 def _check_array(kind: str, low: np.ndarray, high: np.ndarray, config: DataConfig) -> None:
     mean, std = np.array(config.mean), np.array(config.std)
     if len(low) not in {1, len(mean)} and len(mean) != 1:
-        return  # [C H W], which reading refuses
+        return  # [C H W], which reading will refuse
     scale = 1 if config.max_value is None else config.max_value
     values = f"{kind} [H W C] with values from {low.min():g} to {high.max():g}"
     notify(

@@ -1,6 +1,6 @@
 """Read WebDataset shards with random access.
 
-timm's reader streams shards, and so cannot resume at a given sample. Here the archives are indexed
+timm's reader streams shards, so it cannot resume at a given sample. Here the archives are indexed
 once, and each image is then read at its offset.
 """
 
@@ -34,10 +34,10 @@ COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 def open_shards(
     config: DataConfig, split: Split, channels: int, own_classes: bool = False
 ) -> DecodedDataset:
-    """Open a split's shards, and print what is unusual about them.
+    """Open a split's shards, and report anything unusual about them.
 
     Raises:
-        UserError: see `find_shards` and `TarShards`; or there is no image of so many channels.
+        UserError: see `find_shards` and `TarShards`; or no image has this number of channels.
     """
     root, extensions = data_root(config), extensions_for(channels)
     shards = _index_split(config, root, split, extensions, own_classes)
@@ -56,7 +56,7 @@ def open_shards(
 def _index_split(
     config: DataConfig, root: Path, split: Split, extensions: tuple[str, ...], own_classes: bool
 ) -> "TarShards":
-    """Index a split, its classes numbered as in training, whose shards may have more."""
+    """Index a split with classes numbered as in training, whose shards may have more."""
     paths = find_shards(config, root, split)
     shards = TarShards(paths, extensions)
     if split == "train" or own_classes:
@@ -64,18 +64,18 @@ def _index_split(
     try:
         train = find_shards(config, root, "train")
         if train == paths or not (shards.has_names or TarShards(train[:1], extensions).has_names):
-            return shards  # numbers mean the same in both splits
+            return shards  # numbers have the same meaning in both splits
         classes = TarShards(train, extensions).classes
-    except UserError:  # a validation split alone
+    except UserError:  # only a validation split
         return shards
     return TarShards(paths, extensions, classes)
 
 
 def find_shards(config: DataConfig, root: Path, split: Split) -> list[Path]:
-    """Return a split's shards: `ROOT/NAME/**/*.tar`, or `ROOT/*.tar` with NAME as a word of it.
+    """Return a split's shards: `ROOT/NAME/**/*.tar`, or `ROOT/*.tar` with the word NAME.
 
-    NAME may be a synonym of the configured one (see `layout.SYNONYMS`). Shards that name no split
-    are for training.
+    NAME may be a synonym of the configured name (see `layout.SYNONYMS`). Shards without the name of
+    a split are for training.
 
     Raises:
         UserError: no shard is found, or all are compressed.
@@ -113,12 +113,12 @@ def _shards_named(config: DataConfig, root: Path, split: Split) -> list[Path]:
 
 
 def _archives(paths: Iterable[Path]) -> list[Path]:
-    """Return the shards among some paths, sorted, without hidden ones."""
+    """Return the shards among some paths, sorted, except hidden ones."""
     return sorted(p for p in paths if p.suffix.lower() == ".tar" and not p.name.startswith("."))
 
 
 def _report_unnamed(config: DataConfig, root: Path, shards: Sequence[Path]) -> None:
-    """Print how many shards beside those of the splits are not read."""
+    """Report how many shards name no split and are not read."""
     names = {config.train_split.casefold(), config.val_split.casefold()}
     names.update(*SYNONYMS.values())
     others = [path.name for path in shards if not names & set(_words(path))]
@@ -144,17 +144,17 @@ class TarShards:
 
     The files of a sample share a key: the path up to the first dot of the file's name. The label of
     `a/b.jpg` is in `a/b.cls` (a number or a class name) or in `a/b.json` (`tar_index.JSON_KEYS`).
-    A name with several dots, `a/b.1.jpg`, belongs to the key `a/b` if there is an image or a label
-    of that key; else its key is `a/b.1`.
+    An image whose name has several dots, `a/b.1.jpg`, belongs to the key `a/b` if that key has an
+    image or a label; otherwise its key is `a/b.1`.
 
     Args:
-        paths: the archives.
-        extensions: of images, in lower case, with the dot.
-        classes: names of the classes, where labels are names; None to take those that occur.
+        paths: paths of the archives.
+        extensions: extensions of images, in lower case, with the dot.
+        classes: names of the classes, if labels are names; None for those that occur.
 
     Raises:
-        UserError: a shard is damaged, a label is out of range, a class is not in `classes`, or the
-            images of two splits are in one shard.
+        UserError: a shard is damaged, a label is out of range, a class is not in `classes`, or one
+            shard has images of two splits.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class TarShards:
         return f"at byte {self.places[index][0]} of {self.paths[self.shards[index]]}"
 
     def summary(self) -> str:
-        """Return what is unusual about the samples, with counts; empty if nothing is."""
+        """Describe anything unusual about the samples, with counts; empty if nothing is."""
         facts = []
         unlabelled = int((self.labels == UNLABELLED).sum())
         if 0 < unlabelled < len(self):
@@ -219,7 +219,7 @@ def _number_classes(
 ) -> tuple[list[str], np.ndarray]:
     """Return the classes and the label of each image, int64 [N].
 
-    Labels that are all numbers are classes 0 to their maximum; else all are names, in order.
+    If all labels are numbers, the classes are 0 to their maximum; otherwise all are names, sorted.
     """
     if classes is None and not any(isinstance(label, str) for label in raw):
         numbers = np.array([UNLABELLED if label is None else label for label in raw], np.int64)
