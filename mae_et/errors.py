@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 
 class UserError(ValueError):
-    """A wrong command, config or input: one sentence for the user, exit status 2."""
+    """An invalid command, config or input: one sentence for the user, exit status 2."""
 
 
 class UnknownClasses(UserError):
@@ -21,7 +21,7 @@ def require(condition: bool, sentence: str) -> None:
 
 
 def require_choice(value: object, choices: Any, key: str) -> None:
-    """Raise `UserError` unless a value is one of a `Literal`'s; `key` begins the sentence."""
+    """Raise `UserError`, with a sentence that starts with `key`, unless a `Literal` has a value."""
     known = get_args(choices)
     require(value in known, f"{key} must be one of {', '.join(known)}, got {value!r}")
 
@@ -33,12 +33,12 @@ SEEDS = f"[0, {2**63})"
 def require_in(interval: str, config: object, *keys: str) -> None:
     """Raise `UserError` if a field of a config, or an item of it, lies outside an interval.
 
-    None, the value of a field that is not given, passes.
+    None, the value of an unset field, passes.
 
     Args:
         interval: such as "(0, 1]" or "[0, inf)"; a round bracket excludes its end.
         config: the section of a config.
-        keys: names of its fields, as the sentence gives them (`optim.base_lr`).
+        keys: names of its fields, as shown in the sentence (`optim.base_lr`).
     """
     low, high = map(float, interval[1:-1].split(", "))
     requirement = {
@@ -86,7 +86,7 @@ class PeerLost(RunFailed):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ended a command while it had nothing to save; exit status 128 + signal.
+    """A signal that ended a command with nothing to save; exit status 128 + signal.
 
     Attributes:
         signal: number of the signal.

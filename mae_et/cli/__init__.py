@@ -1,1 +1,1 @@
-"""The `mae-et` command: its commands, and what their arguments mean."""
+"""The `mae-et` command line: its subcommands and their arguments."""

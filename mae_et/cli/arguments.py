@@ -58,7 +58,7 @@ CONFIGS: dict[str, type[Any]] = {
     "search": SearchConfig,
 }
 
-# Commands that are about one checkpoint, whose path may be the first word: knn RUN.
+# Commands on one checkpoint, whose path may be the first word: knn RUN.
 POSITIONAL = frozenset({
     "knn", "linear-probe", "embed", "preview --features", "evaluate", "reconstruct", "export",
     "finetune", "dynamics",
@@ -72,8 +72,8 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
 
     Args:
         command: name of the command.
-        arguments: what follows the name on the command line.
-        parser: that of `parser_of`, if its defaults were changed.
+        arguments: the words after the name on the command line.
+        parser: parser from `parser_of`, if its defaults were changed.
     """
     parser = parser or parser_of(command)
     kind = CONFIGS[command]
@@ -96,7 +96,7 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         _refuse_config_of_another_command(command, arguments)
         if not issubclass(kind, RunConfig):
             raise
-        # ImageNet's statistics, of three channels, may be all that is wrong, and be inherited.
+        # The only mistake may be the default statistics of three channels, if others are inherited.
         inherited = _inherited_by_any_channels(command, arguments)
         if "data.mean" not in inherited:
             raise
@@ -109,7 +109,7 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
 
 
 def _refuse_path(command: str, sentence: str) -> None:
-    """Refuse a path that no flag takes, with the place where the command takes one."""
+    """Refuse a stray path, and name the place where the command takes one."""
     word = re.fullmatch(r"unrecognized arguments: ([^-\s]\S*)", sentence)
     path = Path(word[1]) if word else None
     if path is None or not path.exists():
@@ -124,7 +124,7 @@ def _refuse_path(command: str, sentence: str) -> None:
 
 
 def _inherited_by_any_channels(command: str, arguments: Arguments) -> dict[str, Any]:
-    """Return the inherited keys, by default of statistics that fit any number of channels."""
+    """Return the inherited keys, with default statistics that fit any number of channels."""
     parser = parser_of(command)
     parser.set_defaults({"data.mean": [0.5], "data.std": [0.5]})
     try:
@@ -138,14 +138,14 @@ def config_over_data_of(command: str, arguments: Arguments) -> Any:
 
     Args:
         command: name of a command whose config has a checkpoint and `data`.
-        arguments: what follows the name on the command line.
+        arguments: the words after the name on the command line.
     """
     parser = parser_of(command)
     config = config_of(command, arguments, parser)
     own = None if config.data is None else data_of_checkpoint(config)
     if own is None:
         return config
-    if own.source == "synthetic":  # whose name would refuse the root of a folder
+    if own.source == "synthetic":  # this name would refuse a given data.root
         own = replace(own, name=None)
     # Again, because only the parser knows which keys were given.
     parser.set_defaults({"data": plain(own)})

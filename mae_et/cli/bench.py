@@ -1,4 +1,4 @@
-"""`mae-et bench`: what a recipe takes on this machine, and benchmarks of mae-et itself."""
+"""`mae-et bench`: measure a recipe on this machine, and benchmark mae-et itself."""
 
 import json
 import sys

@@ -30,7 +30,7 @@ def completion(arguments: Arguments) -> None:
 
 
 def _parser(commands: Mapping[str, str]) -> argparse.ArgumentParser:
-    """Return a parser of standard actions, as shtab reads them, with every command and its keys."""
+    """Return a parser of every command and its keys, with the standard actions that shtab reads."""
     parser = argparse.ArgumentParser(prog="mae-et")
     parsers = parser.add_subparsers()
     for name, about in commands.items():
@@ -57,7 +57,7 @@ def _add_key(parser: argparse.ArgumentParser, flags: Sequence[str], kind: Any, a
 
 
 def _choices(kind: Any) -> list[str] | None:
-    """Return the values that a type lists; None if it allows others."""
+    """Return the choices of a type; None if it allows other values."""
     if kind is bool:
         return ["true", "false"]
     if get_origin(kind) is Literal:

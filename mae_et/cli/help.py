@@ -12,7 +12,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.search.config import SearchConfig
 
 MOST_KEYS = 30
-"""Commands with at most so many keys describe all of them."""
+"""Commands with at most this many keys describe all of them."""
 
 _SHARED = (
     "config", "data.root", "data.name", "output.dir", "seed", "curriculum.preset",
@@ -68,7 +68,7 @@ def help_text(
 
 
 def _leaves(parser: ArgumentParser) -> set[str]:
-    """Return the keys that have a value of their own, without sections and --help."""
+    """Return the keys that have values, without sections and --help."""
     names = {action.dest for action in parser._actions if action.option_strings}
     sections = {name.rpartition(".")[0] for name in names}
     return names - sections - {"help", "print_config"}

@@ -1,4 +1,4 @@
-"""Keys of a config that are taken over from its checkpoint or initial weights, unless given."""
+"""Keys that a config inherits from its checkpoint or initial weights, unless given."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mae_et.runtime.console import say
 
 
 def inherited_keys(command: str, config: object) -> dict[str, Any]:
-    """Return the keys that a command's config takes over from its initial weights."""
+    """Return the keys that a command's config inherits from its initial weights."""
     if isinstance(config, ClassifierConfig):
         return _by_classifier(command, config)
     if isinstance(config, PretrainConfig) and command not in {"plan", "bench node"}:
@@ -42,9 +42,9 @@ def data_of_checkpoint(config: FrozenNetworkConfig) -> DataConfig | None:
 
 
 def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
-    """Return the statistics of the images and the positions of `init.weights`."""
+    """Return the image statistics and the position grid of `init.weights`."""
     start = config.init.weights
-    if start is None or config.init.extends is not None:  # whose config has them
+    if start is None or config.init.extends is not None:  # the extended run's config has them
         return {}
     before = _earlier_run(config.output.dir)
     if before is not None and before.init == config.init:  # resumes; the weights may be gone
@@ -59,7 +59,7 @@ def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
-    """Return statistics and sizes of the images and, if fine-tuning names no dataset, the data."""
+    """Return image statistics and sizes and, if fine-tuning names no dataset, the data."""
     start, backbone = config.model.checkpoint, config.model.backbone
     before = config.output.dir / "config.yaml"
     if start is not None and not start.exists() and before.is_file():
@@ -92,7 +92,7 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
 
 
 def _inherited_before(path: Path) -> dict[str, Any]:
-    """Return the same keys of a run that resumes, whose starting weights are gone."""
+    """Return the same keys from a run to resume whose initial weights are gone."""
     before = config_from_text(read_text(path), ClassifierConfig)
     data = plain(before.data)
     keys = {f"data.{key}": data[key] for key in (*SOURCE_KEYS, "eval_crop")}

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _one_line_warning
     threading.excepthook = _quiet_system_errors
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this process
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         with stop_signals():
@@ -93,7 +93,7 @@ def run(given: Arguments) -> int:
             "submit, or torchrun in one task a node"
         )
     if sys.platform == "linux":
-        # Python 3.14 would start each loader process anew (forkserver), with PyTorch to load.
+        # Python 3.14's default, forkserver, would import PyTorch in each loader process.
         multiprocessing.set_start_method("fork", force=True)
     with explain_system_errors():
         COMMANDS[name](rest)
@@ -117,7 +117,7 @@ def usage() -> str:
 
 
 def _sentence(error: Exception) -> str:
-    """Return an error's sentence; from a loader worker it ends that process's traceback."""
+    """Return an error's sentence, without the traceback of a loader worker before it."""
     text = str(error).strip()
     if text.startswith("Caught "):
         text = re.sub(r"^.*\nmae_et\.errors\.\w+: ", "", text, flags=re.DOTALL)
@@ -125,7 +125,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _stdout_is_closed() -> bool:
-    """Return whether the reader of stdout is gone, rather than that of any other pipe."""
+    """Return whether the reader of stdout is gone, and not that of another pipe."""
     stdout = select.poll()
     stdout.register(1, 0)  # no events: errors are always reported
     return bool(stdout.poll(0))

@@ -1,4 +1,4 @@
-"""Commands before training: what a curriculum costs, which curriculum to take."""
+"""Commands to run before training: plan a curriculum, or search for one."""
 
 import pkgutil
 import sys
@@ -40,7 +40,7 @@ def plan(arguments: Arguments) -> None:
 
 
 def count_images(config: PretrainConfig) -> int:
-    """Return the images of an epoch: those of the dataset, or ImageNet-1K's without one."""
+    """Count the images of an epoch: those of the dataset, or ImageNet-1K's without one."""
     if config.data.source == "folder" and config.data.root is None:
         say("no data.root: planned for the images of ImageNet-1K")
         return IMAGENET_1K
@@ -97,7 +97,7 @@ def _objective(config: SearchConfig, flagged: bool) -> Callable[[Path], float]:
 
 
 def _find_function(name: str, key: str) -> Callable[[Path], float]:
-    """Import `package.module:function`, from a package or from the current folder."""
+    """Import `package.module:function` from a package or the current folder."""
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

@@ -22,14 +22,14 @@ def status(arguments: Arguments) -> None:
 
 
 def command_line() -> CommandLine:
-    """Return what `slurm` needs to parse and run commands, for it imports none of them."""
+    """Return the functions with which `slurm` parses and runs commands without importing them."""
     from mae_et.cli.main import run  # which imports this module
 
     return CommandLine(_config_of, run)
 
 
 def _config_of(kind: str, arguments: Arguments) -> Any:
-    """Return the config of a command; of `bench node`, the only one of bench, a recipe."""
+    """Return the config of a command; for bench, only `bench node` is supported."""
     if kind != "bench":
         return config_of(kind, arguments)
     if arguments[:1] != ["node"]:

@@ -1,1 +1,1 @@
-"""What a run is: frozen dataclasses, read from YAML files and flags."""
+"""Run configurations: frozen dataclasses, read from YAML files and flags."""

@@ -1,4 +1,4 @@
-"""Configs of the commands that have no section of their own: options beside a recipe, files."""
+"""Configs of commands: options beside a recipe, and files to read and write."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ Format = Literal["timm", "hf", "mae"]
 
 @dataclass(frozen=True)
 class ReconstructConfig:
-    """Write a PNG: a row for each image, of input, masked input, reconstruction and pasted."""
+    """Write a PNG with a row for each image: input, masked input, reconstruction, pasted."""
 
     checkpoint: Path
     """Run folder, checkpoint, or file of released weights with a decoder."""
@@ -135,7 +135,7 @@ class PlanConfig(PretrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig(PretrainConfig):
-    """Draw what each stage of a curriculum shows the encoder of your images.
+    """Draw your images as the encoder sees them in each stage of a curriculum.
 
     mae-et preview RUN draws it for a run; mae-et preview --features CHECKPOINT draws the features
     of an encoder.

@@ -16,7 +16,7 @@ SOURCE_KEYS = (
     "name", "root", "listing", "train_split", "val_split", "max_value", "mean", "std",
     "synthetic_size", "synthetic_train", "synthetic_val",
 )  # fmt: skip
-# Keys that normalise and crop images in an evaluation.
+# The keys that define how images are normalised, and cropped for evaluation.
 STATISTICS = ("mean", "std", "eval_crop")
 
 
@@ -123,7 +123,7 @@ class DataConfig:
 def resized_side(side: int, eval_crop: float) -> int:
     """Return the side, in pixels, that images are resized to before a centre crop of `side`.
 
-    Rounded down as in timm and MAE (248 for 224 at 0.9), whatever the quotient's last digit.
+    Rounded down as in timm and MAE (248 for 224 at 0.9), robust to floating-point error.
     """
     return int(side / eval_crop + 1e-6)
 
@@ -132,7 +132,7 @@ def check_statistics(data: DataConfig, channels: int) -> None:
     """Refuse statistics that do not fit the channels.
 
     Raises:
-        UserError: there are neither one nor as many numbers.
+        UserError: their number is neither 1 nor the number of channels.
     """
     require(
         len(data.mean) in {1, channels},
@@ -144,7 +144,7 @@ def check_cache(data: DataConfig, method: str, decode: str) -> None:
     """Refuse a cache of decoded images where files are needed.
 
     Raises:
-        UserError: `data.cache` excludes `crop.method` or `efficiency.decode`.
+        UserError: `data.cache` conflicts with `crop.method` or `efficiency.decode`.
     """
     if data.cache != "none":
         require(

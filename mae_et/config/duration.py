@@ -1,4 +1,4 @@
-"""Durations in a config: a number of steps, or a share of the run; and when they have passed."""
+"""Durations in a config (steps, or a share of the run), and when periodic work is due."""
 
 import re
 
@@ -23,9 +23,9 @@ def duration_in_steps(duration: Duration, total_steps: int, key: str = "duration
 
 
 def is_due(step: int, every: int, total_steps: int) -> bool:
-    """Return whether periodic work is due after a number of steps: multiples, and the last.
+    """Return whether periodic work is due after a step: at multiples of `every` and at the end.
 
-    Shortly before the last step, less than half an interval, none is due.
+    A multiple less than half an interval before the last step is skipped.
     """
     left = total_steps - step
     return left == 0 or (step % every == 0 and 2 * left >= every)

@@ -21,7 +21,7 @@ from mae_et.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# The strings under a config's fields are its help.
+# The docstrings under a config's fields are its help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -48,7 +48,7 @@ def to_yaml(config: "DataclassInstance") -> str:
 def shipped_configs() -> Path:
     """Return the folder of the shipped configs."""
     package = Path(__file__).parents[1]
-    # An installed wheel carries the folder inside the package; a checkout has it beside.
+    # An installed wheel has the folder inside the package; a checkout has it beside the package.
     folders = (package / "configs", package.parent / "configs")
     return next((folder for folder in folders if folder.is_dir()), package)
 
@@ -63,7 +63,7 @@ def find_config(name: str) -> Path:
     for path in (expand_path(Path(name), "config"), shipped / name, shipped / f"{name}.yaml"):
         if path.is_file():
             return path
-    # A name without its budget, where there is one budget: vit_b16_etpp is vit_b16_etpp_400ep.
+    # A name may omit its budget if there is only one: vit_b16_etpp is vit_b16_etpp_400ep.
     known = sorted(
         path.relative_to(shipped).with_suffix("").as_posix() for path in shipped.rglob("*.yaml")
     )
@@ -77,7 +77,7 @@ def find_config(name: str) -> Path:
 
 
 def _suggest_config(name: str, known: list[str]) -> str:
-    """Suggest shipped configs: of the name in another folder, of another budget, or alike."""
+    """Suggest shipped configs: same name in another folder, another budget, or similar spelling."""
     stem = Path(name).stem
     stems = {full: Path(full).name for full in known}
     close = difflib.get_close_matches(stem, stems.values(), n=1, cutoff=0.8)
@@ -110,7 +110,7 @@ def load_config(
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Show no types and no null defaults: a key's sentence says more."""
+    """Hide types and null defaults, which the keys' docstrings explain."""
 
     def _get_type_str(self, action: Action) -> None:
         return None
@@ -126,10 +126,10 @@ def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | N
     Args:
         parser: the parser.
         kind: a dataclass.
-        paths: name of a field that takes paths, one or more, as positional arguments.
+        paths: name of a field that takes one or more paths as positional arguments.
     """
     parser.formatter_class = HelpFormatter
-    parser.allow_abbrev = False  # the start of a key is a mistyped key, not an abbreviation of it
+    parser.allow_abbrev = False  # a prefix of a key is a typo, not an abbreviation
     parser.add_argument("--config", action="config", help="YAML file or shipped name; repeatable")
     if paths is not None:
         name = paths.removesuffix("s").upper()
@@ -138,7 +138,7 @@ def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | N
 
 
 def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str]) -> Config:
-    """Parse arguments to an instance of `kind`; flags override files, wherever they stand.
+    """Parse arguments to an instance of `kind`; flags override files, in any order.
 
     Raises:
         UserError: whatever the parser or the config refuses, in one sentence.
@@ -182,7 +182,7 @@ def _checked(name: str, kind: type[Any]) -> Path:
 
 
 def config_from_text(text: str, kind: type[Config]) -> Config:
-    """Read back what `to_yaml` wrote of a config of a kind.
+    """Parse the text that `to_yaml` wrote of a config of a kind.
 
     Raises:
         UserError: the text is not such a config.
@@ -195,7 +195,7 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
     return _build(parser, kind, lambda: parser.parse_string(text))
 
 
-@cache  # which takes longer to make than to use
+@cache  # building a parser takes longer than using it
 def _parser_of(kind: type[Any]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     add_config_arguments(parser, kind)

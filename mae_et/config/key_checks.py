@@ -1,8 +1,8 @@
-"""Check the keys of untrusted configs: mappings of plain values, no class that is imported.
+"""Check untrusted configs: they may hold plain values only, and name no class or file to load.
 
-jsonargparse imports, and for a value of any type calls, whatever class a `class_path` names, and
-reads a file where a section is given as text. A config may come out of a stranger's checkpoint, so
-both are refused here, before it is asked.
+jsonargparse imports the class that a `class_path` names (and for a key of type Any, calls it), and
+reads a file if a section is given as text. A config may come from a stranger's checkpoint, so both
+are refused here, before jsonargparse parses it.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import yaml
 from mae_et.config.plain_yaml import MisreadError, parse_yaml
 from mae_et.errors import UserError, listed, one_line
 
-# What makes a mapping a class to jsonargparse, and its note of where a section was read from.
+# Keys that make a mapping a class for jsonargparse, and its record of a section's file.
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "__path__")
 
 
@@ -24,7 +24,7 @@ def check_text(text: str, kind: type[Any]) -> None:
     """Refuse a text that is not a plain config of a kind; values are checked by the parser.
 
     Raises:
-        UserError: it is no YAML mapping, names a class, or has text or a list for a section.
+        UserError: it is not a YAML mapping, names a class, or has text or a list for a section.
     """
     try:
         value = parse_yaml(text)
@@ -40,10 +40,10 @@ def check_text(text: str, kind: type[Any]) -> None:
 
 
 def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
-    """Refuse flags that name a class, give text for a section, or that YAML misreads.
+    """Refuse flags that name a class, give text for a section, or have values that YAML misreads.
 
     Raises:
-        UserError: one does; the sentence names the key.
+        UserError: a flag is refused; the sentence names the key.
     """
     words = list(arguments)
     for place, word in enumerate(words):
@@ -121,7 +121,7 @@ def _check(value: Any, kind: Any, key: str) -> None:
 
 
 def sections_of(kind: Any) -> Iterator[type[Any]]:
-    """Find the dataclasses in a type: itself, of its items, or among its alternatives."""
+    """Yield the dataclasses in a type: the type itself, its items' types, and its alternatives."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         yield kind
     elif get_origin(kind) in {Union, types.UnionType, tuple, list}:

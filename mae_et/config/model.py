@@ -69,7 +69,7 @@ class ModelConfig:
             "model.decoder_num_heads", "model.hog_cell", "model.hog_bins", "model.patch_size",
             "model.position_grid",
         )  # fmt: skip
-        # Blocks are built one by one, until memory runs out.
+        # Without a limit, blocks would be built until memory runs out.
         require_in("[1, 1000]", self, "model.encoder_depth", "model.decoder_depth")
         require_in("(0, 1)", self, "model.mask_ratio")
         require_in("(0, 1]", self, "model.decoder_share")

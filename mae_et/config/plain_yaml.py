@@ -1,4 +1,4 @@
-"""Parse YAML, and refuse what it reads otherwise than its writer meant."""
+"""Parse YAML, and refuse values that YAML reads differently than their writer meant."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import yaml
 
 
 class MisreadError(yaml.YAMLError):
-    """YAML reads a value otherwise than its writer meant."""
+    """A value that YAML reads differently than its writer meant."""
 
 
 def parse_yaml(text: str) -> Any:
@@ -33,7 +33,7 @@ def _check_node(node: yaml.Node, is_key: bool = False) -> None:
     if isinstance(node, yaml.ScalarNode):
         if node.tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}:
             octal = re.fullmatch(r"[-+]?0[0-7_]+", node.value)
-            # A key such as 96:2 lacks a space, which the parser says.
+            # A key such as 96:2 lacks a space, which the parser reports.
             if octal or (":" in node.value and not is_key):
                 line, kind = node.start_mark.line + 1, "an octal" if octal else "a base-60"
                 raise MisreadError(

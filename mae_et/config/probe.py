@@ -1,4 +1,4 @@
-"""The section `probe` of a configuration: how a pre-training is watched."""
+"""The section `probe` of a configuration: evaluation during pre-training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from mae_et.errors import require_in
 
 @dataclass(frozen=True)
 class ProbeDataConfig:
-    """Another dataset to probe on; how its images are prepared is the run's."""
+    """Another dataset to probe on; its images are prepared like the run's."""
 
     name: str | None = None
     """As data.name: folder if there is a root, else synthetic."""

@@ -1,4 +1,4 @@
-"""Word what the parser of configs refuses, as a user would."""
+"""Reword the config parser's errors for users."""
 
 import re
 from typing import Any
@@ -24,18 +24,18 @@ _WRONG_UNION = re.compile(
     r'Parser key "(?P<key>[\w.]+)": Does not validate against any of the Union subtypes '
     r"Subtypes: \[(?P<types>.+)\] Errors: .* Given value type: \w+ Given value: (?P<value>.*)"
 )
-# Of a section that may be null, such as data of mae-et knn; its types are in either order.
+# A section that may be null, such as data of mae-et knn; its types are in either order.
 _WRONG_SECTION = re.compile(
     r'(?:Parser key "(?P<key>[\w.]+)": )?Does not validate against any of the Union subtypes '
     r"Subtypes: \[(?:NoneType, )?[\w.]+Config(?:, NoneType)?\] Errors: (?:- Expected a NoneType )?"
     r"- (?:Problem with given class_path '[\w.]+': )?(?P<inner>.*) Given value type: .*"
 )
-# What jsonargparse raises for an invalid config, and what checks of odd numbers raise.
+# Errors of jsonargparse for an invalid config, and of checks for unusual numbers.
 REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
 
 def in_flags(sentence: str, parser: ArgumentParser, kind: type[Any], words: list[str]) -> str:
-    """Name flags that must be given as they are typed, and what an unknown one may have meant."""
+    """Name missing flags as they are typed, and suggest a flag for an unknown one."""
     absent = re.fullmatch(r"the following arguments are required: (.+)", sentence)
     if absent:
         flags = {a.dest: (*a.option_strings, str(a.metavar))[0] for a in parser._actions}
@@ -58,7 +58,7 @@ def in_flags(sentence: str, parser: ArgumentParser, kind: type[Any], words: list
 
 
 def one_sentence(error: BaseException | str) -> str:
-    """Put a parser's message on one line, with types named as a user would."""
+    """Put a parser's message on one line, with types in a user's words."""
     message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", one_line(error))
     section = _WRONG_SECTION.fullmatch(message)
     if section:

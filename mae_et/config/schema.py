@@ -130,7 +130,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What a run writes; intervals are steps, or a share of the run such as 5%."""
+    """Files that a run writes; intervals are steps, or a share of the run such as 5%."""
 
     dir: Path = Path("runs/pretrain")
     """Run folder; a run resumes automatically from the checkpoints in it."""
@@ -160,7 +160,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The sections that every training has; it checks their keys against each other."""
+    """The sections common to all trainings; checks their keys against each other."""
 
     outputs: ClassVar[tuple[str, ...]] = ()  # the files of a finished run besides results.json
 
@@ -175,7 +175,7 @@ class RunConfig:
     """Seed of new weights, the order of the data, its augmentation, masks and stochastic depth."""
 
     def __post_init__(self) -> None:
-        size = self.model.image_size  # of rectangles, the base size is the shorter side
+        size = self.model.image_size  # the base size of rectangles is the shorter side
         base = size if isinstance(size, int) else min(size)
         stages = tuple(replace(s, bandwidth=s.bandwidth or base) for s in self.curriculum.stages)
         object.__setattr__(self, "curriculum", replace(self.curriculum, stages=stages))

@@ -1,4 +1,4 @@
-"""Suggest what a mistyped key, config or command was meant to be."""
+"""Suggest corrections of mistyped keys, configs and commands."""
 
 import dataclasses
 import difflib
@@ -10,7 +10,7 @@ import yaml
 
 from mae_et.config.key_checks import sections_of, unknown_keys
 
-# What facebookresearch/mae, timm's train.py and DINO call a key, where no part of its name tells.
+# Names in facebookresearch/mae, timm's train.py and DINO that share no part with our key.
 _CALLED_ELSEWHERE = {
     "accum_iter": "efficiency.micro_batch",
     "amp": "efficiency.precision",
@@ -43,14 +43,14 @@ _CALLED_ELSEWHERE = {
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean ...?` with the closest of known words, or nothing."""
+    """Return `; did you mean ...?` with the closest of the known words, or an empty string."""
     return _sentence(difflib.get_close_matches(word, list(known), n=2, cutoff=0.7))
 
 
 def suggest_key(key: str, known: Sequence[str]) -> str:
-    """Suggest a dotted key or flag: of the same last name, of a part of it, or spelled alike.
+    """Suggest a dotted key or flag: same last name, part of the last name, or similar spelling.
 
-    Names that other trainers give a key are known, too.
+    The names that other trainers use for a key are recognised too.
     """
     last = key.lstrip("-").rpartition(".")[2].replace("-", "_")
     elsewhere = _CALLED_ELSEWHERE.get(last)
@@ -58,7 +58,7 @@ def suggest_key(key: str, known: Sequence[str]) -> str:
     if flags:
         return _sentence(flags)
     meant = [name for name in known if re.split(r"[.]|--", name)[-1] == last]
-    # lr of base_lr and min_lr, in the order in which they are described
+    # lr is part of base_lr and min_lr; in the order of the config
     meant = meant or [name for name in known if last in name.rpartition(".")[2].split("_")]
     meant = meant or difflib.get_close_matches(key, known, n=2, cutoff=0.75)
     return _sentence(meant[:2])

@@ -1,4 +1,4 @@
-"""Convert the fields of configs that Python code has made, and refuse those of other types."""
+"""Convert the fields of configs built in Python to their types, or refuse them."""
 
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -11,10 +11,10 @@ Config = TypeVar("Config")
 
 
 def typed(config: Config, kind: type[Config]) -> Config:
-    """Return a config whose fields have their types, as one that was read from YAML has.
+    """Return a config whose fields have their declared types, as if read from YAML.
 
-    A dataclass takes any value: a string for a path, a list for a tuple, and a misspelt choice,
-    which code would take for the last of its cases.
+    A dataclass accepts any value: a string for a path, a list for a tuple, or a misspelt choice,
+    which an if-else chain would treat as its last case.
 
     Raises:
         UserError: a field has a value that its type excludes, or the config is of another kind.

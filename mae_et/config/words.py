@@ -38,7 +38,7 @@ def join_config_flags(words: Iterable[str]) -> list[str]:
 
 
 def replace_config_names(words: Iterable[str], change: Callable[[str], object]) -> list[str]:
-    """Replace each name NAME of a `--config=NAME` by what `change` returns for it."""
+    """Replace NAME by `change(NAME)` in each `--config=NAME`."""
     flag = "--config="
     return [
         f"{flag}{change(word.removeprefix(flag))}" if word.startswith(flag) else word
@@ -118,7 +118,7 @@ def _with_path_lists(words: list[str], kind: type[Any]) -> list[str]:
 
 
 def _path_list(values: list[str]) -> str:
-    """Return paths and patterns as one YAML list; a value that is a list already is kept."""
+    """Return paths and patterns as one YAML list; a value that is already a list is kept."""
     if len(values) == 1 and re.fullmatch(r"\[.*\]", values[0]) and not Path(values[0]).exists():
         if not Path(values[0][1:-1]).exists():
             return values[0]

@@ -15,10 +15,10 @@ from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.monitoring.figures import FIGURES, ordered_figures
 from mae_et.runtime.console import printable, say
 
-# Folders inside a run's folder with the results of what started from it.
+# Folders inside a run folder with results of evaluations and trainings that started from the run.
 PROBES = ("probes", "knn", "linear-probe")
 INNER = (*PROBES, "finetune", "evaluate")
-# Figures of a fine-tuned run that are shown beside the run it started from.
+# Figures of a fine-tuned run that are shown in the row of the run it started from.
 ACCURACIES = ("top1", "top5", "best_top1", "raw_top1")
 
 
@@ -35,7 +35,7 @@ class ComparedRun:
 def compare(config: CompareConfig, width: int | None = None) -> str:
     """Return a Markdown table with a row for each run, finished or not.
 
-    Runs whose configs differ in the seed alone also get a row of means and standard deviations.
+    Runs whose configs differ only in the seed also get a row of means and standard deviations.
     Fine-tuned classifiers share the row of the run they started from, if that is compared too.
 
     Args:
@@ -69,7 +69,7 @@ def compare(config: CompareConfig, width: int | None = None) -> str:
 
 
 def read_runs(folders: list[Path]) -> list[ComparedRun]:
-    """Read run folders, adding the accuracies of classifiers to the run that they started from."""
+    """Read run folders, adding classifiers' accuracies to the run that they started from."""
     folders = list({folder.resolve(): folder for folder in folders}.values())
     runs = {
         folder: _read_run(folder, name)
@@ -86,7 +86,7 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
         if parent is None:
             continue
         if folder.name in INNER and folder.absolute().parent == parent.absolute():
-            del runs[folder]  # whose figures are its parent's already
+            del runs[folder]  # its figures are already in its parent's row
             continue
         kind = "finetune" if run.settings.get("model.probe", "none") == "none" else "linear-probe"
         found = {f"{kind} {key}": run.figures[key] for key in ACCURACIES if key in run.figures}
@@ -97,7 +97,7 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
 
 
 def seed_means(runs: list[ComparedRun]) -> list[ComparedRun]:
-    """Return a row of means for each group of runs that differ in the seed alone."""
+    """Return a row of means for each group of runs that differ only in the seed."""
     settings = [{k: value for k, value in run.settings.items() if k != "seed"} for run in runs]
     groups: dict[int, list[ComparedRun]] = {}
     for run, shared in zip(runs, settings, strict=True):
@@ -123,7 +123,7 @@ def _means(group: list[ComparedRun]) -> dict[str, str]:
 
 
 def names_of(folders: list[Path]) -> list[str]:
-    """Name runs by the shortest ends of their paths that are unique."""
+    """Name runs by the shortest unique suffixes of their paths."""
     parts = [folder.resolve().parts for folder in folders]
     names = []
     for mine in parts:
@@ -153,9 +153,9 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a run, and of results in folders inside it.
+    """Return the figures of a run, and of the results in folders inside it.
 
-    Figures on other data, or of other settings, are named after these: `cifar10 pool=cls knn`.
+    Names of figures on other data or with other settings include these: `cifar10 pool=cls knn`.
 
     Args:
         folder: run folder.
@@ -173,7 +173,7 @@ def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def table_of(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; empty if there is no file."""
+    """Return the object in a JSON file; empty if there is no file."""
     return read_mapping(path) if path.exists() else {}
 
 
@@ -209,7 +209,7 @@ def _read_run(folder: Path, name: str) -> ComparedRun:
 
 
 def _parent(run: ComparedRun, folders: list[Path]) -> Path | None:
-    """Return the folder, of those given, that holds the checkpoint a run started from."""
+    """Return the folder among `folders` that holds the checkpoint a run started from."""
     checkpoint = run.settings.get("model.checkpoint")
     if not isinstance(checkpoint, str) or "\0" in checkpoint:
         return None

@@ -38,8 +38,8 @@ def has_diverged(rows: Sequence[Row]) -> bool:
     """Return whether a run diverged or did not improve.
 
     It diverged if the median loss of any `LAST` consecutive rows exceeds twice the loss of the
-    first step. It did not improve if the median of the last ones is not below that loss, which
-    fewer than `FEWEST` rows are too short to tell.
+    first step. It did not improve if it has at least `FEWEST` rows, and the median loss of the last
+    `LAST` is not below that of the first step.
     """
     losses = _losses(rows)
     if not losses:

@@ -29,9 +29,9 @@ NAMED = (
     "report", "dynamics", "by", "checkpoints", "search", "objective", "bandwidths", "value",
     "trials", "curriculum",
 )  # fmt: skip
-"""What a command worked on, and what it wrote."""
+"""Inputs and outputs of a command, rather than figures."""
 POINTS = 5
-"""Most points of a curve in a line of text."""
+"""Maximum number of points of a curve in a line of text."""
 # Counts of faults, shown only if there were any.
 FAULTS = ("diverged", "loss_spikes", "skipped_updates", "unreadable_images", "substituted")
 PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -122,10 +122,10 @@ def _nested(results: dict[str, Any], name: str = "") -> Iterator[tuple[str, str]
 
 
 def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
-    """Return the curve of a run's probes, kNN or else effective rank, in a line of a terminal.
+    """Return the curve of a run's probes, kNN or else effective rank, as one line of text.
 
     Args:
-        probes: `compute`, the share that was done, and measures of each probe; long curves are
+        probes: measures of each probe, and the share of compute done as `compute`; long curves are
             thinned to `POINTS` probes.
     """
     key, name = ("knn", "kNN") if "knn" in probes[0] else ("effective_rank", "rank")

@@ -1,4 +1,4 @@
-"""Records of a run: metrics.jsonl and scores.jsonl, from which TensorBoard and terminal are fed.
+"""Log a run to metrics.jsonl and scores.jsonl, TensorBoard and the terminal.
 
 When a run resumes from a checkpoint, rows of later steps are dropped from both files.
 """
@@ -30,7 +30,7 @@ class RunLogger:
     Args:
         config: the run's config.
         plan: its plan.
-        start: steps done before; later rows in the folder are dropped.
+        start: step to start from; later rows in the folder are dropped.
         check_lock: raises RunFailed if the run folder is no longer the locked one.
     """
 
@@ -71,10 +71,10 @@ class RunLogger:
         self.terminal.advance(step)
 
     def check_in_place(self) -> None:
-        """Refuse to write to a run folder or a record that was deleted, moved or replaced.
+        """Check that the run folder and its records were not deleted, moved or replaced.
 
         Raises:
-            RunFailed: it was, since the run started.
+            RunFailed: one of them was, since the run started.
         """
         self.check_lock()
         check_in_place(self.folder / METRICS, self.metrics.fileno())
@@ -92,7 +92,7 @@ class RunLogger:
         self.terminal.show_metrics(row)
 
     def log_scores(self, step: int, scores: dict[str, float | None]) -> None:
-        """Log scores on validation data, or of a probe."""
+        """Log validation or probe scores."""
         self.check_in_place()
         row = {"step": step, "time": time.time()} | scores
         append_line(self.folder / SCORES, row_line(row, SCORES))
@@ -108,7 +108,7 @@ class RunLogger:
             self.tensorboard.add_image(step, image)
 
     def log_preview(self, draw: Callable[[], Tensor | None]) -> None:
-        """Draw the preview of a run, uint8 [C H W], unless its folder has one."""
+        """Save the preview of a run, uint8 [C H W]; draw it only if the folder has none."""
         if (self.folder / PREVIEW).exists():
             return
         image = draw()
@@ -163,7 +163,7 @@ def _is_numeric(row: Row) -> bool:
 
 
 def _is_complete(row: Row) -> bool:
-    """Return whether a row of metrics has its coordinates: a flipped bit may rename a key."""
+    """Return whether a row of metrics has its coordinates; disk corruption may rename a key."""
     places = [row.get(key) for key in ("time", "stage", "bandwidth", "equivalent_epochs")]
     return _is_numeric(row) and all(
         isinstance(place, (int, float)) and abs(place) < 1e15 for place in places

@@ -1,4 +1,4 @@
-"""Plots as PNG, by matplotlib, which the extra `search` installs."""
+"""Draw plots as PNG with matplotlib, which the extra `search` installs."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ class Plot:
     steps: bool = False
     """Whether to draw step functions."""
     dots: bool = False
-    """Whether to draw points at integers, not joined, over the last line."""
+    """Whether to add unconnected points at the integers of the last line."""
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Half length of the error bar at each point, by the name of the line."""
     doublings: bool = False
-    """Whether the horizontal axis is logarithmic, with base 2."""
+    """Whether the horizontal axis is logarithmic (base 2)."""
 
 
 def save_plots(path: Path, plots: Sequence[Plot], rows: int = 1) -> bool:
-    """Draw plots in a grid to a PNG; return False, with a warning, without matplotlib."""
+    """Draw plots in a grid to a PNG; without matplotlib, warn and return False."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Draw what training shows the encoder: original, box, crop, patches, mask.
+"""Draw images as training presents them to the encoder: original, box, crop, patches, mask.
 
 Shapes: C channels, H W of the original, S bandwidth, N = (S / patch)^2 patches.
 """
@@ -24,22 +24,22 @@ GRID_LINE = "#ffffff"
 
 @dataclass(frozen=True)
 class TrainingView:
-    """One sample, as training shows it to the encoder."""
+    """One sample, as training presents it to the encoder."""
 
     stage: PlannedStage
     original: Tensor
     """[C H W]: uint8, or in [0, 1]."""
     box: tuple[float, float, float, float]
-    """Top, left, height and width of what is cropped, in pixels of the original."""
+    """Top, left, height and width of the crop, in pixels of the original."""
     flipped: bool
     images: Tensor
-    """float32 [1 C S S]: the normalised crop at the stage's bandwidth, which is encoded."""
+    """float32 [1 C S S]: the normalised crop at the stage's bandwidth, as encoded."""
     hidden: Tensor
     """float32 [N]: 1 for masked patches."""
 
 
 def preview_image(views: Sequence[TrainingView], data: DataConfig, patch: int) -> Tensor:
-    """Draw views of patches of `patch` pixels as rows with captions, uint8 [3 H W]."""
+    """Draw views as captioned rows, uint8 [3 H W], with patches of `patch` pixels."""
     rows = [_panels(view, data, patch) for view in views]
     captions = [_captions(view, data, patch) for view in views]
     return image_grid(rows, COLUMNS, captions, frame=8)
@@ -59,7 +59,7 @@ def _panels(view: TrainingView, data: DataConfig, patch: int) -> list[Image.Imag
 
 
 def _with_box(whole: Image.Image, view: TrainingView) -> Image.Image:
-    """Mark the box in the panel of the original, and fade what lies outside of it."""
+    """Draw the box on the panel of the original, and fade the area outside it."""
     height, width = view.original.shape[-2:]
     scale = PANEL / max(height, width)
     left, top = (PANEL - width * scale) / 2, (PANEL - height * scale) / 2
@@ -76,7 +76,7 @@ def _with_box(whole: Image.Image, view: TrainingView) -> Image.Image:
 
 
 def _with_grid(panel: Image.Image, side: int) -> Image.Image:
-    """Draw the lines between `side` patches a side."""
+    """Draw the grid lines of `side` x `side` patches."""
     lined = panel.copy()
     draw = ImageDraw.Draw(lined)
     for line in range(1, side):

@@ -10,16 +10,16 @@ MEASURES = ("knn", "ridge", "effective_rank")
 
 
 def summarise_probes(rows: Sequence[Row], plan: Plan, training_seconds: float) -> dict[str, Any]:
-    """Return what results.json says of the probes; nothing if there were none.
+    """Return the entries of results.json about the probes; empty if there were none.
 
     Args:
         rows: one for each probe.
         plan: the run's plan.
-        training_seconds: time of the run without its pauses.
+        training_seconds: time of the run, excluding pauses.
 
     Returns:
-        `probe_` and a measure: that of the last probe; `probe_time_fraction`: share of the run's
-        time that the probes took; `probes`: step, compute done and measures of each.
+        `probe_MEASURE`: each measure of the last probe; `probe_time_fraction`: fraction of the
+        run's time spent on probes; `probes`: step, compute done and measures of each.
     """
     if not rows:
         return {}

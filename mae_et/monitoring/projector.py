@@ -20,7 +20,7 @@ def write_projector(
         folder: log directory.
         vectors: [N D].
         rows: name and class of each point.
-        thumbnails: [N C S S], uint8; other types are in [0, 1].
+        thumbnails: [N C S S], uint8, or of another type in [0, 1].
     """
     shown = as_rgb(thumbnails) / (1 if thumbnails.is_floating_point() else 255)
     texts = [[printable(cell) for cell in row] for row in rows]

@@ -1,10 +1,10 @@
-"""Images of a masked autoencoder's reconstructions.
+"""Draw a masked autoencoder's reconstructions.
 
 A row has P panels: input, masked input, reconstruction, and the reconstruction pasted into the
 visible patches. A norm_pix model predicts patches relative to their mean and deviation, which are
 restored from the input; without them the image is a grey mosaic. A HOG model predicts gradients,
-drawn as oriented strokes: input, masked input, true HOG, and the HOG predicted for hidden patches
-beside the true one of visible patches.
+drawn as oriented strokes: input, masked input, true HOG, and the predicted HOG of hidden patches
+pasted into the true HOG of visible ones.
 """
 
 import math
@@ -24,7 +24,7 @@ from mae_et.monitoring.image_grid import image_grid
 CAPTIONS = ("input", "masked", "reconstruction", "pasted")
 HOG_CAPTIONS = ("input", "masked", "true HOG", "predicted HOG")
 GREY = 0.5
-SMALLEST_PANEL = 96  # pixels of its width
+SMALLEST_PANEL = 96  # width in pixels
 STROKE_GAIN = 2.0
 
 

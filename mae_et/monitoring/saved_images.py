@@ -1,4 +1,4 @@
-"""Images of reconstructions in a run folder: `reconstructions/step-00001234.png`."""
+"""Reconstructions in a run folder: `reconstructions/step-00001234.png`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def image_path(run: Path, step: int) -> Path:
 
 
 def saved_images(run: Path, last: int) -> dict[int, Path]:
-    """Return the images in order, without those of steps that a resumed run has not reached."""
+    """Return the images by step, up to step `last`: a resumed run may have later ones."""
     paths = {path.stem.removeprefix("step-"): path for path in (run / FOLDER).glob("step-*.png")}
     steps = {int(digits): path for digits, path in paths.items() if digits.isdecimal()}
     return {step: steps[step] for step in sorted(steps) if step <= last}

@@ -1,4 +1,4 @@
-"""What each stage of a run took, from the rows of its metrics."""
+"""Summarise each stage of a run from its rows of metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from mae_et.monitoring.divergence import last_loss
 
 
 def summarise_stages(rows: Sequence[Row], plan: Plan) -> list[dict[str, Any]]:
-    """Return bandwidth, images, compute, last loss, speed and wait for data of each stage of a run.
+    """Return bandwidth, images, compute, last loss, speed and data time of each stage of a run.
 
-    Loss, images per second and the fraction of the time that the stage waited for data are None
-    where there are no rows: not yet, or lost by a disk.
+    Loss, images per second and the fraction of time spent waiting for data are None for a stage
+    without rows (not reached, or lost to a damaged disk).
     """
     summary = []
     for stage in plan.stages:

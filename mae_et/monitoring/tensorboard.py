@@ -1,8 +1,8 @@
-"""TensorBoard's event file of a run, written from the rows of its metrics and scores.
+"""Write a run's TensorBoard event file from its rows of metrics and scores.
 
 Tag names decide the order on the page, which is alphabetical: accuracy, features, loss and
-reconstructions come first. Resuming rewrites the file from the rows that are kept, so that no
-reader sees a step twice. `SummaryWriter(purge_step=N)` alone cannot do this: it drops every point
+reconstructions come first. Resuming rewrites the file from the kept rows, so that no step appears
+twice. `SummaryWriter(purge_step=N)` alone cannot do this: it drops every point
 at or after N, also of the curves against compute and images, whose axes do not count steps.
 """
 
@@ -42,7 +42,7 @@ TAGS = {
     "unreadable": "training/unreadable_images",
 }
 SCORE_TAGS = {"effective_rank": "features/effective_rank", "probe_seconds": "speed/probe_seconds"}
-"""Of scores that are neither an accuracy nor a loss."""
+"""Tags of scores that are neither an accuracy nor a loss."""
 PREVIEW = "preview.png"
 # Zero in a healthy run: their charts appear with the first other value.
 USUALLY_ZERO = {"skipped_updates", "substituted", "unreadable"}
@@ -54,8 +54,8 @@ class TensorBoardWriter:
     Args:
         config: the run's config.
         plan: its plan.
-        rows: metrics of the steps done before.
-        scores: validation scores of the steps done before.
+        rows: metrics of earlier steps.
+        scores: validation scores of earlier steps.
     """
 
     def __init__(self, config: RunConfig, plan: Plan, rows: list[Row], scores: list[Row]):
@@ -95,11 +95,11 @@ class TensorBoardWriter:
             self._add("training/loss_spikes", loss, step, when)
 
     def add_scores(self, row: Row) -> None:
-        """Add validation scores, or those of a probe, against steps, compute and images."""
+        """Add validation or probe scores against steps, compute and images."""
         step, when = row["step"], row["time"]
         compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
         for key, value in row.items():
-            if key in {"step", "time", "images"}:  # of images there is always the same number
+            if key in {"step", "time", "images"}:  # the number of images is constant
                 continue
             tag = SCORE_TAGS.get(key, f"accuracy/{key}")
             if key.endswith("loss"):
@@ -116,7 +116,7 @@ class TensorBoardWriter:
         self.writer.add_image("reconstructions", image, step)
 
     def add_preview(self, image: Tensor) -> None:
-        """Add the image of what training shows the encoder, uint8 [C H W]."""
+        """Add the preview of the encoder's inputs, uint8 [C H W]."""
         self.writer.add_image("preview", image, 0)
 
     def add_results(self, results: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ WIDTH = 80
 
 
 class Terminal:
-    """Shows the progress of a run that starts after `start` steps."""
+    """Show the progress of a run that starts after `start` steps."""
 
     def __init__(self, plan: Plan, start: int):
         self.plan = plan
@@ -44,7 +44,7 @@ class Terminal:
             self.bar.set_description_str(summary(row) + spike.replace(" |", ","))
 
     def show_scores(self, step: int, scores: dict[str, float | None]) -> None:
-        """Show validation scores, or those of a probe."""
+        """Show validation or probe scores."""
         shown = " | ".join(
             f"{figure_name(key)} {value:.1f} s"
             if key == "probe_seconds"
@@ -60,7 +60,7 @@ class Terminal:
 
 
 def describe(row: Row, plan: Plan) -> str:
-    """Return a row of metrics as a line of a log."""
+    """Return a row of metrics as a log line."""
     return (
         f"step {row['step']}/{plan.steps} | stage {row['stage'] + 1}/{len(plan.stages)} "
         f"B={row['bandwidth']} | loss {_loss(row)} | lr {row['lr']:.2e} | "
@@ -70,7 +70,7 @@ def describe(row: Row, plan: Plan) -> str:
 
 
 def summary(row: Row) -> str:
-    """Return a row of metrics in the few characters that fit beside a progress bar."""
+    """Return a row of metrics, short enough to fit beside a progress bar."""
     return (
         f"B={row['bandwidth']}, loss {_loss(row)}, {row['images_per_second']:.0f} img/s, "
         f"ETA {format_seconds(seconds_left(row))}"

@@ -1,1 +1,1 @@
-"""This process: ranks, device, precision, signals, the watchdog, system errors."""
+"""Process-level runtime: ranks, device, precision, signals, watchdog, system errors."""

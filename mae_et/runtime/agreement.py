@@ -1,7 +1,7 @@
-"""Compare what the ranks see before they train.
+"""Check before training that all ranks agree.
 
-Ranks with other settings, data, code or weights average gradients of different runs: nothing fails,
-and the weights are wrong. Everything here is a collective, which every rank must call.
+Ranks with different settings, data, code or weights would average gradients of different runs:
+nothing fails, and the weights are wrong. Every function here with `world` is a collective.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def check_ranks_agree(
 
 @contextmanager
 def fail_together(world: DistributedContext) -> Iterator[None]:
-    """Raise an error of one rank on all ranks, which would wait for it; no collectives inside.
+    """Raise an error of one rank on all ranks, which would otherwise hang; no collectives inside.
 
     Raises:
         UserError: a rank raised one in the block; other ranks name that rank and its node.
@@ -85,7 +85,7 @@ def fail_together(world: DistributedContext) -> Iterator[None]:
 
 
 def code_version(*packages: str) -> dict[str, str]:
-    """Return digests of the source files of packages, and versions of the libraries below them."""
+    """Return digests of packages' source files, and versions of the libraries they depend on."""
     found = {name: version(name) for name in LIBRARIES}
     for package in packages:
         spec = importlib.util.find_spec(package)
@@ -106,7 +106,7 @@ def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _gather(content: dict[str, Any], world: DistributedContext) -> list[dict[str, Any]]:
-    """Gather JSON from every rank, in the order of ranks: plain data, never executed."""
+    """Gather content as JSON from every rank, in rank order; nothing is unpickled."""
     text = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
     sizes = distributed.all_gather(torch.tensor(len(text)), world).tolist()
     rows = distributed.all_gather_rows(text, world).split(sizes)

@@ -1,8 +1,7 @@
-"""Send what the main rank has read to the other ranks.
+"""Broadcast a checkpoint that the main rank has read.
 
-Content is nested dicts, lists and plain values with tensors in them, as a checkpoint is. First goes
-its outline, in which tensors have shapes but take no memory; then the tensors, one after the other,
-to where they are needed.
+Content is nested dicts and lists of plain values and tensors. Its outline, in which tensors have
+shapes but take no memory, is sent first; then the tensors, one by one, to their devices.
 """
 
 import io
@@ -46,7 +45,7 @@ def broadcast_tensors(content: Any, world: DistributedContext, device: torch.dev
     Args:
         content: content on the main rank, which keeps it; its outline on others.
         world: ranks; every rank must call this.
-        device: where the others' tensors are to be; numbers [] stay on the CPU.
+        device: device of the tensors on other ranks; scalars [] stay on the CPU.
     """
     if world.size == 1:
         return content

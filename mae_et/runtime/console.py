@@ -1,4 +1,4 @@
-"""Lines for the person at the terminal, on stderr, and child processes that do not hold it."""
+"""Print lines to stderr, and keep child processes from holding the terminal open."""
 
 import contextlib
 import fcntl
@@ -10,8 +10,8 @@ from functools import lru_cache
 
 from tqdm import tqdm
 
-# tqdm's own lock is shared with forked processes: a loader process that is killed while it writes a
-# line would keep it. No line is written during a fork, because the locks of stderr are copied.
+# tqdm's own lock is shared with forked processes: a loader process killed while writing would never
+# release it. No line is written during a fork, because a child copies the locks of stderr.
 _writing = threading.RLock()
 tqdm.set_lock(_writing)
 os.register_at_fork(
@@ -20,14 +20,14 @@ os.register_at_fork(
 
 
 def printable(text: str) -> str:
-    r"""Escape control characters (`\x1b`), which names of files, classes or keys may contain."""
+    r"""Escape control characters (`\x1b`), which file, class or key names may contain."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
 
 
 def say(fact: str) -> None:
-    """Print a fact to stderr, with the program's name before it; see `write_line`."""
+    """Print a line to stderr, prefixed by the program's name; see `write_line`."""
     write_line(f"mae-et: {fact}")
 
 
@@ -42,20 +42,20 @@ def write_line(line: str) -> None:
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0, also before it has joined and after it has left the group."""
+    """Whether this process is rank 0, also before it joins and after it leaves the group."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @lru_cache(maxsize=256)
 def notify(fact: str) -> None:
-    """Print a line to stderr from the main rank, the first time that this process states it."""
+    """Print a line to stderr from the main rank, once per process."""
     if is_main():
         say(fact)
 
 
 @contextlib.contextmanager
 def null_streams() -> Iterator[None]:
-    """Keep processes started in the block from holding a pipe or a connection of this one open."""
+    """Keep processes started in the block from holding this process's pipes or connection open."""
     kept = {}
     for stream in (1, 2):
         with contextlib.suppress(OSError):  # it is closed

@@ -1,4 +1,4 @@
-"""Ranks that train together: start, stop and collectives; one rank without a launcher."""
+"""Distributed training: start, stop and collectives; one rank without a launcher."""
 
 import atexit
 import os
@@ -21,9 +21,9 @@ from mae_et.runtime.rendezvous import check_launch, meeting_place
 from mae_et.runtime.watchdog import heartbeat
 
 PATIENCE_MARGIN = 300
-# A rank that waits longer for its peers says so; again after twice the time, and so on.
+# A rank that waits longer for its peers reports it, and again after each doubling of the time.
 NOTICE_SECONDS = 60.0
-# PyTorch's own default is 30 minutes; it counts milliseconds in places in 32 bits.
+# PyTorch's default is 30 minutes; parts of it count milliseconds in 32 bits.
 FOREVER = timedelta(days=24)
 
 
@@ -35,7 +35,7 @@ class DistributedContext:
     size: int
     device: torch.device
     joined: bool = False
-    """Whether this process joined the group for this command; a group of the caller's stays."""
+    """Whether this command joined the process group; a caller's own group is never destroyed."""
 
     @property
     def is_main(self) -> bool:
@@ -72,8 +72,8 @@ def initialize(
 
     Args:
         device: see `choose_device`.
-        patience: seconds to wait for the other ranks to join, and the timeout of collectives,
-            there extended by a margin in which the watchdog reports first; None waits forever.
+        patience: seconds to wait for the other ranks to join, and the timeout of collectives plus
+            a margin in which the watchdog reports first; None waits forever.
 
     Raises:
         UserError: CUDA is requested but not available, or the launcher's variables are incomplete.
@@ -95,9 +95,9 @@ def initialize(
 
 
 def _join(backend: str, patience: float | None) -> None:
-    """Join the process group; report a long wait, and which ranks did not come.
+    """Join the process group; report a long wait, and which ranks did not join.
 
-    PyTorch waits in C++, where no signal handler runs, so a thread joins while this one waits.
+    PyTorch waits in C++, where no Python signal handler runs, so another thread joins.
     """
     rank, size = os.environ.get("RANK", "0"), os.environ["WORLD_SIZE"]
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -131,9 +131,9 @@ def _join(backend: str, patience: float | None) -> None:
 
 
 def _end_beside(joining: threading.Thread) -> None:
-    """End a process that failed to join at once, if its thread is still waiting in C++.
+    """Exit at once after a failure to join, if the joining thread is still waiting in C++.
 
-    Where Python finalises meanwhile, the thread aborts the process as soon as its wait ends.
+    If Python finalised meanwhile, the thread would abort the process as soon as its wait ends.
     """
     if joining.is_alive():
         sys.stdout.flush()
@@ -142,10 +142,10 @@ def _end_beside(joining: threading.Thread) -> None:
 
 
 def shutdown(world: DistributedContext) -> None:
-    """Leave the other ranks; only while all of them do, for NCCL waits for each.
+    """Destroy the process group; call it only when all ranks do, because NCCL waits for each.
 
-    After an error on one rank its peers may be in a collective, and would be waited for until their
-    timeout, before anyone learns of the error. The end of the process closes its connections.
+    After an error on one rank its peers may be in a collective: leaving would block until their
+    timeout, before the error is reported. Exiting the process closes its connections.
     """
     if not world.joined:
         return
@@ -159,7 +159,7 @@ def shutdown(world: DistributedContext) -> None:
 def connect(world: DistributedContext) -> None:
     """Open NCCL's connections, so that memory measured afterwards counts its buffers.
 
-    NCCL connects at the first exchange, in other ways for small tensors than for large ones.
+    NCCL connects at the first exchange, differently for small and for large tensors.
     """
     if world.size > 1 and world.device.type == "cuda":
         for numbers in (1, 2**24):
@@ -197,17 +197,14 @@ def all_gather_rows(rows: Tensor, world: DistributedContext) -> Tensor:
 
 
 def broadcast_buffers(module: nn.Module, world: DistributedContext) -> None:
-    """Copy rank 0's buffers to all ranks: running statistics differ, as ranks saw other images.
-
-    DistributedDataParallel does the same before each forward pass in training.
-    """
+    """Copy rank 0's buffers (running statistics) to all ranks, as DistributedDataParallel does."""
     if world.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
 
 
 def any_rank(flag: bool, world: DistributedContext) -> bool:
-    """Return whether any rank raised its flag; a collective, so every rank must call it."""
+    """Return whether the flag is set on any rank; a collective that every rank must call."""
     if world.size == 1:
         return flag
     raised = torch.tensor(float(flag))
@@ -216,7 +213,7 @@ def any_rank(flag: bool, world: DistributedContext) -> bool:
 
 
 def all_ranks_equal(value: int, world: DistributedContext) -> bool:
-    """Return whether all ranks have the same integer; a collective, as above."""
+    """Return whether all ranks have the same integer; a collective that every rank must call."""
     if world.size == 1:
         return True
     extremes = torch.tensor([value, -value])
@@ -225,9 +222,9 @@ def all_ranks_equal(value: int, world: DistributedContext) -> bool:
 
 
 def run_on_main(work: Callable[[], None], world: DistributedContext, poll: float = 1.0) -> None:
-    """Run work that may take long on the main rank, while the others wait for its end.
+    """Run long work on the main rank while the others wait.
 
-    The others' watchdogs rest meanwhile; that of the main rank sees whether the work progresses.
+    Waiting does not trigger their watchdogs; the main rank's still checks for progress.
     """
     if world.size == 1:
         work()

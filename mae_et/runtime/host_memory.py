@@ -1,10 +1,10 @@
-"""Memory of this machine that is still available, within the limits of control groups."""
+"""Available memory of this machine, within the limits of control groups."""
 
 from pathlib import Path
 
 
 def available_host_memory() -> int | None:
-    """Return the bytes that processes of this machine may still take; None if it is unknown.
+    """Return the bytes of memory still available to processes; None if unknown.
 
     The kernel's estimate (MemAvailable in /proc/meminfo) within the limits of the control groups.
     """

@@ -1,4 +1,4 @@
-"""Where the ranks of a node run: each on a GPU of its own, and on which cores."""
+"""Placement of a node's ranks: one GPU each, and their CPU cores."""
 
 import os
 import platform
@@ -11,9 +11,9 @@ from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext, all_gather
 
 _CORES = 1024
-"""Most cores of a machine, as in the kernel's cpu_set_t."""
+"""Maximum number of cores of a machine, as in glibc's cpu_set_t."""
 _UUID_BYTES = 64
-"""More than the text of a UUID takes."""
+"""Size in bytes that holds the text of a UUID."""
 
 
 def check_own_gpus(world: DistributedContext) -> None:
@@ -21,7 +21,7 @@ def check_own_gpus(world: DistributedContext) -> None:
 
     Launchers number GPUs in different ways (CUDA_VISIBLE_DEVICES for each rank, or all GPUs for
     all ranks), and a wrong combination puts every rank on one GPU. NCCL would report a duplicate
-    GPU at the first exchange only, and in its own words.
+    GPU only at the first exchange, and less clearly.
 
     Raises:
         UserError: two ranks share a GPU; raised on every rank.
@@ -48,10 +48,10 @@ def usable_cores() -> set[int]:
 
 
 def own_cores(world: DistributedContext) -> int:
-    """Return the CPU cores of this rank: those that it may run on, divided by who shares them.
+    """Return this rank's number of CPU cores: those it may run on, each shared among its ranks.
 
-    Ranks that a launcher binds to cores of their own (srun --cpus-per-task) keep all of them;
-    ranks that may run anywhere (torchrun) divide the machine. Every rank must call this.
+    Ranks bound to separate cores (srun --cpus-per-task) keep all of theirs; unbound ranks
+    (torchrun) divide the machine. Every rank must call this.
 
     Returns:
         A number of cores, at least 1.
@@ -65,7 +65,7 @@ def own_cores(world: DistributedContext) -> int:
 
 
 def node_id() -> int:
-    """Return a number that all ranks of a machine share, in containers too."""
+    """Return a number that is the same for all ranks of a machine, also in containers."""
     try:
         name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:  # not Linux

@@ -29,7 +29,7 @@ def exact_products() -> Iterator[None]:
 
 
 def _forbid_tf32() -> Callable[[], None]:
-    """Forbid TF32 in products, by the switch that this process uses; return how to undo it."""
+    """Forbid TF32 in products, by the switch that this process uses; return an undo function."""
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # the caller has set PyTorch 2.9's newer switch, which excludes this one

@@ -1,8 +1,8 @@
-"""Meet the ranks of torchrun's current attempt, and none of an attempt before.
+"""Connect the ranks of torchrun's current attempt, and none of an earlier attempt.
 
-torchrun keeps one store over its restarts (pytorch/pytorch#135712), and where a rank listens is
-written to it. A restarted rank that reads what a dead one wrote fails to connect, or waits for it.
-The number of restarts cannot tell attempts apart, because each node counts its own.
+torchrun keeps one store over its restarts (pytorch/pytorch#135712), in which ranks publish their
+addresses. A restarted rank that reads a dead rank's address fails to connect, or waits for it. The
+restart count cannot distinguish attempts, because each node counts its own.
 """
 
 import os
@@ -34,26 +34,26 @@ def check_launch() -> None:
 
 
 def meeting_place(timeout: timedelta) -> dict[str, Any]:
-    """Return the arguments of `init_process_group` that say where the ranks meet.
+    """Return the arguments of `init_process_group` that define the store.
 
     Raises:
-        DistError, TimeoutError: a rank did not come in time.
+        DistError, TimeoutError: a rank did not arrive in time.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return {}  # a store of their own, which ends with the ranks
+        return {}  # PyTorch creates a store that ends with the ranks
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     name = name_attempt(store, rank, size, timeout)
     return {"store": dist.PrefixStore(name, store), "rank": rank, "world_size": size}
 
 
 def name_attempt(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
-    """Agree on a name that no other attempt has, whatever earlier ones left in the store.
+    """Agree on a name that no other attempt has, despite earlier entries in the store.
 
-    Each rank draws a name. Rank 0's is that of the attempt; once the others have given it theirs,
-    it lists them, and a rank that finds its own in the list knows that this rank 0 is alive.
+    Each rank draws a name; rank 0's becomes the attempt's. Rank 0 lists the names that the other
+    ranks sent, and a rank that finds its own in the list knows that this rank 0 is alive.
 
     Raises:
-        DistError, TimeoutError: a rank did not come in time.
+        DistError, TimeoutError: a rank did not arrive in time.
     """
     own, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     if rank == 0:

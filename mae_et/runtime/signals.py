@@ -1,4 +1,4 @@
-"""Stop signals: end a command that has nothing to save at once, a training after its next step."""
+"""Handle stop signals: a training stops after its next step, other commands at once."""
 
 import signal
 import threading
@@ -7,20 +7,20 @@ from contextlib import contextmanager
 
 from mae_et.errors import Stopped
 
-# SIGHUP arrives when a run's terminal is closed or its connection lost.
+# SIGHUP arrives when a run's terminal is closed or its connection is lost.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
-# A signal whose `Stopped` may have been swallowed: some libraries are imported under bare excepts.
+# A signal whose `Stopped` may have been swallowed: some imports are wrapped in a bare except.
 _pending: int | None = None
 
 
 class StopFlag:
-    """The signal that requested a stop, or None.
+    """The signal that requested a stop.
 
     Attributes:
-        signal: its number.
-        saves: whether a signal only sets the flag, because there is something to save.
+        signal: number of the signal; None before one arrives.
+        saves: whether a signal only sets the flag, because there is state to save.
     """
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class StopFlag:
 def stop_signals() -> Iterator[StopFlag]:
     """Handle SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP inside the block.
 
-    They raise `Stopped`, or set the flag once it `saves`; then a second SIGINT stops at once. A
-    flag that nobody has acted on by the end of the block is passed on to the handler before. Under
-    nohup, SIGHUP stays ignored.
+    They raise `Stopped`, or only set the flag if `saves` is true; then a second SIGINT stops at
+    once. At the end of the block, a pending signal is passed to the previous handler. Under nohup,
+    SIGHUP stays ignored.
     """
     global _pending
     flag = StopFlag()

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from mae_et.errors import Interrupted, PeerLost, RunFailed, one_line
 
-# How gloo, NCCL and the store in which ranks meet report a lost rank. NCCL's "unhandled cuda error"
-# is this rank's own; it aborts a communicator whose peers are gone, or do not answer.
+# Messages of gloo, NCCL and the store about a lost rank. NCCL's "unhandled cuda error" is this
+# rank's own; NCCL aborts a communicator whose peers are gone or do not answer.
 _PEER_LOST = re.compile(
     r"gloo.*(Connection|Read error|Write error|Timed out)"
     r"|NCCL.*(remote|timeout|unhandled system error|communicator was aborted)"
@@ -21,10 +21,10 @@ _DUPLICATE_GPU = re.compile(r"Duplicate GPU detected", re.I)
 _NO_INTERFACE = re.compile(
     r"Unable to find (address|interface) for|no socket interface found", re.I
 )
-# PyTorch's words for exhausted memory on a CPU; absurd sizes overflow before they are allocated.
+# PyTorch's messages about exhausted memory on a CPU; absurd sizes overflow before allocation.
 _NO_MEMORY = re.compile(r"(can't|Cannot) allocate memory|Storage size calculation overflowed")
-# A GPU library that finds no memory raises no OutOfMemoryError, nor does an extension that calls
-# torch's allocator through its stable ABI (TorchCodec). nvJPEG's status 5 is that of its allocator.
+# GPU libraries do not raise OutOfMemoryError, nor do extensions that call torch's allocator through
+# its stable ABI (TorchCodec). nvJPEG's status 5 is a failed allocation.
 _NO_GPU_MEMORY = re.compile(
     r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|(CUDA error|Triton Error \[CUDA\]): out of memory"
     r"|Cuda failure (\d+ )?'out of memory'|CUDA out of memory\."
@@ -42,14 +42,14 @@ _NO_SHARED_MEMORY = re.compile(
     r"|torch_\d+_\d+.*No space left|out of shared memory|Bus error",
     re.S,
 )
-# A worker that died; "Caught X in DataLoader worker process" is an error that it reports itself.
+# A dead worker; "Caught X in DataLoader worker process" is an error that a live one reports.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
 WORKER_DIED = (
     "a loader worker died, as happens when memory runs out: lower efficiency.num_workers or "
     "efficiency.micro_batch (batch_size for features)"
 )
 _TOO_MANY = "lower efficiency.num_workers (num_workers for features), or raise the limit"
-# Limits on a user's files and processes, by PyTorch's and the system's words.
+# Messages of PyTorch and the system about limits on a user's files and processes.
 _LIMITS = {
     re.compile(r"Too many open files|received 0 items of ancdata"): (
         f"too many open files: {_TOO_MANY} (ulimit -n)"
@@ -96,7 +96,7 @@ def explain_system_errors() -> Iterator[None]:
 
 
 def _explain_runtime_error(error: RuntimeError) -> str | None:
-    """Return the sentence for an error that PyTorch raises; None if it is not the machine's."""
+    """Return the sentence for an error of PyTorch; None if the machine did not cause it."""
     text, first = one_line(error), str(error).strip().split("\n")[0]
     if is_out_of_gpu_memory(error):
         return (
@@ -144,7 +144,7 @@ def is_out_of_gpu_memory(error: Exception) -> bool:
 
 
 def _limit_of(error: Exception) -> str | None:
-    """Return the sentence for a limit of the system that was reached; None if none was."""
+    """Return the sentence for a system limit that was reached; None for other errors."""
     text = one_line(error)
     return next((said for words, said in _LIMITS.items() if words.search(text)), None)
 

@@ -1,4 +1,4 @@
-"""Cache tensors that are functions of sizes, whatever mode their first caller is in."""
+"""Cache tensors that are functions of sizes, independently of the first caller's mode."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -13,11 +13,11 @@ Result = TypeVar("Result")
 def cache_tensors(
     maxsize: int,
 ) -> Callable[[Callable[Sizes, Result]], Callable[Sizes, Result]]:
-    """Decorate a function like `functools.lru_cache`, so that its tensors serve every later caller.
+    """Cache a function's tensors like `functools.lru_cache`, safely for every later caller.
 
-    In inference mode, plain tensors are made: others cannot be saved for a backward pass. While
-    torch.export or torch.compile traces, or under a `FakeTensorMode`, nothing is kept: the tensors
-    there have no values.
+    In inference mode, ordinary tensors are created: inference tensors cannot be saved for a
+    backward pass. While torch.export or torch.compile traces, or under a `FakeTensorMode`, nothing
+    is cached: those tensors have no values.
     """
 
     def decorate(compute: Callable[Sizes, Result]) -> Callable[Sizes, Result]:

@@ -1,8 +1,8 @@
-"""End a process that makes no progress, and print its stacks.
+"""Exit a process that makes no progress, and print its stack traces.
 
-A rank whose peer hangs waits in a collective, a process whose disk hangs waits in the kernel:
-forever, and on reserved hardware. A thread checks that the command still finishes steps or batches.
-It changes no numbers; saved files stay, and the same command resumes from them.
+A rank whose peer hangs waits in a collective, and a process whose disk hangs waits in the kernel,
+forever and on reserved hardware. A thread checks that the command still finishes steps or batches.
+Numbers do not change; saved files stay, and the same command resumes from them.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ class _Watch:
     def __init__(self, seconds: float):
         self.seconds = seconds
         self.beaten = False
-        self.quiet: float | None = None  # None until the first beat: opening the data may take long
+        self.quiet: float | None = None  # None until the first heartbeat: opening data may be slow
         self.over = threading.Event()
 
     def look(self) -> None:
@@ -67,7 +67,7 @@ _watch: _Watch | None = None
 def hang_watchdog(seconds: float | None) -> Iterator[None]:
     """Exit with status 75 if no `heartbeat` arrives within `seconds` of the previous one.
 
-    Inside another watchdog, whose timeout holds, this does nothing.
+    Inside another watchdog, whose timeout applies, this does nothing.
 
     Args:
         seconds: timeout; None disables the watchdog.

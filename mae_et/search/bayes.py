@@ -1,9 +1,9 @@
 """Bayesian search of whole curricula at fixed compute, by Optuna's TPE sampler.
 
 `space.py` defines the space. The first trial is constant bandwidth. The study is stored in
-`optuna.jsonl`; the sampler is seeded for each trial by the number of trials before it, so an
-interrupted search makes the same proposals. A repeated proposal is replaced by the nearest
-curriculum that was not tried.
+`optuna.jsonl`; the sampler is seeded for each trial by the number of earlier trials, so an
+interrupted search makes the same proposals. A repeated proposal is replaced by the nearest untried
+curriculum.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from mae_et.search.trial_log import truncate_partial_line
 from mae_et.search.trials import SearchResult, Trial, Trials
 
 STUDY = "curriculum"
-# Random trials before TPE proposes; scored trials before one may be pruned.
+# Number of random trials before TPE proposes, and of scored trials before one may be pruned.
 STARTUP_TRIALS = 5
 
 
@@ -60,7 +60,7 @@ def bayes(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
 
 
 def import_optuna() -> Any:
-    """Return Optuna, its log messages silenced."""
+    """Import Optuna, with its log messages silenced."""
     try:
         import optuna
     except ImportError:
@@ -95,7 +95,7 @@ def trials_in(study: Any, *states: str) -> list[Any]:
 
 
 def next_group(optuna: Any, study: Any, space: Space, parallel: bool) -> list[Any]:
-    """Return the next trials: the unscored ones of an earlier start, or new ones; empty at the end.
+    """Return the next trials: unscored ones of an earlier start, or new ones; empty at the end.
 
     With `parallel` a group has up to `search.at_once` trials, otherwise one.
     """
@@ -116,7 +116,7 @@ def next_group(optuna: Any, study: Any, space: Space, parallel: bool) -> list[An
 
 
 def propose(optuna: Any, study: Any, space: Space) -> Any | None:
-    """Return a trial of a point that was not tried; None if every point was."""
+    """Return a trial of an untried point; None if every point was tried."""
     before = [trial.params for trial in trials_in(study)]
     seed = sample_seed(space.config.seed, len(before))
     study.sampler = optuna.samplers.TPESampler(

@@ -18,7 +18,7 @@ from mae_et.search.trial_log import TrialLog
 from mae_et.search.trials import Objective, Runner, SearchResult, Trials, run_here
 from mae_et.training.same_run import MAY_CHANGE, check_same_settings
 
-# Finds the best curriculum for a training set of so many images.
+# Finds the best curriculum; the integer is the number of training images.
 Strategy = Callable[[SearchConfig, int, Trials], SearchResult]
 STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "greedy": greedy, "bayes": bayes}
 # Keys that may change when a search resumes.
@@ -71,7 +71,7 @@ def check_same_search(config: SearchConfig) -> None:
     """Refuse to resume in the folder of another search, or of a run.
 
     Raises:
-        UserError: a key that changes results differs, the first one is named; or it is a run's.
+        UserError: a key that changes results differs, or the folder is a run's.
     """
     folder = config.output.dir
     if (folder / "plan.json").exists():

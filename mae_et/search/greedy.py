@@ -1,7 +1,7 @@
 """EfficientTrain's search (ICCV 2023): the smallest bandwidths that match constant bandwidth.
 
-All stages have equal epochs. A run at full bandwidth sets the target score. Then the first n
-stages, for n falling to 1, get the smallest bandwidth with which a full run reaches the target. The
+All stages have equal epochs. A run at full bandwidth sets the target score. Then, with n decreasing
+to 1, the first n stages get the smallest bandwidth with which a full run reaches the target. The
 result costs less than constant bandwidth. Source: arXiv 2211.09703.
 """
 

@@ -1,4 +1,4 @@
-"""Output files of a search: the curriculum as a config, a table of trials, a chart."""
+"""Write the results of a search: the curriculum as a config, a table of trials, a chart."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ from mae_et.training.plan import make_plan
 def write_search_results(
     config: SearchConfig, images: int, best: SearchResult, log: TrialLog
 ) -> dict[str, Any]:
-    """Write the output files; return the figures.
+    """Write the output files and return the figures.
 
     Raises:
         UserError: `curriculum.epochs` is too small for a step in each stage.
@@ -92,7 +92,7 @@ def draw(path: Path, config: SearchConfig, records: list[Record], best: SearchRe
 
 
 def _candidates(config: SearchConfig, scored: list[Record], best: SearchResult) -> Plot:
-    """Plot the score of each candidate of a stage, and join those that were chosen."""
+    """Plot the score of each candidate of a stage, and connect the chosen ones."""
     names = [*(f"B = {bandwidth}" for bandwidth in config.candidates), "chosen"]
     points: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     for record in scored:

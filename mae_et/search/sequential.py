@@ -5,8 +5,8 @@ the end of the previous stage, and then briefly at full bandwidth. The best cand
 next stage starts from its state before that brief training. The cost is linear in stages times
 candidates. Source: arXiv 2405.08768.
 
-Later stages are unknown while one trains, so the learning rate must not depend on the total length:
-it warms up, stays constant, and decays over the brief training only (`optim.decay_fraction`).
+Later stages are unknown during training, so the learning rate must not depend on the total length:
+it warms up, stays constant, and decays only over the brief training (`optim.decay_fraction`).
 """
 
 from dataclasses import replace

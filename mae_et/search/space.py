@@ -47,10 +47,10 @@ class Space:
         return {*self.names, *([MAGNITUDE] if self.augments else [])} <= set(point)
 
     def nearest(self, point: Point, taken: list[Point], seed: int) -> Point | None:
-        """Return the nearest free point, in single steps of one parameter; None if none is free.
+        """Return the nearest point that is not taken, in steps of one parameter; None if all are.
 
         Args:
-            point: where to start.
+            point: starting point.
             taken: points to exclude.
             seed: breaks ties.
         """

@@ -25,7 +25,7 @@ from mae_et.runtime.console import say
 from mae_et.search.trial_log import Record, TrialLog
 
 Objective = Callable[[Path], float]
-# Trains runs to the end, or to a step; returns why each diverged, None for those that did not.
+# Trains runs to the end, or to a step; returns why each diverged, or None if it did not.
 Runner = Callable[[Sequence[PretrainConfig], int | None], list[str | None]]
 
 
@@ -79,7 +79,7 @@ class Trial:
 
 
 class Trials:
-    """Scores trials, each once.
+    """Score trials, each once.
 
     Args:
         log: scores of earlier starts.
@@ -180,8 +180,7 @@ class Trials:
 def fork_checkpoint(trial: Trial) -> None:
     """Copy the starting checkpoint and its metrics into a trial's folder.
 
-    The trial then resumes from it like an interrupted run: one that has all of the trial's stages,
-    the first of them already trained.
+    The trial then resumes from it like an interrupted run whose first stages are already trained.
 
     Raises:
         RunFailed: the checkpoint is missing or damaged.
