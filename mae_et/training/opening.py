@@ -29,7 +29,7 @@ class Opening(Generic[Data]):
     Args:
         command: the command's name.
         config: the run's config.
-        read: opens the training data, and prints what is known of the run so far.
+        read: opens and describes the training data.
     """
 
     def __init__(self, command: str, config: Any, read: Callable[["Opening[Data]"], Data]):

@@ -1,4 +1,4 @@
-"""Small inputs take no long time: flags and patterns are read in linear time."""
+"""Flags and patterns are read in linear time: small inputs never take long."""
 
 from collections.abc import Callable
 from functools import partial
