@@ -1,7 +1,6 @@
 """Print lines to stderr, and keep child processes from holding the terminal open."""
 
 import contextlib
-import fcntl
 import os
 import sys
 import threading
@@ -56,10 +55,7 @@ def notify(fact: str) -> None:
 @contextlib.contextmanager
 def null_streams() -> Iterator[None]:
     """Keep processes started in the block from holding this process's pipes or connection open."""
-    kept = {}
-    for stream in (1, 2):
-        with contextlib.suppress(OSError):  # it is closed
-            kept[stream] = fcntl.fcntl(stream, fcntl.F_DUPFD_CLOEXEC, 3)
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         for stream in kept:

@@ -38,20 +38,13 @@ def test_processes_forked_while_a_thread_writes_lines_write_theirs(monkeypatch) 
             thread.join()
 
 
-def test_streams_are_closed_to_processes_and_kept_for_this_one() -> None:
-    """One that is closed already, as a scheduler may have it, stays closed."""
-    kept = os.dup(2)
-    try:
-        for close in (False, True):
-            if close:
-                os.close(2)
-            before = os.fstat(1)
-            with null_streams():
-                assert os.path.samestat(os.fstat(1), Path(os.devnull).stat())
-            assert os.path.samestat(os.fstat(1), before)
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+def test_streams_are_null_for_new_processes_and_come_back() -> None:
+    before = [os.fstat(stream) for stream in (1, 2)]
+    with null_streams():
+        assert os.path.samestat(os.fstat(1), os.fstat(2))
+        assert os.path.samestat(os.fstat(1), Path(os.devnull).stat())
+    after = [os.fstat(stream) for stream in (1, 2)]
+    assert all(map(os.path.samestat, before, after))
 
 
 def test_a_process_that_is_killed_while_it_writes_a_line_stops_no_other(monkeypatch) -> None:
