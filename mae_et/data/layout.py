@@ -73,7 +73,10 @@ def split_names(config: DataConfig, split: Split) -> tuple[str, ...]:
 
 
 def match_split(config: DataConfig, split: Split, present: Collection[str]) -> str | None:
-    """Return the first name of a split among those present, ignoring case, or None."""
+    """Return the first name of a split that is present, or None.
+
+    Case is ignored, except for names that are taken literally (see `split_names`).
+    """
     for name in split_names(config, split):
         if name in present:
             return name
@@ -120,9 +123,9 @@ def _hold_out(root: Path, folders: Sequence[str]) -> str:
 
 
 def image_folders_beside(config: DataConfig, extensions: tuple[str, ...]) -> list[str]:
-    """Return the folders with images that are not splits (a class called train looks like one).
+    """Return the folders with images beside the split folders.
 
-    Only files directly in a folder count.
+    There are some if a class happens to be called train. Only files directly in a folder count.
     """
     root = data_root(config)
     named = {config.train_split.casefold(), config.val_split.casefold()}.union(*SYNONYMS.values())

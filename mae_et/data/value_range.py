@@ -38,8 +38,9 @@ def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
     """Inspect some images, including the first; warn of unusual ranges and of multiple frames.
 
     Statistics of images must be those of values in [0, 1]. 16-bit images should reach the upper
-    half of their range (10 to 14 bits in 16-bit files do not), and arrays should lie within a few
-    standard deviations (`data.std`) of `data.mean`. Unreadable images are skipped.
+    half of their range (10 to 14 bits in 16-bit files do not), and arrays should lie within 50
+    standard deviations (`data.std`) of `data.mean` and span at least 0.1. Unreadable images are
+    skipped.
 
     Raises:
         UserError: the statistics are not those of values in [0, 1].
