@@ -25,7 +25,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
     """Write a PNG of images, masked, reconstructed and pasted, and return its path.
 
     Raises:
-        UserError: the checkpoint has no decoder, or there is no image.
+        UserError: the checkpoint has no decoder, the images or the bandwidth cannot be used, or the
+            output cannot be written to.
     """
     weights = load_weights(config.checkpoint, config.checkpoint_key)
     weights = weights.with_given(config.encoder_num_heads, config.decoder_num_heads, config.target)
@@ -55,7 +56,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     report_preprocessing(weights.preprocessing, data, config.checkpoint)
     device = choose_device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
-    # At random, because a labelled folder lists its first class first.
+    # Chosen at random, because a labelled folder lists its first class first.
     chosen = torch.randperm(len(view), generator=generator)[: config.count].tolist()
     pixels = torch.stack(in_one_dtype([view[place][0] for place in sorted(chosen)])).to(device)
     method = run.crop.method if run else "fourier"

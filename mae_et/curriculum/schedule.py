@@ -55,8 +55,8 @@ class Curriculum:
     patch: int = 1
     """Side of a patch, in pixels; 1 for networks without patches."""
     shares_of: Literal["compute", "images"] = "compute"
-    """What the shares divide: EfficientTrain++ has stages of equal compute, EfficientTrain stages
-    of equal epochs."""
+    """Unit of the shares: EfficientTrain++ has stages of equal compute, EfficientTrain of equal
+    epochs."""
 
     def __post_init__(self) -> None:
         stages = (replace(each, bandwidth=each.bandwidth or self.base) for each in self.stages)
@@ -114,7 +114,7 @@ class Curriculum:
 
     @classmethod
     def from_config(cls, config: CurriculumConfig, base: int, patch: int) -> "Curriculum":
-        """Return the curriculum that a config describes."""
+        """Build the curriculum of a config."""
         if config.preset == "custom":
             return cls(config.stages, base, patch, config.shares_of)
         return cls.preset(config.preset, base, patch)
@@ -173,7 +173,7 @@ class Curriculum:
         return Plan(tuple(planned), self.base, base_cost, batch_size, dataset_size)
 
     def extend(self, plan: Plan, epochs: float) -> Plan:
-        """Lengthen the last stage of a plan to a larger budget; earlier steps stay as they are.
+        """Lengthen the last stage of a plan to a larger budget; earlier steps are unchanged.
 
         Args:
             plan: plan of this curriculum.

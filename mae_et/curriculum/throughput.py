@@ -31,7 +31,7 @@ def throughput_model(
         images_per_second: measured training images/s of one GPU, by bandwidth.
         gpus: numbers of GPUs.
         loader: measured images/s of one loader core, by bandwidth.
-        cores_per_gpu: loader cores per GPU; each stage runs at the speed of the slower one.
+        cores_per_gpu: loader cores per GPU; the slower of GPU and loader limits each stage.
         exchange_included: whether `images_per_second` includes the exchange of gradients.
         replay: how often a loaded image is used, by bandwidth (`data.replay`).
 

@@ -59,7 +59,7 @@ class Entry(NamedTuple):
 
 
 class CachedDataset:
-    """A dataset with images in a buffer, at `entries`, int64 [N 6]; it reads all others itself."""
+    """A dataset with images in a buffer, at `entries`, int64 [N 6]; others come from `source`."""
 
     def __init__(self, source: ImageDataset, buffer: SharedBuffer, entries: np.ndarray):
         self.source, self.buffer, self.entries = source, buffer, entries

@@ -32,7 +32,7 @@ def choose_decoder(
 
     On a GPU, `auto` tries both ways (`decoder_trial`) at each image side, and chooses the GPU if
     its views are right and it is faster on every rank. Pixels differ by rounding, so a resumed run
-    keeps its device and library, whichever is faster today.
+    keeps its device and library, even if another is faster.
 
     Args:
         requested: see `EfficiencyConfig.decode`.

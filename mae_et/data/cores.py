@@ -41,7 +41,7 @@ def worker_count(requested: int | None, world: DistributedContext | None = None)
 def compute_threads(
     num_workers: int, world: DistributedContext, quiet: bool = False
 ) -> Iterator[None]:
-    """On a CPU, compute with as many threads as there are cores without loader processes.
+    """On a CPU, compute with one thread for each core that loader processes leave free.
 
     A number set by the user (`SET_BY_USER`) is kept, and so is a smaller one, for example from
     `torch.set_num_threads`. The previous number is restored afterwards.

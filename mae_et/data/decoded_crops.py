@@ -1,4 +1,4 @@
-"""Crops of JPEGs decoded only as finely as their stage's bandwidth (`crop.method: decode`)."""
+"""Crops of JPEGs decoded no finer than their stage's bandwidth needs (`crop.method: decode`)."""
 
 import torch
 from torch import Generator, Tensor

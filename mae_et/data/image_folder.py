@@ -40,9 +40,9 @@ def open_image_folder(
     """Open `ROOT/SPLIT/CLASS/*` or `ROOT/SPLIT/*`.
 
     Without split folders the images are `ROOT/CLASS/*` or `ROOT/*`, and a fifth of each class, at
-    least one image, is held out as val. Classes are numbered in the order of their names (0 to n-1
-    in numeric order), those of the training split, or with `own_classes` of this one. If a file
-    lies outside the class folders, the whole split is unlabelled.
+    least one image, is held out as val. Classes are those of the training split (of this one with
+    `own_classes`), in the order of their names (0 to n-1 in numeric order). If a file lies outside
+    the class folders, the whole split is unlabelled.
 
     Raises:
         UserError: a folder is missing or has no images, or split folders have unknown names.

@@ -80,7 +80,7 @@ def check_writable(folder: Path) -> None:
     It may be a link to another disk; unchecked, the first checkpoint could fail after hours.
 
     Raises:
-        UserError: it is read-only, another user's, or not a folder.
+        UserError: the folder is read-only, belongs to another user, or is not a folder.
     """
     with refuse_unwritable(f"the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,7 @@ def compile_network(
     and each bandwidth has graphs of its own. Names in state dicts do not change.
 
     Args:
-        network: the network, sharded if it will be, and not wrapped in DistributedDataParallel.
+        network: the network, after sharding and before DistributedDataParallel.
         bandwidths: number of input sizes.
         backend: backend of torch.compile.
 

@@ -147,7 +147,7 @@ def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:
 
 
 def _describe(config: PretrainConfig, plan: Plan, saved: dict[str, Any]) -> str:
-    """Describe the checkpoint and learning rate that an extension starts from, and the rest."""
+    """Describe the checkpoint that an extension starts from, and its learning rate from there."""
     optim, step = config.optim, saved["step"]
     return (
         f"extending {saved['path']} (step {step} of {plan.steps}): bandwidth "

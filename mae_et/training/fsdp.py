@@ -77,7 +77,8 @@ def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer
 
     Parameters are numbered in the order of the groups. Only the main rank gets the states.
     """
-    if not optimizer.state:  # before the first step, torch would count one on zeros
+    # Before the first step: torch would take one, with gradients of zero, and count it.
+    if not optimizer.state:
         return optimizer.state_dict()
     named: Any = get_optimizer_state_dict(model, optimizer, options=_GATHERED)
     if not named:

@@ -134,8 +134,7 @@ class OnlineProbe(Periodic):
         with batches_of(eval_loader(self._crops(part), batch_size, self.num_workers)) as batches:
             for batch in filter(None, batches):  # None: none of its images could be read
                 if kept is not None:
-                    # Copied, because loader processes return batches in shared memory, which is
-                    # scarce.
+                    # Copied: loader processes return batches in shared memory, which is scarce.
                     kept.append((batch[0].clone(), batch[1].clone()))
                     if sum(pixels.nbytes for pixels, _ in kept) > MAX_CACHED_BYTES:
                         kept = None

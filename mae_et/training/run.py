@@ -35,7 +35,7 @@ class Run:
         provenance: hashes of the data and of the initial weights, number of ranks, and image
             decoder (`same_data.provenance_of`).
         stopped: set by a signal to save and stop.
-        stop_after_step: save and stop after this many steps; None for the plan's.
+        stop_after_step: save and stop after this many steps; None to run to the plan's end.
         compiled: whether the network, or its transformer blocks, are compiled.
         graphs: replays passes as CUDA graphs; None to run them eagerly.
         bad_images: images that could not be read; None if the first one stops the run.
