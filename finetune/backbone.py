@@ -1,4 +1,4 @@
-"""Build any timm model as a backbone, and load a checkpoint of the same model."""
+"""Build a timm model as a backbone, and load a checkpoint of the same model."""
 
 import contextlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments, tim
 from mae_et.errors import UserError, listed, one_line
 from mae_et.runtime.console import notify, say
 
-# Heads of self-supervised training beside a network (SwAV, MoCo, BYOL, SimSiam, Barlow Twins).
+# Projection heads of self-supervised training (SwAV, MoCo, BYOL, SimSiam, Barlow Twins).
 PROJECTIONS = ("projection_head.", "prototypes.", "projector.", "predictor.")
 
 
@@ -44,10 +44,10 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
         **({"drop_path_rate": config.drop_path} if config.drop_path else {}),
         **({"drop_rate": config.head_dropout} if config.head_dropout else {}),
     }
-    # Positions and windows are laid out for an image size; these arguments make them follow it.
+    # These arguments make positions and windows follow the image size.
     sized: dict[str, Any] = {"img_size": config.image_size}
     try:
-        # Some networks accept one size only, and convolutional ones any.
+        # Some networks accept only one size; convolutional ones accept any.
         for options in (sized | {"dynamic_img_size": True}, sized):
             with contextlib.suppress(TypeError):
                 return timm.create_model(config.backbone, **common, **options)
@@ -59,9 +59,9 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
 
 
 def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str) -> None:
-    """Load a checkpoint of the same timm model, except a head of other classes or of projections.
+    """Load a checkpoint of the same timm model, without mismatched heads and projection heads.
 
-    Weights of another image or patch size are resampled as timm resamples its own.
+    Weights of another image or patch size are resampled by timm's own functions.
     """
     refuse_traceless(checkpoint, timm_arguments(checkpoint, network.default_cfg["architecture"]))
     heads, ours = classifier_prefixes(network), network.state_dict()

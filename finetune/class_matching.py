@@ -1,4 +1,4 @@
-"""Match a dataset's classes to a classifier's outputs: the same, reordered, or a part of them."""
+"""Match a dataset's classes to a classifier's outputs: the same, reordered, or a subset."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from mae_et.errors import UserError, listed
 
 
 class SelectedClasses(nn.Module):
-    """A classifier of some of a network's classes: the other logits are dropped.
+    """Keep a network's logits of some classes.
 
-    That is how ImageNet-A and -R, of 200 of ImageNet's 1,000 classes, are scored.
+    Used for ImageNet-A and ImageNet-R, which have 200 of ImageNet's 1,000 classes.
 
     Args:
         network: from images [B C H W] to logits [B classes].
@@ -33,11 +33,11 @@ class SelectedClasses(nn.Module):
 def match_classes(
     path: Path, outputs: int, names: Sequence[str] | None, classes: Sequence[str]
 ) -> tuple[list[int], str]:
-    """Find the output of a classifier at `path` for each of a dataset's classes, given by name.
+    """Find the output of a classifier at `path` for each of a dataset's named classes.
 
-    With `names` the classes are matched by name. Without, they are matched by number if their
-    folders are numbers below `outputs`, by ImageNet's order if there are 1,000 outputs and the
-    folders are its synsets (n01440764), and else by order, which needs as many classes as outputs.
+    With `names` the classes are matched by name. Otherwise they are matched by number if their
+    names are numbers below `outputs`, by ImageNet's order if there are 1,000 outputs and the names
+    are its synsets (n01440764), and else by order, which requires as many classes as outputs.
 
     Returns:
         The output of each class, and a sentence about the match.
@@ -85,7 +85,7 @@ def _match_names(
 
 
 def _imagenet_synsets(outputs: int) -> dict[str, int]:
-    """Return the output of each synset of ImageNet-1K; none of another number of outputs."""
+    """Return the output of each ImageNet-1K synset; empty unless there are 1,000 outputs."""
     if outputs != 1000:
         return {}
     from timm.data import ImageNetInfo

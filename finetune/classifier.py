@@ -64,7 +64,7 @@ def classify(
     Args:
         config: the run.
         step: one update of the weights, called as `classifier_step`, which is the default.
-        opening: of this config, whose data a command has opened before it loads PyTorch.
+        opening: the opened data of this config; commands open them before PyTorch is loaded.
 
     Returns:
         The final figures, which are also in the run folder's `results.json`.
@@ -73,7 +73,7 @@ def classify(
         UserError: the config, the data, the checkpoint or the run folder cannot be used.
         RunFailed: the loss or a gradient became infinite or NaN, images cannot be read, memory ran
             out, or a loader process died.
-        Interrupted: a signal asked to stop; the state is saved.
+        Interrupted: a signal requested a stop; the state is saved.
     """
     config = typed(config, ClassifierConfig)
     opening = opening or Opening("classify", config, open_splits)
@@ -109,7 +109,7 @@ def _classify(
     check_sizes(config, network, plan)
     run = build(config, network, plan, world, saved)
     run.provenance, run.stopped = provenance, stopped
-    del saved  # its tensors are in the run now
+    del saved  # the run holds its tensors
     opening.say_built(run)
     shown = shown_sides(config.model.image_size, network)
     dataset = LabelledTrainDataset(
@@ -127,7 +127,7 @@ def _classify(
 def build_network(
     config: ClassifierConfig, saved: dict[str, Any] | None, classes: int
 ) -> nn.Module:
-    """Build a new network, or the one of a checkpoint, whose starting weights may be gone."""
+    """Build a new network, or a checkpoint's, whose initial weights may be gone."""
     if saved is None:
         start = config.model.checkpoint
         if start is not None:
@@ -183,7 +183,7 @@ def build(
 
 
 def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
-    """Run forward and backward on `count` black images at a stage."""
+    """Run a forward and backward pass on `count` black images at a stage."""
     model, device = run.config.model, run.world.device
     sides = shown_sides(model.image_size, run.network)(stage.bandwidth)
     images = torch.zeros(count, model.channels, *sides, device=device)

@@ -1,4 +1,4 @@
-"""The labelled splits a classifier is trained and scored on."""
+"""Open the labelled splits that a classifier is trained and scored on."""
 
 from finetune.config import ClassifierConfig, keys_without_effect
 from mae_et.config.data import DataConfig
@@ -16,7 +16,7 @@ Splits = tuple[ImageDataset, ImageDataset | None]
 def open_labelled(
     data: DataConfig, split: Split, channels: int, purpose: str, own_classes: bool = False
 ) -> ImageDataset:
-    """Open a split (see `open_dataset`) and check that `purpose` has a label of every image.
+    """Open a split (see `open_dataset`), and check that its images have labels for `purpose`.
 
     Raises:
         UserError: there are fewer than two classes, or images without a label.
@@ -43,7 +43,7 @@ def open_labelled(
 
 
 def open_splits(opening: Opening[Splits]) -> Splits:
-    """Open the splits of a classifier, and print what is known of its run.
+    """Open the splits of a classifier, and print a summary of its run.
 
     Raises:
         UserError: images have no labels, or the splits differ in their classes.
@@ -61,7 +61,7 @@ def open_splits(opening: Opening[Splits]) -> Splits:
 
 
 def _check_same_classes(train: ImageDataset, val: ImageDataset) -> None:
-    """Refuse splits of other classes; where labels are numbers, each split has its own count."""
+    """Refuse splits whose classes differ, lack validation images, or come in another order."""
     of_train, of_val = set(train.classes), set(val.classes)
     if unknown := [name for name in val.classes if name not in of_train]:
         raise UserError(

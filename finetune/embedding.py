@@ -1,7 +1,7 @@
 """Write the features of images to a file: `mae-et embed`.
 
 Images are encoded in the order of their listing, a batch at a time. Memory holds one batch and the
-labels. A partial file lives in OUTPUT.partial, from which the same command resumes.
+labels. A partial file is kept in OUTPUT.partial, from which the same command resumes.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def _write(
     parts: Sequence[Part],
     settings: dict[str, Any],
 ) -> None:
-    """Encode the images that are missing, and put the finished files in their places."""
+    """Encode the missing images, and move the finished files into place."""
     folder = partial_folder(config.output)
     count = sum(len(part.source) for part in parts)
     with sole_writer(folder, "output"), _cleared_unless_begun(folder):
@@ -131,7 +131,7 @@ def _write(
 
 @contextlib.contextmanager
 def _cleared_unless_begun(folder: Path) -> Iterator[None]:
-    """Delete a half-written output without a saved row, before and after the block."""
+    """Delete a partial output without saved rows, before and after the block."""
     begun = (folder / "progress.json").exists
     if not begun():
         (folder / "settings.json").unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def _encode_missing(
     parts: Sequence[Part],
     rows: FeatureRows,
 ) -> None:
-    """Append the rows that are missing; save at most every `SECONDS_BETWEEN_SAVES`."""
+    """Append the missing rows; save at most every `SECONDS_BETWEEN_SAVES`."""
     if rows.done:
         say(f"resuming at image {rows.done} of {rows.count}")
     if rows.done == rows.count:

@@ -1,4 +1,4 @@
-"""Whether the features of an output are those of a call: its settings, and files of its name."""
+"""Check whether an existing output has the same settings, and its files may be overwritten."""
 
 import shutil
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ DIFFERENCE = "{key} was {before} and is now {now}; give another output, or delet
 def settings_of(
     config: EmbedConfig, encoder: FrozenEncoder, data: DataConfig, parts: Sequence[Part]
 ) -> dict[str, Any]:
-    """Return everything that the bytes of a file of features depend on."""
+    """Return all settings that determine the bytes of a feature file."""
     weights = encoder.network.state_dict()
     device = choose_device(config.device)
     precision = autocast_dtype(config.precision, device)
@@ -48,17 +48,17 @@ def settings_of(
 
 
 def description_of(output: Path) -> Path:
-    """Return the JSON file that records what an output holds."""
+    """Return the path of the JSON file that describes an output."""
     return output.with_suffix(".json")
 
 
 def partial_folder(output: Path) -> Path:
-    """Return the folder of an output that is not finished."""
+    """Return the folder of a partial output."""
     return output.with_name(output.name + ".partial")
 
 
 def is_finished(output: Path, settings: dict[str, Any]) -> bool:
-    """Return whether a file has been written with these settings; refuse one with others."""
+    """Return whether an output is complete with these settings; refuse one with other settings."""
     if not output.exists():
         _check_companions(output)
         return False
@@ -67,12 +67,12 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
     before = read_mapping(description_of(output))
     check_settings(before, settings, f"{output} has other features: {DIFFERENCE}")
     say(f"{output} is complete already")
-    shutil.rmtree(partial_folder(output), ignore_errors=True)  # of a process killed at the very end
+    shutil.rmtree(partial_folder(output), ignore_errors=True)  # left by a process killed at the end
     return True
 
 
 def _check_companions(output: Path) -> None:
-    """Refuse to overwrite files of the same name that are those of another program or output."""
+    """Refuse to overwrite files of the same name that another program or output wrote."""
     about, resumes = description_of(output), (partial_folder(output) / "progress.json").exists()
     mine = about.exists() and read_mapping(about).get("file") == output.name
     for path in (about, output.with_suffix(".csv")):

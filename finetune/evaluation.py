@@ -35,11 +35,12 @@ from mae_et.training.session import distributed_session
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a classifier on the validation split, or on all images of a folder without splits.
 
-    A folder without splits that the classifier was trained on is scored on its held-out images.
+    If the classifier was trained on a folder without splits, its held-out images are scored.
 
     Returns:
-        `data`, its name; `top1` and `top5` in percent; `loss`; `images`, their number; and where
-        the data have fewer classes than the checkpoint, `classes` and `classes_of_checkpoint`.
+        `data`, the name of the data; `top1` and `top5` in percent; `loss`; `images`, their number;
+        and if the data have fewer classes than the checkpoint, `classes` and
+        `classes_of_checkpoint`.
 
     Raises:
         UserError: the checkpoint is not a classifier, or does not fit the data.
@@ -71,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What is scored: a network on the images of the classes that both it and the data have."""
+    """A network, and the images to score it on: those of classes that it and the data share."""
 
     network: Any
     source: Any
@@ -117,10 +118,10 @@ def _open(config: EvaluateConfig) -> _Task:
 
 
 def _all_images(data: DataConfig, run: ClassifierConfig | None) -> tuple[DataConfig, bool]:
-    """Make the root the split where there are no split folders.
+    """Use the root as the split if there are no split folders.
 
     Returns:
-        The data, and whether they are the run's own, whose held-out images are scored instead.
+        The data, and whether they are the run's own, in which case held-out images are scored.
     """
     if data.source != "folder" or data.root is None or not data.root.is_dir():
         return data, False

@@ -1,4 +1,4 @@
-"""Configs of what writes and draws features: `mae-et embed`, `mae-et preview --features`."""
+"""Configs of `mae-et embed` and `mae-et preview --features`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ FILE_TYPES = (".npy", ".parquet", ".safetensors")
 
 @dataclass(frozen=True)
 class EmbedConfig(FrozenNetworkConfig):
-    """Write the features of images to a file, resuming where an earlier call was stopped."""
+    """Write the features of images to a file; an interrupted call resumes."""
 
     output: Path = Path("features.npy")
     """File to write: .npy or .safetensors, with a .csv of names and labels beside it, or .parquet
@@ -60,7 +60,7 @@ class FeatureMapConfig(FrozenNetworkConfig):
     save: Path = Path("features.png")
     """PNG to write."""
     count: int = 8
-    """Most images, drawn at random."""
+    """Maximum number of images, drawn at random."""
     layer: int = -1
     """Block, counted from 1, or from -1, the last."""
     image_size: Size | None = None

@@ -1,4 +1,4 @@
-"""The images whose features are written to a file: of a split, of both, or of a whole folder."""
+"""Images to encode for a feature file: of one split, of both, or of a whole folder."""
 
 import tarfile
 from bisect import bisect_right
@@ -31,7 +31,7 @@ class Part:
     split: str
     source: ImageDataset
     labelled: bool = True
-    """False of a split whose classes are not those of the training split."""
+    """False for a split whose classes are not those of the training split."""
 
     def names(self, data: DataConfig) -> Iterator[str]:
         """Yield the name of each image: its path in `data.root`, or its number."""
@@ -57,13 +57,13 @@ def _names_in_shards(shards: TarShards) -> Iterator[str]:
 
 
 def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -> list[Part]:
-    """Open the images of one split, or of all that there are.
+    """Open the images of one split, or all images.
 
-    All of a folder without split folders are its images in the order of their names; of other data
-    they are the training images, then the validation images.
+    With "all", a folder without split folders gives its images in the order of their names; other
+    data give the training images, then the validation images.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no images.
     """
     if split != "all":
         return [_open_split(data, split, channels)]
@@ -104,7 +104,7 @@ def _has_no_splits(data: DataConfig) -> bool:
 
 
 class FeatureImages(Dataset[Any]):
-    """Centre crops of several parts, one after the other: (pixels [C H W], label).
+    """Centre crops of several parts, concatenated: (pixels [C H W], label).
 
     Args:
         parts: the images.
@@ -162,7 +162,7 @@ def name_of(parts: Sequence[Part], row: int) -> object:
 
 
 def error_of(parts: Sequence[Part], row: int) -> str:
-    """Return why an image cannot be read, given its row; empty if it can be read by now."""
+    """Return why an image cannot be read, given its row; empty if a new attempt succeeds."""
     source, index = _place_of(parts, row)
     try:
         source[index]

@@ -1,7 +1,7 @@
-"""Patch features as colours: their first three principal components (`mae-et preview --features`).
+"""Draw the first three principal components of patch features (`mae-et preview --features`).
 
-Known from DINO and DINOv2 (arXiv 2304.07193, figure 1): patches of like features have like colours,
-in all images, because the components are those of the patches of all of them.
+As in DINOv2 (arXiv 2304.07193, figure 1): components are computed over the patches of all images,
+so patches with similar features have similar colours across images.
 
 Shapes: B images, h w grid of patches, N = B h w patches, D width.
 """
@@ -30,7 +30,7 @@ from mae_et.runtime.distributed import choose_device
 
 PANEL = 224
 QUANTILES = 0.01, 0.99
-"""Of a component, black and full brightness: a few patches would take up most of the range."""
+"""Quantiles of a component drawn black and at full brightness, robust to a few outliers."""
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def feature_colours(features: Tensor, foreground: bool = False) -> Tensor:
         foreground: see `FeatureMapConfig`.
 
     Returns:
-        [B 3 h w] in [0, 1]; patches outside of the foreground are white.
+        [B 3 h w] in [0, 1]; patches outside the foreground are white.
     """
     count, height, width, _ = features.shape
     flat = rearrange(features, "b h w d -> (b h w) d").double()
@@ -99,17 +99,17 @@ def feature_colours(features: Tensor, foreground: bool = False) -> Tensor:
 def principal_components(points: Tensor, count: int) -> Tensor:
     """Project points [N D] on their first components, [N count].
 
-    The sign of a component, which is arbitrary, is that of its largest entry.
+    Signs, which are arbitrary, are fixed: the largest entry of each component is positive.
     """
     centred = points - points.mean(dim=0)
-    _, axes = torch.linalg.eigh(centred.T @ centred)  # in rising order
+    _, axes = torch.linalg.eigh(centred.T @ centred)  # in ascending order
     axes = axes.flip(1)[:, :count]
     largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
     return centred @ (axes * largest.sign())
 
 
 def _near_centre(part: Tensor, count: int, height: int, width: int) -> Tensor:
-    """Return a part of the patches, bool [N], or the rest, whichever is nearer to the centres."""
+    """Return a subset of the patches, bool [N], or its complement, whichever is more central."""
     y = torch.linspace(-1, 1, height)[:, None].expand(height, width)
     x = torch.linspace(-1, 1, width).expand(height, width)
     distance = (x.square() + y.square()).flatten().repeat(count)

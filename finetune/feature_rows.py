@@ -1,8 +1,8 @@
-"""A file of features that grows row by row, and resumes after a kill.
+"""A feature file that is written row by row, and can be resumed after a kill.
 
 It begins with the header of the finished file, .npy or .safetensors, so that finishing it copies
-nothing. `progress.json` records how many rows are on disk; what a killed process wrote after them
-is cut off, so a resumed file has the same bytes as one written without a break.
+nothing. `progress.json` records how many rows are on disk; later bytes, written by a killed
+process, are truncated, so a resumed file has the same bytes as an uninterrupted one.
 
 Shapes: N images, B a batch, R its readable images; ... the shape of one image's feature.
 """
@@ -30,7 +30,7 @@ class FeatureRows:
 
     Args:
         folder: the folder, with the rows of an earlier process if it has any.
-        file_type: ending of the finished file; .npy for those that are converted at the end.
+        file_type: suffix of the finished file; .npy for types that are converted at the end.
         count: number of images, N.
         dtype: type of the numbers.
 
@@ -47,7 +47,7 @@ class FeatureRows:
         self.shape: tuple[int, ...] = ()
         """Shape of a row; known from the first batch on."""
         self.unreadable: list[int] = []
-        """Rows of NaN, whose images cannot be read."""
+        """Rows of unreadable images, which are NaN."""
         self.files: list[BinaryIO] = []
         if (folder / "progress.json").exists():
             self._resume()
@@ -75,7 +75,7 @@ class FeatureRows:
         self.done += len(readable)
 
     def save(self) -> None:
-        """Flush the rows to disk, and record that they are there."""
+        """Flush the rows to disk, and record their number."""
         for file in self.files:
             file.flush()
             os.fsync(file.fileno())
@@ -98,11 +98,11 @@ class FeatureRows:
         return self.paths[0]
 
     def labels(self) -> np.ndarray:
-        """Return the labels of all rows, int64 [N]; -1 without a label."""
+        """Return the labels of all rows, int64 [N]; -1 for images without a label."""
         return np.fromfile(self.paths[1], LABEL, self.count)
 
     def features(self) -> np.ndarray:
-        """Return all rows, [N ...], mapped from disk."""
+        """Return all rows, [N ...], memory-mapped."""
         return np.memmap(self.paths[0], self.dtype, "r", self._start(), (self.count, *self.shape))
 
     def _open(self, shape: tuple[int, ...]) -> None:
@@ -139,7 +139,7 @@ class FeatureRows:
 
 
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """Return what precedes the numbers of a .npy file."""
+    """Return the header of a .npy file."""
     header = io.BytesIO()
     about = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, about)
@@ -147,7 +147,7 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 
 
 def _safetensors_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """Return what precedes the numbers of a safetensors file of labels [N] and features [N ...]."""
+    """Return the header of a safetensors file of labels [N] and features [N ...]."""
     labels = LABEL.itemsize * shape[0]
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     name = {"float32": "F32", "float16": "F16"}[dtype.name]

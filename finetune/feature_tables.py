@@ -1,4 +1,4 @@
-"""Names, splits and labels of a file of features: a CSV beside it, or columns of a Parquet file."""
+"""Write names, splits and labels of a feature file: a CSV beside it, or Parquet columns."""
 
 import csv
 import importlib.util
@@ -15,31 +15,31 @@ from mae_et.errors import UserError
 from mae_et.io.plain_files import no_follow
 
 GROUP_BYTES = 2**26
-"""Bytes of features in a row group of a Parquet file, which is what is in memory at a time."""
+"""Bytes of features per Parquet row group, and in memory at a time."""
 
 
 class Image(NamedTuple):
-    """What a table says of an image."""
+    """A row of a table."""
 
     name: str
     split: str
     label: int
     """-1 without a label."""
     class_name: str
-    """Empty without a label, or where classes have no names."""
+    """Empty without a label, or if classes have no names."""
 
 
 def rows_of(
     names: Iterable[tuple[str, str]], labels: np.ndarray, classes: Sequence[str]
 ) -> Iterator[Image]:
-    """Yield the rows of a table: (name, split) of each image, with its label and class name."""
+    """Yield the rows of a table, given the (name, split) of each image."""
     for (name, split), label in zip(names, labels.tolist(), strict=True):
         named = classes[label] if 0 <= label < len(classes) else ""
         yield Image(csv_cell(name), split, label, csv_cell(named))
 
 
 def write_csv(path: Path, rows: Iterable[Image], labelled: bool) -> None:
-    """Write columns name and split, and label and class where there are labels."""
+    """Write columns name and split, and with labels also label and class."""
     columns = slice(4 if labelled else 2)
     with open(path, "w", encoding="utf-8", newline="", opener=no_follow) as file:
         writer = csv.writer(file)
@@ -56,7 +56,7 @@ def check_parquet() -> None:
 
 
 def write_parquet(path: Path, rows: Iterator[Image], labelled: bool, features: np.ndarray) -> None:
-    """Write the columns of `write_csv`, and features [N D] or [N P D], P * D numbers an image."""
+    """Write the columns of `write_csv`, and features [N D] or [N P D] (flattened to P * D)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

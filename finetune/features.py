@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once for a whole split.
+"""Compute the features of a frozen encoder once for a whole split.
 
 Shapes: B batch, N images or patches, D width.
 """
@@ -30,7 +30,7 @@ from mae_et.runtime.watchdog import hang_watchdog, heartbeat
 
 
 class Features(NamedTuple):
-    """Features of N images and their labels; any pair of such tensors does as well."""
+    """Features of N images and their labels; any pair of such tensors may be used instead."""
 
     vectors: Tensor
     """float [N D]."""
@@ -85,7 +85,7 @@ def extract_dataset_features(
     ):
         for tokens, batch_labels in batches:
             pooled = pool_tokens(encoder.network, tokens, config.pool)
-            if start == 0:  # the whole array at once: joining parts would need twice the memory
+            if start == 0:  # allocated once: concatenating parts would need twice the memory
                 vectors = torch.empty(count, pooled.shape[1])
             end = start + len(pooled)
             vectors[start:end], labels[start:end] = pooled, batch_labels
@@ -108,7 +108,7 @@ def encode_images(
 
     Args:
         encoder: encoder of any checkpoint; moved to `device`.
-        images: samples that start with pixels [C H W], at a size that the encoder takes.
+        images: samples that start with pixels [C H W], at a size that the encoder accepts.
         data: statistics of the images.
         config: batch size, workers, precision, and seconds without a batch after which the watchdog
             ends the process.
@@ -117,8 +117,8 @@ def encode_images(
         bandwidth: bandwidth of a low-pass filter applied to the images; none by default.
 
     Yields:
-        An iterator of tokens, float32 [B P+N D] on the device, with what else each batch of
-        `images` holds.
+        An iterator of tokens, float32 [B P+N D] on the device, and the rest of each batch of
+        `images`.
 
     Raises:
         UserError: tokens are not finite.

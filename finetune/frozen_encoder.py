@@ -27,7 +27,7 @@ from mae_et.models.mae import MaskedAutoencoder, initialise
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder, and what probes need to know of it."""
+    """An encoder, and the settings that probes need."""
 
     network: Any
     """timm vision transformer, in evaluation mode."""
@@ -38,15 +38,15 @@ class FrozenEncoder:
     initialise: Callable[[], None]
     """Replaces the weights by freshly initialised ones."""
     preprocessing: Preprocessing | None = None
-    """How the images of its training were prepared, where the checkpoint records it."""
+    """Preprocessing of its training images, if the checkpoint records it."""
     data: DataConfig | None = None
-    """Data that the encoder was pre-trained on, where the checkpoint records them."""
+    """Data that the encoder was pre-trained on, if the checkpoint records them."""
     takes_any_size: bool = False
-    """Whether `encode` takes images of every size that patches tile."""
+    """Whether `encode` accepts images of every size that patches tile."""
 
     @property
     def channels(self) -> int:
-        """Image channels: those of the first convolution, for a stem may precede the patches."""
+        """Image channels, read from the first convolution (a stem may precede the patches)."""
         parts = self.network.patch_embed.modules()
         return next(part.in_channels for part in parts if isinstance(part, nn.Conv2d))
 
@@ -56,7 +56,7 @@ class FrozenEncoder:
         return patch_side(self.network.patch_embed)
 
     def at_size(self, image_size: Size) -> "FrozenEncoder":
-        """Return the encoder for images of another size, its positions resampled where needed.
+        """Return the encoder for images of another size, with positions resampled if needed.
 
         The network is shared and resized in place: this object must not be used afterwards.
 
@@ -68,7 +68,7 @@ class FrozenEncoder:
         if size != self.image_size and not self.takes_any_size:
             try:
                 self.network.set_input_size(img_size=size)
-            except (AssertionError, AttributeError):  # of hybrids; of networks without it
+            except (AssertionError, AttributeError):  # hybrids; networks without this method
                 kind = type(self.network).__name__
                 raise UserError(f"image_size: timm cannot resize this {kind}") from None
         return replace(self, image_size=size)
@@ -79,8 +79,8 @@ def open_encoder_and_data(
 ) -> tuple[FrozenEncoder, DataConfig]:
     """Open the encoder of a config and choose its data: those given, else those of its training.
 
-    How the images are prepared otherwise than for the encoder's training is printed. Without
-    `needs_images`, only the statistics of the data are used, and ImageNet's are the last resort.
+    Differences from the encoder's training preprocessing are printed. Without `needs_images`, only
+    the statistics of the data are used, which default to ImageNet's.
 
     Raises:
         UserError: see `open_encoder`; or no data are given, and the checkpoint records none.
@@ -125,7 +125,7 @@ def open_encoder(
 
 
 def frozen_encoder_from_weights(weights: Weights) -> FrozenEncoder:
-    """Build the encoder of weights that have been read; see `open_encoder`."""
+    """Build the encoder of loaded weights; see `open_encoder`."""
     try:
         model = masked_autoencoder(weights, decoder=False)
     except UserError:
@@ -151,7 +151,7 @@ def frozen_encoder_of_model(
 
 
 def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> None:
-    """Initialise an encoder as its pre-training did, where the decoder shares the generator."""
+    """Initialise an encoder as its pre-training did: the decoder shares the random generator."""
     with torch.random.fork_rng(devices=[]):
         whole = MaskedAutoencoder.from_config(config)
     initialise(whole)

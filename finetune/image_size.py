@@ -43,6 +43,6 @@ def check_tiles(size: Size, patch: int, key: str) -> None:
 
 
 def patch_side(embed: Any) -> int:
-    """Return the side, in pixels, of a patch of timm's embedding: a hybrid's is of features."""
+    """Return the side of a patch of timm's embedding in image pixels, also for a hybrid's."""
     ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else embed.patch_size
     return height_and_width(ratio)[0]

@@ -1,4 +1,4 @@
-"""Tokens of an encoder's blocks, not of the last one only.
+"""Tokens of an encoder's intermediate blocks.
 
 Shapes: B batch, C channels, H W image size, P prefix tokens, N patches, L layers, D width.
 """
@@ -29,9 +29,9 @@ def block_indices(encoder: FrozenEncoder, layers: Sequence[int]) -> list[int]:
 
 
 def encode_layers(encoder: FrozenEncoder, layers: Sequence[int], images: Tensor) -> Tensor:
-    """Encode images, and return the tokens of some blocks, each after the encoder's final norm.
+    """Encode images and return the tokens of some blocks, each after the encoder's final norm.
 
-    As DINOv2's `get_intermediate_layers` and the `forward_intermediates(norm=True)` of timm.
+    Like DINOv2's `get_intermediate_layers` and timm's `forward_intermediates(norm=True)`.
 
     Args:
         encoder: the encoder.

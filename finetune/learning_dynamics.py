@@ -1,4 +1,4 @@
-"""Learning dynamics: which frequencies an encoder uses in the course of its training.
+"""Learning dynamics: which frequencies an encoder uses over the course of its training.
 
 Networks learn low frequencies first, which motivates the curriculum (EfficientTrain, arXiv
 2211.09703; EfficientTrain++, arXiv 2405.08768). Each kept checkpoint of a run is scored on
@@ -43,8 +43,8 @@ from mae_et.runtime.console import say
 def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     """Score each kept checkpoint once, and write `dynamics.md` and `dynamics.png`.
 
-    An encoder without kept checkpoints (a file, a classifier's run, a timm model) is scored as it
-    was trained: one row, for comparison.
+    An encoder without kept checkpoints (a file, a classifier's run, a timm model) is scored once,
+    for comparison.
 
     Returns:
         The folder, the number of checkpoints, and the last one's accuracies in percent.
@@ -74,7 +74,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
             if checkpoint_step(path) not in known:
                 row = score_checkpoint(config, path, bandwidths)
                 known[row["step"]] = row
-                # Whole, not appended: a line that was cut off would hide those after it.
+                # Rewritten, not appended: a truncated line would hide those after it.
                 lines = (row_line(known[step], DYNAMICS) for step in sorted(known))
                 write_text_atomically(folder / DYNAMICS, "".join(lines))
         return _write(folder, config, [known[step] for step in sorted(known)], bandwidths)
@@ -104,7 +104,7 @@ def _write(
 
 
 def bandwidths_of(config: DynamicsConfig, base: int) -> tuple[int, ...]:
-    """Return the bandwidths in rising order."""
+    """Return the bandwidths in ascending order."""
     for bandwidth in config.bandwidths:
         if bandwidth > base:
             raise UserError(f"bandwidths: {bandwidth} is larger than the image size {base}")
@@ -114,7 +114,7 @@ def bandwidths_of(config: DynamicsConfig, base: int) -> tuple[int, ...]:
 
 def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[int, ...]) -> None:
     """Refuse to mix scores of different settings in one table."""
-    # From the folder, so that a run may be moved, and named from any working directory.
+    # Relative to the folder, so that a run may be moved, and named from any working directory.
     run = os.path.relpath(config.checkpoint.resolve(), folder.resolve())
     settings = plain(config) | {"checkpoint": run, "bandwidths": bandwidths}
     for free in ("batch_size", "num_workers", "device", "step_timeout", "output"):
@@ -155,7 +155,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
 def _accuracies(
     config: DynamicsConfig, encoder: FrozenEncoder, data: DataConfig, bandwidths: tuple[int, ...]
 ) -> list[float]:
-    """Return the top-1 at each bandwidth, in percent."""
+    """Return the top-1 accuracy at each bandwidth, in percent."""
     device = distributed.choose_device(config.device)
     indices = _draw_images(config, data, encoder.channels)
     train = extract_dataset_features(encoder, data, config, "train", device, indices).to(device)
@@ -194,7 +194,7 @@ def table(rows: list[Row], bandwidths: tuple[int, ...]) -> str:
 
 
 def draw(path: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[int, ...]) -> None:
-    """Plot accuracies against compute, absolute and relative to the last, a line a bandwidth."""
+    """Plot absolute and relative accuracies against compute, with one line per bandwidth."""
     across = [row["equivalent_epochs"] for row in rows]
     lines, shares = {}, {}
     for place, bandwidth in enumerate(bandwidths):

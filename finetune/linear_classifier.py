@@ -1,8 +1,8 @@
 """Linear probe on cached features: one pass over the images, then many learning rates at once.
 
-MAE's recipe puts a BatchNorm without affine before the linear layer; on cached features that is
-standardisation by the training set. The learning rate is chosen on a held-out tenth of the training
-images, never on the validation set; the head is then trained on all of them.
+MAE's recipe puts a BatchNorm without affine parameters before the linear layer; on cached features
+this is standardisation by the training set. The learning rate is chosen on a held-out tenth of the
+training images, never on the validation set; the head is then trained on all training images.
 
 Shapes: N images, D width, C classes, R learning rates, B batch.
 """
@@ -66,8 +66,8 @@ def probe_features(
 ) -> ProbeResult:
     """Train a linear classifier on features, and return its top-1 accuracy on others.
 
-    Works on the features' device without copying them: memory beyond the features is that of the
-    heads, 6 (D + 1) C floats three times over, and of one batch.
+    Works on the features' device without copying them: additional memory is three times the heads'
+    6 (D + 1) C floats, and one batch.
 
     Args:
         train: features to train on, float [N D], and their labels, int64 [N] from 0; N of any size.
@@ -127,7 +127,7 @@ def train_heads(
 ) -> Tensor:
     """Train a head for each learning rate with momentum SGD and a cosine schedule.
 
-    Heads share their batches and nothing else: the gradient of the summed loss is each head's own.
+    Heads share only their batches: the summed loss gives each head its own gradient.
 
     Args:
         features: [N D].
@@ -176,7 +176,7 @@ def shuffled_batches(indices: Tensor, generator: torch.Generator) -> tuple[Tenso
 def accuracies(
     heads: Tensor, features: Tensor, labels: Tensor, indices: Tensor, mean: Tensor, std: Tensor
 ) -> Tensor:
-    """Return the top-1 of each head on the images at `indices`, in percent, [R]."""
+    """Return the top-1 accuracy of each head on the images at `indices`, in percent, [R]."""
     correct = torch.zeros(len(heads), dtype=torch.int64, device=features.device)
     for batch in indices.split(BLOCK):
         logits = (features[batch] - mean) / std @ heads[:, :-1] + heads[:, -1:]

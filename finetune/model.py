@@ -32,7 +32,7 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
 
 
 def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:
-    """Build a run's network from its own weights; its starting checkpoint may be gone.
+    """Build a run's network from its own weights; its initial checkpoint may be gone.
 
     The folder's classes.json records the classes, heads and grid.
 

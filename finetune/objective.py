@@ -1,6 +1,6 @@
 """Accuracy of a frozen encoder on held-out training images: the objective of a search.
 
-Choices made by it leave the validation split untouched for reporting.
+The validation split stays untouched for reporting.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from mae_et.runtime import distributed
 
 @dataclass(frozen=True)
 class HeldOutAccuracy:
-    """Top-1 in percent on a share of the labelled training images; the others are trained on."""
+    """Top-1 in percent on held-out labelled training images, by a probe trained on the others."""
 
     by: Literal["knn", "linear"] = "knn"
     """kNN, or a linear probe."""
@@ -60,7 +60,7 @@ class HeldOutAccuracy:
             )
 
     def split(self, count: int) -> tuple[list[int], list[int]]:
-        """Return the indices to train on and those held out, each rising, of `count` images."""
+        """Return the training and held-out indices of `count` images, each in ascending order."""
         generator = torch.Generator().manual_seed(sample_seed(self.seed, count))
         order = torch.randperm(count, generator=generator)[: self.images].tolist()
         held_out = round(self.share * len(order))

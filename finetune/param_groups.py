@@ -38,7 +38,7 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
             {"params": [p for n, p in named if n not in plain], "weight_decay": 1.0},
             {"params": [p for n, p in named if n in plain], "weight_decay": 0.0},
         ]
-    # Decays of 1 and 0 until here, so that groups stay distinct even if the decay starts at 0.
+    # Until here decays are 1 and 0, so that groups stay distinct even if the decay starts at 0.
     return [
         group
         | {
@@ -55,7 +55,7 @@ def build_optimizer(network: Any, config: ClassifierOptimConfig) -> torch.optim.
     groups = parameter_groups(network, config.weight_decay, config.layer_decay)
     if config.optimizer == "lars":
         for group in groups:
-            # MAE's LARS adapts the rate of matrices, decayed or not, and never of vectors.
+            # MAE's LARS adapts the learning rate of matrices, decayed or not, and never of vectors.
             group["always_adapt"] = any(p.ndim > 1 for p in group["params"])
         return Lars(groups, lr=config.lr, momentum=0.9, trust_coeff=0.001)
     if config.optimizer == "lamb":
@@ -70,7 +70,7 @@ def _no_weight_decay(network: Any) -> set[str]:
 def _with_full_rate_of_final_norm(
     network: Any, groups: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Take the parameters of `norm`, which timm scales like the last block, to the head's rate."""
+    """Give the final `norm`, which timm scales like the last block, the head's learning rate."""
     final = {id(p) for name, p in network.named_parameters() if name.startswith("norm.")}
     parts = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""Score a classifier on the validation split while it is trained, and keep its best weights."""
+"""Score a classifier on the validation split during training, and keep its best weights."""
 
 from typing import Any
 
@@ -17,18 +17,18 @@ from mae_et.training.run import Run
 
 
 class PeriodicEvaluation(Periodic):
-    """Scores on a split, every `output.evaluate_every` and at the end."""
+    """Score a split every `output.evaluate_every` and at the end."""
 
     def __init__(self, run: Run, every: Duration, val: ImageDataset):
         super().__init__(run, every)
         self.val = val
 
     def do(self, logger: RunLogger | None) -> None:
-        """Score the network (with optim.ema its average, and the raw weights), and keep the best.
+        """Score the network (with optim.ema, its average and the raw weights), and keep the best.
 
         Raises:
             Diverged: the weights are not finite.
-            Unreadable: an image cannot be read; a score of fewer images would not be comparable.
+            Unreadable: an image cannot be read; a score on fewer images would not be comparable.
         """
         run = self.run
         ema: Any = run.state.ema

@@ -1,4 +1,4 @@
-"""Resolve a classifier's curriculum: image sizes, the steps of each, and their cost."""
+"""Resolve a classifier's curriculum: image sizes, their steps, and their cost."""
 
 import contextlib
 import copy
@@ -49,19 +49,19 @@ def image_cost(config: ClassifierConfig, network: nn.Module) -> Callable[[int], 
 
 
 def shown_sides(size: Size, network: nn.Module) -> Callable[[int], tuple[int, int]]:
-    """Return a function from a bandwidth to height and width of what the network is shown."""
+    """Return a function from a bandwidth to the height and width of the network's input."""
     return partial(size_at_bandwidth, size, patch=size_multiple(network, size))
 
 
 def size_multiple(network: nn.Module, image_size: Size) -> int:
     """Return the number that image sizes must be multiples of: a ViT's patch, else the stride."""
     embed: Any = getattr(network, "patch_embed", None)
-    # Timm's embeddings of patches that do not overlap; a hybrid's ratio includes its convolutions.
+    # timm's non-overlapping patch embeddings have a ratio; a hybrid's includes its convolutions.
     ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else None
     strides = [each["reduction"] for each in getattr(network, "feature_info", [])]
     if ratio is not None and ratio == max(strides, default=ratio):
         return int(ratio)
-    # Hierarchical networks start at 4 and end at 32.
+    # The strides of hierarchical networks range from 4 to 32.
     return 32 if all(side % 32 == 0 for side in height_and_width(image_size)) else 1
 
 

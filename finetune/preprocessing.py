@@ -1,4 +1,4 @@
-"""How the images were prepared for the weights that a classifier starts from."""
+"""Preprocessing of the weights that a classifier starts from."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mae_et.checkpoints.timm_config import timm_preprocessing
 
 
 def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
-    """Return how images were prepared for the weights to start from; None if nothing records it.
+    """Return the preprocessing recorded for the initial weights; None if there is none.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -22,7 +22,7 @@ def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
 
 
 def _recorded_with(checkpoint: Path) -> Preprocessing | None:
-    """Return what a classifier's run folder, a file of ours or timm's records with any backbone."""
+    """Return the preprocessing in a classifier's run folder or in a file of ours or timm's."""
     if (checkpoint / "classes.json").is_file():
         return stored_preprocessing(checkpoint)
     from mae_et.checkpoints.weight_files import PREPROCESSING_KEY, read_weight_file

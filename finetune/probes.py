@@ -33,13 +33,12 @@ def score_encoder(
 ) -> dict[str, Any]:
     """Score a frozen encoder by kNN and by a linear probe.
 
-    The scores of a finished run are also written into its folder, as those of any encoder are to
-    `config.output`.
+    Scores are also written to `config.output`, which defaults to a folder of a finished run.
 
     Returns:
-        `data`, its name; `settings`, those that are not the defaults, if any; `knn` and `linear`,
-        top-1 in percent; `linear_learning_rate`, the one chosen; and the same with the prefix
-        `untrained_` if the config requests them.
+        `data`, the name of the data; `settings`, if any differ from the defaults; `knn` and
+        `linear`, top-1 in percent; `linear_learning_rate`, the chosen one; and the same with the
+        prefix `untrained_` if the config requests them.
 
     Raises:
         UserError: the checkpoint or the data cannot be used.
@@ -65,7 +64,7 @@ def score_encoder(
 def _settings(
     config: ProbeConfig, encoder: FrozenEncoder, data: DataConfig, neighbours: bool, linear: bool
 ) -> dict[str, str]:
-    """Name the settings that differ from the defaults: other scores are not comparable."""
+    """Name the settings that differ from the defaults, which make scores incomparable."""
     keys = ["pool"] + ["neighbours", "temperature"] * neighbours + ["epochs"] * linear
     statistics = STATISTICS if encoder.data is not None else ()
     changed = [
@@ -80,7 +79,7 @@ def _settings(
 
 
 def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:
-    """Write results.json to the output folder; by default into the folder of a finished run."""
+    """Write results.json to the output folder, by default inside the folder of a finished run."""
     folder = config.output
     if folder is None and (config.checkpoint / "results.json").is_file():
         folder = config.checkpoint / kind

@@ -1,4 +1,4 @@
-"""Show a sample of a file of features in TensorBoard's embedding projector."""
+"""Show a sample of a feature file in TensorBoard's embedding projector."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from mae_et.data.loader import batches_of, eval_loader
 from mae_et.monitoring.projector import write_projector
 
 POINTS = 5000
-"""Most points: TensorBoard's UMAP takes no more."""
+"""Maximum number of points, that of TensorBoard's UMAP."""
 THUMBNAIL = 32
 """Side of a thumbnail, in pixels."""
 
@@ -32,7 +32,7 @@ def show_in_projector(
 ) -> int:
     """Write at most `POINTS` features of `config.output` to a log directory for TensorBoard.
 
-    They are evenly spaced, without `unreadable` rows, with names, classes and thumbnails.
+    The rows are evenly spaced and readable; points have names, classes and thumbnails.
 
     Returns:
         Number of points.
@@ -60,7 +60,7 @@ def show_in_projector(
 
 
 def read_features(path: Path, indices: np.ndarray) -> np.ndarray:
-    """Return some rows [K D] of a file of features, whose rising indices are given."""
+    """Return the rows [K D] of a feature file at ascending indices."""
     if path.suffix == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False)[indices]
     if path.suffix == ".safetensors":

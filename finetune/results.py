@@ -18,12 +18,12 @@ from mae_et.training.session import write_results
 
 
 def read_scores(folder: Path) -> list[Row]:
-    """Return the scores so far, without rows that a damaged disk has cut."""
+    """Return the scores so far, without rows that a damaged disk truncated."""
     return [row for row in read_metrics(folder, SCORES) if "top1" in row]
 
 
 def describe(run: Run, classes: Sequence[str]) -> str:
-    """Return what the config does not say of the network, as JSON: classes, heads, grid."""
+    """Return the run's classes, preprocessing, heads and grid as JSON."""
     network: Any = run.state.model
     preprocessing = Preprocessing.of_run(run.config.data, run.config.model.image_size)
     about: dict[str, Any] = {"classes": list(classes), "preprocessing": asdict(preprocessing)}

@@ -1,4 +1,4 @@
-"""Read the run folder of a classifier, and keep scores out of run folders."""
+"""Read the run folder of a classifier, and refuse unsuitable folders for scores."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
 
 
 def check_scores_folder(folder: Path) -> None:
-    """Refuse a folder for scores that cannot be written to, or is a run's with its own results."""
+    """Refuse to write scores to a folder that is not writable, or is a run's with own results."""
     if (folder / "plan.json").is_file():
         raise UserError(
             f"output {folder} is the folder of a run, whose results.json would be replaced: give "

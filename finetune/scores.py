@@ -1,4 +1,4 @@
-"""Top-1, top-5, loss and confusion matrix of a classifier, each image once over all ranks."""
+"""Top-1, top-5, loss and confusion matrix of a classifier, computed over all ranks."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from mae_et.runtime.precision import autocast
 from mae_et.runtime.watchdog import heartbeat
 
 MAX_CONFUSION_CLASSES = 2000
-"""Most classes of a confusion matrix; past it the matrix is larger than the data it sums up."""
+"""Maximum number of classes in a confusion matrix; a larger one would be mostly zeros."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Scores:
     images: Tensor
     """int64 [C]: images of each class."""
     correct: Tensor
-    """int64 [C]: images of each class that are classified correctly."""
+    """int64 [C]: correctly classified images of each class."""
     predicted: Tensor
     """int64 [C]: images predicted to be of each class."""
     top5: int
@@ -42,7 +42,7 @@ class Scores:
     loss: float
     """Mean cross-entropy."""
     confusion: Tensor | None
-    """int64 [C C]: images of class i (row) predicted as class j; None where C is too large."""
+    """int64 [C C]: images of class i (row) predicted as class j; None if C is too large."""
 
     def summary(self) -> dict[str, Any]:
         """Return top-1 and top-5 in percent, the loss, and the number of images."""
@@ -60,10 +60,10 @@ def score(
     network: nn.Module, source: ImageDataset, data: DataConfig, size: Size,
     world: DistributedContext, dtype: torch.dtype | None, batch_size: int, workers: int,
 ) -> Scores:  # fmt: skip
-    """Score a network on a split; rank r of n takes the images r, r + n, ..., so each counts once.
+    """Score a network on a split; rank r of n scores images r, r + n, ..., so each counts once.
 
-    The network maps centre crops [B C H W] of a size to logits [B classes], with autocast to
-    `dtype`.
+    The network maps centre crops [B C H W] of the given size to logits [B classes] under autocast
+    to `dtype`.
     """
     classes = len(source.classes)
     crops = EvalDataset(source, data, size)
@@ -103,7 +103,7 @@ def score(
 def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:
     """Write `classes.csv` and, unless there are too many classes, `confusion.csv` to a folder.
 
-    Rows of the latter are true classes, columns are predicted ones.
+    Its rows are true classes, its columns predicted ones.
     """
     rows = [["class", "images", "recall", "precision"]]
     counts = (scores.images.tolist(), scores.correct.tolist(), scores.predicted.tolist())

@@ -1,4 +1,4 @@
-"""Configs of what scores trained networks: probes, evaluation, learning dynamics."""
+"""Configs of commands that score trained networks: probes, evaluation, learning dynamics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from mae_et.runtime.console import notify
 
 @dataclass(frozen=True)
 class FrozenNetworkConfig(ProcessConfig):
-    """A network of any checkpoint, used as it is: on which images, and how fast."""
+    """A checkpoint's network, used without training: on which images, and how fast."""
 
     checkpoint: Path
     """Run folder, checkpoint, file of released weights (MAE's or timm's layout), Hugging Face
@@ -43,7 +43,7 @@ class FrozenNetworkConfig(ProcessConfig):
 
 @dataclass(frozen=True)
 class FeatureScoreConfig(FrozenNetworkConfig):
-    """How the features of a frozen encoder are scored: by kNN, or by a linear probe."""
+    """How the features of a frozen encoder are scored: by kNN or a linear probe."""
 
     data: DataConfig | None = None
     """Labelled data; by default the data of the pre-training run, if the checkpoint names them."""

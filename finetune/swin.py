@@ -2,14 +2,14 @@
 
 EfficientTrain++'s released code sets the window to a 32nd of the image at every stage (3, 5, 7 at
 96, 160, 224 pixels), so windows tile each map without padding. With a fixed window of 7, small maps
-are zero-padded, at 1.4 times the FLOPs, and 0.81 of the last blocks' attention at 96 pixels goes to
-the padding.
+are zero-padded, which costs 1.4 times the FLOPs; at 96 pixels, 0.81 of the last blocks' attention
+goes to the padding.
 
 The release resamples the tables of relative-position biases when the stage changes. Here the base
-size's table stays the parameter, and smaller windows read it through such an interpolation, in
-each forward pass. So optimizer moments, moving averages, checkpoints and the evaluation at the base
-size need no change of shape. Swin V2 (arXiv 2111.09883) has no tables: a small network computes the
-biases, so there timm's windows follow the image size, at the published share of it.
+size's table stays the parameter, and smaller windows interpolate it in each forward pass, so
+optimizer moments, moving averages, checkpoints and the evaluation at the base size keep their
+shapes. Swin V2 (arXiv 2111.09883) has no tables: a small network computes the biases, and timm's
+windows follow the image size, at the published share of it.
 """
 
 from typing import Any
@@ -30,17 +30,17 @@ from finetune.image_size import Size, format_size, height_and_width
 from mae_et.errors import require
 
 STRIDE = 32
-"""Pixels of the image for a token of the last stage, and for one of the window's side in Swin."""
+"""Image pixels per token of the last stage, and per token of a Swin window's side."""
 
 
 class ResamplingAttention(WindowAttention):
-    """Window attention whose bias table stays that of the base window at every window size."""
+    """Window attention that keeps the base window's bias table at every window size."""
 
     relative_position_index: Tensor
     table_window: tuple[int, int]
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Change the window, and leave the table."""
+        """Change the window, but not the table."""
         self.window_size = window_size
         self.window_area = window_size[0] * window_size[1]
         device = self.relative_position_bias_table.device
@@ -71,9 +71,9 @@ def resample_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) ->
 
 
 def follow_image_size(network: nn.Module, image_size: Size) -> None:
-    """Make windows of a Swin or Swin V2 follow its input's size; other networks stay unchanged.
+    """Make the windows of a Swin or Swin V2 follow its input's size; ignore other networks.
 
-    The network is built at the base size: Swin's window, a 32nd of it, has the parameters.
+    The network is built at the base size; Swin's bias table is that of its window, a 32nd of it.
 
     Raises:
         UserError: the image size is not a multiple of 32 pixels.
@@ -94,7 +94,7 @@ def follow_image_size(network: nn.Module, image_size: Size) -> None:
 
 
 def _windows_per_side(network: Any) -> int:
-    """Return the published number of a Swin V2's windows, in the first stage, to a side."""
+    """Return the published number of windows along a side in a Swin V2's first stage."""
     (window, _), *_ = network._ref_window_sizes
     if isinstance(network, SwinTransformerV2Cr):  # timm fits them to img_size
         return int(network._ref_grid_size[0] // window)
@@ -104,8 +104,8 @@ def _windows_per_side(network: Any) -> int:
 
 
 def _share_tables(network: Any, size: tuple[int, int]) -> None:
-    """Set a Swin's windows for its base size, and use their tables at all others."""
-    if len(set(network._ref_window_sizes)) == 1:  # Swin-S3 has windows of its own for each stage
+    """Set a Swin's windows for its base size, and use their bias tables at all sizes."""
+    if len(set(network._ref_window_sizes)) == 1:  # Swin-S3 has a separate window for each stage
         window = (size[0] // STRIDE, size[1] // STRIDE)
         network.set_input_size(img_size=size, window_size=window)
     for module in network.modules():

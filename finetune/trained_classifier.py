@@ -28,7 +28,7 @@ from mae_et.errors import UserError, require
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A classifier, and what evaluation needs to know of it."""
+    """A classifier, and the settings that evaluation needs."""
 
     network: Any
     """From normalised images [B C H W] to logits [B classes]."""
@@ -67,10 +67,10 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
 
 
 def _refuse_unused(config: EvaluateConfig, run: ClassifierConfig | None) -> None:
-    """Refuse keys that would not change a score where a user may think so.
+    """Refuse keys that have no effect on the score of this checkpoint.
 
     Raises:
-        UserError: the sentence names the key.
+        UserError: such a key is given; the sentence names it.
     """
     if run is None:
         require(
@@ -91,7 +91,7 @@ def _refuse_unused(config: EvaluateConfig, run: ClassifierConfig | None) -> None
 
 
 def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:
-    """Take a timm model at its own image size, unless another is given."""
+    """Use a timm model at its own image size, unless another is given."""
     channels, height, width = network.default_cfg["input_size"]
     own = getattr(getattr(network, "patch_embed", None), "img_size", None) or (height, width)
     if config.image_size is not None and hasattr(network, "set_input_size"):
@@ -101,7 +101,7 @@ def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:
 
 
 def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
-    """Build the ViT of weights, with registers, LayerScale and the like where they have them."""
+    """Build the ViT of weights, including registers, LayerScale and the like if present."""
     if not {"weight", "bias"} <= set(weights.head):
         raise UserError(f"{config.checkpoint} is not a classifier: it has no head")
     _, channels, patch, _ = weights.encoder["patch_embed.proj.weight"].shape

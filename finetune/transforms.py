@@ -36,9 +36,9 @@ class LabelledBatch(NamedTuple):
 class LabelledTrainDataset(AugmentedDataset[LabelledBatch]):
     """Random-resized crop, flip, RandAugment, reduction to the bandwidth, random erasing.
 
-    The reduction comes before the erasing, as in EfficientTrain++'s released code: noise that is
-    reduced with the image would lose up to two thirds of its deviation. It runs in the loader,
-    which also makes the batches of small stages small.
+    The reduction comes before the erasing, as in EfficientTrain++'s released code: noise reduced
+    with the image would lose up to two thirds of its standard deviation. It runs in the loader, so
+    batches of small stages are small.
 
     Args:
         source: labelled images.
@@ -48,7 +48,7 @@ class LabelledTrainDataset(AugmentedDataset[LabelledBatch]):
         seed: seed of all augmentation.
         size: base size; by default the plan's.
         method: reduction to the bandwidth.
-        sizes: height and width at each stage; by default the bandwidth squared.
+        sizes: height and width at each stage; by default squares of the bandwidth's side.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LabelledTrainDataset(AugmentedDataset[LabelledBatch]):
     def finish(
         self, view: Tensor, label: int, stage: int, generator: Generator | None = None
     ) -> LabelledBatch:
-        """Normalise, reduce to the bandwidth, and erase: the noise is of unit variance then."""
+        """Normalise, reduce to the bandwidth, and erase with noise of unit variance."""
         pixels = normalise(view[None], self.config.mean, self.config.std)[0]
         pixels = low_frequency_crop(pixels, self.sizes[stage], self.method)
         return LabelledBatch(self.erase(pixels), torch.tensor(label), torch.tensor(stage))

@@ -43,7 +43,7 @@ def build_vit(
     embedding to another patch size, both by timm's functions.
 
     Args:
-        weights: tensors of the checkpoint, with the number of heads where their width is not a
+        weights: tensors of the checkpoint, with the number of heads if their width is not a
             published one.
         classes: number of classes.
         image_size: side of the images in pixels, or (height, width).
@@ -67,7 +67,7 @@ def build_vit(
         replace(weights, encoder=encoder, grid=grid),
         num_classes=classes,
         global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
-        fc_norm=None,  # as timm has it with the pooling
+        fc_norm=None,  # timm's default for the pooling
         final_norm=True,
         drop_rate=head_dropout,
         drop_path_rate=drop_path,
@@ -85,7 +85,7 @@ def build_vit(
 
 
 def keeps_head(network: Any, weights: Weights) -> bool:
-    """Return whether a classifier takes a checkpoint's head: of as many classes, on its feature."""
+    """Return whether a checkpoint's head fits: same number of classes, same pooling."""
     head, encoder = weights.head, weights.encoder
     pools = {"attn_pool.latent": "map", "fc_norm.weight": "avg", "cls_token": "token"}
     own = next((pool for name, pool in pools.items() if name in encoder), None)
@@ -107,7 +107,7 @@ def _initialise_head(network: Any, std: float) -> None:
 def _resample_positions(weights: Weights, grid: list[int]) -> Tensor:
     """Resample position embeddings to a grid.
 
-    If the file does not record their own grid, it is taken to be square or else `grid`.
+    If the file does not record their grid, it is assumed to be square, or else `grid`.
     """
     table = weights.encoder["pos_embed"]
     extra = {"reg_token", "register_tokens"} & weights.encoder.keys()
@@ -138,8 +138,8 @@ def _resample_positions(weights: Weights, grid: list[int]) -> Tensor:
 
 
 def _load_encoder(network: nn.Module, encoder: dict[str, Tensor], path: Path) -> None:
-    """Load an encoder; only the head and the final norm of another pooling may differ."""
-    # Mean pooling alone has a new norm; otherwise the encoder's own must be there.
+    """Load an encoder; only the head and the final norm of a different pooling may differ."""
+    # Only mean pooling has a new norm; otherwise the encoder's own must be present.
     new, unused = ("head.", "fc_norm.", "attn_pool."), ("norm.", "fc_norm.")
     mismatch = describe_mismatch(encoder, network.state_dict(), may_lack=new, may_have=unused)
     if mismatch:
