@@ -58,10 +58,10 @@ def refuse_traceless(path: Path, arguments: dict[str, Any]) -> None:
     Raises:
         UserError: an argument changes the features but not the tensors.
     """
-    if traceless := listed([key for key in TRACELESS if key in arguments]):
+    if traceless := listed([key for key in TRACELESS if arguments.get(key) is not None]):
         raise UserError(
             f"{path} records {traceless} of its network, which only embed, knn, linear-probe and "
-            "evaluate follow, for a folder that timm saved"
+            "evaluate can follow, and only for a folder that timm saved"
         )
 
 

@@ -118,7 +118,8 @@ def test_a_checkpoint_of_timm_s_training_names_its_blocks(tmp_path: Path) -> Non
 def test_what_timm_records_is_not_ignored_when_fine_tuning(
     argument: dict, sentence: str, tmp_path: Path
 ) -> None:
-    about = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 1} | argument}
+    arguments = {"depth": 1, "norm_layer": None} | argument
+    about = {"architecture": "vit_tiny_patch16_224", "model_args": arguments}
     (tmp_path / "config.json").write_text(json.dumps(about))
     network = timm.create_model("vit_tiny_patch16_224", depth=1)
     save_file(network.state_dict(), tmp_path / "model.safetensors")
