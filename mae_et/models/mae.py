@@ -46,8 +46,8 @@ class Reconstruction(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     """A masked autoencoder for images of any size that is a multiple of the patch.
 
-    Source: MAE (He et al., CVPR 2022, arXiv 2111.06377); weights are initialised as described
-    there. The encoder is a timm VisionTransformer under timm's parameter names.
+    The encoder is a timm VisionTransformer with timm's parameter names. Weights are initialised as
+    in MAE (He et al., CVPR 2022, arXiv 2111.06377).
 
     Args:
         encoder: name of a timm VisionTransformer with one class token.
@@ -65,8 +65,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_share: fraction of the masked patches that a training step predicts, in (0, 1].
         positions: `full_grid` samples the positions of a smaller grid on the full one; `own_grid`
             gives each grid its own table, as a plain MAE of that size has (for comparison).
-        position_grid: side of the full grid in patches, if it differs from that of `image_size`:
-            for an encoder that was trained at another base size or patch size.
+        position_grid: side of the full grid in patches; by default that of `image_size`.
         target: `pixel`, `norm_pix` or `hog`.
         hog_cell: side of a HOG cell in pixels; must divide the patch.
         hog_bins: number of orientations of a HOG histogram.
@@ -193,9 +192,8 @@ class MaskedAutoencoder(nn.Module):
             mask_ratio: fraction of patches to mask, in (0, 1).
             noise: [B N]; the floor(N * (1 - mask_ratio)) patches with the least noise stay visible.
                 Drawn from torch's global generator by default.
-            every_patch: predict every patch, including the visible ones, with the loss over all
-                masked patches; otherwise predict only the patches in the loss, `decoder_share` of
-                the masked ones.
+            every_patch: predict every patch, and compute the loss over all masked ones; otherwise
+                predict only the patches in the loss, `decoder_share` of the masked ones.
 
         Raises:
             ValueError: the images are not tiled by patches, the noise has another number of
