@@ -99,7 +99,7 @@ def status_command(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser of submit's own flags and the cluster's; it leaves the command's alone."""
+    """Return the parser of submit's own flags and the cluster's; it ignores the command's flags."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("cluster", "then", "sweep"):
         parser.add_argument(f"--{name}", action="append", default=[])

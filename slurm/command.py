@@ -1,4 +1,4 @@
-"""Commands of mae-et as jobs: parse them, follow them up, sweep over their flags."""
+"""Prepare commands of mae-et as jobs: parsing, follow-ups, and sweeps over flags."""
 
 import hashlib
 import itertools
@@ -20,8 +20,8 @@ TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
 BENCH = "bench"
 KINDS = (*TRAININGS, *PROBES, "evaluate", BENCH)
-MOST_RUNS = 1000  # of a sweep: SLURM's own limit on a job array, by default
-BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # commas outside of lists and mappings
+MOST_RUNS = 1000  # in a sweep: SLURM's default limit on the size of a job array
+BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # commas outside lists and mappings
 # Fine-tuning recipe for each family of encoders.
 RECIPES = {
     "vit_small_patch16": "finetune/vit_s16",
@@ -33,7 +33,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The command line of mae-et, passed down to this package by the layer above it.
+    """Functions of the command line of mae-et, passed to this package by the layer above it.
 
     Jobs pickle `run` by module and name, so both must be module-level functions.
     """
@@ -49,7 +49,7 @@ class Task:
     """A command of mae-et with its parsed config."""
 
     command_line: CommandLine
-    """What parses and runs it."""
+    """Functions that parse and run it."""
     kind: str
     """Name of the command."""
     arguments: list[str]

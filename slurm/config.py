@@ -12,7 +12,7 @@ OWN_OPTIONS = frozenset({
     "array", "dependency", "error", "no_requeue", "nodes", "ntasks", "ntasks_per_node", "open_mode",
     "output", "requeue", "signal", "time", "wrap",
 })  # fmt: skip
-"""Options of sbatch that follow from other keys, or that restarts, logs and status rest on."""
+"""sbatch options that other keys set, or on which restarts, logs and status depend."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ClusterConfig:
     def _check_words(self) -> None:
         """Refuse characters that would end a line of the batch script and so start a command.
 
-        Quotes protect a shell word; a comment such as `#SBATCH --job-name='...'` ends only with its
+        Quotes protect a shell word, but a comment such as `#SBATCH --job-name='...'` ends with its
         line.
         """
         words = {name: value for name, value in self.__dict__.items() if isinstance(value, str)}

@@ -34,7 +34,7 @@ def record_event(folder: Path, event: Kind, **facts: Any) -> None:
 def read_events(folder: Path) -> list[Event]:
     """Return a run's events, oldest first.
 
-    Incomplete lines are skipped, and jobs of the run that this folder was copied from.
+    Incomplete lines, and jobs of the run that this folder was copied from, are skipped.
     """
     try:
         content = read_bytes(events_file(folder))
@@ -63,7 +63,7 @@ def _is_of_another(run: Path, event: Event) -> bool:
 
 
 def _is_whole(event: Event) -> bool:
-    """Return whether an event has the fields and types that its readers rely on."""
+    """Return whether an event has the fields and types that readers require."""
     job = event.get("job", "")
     return (
         isinstance(event.get("event"), str)
@@ -80,8 +80,8 @@ def _is_count(value: object) -> bool:
 def log_file(run: Path, events: list[Event], job: str) -> Path | None:
     """Return the stderr log of a job's rank 0; None if no event names its folder.
 
-    The folder comes from an untrusted file, so only those in which jobs of this run write are
-    accepted: `slurm` in the run folder, or in that of the run or sweep that it belongs to.
+    The folder comes from an untrusted file, so only log folders of this run's jobs are accepted:
+    `slurm` in the run folder, or in that of the run or sweep that it belongs to.
     """
     logs = next((event["logs"] for event in reversed(events) if "logs" in event), None)
     if not isinstance(logs, str) or Path(logs) not in _log_folders(run):
@@ -90,13 +90,13 @@ def log_file(run: Path, events: list[Event], job: str) -> Path | None:
 
 
 def _log_folders(run: Path) -> list[Path]:
-    """Return where jobs of a run may write: its folder, or that of the run or sweep it is of."""
+    """Return where jobs of a run may write logs: its folder, or that of the parent run or sweep."""
     whole = run.absolute()
     return [folder / "slurm" for folder in (whole, *list(whole.parents)[:2])]
 
 
 def this_job() -> dict[str, Any]:
-    """Return the id and number of restarts of the job that this process belongs to, if any."""
+    """Return the id and restart count of the job that this process belongs to, if any."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         local = os.environ.get("SUBMITIT_LOCAL_JOB_ID")

@@ -1,4 +1,4 @@
-"""What a run's events say of its past: how often it was restarted, and its last error."""
+"""Summarise a run's events: the number of restarts, and the last error."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,15 +9,15 @@ FAILURES = frozenset({"failed", "given up", "retried"})
 
 
 def restarts(events: list[Event], job: str | None = None, known_starts: int = 0) -> int:
-    """Return how often a run's jobs were started again.
+    """Return how often a run's jobs were restarted.
 
-    A job that is killed before its first event leaves none; SLURM's count of its restarts, which
-    later events of the same job carry, includes it.
+    A start that is killed before its first event leaves none, but SLURM's restart count, which
+    later events of the same job record, includes it.
 
     Args:
         events: the run's events.
         job: its last job.
-        known_starts: how often SLURM has started that job, if it knows the job.
+        known_starts: number of times that SLURM started that job, if SLURM knows it.
     """
     starts: Counter[object] = Counter()
     for event in events:
@@ -34,7 +34,7 @@ def restarts(events: list[Event], job: str | None = None, known_starts: int = 0)
 def last_error(run: Path, events: list[Event], job: str | None, ended: bool) -> str:
     """Return a run's last error; empty if there is none.
 
-    An error before the last start is marked as such: the run has continued since.
+    An error before the last start is marked: the run has continued since.
 
     Args:
         run: its folder.

@@ -3,8 +3,8 @@
 submitit's signal handling alone does not suit training: its handler runs on rank 0 only, at any
 moment, and never while the main thread waits in a collective. Here a signal sets the run's flag
 (`mae_et/runtime/signals.py`); at the next step all ranks agree and save once, and rank 0 calls
-submitit's handler, which requeues the job. The run folder holds all that is needed to resume, so it
-does not matter who requeued the job: submitit, SLURM after a preemption, or `slurm.retry`.
+submitit's handler, which requeues the job. The run folder holds everything needed to resume, so a
+job may be requeued by submitit, by SLURM after a preemption, or by `slurm.retry`.
 """
 
 import math
@@ -44,15 +44,15 @@ class Job:
     folder: Path
     """Run folder."""
     grace: float = 60.0
-    """Seconds from a signal until an unresponsive process is ended."""
+    """Seconds after a signal until an unresponsive process is ended."""
     limit: float = math.inf
     """Seconds of the job's time limit."""
     start: Path = field(default_factory=Path.cwd)
-    """Folder of relative paths: that of the submission, wherever the cluster starts the job."""
+    """Folder that relative paths refer to: that of the submission."""
 
     def __call__(self) -> None:
         """Run the command; return once it has finished or the job is requeued."""
-        os.chdir(self.start)  # a `cd` in `setup`, or a node without the folder, changes it
+        os.chdir(self.start)  # `cd` in `setup`, or a node without the folder, may change it
         rank = set_rank_environment(self.folder / "slurm")
         try:
             self._run(rank)
@@ -83,16 +83,15 @@ class Job:
             record_event(self.folder, "finished")
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return the payload of the restarted job: the same one, as the command resumes by itself.
+        """Return the payload of the restarted job: this one, because the command resumes by itself.
 
-        submitit calls this in its SIGUSR2 handler: after the run has saved, or before there is
-        anything to save.
+        submitit calls this in its SIGUSR2 handler, after the run has saved its state (if any).
         """
         return DelayedSubmission(self)
 
     def _refuse_repetition(self, stop: Interrupted | Stopped, seconds: float) -> None:
-        """Count a time limit that came before anything was saved as a crash (`slurm.retry`)."""
-        late = stop.signal == signal.SIGUSR2 and seconds > self.limit / 2  # else it was preempted
+        """Count a time limit before anything was saved as a crash (`slurm.retry`)."""
+        late = stop.signal == signal.SIGUSR2 and seconds > self.limit / 2  # otherwise preempted
         if stop.step is None and late:
             sentence = f"stopped after {seconds:.0f} s, before anything was saved: raise --time"
             record_event(self.folder, "failed", sentence=sentence, node=node_name())
@@ -136,7 +135,7 @@ def read_progress(folder: Path) -> tuple[int, int]:
 
 
 def is_running() -> bool:
-    """Return whether SLURM still counts this process's job as running, so not as cancelled."""
+    """Return whether SLURM still lists this process's job as running, not as cancelled."""
     job = this_job().get("job")
     return "SLURM_JOB_ID" in os.environ and job is not None and job_state(job) == "RUNNING"
 
@@ -154,8 +153,8 @@ def node_name() -> str:
 def set_rank_environment(folder: Path) -> int:
     """Set the environment variables of torch.distributed from submitit's; return the rank.
 
-    All GPUs that SLURM exposes stay visible; `mae_et.runtime.distributed` picks that of the local
-    rank, or the only one.
+    All GPUs that SLURM exposes stay visible; `mae_et.runtime.distributed` selects the local rank's,
+    or the only one.
 
     Args:
         folder: folder shared by all nodes, in which rank 0 publishes its port.
@@ -172,20 +171,20 @@ def set_rank_environment(folder: Path) -> int:
 def port_file(folder: Path) -> Path:
     """Return the file with the port of this job's current start.
 
-    Local jobs do not count their starts; there rank 0 deletes the file at the end.
+    Local jobs do not count their starts; their rank 0 deletes the file at the end.
     """
     facts = this_job()
     return folder / f"port-{facts.get('job')}-{facts.get('restart', 0)}"
 
 
 def shared_port(folder: Path, rank: int) -> int:
-    """Return rank 0's port: it picks a free one and publishes it in the shared folder.
+    """Return the port of rank 0, which picks a free one and publishes it in the shared folder.
 
     submitit derives a port from the job's id without checking that it is free, and every restart
     of the job would derive the same one.
 
     Raises:
-        TimeoutError: rank 0 published no port.
+        TimeoutError: rank 0 did not publish a port.
     """
     path = port_file(folder)
     if rank == 0:

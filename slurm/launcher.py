@@ -28,13 +28,13 @@ PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
 
 
 def make_private(folder: Path) -> None:
-    """Create a folder that only this user can write to, and close its parent to others too.
+    """Create a folder that only this user can write to, and restrict its parent likewise.
 
-    Jobs load a pickle from it, and import code: whoever can write to the folder, or replace it in
-    the run folder around it, can run code as this user.
+    Jobs load a pickle and import code from it: anyone who can write to the folder, or replace it in
+    the run folder, can run code as this user.
 
     Raises:
-        UserError: one of the two is another user's, or the folder is a link.
+        UserError: the folder or its parent belongs to another user, or the folder is a link.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():
@@ -48,7 +48,7 @@ def make_private(folder: Path) -> None:
 
 
 class Launcher:
-    """Submits one job, or several as an array.
+    """Submit one job, or several as an array.
 
     Args:
         config: resources of each job.
@@ -168,7 +168,7 @@ class Launcher:
             "srun_args": self._srun_arguments(),
         }
         memory = {} if config.memory_gb is None else {"mem": f"{round(config.memory_gb * 1024)}M"}
-        # Otherwise the follow-ups of a failed job would stay pending forever.
+        # Without it, the follow-ups of a failed job would stay pending forever.
         waits = {"kill_on_invalid_dep": "yes"} if config.dependency else {}
         further = {"requeue": True, **memory, **waits, **config.extra}
         parameters["additional_parameters"] = further
@@ -176,15 +176,14 @@ class Launcher:
 
     def _setup(self) -> list[str]:
         exports = [f"export {name}={value}" for name, value in self._variables().items()]
-        # Ranks and loader workers share the cores; torch would start a thread per core in each.
+        # Ranks and loader workers share the cores; torch would start one thread per core in each.
         threads = 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"'
         return [*self.config.setup, self._ownership_check(), *exports, threads]
 
     def _ownership_check(self) -> str:
-        """Return a line that ends the job if its pickle or its code is another user's.
+        """Return a line that ends the job if its pickle or its code belongs to another user.
 
-        While a job waits, whoever can write to a folder above the run folder can put another run
-        folder in its place.
+        While a job is pending, anyone who can write to a parent of the run folder can replace it.
         """
         places = shlex.join([str(self.folder), str(self.code.absolute())])
         return (
@@ -195,10 +194,10 @@ class Launcher:
         )
 
     def _variables(self) -> dict[str, str]:
-        """Return variables: import the copied code, not the current folder's; the interface."""
+        """Return environment variables: the path of the copied code, and the network interface."""
         path = f'{shlex.quote(str(self.code.absolute()))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
         interface = self.config.network_interface
-        # Both are needed: gradients travel over NCCL, flags and metrics on the CPU over gloo.
+        # Both are needed: gradients use NCCL, flags and metrics on the CPU use gloo.
         names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if interface else ()
         own = {name: shlex.quote(str(interface)) for name in names}
         return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"} | own

@@ -1,4 +1,4 @@
-"""Check a job's data before submission, as far as the submitting machine sees it."""
+"""Check a job's data before submission, as far as the submitting machine has access."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ from mae_et.training.plan import curriculum_of
 
 
 def check_root(data: DataConfig) -> None:
-    """Refuse a missing data.root; warn if it does not exist on this machine.
+    """Refuse data without a required data.root; warn if it does not exist on this machine.
 
     Raises:
-        UserError: the error with which the run would end.
+        UserError: the error with which the run would fail.
     """
     if data.root is None:
         if data.source in ROOTED:
@@ -29,7 +29,7 @@ def check_root(data: DataConfig) -> None:
 def check_start(start: Path | None) -> None:
     """Warn if the checkpoint that a command starts from does not exist."""
     if start is not None and not start.exists():
-        # Not an error: it may be on a disk of the nodes.
+        # Not an error: it may be on a disk of the compute nodes.
         say(
             f"warning: {start} does not exist on this machine, which is fine for the name of a "
             "timm model; if another job writes it, wait for that job with --dependency afterok:JOB"
@@ -37,12 +37,12 @@ def check_start(start: Path | None) -> None:
 
 
 def check_plan(config: PretrainConfig) -> None:
-    """Refuse a curriculum, and where the number of images is known a plan, that is impossible.
+    """Refuse an impossible curriculum, or an impossible plan if the number of images is known.
 
-    Folders are not listed for it, and costs are those of the area, which need no PyTorch.
+    Folders are not listed, and costs are counted by area, which does not require PyTorch.
 
     Raises:
-        UserError: the error with which the run would end.
+        UserError: the error with which the run would fail.
     """
     curriculum, images = curriculum_of(config), _known_images(config.data)
     if images is not None and config.init.extends is None:
@@ -50,7 +50,7 @@ def check_plan(config: PretrainConfig) -> None:
 
 
 def _known_images(data: DataConfig) -> int | None:
-    """Return the number of training images where a config or a prepared split states it."""
+    """Return the number of training images if a config or a prepared split states it."""
     if data.source == "synthetic":
         return data.synthetic_train
     split = data.root / "train" / "split.json" if data.source == "shards" and data.root else None
@@ -61,10 +61,11 @@ def _known_images(data: DataConfig) -> int | None:
 def check_classes(data: DataConfig) -> None:
     """Refuse a folder whose splits are not sorted into class folders, without listing the images.
 
-    Pre-training reads no labels, so it would succeed and only its follow-up fail.
+    Pre-training does not read labels, so it would succeed, and only its follow-up would fail.
 
     Raises:
-        UserError: a split is missing, has images beside its class folders, or fewer than two.
+        UserError: a split is missing, has images beside its class folders, or has fewer than two
+            class folders.
     """
     root = data.root
     if data.source != "folder" or root is None or not root.is_dir():

@@ -4,9 +4,9 @@ The batch script calls this on the job's first node with the exit status of srun
 
     python -m slurm.retry RUNS STATUS RETRIES
 
-RUNS is a file with the run folders, one per array element. The script ends with the same status. A
-job that was cancelled, preempted or timed out is killed before this runs, or SLURM no longer lists
-it as running.
+RUNS is a file with the run folders, one per array element. The script exits with the same status. A
+job that was cancelled, preempted or timed out is not restarted: it is killed before this runs, or
+SLURM no longer lists it as running.
 """
 
 import json
@@ -20,8 +20,8 @@ from mae_et.runtime.console import say
 from slurm.events import Event, log_file, read_events, record_event, this_job
 from slurm.job import is_running, read_progress, requeue
 
-# A user's mistake, a diverged run, too many time limits (submitit's name for it): a restart would
-# end the same way, or is not wanted.
+# A user's mistake, a diverged run, too many time limits (UncompletedJobError): a restart would fail
+# again, or is unwanted.
 FINAL = frozenset({"UserError", "Diverged", "UncompletedJobError"})
 # A process that ends itself within a step cannot record why.
 HUNG = "no step or batch finished within step_timeout; the log of each rank has its stack"
@@ -37,7 +37,7 @@ def main(folder: Path, status: int, retries: int) -> int:
     if any(event["event"] in {"requeued", "finished"} for event in mine):
         return status
     failures = [event for event in mine if event["event"] == "failed"]
-    # A rank that lost a peer reports that it ended, not why.
+    # A rank that lost a peer does not know the cause.
     reasons = [event for event in failures if event.get("kind") != "PeerLost"]
     sentence = reasons[0].get("sentence") if reasons else killed_task(folder, job["job"], events)
     if not sentence:
@@ -68,7 +68,7 @@ def killed_task(folder: Path, job: str, events: list[Event]) -> str:
         return ""
     text = path.read_text(encoding="utf-8", errors="replace")
     found = re.findall(r"^srun: error: (\S+: task \S+: .*)$", text, re.MULTILINE)
-    # srun terminates the other tasks after the first one ended.
+    # srun terminates the other tasks after the first one ends.
     own = [line for line in found if "Terminated" not in line and "Exited" not in line]
     return own[-1] if own else ""
 

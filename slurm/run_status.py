@@ -16,12 +16,12 @@ from slurm.events import Event, events_file, read_events
 from slurm.history import last_error, restarts
 from slurm.squeue import TERMINAL, JobState, job_states
 
-# A run without a job counts as stopped once no row of metrics has arrived for so long.
+# A run without a job counts as stopped after this long without a row of metrics.
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
 SHOWN_SCORES = ("top1", "knn", "ridge", "effective_rank")
 ENDED = frozenset({"finished", "damaged", "stopped", *map(str.lower, TERMINAL)})
-# State according to the last event, if SLURM knows nothing of the job.
+# State according to the last event, if SLURM does not know the job.
 STATE_AFTER_EVENT = {
     "finished": "finished", "given up": "failed", "failed": "failed", "stopped": "stopped",
     "requeued": "requeued", "retried": "requeued",
@@ -49,11 +49,11 @@ class RunStatus:
     eta: float | None
     """Seconds."""
     restarts: int
-    """Number of restarts, also of jobs that were killed before they wrote anything."""
+    """Number of restarts, including jobs that were killed before they wrote anything."""
     lost: int
     """Steps that restarts repeated, as far as the metrics show."""
     scores: dict[str, float]
-    """Last accuracies of a probe or of an evaluation; an effective rank if there are no labels."""
+    """Last accuracies of a probe or an evaluation; the effective rank if there are no labels."""
     error: str
     """Last error, marked if the run has restarted since; empty for finished runs."""
 
@@ -149,7 +149,7 @@ def _scores(run: Path) -> dict[str, float]:
 
 
 def _is_whole(row: Row) -> bool:
-    """Return whether what is shown of a row, or computed from it, is plausible."""
+    """Return whether the values of a row that are shown or used are plausible."""
     given = [row.get(key) for key in ("step", "stage", "time", "seconds", "compute")]
     keys = ("bandwidth", "loss", "images_per_second", "window_seconds")
     return all(map(is_plausible, (*given, *(row.get(key) or 0 for key in keys))))

@@ -1,4 +1,4 @@
-"""A copy of the code beside the run, so that edits do not change a pending job."""
+"""Copy the code beside the run, so that edits do not change a pending job."""
 
 import hashlib
 import shutil
@@ -22,7 +22,7 @@ def snapshot(folder: Path) -> Path:
     packages = {
         package.__name__: Path(package.__path__[0]) for package in (mae_et, finetune, slurm)
     }
-    # In a clone these two lie beside the packages, in an installed wheel inside of mae_et.
+    # In a clone these two lie beside the packages; in an installed wheel, inside mae_et.
     packages["mae_et/configs"] = shipped_configs()
     benchmarks = find_spec("mae_et.benchmarks")
     if benchmarks is not None and benchmarks.submodule_search_locations:

@@ -23,11 +23,11 @@ class JobState:
     reason: str = ""
     """Why the job is pending, or the nodes that it runs on."""
     requeues: int = 0
-    """How often it was requeued, if squeue or scontrol knows the job."""
+    """Number of requeues, if squeue or scontrol knows the job."""
 
     @property
     def starts(self) -> int:
-        """How often the job was started at least."""
+        """Minimum number of times that the job was started."""
         return self.requeues + (self.state in {"RUNNING", "COMPLETING"})
 
 

@@ -1,4 +1,4 @@
-"""Show the status of runs: as a table, once or repeatedly."""
+"""Show the status of runs as a table, once or repeatedly."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""End a process that does not stop in time: blocked in a collective, it runs no signal handler."""
+"""End a process that does not stop in time, such as one blocked in a collective."""
 
 import faulthandler
 import os
@@ -12,11 +12,11 @@ EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
 
 
 class StopDeadline:
-    """Ends the process if its block does not end within a grace period after a signal.
+    """End the process if the block does not end within a grace period after a signal.
 
     Python runs signal handlers in the main thread, between two bytecode instructions; a main thread
-    that waits in C++ for a lost peer never runs them. The interpreter's wake-up descriptor, which a
-    thread reads here, is written at once.
+    that waits in C++ for a lost peer never runs them. The interpreter's wake-up descriptor is
+    written at once, so a separate thread reads it.
 
     Args:
         grace: seconds from the first signal.

@@ -1,4 +1,4 @@
-"""Submit a command with its follow-ups, or a sweep; check all of it before submitting any of it."""
+"""Submit a command with its follow-ups, or a sweep; check everything before submitting."""
 
 import os
 import shlex
@@ -56,8 +56,8 @@ def submit(
         cluster: resources of the job.
         then: follow-ups, KIND or KIND=RECIPE, that start from its checkpoint once it succeeds.
         sweep: `key=value,value`: one run per combination, as a job array, and a final table.
-        dry_run: check all that needs no SLURM, print each job's script and resolved config, and
-            submit nothing.
+        dry_run: check everything that does not require SLURM, print each job's script and resolved
+            config, and submit nothing.
 
     Returns:
         `run`, the run folder, and `jobs`, the id of each job by its kind.
@@ -179,7 +179,7 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path) -> str:
 
 
 def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool = False) -> None:
-    """Refuse what would fail later; a dry run neither writes nor needs SLURM."""
+    """Refuse tasks that would fail later; a dry run does not write files or require SLURM."""
     for each in group:
         _check_folder(each.folder, dry_run)
         _check_queue(each.folder)
@@ -219,7 +219,7 @@ def _check_folder(folder: Path, dry_run: bool) -> None:
 
 
 def _check_queue(folder: Path) -> None:
-    """Refuse a run that another job is still writing."""
+    """Refuse a run folder that another job is still writing to."""
     events = [event for event in read_events(folder) if event["event"] == "submitted"]
     for job, state in job_states(event.get("job") or "" for event in events[-3:]).items():
         if state.state not in TERMINAL:

@@ -21,13 +21,13 @@ PATIENCE = 24
 
 
 class ClusterRunner:
-    """Trains runs as jobs of a cluster, and waits for them.
+    """Train runs as jobs of a cluster, and wait for them.
 
     Jobs outlive the search: a restarted search waits for those that still run.
 
     Args:
-        command_line: what parses and runs a trial.
-        cluster: file, or name of a shipped one.
+        command_line: functions that parse and run a trial.
+        cluster: cluster config: a file, or the name of a shipped one.
         folder: folder of the search, with the code and logs of its jobs.
     """
 
