@@ -12,18 +12,18 @@ class Arm:
     budget: float = 1
     """Multiple of the compute; 0 leaves the encoder untrained."""
     images_of: str | None = None
-    """Arm to match in images, at any compute."""
+    """Arm whose number of images to match, at any compute."""
     time_of: str | None = None
-    """Arm to match in time, measured per step of each, at any compute."""
+    """Arm whose time to match, from measured times per step, at any compute."""
     replay: tuple[int, ...] = ()
-    """Uses of each loaded image, from the smallest bandwidth on."""
+    """Uses of each loaded image, starting at the smallest bandwidth."""
 
 
 PLAIN = ("--curriculum.preset=constant",)
 ETPP = ("--curriculum.preset=etpp",)
 HOG = ("--model.target=hog",)
-# Decoders: in MAE's proportions to the encoder (2/3 of its width and depth); a quarter of that
-# depth; and CrossMAE's at half the depth, predicting a third of the hidden patches.
+# Decoders: MAE's proportions (2/3 of the encoder's width and depth); a quarter of that depth; and
+# CrossMAE's at half the depth, predicting a third of the hidden patches.
 FULL = (*PLAIN, "--model.decoder_depth=8")
 SHALLOW = (*PLAIN, "--model.decoder_depth=2")
 CROSS = (

@@ -1,4 +1,4 @@
-"""Benchmarks of `mae-et bench` by name: their config and function."""
+"""Config and function of each benchmark of `mae-et bench`, by name."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,10 +1,10 @@
-"""Downstream accuracy of a pre-trained encoder against the same encoder untrained.
+"""Compare the downstream accuracy of a pre-trained encoder with that of the untrained encoder.
 
     python benchmarks/fine_tuning.py --run RUN --root FOLDER --epochs 20 --probe-epochs 90
 
 Each encoder is fully fine-tuned and linearly probed with the same recipe and budget (further flags
 apply to both); the fast probe on cached features is listed beside the full one. Finished arms are
-not repeated. Prints a Markdown table.
+skipped. Prints a Markdown table.
 """
 
 import argparse
@@ -29,15 +29,15 @@ COMMON = [
     "--data.eval_crop=1.0", "--data.scale=[0.2, 1.0]", "--optim.warmup_fraction=0.1",
     "--output.evaluate_every=25%", "--output.checkpoint_every=10%",
 ]  # fmt: skip
-# LARS's steps are relative to the weights, so a probe needs a number of steps: MAE's 90 epochs of
-# ImageNet at batch 16384 are 7,000. A small batch reaches as many on little data.
+# LARS's updates are relative to the weights, so a probe needs a minimum number of steps: MAE's 90
+# epochs of ImageNet at batch 16384 are 7,000. A small batch gives as many on little data.
 PROBE_BATCH = 32
-# The peak rate of MAE's recipe, 6.4, at this batch.
+# The peak learning rate of MAE's recipe, 6.4, at this batch.
 PROBE_LR = 6.4 * 256 / PROBE_BATCH
 ENCODERS = ("pre-trained", "untrained")
 ARMS = {
     "fine-tuned": [
-        # The peak rate of MAE's recipe for ViT-B, 2e-3, at this batch.
+        # The peak learning rate of MAE's recipe for ViT-B, 2e-3, at this batch.
         "--model.pool=mean", "--optim.batch_size=128", "--optim.base_lr=4.0e-3",
         "--optim.layer_decay=0.75",
     ],
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def untrained(config: PretrainConfig, path: Path) -> Path:
-    """Write the encoder of a pre-training config with fresh weights, and return its file."""
+    """Write the freshly initialised encoder of a pre-training config, and return its file."""
     if not path.exists():
         torch.manual_seed(config.seed)
         model = MaskedAutoencoder.from_config(config.model, decoder=False)
@@ -107,7 +107,7 @@ def probe(weights: Path, folder: Path, data: DataConfig) -> dict[str, Any]:
 
 
 def kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of a file; compute and write it first if there is none."""
+    """Return the content of a file; if it does not exist, compute and write it first."""
     if not path.exists():
         write_text_atomically(path, json.dumps(compute()))
     return json.loads(path.read_text())

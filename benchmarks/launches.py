@@ -1,8 +1,8 @@
-"""Count what a training step launches, eager and compiled, with torch's profiler.
+"""Count the launches of a training step, eager and compiled, with torch's profiler.
 
     mae-et bench launches [--encoder NAME --bandwidths '[96,224]']
 
-A GPU launches about one kernel for each: some operators, as the fused optimizer's, take several.
+A GPU launches about one kernel for each; some operators, such as the fused optimizer's, take more.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class LaunchesConfig:
-    """Count what a training step launches, eager and compiled."""
+    """Count the kernels and operators that a training step launches, eager and compiled."""
 
     encoder: str = "vit_base_patch16_224"
     """Name of a timm VisionTransformer."""
@@ -79,11 +79,11 @@ def _kind(name: str) -> str:
 
 
 def launches(step: Callable[[], object]) -> Counter[str]:
-    """Return the operators and compiled kernels of a step by name: about what a GPU launches.
+    """Count the operators and compiled kernels of a step by name, which approximates GPU launches.
 
-    Views, which launch nothing, and operators inside of others are not counted.
+    Views, which launch nothing, and operators inside other operators are not counted.
     """
-    step()  # the first one makes what later ones reuse
+    step()  # the first step fills caches that later ones reuse
     with profile(use_kineto=False) as recorded:
         step()
     return Counter(
@@ -104,7 +104,7 @@ def _launched(event: Any) -> Iterator[str]:
 
 @cache
 def _computes(name: str) -> bool:
-    """Return whether an event is a compiled kernel or an operator that computes by itself."""
+    """Return whether an event is a compiled kernel or an operator with its own kernel."""
     if any(mark in name for mark in COMPILED_KERNELS):
         return True
     if not name.startswith("aten::") or name.startswith(NO_KERNELS):
@@ -120,7 +120,7 @@ def _computes(name: str) -> bool:
 
 @cache
 def _dispatched() -> set[str]:
-    """Return the operators with kernels of their own; others only call these."""
+    """Return the operators that have kernels; all others call these."""
     dispatcher = torch._C
     composed = dispatcher._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
     return set(dispatcher._dispatch_get_all_op_names()) - set(composed)

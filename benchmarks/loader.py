@@ -1,14 +1,14 @@
-"""Images a core loads per second: a common loader against this one, at each bandwidth.
+"""Measure the images/s that one core loads, with a common loader and this one, at each bandwidth.
 
     mae-et bench loader --root FOLDER [--shards FOLDER] [--sizes '[96,160,224]'] [--rounds 7]
 
 One process, one thread, no workers. The reference is the loader of most recipes: Pillow,
 torchvision's RandomResizedCrop(224, bicubic), flip, ToTensor, Normalize. All arms load the same
-images in turn, round after round; ratios compare two arms of one round. Times are processor times,
-so other load on the machine matters little. Files come from the page cache.
+images in turn, in rounds; ratios compare two arms of one round. Times are CPU times, so other load
+on the machine matters little. Files are in the page cache.
 
-Fidelity is the mean PSNR, in dB, to the exact low-frequency crop of the box that was read; for
-Lanczos, as released, the box is resized to 224 first.
+Fidelity is the mean PSNR, in dB, relative to the exact low-frequency crop of the same box; for
+Lanczos, as released, the box is first resized to 224.
 """
 
 import io
@@ -166,7 +166,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
 
 
 def measure(root: Path, prepared: Path, sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Measure all arms at all sizes, on a folder of JPEGs and the same prepared as shards."""
+    """Measure all arms at all sizes, on a folder of JPEGs and the same images as shards."""
     torch.set_num_threads(1)
     source = open_dataset(DataConfig(root=root), "train")
     shards = open_dataset(DataConfig(name="shards", root=prepared), "train")
@@ -194,7 +194,7 @@ def measure(root: Path, prepared: Path, sizes: Sequence[int], rounds: int) -> li
 
 
 def load_all(load: Load, images: int) -> None:
-    """Load so many images."""
+    """Load a number of images."""
     for index in range(images):
         load(index)
 

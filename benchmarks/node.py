@@ -1,12 +1,12 @@
-"""What a recipe takes on the machine at hand: its speeds, its hours, and what limits it.
+"""Measure a recipe on this machine: its speeds, its hours, and its bottleneck.
 
     mae-et bench node --config pretrain/vit_b16_etpp_hog_400ep --data.root FOLDER [--seconds 180]
 
-Measured one after another, each within its part of the time: training at each bandwidth (eager and
-compiled, two micro-batches), every way of loading, the exchange of gradients between the GPUs, and
-a checkpoint. Hours are computed from these (`mae_et/curriculum/throughput.py`); training and
-loading are taken to run at the speed of the slower. They are measured apart, but for images that
-the GPU decodes, which is timed beside training. On a GPU, passes are replayed as CUDA graphs, after
+Measured in turn, each within its share of the time: training at each bandwidth (eager and compiled,
+two micro-batches), every way of loading, the exchange of gradients between the GPUs, and a
+checkpoint. Hours are computed from these (`mae_et/curriculum/throughput.py`), assuming that a run
+proceeds at the slower speed of training and loading. The two are measured separately, except that
+decoding on the GPU is timed during training. On a GPU, passes are replayed as CUDA graphs, after
 which gradients are exchanged.
 """
 
@@ -47,8 +47,8 @@ def bench_node(
     Args:
         config: the recipe.
         images: images of an epoch.
-        seconds: bound of the whole; what does not fit is reported as not measured.
-        write: called with the figures so far after each part, so that none is lost.
+        seconds: total time limit; parts that do not fit are reported as not measured.
+        write: called after each part with the figures so far, so that none is lost.
 
     Returns:
         JSON-serialisable figures; `mae-et plan --throughput` reads them.
@@ -82,7 +82,7 @@ def bench_node(
 
 
 def machine(device: torch.device, gpus: int, workers: int) -> dict[str, Any]:
-    """Return what the figures are of."""
+    """Describe the machine and the software that were measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": name,
@@ -151,11 +151,11 @@ def fastest_compile(training: Rows, bandwidths: list[int], share: int) -> bool:
 
 
 def trained_speed(training: Rows, bandwidth: int, compiled: bool, share: int) -> float | None:
-    """Return the images/s at a bandwidth if each step has a share of images; None if unknown.
+    """Return the images/s at a bandwidth for steps of `share` images; None if unknown.
 
-    The time of a micro-batch is taken to be a fixed part, of launching kernels, and a part for each
-    image, drawn through the two sizes measured. If the small size is noisy, the time is taken to be
-    proportional to the images.
+    The time of a micro-batch is modelled as a constant (launching kernels) plus a time per image,
+    fitted to the two measured sizes. If the small size is noisy, the time is assumed to be
+    proportional to the number of images.
     """
     rows = [
         (row["micro_batch"], row["seconds"])
@@ -176,10 +176,10 @@ def trained_speed(training: Rows, bandwidth: int, compiled: bool, share: int) ->
 
 
 def with_exchange(speed: float, share: int, seconds: float) -> float:
-    """Return the images/s of a GPU whose steps also exchange gradients, after the backward pass.
+    """Return the images/s of a GPU whose steps exchange gradients after the backward pass.
 
     Args:
-        speed: images/s without it.
+        speed: images/s without the exchange.
         share: images of a step.
         seconds: time of the exchange.
     """
@@ -200,9 +200,9 @@ def _model(
     loaded: dict[int, float] | None = None, workers: int = 0, by_gpu: bool = False,
     replay: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the throughput model, whose speeds of a GPU depend on the images of its step.
+    """Return the throughput model, in which a GPU's speed depends on the images per step.
 
-    What the GPU decodes is loaded beside training: both share the GPU, and more cores do not help.
+    Decoding on the GPU shares it with training, so more cores do not help.
     """
     bandwidths = plan.bandwidths
     shared = loaded if by_gpu else None

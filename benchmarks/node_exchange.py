@@ -1,4 +1,4 @@
-"""Speed at which the GPUs of this machine sum gradients."""
+"""Measure how fast the GPUs of this machine all-reduce gradients."""
 
 import tempfile
 import time
@@ -17,11 +17,11 @@ ROUNDS, PATIENCE = 5, 90.0
 def exchange_speed(
     config: PretrainConfig, device: torch.device, gpus: int
 ) -> dict[str, Any] | None:
-    """Time the sum of all gradients of a recipe over the visible GPUs; None for a single one.
+    """Time the all-reduce of a recipe's gradients over the visible GPUs; None for a single one.
 
     Returns:
-        `bytes` of the gradients, `seconds` of a sum, and `bus_bytes_per_second`: what each GPU
-        sends and receives, 2 (n - 1) / n times the bytes a sum; `error` if it failed.
+        `bytes` of the gradients, `seconds` per all-reduce, and `bus_bytes_per_second`: the rate at
+        which each GPU sends and receives 2 (n - 1) / n times the bytes; `error` if it failed.
     """
     if gpus < 2:
         return None
@@ -32,7 +32,7 @@ def exchange_speed(
 
 
 def exchange_seconds(found: dict[str, Any] | None, gpus: int) -> float:
-    """Return the time of a sum over a number of GPUs, at the bus speed measured; 0 if not measured.
+    """Return the time of an all-reduce at the measured bus speed; 0 if it was not measured.
 
     Args:
         found: result of `exchange_speed`.
@@ -44,7 +44,7 @@ def exchange_seconds(found: dict[str, Any] | None, gpus: int) -> float:
 
 
 def all_reduce_speed(kind: str, ranks: int, numbers: int) -> dict[str, Any]:
-    """Time the sum of float32 numbers over ranks, each in a process of its own."""
+    """Time the all-reduce of float32 numbers over ranks, one process per rank."""
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         store, result = Path(folder) / "store", Path(folder) / "seconds"
@@ -57,7 +57,7 @@ def all_reduce_speed(kind: str, ranks: int, numbers: int) -> dict[str, Any]:
         ends = time.monotonic() + PATIENCE
         for process in processes:
             process.join(max(0.0, ends - time.monotonic()))
-            process.kill()  # if it is still there
+            process.kill()  # if still running
             process.join()
         if not result.exists():
             return {"ranks": ranks, "error": f"no sum within {PATIENCE:g} s; see the lines above"}

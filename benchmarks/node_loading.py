@@ -1,4 +1,4 @@
-"""Speeds of every way in which this machine can load a recipe's images."""
+"""Measure every way in which this machine can load a recipe's images."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ from mae_et.runtime.distributed import DistributedContext
 
 SAMPLE, MADE = 512, 64
 SIZE = 256
-"""Images of a micro-batch that is loaded for a GPU; the sample has more."""
+"""Images of a micro-batch loaded for a GPU; the sample has more."""
 GPU_DECODES = "--efficiency.decode=gpu"
 
 
@@ -42,13 +42,13 @@ class Way(NamedTuple):
     crop: str
     decode: str
     flags: list[str]
-    """That a run needs to load so."""
+    """Flags of a run that loads in this way."""
     by_bandwidth: bool = True
     """Whether its speed depends on the bandwidth."""
 
 
 Beside = Callable[[int, int], Callable[[], object]]
-"""Make a training step, from a bandwidth and a number of images."""
+"""Builds a training step from a bandwidth and a number of images."""
 
 
 def loading_speeds(
@@ -61,8 +61,9 @@ def loading_speeds(
 ) -> list[dict[str, Any]]:
     """Time each way of loading with the loader processes of one GPU, at each bandwidth.
 
-    A folder is sampled, and read from the page cache; without data, JPEGs of noise are made. What
-    the GPU decodes is timed beside training steps of as many images, because it slows both.
+    A folder is sampled, and read from the page cache; without data, JPEGs of noise are generated.
+    Decoding on the GPU is timed during training steps of as many images, because each slows the
+    other.
 
     Returns:
         Rows of `way`, `bandwidth` (None if it does not matter), `images_per_second` of all
@@ -128,7 +129,7 @@ def _ways(config: PretrainConfig) -> Iterator[list[Way]]:
 
 
 def _link(data: DataConfig, channels: int, folder: Path) -> None:
-    """Link files that are spread evenly over a dataset."""
+    """Link evenly spaced files of a dataset."""
     source = open_dataset(data, "train", channels)
     assert isinstance(source, ImageFolder)
     for number in range(0, len(source), max(1, len(source) // SAMPLE)):
@@ -161,11 +162,11 @@ def _speed(
     decode: Any = way.decode
     decoder = choose_decoder(decode, dataset, DistributedContext(0, 1, device))
     step = beside(bandwidth, size) if beside else lambda: None
-    step()  # the first one takes memory and captures its pass
+    step()  # the first step allocates memory and captures its passes
     sampler = CurriculumBatchSampler(endless, config.seed, lambda _: size)
     with training_batches(dataset, sampler, workers, device, decoder=decoder) as batches:
         ready = time.perf_counter() + seconds / 2
-        for _ in range(2 * workers + 2):  # what was loaded ahead while processes started
+        for _ in range(2 * workers + 2):  # batches prefetched while processes started
             next(batches)
             if time.perf_counter() > ready:
                 break

@@ -1,4 +1,4 @@
-"""The figures of `mae-et bench node` as tables."""
+"""Format the figures of `mae-et bench node` as tables."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from mae_et.curriculum.throughput import throughput_table
 
 
 def node_tables(figures: dict[str, Any]) -> str:
-    """Return the figures as text: training, loading, what else takes time, and hours."""
+    """Return the figures as text: training, loading, other times, and hours."""
     machine = figures["machine"]
     gpus = f"{machine['gpus']} x " if machine["gpus"] else ""
     title = f"{gpus}{machine['device']}, {machine['cores']} cores, torch {machine['torch']}"

@@ -1,4 +1,4 @@
-"""Speeds of training steps of a recipe on this machine's device, and of writing a checkpoint."""
+"""Time a recipe's training steps on this machine's device, and the writing of a checkpoint."""
 
 import itertools
 import signal
@@ -25,12 +25,12 @@ from mae_et.training.state import TrainState
 from .training_step import network_of, reference_step, step_of, wait
 
 MOST = 1024
-"""Most images of a micro-batch at the base size."""
+"""Maximum number of images in a micro-batch at the base size."""
 MOST_STEPS = 50
 SLACK = 40.0
-"""Seconds after which a step that does not end, as one that compiles, is given up."""
+"""Seconds after which a step that does not end, such as one that compiles, is aborted."""
 NOISE = 1.1
-"""A small micro-batch that takes so many times as long as a large one was disturbed."""
+"""A small micro-batch that takes more than this many times as long as a large one was disturbed."""
 
 
 def training_speeds(
@@ -38,13 +38,13 @@ def training_speeds(
 ) -> list[dict[str, Any]]:
     """Time steps on random images in memory: eager and (on a GPU) compiled, two micro-batches.
 
-    The large micro-batch is a GPU's share of the batch, as far as it fits; the small one an eighth,
-    as on eight times as many GPUs. The last row is the plain reference of `reference.py` at the
-    base size, if the encoder is a published one.
+    The large micro-batch is a GPU's share of the batch, as far as it fits; the small one is an
+    eighth, as on eight times as many GPUs. The last row is the plain reference of `reference.py` at
+    the base size, if the encoder is a published one.
 
     Returns:
-        Rows of `bandwidth`, `compiled`, `micro_batch`, `seconds` of a step (None where the time did
-        not suffice or the memory), and `noisy` (see `mark_noise`).
+        Rows of `bandwidth`, `compiled`, `micro_batch`, `seconds` of a step (None if time or memory
+        ran out), and `noisy` (see `mark_noise`).
     """
     bandwidths = plan.bandwidths[::-1]
     large = {b: _share(plan, gpus, b) for b in bandwidths}
@@ -72,7 +72,7 @@ def training_speeds(
                     "images_per_second": size / taken if taken else None,
                 }
             )
-        del build, built  # frees the memory of the network before the next one takes its own
+        del build, built  # frees the network's memory before the next one is built
     mark_noise(rows)
     return rows + _reference(config, plan, device, large[max(bandwidths)], ends)
 
@@ -88,7 +88,7 @@ def _compiles(device: torch.device) -> bool:
 
 
 def mark_noise(rows: list[dict[str, Any]]) -> None:
-    """Set `noisy` in each row: its micro-batch took longer than a larger one of its kind."""
+    """Set `noisy` in each row: whether it took more than `NOISE` times as long as a larger one."""
     for row in rows:
         row["noisy"] = any(
             row["seconds"]
@@ -101,19 +101,19 @@ def mark_noise(rows: list[dict[str, Any]]) -> None:
 
 
 def _share(plan: Plan, gpus: int, bandwidth: int) -> int:
-    """Return a GPU's share of the batch, or the largest divisor of it of constant memory."""
+    """Return a GPU's share of the batch, or its largest divisor at constant memory."""
     share = max(1, plan.batch_size // gpus)
     limit = MOST * plan.base**2 // bandwidth**2
     return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
 
 
 class OutOfTime(BaseException):
-    """A step did not end; no Exception, which the compiler would report as a failure of its own."""
+    """A step did not end. Not an Exception, which the compiler would report as its own failure."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` in the block after some seconds, as soon as Python runs again."""
+    """Raise `OutOfTime` in the block after `seconds`, as soon as Python code runs again."""
 
     def end(*_: object) -> None:
         raise OutOfTime
@@ -130,7 +130,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 def timed(
     build: Callable[[int], Callable[[], object]], size: int, seconds: float, ends: float
 ) -> tuple[int, float | None]:
-    """Return the size that fits and the median time of a step; None without time or memory."""
+    """Return the size that fits and the median time of a step; None if time or memory ran out."""
     if seconds <= 0:
         return size, None
     while True:
@@ -163,7 +163,7 @@ def _median(step: Callable[[], object], seconds: float) -> float:
 def _reference(
     config: PretrainConfig, plan: Plan, device: torch.device, size: int, ends: float
 ) -> list[dict[str, Any]]:
-    """Return the row of a plain implementation in the same precision, where it has this model."""
+    """Return the row of a plain implementation in the same precision, if it supports the model."""
     model = config.model
     own = (model.encoder_embed_dim, model.encoder_depth, model.encoder_num_heads)
     if any(own) or model.decoder_attention != "self" or model.channels != 3:
@@ -180,10 +180,10 @@ def _reference(
 def step_beside(
     config: PretrainConfig, device: torch.device
 ) -> Callable[[int, int], Callable[[], object]]:
-    """Return what makes the step of a network, from a bandwidth and its images.
+    """Return a function that builds a network's step from a bandwidth and a number of images.
 
-    The network is built by the first step. As in a run, a step does not wait for the GPU, and so
-    not for what is decoded there.
+    The first step builds the network. As in a run, a step does not wait for the GPU, nor for
+    decoding there.
     """
     built = cache(partial(network_of, config.model, device, None, config.optim))
 

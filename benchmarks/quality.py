@@ -1,11 +1,11 @@
-"""Accuracy of curricula, targets, positions and decoders at given compute and time.
+"""Compare the accuracy of curricula, targets, positions and decoders at equal compute or time.
 
     mae-et bench quality --root FOLDER --arms '[plain,plain-4x,etpp-hog]' --seeds '[0,1,2]'
 
-Every arm is a pre-training of the same small model on the same data, then scored on the validation
-split by kNN, a linear probe and fine-tuning, with the same recipe for all. Finished arms are not
-repeated and stopped ones resume, so further arms and seeds can be added at any time, and several
-processes can share a folder if they have different arms or seeds.
+Every arm pre-trains the same small model on the same data, and is scored on the validation split by
+kNN, a linear probe and fine-tuning, with one recipe for all. Finished arms are skipped and
+interrupted ones resume, so arms and seeds can be added at any time, and several processes can share
+a folder if they have different arms or seeds.
 """
 
 import dataclasses
@@ -125,7 +125,7 @@ def arm_config(config: QualityConfig, name: str, seed: int, folder: Path) -> Pre
     arm = ARMS[name]
     begun = stored_config(folder) if (folder / "config.yaml").exists() else None
     mine = _load(config, arm.flags, seed, folder)
-    epochs = config.epochs * (arm.budget or 1)  # what is untrained has the config of plain MAE
+    epochs = config.epochs * (arm.budget or 1)  # untrained arms have the config of plain MAE
     if begun is not None:
         epochs = begun.curriculum.epochs
     elif arm.images_of is not None:

@@ -1,4 +1,4 @@
-"""Results of `mae-et bench quality`: tables, and plots against compute and time."""
+"""Tabulate results of `mae-et bench quality`, and plot them against compute and time."""
 
 import math
 import re
@@ -86,7 +86,7 @@ def draw(path: Path, rows: Rows) -> None:
             for name, arms in budgets(rows).items():
                 known = [each for each in arms if mean(rows[each], score)]
                 if not known or not mean(rows[known[0]], cost):
-                    continue  # what is untrained has no place on a logarithmic axis
+                    continue  # an untrained arm has no place on a logarithmic axis
                 lines[name] = (
                     [mean(rows[each], cost) for each in known],
                     [mean(rows[each], score) for each in known],
@@ -101,7 +101,7 @@ def draw(path: Path, rows: Rows) -> None:
 
 
 def budgets(rows: Rows) -> dict[str, list[str]]:
-    """Group arms that differ only in their budget, the cheapest first, by name."""
+    """Group arms that differ only in their budget, by name; the cheapest comes first."""
     lines: dict[str, list[str]] = {}
     for name in rows:
         lines.setdefault(re.sub(r"-\d+x$", "", name), []).append(name)
@@ -113,7 +113,7 @@ def budgets(rows: Rows) -> dict[str, list[str]]:
 def mean(seeds: Sequence[dict[str, Any]], key: str) -> Any:
     """Return the mean over the seeds that have a figure, or None; the median for times.
 
-    Seeds take the same time; where one took longer, something else ran beside it.
+    Seeds take equal time; if one took longer, the machine had other load.
     """
     values = [row[key] for row in seeds if key in row]
     average = statistics.median if key == "seconds" else statistics.mean
@@ -121,7 +121,7 @@ def mean(seeds: Sequence[dict[str, Any]], key: str) -> Any:
 
 
 def _needed(points: Sequence[tuple[float, float]], goal: float) -> tuple[str, float]:
-    """Return the cost at which a curve of (cost, score) first reaches a score, and its sign."""
+    """Return the sign (<, > or none) and cost at which a curve of (cost, score) reaches `goal`."""
     if goal <= points[0][1]:
         return ("" if goal == points[0][1] else "< "), points[0][0]
     for (cost, score), (more, better) in pairwise(points):

@@ -1,8 +1,8 @@
 """A plain masked autoencoder, the reference for the speed of mae-et.
 
-The method as usually implemented: a convolution embeds all patches, then the visible ones are
-gathered; the decoder and its head run on all tokens; float32; torch's default AdamW. Blocks are
-timm's, with fused attention. The target is normalised pixels.
+The usual implementation: a convolution embeds all patches, then the visible ones are gathered; the
+decoder and its head run on all tokens; float32; torch's default AdamW. Blocks are timm's, with
+fused attention. The target is normalised pixels.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from mae_et.models.pos_embed import sincos_positions
 
 
 class PlainAutoencoder(nn.Module):
-    """A masked autoencoder without shortcuts.
+    """A masked autoencoder without optimisations.
 
     Args:
         encoder: name of a timm VisionTransformer.

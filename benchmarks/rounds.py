@@ -21,7 +21,7 @@ class Speed:
         return statistics.median(self.seconds)
 
     def ratio(self) -> str:
-        """Return the median ratio, with the least and the greatest."""
+        """Return the median ratio, with the minimum and the maximum."""
         middle = statistics.median(self.ratios)
         return f"{middle:.2f} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
 
@@ -32,10 +32,10 @@ def interleave(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Speed]:
-    """Call each arm once per round, in turn; the first is the reference of the others.
+    """Call each arm once per round, in turn; the first is the reference for the others.
 
     Args:
-        arms: by name; a call must complete its work (synchronise with the GPU).
+        arms: functions by name; a call must complete its work (synchronise with the GPU).
         rounds: number of timed rounds.
         warm_up: number of untimed rounds before.
         clock: returns seconds.

@@ -1,4 +1,4 @@
-"""Time and memory of a training step, and the share of the frequency crop in it.
+"""Measure the time and memory of a training step, and the frequency crop's share of it.
 
     mae-et bench step [--encoder NAME --batch N --rounds N --compile true]
     mae-et bench crop
@@ -42,7 +42,7 @@ SHALLOW: dict[str, Any] = {"decoder_depth": 2, "decoder_embed_dim": 256, "decode
 
 @dataclass(frozen=True)
 class StepConfig:
-    """Compare training steps with a plain reference, in one run."""
+    """Compare training steps with a plain reference in one run."""
 
     encoder: str = "vit_small_patch16_224"
     """Name of a timm VisionTransformer."""
@@ -85,7 +85,7 @@ def arms(config: StepConfig) -> dict[str, partial[Callable[[], object]]]:
 
 def operations(step: Callable[[], object]) -> int:
     """Return the FLOPs of the matrix products of a step, forward and backward."""
-    # The counter does not know fused attention on a CPU; its products are those of the plain form.
+    # The counter does not support fused attention on a CPU; the plain form has the same products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
@@ -94,13 +94,13 @@ def operations(step: Callable[[], object]) -> int:
 def bench_step(config: StepConfig) -> dict[str, Any]:
     """Measure training steps and their memory against a plain reference."""
     builders = arms(config)
-    # In separate processes: memory that one arm keeps would count for the next.
+    # In separate processes: memory retained by one arm would count for the next.
     peaks = (
         {name: peak(build, choose_device(config.device)) for name, build in builders.items()}
         if config.memory
         else {}
     )
-    # A compiled step has the same FLOPs, and a replayed one calls no operators to count.
+    # A compiled step has the same FLOPs; a replayed one calls no operators that could be counted.
     flops = {
         name: operations(build() if "reference" in name else build(replayed=False))
         for name, build in builders.items()
@@ -160,7 +160,7 @@ def bench_crop(config: StepConfig) -> dict[str, Any]:
 
 
 def crop(images: torch.Tensor, bandwidth: int) -> None:
-    """Crop, and synchronise."""
+    """Crop images and synchronise."""
     low_frequency_crop(images, bandwidth)
     wait(images.device)
 
@@ -174,8 +174,8 @@ def peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int
 
 def _peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int:
     if device.type == "cuda":
-        torch.cuda.init()  # before it there is no peak to reset
-    before = peak_memory(device)  # Python's and torch's own, on a CPU
+        torch.cuda.init()  # required to reset the peak
+    before = peak_memory(device)  # on a CPU, that of Python and torch
     step = build()
     step()
     step()

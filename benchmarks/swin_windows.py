@@ -2,8 +2,8 @@
 
     python -m benchmarks.swin_windows follow|fixed micro|tiny IMAGES OUTPUT [--key value ...]
 
-Fixed is what timm does when the network is shown smaller images: windows of 7 tokens on grids of
-16, 24 and 32, which pad their last row and column. RESULTS.md has the figures.
+Fixed is timm's behaviour on smaller images: windows of 7 tokens on grids of 16, 24 and 32, which
+pad the last row and column. RESULTS.md has the figures.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Training steps to be timed: mae-et's, and those of the plain reference."""
+"""Build training steps to time: mae-et's, and those of the plain reference."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +28,7 @@ Built = tuple[MaskedAutoencoder, Any, torch.optim.Optimizer]
 def reference_step(
     config: ModelConfig, batch: int, precision: Precision, device: torch.device
 ) -> Callable[[], object]:
-    """Return a step of the plain reference with a model's sizes."""
+    """Return a step of the plain reference with the sizes of a model."""
     torch.manual_seed(0)
     size, decoder = config.image_size, (config.decoder_embed_dim, config.decoder_depth)
     model = PlainAutoencoder(config.encoder, size, *decoder, config.decoder_num_heads).to(device)
@@ -65,7 +65,7 @@ def network_of(
     compiled_for: int | None = None,
     optim: OptimConfig | None = None,
 ) -> Built:
-    """Return a model, the same to call (compiled for a number of bandwidths), and its optimizer."""
+    """Return a model, its callable (compiled for a number of bandwidths), and its optimizer."""
     torch.manual_seed(0)
     network = MaskedAutoencoder.from_config(model).to(device)
     optimizer = build_optimizer(network, optim or OptimConfig())
@@ -85,8 +85,8 @@ def step_of(
 ) -> Callable[[], object]:
     """Return a step of a network, starting from uint8 images of the base size in memory.
 
-    `replayed` says whether its passes are replayed as CUDA graphs: on a GPU by default, as in a
-    run. `waits` says whether a step waits for the GPU, to be timed; those of a run do not.
+    `replayed` is whether its passes are replayed as CUDA graphs; on a GPU, they are by default, as
+    in a run. `waits` is whether a step waits for the GPU, as timing requires; a run's do not.
     """
     network, called, optimizer = built
     dtype = autocast_dtype(precision, device)

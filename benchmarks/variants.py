@@ -58,8 +58,8 @@ def variant(name: str) -> Iterator[None]:
 
 
 def _on(stream: torch.cuda.Stream) -> AbstractContextManager[object]:
-    """Return a context in which a stream is the current one, also of graphs that are captured."""
-    Capture.default_capture_stream = stream  # their kernels keep its priority and partition
+    """Return a context in which a stream is current, also for captured graphs."""
+    Capture.default_capture_stream = stream  # captured kernels keep its priority and partition
     return torch.cuda.stream(stream)
 
 

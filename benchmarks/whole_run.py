@@ -1,13 +1,14 @@
-"""Duration of complete runs: curriculum against constant bandwidth, and the cost of writing.
+"""Time complete runs: curriculum against constant bandwidth, and the cost of writing files.
 
     mae-et bench run --root FOLDER [--epochs N --rounds N --recipe FILE --flags '[--key=value]']
 
-Arms, each a pre-training from the first image read to the last checkpoint, interleaved in rounds:
+Arms, timed from the first image read to the last checkpoint, and interleaved in rounds:
 
 - constant, plain: the reference. float32, `fourier`, no curriculum.
 - etpp, as many images: the curriculum with the flags given (bf16, a fast loader, ...).
 - constant, as much compute and etpp, as much compute: both with the flags given.
-- etpp, nothing written: as the previous one, without metrics, images and checkpoints but the last.
+- etpp, nothing written: like the previous arm, without metrics, images and all but the last
+  checkpoint.
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ def bench_run(config: WholeRunConfig) -> dict[str, Any]:
 
 
 def _ratio(times: dict[str, tuple[float, ...]], a: str, b: str) -> tuple[float, float, float]:
-    """Return the median, least and greatest ratio of two arms' times, round by round."""
+    """Return the median, minimum and maximum over rounds of the ratio of two arms' times."""
     ratios = [x / y for x, y in zip(times[a], times[b], strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
 

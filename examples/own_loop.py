@@ -18,7 +18,7 @@ BASE, PATCH, BATCH, PEAK_LR = 64, 8, 64, 1e-3
 
 
 class AugmentedImages(Dataset[mae_et.Batch]):
-    """Any images, indexed by the sampler's (image, epoch, stage)."""
+    """Dataset of images, indexed by the sampler's (image, epoch, stage)."""
 
     def __init__(self, images: Synthetic, plan: mae_et.Plan, seed: int):
         self.images = images
@@ -30,7 +30,7 @@ class AugmentedImages(Dataset[mae_et.Batch]):
 
 
 def learning_rate(progress: float, warmup: float = 0.05) -> float:
-    """Linear warm-up, then half a cosine, over the share of the compute that is done."""
+    """Linear warm-up, then half a cosine, as a function of the share of compute done."""
     if progress < warmup:
         return PEAK_LR * progress / warmup
     return PEAK_LR * (0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))))
@@ -39,7 +39,7 @@ def learning_rate(progress: float, warmup: float = 0.05) -> float:
 def train(epochs: float = 4, seed: int = 0, device: str = "cpu") -> Iterator[tuple[int, float]]:
     """Train, and yield the bandwidth and the loss of each step."""
     images = Synthetic(512, BASE)
-    data = mae_et.DataConfig()  # mean and standard deviation, scale of the crops
+    data = mae_et.DataConfig()  # default statistics and crop scale
     curriculum = mae_et.Curriculum.preset("etpp", BASE, PATCH)
     plan = curriculum.plan(epochs, dataset_size=len(images), batch_size=BATCH)
     loader = DataLoader(

@@ -1,4 +1,4 @@
-"""Take an encoder to timm and to Hugging Face's transformers, and back: the same features.
+"""Export an encoder to timm and to Hugging Face's transformers, and compare the features.
 
 Seconds on a CPU: python examples/timm_and_hf.py [RUN_FOLDER_OR_CHECKPOINT]. Without a checkpoint a
 tiny model is pre-trained first. Needs transformers (pip install transformers).
@@ -32,7 +32,7 @@ def pretrain_tiny(folder: Path) -> Path:
 
 
 def timm_tokens(file: Path, like: timm.models.VisionTransformer, images: torch.Tensor):
-    """Return the tokens [B 1+N D] of plain timm, from an exported file."""
+    """Return the tokens [B 1+N D] that plain timm computes from an exported file."""
     network = timm.create_model(
         "vit_tiny_patch16_224", checkpoint_path=str(file), num_classes=0,
         img_size=like.patch_embed.img_size, patch_size=like.patch_embed.patch_size,
@@ -42,7 +42,7 @@ def timm_tokens(file: Path, like: timm.models.VisionTransformer, images: torch.T
 
 
 def hugging_face_tokens(folder: Path, images: torch.Tensor):
-    """Return the tokens [B 1+N D] of transformers, from an exported folder."""
+    """Return the tokens [B 1+N D] that transformers computes from an exported folder."""
     network = ViTMAEForPreTraining.from_pretrained(folder, mask_ratio=0.0).eval().vit
     patches = network.embeddings.patch_embeddings.num_patches
     in_order = torch.arange(patches, dtype=torch.float32).expand(len(images), patches)
@@ -51,7 +51,7 @@ def hugging_face_tokens(folder: Path, images: torch.Tensor):
 
 @torch.no_grad()
 def largest_differences(checkpoint: Path, folder: Path) -> dict[str, float]:
-    """Export a checkpoint, and return how much features differ, by route."""
+    """Export a checkpoint, and return the largest difference of features, by route."""
     encoder = mae_et.load_encoder(checkpoint)
     images = torch.randn(4, 3, *encoder.patch_embed.img_size)
     tokens = encoder.forward_features(images)
