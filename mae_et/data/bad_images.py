@@ -58,7 +58,7 @@ class WithSubstitutes(Dataset[Any]):
             except Unreadable:
                 continue
             return substitute._replace(replaced=torch.tensor(index))
-        raise RunFailed(f"{first}; nor can {ATTEMPTS} randomly chosen substitutes")
+        raise RunFailed(f"{first}; neither can {ATTEMPTS} random substitutes be read")
 
 
 def tolerated_count(max_fraction: float, images: int) -> int:

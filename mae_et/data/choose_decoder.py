@@ -99,7 +99,7 @@ def _choose(
     """Return this rank's decoder, if any, and the reason for it or against it."""
     unsuited = _unsuited(dataset, device)
     if unsuited is None and requested == "auto" and before == "cpu":
-        return None, "as before; gpu would change it"
+        return None, "as when the run started; gpu would change it"
     decode, name = (None, unsuited) if unsuited else _find_decoder(device, before)
     if decode is None:
         if requested == "gpu":

@@ -183,7 +183,7 @@ def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:
         how = {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
         transform = rand_augment_transform(recipe, how)
     except (AssertionError, ValueError, KeyError):
-        raise UserError(f"timm knows no augmentation {recipe!r} (data.augment)") from None
+        raise UserError(f"timm has no augmentation {recipe!r} (data.augment)") from None
     for operation in transform.ops:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize

@@ -217,7 +217,7 @@ def test_the_loader_fails_when_no_image_can_be_read(folders) -> None:
     for path in (root / "train").iterdir():
         path.unlink()
     with pytest.raises(
-        RunFailed, match=rf"07\.png.*; nor can {ATTEMPTS} randomly chosen substitutes"
+        RunFailed, match=rf"07\.png.*; neither can {ATTEMPTS} random substitutes be read"
     ):
         WithSubstitutes(view)[SampleIndex(7, 0, 0)]
 

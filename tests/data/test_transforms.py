@@ -108,7 +108,7 @@ def test_augmentation_has_the_magnitude_of_the_stage() -> None:
 
 @pytest.mark.parametrize("augment", ["rand-foo1", "rand-n2.5"])
 def test_an_unknown_augmentation_is_refused(augment: str) -> None:
-    with pytest.raises(UserError, match=r"timm knows no augmentation 'rand-m2-"):
+    with pytest.raises(UserError, match=r"timm has no augmentation 'rand-m2-"):
         view(augment)
 
 
