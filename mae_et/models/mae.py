@@ -157,7 +157,10 @@ class MaskedAutoencoder(nn.Module):
         return images.shape[-2] // self.patch, images.shape[-1] // self.patch
 
     def encode(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Encode normalised images [B C H W], or their visible patches only -> [B 1+V width]."""
+        """Encode normalised images [B C H W], or their visible patches only -> [B 1+V width].
+
+        Patches are multiplied by the weights of `patch_embed.proj`, whose hooks are not called.
+        """
         check_tiled(images, self.patch)
         embed = self.encoder.patch_embed.proj
         grid = self.grid(images)

@@ -125,7 +125,7 @@ WRONG = Trial(9000.0, 4000.0, "the GPU's views differ")
         ("auto", "TorchCodec", SLOWER, "gpu", "GPU (efficiency.decode auto)"),
         ("auto", "torchvision", SLOWER, "gpu", "before by torchvision: pixels differ by rounding"),
         ("auto", "gpu", WRONG, "cpu", "views differ; before by the GPU: pixels differ by rounding"),
-        ("auto", "cpu", FASTER, "cpu", "(efficiency.decode auto): as when the run started; gpu would change it"),
+        ("auto", "cpu", FASTER, "cpu", "): as when the run started; gpu would change it"),
         ("gpu", "cpu", WRONG, "gpu", "TorchCodec; before by the CPU: pixels differ by rounding"),
         ("cpu", "gpu", FASTER, "cpu", "CPU (efficiency.decode cpu): before by the GPU: pixels"),
     ],
