@@ -1,5 +1,5 @@
 #!/bin/bash
-# Check mae-et on a GPU and measure it, within some minutes:
+# Check mae-et on a GPU and measure it, within a few minutes:
 #
 #     DATA=/path/to/data benchmarks/gpu.sh OUT [MINUTES=8]
 #
@@ -8,14 +8,14 @@
 #                   variants (benchmarks/variants.py); a list of its rows for a run that did not end
 #     node.json     `mae-et bench node`: speeds beside a plain reference, hours of the headline recipe
 #     tests.jsonl   results of the tests of `make test-gpu`, each as it ends
-#     check.json    the result of all of them
+#     check.json    the overall test result
 #     quality.json  accuracy of arms, one after another, with their images in memory
 #     state.tar     the arms' runs, to resume from
-#     log.txt       what the commands print, such as the seconds of compilation
-# The JSON files and the archive are complete or absent, but for node.partial.json, if node did not end. Call it again
-# with the same OUT to do what is absent, to run the tests that have not passed, and to resume the arms.
-# OUT/work exists during a call only. Sized for one GPU with 16 cores: a call of 8 minutes should end within the tests,
-# and one of 4 after it finish them.
+#     log.txt       output of the commands, such as the seconds of compilation
+# The JSON files and the archive are complete or absent, except node.partial.json, which is left if node did not end.
+# Call it again with the same OUT to produce absent files, run the tests that have not passed, and resume the arms.
+# OUT/work exists only during a call. Sized for one GPU with 16 cores: a call of 8 minutes should end within the tests,
+# and a second call of 4 minutes should finish them.
 #
 # DATA: folder with imagenet_sample/all and imagenette128/{train,val}. Without the first, node generates its images,
 # and the runs are skipped; without the second, arms are skipped. DATA= (empty) has neither.
@@ -68,7 +68,7 @@ else
   arms=${ARMS:-"plain etpp etpp-hog plain-4x"}
   flags="[--optim.batch_size=1024, --efficiency.precision=bf16, --data.cache=ram]"
   # 512 images a step are a GPU's share of the recipe on eight; 4 epochs of 10,000 images have 31 steps or more at each
-  # bandwidth. The first run compiles, and the others, and node, find what it compiled.
+  # bandwidth. The first run compiles; the others, and node, find its compiled code in the cache.
   node=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --images 1281167)
   run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=4
     --efficiency.micro_batch=512 --efficiency.compile=true)
@@ -86,7 +86,7 @@ fi
 
 left() { echo $((ends - SECONDS)); }
 
-# limited SECONDS COMMAND...: at most so long and as long as there is time; runs that stop by SIGTERM save.
+# limited SECONDS COMMAND...: run a command for at most SECONDS, and no longer than the time left; runs save on SIGTERM.
 limited() {
   local limit=$1
   shift
@@ -105,10 +105,10 @@ pack() {
 trap pack EXIT
 trap 'exit 143' TERM INT
 
-# headline VARIANT: train the headline recipe for a moment, and add what it took to run.json.
+# headline VARIANT: train the headline recipe briefly, and add the results to run.json.
 headline() {
   local variant=$1 limit=90
-  [ "$variant" = default ] && limit=120 # which compiles
+  [ "$variant" = default ] && limit=120 # it compiles
   [ -z "$images" ] || grep -q "\"$variant\": {" "$out/run.json" 2>/dev/null && return
   for copy in $(seq "$copies"); do # as classes; copied, as hard links do not cross file systems
     [ -d "$work/images/train/$copy" ] || { mkdir -p "$work/images/train" && cp -r "$images" "$work/images/train/$copy"; }
@@ -147,12 +147,12 @@ for variant in "${then[@]}"; do headline "$variant"; done
 rm -rf "$work/images"
 
 if [ ! -e "$out/check.json" ]; then
-  # The longest first.
+  # Longest first.
   limited 300 "$python" -m pytest -q -rfEs --gpu-device "$device" --gpu-results "$out/tests.jsonl" \
     "${parallel[@]}" "${checks[@]}" tests/gpu/test_{runs,compiled,decoding,values}.py >"$work/check.txt"
   status=$?
   cat "$work/check.txt" >>"$out/log.txt"
-  if [ "$status" != 124 ] && [ "$status" != 137 ]; then # those ran out of time
+  if [ "$status" != 124 ] && [ "$status" != 137 ]; then # 124 and 137: out of time
     "$python" - "$status" "$work/check.txt" >"$work/check.json" <<'PYTHON' && mv "$work/check.json" "$out/check.json"
 import json
 import sys

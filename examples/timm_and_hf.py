@@ -46,7 +46,7 @@ def hugging_face_tokens(folder: Path, images: torch.Tensor):
     network = ViTMAEForPreTraining.from_pretrained(folder, mask_ratio=0.0).eval().vit
     patches = network.embeddings.patch_embeddings.num_patches
     in_order = torch.arange(patches, dtype=torch.float32).expand(len(images), patches)
-    return network(images, noise=in_order).last_hidden_state  # patches sorted by their noise
+    return network(images, noise=in_order).last_hidden_state  # transformers orders patches by noise
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ PROJECTIONS = ("projection_head.", "prototypes.", "projector.", "predictor.")
 
 
 def build_backbone(config: NetworkConfig, classes: int) -> nn.Module:
-    """Build the timm model that a config names.
+    """Build the timm model named in a config.
 
     Raises:
         UserError: timm cannot build it, or the checkpoint does not fit it.

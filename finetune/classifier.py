@@ -59,7 +59,7 @@ def classify(
     step: Callable[..., tuple[Tensor, Tensor]] | None = None,
     opening: Opening[Splits] | None = None,
 ) -> dict[str, Any]:
-    """Train a classifier as a config says, resuming from the run folder's newest checkpoint.
+    """Train the classifier of a config, resuming from the run folder's newest checkpoint.
 
     Args:
         config: the run.

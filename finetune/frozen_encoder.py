@@ -61,7 +61,7 @@ class FrozenEncoder:
         The network is shared and resized in place: this object must not be used afterwards.
 
         Raises:
-            UserError: patches do not tile the size, or timm cannot change that of the network.
+            UserError: patches do not tile the size, or timm cannot resize the network.
         """
         size = height_and_width(image_size)
         check_tiles(image_size, self.patch, "image_size")
@@ -77,7 +77,7 @@ class FrozenEncoder:
 def open_encoder_and_data(
     config: FrozenNetworkConfig, needs_images: bool = True
 ) -> tuple[FrozenEncoder, DataConfig]:
-    """Open the encoder of a config and choose its data: those given, else those of its training.
+    """Open the encoder of a config, and choose its data: the given ones, else the training data.
 
     Differences from the encoder's training preprocessing are printed. Without `needs_images`, only
     the statistics of the data are used, which default to ImageNet's.
@@ -129,7 +129,7 @@ def frozen_encoder_from_weights(weights: Weights) -> FrozenEncoder:
     try:
         model = masked_autoencoder(weights, decoder=False)
     except UserError:
-        if weights.model is not None:  # a run of ours, which must fit
+        if weights.model is not None:  # our own run, which must fit
             raise
         return _of_network(encoder_of_weights(weights))
     data = weights.config.data if weights.config else None

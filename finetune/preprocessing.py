@@ -22,7 +22,7 @@ def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
 
 
 def _recorded_with(checkpoint: Path) -> Preprocessing | None:
-    """Return the preprocessing in a classifier's run folder or in a file of ours or timm's."""
+    """Return the preprocessing in a classifier's run folder, or in our own or timm's files."""
     if (checkpoint / "classes.json").is_file():
         return stored_preprocessing(checkpoint)
     from mae_et.checkpoints.weight_files import PREPROCESSING_KEY, read_weight_file

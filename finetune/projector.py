@@ -17,7 +17,7 @@ from mae_et.data.loader import batches_of, eval_loader
 from mae_et.monitoring.projector import write_projector
 
 POINTS = 5000
-"""Maximum number of points, that of TensorBoard's UMAP."""
+"""Maximum number of points, the limit of TensorBoard's UMAP."""
 THUMBNAIL = 32
 """Side of a thumbnail, in pixels."""
 

@@ -125,5 +125,5 @@ class DynamicsConfig(FeatureScoreConfig):
 
 
 def notify_scoring(checkpoint: Path, data: DataConfig) -> None:
-    """Print what is scored on which data, once."""
+    """Print once which checkpoint is scored on which data."""
     notify(f"scoring {checkpoint} on {data.root or data.source}")

@@ -90,7 +90,7 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         signal: number of the signal.
-        step: None, as no step was taken.
+        step: None, because no step was taken.
     """
 
     def __init__(self, signal: int):

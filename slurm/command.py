@@ -127,7 +127,7 @@ def follow_up(first: Task, words: str) -> Task:
     given = [f"--config={recipe}", *start, f"--output.dir={folder}"]
     found = parse_task(first.command_line, kind, given)
     own = found.config.data
-    if own.root is None and own.name in {None, *ROOTED}:  # the recipe has no images of its own
+    if own.root is None and own.name in {None, *ROOTED}:  # the recipe does not name images
         data = first.config.data
         values = {key: getattr(data, key) for key in SOURCE_KEYS} | {"name": data.source}
         flags = [f"--data.{key}={_written(v)}" for key, v in values.items() if v is not None]

@@ -81,7 +81,7 @@ def log_file(run: Path, events: list[Event], job: str) -> Path | None:
     """Return the stderr log of a job's rank 0; None if no event names its folder.
 
     The folder comes from an untrusted file, so only log folders of this run's jobs are accepted:
-    `slurm` in the run folder, or in that of the run or sweep that it belongs to.
+    `slurm` in the run folder, or in the folder of the run or sweep that it belongs to.
     """
     logs = next((event["logs"] for event in reversed(events) if "logs" in event), None)
     if not isinstance(logs, str) or Path(logs) not in _log_folders(run):
@@ -90,7 +90,7 @@ def log_file(run: Path, events: list[Event], job: str) -> Path | None:
 
 
 def _log_folders(run: Path) -> list[Path]:
-    """Return where jobs of a run may write logs: its folder, or that of the parent run or sweep."""
+    """Return the folders to which a run's jobs may write logs: its own, or its parent's."""
     whole = run.absolute()
     return [folder / "slurm" for folder in (whole, *list(whole.parents)[:2])]
 

@@ -48,7 +48,7 @@ class Job:
     limit: float = math.inf
     """Seconds of the job's time limit."""
     start: Path = field(default_factory=Path.cwd)
-    """Folder that relative paths refer to: that of the submission."""
+    """Folder that relative paths refer to: the folder of the submission."""
 
     def __call__(self) -> None:
         """Run the command; return once it has finished or the job is requeued."""

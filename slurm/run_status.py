@@ -1,4 +1,4 @@
-"""Status of runs: from SLURM if it answers, otherwise from their folders alone."""
+"""Determine the status of runs from SLURM if it answers, otherwise only from their folders."""
 
 import os
 import time

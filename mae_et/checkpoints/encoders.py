@@ -44,9 +44,9 @@ def load_encoder(
         checkpoint: run folder (of pre-training or of a fine-tuned ViT), checkpoint, file of weights
             in MAE's or timm's layout, Hugging Face folder (ViTMAE, ViT, DINOv2 with and without
             registers), or the name of a timm model, whose weights are fetched from its hub.
-        num_heads: attention heads, needed where the checkpoint does not record them and its width
+        num_heads: attention heads, required if the checkpoint does not record them and its width
             is not a published one.
-        architecture: timm's name of the network, needed where the weights do not determine it
+        architecture: timm's name of the network, required if the weights do not determine it
             (CLIP, SwiGLU, distilled DeiT); timm's own conversion is applied.
         checkpoint_key: choice among several sets of weights in a file, such as `teacher`.
 

@@ -60,7 +60,7 @@ def export(
             a ViT classifier (for its run folder, the last weights are written).
         format: `timm`, `hf` or `mae`.
         path: file to write, or folder for `hf`.
-        encoder_num_heads: attention heads of the encoder, needed where the checkpoint does not
+        encoder_num_heads: attention heads of the encoder, required if the checkpoint does not
             record them and its width is not a published one.
         decoder_num_heads: attention heads of the decoder, likewise.
         checkpoint_key: choice among several sets of weights in a file, such as `teacher`.

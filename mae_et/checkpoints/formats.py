@@ -2,7 +2,7 @@
 
     a path, or a timm model's name
       -> a file's content, read once: the newest checkpoint, the last weights, shards, timm's hub
-      -> recognised by content, never by name: a run of ours, an encoder, MAE's layout, ViTMAE
+      -> recognised by content, never by name: our own run, an encoder, MAE's layout, ViTMAE
       -> Weights: encoder (timm's names), decoder (ours), head, and the settings recorded with them
       -> load_pretrained, load_encoder, and every command that takes a checkpoint
 Nothing in a file is executed.

@@ -126,7 +126,7 @@ def _describe(encoder: Tensors, heads: int) -> str:
 
 
 def _adapted_encoder(model: MaskedAutoencoder, weights: Weights) -> tuple[Tensors, list[str]]:
-    """Return the encoder's tensors for a model's patch and grid, and what was changed."""
+    """Return the encoder's tensors adapted to a model's patch and grid, and the changes made."""
     tensors, changes = dict(weights.encoder), []
     projection = tensors["patch_embed.proj.weight"]
     patch = projection.shape[-1]

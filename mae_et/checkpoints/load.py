@@ -39,10 +39,10 @@ def load_pretrained(
     Args:
         path: run folder, checkpoint, exported encoder, `.pth` in MAE's layout (released or of a
             training run), weights of a timm ViT, or folder of Hugging Face's ViTMAE.
-        encoder_num_heads: attention heads of the encoder, needed where the file does not record
+        encoder_num_heads: attention heads of the encoder, required if the file does not record
             them and its width is not a published one.
         decoder_num_heads: attention heads of the decoder, likewise.
-        target: target of the decoder where the file does not record it; norm_pix by default.
+        target: target of the decoder if the file does not record it; norm_pix by default.
         decoder: whether to load the decoder; if false, its kind does not matter.
         checkpoint_key: choice among several sets of weights in a file, such as `teacher`.
 

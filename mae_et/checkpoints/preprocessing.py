@@ -27,7 +27,7 @@ class Preprocessing:
     eval_crop: float = 0.875
     """Share of the resized side that the centre crop keeps in evaluation."""
     image_size: int | tuple[int, int] | None = None
-    """Base size in pixels, or (height, width); None where it is not recorded."""
+    """Base size in pixels, or (height, width); None if it is not recorded."""
     interpolation: str = INTERPOLATION
     """Interpolation of the resizing."""
     crop_mode: str = CROP_MODE

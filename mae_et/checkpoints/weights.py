@@ -42,25 +42,25 @@ class Weights:
     """A classifier's weight and bias, and the running_mean and running_var of a linear probe's
     normalisation; empty without a head."""
     model: ModelConfig | None = None
-    """The model's config, where it is recorded."""
+    """The model's config, if it is recorded."""
     config: PretrainConfig | None = None
-    """The run's config, of checkpoints and run folders of ours; its data are read-only."""
+    """The run's config, in our own checkpoints and run folders; its data are read-only."""
     architecture: str = DEFAULT_ENCODER
     """timm's name of a ViT that differs from the encoder only in sizes."""
     encoder_num_heads: int | None = None
-    """Heads of the encoder, where they are recorded."""
+    """Heads of the encoder, if they are recorded."""
     decoder_num_heads: int | None = None
-    """Heads of the decoder, where they are recorded."""
+    """Heads of the decoder, if they are recorded."""
     norm_eps: float | None = None
-    """Epsilon of the encoder's layer norms, where it is recorded."""
+    """Epsilon of the encoder's layer norms, if it is recorded."""
     target: Target | None = None
-    """The decoder's target, where it is recorded."""
+    """The decoder's target, if it is recorded."""
     grid: Sequence[int] | None = None
-    """Rows and columns of the position table, where they are recorded."""
+    """Rows and columns of the position table, if they are recorded."""
     classes: Sequence[str] | None = None
-    """A classifier's class names, where they are recorded."""
+    """A classifier's class names, if they are recorded."""
     preprocessing: Preprocessing | None = None
-    """Statistics and sizes of the images, where they are recorded."""
+    """Statistics and sizes of the images, if they are recorded."""
 
     def with_given(
         self,

@@ -68,7 +68,7 @@ POSITIONAL = frozenset({
 def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
     """Return the config that the arguments of a command describe.
 
-    Fine-tuning without a dataset takes that of its checkpoint, if the checkpoint names one.
+    Fine-tuning without a dataset uses the checkpoint's, if the checkpoint names one.
 
     Args:
         command: name of the command.
@@ -109,7 +109,7 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
 
 
 def _refuse_path(command: str, sentence: str) -> None:
-    """Refuse a stray path, and name the place where the command takes one."""
+    """Refuse a stray path, and name the place where the command expects one."""
     word = re.fullmatch(r"unrecognized arguments: ([^-\s]\S*)", sentence)
     path = Path(word[1]) if word else None
     if path is None or not path.exists():

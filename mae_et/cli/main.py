@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UserError) else 1
     except OSError as error:  # a full disk, a folder that disappeared
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
             return 128 + SIGPIPE
         say(re.sub(r"^\[Errno \d+\] ", "", str(error)))
         return 1
@@ -83,7 +83,7 @@ def run(given: Arguments) -> int:
     except FileNotFoundError:
         raise UserError("the current folder was deleted or replaced: cd into it again") from None
     ranks = os.environ.get("WORLD_SIZE", "1")
-    # Some containers set WORLD_SIZE alone.
+    # Some containers set WORLD_SIZE only.
     if ranks not in {"", "1"} and "RANK" in os.environ and name not in DISTRIBUTED:
         raise UserError(f"{name} runs in one process, and WORLD_SIZE is {ranks}: start it alone")
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")

@@ -39,7 +39,7 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
 def prints_results(
     name: str, parse: Callable[[str, Arguments], Any] = config_of
 ) -> Callable[[Callable[[Any], dict[str, Any]]], Callable[[Arguments], None]]:
-    """Make a command of a function of its config: parse, run, print; it also takes `--json`."""
+    """Turn a function of a config into a command that parses, runs and prints; adds `--json`."""
 
     def decorate(run: Callable[[Any], dict[str, Any]]) -> Callable[[Arguments], None]:
         @wraps(run)

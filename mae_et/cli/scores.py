@@ -43,7 +43,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
 
 
 def _notify_early(config: ProbeConfig) -> None:
-    """Print what is scored before PyTorch is loaded, which takes seconds, if the data are known."""
+    """Print what is scored before PyTorch is loaded (takes seconds), if the data are known."""
     run = config_of_run(config.checkpoint)
     data = config.data or (None if run is None else run.data)
     if data is not None:

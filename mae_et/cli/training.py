@@ -35,7 +35,7 @@ def demo(arguments: Arguments) -> None:
 
 
 def _beside_the_embedded_run(config: PretrainConfig) -> PretrainConfig:
-    """Return the demo's config with a run folder of its own, if it trains on other data."""
+    """Return the demo's config, with a separate run folder if it trains on other data."""
     data, output = config.data, config.output
     if output.dir != Path("runs/demo") or data.source == "synthetic":
         return config

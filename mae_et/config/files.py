@@ -141,7 +141,7 @@ def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str
     """Parse arguments to an instance of `kind`; flags override files, in any order.
 
     Raises:
-        UserError: whatever the parser or the config refuses, in one sentence.
+        UserError: the parser or the config refuses an argument.
     """
     for word in arguments:
         if re.search("[\udc80-\udcff]", word):  # Python's stand-ins for bytes that it cannot decode

@@ -1,4 +1,4 @@
-"""Lay out panels of equal size as one image, with captions on its columns and beside its rows."""
+"""Lay out panels of equal size as one image, with captions for columns and rows."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def image_grid(
     Args:
         panels: rows of panels.
         columns: caption of each column.
-        rows: lines beside each row, the first one larger; none by default.
+        rows: lines of text beside each row, the first one larger; none by default.
         frame: pixels around each panel.
 
     Returns:

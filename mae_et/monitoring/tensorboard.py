@@ -65,7 +65,7 @@ class TensorBoardWriter:
             self.hidden.add("magnitude")
         found = self.folder.glob("events.out.tfevents.*")
         old = [path for path in found if path.is_file() and not path.is_symlink()]
-        # purge_step 0: an open TensorBoard discards what it read from the old file.
+        # purge_step 0: an open TensorBoard discards the points of the old file.
         self.writer = SummaryWriter(str(self.folder), purge_step=0)
         self.writer.add_text("config", f"```yaml\n{to_yaml(config)}```")
         for row in rows:

@@ -12,7 +12,7 @@ from mae_et.errors import UserError
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Disable autocast, for computations on data rather than in the network."""
+    """Disable autocast, for computations on data instead of in the network."""
     if device.type == "meta":  # has no autocast
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -10,7 +10,7 @@ from mae_et.monitoring.figures import short
 Points = list[tuple[float, float]]
 
 COLOURS = 8
-# Long curves keep the smallest and the largest value of each column of pixels.
+# Long curves keep the minimum and the maximum of each column of pixels.
 COLUMNS = 300
 DOTS = 90
 MANY = 10
@@ -130,7 +130,7 @@ def chart(
         [Tick(up(value), tick_label(value)) for value in y_ticks],
         [(start, end, label) for start, end, label in places if end > start],
         [(across(x), text) for x, text in marks],
-        # Step functions overlap: the lower ones are wider, and so stay visible.
+        # Step functions overlap: the lower ones are drawn wider to stay visible.
         [
             _line(curve, across, up, stairs, 2 + 1.6 * stairs * (len(drawn) - 1 - place))
             for place, curve in enumerate(drawn)
@@ -150,7 +150,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """Format a tick in few characters, which fit beside the axis: 1.5M, 0.02, 6e-4."""
+    """Format a tick in few characters, to fit beside the axis: 1.5M, 0.02, 6e-4."""
     if value == 0 or abs(value) >= 0.01:
         return short(value)
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -158,7 +158,7 @@ def tick_label(value: float) -> str:
 
 
 def thinned(points: Points, columns: int = COLUMNS) -> Points:
-    """Return at most two points for each column, its lowest and its highest, in order."""
+    """Return at most two points per column, the minimum and the maximum, in order."""
     if len(points) <= 2 * columns:
         return points
     kept: Points = []
@@ -175,7 +175,8 @@ def thinned(points: Points, columns: int = COLUMNS) -> Points:
 def _limits(ys: list[float], from_zero: bool) -> tuple[float, float, int]:
     """Return the ends of the y axis and the number of values above it.
 
-    A few of many that would flatten all others, such as the first losses of a run, lie above it.
+    A small number of outliers that would flatten the curve, such as a run's first losses, may lie
+    above it.
     """
     ordered = sorted(ys)
     low, high = ordered[0], ordered[-1]

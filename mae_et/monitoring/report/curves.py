@@ -1,4 +1,4 @@
-"""Charts of a report: curves of all runs of one kind over the same axes."""
+"""Charts of a report: curves of all runs of one kind on the same axes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Group:
 
 
 def groups_of(records: Sequence[Record], colours: dict[str, int]) -> list[Group]:
-    """Return the charts of the pre-training runs, and those of the classifiers."""
+    """Return the charts of the pre-training runs and of the classifiers."""
     kinds = {
         "Pre-training": [record for record in records if not record.is_classifier],
         "Classifiers": [record for record in records if record.is_classifier],
@@ -93,7 +93,7 @@ def _notes(records: list[Record]) -> list[str]:
 
 
 def _compute(records: list[Record]) -> Axis:
-    """Measure compute in equivalent epochs if these are the same unit for all runs."""
+    """Measure compute in equivalent epochs if they are the same unit in all runs."""
     plans = [record.plan for record in records if record.plan]
     epochs = len({(plan.base_cost, plan.dataset_size) for plan in plans}) <= 1
     units = {record.unit for record in records}
@@ -119,7 +119,7 @@ def _clock(records: list[Record]) -> Axis:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Draws runs over each other."""
+    """Draw runs on the same axes."""
 
     records: list[Record]
     colours: dict[str, int]
@@ -141,7 +141,7 @@ class _Drawing:
         return self._chart(title, axis, [*curves, *raw], note=note if any_raw else "")
 
     def probes(self) -> dict[str, str]:
-        """Return the measures of the probes and their titles, the most telling one first."""
+        """Return the measures of the probes and their titles, the most informative first."""
         rows = [row for record in self.records for row in record.scores]
         return {key: title for key, title in PROBES.items() if any(key in row for row in rows)}
 

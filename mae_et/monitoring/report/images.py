@@ -1,4 +1,4 @@
-"""Reconstructions of a run, embedded in the page."""
+"""Embed the reconstructions of a run in the page."""
 
 import base64
 import io

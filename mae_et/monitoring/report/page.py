@@ -1,4 +1,4 @@
-"""Content of the page; `page.html` and `page.css` lay it out."""
+"""Render the page from `page.html` and `page.css`."""
 
 import time
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from mae_et.monitoring.report.records import Record, read_records
 from mae_et.monitoring.report.stages import stages, staircase
 from mae_et.version import __version__
 
-# Facts in the header of a run: names, and the config keys of their values.
+# Facts in the header of a run: names, and the config keys that hold their values.
 FACTS = {
     "encoder": ("model.encoder", "model.backbone", "model.checkpoint"),
     "image size": ("model.image_size",),
@@ -77,13 +77,13 @@ def report(runs: list[Path], output: Path) -> Path:
     ]
     html = render(sections, groups_of(records, colours))
     with refuse_unwritable(f"--output {output}"):
-        # File names may hold bytes that are not UTF-8.
+        # File names may contain bytes that are not UTF-8.
         write_atomically(output, lambda path: path.write_bytes(html.encode("utf-8", "replace")))
     return output
 
 
 def render(sections: list[Section], groups: list[Group]) -> str:
-    """Return the page; all texts are escaped, whoever wrote them."""
+    """Return the page; all text is escaped."""
     names = [section.record.name for section in sections]
     return _template().render(
         title=names[0] if len(names) == 1 else f"{len(names)} runs",
@@ -169,7 +169,7 @@ def _tiles(record: Record) -> list[tuple[str, str]]:
 
 
 def _scalars(record: Record) -> list[tuple[str, Any]]:
-    """Return all final figures that are a number or a string, with those of inner runs."""
+    """Return all final figures that are numbers or strings, including those of inner runs."""
     flat = record.results | {k: v for k, v in record.figures.items() if k not in record.results}
     return [(k, v) for k, v in flat.items() if isinstance(v, (int, float, str))]
 
@@ -187,7 +187,7 @@ def _tables(sections: list[Section], groups: list[Group]) -> list[dict[str, Any]
 
 
 def _comparison(sections: list[Section]) -> dict[str, Any]:
-    """Return the keys in which the configs of runs differ, and their figures."""
+    """Return the keys in which the configs of runs differ, and the figures of the runs."""
     varied = varied_keys([section.record.settings for section in sections])
     reached = [section.record.reached for section in sections]
     figures = ordered_figures({key for found in reached for key in found})

@@ -1,4 +1,4 @@
-"""Read what a report shows from a run folder, finished or not."""
+"""Read the content of a report from run folders, finished or not."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class Record:
     """Config by flat keys such as `optim.base_lr`."""
     plan: Plan | None
     rows: list[Row]
-    """Metrics, whose values are numbers, true or false."""
+    """Metrics; values are numbers or booleans."""
     scores: list[Row]
-    """Likewise."""
+    """Validation and probe scores, of the same types."""
     results: dict[str, Any]
     """Final figures; empty for an unfinished run."""
     figures: dict[str, Any]
-    """Figures to compare, also those of results inside the folder."""
+    """Figures to compare, including those of results inside the folder."""
 
     @property
     def finished(self) -> bool:
@@ -135,6 +135,6 @@ def _read(folder: Path, name: str) -> Record:
 
 
 def _rows_of(folder: Path, name: str = METRICS) -> list[Row]:
-    """Return the rows of a record in the order of their steps, without values that are damaged."""
+    """Return the rows of a record in the order of their steps, without damaged values."""
     rows = ({k: v for k, v in row.items() if is_plausible(v)} for row in read_metrics(folder, name))
     return sorted((row for row in rows if "step" in row), key=lambda row: row["step"])

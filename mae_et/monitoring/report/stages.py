@@ -1,4 +1,4 @@
-"""Stages of a run, for the staircase and the table of a report."""
+"""Summarise the stages of a run for a report's staircase and table."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:
 
 
 def stages(record: Record, plan: Plan) -> list[dict[str, Any]]:
-    """Return a table row for each stage; None for what is not known yet."""
+    """Return a table row for each stage, with None for values not known yet."""
     found = summarise_stages(record.rows, plan)
     fastest = max((each["images_per_second"] or 0 for each in found), default=0) or 1
     for stage, each in zip(plan.stages, found, strict=True):
