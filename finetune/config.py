@@ -26,7 +26,7 @@ class NetworkConfig:
 
     checkpoint: Path | None = None
     """Run folder, checkpoint, released weights or Hugging Face ViTMAE folder to start from. The
-    network is its ViT, or model.backbone where that is given."""
+    network is its ViT, or model.backbone if that is given."""
     backbone: str | None = None
     """Name of a timm model: trained from scratch, or from a checkpoint of the same model."""
     pretrained: bool = False
@@ -48,8 +48,7 @@ class NetworkConfig:
     probe: Probe = "none"
     """none trains all weights; linear and attentive train a head on the frozen encoder."""
     encoder_num_heads: int | None = None
-    """Attention heads of the checkpoint's encoder, needed where its width is not a published
-    one."""
+    """Attention heads of the checkpoint's encoder, needed if its width is not a published one."""
     checkpoint_key: str | None = None
     """Which of several sets of weights in a file, such as teacher."""
 

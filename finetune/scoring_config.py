@@ -20,12 +20,12 @@ class FrozenNetworkConfig(ProcessConfig):
     """Run folder, checkpoint, file of released weights (MAE's or timm's layout), Hugging Face
     folder (ViTMAE, ViT, DINOv2), or name of a timm vision transformer."""
     architecture: str | None = None
-    """timm's name of the checkpoint's network, needed where its weights do not determine it (CLIP,
+    """timm's name of the checkpoint's network, needed if its weights do not determine it (CLIP,
     SwiGLU, distilled DeiT)."""
     data: DataConfig | None = None
     """Images; by default the data of the pre-training run, if the checkpoint names them."""
     encoder_num_heads: int | None = None
-    """Attention heads of the encoder, needed where its width is not a published one."""
+    """Attention heads of the encoder, needed if its width is not a published one."""
     batch_size: int = 256
     """Images per forward pass."""
     checkpoint_key: str | None = None
@@ -83,7 +83,7 @@ class EvaluateConfig(FrozenNetworkConfig):
     """Run folder of a classifier, fine-tuned weights in MAE's or timm's layout, Hugging Face folder
     (ViTForImageClassification), or name of a timm model."""
     architecture: str | None = None
-    """timm's name of the checkpoint's network, needed where its weights do not determine it (CLIP,
+    """timm's name of the checkpoint's network, needed if its weights do not determine it (CLIP,
     distilled DeiT, any network that is not a ViT)."""
     weights: Literal["last", "best"] = "last"
     """Weights of a run: the last, or those with the best top-1."""

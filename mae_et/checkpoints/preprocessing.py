@@ -1,4 +1,4 @@
-"""How an encoder's images were prepared: stored with its weights, inherited downstream."""
+"""Preprocessing of an encoder's images: stored with its weights, inherited downstream."""
 
 import json
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Preprocessing:
     interpolation: str = INTERPOLATION
     """Interpolation of the resizing."""
     crop_mode: str = CROP_MODE
-    """How an image of another aspect ratio becomes one of this size (timm's names)."""
+    """How images of other aspect ratios are fitted to this size (timm's names)."""
 
     @classmethod
     def of_run(cls, data: DataConfig, image_size: int | tuple[int, int]) -> "Preprocessing":

@@ -31,7 +31,7 @@ CLASSIFIER_KEY = "mae_et.classifier"
 PREPROCESSING_KEY = "mae_et.preprocessing"
 """Statistics and sizes of the images; see `Preprocessing`."""
 SETTINGS_KEY = "mae_et.settings"
-"""Heads, target and epsilon of weights that came from elsewhere, as far as they are known."""
+"""Heads, target and epsilon of weights from other sources, if known."""
 OUR_ENTRIES = (MODEL_KEY, CLASSIFIER_KEY, PREPROCESSING_KEY, SETTINGS_KEY)
 
 

@@ -72,7 +72,7 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
     from mae_et.checkpoints.stored_settings import stored_channels, stored_config
 
     keys: dict[str, Any] = {}
-    name = config.data.name  # the recipes' is folder: with no root, it names no dataset
+    name = config.data.name  # recipes set folder, which without a root is no dataset
     given = config.data.root or name not in {None, *ROOTED} or backbone
     run = None if given or start is None or command != "finetune" else stored_config(start)
     if run is not None and name in {None, run.data.source}:

@@ -25,14 +25,14 @@ class DataConfig:
     """Where images come from and how a training view is drawn."""
 
     name: str | None = None
-    """folder, shards (what mae-et prepare wrote), synthetic, cifar10, cifar100, fashion_mnist,
+    """folder, shards (from mae-et prepare), synthetic, cifar10, cifar100, fashion_mnist,
     imagenette, wds (tar shards) or hfds/NAME (Hugging Face); when not given, folder
     if there is a root, else synthetic."""
     root: Path | None = None
     """Folder of the images, or where a download is kept."""
     listing: Path | None = None
-    """Folder in which listings of folders are kept: one of millions of files is walked once. Delete
-    it when files are added or removed."""
+    """Folder for stored listings of image folders, so that millions of files are listed only once.
+    Delete it when files are added or removed."""
     train_split: str = "train"
     """Name of the training split."""
     val_split: str = "val"
@@ -58,8 +58,8 @@ class DataConfig:
     eval_crop: float = 0.875
     """Share of the resized side that the centre crop keeps in evaluation (224 of 256)."""
     replay: dict[int, int] | None = None
-    """How often a loaded image may be used at each bandwidth ({96: 4, 160: 2}): where loading falls
-    behind, images loaded shortly before complete a batch, flipped and masked anew
+    """How often a loaded image may be used at each bandwidth ({96: 4, 160: 2}): if loading falls
+    behind, recently loaded images complete a batch, flipped and masked anew
     (EfficientTrain++'s replay buffer). By default every image is loaded."""
     on_error: Literal["skip", "stop"] = "skip"
     """What to do with an image that cannot be read: skip uses another one in its place, names the

@@ -1,4 +1,4 @@
-"""How fast a run reaches its numbers: device, precision, compilation, micro-batches, processes."""
+"""The section `efficiency` of a configuration: device, precision, compilation, memory, loading."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,8 +21,8 @@ class ProcessConfig:
     """Autocast precision; auto is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
     num_workers: int | None = None
     """Loader processes of each rank; 0 loads in the process that computes. By default a rank's
-    share of the cores, or a quarter of it on the CPU, 1 to 16. The CPU computes with as many
-    threads as they leave cores, unless OMP_NUM_THREADS is set."""
+    share of the cores, or a quarter of it on the CPU, 1 to 16. On the CPU, the remaining cores
+    compute, unless OMP_NUM_THREADS is set."""
     step_timeout: float | None = 1800
     """Seconds without a finished step or batch after which a rank dumps its stack traces and exits
     with status 75; null waits for ever."""
@@ -35,8 +35,8 @@ class EfficiencyConfig(ProcessConfig):
     tf32: bool = True
     """Whether float32 products may run as TF32 on a GPU."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile transformer blocks with torch.compile (other networks as a whole), on a GPU with
-    graphs of their own for each bandwidth; auto compiles runs on a GPU of at least 1000 steps a
+    """Compile transformer blocks with torch.compile (other networks as a whole), on a GPU with a
+    separate graph for each bandwidth; auto compiles GPU runs of at least 1000 steps per
     bandwidth."""
     cuda_graphs: bool | Literal["auto"] = "auto"
     """Whether pre-training on a GPU replays forward and backward passes as CUDA graphs, which
@@ -58,7 +58,7 @@ class EfficiencyConfig(ProcessConfig):
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
     CPU in loader processes. For runs on CUDA whose images are mostly JPEGs, without data.augment
     and data.replay, auto tries both on 64 images of each size and takes the GPU if its images are
-    right, at the sizes at which it is faster; a resumed run keeps what was taken. Crops and masks
+    right, at the sizes at which it is faster; a resumed run keeps the choice. Crops and masks
     are the same; pixels differ slightly (docs/scaling.md)."""
 
     def __post_init__(self) -> None:

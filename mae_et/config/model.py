@@ -43,15 +43,15 @@ class ModelConfig:
     """Fraction of the masked patches that a step predicts, drawn at random (as in CrossMAE, whose
     release scales the learning rate by it: optim.scale_lr_by_decoder_share); all of them in MAE."""
     positions: Positions = "full_grid"
-    """Grid that positions are laid on: the base size's, or (to measure what that is worth) the
-    smaller one of the input itself."""
+    """Grid that positions are laid on: the base size's, or, for ablations, the smaller one of the
+    input itself."""
     position_grid: int | None = None
     """Side of the grid of full_grid, in patches, if it is not the base size's: that of initial
     weights of another base size or patch, which mae-et pretrain --init inherits."""
     mask_ratio: float = 0.75
-    """Share of the patches that the encoder does not see."""
+    """Fraction of patches to mask."""
     target: Target = "norm_pix"
-    """What a masked patch must predict."""
+    """Prediction target of a masked patch."""
     hog_cell: int = 8
     """Side of a HOG cell, in pixels; must divide the patch."""
     hog_bins: int = 9

@@ -37,8 +37,8 @@ class OnlineProbeConfig:
     """Validation images to classify, drawn at random; where there is no validation split, training
     images that do not vote."""
     max_fraction: float = 0.02
-    """Largest fraction of the run's time for all probes together: fewer images are drawn where
-    their loading and encoding would take more."""
+    """Largest fraction of the run's time for all probes together: fewer images are drawn if their
+    loading and encoding would take more."""
 
     def __post_init__(self) -> None:
         if self.every is not None:

@@ -44,10 +44,10 @@ class CurriculumConfig:
     stages: tuple[Stage, ...] = ()
     """Stages of a custom curriculum."""
     shares_of: Literal["compute", "images"] = "compute"
-    """What the shares of a custom curriculum divide."""
+    """Quantity that the shares of a custom curriculum divide."""
     epochs: float = 400
-    """Budget: compute, in epochs at the base size (equivalent epochs); of et, and where shares are
-    of images, plain epochs."""
+    """Budget: compute, in epochs at the base size (equivalent epochs); plain epochs for et, and if
+    shares are of images."""
     cost: Literal["flops", "area"] = "flops"
     """How an image's cost at a bandwidth is counted: measured FLOPs, or its area."""
 

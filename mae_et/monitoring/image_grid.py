@@ -77,7 +77,7 @@ def _write_lines(
 
 
 def as_panel(pixels: Tensor, side: int) -> Image.Image:
-    """Draw pixels [3 h w] in [0, 1] as a panel, centred on white, its longer side `side` pixels.
+    """Draw pixels [3 h w] in [0, 1] as a panel, centred on white; `side` is the longer side.
 
     Small images keep their pixels as squares: they are repeated, then averaged to the size.
     """

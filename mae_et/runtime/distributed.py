@@ -150,8 +150,8 @@ def shutdown(world: DistributedContext) -> None:
     if not world.joined:
         return
     if torch.__version__ < "2.8":
-        # It holds the GIL while it joins gloo's threads, which may need the GIL to free the tensors
-        # of the last collective (pytorch/pytorch#154976, fixed in 2.8): let them finish first.
+        # The call below holds the GIL while joining gloo's threads, which may need the GIL to free
+        # tensors of the last collective (pytorch/pytorch#154976, fixed in 2.8): let them finish.
         time.sleep(0.5)
     dist.destroy_process_group()
 
