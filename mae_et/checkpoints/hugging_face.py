@@ -56,7 +56,7 @@ DINOV2_NAMES = {
     "blocks.#.ls1.gamma": "vit.encoder.layer.#.layer_scale1.lambda1",
     "blocks.#.ls2.gamma": "vit.encoder.layer.#.layer_scale2.lambda1",
 }
-# Their names, and our part and name.
+# Maps their names to our part and name.
 OURS = {
     theirs: f"{part}/{ours}"
     for part, names in (*NAMES.items(), ("encoder", DINOV2_NAMES))
@@ -70,7 +70,7 @@ DINOV2_RENAMES = (
     (r"(\.layer\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
     (r"(\.layer\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
 )
-# Tensors without use for images here; decoder.0 is SimMIM's.
+# Tensors that image features do not need; decoder.0 is SimMIM's.
 UNUSED = ("vit.pooler.", "vit.embeddings.mask_token", "decoder.0.")
 # Prefix of the decoder's blocks in transformers 5; every version reads the older prefix too.
 DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."

@@ -13,7 +13,7 @@ from mae_et.checkpoints.other_names import BY_NAME, recognise_network
 from mae_et.checkpoints.state_dicts import Tensors
 from mae_et.errors import UserError
 
-# MAE's names of the decoder's parts, and ours. Its positions are computed, not loaded.
+# MAE's names of the decoder's parts, and ours. The decoder's positions are computed, not loaded.
 MAE_DECODER = {
     "mask_token": "mask_token",
     "decoder_embed.": "embed.",

@@ -65,7 +65,7 @@ NETWORKS = {
         "finetune reads it with --model.backbone, and evaluate with --architecture",
     ),
 }
-# A file of a checkpoint that is sharded over a folder, and how to merge the shards.
+# A file that identifies a sharded checkpoint folder, and how to merge the shards.
 FOLDERS = {
     ".metadata": (
         "it is one of torch.distributed, which `python -m "
