@@ -24,7 +24,7 @@ class Plot:
     steps: bool = False
     """Whether to draw step functions."""
     dots: bool = False
-    """Whether to add unconnected points at the integers of the last line."""
+    """Whether lines are unconnected points at integers, drawn over the last, a connected line."""
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Half length of the error bar at each point, by the name of the line."""
     doublings: bool = False
