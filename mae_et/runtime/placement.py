@@ -48,7 +48,7 @@ def usable_cores() -> set[int]:
 
 
 def own_cores(world: DistributedContext) -> int:
-    """Return this rank's number of CPU cores: those it may run on, each shared among its ranks.
+    """Return this rank's share of the CPU cores: a core is divided among the ranks that may use it.
 
     Ranks bound to separate cores (srun --cpus-per-task) keep all of theirs; unbound ranks
     (torchrun) divide the machine. Every rank must call this.

@@ -2,7 +2,7 @@
 
 A rank whose peer hangs waits in a collective, and a process whose disk hangs waits in the kernel,
 forever and on reserved hardware. A thread checks that the command still finishes steps or batches.
-Numbers do not change; saved files stay, and the same command resumes from them.
+Results do not change; saved files stay, and the same command resumes from them.
 """
 
 import faulthandler
