@@ -32,7 +32,8 @@ def describe(run: Run, classes: Sequence[str]) -> str:
         about["encoder"] = network.default_cfg["architecture"]
         about["encoder_num_heads"] = next(heads)
         about["grid"] = list(network.patch_embed.grid_size)
-        about["norm_eps"] = network.blocks[0].norm1.eps
+        norms = (part.eps for part in network.blocks.modules() if hasattr(part, "eps"))
+        about["norm_eps"] = next(norms, None)
     return json.dumps(seal(about), indent=1)
 
 

@@ -3,13 +3,16 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from randomised import randomised
 from safetensors.torch import load_file, save_file
+from timm.models import vision_transformer
 from tiny_run import GOLDEN
 from torch import nn
 
@@ -17,10 +20,12 @@ from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import ClassifierOptimConfig, NetworkConfig, keys_without_effect
 from finetune.model import build_classifier, freeze_encoder, load_run_network
 from finetune.plan import size_multiple
+from finetune.results import describe
 from finetune.vit import build_vit
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face import to_hugging_face
+from mae_et.config.data import DataConfig
 from mae_et.io.seals import seal
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
@@ -387,3 +392,20 @@ def test_frozen_encoder_leaves_only_the_head_trainable() -> None:
     freeze_encoder(network)
     trained = [name for name, p in network.named_parameters() if p.requires_grad]
     assert trained == ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize(
+    "block", ["", "ParallelScalingBlock", "ParallelThingsBlock", "ResPostBlock"]
+)
+def test_epsilon_and_heads_are_recorded_whatever_the_blocks(block: str) -> None:
+    network = timm.create_model(
+        "vit_tiny_patch16_224",
+        depth=1,
+        norm_layer=partial(nn.LayerNorm, eps=0.25),
+        **({"block_fn": getattr(vision_transformer, block)} if block else {}),
+    )
+    network.default_cfg["architecture"] = "vit_tiny_patch16_224"
+    config = SimpleNamespace(data=DataConfig(), model=SimpleNamespace(image_size=224))
+    run = SimpleNamespace(config=config, state=SimpleNamespace(model=network))
+    about = json.loads(describe(run, ["a", "b"]))
+    assert (about["norm_eps"], about["encoder_num_heads"]) == (0.25, 3)
