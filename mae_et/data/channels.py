@@ -63,7 +63,7 @@ def check_channels(channels: int) -> None:
 
 
 def has_deep_colours(image: Image.Image) -> bool:
-    """Return whether an undecoded image has 16-bit colours, of which PIL keeps the high byte."""
+    """Return whether an undecoded image has 16-bit colours; PIL keeps only their high bytes."""
     return image.mode in {"RGB", "RGBA", "LA"} and any(
         ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
     )
