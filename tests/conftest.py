@@ -15,7 +15,7 @@ import mae_et  # which loads PyTorch where it is used: xdist's controller needs 
 # In this order, before all others, so that no worker is left with one of them at the end.
 LONGEST = (
     "test_slurm.py", "test_distributed.py", "test_cli.py", "test_pretraining.py",
-    "test_classifier.py", "test_bad_images.py", "test_whole_searches.py", "test_scale.py",
+    "test_classifier.py", "test_bad_images.py", "test_whole_searches.py", "test_micro_batch.py",
     "test_nonfinite.py", "test_resume.py",
 )  # fmt: skip
 
