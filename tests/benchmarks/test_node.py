@@ -1,0 +1,241 @@
+"""The benchmark of a node: what it measures, marks, sums up and submits."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from mae_et.benchmarks import node, node_loading, training_step
+from mae_et.benchmarks.node import summary, trained_speed
+from mae_et.benchmarks.node_exchange import all_reduce_speed, exchange_seconds
+from mae_et.benchmarks.node_loading import GPU_DECODES
+from mae_et.benchmarks.node_tables import node_tables
+from mae_et.benchmarks.node_training import SLACK, mark_noise, step_beside, timed
+
+from mae_et.cli.main import main
+from mae_et.config.files import load_config
+from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.throughput import throughput_table
+from mae_et.training.plan import make_plan
+
+
+def test_a_step_that_does_not_end_is_given_up() -> None:
+    """Whatever it makes of exceptions: a compiler reports all as failures of its own."""
+
+    def step() -> None:
+        try:
+            time.sleep(60)
+        except Exception as error:
+            raise RuntimeError("the compiler failed") from error
+
+    ends = time.monotonic() - SLACK + 0.05
+    assert timed(lambda size: step, 4, 1.0, ends) == (4, None)
+
+
+def _trained(bandwidth: int, size: int, seconds: float, compiled: bool = False) -> dict[str, Any]:
+    row = {"bandwidth": bandwidth, "micro_batch": size, "seconds": seconds, "compiled": compiled}
+    return row | {"images_per_second": size / seconds}
+
+
+def test_speed_of_a_small_share_is_bound_by_launching_kernels() -> None:
+    """36 ms whether a step has 256 or 512 images: 64 images take as long."""
+    rows = [_trained(96, 256, 0.036), _trained(96, 512, 0.036), _trained(224, 64, 0.1)]
+    assert trained_speed(rows, 96, False, 512) == pytest.approx(512 / 0.036)
+    assert trained_speed(rows, 96, False, 64) == pytest.approx(64 / 0.036)
+    proportional = [_trained(96, 100, 0.1), _trained(96, 200, 0.2)]
+    assert trained_speed(proportional, 96, False, 10) == pytest.approx(1000)
+    assert trained_speed(rows, 96, True, 64) is None
+
+
+def test_small_micro_batch_slower_than_a_large_one_is_marked_and_not_used() -> None:
+    """Otherwise its time would be taken to be all fixed, and hours to come from noise."""
+    rows = [_trained(32, 64, 0.7), _trained(32, 8, 5.1), _trained(48, 64, 0.7),
+            _trained(48, 8, 0.71), _trained(32, 8, 5.1, compiled=True)]  # fmt: skip
+    rows.append(_trained(64, 64, 1.0) | {"seconds": None})
+    mark_noise(rows)
+    assert [row["noisy"] for row in rows] == [False, True, False, False, False, False]
+    assert trained_speed(rows, 32, False, 8) == pytest.approx(64 / 0.7)
+    assert trained_speed(rows, 48, False, 8) == pytest.approx(8 / 0.7)  # launching kernels
+    figures = {"machine": {"gpus": 0, "device": "X", "cores": 2, "torch": "2"}, "date": "today",
+               "training": rows, "loading": [], "exchange": None,
+               "checkpoint": {"bytes": 1, "seconds": 1.0, "folder": "."}}  # fmt: skip
+    assert node_tables(figures).count("noisy") == 1
+
+
+def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
+    tmp_path: Path, last_json, capsys
+) -> None:
+    flags = ["--optim.batch_size=64", "--curriculum.epochs=40", "--curriculum.cost=area"]
+    config = load_config(PretrainConfig, [], flags)
+    plan = make_plan(config, 10_000)
+    training = [
+        _trained(b, 64, seconds / speed, compiled)
+        for b, seconds in ((96, 1), (160, 3), (224, 6))
+        for compiled, speed in ((False, 1), (True, 2))
+    ]
+    loading = [
+        {"way": "files", "bandwidth": None, "images_per_second": 10.0, "flags": []},
+        *({"way": "GPU", "bandwidth": b, "images_per_second": s, "flags": [GPU_DECODES]}
+          for b, s in ((96, 64.0), (160, 42.0), (224, 900.0))),
+        {"way": "shards", "bandwidth": 96, "images_per_second": None, "flags": ["--shards"]},
+    ]  # fmt: skip
+    machine = {"device": "X", "gpus": 1, "cores": 4, "torch": "2"}
+    figures: dict[str, Any] = {
+        "machine": machine, "date": "today", "exchange": None, "training": training,
+        "loading": [row | {"reason": "no time"} for row in loading],
+        "checkpoint": {"bytes": 1, "seconds": 1.0, "folder": "."},
+    }  # fmt: skip
+    figures |= summary(plan, figures, 1, 4)
+    assert figures["fastest"]["flags"] == ["--efficiency.compile=true", GPU_DECODES]
+    # Alone, the GPU trains 128, 43 and 21: at 96 it waits for what it decodes, not for cores.
+    assert figures["images_per_second"] == {"96": 64.0, "160": 42.0, "224": 64 / 3}
+    assert figures["loader_images_per_second"] is None
+    found = [row["bottleneck"] for row in figures["throughput"]["loading"]]
+    assert found == ["decoding", "gpu", "gpu"]
+    assert figures["hours_by_way"]["files"] > figures["hours_by_way"]["GPU"]
+    assert f"fastest: --efficiency.compile=true {GPU_DECODES}" in node_tables(figures)
+
+    assert "exclude gradient exchange, checkpointing" in node_tables(figures)
+
+    file = tmp_path / "node.json"
+    file.write_text(json.dumps(figures))
+    planned = ["plan", *flags, "--images=10000", f"--throughput={file}", "--gpus=1", "--json"]
+    assert main(planned) == 0
+    totals = last_json()["throughput"]["totals"]
+    assert totals[0]["hours"] == pytest.approx(figures["hours_by_way"]["GPU"])
+    file.write_text(json.dumps({"images_per_second": [1, 2]}))
+    assert main(planned) == 2
+    assert "has no images/s by bandwidth in 'images_per_second'" in capsys.readouterr().err
+
+
+def test_exchange_of_gradients_follows_the_passes_of_a_step() -> None:
+    """On two GPUs, 32 images each: at 96 it takes as long as they do, 0.1 s."""
+    flags = ["--optim.batch_size=64", "--curriculum.epochs=40", "--curriculum.cost=area"]
+    plan = make_plan(load_config(PretrainConfig, [], flags), 10_000)
+    training = [_trained(b, 32, seconds) for b, seconds in ((96, 0.1), (160, 0.3), (224, 0.6))]
+    found = {"ranks": 2, "bytes": 10**9, "seconds": 0.1, "bus_bytes_per_second": 10**10}
+    figures: dict[str, Any] = {"training": training, "loading": [], "exchange": found}
+    figures |= summary(plan, figures, 2, 4)
+    speeds = figures["images_per_second"]
+    assert speeds == pytest.approx({"96": 32 / 0.2, "160": 32 / 0.4, "224": 32 / 0.7})
+    model = figures["throughput"]
+    assert [row.get("bottleneck") for row in model["loading"]] == ["exchange", None, None]
+    assert "exclude checkpointing" in throughput_table(model)
+    # On one GPU there is none; on eight, 8 images each, it takes 7/4 of the time on two.
+    assert exchange_seconds(found, 1) == 0
+    assert exchange_seconds(found, 8) == pytest.approx(0.175)
+    hours = [row["hours"] for row in model["totals"]]
+    assert hours[2] < hours[0]
+    assert exchange_seconds({"ranks": 2, "error": "no sum"}, 8) == exchange_seconds(None, 8) == 0
+
+
+def test_node_saves_what_it_has_measured_so_far_and_prints_all(
+    recipe: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    file, saved = tmp_path / "node.json", []
+
+    def measured(config: PretrainConfig, images: int, seconds: float, write) -> dict:
+        figures: dict = {}
+        for part in ("training", "loading"):
+            figures[part] = [images, seconds, config.model.image_size]
+            write(figures)
+            saved.append(json.loads(file.read_text()))
+        return figures
+
+    monkeypatch.setattr(node, "bench_node", measured)
+    flags = ["--images=1000", "--seconds=9", f"--save={file}", "--json"]
+    assert main(["bench", "node", f"--config={recipe}", *flags]) == 0
+    assert list(saved[0]) == ["training"]
+    assert json.loads(capsys.readouterr().out) == saved[1] == json.loads(file.read_text())
+    assert saved[1]["loading"][:2] == [1000, 9]
+
+
+def test_node_is_submitted_as_one_task_with_all_gpus(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["submit", "bench", "node", "--output.dir=run", "--cluster=node_8gpu", "--dry-run"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for line in ("--nodes=1", "--gpus-per-node=8", "--ntasks-per-node=1", "--cpus-per-task=96"):
+        assert f"#SBATCH {line}\n" in out
+    assert "# mae-et bench node --output.dir=run --save=run/node.json" in out
+    assert main(["submit", "bench", "step", "--dry-run"]) == 2
+    assert "only the benchmark node can be submitted" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bench_node_measures_within_its_time(recipe: Path, tmp_path: Path, last_json) -> None:
+    flags = ["--seconds=20", f"--save={tmp_path / 'node.json'}", "--images=1000", "--json",
+             f"--output.dir={tmp_path}", "--efficiency.num_workers=0"]  # fmt: skip
+    assert main(["bench", "node", f"--config={recipe}", *flags]) == 0
+    figures = last_json()
+    assert figures == json.loads((tmp_path / "node.json").read_text())
+    assert {row["bandwidth"] for row in figures["training"] if row["seconds"]} == {32, 48, 64}
+
+
+@pytest.mark.slow
+def test_exchange_is_timed_over_processes() -> None:
+    found = all_reduce_speed("cpu", 2, 1000)
+    assert found["bytes"] == 4000
+    assert found["bus_bytes_per_second"] == pytest.approx(4000 / found["seconds"])
+
+
+def test_a_step_waits_for_the_gpu_only_to_be_timed(recipe: Path, monkeypatch) -> None:
+    """Beside loading it would wait for what is decoded, too."""
+    config, cpu = load_config(PretrainConfig, [recipe]), torch.device("cpu")
+    waits: list[torch.device] = []
+    monkeypatch.setattr(training_step, "wait", waits.append)
+    step_beside(config, cpu)(32, 2)()
+    assert waits == []
+    training_step.training_step(config.model, 2, 32, "fp32", cpu)()
+    assert waits == [cpu]
+
+
+def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> None:
+    """Training and decoding share the GPU: alone, each would be faster. First steps are slow."""
+    config = load_config(PretrainConfig, [], ["--optim.batch_size=64", "--efficiency.device=cpu"])
+    steps: list[tuple[int, int]] = []
+    now, tick = 0.0, 1.0
+
+    def read_clock() -> float:
+        nonlocal now
+        now += tick
+        return now
+
+    def beside(bandwidth: int, size: int) -> Callable[[], object]:
+        return lambda: steps.append((bandwidth, size))
+
+    data = replace(config.data, synthetic_size=32, synthetic_train=8)
+    ways = [node_loading.Way(name, data, "fourier", name, []) for name in ("cpu", "gpu")]
+    clock = SimpleNamespace(perf_counter=read_clock, monotonic=read_clock)
+    monkeypatch.setattr(node_loading, "time", clock)
+    monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways))
+    monkeypatch.setattr(node_loading, "choose_decoder", lambda *_: None)
+    plan = make_plan(config, 10_000)
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 120, beside)
+    assert all(row["images_per_second"] for row in rows)
+    assert {bandwidth for bandwidth, _ in steps} == set(plan.bandwidths)
+    assert {size for _, size in steps} == {8}
+    steps.clear()
+    monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[:1]))
+    node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 20, beside)
+    assert not steps
+
+    def slow_at_first(bandwidth: int, size: int) -> Callable[[], object]:
+        taken = iter([100.0])
+
+        def step() -> None:
+            nonlocal now
+            now += next(taken, 20.0)
+
+        return step
+
+    tick = 0
+    monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[1:]))
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 600, slow_at_first)
+    assert [row["images_per_second"] for row in rows] == [8 / 20] * 3
