@@ -14,12 +14,7 @@ from typing import Any
 
 import timm
 
-from mae_et.checkpoints.hugging_face import (
-    file_of_folder,
-    from_hugging_face,
-    has_tensors,
-    read_tensors,
-)
+from mae_et.checkpoints.hugging_face import file_of_folder, from_hugging_face, read_tensors
 from mae_et.checkpoints.hugging_face_config import (
     classes_of,
     grid_of,
@@ -110,11 +105,12 @@ def _read(path: Path, key: str | None) -> Weights:
     if path.is_file() and not path.name.endswith(".index.json"):
         return weights_of_payload(path, read_weight_file(path), key)
     path = path.parent if path.is_file() else path
+    file = file_of_folder(path)
     if timm_architecture(path) is not None:
-        return weights_of_payload(file_of_folder(path), read_tensors(path), key)
+        return weights_of_payload(file or path, read_tensors(path), key)
     is_hugging_face = (path / "config.json").is_file()
     is_classifier = (path / "classes.json").is_file()
-    if has_tensors(path) and not (is_hugging_face or is_classifier):
+    if file and not (is_hugging_face or is_classifier):
         return _from_mae(path, read_tensors(path), key)
     _refuse_key(path, key)
     if is_hugging_face:

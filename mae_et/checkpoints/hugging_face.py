@@ -77,23 +77,10 @@ DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."
 THIRDS = ("query", "key", "value")
 
 
-def has_tensors(folder: Path) -> bool:
-    """Return whether a folder has weights where transformers and accelerate write them."""
-    names = [f"{name}{index}" for name in WEIGHT_FILES for index in ("", ".index.json")]
-    return any((folder / name).is_file() for name in names)
-
-
-def file_of_folder(folder: Path) -> Path:
-    """Return a folder's weight file, or the index of its shards.
-
-    Raises:
-        UserError: the folder has neither.
-    """
-    for name in WEIGHT_FILES:
-        for file in (folder / name, folder / f"{name}.index.json"):
-            if file.is_file():
-                return file
-    raise UserError(f"{folder} has neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}, nor an index")
+def file_of_folder(folder: Path) -> Path | None:
+    """Return the weight file of transformers or accelerate, or the index of its shards, if any."""
+    files = [folder / f"{name}{index}" for name in WEIGHT_FILES for index in ("", ".index.json")]
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -106,6 +93,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             tensor, or cannot be read.
     """
     file = file_of_folder(folder)
+    if file is None:
+        raise UserError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}, nor an index")
     return _read_shards(file) if file.suffix == ".json" else read_weight_file(file)
 
 

@@ -35,14 +35,6 @@ SETTINGS_KEY = "mae_et.settings"
 OUR_ENTRIES = (MODEL_KEY, CLASSIFIER_KEY, PREPROCESSING_KEY, SETTINGS_KEY)
 
 
-def _empty_dict(*_: object) -> dict[Any, Any]:
-    return {}
-
-
-def _empty_list(*_: object) -> list[Any]:
-    return []
-
-
 class _Skipped:
     """Stand-in for an object that is not read: accepts and drops any arguments and state."""
 
@@ -60,8 +52,8 @@ _RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[
 # holders: constructing one runs no code from the file. torch fills only dicts and lists.
 PLAIN_TYPES: list[Any] = [
     argparse.Namespace, types.SimpleNamespace, pathlib.PosixPath, pathlib.PurePosixPath,
-    (pathlib.PosixPath, "pathlib._local.PosixPath"), (_empty_dict, "collections.defaultdict"),
-    (_empty_list, "collections.deque"), datetime.datetime, datetime.date, datetime.timedelta,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"), (lambda *_: {}, "collections.defaultdict"),
+    (lambda *_: [], "collections.deque"), datetime.datetime, datetime.date, datetime.timedelta,
     dict, list, set, tuple, int, float, str,
     np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in np.sctypeDict.values()},
     *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")

@@ -3,10 +3,9 @@
 import io
 import tarfile
 import zlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,7 +34,7 @@ def write_shard(dataset: DecodedDataset, config: PrepareConfig, folder: Path, sh
     rows["label"] = UNLABELLED
     with ExitStack() as stack:
         tars = [
-            stack.enter_context(TarWriter(archive_path(folder, shard, level)))
+            stack.enter_context(new_archive(archive_path(folder, shard, level)))
             for level in (*config.levels, ORIGINAL)
         ]
         for row, index in zip(rows, range(first, first + count), strict=True):
@@ -52,7 +51,7 @@ def _add_image(
     dataset: DecodedDataset,
     index: int,
     config: PrepareConfig,
-    tars: Sequence["TarWriter"],
+    tars: Sequence[tarfile.TarFile],
     row: np.void,
 ) -> None:
     """Add an image to the archives of its levels, and fill in its row of the index."""
@@ -66,10 +65,11 @@ def _add_image(
         if file is None:
             continue
         is_original = position == len(smaller)
-        row["offset"][position] = tar.add(f"{name}.{extension if is_original else 'jpg'}", file)
+        stored_as = f"{name}.{extension if is_original else 'jpg'}"
+        row["offset"][position] = add_file(tar, stored_as, file)
         row["size"][position], row["crc32"][position] = len(file), zlib.crc32(file)
         if label >= 0:
-            tar.add(f"{name}.cls", str(int(label)).encode())
+            add_file(tar, f"{name}.cls", str(int(label)).encode())
 
 
 def encode_levels(
@@ -111,28 +111,23 @@ def _encode_level(image: Image.Image, level: int, quality: int) -> bytes | None:
     return file.getvalue()
 
 
-class TarWriter:
+@contextmanager
+def new_archive(path: Path) -> Iterator[tarfile.TarFile]:
     """Write an archive, and move it into place when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.unlink(missing_ok=True)  # from a killed process, or a link to any file
+    try:
+        with tarfile.open(temporary, "x", format=tarfile.USTAR_FORMAT) as archive:
+            yield archive
+        write_atomically(path, temporary.replace)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    def __init__(self, path: Path):
-        self.path = path
 
-    def __enter__(self) -> "TarWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = self.path.with_name(f".{self.path.name}.part")
-        self.temporary.unlink(missing_ok=True)  # from a killed process, or a link to any file
-        self.tar = tarfile.open(self.temporary, "x", format=tarfile.USTAR_FORMAT)
-        return self
-
-    def add(self, name: str, content: bytes) -> int:
-        """Add a file and return the offset of its content."""
-        entry = tarfile.TarInfo(name)
-        entry.size = len(content)
-        self.tar.addfile(entry, io.BytesIO(content))
-        return self.tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        self.tar.close()
-        if kind is None:
-            write_atomically(self.path, self.temporary.replace)
-        self.temporary.unlink(missing_ok=True)
+def add_file(archive: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Add a file and return the offset of its content."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+    return archive.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from mae_et.errors import Stopped
 
@@ -15,17 +16,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, s
 _pending: int | None = None
 
 
+@dataclass
 class StopFlag:
-    """The signal that requested a stop.
+    """The signal that requested a stop."""
 
-    Attributes:
-        signal: number of the signal; None before one arrives.
-        saves: whether a signal only sets the flag, because there is state to save.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.saves = False
+    signal: int | None = None
+    """Number of the signal; None before one arrives."""
+    saves: bool = False
+    """Whether a signal only sets the flag, because there is state to save."""
 
 
 @contextmanager

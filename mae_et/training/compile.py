@@ -9,9 +9,8 @@ On a GPU each bandwidth has its own graphs: Triton's kernels are tuned for one s
 bandwidths share them: g++ takes a second per kernel, which is as fast for any number of tokens.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
@@ -149,10 +148,3 @@ def report_compilation(bandwidth: int) -> None:
 def transformer_blocks(network: nn.Module) -> list[nn.Module]:
     """Return the transformer blocks of a network, in order."""
     return [module for module in network.modules() if isinstance(module, Block | CrossBlock)]
-
-
-@contextlib.contextmanager
-def eagerly() -> Iterator[None]:
-    """Run compiled blocks eagerly, where other shapes would compile further graphs."""
-    with torch.compiler.set_stance("force_eager"):
-        yield

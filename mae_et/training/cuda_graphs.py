@@ -28,7 +28,6 @@ from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.runtime.watchdog import heartbeat
-from mae_et.training.memory import release_cached_memory
 
 WARM_UPS = 3
 """Passes before a capture, to let libraries allocate workspaces and compile blocks."""
@@ -129,7 +128,7 @@ class GraphedPasses:
         self.gradients, self.batch = [], None
         for parameter, gradient in zip_longest(self.parameters, kept):
             parameter.grad = gradient
-        release_cached_memory(self.parameters[0].device)
+        torch.cuda.empty_cache()
 
     def _capture(self, work: Pass, first: bool) -> bool:
         """Capture a pass; return whether this succeeded."""

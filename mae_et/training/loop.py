@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mae_et.checkpoints.store import prune_checkpoints, save_checkpoint
@@ -17,7 +18,6 @@ from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.compile import report_compilation
-from mae_et.training.memory import release_cached_memory
 from mae_et.training.metrics import MetricsWindow
 from mae_et.training.nonfinite import check_state
 from mae_et.training.optim import set_schedule
@@ -89,7 +89,7 @@ def take_step(
     plan, state = run.plan, run.state
     stage = plan.at(state.step)
     if state.step == stage.start:
-        release_cached_memory(run.world.device)
+        torch.cuda.empty_cache()  # blocks of one bandwidth's sizes fit the next one's badly
     set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
     micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
     window.add(*step(run, stage, window.timed(micro_batches)))

@@ -71,15 +71,6 @@ def _held_by_others(device: torch.device) -> int:
     return total - free - torch.cuda.memory_reserved(device)
 
 
-def release_cached_memory(device: torch.device) -> None:
-    """Release memory that torch caches, before tensors of other sizes are allocated.
-
-    Cached blocks of one bandwidth's sizes fit the next one's badly.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def peak_of(work: Callable[[], None], device: torch.device) -> int | None:
     """Return the peak memory of tensors made in `work`, in bytes; None if memory ran out."""
     heartbeat()
@@ -163,5 +154,4 @@ def without_trace(network: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()

@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
+
 from mae_et.config.duration import Duration, duration_in_steps, is_due
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
-from mae_et.training.compile import eagerly
 from mae_et.training.run import Run
 
 
@@ -51,5 +52,5 @@ def do_missed_work(run: Run, logger: RunLogger | None, periodic: Sequence[Period
 def do_work(due: Sequence[Periodic], logger: RunLogger | None) -> None:
     """Do work with compiled blocks run eagerly: its shapes would compile further graphs."""
     for work in due:
-        with eagerly():
+        with torch.compiler.set_stance("force_eager"):
             work.do(logger)

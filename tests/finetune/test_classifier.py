@@ -27,7 +27,7 @@ from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.prepare import prepare
-from mae_et.data.shard_writer import TarWriter
+from mae_et.data.shard_writer import add_file, new_archive
 from mae_et.data.synthetic import Synthetic
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.io.seals import read_sealed, seal
@@ -218,11 +218,11 @@ def _interrupt(*_: object) -> None:
 def test_images_without_a_label_are_refused_before_training(small, tmp_path: Path) -> None:
     """In tar shards where some images have no .cls, and in shards prepared from them."""
     for split in ("train", "val"):
-        with TarWriter(tmp_path / "tars" / split / "0.tar") as shard:
+        with new_archive(tmp_path / "tars" / split / "0.tar") as shard:
             for number in range(12):
-                shard.add(f"{number}.png", png_of(number))
+                add_file(shard, f"{number}.png", png_of(number))
                 if split == "val" or number < 9:
-                    shard.add(f"{number}.cls", str(number % 3).encode())
+                    add_file(shard, f"{number}.cls", str(number % 3).encode())
     prepare(PrepareConfig(tmp_path / "shards", DataConfig(name="wds", root=tmp_path / "tars")))
     for name, root in (("wds", "tars"), ("shards", "shards")):
         flags = [f"--data.name={name}", f"--data.root={tmp_path / root}"]

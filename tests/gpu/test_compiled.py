@@ -8,7 +8,7 @@ import torch._dynamo.testing
 from small_mae import small
 
 from mae_et.runtime.precision import autocast
-from mae_et.training.compile import compile_network, compiler_fault, eagerly
+from mae_et.training.compile import compile_network, compiler_fault
 
 SIDES = (16, 32)
 
@@ -47,7 +47,7 @@ def test_compiled_blocks_have_the_losses_and_gradients_of_eager_ones(
         assert 3 <= graphs <= 3 * len(SIDES)  # shared by five blocks
         again = gradients()
         assert counters["unique_graphs"] == graphs  # no recompilation
-        with eagerly():
+        with torch.compiler.set_stance("force_eager"):
             eager = gradients()
     finally:
         torch._dynamo.reset()

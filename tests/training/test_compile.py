@@ -14,7 +14,6 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import compile as compiling
 from mae_et.training.compile import (
     compile_network,
-    eagerly,
     report_compilation,
     should_compile,
 )
@@ -98,7 +97,7 @@ def test_blocks_that_share_no_graph_compile_however_many_they_are(counter) -> No
 def test_eagerly_compiles_nothing_for_other_shapes(counter) -> None:
     model = small()
     compile_network(model, 1, backend=counter)
-    with eagerly():
+    with torch.compiler.set_stance("force_eager"):
         losses(model, (32,))
     assert counter.frame_count == 0
 

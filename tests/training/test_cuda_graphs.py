@@ -207,13 +207,13 @@ def run_three_passes(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[M
         done.append("captured")
         return cuda_graphs._Graph(lambda: None, torch.ones(()), None)
 
-    def release(_: Any) -> None:
+    def release() -> None:
         assert not passes.graphs
         assert passes.batch is weight.grad is None
         done.append("returned")
 
     monkeypatch.setattr(cuda_graphs, "record", record)
-    monkeypatch.setattr(cuda_graphs, "release_cached_memory", release)
+    monkeypatch.setattr(torch.cuda, "empty_cache", release)
     events = [MagicMock() for _ in range(3)]
     monkeypatch.setattr(torch.cuda, "Event", MagicMock(side_effect=events))
     monkeypatch.setattr(passes, "_warm_up", lambda _: done.append("warm"))
