@@ -8,6 +8,7 @@ from typing import Any
 
 from mae_et.cli.arguments import Arguments, config_of
 from mae_et.config.schema import OutputConfig
+from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.figures import results_table
 from mae_et.runtime.console import is_main, say
 from mae_et.training.opening import curves_command
@@ -28,14 +29,6 @@ def split_json_flag(arguments: Arguments) -> tuple[Arguments, bool]:
     return kept, "--json" in arguments or not sys.stdout.isatty()
 
 
-def print_results(results: dict[str, Any], as_json: bool) -> None:
-    """Print results as one line of JSON or as a table, from rank 0 only."""
-    if as_json:
-        print_json(results)
-    elif is_main():
-        print(results_table(results), flush=True)
-
-
 def prints_results(
     name: str, parse: Callable[[str, Arguments], Any] = config_of
 ) -> Callable[[Callable[[Any], dict[str, Any]]], Callable[[Arguments], None]]:
@@ -45,16 +38,20 @@ def prints_results(
         @wraps(run)
         def command(arguments: Arguments) -> None:
             arguments, as_json = split_json_flag(arguments)
-            print_results(run(parse(name, arguments)), as_json)
+            results = run(parse(name, arguments))
+            if as_json:
+                print_json(results)
+            elif is_main():
+                print(results_table(results), flush=True)
 
         return command
 
     return decorate
 
 
-def print_run(output: OutputConfig, further: dict[str, Any], as_json: bool) -> None:
-    """Print the results of a finished run, and how to look at its curves; from rank 0 only."""
-    if is_main():
-        results = json.loads((output.dir / "results.json").read_text())
-        say(f"curves: {curves_command(output)}")
-        print_results({"run": str(output.dir)} | results | further, as_json)
+def results_of(output: OutputConfig) -> dict[str, Any]:
+    """Return the results of a finished run on rank 0, and say how to look at its curves."""
+    if not is_main():
+        return {}
+    say(f"curves: {curves_command(output)}")
+    return {"run": str(output.dir)} | read_mapping(output.dir / "results.json")

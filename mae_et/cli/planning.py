@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import finetune
 from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import print_json, print_results, split_json_flag
+from mae_et.cli.output import print_json, prints_results
 from mae_et.cli.slurm_jobs import command_line
 from mae_et.config.commands import PlanConfig
 from mae_et.config.schema import PretrainConfig
@@ -49,13 +49,22 @@ def count_images(config: PretrainConfig) -> int:
     return len(open_dataset(config.data, "train", config.model.channels))
 
 
-def search(arguments: Arguments) -> None:
+def _search_config(name: str, arguments: Arguments) -> SearchConfig:
+    """Parse the keys of a search, whose objective may be code only if the command line names it."""
+    config: SearchConfig = config_of(name, arguments)
+    objective = config.search.objective
+    if ":" in objective and not any(word.startswith("--search.objective") for word in arguments):
+        raise UserError(
+            f"search.objective {objective} names code, which a config may not: give it on the "
+            "command line"
+        )
+    return config
+
+
+@prints_results("search", _search_config)
+def search(config: SearchConfig) -> dict[str, Any]:
     """Search a curriculum for a dataset and a model; resumes."""
-    arguments, as_json = split_json_flag(arguments)
-    config: SearchConfig = config_of("search", arguments)
-    options = config.search
-    flagged = any(word.startswith("--search.objective") for word in arguments)
-    objective = _objective(config, flagged)
+    options, objective = config.search, _objective(config)
     from mae_et.search.driver import search
     from mae_et.search.trials import Runner, run_here
 
@@ -70,40 +79,30 @@ def search(arguments: Arguments) -> None:
         f"found {stages}: {options.objective} {results['value']:.2f}; train with: "
         f"mae-et pretrain --config {results['curriculum']}"
     )
-    print_results(results, as_json)
+    return results
 
 
-def _objective(config: SearchConfig, flagged: bool) -> Callable[[Path], float]:
-    """Return the function that scores the run folder of a trial.
-
-    Args:
-        config: the search.
-        flagged: whether the command line, rather than a file, names the objective.
-    """
+def _objective(config: SearchConfig) -> Callable[[Path], float]:
+    """Return the function that scores the run folder of a trial."""
     options = config.search
-    if options.objective in {"knn", "linear"}:
-        objective = finetune.HeldOutAccuracy(
-            cast("Literal['knn', 'linear']", options.objective), options.held_out, options.images,
-            config.seed, config.efficiency.num_workers, config.efficiency.device,
-        )  # fmt: skip
-        objective.check(config.data, config.model.channels)
-        return objective
-    if not flagged:
-        raise UserError(
-            f"search.objective {options.objective} names code, which a config may not: give it "
-            "on the command line"
-        )
-    return _find_function(options.objective, "search.objective")
+    if ":" in options.objective:
+        return _find_function(options.objective)
+    objective = finetune.HeldOutAccuracy(
+        cast("Literal['knn', 'linear']", options.objective), options.held_out, options.images,
+        config.seed, config.efficiency.num_workers, config.efficiency.device,
+    )  # fmt: skip
+    objective.check(config.data, config.model.channels)
+    return objective
 
 
-def _find_function(name: str, key: str) -> Callable[[Path], float]:
+def _find_function(name: str) -> Callable[[Path], float]:
     """Import `package.module:function` from a package or the current folder."""
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found: Any = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{key} {name} is not found: {error}") from None
+        raise UserError(f"search.objective {name} is not found: {error}") from None
     if not callable(found):
-        raise UserError(f"{key} {name} is not a function")
+        raise UserError(f"search.objective {name} is not a function")
     return found
