@@ -1,10 +1,7 @@
-"""Datasets of torchvision, Hugging Face and the embedded one open by name."""
+"""torchvision's datasets and the synthetic one open by name."""
 
-import importlib.util
 import pickle
 import threading
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +12,9 @@ from PIL import Image
 import mae_et.data.datasets as sources
 from mae_et.config.data import DataConfig
 from mae_et.data.channels import PIL_MODES
-from mae_et.data.datasets import count_unlabelled, open_dataset
+from mae_et.data.datasets import open_dataset
 from mae_et.data.synthetic import CLASSES
 from mae_et.errors import RunFailed
-
-# --- torchvision's sets ---
 
 
 @pytest.fixture
@@ -141,215 +136,6 @@ def test_a_failed_download_is_one_sentence(
     elsewhere = DataConfig(name=name, root=tmp_path / "elsewhere", download=False)
     assert "data.download is off" in refusal(elsewhere)
     assert not (tmp_path / "elsewhere").exists()
-
-
-needs_datasets = pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None,
-    reason="the package datasets is not installed (extra hf)",
-)
-
-
-def test_a_missing_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert "'.[hf]'" in refusal(DataConfig(name="hfds/cifar10"))
-
-
-@pytest.fixture
-def hugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DataConfig]:
-    """Return a function that names a local folder as a Hugging Face dataset."""
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-
-    def name(folder: str, **splits: str) -> DataConfig:
-        return DataConfig(f"hfds/{tmp_path / folder}", tmp_path / "cache", **splits)  # type: ignore[arg-type]
-
-    return name
-
-
-@needs_datasets
-def test_a_local_hugging_face_dataset_has_images_labels_and_classes(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    for value, place in enumerate(("train/Cat", "train/Dog", "validation/Cat", "validation/Dog")):
-        save(tmp_path / "Set" / place / "0.png", value)
-    train, val = (open_dataset(hugging("Set"), split) for split in ("train", "val"))
-    assert list(train.classes) == list(val.classes) == ["Cat", "Dog"]
-    assert values(train) == [(0, 0), (1, 1)]
-    assert values(val) == [(2, 0), (3, 1)]
-    assert values(pickle.loads(pickle.dumps(val))) == values(val)
-    image, _ = open_dataset(hugging("Set", val_split="train"), "val", 1)[1]
-    assert np.asarray(image).tolist() == [[1] * 6] * 4
-
-
-@needs_datasets
-def test_a_hugging_face_dataset_without_labels_is_unlabelled(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    for i in range(3):
-        save(tmp_path / f"Flat/{i}.png", i)
-    source = open_dataset(hugging("Flat"), "train")
-    assert list(source.classes) == []
-    assert values(source) == [(0, -1), (1, -1), (2, -1)]
-
-
-@needs_datasets
-def test_hugging_face_errors_are_one_sentence(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    save(tmp_path / "Set/train/Cat/0.png")
-    (tmp_path / "Set/train/Cat/1.png").write_bytes(b"noise")
-    assert "data.val_split val" in refusal(hugging("Set"), "val")
-    assert "data.val_split other" in refusal(hugging("Set", val_split="other"), "val")
-    assert "cannot be opened" in refusal(hugging("Missing"))
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/train.csv").write_text("a,b\n1,2\n")
-    assert "no column holds images: a, b" in refusal(hugging("text"))
-    source = open_dataset(hugging("Set"), "train")
-    with pytest.raises(RunFailed, match=r"1 of hfds/.*: it is neither an image"):
-        source[1]  # and not another sample in its place
-
-
-@needs_datasets
-def test_unlabelled_images_of_a_hugging_face_dataset_are_counted(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    import datasets
-
-    save(tmp_path / "0.png", 7)
-    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["Cat", "Dog"])}
-    )
-    rows = datasets.Dataset.from_dict({"image": [image] * 4, "label": [0, -1, None, 1]}, features)
-    (tmp_path / "Set").mkdir()
-    rows.to_parquet(tmp_path / "Set" / "train.parquet")
-    source = open_dataset(hugging("Set"), "train")
-    assert [label for _, label in values(source)] == [0, -1, -1, 1]
-    assert count_unlabelled(source) == 2
-
-
-@needs_datasets
-@pytest.mark.parametrize(
-    ("columns", "classes", "labels", "report"),
-    [
-        ({"img": "image", "label": ["Dog", "Cat"]}, ["Dog", "Cat"], [1, 0], "column img"),
-        ({"img": "image", "coarse": ["pet"], "fine_label": ["Dog", "Cat"]}, ["Dog", "Cat"], [1, 0],
-         "images from the column img, labels from the column fine_label"),
-        ({"image": "image", "label": "int64"}, ["0", "1"], [1, 0], ""),
-        ({"image": "image", "label": "string"}, ["a", "b"], [1, 0], ""),
-        ({"image": "image", "height": "int64"}, [], [-1, -1], ""),
-    ],
-)  # fmt: skip
-def test_columns_of_a_hugging_face_dataset_are_found_and_reported(
-    columns: dict, classes, labels, report: str, tmp_path: Path, hugging, capsys
-) -> None:
-    """As CIFAR-10 has them on the hub, CIFAR-100, a Parquet file of one's own, and no labels."""
-    import datasets
-
-    save(tmp_path / "0.png", 7)
-    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
-    kinds = {
-        name: datasets.Image() if kind == "image" else datasets.Value(kind)
-        if isinstance(kind, str) else datasets.ClassLabel(names=kind)
-        for name, kind in columns.items()
-    }  # fmt: skip
-    cells = {"image": [image] * 2, "int64": [1, 0], "string": ["b", "a"]}
-    table = {
-        name: [0, 0] if kind == ["pet"] else cells.get(str(kind), [1, 0])
-        for name, kind in columns.items()
-    }
-    (tmp_path / "Set").mkdir()
-    for split, part in (("train", slice(None)), ("test", slice(1))):
-        rows = {name: values[part] for name, values in table.items()}
-        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(
-            tmp_path / "Set" / f"{split}.parquet"
-        )
-    train, val = (open_dataset(hugging("Set"), split) for split in ("train", "val"))
-    assert list(train.classes) == classes
-    assert [label for _, label in values(train)] == list(train.inner.labels) == labels
-    assert [label for _, label in values(val)] == labels[:1]
-    assert report in capsys.readouterr().err
-
-
-@needs_datasets
-def test_columns_that_cannot_be_used_are_refused(tmp_path: Path, hugging) -> None:
-    import datasets
-
-    save(tmp_path / "0.png", 7)
-    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
-    for name, kinds, row, sentence in (
-        ("two", {"a": datasets.Image(), "b": datasets.Image()}, {"a": image, "b": image},
-         "several columns hold images, and none is called image: a, b"),
-        ("ids", {"image": datasets.Image(), "label": datasets.Value("int64")},
-         {"image": image, "label": 10**9}, "the column label holds no classes"),
-    ):  # fmt: skip
-        (tmp_path / name).mkdir()
-        rows = {column: [cell] for column, cell in row.items()}
-        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(
-            tmp_path / name / "train.parquet"
-        )
-        assert sentence in refusal(hugging(name))
-
-
-@needs_datasets
-def test_a_hugging_face_dataset_of_12_bits_is_warned_of_and_scaled(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    for name in ("Cat", "Dog"):
-        path = tmp_path / "Set" / "train" / name / "0.png"
-        path.parent.mkdir(parents=True)
-        Image.fromarray(np.full((4, 6), 4095, np.uint16)).save(path)
-    with pytest.warns(UserWarning, match=r"reach 4095 of 65535.*data\.max_value 4095"):
-        open_dataset(hugging("Set"), "train", 1)
-    image, _ = open_dataset(replace(hugging("Set"), max_value=4095), "train", 1)[0]
-    assert np.asarray(image).min() == 255
-
-
-@needs_datasets
-def test_a_hugging_face_dataset_saved_without_splits_is_the_training_split(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    import datasets
-
-    rows = {"image": [Image.new("RGB", (6, 4), (i,) * 3) for i in range(2)], "label": ["b", "a"]}
-    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "Set")
-    assert values(open_dataset(hugging("Set"), "train")) == [(0, 1), (1, 0)]
-    assert "it is one split; save a DatasetDict" in refusal(hugging("Set"), "val")
-
-
-@needs_datasets
-def test_classes_of_a_saved_split_are_those_of_the_training_split(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    """As of splits that were encoded apart: `load_dataset` gives both the names of the first."""
-    import datasets
-
-    def rows(classes: list[str], *labels: int) -> datasets.Dataset:
-        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
-        images = [Image.new("RGB", (6, 4), (i,) * 3) for i in range(len(labels))]
-        columns = {"image": images, "label": labels}
-        return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-
-    splits = {"train": rows(["a", "b", "c"], 0, 1, 2), "validation": rows(["c", "b"], 0, -1, 1)}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "Set")
-    opened = open_dataset(hugging("Set"), "val")
-    assert list(opened.classes) == ["a", "b", "c"]
-    assert values(opened) == [(0, 2), (1, -1), (2, 1)]
-    assert list(opened.inner.labels) == [2, -1, 1]
-    splits["validation"] = rows(["d", "b"], 0)
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "Other")
-    assert "classes that the training split lacks: d" in refusal(hugging("Other"), "val")
-
-
-@needs_datasets
-@pytest.mark.parametrize("name", ["validation", "test"])
-def test_a_hugging_face_val_split_may_have_its_usual_names(
-    tmp_path: Path, hugging: Callable[..., DataConfig], name: str, capsys
-) -> None:
-    for value, split in enumerate(("train", name)):
-        for label in ("Cat", "Dog"):
-            save(tmp_path / f"Set/{split}/{label}/0.png", value)
-    assert values(open_dataset(hugging("Set"), "val")) == [(1, 0), (1, 1)]
-    assert f"the split is {name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -1,12 +1,14 @@
 """The table of several runs."""
 
 import json
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import yaml
 
+from mae_et.cli.main import main
 from mae_et.config.commands import CompareConfig
 from mae_et.errors import UserError
 from mae_et.monitoring.compare import compare, markdown_table
@@ -141,3 +143,25 @@ def test_folders_that_hold_no_run_are_reported_not_compared(tmp_path: Path, caps
     assert said in capsys.readouterr().err
     with pytest.raises(UserError, match="plots holds no run"):
         compare(CompareConfig([tmp_path / "plots"]))
+
+
+def test_comparison_shows_differing_keys(place: Path, capsys) -> None:
+    for seed in (0, 1):
+        flags = [f"--seed={seed}", f"--output.dir=r{seed}", "--output.tensorboard=false"]
+        assert main(["pretrain", "--config=tiny.yaml", *flags]) == 0
+    (place / "r0" / "knn").mkdir()
+    (place / "r0" / "knn" / "results.json").write_text('{"knn": 31.5}')
+    text = compare(CompareConfig([place / "r0", place / "r1"], place / "table.md"))
+    assert (place / "table.md").read_text().strip() == text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")]
+    head, _, first, second, _ = rows
+    assert head[:2] == ["run", "seed"]
+    assert (first[head.index("seed")], second[head.index("seed")]) == ("0", "1")
+    assert (first[head.index("knn")], second[head.index("knn")]) == ("31.5", "")
+    shutil.copytree(place / "r1", place / "a|b\nc")
+    assert "| a\\|b c " in compare(CompareConfig([place / "r0", place / "a|b\nc"]))
+    capsys.readouterr()
+    assert main(["compare", "r0", "--output=r0"]) == 2
+    assert capsys.readouterr().err == "mae-et: output r0 cannot be written to: Is a directory\n"
+    assert main(["compare", "r0", "nowhere"]) == 2
+    assert "there is no run folder nowhere" in capsys.readouterr().err

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from mae_et import UserError
 from mae_et.cli.main import main
 from mae_et.io.metrics_file import SCORES, row_line
 from slurm import squeue
@@ -162,3 +164,51 @@ def test_run_with_damaged_results_is_damaged_and_not_finished(tmp_path: Path, co
     (found,) = status([tmp_path])
     assert found.state == "damaged"
     assert "results.json cannot be read" in found.error
+
+
+def test_status_needs_only_the_run_folder(place: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    run = place / "run"
+    assert (
+        main(["pretrain", "--config=tiny.yaml", "--output.dir=run", "--output.tensorboard=false"])
+        == 0
+    )
+    record_event(run, "submitted", job="12", restart=0, executor="slurm", logs=str(run / "slurm"))
+    record_event(run, "started", job="12", restart=0, step=0, lost=0)
+    record_event(run, "started", job="12", restart=1, step=5, lost=3)
+    (run / "results.json").unlink()
+    record_event(run, "failed", kind="RunFailed", sentence="no memory left")
+    (found,) = status([place])
+    assert (found.state, found.restarts, found.lost) == ("failed", 1, 3)
+    assert (found.step, found.steps, found.stage, found.bandwidth) == (25, 25, "3/3", 32)
+    lines = table([found]).splitlines()
+    assert lines[0].split()[:4] == ["run", "job", "state", "step"]
+    assert lines[-1].endswith("no memory left")
+    capsys.readouterr()
+    assert main(["status", str(run), "--watch=0.1"]) == 0
+    assert "failed" in capsys.readouterr().out
+    assert main(["status", "nowhere"]) == 2
+    (place / "empty").mkdir()
+    with pytest.raises(UserError, match="contains no run"):
+        status([place / "empty"])
+    assert status([run, place / "empty", place / "tiny.yaml"]) == status([run])
+    assert f"hold no run: {place / 'empty'}, {place / 'tiny.yaml'}" in capsys.readouterr().err
+
+
+def test_status_without_slurm_depends_on_the_last_events_age(place: Path, monkeypatch) -> None:
+    """The id of a SLURM job is not mistaken for a process of this machine."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    run, submitted = place / "run", {"job": "1", "restart": 0, "logs": "slurm"}
+    record_event(run, "submitted", executor="slurm", **submitted)
+    assert status([run])[0].state == "not started"
+    record_event(run, "started", job="1", restart=0, step=0, lost=0)
+    assert status([run])[0].state == "running"
+    monkeypatch.setattr(sys.modules["slurm.run_status"], "SILENCE_SECONDS", 0)
+    assert status([run])[0].state == "stopped"
+    record_event(run, "submitted", executor="local", **submitted)
+    record_event(run, "started", job="1", restart=0, step=0, lost=0)
+    assert status([run])[0].state == "running"
+    record_event(run, "submitted", executor="local", **submitted | {"job": "4999999"})
+    assert status([run])[0].state == "not started"
+    record_event(run, "started", job="4999999", restart=0, step=0, lost=0)
+    assert status([run])[0].state == "stopped"

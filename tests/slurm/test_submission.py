@@ -1,9 +1,7 @@
-"""Submission without a cluster: scripts, copies, restarts, local jobs, status."""
+"""Submission without a cluster: scripts, copies, sweeps, local jobs."""
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,58 +13,15 @@ import pytest
 from mae_et import RunFailed, UserError
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main, run
-from mae_et.config.commands import CompareConfig
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
-from mae_et.errors import Stopped
-from mae_et.monitoring.compare import compare
-from mae_et.runtime import watchdog
-from slurm import ClusterConfig, job, retry, status, trials
+from slurm import status, trials
 from slurm.command import CommandLine, follow_up, freeze_configs, parse_task, sweep_tasks
 from slurm.events import read_events, record_event
 from slurm.snapshot import snapshot
-from slurm.status_table import table
-from slurm.stop_deadline import EXIT_STATUS
 
 COMMAND_LINE = CommandLine(config_of, run)
 RUN = ["--config=tiny.yaml", "--output.dir=run"]
-
-
-@pytest.mark.parametrize(
-    ("written", "minutes"),
-    [("90", 90), ("90:30", 91), ("1:30:00", 90), ("1-00", 1440), ("2-12:00:00", 3600)],
-)
-def test_time_is_parsed_as_slurm_does(written: str, minutes: int) -> None:
-    assert ClusterConfig(time=written).minutes == minutes
-
-
-def test_one_rank_per_gpu_by_default() -> None:
-    assert ClusterConfig(nodes=2, gpus_per_node=8).ranks == 16
-    assert ClusterConfig(nodes=2).ranks == 2
-    assert ClusterConfig(tasks_per_node=4).ranks == 4
-    one = ClusterConfig(nodes=4, gpus_per_node=8, memory_gb=480, partition="gpu").single()
-    assert (one.ranks, one.gpus_per_node, one.memory_gb, one.partition) == (1, 1, 60, "gpu")
-    typed = ClusterConfig(nodes=2, gpus_per_node="a100:4")
-    assert (typed.ranks, typed.single().gpus_per_node) == (8, "a100:1")
-
-
-@pytest.mark.parametrize(
-    ("flag", "sentence"),
-    [
-        ("--nodes=0", "nodes must be positive"),
-        ("--gpus_per_node=a100", "a number, or a type and a number such as a100:4, got a100"),
-        ("--executor=local --nodes=2", "local runs on one machine"),
-        ("--executor=debug --tasks_per_node=2", "debug runs one rank"),
-        ("--retries=-1", "retries must not be negative"),
-        ("--time=0", "at least a minute"),
-        ("--time=2 --signal_delay=120", r"signal_delay 120 s leaves nothing of time 2 \(2 min\)"),
-        ("--memory_gb=.inf", "memory_gb must be positive"),
-        ("--extra={'array':2}", "extra has 'array', which mae-et sets itself"),
-    ],
-)
-def test_invalid_cluster_config_is_refused(flag: str, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        load_config(ClusterConfig, [], flag.split())
 
 
 def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, capsys) -> None:
@@ -230,130 +185,6 @@ def test_sweep_table_accepts_names_with_commas(place: Path) -> None:
     assert _table(Path("run"), [found]).config.runs == [each.folder for each in found]
 
 
-@pytest.fixture
-def inside(place: Path, monkeypatch) -> list[str]:
-    """Pretend to be the batch script of a running job; return the requests to SLURM."""
-    asked: list[str] = []
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    monkeypatch.setattr(retry, "is_running", lambda: True)
-    monkeypatch.setattr(retry, "requeue", lambda: asked.append("requeue"))
-    return asked
-
-
-def test_job_runs_where_it_was_submitted(place: Path, inside, monkeypatch) -> None:
-    """Wherever the cluster starts it: a relative output.dir would be another folder there."""
-    monkeypatch.setattr(job, "set_rank_environment", lambda folder: 1)
-    seen: list[Path] = []
-    payload = job.Job(lambda words: seen.append(Path.cwd()), [], place / "run")
-    monkeypatch.chdir("/")
-    payload()
-    assert seen == [place]
-
-
-@pytest.mark.parametrize(
-    ("number", "limit", "expected"),
-    [(signal.SIGUSR2, 0.0, "failed"), (signal.SIGUSR2, 60.0, "requeued"),
-     (signal.SIGTERM, 0.0, "stopped")],
-)  # fmt: skip
-def test_time_limit_before_anything_is_saved_counts_as_a_crash(
-    place: Path, inside, monkeypatch, number: int, limit: float, expected: str
-) -> None:
-    """It would be requeued for ever; a preemption may come at any time, and ends nothing."""
-
-    def stopped(words: list[str]) -> None:
-        raise Stopped(number)
-
-    monkeypatch.setattr(job, "set_rank_environment", lambda folder: 0)
-    monkeypatch.setattr(job, "is_running", lambda: False)
-    monkeypatch.setattr(signal, "raise_signal", lambda number: None)
-    payload = job.Job(stopped, [], place / "run", limit=limit)
-    with pytest.raises(RunFailed) if expected == "failed" else contextlib.nullcontext():
-        payload()
-    assert [event["event"] for event in read_events(place / "run")] == ["started", expected]
-
-
-def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypatch) -> None:
-    run = place / "run"
-    steps = iter([100, 200, 200, 200])
-    monkeypatch.setattr(retry, "read_progress", lambda folder: (next(steps), 0))
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    record_event(run, "requeued", step=50)  # of an earlier start: no crash
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    for _ in range(4):
-        record_event(run, "started")
-        assert retry.main(run, 1, 2) == 1
-    assert [event["event"] for event in read_events(run)[2::2]] == ["retried"] * 3 + ["given up"]
-    assert read_events(run)[-1]["crashes"] == 3
-    assert inside == ["requeue"] * 3
-
-
-@pytest.mark.parametrize(
-    ("event", "facts", "expected"),
-    [
-        ("failed", {"kind": "UserError", "sentence": "wrong"}, "given up"),
-        ("failed", {"kind": "Diverged", "sentence": "NaN"}, "given up"),
-        ("failed", {"kind": "UncompletedJobError", "sentence": "too often"}, "given up"),
-        ("failed", {"kind": "RuntimeError", "sentence": "broke"}, "retried"),
-        ("failed", {}, "retried"),  # of a damaged disk
-        ("retried", {}, "retried"),
-        ("requeued", {"step": 3}, "requeued"),
-        ("finished", {}, "finished"),
-    ],
-)
-def test_restart_depends_on_how_the_job_ended(
-    place: Path, inside, event, facts: dict, expected: str
-) -> None:
-    record_event(place, event, **facts)
-    retry.main(place, 1, 3)
-    assert read_events(place)[-1]["event"] == expected
-    assert inside == (["requeue"] if expected == "retried" else [])
-
-
-def test_hung_job_restarts_with_its_reason(place: Path, inside) -> None:
-    """A hung rank records nothing itself; its peer only lost it."""
-    record_event(
-        place, "failed", kind="PeerLost", sentence="the connection to another process broke"
-    )
-    assert retry.main(place, watchdog.EXIT_STATUS, 3) == watchdog.EXIT_STATUS
-    last = read_events(place)[-1]
-    assert last["event"] == "retried"
-    assert last["sentence"].startswith("no step or batch finished within step_timeout")
-
-
-def test_succeeded_or_cancelled_job_is_not_restarted(place, inside, monkeypatch) -> None:
-    assert retry.main(place, 0, 3) == 0
-    monkeypatch.setattr(retry, "is_running", lambda: False)
-    assert retry.main(place, 143, 3) == 143
-    assert read_events(place) == []
-    assert inside == []
-
-
-def test_ranks_share_a_port_through_the_folder(place: Path, inside) -> None:
-    port = job.shared_port(place, 0)
-    assert 1024 <= port < 65536
-    assert job.shared_port(place, 1) == port
-    assert job.port_file(place).name == "port-7-2"
-
-
-def test_stop_deadline_ends_a_blocked_process(place: Path) -> None:
-    program = (
-        "import ctypes, signal, sys; from slurm.stop_deadline import StopDeadline\n"
-        "signal.signal(signal.SIGUSR2, lambda *_: print('handled'))\n"
-        "with StopDeadline(0.5, lambda number: print('acted', number, flush=True)):\n"
-        "    print('ready', flush=True)\n"
-        "    while True: ctypes.CDLL(None).sleep(60)\n"
-    )
-    stuck = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
-    assert stuck.stdout is not None
-    assert stuck.stdout.readline() == "ready\n"
-    stuck.send_signal(signal.SIGUSR2)
-    out, err = stuck.communicate(timeout=20)
-    assert stuck.returncode == EXIT_STATUS
-    assert f"acted {int(signal.SIGUSR2)}" in out
-    assert "Thread" in err  # its stack
-
-
 @pytest.mark.slow
 def test_local_job_is_interrupted_resumes_and_shows_its_status(place: Path, capsys) -> None:
     flags = ["--curriculum.epochs=100", "--output.tensorboard=false", "--optim.base_lr=0.001"]
@@ -381,93 +212,6 @@ def test_local_job_is_interrupted_resumes_and_shows_its_status(place: Path, caps
     assert [e["event"] for e in read_events(run)].count("requeued") == 1
     (found,) = status([run])
     assert (found.state, found.restarts, found.lost, found.error) == ("finished", 1, 0, "")
-
-
-def test_status_needs_only_the_run_folder(place: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    run = place / "run"
-    assert main(["pretrain", *RUN, "--output.tensorboard=false"]) == 0
-    record_event(run, "submitted", job="12", restart=0, executor="slurm", logs=str(run / "slurm"))
-    record_event(run, "started", job="12", restart=0, step=0, lost=0)
-    record_event(run, "started", job="12", restart=1, step=5, lost=3)
-    (run / "results.json").unlink()
-    record_event(run, "failed", kind="RunFailed", sentence="no memory left")
-    (found,) = status([place])
-    assert (found.state, found.restarts, found.lost) == ("failed", 1, 3)
-    assert (found.step, found.steps, found.stage, found.bandwidth) == (25, 25, "3/3", 32)
-    lines = table([found]).splitlines()
-    assert lines[0].split()[:4] == ["run", "job", "state", "step"]
-    assert lines[-1].endswith("no memory left")
-    capsys.readouterr()
-    assert main(["status", str(run), "--watch=0.1"]) == 0
-    assert "failed" in capsys.readouterr().out
-    assert main(["status", "nowhere"]) == 2
-    (place / "empty").mkdir()
-    with pytest.raises(UserError, match="contains no run"):
-        status([place / "empty"])
-    assert status([run, place / "empty", place / "tiny.yaml"]) == status([run])
-    assert f"hold no run: {place / 'empty'}, {place / 'tiny.yaml'}" in capsys.readouterr().err
-
-
-def test_status_without_slurm_depends_on_the_last_events_age(place: Path, monkeypatch) -> None:
-    """The id of a SLURM job is not mistaken for a process of this machine."""
-    monkeypatch.setenv("PATH", "/nowhere")
-    run, submitted = place / "run", {"job": "1", "restart": 0, "logs": "slurm"}
-    record_event(run, "submitted", executor="slurm", **submitted)
-    assert status([run])[0].state == "not started"
-    record_event(run, "started", job="1", restart=0, step=0, lost=0)
-    assert status([run])[0].state == "running"
-    monkeypatch.setattr(sys.modules["slurm.run_status"], "SILENCE_SECONDS", 0)
-    assert status([run])[0].state == "stopped"
-    record_event(run, "submitted", executor="local", **submitted)
-    record_event(run, "started", job="1", restart=0, step=0, lost=0)
-    assert status([run])[0].state == "running"
-    record_event(run, "submitted", executor="local", **submitted | {"job": "4999999"})
-    assert status([run])[0].state == "not started"
-    record_event(run, "started", job="4999999", restart=0, step=0, lost=0)
-    assert status([run])[0].state == "stopped"
-
-
-def test_half_written_event_is_skipped(place: Path) -> None:
-    record_event(place, "started", step=1)
-    with (place / "slurm" / "events.jsonl").open("a") as file:
-        file.write('{"event": "fin')
-    assert [event["event"] for event in read_events(place)] == ["started"]
-
-
-def test_comparison_shows_differing_keys(place: Path, capsys) -> None:
-    for seed in (0, 1):
-        flags = [f"--seed={seed}", f"--output.dir=r{seed}", "--output.tensorboard=false"]
-        assert main(["pretrain", "--config=tiny.yaml", *flags]) == 0
-    (place / "r0" / "knn").mkdir()
-    (place / "r0" / "knn" / "results.json").write_text('{"knn": 31.5}')
-    text = compare(CompareConfig([place / "r0", place / "r1"], place / "table.md"))
-    assert (place / "table.md").read_text().strip() == text
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")]
-    head, _, first, second, _ = rows
-    assert head[:2] == ["run", "seed"]
-    assert (first[head.index("seed")], second[head.index("seed")]) == ("0", "1")
-    assert (first[head.index("knn")], second[head.index("knn")]) == ("31.5", "")
-    shutil.copytree(place / "r1", place / "a|b\nc")
-    assert "| a\\|b c " in compare(CompareConfig([place / "r0", place / "a|b\nc"]))
-    capsys.readouterr()
-    assert main(["compare", "r0", "--output=r0"]) == 2
-    assert capsys.readouterr().err == "mae-et: output r0 cannot be written to: Is a directory\n"
-    assert main(["compare", "r0", "nowhere"]) == 2
-    assert "there is no run folder nowhere" in capsys.readouterr().err
-
-
-def test_job_is_requeued_by_its_id(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    scontrol = tmp_path / "scontrol"
-    for status_of, queued in ((0, True), (1, False)):
-        scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit {status_of}\n')
-        scontrol.chmod(0o755)
-        assert job.requeue() is queued
-        assert (tmp_path / "asked").read_text() == "requeue 12\n"
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert not job.requeue()
 
 
 def test_search_trials_are_submitted_once_and_awaited(place: Path, monkeypatch, capsys) -> None:

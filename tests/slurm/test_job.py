@@ -1,0 +1,154 @@
+"""Jobs restart, resume and stop as their end and their limits say."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mae_et import RunFailed
+from mae_et.errors import Stopped
+from mae_et.runtime import watchdog
+from slurm import job, retry
+from slurm.events import read_events, record_event
+from slurm.stop_deadline import EXIT_STATUS
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch) -> list[str]:
+    """Pretend to be the batch script of a running job; return the requests to SLURM."""
+    asked: list[str] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setattr(retry, "is_running", lambda: True)
+    monkeypatch.setattr(retry, "requeue", lambda: asked.append("requeue"))
+    return asked
+
+
+def test_job_runs_where_it_was_submitted(place: Path, inside, monkeypatch) -> None:
+    """Wherever the cluster starts it: a relative output.dir would be another folder there."""
+    monkeypatch.setattr(job, "set_rank_environment", lambda folder: 1)
+    seen: list[Path] = []
+    payload = job.Job(lambda words: seen.append(Path.cwd()), [], place / "run")
+    monkeypatch.chdir("/")
+    payload()
+    assert seen == [place]
+
+
+@pytest.mark.parametrize(
+    ("number", "limit", "expected"),
+    [(signal.SIGUSR2, 0.0, "failed"), (signal.SIGUSR2, 60.0, "requeued"),
+     (signal.SIGTERM, 0.0, "stopped")],
+)  # fmt: skip
+def test_time_limit_before_anything_is_saved_counts_as_a_crash(
+    place: Path, inside, monkeypatch, number: int, limit: float, expected: str
+) -> None:
+    """It would be requeued for ever; a preemption may come at any time, and ends nothing."""
+
+    def stopped(words: list[str]) -> None:
+        raise Stopped(number)
+
+    monkeypatch.setattr(job, "set_rank_environment", lambda folder: 0)
+    monkeypatch.setattr(job, "is_running", lambda: False)
+    monkeypatch.setattr(signal, "raise_signal", lambda number: None)
+    payload = job.Job(stopped, [], place / "run", limit=limit)
+    with pytest.raises(RunFailed) if expected == "failed" else contextlib.nullcontext():
+        payload()
+    assert [event["event"] for event in read_events(place / "run")] == ["started", expected]
+
+
+def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypatch) -> None:
+    run = place / "run"
+    steps = iter([100, 200, 200, 200])
+    monkeypatch.setattr(retry, "read_progress", lambda folder: (next(steps), 0))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    record_event(run, "requeued", step=50)  # of an earlier start: no crash
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    for _ in range(4):
+        record_event(run, "started")
+        assert retry.main(run, 1, 2) == 1
+    assert [event["event"] for event in read_events(run)[2::2]] == ["retried"] * 3 + ["given up"]
+    assert read_events(run)[-1]["crashes"] == 3
+    assert inside == ["requeue"] * 3
+
+
+@pytest.mark.parametrize(
+    ("event", "facts", "expected"),
+    [
+        ("failed", {"kind": "UserError", "sentence": "wrong"}, "given up"),
+        ("failed", {"kind": "Diverged", "sentence": "NaN"}, "given up"),
+        ("failed", {"kind": "UncompletedJobError", "sentence": "too often"}, "given up"),
+        ("failed", {"kind": "RuntimeError", "sentence": "broke"}, "retried"),
+        ("failed", {}, "retried"),  # of a damaged disk
+        ("retried", {}, "retried"),
+        ("requeued", {"step": 3}, "requeued"),
+        ("finished", {}, "finished"),
+    ],
+)
+def test_restart_depends_on_how_the_job_ended(
+    place: Path, inside, event, facts: dict, expected: str
+) -> None:
+    record_event(place, event, **facts)
+    retry.main(place, 1, 3)
+    assert read_events(place)[-1]["event"] == expected
+    assert inside == (["requeue"] if expected == "retried" else [])
+
+
+def test_hung_job_restarts_with_its_reason(place: Path, inside) -> None:
+    """A hung rank records nothing itself; its peer only lost it."""
+    record_event(
+        place, "failed", kind="PeerLost", sentence="the connection to another process broke"
+    )
+    assert retry.main(place, watchdog.EXIT_STATUS, 3) == watchdog.EXIT_STATUS
+    last = read_events(place)[-1]
+    assert last["event"] == "retried"
+    assert last["sentence"].startswith("no step or batch finished within step_timeout")
+
+
+def test_succeeded_or_cancelled_job_is_not_restarted(place, inside, monkeypatch) -> None:
+    assert retry.main(place, 0, 3) == 0
+    monkeypatch.setattr(retry, "is_running", lambda: False)
+    assert retry.main(place, 143, 3) == 143
+    assert read_events(place) == []
+    assert inside == []
+
+
+def test_ranks_share_a_port_through_the_folder(place: Path, inside) -> None:
+    port = job.shared_port(place, 0)
+    assert 1024 <= port < 65536
+    assert job.shared_port(place, 1) == port
+    assert job.port_file(place).name == "port-7-2"
+
+
+def test_stop_deadline_ends_a_blocked_process(place: Path) -> None:
+    program = (
+        "import ctypes, signal, sys; from slurm.stop_deadline import StopDeadline\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: print('handled'))\n"
+        "with StopDeadline(0.5, lambda number: print('acted', number, flush=True)):\n"
+        "    print('ready', flush=True)\n"
+        "    while True: ctypes.CDLL(None).sleep(60)\n"
+    )
+    stuck = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
+    assert stuck.stdout is not None
+    assert stuck.stdout.readline() == "ready\n"
+    stuck.send_signal(signal.SIGUSR2)
+    out, err = stuck.communicate(timeout=20)
+    assert stuck.returncode == EXIT_STATUS
+    assert f"acted {int(signal.SIGUSR2)}" in out
+    assert "Thread" in err  # its stack
+
+
+def test_job_is_requeued_by_its_id(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    scontrol = tmp_path / "scontrol"
+    for status_of, queued in ((0, True), (1, False)):
+        scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit {status_of}\n')
+        scontrol.chmod(0o755)
+        assert job.requeue() is queued
+        assert (tmp_path / "asked").read_text() == "requeue 12\n"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not job.requeue()
