@@ -7,11 +7,16 @@ curriculum.
 """
 
 from pathlib import Path
-from typing import Any
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from mae_et.curriculum.plan import Plan
 from mae_et.data.sampler import sample_seed
-from mae_et.errors import RunFailed, UserError
+from mae_et.errors import RunFailed
 from mae_et.search.config import SearchConfig
 from mae_et.search.space import Space
 from mae_et.search.trial_log import truncate_partial_line
@@ -20,20 +25,21 @@ from mae_et.search.trials import SearchResult, Trial, Trials
 STUDY = "curriculum"
 # Number of random trials before TPE proposes, and of scored trials before one may be pruned.
 STARTUP_TRIALS = 5
+TRIED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def bayes(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
     """Return the best curriculum.
 
     Raises:
-        UserError: Optuna is missing, or the budget is too small for a step in each stage.
+        UserError: the budget is too small for a step in each stage.
         RunFailed: every trial diverged.
     """
-    optuna = import_optuna()
-    states = optuna.trial.TrialState
-    study, space = open_study(optuna, config.output.dir), Space(config, images)
+    study, space = open_study(config.output.dir), Space(config, images)
     prune_from = None if trials.parallel else config.search.prune_from
-    while group := next_group(optuna, study, space, trials.parallel):
+    while group := next_group(study, space, trials.parallel):
         runs = [space.trial(ask.params) for ask in group]
         if prune_from is None:
             scores = trials.scores(runs)
@@ -44,43 +50,28 @@ def bayes(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
             ]
         for ask, score in zip(group, scores, strict=True):
             if score == float("-inf"):
-                study.tell(ask, state=states.PRUNED)
+                study.tell(ask, state=TrialState.PRUNED)
             else:
                 study.tell(ask, score)
         if not config.search.keep_checkpoints:
             trials.delete_checkpoints(runs)
-    if not study.get_trials(states=[states.COMPLETE]):
+    if not study.get_trials(states=[TrialState.COMPLETE]):
         raise RunFailed("every trial diverged: lower optim.base_lr")
     best = study.best_trial
-    trial = space.trial(best.params)
-    return SearchResult(space.stages(best.params), best.value, trial.name)
+    return SearchResult(space.stages(best.params), space.trial(best.params), study.best_value)
 
 
 # --- proposals ------------------------------------------------------------------------------------
 
 
-def import_optuna() -> Any:
-    """Import Optuna, with its log messages silenced."""
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(
-            "search.strategy bayes needs the extra search: pip install '.[search]' (in the clone)"
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def open_study(optuna: Any, folder: Path) -> Any:
+def open_study(folder: Path) -> optuna.Study:
     """Open the study of a folder, or create it."""
-    from optuna.storages.journal import JournalFileBackend
-
     path = folder / "optuna.jsonl"
     truncate_partial_line(path)
     # The search folder is locked, so a lock file here was left by a killed process.
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
     return optuna.create_study(
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
+        storage=JournalStorage(JournalFileBackend(str(path))),
         study_name=STUDY,
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
@@ -88,47 +79,41 @@ def open_study(optuna: Any, folder: Path) -> Any:
     )
 
 
-def trials_in(study: Any, *states: str) -> list[Any]:
-    """Return the trials in the given states; by default all that are scored or running."""
-    wanted = states or ("COMPLETE", "PRUNED", "RUNNING")
-    return [trial for trial in study.trials if trial.state.name in wanted]
-
-
-def next_group(optuna: Any, study: Any, space: Space, parallel: bool) -> list[Any]:
+def next_group(study: optuna.Study, space: Space, parallel: bool) -> list[optuna.Trial]:
     """Return the next trials: unscored ones of an earlier start, or new ones; empty at the end.
 
     With `parallel` a group has up to `search.at_once` trials, otherwise one.
     """
     group = []
-    for frozen in trials_in(study, "RUNNING"):
+    for frozen in study.get_trials(states=[TrialState.RUNNING]):
         if space.is_complete(frozen.params):
-            group.append(optuna.trial.Trial(study, frozen._trial_id))
+            group.append(optuna.Trial(study, frozen._trial_id))
         else:  # interrupted while it was proposed: the sampler proposes the same again
-            study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
+            study.tell(frozen.number, state=TrialState.FAIL)
     options = space.config.search
     count = options.at_once if parallel else 1
-    while len(group) < count and len(trials_in(study)) < options.trials:
-        ask = propose(optuna, study, space)
+    while len(group) < count and len(study.get_trials(states=TRIED)) < options.trials:
+        ask = propose(study, space)
         if ask is None:
             break
         group.append(ask)
     return group
 
 
-def propose(optuna: Any, study: Any, space: Space) -> Any | None:
+def propose(study: optuna.Study, space: Space) -> optuna.Trial | None:
     """Return a trial of an untried point; None if every point was tried."""
-    before = [trial.params for trial in trials_in(study)]
+    before = [trial.params for trial in study.get_trials(states=TRIED)]
     seed = sample_seed(space.config.seed, len(before))
-    study.sampler = optuna.samplers.TPESampler(
+    study.sampler = TPESampler(
         seed=seed % 2**32, n_startup_trials=STARTUP_TRIALS, constant_liar=True
     )
-    if not trials_in(study, "WAITING") and not before:
+    if not before and not study.get_trials(states=[TrialState.WAITING]):
         study.enqueue_trial(space.constant())
     ask = study.ask()
     point = space.suggest(ask)
     if point not in before:
         return ask
-    study.tell(ask, state=optuna.trial.TrialState.FAIL)
+    study.tell(ask, state=TrialState.FAIL)
     nearest = space.nearest(point, before, seed)
     if nearest is None:
         return None
@@ -150,7 +135,9 @@ def rungs(plan: Plan, prune_from: float) -> dict[int, int]:
     return {stage: step for stage, step in ends.items() if plan.progress(step) >= prune_from}
 
 
-def train_with_pruning(trials: Trials, trial: Trial, ask: Any, steps: dict[int, int]) -> float:
+def train_with_pruning(
+    trials: Trials, trial: Trial, ask: optuna.Trial, steps: dict[int, int]
+) -> float:
     """Train a trial from rung to rung and return its score; -inf if it is pruned or diverges.
 
     The scores at the rungs are logged like the final ones.

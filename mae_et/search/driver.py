@@ -9,7 +9,6 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import keep_settings, read_text
-from mae_et.search.bayes import bayes
 from mae_et.search.config import SearchConfig
 from mae_et.search.greedy import greedy
 from mae_et.search.results import write_search_results
@@ -20,7 +19,6 @@ from mae_et.training.same_run import MAY_CHANGE, check_same_settings
 
 # Finds the best curriculum; the integer is the number of training images.
 Strategy = Callable[[SearchConfig, int, Trials], SearchResult]
-STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "greedy": greedy, "bayes": bayes}
 # Keys that may change when a search resumes.
 MAY_DIFFER = MAY_CHANGE | {
     "data.root", "curriculum.epochs", "search.trials", "search.cluster", "search.at_once",
@@ -63,8 +61,25 @@ def search(
         keep_settings(folder / "settings.json", {"images": images}, OTHER_IMAGES.format(folder))
         log = TrialLog(folder / "trials.jsonl")
         trials = Trials(log, objective, run, parallel)
-        best = STRATEGIES[config.search.strategy](config, images, trials)
+        best = strategy_of(config)(config, images, trials)
         return write_search_results(config, images, best, log)
+
+
+def strategy_of(config: SearchConfig) -> Strategy:
+    """Return the strategy of a search.
+
+    Raises:
+        UserError: it needs Optuna, which is not installed.
+    """
+    if config.search.strategy != "bayes":
+        return sequential if config.search.strategy == "sequential" else greedy
+    try:
+        from mae_et.search.bayes import bayes
+    except ImportError:
+        raise UserError(
+            "search.strategy bayes needs the extra search: pip install '.[search]' (in the clone)"
+        ) from None
+    return bayes
 
 
 def check_same_search(config: SearchConfig) -> None:

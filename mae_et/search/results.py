@@ -26,7 +26,8 @@ def write_search_results(
     """
     folder = config.output.dir
     records = [record for record in log.records if "trial" in record]
-    run = config.run_of(best.stages, config.curriculum.epochs, folder / "run", best.shares_of)
+    shares_of = best.trial.config.curriculum.shares_of
+    run = config.run_of(best.stages, config.curriculum.epochs, folder / "run", shares_of)
     run = replace(run, output=replace(run.output, keep_every=config.output.keep_every))
     plan = make_plan(run, images)
     results = {
@@ -36,7 +37,7 @@ def write_search_results(
         "bandwidths": [stage.bandwidth for stage in best.stages],
         "magnitudes": [stage.magnitude for stage in best.stages],
         "value": best.value,
-        "trial": best.trial,
+        "trial": best.trial.name,
         "trials": len(records),
         "trials_without_score": sum(record["value"] is None for record in records),
         "equivalent_epochs": round(sum(record["equivalent_epochs"] for record in records), 2),
@@ -47,7 +48,8 @@ def write_search_results(
     command = f"mae-et pretrain --config {folder / 'curriculum.yaml'}"
     head = (
         f"# Found by mae-et search ({config.search.strategy}, {len(records)} trials of "
-        f"{config.budget:g} epochs): {config.search.objective} {best.value:.2f} ({best.trial}).\n"
+        f"{config.budget:g} epochs): {config.search.objective} {best.value:.2f} "
+        f"({best.trial.name}).\n"
         f"# Command: {command}\n"
     )
     write_text_atomically(folder / "curriculum.yaml", head + to_yaml(run))
@@ -64,7 +66,7 @@ def table(records: list[Record], best: SearchResult) -> str:
     head = ["trial", "bandwidths", "images", "equivalent epochs", "training", "score"]
     rows = [
         [
-            f"**{record['trial']}**" if record["trial"] == best.trial else record["trial"],
+            f"**{record['trial']}**" if record["trial"] == best.trial.name else record["trial"],
             ", ".join(map(str, record["bandwidths"])),
             f"{record['images']:,}",
             f"{record['equivalent_epochs']:.2f}",
@@ -74,7 +76,7 @@ def table(records: list[Record], best: SearchResult) -> str:
         for record in records
     ]
     stages = ", ".join(str(stage.bandwidth) for stage in best.stages)
-    found = f"Best: {stages} (equal shares of {best.shares_of})"
+    found = f"Best: {stages} (equal shares of {best.trial.config.curriculum.shares_of})"
     return f"{markdown_table(head, rows)}\n\n{found}\n"
 
 
@@ -86,7 +88,7 @@ def draw(path: Path, config: SearchConfig, records: list[Record], best: SearchRe
     edges = [place / len(best.stages) for place in range(len(best.stages) + 1)]
     sides = [float(stage.bandwidth) for stage in best.stages]
     staircase = {"best": (edges, [*sides, sides[-1]])}
-    across = f"share of the {best.shares_of}"
+    across = f"share of the {best.trial.config.curriculum.shares_of}"
     curriculum = Plot("Best curriculum", across, "bandwidth", staircase, steps=True)
     save_plots(path, [scores, curriculum])
 

@@ -41,7 +41,7 @@ def sequential(config: SearchConfig, images: int, trials: Trials) -> SearchResul
         chosen.append(config.candidates[best])
         parent = options[best]
     assert parent is not None
-    return SearchResult(config.stages_of(chosen), trials.score(parent), parent.name)
+    return SearchResult(config.stages_of(chosen), parent, trials.score(parent))
 
 
 def stage_trial(

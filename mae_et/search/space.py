@@ -12,8 +12,7 @@ from typing import Any
 
 from mae_et.config.schema import Stage
 from mae_et.search.config import SearchConfig
-from mae_et.search.trials import Trial
-from mae_et.training.plan import make_plan
+from mae_et.search.trials import Trial, whole_trial
 
 Point = dict[str, int]
 MAGNITUDE, HIGHEST_MAGNITUDE = "magnitude", 10
@@ -82,9 +81,5 @@ class Space:
 
     def trial(self, point: Point) -> Trial:
         """Return the trial of a point."""
-        stages = self.stages(point)
-        name = "B" + "-".join(f"{stage.bandwidth:03d}" for stage in stages)
-        name += f"-m{point[MAGNITUDE]}" if self.augments else ""
-        folder = self.config.output.dir / "trials" / name
-        run = self.config.run_of(stages, self.config.budget, folder)
-        return Trial(run, make_plan(run, self.images))
+        suffix = f"-m{point[MAGNITUDE]}" if self.augments else ""
+        return whole_trial(self.config, self.images, self.stages(point), suffix=suffix)

@@ -22,7 +22,9 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics
 from mae_et.pretraining import pretrain
 from mae_et.runtime.console import say
+from mae_et.search.config import SearchConfig
 from mae_et.search.trial_log import Record, TrialLog
+from mae_et.training.plan import make_plan
 
 Objective = Callable[[Path], float]
 # Trains runs to the end, or to a step; returns why each diverged, or None if it did not.
@@ -34,12 +36,10 @@ class SearchResult:
     """The best curriculum of a search."""
 
     stages: tuple[Stage, ...]
+    trial: "Trial"
+    """The best trial."""
     value: float
-    """Objective of the best trial."""
-    trial: str
-    """Name of the best trial."""
-    shares_of: Literal["compute", "images"] = "compute"
-    """What the stages' shares divide."""
+    """Its score."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,20 @@ class Trials:
         """Delete the checkpoints of eliminated trials."""
         for trial in trials:
             shutil.rmtree(trial.folder / "checkpoints", ignore_errors=True)
+
+
+def whole_trial(
+    config: SearchConfig,
+    images: int,
+    stages: tuple[Stage, ...],
+    shares_of: Literal["compute", "images"] = "compute",
+    suffix: str = "",
+) -> Trial:
+    """Return the trial of a whole curriculum, named by its bandwidths and a suffix."""
+    name = "B" + "-".join(f"{stage.bandwidth:03d}" for stage in stages) + suffix
+    folder = config.output.dir / "trials" / name
+    run = config.run_of(stages, config.budget, folder, shares_of)
+    return Trial(run, make_plan(run, images))
 
 
 def fork_checkpoint(trial: Trial) -> None:
