@@ -56,24 +56,11 @@ def image_grid(
         y = top + frame + number * (height + frame)
         for place, panel in enumerate(row):
             canvas.paste(panel, (left + frame + place * (width + frame), y))
-        if rows:
-            _write_lines(draw, rows[number], 2 * frame, y, head, small)
+        for place, line in enumerate(rows[number] if rows else ()):
+            font, colour, spacing = (small, ROW_CAPTION, 1.35) if place else (head, "black", 1.5)
+            draw.text((2 * frame, y), line, colour, font)
+            y += round(spacing * draw.textbbox((0, 0), "Bg", font)[3])
     return pil_to_tensor(canvas)
-
-
-def _write_lines(
-    draw: ImageDraw.ImageDraw,
-    lines: Sequence[str],
-    x: int,
-    y: int,
-    head: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    small: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    draw.text((x, y), lines[0], "black", head)
-    y += round(1.5 * draw.textbbox((0, 0), "Bg", head)[3])
-    for line in lines[1:]:
-        draw.text((x, y), line, ROW_CAPTION, small)
-        y += round(1.35 * draw.textbbox((0, 0), "Bg", small)[3])
 
 
 def as_panel(pixels: Tensor, side: int) -> Image.Image:
