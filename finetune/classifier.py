@@ -25,7 +25,7 @@ from finetune.datasets import Splits, open_splits
 from finetune.model import build_classifier, load_run_network
 from finetune.param_groups import build_optimizer
 from finetune.periodic_evaluation import PeriodicEvaluation
-from finetune.plan import check_sizes, make_plan, shown_sides
+from finetune.plan import make_plan, shown_sides
 from finetune.preprocessing import preprocessing_of_start
 from finetune.results import describe, finish
 from finetune.transforms import LabelledBatch, LabelledTrainDataset, mix
@@ -106,7 +106,6 @@ def _classify(
     with fail_together(world):
         network = build_network(config, saved, len(train.classes))
     plan = resumed_plan(config, saved, make_plan(config, network, len(train)))
-    check_sizes(config, network, plan)
     run = build(config, network, plan, world, saved)
     run.provenance, run.stopped = provenance, stopped
     del saved  # the run holds its tensors

@@ -1,9 +1,8 @@
 """Resolve a classifier's curriculum: image sizes, their steps, and their cost."""
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,11 +24,16 @@ from mae_et.errors import UserError, one_line
 
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
-    """Resolve the curriculum for a number of training images."""
+    """Resolve the curriculum for a number of training images.
+
+    Raises:
+        UserError: the curriculum does not fit the images, or the network an image size.
+    """
     size = config.model.image_size
     patch = size_multiple(network, size)
     check_tiles(size, patch, "model.image_size")
     curriculum = Curriculum.from_config(config.curriculum, min(height_and_width(size)), patch)
+    check_sizes(config, network, [stage.bandwidth for stage in curriculum.stages])
     cost = image_cost(config, network)
     return curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size, cost)
 
@@ -38,13 +42,7 @@ def image_cost(config: ClassifierConfig, network: nn.Module) -> Callable[[int], 
     """Return a function from a bandwidth to the cost of one image: FLOPs, or pixels."""
     shown = shown_sides(config.model.image_size, network)
     if config.curriculum.cost == "flops":
-        flops = training_flops(_on_meta(network), config.model.channels, shown)
-
-        def flops_at(bandwidth: int) -> float:
-            with _refused_at(shown(bandwidth)):
-                return flops(bandwidth)
-
-        return flops_at
+        return training_flops(_on_meta(network), config.model.channels, shown)
     return lambda bandwidth: float(math.prod(shown(bandwidth)))
 
 
@@ -65,25 +63,18 @@ def size_multiple(network: nn.Module, image_size: Size) -> int:
     return 32 if all(side % 32 == 0 for side in height_and_width(image_size)) else 1
 
 
-def check_sizes(config: ClassifierConfig, network: nn.Module, plan: Plan) -> None:
+def check_sizes(config: ClassifierConfig, network: nn.Module, bandwidths: Sequence[int]) -> None:
     """Refuse a network that fails, on the meta device, at an image size of the curriculum."""
     shown, dry = shown_sides(config.model.image_size, network), _on_meta(network)
-    sizes = {shown(stage.bandwidth) for stage in plan.stages}
-    for size in sorted(sizes | {height_and_width(config.model.image_size)}):
-        with torch.no_grad(), _refused_at(size):
-            dry(torch.empty(1, config.model.channels, *size, device="meta"))
-
-
-@contextlib.contextmanager
-def _refused_at(size: tuple[int, int]) -> Iterator[None]:
-    """Raise any error of a network as a UserError that names the image size."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(
-            f"the network does not accept the curriculum's images of {format_size(size)} pixels: "
-            f"{one_line(error)}"
-        ) from None
+    for size in sorted({height_and_width(config.model.image_size), *map(shown, bandwidths)}):
+        try:
+            with torch.no_grad():
+                dry(torch.empty(1, config.model.channels, *size, device="meta"))
+        except Exception as error:
+            raise UserError(
+                f"the network does not accept the curriculum's images of {format_size(size)} "
+                f"pixels: {one_line(error)}"
+            ) from None
 
 
 def _on_meta(network: nn.Module) -> nn.Module:
