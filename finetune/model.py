@@ -11,7 +11,6 @@ from finetune.vit import build_vit, keeps_head
 from mae_et.checkpoints.formats import load_weights, weights_of_classifier
 from mae_et.checkpoints.run_config import read_classifier_description
 from mae_et.checkpoints.state_dicts import describe_mismatch
-from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
 
 
@@ -25,7 +24,7 @@ def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
         return build_backbone(config, classes)
     assert config.checkpoint is not None  # NetworkConfig requires one of the two
     weights = load_weights(config.checkpoint, config.checkpoint_key)
-    network = build_vit_classifier(config, weights, classes)
+    network = build_vit(config, weights, classes)
     if keeps_head(network, weights):
         report_kept_head(config.checkpoint, weights.classes or (), classes)
     return network
@@ -43,37 +42,9 @@ def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Ten
     if config.backbone is not None:
         network = build_classifier(replace(config, pretrained=False, checkpoint=None), classes)
     else:
-        network = build_vit_classifier(config, weights_of_classifier(folder, tensors), classes)
+        network = build_vit(config, weights_of_classifier(folder, tensors), classes)
     mismatch = describe_mismatch(tensors, network.state_dict())
     if mismatch:
         raise UserError(f"the weights of {folder} do not fit: {mismatch}")
     network.load_state_dict(tensors)
     return network
-
-
-def build_vit_classifier(config: NetworkConfig, weights: Weights, classes: int) -> nn.Module:
-    """Build a config's ViT around loaded weights; see `build_vit`."""
-    channels = weights.encoder["patch_embed.proj.weight"].shape[1]
-    if channels != config.channels:
-        raise UserError(
-            f"model.channels {config.channels}: the encoder of {weights.path} has {channels}"
-        )
-    network = build_vit(
-        weights.with_given(config.encoder_num_heads),
-        classes,
-        config.image_size,
-        pool=config.pool,
-        probe=config.probe,
-        drop_path=config.drop_path,
-        patch_size=config.patch_size,
-        head_dropout=config.head_dropout,
-    )
-    if config.probe != "none":
-        freeze_encoder(network)
-    return network
-
-
-def freeze_encoder(network: nn.Module) -> None:
-    """Freeze all parameters except the head and an attentive probe's pooling."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(("head.", "attn_pool.")))

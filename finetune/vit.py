@@ -14,73 +14,63 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed, trunc_norm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from finetune.config import Probe
-from finetune.image_size import Size, check_tiles, height_and_width
+from finetune.config import NetworkConfig
+from finetune.image_size import check_tiles, height_and_width
 from mae_et.checkpoints.encoders import create_vit_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.model import Pool
 from mae_et.errors import UserError
 from mae_et.runtime.console import notify
 
+POOLS = {"mean": "avg", "cls": "token"}
 HEAD_STD = {"none": 2e-5, "linear": 0.01, "attentive": 0.01}
 
 
-def build_vit(
-    weights: Weights,
-    classes: int,
-    image_size: Size,
-    pool: Pool = "mean",
-    probe: Probe = "none",
-    drop_path: float = 0.0,
-    patch_size: int | None = None,
-    head_dropout: float = 0.0,
-) -> VisionTransformer:
-    """Build a timm ViT with a checkpoint's encoder, and its head if it fits (`keeps_head`).
+def build_vit(config: NetworkConfig, weights: Weights, classes: int) -> VisionTransformer:
+    """Build a config's ViT with a checkpoint's encoder, and its head if it fits (`keeps_head`).
 
     Position embeddings are resampled to the image size (bicubic, antialiased), and the patch
-    embedding to another patch size, both by timm's functions.
-
-    Args:
-        weights: tensors of the checkpoint, with the number of heads if their width is not a
-            published one.
-        classes: number of classes.
-        image_size: side of the images in pixels, or (height, width).
-        pool: mean of the patch tokens, or class token.
-        probe: kind of head.
-        drop_path: stochastic depth rate of the last block.
-        patch_size: side of a patch in pixels; the checkpoint's own by default.
-        head_dropout: dropout rate before the classifier.
+    embedding to another patch size, both by timm's functions. A probe's encoder is frozen.
 
     Raises:
         UserError: sizes do not fit, or tensors are missing or unexpected; the sentence lists them.
     """
+    weights = weights.with_given(config.encoder_num_heads)
     kernel = weights.encoder["patch_embed.proj.weight"]
-    patch = patch_size or kernel.shape[-1]
-    check_tiles(image_size, patch, "model.image_size")
-    grid = [side // patch for side in height_and_width(image_size)]
+    if kernel.shape[1] != config.channels:
+        raise UserError(
+            f"model.channels {config.channels}: the encoder of {weights.path} has {kernel.shape[1]}"
+        )
+    patch = config.patch_size or kernel.shape[-1]
+    check_tiles(config.image_size, patch, "model.image_size")
+    grid = [side // patch for side in height_and_width(config.image_size)]
     encoder = weights.encoder | {"pos_embed": _resample_positions(weights, grid)}
     if patch != kernel.shape[-1]:
         encoder["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch, patch])
     network, encoder = create_vit_of(
         replace(weights, encoder=encoder, grid=grid),
         num_classes=classes,
-        global_pool="map" if probe == "attentive" else {"mean": "avg", "cls": "token"}[pool],
+        global_pool="map" if config.probe == "attentive" else POOLS[config.pool],
         fc_norm=None,  # timm's default for the pooling
         final_norm=True,
-        drop_rate=head_dropout,
-        drop_path_rate=drop_path,
+        drop_rate=config.head_dropout,
+        drop_path_rate=config.drop_path,
         dynamic_img_size=True,  # for a curriculum's smaller stages
     )
-    if probe == "linear":
+    linear: Any = network.head
+    if config.probe == "linear":
         norm = nn.BatchNorm1d(network.embed_dim, affine=False, eps=PROBE_EPSILON)
         linear = nn.Linear(network.embed_dim, classes)
         network.head = nn.Sequential(norm, linear)  # type: ignore[assignment]
-    _initialise_head(network, HEAD_STD[probe])
+    trunc_normal_(linear.weight, std=HEAD_STD[config.probe])
+    nn.init.zeros_(linear.bias)
     _load_encoder(network, encoder, weights.path)
     if keeps_head(network, weights):
         network.load_state_dict(head_entries(weights.head), strict=False)
+    if config.probe != "none":
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.startswith(("head.", "attn_pool.")))
     return network
 
 
@@ -96,12 +86,6 @@ def keeps_head(network: Any, weights: Weights) -> bool:
         and is_probe == ("running_mean" in head)
         and (is_probe or network.global_pool == own)  # a probe's weights do not show its feature
     )
-
-
-def _initialise_head(network: Any, std: float) -> None:
-    linear: Any = network.head[-1] if isinstance(network.head, nn.Sequential) else network.head
-    trunc_normal_(linear.weight, std=std)
-    nn.init.zeros_(linear.bias)
 
 
 def _resample_positions(weights: Weights, grid: list[int]) -> Tensor:

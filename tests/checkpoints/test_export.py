@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from classifiers import vit_of
 from safetensors.torch import load_file, save_file
 from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Probe
-from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face_export import assumed_preprocessing, image_processor
@@ -174,7 +174,7 @@ def test_an_encoder_loads_although_its_decoder_does_not_fit(tmp_path: Path) -> N
 def classifier_of(tmp_path: Path, pool: Pool, probe: Probe) -> tuple[torch.nn.Module, Path]:
     """Return a classifier of 7 classes with trained positions, and the folder of its run."""
     torch.manual_seed(0)
-    network = build_vit(load_weights(TINY).with_given(3), 7, 96, pool, probe).eval()
+    network = vit_of(load_weights(TINY).with_given(3), 7, 96, pool=pool, probe=probe).eval()
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and name != "head.0.running_var":
@@ -228,7 +228,7 @@ def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
             export(checkpoint, "mae", tmp_path / "mae.pth")
         return
     path = export(checkpoint, "mae", tmp_path / "mae.pth")
-    ours = build_vit(load_weights(path).with_given(3), 7, 96, pool, probe).eval()
+    ours = vit_of(load_weights(path).with_given(3), 7, 96, pool=pool, probe=probe).eval()
     with torch.no_grad():
         assert torch.equal(ours(images), logits)
     names = set(read_weight_file(path)["model"])

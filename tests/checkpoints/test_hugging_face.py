@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from classifiers import vit_of
 from safetensors.torch import load_file, save_file
 from tiny_run import GOLDEN
 
-from finetune.vit import build_vit
 from mae_et import UserError, export, load_pretrained
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face import NAMES, from_hugging_face, to_hugging_face
@@ -161,7 +161,7 @@ def test_an_encoder_saved_without_its_decoder_has_the_same_features(
     with torch.no_grad():
         expected = theirs(images, noise=in_order).last_hidden_state
         torch.testing.assert_close(model.encode(images), expected, rtol=1e-4, atol=1e-5)
-        network = build_vit(load_weights(tmp_path), 5, 64, "cls").eval()
+        network = vit_of(load_weights(tmp_path), 5, 64, pool="cls").eval()
         torch.testing.assert_close(network.forward_features(images), expected, rtol=1e-4, atol=1e-5)
     timm_file = load_file(export(tmp_path, "timm", tmp_path / "encoder.safetensors"))
     assert set(timm_file) == set(load_weights(exported).encoder)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from classifiers import vit_of
 from natural_images import natural
 from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
 from finetune import EvaluateConfig
 from finetune.trained_classifier import load_classifier
-from finetune.vit import build_vit
 from mae_et import export, load_pretrained, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig, resized_side
@@ -109,7 +109,7 @@ def test_encoders_whose_decoder_has_no_place_open_as_vit_models(flags, tiny, tmp
 @pytest.mark.parametrize("probe", ["none", "linear"])
 def test_a_classifier_by_the_class_token_gives_the_same_logits(probe, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = build_vit(load_weights(TINY).with_given(3), 3, 64, "cls", probe).eval()
+    network = vit_of(load_weights(TINY).with_given(3), 3, 64, pool="cls", probe=probe).eval()
     torch.nn.init.normal_(network.get_submodule("head.1" if probe == "linear" else "head").weight)
     run = tmp_path / "run"
     run.mkdir()
@@ -124,7 +124,7 @@ def test_a_classifier_by_the_class_token_gives_the_same_logits(probe, tmp_path: 
         torch.testing.assert_close(model(images).logits, network(images), rtol=1e-4, atol=1e-4)
     back = load_weights(folder)
     assert back.classes == ["cat", "dog", "newt"]
-    ours = build_vit(back, 3, 64, "cls").eval()
+    ours = vit_of(back, 3, 64, pool="cls").eval()
     with torch.no_grad():
         torch.testing.assert_close(ours(images), network(images), rtol=1e-4, atol=1e-4)
 
@@ -133,7 +133,7 @@ def test_a_classifier_by_the_class_token_gives_the_same_logits(probe, tmp_path: 
 def test_a_rectangular_classifier_is_scored_at_its_own_size(kind, tmp_path: Path, capsys) -> None:
     """Of 2 x 8 patches, which are as many as 4 x 4."""
     torch.manual_seed(0)
-    network = build_vit(load_weights(TINY).with_given(3), 3, (16, 64), "cls").eval()
+    network = vit_of(load_weights(TINY).with_given(3), 3, (16, 64), pool="cls").eval()
     torch.nn.init.normal_(network.head.weight)
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     about = {"classes": ["cat", "dog", "newt"], "encoder_num_heads": 3, "grid": [2, 8]}

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from classifiers import vit_of
 from safetensors.torch import load_file
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
-from finetune.vit import build_vit
 from mae_et import UserError, export, load_config, load_pretrained
 from mae_et.checkpoints.export import Format
 from mae_et.checkpoints.formats import load_weights
@@ -51,7 +51,7 @@ def test_a_vit_built_from_a_run_gives_the_pretrained_tokens(
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model.encode(images)
-        found = build_vit(load_weights(path), 5, 32, "cls").eval().forward_features(images)
+        found = vit_of(load_weights(path), 5, 32, pool="cls").eval().forward_features(images)
         again = load_pretrained(path).encode(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(again, expected)
@@ -59,7 +59,7 @@ def test_a_vit_built_from_a_run_gives_the_pretrained_tokens(
 
 def test_recorded_heads_win_over_given_ones(tiny, tmp_path: Path) -> None:
     _, path = checkpoint(tiny, tmp_path / "run.pt", *ENCODERS["few heads"])
-    network = build_vit(load_weights(path).with_given(6), 5, 32)
+    network = vit_of(load_weights(path).with_given(6), 5, 32)
     assert network.blocks[0].attn.num_heads == 3
 
 

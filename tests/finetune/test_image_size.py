@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from classifiers import vit_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
@@ -17,7 +18,6 @@ from user_errors import error_of
 from finetune.config import ClassifierConfig, NetworkConfig
 from finetune.image_size import format_size, height_and_width, size_at_bandwidth
 from finetune.plan import image_cost
-from finetune.vit import build_vit
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.cli.main import main
@@ -101,10 +101,10 @@ def test_a_checkpoint_is_fine_tuned_scored_and_exported_at_a_rectangle(command, 
     assert [stage["bandwidth"] for stage in results["stages"]] == [16] * 2 + [24] * 4 + [32] * 4
     plan = json.loads((run / "plan.json").read_text())
     weights = load_weights(run)
-    network = build_vit(weights.with_given(3), 10, (32, 128))
+    network = vit_of(weights.with_given(3), 10, (32, 128))
     # Positions are now those of the rectangle, in a run's folder, and stay as they were trained.
     assert torch.equal(network.pos_embed.detach(), weights.encoder["pos_embed"])
-    taller = build_vit(weights.with_given(3), 10, (64, 128)).pos_embed.detach()
+    taller = vit_of(weights.with_given(3), 10, (64, 128)).pos_embed.detach()
     assert torch.equal(
         taller, resample_abs_pos_embed(weights.encoder["pos_embed"], [8, 16], [4, 16])
     )
@@ -142,13 +142,13 @@ def test_image_sizes_that_do_not_fit_are_refused(command, tmp_path) -> None:
 
 def test_positions_of_an_unrecorded_grid_are_used_unchanged_or_refused(tmp_path) -> None:
     """A file of weights does not record the grid of its positions."""
-    network = build_vit(load_weights(TINY).with_given(3), 10, (32, 96))
+    network = vit_of(load_weights(TINY).with_given(3), 10, (32, 96))
     save_file(network.state_dict(), tmp_path / "tuned.safetensors")
     weights = load_weights(tmp_path / "tuned.safetensors")
-    again = build_vit(weights.with_given(3), 10, (32, 96))
+    again = vit_of(weights.with_given(3), 10, (32, 96))
     assert torch.equal(again.pos_embed, network.pos_embed)
     with pytest.raises(UserError, match=r"has 48 positions, .* nor 8 x 8 patches"):
-        build_vit(weights.with_given(3), 10, 64)
+        vit_of(weights.with_given(3), 10, 64)
 
 
 def test_image_size_is_an_int_or_two_sides() -> None:

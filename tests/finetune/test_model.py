@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from classifiers import vit_of
 from randomised import randomised
 from safetensors.torch import load_file, save_file
 from timm.models import vision_transformer
@@ -18,10 +19,9 @@ from torch import nn
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import ClassifierOptimConfig, NetworkConfig, keys_without_effect
-from finetune.model import build_classifier, freeze_encoder, load_run_network
+from finetune.model import build_classifier, load_run_network
 from finetune.plan import size_multiple
 from finetune.results import describe
-from finetune.vit import build_vit
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face import to_hugging_face
@@ -92,7 +92,7 @@ def test_released_layouts_load_strictly(tmp_path: Path, size: str) -> None:
     torch.save({"model": {n: torch.zeros(s) for n, s in kept.items()}}, tmp_path / "mae.pth")
     weights = load_weights(tmp_path / "mae.pth")
     assert weights.decoder
-    model = build_vit(weights, 1000, 224, "cls")
+    model = vit_of(weights, 1000, 224, pool="cls")
     expected = {n for n in kept if "decoder" not in n and n != "mask_token"}
     assert set(model.state_dict()) == expected | {"head.weight", "head.bias"}
     depth = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
@@ -138,7 +138,7 @@ def test_a_run_keeps_the_epsilon_of_its_start(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(json.dumps(seal(about)))
     weights = replace(load_weights(TINY), norm_eps=0.1).with_given(3)
     again = load_run_network(NetworkConfig(TINY, image_size=64), tmp_path, start)
-    for model in (build_vit(weights, 10, 64), again):
+    for model in (vit_of(weights, 10, 64), again):
         assert {part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)} == {0.1}
 
 
@@ -237,14 +237,14 @@ def test_what_tensors_determine_is_fine_tuned_as_timm_has_it(tmp_path: Path) -> 
         "vit_tiny_patch16_224", img_size=32, depth=2, num_classes=7, **settings
     ).eval()
     torch.save(expected.state_dict(), tmp_path / "scaled.pth")
-    model = build_vit(load_weights(tmp_path / "scaled.pth").with_given(3), 7, 32).eval()
+    model = vit_of(load_weights(tmp_path / "scaled.pth").with_given(3), 7, 32).eval()
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(images), expected(images))
 
 
 def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
     weights = load_weights(TINY)
-    model = build_vit(weights.with_given(3), 10, (96, 128), patch_size=16)
+    model = vit_of(weights.with_given(3), 10, (96, 128), patch_size=16)
     kernel = timm.layers.resample_patch_embed(weights.encoder["patch_embed.proj.weight"], [16, 16])
     assert torch.equal(model.patch_embed.proj.weight.detach(), kernel)
     assert model.pos_embed.shape == (1, 6 * 8 + 1, 48)
@@ -385,13 +385,6 @@ def test_a_backbone_loads_a_folder_of_transformers_with_its_heads(tmp_path: Path
     (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 8}')
     with pytest.raises(UserError, match=r"the network has 2 heads, .* records 8"):
         build_classifier(config, 3)
-
-
-def test_frozen_encoder_leaves_only_the_head_trainable() -> None:
-    network = nn.ModuleDict({"blocks": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
-    freeze_encoder(network)
-    trained = [name for name, p in network.named_parameters() if p.requires_grad]
-    assert trained == ["head.weight", "head.bias"]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import json
 import pytest
 import timm
 import torch
+from classifiers import vit_of
 from tiny_run import GOLDEN
 
 from finetune.config import ClassifierOptimConfig
 from finetune.param_groups import build_optimizer, parameter_groups
-from finetune.vit import build_vit
 from mae_et.checkpoints.formats import load_weights
 from mae_et.training.optim import set_schedule
 
@@ -30,7 +30,7 @@ def test_layer_decay_gives_the_groups_of_mae_s_fine_tuning() -> None:
 
 
 def test_without_layer_decay_all_layers_have_the_full_rate() -> None:
-    model = build_vit(load_weights(TINY).with_given(3), 10, 64)
+    model = vit_of(load_weights(TINY).with_given(3), 10, 64)
     groups = parameter_groups(model, 0.05, 1.0)
     assert [group.get("lr_scale", 1) for group in groups] == [1, 1]
     names = {id(p): name for name, p in model.named_parameters()}
@@ -41,7 +41,7 @@ def test_without_layer_decay_all_layers_have_the_full_rate() -> None:
 
 @pytest.mark.parametrize("layer_decay", [0.65, 1.0])
 def test_weight_decay_may_start_at_zero_and_rise(layer_decay: float) -> None:
-    model = build_vit(load_weights(TINY).with_given(3), 10, 64)
+    model = vit_of(load_weights(TINY).with_given(3), 10, 64)
     decayed = [g["decayed"] for g in parameter_groups(model, 0.05, layer_decay)]
     assert {True, False} == set(decayed)
     config = ClassifierOptimConfig(weight_decay=0, weight_decay_end=0.1, layer_decay=layer_decay)

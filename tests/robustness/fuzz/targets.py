@@ -20,12 +20,12 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from classifiers import vit_of
 from jsonargparse import ArgumentParser
 from safetensors.torch import save as safetensors_bytes
 
 from finetune.config import ClassifierConfig
 from finetune.run_folder import read_classifier_config
-from finetune.vit import build_vit
 from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
@@ -249,7 +249,7 @@ def build(path: Path) -> None:
             with suppress(UserError):
                 masked_autoencoder(found.with_given(1, 1))
             with suppress(UserError):
-                build_vit(found.with_given(1), 2, 16)
+                vit_of(found.with_given(1), 2, 16)
         if found.config is not None:
             assert read_only_data(found.config.data).listing is None
 
