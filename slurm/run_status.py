@@ -1,6 +1,5 @@
 """Determine the status of runs from SLURM if it answers, otherwise only from their folders."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.errors import UserError, listed
+from mae_et.io.atomic import process_exists
+from mae_et.io.lock import writer_has_ended
 from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_mapping
 from mae_et.monitoring.figures import seconds_left
@@ -167,12 +168,15 @@ def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row
         return STATE_AFTER_EVENT[last["event"]]
     submitted = next((event for event in reversed(events) if event["event"] == "submitted"), {})
     if submitted.get("executor") == "local":
-        if _is_alive(submitted.get("job") or ""):
+        process = submitted.get("job") or ""
+        if process.isdecimal() and process_exists(process):
             return "running"
         return "not started" if last is submitted else "stopped"
-    # The run may be on another machine: judge by the age of its last event and row.
     if last is submitted or not (last or rows):
         return "not started"
+    if writer_has_ended(run, since=last["time"] if last else 0.0):
+        return "stopped"
+    # The run may be on another machine: judge by the age of its last event and row.
     seen = max(entry["time"] for entry in (*events[-1:], *rows[-1:]))
     pace = rows[-1].get("window_seconds", 0.0) * SILENCE_ROWS if rows else 0.0
     return "stopped" if time.time() - seen > max(SILENCE_SECONDS, pace) else "running"
@@ -182,15 +186,6 @@ def _has_results(run: Path) -> bool:
     try:
         read_mapping(run / "results.json")
     except UserError:
-        return False
-    return True
-
-
-def _is_alive(process: str) -> bool:
-    """Return whether the process of a local job, whose id is the job's, exists."""
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, OSError, OverflowError):
         return False
     return True
 

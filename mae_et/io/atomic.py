@@ -41,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{_MACHINE}.tmp")
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.{_MACHINE}.tmp"):
-        if not _is_running(leftover.name.split(".")[-3]):
+        if not process_exists(leftover.name.split(".")[-3]):
             leftover.unlink(missing_ok=True)
     try:
         # Created anew: in a folder that others can write to, the name could be a link to any file.
@@ -72,7 +72,8 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _is_running(process: str) -> bool:
+def process_exists(process: str) -> bool:
+    """Return whether this machine has a process of this id; True if it is not a number."""
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):

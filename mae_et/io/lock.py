@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,8 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from mae_et.errors import RunFailed, UserError
-from mae_et.io.atomic import refuse_unwritable
-from mae_et.io.plain_files import no_follow
+from mae_et.io.atomic import process_exists, refuse_unwritable
+from mae_et.io.plain_files import no_follow, read_bytes
+
+ENDED = b"ended"
 
 
 @contextlib.contextmanager
@@ -21,7 +24,8 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
 
     A POSIX lock: the kernel releases it however this process ends, and forked loader workers do not
     inherit it (with flock they would, and keep it while they outlive their parent). On a file
-    system without locks, a warning asks the user to start no second writer.
+    system without locks, a warning asks the user to start no second writer. The lock file names
+    the machine and the process, for `writer_has_ended`.
 
     Args:
         folder: the folder.
@@ -51,9 +55,38 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
                 "flock?): start nothing else that writes there",
                 stacklevel=2,
             )
-        yield partial(check_in_place, path, descriptor)
+        _write(descriptor, f"{platform.node()} {os.getpid()}".encode())
+        try:
+            yield partial(check_in_place, path, descriptor)
+        finally:
+            with contextlib.suppress(OSError):  # a full disk, or one that is gone
+                _write(descriptor, ENDED)
     finally:
         os.close(descriptor)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, content, 0)
+
+
+def writer_has_ended(folder: Path, since: float = 0.0) -> bool:
+    """Return whether the last `sole_writer` of a folder is known to have ended.
+
+    It is known if the writer recorded it, or if it ran on this machine and its process is gone.
+
+    Args:
+        folder: the folder.
+        since: Unix time; a lock file that is older tells nothing about a writer started after it.
+    """
+    path = folder / ".lock"
+    try:
+        changed, content = path.stat().st_mtime, read_bytes(path)
+    except OSError:
+        return False
+    machine, _, process = content.decode(errors="replace").rpartition(" ")
+    gone = machine == platform.node() and not process_exists(process)
+    return changed >= since and (content == ENDED or gone)
 
 
 def check_in_place(path: Path, descriptor: int) -> None:

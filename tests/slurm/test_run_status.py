@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from mae_et import UserError
 from mae_et.cli.main import main
+from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import SCORES, row_line
 from slurm import squeue
 from slurm.events import events_file, record_event
@@ -40,6 +42,27 @@ def test_status_skips_metric_rows_with_non_finite_values(tmp_path: Path, key, va
         (found,) = status([tmp_path])
     assert (found.state, found.step, round(found.eta or 0)) == ("running", 1, 1)
     assert "0:00:01" in table([found])
+
+
+def test_run_outside_slurm_that_ended_is_stopped_at_once(tmp_path: Path) -> None:
+    row = {"step": 1, "stage": 0, "time": time.time(), "seconds": 1.0, "compute": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    with sole_writer(tmp_path):
+        held = (tmp_path / ".lock").read_text()
+        assert status([tmp_path])[0].state == "running"
+    assert status([tmp_path])[0].state == "stopped"  # by a signal or an error
+    machine, process = held.split()
+    for writer, state in (
+        (f"{machine} 999999999", "stopped"),  # killed on this machine
+        (f"elsewhere {process}9", "running"),
+        ("", "running"),  # locked by an earlier version
+    ):
+        (tmp_path / ".lock").write_text(writer)
+        assert status([tmp_path])[0].state == state
+    (tmp_path / ".lock").write_text("ended")
+    os.utime(tmp_path / ".lock", (1, 1))
+    record_event(tmp_path, "started", job="7")  # again, and the lock is not yet taken
+    assert status([tmp_path])[0].state == "running"
 
 
 def test_status_shows_the_last_score(tmp_path: Path) -> None:
