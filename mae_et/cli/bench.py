@@ -14,6 +14,7 @@ from mae_et.config.commands import NodeConfig
 from mae_et.config.files import add_config_arguments, parse_config
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
+from mae_et.io.plain_files import check_replaceable
 
 
 def bench(arguments: Arguments) -> None:
@@ -51,6 +52,9 @@ def bench_node(arguments: Arguments) -> None:
     config: NodeConfig = config_of("bench node", arguments)
     from mae_et.benchmarks.node import bench_node
     from mae_et.benchmarks.node_tables import node_tables
+
+    if config.save is not None:
+        check_replaceable(config.save, r'\{\s*"machine"', "save")
 
     def write(figures: dict[str, Any]) -> None:
         if config.save is not None:

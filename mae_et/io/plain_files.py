@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,31 @@ def read_bytes(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read()
+
+
+def check_replaceable(path: Path, start: str, name: str) -> None:
+    """Refuse to replace a file that the command did not write.
+
+    Args:
+        path: file to write; it may not exist, or be empty.
+        start: pattern of the first 8 KiB of what the command writes.
+        name: key of the config that names the file, for errors.
+
+    Raises:
+        UserError: the file starts otherwise.
+    """
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            head = file.read(8192)
+    except OSError as error:
+        raise UserError(f"{name} {path} cannot be read: {error.strerror}") from None
+    if head and not re.match(start.encode(), head, re.DOTALL):
+        raise UserError(
+            f"{name} {path} exists, and is not what this command writes: give another {name}, or "
+            "delete it"
+        )
 
 
 def _no_wait(path: str, flags: int) -> int:

@@ -11,7 +11,7 @@ from mae_et.config.commands import CompareConfig
 from mae_et.config.plain_yaml import parse_yaml
 from mae_et.errors import UserError, listed
 from mae_et.io.atomic import refuse_unwritable, write_text_atomically
-from mae_et.io.plain_files import read_mapping, read_text
+from mae_et.io.plain_files import check_replaceable, read_mapping, read_text
 from mae_et.monitoring.figures import FIGURES, ordered_figures
 from mae_et.runtime.console import printable, say
 
@@ -45,6 +45,8 @@ def compare(config: CompareConfig, width: int | None = None) -> str:
     Raises:
         UserError: a run folder is missing or damaged, or the output cannot be written.
     """
+    if config.output is not None:
+        check_replaceable(config.output, r"\| run +\|", "output")
     runs = read_runs(config.runs)
     varied = varied_keys([run.settings for run in runs])
     runs += seed_means(runs)

@@ -141,7 +141,7 @@ def test_node_saves_what_it_has_measured_so_far_and_prints_all(
     file, saved = tmp_path / "node.json", []
 
     def measured(config: PretrainConfig, images: int, seconds: float, write) -> dict:
-        figures: dict = {}
+        figures: dict = {"machine": {}}
         for part in ("training", "loading"):
             figures[part] = [images, seconds, config.model.image_size]
             write(figures)
@@ -151,9 +151,13 @@ def test_node_saves_what_it_has_measured_so_far_and_prints_all(
     monkeypatch.setattr(node, "bench_node", measured)
     flags = ["--images=1000", "--seconds=9", f"--save={file}", "--json"]
     assert main(["bench", "node", f"--config={recipe}", *flags]) == 0
-    assert list(saved[0]) == ["training"]
+    assert list(saved[0]) == ["machine", "training"]
     assert json.loads(capsys.readouterr().out) == saved[1] == json.loads(file.read_text())
     assert saved[1]["loading"][:2] == [1000, 9]
+    assert main(["bench", "node", f"--config={recipe}", *flags]) == 0
+    file.write_text("seed: 1\n")
+    assert main(["bench", "node", f"--config={recipe}", *flags]) == 2
+    assert f"save {file} exists, and is not what this command writes" in capsys.readouterr().err
 
 
 def test_node_is_submitted_as_one_task_with_all_gpus(tmp_path: Path, monkeypatch, capsys) -> None:

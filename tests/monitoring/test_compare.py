@@ -163,5 +163,10 @@ def test_comparison_shows_differing_keys(place: Path, capsys) -> None:
     capsys.readouterr()
     assert main(["compare", "r0", "--output=r0"]) == 2
     assert capsys.readouterr().err == "mae-et: output r0 cannot be written to: Is a directory\n"
+    before = (place / "tiny.yaml").read_text()
+    assert main(["compare", "r0", "--output=tiny.yaml"]) == 2
+    assert "output tiny.yaml exists, and is not what this command writes" in capsys.readouterr().err
+    assert (place / "tiny.yaml").read_text() == before
+    assert main(["compare", "r0", "--output=table.md"]) == 0
     assert main(["compare", "r0", "nowhere"]) == 2
     assert "there is no run folder nowhere" in capsys.readouterr().err

@@ -268,6 +268,7 @@ def test_user_errors_are_one_sentence(tmp_path: Path, capsys, monkeypatch) -> No
         "a run folder is given twice": ["good", "./good/"],
         "--output good is a folder": ["good", "--output=good"],
         "--output good/plan.json/x cannot be written": ["good", "--output=good/plan.json/x"],
+        "output good/plan.json exists, and is not what": ["good", "--output=good/plan.json"],
         "RUN must be given": [],
     }
     for name, content in damaged.items():
@@ -281,7 +282,10 @@ def test_user_errors_are_one_sentence(tmp_path: Path, capsys, monkeypatch) -> No
         assert sentence in said.err
         assert said.err.count("\n") == 1, said.err
         assert not said.out
-    assert main(["report", "good"]) == 0
+    (tmp_path / "report.html").write_text("")
+    for _ in range(2):  # a report is replaced
+        capsys.readouterr()
+        assert main(["report", "good"]) == 0
     assert json.loads(capsys.readouterr().out) == {"report": "report.html"}
     assert (tmp_path / "report.html").exists()
     assert good.is_dir()

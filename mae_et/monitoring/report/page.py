@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable, write_atomically
+from mae_et.io.plain_files import check_replaceable
 from mae_et.monitoring.compare import varied_keys
 from mae_et.monitoring.figures import (
     figure_name,
@@ -70,6 +71,7 @@ def report(runs: list[Path], output: Path) -> Path:
     """
     if output.is_dir():
         raise UserError(f"--output {output} is a folder")
+    check_replaceable(output, r"\s*<!doctype html>.*mae-et</title>", "output")
     records = read_records(runs)
     colours = {record.name: place % COLOURS for place, record in enumerate(records)}
     sections = [
