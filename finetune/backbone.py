@@ -14,6 +14,7 @@ from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm, 
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments, timm_classes
+from mae_et.config.suggestions import suggest_model
 from mae_et.errors import UserError, listed, one_line
 from mae_et.runtime.console import notify, say
 
@@ -55,6 +56,7 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
     except Exception as error:  # unknown name, unreachable hub
         raise UserError(
             f"timm cannot build model.backbone {config.backbone!r}: {one_line(error)}"
+            f"{suggest_model(config.backbone)}"
         ) from None
 
 

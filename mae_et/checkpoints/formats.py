@@ -33,7 +33,7 @@ from mae_et.checkpoints.run_config import (
 from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
 from mae_et.checkpoints.store import newest_of_run
 from mae_et.checkpoints.timm_config import timm_architecture
-from mae_et.checkpoints.timm_hub import fetch_from_hub
+from mae_et.checkpoints.timm_hub import fetch_from_hub, no_checkpoint
 from mae_et.checkpoints.weight_files import read_weight_file, summarise_error
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, require
@@ -101,7 +101,7 @@ def _read(path: Path, key: str | None) -> Weights:
     if not path.exists():
         if timm.is_model(str(path)):
             return _from_hub(path)
-        raise UserError(f"there is no checkpoint {path}")
+        raise no_checkpoint(path)
     if path.is_file() and not path.name.endswith(".index.json"):
         return weights_of_payload(path, read_weight_file(path), key)
     path = path.parent if path.is_file() else path

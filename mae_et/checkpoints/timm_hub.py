@@ -5,12 +5,20 @@ from typing import Any
 
 import timm
 
-from mae_et.errors import UserError, one_line, require
+from mae_et.config.suggestions import suggest
+from mae_et.errors import UserError, one_line
 
 
 def require_checkpoint(path: Path) -> None:
     """Refuse a path that is neither a file or folder nor timm's name of a model."""
-    require(path.exists() or timm.is_model(str(path)), f"there is no checkpoint {path}")
+    if not (path.exists() or timm.is_model(str(path))):
+        raise no_checkpoint(path)
+
+
+def no_checkpoint(path: Path) -> UserError:
+    """Return the error for a path that does not exist; it may be a misspelt name of a model."""
+    meant = suggest(str(path), timm.list_models())
+    return UserError(f"there is no checkpoint {path}{meant}")
 
 
 def fetch_from_hub(name: str, **arguments: Any) -> Any:

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_et.errors import require, require_in
+from mae_et.config.suggestions import suggest_model
+from mae_et.errors import UserError, require, require_in
 
 Target = Literal["pixel", "norm_pix", "hog"]
 Attention = Literal["self", "cross"]
@@ -59,7 +60,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         named = re.search(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)
-        require(
+        self._require_of_patch(
             self.patch_size is not None or named is not None,
             f"model.patch_size is needed: the name {self.encoder!r} does not contain it",
         )
@@ -77,7 +78,7 @@ class ModelConfig:
             self.position_grid is None or self.positions == "full_grid",
             "model.position_grid needs model.positions full_grid",
         )
-        require(
+        self._require_of_patch(
             self.image_size % self.patch == 0,
             f"model.image_size {self.image_size} is not a multiple of the patch size {self.patch}",
         )
@@ -87,10 +88,15 @@ class ModelConfig:
             f"model.decoder_embed_dim {self.decoder_embed_dim} must be a multiple of 4 and of "
             f"model.decoder_num_heads {self.decoder_num_heads}",
         )
-        require(
+        self._require_of_patch(
             self.target != "hog" or self.patch % self.hog_cell == 0,
             f"model.hog_cell {self.hog_cell} does not divide the patch size {self.patch}",
         )
+
+    def _require_of_patch(self, condition: bool, sentence: str) -> None:
+        """Raise `UserError` unless a condition holds; the encoder's name may be misspelt."""
+        if not condition:
+            raise UserError(sentence + suggest_model(self.encoder, "patch"))
 
     @property
     def patch(self) -> int:

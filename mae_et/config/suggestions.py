@@ -47,6 +47,21 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return _sentence(difflib.get_close_matches(word, list(known), n=2, cutoff=0.7))
 
 
+def suggest_model(name: str, part: str = "") -> str:
+    """Suggest timm's models whose names start with `name` or are similar, and contain `part`.
+
+    Returns:
+        As `suggest`; an empty string if timm has a model of this name.
+    """
+    import timm  # and with it PyTorch, so only for an error
+
+    if timm.is_model(name):
+        return ""
+    known = [model for model in timm.list_models() if part in model]
+    longer = sorted((model for model in known if name and model.startswith(name)), key=len)
+    return _sentence(longer[:2]) or suggest(name, known)
+
+
 def suggest_key(key: str, known: Sequence[str]) -> str:
     """Suggest a dotted key or flag: same last name, part of the last name, or similar spelling.
 

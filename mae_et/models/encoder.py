@@ -10,6 +10,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from mae_et.config.suggestions import suggest_model
 from mae_et.errors import UserError, listed, one_line
 
 LOADING = set(inspect.signature(timm.create_model).parameters)
@@ -52,7 +53,10 @@ def create_vit(name: str, /, **settings: Any) -> Any:
         UserError: timm does not know the model, or the model does not accept the settings.
     """
     if not timm.is_model(name):  # otherwise timm might look up a name from a file on a hub
-        raise UserError(f"timm cannot build the encoder {name!r}: there is no model of this name")
+        raise UserError(
+            f"timm cannot build the encoder {name!r}: there is no model of this name"
+            f"{suggest_model(name, 'patch')}"
+        )
     # Settings from a file must not make timm read other files (checkpoint_path, pretrained).
     if reserved := settings.keys() & LOADING:
         raise UserError(

@@ -182,8 +182,18 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
         "neighbours must be positive": ["knn", f"--checkpoint={golden}", "--neighbours=0"],
         "efficiency.micro_batch names": ["pretrain", *tiny, "--efficiency.micro_batch={16: 4}"],
         "torch sees no CUDA device": ["pretrain", *tiny, "--efficiency.device=cuda"],
+        "contain it; did you mean vit_base_patch8_224": ["plan", "--model.encoder=vit_bas"],
+        "6; did you mean vit_base_patch16_224": ["plan", "--model.encoder=vit_base_patch6_224"],
+        "name; did you mean vit_base_patch16_224": [
+            "plan", "--model.encoder=vit_base_patch16_22", "--images=9999",
+        ],
+        "(resne18); did you mean resnet18": [
+            "supervised", "--model.backbone=resne18", "--data.name=synthetic",
+            "--optim.batch_size=8",
+        ],
+        "checkpoint resne18; did you mean resnet18": ["knn", "resne18"],
         "data.name 'imagenet' is unknown": ["pretrain", *tiny, "--data.name=imagenet"],
-    }
+    }  # fmt: skip
 
 
 def test_user_errors_are_one_sentence_and_exit_with_2(user_errors, capsys, tmp_path) -> None:
