@@ -24,7 +24,7 @@ NUMBERS = st.floats(-1e12, 1e12)
 def test_higher_values_are_drawn_higher_and_values_above_the_axis_are_counted(points) -> None:
     """Positions are read back from the path."""
     points = sorted(points)
-    drawn = chart("t", "x", [Curve("c", 0, points)])
+    drawn = chart("t", "x", [Curve(0, points)])
     assert drawn is not None
     places = re.findall(r"[ML](-?[\d.e+]+),(-?[\d.e+]+)", drawn.lines[0].path)
     ys = [float(y) for _, y in places]
@@ -38,7 +38,7 @@ def test_higher_values_are_drawn_higher_and_values_above_the_axis_are_counted(po
 
 
 def test_ticks_and_curves_share_one_scale() -> None:
-    drawn = chart("t", "x", [Curve("c", 0, [(0.0, 0.0), (10.0, 5.0), (20.0, 20.0)])])
+    drawn = chart("t", "x", [Curve(0, [(0.0, 0.0), (10.0, 5.0), (20.0, 20.0)])])
     assert drawn is not None
     assert [tick.label for tick in drawn.y_ticks] == ["0", "5", "10", "15", "20"]
     assert [tick.label for tick in drawn.x_ticks] == ["0", "5", "10", "15", "20"]
@@ -73,7 +73,7 @@ def test_thinning_a_curve_keeps_its_extremes(values: list[float]) -> None:
 
 
 def test_bands_and_marks_share_the_axis_of_the_curve() -> None:
-    curves = [Curve("c", 0, [(0.0, 1.0), (4.0, 2.0)])]
+    curves = [Curve(0, [(0.0, 1.0), (4.0, 2.0)])]
     drawn = chart("t", "x", curves, [Band(0, 2, "16"), Band(2, 9, "32")], [(2.0, "spike")])
     assert drawn is not None
     (first, second), (mark,) = drawn.bands, drawn.marks
@@ -90,10 +90,10 @@ def test_tick_labels_fit_beside_the_axis(value: float) -> None:
 
 def test_the_chart_says_how_far_values_exceed_its_axis() -> None:
     points = [(0.0, 1e9), *((float(x), 1 + x / 100) for x in range(1, 100))]
-    drawn = chart("t", "x", [Curve("c", 0, points)])
+    drawn = chart("t", "x", [Curve(0, points)])
     assert drawn is not None
     assert drawn.note == "1 value above the axis, up to 1G"
-    few = chart("t", "x", [Curve("c", 0, [(0.0, 2.4), (1.0, 2.5), (2.0, 3.0)])])
+    few = chart("t", "x", [Curve(0, [(0.0, 2.4), (1.0, 2.5), (2.0, 3.0)])])
     assert few is not None
     assert not few.note
     assert max(tick.place for tick in drawn.y_ticks) <= FRAME.bottom

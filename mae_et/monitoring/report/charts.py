@@ -9,7 +9,6 @@ from mae_et.monitoring.figures import short
 
 Points = list[tuple[float, float]]
 
-COLOURS = 8
 # Long curves keep the minimum and the maximum of each column of pixels.
 COLUMNS = 300
 DOTS = 90
@@ -33,9 +32,8 @@ FRAME = Frame()
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line."""
+    """A line."""
 
-    name: str
     colour: int
     points: Points
     dashed: bool = False
@@ -64,7 +62,6 @@ class Tick:
 class Line:
     """A curve in pixels."""
 
-    name: str
     colour: int
     dashed: bool
     width: float
@@ -215,4 +212,4 @@ def _line(
         (across(x), max(up(y), FRAME.top), text)
         for (x, y), text in list(zip(curve.points, curve.texts, strict=False))[::every]
     ]
-    return Line(curve.name, curve.colour, curve.dashed, width, " ".join(path), dots)
+    return Line(curve.colour, curve.dashed, width, " ".join(path), dots)

@@ -30,25 +30,24 @@ class Group:
     """The charts of pre-training runs, or of classifiers."""
 
     title: str
-    names: list[tuple[str, int]]
-    """Runs and their colour numbers."""
+    records: list[Record]
     notes: list[str]
     charts: list[SvgChart]
 
 
-def groups_of(records: Sequence[Record], colours: dict[str, int]) -> list[Group]:
+def groups_of(records: Sequence[Record]) -> list[Group]:
     """Return the charts of the pre-training runs and of the classifiers."""
     kinds = {
         "Pre-training": [record for record in records if not record.is_classifier],
         "Classifiers": [record for record in records if record.is_classifier],
     }
-    return [_group(title, found, colours) for title, found in kinds.items() if found]
+    return [_group(title, found) for title, found in kinds.items() if found]
 
 
-def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
+def _group(title: str, records: list[Record]) -> Group:
     compute, clock, images = _compute(records), _clock(records), Axis("images seen", Record.images)
     axes = {"compute": compute, "images": images, "time": clock}
-    draw = _Drawing(records, colours)
+    draw = _Drawing(records)
     charts: list[SvgChart | None] = []
     if any(record.scores for record in records):
         charts += [draw.scores(f"Validation top-1 (%) by {by}", axes[by], "top1") for by in axes]
@@ -72,9 +71,7 @@ def _group(title: str, records: list[Record], colours: dict[str, int]) -> Group:
             "Time spent waiting for data (%)", compute, "data_time_fraction", 100, from_zero=True
         ),
     ]
-    names = [(record.name, colours[record.name]) for record in records]
-    drawn = [each for each in charts if each is not None]
-    return Group(title, names, _notes(records), drawn)
+    return Group(title, records, _notes(records), [each for each in charts if each is not None])
 
 
 def _notes(records: list[Record]) -> list[str]:
@@ -122,7 +119,6 @@ class _Drawing:
     """Draw runs on the same axes."""
 
     records: list[Record]
-    colours: dict[str, int]
 
     def rows(
         self, title: str, axis: Axis, key: str, factor: float = 1.0, from_zero: bool = False
@@ -155,7 +151,7 @@ class _Drawing:
                 edges.append((float(stages[-1].start + stages[-1].steps), stages[-1].bandwidth))
             places = [(axis.place(record, step), float(width)) for step, width in edges]
             points = [(x, y) for x, y in places if x is not None]
-            curves.append(Curve(record.name, self.colours[record.name], points))
+            curves.append(Curve(record.colour, points))
         return chart("Bandwidth", axis.label, curves, from_zero=True, stairs=True)
 
     def _curve(
@@ -174,7 +170,7 @@ class _Drawing:
                 points.append((x, factor * y))
                 name = f"{record.name}, " if len(self.records) > 1 else ""
                 texts.append(f"{name}step {row['step']:,}: {short(factor * y)}")
-        return Curve(record.name, self.colours[record.name], points, dashed, texts)
+        return Curve(record.colour, points, dashed, texts)
 
     def _chart(self, title: str, axis: Axis, curves: list[Curve], **more: Any) -> SvgChart | None:
         bands = _bands(self.records[0], axis) if len(self.records) == 1 else []

@@ -1,7 +1,6 @@
 """Render the page from `page.html` and `page.css`."""
 
 import time
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mae_et.monitoring.figures import (
     ordered_figures,
     short,
 )
-from mae_et.monitoring.report.charts import COLOURS, FRAME
+from mae_et.monitoring.report.charts import FRAME
 from mae_et.monitoring.report.curves import Group, groups_of
 from mae_et.monitoring.report.images import embedded_images
 from mae_et.monitoring.report.records import Record, read_records
@@ -43,26 +42,6 @@ FACTS = {
 }
 
 
-@dataclass(frozen=True)
-class Section:
-    """The part of the page about one run."""
-
-    record: Record
-    number: int
-    """Position among the runs, from 1."""
-    colour: int
-    state: str
-    tiles: list[tuple[str, str]]
-    facts: list[tuple[str, str]]
-    steps: list[dict[str, Any]]
-    """Staircase of the curriculum."""
-    stages: list[dict[str, Any]]
-    augments: bool
-    """Whether stages have a RandAugment magnitude."""
-    figures: list[tuple[str, str]]
-    images: list[tuple[str, str]]
-
-
 def report(runs: list[Path], output: Path) -> Path:
     """Write an HTML file about runs.
 
@@ -72,29 +51,25 @@ def report(runs: list[Path], output: Path) -> Path:
     if output.is_dir():
         raise UserError(f"--output {output} is a folder")
     check_replaceable(output, r"\s*<!doctype html>.*mae-et</title>", "output")
-    records = read_records(runs)
-    colours = {record.name: place % COLOURS for place, record in enumerate(records)}
-    sections = [
-        _section(record, place, colours[record.name]) for place, record in enumerate(records, 1)
-    ]
-    html = render(sections, groups_of(records, colours))
+    html = render(read_records(runs))
     with refuse_unwritable(f"--output {output}"):
         # File names may contain bytes that are not UTF-8.
         write_atomically(output, lambda path: path.write_bytes(html.encode("utf-8", "replace")))
     return output
 
 
-def render(sections: list[Section], groups: list[Group]) -> str:
+def render(records: list[Record]) -> str:
     """Return the page; all text is escaped."""
-    names = [section.record.name for section in sections]
+    groups = groups_of(records)
     return _template().render(
-        title=names[0] if len(names) == 1 else f"{len(names)} runs",
+        title=records[0].name if len(records) == 1 else f"{len(records)} runs",
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         frame=FRAME,
-        sections=sections,
+        sections=[_section(record) for record in records],
         groups=groups,
-        tables=_tables(sections, groups),
+        tables=[_comparison(group) for group in groups] if len(records) > 1 else [],
+        state=_state,
     )
 
 
@@ -110,21 +85,19 @@ def _template() -> Template:
     return environment.get_template("page.html")
 
 
-def _section(record: Record, place: int, colour: int) -> Section:
-    facts = [(name, _fact(record, keys)) for name, keys in FACTS.items()]
-    return Section(
-        record,
-        place,
-        colour,
-        _state(record),
-        _tiles(record),
-        [(name, fact) for name, fact in facts if fact],
-        [] if record.plan is None else staircase(record.plan, record.step),
-        [] if record.plan is None else stages(record, record.plan),
-        record.settings.get("data.augment") is not None,
-        [(figure_name(key), format_figure(key, value)) for key, value in _scalars(record)],
-        embedded_images(record),
-    )
+def _section(record: Record) -> dict[str, Any]:
+    """Return what the page shows of one run."""
+    facts = ((name, _fact(record, keys)) for name, keys in FACTS.items())
+    return {
+        "record": record,
+        "tiles": _tiles(record),
+        "facts": [(name, fact) for name, fact in facts if fact],
+        "stairs": [] if record.plan is None else staircase(record.plan, record.step),
+        "stages": [] if record.plan is None else stages(record, record.plan),
+        "augments": record.settings.get("data.augment") is not None,
+        "figures": [(figure_name(k), format_figure(k, v)) for k, v in _scalars(record)],
+        "images": embedded_images(record),
+    }
 
 
 def _fact(record: Record, keys: tuple[str, ...]) -> str:
@@ -176,26 +149,14 @@ def _scalars(record: Record) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in flat.items() if isinstance(v, (int, float, str))]
 
 
-def _tables(sections: list[Section], groups: list[Group]) -> list[dict[str, Any]]:
-    """Return a comparison table for each group of several runs."""
-    if len(sections) < 2:
-        return []
-    tables = []
-    for group in groups:
-        names = {name for name, _ in group.names}
-        mine = [section for section in sections if section.record.name in names]
-        tables.append({"title": group.title} | _comparison(mine))
-    return tables
-
-
-def _comparison(sections: list[Section]) -> dict[str, Any]:
+def _comparison(group: Group) -> dict[str, Any]:
     """Return the keys in which the configs of runs differ, and the figures of the runs."""
-    varied = varied_keys([section.record.settings for section in sections])
-    reached = [section.record.reached for section in sections]
-    figures = ordered_figures({key for found in reached for key in found})
+    varied = varied_keys([record.settings for record in group.records])
+    figures = ordered_figures({key for record in group.records for key in record.reached})
     rows = []
-    for section, found in zip(sections, reached, strict=True):
-        settings = section.record.settings
-        cells = ["" if settings.get(key) is None else str(settings[key]) for key in varied]
-        rows.append((section, cells, [format_figure(key, found.get(key)) for key in figures]))
-    return {"varied": varied, "figures": [figure_name(key) for key in figures], "rows": rows}
+    for record in group.records:
+        cells = ["" if (v := record.settings.get(key)) is None else str(v) for key in varied]
+        reached = record.reached
+        rows.append((record, cells, [format_figure(key, reached.get(key)) for key in figures]))
+    names = [figure_name(key) for key in figures]
+    return {"title": group.title, "varied": varied, "figures": names, "rows": rows}

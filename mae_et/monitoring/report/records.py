@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from mae_et.monitoring.compare import figures_of, names_of, settings_of, table_o
 from mae_et.monitoring.probes import MEASURES
 from mae_et.runtime.console import say
 
+COLOURS = 8
+
 
 @dataclass(frozen=True)
 class Record:
     """A run as read from its folder."""
 
     folder: Path
+    number: int
+    """Position among the runs of the report, from 1."""
     name: str
     """Unique among the runs of the report."""
     text: str
@@ -35,6 +40,11 @@ class Record:
     """Final figures; empty for an unfinished run."""
     figures: dict[str, Any]
     """Figures to compare, including those of results inside the folder."""
+
+    @property
+    def colour(self) -> int:
+        """Number of its colour on the page."""
+        return (self.number - 1) % COLOURS
 
     @property
     def finished(self) -> bool:
@@ -115,14 +125,15 @@ def read_records(folders: list[Path]) -> list[Record]:
         raise UserError(f"{others[0]} holds no run")
     if others:
         say(f"not reported, as they hold no run: {listed(others)}")
-    return [_read(*pair) for pair in zip(runs, names_of(runs), strict=True)]
+    return [_read(*each) for each in zip(runs, count(1), names_of(runs), strict=False)]
 
 
-def _read(folder: Path, name: str) -> Record:
+def _read(folder: Path, number: int, name: str) -> Record:
     config, plan = folder / "config.yaml", folder / "plan.json"
     settings = settings_of(folder)
     return Record(
         folder,
+        number,
         name,
         read_bytes(config).decode(errors="replace") if config.exists() else "",
         settings,

@@ -41,7 +41,6 @@ def stages(record: Record, plan: Plan) -> list[dict[str, Any]]:
         each |= {
             "stage": stage,
             "share": each["compute"] / plan.compute,
-            "wait": each["data_time_fraction"],
             "memory": max((row.get("memory_gib", 0.0) for row in rows), default=0.0) or None,
             "bar": 100 * (each["images_per_second"] or 0) / fastest,
         }
