@@ -56,18 +56,23 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 def test_a_failed_flush_names_the_file_and_a_folder_need_not_be_flushed(
     tmp_path: Path, monkeypatch
 ) -> None:
+    flushed, path = [], tmp_path / "a.json"
+
     def fsync(descriptor: int) -> None:
-        failed = errno.EINVAL if stat.S_ISDIR(os.fstat(descriptor).st_mode) else of_files
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        flushed.append((is_folder, path.exists()))
+        failed = errno.EINVAL if is_folder else of_files
         if failed:
             raise OSError(failed, os.strerror(failed))
 
     monkeypatch.setattr(os, "fsync", fsync)
     of_files = 0
-    write_text_atomically(tmp_path / "a.json", "new")
+    write_text_atomically(path, "new")
+    assert flushed == [(False, False), (True, True)]  # the file before it is renamed
     of_files = errno.EIO
     with pytest.raises(OSError, match=r"'/.*a\.json'"):
-        write_text_atomically(tmp_path / "a.json", "newer")
-    assert (tmp_path / "a.json").read_text() == "new"
+        write_text_atomically(path, "newer")
+    assert path.read_text() == "new"
 
 
 def _fail(temporary: Path) -> None:

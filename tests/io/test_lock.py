@@ -1,6 +1,7 @@
 """One writer per run folder."""
 
 import errno
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,26 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.monitoring.logger import RunLogger
 from slurm.events import record_event
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder in another process; return its exit status."""
+
+    def lock() -> None:
+        with sole_writer(folder):
+            pass
+
+    child = multiprocessing.get_context("fork").Process(target=lock)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def test_other_processes_are_refused_until_the_writer_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    with sole_writer(folder):
+        assert _lock(folder) == 1
+    assert _lock(folder) == 0
 
 
 def test_missing_lock_support_is_not_reported_as_a_busy_folder(tmp_path: Path, monkeypatch) -> None:
@@ -63,13 +84,19 @@ def test_lock_neither_follows_a_link_nor_truncates_its_target(tmp_path: Path) ->
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_atomic_write_does_not_follow_a_planted_link(tmp_path: Path) -> None:
+def test_atomic_write_does_not_follow_a_planted_link(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "victim").write_text("precious")
     (tmp_path / f".a.json.{os.getpid()}.{atomic._MACHINE}.tmp").symlink_to(tmp_path / "victim")
     write_text_atomically(tmp_path / "a.json", "{}")
     assert (tmp_path / "victim").read_text() == "precious"
     assert (tmp_path / "a.json").read_text() == "{}"
     assert not (tmp_path / "a.json").is_symlink()
+
+    (tmp_path / f".a.json.{os.getpid()}.{atomic._MACHINE}.tmp").symlink_to(tmp_path / "victim")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # planted again at once
+    with pytest.raises(FileExistsError):
+        write_text_atomically(tmp_path / "a.json", "{}")
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_event_log_is_not_written_through_a_link(tmp_path: Path) -> None:
