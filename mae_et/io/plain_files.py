@@ -118,10 +118,9 @@ def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
     Raises:
         UserError: a setting differs, or the file is damaged.
     """
-    now = json.loads(json.dumps(settings))
     if path.exists():
-        check_settings(read_mapping(path), now, sentence)
-    write_text_atomically(path, json.dumps(now, indent=1))
+        check_settings(read_mapping(path), settings, sentence)
+    write_text_atomically(path, json.dumps(settings, indent=1))
 
 
 def check_settings(before: dict[str, Any], now: dict[str, Any], sentence: str) -> None:
