@@ -16,6 +16,8 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.plain_files import check_replaceable
 
+NAMES = ("node", "step", "launches", "loader", "crop", "quality", "run")
+
 
 def bench(arguments: Arguments) -> None:
     """Measure speeds: node, step, launches, loader, crop, quality, run."""
@@ -30,8 +32,8 @@ def bench(arguments: Arguments) -> None:
             print(f"  {name:<10}{(start.__doc__ or '').splitlines()[0]}")
         print("\nmae-et bench NAME --help lists its keys.")
         sys.exit(0)
-    if not arguments or arguments[0] not in BENCHMARKS:
-        raise UserError(f"bench needs one of {', '.join(['node', *BENCHMARKS])}")
+    if not arguments or arguments[0] not in NAMES:
+        raise UserError(f"bench needs one of {', '.join(NAMES)}")
     kind, measure = BENCHMARKS[arguments[0]]
     description = (kind.__doc__ or "").strip()
     parser = ArgumentParser(

@@ -9,8 +9,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mae_et.cli.arguments import CONFIGS, Arguments, parser_of
+from mae_et.cli.bench import NAMES
 from mae_et.cli.help import help_requested
 from mae_et.errors import UserError
+from slurm.command import BENCH, KINDS
+from slurm.config import ClusterConfig
 
 
 def completion(arguments: Arguments) -> None:
@@ -34,13 +37,46 @@ def _parser(commands: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mae-et")
     parsers = parser.add_subparsers()
     for name, about in commands.items():
-        one = parsers.add_parser(name, help=about)  # without help, shtab skips it
-        for action in parser_of(name)._actions if name in CONFIGS else []:
-            shown = action.dest.rpartition(".")[2] not in {"help", "print_config"}
-            if action.option_strings and shown:
-                kind = Path if action.dest == "config" else getattr(action, "_typehint", None)
-                _add_key(one, action.option_strings, kind, name)
+        one = _add_command(parsers, name, about, name)
+        if name == "bench":
+            benchmarks = one.add_subparsers()
+            for kind in NAMES:
+                _add_command(benchmarks, kind, kind, f"bench {kind}")
+        elif name == "submit":
+            kinds = one.add_subparsers()
+            for kind in KINDS:
+                job = _add_command(kinds, kind, kind, "bench node" if kind == BENCH else kind)
+                if kind == BENCH:
+                    job.add_argument("name", choices=["node"])
+                else:
+                    _add_paths(job)
+                job.add_argument("--dry-run", action="store_true", help=kind)
+                for flag in ("then", "sweep"):
+                    job.add_argument(f"--{flag}", help=kind)
+                _add_key(job, ["--cluster"], Path, kind)
+                for key, inner in get_type_hints(ClusterConfig).items():
+                    _add_key(job, [f"--{key}"], inner, kind)
+        else:
+            _add_paths(one)
     return parser
+
+
+def _add_command(parsers: Any, name: str, about: str, config: str) -> argparse.ArgumentParser:
+    """Add a command with the keys of a config of `CONFIGS`, if there is one."""
+    one: argparse.ArgumentParser = parsers.add_parser(name, help=about)  # else shtab skips it
+    for action in parser_of(config)._actions if config in CONFIGS else []:
+        shown = action.dest.rpartition(".")[2] not in {"help", "print_config"}
+        if action.option_strings and shown:
+            kind = Path if action.dest == "config" else getattr(action, "_typehint", None)
+            _add_key(one, action.option_strings, kind, name)
+    return one
+
+
+def _add_paths(parser: argparse.ArgumentParser) -> None:
+    """Complete words that are no flags as paths, such as those of runs."""
+    import shtab
+
+    parser.add_argument("paths", nargs="*").complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 def _add_key(parser: argparse.ArgumentParser, flags: Sequence[str], kind: Any, about: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mae_et.cli.arguments import CONFIGS, parser_of
+from mae_et.cli.bench import NAMES
 from mae_et.cli.help import COMMON_KEYS
 from mae_et.cli.main import main
 
@@ -45,6 +46,14 @@ def test_completion_knows_commands_keys_and_choices(tmp_path: Path, capsys) -> N
         ("knn", "--data.roo"): "--data.root",
         ("pretrain", "--probe.data.root", f"{tmp_path}/com"): f"{tmp_path}/completion",
         ("pretrain", "--efficiency.compile", ""): "true false auto",
+        ("submit", "lin"): "linear-probe",
+        ("submit", "pretrain", "--partit"): "--partition",
+        ("submit", "knn", "--executor", "l"): "local",
+        ("submit", "pretrain", "--model.targ"): "--model.target",
+        ("submit", "bench", "node", "--sec"): "--seconds",
+        ("bench", ""): " ".join(NAMES),
+        ("bench", "node", "--model.target", "n"): "norm_pix",
+        ("status", f"{tmp_path}/com"): f"{tmp_path}/completion",
     }.items():
         done = subprocess.run(
             ["bash", "-c", script, "bash", tmp_path / "completion", "mae-et", *words],
