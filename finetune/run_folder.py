@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import ClassifierConfig
+from finetune.image_size import format_size
+from finetune.scoring_config import EvaluateConfig
 from mae_et.checkpoints.run_config import read_only_data
 from mae_et.config.files import config_from_text
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
 
@@ -25,6 +27,35 @@ def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
         raise UserError(f"{path} is the folder of a classifier's run that is not finished")
     config = config_from_text(read_text(written), ClassifierConfig)
     return replace(config, data=read_only_data(config.data))
+
+
+def check_evaluated(config: EvaluateConfig, run: ClassifierConfig | None) -> None:
+    """Refuse a run without a classifier, and keys that have no effect on a checkpoint's score.
+
+    Raises:
+        UserError: it is a run of pre-training, or such a key is given; the sentence names it.
+    """
+    if run is None:
+        require(
+            not (config.checkpoint / "config.yaml").is_file(),
+            f"{config.checkpoint} is a run of mae-et pretrain, which has no classifier: fine-tune "
+            "it with mae-et finetune, or score its encoder with mae-et knn or mae-et linear-probe",
+        )
+        require(
+            config.weights == "last",
+            f"weights best needs a classifier's run folder, not {config.checkpoint}",
+        )
+        return
+    for key in ("architecture", "checkpoint_key", "encoder_num_heads"):
+        require(
+            getattr(config, key) is None,
+            f"{key} is for other checkpoints: {config.checkpoint} is a run, which records its own",
+        )
+    if config.image_size not in {None, run.model.image_size}:
+        raise UserError(
+            f"image_size: {config.checkpoint} is a run, which is scored at its own size, "
+            f"{format_size(run.model.image_size)} pixels: export it to score it at another"
+        )
 
 
 def check_scores_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 
 from finetune.config import ClassifierConfig
-from finetune.image_size import Size, check_tiles, format_size, height_and_width, patch_side
+from finetune.image_size import Size, check_tiles, height_and_width, patch_side
 from finetune.model import load_run_network
 from finetune.scoring_config import EvaluateConfig
 from mae_et.checkpoints.encoders import build_named, build_vit_of
@@ -23,7 +23,7 @@ from mae_et.checkpoints.timm_config import (
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
-from mae_et.errors import UserError, require
+from mae_et.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         UserError: the checkpoint is missing, or has no head.
     """
     path = config.checkpoint
-    _refuse_unused(config, run)
     if run is not None:
         names = {"last": "model.safetensors", "best": "best.safetensors"}
         tensors = read_weight_file(path / names[config.weights])
@@ -64,30 +63,6 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         return _of_timm(config, fetch_from_hub(str(path)))
     weights = load_weights(path, config.checkpoint_key).with_given(config.encoder_num_heads)
     return _of_weights(config, weights)
-
-
-def _refuse_unused(config: EvaluateConfig, run: ClassifierConfig | None) -> None:
-    """Refuse keys that have no effect on the score of this checkpoint.
-
-    Raises:
-        UserError: such a key is given; the sentence names it.
-    """
-    if run is None:
-        require(
-            config.weights == "last",
-            f"weights best needs a classifier's run folder, not {config.checkpoint}",
-        )
-        return
-    for key in ("architecture", "checkpoint_key", "encoder_num_heads"):
-        require(
-            getattr(config, key) is None,
-            f"{key} is for other checkpoints: {config.checkpoint} is a run, which records its own",
-        )
-    if config.image_size not in {None, run.model.image_size}:
-        raise UserError(
-            f"image_size: {config.checkpoint} is a run, which is scored at its own size, "
-            f"{format_size(run.model.image_size)} pixels: export it to score it at another"
-        )
 
 
 def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:

@@ -1,11 +1,16 @@
-"""Check a job's data before submission, as far as the submitting machine has access."""
+"""Check a job's model, checkpoint and data before submission, where this machine has access."""
 
 import os
 from pathlib import Path
+from typing import get_args
 
+from finetune.run_folder import check_evaluated, read_classifier_config
+from finetune.scoring_config import EvaluateConfig, ProbeConfig
+from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.data import DataConfig
-from mae_et.config.schema import PretrainConfig
-from mae_et.data.layout import EXTENSIONS, ROOTED, data_root, is_folder, split_folder
+from mae_et.config.model_names import check_model
+from mae_et.config.schema import PretrainConfig, RunConfig
+from mae_et.data.layout import EXTENSIONS, ROOTED, Split, data_root, is_folder, split_folder
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
@@ -58,10 +63,42 @@ def _known_images(data: DataConfig) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def check_classes(data: DataConfig) -> None:
+def check_model_name(config: RunConfig) -> None:
+    """Refuse an encoder or a backbone that timm does not know.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    for key in ("encoder", "backbone"):
+        name = getattr(config.model, key, None)
+        if name is not None:
+            check_model(f"model.{key}", name)
+
+
+def check_scoring(kind: str, config: ProbeConfig | EvaluateConfig) -> None:
+    """Refuse a run that cannot be scored, and a folder of images without labels.
+
+    Other checkpoints are not read, since they may be large.
+
+    Raises:
+        UserError: the error with which the command would fail.
+    """
+    classifier = read_classifier_config(config.checkpoint)
+    if isinstance(config, EvaluateConfig):
+        check_evaluated(config, classifier)
+    run: RunConfig | None = classifier or config_of_run(config.checkpoint)
+    data = config.data or (run.data if run else None)
+    if data is not None and data.root is not None:
+        check_root(data)
+        check_classes(data, kind)
+
+
+def check_classes(data: DataConfig, kind: str) -> None:
     """Refuse a folder whose splits are not sorted into class folders, without listing the images.
 
-    Pre-training does not read labels, so it would succeed, and only its follow-up would fail.
+    Args:
+        data: the data.
+        kind: name of the command that needs classes, for errors.
 
     Raises:
         UserError: a split is missing, has images beside its class folders, or has fewer than two
@@ -70,20 +107,19 @@ def check_classes(data: DataConfig) -> None:
     root = data.root
     if data.source != "folder" or root is None or not root.is_dir():
         return
-    for split in ("train", "val"):
+    for split in get_args(Split)[kind == "evaluate" :]:
         # Without split folders, a fifth of each class of the root is held out.
         top = split_folder(data, split) or root
-        where = f"the {split} split of data.root {root}"
-        folders, image = _entries(top)
         cause = ""
+        folders, image = _entries(top)
         if image:
             cause = f"{image} is in no class folder"
         elif folders < 2:
             cause = f"{top} has fewer than two class folders"
         if cause:
             raise UserError(
-                f"--then: {where} has no classes ({cause}); pre-training needs none, but its "
-                f"follow-up needs {top.name}/CLASS/*"
+                f"the {split} split of data.root {root} has no classes ({cause}): {kind} needs "
+                f"{top.name}/CLASS/*"
             )
 
 

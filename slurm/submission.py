@@ -14,8 +14,10 @@ from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import printable, say
 from mae_et.training.same_run import check_same_run
+from slurm import preflight
 from slurm.command import (
     BENCH,
+    PROBES,
     TRAININGS,
     CommandLine,
     Task,
@@ -28,7 +30,6 @@ from slurm.config import ClusterConfig, job_name
 from slurm.events import read_events, record_event
 from slurm.job import Job
 from slurm.launcher import Launcher
-from slurm.preflight import check_classes, check_plan, check_root, check_start
 from slurm.snapshot import snapshot
 from slurm.squeue import TERMINAL, job_states
 
@@ -82,9 +83,12 @@ def submit(
         )
     _check_path(first.folder)
     for start in {run.start for run in runs}:
-        check_start(start)
+        preflight.check_start(start)
     for follower in (each for group in groups[1:] for each in group if each.kind != "compare"):
-        check_classes(follower.config.data or first.config.data)
+        preflight.check_classes(follower.config.data or first.config.data, follower.kind)
+    for run in runs:
+        if run.kind in (*PROBES, "evaluate"):
+            preflight.check_scoring(run.kind, run.config)
     for group in groups:
         _check(group, cluster, first.folder, dry_run)
     alone = replace(cluster, dependency=None)
@@ -231,10 +235,13 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
     batch, ranks = config.optim.batch_size, cluster.ranks
     if batch % ranks:
         raise UserError(f"optim.batch_size {batch} is not divisible by {ranks} ranks")
+    preflight.check_model_name(config)
     if each.kind == "pretrain":
-        check_plan(config)
+        preflight.check_plan(config)
+    else:
+        preflight.check_classes(config.data, each.kind)
     written = each.folder / "config.yaml"
     if written.exists():
         saved = {"config": read_text(written)}
         check_same_run(config, saved, finished=(each.folder / "results.json").exists())
-    check_root(config.data)
+    preflight.check_root(config.data)

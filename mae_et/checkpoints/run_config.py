@@ -6,6 +6,7 @@ from typing import Any
 
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text
+from mae_et.config.model_names import is_model
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
@@ -69,8 +70,6 @@ def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:
     Raises:
         UserError: an entry has the wrong type.
     """
-    import timm  # here: the config of a run is read before PyTorch is loaded
-
     about = about if isinstance(about, dict) else {}
     classes, heads, grid = about.get("classes"), about.get("encoder_num_heads"), about.get("grid")
     norm_eps = about.get("norm_eps")
@@ -82,7 +81,7 @@ def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:
         and (grid is None or (isinstance(grid, list) and [type(n) for n in grid] == [int, int]))
         and (norm_eps is None or (type(norm_eps) is float and norm_eps > 0))
         and isinstance(encoder, str)
-        and timm.is_model(encoder)  # other names would be looked up on a hub
+        and is_model(encoder)  # other names would be looked up on a hub
     ):
         raise UserError(
             f"{path} is damaged: its classes, encoder, heads, grid or norm_eps have the wrong type"

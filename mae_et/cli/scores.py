@@ -7,7 +7,6 @@ from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig,
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.cli.arguments import config_over_data_of
 from mae_et.cli.output import prints_results
-from mae_et.errors import UserError
 
 
 @prints_results("knn", config_over_data_of)
@@ -27,12 +26,6 @@ def linear_probe(config: ProbeConfig) -> dict[str, Any]:
 @prints_results("evaluate", config_over_data_of)
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a classifier: top-1, top-5, loss, confusion table."""
-    run = config.checkpoint
-    if (run / "config.yaml").is_file() and not (run / "classes.json").is_file():
-        raise UserError(
-            f"{run} is a run of mae-et pretrain, which has no classifier: fine-tune it with "
-            f"mae-et finetune, or score its encoder with mae-et knn or mae-et linear-probe"
-        )
     return finetune.evaluate(config)
 
 

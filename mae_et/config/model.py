@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_et.config.suggestions import suggest_model
+from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, require, require_in
 
 Target = Literal["pixel", "norm_pix", "hog"]

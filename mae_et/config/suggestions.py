@@ -44,22 +44,7 @@ _CALLED_ELSEWHERE = {
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean ...?` with the closest of the known words, or an empty string."""
-    return _sentence(difflib.get_close_matches(word, list(known), n=2, cutoff=0.7))
-
-
-def suggest_model(name: str, part: str = "") -> str:
-    """Suggest timm's models whose names start with `name` or are similar, and contain `part`.
-
-    Returns:
-        As `suggest`; an empty string if timm has a model of this name.
-    """
-    import timm  # and with it PyTorch, so only for an error
-
-    if timm.is_model(name):
-        return ""
-    known = [model for model in timm.list_models() if part in model]
-    longer = sorted((model for model in known if name and model.startswith(name)), key=len)
-    return _sentence(longer[:2]) or suggest(name, known)
+    return did_you_mean(difflib.get_close_matches(word, list(known), n=2, cutoff=0.7))
 
 
 def suggest_key(key: str, known: Sequence[str]) -> str:
@@ -71,12 +56,12 @@ def suggest_key(key: str, known: Sequence[str]) -> str:
     elsewhere = _CALLED_ELSEWHERE.get(last)
     flags = [name for name in known if name.lstrip("-") == elsewhere]
     if flags:
-        return _sentence(flags)
+        return did_you_mean(flags)
     meant = [name for name in known if re.split(r"[.]|--", name)[-1] == last]
     # lr is part of base_lr and min_lr; in the order of the config
     meant = meant or [name for name in known if last in name.rpartition(".")[2].split("_")]
     meant = meant or difflib.get_close_matches(key, known, n=2, cutoff=0.75)
-    return _sentence(meant[:2])
+    return did_you_mean(meant[:2])
 
 
 def describe_unknown_key(text: str, kind: type[Any]) -> str | None:
@@ -121,5 +106,6 @@ def _line_of(key: str, text: str) -> int:
     return line
 
 
-def _sentence(meant: Sequence[str]) -> str:
+def did_you_mean(meant: Sequence[str]) -> str:
+    """Return `; did you mean ...?`, or an empty string without words."""
     return f"; did you mean {' or '.join(meant)}?" if meant else ""

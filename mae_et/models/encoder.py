@@ -10,7 +10,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mae_et.config.suggestions import suggest_model
+from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, listed, one_line
 
 LOADING = set(inspect.signature(timm.create_model).parameters)
