@@ -52,6 +52,10 @@ def test_the_table_names_faults_only_if_there_were_any() -> None:
     ]  # fmt: skip
     scored = {"dynamics": "out", "by": "knn", "checkpoints": 2, "last": {"8": 21.5}}
     assert results_table(scored).splitlines()[2:] == ["checkpoints  2", "last at 8    21.5"]
+    found = {"search": "s", "objective": "knn", "bandwidths": [16, 32], "magnitudes": [0, 1],
+             "value": 41.25, "trials": 4, "curriculum": "s/curriculum.yaml"}  # fmt: skip
+    lines = [line.split(maxsplit=1) for line in results_table(found).splitlines()]
+    assert lines == [[name, str(found[name])] for name in found if name != "magnitudes"]
     faulty = results_table(results | {"diverged": True, "skipped_updates": 1200})
     assert faulty.splitlines()[2:] == ["diverged         yes", "skipped updates  1,200"]
 
@@ -82,23 +86,6 @@ def test_bench_prints_its_table_on_a_terminal_and_only_json_elsewhere(capsys, mo
     assert capsys.readouterr() == piped
     assert main(command) == 0
     assert capsys.readouterr().out == "| step |\n"
-
-
-def test_search_prints_a_table_on_a_terminal_and_json_elsewhere(
-    tiny_yaml: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
-    found = {"search": "s", "objective": "knn", "bandwidths": [16, 32], "magnitudes": [0, 1],
-             "value": 41.25, "trials": 4, "curriculum": "s/curriculum.yaml"}  # fmt: skip
-    monkeypatch.setattr("mae_et.search.driver.search", lambda *args, **options: found)
-    command = ["search", f"--config={tiny_yaml}", f"--output.dir={tmp_path / 's'}"]
-    assert main(command) == 0
-    assert json.loads(capsys.readouterr().out) == found
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert main([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == found
-    assert main(command) == 0
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [[name, str(found[name])] for name in found if name != "magnitudes"]
 
 
 @pytest.mark.parametrize("command", ["knn", "linear-probe"])

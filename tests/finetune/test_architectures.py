@@ -118,11 +118,3 @@ def test_layouts_of_plain_blocks_refuse_other_blocks(tiny, tmp_path: Path, layou
     _, path = checkpoint(tiny, tmp_path / "run.pt", *ENCODERS["LayerScale"])
     with pytest.raises(UserError, match=rf"format {layout} has no place for blocks\.0\.ls1\.gamma"):
         export(path, layout, tmp_path / "out")
-
-
-def test_encoders_that_are_not_plain_vits_are_refused() -> None:
-    for name in ("vit_none_patch16_224", "hf-hub:some/body"):
-        with pytest.raises(UserError, match="there is no model of this name"):
-            MaskedAutoencoder(name, decoder_depth=0)
-    with pytest.raises(UserError, match="not a plain VisionTransformer"):
-        MaskedAutoencoder("vit_tiny_r_s16_p8_224", decoder_depth=0)

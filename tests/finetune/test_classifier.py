@@ -236,11 +236,6 @@ def png_of(number: int) -> bytes:
     return file.getvalue()
 
 
-def test_a_curriculum_applies_to_a_checkpoint_s_vit_too(small) -> None:
-    results = classify(small("--curriculum={preset: etpp, epochs: 8, cost: flops}"))
-    assert [stage["bandwidth"] for stage in results["stages"]] == [16] * 2 + [24] * 4 + [32] * 4
-
-
 def test_a_run_without_validation_split_has_no_scores(small, tmp_path) -> None:
     for number in range(40):
         path = tmp_path / "only" / "train" / str(number % 2) / f"{number}.png"

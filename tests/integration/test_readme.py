@@ -10,16 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import mae_et
-from finetune import ClassifierConfig, DynamicsConfig, EmbedConfig, EvaluateConfig, ProbeConfig
-from finetune.feature_config import FeatureMapConfig
 from mae_et.checkpoints.tensor_files import export_encoder
-from mae_et.cli.arguments import POSITIONAL
+from mae_et.cli.arguments import CONFIGS, config_of
 from mae_et.cli.main import COMMANDS, main
-from mae_et.config.commands import ExportConfig, PrepareConfig, ReconstructConfig
 from mae_et.config.files import find_config, load_config
 from mae_et.config.model import ModelConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.search.config import SearchConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -68,35 +64,16 @@ def test_command_exists_and_its_flags_parse(
         assert main(words) == 2
         assert "there is no run folder" in capsys.readouterr().err
         return
-    if words[:2] == ["preview", "--features"]:
-        words = [" ".join(words[:2]), *words[2:]]
-    elif words[0] == "preview":  # --save is no key of a config, and runs do not exist here
-        words = [word for word in words if word not in {"--save", "preview.png", "runs/photos"}]
-    kinds = {
-        "finetune": ClassifierConfig,
-        "supervised": ClassifierConfig,
-        "evaluate": EvaluateConfig,
-        "knn": ProbeConfig,
-        "linear-probe": ProbeConfig,
-        "embed": EmbedConfig,
-        "preview --features": FeatureMapConfig,
-        "reconstruct": ReconstructConfig,
-        "export": ExportConfig,
-        "prepare": PrepareConfig,
-        "search": SearchConfig,
-        "dynamics": DynamicsConfig,
-    }
-    kind = kinds.get(words[0], PretrainConfig)
-    if words[0] in POSITIONAL and not words[1].startswith("-"):
-        words[1:2] = ["--checkpoint", words[1]]
-    flags = [re.sub("^--checkpoint$", "--model.checkpoint", word) for word in words[1:]]
-    if kind is not ClassifierConfig:
-        flags = words[1:]
+    command, flags = words[0], words[1:]
+    if flags[:1] == ["--features"]:
+        command, flags = "preview --features", flags[1:]
+    elif command == "preview":  # the run does not exist here
+        flags = [word for word in flags if word != "runs/photos"]
     for own in OWN | {"my_cluster.yaml"}:  # files of the reader
         if own in flags:
             place = flags.index(own)
             del flags[place - 1 : place + 1]
-    assert isinstance(load_config(kind, [], flags), kind)
+    assert isinstance(config_of(command, flags), CONFIGS[command])
 
 
 def test_yaml_example_is_a_valid_config(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from tiny_run import config_in
 
 from mae_et import MaskedAutoencoder, UserError, pretrain
 from mae_et.checkpoints.export import export
-from mae_et.config.model import ModelConfig
 from mae_et.models.decoders import CrossBlock, gather
 from mae_et.models.mae import predicted_patches
 
@@ -100,11 +99,6 @@ def test_gradient_checkpointing_recomputes_each_block_and_changes_no_bit(
     assert list(passes.values()) == [3] * 4  # recomputed in the backward pass
     for name, gradient in before.items():
         assert torch.equal(after[name], gradient), name
-
-
-def test_decoder_share_outside_0_to_1_raises() -> None:
-    with pytest.raises(UserError, match=r"model\.decoder_share must lie in \(0, 1\]"):
-        ModelConfig(decoder_share=1.5)
 
 
 def test_export_to_the_layout_of_mae_rejects_a_cross_decoder(tmp_path) -> None:

@@ -161,7 +161,8 @@ def test_defaults_are_those_of_the_config() -> None:
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("vit_huge", "cannot build"), ("resnet18", "is not a plain vision transformer"),
+    [("vit_huge", "cannot build"), ("hf-hub:some/body", "cannot build"),
+     ("vit_tiny_r_s16_p8_224", "not a plain"), ("resnet18", "is not a plain vision transformer"),
      ("vit_base_patch16_siglip_224", "class token"), ("vit_base_patch32_clip_224", "not a plain"),
      ("vit_small_patch14_reg4_dinov2", "not a plain")],
 )  # fmt: skip

@@ -1,19 +1,16 @@
 """The run logger: TensorBoard files, read back by TensorBoard's reader, and the terminal."""
 
 import io
-import json
 import re
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.io import read_image
 
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.io.metrics_file import SCORES, read_metrics
-from mae_et.monitoring.figures import format_seconds, seconds_left
+from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.tensorboard import TAGS, USUALLY_ZERO
 from mae_et.monitoring.terminal import WIDTH, Terminal, describe
@@ -24,53 +21,14 @@ def events(folder: Path) -> EventAccumulator:
     return found.Reload()
 
 
-@pytest.fixture
-def run(trained: Path) -> Path:
-    return trained
-
-
-def test_tensorboard_has_every_metric_of_a_row_at_its_step(run: Path) -> None:
-    rows, found = read_metrics(run), events(run)
-    for key in set(TAGS) - USUALLY_ZERO - {"magnitude"}:
-        tag = TAGS[key]
-        scalars = found.Scalars(tag)
-        assert [s.step for s in scalars] == [row["step"] for row in rows]
-        assert [s.value for s in scalars] == pytest.approx([row[key] for row in rows], rel=1e-6)
-
-
-def test_the_loss_is_also_plotted_against_compute_in_thousandths_of_an_epoch(run: Path) -> None:
-    rows, found = read_metrics(run), events(run)
-    scalars = found.Scalars("vs_compute/loss")
-    assert [s.step for s in scalars] == [round(1000 * row["equivalent_epochs"]) for row in rows]
-    assert [s.value for s in scalars] == pytest.approx([row["loss"] for row in rows], rel=1e-6)
-
-
-def test_each_stage_has_its_own_curve(run: Path) -> None:
-    rows, found = read_metrics(run), events(run)
-    for stage, bandwidth in enumerate((16, 24, 32)):
-        scalars = found.Scalars(f"stages/loss_{stage + 1}_B{bandwidth}")
-        mine = [row for row in rows if row["stage"] == stage]
-        assert [s.step for s in scalars] == [row["step"] for row in mine]
-        assert [s.value for s in scalars] == pytest.approx([row["loss"] for row in mine], rel=1e-6)
-
-
-def test_tensorboard_has_config_images_and_final_figures(run: Path) -> None:
-    found = events(run)
-    text = found.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+def test_tensorboard_has_the_config(trained: Path) -> None:
+    text = events(trained).Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "mask_ratio: 0.75" in text
-    images = sorted((run / "reconstructions").glob("*.png"))
-    assert [image.step for image in found.Images("reconstructions")] == [
-        int(path.stem.removeprefix("step-")) for path in images
-    ]
-    results = json.loads((run / "results.json").read_text())
-    assert found.Scalars("results/loss")[0].value == pytest.approx(results["loss"], rel=1e-6)
-    content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert b"model.mask_ratio" in content
 
 
-def test_an_image_has_input_mask_reconstruction_and_paste(run: Path) -> None:
+def test_an_image_has_input_mask_reconstruction_and_paste(trained: Path) -> None:
     """Four panels per row; the second and the fourth share the visible patches."""
-    image = read_image(str(sorted((run / "reconstructions").glob("*.png"))[-1])).float()
+    image = read_image(str(sorted((trained / "reconstructions").glob("*.png"))[-1])).float()
     panel = 96  # 32 pixels, enlarged three times
     image = image[:, -(2 * (panel + 4) + 4) :]  # without the captions
     assert image.shape == (3, 2 * (panel + 4) + 4, 4 * (panel + 4) + 4)
@@ -81,53 +39,18 @@ def test_an_image_has_input_mask_reconstruction_and_paste(run: Path) -> None:
     assert (panels[1][:, ~visible] == 128).float().mean() > 0.95
 
 
-def test_resuming_drops_rows_after_the_checkpoint_and_repeats_no_step(tiny) -> None:
-    config = tiny()
+def test_resuming_drops_later_rows_and_half_a_line(tiny) -> None:
+    config = tiny("--output.tensorboard=false")
     plan = Curriculum.preset("constant", 32, 8).plan(5, 40, 12)
-
-    def row(step: int) -> dict:
-        keys = dict.fromkeys(TAGS, 1.0 * step) | {"stage": 0, "compute": 0.5, "seconds": 1.0}
-        return keys | {"step": step, "bandwidth": 32, "equivalent_epochs": step / 10}
-
-    def log(start: int, steps: list[int]) -> None:
+    row = dict.fromkeys(TAGS, 1.0) | {"stage": 0, "bandwidth": 32, "compute": 0.5, "seconds": 1.0}
+    for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
         logger = RunLogger(config, plan, start)
         for step in steps:
-            logger.log(row(step))
-            logger.log_image(step, torch.zeros(3, 8, 8, dtype=torch.uint8))
+            logger.log(row | {"step": step})
         logger.close()
-
-    log(0, [2, 4, 6])
-    with (config.output.dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "lo')  # killed in the middle of a line
-    log(4, [6, 8])
+        with (config.output.dir / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 8, "lo')  # killed in the middle of a line
     assert [r["step"] for r in read_metrics(config.output.dir)] == [2, 4, 6, 8]
-    sizes = [path.stat().st_size for path in config.output.dir.glob("events.out.tfevents.*")]
-    assert sum(size > 0 for size in sizes) == 1
-    found = events(config.output.dir)
-    assert [s.step for s in found.Scalars("loss/train")] == [2, 4, 6, 8]
-    assert [s.step for s in found.Scalars("vs_compute/loss")] == [200, 400, 600, 800]
-    assert [i.step for i in found.Images("reconstructions")] == [2, 4, 6, 8]
-
-
-def test_scores_are_plotted_against_steps_compute_and_images_and_survive_resuming(tiny) -> None:
-    config = tiny()
-    plan = Curriculum.preset("etpp", 32, 8).plan(6, 40, 4)
-    for start, steps in ((0, [10, 20]), (10, [20, 30])):
-        logger = RunLogger(config, plan, start)
-        for step in steps:
-            logger.log_scores(step, {"top1": float(step), "loss": 1.0})
-        logger.close()
-    assert [row["step"] for row in read_metrics(config.output.dir, SCORES)] == [10, 20, 30]
-    found = events(config.output.dir)
-    assert [(s.step, s.value) for s in found.Scalars("accuracy/top1")] == [
-        (10, 10), (20, 20), (30, 30),
-    ]  # fmt: skip
-    done = [round(1000 * plan.progress(step) * plan.equivalent_epochs) for step in (10, 20, 30)]
-    assert [s.step for s in found.Scalars("vs_compute/top1")] == done
-    seen = [step * plan.batch_size for step in (10, 20, 30)]
-    assert [s.step for s in found.Scalars("vs_images/top1")] == seen
-    for tag in ("loss/validation", "vs_compute/validation_loss", "vs_images/validation_loss"):
-        assert [s.value for s in found.Scalars(tag)] == [1, 1, 1]
 
 
 def test_a_terminal_shows_a_bar_and_a_log_has_lines(tiny, capsys, monkeypatch) -> None:
@@ -139,7 +62,6 @@ def test_a_terminal_shows_a_bar_and_a_log_has_lines(tiny, capsys, monkeypatch) -
     text = describe(line, plan)
     for part in ("step 7/", "stage 2/10 B=16", "loss 0.5000", "100 img/s", "wait 25%", "0:01:30"):
         assert part in text
-    assert format_seconds(3 * 3600 + 62) == "3:01:02"
     rest = dict.fromkeys(TAGS, 0.0) | {"equivalent_epochs": 0.0}
     for is_terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda answer=is_terminal: answer, raising=False)
@@ -150,11 +72,6 @@ def test_a_terminal_shows_a_bar_and_a_log_has_lines(tiny, capsys, monkeypatch) -
         assert ("\r" in shown) == is_terminal
         assert shown.count("ETA") == shown.count("loss 0.5")
         assert "B=16" in shown
-
-
-def test_remaining_time_scales_with_remaining_compute() -> None:
-    assert seconds_left({"seconds": 100.0, "compute": 0.25}) == 300
-    assert format_seconds(3661.4) == "1:01:01"
 
 
 class FakeTerminal(io.StringIO):

@@ -45,10 +45,3 @@ def test_events_record_the_job_and_its_restarts(tmp_path: Path, monkeypatch) -> 
     assert events_file(tmp_path).is_file()
     assert read_events(tmp_path)[0]["job"] == "4_2"
     assert find_runs(tmp_path.parent)  # in the parent folder
-
-
-def test_half_written_event_is_skipped(place: Path) -> None:
-    record_event(place, "started", step=1)
-    with (place / "slurm" / "events.jsonl").open("a") as file:
-        file.write('{"event": "fin')
-    assert [event["event"] for event in read_events(place)] == ["started"]

@@ -259,12 +259,12 @@ def test_status_reads_only_logs_of_its_run(tmp_path: Path, monkeypatch) -> None:
     assert "\x1b" not in table(status([run]))  # a terminal would obey it
 
 
-def test_malformed_events_are_skipped(tmp_path: Path) -> None:
+def test_malformed_and_half_written_events_are_skipped(tmp_path: Path) -> None:
     record_event(tmp_path, "started", job="1")
     with (tmp_path / "slurm" / "events.jsonl").open("a") as file:
         for line in ({"event": 3}, {"event": "x"}, [], {"event": "x", "time": 1, "job": ["-x"]}):
             file.write(json.dumps(line) + "\n")
-        file.write("[" * 100_000 + "\n")
+        file.write("[" * 100_000 + '\n{"event": "fin')
     assert [event["event"] for event in read_events(tmp_path)] == ["started"]
 
 

@@ -55,17 +55,6 @@ def test_an_impossible_plan_is_refused(flag: str, sentence: str, place, capsys) 
     assert list(place.iterdir()) == [place / "tiny.yaml"]
 
 
-def test_shell_words_are_quoted(place, capsys) -> None:
-    flags = ["--output.dir=a b;$(c)", "--name=x y", "--extra={comment: 'a; b'}", "--dry-run"]
-    assert main(["submit", "pretrain", RUN[0], *flags]) == 0
-    script = capsys.readouterr().out.partition("# mae-et")[0]
-    folder = place / "a b;$(c)" / "slurm"
-    assert f"'{folder}'" in script
-    assert "#SBATCH --job-name='x y'" in script
-    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
-    assert checked.returncode == 0, checked.stderr
-
-
 def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
     for flag, sentence in (
         ("--then=knn,knn", "two jobs would write to run/knn: give each"),
