@@ -54,10 +54,15 @@ def test_commands_that_read_run_folders_wait_for_no_pipe(place: Path, name: str)
         signal.signal(signal.SIGALRM, before)
 
 
-def test_lines_are_appended_to_the_record_itself_and_to_no_link(tmp_path: Path) -> None:
+def test_lines_are_appended_to_the_record_itself_and_to_no_link(
+    tmp_path: Path, monkeypatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda record: flushed.append(os.fstat(record).st_size))
     (tmp_path / "link").symlink_to(tmp_path / "record")
     for line in ("1\n", "2\n"):
         append_line(tmp_path / "record", line)
     with pytest.raises(UserError, match="link is a link; delete it"):
         append_line(tmp_path / "link", "3\n")
     assert (tmp_path / "record").read_text() == "1\n2\n"
+    assert flushed == [2, 4]
