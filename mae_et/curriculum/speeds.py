@@ -36,31 +36,28 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
     Raises:
         UserError: the text is neither of the two.
     """
-    if text.lstrip().startswith("{"):
-        import yaml
+    import yaml
 
-        from mae_et.config.plain_yaml import parse_yaml
+    from mae_et.config.plain_yaml import parse_yaml
 
-        try:
-            pairs = parse_yaml(text)
-            return {int(bandwidth): float(speed) for bandwidth, speed in pairs.items()}
-        except (yaml.YAMLError, TypeError, ValueError, AttributeError, RecursionError):
-            raise UserError(f"{option} must read like '{{96: 5200}}', got {text!r}") from None
-    path = Path(text, "results.json") if Path(text).is_dir() else Path(text)
     images: dict[int, float] = {}
     seconds: dict[int, float] = {}
     try:
+        if text.lstrip().startswith("{"):
+            return {int(bandwidth): float(speed) for bandwidth, speed in parse_yaml(text).items()}
+        path = Path(text, "results.json") if Path(text).is_dir() else Path(text)
         for stage in json.loads(read_bytes(path))["stages"]:
             bandwidth = stage["bandwidth"]
             images[bandwidth] = images.get(bandwidth, 0) + stage["images"]
             taken = stage["images"] / stage["images_per_second"]
             seconds[bandwidth] = seconds.get(bandwidth, 0) + taken
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
+    except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, AttributeError,
+            ArithmeticError, RecursionError):  # fmt: skip
         raise UserError(
             f"{option} must read like '{{96: 5200}}', or name a finished run's folder (with "
             f"results.json), got {text!r}"
         ) from None
-    return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
 
 
 def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] | None:

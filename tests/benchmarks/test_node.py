@@ -109,6 +109,13 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     assert main(planned) == 0
     totals = last_json()["throughput"]["totals"]
     assert totals[0]["hours"] == pytest.approx(figures["hours_by_way"]["GPU"])
+    exchange = {"ranks": 2, "bytes": 1, "seconds": 0.1, "bus_bytes_per_second": 1}
+    by_files = summary(plan, figures | {"loading": loading[:1], "exchange": exchange}, 1, 4)
+    file.write_text(json.dumps(by_files))
+    assert main(planned) == 0
+    model = last_json()["throughput"]
+    assert model["totals"][0]["hours"] == by_files["hours_by_way"]["files"]
+    assert model["given"]["exchange_included"]
     file.write_text(json.dumps({"images_per_second": [1, 2]}))
     assert main(planned) == 2
     assert "has no images/s by bandwidth in 'images_per_second'" in capsys.readouterr().err

@@ -91,6 +91,10 @@ def test_speeds_of_a_run_are_averaged_over_its_time(tmp_path) -> None:
     results["stages"][1]["images_per_second"] = 10.0
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert read_speeds(str(tmp_path), "--throughput")[96] == pytest.approx(300 / 20)
+    results["stages"][2]["images_per_second"] = math.inf
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match="must read like"):
+        read_speeds(str(tmp_path), "--throughput")
 
 
 def test_command_prints_tables_or_json(capsys) -> None:
@@ -118,6 +122,7 @@ def test_command_prints_tables_or_json(capsys) -> None:
         ("--throughput must be positive", ["--throughput={96: 1, 160: .inf, 224: 3}"]),
         ("--throughput must read like", ["--throughput={96: fast}"]),
         ("--throughput must read like", ["--throughput=runs/none"]),
+        ("--throughput must read like", [f"--throughput={'long' * 99}"]),
         ("--loader requires --throughput", ["--loader={96: 1}"]),
         ("--cores-per-gpu needs --loader", [FLAT, "--cores-per-gpu=2"]),
         ("--gpus must read like", [FLAT, "--gpus=many"]),
