@@ -1,12 +1,13 @@
 from functools import partial
 
 import pytest
+import timm
 import torch
 from oracles import mae_flops
 
 from mae_et.config.model import ModelConfig
 from mae_et.curriculum.flops import training_flops
-from mae_et.curriculum.mae_cost import mae_training_flops
+from mae_et.curriculum.mae_cost import ENCODERS, mae_training_flops
 from mae_et.models.mae import MaskedAutoencoder
 
 
@@ -33,6 +34,13 @@ def test_flops_from_sizes_are_those_counted_in_the_network(settings: dict) -> No
     counted = training_flops(partial(model, mask_ratio=config.mask_ratio), config.channels)
     assert known is not None
     assert known(config.image_size) == counted(config.image_size)
+
+
+def test_sizes_of_encoders_are_timm_s() -> None:
+    for name, sizes in ENCODERS.items():
+        with torch.device("meta"):
+            vit = timm.create_model(name)
+        assert (vit.embed_dim, len(vit.blocks), vit.blocks[0].attn.num_heads) == sizes
 
 
 def test_flops_of_what_only_the_network_tells_are_not_guessed() -> None:
