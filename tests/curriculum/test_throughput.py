@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mae_et import UserError
 from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.curriculum.speeds import read_speeds
