@@ -7,6 +7,7 @@ images, are unfiltered.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,58 +66,56 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
             f"{config.checkpoint} has only its last {len(paths)} checkpoints: pre-train with "
             "output.keep_every to score earlier ones"
         )
-    bandwidths = bandwidths_of(config, run.model.image_size)
+    config = with_bandwidths(config, run.model.image_size)
     folder = config.output or config.checkpoint / "dynamics"
     with sole_writer(folder, "output"):
-        check_same_settings(folder, config, bandwidths)
+        check_same_settings(folder, config)
         known = {row["step"]: row for row in read_metrics(folder, DYNAMICS)}
         for path in paths:
             if checkpoint_step(path) not in known:
-                row = score_checkpoint(config, path, bandwidths)
+                row = score_checkpoint(config, path)
                 known[row["step"]] = row
                 # Rewritten, not appended: a truncated line would hide those after it.
                 lines = (row_line(known[step], DYNAMICS) for step in sorted(known))
                 write_text_atomically(folder / DYNAMICS, "".join(lines))
-        return _write(folder, config, [known[step] for step in sorted(known)], bandwidths)
+        return _write(folder, config, [known[step] for step in sorted(known)])
 
 
 def _score_single(config: DynamicsConfig) -> dict[str, Any]:
     """Score an encoder that has no kept checkpoints."""
     encoder, data = open_encoder_and_data(config)
-    if config.output is None:
+    folder, base = config.output, min(encoder.image_size)
+    if folder is None:
         raise UserError(f"output must be given: {config.checkpoint} has no checkpoints of a run")
-    base = min(encoder.image_size)
-    bandwidths = bandwidths_of(config, base)
-    accuracies = _accuracies(config, encoder, data, bandwidths)
+    config = with_bandwidths(config, base)
+    accuracies = _accuracies(config, encoder, data)
     row = {"step": 0, "equivalent_epochs": 0.0, "trained_at": base, "accuracies": accuracies}
-    with sole_writer(config.output, "output"):
-        return _write(config.output, config, [row], bandwidths)
+    with sole_writer(folder, "output"):
+        return _write(folder, config, [row])
 
 
-def _write(
-    folder: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[int, ...]
-) -> dict[str, Any]:
+def _write(folder: Path, config: DynamicsConfig, rows: list[Row]) -> dict[str, Any]:
     """Write the table and the chart; return the results."""
-    write_text_atomically(folder / "dynamics.md", table(rows, bandwidths))
-    draw(folder / "dynamics.png", config, rows, bandwidths)
-    last = dict(zip(map(str, bandwidths), rows[-1]["accuracies"], strict=True))
+    write_text_atomically(folder / "dynamics.md", table(config, rows))
+    draw(folder / "dynamics.png", config, rows)
+    last = dict(zip(map(str, config.bandwidths), rows[-1]["accuracies"], strict=True))
     return {"dynamics": str(folder), "by": config.by, "checkpoints": len(rows), "last": last}
 
 
-def bandwidths_of(config: DynamicsConfig, base: int) -> tuple[int, ...]:
-    """Return the bandwidths in ascending order."""
+def with_bandwidths(config: DynamicsConfig, base: int) -> DynamicsConfig:
+    """Return a config with its bandwidths, by default eighths of the base size, in rising order."""
     for bandwidth in config.bandwidths:
         if bandwidth > base:
             raise UserError(f"bandwidths: {bandwidth} is larger than the image size {base}")
     eighths = (max(1, round(base * part / 8)) for part in (1, 2, 3, 4, 6, 8))
-    return tuple(sorted(set(config.bandwidths or eighths)))
+    return replace(config, bandwidths=tuple(sorted(set(config.bandwidths or eighths))))
 
 
-def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[int, ...]) -> None:
+def check_same_settings(folder: Path, config: DynamicsConfig) -> None:
     """Refuse to mix scores of different settings in one table."""
     # Relative to the folder, so that a run may be moved, and named from any working directory.
     run = os.path.relpath(config.checkpoint.resolve(), folder.resolve())
-    settings = plain(config) | {"checkpoint": run, "bandwidths": bandwidths}
+    settings = plain(config) | {"checkpoint": run}
     for free in ("batch_size", "num_workers", "device", "step_timeout", "output"):
         del settings[free]
     keep_settings(
@@ -127,7 +126,7 @@ def check_same_settings(folder: Path, config: DynamicsConfig, bandwidths: tuple[
     )
 
 
-def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, ...]) -> Row:
+def score_checkpoint(config: DynamicsConfig, path: Path) -> Row:
     """Return a checkpoint's step, compute and accuracies in percent.
 
     Raises:
@@ -141,7 +140,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     encoder = frozen_encoder_from_weights(weights_of_payload(path, saved))
     del saved
     assert encoder.data is not None  # the checkpoint of a run records them
-    accuracies = _accuracies(config, encoder, encoder.data, bandwidths)
+    accuracies = _accuracies(config, encoder, encoder.data)
     stage = plan.at(max(0, step - 1))
     say(f"step {step}: {accuracies}")
     return {
@@ -152,16 +151,14 @@ def score_checkpoint(config: DynamicsConfig, path: Path, bandwidths: tuple[int, 
     }
 
 
-def _accuracies(
-    config: DynamicsConfig, encoder: FrozenEncoder, data: DataConfig, bandwidths: tuple[int, ...]
-) -> list[float]:
+def _accuracies(config: DynamicsConfig, encoder: FrozenEncoder, data: DataConfig) -> list[float]:
     """Return the top-1 accuracy at each bandwidth, in percent."""
     device = distributed.choose_device(config.device)
     indices = _draw_images(config, data, encoder.channels)
     train = extract_dataset_features(encoder, data, config, "train", device, indices).to(device)
     probe = train_probe(train, config.epochs, config.seed) if config.by == "linear" else None
     accuracies = []
-    for bandwidth in bandwidths:
+    for bandwidth in config.bandwidths:
         whole = None if bandwidth == min(encoder.image_size) else bandwidth
         val = extract_dataset_features(encoder, data, config, "val", device, bandwidth=whole).to(
             device
@@ -182,9 +179,9 @@ def _draw_images(config: DynamicsConfig, data: DataConfig, channels: int) -> lis
     return [*rest, *held_out]
 
 
-def table(rows: list[Row], bandwidths: tuple[int, ...]) -> str:
+def table(config: DynamicsConfig, rows: list[Row]) -> str:
     """Return accuracies as a Markdown table with a row for each checkpoint."""
-    shown = [f"val at {bandwidth}" for bandwidth in bandwidths]
+    shown = [f"val at {bandwidth}" for bandwidth in config.bandwidths]
     cells = [
         [str(row["step"]), f"{row['equivalent_epochs']:.2f}", str(row["trained_at"])]
         + [f"{accuracy:.1f}" for accuracy in row["accuracies"]]
@@ -193,11 +190,11 @@ def table(rows: list[Row], bandwidths: tuple[int, ...]) -> str:
     return markdown_table(["step", "equivalent epochs", "trained at", *shown], cells) + "\n"
 
 
-def draw(path: Path, config: DynamicsConfig, rows: list[Row], bandwidths: tuple[int, ...]) -> None:
+def draw(path: Path, config: DynamicsConfig, rows: list[Row]) -> None:
     """Plot absolute and relative accuracies against compute, with one line per bandwidth."""
     across = [row["equivalent_epochs"] for row in rows]
     lines, shares = {}, {}
-    for place, bandwidth in enumerate(bandwidths):
+    for place, bandwidth in enumerate(config.bandwidths):
         up = [row["accuracies"][place] for row in rows]
         lines[f"B = {bandwidth}"] = (across, up)
         shares[f"B = {bandwidth}"] = (across, [value / (up[-1] or 1) for value in up])

@@ -1,12 +1,11 @@
 """Config of a cluster: the resources of a job and how often it restarts."""
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require_in
 
 OWN_OPTIONS = frozenset({
     "array", "dependency", "error", "no_requeue", "nodes", "ntasks", "ntasks_per_node", "open_mode",
@@ -73,14 +72,9 @@ class ClusterConfig:
     """Additional srun arguments."""
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "tasks_per_node", "cpus_per_task", "memory_gb", "array_parallelism"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"cluster: {name} must be positive, got {value}")
-        for name in ("gpus", "timeouts", "retries", "signal_delay"):
-            if getattr(self, name) < 0:
-                key = "gpus_per_node" if name == "gpus" else name
-                raise UserError(f"cluster: {key} must not be negative, got {getattr(self, name)}")
+        require_in("(0, inf)", self, "nodes", "tasks_per_node", "cpus_per_task", "memory_gb")
+        require_in("(0, inf)", self, "array_parallelism")
+        require_in("[0, inf)", self, "gpus", "timeouts", "retries", "signal_delay")
         if self.executor == "local" and self.nodes > 1:
             raise UserError("cluster: executor local runs on one machine, so nodes must be 1")
         if self.executor == "debug" and self.tasks > 1:

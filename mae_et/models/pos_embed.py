@@ -14,6 +14,7 @@ from mae_et.runtime.tensor_cache import cache_tensors
 Grid = tuple[int, int]
 
 
+@cache_tensors(maxsize=64)
 def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
     """Return the position embeddings of a grid's patches, sampled on the full grid.
 
@@ -32,7 +33,13 @@ def sincos_positions(grid: Grid, full: Grid, width: int, device: torch.device) -
     """
     if width % 4:
         raise ValueError(f"the width of sine-cosine positions must be a multiple of 4, got {width}")
-    return _table(grid, full, width, device)
+    rows, columns = (
+        (torch.arange(g, dtype=torch.float64) + 0.5) * (G / g) - 0.5
+        for g, G in zip(grid, full, strict=True)
+    )
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    halves = [_sincos(axis.flatten(), width // 2) for axis in (column, row)]
+    return torch.cat(halves, dim=1).float().to(device)
 
 
 def extent_of(positions: Tensor, side: int) -> int:
@@ -46,17 +53,6 @@ def extent_of(positions: Tensor, side: int) -> int:
     lowest = 10000.0 ** (1 / quarter - 1)  # frequency: at these angles, sin(x) is x
     last = float(positions[side - 1, quarter - 1]) / lowest  # column on the full grid
     return round((last + 0.5) * side / (side - 0.5))
-
-
-@cache_tensors(maxsize=64)
-def _table(grid: Grid, full: Grid, width: int, device: torch.device) -> Tensor:
-    rows, columns = (
-        (torch.arange(g, dtype=torch.float64) + 0.5) * (G / g) - 0.5
-        for g, G in zip(grid, full, strict=True)
-    )
-    row, column = torch.meshgrid(rows, columns, indexing="ij")
-    halves = [_sincos(axis.flatten(), width // 2) for axis in (column, row)]
-    return torch.cat(halves, dim=1).float().to(device)
 
 
 def _sincos(positions: Tensor, width: int) -> Tensor:

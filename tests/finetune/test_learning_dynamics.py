@@ -85,14 +85,14 @@ def test_a_stranger_s_run_does_not_decide_where_a_listing_is_written(finished, m
     assert text != saved["config"]
     monkeypatch.setattr(learning_dynamics, "load_checkpoint", lambda _: saved | {"config": text})
     monkeypatch.setattr(learning_dynamics, "_accuracies", lambda *given: [given[2].listing])
-    row = score_checkpoint(DynamicsConfig(finished), path, (8,))
+    row = score_checkpoint(DynamicsConfig(finished, bandwidths=(8,)), path)
     assert row["accuracies"] == [None]
 
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.pt").write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"00001\.pt is damaged, .*; delete it to score the others"):
-        score_checkpoint(DynamicsConfig(tmp_path), tmp_path / "step-00000001.pt", (8,))
+        score_checkpoint(DynamicsConfig(tmp_path), tmp_path / "step-00000001.pt")
 
 
 def test_another_encoder_is_scored_in_one_row(finished: Path, tiny, tmp_path: Path, capsys) -> None:
