@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from finetune.config import NetworkConfig
 from finetune.swin import follow_image_size
-from mae_et.checkpoints.encoders import classifier_prefixes, converted_by_timm, read_weights_of
+from mae_et.checkpoints.encoders import classifier_prefixes, read_weights_of
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments, timm_classes
+from mae_et.checkpoints.timm_conversion import converted_by_timm
 from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, listed, one_line
 from mae_et.runtime.console import notify, say

@@ -5,14 +5,11 @@ does not show (activations, norms before the blocks, other MLPs) require the tim
 """
 
 import math
-import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -22,6 +19,7 @@ from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch, read_state_dict
 from mae_et.checkpoints.timm_config import timm_architecture, timm_arguments
+from mae_et.checkpoints.timm_conversion import converted_by_timm
 from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, listed, one_line
@@ -109,6 +107,12 @@ def create_vit_of(
             f"{weights.path} has {positions} positions, which fit no square grid: {NAME_IT}, or "
             "its --image_size"
         )
+    is_map = "attn_pool.latent" in tensors
+    if is_map and not class_tokens and weights.architecture == DEFAULT_ENCODER:
+        raise UserError(
+            f"{weights.path} has SigLIP's attentive pooling, with which activations differ and "
+            f"are not recorded: {NAME_IT}"
+        )
     has_norm = "fc_norm.weight" in tensors
     pool = "avg" if has_norm or not class_tokens else "token"
     layer_norm = partial(nn.LayerNorm, eps=weights.norm_eps or DEFAULT_EPS)
@@ -123,7 +127,7 @@ def create_vit_of(
         "class_token": bool(class_tokens),
         "reg_tokens": registers,
         "no_embed_class": rows * columns == positions,
-        "global_pool": "map" if "attn_pool.latent" in tensors else pool,
+        "global_pool": "map" if is_map else pool,
         "fc_norm": has_norm,
         "final_norm": has_norm or "norm.weight" in tensors,
         **_traces(tensors, width),
@@ -227,18 +231,6 @@ def classifier_prefixes(network: Any) -> tuple[str, ...]:
     """Return the prefixes of a timm model's classifier parameters, such as `head.`."""
     parts = network.default_cfg.get("classifier", "head")
     return tuple(f"{part}." for part in ([parts] if isinstance(parts, str) else parts))
-
-
-def converted_by_timm(tensors: Tensors, network: Any) -> Tensors:
-    """Apply the `checkpoint_filter_fn` of a network's timm module, if it has one.
-
-    It renames tensors, and resamples position embeddings, relative-position biases and patch
-    embeddings. It raises errors of many types for weights of another network.
-    """
-    entry = model_entrypoint(network.default_cfg["architecture"])
-    convert = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
-    with warnings.catch_warnings(action="ignore"):  # timm's own deprecated indexing
-        return tensors if convert is None else convert(dict(tensors), network)
 
 
 def _checked(network: Any, path: Path) -> Any:

@@ -271,6 +271,50 @@ def test_damaged_entries_of_timm_s_config_end_in_one_sentence(entry: dict, tmp_p
         build_classifier(NetworkConfig(tmp_path, "test_vit", image_size=160), 2)
 
 
+def dinov3_of_the_hub(bias: float) -> dict[str, torch.Tensor]:
+    """Return weights under DINOv3's own names, for timm's network without biases of qkv."""
+    with torch.device("meta"):
+        ours = timm.create_model("vit_small_patch16_dinov3", num_classes=0).state_dict()
+    own = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    theirs = {}
+    for name, tensor in ours.items():
+        renamed = next((name.replace(a, b) for a, b in own.items() if a in name), name)
+        theirs[renamed] = torch.ones(1).expand(tensor.shape).clone()
+        if name.endswith("qkv.weight"):
+            theirs[renamed.replace("weight", "bias")] = torch.full((len(tensor),), bias)
+    return theirs
+
+
+def test_dinov3_loses_no_biases_and_stdout_stays_empty(tmp_path: Path, capsys) -> None:
+    name = "vit_small_patch16_dinov3"
+    torch.save(dinov3_of_the_hub(0), tmp_path / "a.pth")
+    assert load_encoder(tmp_path / "a.pth", architecture=name).reg_token.shape == (1, 4, 384)
+    assert not capsys.readouterr().out
+    torch.save(dinov3_of_the_hub(0.1), tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"it has blocks.0.attn.qkv.bias, .*: is it .*_qkvb\?"):
+        load_encoder(tmp_path / "b.pth", architecture=name)
+    own = load_encoder(tmp_path / "b.pth", architecture=f"{name}_qkvb")
+    assert own.blocks[0].attn.q_bias.eq(0.1).all()
+
+
+def test_resampling_by_timm_is_reported(tmp_path: Path, capsys) -> None:
+    for patch in (16, 32):
+        network = timm.create_model("vit_tiny_patch16_224", patch_size=patch, num_classes=0)
+        torch.save(network.state_dict(), tmp_path / "a.pth")
+        load_encoder(tmp_path / "a.pth", architecture="vit_tiny_patch16_224")
+        said = capsys.readouterr().err
+        expected = "timm resampled pos_embed, patch_embed.proj.weight of the weights to the size of"
+        assert (expected in said) == (patch == 32)
+
+
+def test_siglip_needs_its_timm_name(tmp_path: Path) -> None:
+    """SigLIP's activation differs between sizes whose tensors have the same names."""
+    network = timm.create_model("vit_base_patch32_siglip_256", num_classes=0, depth=1)
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"SigLIP's attentive pooling, .* --architecture"):
+        load_encoder(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "vit_tiny_r_s16_p8_224"])
 def test_encoders_with_a_stem_take_images_of_its_channels(name: str, tmp_path: Path) -> None:
     expected = randomised(timm.create_model(name, num_classes=0))

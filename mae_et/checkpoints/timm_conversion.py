@@ -1,0 +1,49 @@
+"""Convert weights to a timm network's names and sizes with timm's own function."""
+
+import contextlib
+import sys
+import warnings
+from typing import Any
+
+from timm.models import model_entrypoint
+
+from mae_et.checkpoints.state_dicts import Tensors
+from mae_et.errors import UserError, listed
+from mae_et.runtime.console import notify
+
+RESAMPLED = ("pos_embed", "patch_embed.proj.weight", "relative_position_bias_table")
+
+
+def converted_by_timm(tensors: Tensors, network: Any) -> Tensors:
+    """Apply the `checkpoint_filter_fn` of a network's timm module, if it has one.
+
+    It renames tensors, and resamples position embeddings, relative-position biases and patch
+    embeddings, which is reported on stderr. It raises errors of many types for weights of another
+    network.
+
+    Raises:
+        UserError: the weights have biases that the network lacks and timm drops.
+    """
+    name = network.default_cfg["architecture"]
+    convert = getattr(sys.modules[model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return tensors
+    # timm's own deprecated indexing, and lines on stdout about each bias of DINOv3.
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(None):
+        converted: Tensors = convert(dict(tensors), network)
+    _refuse_dropped_biases(tensors, converted, name)
+    shapes = {tensor.squeeze().shape for tensor in tensors.values()}
+    resized = [each for each, tensor in converted.items() if tensor.squeeze().shape not in shapes]
+    resampled = [each for each in resized if each.endswith(RESAMPLED)]
+    if resampled:
+        notify(f"timm resampled {listed(resampled, 2)} of the weights to the size of {name}")
+    return converted
+
+
+def _refuse_dropped_biases(tensors: Tensors, converted: Tensors, name: str) -> None:
+    """Refuse a DINOv3 with biases (of queries and values) as timm's variant without them."""
+    for bias in (each for each in tensors if each.endswith("attn.qkv.bias")):
+        query, _, value = tensors[bias].chunk(3)
+        dropped = {bias, bias.replace("qkv.bias", "q_bias")}.isdisjoint(converted)
+        if dropped and (query.any() or value.any()):
+            raise UserError(f"it has {bias}, which {name} lacks: is it {name}_qkvb?")
