@@ -146,8 +146,8 @@ def box_read(content: bytes, draw: Any, image: Image.Image, size: int) -> Box:
     box = draw(height, width)
     scale = coarsest_scale(box, size)
     inside = round_box(box.scaled(1 / scale, 1 / scale), -(-height // scale), -(-width // scale))
-    top, left, bottom, right = (scale * side for side in inside)
-    read = Box(top, left, min(bottom, height) - top, min(right, width) - left)
+    top, left, *sides = (scale * side for side in inside)
+    read = Box(top, left, min(sides[0], height - top), min(sides[1], width - left))
     return read.scaled(image.height / height, image.width / width)
 
 

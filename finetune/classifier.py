@@ -46,8 +46,8 @@ from mae_et.training.opening import Opening
 from mae_et.training.periodic import Periodic
 from mae_et.training.plan import resumed_plan
 from mae_et.training.run import Run
-from mae_et.training.same_data import same_world_size
-from mae_et.training.session import check_data, distributed_session, train_run
+from mae_et.training.same_data import check_data
+from mae_et.training.session import distributed_session, train_run
 from mae_et.training.step import update
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -95,7 +95,8 @@ def _classify(
     with fail_together(world):
         train, val = opening.data
     provenance = check_data(config, saved, train, world)
-    if saved and world.is_main and not same_world_size(saved, world):
+    ranks = saved["origin"].get("processes", world.size) if saved else world.size
+    if world.is_main and ranks != world.size:
         warnings.warn(
             "this run resumes on another number of ranks: the samples stay the same, but each rank "
             "draws its own mixing and drop path and has its own batch-norm statistics",

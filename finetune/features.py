@@ -20,7 +20,7 @@ from mae_et.config.typed import typed
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.layout import Split
-from mae_et.data.loader import batches_of, eval_loader
+from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.models.features import pool_tokens
@@ -127,7 +127,7 @@ def encode_images(
     encoder.network.to(device).eval()
     alone = DistributedContext(0, 1, device)
     num_workers = worker_count(config.num_workers, alone)
-    loader = eval_loader(images, config.batch_size, num_workers)
+    loader = data_loader(images, num_workers, batch_size=config.batch_size)
 
     @torch.no_grad()
     def encoded(batch: Sequence[Any]) -> tuple[Any, ...]:

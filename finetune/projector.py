@@ -13,7 +13,7 @@ from finetune.feature_images import FeatureImages, Part
 from mae_et.config.data import DataConfig
 from mae_et.data.batch import in_one_dtype
 from mae_et.data.cores import worker_count
-from mae_et.data.loader import batches_of, eval_loader
+from mae_et.data.loader import batches_of, data_loader
 from mae_et.monitoring.projector import write_projector
 
 POINTS = 5000
@@ -41,9 +41,8 @@ def show_in_projector(
     readable = np.setdiff1d(np.arange(len(images)), unreadable)
     chosen = readable[np.linspace(0, len(readable) - 1, min(POINTS, len(readable))).astype(int)]
     pixels, labels = [], []
-    loader = eval_loader(
-        Subset(images, chosen), config.batch_size, worker_count(config.num_workers)
-    )
+    workers = worker_count(config.num_workers)
+    loader = data_loader(Subset(images, chosen), workers, batch_size=config.batch_size)
     with batches_of(loader) as batches:
         for batch, batch_labels in batches:
             pixels.append(batch)

@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from finetune.image_size import Size
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.loader import batches_of, eval_loader
+from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime import distributed
@@ -75,7 +75,7 @@ def score(
     sums = torch.zeros(2, dtype=torch.float64)
     was_training = network.training
     network.eval()
-    with batches_of(eval_loader(mine, batch_size, workers)) as batches:
+    with batches_of(data_loader(mine, workers, batch_size=batch_size)) as batches:
         for pixels, labels in batches:
             heartbeat()
             pixels = normalise(pixels.to(world.device), data.mean, data.std)

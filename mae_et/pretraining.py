@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.initial_weights import load_initial_weights
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.config.schema import ENCODER, PretrainConfig
@@ -40,7 +41,6 @@ from mae_et.runtime.signals import StopFlag
 from mae_et.training import extension
 from mae_et.training.build import build_run
 from mae_et.training.find_checkpoint import find_checkpoint
-from mae_et.training.initialisation import load_initial_weights
 from mae_et.training.loop import Step
 from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
@@ -51,7 +51,8 @@ from mae_et.training.plan import make_plan, resumed_plan
 from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
 from mae_et.training.run import Run
-from mae_et.training.session import check_data, distributed_session, train_run, write_results
+from mae_et.training.same_data import check_data
+from mae_et.training.session import distributed_session, train_run, write_results
 from mae_et.training.step import update
 
 

@@ -5,7 +5,6 @@ patch size and grid. The decoder is loaded if all of it fits.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,20 @@ import torch
 from timm.layers import resample_patch_embed
 
 from mae_et.checkpoints.checksums import sha256_of_tensors
-from mae_et.checkpoints.formats import peek_weights
+from mae_et.checkpoints.formats import load_weights, peek_weights
 from mae_et.checkpoints.load import PUBLISHED_HEADS, fixed_grid_of
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
+from mae_et.config.data import DataConfig
 from mae_et.config.init import InitConfig
 from mae_et.config.model import ModelConfig, Target
+from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.models.mae import MaskedAutoencoder
-
-
-@dataclass(frozen=True)
-class InitialWeights:
-    """Record of the weights that a model was initialised from."""
-
-    sha256: str
-    """SHA-256 of the names, shapes and values of all tensors, as read."""
-    summary: str
-    """Which parts were loaded, adapted and newly initialised."""
+from mae_et.runtime.agreement import check_ranks_agree, fail_together
+from mae_et.runtime.console import say
+from mae_et.runtime.distributed import DistributedContext
 
 
 def inherited_settings(path: Path, config: ModelConfig, key: str | None = None) -> dict[str, Any]:
@@ -51,29 +46,57 @@ def inherited_settings(path: Path, config: ModelConfig, key: str | None = None) 
     return keys
 
 
-def initialise_from(
+def load_initial_weights(
+    model: MaskedAutoencoder, config: PretrainConfig, world: DistributedContext
+) -> str | None:
+    """Load the config's initial weights into a new model, and report them.
+
+    The model must be on the CPU, neither wrapped nor sharded: every rank loads all weights.
+
+    Returns:
+        SHA-256 of the weights, recorded in checkpoints; None without `init.weights`.
+
+    Raises:
+        UserError: the weights cannot be read, have another architecture, or differ between ranks.
+    """
+    path = config.init.weights
+    if path is None:
+        return None
+    with fail_together(world):
+        weights = load_weights(path, config.init.checkpoint_key)
+        parts = {"encoder": weights.encoder, "decoder": weights.decoder}
+        sha256 = sha256_of_tensors(
+            {f"{part}.{name}": parts[part][name] for part in parts for name in sorted(parts[part])}
+        )
+        summary = _initialise(model, config.model, config.init, weights)
+    check_ranks_agree({"the hash of init.weights": sha256}, world)
+    if world.is_main:
+        statistics = _describe_statistics(weights.preprocessing, config.data)
+        say(f"starting from {path} (sha256 {sha256[:12]}): {summary}; {statistics}")
+    return sha256
+
+
+def _describe_statistics(recorded: Preprocessing | None, data: DataConfig) -> str:
+    """Describe whether images are prepared as for the weights, as part of a sentence."""
+    if recorded is None:
+        return "the weights record no mean and std: those of the config are used"
+    differing = recorded.differences(data)
+    return f"but {', '.join(differing)}" if differing else "mean and std as for the weights"
+
+
+def _initialise(
     model: MaskedAutoencoder, config: ModelConfig, init: InitConfig, weights: Weights
-) -> InitialWeights:
-    """Load the encoder of weights into a model, and their decoder if it fits; in place.
+) -> str:
+    """Load the encoder of weights into a model, and their decoder if it fits; describe it.
 
     Positions are always the model's own fixed sine-cosine table, scaled by `position_grid` to the
     grid of the weights, as for a smaller bandwidth. A learned table is dropped, except
     for the class token's position, which is added to the class token. The patch embedding of
     another patch size is resampled by the pseudo-inverse (FlexiViT, arXiv 2212.08013).
 
-    Args:
-        model: new model, on the CPU.
-        config: config it was built from.
-        init: whether to load the decoder.
-        weights: weights to start from.
-
     Raises:
         UserError: the encoders differ in width, depth, heads or channels.
     """
-    parts = {"encoder": weights.encoder, "decoder": weights.decoder}
-    sha256 = sha256_of_tensors(
-        {f"{part}.{name}": parts[part][name] for part in parts for name in sorted(parts[part])}
-    )
     heads = _encoder_heads(weights)
     _check_same_encoder(model, config, weights, heads)
     encoder, changes = _adapted_encoder(model, weights)
@@ -89,7 +112,7 @@ def initialise_from(
         model.decoder.load_state_dict(weights.decoder)
     taken = f"encoder taken, decoder fresh ({fresh})" if fresh else "encoder and decoder taken"
     unknown = [] if heads else [f"{_heads(model.encoder)} heads assumed, as in the config"]
-    return InitialWeights(sha256, "; ".join([taken, *changes, *unknown]))
+    return "; ".join([taken, *changes, *unknown])
 
 
 def _heads(transformer: torch.nn.Module) -> int:

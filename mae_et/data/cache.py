@@ -24,7 +24,7 @@ from mae_et.config.schema import RunConfig
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoding import Sample
-from mae_et.data.loader import batches_of, eval_loader
+from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.shared_buffer import SharedBuffer
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
@@ -135,7 +135,7 @@ def _decode_all(
     writer = _Writer(source, limit)
     entries: list[Tensor] = []
     last = start
-    with batches_of(eval_loader(writer, ROWS_AT_ONCE, num_workers)) as loaded:
+    with batches_of(data_loader(writer, num_workers, batch_size=ROWS_AT_ONCE)) as loaded:
         for rows in loaded:
             heartbeat()
             entries.append(rows)

@@ -24,7 +24,7 @@ from mae_et.data.jpeg_crop import draw_crop, round_box
 from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.data.transforms import draw_resized_crop
+from mae_et.data.transforms import draw_resized_crop, seeded
 from mae_et.errors import RunFailed
 
 MAX_DEVICE_PIXELS = 2**25
@@ -153,37 +153,25 @@ def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | Non
     source, config = dataset.source, dataset.config
     assert isinstance(source, DecodedDataset)
     seed = sample_seed(dataset.seed, index.epoch, index.sample)
-    patches = dataset.transform.patches[index.stage]
-    if dataset.crops is not None:
+    if dataset.crops is None:
+        content, _ = source.inner[index.sample]
+    else:
         generator = torch.Generator().manual_seed(seed)
         sample_box, flip = draw_crop(config, generator)
-        content, _, sample_box = source.read_for_crop(
-            index.sample, sample_box, dataset.sides[index.stage]
-        )
-        header = _usable_header(content)
-        if header is None:
-            return None
-        noise = torch.rand(patches, generator=generator)
-        exact = sample_box(header.height, header.width)
-        top, left, bottom, right = round_box(exact, header.height, header.width)
-        box = (top, left, bottom - top, right - left)
-        return EncodedView(content, header, box, flip, noise, index)
-    content, _ = source.inner[index.sample]
-    header = _usable_header(content)
-    if header is None:
-        return None
-    # As `training_transform` draws them; only torch's generator is needed here.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        box, flip = draw_resized_crop(config, header.height, header.width)
-        noise = torch.rand(patches)
-    return EncodedView(content, header, box, flip, noise, index)
-
-
-def _usable_header(content: Any) -> JpegHeader | None:
+        side = dataset.sides[index.stage]
+        content, _, sample_box = source.read_for_crop(index.sample, sample_box, side)
     header = read_header(content) if isinstance(content, bytes) else None
-    too_large = header is not None and header.height * header.width > MAX_DEVICE_PIXELS
-    return None if too_large else header
+    if header is None or header.height * header.width > MAX_DEVICE_PIXELS:
+        return None
+    size, patches = (header.height, header.width), dataset.transform.patches[index.stage]
+    if dataset.crops is None:
+        with seeded(seed, numpy=False):  # as `training_transform` draws them
+            box, flip = draw_resized_crop(config, *size)
+            noise = torch.rand(patches)
+    else:
+        box = round_box(sample_box(*size), *size)
+        noise = torch.rand(patches, generator=generator)
+    return EncodedView(content, header, box, flip, noise, index)
 
 
 def _joined(files: Sequence[EncodedView]) -> Tensor:

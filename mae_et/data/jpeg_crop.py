@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from mae_et.config.data import DataConfig
-from mae_et.data.boxes import Box, BoxSampler
+from mae_et.data.boxes import Box, BoxSampler, PixelBox
 from mae_et.data.channels import to_channels
 from mae_et.data.decoding import MAX_PIXELS, decode, open_image
 
@@ -141,16 +141,16 @@ def _tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
 
 
-def round_box(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
-    """Round a box to top, left, bottom and right, with at least one pixel inside the image."""
+def round_box(box: Box, height: int, width: int) -> PixelBox:
+    """Round a box to whole pixels, with at least one inside the image."""
     top, left = min(round(box.top), height - 1), min(round(box.left), width - 1)
     bottom = max(top + 1, min(height, round(box.top + box.height)))
     right = max(left + 1, min(width, round(box.left + box.width)))
-    return top, left, bottom, right
+    return top, left, bottom - top, right - left
 
 
 def _crop_tensor(image: Tensor, box: Box, size: int) -> Tensor:
     """Resize a box of an image [C H W], rounded to whole pixels, to [C size size]."""
-    top, left, bottom, right = round_box(box, *image.shape[-2:])
-    region = image[None, :, top:bottom, left:right]
+    top, left, height, width = round_box(box, *image.shape[-2:])
+    region = image[None, :, top : top + height, left : left + width]
     return F.interpolate(region, (size, size), mode="bicubic", antialias=True)[0].contiguous()

@@ -51,8 +51,13 @@ def training_batches(
     if decoder is not None:
         loaded_from = EncodedDataset(dataset, views, decoder.cpu_sides)
     with contextlib.ExitStack() as stack:
-        timeout = STALL_SECONDS if decoder is not None and num_workers else 0
-        loader = train_loader(loaded_from, sampler, num_workers, pin_memory, timeout)
+        loader = data_loader(
+            loaded_from,
+            num_workers,
+            batch_sampler=sampler,
+            pin_memory=pin_memory,
+            timeout=STALL_SECONDS if decoder is not None and num_workers else 0,
+        )
         batches = stack.enter_context(batches_of(loader))
         if decoder is not None:
             batches = stack.enter_context(decoded_ahead(batches, decoder, views))
@@ -92,24 +97,11 @@ def replayed(
             del held[index]
 
 
-def train_loader(
-    dataset: Dataset[AnyBatch],
-    sampler: CurriculumBatchSampler,
-    num_workers: int,
-    pin_memory: bool,
-    timeout: float = 0,
-) -> DataLoader[AnyBatch]:
-    """Return a loader of the sampler's micro-batches."""
-    options: Any = {"pin_memory": pin_memory, "timeout": timeout}
-    return _loader(dataset, num_workers, batch_sampler=sampler, **options)
+def data_loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoader[Any]:
+    """Return a loader whose processes leave stop signals to this one.
 
-
-def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """Return a loader of samples in order, in batches; the last one may be smaller."""
-    return _loader(dataset, num_workers, batch_size=batch_size)
-
-
-def _loader(dataset: Dataset[AnyBatch], num_workers: int, **options: Any) -> DataLoader[AnyBatch]:
+    `options` are DataLoader's. With `batch_size`, batches are in order; the last may be smaller.
+    """
     return DataLoader(
         dataset,
         collate_fn=getattr(dataset, "collate", collate),

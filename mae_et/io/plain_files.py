@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import stat
@@ -38,15 +39,19 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return a file's content.
+def read_bytes(path: Path, most: float = math.inf) -> bytes:
+    """Return a file's content, of at most `most` bytes.
 
     Raises:
-        OSError: the file cannot be read, or is a pipe or a device, which might never end.
+        OSError: the file cannot be read, is larger, or is a pipe or a device, which might never
+            end.
     """
     with open(path, "rb", opener=_no_wait) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
         return file.read()
 
 

@@ -48,7 +48,7 @@ def check_ranks_agree(
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).digest()
     if distributed.all_ranks_equal(int.from_bytes(digest[:7]), world):
         return
-    everyone = _gather({"node": socket.gethostname(), "facts": mine}, world)
+    everyone = all_gather_json({"node": socket.gethostname(), "facts": mine}, world)
     first = everyone[0]
     for rank, other in enumerate(everyone):
         for name in first["facts"] | other["facts"]:
@@ -76,7 +76,7 @@ def fail_together(world: DistributedContext) -> Iterator[None]:
     if not distributed.any_rank(failure is not None, world):
         return
     mine = {"node": socket.gethostname(), "sentence": str(failure or "")}
-    everyone = _gather(mine | {"status": 2 if isinstance(failure, UserError) else 1}, world)
+    everyone = all_gather_json(mine | {"status": 2 if isinstance(failure, UserError) else 1}, world)
     if failure is not None:
         raise failure
     rank, other = next(pair for pair in enumerate(everyone) if pair[1]["sentence"])
@@ -105,9 +105,8 @@ def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: zlib.crc32(each.view(torch.uint8).numpy().data) for name, each in flat.items()}
 
 
-def _gather(content: dict[str, Any], world: DistributedContext) -> list[dict[str, Any]]:
+def all_gather_json(content: Any, world: DistributedContext) -> list[Any]:
     """Gather content as JSON from every rank, in rank order; nothing is unpickled."""
-    text = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
-    sizes = distributed.all_gather(torch.tensor(len(text)), world).tolist()
-    rows = distributed.all_gather_rows(text, world).split(sizes)
-    return [json.loads(bytes(row.tolist())) for row in rows]
+    line = torch.frombuffer(bytearray(json.dumps(content).encode() + b"\n"), dtype=torch.uint8)
+    lines = bytes(distributed.all_gather_rows(line, world).tolist()).splitlines()
+    return [json.loads(each) for each in lines]

@@ -3,17 +3,15 @@
 import os
 import platform
 import zlib
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from mae_et.errors import UserError
-from mae_et.runtime.distributed import DistributedContext, all_gather
-
-_CORES = 1024
-"""Maximum number of cores of a machine, as in glibc's cpu_set_t."""
-_UUID_BYTES = 64
-"""Size in bytes that holds the text of a UUID."""
+from mae_et.runtime.agreement import all_gather_json
+from mae_et.runtime.distributed import DistributedContext
 
 
 def check_own_gpus(world: DistributedContext) -> None:
@@ -28,9 +26,8 @@ def check_own_gpus(world: DistributedContext) -> None:
     """
     if world.size == 1 or world.device.type != "cuda":
         return
-    mine = str(torch.cuda.get_device_properties(world.device).uuid).encode().ljust(_UUID_BYTES)
-    gathered = all_gather(torch.tensor(list(mine), dtype=torch.uint8), world)
-    uuids = [bytes(each.tolist()).decode().strip() for each in gathered]
+    mine = str(torch.cuda.get_device_properties(world.device).uuid)
+    uuids = all_gather_json(mine, world)
     for uuid in uuids:
         sharing = [str(rank) for rank, other in enumerate(uuids) if other == uuid]
         if len(sharing) > 1:
@@ -56,12 +53,10 @@ def own_cores(world: DistributedContext) -> int:
     Returns:
         A number of cores, at least 1.
     """
-    mask = torch.zeros(_CORES + 1, dtype=torch.int64)
-    mask[[core for core in usable_cores() if core < _CORES]] = 1
-    mask[-1] = node_id()
-    masks = all_gather(mask, world)
-    here = masks[masks[:, -1] == mask[-1], :-1]  # [ranks of this node, cores]
-    return max(1, int((mask[:-1] / here.sum(dim=0).clamp(min=1)).sum() + 1e-6))
+    node, mine = node_id(), usable_cores()
+    ranks = all_gather_json([node, *mine], world)
+    shared = Counter(chain.from_iterable(cores for other, *cores in ranks if other == node))
+    return max(1, int(sum(1 / shared[core] for core in mine) + 1e-6))
 
 
 def node_id() -> int:

@@ -18,7 +18,7 @@ from mae_et.curriculum.mae_cost import FORWARD_AND_BACKWARD
 from mae_et.curriculum.plan import Plan
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.loader import batches_of, eval_loader
+from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.probe_images import CentreCrops, open_probe_images
 from mae_et.data.transforms import normalise, seeded
 from mae_et.models.features import pool_tokens
@@ -131,7 +131,8 @@ class OnlineProbe(Periodic):
         run = self.run
         batch_size = min(BATCH_SIZE, *(run.micro_batch(s.bandwidth) for s in run.plan.stages))
         kept: Batches | None = []
-        with batches_of(eval_loader(self._crops(part), batch_size, self.num_workers)) as batches:
+        loader = data_loader(self._crops(part), self.num_workers, batch_size=batch_size)
+        with batches_of(loader) as batches:
             for batch in filter(None, batches):  # None: none of its images could be read
                 if kept is not None:
                     # Copied: loader processes return batches in shared memory, which is scarce.

@@ -6,7 +6,29 @@ from mae_et.config.schema import RunConfig
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.fingerprint import fingerprint
 from mae_et.errors import UserError
+from mae_et.runtime.agreement import check_ranks_agree
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.runtime.watchdog import heartbeat
+
+
+def check_data(
+    config: RunConfig,
+    saved: dict[str, Any] | None,
+    dataset: ImageDataset,
+    world: DistributedContext,
+) -> dict[str, Any]:
+    """Return the provenance of a run's numbers, compared with the checkpoint's.
+
+    Raises:
+        UserError: the checkpoint was trained on other data, or a rank sees other data.
+    """
+    heartbeat()
+    provenance = provenance_of(dataset, world, saved)
+    images = len(dataset)
+    facts = {"the number of images": images, "the digest of their names": provenance["data"]}
+    check_ranks_agree(facts, world)
+    check_same_data(config, saved, images, provenance)
+    return provenance
 
 
 def provenance_of(
@@ -61,8 +83,3 @@ def check_same_data(
             f"{ranks}: each rank replays the images that it loaded (data.replay); "
             "start as many ranks"
         )
-
-
-def same_world_size(saved: dict[str, Any], world: DistributedContext) -> bool:
-    """Return whether a checkpoint was saved on as many ranks; True if it does not record them."""
-    return saved["origin"].get("processes", world.size) == world.size

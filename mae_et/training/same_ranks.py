@@ -1,7 +1,7 @@
 """Check what must be equal on all ranks of a run.
 
 Settings, code and libraries are compared as soon as the ranks have joined (`check_same_command`),
-data once they are listed (`session.check_data`), plan and weights before training
+data once they are listed (`same_data.check_data`), plan and weights before training
 (`check_same_start`).
 """
 

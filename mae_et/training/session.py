@@ -15,7 +15,6 @@ from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
 from mae_et.data.choose_decoder import choose_decoder
 from mae_et.data.cores import compute_threads, worker_count
-from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import training_batches
 from mae_et.errors import Interrupted
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
@@ -25,16 +24,14 @@ from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.stages import summarise_stages
 from mae_et.runtime import distributed
-from mae_et.runtime.agreement import check_ranks_agree
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
-from mae_et.runtime.watchdog import hang_watchdog, heartbeat
+from mae_et.runtime.watchdog import hang_watchdog
 from mae_et.training.loop import Step, train
 from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
-from mae_et.training.same_data import check_same_data, provenance_of
 from mae_et.training.same_ranks import check_same_command
 
 if TYPE_CHECKING:
@@ -70,26 +67,6 @@ def distributed_session(
             distributed.shutdown(world)
             raise
         distributed.shutdown(world)
-
-
-def check_data(
-    config: RunConfig,
-    saved: dict[str, Any] | None,
-    dataset: ImageDataset,
-    world: DistributedContext,
-) -> dict[str, Any]:
-    """Return the provenance of a run's numbers, compared with the checkpoint's.
-
-    Raises:
-        UserError: the checkpoint was trained on other data, or a rank sees other data.
-    """
-    heartbeat()
-    provenance = provenance_of(dataset, world, saved)
-    images = len(dataset)
-    facts = {"the number of images": images, "the digest of their names": provenance["data"]}
-    check_ranks_agree(facts, world)
-    check_same_data(config, saved, images, provenance)
-    return provenance
 
 
 def train_run(

@@ -32,7 +32,7 @@ from mae_et.data.bad_images import (
     tolerated_count,
 )
 from mae_et.data.datasets import open_dataset
-from mae_et.data.loader import replayed, train_loader
+from mae_et.data.loader import data_loader, replayed
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
 from mae_et.data.train_dataset import TrainDataset
@@ -170,7 +170,7 @@ def batches(root: Path, workers: int = 0, start: int = 0, method: str = "fourier
     config = DataConfig(root=root)
     view = TrainDataset(open_dataset(config, "train"), config, PLAN, 8, 0, method)
     order = CurriculumBatchSampler(PLAN, 0, micro_batch_size(5, PLAN, 1), start_step=start, **order)
-    loader = train_loader(WithSubstitutes(view), order, workers, False)
+    loader = data_loader(WithSubstitutes(view), workers, batch_sampler=order)
     return list(replayed(iter(loader), order, view, False))
 
 

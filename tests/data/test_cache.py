@@ -14,6 +14,7 @@ import torch
 from hostile import broken, unusual
 from image_files import npy
 from natural_images import jpeg, natural
+from torch.utils.data import DataLoader, Dataset
 
 from finetune.config import ClassifierConfig, NetworkConfig, RecipeConfig
 from finetune.transforms import LabelledTrainDataset
@@ -27,7 +28,7 @@ from mae_et.data import cache
 from mae_et.data.bad_images import WithSubstitutes
 from mae_et.data.cache import CachedDataset, cache_images
 from mae_et.data.datasets import open_dataset
-from mae_et.data.loader import train_loader
+from mae_et.data.loader import data_loader
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
 from mae_et.data.shared_buffer import SharedBuffer
@@ -113,11 +114,12 @@ def test_loader_processes_fill_and_read_it(folder: Path) -> None:
     source, images = cached(data, num_workers=2)
     plan = Curriculum(STAGES, 32, 8).plan(2, len(source), 8)
     order = CurriculumBatchSampler(plan, 0, micro_batch_size(None, plan, 1))
-    alone, shared = (
-        list(train_loader(WithSubstitutes(TrainDataset(of, data, plan, 8, 0)), order, n, False))
-        for of, n in ((source, 0), (images, 2))
-    )
-    for expected, found in zip(alone, shared, strict=True):
+
+    def loaded(of: Dataset, workers: int) -> DataLoader:
+        view = WithSubstitutes(TrainDataset(of, data, plan, 8, 0))
+        return data_loader(view, workers, batch_sampler=order)
+
+    for expected, found in zip(loaded(source, 0), loaded(images, 2), strict=True):
         assert all(map(torch.equal, expected, found))
 
 

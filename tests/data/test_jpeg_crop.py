@@ -248,5 +248,5 @@ def test_losses_of_decoded_crops_do_not_depend_on_workers(
 
 
 def test_pixel_box_stays_inside_the_image_and_is_never_empty() -> None:
-    assert round_box(Box(1.4, 2.6, 3, 4), 10, 10) == (1, 3, 4, 7)
-    assert round_box(Box(9.9, 9.9, 0.1, 0.1), 10, 10) == (9, 9, 10, 10)
+    assert round_box(Box(1.4, 2.6, 3, 4), 10, 10) == (1, 3, 3, 4)
+    assert round_box(Box(9.9, 9.9, 0.1, 0.1), 10, 10) == (9, 9, 1, 1)

@@ -10,7 +10,7 @@ from mae_et import Curriculum, Stage
 from mae_et.config.data import DataConfig
 from mae_et.data.batch import Batch
 from mae_et.data.device_copy import copied
-from mae_et.data.loader import batches_of, replayed, train_loader
+from mae_et.data.loader import batches_of, data_loader, replayed
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.train_dataset import TrainDataset
@@ -27,8 +27,8 @@ def view(augment: str | None = None) -> TrainDataset:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(4, PLAN, 1))
-    alone = list(train_loader(view("rand-mstd0.5-inc1"), batches, 0, False))
-    spread = list(train_loader(view("rand-mstd0.5-inc1"), batches, workers, False))
+    alone = list(data_loader(view("rand-mstd0.5-inc1"), 0, batch_sampler=batches))
+    spread = list(data_loader(view("rand-mstd0.5-inc1"), workers, batch_sampler=batches))
     assert len(alone) == len(list(batches))
     for one, other in zip(alone, spread, strict=True):
         assert torch.equal(one.images, other.images)
@@ -39,7 +39,8 @@ def replay(start: int = 0, micro: int = 4, rank: int = 0, world: int = 1) -> lis
     batches = CurriculumBatchSampler(
         PLAN, 0, micro_batch_size(micro, PLAN, world), rank, world, start, {16: 3}, 10
     )
-    return list(replayed(iter(train_loader(view(), batches, 0, False)), batches, view(), False))
+    loader = data_loader(view(), 0, batch_sampler=batches)
+    return list(replayed(iter(loader), batches, view(), False))
 
 
 def images(batches: list[Batch]) -> torch.Tensor:

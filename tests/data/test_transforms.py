@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from mae_et import Curriculum, Stage, UserError
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.plan import Plan
-from mae_et.data.loader import eval_loader
+from mae_et.data.loader import data_loader
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.train_dataset import TrainDataset
@@ -142,7 +142,7 @@ def test_evaluation_views_are_resized_centre_crops() -> None:
     pixels, label = EvalDataset(One(), DataConfig(eval_crop=1.0), 32)[0]
     assert (pixels.shape, label) == ((3, 32, 32), 0)
     assert pixels[0].min() > 240
-    batches = list(eval_loader(EvalDataset(SOURCE, DataConfig(), 32), 16, 0))
+    batches = list(data_loader(EvalDataset(SOURCE, DataConfig(), 32), 0, batch_size=16))
     assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
 
 

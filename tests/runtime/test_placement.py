@@ -14,12 +14,8 @@ from mae_et.runtime.placement import check_own_gpus, own_cores
 
 @pytest.fixture
 def together(monkeypatch):
-    """A function that answers a gather of rank 0 with the tensors of all ranks."""
-
-    def gather(each: list[torch.Tensor]) -> None:
-        monkeypatch.setattr(placement, "all_gather", lambda mine, world: torch.stack(each))
-
-    return gather
+    """A function that sets what rank 0 gathers from all ranks."""
+    return lambda each: monkeypatch.setattr(placement, "all_gather_json", lambda *_: each)
 
 
 @pytest.mark.parametrize(
@@ -65,29 +61,22 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch) -> None:
         choose_device()
 
 
-def uuid_of(number: int) -> torch.Tensor:
-    return torch.tensor(list(f"GPU-{number}".encode().ljust(64)), dtype=torch.uint8)
-
-
 def test_ranks_on_one_gpu_are_refused_by_its_uuid(monkeypatch, together) -> None:
     """`cuda:0` of two ranks may be two GPUs, and `cuda:0` and `cuda:1` the same one."""
     properties = SimpleNamespace(uuid="GPU-0")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     four = DistributedContext(0, 4, torch.device("cuda", 0))
-    together([uuid_of(n) for n in range(4)])
+    together(["GPU-0", "GPU-1", "GPU-2", "GPU-3"])
     check_own_gpus(four)
-    together([uuid_of(n) for n in (0, 3, 2, 3)])
+    together(["GPU-0", "GPU-3", "GPU-2", "GPU-3"])
     with pytest.raises(UserError, match=r"^ranks 1 and 3 run on the same GPU \(UUID GPU-3"):
         check_own_gpus(four)
     check_own_gpus(DistributedContext(0, 4, torch.device("cpu")))
     check_own_gpus(DistributedContext(0, 1, torch.device("cuda", 0)))
 
 
-def bound_to(cores: range, node: int = -1) -> torch.Tensor:
-    mask = torch.zeros(placement._CORES + 1, dtype=torch.int64)
-    mask[list(cores)] = 1
-    mask[-1] = placement.node_id() if node < 0 else node
-    return mask
+def bound_to(cores: range, node: int | None = None) -> list[int]:
+    return [placement.node_id() if node is None else node, *cores]
 
 
 @pytest.mark.parametrize(
@@ -101,17 +90,15 @@ def bound_to(cores: range, node: int = -1) -> torch.Tensor:
     ],
 )
 def test_cores_are_divided_by_the_ranks_that_share_them(
-    monkeypatch, together, ranks: list[torch.Tensor], cores: int
+    monkeypatch, together, ranks: list[list[int]], cores: int
 ) -> None:
-    monkeypatch.setattr(
-        os, "sched_getaffinity", lambda _: set(ranks[0][:-1].nonzero().flatten().tolist())
-    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(ranks[0][1:]))
     together(ranks)
     assert own_cores(DistributedContext(0, len(ranks), torch.device("cpu"))) == cores
 
 
 def test_a_process_alone_has_the_cores_that_it_may_run_on(monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 2000})
-    assert own_cores(DistributedContext(0, 1, torch.device("cpu"))) == 1
+    assert own_cores(DistributedContext(0, 1, torch.device("cpu"))) == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     assert own_cores(DistributedContext(0, 1, torch.device("cpu"))) == os.cpu_count()

@@ -17,7 +17,7 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.fingerprint import fingerprint
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.same_data import check_same_data, provenance_of, same_world_size
+from mae_et.training.same_data import check_same_data, provenance_of
 
 FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")
 VIT = ("--model.image_size=32", "--model.backbone=test_vit")
@@ -167,14 +167,6 @@ def test_more_images_and_replay_on_a_changed_number_of_ranks_are_refused(tiny) -
         check_same_data(tiny(), saved, 41, one)
     older = {"plan": {"dataset_size": 40}, "origin": {}}
     check_same_data(tiny(), older, 40, one)
-
-
-def test_changed_number_of_ranks_is_detected() -> None:
-    """Checkpoints of older versions do not record the number of ranks."""
-    saved = {"origin": {"processes": 2}}
-    assert same_world_size(saved, DistributedContext(0, 2, None))
-    assert not same_world_size(saved, DistributedContext(0, 1, None))
-    assert same_world_size({"origin": {}}, DistributedContext(0, 1, None))
 
 
 def test_fingerprint_depends_only_on_names_and_their_order(tmp_path) -> None:
