@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import folder, refusal, save, small_image
+from image_files import folder, refusal, save
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from mae_et.config.data import DataConfig
-from mae_et.data.channels import check_channels, to_channels
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import extensions_for
 from mae_et.data.image_folder import ImageFolder
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import RunFailed, UserError
@@ -118,12 +116,6 @@ def test_lab_images_convert_to_any_channels(channels: int, tmp_path: Path) -> No
     assert np.asarray(read_one(tmp_path / "white.tif", channels)).min() >= 254
 
 
-def test_an_animation_decodes_to_its_first_frame(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
-    assert np.asarray(read_one(tmp_path / "two.gif", 3))[0, 0].tolist() == [255, 0, 0]
-
-
 def test_exif_rotation_is_ignored_as_in_mae(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -139,16 +131,3 @@ def test_a_dataset_survives_pickling_and_workers(tmp_path: Path) -> None:
     source = pickle.loads(pickle.dumps(open_dataset(folder(tmp_path, "."), "train", 1)))
     loader = DataLoader(EvalDataset(source, DataConfig(eval_crop=1.0), 4), 2, num_workers=1)
     assert [int(image[0, 0, 0]) for images, _ in loader for image in images] == [0, 1, 2, 3]
-
-
-def test_converting_leaves_the_given_image_unchanged() -> None:
-    image = small_image(3, "RGBA")
-    assert to_channels(image, 1).mode == "L"
-    assert image.mode == "RGBA"
-
-
-def test_number_of_channels_decides_the_file_extensions() -> None:
-    assert ".png" in extensions_for(3)
-    assert extensions_for(7) == (".npy",)
-    with pytest.raises(UserError, match="needs arrays"):
-        check_channels(7)

@@ -69,16 +69,6 @@ def test_prepared_images_labels_and_classes_equal_the_folders(root: Path) -> Non
     assert same(opened(root), pickle.loads(pickle.dumps(opened(root))))  # as in a spawned worker
 
 
-def test_exact_crops_of_shards_equal_those_of_files(root: Path) -> None:
-    prepare(config(root))
-    plan = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 8).plan(3, 50, 12)
-    views = [
-        TrainDataset(source, DataConfig(), plan, 8, 0)[SampleIndex(5, 2, 0)].images
-        for source in (open_dataset(DataConfig(root=root), "train"), opened(root))
-    ]
-    assert torch.equal(*views)
-
-
 def test_a_small_crop_reads_the_smallest_sufficient_level(root: Path) -> None:
     prepare(config(root))
     shards = opened(root)

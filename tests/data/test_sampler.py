@@ -163,27 +163,17 @@ def test_the_sampler_yields_what_the_steps_load() -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "sentence"),
+    ("arguments", "sentence"),
     [
-        ({24: 2}, r"names the bandwidths \[24\], the curriculum has \[16, 32\]"),
-        ({16: 5}, "5 uses"),
-        ({16: -2}, "data.replay must be positive"),
+        ({"replay": {24: 2}}, r"names the bandwidths \[24\], the curriculum has \[16, 32\]"),
+        ({"replay": {16: 5}}, "5 uses"),
+        ({"replay": {16: -2}}, "data.replay must be positive"),
+        ({"replay": {16: 2}, "replay_images": 0}, "replay needs replay_images"),
+        ({"rank": -1, "world_size": 2}, "rank -1 is not one of the 2 ranks from 0"),
+        ({"rank": 2, "world_size": 2}, "rank 2 is not one of the 2 ranks from 0"),
     ],
 )
-def test_replay_that_does_not_fit_the_plan_is_refused(times, sentence: str) -> None:
+def test_replay_and_ranks_that_do_not_fit_the_plan_are_refused(arguments, sentence: str) -> None:
+    """Ranks counted from 1 would train on the samples of other steps."""
     with pytest.raises(UserError, match=sentence):
-        CurriculumBatchSampler(
-            PLAN, 0, micro_batch_size(None, PLAN, 1), replay=times, replay_images=10
-        )
-
-
-def test_replay_needs_images_to_draw_from() -> None:
-    with pytest.raises(UserError, match="replay needs replay_images"):
-        CurriculumBatchSampler(PLAN, replay={16: 2})
-
-
-@pytest.mark.parametrize("rank", [-1, 2])
-def test_ranks_that_do_not_exist_are_refused(rank: int) -> None:
-    """As of a loop that counts them from 1: it would train on the samples of other steps."""
-    with pytest.raises(UserError, match=f"rank {rank} is not one of the 2 ranks from 0"):
-        CurriculumBatchSampler(PLAN, rank=rank, world_size=2)
+        CurriculumBatchSampler(PLAN, **{"replay_images": 10} | arguments)

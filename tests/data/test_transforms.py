@@ -1,5 +1,4 @@
 import random
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from mae_et import Curriculum, Stage, UserError
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.plan import Plan
-from mae_et.data.loader import data_loader
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.train_dataset import TrainDataset
@@ -130,22 +128,6 @@ def test_seeding_restores_the_global_generators() -> None:
             assert np.random.random() == numbers[1]  # noqa: NPY002
 
 
-def test_evaluation_views_are_resized_centre_crops() -> None:
-    image = Image.new("RGB", (100, 50))
-    image.paste((255, 0, 0), (25, 0, 75, 50))  # the central square
-
-    class One:
-        classes = ("a",)
-        __len__: Callable = lambda self: 1
-        __getitem__: Callable = lambda self, i: (image, 0)
-
-    pixels, label = EvalDataset(One(), DataConfig(eval_crop=1.0), 32)[0]
-    assert (pixels.shape, label) == ((3, 32, 32), 0)
-    assert pixels[0].min() > 240
-    batches = list(data_loader(EvalDataset(SOURCE, DataConfig(), 32), 0, batch_size=16))
-    assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
-
-
 def test_normalise_applies_mean_and_std() -> None:
     images = torch.randint(0, 256, (4, 2, 8, 8), dtype=torch.uint8)
     ours = normalise(images, (0.5, 0.1), (0.25, 2.0))
@@ -163,8 +145,3 @@ def test_replayed_images_are_flipped_again_only_if_the_flip_probability_is_a_hal
     assert not changed[~marked].any()
     assert torch.equal(flipped[changed], images[changed].flip(-1))
     assert flip_again(images, marked, 0.3, torch.Generator()) is images
-
-
-def test_as_tensor_returns_a_tensor_unchanged() -> None:
-    tensor = torch.zeros(3, 2, 2)
-    assert as_tensor(tensor) is tensor

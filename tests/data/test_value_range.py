@@ -3,12 +3,12 @@
 import io
 import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hostile import png
 from image_files import encoded, npy
 from PIL import Image
 
@@ -33,19 +33,8 @@ def grey(bits: int, kind: str = "PNG") -> bytes:
 
 def colours(bits: int) -> bytes:
     """Encode a 16-bit RGB PNG, which Pillow reads but does not write."""
-    pixels = np.full((4, 4, 3), 2**bits - 1, ">u2")
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + checksum
-
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    rows = np.full((4, 12), 2**bits - 1, ">u2")
+    return png(4, 4, 16, 2, b"".join(b"\0" + row.tobytes() for row in rows))
 
 
 def tiff(pixels: np.ndarray, photometric: int = 1, signed: bool = False) -> bytes:

@@ -10,7 +10,7 @@ import torch
 from image_files import encoded, npy, refusal, shards, values, write_shard
 
 from mae_et.config.data import DataConfig
-from mae_et.data.datasets import count_unlabelled, open_dataset
+from mae_et.data.datasets import open_dataset
 from mae_et.errors import RunFailed
 
 
@@ -162,14 +162,6 @@ def test_val_names_are_numbered_as_in_train(tmp_path: Path) -> None:
     assert values(val) == [(4, 2)]
     write_shard(tmp_path / "val/1.tar", sample("z", 4, cls=b"zebra"))
     assert "classes that the training split lacks: zebra" in refusal(shards(tmp_path), "val")
-
-
-def test_images_without_labels_pre_train_and_are_counted(tmp_path: Path, capsys) -> None:
-    write_shard(tmp_path / "0.tar", sample("a", 1, cls=b"0") | sample("b", 2))
-    source = open_dataset(shards(tmp_path), "train")
-    assert values(source) == [(1, 0), (2, -1)]
-    assert count_unlabelled(source) == 1
-    assert "2 images in 1 shards; 1 without a label" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".tar.bz2", ".tar.zst"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from image_files import npy
 from PIL import Image
 
 
@@ -21,12 +22,6 @@ def noise(height: int = 40, width: int = 48, seed: int = 0) -> Image.Image:
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def array(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values)
     return file.getvalue()
 
 
@@ -77,7 +72,7 @@ def unusual() -> dict[str, bytes]:
         "one_pixel.jpg": encoded(noise(1, 1), "JPEG"),
         "long.png": encoded(noise(1, 20_000), "PNG"),
         "tall.jpg": encoded(noise(20_000, 1), "JPEG"),
-        "long.npy": array(np.zeros((20_000, 2, 3), np.uint8)),
+        "long.npy": npy(np.zeros((20_000, 2, 3), np.uint8)),
     }
 
 
@@ -85,7 +80,7 @@ def broken() -> dict[str, bytes]:
     """Return files that are no images."""
     whole = {kind: encoded(noise(), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")}
     cut = {f"half.{kind.lower()}": content[: len(content) // 2] for kind, content in whole.items()}
-    header = array(np.zeros((1, 1, 3), np.uint8))
+    header = npy(np.zeros((1, 1, 3), np.uint8))
     return cut | {
         "empty.jpg": b"",
         "text.png": b"no image at all",
@@ -97,11 +92,11 @@ def broken() -> dict[str, bytes]:
         "bomb_of_one_bit.png": png(2**31 - 1, 1, 1, 0, bytes(10_000)),
         "float.tif": encoded(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"),
         "garbage.npy": b"\x93NUMPY\x01\x00garbage",
-        "objects.npy": array(np.array([[None]])),
-        "vector.npy": array(np.zeros(9)),
-        "no_rows.npy": array(np.zeros((0, 9, 3), np.uint8)),
-        "nan.npy": array(np.full((9, 9, 3), np.nan)),
-        "overflow.npy": array(np.full((9, 9, 3), 1e300)),
+        "objects.npy": npy(np.array([[None]])),
+        "vector.npy": npy(np.zeros(9)),
+        "no_rows.npy": npy(np.zeros((0, 9, 3), np.uint8)),
+        "nan.npy": npy(np.full((9, 9, 3), np.nan)),
+        "overflow.npy": npy(np.full((9, 9, 3), 1e300)),
         "claims_30_gb.npy": header.replace(b"(1, 1, 3), }" + b" " * 8, b"(99999, 99999, 3), }"),
     }
 
