@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
 from mae_et import ModelConfig, UserError, load_pretrained
-from mae_et.checkpoints.load import depth_of, num_heads_of
+from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
 from mae_et.runtime.console import notify
@@ -141,12 +141,3 @@ def test_other_heads_and_targets_than_those_recorded_are_refused() -> None:
     model = ModelConfig(target="hog")
     with pytest.raises(UserError, match="target pixel: a records hog"):
         Weights(Path("a"), {}, model=model).with_given(target="pixel")
-
-
-def test_depth_and_heads_are_inferred_from_the_weights() -> None:
-    weights = {f"blocks.{n}.{part}": torch.zeros(1) for n in (0, 1, 2) for part in ("a", "b")}
-    assert depth_of(weights) == 3
-    assert num_heads_of("encoder", 8, 2) == 2
-    for width, given in ((8, None), (8, 3)):
-        with pytest.raises(UserError, match="encoder"):
-            num_heads_of("encoder", width, given)

@@ -2,9 +2,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file
 from train_state import state
 
 from mae_et import Curriculum, UserError
@@ -20,11 +18,7 @@ from mae_et.checkpoints.store import (
     rename_damaged_after,
     save_checkpoint,
 )
-from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
-from mae_et.config.model import ModelConfig
-from mae_et.io.atomic import write_atomically
-from mae_et.models.mae import MaskedAutoencoder
 
 
 def save(folder: Path, *steps: int) -> None:
@@ -75,13 +69,13 @@ def test_weights_of_a_run_that_is_not_finished_are_reported(tmp_path: Path, caps
     assert newest_of_run(tmp_path / "missing") is None
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_truncated_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, share: float) -> None:
     save(tmp_path, 1, 2)
     newest = list_checkpoints(tmp_path)[-1]
     content = newest.read_bytes()
     newest.write_bytes(content[: int(len(content) * share)])
-    with pytest.warns(UserWarning, match=r"step-00000002.pt is damaged"):
+    with pytest.warns(UserWarning, match=r"00002\.pt is damaged: it is cut short; falling"):
         assert newest_checkpoint(tmp_path)["step"] == 1  # type: ignore[index]
 
 
@@ -93,16 +87,6 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, share: float) -> None:
     content[int(len(content) * share)] ^= 0x10
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
-        load_checkpoint(path)
-
-
-@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_reported_as_cut_short(tmp_path: Path, share: float) -> None:
-    save(tmp_path, 1)
-    path = list_checkpoints(tmp_path)[0]
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match=r"step-00000001\.pt is damaged: it is cut short$"):
         load_checkpoint(path)
 
 
@@ -133,34 +117,6 @@ def test_the_last_k_and_every_nth_are_kept_and_leftovers_removed(tmp_path: Path)
     ]
     prune_checkpoints(tmp_path, 1, lambda step: False)
     assert len(list_checkpoints(tmp_path)) == 1
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_text() == "old"
-
-
-def test_an_exported_encoder_loads_in_plain_timm_and_gives_the_same_features(
-    tmp_path: Path,
-) -> None:
-    torch.manual_seed(0)
-    model = MaskedAutoencoder("vit_tiny_patch16_224", decoder_depth=1).eval()
-    export_encoder(model.encoder, tmp_path / "encoder.safetensors", ModelConfig())
-    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
-    plain.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
-    images = torch.randn(1, 3, 224, 224)
-    with torch.no_grad():
-        expected = model.encode(images)
-        torch.testing.assert_close(plain.forward_features(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_loading_runs_no_code(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Datasets of the Hugging Face library open by name, with their labels and classes."""
 
-import importlib.util
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,17 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import refusal, save, values
+from image_files import encoded, refusal, save, values
 from PIL import Image
 
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import count_unlabelled, open_dataset
 from mae_et.errors import RunFailed
-
-needs_datasets = pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None,
-    reason="the package datasets is not installed (extra hf)",
-)
 
 
 def test_a_missing_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +23,7 @@ def test_a_missing_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def hugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DataConfig]:
     """Return a function that names a local folder as a Hugging Face dataset."""
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
     def name(folder: str, **splits: str) -> DataConfig:
@@ -37,7 +32,27 @@ def hugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Da
     return name
 
 
-@needs_datasets
+@pytest.fixture
+def parquet(tmp_path: Path) -> Callable[..., None]:
+    """Return a function that writes a split: columns of images, of a dtype, or of named classes."""
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+
+    def kind_of(kind: str | list[str]) -> object:
+        if isinstance(kind, list):
+            return datasets.ClassLabel(names=kind)
+        return datasets.Image() if kind == "image" else datasets.Value(kind)
+
+    def write(path: str, kinds: dict, rows: dict) -> None:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        features = datasets.Features({name: kind_of(kind) for name, kind in kinds.items()})
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / path)
+
+    return write
+
+
+IMAGE = {"bytes": encoded(7), "path": None}
+
+
 def test_a_local_hugging_face_dataset_has_images_labels_and_classes(
     tmp_path: Path, hugging: Callable[..., DataConfig]
 ) -> None:
@@ -52,7 +67,6 @@ def test_a_local_hugging_face_dataset_has_images_labels_and_classes(
     assert np.asarray(image).tolist() == [[1] * 6] * 4
 
 
-@needs_datasets
 def test_a_hugging_face_dataset_without_labels_is_unlabelled(
     tmp_path: Path, hugging: Callable[..., DataConfig]
 ) -> None:
@@ -63,7 +77,6 @@ def test_a_hugging_face_dataset_without_labels_is_unlabelled(
     assert values(source) == [(0, -1), (1, -1), (2, -1)]
 
 
-@needs_datasets
 def test_hugging_face_errors_are_one_sentence(
     tmp_path: Path, hugging: Callable[..., DataConfig]
 ) -> None:
@@ -80,26 +93,14 @@ def test_hugging_face_errors_are_one_sentence(
         source[1]  # and not another sample in its place
 
 
-@needs_datasets
-def test_unlabelled_images_of_a_hugging_face_dataset_are_counted(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    import datasets
-
-    save(tmp_path / "0.png", 7)
-    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["Cat", "Dog"])}
-    )
-    rows = datasets.Dataset.from_dict({"image": [image] * 4, "label": [0, -1, None, 1]}, features)
-    (tmp_path / "Set").mkdir()
-    rows.to_parquet(tmp_path / "Set" / "train.parquet")
+def test_unlabelled_images_of_a_hugging_face_dataset_are_counted(hugging, parquet) -> None:
+    kinds = {"image": "image", "label": ["Cat", "Dog"]}
+    parquet("Set/train.parquet", kinds, {"image": [IMAGE] * 4, "label": [0, -1, None, 1]})
     source = open_dataset(hugging("Set"), "train")
     assert [label for _, label in values(source)] == [0, -1, -1, 1]
     assert count_unlabelled(source) == 2
 
 
-@needs_datasets
 @pytest.mark.parametrize(
     ("columns", "classes", "labels", "report"),
     [
@@ -112,29 +113,13 @@ def test_unlabelled_images_of_a_hugging_face_dataset_are_counted(
     ],
 )  # fmt: skip
 def test_columns_of_a_hugging_face_dataset_are_found_and_reported(
-    columns: dict, classes, labels, report: str, tmp_path: Path, hugging, capsys
+    columns: dict, classes, labels, report: str, hugging, parquet, capsys
 ) -> None:
     """As CIFAR-10 has them on the hub, CIFAR-100, a Parquet file of one's own, and no labels."""
-    import datasets
-
-    save(tmp_path / "0.png", 7)
-    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
-    kinds = {
-        name: datasets.Image() if kind == "image" else datasets.Value(kind)
-        if isinstance(kind, str) else datasets.ClassLabel(names=kind)
-        for name, kind in columns.items()
-    }  # fmt: skip
-    cells = {"image": [image] * 2, "int64": [1, 0], "string": ["b", "a"]}
-    table = {
-        name: [0, 0] if kind == ["pet"] else cells.get(str(kind), [1, 0])
-        for name, kind in columns.items()
-    }
-    (tmp_path / "Set").mkdir()
-    for split, part in (("train", slice(None)), ("test", slice(1))):
-        rows = {name: values[part] for name, values in table.items()}
-        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(
-            tmp_path / "Set" / f"{split}.parquet"
-        )
+    cells = {"image": [IMAGE] * 2, "int64": [1, 0], "string": ["b", "a"], "['pet']": [0, 0]}
+    table = {name: cells.get(str(kind), [1, 0]) for name, kind in columns.items()}
+    parquet("Set/train.parquet", columns, table)
+    parquet("Set/test.parquet", columns, {name: cells[:1] for name, cells in table.items()})
     train, val = (open_dataset(hugging("Set"), split) for split in ("train", "val"))
     assert list(train.classes) == classes
     assert [label for _, label in values(train)] == list(train.inner.labels) == labels
@@ -142,27 +127,14 @@ def test_columns_of_a_hugging_face_dataset_are_found_and_reported(
     assert report in capsys.readouterr().err
 
 
-@needs_datasets
-def test_columns_that_cannot_be_used_are_refused(tmp_path: Path, hugging) -> None:
-    import datasets
-
-    save(tmp_path / "0.png", 7)
-    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
-    for name, kinds, row, sentence in (
-        ("two", {"a": datasets.Image(), "b": datasets.Image()}, {"a": image, "b": image},
-         "several columns hold images, and none is called image: a, b"),
-        ("ids", {"image": datasets.Image(), "label": datasets.Value("int64")},
-         {"image": image, "label": 10**9}, "the column label holds no classes"),
-    ):  # fmt: skip
-        (tmp_path / name).mkdir()
-        rows = {column: [cell] for column, cell in row.items()}
-        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(
-            tmp_path / name / "train.parquet"
-        )
-        assert sentence in refusal(hugging(name))
+def test_columns_that_cannot_be_used_are_refused(hugging, parquet) -> None:
+    parquet("two/train.parquet", {"a": "image", "b": "image"}, {"a": [IMAGE], "b": [IMAGE]})
+    assert "several columns hold images, and none is called image: a, b" in refusal(hugging("two"))
+    rows = {"image": [IMAGE], "label": [10**9]}
+    parquet("ids/train.parquet", {"image": "image", "label": "int64"}, rows)
+    assert "the column label holds no classes" in refusal(hugging("ids"))
 
 
-@needs_datasets
 def test_a_hugging_face_dataset_of_12_bits_is_warned_of_and_scaled(
     tmp_path: Path, hugging: Callable[..., DataConfig]
 ) -> None:
@@ -176,7 +148,6 @@ def test_a_hugging_face_dataset_of_12_bits_is_warned_of_and_scaled(
     assert np.asarray(image).min() == 255
 
 
-@needs_datasets
 def test_a_hugging_face_dataset_saved_without_splits_is_the_training_split(
     tmp_path: Path, hugging: Callable[..., DataConfig]
 ) -> None:
@@ -188,7 +159,6 @@ def test_a_hugging_face_dataset_saved_without_splits_is_the_training_split(
     assert "it is one split; save a DatasetDict" in refusal(hugging("Set"), "val")
 
 
-@needs_datasets
 def test_classes_of_a_saved_split_are_those_of_the_training_split(
     tmp_path: Path, hugging: Callable[..., DataConfig]
 ) -> None:
@@ -212,7 +182,6 @@ def test_classes_of_a_saved_split_are_those_of_the_training_split(
     assert "classes that the training split lacks: d" in refusal(hugging("Other"), "val")
 
 
-@needs_datasets
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_a_hugging_face_val_split_may_have_its_usual_names(
     tmp_path: Path, hugging: Callable[..., DataConfig], name: str, capsys

@@ -17,7 +17,6 @@ from mae_et.io import atomic
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.monitoring.logger import RunLogger
-from slurm.events import record_event
 
 
 def _lock(folder: Path) -> int | None:
@@ -97,15 +96,6 @@ def test_atomic_write_does_not_follow_a_planted_link(tmp_path: Path, monkeypatch
     with pytest.raises(FileExistsError):
         write_text_atomically(tmp_path / "a.json", "{}")
     assert (tmp_path / "victim").read_text() == "precious"
-
-
-def test_event_log_is_not_written_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "slurm").mkdir()
-    (tmp_path / "victim").write_text("precious\n")
-    (tmp_path / "slurm" / "events.jsonl").symlink_to(tmp_path / "victim")
-    with pytest.raises(UserError, match=r"events\.jsonl is a link; delete it"):
-        record_event(tmp_path, "started")
-    assert (tmp_path / "victim").read_text() == "precious\n"
 
 
 def test_links_in_a_run_folder_lead_to_no_other_file(tiny, tmp_path: Path) -> None:

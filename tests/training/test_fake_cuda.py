@@ -26,6 +26,7 @@ from mae_et.data.batch import black_batch
 from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.encoded import FilePlace, PackedBatch
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.metrics import MetricsWindow
 from mae_et.training.plan import make_plan
 from mae_et.training.run import Run
 
@@ -69,10 +70,11 @@ def _fake_gpu(monkeypatch) -> None:
 
 
 def check(run: Run, loss: Tensor, norm: Tensor) -> None:
-    """Check that everything that a step leaves is on the GPU."""
+    """Check that everything that a step leaves is on the GPU, and that metrics do not read it."""
     states = [tensor for each in run.state.optimizer.state.values() for tensor in each.values()]
     assert len(states) >= len([p for p in run.state.model.parameters() if p.requires_grad])
     assert {each.device for each in (loss, norm, *states)} == {GPU.device}
+    MetricsWindow(GPU.device).add(loss, norm)
 
 
 @pytest.mark.parametrize(

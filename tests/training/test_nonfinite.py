@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import signal_at
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig
@@ -159,47 +158,6 @@ def test_non_finite_weights_after_a_finite_gradient_are_not_saved(tiny) -> None:
         pretrain(config, step=ruined)
     folder = config.output.dir / "checkpoints"
     assert [path.name[-6:-3] for path in list_checkpoints(folder)] == ["005"]
-
-
-class NoReading(TorchDispatchMode):
-    """Counts what would have a GPU waited for: numbers that are read from tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read = 0
-
-    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
-        reads = "_local_scalar_dense" in str(operator) or "nonzero" in str(operator)
-        # The stage of a batch, an integer, is read on the host, where the loader left it.
-        self.read += reads and arguments[0].is_floating_point()
-        return operator(*arguments, **(keywords or {}))
-
-
-@pytest.mark.parametrize(("skip", "precision"), [(0, "fp32"), (3, "fp32"), (3, "fp16")])
-def test_no_number_is_read_from_the_device_between_two_rows(
-    tiny, skip: int, precision: str
-) -> None:
-    mode, reads = NoReading(), []
-
-    def watched(run, stage, batches):
-        before, loaded = mode.read, list(batches)
-        with mode:
-            result = train_step(run, stage, loaded)
-        reads.append(mode.read - before)
-        return result
-
-    pretrain(
-        tiny(f"--optim.max_skipped_updates={skip}", "--optim.clip_grad=1",
-             f"--efficiency.precision={precision}", "--curriculum.epochs=2"),
-        step=watched,
-    )  # fmt: skip
-    assert reads
-    assert not any(reads)
-    with mode:
-        window = metrics.MetricsWindow(CPU)
-        for _ in range(4):
-            window.add(torch.tensor(1.0), torch.tensor(math.nan))
-    assert mode.read == 0
 
 
 @settings(max_examples=60)

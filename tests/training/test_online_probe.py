@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small_mae import small
 from tiny_run import config_in
 
 from finetune import ProbeConfig, score_encoder
@@ -25,7 +24,7 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.probes import MEASURES
 from mae_et.pretraining import train_step
 from mae_et.training import online_probe
-from mae_et.training.online_probe import affordable_images, evaluating, measure
+from mae_et.training.online_probe import affordable_images, measure
 
 # Of all images: three probes of 36, at a cost that the run can afford.
 PLAIN = (
@@ -226,11 +225,3 @@ def test_sharded_model_is_probed_without_its_decoder(run: Path, tmp_path: Path, 
     monkeypatch.setattr(online_probe.OnlineProbe, "do", as_if_sharded)
     assert curve(pretrain(config_in(tmp_path, *PROBED))) == curve(run)
     assert moved == [None, None, None]
-
-
-def test_evaluating_restores_the_training_mode() -> None:
-    model = small().train()
-    with evaluating(model):
-        assert not model.encoder.training
-    assert model.training
-    assert model.encoder.training
