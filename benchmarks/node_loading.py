@@ -163,7 +163,7 @@ def _speed(
     decoder = choose_decoder(decode, dataset, DistributedContext(0, 1, device))
     step = beside(bandwidth, size) if beside else lambda: None
     step()  # the first step allocates memory and captures its passes
-    sampler = CurriculumBatchSampler(endless, config.seed, lambda _: size)
+    sampler = CurriculumBatchSampler(endless, config.seed, size)
     with training_batches(dataset, sampler, workers, device, decoder=decoder) as batches:
         ready = time.perf_counter() + seconds / 2
         for _ in range(2 * workers + 2):  # batches prefetched while processes started

@@ -174,7 +174,7 @@ def build(
         ema_decay=config.optim.ema,
         multiple=2 if mixes or normalises else 1,
     )
-    sizes = [run.micro_batch(stage.bandwidth) for stage in plan.stages]
+    sizes = [run.micro_batch[stage.bandwidth] for stage in plan.stages]
     if mixes and any(size % 2 for size in sizes):
         raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
     if normalises and min(sizes) == 1:

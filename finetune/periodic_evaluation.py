@@ -51,7 +51,7 @@ class PeriodicEvaluation(Periodic):
         run, config = self.run, self.run.config
         distributed.broadcast_buffers(network, run.world)
         workers = worker_count(config.efficiency.num_workers, run.world)
-        size, batch = config.model.image_size, run.micro_batch(run.plan.stages[-1].bandwidth)
+        size, batch = config.model.image_size, run.micro_batch[run.plan.stages[-1].bandwidth]
         return score(
             network, self.val, config.data, size, run.world, run.dtype, batch, workers
         ).summary()

@@ -77,7 +77,7 @@ def replayed(
     """Yield every micro-batch, completed with recently loaded images, which get new masks."""
     held: dict[SampleIndex, AnyBatch] = {}
     for step in sampler.steps():
-        size = sampler.micro_batch(step.stage.bandwidth)
+        size = sampler.micro_batch[step.stage.bandwidth]
         if not sampler.replays(step.stage):
             for _ in chunks(step.loaded, size):
                 yield next(loaded)

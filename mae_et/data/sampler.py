@@ -5,7 +5,7 @@ number of workers, nor, without replay, on how a batch is spread over ranks.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -75,8 +75,8 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
     Args:
         plan: stages in whole steps, from `Curriculum.plan`.
         seed: seed of the order.
-        micro_batch: images of one forward pass of this rank: a number, or a function of the
-            bandwidth; by default a rank's whole share of the batch.
+        micro_batch: images of one forward pass of this rank: a number, or one by bandwidth; by
+            default a rank's whole share of the batch.
         rank: index of this rank.
         world_size: number of ranks.
         start_step: first step.
@@ -92,7 +92,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         self,
         plan: Plan,
         seed: int = 0,
-        micro_batch: Callable[[int], int] | int | None = None,
+        micro_batch: Mapping[int, int] | int | None = None,
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
@@ -105,8 +105,10 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             raise UserError(
                 f"optim.batch_size {plan.batch_size} is not divisible by {world_size} ranks"
             )
-        fixed = plan.batch_size // world_size if micro_batch is None else micro_batch
-        self.micro_batch = fixed if callable(fixed) else lambda _: fixed
+        if not isinstance(micro_batch, Mapping):
+            size = plan.batch_size // world_size if micro_batch is None else micro_batch
+            micro_batch = dict.fromkeys(plan.bandwidths, size)
+        self.micro_batch = micro_batch
         self.plan, self.seed = plan, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self.replay = dict(replay or {})
@@ -130,7 +132,7 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         for step in self.steps():
-            yield from chunks(step.loaded, self.micro_batch(step.stage.bandwidth))
+            yield from chunks(step.loaded, self.micro_batch[step.stage.bandwidth])
 
     def replays(self, stage: PlannedStage) -> bool:
         """Return whether a stage reuses samples."""

@@ -216,14 +216,12 @@ def pretraining_figures(run: Run) -> dict[str, Any]:
     """Return the entries of results.json that only pre-training has.
 
     Returns:
-        `loss` and `loss_at_first`: at the end and in the first row of metrics; `images`: number
-        trained on; and the result of `summarise_probes`.
+        `loss` at the end; `images`: number trained on; and the result of `summarise_probes`.
     """
     folder = run.config.output.dir
-    rows, probes = read_metrics(folder), read_metrics(folder, SCORES)
+    probes = read_metrics(folder, SCORES)
     return {
-        "loss": last_loss(rows),
-        "loss_at_first": rows[0].get("loss") if rows else None,
+        "loss": last_loss(read_metrics(folder)),
         "images": run.plan.images,
         **summarise_probes(probes, run.plan, run.state.seconds),
     }

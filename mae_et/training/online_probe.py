@@ -129,7 +129,7 @@ class OnlineProbe(Periodic):
             yield from self.cached[part]
             return
         run = self.run
-        batch_size = min(BATCH_SIZE, *(run.micro_batch(s.bandwidth) for s in run.plan.stages))
+        batch_size = min(BATCH_SIZE, *run.micro_batch.values())
         kept: Batches | None = []
         loader = data_loader(self._crops(part), self.num_workers, batch_size=batch_size)
         with batches_of(loader) as batches:

@@ -123,7 +123,7 @@ def describe_run(run: Any) -> dict[str, str]:
         cost = f"{flops} GFLOPs an image; {cost}"
     passes = ("compiled" if run.compiled else "not compiled") + ", CUDA graphs" * bool(run.graphs)
     if not run.state.micro_batch:  # otherwise a line gave those that fit
-        sizes = dict.fromkeys(map(run.micro_batch, bandwidths))
+        sizes = dict.fromkeys(run.micro_batch[bandwidth] for bandwidth in bandwidths)
         passes = f"micro-batch {_joined(sizes)}, {passes}"
     return {
         "model": _describe_model(config.model, run.state.model),

@@ -1,8 +1,9 @@
 """Resolve a config and a dataset's size to a run's plan, and its batches to micro-batches."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,10 +144,10 @@ def worth_compiling(plan: Plan) -> bool:
 
 def micro_batch_size(
     requested: int | dict[int, int] | Literal["auto"] | None, plan: Plan, world: int
-) -> Callable[[int], int]:
-    """Return a function from a bandwidth to the images of one forward pass of one rank.
+) -> dict[int, int]:
+    """Return the images of one forward pass of one rank, by bandwidth.
 
-    The size divides a rank's share of the batch and is at most the requested one
+    Each divides a rank's share of the batch and is at most the requested one
     (`EfficiencyConfig.micro_batch`). With `auto` it is the whole share until fitted.
 
     Raises:
@@ -156,18 +157,15 @@ def micro_batch_size(
     if plan.batch_size % world:
         raise UserError(f"optim.batch_size {plan.batch_size} is not divisible by {world} ranks")
     share = plan.batch_size // world
-    if isinstance(requested, dict) and sorted(requested) != plan.bandwidths:
+    limits = dict.fromkeys(plan.bandwidths, share)
+    if isinstance(requested, int):
+        limits = {b: requested * plan.base**2 // b**2 for b in plan.bandwidths}
+    elif isinstance(requested, dict):
+        limits = requested
+    if sorted(limits) != plan.bandwidths:
         raise UserError(
-            f"efficiency.micro_batch names the bandwidths {sorted(requested)}, the curriculum has "
+            f"efficiency.micro_batch names the bandwidths {sorted(limits)}, the curriculum has "
             f"{plan.bandwidths}"
         )
-
-    def size(bandwidth: int) -> int:
-        limit = share
-        if isinstance(requested, dict):
-            limit = min(share, requested[bandwidth])
-        elif isinstance(requested, int):
-            limit = min(share, requested * plan.base**2 // bandwidth**2)
-        return next(part for part in range(limit, 0, -1) if share % part == 0)
-
-    return lru_cache(size)
+    divisors = [part for part in range(1, share + 1) if share % part == 0]
+    return {b: divisors[bisect_right(divisors, limit) - 1] for b, limit in limits.items()}

@@ -1,6 +1,5 @@
 """A run: everything that its loop and steps read. Only its state changes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,7 +30,7 @@ class Run:
         state: what changes while training.
         network: the model to call: the state's, compiled, and wrapped for several ranks.
         dtype: autocast dtype; None for float32.
-        micro_batch: maps a bandwidth to the images of one forward pass.
+        micro_batch: images of one forward pass, by bandwidth.
         provenance: hashes of the data and of the initial weights, number of ranks, and image
             decoder (`same_data.provenance_of`).
         stopped: set by a signal to save and stop.
@@ -47,7 +46,7 @@ class Run:
     state: TrainState
     network: nn.Module
     dtype: torch.dtype | None
-    micro_batch: Callable[[int], int]
+    micro_batch: dict[int, int]
     provenance: dict[str, Any] = field(default_factory=dict)
     stopped: StopFlag = field(default_factory=StopFlag)
     stop_after_step: int | None = None
@@ -57,7 +56,7 @@ class Run:
 
     def accumulation(self, stage: PlannedStage) -> int:
         """Return the number of micro-batches of one step at a stage."""
-        return self.plan.batch_size // self.world.size // self.micro_batch(stage.bandwidth)
+        return self.plan.batch_size // self.world.size // self.micro_batch[stage.bandwidth]
 
     def in_steps(self, duration: Duration) -> int:
         """Return an interval of the config as a number of steps."""

@@ -41,7 +41,7 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
     state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     optim = SimpleNamespace(clip_grad=None, max_skipped_updates=0)
     config = SimpleNamespace(optim=optim, efficiency=EfficiencyConfig())
-    run = Run(config, PLAN, WORLD, state, network, None, lambda _: 12 // parts)
+    run = Run(config, PLAN, WORLD, state, network, None, dict.fromkeys((16, 32), 12 // parts))
 
     def loss_of(number: int):
         seen.append(number)
@@ -65,7 +65,7 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
     two = DistributedContext(0, 2, torch.device("cpu"))  # its share of 12 images is 6
     config, model = SimpleNamespace(efficiency=efficiency), nn.Linear(3, 1)
     state: Any = None  # not read
-    network = wrap(Run(config, PLAN, two, state, model, None, lambda _: micro_batch))
+    network = wrap(Run(config, PLAN, two, state, model, None, dict.fromkeys((16, 32), micro_batch)))
     assert isinstance(network, DistributedDataParallel)
     assert network.static_graph is static
     assert network.gradient_as_bucket_view

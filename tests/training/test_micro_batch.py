@@ -104,7 +104,7 @@ def test_kept_micro_batches_are_tried_against_any_memory_and_any_share(tiny, mon
     attempt = partial(pretraining.dry_pass, run)
     odd = dict.fromkeys((16, 24, 32), 7)  # of another number of ranks: 7 do not divide 12 images
     micro_batch.fit_micro_batch(run, {"micro_batch": odd}, attempt)
-    assert (run.micro_batch(32), run.state.micro_batch) == (6, odd)
+    assert (run.micro_batch[32], run.state.micro_batch) == (6, odd)
     large = dict.fromkeys((16, 24, 32), 10**9)
     monkeypatch.setattr(micro_batch, "peak_of", lambda *_: None)  # memory runs out in every pass
     with pytest.raises(RunFailed, match="at bandwidth 16 the smallest micro-batch does not"):
@@ -155,7 +155,7 @@ def test_sizes_measured_beside_other_processes_are_not_kept(tiny, monkeypatch) -
     monkeypatch.setattr(micro_batch, "wait_for_other_processes", lambda _: True)
     monkeypatch.setattr(micro_batch, "available_memory", lambda _: int(1.235 * 2**20))
     run = built(tiny)
-    assert run.micro_batch(32) < 12
+    assert run.micro_batch[32] < 12
     assert run.state.micro_batch is None
 
 
@@ -173,7 +173,7 @@ def test_fitted_micro_batches_of_batch_norm_classifiers_are_even(tmp_path, monke
         plan = make_plan(config, network, 40)
         run = build_classifier_run(config, network, plan, WORLD, None)
         assert all(torch.equal(before[n], tensor) for n, tensor in network.state_dict().items())
-        found.append(run.micro_batch(32))
+        found.append(run.micro_batch[32])
     assert found == [8, 4]
 
 
@@ -185,5 +185,5 @@ def test_ranks_agree_on_the_smallest_micro_batch(tiny, monkeypatch) -> None:
     monkeypatch.setattr(building, "wrap", lambda run, static: run.network)
     run, _ = pretraining.build(config, make_pretraining_plan(config, 40), two, None)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
-    assert run.micro_batch(32) == 3
+    assert run.micro_batch[32] == 3
     assert run.accumulation(run.plan.stages[0]) == 2

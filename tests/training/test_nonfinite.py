@@ -110,7 +110,7 @@ def test_a_non_finite_loss_over_a_finite_gradient_skips_the_update(
     optim = SimpleNamespace(clip_grad=1.0, max_skipped_updates=1)
     config = SimpleNamespace(optim=optim, efficiency=EfficiencyConfig())
     plan = Curriculum.preset("constant", 32, 8).plan(1, 12, 12)
-    run = Run(config, plan, DistributedContext(0, 1, CPU), state, model, None, lambda _: 12)
+    run = Run(config, plan, DistributedContext(0, 1, CPU), state, model, None, {32: 12})
     for lost in (True, False):
         loss, norm = update(
             run, plan.stages[0], [0], lambda _, lost=lost: model(torch.ones(2, 3)).sum()
