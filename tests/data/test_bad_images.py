@@ -1,18 +1,17 @@
 """Unusual files are images; unreadable ones are named, counted and replaced, and stop a run."""
 
 import contextlib
-import io
 import itertools
 import json
 import os
 import random
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 from hostile import broken, changed, encoded, noise, unreadable, unusual
+from image_files import write_shard
 from PIL import Image
 from steps import before_step, signal_at
 
@@ -225,13 +224,8 @@ def test_the_loader_fails_when_no_image_can_be_read(folders) -> None:
 def test_folders_tar_shards_and_prepared_shards_substitute_alike(folders, tmp_path: Path) -> None:
     """Tar shards, and prepared ones, which show what the folder shows, bit for bit."""
     root = folders[1]
-    shard = tmp_path / "tar" / "all-train-0.tar"
-    shard.parent.mkdir()
-    with tarfile.open(shard, "w") as tar:
-        for path in sorted((root / "train").iterdir()):
-            entry = tarfile.TarInfo(path.name)
-            entry.size = path.stat().st_size
-            tar.addfile(entry, io.BytesIO(path.read_bytes()))
+    files = {path.name: path.read_bytes() for path in sorted((root / "train").iterdir())}
+    write_shard(tmp_path / "tar" / "all-train-0.tar", files)
     ready = tmp_path / "ready"
     figures = prepare(
         PrepareConfig(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from device_decoding import batches, cpu_decoder, decoding_threads, opened, write_images
+from device_decoding import batches, compare, cpu_decoder, decoding_threads, opened, write_images
 from torch import Tensor
 
 from mae_et.config.data import DataConfig
@@ -39,10 +39,7 @@ def test_two_micro_batches_are_decoded_at_once_and_come_in_order(tmp_path: Path)
         return decode_torchvision(contents, device)
 
     decoder = cpu_decoder(dataset, decode)
-    for one, other in zip(
-        batches(dataset, decoder), batches(dataset, cpu_decoder(dataset)), strict=True
-    ):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    compare(batches(dataset, decoder), batches(dataset, cpu_decoder(dataset)), 0)
     assert waited == [True]
     assert free[1] == 0
     assert len(decoder.streams) == device_decode.THREADS
@@ -83,8 +80,7 @@ def test_decoded_batches_are_handed_out_in_order_while_the_loader_stalls(
         trained.set()
         found += loaded
     assert not gave_up.is_set()
-    for one, other in zip(found, usual, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    compare(found, usual, 0)
 
 
 def test_the_threads_end_when_training_raises_and_when_it_stops_early(tmp_path: Path) -> None:

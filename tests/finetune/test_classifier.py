@@ -1,7 +1,6 @@
 """Fine-tuning, probes and supervised training, on networks that train in seconds."""
 
 import csv
-import io
 import json
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from image_files import encoded, write_shard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from steps import signal_at
@@ -27,7 +27,6 @@ from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.prepare import prepare
-from mae_et.data.shard_writer import add_file, new_archive
 from mae_et.data.synthetic import Synthetic
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.io.seals import read_sealed, seal
@@ -218,22 +217,15 @@ def _interrupt(*_: object) -> None:
 def test_images_without_a_label_are_refused_before_training(small, tmp_path: Path) -> None:
     """In tar shards where some images have no .cls, and in shards prepared from them."""
     for split in ("train", "val"):
-        with new_archive(tmp_path / "tars" / split / "0.tar") as shard:
-            for number in range(12):
-                add_file(shard, f"{number}.png", png_of(number))
-                if split == "val" or number < 9:
-                    add_file(shard, f"{number}.cls", str(number % 3).encode())
+        files = {f"{number}.png": encoded(20 * number) for number in range(12)}
+        labelled = range(12 if split == "val" else 9)
+        files |= {f"{number}.cls": str(number % 3).encode() for number in labelled}
+        write_shard(tmp_path / "tars" / split / "0.tar", files)
     prepare(PrepareConfig(tmp_path / "shards", DataConfig(name="wds", root=tmp_path / "tars")))
     for name, root in (("wds", "tars"), ("shards", "shards")):
         flags = [f"--data.name={name}", f"--data.root={tmp_path / root}"]
         with pytest.raises(UserError, match="3 of 12 images of train have no label"):
             classify(small(*flags))
-
-
-def png_of(number: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(file, "png")
-    return file.getvalue()
 
 
 def test_a_run_without_validation_split_has_no_scores(small, tmp_path) -> None:
