@@ -198,19 +198,14 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
 def _as_float32(path: Path, tensors: Tensors) -> Tensors:
     """Convert any floating-point format; refuse NaN, sparse, complex and quantised weights."""
     for name, tensor in tensors.items():
-        if not has_numbers(tensor) or tensor.is_complex():
+        dense = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
+        if not dense or tensor.is_complex() or tensor.device.type != "cpu":
             raise UserError(f"{path} holds sparse, complex or quantised weights ({name})")
         if tensor.dtype in _QUANTISED and tensor.ndim > 1:
             raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
         if tensor.isnan().any():
             raise UserError(f"{path} holds weights that are not numbers ({name} has NaN)")
     return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-
-
-def has_numbers(tensor: Tensor) -> bool:
-    """Return whether a tensor is dense, not quantised, and on the CPU."""
-    dense = tensor.layout is torch.strided and not tensor.is_nested
-    return dense and not tensor.is_quantized and tensor.device.type == "cpu"
 
 
 def describe_mismatch(

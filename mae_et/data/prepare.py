@@ -151,17 +151,16 @@ def _write_shards(
             yield shard
         return
     # Threads suffice: Pillow decodes, resizes and encodes without the GIL.
-    with ThreadPoolExecutor(config.num_workers) as pool:
+    pool = ThreadPoolExecutor(config.num_workers)
+    try:
         pending = {
             pool.submit(write_shard, dataset, config, folder, shard): shard for shard in shards
         }
-        try:
-            for done in as_completed(pending):
-                done.result()
-                yield pending[done]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for done in as_completed(pending):
+            done.result()
+            yield pending[done]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _verify(folder: Path) -> dict[str, Any]:

@@ -41,19 +41,6 @@ def _forbid_tf32() -> Callable[[], None]:
     return partial(torch.set_float32_matmul_precision, before)
 
 
-def set_precision(
-    precision: str, tf32: bool, device: torch.device
-) -> tuple[torch.dtype | None, torch.amp.GradScaler]:
-    """Set TF32 for the process; return the autocast dtype (None: float32) and its scaler.
-
-    Raises:
-        UserError: bf16 is requested on a GPU without it.
-    """
-    allow_tf32(tf32, device)
-    dtype = autocast_dtype(precision, device)
-    return dtype, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-
 def allow_tf32(allowed: bool, device: torch.device) -> None:
     """Allow or forbid TF32 for float32 products on a GPU, in the whole process.
 

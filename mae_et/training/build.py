@@ -16,7 +16,7 @@ from mae_et.errors import UserError
 from mae_et.runtime.broadcast import broadcast_tensors
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.runtime.precision import set_precision
+from mae_et.runtime.precision import allow_tf32, autocast_dtype
 from mae_et.training.compile import compile_network, should_compile
 from mae_et.training.cuda_graphs import GraphedPasses, should_replay
 from mae_et.training.fsdp import shard
@@ -62,7 +62,9 @@ def build_run(
     """
     check_same_start(model if saved is None else None, plan, world)
     efficiency = config.efficiency
-    dtype, scaler = set_precision(efficiency.precision, efficiency.tf32, world.device)
+    allow_tf32(efficiency.tf32, world.device)
+    dtype = autocast_dtype(efficiency.precision, world.device)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     shards = efficiency.sharding == "full" and world.size > 1
     if efficiency.sharding == "full" and not shards:
         notify("efficiency.sharding full: nothing is sharded on one rank")

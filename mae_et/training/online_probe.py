@@ -8,10 +8,9 @@ Shapes: N images, D width.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.curriculum.mae_cost import FORWARD_AND_BACKWARD
@@ -84,9 +83,10 @@ class OnlineProbe(Periodic):
             return
         if state.sharded:
             model.decoder = None  # the gathered copy's, not needed on the device
-        model = model.to(world.device)
-        with torch.no_grad(), evaluating(model), seeded(self.run.config.seed):
+        model = model.to(world.device).eval()
+        with torch.no_grad(), seeded(self.run.config.seed):
             train, val = (self._encode(model, part) for part in ("train", "val"))
+        model.train()
         if state.sharded:
             distributed.any_rank(True, world)
         if logger is not None:
@@ -173,17 +173,6 @@ def measure(train: Labelled, val: Labelled) -> dict[str, float | None]:
         measures["effective_rank"] = lambda: effective_rank(train[0])
     with exact_products():
         return {name: value() if finite else None for name, value in measures.items()}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and restore its mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def affordable_images(plan: Plan, mask_ratio: float, fraction: float) -> int:

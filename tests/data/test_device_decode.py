@@ -80,16 +80,6 @@ def test_boxes_are_bit_for_bit_those_of_torchvision(tmp_path: Path, monkeypatch,
         assert torch.equal(ours.noise, view.noise)
 
 
-def test_flips_have_the_configured_chance(tmp_path: Path) -> None:
-    root = write_images(tmp_path)
-    for method in METHODS:
-        for chance in (0.0, 1.0, 0.5):
-            dataset = opened(DataConfig(root=root, flip=chance), method)
-            draws = [SampleIndex(n % len(dataset), n, 0) for n in range(64)]
-            share = sum(read_encoded(dataset, draw).flip for draw in draws) / 64  # type: ignore[union-attr]
-            assert abs(share - chance) <= 0.2 * (chance == 0.5)
-
-
 @pytest.mark.parametrize("kind", ["wds", "shards"])
 @pytest.mark.parametrize("method", METHODS)
 def test_shards_are_read_as_folders_are(tmp_path: Path, kind: str, method: str) -> None:

@@ -3,7 +3,6 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,20 +24,6 @@ def digest(order) -> str:
     """Digest of the images of `order` in ascending order of index, rendered in the order given."""
     images = {index: render(index, 64)[0].tobytes() for index in order}
     return hashlib.sha256(b"".join(images[index] for index in sorted(images))).hexdigest()
-
-
-def ring_profile(fields: np.ndarray) -> np.ndarray:
-    """Mean log amplitude of square fields at 1, 2, ... cycles per image, up to half of Nyquist."""
-    size = fields.shape[-1]
-    cycles = np.fft.fftfreq(size, 1 / size)
-    ring = np.rint(np.hypot(cycles[:, None], cycles[None, :])).astype(int)
-    amplitude = np.log(np.abs(np.fft.fft2(fields))).mean(0)
-    return np.array([amplitude[ring == r].mean() for r in range(1, size // 4 + 1)])
-
-
-def slope(profile: np.ndarray, lowest: int) -> float:
-    cycles = np.arange(1, len(profile) + 1)
-    return float(np.polyfit(np.log(cycles[lowest - 1 :]), profile[lowest - 1 :], 1)[0])
 
 
 def nearest(train: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -100,45 +85,6 @@ def test_every_range_of_indices_is_balanced(first, length):
     labels = [render(i, 16)[1] for i in range(first, first + length)]
     counts = np.bincount(labels, minlength=10)
     assert counts.max() - counts.min() <= 1
-
-
-def test_background_spectrum_falls_as_one_over_f():
-    """Over many backgrounds log amplitude falls with log frequency at a slope within 0.05 of -1."""
-    scenes = [synthetic._start(i, 0) for i in range(200)]
-    fields = np.stack([synthetic._background(scene, stream, 64)[0] for scene, stream in scenes])
-    assert slope(ring_profile(fields), lowest=3) == pytest.approx(-1, abs=0.05)
-
-
-def test_image_spectrum_falls_faster_than_the_background():
-    """With the outline and grating of the object the slope lies between -2 and -1.5."""
-    window = np.hanning(64)[:, None] * np.hanning(64)[None, :]
-    grey = np.stack([render(i, 64)[0].mean(2) for i in range(200)])
-    fields = (grey - grey.mean((1, 2), keepdims=True)) * window
-    assert -2 < slope(ring_profile(fields), lowest=3) < -1.5
-
-
-def test_grating_has_the_drawn_frequency():
-    """Without its noise the object's texture peaks at the frequency drawn for it, 4 to 8 cycles."""
-    cycles = np.fft.fftfreq(64, 1 / 64)
-    for index in range(20):
-        scene, stream = synthetic._start(index, 0)
-        texture = synthetic._texture(replace(scene, object_noise=0.0), stream, 64)
-        drawn = np.hypot(*scene.wave)
-        assert 4 <= drawn <= 8
-        peak = np.abs(np.fft.fft2(texture * np.hanning(64)[:, None] * np.hanning(64))).argmax()
-        row, column = np.unravel_index(peak, (64, 64))
-        assert np.hypot(cycles[row], cycles[column]) == pytest.approx(drawn, abs=0.75)
-
-
-def test_object_stands_out_with_either_sign():
-    """Object and background differ by 20 grey levels, and each is the brighter about as often."""
-    gaps = []
-    for index in range(300):
-        inside = synthetic._coverage(synthetic._start(index, 0)[0], 64) > 0.5
-        grey = render(index, 64)[0].mean(2)
-        gaps.append(grey[inside].mean() - grey[~inside].mean())
-    assert np.abs(gaps).min() > 20
-    assert 0.4 < np.mean(np.array(gaps) > 0) < 0.6
 
 
 def test_mean_colour_does_not_predict_the_class():

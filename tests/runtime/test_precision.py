@@ -1,4 +1,5 @@
 import contextlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,14 @@ from mae_et.runtime.precision import (
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def _switches() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
@@ -46,16 +55,12 @@ def test_a_cpu_computes_in_float32_unless_asked() -> None:
 
 
 def test_exact_products_put_the_precision_back_also_after_an_error() -> None:
-    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
-    try:
-        with contextlib.suppress(RuntimeError), exact_products():
-            inside = torch.get_float32_matmul_precision()
-            raise RuntimeError
-        assert inside == "highest"
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with contextlib.suppress(RuntimeError), exact_products():
+        inside = torch.get_float32_matmul_precision()
+        raise RuntimeError
+    assert inside == "highest"
+    assert torch.get_float32_matmul_precision() == "high"
 
 
 @pytest.mark.skipif(
@@ -74,13 +79,8 @@ def test_products_are_exact_in_a_process_that_uses_the_newer_switch() -> None:
 
 def test_tf32_is_allowed_to_products_and_convolutions_alike_and_on_a_gpu_alone() -> None:
     """Torch allows it to convolutions by itself; a run before in this process may have, too."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        for allowed, products in ((True, "high"), (False, "highest")):
-            allow_tf32(allowed, CUDA)
-            allow_tf32(not allowed, CPU)
-            assert torch.get_float32_matmul_precision() == products
-            assert torch.backends.cudnn.allow_tf32 is allowed
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+    for allowed, products in ((True, "high"), (False, "highest")):
+        allow_tf32(allowed, CUDA)
+        allow_tf32(not allowed, CPU)
+        assert torch.get_float32_matmul_precision() == products
+        assert torch.backends.cudnn.allow_tf32 is allowed

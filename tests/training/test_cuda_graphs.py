@@ -197,8 +197,9 @@ def test_a_failed_capture_raises_its_error_and_leaves_nothing_open(monkeypatch, 
     assert library._cuda_releasePool.call_args_list == ([] if version == "2.13" else both)
 
 
-def run_three_passes(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[MagicMock]]:
-    """Run two passes at a bandwidth and one at another; return what was done, and their events."""
+def test_memory_of_a_bandwidth_is_released_first_and_at_most_two_passes_are_queued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     weight, batch = nn.Parameter(torch.ones(1)), Batch(torch.ones(1), torch.ones(1), torch.zeros(1))
     passes, done = GraphedPasses([weight]), []
 
@@ -219,16 +220,7 @@ def run_three_passes(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[M
     monkeypatch.setattr(passes, "_warm_up", lambda _: done.append("warm"))
     for bandwidth in (16, 16, 32):
         passes(lambda _: weight, batch, bandwidth, first=True)
-    return done, events
-
-
-def test_memory_of_a_bandwidth_is_released_before_the_next_one_is_captured(monkeypatch) -> None:
-    done, _ = run_three_passes(monkeypatch)
     assert done == ["returned", "warm", "captured"] * 2
-
-
-def test_at_most_two_passes_are_queued(monkeypatch) -> None:
-    _, events = run_three_passes(monkeypatch)
     assert [event.synchronize.called for event in events] == [True, False, False]
 
 
