@@ -5,7 +5,7 @@ from mae_et.config.data import DataConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import Split, split_name
-from mae_et.errors import UserError, listed
+from mae_et.errors import UserError, listed, refuse_unknown_classes
 from mae_et.runtime.console import notify
 from mae_et.training.opening import Opening, describe_data
 
@@ -62,11 +62,8 @@ def open_splits(opening: Opening[Splits]) -> Splits:
 
 def _check_same_classes(train: ImageDataset, val: ImageDataset) -> None:
     """Refuse splits whose classes differ, lack validation images, or come in another order."""
-    of_train, of_val = set(train.classes), set(val.classes)
-    if unknown := [name for name in val.classes if name not in of_train]:
-        raise UserError(
-            f"the validation split has classes that the training split lacks: {listed(unknown)}"
-        )
+    refuse_unknown_classes(val.classes, train.classes, "the validation split has")
+    of_val = set(val.classes)
     absent = [name for name in train.classes if name not in of_val]
     if empty := absent or classes_without_images(val):
         raise UserError(

@@ -1,6 +1,6 @@
 """Errors that end a command, one class for each exit status, and checks that raise them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from signal import Signals
 from typing import Any, get_args
@@ -67,6 +67,20 @@ def one_line(error: object) -> str:
 def listed(names: Sequence[object], most: int = 5) -> str:
     """Return the first names, separated by commas, and an ellipsis if there are more."""
     return ", ".join([*map(str, names[:most]), *(["..."] if len(names) > most else [])])
+
+
+def refuse_unknown_classes(present: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise `UnknownClasses` if a split has a class that the training split lacks.
+
+    Args:
+        present: classes of the split.
+        known: classes of the training split.
+        where: the split and its verb, such as "the shards have".
+    """
+    unknown = sorted(set(present) - set(known))
+    if unknown:
+        sentence = f"{where} classes that the training split lacks: {listed(unknown)}"
+        raise UnknownClasses(sentence)
 
 
 class RunFailed(RuntimeError):

@@ -47,9 +47,10 @@ EfficientTrain++ (Wang et al., arXiv 2405.08768).
 
 - starting weights: {start}
 - data: {data}, mean {mean}, std {std}
-- target: {target}; mask ratio {mask_ratio:g}; decoder of depth {decoder_depth}
-- curriculum: {preset}, {epochs:g} epochs; crop {method}
-- AdamW: batch {batch_size}, learning rate {lr:g}, weight decay {weight_decay:g}; seed {seed}"""
+- target: {model.target}; mask ratio {model.mask_ratio:g}; decoder of depth {model.decoder_depth}
+- curriculum: {curriculum.preset}, {curriculum.epochs:g} epochs; crop {crop.method}
+- AdamW: batch {optim.batch_size}, learning rate {optim.lr:g}, weight decay {optim.weight_decay:g};
+  seed {seed}"""
 NOT_RECORDED = "Not recorded in the checkpoint."
 
 
@@ -76,23 +77,14 @@ def model_card(weights: Weights, about: dict[str, Any]) -> str:
 def _recipe(config: PretrainConfig | None) -> str:
     if config is None:
         return NOT_RECORDED
-    data, model, optim = config.data, config.model, config.optim
-    return RECIPE.format(
-        start=printable(config.init.weights.name) if config.init.weights else "random",
-        data=printable(data.root.name if data.root else data.source),
-        mean=list(data.mean),
-        std=list(data.std),
-        target=model.target,
-        mask_ratio=model.mask_ratio,
-        decoder_depth=model.decoder_depth,
-        preset=config.curriculum.preset,
-        epochs=config.curriculum.epochs,
-        method=config.crop.method,
-        batch_size=optim.batch_size,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        seed=config.seed,
-    )
+    data, start = config.data, config.init.weights
+    described = {
+        "start": printable(start.name) if start else "random",
+        "data": printable(data.root.name if data.root else data.source),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+    return RECIPE.format(**vars(config) | described)
 
 
 def _figures(weights: Weights) -> str:

@@ -12,7 +12,7 @@ from mae_et.config.refusals import one_sentence
 from mae_et.data.decoding import UNLABELLED, DecodedDataset
 from mae_et.data.layout import Split, split_name, split_names
 from mae_et.data.tar_index import MAX_CLASSES
-from mae_et.errors import UserError, listed
+from mae_et.errors import UserError, refuse_unknown_classes
 from mae_et.runtime.console import notify
 
 
@@ -109,9 +109,7 @@ def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
         return HuggingFaceImages(rows, image, label, None, _numbered(rows[label][:], label))
     train = rows if split == "train" else _rows_of(config, "train")[1]
     names = sorted(set(train[label][:]) - {None})
-    unknown = sorted(set(rows[label][:]) - {None, *names})
-    if unknown:
-        raise ValueError(f"it has classes that the training split lacks: {listed(unknown)}")
+    refuse_unknown_classes(set(rows[label][:]) - {None}, names, "it has")
     return HuggingFaceImages(rows, image, label, {each: i for i, each in enumerate(names)}, names)
 
 
@@ -159,11 +157,8 @@ def _numbers_among(
     """Map a split's own class numbers to those of `classes`; None if they are equal."""
     if list(own) == list(classes):
         return None
-    unknown = sorted(
-        {own[value] for value in values[:] if value not in {None, UNLABELLED}} - set(classes)
-    )
-    if unknown:
-        raise ValueError(f"it has classes that the training split lacks: {listed(unknown)}")
+    present = {own[value] for value in values[:] if value not in {None, UNLABELLED}}
+    refuse_unknown_classes(present, classes, "it has")
     known = {value: classes.index(name) for value, name in enumerate(own) if name in classes}
     return known | {UNLABELLED: UNLABELLED}
 

@@ -20,7 +20,7 @@ from mae_et.data.layout import (
     split_name,
     subfolders,
 )
-from mae_et.errors import UnknownClasses, UserError, listed
+from mae_et.errors import UserError, listed, refuse_unknown_classes
 from mae_et.runtime.console import notify
 
 # Advice for a folder without images, by the extension of the files in it.
@@ -32,6 +32,7 @@ OTHER_FILES = {
     **dict.fromkeys((".zip", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive"),
 }
 HELD_OUT_FRACTION = 0.2
+"""Fraction of the training images to hold out if there is no validation split."""
 
 
 def open_image_folder(
@@ -152,11 +153,7 @@ def _label_files(files: Sequence[str], classes: Sequence[str], folder: Path) -> 
     present = class_names(files)
     if not classes or not present:
         return [UNLABELLED] * len(files)
-    unknown = sorted(set(present) - set(classes))
-    if unknown:
-        raise UnknownClasses(
-            f"{folder} has classes that the training split lacks: {listed(unknown)}"
-        )
+    refuse_unknown_classes(present, classes, f"{folder} has")
     label = {name: number for number, name in enumerate(classes)}
     return [label[file.partition("/")[0]] for file in files]
 

@@ -13,13 +13,12 @@ from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.data.batch import collate
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
+from mae_et.data.image_folder import HELD_OUT_FRACTION
 from mae_et.data.sampler import sample_seed
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import Unreadable, UserError
 from mae_et.runtime.console import notify
 
-HELD_OUT_FRACTION = 0.2
-"""Fraction of the training images held out if there is no validation split."""
 ENOUGH = 200
 """Images to classify for a standard error of at most 3.5 percentage points."""
 

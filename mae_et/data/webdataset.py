@@ -25,7 +25,7 @@ from mae_et.data.layout import (
     subfolders,
 )
 from mae_et.data.tar_index import MAX_CLASSES, index_shard
-from mae_et.errors import UnknownClasses, UserError, listed
+from mae_et.errors import UserError, listed, refuse_unknown_classes
 from mae_et.runtime.console import notify
 
 COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
@@ -229,12 +229,7 @@ def _number_classes(
     if len(present) > MAX_CLASSES:
         raise UserError(f"the shards in {paths[0].parent} have {len(present)} classes")
     classes = present if classes is None else list(classes)
-    unknown = sorted(set(present) - set(classes))
-    if unknown:
-        raise UnknownClasses(
-            f"the shards in {paths[0].parent} have classes that the training split lacks: "
-            f"{listed(unknown)}"
-        )
+    refuse_unknown_classes(present, classes, f"the shards in {paths[0].parent} have")
     number = {name: i for i, name in enumerate(classes)}
     return classes, np.array(
         [UNLABELLED if name is None else number[name] for name in names], np.int64

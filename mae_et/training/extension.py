@@ -38,8 +38,6 @@ _MAY_DIFFER = MAY_CHANGE | {
     "curriculum.epochs", "init.extends", "optim.warmup_fraction", "optim.decay_fraction",
     "optim.min_lr", "data.root",
 }  # fmt: skip
-Files = dict[str, str]
-"""Texts by file name."""
 
 
 def start(
@@ -47,7 +45,7 @@ def start(
     saved: dict[str, Any] | None,
     source: ImageDataset,
     world: DistributedContext,
-) -> tuple[dict[str, Any] | None, Files]:
+) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """Return the checkpoint to start from: `saved`, or that of the run that a new run extends.
 
     Only the main rank reads the run to extend.
@@ -57,7 +55,7 @@ def start(
     """
     if saved is not None or config.init.extends is None:
         return saved, {}
-    files: Files = {}
+    files: dict[str, str] = {}
     with fail_together(world):
         if world.is_main:
             saved, files = read_extension(config, config.init.extends, source)
@@ -66,7 +64,7 @@ def start(
 
 def read_extension(
     config: PretrainConfig, run: Path, source: ImageDataset
-) -> tuple[dict[str, Any], Files]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Read the run to extend, and report the checkpoint and learning rate to start from.
 
     Returns:

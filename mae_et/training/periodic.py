@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mae_et.config.duration import Duration, duration_in_steps, is_due
+from mae_et.config.duration import Duration, is_due
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.training.run import Run
@@ -23,7 +23,7 @@ class Periodic(ABC):
     """Whether the work is also due before the first step."""
 
     def __init__(self, run: Run, every: Duration):
-        self.run, self.every = run, duration_in_steps(every, run.plan.steps)
+        self.run, self.every = run, run.in_steps(every)
 
     def due(self, step: int) -> bool:
         """Return whether the work is due after this many steps; 0: before the first."""
