@@ -108,5 +108,5 @@ def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def all_gather_json(content: Any, world: DistributedContext) -> list[Any]:
     """Gather content as JSON from every rank, in rank order; nothing is unpickled."""
     line = torch.frombuffer(bytearray(json.dumps(content).encode() + b"\n"), dtype=torch.uint8)
-    lines = bytes(distributed.all_gather_rows(line, world).tolist()).splitlines()
+    lines = distributed.all_gather_rows(line, world).numpy().tobytes().splitlines()
     return [json.loads(each) for each in lines]
