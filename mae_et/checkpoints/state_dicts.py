@@ -1,7 +1,6 @@
 """State dicts: find one in any training checkpoint, and compare it with a network's.
 
-A state dict is recognised by its parameter names, under any entries and prefixes (`state_dict`,
-`model_ema`, `module.`, `_orig_mod.`, `backbone.vit.`, `teacher.`, in any order).
+It is recognised by its parameter names, under any entries and prefixes (`state_dict`, `module.`).
 """
 
 import re
@@ -196,16 +195,18 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _as_float32(path: Path, tensors: Tensors) -> Tensors:
-    """Convert any floating-point format; refuse NaN, sparse, complex and quantised weights."""
+    """Convert any floating-point format; refuse non-finite, sparse and quantised weights."""
+    converted = {}
     for name, tensor in tensors.items():
         dense = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
         if not dense or tensor.is_complex() or tensor.device.type != "cpu":
             raise UserError(f"{path} holds sparse, complex or quantised weights ({name})")
         if tensor.dtype in _QUANTISED and tensor.ndim > 1:
             raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
-        if tensor.isnan().any():
-            raise UserError(f"{path} holds weights that are not numbers ({name} has NaN)")
-    return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+        converted[name] = tensor.float() if tensor.is_floating_point() else tensor
+        if not converted[name].isfinite().all():
+            raise UserError(f"{path} holds weights that are not finite numbers ({name})")
+    return converted
 
 
 def describe_mismatch(

@@ -149,9 +149,10 @@ def test_quantised_weights_are_refused(vit) -> None:
         find_state_dict(PATH, payload, vit.keys())
 
 
-def test_weights_that_are_nan_are_refused_by_name(vit) -> None:
-    payload = vit | {"cls_token": torch.full_like(vit["cls_token"], torch.nan)}
-    with pytest.raises(UserError, match=r"weights that are not numbers \(cls_token has NaN\)"):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(vit, value: float) -> None:
+    payload = vit | {"cls_token": torch.full_like(vit["cls_token"], value)}
+    with pytest.raises(UserError, match=r"weights that are not finite numbers \(cls_token\)"):
         find_state_dict(PATH, payload, vit.keys())
 
 
