@@ -68,8 +68,8 @@ def read_extension(
     """Read the run to extend, and report the checkpoint and learning rate to start from.
 
     Returns:
-        The checkpoint to start from, with the longer plan, and the run's records up to it, as files
-        for the new run folder.
+        The checkpoint to start from, with the longer plan, and the run's records as files for the
+        new run folder, which drops rows after that checkpoint as every resumed run does.
 
     Raises:
         UserError: there is no such run, its schedule has no constant part, no checkpoint of that
@@ -92,7 +92,7 @@ def read_extension(
     extended = plan_new_run(config, len(source))
     _check_continuous(config, extended, saved["step"])
     say(_describe(config, extended, saved))
-    files = {name: _record(run, name, extended, saved["step"]) for name in RECORDS}
+    files = {name: _record(run, name, extended) for name in RECORDS}
     return saved | {"plan": extended.to_dict()}, {n: text for n, text in files.items() if text}
 
 
@@ -120,11 +120,13 @@ def _last_constant_checkpoint(run: Path, config: PretrainConfig, plan: Plan) -> 
     return saved
 
 
-def _record(run: Path, name: str, plan: Plan, step: int) -> str:
-    """Return the rows of a record up to a step, with their `compute` under a longer plan."""
-    rows = [row for row in read_metrics(run, name) if row["step"] <= step]
-    shares = [{"compute": plan.progress(row["step"])} if "compute" in row else {} for row in rows]
-    return "".join(row_line(row | share, name) for row, share in zip(rows, shares, strict=True))
+def _record(run: Path, name: str, plan: Plan) -> str:
+    """Return a record with the `compute` of its rows under a longer plan."""
+    rows = read_metrics(run, name)
+    for row in rows:
+        if "compute" in row:
+            row["compute"] = plan.progress(row["step"])
+    return "".join(row_line(row, name) for row in rows)
 
 
 def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:

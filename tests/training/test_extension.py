@@ -104,6 +104,10 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
             output=replace(before.output, dir=tmp_path / "new"),
         )
 
+    decaying = replace(config, optim=replace(config.optim, weight_decay_end=0.5))
+    moving = shutil.copytree(run, tmp_path / "moving")
+    (moving / "config.yaml").write_text(to_yaml(decaying))
+
     shorter = replace(extending(run), curriculum=replace(config.curriculum, epochs=4))
     for wrong, sentence in (
         (extending(tmp_path), "is not a run folder"),
@@ -111,6 +115,7 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
         (extending(empty), r"no checkpoint of its constant learning rate \(steps 4 to 13\)"),
         (extending(run, base_lr=0.01), r"optim\.base_lr was 0\.02 and is now 0\.01"),
         (extending(run, warmup_fraction=0.5), "would jump from 0.000625 to 0.000508 at step 13"),
+        (extending(moving, decaying), r"weight decay moves .* \(optim\.weight_decay_end\)"),
         (shorter, "must exceed the budget of the run to extend"),
     ):
         with pytest.raises(UserError, match=sentence) as caught:
