@@ -52,15 +52,12 @@ def _autograd_without_threads():
         torch.ones(1, requires_grad=True).backward()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
     """Sum in one order, whatever the number of cores."""
     import torch
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -95,9 +92,6 @@ def tiny(tiny_yaml: Path, tmp_path: Path):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """Folder of a finished run of the tiny config, which tests only read; see `finished`."""
-    import torch
-
-    torch.set_num_threads(1)
     return mae_et.pretrain(config_in(tmp_path_factory.mktemp("trained"), IMAGES))
 
 

@@ -40,7 +40,6 @@ ELSEWHERE = ["--data.name=synthetic", "--data.synthetic_train=32", "--data.synth
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """Folder of a short run with statistics of its own, which tests only read."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("own")
     (folder / "tiny.yaml").write_text(TINY_YAML)
     flags = [f"--output.dir={folder / 'run'}", "--curriculum.epochs=1.2", *FLAGS]

@@ -22,7 +22,8 @@ def cores(monkeypatch):
     for name in SET_BY_USER:
         monkeypatch.delenv(name, raising=False)
     notify.cache_clear()
-    return give
+    yield give
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,6 @@ def scored_run(tmp_path_factory) -> tuple[Path, dict]:
     """The folder and the results of a run that is not interrupted."""
     encoder = write_encoder(tmp_path_factory.mktemp("scored"))
     config = small_config(encoder, "--output.checkpoint_every=10", run="run")
-    torch.set_num_threads(1)
     return config.output.dir, classify(config)
 
 

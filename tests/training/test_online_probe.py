@@ -51,7 +51,6 @@ def watched(config: PretrainConfig) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    torch.set_num_threads(1)
     return watched(config_in(tmp_path_factory.mktemp("probed"), *PROBED))
 
 

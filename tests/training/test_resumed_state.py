@@ -17,7 +17,6 @@ from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_c
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> tuple[Any, Path]:
     """The config of a pre-training that stopped after five steps, and its only checkpoint."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("pretrain")
     (folder / "c.yaml").write_text(TINY)
     flags = [f"--output.dir={folder / 'run'}", "--output.tensorboard=false", "--output.keep_last=9",
