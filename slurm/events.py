@@ -13,6 +13,8 @@ from typing import Any, Literal
 from mae_et.io.plain_files import append_line, read_bytes
 
 Event = dict[str, Any]
+# The batch script writes this to rank 0's stderr log at each start.
+START = "mae-et: the job starts"
 Kind = Literal[
     "submitted", "started", "finished", "failed", "requeued", "stopped", "retried", "given up"
 ]

@@ -46,7 +46,7 @@ class Job:
     grace: float = 60.0
     """Seconds after a signal until an unresponsive process is ended."""
     limit: float = math.inf
-    """Seconds of the job's time limit."""
+    """Seconds from the start of the job to the signal before its time limit."""
     start: Path = field(default_factory=Path.cwd)
     """Folder that relative paths refer to: the folder of the submission."""
 

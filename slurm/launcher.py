@@ -22,6 +22,7 @@ from mae_et.errors import UserError, one_line
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.console import null_streams, say
 from slurm.config import ClusterConfig
+from slurm.events import START
 from slurm.job import Job
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
@@ -178,7 +179,8 @@ class Launcher:
         exports = [f"export {name}={value}" for name, value in self._variables().items()]
         # Ranks and loader workers share the cores; torch would start one thread per core in each.
         threads = 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"'
-        return [*self.config.setup, self._ownership_check(), *exports, threads]
+        start = f'echo "{START}" >&2'
+        return [start, *self.config.setup, self._ownership_check(), *exports, threads]
 
     def _ownership_check(self) -> str:
         """Return a line that ends the job if its pickle or its code belongs to another user.

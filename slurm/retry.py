@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mae_et.runtime import watchdog
 from mae_et.runtime.console import say
-from slurm.events import Event, log_file, read_events, record_event, this_job
+from slurm.events import START, Event, log_file, read_events, record_event, this_job
 from slurm.job import is_running, read_progress, requeue
 
 # A user's mistake, a diverged run, too many time limits (UncompletedJobError): a restart would fail
@@ -39,10 +39,8 @@ def main(folder: Path, status: int, retries: int) -> int:
     failures = [event for event in mine if event["event"] == "failed"]
     # A rank that lost a peer does not know the cause.
     reasons = [event for event in failures if event.get("kind") != "PeerLost"]
-    sentence = reasons[0].get("sentence") if reasons else killed_task(folder, job["job"], events)
-    if not sentence:
-        hung = status == watchdog.EXIT_STATUS
-        sentence = HUNG if hung else f"srun exited with status {status}"
+    sentence = reasons[0].get("sentence") if reasons else cause(folder, job["job"], events, status)
+    sentence = sentence or f"srun exited with status {status}"
     if reasons and reasons[0].get("kind") in FINAL:
         record_event(folder, "given up", sentence=sentence)
         return status
@@ -61,16 +59,24 @@ def main(folder: Path, status: int, retries: int) -> int:
     return status
 
 
-def killed_task(folder: Path, job: str, events: list[Event]) -> str:
-    """Return srun's last message about a killed task, or an empty string."""
+def cause(folder: Path, job: str, events: list[Event], status: int) -> str:
+    """Return why a job that recorded no error ended, from srun's messages about its tasks.
+
+    A task that ends by itself comes before those that srun then terminates and kills, whatever the
+    order of the messages: srun reports tasks of several nodes as they arrive.
+
+    Returns:
+        The sentence; empty if srun reports no such task.
+    """
     path = log_file(folder, events, job) or folder / "slurm" / f"{job}_0_log.err"
-    if not path.is_file():
-        return ""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    found = re.findall(r"^srun: error: (\S+: task \S+: .*)$", text, re.MULTILINE)
-    # srun terminates the other tasks after the first one ends.
-    own = [line for line in found if "Terminated" not in line and "Exited" not in line]
-    return own[-1] if own else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = text.rpartition(START)[2]  # restarts append to the log
+    found = re.findall(r"^srun: error: (\S+: tasks? \S+: .*)$", text, re.MULTILINE)
+    hung = f"Exited with exit code {watchdog.EXIT_STATUS}"
+    if status == watchdog.EXIT_STATUS or any(line.endswith(hung) for line in found):
+        return HUNG
+    killed = (line for line in found if "Terminated" not in line and "Exited" not in line)
+    return next(killed, "")
 
 
 def run_folder(runs: Path) -> Path:

@@ -135,7 +135,7 @@ def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path)
     if group[0].folder != root:
         name += f"-{group[0].kind}"
     grace = max(MARGIN_SECONDS / 2, cluster.signal_delay - MARGIN_SECONDS)
-    limit = 60.0 * cluster.minutes
+    limit = 60.0 * cluster.minutes - cluster.signal_delay
     jobs = [
         Job(each.command_line.run, each.words, each.folder.absolute(), grace, limit)
         for each in group

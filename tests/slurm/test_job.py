@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 
 from mae_et import RunFailed
+from mae_et.cli.arguments import config_of
+from mae_et.cli.main import run
 from mae_et.errors import Stopped
 from mae_et.runtime import watchdog
 from slurm import job, retry
+from slurm.command import CommandLine, parse_task
+from slurm.config import ClusterConfig
 from slurm.events import read_events, record_event
 from slurm.stop_deadline import EXIT_STATUS
+from slurm.submission import _launcher
 
 
 @pytest.fixture
@@ -60,18 +65,27 @@ def test_time_limit_before_anything_is_saved_counts_as_a_crash(
     assert [event["event"] for event in read_events(place / "run")] == ["started", expected]
 
 
+@pytest.mark.parametrize("delay", [120, 3000])
+def test_limit_is_when_its_signal_comes(place: Path, delay: int) -> None:
+    """With a long signal_delay the signal comes in the first half of the time."""
+    task = parse_task(CommandLine(config_of, run), "pretrain", ["--output.dir=run"])
+    cluster = ClusterConfig(time="60", signal_delay=delay)
+    (payload,) = _launcher([task], cluster, place / "run", place).jobs
+    assert payload.limit == 3600 - delay
+
+
 def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypatch) -> None:
-    run = place / "run"
+    folder = place / "run"
     steps = iter([100, 200, 200, 200])
     monkeypatch.setattr(retry, "read_progress", lambda folder: (next(steps), 0))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    record_event(run, "requeued", step=50)  # of an earlier start: no crash
+    record_event(folder, "requeued", step=50)  # of an earlier start: no crash
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     for _ in range(4):
-        record_event(run, "started")
-        assert retry.main(run, 1, 2) == 1
-    assert [event["event"] for event in read_events(run)[2::2]] == ["retried"] * 3 + ["given up"]
-    assert read_events(run)[-1]["crashes"] == 3
+        record_event(folder, "started")
+        assert retry.main(folder, 1, 2) == 1
+    assert [event["event"] for event in read_events(folder)[2::2]] == ["retried"] * 3 + ["given up"]
+    assert read_events(folder)[-1]["crashes"] == 3
     assert inside == ["requeue"] * 3
 
 
