@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_et.config.files import to_yaml
+from mae_et.data.layout import check_outside
 from mae_et.errors import UserError
 from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
@@ -245,3 +246,4 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
         saved = {"config": read_text(written)}
         check_same_run(config, saved, finished=(each.folder / "results.json").exists())
     preflight.check_root(config.data)
+    check_outside(config.data, each.folder)

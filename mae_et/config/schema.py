@@ -203,10 +203,3 @@ class PretrainConfig(RunConfig):
         if self.data.augment is not None:
             whole = all(stage.magnitude % 1 == 0 for stage in self.curriculum.stages)
             require(whole, "data.augment needs stages of whole magnitudes")
-        root, folder = self.data.root, self.output.dir
-        require(
-            root is None
-            or self.data.source != "folder"
-            or not Path(folder).absolute().is_relative_to(Path(root).absolute()),
-            f"output.dir {folder} lies in data.root {root}: its images would become data",
-        )

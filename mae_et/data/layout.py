@@ -3,11 +3,12 @@
 It does not import PyTorch, so that `mae-et submit` can run the same checks.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mae_et.config.data import DataConfig
 from mae_et.errors import UserError, listed
@@ -113,6 +114,23 @@ def split_folder(config: DataConfig, split: Split) -> Path | None:
             f"{listed(folders, 8) or 'none'}{_hold_out(root, folders)}"
         )
     return None
+
+
+def check_outside(config: DataConfig, folder: Path) -> None:
+    """Refuse an output folder among a dataset's images: images that are written there are data.
+
+    Raises:
+        UserError: it lies in a split folder, or in a root without split folders.
+    """
+    root = config.root
+    if config.source != "folder" or root is None or not root.is_dir():
+        return
+    for split in get_args(Split):
+        top: Path | None = None
+        with contextlib.suppress(UserError):  # a split that the command may not need
+            top = split_folder(config, split) or root
+        if top is not None and folder.resolve().is_relative_to(top.resolve()):
+            raise UserError(f"output.dir {folder} lies in {top}: its images would become data")
 
 
 def _hold_out(root: Path, folders: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import OutputConfig, PretrainConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
-from mae_et.data.layout import ROOTED
+from mae_et.data.layout import ROOTED, check_outside
 from mae_et.monitoring.figures import short
 from mae_et.runtime.console import is_main, notify, write_line
 from mae_et.training.plan import curriculum_of, make_plan
@@ -30,12 +30,16 @@ class Opening(Generic[Data]):
         command: the command's name.
         config: the run's config.
         read: opens and describes the training data.
+
+    Raises:
+        UserError: the run folder lies among the images.
     """
 
     def __init__(self, command: str, config: Any, read: Callable[["Opening[Data]"], Data]):
         self.config, self.read = config, read
         self.alone = os.environ.get("WORLD_SIZE", "1") == "1"
         folder = config.output.dir
+        check_outside(config.data, folder)
         self.step = max(map(checkpoint_step, list_checkpoints(folder / "checkpoints")), default=0)
         self.finished = (folder / "results.json").exists()
         state = f"resumes; newest checkpoint: step {self.step:,}" if self.step else "new"

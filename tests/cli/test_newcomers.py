@@ -96,6 +96,24 @@ def test_validation_images_without_class_folders_are_found_before_pretraining(
     assert main([*run, "--then=knn"]) == 0
 
 
+def test_output_lies_nowhere_among_the_images(
+    place: Path, flat_val: Path, monkeypatch, capsys
+) -> None:
+    run = ["pretrain", "--config=tiny.yaml"]
+    for folder in ("images/train/run", "images/val"):
+        for command in (run, ["submit", *run, "--dry-run"]):
+            said = refusal(capsys, *command, "--data.root=images", f"--output.dir={folder}")
+            assert "its images would become data" in said
+    said = refusal(capsys, *run, "--data.root=images/train", "--output.dir=images/train/run")
+    assert "lies in images/train: its" in said
+    classify = ["supervised", "--model.backbone=resnet18", "--data.root=images/train"]
+    assert "would become data" in refusal(capsys, *classify, "--output.dir=images/train/run")
+    monkeypatch.chdir(flat_val)  # beside the split folders; plan writes nothing
+    run[1] = f"--config={place / 'tiny.yaml'}"
+    assert main(["submit", *run, "--data.root=.", "--output.dir=run", "--dry-run"]) == 0
+    assert main(["plan", run[1], f"--data.root={flat_val / 'train'}"]) == 0
+
+
 def test_scoring_names_the_split_that_has_no_classes_and_why(flat_val: Path, tiny) -> None:
     encoder = frozen_encoder_of_model(MaskedAutoencoder.from_config(tiny().model))
     config = ProbeConfig(flat_val, num_workers=0)

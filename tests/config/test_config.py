@@ -132,7 +132,6 @@ def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
         ("seed: -1", [], "seed must lie in"),
         ("", ["--seed", str(2**64)], "seed must lie in"),
         ("data: {name: synthetic, root: x}", [], "data.name synthetic needs none"),
-        ("{data: {root: a}, output: {dir: a/b}}", [], "output.dir a/b lies in data.root a"),
         (
             "{data: {augment: rand, mean: [1.0], std: [1.0]}, model: {channels: 1}}",
             [],
