@@ -17,28 +17,46 @@ from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments, tim
 from mae_et.checkpoints.timm_conversion import converted_by_timm
 from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, listed, one_line
+from mae_et.models.encoder import check_settings_of
 from mae_et.runtime.console import notify, say
 
 # Projection heads of self-supervised training (SwAV, MoCo, BYOL, SimSiam, Barlow Twins).
 PROJECTIONS = ("projection_head.", "prototypes.", "projector.", "predictor.")
 
 
-def build_backbone(config: NetworkConfig, classes: int) -> nn.Module:
-    """Build the timm model named in a config.
+def build_backbone(
+    config: NetworkConfig, classes: int, described: dict[str, Any] | None = None
+) -> nn.Module:
+    """Build the timm model named in a config, or that of a description (see `describe_backbone`).
 
     Raises:
         UserError: timm cannot build it, or the checkpoint does not fit it.
     """
-    network = _create(config, classes)
+    network = _create(config, classes, described)
     follow_image_size(network, config.image_size)
     if config.checkpoint is not None:
         _load_checkpoint(network, config.checkpoint, config.checkpoint_key, str(config.backbone))
     return network
 
 
-def _create(config: NetworkConfig, classes: int) -> nn.Module:
-    assert config.backbone is not None
-    common: dict[str, Any] = {
+def describe_backbone(name: str, network: Any) -> dict[str, Any] | None:
+    """Describe a network by its architecture, whose name (`hf-hub:...`) may be gone later.
+
+    None for a name that is an architecture's.
+    """
+    if ":" not in name:
+        return None
+    architecture = network.default_cfg["architecture"]
+    return {"architecture": architecture, "arguments": getattr(network, "_model_args", {})}
+
+
+def _create(config: NetworkConfig, classes: int, described: dict[str, Any] | None) -> nn.Module:
+    name, arguments = config.backbone, {}
+    if described is not None:
+        name, arguments = described["architecture"], described["arguments"]
+        check_settings_of(name, arguments)
+    assert name is not None
+    common: dict[str, Any] = arguments | {
         "pretrained": config.pretrained,
         "num_classes": classes,
         "in_chans": config.channels,
@@ -52,12 +70,11 @@ def _create(config: NetworkConfig, classes: int) -> nn.Module:
         # Some networks accept only one size; convolutional ones accept any.
         for options in (sized | {"dynamic_img_size": True}, sized):
             with contextlib.suppress(TypeError):
-                return timm.create_model(config.backbone, **common, **options)
-        return timm.create_model(config.backbone, **common)
+                return timm.create_model(name, **(common | options))
+        return timm.create_model(name, **common)
     except Exception as error:  # unknown name, unreachable hub
         raise UserError(
-            f"timm cannot build model.backbone {config.backbone!r}: {one_line(error)}"
-            f"{suggest_model(config.backbone)}"
+            f"timm cannot build model.backbone {name!r}: {one_line(error)}{suggest_model(name)}"
         ) from None
 
 

@@ -38,9 +38,11 @@ def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Ten
     Raises:
         UserError: the weights do not fit the config, or classes.json is damaged.
     """
-    classes = len(read_classifier_description(folder)["classes"])
+    described = read_classifier_description(folder)
+    classes = len(described["classes"])
     if config.backbone is not None:
-        network = build_classifier(replace(config, pretrained=False, checkpoint=None), classes)
+        own = replace(config, pretrained=False, checkpoint=None)
+        network = build_backbone(own, classes, described.get("backbone"))
     else:
         network = build_vit(config, weights_of_classifier(folder, tensors), classes)
     mismatch = describe_mismatch(tensors, network.state_dict())

@@ -8,6 +8,7 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
+from finetune.backbone import describe_backbone
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.tensor_files import write_safetensors
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
@@ -27,6 +28,9 @@ def describe(run: Run, classes: Sequence[str]) -> str:
     network: Any = run.state.model
     preprocessing = Preprocessing.of_run(run.config.data, run.config.model.image_size)
     about: dict[str, Any] = {"classes": list(classes), "preprocessing": asdict(preprocessing)}
+    backbone = run.config.model.backbone
+    if backbone is not None and (described := describe_backbone(backbone, network)):
+        about["backbone"] = described
     if isinstance(run.state.model, VisionTransformer):  # not visible in the weights' shapes
         heads = (part.num_heads for part in network.blocks.modules() if hasattr(part, "num_heads"))
         about["encoder"] = network.default_cfg["architecture"]

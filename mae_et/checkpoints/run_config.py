@@ -74,6 +74,7 @@ def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:
     classes, heads, grid = about.get("classes"), about.get("encoder_num_heads"), about.get("grid")
     norm_eps = about.get("norm_eps")
     encoder = about.get("encoder") or DEFAULT_ENCODER
+    backbone = about.get("backbone") or {"architecture": encoder, "arguments": {}}
     if not (
         isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
@@ -81,9 +82,12 @@ def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:
         and (grid is None or (isinstance(grid, list) and [type(n) for n in grid] == [int, int]))
         and (norm_eps is None or (type(norm_eps) is float and norm_eps > 0))
         and isinstance(encoder, str)
+        and isinstance(backbone, dict)
+        and [type(backbone.get(key)) for key in ("architecture", "arguments")] == [str, dict]
         and is_model(encoder)  # other names would be looked up on a hub
     ):
         raise UserError(
-            f"{path} is damaged: its classes, encoder, heads, grid or norm_eps have the wrong type"
+            f"{path} is damaged: its classes, encoder, backbone, heads, grid or norm_eps have the "
+            "wrong type"
         )
     return about | {"encoder": encoder, "encoder_num_heads": heads}

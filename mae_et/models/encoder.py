@@ -52,16 +52,7 @@ def create_vit(name: str, /, **settings: Any) -> Any:
     Raises:
         UserError: timm does not know the model, or the model does not accept the settings.
     """
-    if not timm.is_model(name):  # otherwise timm might look up a name from a file on a hub
-        raise UserError(
-            f"timm cannot build the encoder {name!r}: there is no model of this name"
-            f"{suggest_model(name, 'patch')}"
-        )
-    # Settings from a file must not make timm read other files (checkpoint_path, pretrained).
-    if reserved := settings.keys() & LOADING:
-        raise UserError(
-            f"timm cannot build {name!r}: {listed(sorted(reserved))} is not a setting of the model"
-        )
+    check_settings_of(name, settings)
     try:
         return timm.create_model(name, **settings)
     except (
@@ -73,6 +64,23 @@ def create_vit(name: str, /, **settings: Any) -> Any:
                 f"timm's {name!r} is not a plain vision transformer: it takes no {keyword[1]}"
             ) from None
         raise UserError(f"timm cannot build the encoder {name!r}: {one_line(error)}") from None
+
+
+def check_settings_of(name: str, settings: dict[str, Any]) -> None:
+    """Refuse a name and settings from a file with which timm would read other files.
+
+    Raises:
+        UserError: timm does not know the model, or a setting is not the model's own.
+    """
+    if not timm.is_model(name):  # otherwise timm might look up a name from a file on a hub
+        raise UserError(
+            f"timm cannot build the encoder {name!r}: there is no model of this name"
+            f"{suggest_model(name, 'patch')}"
+        )
+    if reserved := settings.keys() & LOADING:  # checkpoint_path, pretrained
+        raise UserError(
+            f"timm cannot build {name!r}: {listed(sorted(reserved))} is not a setting of the model"
+        )
 
 
 def heads_of_vit(name: str, width: int, settings: dict[str, Any]) -> int | None:

@@ -2,16 +2,19 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from image_files import encoded, write_shard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from steps import signal_at
+from timm.models import save_for_hf
 from tiny_run import GOLDEN
 from user_errors import error_of
 
@@ -207,6 +210,29 @@ def test_a_damaged_description_of_the_classes_is_refused_on_resume(small, monkey
     path.write_text(json.dumps(seal(about | {"classes": ["a"]})))
     with pytest.raises(UserError, match=r"do not fit: 2 misshapen \(head\.weight is \[10, 32\]"):
         classify(config)
+
+
+def test_a_backbone_s_folder_may_be_gone_on_resume_and_evaluation(
+    small, tmp_path: Path, monkeypatch
+) -> None:
+    network = timm.create_model("test_resnet", stem_width=8, num_classes=3)
+    save_for_hf(network, tmp_path / "published")
+    config = small(*RESNET, f"--model.backbone=local-dir:{tmp_path / 'published'}")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[classify.__module__], "finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    shutil.rmtree(tmp_path / "published")
+    top1 = classify(config)["top1"]
+    assert evaluate(EvaluateConfig(config.output.dir, num_workers=0))["top1"] == top1
+    path = config.output.dir / "classes.json"
+    about = read_sealed(path)
+    assert about["backbone"]["arguments"]["stem_width"] == 8
+    reads = {"architecture": "test_resnet", "arguments": {"checkpoint_path": "x"}}
+    for backbone, sentence in ((3, "damaged"), (reads, "checkpoint_path is not a setting")):
+        path.write_text(json.dumps(seal(about | {"backbone": backbone})))
+        with pytest.raises(UserError, match=sentence):
+            evaluate(EvaluateConfig(config.output.dir))
 
 
 def _interrupt(*_: object) -> None:
