@@ -12,7 +12,7 @@ from mae_et.config.refusals import one_sentence
 from mae_et.data.decoding import UNLABELLED, DecodedDataset
 from mae_et.data.layout import Split, split_name, split_names
 from mae_et.data.tar_index import MAX_CLASSES
-from mae_et.errors import UserError, refuse_unknown_classes
+from mae_et.errors import UserError, listed, refuse_unknown_classes
 from mae_et.runtime.console import notify
 
 
@@ -101,9 +101,10 @@ def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
         return HuggingFaceImages(rows, image, None, None, [])
     feature = rows.features[label]
     if hasattr(feature, "names"):
-        train = None if split == "train" else _saved_split(config, "train")
-        classes = feature.names if train is None else train[1].features[label].names
-        numbers = _numbers_among(classes, feature.names, rows[label])
+        classes, own = (
+            _recorded_names(config, each, label) or feature.names for each in ("train", split)
+        )
+        numbers = _numbers_among(classes, own, rows[label])
         return HuggingFaceImages(rows, image, label, numbers, classes)
     if feature.dtype.startswith(("int", "uint")):
         return HuggingFaceImages(rows, image, label, None, _numbered(rows[label][:], label))
@@ -149,6 +150,33 @@ def _saved_split(config: DataConfig, split: Split) -> tuple[str, Any] | None:
         if (folder / "state.json").is_file():
             return name, load_from_disk(str(folder))
     return None
+
+
+def _recorded_names(config: DataConfig, split: Split, label: str) -> list[str] | None:
+    """Return the class names that a split of a local folder records itself; None if it has none.
+
+    `load_dataset` would give every Parquet file the first one's names, whatever its numbers mean.
+    """
+    from datasets import Features, load_dataset_builder
+    from pyarrow.parquet import read_schema
+
+    saved = _saved_split(config, split)
+    if saved is not None:
+        return list(saved[1].features[label].names)
+    path, root = config.source.removeprefix("hfds/"), str(config.root) if config.root else None
+    if not Path(path).is_dir() or (Path(path) / "state.json").is_file():
+        return None
+    every = load_dataset_builder(path, cache_dir=root).config.data_files or {}
+    files = next((every[name] for name in split_names(config, split) if name in every), ())
+    found: dict[tuple[str, ...], str] = {}
+    for file in files:
+        if file.endswith(".parquet"):
+            names = getattr(Features.from_arrow_schema(read_schema(file)).get(label), "names", ())
+            found.setdefault(tuple(names), Path(file).name)
+    if len(found) > 1:
+        of = [f"{file} has {listed(names, 3) or 'none'}" for names, file in found.items()]
+        raise ValueError(f"its files record different classes: {', '.join(of[:2])}")
+    return list(next(iter(found), ()))
 
 
 def _numbers_among(

@@ -43,7 +43,7 @@ def parquet(tmp_path: Path) -> Callable[..., None]:
         return datasets.Image() if kind == "image" else datasets.Value(kind)
 
     def write(path: str, kinds: dict, rows: dict) -> None:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
         features = datasets.Features({name: kind_of(kind) for name, kind in kinds.items()})
         datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / path)
 
@@ -180,6 +180,27 @@ def test_classes_of_a_saved_split_are_those_of_the_training_split(
     splits["validation"] = rows(["d", "b"], 0)
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "Other")
     assert "classes that the training split lacks: d" in refusal(hugging("Other"), "val")
+
+
+def test_classes_of_a_parquet_split_are_those_of_its_files(hugging, parquet, tmp_path) -> None:
+    """`load_dataset` gives all files the names of the first."""
+    kinds = {"image": "image", "label": ["Dog", "Cat", "Owl"]}
+    parquet("Set/train.parquet", kinds, {"image": [IMAGE] * 3, "label": [0, 1, 2]})
+    rows = {"image": [IMAGE] * 3, "label": [0, 1, -1]}
+    parquet("Set/test.parquet", kinds | {"label": ["Cat", "Dog"]}, rows)
+    train, val = (open_dataset(hugging("Set"), split) for split in ("train", "val"))
+    assert list(train.classes) == list(val.classes) == ["Dog", "Cat", "Owl"]
+    assert [label for _, label in values(val)] == [1, 0, -1]
+    for place in ("train-0", "train-1"):
+        parquet(f"Two/data/{place}.parquet", kinds, rows)
+        kinds |= {"label": ["Cat", "Dog"]}
+    said = refusal(hugging("Two"))
+    assert "its files record different classes: train-0.parquet has Dog, Cat, Owl, " in said
+    import datasets
+
+    saved = datasets.Dataset.from_parquet(str(tmp_path / "Set/test.parquet"))
+    saved.save_to_disk(tmp_path / "Saved")
+    assert list(open_dataset(hugging("Saved"), "train").classes) == ["Cat", "Dog"]
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
