@@ -5,9 +5,11 @@ forever and on reserved hardware. A thread checks that the command still finishe
 Results do not change; saved files stay, and the same command resumes from them.
 """
 
+import atexit
 import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,6 +20,7 @@ EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
 PEERS_SECONDS = 10.0
 """Delay between the report and the exit, so that waiting peers report too: a launcher kills them as
 soon as one rank has exited."""
+EXIT_SECONDS = 60
 LOOKS = 20
 """Checks per timeout, at least one per second, so that peers report at about the same time."""
 
@@ -89,3 +92,12 @@ def heartbeat() -> None:
     """Report progress to the watchdog, if there is one."""
     if _watch is not None:
         _watch.beaten = True
+
+
+def limit_exit() -> None:
+    """Kill this process if its exit takes longer than `EXIT_SECONDS`; call it after an error.
+
+    At exit PyTorch aborts NCCL, which may wait for the other ranks (NVIDIA/nccl#863, #1777). They
+    learn that this rank failed only when its process has ended.
+    """
+    atexit.register(signal.alarm, EXIT_SECONDS)

@@ -28,7 +28,7 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
-from mae_et.runtime.watchdog import hang_watchdog
+from mae_et.runtime.watchdog import hang_watchdog, limit_exit
 from mae_et.training.loop import Step, train
 from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
@@ -65,6 +65,10 @@ def distributed_session(
                 yield world, stopped
         except Interrupted:  # raised on all ranks together
             distributed.shutdown(world)
+            raise
+        except BaseException:
+            if world.joined:
+                limit_exit()
             raise
         distributed.shutdown(world)
 

@@ -143,6 +143,31 @@ def test_failed_rank_reports_its_reason_at_once_and_its_peer_ends(
     assert "the connection to another rank broke" in last_sentence(ends[1][1])
 
 
+LINGERS = """
+import atexit, ctypes, torch
+from mae_et import PretrainConfig
+from mae_et.runtime import distributed, watchdog
+from mae_et.training.session import distributed_session
+
+joined = distributed.DistributedContext(0, 1, torch.device("cpu"), joined=True)
+distributed.initialize = lambda *_: joined
+watchdog.EXIT_SECONDS = 1
+atexit.register(ctypes.CDLL(None).sleep, 10_000)
+config = PretrainConfig()
+with distributed_session(config, config.efficiency):
+    raise ZeroDivisionError("a bug")
+"""
+
+
+def test_failed_rank_ends_even_if_its_teardown_hangs() -> None:
+    """Aborting NCCL at exit may wait for the peers, which wait for this rank to end."""
+    done = subprocess.run(
+        [sys.executable, "-c", LINGERS], capture_output=True, text=True, timeout=100
+    )
+    assert last_sentence(done.stderr) == "ZeroDivisionError: a bug"
+    assert done.returncode == -signal.SIGALRM
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_rank_ends_the_other_rank_with_an_error(tmp_path, victim) -> None:
