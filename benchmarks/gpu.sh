@@ -4,18 +4,18 @@
 #     DATA=/path/to/data benchmarks/gpu.sh OUT [MINUTES=8]
 #
 # Writes to OUT, in this order:
-#     run.json      results of short runs of the headline recipe: speed and wait for data of each stage, as it is and in
-#                   variants (benchmarks/variants.py); a list of its rows for a run that did not end
-#     node.json     `mae-et bench node`: speeds beside a plain reference, hours of the headline recipe
+#     goals.md      the goals, what was measured, and whether it meets them; written first, and again after each part
+#     run.json      rows of short runs of the headline recipe: speed and wait for data, as it is and in variants
+#                   (benchmarks/variants.py)
+#     node.json     `mae-et bench node`: speeds beside a plain reference, hours of the headline recipe;
+#                   node.partial.json if it did not end
 #     tests.jsonl   results of the tests of `make test-gpu`, each as it ends
-#     check.json    the overall test result
 #     quality.json  accuracy of arms, one after another, with their images in memory
 #     state.tar     the arms' runs, to resume from
-#     log.txt       output of the commands, such as the seconds of compilation
-# The JSON files and the archive are complete or absent, except node.partial.json, which is left if node did not end.
-# Call it again with the same OUT to produce absent files, run the tests that have not passed, and resume the arms.
-# OUT/work exists only during a call. Sized for one GPU with 16 cores: a call of 8 minutes should end within the tests,
-# and a second call of 4 minutes should finish them.
+#     log.txt       output of the commands
+# Each of them but tests.jsonl and log.txt is complete or absent, also if this script is killed.
+# Call it again with the same OUT to produce absent files, repeat runs that did not end and tests that did not pass, and
+# resume the arms. Sized for one GPU with 16 cores: a call of 8 minutes should reach the tests.
 #
 # DATA: folder with imagenet_sample/all and imagenette128/{train,val}. Without the first, node generates its images,
 # and the runs are skipped; without the second, arms are skipped. DATA= (empty) has neither.
@@ -31,10 +31,11 @@ if [ -z "${SMOKE:-}" ]; then
   [ -z "$data" ] || data=$(cd "$data" && pwd) || exit 2
 fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
-work=$out/work # on the file system of OUT, so that mv is atomic
-rm -rf "$work"
-mkdir "$work" || exit 2
+work=$(mktemp -d) || exit 2
 cd "$root" || exit 2
+# As if installed, with benchmarks and configs inside the package: `mae-et bench` needs them there.
+mkdir "$work/site" && cp -r mae_et finetune slurm "$work/site" && cp -r benchmarks configs "$work/site/mae_et" || exit 2
+export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 ends=$((SECONDS + minutes * 60 - 15)) # the rest is for packing
 
 if [ -n "${SMOKE:-}" ]; then
@@ -44,7 +45,7 @@ if [ -n "${SMOKE:-}" ]; then
   flags="[$tiny, --optim.batch_size=8, --efficiency.num_workers=0, --efficiency.device=cpu, --data.cache=ram]"
   node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
     --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
-  checks=(-k "crops or targets") parallel=() first=(default) then=()
+  checks=(-k "crops or targets") parallel=() decode=() variants=(mixed) last=()
   run=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=8
     --efficiency.device=cpu --curriculum.preset=etpp --curriculum.epochs=8)
   data=$work/data
@@ -72,7 +73,9 @@ else
   node=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --images 1281167)
   run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=4
     --efficiency.micro_batch=512 --efficiency.compile=true)
-  checks=() first=(default connections priority own) then=(partition shared) parallel=(-n 8) # the tests start processes and wait for them
+  decode=(--efficiency.decode=gpu) # variants do not try which is faster
+  variants=(partition unreplayed) last=(threads mixed priority own connections shared) # by what they tell
+  checks=() parallel=(-n 8) # the tests start processes and wait for them
   "$python" -c 'import xdist' 2>>"$out/log.txt" || parallel=()
 fi
 images=
@@ -93,76 +96,58 @@ limited() {
   [ "$(left)" -lt "$limit" ] && limit=$(left)
   [ "$limit" -gt 5 ] || return 124
   echo "== $* (at most $limit s)" >>"$out/log.txt"
-  timeout --kill-after=10 "$limit" "$@" 2>>"$out/log.txt"
+  timeout --kill-after=10 "$limit" "$@" 2>>"$out/log.txt" & # a signal interrupts `wait`, but no command
+  child=$!
+  wait "$child"
 }
 
 pack() {
   if [ -d "$work/quality" ]; then
-    tar -cf "$work/state.tar" -C "$work" quality && mv "$work/state.tar" "$out/state.tar"
+    tar -cf "$out/.state.tar" -C "$work" quality && mv "$out/.state.tar" "$out/state.tar"
   fi
   rm -rf "$work"
 }
+child=
 trap pack EXIT
-trap 'exit 143' TERM INT
+trap 'kill $child 2>/dev/null; exit 143' TERM INT
 
-# headline VARIANT: train the headline recipe briefly, and add the results to run.json.
+# goals [VARIANT FOLDER]: write goals.md, with the rows of a run.
+goals() { "$python" -m mae_et.benchmarks.gpu_goals "$out" "$@" 2>>"$out/log.txt"; }
+
+# headline VARIANT LIMIT FLAGS...: train the headline recipe briefly, if there is time, and add its rows to run.json.
 headline() {
-  local variant=$1 limit=90
-  [ "$variant" = default ] && limit=120 # it compiles
-  [ -z "$images" ] || grep -q "\"$variant\": {" "$out/run.json" 2>/dev/null && return
+  local variant=$1 limit=$2
+  shift 2
+  [ -z "$images" ] || [ "$(left)" -lt 60 ] || grep -q "\"$variant\": {\"ended\": true" "$out/run.json" 2>/dev/null && return
   for copy in $(seq "$copies"); do # as classes; copied, as hard links do not cross file systems
     [ -d "$work/images/train/$copy" ] || { mkdir -p "$work/images/train" && cp -r "$images" "$work/images/train/$copy"; }
   done
-  limited "$limit" "$python" -m benchmarks.variants "$variant" pretrain "${run[@]}" --data.root "$work/images" \
+  limited "$limit" "$python" -m mae_et.benchmarks.variants "$variant" pretrain "${run[@]}" --data.root "$work/images" \
     --output.dir "$work/$variant" --output.log_every=10 --output.checkpoint_every=100% --output.reconstruct_images=0 \
-    --output.tensorboard=false >>"$out/log.txt"
-  "$python" - "$out/run.json" "$work" "$variant" 2>>"$out/log.txt" <<'PYTHON'
-import json
-import os
-import sys
-from pathlib import Path
-
-path, folder = Path(sys.argv[1]), Path(*sys.argv[2:])
-if (folder / "results.json").exists():
-    found = json.loads((folder / "results.json").read_text())
-else:  # it did not end: its rows as a list
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-figures = json.loads(path.read_text()) if path.exists() else {}
-(folder / "run.json").write_text(json.dumps(figures | {folder.name: found}, indent=1))
-os.replace(folder / "run.json", path)
-PYTHON
+    --output.tensorboard=false "$@" >>"$out/log.txt"
+  [ -d "$work/$variant" ] && goals "$variant" "$work/$variant"
   rm -rf "${work:?}/$variant"
 }
 
-for variant in "${first[@]}"; do headline "$variant"; done
+goals
+headline default 150 # it compiles
 
 if [ ! -e "$out/node.json" ]; then
-  rm -f "$out/node.partial.json"
   limited $((node_seconds + 90)) "$python" -m mae_et bench node "${node[@]}" --output.dir "$work/run" \
-    --seconds "$node_seconds" --save "$work/node.json" >>"$out/log.txt" && mv "$work/node.json" "$out/node.json"
-  [ -e "$work/node.json" ] && mv "$work/node.json" "$out/node.partial.json"
+    --seconds "$node_seconds" --save "$out/node.partial.json" >>"$out/log.txt" &&
+    mv "$out/node.partial.json" "$out/node.json"
+  goals
 fi
 
-for variant in "${then[@]}"; do headline "$variant"; done
+for variant in "${variants[@]}"; do headline "$variant" 90 "${decode[@]}"; done
+
+# Longest first.
+limited 150 "$python" -m pytest -q -rfEs --gpu-device "$device" --gpu-results "$out/tests.jsonl" \
+  "${parallel[@]}" "${checks[@]}" tests/gpu/test_{runs,compiled,decoding,values}.py >>"$out/log.txt"
+goals
+
+for variant in "${last[@]}"; do headline "$variant" 90 "${decode[@]}"; done
 rm -rf "$work/images"
-
-if [ ! -e "$out/check.json" ]; then
-  # Longest first.
-  limited 300 "$python" -m pytest -q -rfEs --gpu-device "$device" --gpu-results "$out/tests.jsonl" \
-    "${parallel[@]}" "${checks[@]}" tests/gpu/test_{runs,compiled,decoding,values}.py >"$work/check.txt"
-  status=$?
-  cat "$work/check.txt" >>"$out/log.txt"
-  if [ "$status" != 124 ] && [ "$status" != 137 ]; then # 124 and 137: out of time
-    "$python" - "$status" "$work/check.txt" >"$work/check.json" <<'PYTHON' && mv "$work/check.json" "$out/check.json"
-import json
-import sys
-
-lines = open(sys.argv[2], errors="replace").read().splitlines()
-kept = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
-print(json.dumps({"status": int(sys.argv[1]), "passed": sys.argv[1] == "0", "lines": kept}))
-PYTHON
-  fi
-fi
 
 if [ ! -d "$data/imagenette128/train" ]; then
   echo "gpu.sh: arms are skipped: DATA has no imagenette128/train" | tee -a "$out/log.txt" >&2
@@ -174,10 +159,7 @@ else
     limited 3600 "$python" -m mae_et bench quality --root "$data/imagenette128" --recipe "$recipe" \
       --folder "$work/quality" --arms "[$done_arms]" --epochs "$epochs" --fine_tune_epochs 0 \
       --flags "$flags" >"$work/quality.json" || break
-    mv "$work/quality.json" "$out/quality.json"
+    cp "$work/quality.json" "$out/.quality.json" && mv "$out/.quality.json" "$out/quality.json"
   done
 fi
-if ! cat "$out"/*.json 2>/dev/null; then
-  echo "gpu.sh: nothing was measured; see $out/log.txt" >&2
-  exit 1
-fi
+cat "$out"/*.json "$out/goals.md"

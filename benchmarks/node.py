@@ -105,7 +105,10 @@ def summary(
     plan: Plan, figures: dict[str, Any], gpus: int, workers: int,
     replay: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the best speeds, the hours with each way of loading, and the fastest flags."""
+    """Return the best speeds, the hours with each way of loading, and the fastest flags.
+
+    `time_against_constant` assumes that loading keeps up; that of `throughput` does not.
+    """
     training, loading, exchange = (figures[name] for name in ("training", "loading", "exchange"))
     bandwidths = plan.bandwidths
     share = plan.batch_size // gpus
@@ -124,13 +127,15 @@ def summary(
             models[way] = _model(
                 plan, training, exchange, compiled, gpus, speeds, workers, by_gpu, replay
             )
+    trained_alone = _model(plan, training, exchange, compiled, gpus)
+    against = {"time_against_constant": trained_alone["time_against_constant"]}
     if not models:
-        model = _model(plan, training, exchange, compiled, gpus)
-        return {**model["given"], "throughput": model}
+        return {**trained_alone["given"], **against, "throughput": trained_alone}
     hours = {way: _hours(model, gpus) for way, model in models.items()}
     best = min(hours, key=lambda way: hours[way])
     return {
         **models[best]["given"],
+        **against,
         "hours_by_way": hours,
         "fastest": {
             "way": best,

@@ -1,6 +1,6 @@
 """Run a `mae-et` command with one thing changed, to measure on a GPU what it costs.
 
-    python -m benchmarks.variants own pretrain --config ...
+    python -m mae_et.benchmarks.variants own pretrain --config ...
 
 nvJPEG launches a small kernel for each image and waits for it: on an H200, 512 kernels of 2
 microseconds for 512 images, about as many as a training pass has. They run on dozens of nvJPEG's
@@ -17,12 +17,17 @@ from contextlib import AbstractContextManager
 import torch
 
 from mae_et.cli.main import main
-from mae_et.data import device_decode
+from mae_et.data import device_decode, encoded
+from mae_et.training import build
 from mae_et.training.compile import SHARING
 from mae_et.training.cuda_graphs import Capture
 
 FREE_PROCESSORS = 12
 """Multiprocessors that `partition` leaves to decoding, of 132 on an H100 or H200 (groups of 8)."""
+DECODING_THREADS = 6
+CPU_PERCENT = 25
+"""Images that `mixed` leaves to the CPU. On an H200 with 16 cores and `fourier`, 128 of 512 take 52
+ms there, while the GPU decodes 384 in 25 ms and trains for 29 (96 pixels) or 54 ms (160)."""
 
 
 @contextlib.contextmanager
@@ -34,8 +39,11 @@ def variant(name: str) -> Iterator[None]:
             in one queue wait for each other. `priority` trains at a priority other than that of
             nvJPEG's streams, so that they share no queue. `own` trains on a stream other than
             CUDA's default one, which libraries may wait for. `partition` leaves some
-            multiprocessors free, so that decoding does not wait for the blocks of other kernels.
-            `shared` compiles blocks once for all bandwidths.
+            multiprocessors free, so that decoding does not wait for the blocks of other kernels
+            (PyTorch 2.10). `unreplayed` launches each kernel of a pass by itself. `threads` decodes
+            with 6 threads, whose waits overlap. `mixed` leaves a part of the images to the loader
+            processes, whose cores only read files otherwise. `shared` compiles blocks once for all
+            bandwidths.
     """
     # Read when CUDA is initialised; runs use 32.
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "8" if name == "connections" else "32"
@@ -51,6 +59,15 @@ def variant(name: str) -> Iterator[None]:
         processors = torch.cuda.get_device_properties(0).multi_processor_count - FREE_PROCESSORS
         context = GreenContext.create(num_sms=processors, device_id=0)  # ends with this name
         scope = _on(context.Stream())
+    if name == "unreplayed":
+        build.should_replay = lambda *_: False
+    if name == "threads":
+        device_decode.THREADS = device_decode.AHEAD = DECODING_THREADS
+    if name == "mixed":
+        read = encoded.read_encoded
+        encoded.read_encoded = lambda dataset, index: (
+            None if index.sample % 100 < CPU_PERCENT else read(dataset, index)
+        )
     if name == "shared":
         SHARING.add("cuda")
     with scope:

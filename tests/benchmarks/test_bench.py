@@ -8,19 +8,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from device_decoding import opened, write_images
 from mae_et.benchmarks import variants
 from mae_et.benchmarks.command import BENCHMARKS
 from mae_et.benchmarks.launches import launches
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
 from mae_et.benchmarks.step import _peak, operations
-from mae_et.benchmarks.variants import FREE_PROCESSORS, variant
+from mae_et.benchmarks.variants import DECODING_THREADS, FREE_PROCESSORS, variant
 
 from mae_et import MaskedAutoencoder, UserError
 from mae_et.cli.bench import bench
 from mae_et.cli.main import main
-from mae_et.data import device_decode
-from mae_et.training.cuda_graphs import Capture
+from mae_et.config.data import DataConfig
+from mae_et.config.efficiency import EfficiencyConfig
+from mae_et.data import device_decode, encoded
+from mae_et.data.sampler import SampleIndex
+from mae_et.training import build
+from mae_et.training.cuda_graphs import Capture, should_replay
 
 
 def test_no_rounds_and_no_images_are_refused() -> None:
@@ -169,4 +174,25 @@ def test_variants_change_one_thing_of_training(monkeypatch) -> None:
     assert changed("own") == (["own 0"], "own 0", "32", -1, set())
     assert changed("partition") == (["green"], "green", "32", -1, set())
     assert changed("shared") == ([], None, "32", -1, {"cuda"})
+    monkeypatch.setattr(device_decode, "THREADS", 2)
+    monkeypatch.setattr(device_decode, "AHEAD", 2)
+    changed("threads")
+    assert device_decode.THREADS == device_decode.AHEAD == DECODING_THREADS
+    monkeypatch.setattr(build, "should_replay", should_replay)
+    changed("unreplayed")
+    assert not build.should_replay(EfficiencyConfig(), torch.device("cuda"), True)
     assert made == {"num_sms": 132 - FREE_PROCESSORS, "device_id": 0}
+
+
+def test_a_part_of_the_images_is_decoded_by_the_cpu(tmp_path: Path, monkeypatch) -> None:
+    """The same views as without the variant, in their places."""
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    samples = encoded.EncodedDataset(dataset, dataset)
+    indices = [SampleIndex(sample, 0, 0) for sample in range(8)]
+    monkeypatch.setattr(encoded, "read_encoded", encoded.read_encoded)
+    monkeypatch.setattr(variants, "CPU_PERCENT", 3)
+    with variant("mixed"):
+        mixed = [samples[index] for index in indices]
+    kinds = [isinstance(sample, encoded.FinishedView) for sample in mixed]
+    assert kinds == [index.sample < 3 for index in indices]
+    assert torch.equal(mixed[1].image, dataset[indices[1]].images)

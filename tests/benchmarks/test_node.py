@@ -98,6 +98,9 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     assert figures["loader_images_per_second"] is None
     found = [row["bottleneck"] for row in figures["throughput"]["loading"]]
     assert found == ["decoding", "gpu", "gpu"]
+    trained = summary(plan, figures | {"loading": []}, 1, 4)["throughput"]
+    assert figures["time_against_constant"] == trained["time_against_constant"]
+    assert figures["time_against_constant"] < figures["throughput"]["time_against_constant"]
     assert figures["hours_by_way"]["files"] > figures["hours_by_way"]["GPU"]
     assert f"fastest: --efficiency.compile=true {GPU_DECODES}" in node_tables(figures)
 
