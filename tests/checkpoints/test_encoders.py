@@ -227,6 +227,7 @@ def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
     expected = randomised(timm.create_model("vit_tiny_patch16_224", **settings))
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: expected)
     assert_same_features(load_encoder("vit_small_patch14_reg4_dinov2"), expected)
+    assert load_weights(Path("vit_small_patch14_reg4_dinov2")).encoder_num_heads == 3
     with pytest.raises(UserError, match="there is no checkpoint nowhere"):
         load_encoder("nowhere")
 

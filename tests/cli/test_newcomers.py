@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from image_files import save
 from tiny_run import GOLDEN
 
 from finetune import ProbeConfig
@@ -26,9 +26,7 @@ RUN = ["--config=tiny.yaml", "--output.dir=run"]
 def flat_val(place: Path) -> Path:
     """ImageNet as its archives unpack: only the training images lie in class folders."""
     for name in [*(f"train/{label}/{i}.png" for label in "ab" for i in range(20)), "val/9.png"]:
-        path = place / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), (len(name), 3, 3)).save(path)
+        save(place / "images" / name)
     return place / "images"
 
 

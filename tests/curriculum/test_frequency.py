@@ -69,15 +69,6 @@ def test_crop_is_linear() -> None:
     )
 
 
-def test_crop_of_a_mirrored_image_is_the_mirrored_crop_shifted_by_1_minus_b_over_h() -> None:
-    """Holds below the Nyquist line, whose mirror image lies outside the window."""
-    x = low_frequency_crop(low_frequency_crop(images(64), 31), 31)
-    x = torch.from_numpy(_upsample(x.numpy(), 64))  # nothing at or above frequency 16
-    mirrored = low_frequency_crop(x.flip(-1), 32)
-    expected = _shift(low_frequency_crop(x, 32).flip(-1).numpy(), 1 - 32 / 64)
-    assert np.abs(mirrored.numpy() - expected).max() < 1e-12
-
-
 def test_resizing_is_close_to_the_exact_crop_of_a_smooth_image() -> None:
     axis = torch.linspace(0, 2 * torch.pi, 65)[:-1]
     x = (torch.sin(axis)[:, None] * torch.cos(2 * axis)[None, :])[None].double()
@@ -135,23 +126,6 @@ def test_integer_images_and_unknown_methods_raise() -> None:
         low_frequency_crop(torch.zeros(3, 32, 32, dtype=torch.uint8), 16)
     with pytest.raises(ValueError, match="fourier, resize, decode"):
         low_frequency_crop(images(32), 16, "lanczos")  # type: ignore[arg-type]
-
-
-def _upsample(x: np.ndarray, size: int) -> np.ndarray:
-    """Zero-pad the centred spectrum of an odd-sized image."""
-    small = x.shape[-1]
-    spectrum = np.zeros((*x.shape[:-2], size, size), complex)
-    top = size // 2 - small // 2
-    centred = np.fft.fftshift(np.fft.fft2(x), axes=(-2, -1))
-    spectrum[..., top : top + small, top : top + small] = centred
-    back = np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(-2, -1)))
-    return back.real * size**2 / small**2
-
-
-def _shift(x: np.ndarray, samples: float) -> np.ndarray:
-    """Shift the last axis to the right by a share of a sample."""
-    phase = np.exp(-2j * np.pi * np.fft.fftfreq(x.shape[-1]) * samples)
-    return np.fft.ifft(np.fft.fft(x) * phase).real
 
 
 def test_crop_matrix_is_cached() -> None:

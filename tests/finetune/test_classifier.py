@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from image_files import encoded, write_shard
+from image_files import encoded, save, write_shard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from steps import signal_at
@@ -255,9 +255,7 @@ def test_images_without_a_label_are_refused_before_training(small, tmp_path: Pat
 
 def test_a_run_without_validation_split_has_no_scores(small, tmp_path) -> None:
     for number in range(40):
-        path = tmp_path / "only" / "train" / str(number % 2) / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(path)
+        save(tmp_path / "only" / "train" / str(number % 2) / f"{number}.png")
     flags = [f"--data.root={tmp_path / 'only'}", "--output.evaluate_every=null"]
     results = classify(small(*flags))
     assert "top1" not in results
@@ -361,12 +359,9 @@ def test_evaluation_reads_mae_s_layout_and_writes_tables(small, tmp_path) -> Non
 def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, capsys) -> None:
     for split, classes in (("train", "ab"), ("val", "a")):
         for name in classes:
-            path = tmp_path / "lacks" / split / name / "1.png"
-            path.parent.mkdir(parents=True)
-            Image.new("RGB", (8, 8)).save(path)
-    (tmp_path / "flat").mkdir()
+            save(tmp_path / "lacks" / split / name / "1.png")
     for number in range(10):
-        Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
+        save(tmp_path / "flat" / f"{number}.png")
     small()
     base = ["finetune", f"--config={tmp_path / 'small.yaml'}", f"--output.dir={tmp_path / 'r'}"]
     base.append("--data.name=synthetic")
@@ -432,9 +427,7 @@ def test_a_validation_split_that_lacks_a_class_is_refused(small, tmp_path) -> No
     """Trained without looking at it, the run is refused by it when it is evaluated."""
     for split, classes in (("train", "abc"), ("val", "ab")):
         for number in range(8 * len(classes)):
-            path = tmp_path / "lacks" / split / classes[number % len(classes)] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8)).save(path)
+            save(tmp_path / "lacks" / split / classes[number % len(classes)] / f"{number}.png")
     flags = [f"--data.root={tmp_path / 'lacks'}", "--curriculum.epochs=1"]
     config = small(*flags, "--output.evaluate_every=null")
     classify(config)

@@ -86,19 +86,8 @@ def test_an_epoch_shows_each_image_once_in_batches_of_one_size(count: int) -> No
     assert count < BATCH_SIZE or len(batches[0]) >= BATCH_SIZE
 
 
-@pytest.mark.parametrize(
-    ("train", "sentence"),
-    [
-        ((torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64)), r"shapes \[3, 2\] and \[2\]"),
-        ((torch.zeros(3, 2), torch.tensor([0, -1, 1])), "an unlabelled image"),
-        ((torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)), "floating"),
-    ],
-)
-def test_features_that_do_not_fit_their_labels_are_refused(train, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        probe_features(train, separable(4))
-
-
-def test_a_probe_of_no_epoch_is_refused() -> None:
+def test_unlabelled_images_and_no_epoch_are_refused() -> None:
+    with pytest.raises(ValueError, match="an unlabelled image"):
+        probe_features((torch.zeros(3, 2), torch.tensor([0, -1, 1])), separable(4))
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         probe_features(separable(4), separable(4), epochs=0)

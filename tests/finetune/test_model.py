@@ -214,25 +214,6 @@ def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
     assert model(torch.randn(1, 3, 96, 128)).shape == (1, 10)
 
 
-def test_a_timm_name_is_fetched_from_its_hub(monkeypatch) -> None:
-    real = timm.create_model
-
-    def fetched(name: str, pretrained: bool = False, **settings) -> torch.nn.Module:
-        assert name != "vit_tiny_patch16_224" or pretrained
-        return real(name, **settings)
-
-    monkeypatch.setattr(timm, "create_model", fetched)
-    weights = load_weights(Path("vit_tiny_patch16_224"))
-    assert (weights.encoder_num_heads, len(weights.encoder)) == (3, 150)
-
-    def unreachable(*_, **__):
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(UserError, match=r"cannot fetch vit_tiny_patch16_224 .*: no route to host"):
-        load_weights(Path("vit_tiny_patch16_224"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["pretrain_encoder_base", "pretrain_full_base"])
 def test_a_whole_vit_b_of_the_released_layout_is_fine_tuned_and_evaluated(

@@ -152,17 +152,6 @@ def test_unlabelled_images_are_refused_before_any_is_read(run, tiny, monkeypatch
         finetune.HeldOutAccuracy().check(tiny().data, 3)
 
 
-def test_a_flat_folder_is_refused_for_lack_of_labels(run, tiny, tmp_path) -> None:
-    from PIL import Image
-
-    for name in ("a", "b"):
-        (tmp_path / "flat").mkdir(exist_ok=True)
-        Image.new("RGB", (40, 40)).save(tmp_path / "flat" / f"{name}.png")
-    flags = [f"--data.root={tmp_path / 'flat'}"]
-    with pytest.raises(UserError, match="needs labelled images"):
-        score_encoder(probe(run, lambda: tiny(*flags)))
-
-
 def test_accuracy_on_held_out_images_is_knn_s_with_the_other_images(run, tiny) -> None:
     objective = finetune.HeldOutAccuracy(share=0.5, images=30, num_workers=0, device="cpu")
     config = probe(run, tiny)

@@ -48,6 +48,7 @@ def test_validation_of_any_size_is_scored_in_blocks() -> None:
         ((torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64)), "shapes [3, 2] and [2]"),
         ((torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), "with N > 0"),
         ((torch.zeros(3, 2), torch.zeros(3)), "int64 labels, got torch.float32 and torch.float32"),
+        ((torch.arange(6).view(3, 2), torch.arange(3)), "got torch.int64 and torch.int64"),
         ((torch.zeros(3, 2), torch.tensor([0, -1, 1])), "an unlabelled image (label -1)"),
         ((torch.full((3, 2), torch.nan), torch.arange(3)), "features that are not finite"),
     ],
