@@ -46,6 +46,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
 
 
+@pytest.mark.filterwarnings("error:FSDP2")  # of torch's, without a reason
 def test_sharded_state_dicts_equal_unsharded_ones(alone_in_a_group) -> None:
     """One shard of all holds what many do; slow tests have the same of two processes."""
 
