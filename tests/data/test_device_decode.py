@@ -106,7 +106,17 @@ def test_images_do_not_depend_on_how_many_are_decoded_at_once(tmp_path: Path, mo
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     whole = batches(dataset, cpu_decoder(dataset))
     monkeypatch.setattr(device_decode, "MAX_DECODED_BYTES", 3 * 50 * 50)
-    compare(batches(dataset, cpu_decoder(dataset)), whole, 0)
+    sizes: list[list[int]] = []
+
+    def decode(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        images = decode_torchvision(contents, device)
+        sizes.append([image.nbytes for image in images])
+        return images
+
+    compare(batches(dataset, cpu_decoder(dataset, decode)), whole, 0)
+    together = [each for each in sizes if len(each) > 1]
+    assert together
+    assert all(sum(each) <= device_decode.MAX_DECODED_BYTES for each in together)
 
 
 def mixed(root: Path) -> Path:
