@@ -4,6 +4,7 @@ The device is the CPU here: the same code, without streams.
 """
 
 import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hostile import broken, unreadable, unusual
 from natural_images import natural
 from PIL import ExifTags, Image
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import RandomResizedCrop
 
 from mae_et import pretrain
@@ -171,6 +173,10 @@ def test_a_jpeg_that_the_device_refuses_is_decoded_by_the_cpu(tmp_path: Path, ca
     device_decode.notify.cache_clear()
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     todays, ours = batches(dataset, None), batches(dataset, cpu_decoder(dataset))
+    unchanged = partial(decode_jpeg, mode=ImageReadMode.UNCHANGED)  # one channel of grey files
+    grey = cpu_decoder(dataset, lambda files, device: unchanged(files, device=device))
+    compare(batches(dataset, grey), ours, 0)
+    assert capsys.readouterr().err == ""
     some = batches(dataset, cpu_decoder(dataset, refusing(lambda file: len(file) % 2)))
     none = batches(dataset, cpu_decoder(dataset, refusing(lambda file: True)))
     taken_over = 0
