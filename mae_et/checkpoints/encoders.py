@@ -25,6 +25,7 @@ from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, listed, one_line
 from mae_et.io.plain_files import read_mapping
 from mae_et.models.encoder import create_vit
+from mae_et.runtime.console import notify
 
 DEFAULT_EPS = 1e-6  # of layer norms in timm's ViTs
 NAME_IT = "give its timm model with --architecture"
@@ -106,6 +107,11 @@ def create_vit_of(
         raise UserError(
             f"{weights.path} has {positions} positions, which fit no square grid: {NAME_IT}, or "
             "its --image_size"
+        )
+    if weights.grid is None and rows * columns == positions and prefix == 1:
+        notify(
+            f"{weights.path}: {positions} positions are taken for {rows} x {columns} patches, "
+            f"none for the class token; if not, {NAME_IT}"
         )
     is_map = "attn_pool.latent" in tensors
     if is_map and not class_tokens and weights.architecture == DEFAULT_ENCODER:

@@ -203,5 +203,6 @@ def _from_hub(name: Path) -> Weights:
     return replace(
         weights,
         encoder_num_heads=model.blocks[0].attn.num_heads,
+        grid=model.patch_embed.grid_size,
         preprocessing=Preprocessing.of_timm(model.pretrained_cfg),
     )

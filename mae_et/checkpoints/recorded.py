@@ -1,6 +1,7 @@
 """Add the settings that were recorded with weights, by mae-et or timm."""
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -27,13 +28,28 @@ def with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:
     """Add the settings in timm's `config.json` beside the file, or from timm's train.py in it."""
     name = read_timm_config(weights.path).get("architecture")
     arguments = timm_arguments(weights.path, name)
+    size = arguments.get("img_size")
     if name is None and isinstance(payload.get("arch"), str):
-        name, options = payload["arch"], getattr(payload.get("args"), "model_kwargs", None)
+        given = payload.get("args")
+        name, options = payload["arch"], getattr(given, "model_kwargs", None)
         arguments = dict(options) if isinstance(options, dict) else {}
+        size = arguments.get("img_size") or (getattr(given, "input_size", None) or ())[1:]
     refuse_traceless(weights.path, arguments)
     weights = weights.with_blocks_of(name, arguments)
     classes = timm_classes(weights.path) if weights.head else None
-    return replace(weights, preprocessing=timm_preprocessing(weights.path), classes=classes)
+    preprocessing = timm_preprocessing(weights.path)
+    grid = _grid_of(weights, size)
+    return replace(weights, preprocessing=preprocessing, classes=classes, grid=grid)
+
+
+def _grid_of(weights: Weights, size: Any) -> list[int] | None:
+    """Return the grid of a recorded [height, width]; None if the positions are of another."""
+    if [type(side) for side in (size if isinstance(size, list | tuple) else ())] != [int, int]:
+        return None
+    patch = weights.encoder["patch_embed.proj.weight"].shape[2:]
+    grid = [side // of for side, of in zip(size, patch, strict=True)]
+    beside = weights.encoder["pos_embed"].shape[1] - math.prod(grid)
+    return grid if 0 <= beside <= int("cls_token" in weights.encoder) else None
 
 
 def with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:

@@ -103,6 +103,21 @@ def test_a_folder_that_timm_saves_gives_its_features_and_classes(
             assert torch.equal(classifier.network.eval()(images), expected(images))
 
 
+def test_a_grid_that_only_the_recorded_image_size_shows_is_read(tmp_path: Path, capsys) -> None:
+    """2 x 4 patches and the class token have as many positions as 3 x 3 patches without it."""
+    name, options = "vit_base_patch16_224", {"embed_dim": 96, "num_heads": 2, "depth": 1}
+    expected = randomised(timm.create_model(name, img_size=(32, 64), **options, num_classes=0))
+    saved = {"state_dict": expected.state_dict()}
+    for args in (Namespace(input_size=[3, 32, 64]), Namespace(model_kwargs={"img_size": [32, 64]})):
+        args.model_kwargs = options | getattr(args, "model_kwargs", {})
+        torch.save(saved | {"arch": name, "args": args}, tmp_path / "last.pth")
+        assert_same_features(load_encoder(tmp_path / "last.pth"), expected)
+    assert "taken for" not in capsys.readouterr().err
+    torch.save(saved, tmp_path / "bare.pth")
+    assert load_encoder(tmp_path / "bare.pth", 2).patch_embed.grid_size == (3, 3)
+    assert "9 positions are taken for 3 x 3 patches, none for" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_timm_s_training_names_its_blocks(tmp_path: Path) -> None:
     name, options = "vit_base_patch16_rpn_224", {"embed_dim": 96, "mlp_ratio": 3, "num_heads": 2}
     expected = randomised(timm.create_model(name, depth=1, img_size=32, **options))
