@@ -89,6 +89,22 @@ def fail(step: str, on: str, kind: str) -> None:
         at_step(int(step), strike)
 
 
+def fail_in(function: str) -> None:
+    """Run out of GPU memory in each call of a function, named by the module that calls it."""
+    import torch
+
+    def struck(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module, _, name = function.rpartition(".")
+    setattr(importlib.import_module(module), name, struck)
+
+
+def stop(step: str) -> None:
+    """Send SIGTERM to this process before a step."""
+    at_step(int(step), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def lose_worker(step: str) -> None:
     """Kill a loader process."""
     at_step(int(step), lambda: multiprocessing.active_children()[0].kill())
@@ -157,6 +173,8 @@ FAULTS = {
     "hang": hang,
     "die": die,
     "fail": fail,
+    "fail_in": fail_in,
+    "stop": stop,
     "lose_worker": lose_worker,
     "stop_and_go": stop_and_go,
     "clock": clock,

@@ -143,6 +143,35 @@ def test_failed_rank_reports_its_reason_at_once_and_its_peer_ends(
     assert "the connection to another rank broke" in last_sentence(ends[1][1])
 
 
+@pytest.mark.parametrize(
+    ("function", "flags"),
+    [
+        ("loop.save_checkpoint", []),
+        ("reconstructions.panel_grid", ["--output.reconstruct_images=2"]),
+        ("online_probe.measure", ["--probe.every=50%"]),
+        ("online_probe.pool_tokens", ["--probe.every=50%", "--efficiency.sharding=full"]),
+    ],
+)
+def test_failure_of_what_the_main_rank_does_alone_ends_the_other_rank(
+    tmp_path, function: str, flags: list[str]
+) -> None:
+    """It saves, draws and scores while the other waits, or goes on to the next step."""
+    fault = f"fail_in:rank=0,function=mae_et.training.{function}"
+    pair = start(tmp_path / "run", fault, *QUIET, *flags, processes=2)
+    ends = [one.end(60) for one in pair]
+    assert [code for code, _ in ends] == [1, 1]
+    assert last_sentence(ends[0][1]).startswith("mae-et: CUDA out of memory")
+    assert "the connection to another rank broke" in last_sentence(ends[1][1])
+
+
+def test_signal_to_one_rank_stops_all_after_the_same_step(tmp_path) -> None:
+    pair = start(tmp_path / "run", "stop:rank=1,step=6", *QUIET, processes=2)
+    for code, said in (one.end(60) for one in pair):
+        assert code == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM after step 7, which is saved" in last_sentence(said)
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints")["step"] == 7
+
+
 LINGERS = """
 import atexit, ctypes, torch
 from mae_et import PretrainConfig
