@@ -72,8 +72,9 @@ def has_deep_colours(image: Image.Image) -> bool:
 def _to_eight_bits(image: Image.Image, max_value: int) -> Image.Image:
     """Scale 16-bit grey so that 0 to `max_value` become 0 to 255; PIL would clip it at 255."""
     array = np.asarray(image)
-    if array.min() < 0 or array.max() > SIXTEEN_BITS:
-        raise ValueError("its numbers exceed 16 bits; save it as .npy")
+    low, high = array.min(), array.max()
+    if low < 0 or high > SIXTEEN_BITS:
+        raise ValueError(f"its numbers {low} to {high} exceed 0 to {SIXTEEN_BITS}; save it as .npy")
     # For 65535 this is the high byte, as PIL keeps for 16-bit colours; for 4095 the high 8 bits.
     scaled = np.minimum(array.astype(np.uint32) * 256 // (max_value + 1), 255)
     return Image.fromarray(scaled.astype(np.uint8))

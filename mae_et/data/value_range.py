@@ -85,7 +85,7 @@ def _ranges(dataset: DecodedDataset) -> Iterator[Range]:
 
 
 def _range_of(content: bytes) -> Range | None:
-    """Return the range of an image or an array; None for arrays that reading will refuse."""
+    """Return the range of an image or an array; None for those that reading will refuse."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         array = np.load(io.BytesIO(content), allow_pickle=False)
         if array.ndim not in {2, 3} or array.dtype.kind not in "buif":
@@ -100,7 +100,11 @@ def _range_of(content: bytes) -> Range | None:
         if has_deep_colours(image):
             return Range("16-bit colours", np.zeros(1), _highest(image.convert("RGB")), frames)
         if image.mode in SIXTEEN_BIT_MODES:
-            return Range("16-bit images", np.zeros(1), _highest(image), frames)
+            array = np.asarray(image)
+            readable = array.min() >= 0 and array.max() <= SIXTEEN_BITS
+            return (
+                Range("16-bit images", np.zeros(1), _highest(image), frames) if readable else None
+            )
     return EIGHT_BITS._replace(frames=frames)
 
 

@@ -106,6 +106,19 @@ def test_signed_8_bit_numbers_are_refused(tmp_path: Path) -> None:
         open_dataset(DataConfig(root=root), "train", 1)[0]
 
 
+@pytest.mark.parametrize("numbers", [(-1000, 998), (0, 70_000)])
+def test_grey_outside_of_16_bits_is_refused_without_advice_on_a_range(
+    tmp_path: Path, numbers: tuple[int, int]
+) -> None:
+    """As the Hounsfield units of computed tomography."""
+    pixels = np.array([numbers], "i4")
+    root = write(tmp_path, "0.tif", tiff(pixels, signed=True))
+    assert warned(DataConfig(root=root)) == ""
+    sentence = rf"numbers {numbers[0]} to {numbers[1]} exceed 0 to 65535; save it as \.npy"
+    with pytest.raises(Unreadable, match=sentence):
+        open_dataset(DataConfig(root=root), "train", 1)[0]
+
+
 def test_files_of_several_images_are_reported(tmp_path: Path, capsys) -> None:
     notify.cache_clear()
     pages = [Image.fromarray(np.full((4, 4), 65535, np.uint16))] * 3
