@@ -56,14 +56,6 @@ def test_a_config_written_as_yaml_reads_back_equal(config: PretrainConfig) -> No
     assert config_from_text(to_yaml(config), PretrainConfig) == config
 
 
-def test_later_files_go_over_earlier_ones_and_flags_over_files(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("optim: {base_lr: 0.1, batch_size: 8}\nseed: 3\n")
-    (tmp_path / "b.yaml").write_text("optim: {base_lr: 0.2}\n")
-    files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
-    config = load_config(PretrainConfig, files, ["--seed", "5"])
-    assert (config.optim.base_lr, config.optim.batch_size, config.seed) == (0.2, 8, 5)
-
-
 def test_anchors_and_merged_keys_are_followed_unless_they_contain_themselves(place: Path) -> None:
     text = "data: &own {name: cifar10, root: a}\nprobe: {data: {<<: *own, root: b}}\n"
     (place / "a.yaml").write_text(text)
@@ -88,11 +80,6 @@ def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
 @pytest.mark.parametrize(
     ("yaml", "flags", "sentence"),
     [
-        ("", ["--optim.lr_base", "1"], "optim.lr_base"),
-        ("optim: {lr_base: 1}", [], "line 1: there is no key optim.lr_base"),
-        ("optimizer: {base_lr: 1}", [], "optimizer"),
-        ("optim: {base_lr: fast}", [], "optim.base_lr"),
-        ("model: {target: edges}", [], "model.target"),
         ("model: {mask_ratio: 1.0}", [], "model.mask_ratio must lie in (0, 1)"),
         ("model: {image_size: 225}", [], "image_size 225 is not a multiple of the patch size 16"),
         ("model: {encoder: vit_base}", [], "model.patch_size is needed"),

@@ -8,7 +8,7 @@ import pytest
 from finetune import ClassifierConfig, ProbeConfig
 from mae_et import PretrainConfig, UserError, load_config
 from mae_et.cli.arguments import config_of
-from mae_et.config.commands import ExportConfig, ReconstructConfig
+from mae_et.config.commands import ExportConfig
 from mae_et.config.files import find_config
 from mae_et.config.suggestions import _CALLED_ELSEWHERE, keys_of
 from slurm import ClusterConfig
@@ -92,6 +92,7 @@ def test_a_folder_with_a_dollar_in_its_name_is_taken_literally(home: Path) -> No
 @pytest.mark.parametrize(
     ("words", "images"),
     [
+        ([], []),
         (["--images", "a.jpg", "b.jpg", "--count=2"], ["a.jpg", "b.jpg"]),
         (["--images", "my cat, grey.jpg"], ["my cat, grey.jpg"]),
         (["--images", "a: b.jpg", "2024.jpg"], ["a: b.jpg", "2024.jpg"]),
@@ -202,10 +203,6 @@ def test_paths_in_a_stranger_s_checkpoint_do_not_expand(home: Path) -> None:
     config = config_from_text("data: {root: $HOME/pics}", PretrainConfig)
     assert config.data.root == Path("$HOME/pics")
     assert os.environ["HOME"] not in str(config.data.root)
-
-
-def test_reconstruct_s_images_stay_empty_by_default() -> None:
-    assert config_of("reconstruct", ["run"]).images == ReconstructConfig(Path("run")).images == ()
 
 
 def test_flags_override_files_wherever_they_stand(home: Path) -> None:

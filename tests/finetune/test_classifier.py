@@ -279,20 +279,6 @@ def test_a_classifier_s_run_folder_is_fine_tuned_evaluated_and_probed(small, cap
     assert "run that is not finished" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_supervised_training_goes_through_growing_bandwidths(small) -> None:
-    config = small(
-        "--model.backbone=resnet10t", "--model.image_size=64", "--data.synthetic_size=64",
-        "--curriculum={preset: etpp, epochs: 8, cost: area}", "--data.augment=rand-mstd0.5-inc1",
-        "--optim.optimizer=lamb", "--optim.base_lr=0.01", "--model.encoder_num_heads=null",
-    )  # fmt: skip
-    results = classify(config)
-    assert [stage["bandwidth"] for stage in results["stages"]] == [32] * 2 + [64] * 8
-    assert results["equivalent_epochs"] == pytest.approx(8, abs=0.2)
-    again = evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
-    assert again["top1"] == results["top1"]
-
-
 def test_scores_equal_scikit_learn_s_and_each_image_counts_once_over_ranks(monkeypatch) -> None:
     from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 

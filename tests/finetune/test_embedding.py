@@ -1,10 +1,8 @@
 """Features in files: equal to timm's and transformers', in order, and the same after a kill."""
 
 import importlib.util
-import io
 import re
 import shutil
-import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,9 @@ import pytest
 import safetensors.numpy
 import timm
 import torch
+from image_files import encoded, write_shard
 from PIL import Image
+from randomised import randomised
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -39,12 +39,9 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 @pytest.fixture(scope="module")
 def network():
-    torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, global_pool="avg", **SMALL)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model.eval()
+    return randomised(
+        timm.create_model("vit_tiny_patch16_224", num_classes=0, global_pool="avg", **SMALL)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -253,17 +250,13 @@ def test_a_split_of_other_classes_is_encoded_without_labels(place, tmp_path, cap
 
 
 def test_names_of_tar_shards_are_those_of_their_files(place, tmp_path) -> None:
-    with tarfile.open(tmp_path / "a-train-0.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-        for number in range(3):
-            content = (place / "flat" / f"{number:02}.png").read_bytes()
-            entry = tarfile.TarInfo(f"{'long/' * 30}{number}.png")
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
+    files = {f"{'long/' * 30}{number}.png": encoded(number) for number in range(3)}
+    write_shard(tmp_path / "a-train-0.tar", files)
     (tmp_path / "weights.safetensors").symlink_to(place / "weights.safetensors")
     settings = config(tmp_path, tmp_path / "f.npy", ".", section={"name": "wds"})
     embed(settings)
     names = pd.read_csv(tmp_path / "f.csv")["name"].tolist()
-    assert names == [f"a-train-0.tar/{'long/' * 30}{number}.png" for number in range(3)]
+    assert names == [f"a-train-0.tar/{name}" for name in files]
 
 
 def test_the_projector_shows_each_image_with_its_class(place, tmp_path) -> None:

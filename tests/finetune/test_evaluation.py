@@ -145,10 +145,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_scoring(run, tmp_pat
             command(replace(config, output=run))
 
 
-def expected_scores(logits_of, root: Path, classes: list[str]) -> tuple[float, float]:
-    """Return top-1 and loss of a network on the images of a folder, computed plainly."""
+def assert_scores(found: dict, logits_of, root: Path) -> None:
+    """Compare with top-1 and loss of a network on the images of a folder, computed plainly."""
     logits, labels = [], []
-    for label, name in enumerate(classes):
+    for label, name in enumerate(sorted(COLOURS)):
         for path in sorted((root / name).iterdir()):
             image = torch.tensor(list(Image.open(path).tobytes()), dtype=torch.uint8)
             image = image.view(1, 32, 32, 3).permute(0, 3, 1, 2)
@@ -158,7 +158,8 @@ def expected_scores(logits_of, root: Path, classes: list[str]) -> tuple[float, f
             labels.append(label)
     joined, truth = torch.cat(logits), torch.tensor(labels)
     top1 = 100 * (joined.argmax(1) == truth).float().mean().item()
-    return top1, F.cross_entropy(joined, truth).item()
+    assert found["top1"] == pytest.approx(top1, abs=1e-3)
+    assert found["loss"] == pytest.approx(F.cross_entropy(joined, truth).item(), abs=1e-4)
 
 
 def vit(**settings) -> torch.nn.Module:
@@ -180,9 +181,7 @@ def test_a_file_of_a_timm_classifier_scores_as_in_timm(settings: dict, tmp_path:
     save_file(dict(network.state_dict()), tmp_path / "weights.safetensors")
     root = folder(tmp_path / "data", {name: name for name in COLOURS})
     found = score(tmp_path / "weights.safetensors", root, encoder_num_heads=3)
-    top1, loss = expected_scores(network, root, sorted(COLOURS))
-    assert found["top1"] == pytest.approx(top1, abs=1e-3)
-    assert found["loss"] == pytest.approx(loss, abs=1e-4)
+    assert_scores(found, network, root)
 
 
 def test_a_size_that_patches_do_not_tile_is_refused(tmp_path: Path) -> None:
@@ -214,10 +213,8 @@ def test_a_timm_name_and_a_named_file_score_as_in_timm(tmp_path: Path, monkeypat
     monkeypatch.setattr(trained_classifier, "fetch_from_hub", lambda name: network)
     named = score(Path("resnet10t"), root, image_size=32)
     file = score(tmp_path / "resnet.pth", root, architecture="resnet10t", image_size=32)
-    top1, loss = expected_scores(network, root, sorted(COLOURS))
     for found in (named, file):
-        assert found["top1"] == pytest.approx(top1, abs=1e-3)
-        assert found["loss"] == pytest.approx(loss, abs=1e-4)
+        assert_scores(found, network, root)
 
 
 def test_a_hugging_face_classifier_scores_as_in_transformers(tmp_path: Path) -> None:
@@ -233,8 +230,5 @@ def test_a_hugging_face_classifier_scores_as_in_transformers(tmp_path: Path) -> 
     network = transformers.ViTForImageClassification(config).eval()
     network.save_pretrained(tmp_path / "vit")
     root = folder(tmp_path / "data", {name: name for name in COLOURS})
-    found = score(tmp_path / "vit", root)
     order = [names.index(name) for name in sorted(COLOURS)]
-    top1, loss = expected_scores(lambda x: network(x).logits[:, order], root, sorted(COLOURS))
-    assert found["top1"] == pytest.approx(top1, abs=1e-3)
-    assert found["loss"] == pytest.approx(loss, abs=1e-4)
+    assert_scores(score(tmp_path / "vit", root), lambda x: network(x).logits[:, order], root)

@@ -10,7 +10,6 @@ from tiny_run import GOLDEN
 
 from mae_et import MaskedAutoencoder, UserError, load_pretrained
 from mae_et.config.model import ModelConfig
-from mae_et.curriculum.mae_cost import ENCODERS
 from mae_et.models.mae import initialise
 
 
@@ -129,7 +128,6 @@ def test_published_architectures_have_the_published_number_of_parameters(
     with torch.device("meta"):
         encoder = MaskedAutoencoder(name).encoder
     assert (encoder.embed_dim, len(encoder.blocks)) == (width, depth)
-    assert ENCODERS[name] == (width, depth, encoder.blocks[0].attn.num_heads)
     count = sum(p.numel() for p in encoder.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.1)
 

@@ -191,7 +191,9 @@ def test_sweep_table_accepts_names_with_commas(place: Path) -> None:
     found = sweep_tasks(
         parse_task(COMMAND_LINE, "pretrain", RUN), ["optim.base_lr=0.1,0.2", "seed=0,1"]
     )
-    assert _table(Path("run"), [found]).config.runs == [each.folder for each in found]
+    compare = _table(Path("run"), [found])
+    assert compare.config.runs == [each.folder for each in found]
+    assert compare.is_single
 
 
 @pytest.mark.slow
