@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finetune.config import NetworkConfig
 from finetune.swin import follow_image_size
 from mae_et.checkpoints.encoders import classifier_prefixes, read_weights_of
+from mae_et.checkpoints.hugging_face_config import activation_of
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments, timm_classes
@@ -83,7 +84,8 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
 
     Weights of another image or patch size are resampled by timm's own functions.
     """
-    refuse_traceless(checkpoint, timm_arguments(checkpoint, network.default_cfg["architecture"]))
+    arguments = timm_arguments(checkpoint, network.default_cfg["architecture"])
+    refuse_traceless(checkpoint, arguments | activation_of(checkpoint))
     heads, ours = classifier_prefixes(network), network.state_dict()
     theirs = read_weights_of(network, checkpoint, key)
     kept = _without_mismatched_head(theirs, ours, heads)

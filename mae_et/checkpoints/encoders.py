@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.hugging_face_config import activation_of
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
@@ -191,7 +192,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
     Raises:
         UserError: the file does not fit.
     """
-    arguments = timm_arguments(path, architecture)
+    arguments = timm_arguments(path, architecture) | activation_of(path)
     network = create_vit(architecture, **arguments, num_classes=0)
     tensors = read_weights_of(network, path, key)
     parts = classifier_prefixes(network)

@@ -11,6 +11,11 @@ from mae_et.io.plain_files import read_mapping
 MODEL_TYPES = ("vit_mae", "vit", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weight files of a folder, in the order in which transformers and timm look for them."""
+ACTIVATIONS = {
+    "gelu_fast": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu",
+}  # fmt: skip
+"""timm's names of transformers' activations besides GELU."""
 NUMBERS: dict[str, tuple[type, ...]] = {
     "num_attention_heads": (int,), "decoder_num_attention_heads": (int,),
     "layer_norm_eps": (int, float),
@@ -29,12 +34,33 @@ def read_description(folder: Path) -> dict[str, Any]:
     kind = about.get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(f"{folder} holds a {kind!r} model, not {' or '.join(MODEL_TYPES)}")
-    if about.get("hidden_act", "gelu") != "gelu" or about.get("use_swiglu_ffn"):
+    if about.get("use_swiglu_ffn"):
         raise UserError(f"{folder} has another MLP than a plain ViT: give its timm model instead")
+    if own := activation_of(folder):
+        raise UserError(
+            f"{folder} has the activation {own['act_layer']}: give its timm model with "
+            "--architecture (of embed, knn, linear-probe and evaluate), which keeps it"
+        )
     for key, types in NUMBERS.items():
         if key in about and not (type(about[key]) in types and 0 < about[key] < math.inf):
             raise UserError(f"{folder}/config.json is damaged: {key} is {about[key]!r}")
     return about
+
+
+def activation_of(path: Path) -> dict[str, Any]:
+    """Return timm's argument for the activation of a folder of transformers; empty for GELU.
+
+    Raises:
+        UserError: timm has no such activation, or the folder's `config.json` cannot be read.
+    """
+    file = path / "config.json"
+    about = read_mapping(file) if file.is_file() else {}
+    name = about.get("hidden_act", "gelu") if "model_type" in about else "gelu"
+    if name == "gelu":
+        return {}
+    if name not in ACTIVATIONS:
+        raise UserError(f"{path} has the activation {name!r}, which timm does not have")
+    return {"act_layer": ACTIVATIONS[name]}
 
 
 def read_preprocessor(folder: Path) -> Preprocessing | None:

@@ -61,7 +61,7 @@ def refuse_traceless(path: Path, arguments: dict[str, Any]) -> None:
     if traceless := listed([key for key in TRACELESS if arguments.get(key) is not None]):
         raise UserError(
             f"{path} records {traceless} of its network, which only embed, knn, linear-probe and "
-            "evaluate can follow, and only for a folder that timm saved"
+            "evaluate can follow, and only for a folder that timm or transformers saved"
         )
 
 

@@ -220,6 +220,26 @@ def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: 
     assert found.num_prefix_tokens == {"registers": 5, "IJepa": 0}.get(kind, 1)
 
 
+@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu_new", "quick_gelu"])
+def test_a_named_network_takes_the_activation_of_a_folder_of_transformers(
+    tmp_path: Path, activation: str
+) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    config = transformers.ViTConfig(**sizes, hidden_act=activation, layer_norm_eps=1e-6)
+    expected = randomised(transformers.ViTModel(config))
+    expected.save_pretrained(tmp_path)
+    found = load_encoder(tmp_path, architecture="vit_tiny_patch16_224")
+    images = images_for(found)
+    with torch.no_grad():
+        theirs = expected(images).last_hidden_state
+        torch.testing.assert_close(found.forward_features(images), theirs, rtol=0, atol=1e-4)
+    network = NetworkConfig(checkpoint=tmp_path, backbone="vit_tiny_patch16_224")
+    with pytest.raises(UserError, match="records act_layer of its network, which only embed"):
+        build_classifier(network, 2)
+
+
 def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
     import transformers
 
@@ -228,7 +248,7 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
         tmp_path
     )
     for read in (load_encoder, load_weights):  # fine-tuning reads the same folders
-        with pytest.raises(UserError, match="another MLP than a plain ViT"):
+        with pytest.raises(UserError, match="has the activation relu: give its timm model"):
             read(tmp_path)
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="a hierarchical network, no plain vision transformer"):
