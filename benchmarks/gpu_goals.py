@@ -50,7 +50,7 @@ def run_figures(folder: Path) -> Figures:
 
 
 def goals(runs: Figures, node: Figures, said: str, outcomes: Figures) -> str:
-    """Return two Markdown tables: the goals, and the runs.
+    """Return two Markdown tables: the goals, and the runs; between them, where images are decoded.
 
     Args:
         runs: `run_figures` by variant.
@@ -107,6 +107,7 @@ def goals(runs: Figures, node: Figures, said: str, outcomes: Figures) -> str:
         ),
     ]  # fmt: skip
     lines = ["| | goal | measured | met |", "|---|---|---|---|", *rows]
+    lines += ["", *re.findall(r"images are decoded by .*", _part(said, "default"))]
     lines += ["", "| run | bandwidth | images/s | wait for data | ended |", "|---|---|---|---|---|"]
     for variant, figures in runs.items():
         for bandwidth, (speed, wait) in by_bandwidth(figures).items():

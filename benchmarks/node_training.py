@@ -1,6 +1,5 @@
 """Time a recipe's training steps on this machine's device, and the writing of a checkpoint."""
 
-import itertools
 import signal
 import statistics
 import tempfile
@@ -51,7 +50,8 @@ def training_speeds(
     small = {b: max(1, size // 8) for b, size in large.items()}
     ends = time.monotonic() + seconds
     kinds = (False, True) if _compiles(device) else (False,)
-    arms = list(itertools.product((large, small), bandwidths))
+    # Time may run out: first what computes longest, then what is most bound by launching kernels.
+    arms = [(large, b) for b in bandwidths] + [(small, b) for b in reversed(bandwidths)]
     rows: list[dict[str, Any]] = []
     for compiled in kinds:
         compiled_for = len(bandwidths) if compiled else None

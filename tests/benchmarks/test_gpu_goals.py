@@ -62,6 +62,7 @@ def test_goals_are_compared_with_partial_figures(tmp_path: Path) -> None:
     at_once = "compilation at 2 bandwidths, s (all of the first run, empty cache)"
     assert found[at_once][1:] == ["20", "yes |"]
     assert found["tests that passed (of 1 that ran; failed: -)"][1:] == ["1", "yes |"]
+    assert "images are decoded by the GPU (efficiency.decode auto): TorchCodec 14,863" in str(found)
     assert found["default"] == ["96", "7,000", "0.60", "no |"]
     kept = json.loads((tmp_path / "run.json").read_text())["default"]
     assert by_bandwidth(kept) == {96: pytest.approx((7000, 0.6))}
