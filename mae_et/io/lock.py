@@ -59,15 +59,16 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
         try:
             yield partial(check_in_place, path, descriptor)
         finally:
-            with contextlib.suppress(OSError):  # a full disk, or one that is gone
-                _write(descriptor, ENDED)
+            _write(descriptor, ENDED)
     finally:
         os.close(descriptor)
 
 
 def _write(descriptor: int, content: bytes) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, content, 0)
+    """Replace an open file's content, for information only: the disk may be full, or gone."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
 
 
 def writer_has_ended(folder: Path, since: float = 0.0) -> bool:
