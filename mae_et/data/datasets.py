@@ -80,44 +80,33 @@ def open_dataset(
             "validation images are the training images: data.train_split and data.val_split are "
             f"both {config.val_split}"
         )
-    if kind in ROOTED:
-        dataset = _open_files(config, split, channels, own_classes)
-        check_range(dataset, config)
-        return dataset
-    check_channels(channels)  # the others have no arrays
-    check_image_statistics(config)
+    if kind not in ROOTED:  # these hold images, no arrays
+        check_channels(channels)
+        check_image_statistics(config)
+    dataset: DecodedDataset
     if kind == "synthetic":
         return _open_synthetic(config, split, channels)
     if kind in TORCHVISION:
         return _open_torchvision(config, split, channels)
-    if kind.startswith("hfds/"):
+    if kind == "folder":
+        dataset = open_image_folder(config, split, channels, own_classes)
+    elif kind == "shards":
+        dataset = PreparedDataset(data_root(config) / split, channels, config.max_value)
+    elif kind == "wds":
+        dataset = open_shards(config, split, channels, own_classes)
+    elif kind.startswith("hfds/"):
         dataset = open_hugging_face(config, split, channels)
-        check_range(dataset, config)
-        return dataset
-    known = ", ".join(["folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME"])
-    raise UserError(f"data.name {kind!r} is unknown; known: {known}")
+    else:
+        known = ", ".join(["folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME"])
+        raise UserError(f"data.name {kind!r} is unknown; known: {known}")
+    check_range(dataset, config)
+    return dataset
 
 
 def count_unlabelled(dataset: ImageDataset) -> int:
     """Count the images without a label, without reading any image."""
     # torchvision's and synthetic datasets have no list of labels, but always label images.
     return 0 if dataset.labels is None else int((dataset.labels == UNLABELLED).sum())
-
-
-# --- folders and shards ---------------------------------------------------------------------------
-
-
-def _open_files(
-    config: DataConfig, split: Split, channels: int, own_classes: bool
-) -> DecodedDataset:
-    if config.source == "folder":
-        return open_image_folder(config, split, channels, own_classes)
-    if config.source == "shards":
-        return PreparedDataset(data_root(config) / split, channels, config.max_value)
-    return open_shards(config, split, channels, own_classes)
-
-
-# --- datasets read by other libraries -------------------------------------------------------------
 
 
 def _wrap(inner: Any, classes: Sequence[str], channels: int, title: str) -> ImageDataset:

@@ -22,10 +22,7 @@ class DecodedCrops:
             raise UserError("crop.method decode needs a dataset of image files")
         self.source, self.config = source, config
         self.sizes = [stage.bandwidth for stage in plan.stages]
-        self.augment = [
-            Compose(augmentation(config, stage.magnitude)) if config.augment else None
-            for stage in plan.stages
-        ]
+        self.augment = [Compose(augmentation(config, stage.magnitude)) for stage in plan.stages]
 
     def load(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
         """Return a crop [C B B], uint8 (float32 for arrays that are not uint8), and its label.
@@ -38,10 +35,9 @@ class DecodedCrops:
             content, label, sample_box = source.read_for_crop(sample, sample_box, size)
             crop = crop_and_resize(content, source.channels, sample_box, size, source.max_value)
         crop = crop.flip(-1) if flip else crop
-        augment = self.augment[stage]
-        if augment is not None:
+        if self.config.augment:
             if crop.dtype != torch.uint8:
                 raise RunFailed("data.augment works on images, but the dataset holds arrays")
             with seeded(int(torch.randint(2**62, (), generator=generator))):
-                crop = pil_to_tensor(augment(to_pil_image(crop)))
+                crop = pil_to_tensor(self.augment[stage](to_pil_image(crop)))
         return crop, label
