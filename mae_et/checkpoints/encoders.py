@@ -13,6 +13,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from mae_et.checkpoints.dinov2_head import add_dinov2_head, has_dinov2_head
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face_config import activation_of
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
@@ -96,7 +97,7 @@ def create_vit_of(
 ) -> tuple[VisionTransformer, Tensors]:
     """Create a ViT with the sizes and parts of weights; return it and the tensors to load.
 
-    `others` are timm's arguments that override those of the weights; see `build_vit_of`.
+    `others` are timm's arguments that override those of the weights.
     """
     tensors = to_timm_layout(weights.encoder)
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
@@ -148,6 +149,8 @@ def create_vit_of(
     if head and "running_mean" in weights.head:
         norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
         network.head = nn.Sequential(norm, network.head)
+    if head and has_dinov2_head(weights):
+        add_dinov2_head(network)
     return network, tensors | (head_entries(weights.head) if head else {})
 
 
@@ -230,8 +233,7 @@ def read_weights_of(network: Any, path: Path, key: str | None = None) -> Tensors
         own = listed(sorted(others))
         raise UserError(f"the network has {own} heads, and {path} records {recorded}")
     # DINOv2's registers in transformers' layout; timm itself converts the released files.
-    registers = {"pos_embed", "reg_token"} <= tensors.keys()
-    return to_timm_layout(tensors) if registers else tensors
+    return to_timm_layout(tensors) if {"pos_embed", "reg_token"} <= tensors.keys() else tensors
 
 
 def classifier_prefixes(network: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import get_args
 
 import torch
 
+from mae_et.checkpoints.dinov2_head import has_dinov2_head
 from mae_et.checkpoints.encoders import DEFAULT_EPS, create_vit_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face_export import decoder_with_positions, write_hugging_face
@@ -123,6 +124,11 @@ def _check_mae_encoder(encoder: Tensors) -> None:
 
 def _check_classifier(weights: Weights) -> None:
     """Refuse classifiers whose tensors timm's ViT of these sizes could not load."""
+    if has_dinov2_head(weights):
+        raise UserError(
+            f"{weights.path} classifies by the class token and the mean of the patches, which "
+            "export does not support"
+        )
     registers = {"reg_token", "register_tokens"} & weights.encoder.keys()
     if registers or "cls_token" not in weights.encoder:
         raise UserError(

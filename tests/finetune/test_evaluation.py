@@ -20,7 +20,7 @@ from finetune import (
     knn,
     trained_classifier,
 )
-from mae_et import UserError, load_config
+from mae_et import UserError, export, load_config
 from mae_et.config.data import DataConfig
 from mae_et.data.transforms import normalise
 from mae_et.runtime.console import notify
@@ -217,18 +217,23 @@ def test_a_timm_name_and_a_named_file_score_as_in_timm(tmp_path: Path, monkeypat
         assert_scores(found, network, root)
 
 
-def test_a_hugging_face_classifier_scores_as_in_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "Dinov2WithRegisters"])
+def test_a_hugging_face_classifier_scores_as_in_transformers(tmp_path: Path, kind: str) -> None:
     import transformers
 
     torch.manual_seed(0)
     names = ["red", "grey", "green", "blue"]
-    config = transformers.ViTConfig(
-        hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96,
+    more = {"intermediate_size": 96} if kind == "ViT" else {}
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=3,
         image_size=32, patch_size=8, id2label=dict(enumerate(names)),
-        label2id={name: number for number, name in enumerate(names)}, initializer_range=0.2,
+        label2id={name: number for number, name in enumerate(names)}, initializer_range=0.2, **more,
     )  # fmt: skip
-    network = transformers.ViTForImageClassification(config).eval()
+    network = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
     network.save_pretrained(tmp_path / "vit")
     root = folder(tmp_path / "data", {name: name for name in COLOURS})
     order = [names.index(name) for name in sorted(COLOURS)]
     assert_scores(score(tmp_path / "vit", root), lambda x: network(x).logits[:, order], root)
+    if kind == "Dinov2":
+        with pytest.raises(UserError, match="the mean of the patches, which export does not"):
+            export(tmp_path / "vit", "timm", tmp_path / "vit.safetensors")
