@@ -4,9 +4,10 @@ Shapes: B batch, C channels, H W image size, P prefix tokens, N patches, L layer
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.frozen_encoder import FrozenEncoder
 from mae_et.errors import UserError
@@ -46,15 +47,12 @@ def encode_layers(encoder: FrozenEncoder, layers: Sequence[int], images: Tensor)
     indices = block_indices(encoder, layers)
     outputs: dict[int, Tensor] = {}
 
-    def keep(index: int, output: Tensor) -> None:
+    def keep(index: int, _block: nn.Module, _inputs: object, output: Tensor) -> None:
         outputs[index] = output
 
     network = encoder.network
     hooks = [
-        network.blocks[index].register_forward_hook(
-            lambda _block, _inputs, output, index=index: keep(index, output)
-        )
-        for index in set(indices)
+        network.blocks[index].register_forward_hook(partial(keep, index)) for index in set(indices)
     ]
     try:
         encoder.encode(images)

@@ -3,15 +3,11 @@
 import argparse
 from pathlib import Path
 
-from mae_et.config.files import config_from_text
-from mae_et.config.schema import PretrainConfig
+from mae_et.checkpoints.run_config import config_of_run
 from mae_et.errors import UserError
-from mae_et.io.plain_files import read_text
-
-Arguments = list[str]
 
 
-def flags_of_extension(arguments: Arguments) -> Arguments:
+def flags_of_extension(arguments: list[str]) -> list[str]:
     """Replace `RUN --extend-to EPOCHS` by the config of RUN and the keys that extend it.
 
     The warm-up lasts as long as in RUN; the new folder is RUN-EPOCHSep. Flags override all of it.
@@ -28,22 +24,16 @@ def flags_of_extension(arguments: Arguments) -> Arguments:
     if not rest or rest[0].startswith("-"):
         raise UserError("--extend-to needs the run to extend: mae-et pretrain RUN --extend-to E")
     run = Path(rest[0])
-    written = run / "config.yaml"
-    if not written.is_file():
-        raise UserError(f"{run} is not a run folder of mae-et pretrain: it has no config.yaml")
-    if (run / "classes.json").exists():
-        raise UserError(f"{run} is a classifier's run: --extend-to extends runs of pretrain")
-    try:
-        before = config_from_text(read_text(written), PretrainConfig)
-    except UserError as error:
-        raise UserError(f"{written}: {error}") from None
+    before = config_of_run(run)
+    if before is None:
+        raise UserError(f"--extend-to extends a run folder of mae-et pretrain, which {run} is not")
     try:
         budget = float(epochs)
     except ValueError:
         raise UserError(f"--extend-to must be a number of epochs, got {epochs!r}") from None
     shorter = before.curriculum.epochs / budget if budget > 0 else 1.0
     return [
-        f"--config={written}",
+        f"--config={run / 'config.yaml'}",
         f"--init.extends={run}",
         f"--curriculum.epochs={budget!r}",
         f"--optim.warmup_fraction={before.optim.warmup_fraction * min(shorter, 1.0)!r}",

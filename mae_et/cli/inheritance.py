@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune.config import ClassifierConfig
 from finetune.scoring_config import FrozenNetworkConfig
+from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.data import SOURCE_KEYS, STATISTICS, DataConfig
 from mae_et.config.files import config_from_text, plain
 from mae_et.config.schema import PretrainConfig
@@ -104,9 +105,8 @@ def _inherited_before(path: Path) -> dict[str, Any]:
 
 def _earlier_run(folder: Path) -> PretrainConfig | None:
     """Return the config of the pre-training run in a folder; None without one."""
-    path = folder / "config.yaml"
     try:
-        return config_from_text(read_text(path), PretrainConfig) if path.is_file() else None
+        return config_of_run(folder)
     except UserError:  # of another command; `check_same_run` reports it
         return None
 

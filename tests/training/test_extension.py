@@ -135,9 +135,9 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
         (classifier / name).write_text("model: {checkpoint: x}")
     for words, sentence in (
         (["--extend-to=8"], "needs the run to extend"),
-        ([str(tmp_path / "none"), "--extend-to=8"], "it has no config.yaml"),
+        ([str(tmp_path / "none"), "--extend-to=8"], "extends a run folder of mae-et pretrain"),
         ([str(run), "--extend-to", "many"], "must be a number of epochs, got 'many'"),
-        ([str(classifier), "--extend-to=8"], "is a classifier's run"),
+        ([str(classifier), "--extend-to=8"], "extends a run folder of mae-et pretrain"),
     ):
         with pytest.raises(UserError, match=sentence):
             config_of("pretrain", words)
