@@ -54,21 +54,27 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         classes = read_classifier_description(path)["classes"]
         return TrainedClassifier(network, run.model.image_size, run.model.channels, classes)
     if named := config.architecture or timm_architecture(path):
-        classifier = _of_timm(config, build_named(path, named, config.checkpoint_key, head=True))
-        own, recorded = classifier.channels, timm_preprocessing(path)
-        channels = timm_arguments(path, named).get("in_chans", own)
-        size = config.image_size or (recorded and recorded.image_size) or classifier.image_size
-        return replace(classifier, channels=channels, image_size=size, classes=timm_classes(path))
+        network = build_named(path, named, config.checkpoint_key, head=True)
+        recorded = timm_preprocessing(path)
+        classifier = _of_timm(config, network, recorded.image_size if recorded else None)
+        channels = timm_arguments(path, named).get("in_chans", classifier.channels)
+        return replace(classifier, channels=channels, classes=timm_classes(path))
     if not path.exists() and timm.is_model(str(path)):
         return _of_timm(config, fetch_from_hub(str(path)))
     weights = load_weights(path, config.checkpoint_key).with_given(config.encoder_num_heads)
     return _of_weights(config, weights)
 
 
-def _of_timm(config: EvaluateConfig, network: Any) -> TrainedClassifier:
-    """Use a timm model at its own image size, unless another is given."""
+def _of_timm(
+    config: EvaluateConfig, network: Any, recorded: Size | None = None
+) -> TrainedClassifier:
+    """Use a timm model at its own image size, unless another is given.
+
+    A network that takes any size is used at the recorded one, else at that which timm publishes.
+    """
     channels, height, width = network.default_cfg["input_size"]
-    own = getattr(getattr(network, "patch_embed", None), "img_size", None) or (height, width)
+    own = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    own = own or height_and_width(recorded or (height, width))
     if config.image_size is not None and hasattr(network, "set_input_size"):
         check_tiles(config.image_size, patch_side(network.patch_embed), "image_size")
         network.set_input_size(img_size=config.image_size)

@@ -99,6 +99,7 @@ def test_a_folder_that_timm_saves_gives_its_features_and_classes(
         assert_same_features(load_encoder(path), expected)
         classifier = load_classifier(EvaluateConfig(path), None)
         assert (classifier.channels, classifier.classes) == (images.shape[1], ["b", "a"])
+        assert classifier.image_size == open_encoder(path).image_size == tuple(images.shape[2:])
         with torch.no_grad():
             assert torch.equal(classifier.network.eval()(images), expected(images))
 
