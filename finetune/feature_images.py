@@ -1,10 +1,8 @@
 """Images to encode for a feature file: of one split, of both, or of a whole folder."""
 
 import tarfile
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -124,17 +122,14 @@ class FeatureImages(Dataset[Any]):
     ):
         self.parts, self.start = parts, start
         self.views = [EvalDataset(part.source, data, size) for part in parts]
-        self.ends = list(accumulate(map(len, self.views)))
         self.skips = data.on_error == "skip"
         self.no_pixels = torch.empty(0, channels, *height_and_width(size), dtype=torch.uint8)
 
     def __len__(self) -> int:
-        return self.ends[-1] - self.start
+        return sum(map(len, self.views)) - self.start
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int]:
-        index += self.start
-        part = bisect_right(self.ends, index)
-        inside = index - (self.ends[part] - len(self.views[part]))
+        part, inside = _place_of(self.parts, self.start + index)
         pixels: Tensor | None = None
         try:
             pixels, label = self.views[part][inside]
@@ -157,23 +152,24 @@ class FeatureImages(Dataset[Any]):
 
 def name_of(parts: Sequence[Part], row: int) -> object:
     """Return the name of an image for messages, given its row."""
-    source, index = _place_of(parts, row)
-    return source.name(index)
+    part, index = _place_of(parts, row)
+    return parts[part].source.name(index)
 
 
 def error_of(parts: Sequence[Part], row: int) -> str:
     """Return why an image cannot be read, given its row; empty if a new attempt succeeds."""
-    source, index = _place_of(parts, row)
+    part, index = _place_of(parts, row)
     try:
-        source[index]
+        parts[part].source[index]
     except Unreadable as error:
         return str(error)
     return ""
 
 
-def _place_of(parts: Sequence[Part], row: int) -> tuple[ImageDataset, int]:
-    for part in parts:
+def _place_of(parts: Sequence[Part], row: int) -> tuple[int, int]:
+    """Return the part of an image, given its row, and its index there."""
+    for number, part in enumerate(parts):
         if row < len(part.source):
-            return part.source, row
+            return number, row
         row -= len(part.source)
     raise IndexError(row)

@@ -161,9 +161,11 @@ def test_batch_larger_than_the_default_synthetic_data_is_refused(place: Path, ca
         (["finetune", "--config=pretrain/vit_b16_etpp_400ep"], "is a config of mae-et pretrain"),
         (["finetune"], "give --checkpoint"),
         (["compare", "nowhere"], "there is no run folder nowhere"),
+        (["pretran"], "no command 'pretran'; did you mean pretrain?"),
+        (["linear_probe"], "no command 'linear_probe'; did you mean linear-probe?"),
     ],
 )
-def test_unknown_flag_suggests_the_closest(
+def test_unknown_flags_and_commands_suggest_the_closest(
     place: Path, capsys, arguments: list[str], sentence: str
 ) -> None:
     assert sentence in refusal(capsys, *arguments)
@@ -185,16 +187,3 @@ def test_switches_need_no_value_and_runs_no_flag(place: Path, capsys) -> None:
     assert "finished" in capsys.readouterr().out
     assert main(["finetune", "--help"]) == 0
     assert "--checkpoint PATH" in capsys.readouterr().out
-
-
-def test_evaluating_a_pretraining_run_says_what_it_is(trained: Path, capsys) -> None:
-    said = refusal(capsys, "evaluate", str(trained))
-    assert f"{trained} is a run of mae-et pretrain, which has no classifier: fine-tune it" in said
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [("pretran", "pretrain"), ("linear_probe", "linear-probe"), ("evalute", "evaluate")],
-)
-def test_an_unknown_command_suggests_the_closest(typed: str, meant: str, capsys) -> None:
-    assert f"no command {typed!r}; did you mean {meant}?" in refusal(capsys, typed)
