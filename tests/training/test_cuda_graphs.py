@@ -5,6 +5,7 @@ A CPU has no graphs: here a fake one runs a pass again, in the memory of its cap
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -217,10 +218,14 @@ def test_memory_of_a_bandwidth_is_released_first_and_at_most_two_passes_are_queu
     monkeypatch.setattr(torch.cuda, "empty_cache", release)
     events = [MagicMock() for _ in range(3)]
     monkeypatch.setattr(torch.cuda, "Event", MagicMock(side_effect=events))
-    monkeypatch.setattr(passes, "_warm_up", lambda _: done.append("warm"))
+    for name, waits in (("Stream", "stream waits"), ("current_stream", "training waits")):
+        stream = SimpleNamespace(wait_stream=lambda _, waits=waits: done.append(waits))
+        monkeypatch.setattr(torch.cuda, name, lambda _, stream=stream: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     for bandwidth in (16, 16, 32):
-        passes(lambda _: weight, batch, bandwidth, first=True)
-    assert done == ["returned", "warm", "captured"] * 2
+        passes(lambda _: done.append("warm"), batch, bandwidth, first=True)
+    warm_up = ["stream waits", *["warm"] * cuda_graphs.WARM_UPS, "training waits"]
+    assert done == ["returned", *warm_up, "captured"] * 2
     assert [event.synchronize.called for event in events] == [True, False, False]
 
 
