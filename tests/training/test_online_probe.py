@@ -81,8 +81,16 @@ def test_curve_runs_from_the_untrained_encoder_to_the_trained_one(run: Path) -> 
     assert results["probe_time_fraction"] == pytest.approx(share)
 
 
-def test_interrupted_runs_repeat_no_probe_and_miss_none(run: Path, tmp_path: Path) -> None:
-    config = config_in(tmp_path, *PROBED)
+def test_interrupted_runs_repeat_no_probe_and_miss_none(
+    run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    config, fractions = config_in(tmp_path, *PROBED), []
+
+    def affordable(plan, mask_ratio: float, fraction: float) -> int:
+        fractions.append(fraction)
+        return affordable_images(plan, mask_ratio, fraction)
+
+    monkeypatch.setattr(online_probe, "affordable_images", affordable)
     pretrain(config, stop_after_step=9)
     record = config.output.dir / SCORES
     # As if killed between the checkpoint of step 9 and the probe that was due with it.
@@ -92,6 +100,7 @@ def test_interrupted_runs_repeat_no_probe_and_miss_none(run: Path, tmp_path: Pat
         file.write(row_line({"step": 13, "time": 0.0, "knn": 99.0}, SCORES))
     pretrain(config)
     assert curve(config.output.dir) == curve(run)
+    assert fractions == [1 / 3] * 3
 
 
 def test_knn_equals_that_of_the_knn_command(run: Path) -> None:
@@ -168,7 +177,10 @@ def test_sample_shrinks_in_proportion_to_what_the_run_can_afford(capsys) -> None
 @pytest.mark.parametrize("mask_ratio", [0.5, 0.75])
 def test_probes_cost_at_most_their_fraction_of_the_run_s_compute(mask_ratio: float) -> None:
     with torch.device("meta"):
-        model = MaskedAutoencoder("vit_tiny_patch16_224", encoder_depth=4, decoder_depth=1)
+        model = MaskedAutoencoder(
+            "vit_tiny_patch16_224", encoder_depth=4, decoder_embed_dim=64, decoder_depth=1,
+            decoder_num_heads=2,
+        )  # fmt: skip
     cost = training_flops(lambda images: model(images, mask_ratio, every_patch=False))
     plan = Curriculum.preset("etpp", 224, 16).plan(100, 10_000, 64, cost)
     images = affordable_images(plan, mask_ratio, 0.02)
@@ -179,7 +191,9 @@ def test_probes_cost_at_most_their_fraction_of_the_run_s_compute(mask_ratio: flo
 
 def test_non_finite_features_are_recorded_as_such() -> None:
     features = torch.full((4, 3), torch.nan), torch.tensor([0, 1, 0, 1])
-    assert measure(features, features) == dict.fromkeys(MEASURES)
+    finite = torch.eye(4), features[1]
+    for train, val in ((features, finite), (finite, features)):
+        assert measure(train, val) == dict.fromkeys(MEASURES)
 
 
 def test_measures_use_no_tf32(monkeypatch) -> None:
