@@ -234,6 +234,7 @@ def test_search_trials_are_submitted_once_and_awaited(place: Path, monkeypatch, 
         load_config(PretrainConfig, ["tiny.yaml"], [f"--output.dir=search/{n}"]) for n in (1, 2)
     )
     assert runner([one]) == [None]
+    assert read_events(place / "search/1")[0]["job"]
     submitted: list[str] = []
 
     def fails(tasks, *_) -> str:
