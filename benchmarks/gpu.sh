@@ -31,7 +31,9 @@ if [ -z "${SMOKE:-}" ]; then
   [ -z "$data" ] || data=$(cd "$data" && pwd) || exit 2
 fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
-work=$(mktemp -d) || exit 2
+work=${TMPDIR:-/tmp}/gpu-$(cksum <<<"$out" | cut -d' ' -f1) # the same for each call: runs record their data's path
+rm -rf "$work"
+mkdir -m 700 "$work" || exit 2
 cd "$root" || exit 2
 # As if installed, with benchmarks and configs inside the package: `mae-et bench` needs them there.
 mkdir "$work/site" && cp -r mae_et finetune slurm "$work/site" && cp -r benchmarks configs "$work/site/mae_et" || exit 2
