@@ -10,9 +10,7 @@ Sizes = ParamSpec("Sizes")
 Result = TypeVar("Result")
 
 
-def cache_tensors(
-    maxsize: int,
-) -> Callable[[Callable[Sizes, Result]], Callable[Sizes, Result]]:
+def cache_tensors(maxsize: int) -> Callable[[Callable[Sizes, Result]], Callable[Sizes, Result]]:
     """Cache a function's tensors like `functools.lru_cache`, safely for every later caller.
 
     In inference mode, ordinary tensors are created: inference tensors cannot be saved for a

@@ -264,9 +264,7 @@ def test_a_fine_tuned_run_scores_the_same_after_export(tmp_path: Path, capsys) -
         }
 
 
-def test_classifiers_that_timm_would_not_load_are_refused_with_what_differs(
-    tmp_path: Path,
-) -> None:
+def test_classifiers_that_timm_would_not_load_are_refused_with_what_differs(tmp_path: Path) -> None:
     network, _ = classifier_of(tmp_path, "mean", "none")
     weights = network.state_dict()
     for change, sentence in (

@@ -26,9 +26,7 @@ def test_heads_that_the_weights_do_not_determine_must_be_given() -> None:
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth", encoder_num_heads=3)
 
 
-def test_an_encoder_alone_loads_and_refuses_to_reconstruct(
-    tmp_path: Path,
-) -> None:
+def test_an_encoder_alone_loads_and_refuses_to_reconstruct(tmp_path: Path) -> None:
     weights = {
         name: w for name, w in released().items() if "decoder" not in name and name != "mask_token"
     }
@@ -50,9 +48,7 @@ def test_arguments_pickled_with_a_path_are_allowed(tmp_path: Path) -> None:
     assert load_pretrained(tmp_path / "checkpoint-3.pth", 3, 4).decoder is not None
 
 
-def test_a_pickle_that_would_run_code_is_refused_by_name(
-    tmp_path: Path,
-) -> None:
+def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:
             return (os.mkdir, (str(tmp_path / "ran"),))

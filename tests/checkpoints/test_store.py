@@ -90,14 +90,6 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, share: float) -> None:
         load_checkpoint(path)
 
 
-def test_a_folder_with_the_name_of_a_checkpoint_is_none_and_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "step-00000001.pt").mkdir()
-    save(tmp_path, 2, 3)
-    prune_checkpoints(tmp_path, 1, lambda step: False)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003.pt"]
-    assert (tmp_path / "step-00000001.pt").is_dir()
-
-
 def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001.pt"
     torch.save({"model": {}}, path)
@@ -109,11 +101,12 @@ def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_last_k_and_every_nth_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.pt").mkdir()  # no checkpoint
     save(tmp_path, 5, 10, 15, 20, 25)
     (tmp_path / ".step-00000030.pt.123.tmp").write_bytes(b"half")
     prune_checkpoints(tmp_path, 2, lambda step: step % 10 == 0)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
-        f"step-{step:08d}.pt" for step in (10, 20, 25)
+        f"step-{step:08d}.pt" for step in (1, 10, 20, 25)
     ]
     prune_checkpoints(tmp_path, 1, lambda step: False)
     assert len(list_checkpoints(tmp_path)) == 1

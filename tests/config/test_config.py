@@ -90,6 +90,8 @@ def test_every_shipped_config_is_found_by_name_and_parses(name: str) -> None:
         ("data: {std: [1, 0, 1]}", [], "data.std must be positive"),
         ("data: {scale: [0.9, 0.1]}", [], "data.scale must be two rising positive numbers"),
         ("data: {train_split: ''}", [], "data.train_split is empty"),
+        ("data: {max_bad_fraction: 1.5}", [], "data.max_bad_fraction must lie in"),
+        ("data: {max_value: 0}", [], "data.max_value must be positive"),
         ("", ["--curriculum.cost="], "curriculum.cost is empty: give it a value"),
         ("data: {augment: rand-m9-mstd0.5}", [], "data.augment must read like"),
         ("curriculum: {preset: custom}", [], "curriculum.stages needs"),

@@ -76,10 +76,8 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, channels: int, s
 
 def test_images_of_unknown_range_are_refused_instead_of_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "float.tif")
-    Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(tmp_path / "int.tif")
-    for name in ("float.tif", "int.tif"):
-        with pytest.raises(RunFailed, match=rf"{name}: .*\.npy"):
-            read_one(tmp_path / name, 3)
+    with pytest.raises(RunFailed, match=r"float\.tif: the range of its .*\.npy"):
+        read_one(tmp_path / "float.tif", 3)
 
 
 @pytest.mark.filterwarnings("error")

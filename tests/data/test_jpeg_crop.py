@@ -71,9 +71,7 @@ def test_boxes_have_the_distribution_of_torchvision_and_stay_inside(height, widt
         assert distance < 1.95 * math.sqrt(2 / count)  # Kolmogorov and Smirnov, at 0.1%
 
 
-def test_crops_depend_on_seed_epoch_and_index_alone(
-    images: Path,
-) -> None:
+def test_crops_depend_on_seed_epoch_and_index_alone(images: Path) -> None:
     source = open_dataset(DataConfig(root=images), "train")
 
     def view(seed: int = 0) -> TrainDataset:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.boxes import Box
 from mae_et.data.datasets import ImageDataset, open_dataset
-from mae_et.data.decoding import DecodedDataset
 from mae_et.data.prepare import prepare
 from mae_et.data.prepared_shards import PreparedDataset, archive_path, index_path
 from mae_et.data.sampler import SampleIndex
@@ -66,6 +66,7 @@ def test_prepared_images_labels_and_classes_equal_the_folders(root: Path) -> Non
         source, shards = open_dataset(DataConfig(root=root), split), opened(root, split)
         assert same(source, shards)
         assert list(shards.classes) == list(source.classes) == ["a", "b"]
+        assert same(open_dataset(DataConfig(root=root), split, 1), opened(root, split, 1))
     assert same(opened(root), pickle.loads(pickle.dumps(opened(root))))  # as in a spawned worker
 
 
@@ -290,11 +291,8 @@ def test_output_inside_the_dataset_is_refused(root: Path) -> None:
 def test_shards_do_not_depend_on_workers(root: Path, tmp_path: Path) -> None:
     prepare(config(root))
     one = {p.name: p.read_bytes() for p in (root.parent / "shards" / "train").glob("*.npy")}
-    other = tmp_path / "others"
-    prepare(
-        PrepareConfig(other, DataConfig(root=root), levels=LEVELS, shard_images=4, num_workers=2)
-    )
-    assert one == {p.name: p.read_bytes() for p in (other / "train").glob("*.npy")}
+    prepare(replace(config(root), output=tmp_path / "other", num_workers=2))
+    assert one == {p.name: p.read_bytes() for p in (tmp_path / "other/train").glob("*.npy")}
 
 
 def test_a_run_on_shards_resumes_bit_for_bit(tiny, root: Path, tmp_path: Path) -> None:
@@ -316,11 +314,3 @@ def test_a_run_on_shards_resumes_bit_for_bit(tiny, root: Path, tmp_path: Path) -
         path.unlink()
     pretrain(tiny(*flags("run")))
     assert (folder / "encoder.safetensors").read_bytes() == weights
-
-
-def test_prepared_shards_decode_to_any_channels(root: Path) -> None:
-    prepare(config(root, splits=("val",)))
-    assert isinstance(opened(root, "val", 1), DecodedDataset)
-    image, _ = opened(root, "val", 1)[0]
-    assert isinstance(image, Image.Image)
-    assert image.mode == "L"

@@ -91,9 +91,7 @@ def steps(start: int = 0, rank: int = 0, world: int = 1) -> list[StepSamples]:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_replay_completes_batches_with_the_latest_samples(
-    world: int,
-) -> None:
+def test_replay_completes_batches_with_the_latest_samples(world: int) -> None:
     for rank in range(world):
         loaded: list[SampleIndex] = []
         for step in steps(0, rank, world):
