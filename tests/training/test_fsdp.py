@@ -1,14 +1,19 @@
 """Sharded training (FSDP2) gives the states and numbers of unsharded training."""
 
+from collections import Counter
+from collections.abc import Iterator
 from copy import deepcopy
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run
 from small_mae import small
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mae_et import UserError, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
@@ -181,6 +186,47 @@ def test_weights_are_gathered_in_bf16_and_gradients_summed_in_float32(alone_in_a
         rounding = 1e-2 if ".norm" in name else 0
         difference = (found.full_tensor() - expected).norm()
         assert difference <= rounding * expected.norm(), name
+
+
+class Collectives(TorchDispatchMode):
+    """Count the collectives in the block, by name and type of the numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[tuple[str, torch.dtype]] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            self.counts[function._opname, tree_leaves(args)[0].dtype] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=[8, 64])
+def last_of_many(request) -> Iterator[DistributedContext]:
+    """The last of many ranks, whose collectives leave their outputs as they are."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    ranks = request.param
+    dist.init_process_group("fake", store=FakeStore(), rank=ranks - 1, world_size=ranks)
+    yield DistributedContext(ranks - 1, ranks, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def test_collectives_of_a_micro_batch_depend_on_the_blocks_only(last_of_many) -> None:
+    """Also where a weight has fewer rows than there are ranks."""
+    model = small(encoder_depth=2, decoder_depth=1)
+    shard(model, last_of_many, torch.bfloat16)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    for _ in range(2):
+        with Collectives() as found:
+            with autocast(torch.bfloat16, last_of_many.device):
+                loss = model(images, 0.75, noise).loss
+            loss.backward()
+        assert found.counts == {
+            ("_allgather_base_", torch.float32): 1,  # outside of blocks
+            ("_allgather_base_", torch.bfloat16): 2 * 3,  # forward and backward
+            ("_reduce_scatter_base_", torch.float32): 3 + 1,
+        }
 
 
 def test_a_sharded_model_is_gathered_on_the_cpu(tiny, monkeypatch) -> None:
