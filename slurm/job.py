@@ -27,6 +27,7 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.console import say
 from slurm.events import record_event, this_job
+from slurm.private import PRIVATE, current_umask
 from slurm.squeue import job_state, run_program
 from slurm.stop_deadline import StopDeadline
 
@@ -49,14 +50,19 @@ class Job:
     """Seconds from the start of the job to the signal before its time limit."""
     start: Path = field(default_factory=Path.cwd)
     """Folder that relative paths refer to: the folder of the submission."""
+    umask: int = field(default_factory=current_umask)
+    """Umask of the run's files: that of the submission."""
 
     def __call__(self) -> None:
         """Run the command; return once it has finished or the job is requeued."""
         os.chdir(self.start)  # `cd` in `setup`, or a node without the folder, may change it
+        os.umask(self.umask | PRIVATE)
         rank = set_rank_environment(self.folder / "slurm")
+        os.umask(self.umask)
         try:
             self._run(rank)
         finally:
+            os.umask(self.umask | PRIVATE)  # of submitit's result, a pickle
             if rank == 0:
                 port_file(self.folder / "slurm").unlink(missing_ok=True)
 
@@ -102,6 +108,7 @@ class Job:
         unless_cancelled = stop.signal in (signal.SIGTERM, signal.SIGUSR1) and is_running()
         if stop.signal == signal.SIGUSR2 or unless_cancelled:
             record_event(self.folder, "requeued", step=stop.step, signal=stop.signal)
+            os.umask(self.umask | PRIVATE)  # of the pickle that the handler writes
             try:
                 signal.raise_signal(signal.SIGUSR2)  # submitit's handler does not return
             except UncompletedJobError as error:  # more time limits than `timeouts` allows

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,28 +23,9 @@ from mae_et.runtime.console import null_streams, say
 from slurm.config import ClusterConfig
 from slurm.events import START
 from slurm.job import Job
+from slurm.private import private_files
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
-
-
-def make_private(folder: Path) -> None:
-    """Create a folder that only this user can write to, and restrict its parent likewise.
-
-    Jobs load a pickle and import code from it: anyone who can write to the folder, or replace it in
-    the run folder, can run code as this user.
-
-    Raises:
-        UserError: the folder or its parent belongs to another user, or the folder is a link.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.is_symlink():
-        raise UserError(f"{folder} is a link; delete it")
-    for place in (folder.parent, folder):
-        facts = place.stat()
-        if facts.st_uid != os.getuid():
-            raise UserError(f"{place} belongs to another user, who could change the job in it")
-        if facts.st_mode & 0o022:
-            place.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
 
 
 class Launcher:
@@ -112,8 +92,8 @@ class Launcher:
             UserError: SLURM rejects the job.
         """
         executor = self._executor()
-        write_text_atomically(self.runs_file, self.runs)
-        with self._environment():
+        with self._environment(), private_files(self.folder):
+            write_text_atomically(self.runs_file, self.runs)
             try:
                 if len(self.jobs) == 1:
                     return [executor.submit(self.jobs[0])]
@@ -126,7 +106,6 @@ class Launcher:
 
     def _executor(self) -> submitit.Executor:
         config = self.config
-        make_private(self.folder)
         if config.executor == "debug":
             return submitit.DebugExecutor(self.folder)
         if config.executor == "local":

@@ -31,6 +31,7 @@ from slurm.config import ClusterConfig, job_name
 from slurm.events import read_events, record_event
 from slurm.job import Job
 from slurm.launcher import Launcher
+from slurm.private import private_files
 from slurm.snapshot import snapshot
 from slurm.squeue import TERMINAL, job_states
 
@@ -87,9 +88,8 @@ def submit(
         preflight.check_start(start)
     for follower in (each for group in groups[1:] for each in group if each.kind != "compare"):
         preflight.check_classes(follower.config.data or first.config.data, follower.kind)
-    for run in runs:
-        if run.kind in (*PROBES, "evaluate"):
-            preflight.check_scoring(run.kind, run.config)
+    for run in (run for run in runs if run.kind in (*PROBES, "evaluate")):
+        preflight.check_scoring(run.kind, run.config)
     for group in groups:
         _check(group, cluster, first.folder, dry_run)
     alone = replace(cluster, dependency=None)
@@ -167,8 +167,9 @@ def _show(group: list[Task], cluster: ClusterConfig, root: Path) -> None:
 def _submit(group: list[Task], cluster: ClusterConfig, root: Path) -> str:
     """Submit a group; return the job's id."""
     folder = root / "slurm"
-    code = snapshot(folder)
-    kept = [freeze_configs(each, folder) for each in group]
+    with private_files(folder):
+        code = snapshot(folder)
+        kept = [freeze_configs(each, folder) for each in group]
     launcher = _launcher(kept, cluster, root, code)
     submitted = launcher.submit()
     for each, job in zip(kept, submitted, strict=True):

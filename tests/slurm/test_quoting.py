@@ -22,7 +22,8 @@ from slurm.command import CommandLine
 from slurm.config import ClusterConfig
 from slurm.events import read_events, record_event
 from slurm.job import Job
-from slurm.launcher import Launcher, make_private
+from slurm.launcher import Launcher
+from slurm.private import make_private
 from slurm.run_status import status
 from slurm.squeue import job_states
 from slurm.status_table import table
@@ -208,6 +209,7 @@ def test_other_users_cannot_replace_the_folder_of_pickled_jobs(tmp_path: Path, m
     os.chown(run, 0, 1234)
     run.chmod(mode)
     make_private(run / "slurm")
+    assert stat.S_IMODE(run.stat().st_mode) & 0o1022 == 0o1020  # its group may add files
     (run / "slurm" / "7_submitted.pkl").write_text("ours")
     attack = f"""if True:
         import os

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from submitit import DebugExecutor
 
 from mae_et import RunFailed, UserError
 from mae_et.cli.arguments import config_of
@@ -18,6 +19,7 @@ from mae_et.config.schema import PretrainConfig
 from slurm import status, trials
 from slurm.command import CommandLine, follow_up, freeze_configs, parse_task, sweep_tasks
 from slurm.events import read_events, record_event
+from slurm.private import current_umask
 from slurm.snapshot import snapshot
 
 COMMAND_LINE = CommandLine(config_of, run)
@@ -140,6 +142,26 @@ def test_job_imports_the_copied_code(place: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert all(path.startswith(str(code)) for path in done.stdout.split())
+
+
+def test_a_lab_s_umask_holds_for_the_run_but_not_for_pickles_and_code(
+    place: Path, monkeypatch
+) -> None:
+    pickled: list[int] = []
+    submit = DebugExecutor.submit
+    monkeypatch.setattr(
+        DebugExecutor, "submit", lambda *job: pickled.append(current_umask()) or submit(*job)
+    )
+    kept = os.umask(0o002)
+    try:
+        assert main(["submit", "pretrain", *RUN, "--executor=debug"]) == 0
+        pickled.append(current_umask())  # of submitit's result
+    finally:
+        os.umask(kept)
+    assert pickled == [0o022, 0o022]
+    for path in (place / "run" / "slurm").rglob("*"):
+        assert path.stat().st_mode & 0o022 == 0 or path.suffix in {".jsonl", ".out", ".err"}, path
+    assert (place / "run" / "results.json").stat().st_mode & 0o022 == 0o020
 
 
 def test_edited_config_does_not_change_a_pending_job(place: Path) -> None:
