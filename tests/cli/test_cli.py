@@ -7,13 +7,11 @@ import os
 import signal
 import sys
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import torch
 from image_files import save
 from PIL import Image
-from ranks import run, start
 from tiny_run import GOLDEN, TINY
 from torchvision.io import read_image
 from user_errors import error_of
@@ -290,37 +288,6 @@ def test_every_command_has_help(capsys) -> None:
         assert expected.get(name, "--config") in text
         assert text.count("usage:") == (name != "bench")
     assert main(["--version"]) == 0
-
-
-def test_interrupted_and_killed_commands_resume_to_the_same_weights(tmp_path: Path) -> None:
-    """Processes with loader workers: SIGTERM to the whole group, then SIGKILL."""
-    flags = ["--curriculum.epochs=14", "--efficiency.num_workers=1", "--output.checkpoint_every=2"]
-
-    def signalled(after: int, number: int) -> CompletedProcess:
-        command = start(tmp_path, 1, *flags, f"--output.dir={tmp_path / 'killed'}")
-        command.wait_for(f"step {after}/")
-        command.signal(number)
-        return command.finish()
-
-    assert run(tmp_path, 1, *flags, f"--output.dir={tmp_path / 'whole'}").returncode == 0
-    stopped = signalled(4, signal.SIGTERM)
-    assert stopped.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after step" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    assert signalled(12, signal.SIGKILL).returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "results.json").exists()
-    ended = run(tmp_path, 1, *flags, f"--output.dir={tmp_path / 'killed'}")
-    assert last_json(ended.stdout)["run"].endswith("killed")
-    encoders = [
-        (tmp_path / name / "encoder.safetensors").read_bytes() for name in ("whole", "killed")
-    ]
-    assert encoders[0] == encoders[1]
-    # Rows are the same but for the one that the stop added, between two others.
-    losses = [
-        {r["step"]: r["loss"] for r in read_metrics(tmp_path / r)} for r in ("whole", "killed")
-    ]
-    assert set(losses[0]) <= set(losses[1])
-    assert len(losses[1]) <= len(losses[0]) + 1
 
 
 def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -> None:

@@ -59,23 +59,6 @@ def test_a_file_named_like_our_package_is_refused_and_never_run(place: Path, nam
     assert "hijacked" not in safe.stdout
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--gpus_per_node=5"], "optim.batch_size 12 is not divisible by 5 ranks"),
-        (["--output.dir=tiny.yaml/run"], "cannot be written to"),
-        (["--output.dir=run%j"], "contains %"),
-        (["--data.name=folder"], "data.root is needed for data.name folder"),
-        (["--data.name=shards"], "data.root is needed for data.name shards"),
-    ],
-)
-def test_a_dry_run_refuses_what_the_run_would_and_writes_nothing(
-    place: Path, capsys, flags: list[str], sentence: str
-) -> None:
-    assert sentence in refusal(capsys, "submit", "pretrain", *RUN, *flags, "--dry-run")
-    assert list(place.iterdir()) == [place / "tiny.yaml"]
-
-
 def test_validation_images_without_class_folders_are_found_before_pretraining(
     place: Path, flat_val: Path, capsys
 ) -> None:

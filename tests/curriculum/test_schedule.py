@@ -35,6 +35,7 @@ def test_steps_add_up_to_the_budget_within_one_step(stages, shares_of, epochs, s
     plan = curriculum.plan(epochs, size, batch)
     extended = curriculum.extend(plan, 2 * epochs)
     assert extended.stages[:-1] == plan.stages[:-1]
+    assert Plan.from_dict(extended.to_dict()) == extended
     for planned, budget in ((plan, epochs), (extended, 2 * epochs)):
         if shares_of == "images":
             assert abs(planned.images - budget * size) <= batch
@@ -64,7 +65,6 @@ def test_every_step_maps_to_the_stage_that_covers_it(stages, epochs, size, batch
     for outside in (-1, plan.steps):
         with pytest.raises(IndexError):
             plan.at(outside)
-    assert Plan.from_dict(plan.to_dict()) == plan
 
 
 def bandwidths(name: Preset, base: int = 224, patch: int = 1) -> list[int]:
@@ -140,6 +140,8 @@ def test_impossible_plans_raise_a_user_error() -> None:
             curriculum.plan(epochs, 1000, 10)
         with pytest.raises(UserError, match=sentence):
             curriculum.extend(curriculum.plan(10, 1000, 10), epochs)
+    with pytest.raises(UserError, match="must exceed the budget"):
+        curriculum.extend(curriculum.plan(10, 1000, 10), 10)
     plan = curriculum.plan(10, 1000, 10).to_dict()
     for damage in ({"batch_size": 0}, {"dataset_size": 1.5}, {"base_cost": -1.0}, {"stages": []}):
         with pytest.raises(ValueError, match="must be positive"):

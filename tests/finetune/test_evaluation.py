@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from randomised import randomised
 from safetensors.torch import save_file
 
 from finetune import (
@@ -163,11 +164,9 @@ def assert_scores(found: dict, logits_of, root: Path) -> None:
 
 
 def vit(**settings) -> torch.nn.Module:
-    torch.manual_seed(0)
-    network = timm.create_model("vit_tiny_patch16_224", num_classes=4, **(SMALL | settings))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network.eval()
+    return randomised(
+        timm.create_model("vit_tiny_patch16_224", num_classes=4, **(SMALL | settings))
+    )
 
 
 @pytest.mark.parametrize(

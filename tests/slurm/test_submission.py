@@ -48,9 +48,14 @@ def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, caps
     ("flag", "sentence"),
     [("--sweep=curriculum.epochs=4.5,0.1", "epochs 0.1 leaves stage 1"),
      ("--curriculum.epochs=1e18", "curriculum.epochs 1e+18 is a budget of"),
-     ("--optim.batch_size=48", "batch_size 48 is larger than the dataset of 40 images")],
+     ("--optim.batch_size=48", "batch_size 48 is larger than the dataset of 40 images"),
+     ("--gpus_per_node=5", "optim.batch_size 12 is not divisible by 5 ranks"),
+     ("--output.dir=tiny.yaml/run", "cannot be written to"),
+     ("--output.dir=run%j", "contains %"),
+     ("--data.name=folder", "data.root is needed for data.name folder"),
+     ("--data.name=shards", "data.root is needed for data.name shards")],
 )  # fmt: skip
-def test_an_impossible_plan_is_refused(flag: str, sentence: str, place, capsys) -> None:
+def test_what_the_run_would_refuse_is_refused(flag: str, sentence: str, place, capsys) -> None:
     """Also of one run of a sweep; the number of synthetic images is known."""
     assert main(["submit", "pretrain", *RUN, flag, "--dry-run"]) == 2
     assert sentence in capsys.readouterr().err

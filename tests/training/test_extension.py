@@ -1,6 +1,5 @@
 """Runs extended to a larger budget."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,6 @@ from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.cli.arguments import config_of
 from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
-from mae_et.curriculum.plan import Plan
-from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data.bad_images import RECORD
 from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.training import extension
@@ -141,17 +138,3 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
     ):
         with pytest.raises(UserError, match=sentence):
             config_of("pretrain", words)
-
-
-def test_an_extension_keeps_the_steps_of_every_stage_and_lengthens_the_last() -> None:
-    for shares_of in ("compute", "images"):
-        stages = (Stage(8, 1), Stage(16, 3))
-        curriculum = Curriculum(stages, 16, shares_of=shares_of)
-        plan = curriculum.plan(10, 100, 4)
-        extended = curriculum.extend(plan, 25)
-        assert extended.stages[:-1] == plan.stages[:-1]
-        units = extended.steps * 4 / 100 if shares_of == "images" else extended.equivalent_epochs
-        assert units == pytest.approx(25, abs=0.05)
-        assert Plan.from_dict(json.loads(json.dumps(extended.to_dict()))) == extended
-        with pytest.raises(UserError, match="must exceed the budget"):
-            curriculum.extend(plan, 10)
