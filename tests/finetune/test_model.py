@@ -250,7 +250,7 @@ def test_epsilon_and_heads_are_recorded_whatever_the_blocks(block: str) -> None:
         **({"block_fn": getattr(vision_transformer, block)} if block else {}),
     )
     network.default_cfg["architecture"] = "vit_tiny_patch16_224"
-    config = SimpleNamespace(data=DataConfig(), model=SimpleNamespace(image_size=224))
+    config = SimpleNamespace(data=DataConfig(), model=NetworkConfig(backbone="resnet10t"))
     run = SimpleNamespace(config=config, state=SimpleNamespace(model=network))
     about = json.loads(describe(run, ["a", "b"]))
     assert (about["norm_eps"], about["encoder_num_heads"]) == (0.25, 3)
