@@ -172,10 +172,11 @@ def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row
         if process.isdecimal() and process_exists(process):
             return "running"
         return "not started" if last is submitted else "stopped"
-    if last is submitted or not (last or rows):
-        return "not started"
-    if writer_has_ended(run, since=last["time"] if last else 0.0):
+    ended = writer_has_ended(run, since=last["time"] if last else 0.0)
+    if ended:
         return "stopped"
+    if last is submitted or not (last or rows):
+        return "not started" if ended is None else "running"
     # The run may be on another machine: judge by the age of its last event and row.
     seen = max(entry["time"] for entry in (*events[-1:], *rows[-1:]))
     pace = rows[-1].get("window_seconds", 0.0) * SILENCE_ROWS if rows else 0.0

@@ -71,10 +71,10 @@ def _write(descriptor: int, content: bytes) -> None:
         os.pwrite(descriptor, content, 0)
 
 
-def writer_has_ended(folder: Path, since: float = 0.0) -> bool:
-    """Return whether the last `sole_writer` of a folder is known to have ended.
+def writer_has_ended(folder: Path, since: float = 0.0) -> bool | None:
+    """Return whether the last `sole_writer` of a folder has ended; None if it is unknown.
 
-    It is known if the writer recorded it, or if it ran on this machine and its process is gone.
+    It is known if the writer recorded its end, or ran on this machine.
 
     Args:
         folder: the folder.
@@ -84,10 +84,13 @@ def writer_has_ended(folder: Path, since: float = 0.0) -> bool:
     try:
         changed, content = path.stat().st_mtime, read_bytes(path)
     except OSError:
-        return False
+        return None
+    if changed < since:
+        return None
+    if content == ENDED:
+        return True
     machine, _, process = content.decode(errors="replace").rpartition(" ")
-    gone = machine == platform.node() and not process_exists(process)
-    return changed >= since and (content == ENDED or gone)
+    return not process_exists(process) if machine == platform.node() else None
 
 
 def check_in_place(path: Path, descriptor: int) -> None:

@@ -45,6 +45,11 @@ def test_status_skips_metric_rows_with_non_finite_values(tmp_path: Path, key, va
 
 
 def test_run_outside_slurm_that_ended_is_stopped_at_once(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    assert status([tmp_path])[0].state == "not started"
+    with sole_writer(tmp_path):
+        assert status([tmp_path])[0].state == "running"  # before its first row
+    assert status([tmp_path])[0].state == "stopped"
     row = {"step": 1, "stage": 0, "time": time.time(), "seconds": 1.0, "compute": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     with sole_writer(tmp_path):
