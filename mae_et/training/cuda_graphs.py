@@ -24,7 +24,7 @@ from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.data.batch import AnyBatch
 from mae_et.data.device_copy import ON_CPU
 from mae_et.errors import RunFailed, one_line, require
-from mae_et.runtime.console import notify
+from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.runtime.watchdog import heartbeat
@@ -152,7 +152,9 @@ class GraphedPasses:
             heartbeat()
             return True
         # Outside `except`, because the error holds the memory of the capture.
-        notify(f"passes are not replayed (efficiency.cuda_graphs auto): {reason}")
+        # Every rank waits for one that runs eagerly, so each such rank says so.
+        where = f" on rank {dist.get_rank()}" if dist.is_initialized() else ""
+        say(f"passes are not replayed{where} (efficiency.cuda_graphs auto): {reason}")
         self.enabled = False
         self._release(self.gradients)  # keep those of the step's earlier passes
         return False
