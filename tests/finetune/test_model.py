@@ -15,11 +15,11 @@ from timm.models import vision_transformer
 from tiny_run import GOLDEN
 from torch import nn
 
-from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
+from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig, keys_without_effect
 from finetune.model import build_classifier, load_run_network
 from finetune.results import describe
-from mae_et import UserError, load_config
+from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig
 from mae_et.io.seals import seal
@@ -212,31 +212,6 @@ def test_another_patch_size_and_rectangles_are_resampled_as_timm_does() -> None:
     assert torch.equal(model.patch_embed.proj.weight.detach(), kernel)
     assert model.pos_embed.shape == (1, 6 * 8 + 1, 48)
     assert model(torch.randn(1, 3, 96, 128)).shape == (1, 10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["pretrain_encoder_base", "pretrain_full_base"])
-def test_a_whole_vit_b_of_the_released_layout_is_fine_tuned_and_evaluated(
-    tmp_path: Path, family: str
-) -> None:
-    torch.manual_seed(0)
-    shapes = json.loads((GOLDEN / "released_key_shapes.json").read_text())[family]
-    weights = {name: 0.02 * torch.randn(shape) for name, shape in shapes.items()}
-    torch.save({"model": weights}, tmp_path / "mae.pth")
-    flags = [
-        f"--model.checkpoint={tmp_path / 'mae.pth'}", f"--output.dir={tmp_path / 'run'}",
-        "--data.synthetic_size=224", "--data.synthetic_train=32", "--data.synthetic_val=20",
-        "--optim.batch_size=16", "--efficiency.num_workers=0", "--optim.layer_decay=0.65",
-    ]  # fmt: skip
-    epoch = ["--curriculum={preset: custom, epochs: 1, stages: [{bandwidth: 224, share: 1}]}"]
-    results = classify(
-        load_config(
-            ClassifierConfig, ["finetune/vit_b16"], [*flags, *epoch, "--data.name=synthetic"]
-        )
-    )
-    assert results["images"] == 20
-    found = evaluate(EvaluateConfig(tmp_path / "run", device="cpu", num_workers=0))
-    assert found["top1"] == results["top1"]
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,6 @@ from mae_et.models.pos_embed import extent_of, sincos_positions
 CPU = torch.device("cpu")
 
 
-def test_full_grid_has_the_table_of_mae() -> None:
-    """At row r and column c the first channel of each half is sin(c) and sin(r)."""
-    table = sincos_positions((14, 14), (14, 14), 64, CPU).view(14, 14, 64)
-    for r, c in ((0, 0), (3, 9), (13, 1)):
-        assert table[r, c, 0].item() == pytest.approx(torch.tensor(float(c)).sin().item(), abs=1e-6)
-        assert table[r, c, 32].item() == pytest.approx(
-            torch.tensor(float(r)).sin().item(), abs=1e-6
-        )
-        assert table[r, c, 16].item() == pytest.approx(
-            torch.tensor(float(c)).cos().item(), abs=1e-6
-        )
-
-
 def test_coarser_grid_is_the_full_table_resampled() -> None:
     """Cosine similarity .99996 at 10 of 14, where a plain 10 x 10 table reaches .90."""
     full = sincos_positions((14, 14), (14, 14), 768, CPU).T.reshape(1, 768, 14, 14)
