@@ -403,5 +403,5 @@ def test_probes_score_other_encoders_and_our_own_export_alike(
     assert {"linear", "untrained_linear"} <= set(linear_probe(config))
     damaged = dict(other.state_dict()) | {"norm.bias": torch.full((48,), torch.inf)}
     save_file(damaged, tmp_path / "inf.safetensors")
-    with pytest.raises(UserError, match="features are not finite"):
+    with pytest.raises(UserError, match="weights that are not finite"):
         knn(ProbeConfig(tmp_path / "inf.safetensors", encoder_num_heads=3, **shared))
