@@ -61,30 +61,24 @@ class WithSubstitutes(Dataset[Any]):
         raise RunFailed(f"{first}; neither can {ATTEMPTS} random substitutes be read")
 
 
-def tolerated_count(max_fraction: float, images: int) -> int:
-    """Return the number of unreadable images that a dataset may have.
-
-    A small fraction of a small dataset may be less than one image, so up to `TOLERATED` images, but
-    at most a tenth of the dataset, are tolerated unless `max_fraction` is 0.
-    """
-    least = min(TOLERATED, int(images * TOLERATED_FRACTION)) if max_fraction else 0
-    return max(least, int(max_fraction * images))
-
-
 def refuse_excess(
     bad: int, images: int, max_fraction: float, of: str = "", which: str = ""
 ) -> None:
-    """Raise RunFailed if more images are unreadable than `tolerated_count`.
+    """Raise RunFailed if more than a fraction of a dataset's images are unreadable.
 
-    The message names the dataset as `of` and the images as `which`.
+    A small fraction of a small dataset may be less than one image, so up to `TOLERATED` images, but
+    at most a tenth of the dataset, are tolerated unless `max_fraction` is 0. The message names the
+    dataset as `of` and the images as `which`.
     """
-    most = tolerated_count(max_fraction, images)
+    share = int(max_fraction * images)
+    least = min(TOLERATED, int(images * TOLERATED_FRACTION)) if max_fraction else 0
+    most = max(least, share)
     if bad <= most:
         return
     small = f" ({most}: a tenth of a small dataset, at most {TOLERATED})"
     raise RunFailed(
         f"{bad} of {images} images{of} cannot be read, more than data.max_bad_fraction "
-        f"{max_fraction:g} allows{small if most > int(max_fraction * images) else ''}{which}"
+        f"{max_fraction:g} allows{small if most > share else ''}{which}"
     )
 
 
@@ -93,7 +87,7 @@ class BadImages:
 
     Args:
         dataset: augmented dataset; an unreadable image is read once more, to report the reason.
-        max_fraction: see `tolerated_count`.
+        max_fraction: see `refuse_excess`.
         folder: run folder, which may hold the record of the run that is resumed or extended; only
             the main rank reads it.
         world: ranks that exchange unreadable images; every rank must build this.
@@ -126,7 +120,7 @@ class BadImages:
         """Exchange the images that a rank could not read; the main rank records and reports them.
 
         Raises:
-            RunFailed: more images than `tolerated_count` are unreadable.
+            RunFailed: too many images are unreadable; see `refuse_excess`.
         """
         mine = torch.tensor(self.waiting, dtype=torch.int64).reshape(-1, 3)
         self.waiting = []

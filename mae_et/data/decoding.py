@@ -146,14 +146,10 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError:  # its message contains a memory address
         raise ValueError("it is neither an image nor an array") from None
     with image:
-        check_pixels(*image.size)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"its {width} x {height} pixels are more than {MAX_PIXELS}")
         yield image
-
-
-def check_pixels(width: int, height: int) -> None:
-    """Raise a ValueError for an image of more than `MAX_PIXELS`."""
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"its {width} x {height} pixels are more than {MAX_PIXELS}")
 
 
 def extensions_for(channels: int) -> tuple[str, ...]:

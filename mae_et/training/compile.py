@@ -24,8 +24,9 @@ from mae_et.models.decoders import CrossBlock
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext, any_rank
 from mae_et.runtime.watchdog import heartbeat
-from mae_et.training.plan import worth_compiling
 
+STEPS_WORTH_COMPILING = 1000
+"""Steps per bandwidth from which `auto` compiles: fewer do not repay the compilation."""
 SHARING = {"cpu"}
 """Types of devices on which all bandwidths share the graphs of blocks."""
 
@@ -40,7 +41,8 @@ def should_compile(
     """
     if requested != "auto":
         return requested
-    if world.device.type != "cuda" or not worth_compiling(plan):
+    is_long = plan.steps >= STEPS_WORTH_COMPILING * len(plan.bandwidths)
+    if world.device.type != "cuda" or not is_long:
         return False
     fault = compiler_fault(world.device)
     if not any_rank(bool(fault), world):

@@ -14,8 +14,6 @@ from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
 
-STEPS_WORTH_COMPILING = 1000
-"""Steps per bandwidth from which `auto` compiles: fewer do not repay the compilation."""
 COST_TOLERANCE = 0.01
 """Relative tolerance, as versions of PyTorch may count slightly different FLOPs."""
 
@@ -135,11 +133,6 @@ def image_cost(config: ModelConfig) -> Callable[[int], float]:
     published = config.decoder_attention == "self" and config.decoder_share == 1
     forward = partial(model, mask_ratio=config.mask_ratio, every_patch=published)
     return training_flops(forward, config.channels)
-
-
-def worth_compiling(plan: Plan) -> bool:
-    """Return whether a run on a GPU is long enough to compile its network."""
-    return plan.steps >= STEPS_WORTH_COMPILING * len(plan.bandwidths)
 
 
 def micro_batch_size(

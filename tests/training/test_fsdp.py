@@ -147,12 +147,9 @@ def assert_same_states(found: dict, expected: dict) -> None:
             torch.testing.assert_close(mine["state"][number][name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_unsupported_sharding_is_refused(tiny) -> None:
+def test_sharding_without_blocks_is_refused_and_on_one_rank_reported(tiny, capsys) -> None:
     with pytest.raises(UserError, match="needs transformer blocks"):
         shard(nn.Linear(2, 2), WORLD)
-
-
-def test_sharding_on_one_rank_is_reported(tiny, capsys) -> None:
     notify.cache_clear()
     pretrain(tiny(SHARDED), stop_after_step=1)
     assert "efficiency.sharding full: nothing is sharded on one rank" in capsys.readouterr().err
