@@ -137,7 +137,7 @@ def run_with(tiny, path: Path, *flags: str) -> Path:
     return path
 
 
-def test_a_missing_checkpoint_and_an_unknown_format_are_refused(tmp_path: Path, tiny) -> None:
+def test_a_missing_checkpoint_and_an_unknown_format_are_refused(tmp_path: Path) -> None:
     for checkpoint, kind, sentence in (
         (tmp_path / "nowhere", "timm", "there is no checkpoint"),
         (TINY, "onnx", "format must be timm, hf or mae"),

@@ -282,7 +282,7 @@ def test_the_config_that_timm_saves_beside_its_file_counts(tmp_path: Path) -> No
     assert load_weights(tmp_path / "vit.pth").preprocessing == found
 
 
-def test_a_backbone_s_run_hands_on_its_statistics(tmp_path: Path, capsys) -> None:
+def test_a_backbone_s_run_hands_on_its_statistics(tmp_path: Path) -> None:
     about = {"classes": ["a", "b"], "preprocessing": vars(OWN)}
     (tmp_path / "classes.json").write_text(json.dumps(seal(about)))
     words = ["--model.backbone=resnet10t", "--data.name=synthetic"]

@@ -183,7 +183,7 @@ def test_other_precisions_are_read_as_float32(dtype, vit, tmp_path: Path) -> Non
         assert torch.equal(model.state_dict()[name], tensor.to(dtype).float())
 
 
-def test_the_state_dict_of_any_network_is_found(tmp_path: Path) -> None:
+def test_the_state_dict_of_any_network_is_found() -> None:
     """A name that only a part of it completes is chance."""
     network = timm.create_model("resnet10t", num_classes=2)
     weights = network.state_dict()

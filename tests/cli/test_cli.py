@@ -92,7 +92,7 @@ def test_a_broken_pipe_that_is_not_stdout_s_is_reported(monkeypatch, capsys) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks only on Linux")
-def test_loader_processes_are_forked_whatever_python_s_default(capsys) -> None:
+def test_loader_processes_are_forked_whatever_python_s_default() -> None:
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method("forkserver", force=True)
     try:

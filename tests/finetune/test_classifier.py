@@ -93,7 +93,7 @@ def scored_run(tmp_path_factory) -> tuple[Path, dict]:
     return config.output.dir, classify(config)
 
 
-def test_evaluating_a_finished_run_gives_its_own_scores(small, tmp_path) -> None:
+def test_evaluating_a_finished_run_gives_its_own_scores(small) -> None:
     config = small(*RECIPE)
     results = classify(config)
     folder = config.output.dir
@@ -408,7 +408,7 @@ def test_a_validation_split_that_lacks_a_class_is_refused(small, tmp_path) -> No
         evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
 
 
-def test_a_finished_run_is_not_retrained_and_a_changed_recipe_is_refused(small, capsys) -> None:
+def test_a_finished_run_is_not_retrained_and_a_changed_recipe_is_refused(small) -> None:
     results = classify(small())
     assert classify(small()) == results
     with pytest.raises(UserError, match=r"recipe\.mixup was 0\.0 and is now 0\.5"):

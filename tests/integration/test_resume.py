@@ -99,9 +99,7 @@ def test_kill_between_log_and_checkpoint_neither_doubles_nor_loses_a_row(
     assert again == rows
 
 
-def test_kill_during_a_save_resumes_from_the_previous_checkpoint(
-    tiny, uninterrupted, monkeypatch
-) -> None:
+def test_kill_during_a_save_resumes_from_the_previous_checkpoint(tiny, uninterrupted) -> None:
     saved, _, _ = uninterrupted
     config = tiny()
 

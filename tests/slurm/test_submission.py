@@ -252,7 +252,7 @@ def test_local_job_is_interrupted_resumes_and_shows_its_status(place: Path, caps
     assert (found.state, found.restarts, found.lost, found.error) == ("finished", 1, 0, "")
 
 
-def test_search_trials_are_submitted_once_and_awaited(place: Path, monkeypatch, capsys) -> None:
+def test_search_trials_are_submitted_once_and_awaited(place: Path, monkeypatch) -> None:
     """The debug executor runs the jobs in this process."""
     monkeypatch.setattr(trials, "POLL_SECONDS", 0)
     (place / "here.yaml").write_text("executor: debug\n")
