@@ -65,8 +65,7 @@ class TrainState:
 
         If sharded, only rank 0 needs the optimizer's tensors (`optimizer_on_main`).
         """
-        own = self.optimizer.state_dict()["param_groups"]
-        optimizer = saved["optimizer"] | {"param_groups": own}
+        optimizer = _with_own_groups(saved["optimizer"], self.optimizer.state_dict())
         if self.sharded:
             load_full_state_dict(self.model, saved["model"])
             on_main = bool(saved.get("optimizer_on_main"))
@@ -80,3 +79,15 @@ class TrainState:
         if self.ema is not None and saved["ema"] is not None:
             self.ema.load_state_dict(saved["ema"])
         self.step, self.seconds = saved["step"], saved["seconds"]
+
+
+def _with_own_groups(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's saved state with its current parameter groups.
+
+    Only the number of steps, which timm's Lamb counts per group, is the checkpoint's.
+    """
+    groups = [
+        new | ({"step": old["step"]} if "step" in old else {})
+        for old, new in zip(saved["param_groups"], own["param_groups"], strict=True)
+    ]
+    return {"state": saved["state"], "param_groups": groups}
