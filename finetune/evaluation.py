@@ -9,7 +9,7 @@ from finetune.class_matching import SelectedClasses, match_classes
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
 from finetune.image_size import Size
-from finetune.run_folder import check_evaluated, check_scores_folder, read_classifier_config
+from finetune.run_folder import check_scores_folder, data_to_evaluate, read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from finetune.trained_classifier import load_classifier
@@ -90,11 +90,7 @@ def _open(config: EvaluateConfig) -> _Task:
     if config.output is not None:
         check_scores_folder(config.output)
     run = read_classifier_config(config.checkpoint)
-    check_evaluated(config, run)
-    data = config.data or (run.data if run else None)
-    if data is None:
-        raise UserError("data must be given (--data.root or --data.name)")
-    data, held_out = _all_images(data, run)
+    data, held_out = _all_images(data_to_evaluate(config, run), run)
     recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key, config.architecture)
     classifier = load_classifier(config, run)
     report_preprocessing(recorded, data, config.checkpoint)

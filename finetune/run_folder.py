@@ -7,6 +7,7 @@ from finetune.config import ClassifierConfig
 from finetune.image_size import format_size
 from finetune.scoring_config import EvaluateConfig
 from mae_et.checkpoints.run_config import read_only_data
+from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text
 from mae_et.errors import UserError, require
 from mae_et.io.lock import check_writable
@@ -29,11 +30,12 @@ def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
     return replace(config, data=read_only_data(config.data))
 
 
-def check_evaluated(config: EvaluateConfig, run: ClassifierConfig | None) -> None:
-    """Refuse a run without a classifier, and keys that have no effect on a checkpoint's score.
+def data_to_evaluate(config: EvaluateConfig, run: ClassifierConfig | None) -> DataConfig:
+    """Return the data that a checkpoint is scored on: the given ones, or those of its run.
 
     Raises:
-        UserError: it is a run of pre-training, or such a key is given; the sentence names it.
+        UserError: it is a run of pre-training, no data are known, or a key has no effect on the
+            score of this checkpoint.
     """
     if run is None:
         require(
@@ -45,7 +47,9 @@ def check_evaluated(config: EvaluateConfig, run: ClassifierConfig | None) -> Non
             config.weights == "last",
             f"weights best needs a classifier's run folder, not {config.checkpoint}",
         )
-        return
+        if config.data is None:
+            raise UserError("data must be given (--data.root or --data.name)")
+        return config.data
     for key in ("architecture", "checkpoint_key", "encoder_num_heads"):
         require(
             getattr(config, key) is None,
@@ -56,6 +60,7 @@ def check_evaluated(config: EvaluateConfig, run: ClassifierConfig | None) -> Non
             f"image_size: {config.checkpoint} is a run, which is scored at its own size, "
             f"{format_size(run.model.image_size)} pixels: export it to score it at another"
         )
+    return config.data or run.data
 
 
 def check_scores_folder(folder: Path) -> None:

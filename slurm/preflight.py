@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from finetune.run_folder import check_evaluated, read_classifier_config
+from finetune.run_folder import data_to_evaluate, read_classifier_config
 from finetune.scoring_config import EvaluateConfig, ProbeConfig
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.data import DataConfig
@@ -78,14 +78,14 @@ def check_model_name(config: RunConfig) -> None:
 def check_scoring(kind: str, config: ProbeConfig | EvaluateConfig) -> None:
     """Refuse a run that cannot be scored, and a folder of images without labels.
 
-    Other checkpoints are not read, since they may be large.
+    Other checkpoints are not read, since they may be large, or another job may write them.
 
     Raises:
         UserError: the error with which the command would fail.
     """
     classifier = read_classifier_config(config.checkpoint)
-    if isinstance(config, EvaluateConfig):
-        check_evaluated(config, classifier)
+    if isinstance(config, EvaluateConfig) and config.checkpoint.exists():
+        data_to_evaluate(config, classifier)
     run: RunConfig | None = classifier or config_of_run(config.checkpoint)
     data = config.data or (run.data if run else None)
     if data is not None and data.root is not None:

@@ -189,6 +189,8 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool 
     for each in group:
         _check_folder(each.folder, dry_run)
         _check_queue(each.folder)
+        if each.kind in (*TRAININGS, BENCH):
+            preflight.check_model_name(each.config)
         if each.kind in TRAININGS:
             _check_training(each, cluster)
     if dry_run:
@@ -211,9 +213,7 @@ def _check_path(root: Path) -> None:
 
 def _check_folder(folder: Path, dry_run: bool) -> None:
     if "%" in str(folder.absolute()):
-        raise UserError(
-            f"the name of the run folder {folder} contains %, which SLURM would replace"
-        )
+        raise UserError(f"the run folder {folder} contains %, which SLURM would replace")
     if dry_run:
         there = next(
             path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
@@ -237,7 +237,6 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
     batch, ranks = config.optim.batch_size, cluster.ranks
     if batch % ranks:
         raise UserError(f"optim.batch_size {batch} is not divisible by {ranks} ranks")
-    preflight.check_model_name(config)
     if each.kind == "pretrain":
         preflight.check_plan(config)
     else:

@@ -101,6 +101,7 @@ def test_a_missing_checkpoint_is_reported_and_may_be_another_job_s(place, capsys
 def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> None:
     (place / "run").mkdir()
     (place / "run" / "config.yaml").write_text((place / "tiny.yaml").read_text())
+    (place / "x.pth").touch()
     for split in ("train", "val"):
         (place / "flat" / split / "a").mkdir(parents=True)
     scores = ["--cluster=local", "--data.root=flat", "--dry-run"]
@@ -108,14 +109,18 @@ def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> 
     for words, sentence in (
         (["evaluate", "run", *scores], "run is a run of mae-et pretrain, which has no classifier"),
         (["evaluate", "x.pth", "--weights=best", *scores], "weights best needs"),
+        (["evaluate", "x.pth", scores[0], scores[2]], "data must be given (--data.root"),
         (["evaluate", "x.pth", *scores], "the val split of data.root flat has no classes"),
         (["knn", "run", *scores], "fewer than two class folders): knn needs train/CLASS/*"),
+        (["bench", "node", "--model.encoder=vit_no_patch16", *model], "no model 'vit_no_patch16'"),
         (["supervised", "--model.backbone=resne18", *model], "'resne18'; did you mean resnet18"),
         (["pretrain", "--model.encoder=vit_no_patch16", *model], "has no model 'vit_no_patch16'"),
         (["supervised", "--model.backbone=resnet18", "--data.root=flat", *model], "supervised nee"),
     ):
         assert main(["submit", *words]) == 2, words
         assert sentence in capsys.readouterr().err
+    later = ["evaluate", "later", "--weights=best", "--executor=slurm", "--dependency=afterok:1"]
+    assert main(["submit", *later, "--dry-run"]) == 0  # another job writes this run
 
 
 def test_submit_without_slurm_is_refused(place, monkeypatch, capsys) -> None:
