@@ -76,9 +76,7 @@ def read_weight_file(path: Path) -> dict[str, Any]:
         if start[8:] == b"{" or not start.startswith((b"PK", b"\x80")):
             return _read_safetensors(path)
         check_archive(path)
-        # torch can list the classes that an archive names, but not those of the legacy format.
-        skipped = _skipped_in(path) if start.startswith(b"PK") else []
-        with torch.serialization.safe_globals([*PLAIN_TYPES, *skipped]):
+        with torch.serialization.safe_globals([*PLAIN_TYPES, *_skipped_in(path)]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except Damaged as error:
         raise UserError(str(error)) from None
@@ -93,7 +91,10 @@ def read_weight_file(path: Path) -> dict[str, Any]:
 
 
 def _skipped_in(path: Path) -> list[Any]:
-    """Return a stand-in for each class of `SKIPPED_MODULES` that a file names, under its name."""
+    """Return a stand-in for each class of `SKIPPED_MODULES` that a file names, under its name.
+
+    torch can list the classes that an archive names, but not those of the legacy format.
+    """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (pickle.UnpicklingError, ValueError):  # loading reports what is wrong, if anything

@@ -194,7 +194,9 @@ def test_files_and_folders_of_other_formats_are_refused_by_what_they_are(tmp_pat
     for folder, name in (("dcp", ".metadata"), ("deepspeed", "zero_to_fp32.py")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).touch()
+    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(8))
     for name, sentence in {
+        "a.h5": "it is neither a safetensors file nor one of PyTorch",
         "a.pth.gz": "it is an archive: unpack it", "a.tar": "it is an archive: unpack it",
         "a.zip": r"it is an archive of a\.pth: unpack it",
         "a.npz": r"it is an archive of kernel\.npy: .*convert it to PyTorch",
