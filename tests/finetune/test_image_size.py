@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from tiny_run import GOLDEN
-from user_errors import error_of
 
 from finetune.config import ClassifierConfig, NetworkConfig
 from finetune.image_size import format_size, height_and_width, size_at_bandwidth
@@ -125,19 +124,6 @@ def test_a_backbone_is_trained_on_rectangles_under_a_curriculum(command, tmp_pat
     costs = {s["bandwidth"]: s["compute"] / s["images"] for s in results["stages"]}
     assert costs == {14: 14 * 21, 23: 23 * 35, 32: 32 * 48}
     assert command("evaluate", f"--checkpoint={tmp_path}")["top1"] == results["top1"]
-
-
-def test_image_sizes_that_do_not_fit_are_refused(command, tmp_path) -> None:
-    base = [f"--checkpoint={TINY}", f"--output.dir={tmp_path / 'run'}"]
-    for size, sentence in {
-        "[32, 60]": "model.image_size 32 x 60 is not a multiple of the patch size 8",
-        "[0, 64]": "model.image_size must be positive",
-        "[64, 64, 64]": "model.image_size",
-    }.items():
-        said = error_of(command("finetune", *base, f"--model.image_size={size}"))
-        *notices, error = said.splitlines()
-        assert sentence in error
-        assert all("no statistics" in line for line in notices), notices
 
 
 def test_positions_of_an_unrecorded_grid_are_used_unchanged_or_refused(tmp_path) -> None:

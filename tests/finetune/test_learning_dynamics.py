@@ -65,19 +65,6 @@ def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys, monkey
         assert "is for other encoders" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        ([], "holds no checkpoint that loads"),
-        (["--images=0"], "images must be positive"),
-        (["--bandwidths=[0]"], "bandwidths must be positive"),
-    ],
-)
-def test_mistakes_are_refused(tmp_path: Path, flags: list[str], sentence: str, capsys) -> None:
-    assert main(["dynamics", f"--checkpoint={tmp_path}", *flags]) == 2
-    assert sentence in capsys.readouterr().err
-
-
 def test_a_stranger_s_run_does_not_decide_where_a_listing_is_written(finished, monkeypatch) -> None:
     path = list_checkpoints(finished / "checkpoints")[-1]
     saved = load_checkpoint(path)
