@@ -68,6 +68,10 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
     permutations of the dataset; rank r takes the r-th equal part of each batch. The order is a
     function of (seed, step), so a loop resumes at any step with `start_step`.
 
+    It distributes the samples itself, so nothing else may: with accelerate, do not `prepare` the
+    loader (each rank would get every second batch, of another stage); with Lightning and Fabric,
+    set `use_distributed_sampler=False`.
+
     With replay (EfficientTrain++, arXiv 2405.08768, for slow loaders), a step at a bandwidth with
     `replay` t loads 1/t of its batch and draws the rest from the samples that this rank loaded last
     in the same stage; `mae_et.data.loader.training_batches` combines them.
@@ -84,8 +88,9 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         replay_images: samples that a rank keeps to draw from.
 
     Raises:
-        UserError: there is no such rank, `replay` names a bandwidth that is not in the plan, or the
-            batch is not divisible by the ranks and the uses of an image.
+        UserError: there is no such rank or step, `micro_batch` is not positive, `replay` names a
+            bandwidth that is not in the plan, or the batch is not divisible by the ranks and the
+            uses of an image.
     """
 
     def __init__(
@@ -105,9 +110,13 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             raise UserError(
                 f"optim.batch_size {plan.batch_size} is not divisible by {world_size} ranks"
             )
+        if not 0 <= start_step <= plan.steps:
+            raise UserError(f"start_step {start_step} is outside the plan's {plan.steps} steps")
         if not isinstance(micro_batch, Mapping):
             size = plan.batch_size // world_size if micro_batch is None else micro_batch
             micro_batch = dict.fromkeys(plan.bandwidths, size)
+        smallest = min(micro_batch.values())
+        require(smallest > 0, f"micro_batch must be positive, got {smallest}")
         self.micro_batch = micro_batch
         self.plan, self.seed = plan, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
@@ -133,6 +142,17 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         for step in self.steps():
             yield from chunks(step.loaded, self.micro_batch[step.stage.bandwidth])
+
+    def __len__(self) -> int:
+        """Return the number of lists of samples from `start_step` on: micro-batches of a rank."""
+        if self.replay:  # its steps load different numbers of samples
+            return sum(1 for _ in self)
+        count = 0
+        for stage in self.plan.stages:
+            done = min(max(self.start_step - stage.start, 0), stage.steps)
+            micro_batch = self.micro_batch[stage.bandwidth]
+            count += (stage.steps - done) * -(-self._share(stage) // micro_batch)
+        return count
 
     def replays(self, stage: PlannedStage) -> bool:
         """Return whether a stage reuses samples."""

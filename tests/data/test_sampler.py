@@ -62,6 +62,7 @@ def test_a_resumed_run_draws_the_remaining_samples(start: int) -> None:
 def test_micro_batches_divide_a_step_without_changing_its_samples(requested, start: int) -> None:
     batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(requested, PLAN, 2), 1, 2, start)
     parts = list(batches)
+    assert len(batches) == len(parts)
     assert flat(parts) == flat(draws(rank=1, world_size=2, start_step=start))
 
 
@@ -157,6 +158,7 @@ def test_the_sampler_yields_what_the_steps_load() -> None:
     parts = [part for step in batches.steps() for part in chunks(step.loaded, 12)]
     assert flat(batches) == flat(parts)
     assert max(map(len, batches)) <= 12
+    assert len(batches) == len(list(batches))
 
 
 @pytest.mark.parametrize(
@@ -168,9 +170,12 @@ def test_the_sampler_yields_what_the_steps_load() -> None:
         ({"replay": {16: 2}, "replay_images": 0}, "replay needs replay_images"),
         ({"rank": -1, "world_size": 2}, "rank -1 is not one of the 2 ranks from 0"),
         ({"rank": 2, "world_size": 2}, "rank 2 is not one of the 2 ranks from 0"),
+        ({"micro_batch": 0}, "micro_batch must be positive, got 0"),
+        ({"start_step": -1}, "start_step -1 is outside the plan's 31 steps"),
+        ({"start_step": 32}, "start_step 32 is outside the plan's 31 steps"),
     ],
 )
-def test_replay_and_ranks_that_do_not_fit_the_plan_are_refused(arguments, sentence: str) -> None:
+def test_arguments_that_do_not_fit_the_plan_are_refused(arguments, sentence: str) -> None:
     """Ranks counted from 1 would train on the samples of other steps."""
     with pytest.raises(UserError, match=sentence):
         CurriculumBatchSampler(PLAN, **{"replay_images": 10} | arguments)
