@@ -4,11 +4,13 @@ from pathlib import Path, PosixPath
 
 import pytest
 import torch
+from flipped import flipped
 from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
 from mae_et import ModelConfig, UserError, load_pretrained
+from mae_et.checkpoints.checksums import sealed_safetensors
 from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
@@ -73,6 +75,8 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     content = safetensors_bytes(released())
     (tmp_path / "short.safetensors").write_bytes(content[:-1])
     (tmp_path / "header.safetensors").write_bytes(content[:100])
+    sealed = sealed_safetensors(released(), {})
+    (tmp_path / "flipped.safetensors").write_bytes(flipped(sealed, -1))
     (tmp_path / "bits.safetensors").write_bytes(content.replace(b'"F32"', b'"F99"', 1))
     torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
@@ -100,6 +104,7 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         "short_pickle.pth": r"cannot be read: it is (cut short$|damaged \()",  # PyTorch 2.7
         "short.safetensors": "cannot be read: it is cut short$",
         "header.safetensors": "cannot be read: it is cut short$",
+        "flipped.safetensors": r"\.safetensors is damaged: it does not match its checksum$",
         "bits.safetensors": r"cannot be read: it is damaged \(\w+: ",
         "other.pth": "no plain vision transformer: there is no patch",
         "list.pth": "holds a list",
