@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from tiny_run import GOLDEN
 
 from finetune.config import ClassifierConfig, NetworkConfig
-from finetune.image_size import format_size, height_and_width, size_at_bandwidth
+from finetune.image_size import size_at_bandwidth
 from finetune.plan import image_cost
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
@@ -64,31 +64,16 @@ def test_bandwidths_refer_to_the_shorter_side_and_keep_the_aspect_ratio(size, pa
         assert ((exact <= sides) & (sides < exact + patch)).all()
 
 
-class One:
-    """A single image."""
-
-    classes = ("a",)
-
-    def __init__(self, height: int, width: int):
-        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        self.image = Image.fromarray(pixels)
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.image, 0
-
-
 @pytest.mark.parametrize(("height", "width"), [(32, 64), (32, 100), (50, 64)])
 def test_an_evaluation_crop_covers_a_rectangle_and_is_its_centre(height: int, width: int) -> None:
-    source = One(height, width)
-    found, _ = EvalDataset(source, DataConfig(eval_crop=1.0), (32, 64))[0]
-    whole = torch.from_numpy(np.array(source.image)).permute(2, 0, 1)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    found, _ = EvalDataset([(image, 0)], DataConfig(eval_crop=1.0), (32, 64))[0]
     top, left = (height - 32) // 2, (width - 64) // 2
-    assert torch.equal(found, whole[:, top : top + 32, left : left + 64])
-    large, _ = EvalDataset(One(3 * height, 3 * width), DataConfig(), (32, 64))[0]
-    assert large.shape == (3, 32, 64)
+    expected = torch.from_numpy(pixels[top : top + 32, left : left + 64]).permute(2, 0, 1)
+    assert torch.equal(found, expected)
+    large = image.resize((3 * width, 3 * height))
+    assert EvalDataset([(large, 0)], DataConfig(), (32, 64))[0][0].shape == (3, 32, 64)
 
 
 def test_a_checkpoint_is_fine_tuned_scored_and_exported_at_a_rectangle(command, tmp_path) -> None:
@@ -135,12 +120,6 @@ def test_positions_of_an_unrecorded_grid_are_used_unchanged_or_refused(tmp_path)
     assert torch.equal(again.pos_embed, network.pos_embed)
     with pytest.raises(UserError, match=r"has 48 positions, .* nor 8 x 8 patches"):
         vit_of(weights.with_given(3), 10, 64)
-
-
-def test_image_size_is_an_int_or_two_sides() -> None:
-    assert height_and_width(64) == (64, 64)
-    assert height_and_width((96, 128)) == (96, 128)
-    assert [format_size(64), format_size((96, 128))] == ["64", "96 x 128"]
 
 
 def test_area_costs_the_pixels_that_are_shown() -> None:
