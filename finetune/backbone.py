@@ -90,8 +90,12 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
     theirs = read_weights_of(network, checkpoint, key)
     kept = _without_mismatched_head(theirs, ours, heads)
     if describe_mismatch(kept, ours, may_lack=heads):
-        with contextlib.suppress(Exception):  # weights of another network, reported below
+        try:
             theirs = converted_by_timm(theirs, network)
+        except UserError as error:
+            raise UserError(f"timm cannot read {checkpoint} as {name}: {error}") from None
+        except Exception:  # weights of another network, reported below
+            pass
         kept = _without_mismatched_head(theirs, ours, heads)
     projections = [n for n in kept if n not in ours and n.startswith((*PROJECTIONS, *heads))]
     mismatch = describe_mismatch(kept, ours, may_lack=heads, may_have=tuple(projections))

@@ -328,8 +328,11 @@ def test_dinov3_loses_no_biases_and_stdout_stays_empty(tmp_path: Path, capsys) -
     assert load_encoder(tmp_path / "a.pth", architecture=name).reg_token.shape == (1, 4, 384)
     assert not capsys.readouterr().out
     torch.save(dinov3_of_the_hub(0.1), tmp_path / "b.pth")
-    with pytest.raises(UserError, match=r"it has blocks.0.attn.qkv.bias, .*: is it .*_qkvb\?"):
-        load_encoder(tmp_path / "b.pth", architecture=name)
+    network = NetworkConfig(tmp_path / "b.pth", name, image_size=32)
+    for read in (lambda: load_encoder(tmp_path / "b.pth", architecture=name),
+                 lambda: build_classifier(network, 2)):  # fmt: skip
+        with pytest.raises(UserError, match=r"it has blocks.0.attn.qkv.bias, .*: is it .*_qkvb\?"):
+            read()
     own = load_encoder(tmp_path / "b.pth", architecture=f"{name}_qkvb")
     assert own.blocks[0].attn.q_bias.eq(0.1).all()
 
