@@ -8,9 +8,19 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def check_splits(train: Labelled, val: Labelled) -> None:
-    """Check training and validation features; see `check_features`."""
+    """Check training and validation features, and that they have one width and type.
+
+    Raises:
+        ValueError: they differ, or do not fit their labels (see `check_features`).
+    """
     check_features(*train, "train")
     check_features(*val, "val")
+    ours, theirs = ((each.shape[1], each.dtype) for each, _ in (train, val))
+    if ours != theirs:
+        raise ValueError(
+            f"train and val must have features of one width and type, got {ours[0]} of {ours[1]} "
+            f"and {theirs[0]} of {theirs[1]}"
+        )
 
 
 def check_features(features: Tensor, labels: Tensor, name: str) -> None:

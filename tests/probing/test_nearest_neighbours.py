@@ -51,6 +51,8 @@ def test_validation_of_any_size_is_scored_in_blocks() -> None:
         ((torch.arange(6).view(3, 2), torch.arange(3)), "got torch.int64 and torch.int64"),
         ((torch.zeros(3, 2), torch.tensor([0, -1, 1])), "an unlabelled image (label -1)"),
         ((torch.full((3, 2), torch.nan), torch.arange(3)), "features that are not finite"),
+        ((torch.zeros(3, 5), torch.arange(3)), "one width and type, got 5 of torch.float32 and"),
+        ((torch.zeros(3, 2).half(), torch.arange(3)), "got 2 of torch.float16 and"),
     ],
 )
 def test_features_that_do_not_fit_their_labels_are_refused(train, sentence: str) -> None:
