@@ -261,7 +261,12 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
 def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
     settings = SMALL | {"reg_tokens": 4, "num_classes": 0, "act_layer": torch.nn.ReLU}
     expected = randomised(timm.create_model("vit_tiny_patch16_224", **settings))
-    monkeypatch.setattr(timm, "create_model", lambda *_, **__: expected)
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *given, pretrained=False, **settings: (
+            expected if pretrained else create(*given, **settings)
+        ),
+    )  # fmt: skip
     assert_same_features(load_encoder("vit_small_patch14_reg4_dinov2"), expected)
     assert load_weights(Path("vit_small_patch14_reg4_dinov2")).encoder_num_heads == 3
     with pytest.raises(UserError, match="there is no checkpoint nowhere"):
