@@ -10,6 +10,7 @@ from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.data import DataConfig
 from mae_et.config.model_names import check_model
 from mae_et.config.schema import PretrainConfig, RunConfig
+from mae_et.curriculum.mae_cost import ENCODERS
 from mae_et.data.layout import EXTENSIONS, ROOTED, Split, data_root, is_folder, split_folder
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
@@ -71,7 +72,7 @@ def check_model_name(config: RunConfig) -> None:
     """
     for key in ("encoder", "backbone"):
         name = getattr(config.model, key, None)
-        if name is not None:
+        if name is not None and name not in ENCODERS:  # timm's, and no import takes seconds
             check_model(f"model.{key}", name)
 
 
