@@ -13,7 +13,7 @@ from steps import signal_at
 
 from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig
-from mae_et import Interrupted, UserError, pretrain
+from mae_et import Interrupted, RunFailed, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_checkpoint
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum
@@ -239,6 +239,13 @@ def test_a_scaler_that_finds_no_scale_stops_the_run(tiny) -> None:
         patch.setattr(metrics, "SCALER_PATIENCE", 12)
         with pytest.raises(Diverged, match=r"gradient's norm became inf.*13 updates in a row"):
             pretrain(tiny("--efficiency.precision=fp16", "--output.log_every=1"), step=overflowing)
+
+
+def test_an_overflowing_learning_rate_is_one_error_sentence(tiny) -> None:
+    with pytest.raises(RunFailed, match=r"(became|is not) (nan|inf|finite).*last good checkpoint"):
+        pretrain(tiny("--optim.base_lr=1e36", "--optim.warmup_fraction=0"))
+    for path in list_checkpoints(tiny().output.dir / "checkpoints"):
+        assert all(weight.isfinite().all() for weight in load_checkpoint(path)["model"].values())
 
 
 def test_negative_max_skipped_updates_is_refused() -> None:
