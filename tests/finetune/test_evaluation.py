@@ -214,6 +214,10 @@ def test_a_timm_name_and_a_named_file_score_as_in_timm(tmp_path: Path, monkeypat
     file = score(tmp_path / "resnet.pth", root, architecture="resnet10t", image_size=32)
     for found in (named, file):
         assert_scores(found, network, root)
+    network.reset_classifier(0)
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "body.pth")
+    with pytest.raises(UserError, match=r"body\.pth is not a classifier: it has no fc\.bias"):
+        score(tmp_path / "body.pth", root, architecture="resnet10t", image_size=32)
 
 
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2", "Dinov2WithRegisters"])
