@@ -28,6 +28,7 @@ def converted_by_timm(tensors: Tensors, network: Any) -> Tensors:
     convert = getattr(sys.modules[model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
+    tensors = _as_whole_clip(tensors)
     # timm's own deprecated indexing, and lines on stdout about each bias of DINOv3.
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(None):
         converted: Tensors = convert(dict(tensors), network)
@@ -38,6 +39,16 @@ def converted_by_timm(tensors: Tensors, network: Any) -> Tensors:
     if resampled:
         notify(f"timm resampled {listed(resampled, 2)} of the weights to the size of {name}")
     return converted
+
+
+def _as_whole_clip(tensors: Tensors) -> Tensors:
+    """Name the image tower of OpenAI's CLIP, alone or in a wrapper, as in a whole CLIP."""
+    mark = "class_embedding"
+    for tower in (name.removesuffix(mark) for name in tensors if name.endswith(mark)):
+        if f"{tower}conv1.weight" in tensors:
+            own = {name: tensor for name, tensor in tensors.items() if name.startswith(tower)}
+            return {f"visual.{name.removeprefix(tower)}": tensor for name, tensor in own.items()}
+    return tensors
 
 
 def _refuse_dropped_biases(tensors: Tensors, converted: Tensors, name: str) -> None:

@@ -19,6 +19,7 @@ from finetune.model import build_classifier
 from finetune.trained_classifier import load_classifier
 from mae_et import UserError, export, extract_features, load_encoder
 from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.timm_conversion import converted_by_timm
 from mae_et.models.features import pool_tokens
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
@@ -311,6 +312,27 @@ def test_damaged_entries_of_timm_s_config_end_in_one_sentence(entry: dict, tmp_p
     assert "takes no" not in str(refused.value)  # which is of arguments that timm does not know
     with suppress(UserError):  # tensors alone determine this network
         build_classifier(NetworkConfig(tmp_path, "test_vit", image_size=160), 2)
+
+
+@pytest.mark.parametrize("prefix", ["visual.", "", "model.visual."])
+def test_clip_s_image_tower_is_read_alone_and_in_a_wrapper(prefix: str, tmp_path: Path) -> None:
+    name = "vit_base_patch32_clip_quickgelu_224"
+    expected = randomised(timm.create_model(name, num_classes=0, depth=1))
+    theirs = {
+        "cls_token": "class_embedding", "pos_embed": "positional_embedding", "norm.": "ln_post.",
+        "norm_pre.": "ln_pre.", "patch_embed.proj.": "conv1.", "blocks.": "transformer.resblocks.",
+        ".norm1.": ".ln_1.", ".norm2.": ".ln_2.", ".mlp.fc1.": ".mlp.c_fc.",
+        ".mlp.fc2.": ".mlp.c_proj.", ".qkv.": ".in_proj_", ".attn.proj.": ".attn.out_proj.",
+    }  # fmt: skip
+    tensors = {}
+    for own, tensor in expected.state_dict().items():
+        renamed = own
+        for ours, other in theirs.items():
+            renamed = renamed.replace(ours, other)
+        tensors[prefix + renamed] = tensor.flatten(0, -2) if tensor.ndim == 3 else tensor
+    tensors[f"{prefix}class_embedding"] = tensors[f"{prefix}class_embedding"].flatten()
+    found = converted_by_timm(tensors, expected)
+    assert all(torch.equal(found[key], each) for key, each in expected.state_dict().items())
 
 
 def dinov3_of_the_hub(bias: float) -> dict[str, torch.Tensor]:
