@@ -20,7 +20,7 @@ def current_umask() -> int:
 
 
 def make_private(folder: Path) -> None:
-    """Create a folder that only this user can write to, in a run folder where it stays.
+    """Create a folder in a run folder that only this user can write to or replace.
 
     Jobs load a pickle and import code from it: anyone who can write to the folder, or replace it in
     the run folder, can run code as this user. A group keeps its write permission on the run folder,

@@ -78,7 +78,7 @@ def writer_has_ended(folder: Path, since: float = 0.0) -> bool | None:
 
     Args:
         folder: the folder.
-        since: Unix time; a lock file that is older tells nothing about a writer started after it.
+        since: Unix time; an older lock file is not of a writer started after it.
     """
     path = folder / ".lock"
     try:
