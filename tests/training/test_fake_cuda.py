@@ -43,7 +43,11 @@ def _fake_gpu(monkeypatch) -> None:
     except RuntimeError:  # torch 2.7
         pytest.skip("torch indexes fake CUDA tensors only where there is a driver")
 
-    def move(module: nn.Module, device: torch.device) -> nn.Module:
+    to = nn.Module.to
+
+    def move(module: nn.Module, device: Any) -> nn.Module:
+        if device == "meta":
+            return to(module, device)
         for part in module.modules():
             for tensors in (part._parameters, part._buffers):
                 for name, tensor in tensors.items():
