@@ -33,7 +33,9 @@ def with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:
         given = payload.get("args")
         name, options = payload["arch"], getattr(given, "model_kwargs", None)
         arguments = dict(options) if isinstance(options, dict) else {}
-        size = arguments.get("img_size") or (getattr(given, "input_size", None) or ())[1:]
+        size = arguments.get("img_size")
+        if size is None and isinstance(whole := getattr(given, "input_size", None), list | tuple):
+            size = whole[1:]  # without the channels; other trainers record a number
     refuse_traceless(weights.path, arguments)
     weights = weights.with_blocks_of(name, arguments)
     classes = timm_classes(weights.path) if weights.head else None

@@ -115,7 +115,8 @@ def test_a_grid_that_only_the_recorded_image_size_shows_is_read(tmp_path: Path, 
         torch.save(saved | {"arch": name, "args": args}, tmp_path / "last.pth")
         assert_same_features(load_encoder(tmp_path / "last.pth"), expected)
     assert "taken for" not in capsys.readouterr().err
-    torch.save(saved, tmp_path / "bare.pth")
+    # Another trainer's entries, without a size.
+    torch.save(saved | {"arch": "vit", "args": Namespace(input_size=64)}, tmp_path / "bare.pth")
     assert load_encoder(tmp_path / "bare.pth", 2).patch_embed.grid_size == (3, 3)
     assert "9 positions are taken for 3 x 3 patches, none for" in capsys.readouterr().err
 
@@ -362,6 +363,12 @@ def test_dinov3_loses_no_biases_and_stdout_stays_empty(tmp_path: Path, capsys) -
             read()
     own = load_encoder(tmp_path / "b.pth", architecture=f"{name}_qkvb")
     assert own.blocks[0].attn.q_bias.eq(0.1).all()
+
+
+def test_biases_that_timm_renames_are_not_refused_as_dropped() -> None:
+    network = randomised(timm.create_model("vit_tiny_patch16_224", depth=1))
+    theirs = {f"visual.trunk.{name}": each for name, each in network.state_dict().items()}
+    assert converted_by_timm(theirs, network).keys() == network.state_dict().keys()
 
 
 def test_resampling_by_timm_is_reported(tmp_path: Path, capsys) -> None:
