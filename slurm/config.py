@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mae_et.errors import UserError, require_in
+from mae_et.errors import UserError, require, require_in
 
 OWN_OPTIONS = frozenset({
     "array", "dependency", "error", "no_requeue", "nodes", "ntasks", "ntasks_per_node", "open_mode",
@@ -74,7 +74,8 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         require_in("(0, inf)", self, "nodes", "tasks_per_node", "cpus_per_task", "memory_gb")
         require_in("(0, inf)", self, "array_parallelism")
-        require_in("[0, inf)", self, "gpus", "timeouts", "retries", "signal_delay")
+        require_in("[0, inf)", self, "timeouts", "retries", "signal_delay")
+        require(self.gpus >= 0, f"gpus_per_node must not be negative, got {self.gpus_per_node}")
         if self.executor == "local" and self.nodes > 1:
             raise UserError("cluster: executor local runs on one machine, so nodes must be 1")
         if self.executor == "debug" and self.tasks > 1:

@@ -88,9 +88,9 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         replay_images: samples that a rank keeps to draw from.
 
     Raises:
-        UserError: there is no such rank or step, `micro_batch` is not positive, `replay` names a
-            bandwidth that is not in the plan, or the batch is not divisible by the ranks and the
-            uses of an image.
+        UserError: there is no such rank or step, `micro_batch` is not positive or lacks a bandwidth
+            of the plan, `replay` names one that is not in the plan, or the batch is not divisible
+            by the ranks and the uses of an image.
     """
 
     def __init__(
@@ -115,6 +115,8 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         if not isinstance(micro_batch, Mapping):
             size = plan.batch_size // world_size if micro_batch is None else micro_batch
             micro_batch = dict.fromkeys(plan.bandwidths, size)
+        lacking = sorted(set(plan.bandwidths) - micro_batch.keys())
+        require(not lacking, f"micro_batch lacks the bandwidths {lacking}")
         smallest = min(micro_batch.values())
         require(smallest > 0, f"micro_batch must be positive, got {smallest}")
         self.micro_batch = micro_batch

@@ -36,6 +36,7 @@ def test_one_rank_per_gpu_by_default() -> None:
     ("flag", "sentence"),
     [
         ("--nodes=0", "nodes must be positive"),
+        ("--gpus_per_node=a100:-1", "gpus_per_node must not be negative, got a100:-1"),
         ("--gpus_per_node=a100", "a number, or a type and a number such as a100:4, got a100"),
         ("--executor=local --nodes=2", "local runs on one machine"),
         ("--executor=debug --tasks_per_node=2", "debug runs one rank"),
