@@ -6,13 +6,25 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mae_et.errors import UserError
 
+
+def _machine() -> str:
+    """Return the machine's name and, on Linux, the namespace of this process's id.
+
+    Containers with process ids of their own may share the machine's name.
+    """
+    with suppress(OSError):
+        return f"{platform.node()} {Path('/proc/self/ns/pid').readlink()}"
+    return platform.node()
+
+
+MACHINE = _machine()
 # Distinguishes processes with the same id on machines that share a file system.
-_MACHINE = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+_MACHINE = hashlib.blake2b(MACHINE.encode(), digest_size=4).hexdigest()
 
 
 @contextmanager
@@ -73,7 +85,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def process_exists(process: str) -> bool:
-    """Return whether this machine has a process of this id; True if it is not a number."""
+    """Return whether `MACHINE` has a process of this id; True if it is not a number."""
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):

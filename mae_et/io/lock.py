@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from mae_et.errors import RunFailed, UserError
-from mae_et.io.atomic import process_exists, refuse_unwritable
+from mae_et.io.atomic import MACHINE, process_exists, refuse_unwritable
 from mae_et.io.plain_files import no_follow, read_bytes
 
 ENDED = b"ended"
@@ -55,7 +54,7 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
                 "flock?): start nothing else that writes there",
                 stacklevel=2,
             )
-        _write(descriptor, f"{platform.node()} {os.getpid()}".encode())
+        _write(descriptor, f"{MACHINE} {os.getpid()}".encode())
         try:
             yield partial(check_in_place, path, descriptor)
         finally:
@@ -90,7 +89,7 @@ def writer_has_ended(folder: Path, since: float = 0.0) -> bool | None:
     if content == ENDED:
         return True
     machine, _, process = content.decode(errors="replace").rpartition(" ")
-    return not process_exists(process) if machine == platform.node() else None
+    return not process_exists(process) if machine == MACHINE else None
 
 
 def check_in_place(path: Path, descriptor: int) -> None:

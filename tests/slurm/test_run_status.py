@@ -56,7 +56,9 @@ def test_run_outside_slurm_that_ended_is_stopped_at_once(tmp_path: Path) -> None
         held = (tmp_path / ".lock").read_text()
         assert status([tmp_path])[0].state == "running"
     assert status([tmp_path])[0].state == "stopped"  # by a signal or an error
-    machine, process = held.split()
+    machine, process = held.rsplit(maxsplit=1)
+    # A container may share the machine's name, but not its process ids.
+    assert str(Path("/proc/self/ns/pid").readlink()) in machine
     for writer, state in (
         (f"{machine} 999999999", "stopped"),  # killed on this machine
         (f"elsewhere {process}9", "running"),
