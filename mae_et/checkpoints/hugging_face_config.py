@@ -12,10 +12,11 @@ MODEL_TYPES = ("vit_mae", "vit", "vit_msn", "ijepa", "dinov2", "dinov2_with_regi
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weight files of a folder, in the order in which transformers and timm look for them."""
 ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu",
     "gelu_fast": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu",
+    "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
-"""timm's names of transformers' activations besides GELU."""
+"""timm's names of transformers' activations."""
 NUMBERS: dict[str, tuple[type, ...]] = {
     "num_attention_heads": (int,), "decoder_num_attention_heads": (int,),
     "layer_norm_eps": (int, float),
@@ -51,16 +52,15 @@ def activation_of(path: Path) -> dict[str, Any]:
     """Return timm's argument for the activation of a folder of transformers; empty for GELU.
 
     Raises:
-        UserError: timm has no such activation, or the folder's `config.json` cannot be read.
+        UserError: the activation is not in `ACTIVATIONS`, or `config.json` cannot be read.
     """
     file = path / "config.json"
     about = read_mapping(file) if file.is_file() else {}
-    name = about.get("hidden_act", "gelu") if "model_type" in about else "gelu"
-    if name == "gelu":
-        return {}
+    name = str(about.get("hidden_act", "gelu") if "model_type" in about else "gelu")
     if name not in ACTIVATIONS:
-        raise UserError(f"{path} has the activation {name!r}, which timm does not have")
-    return {"act_layer": ACTIVATIONS[name]}
+        raise UserError(f"{path} has the activation {name!r}, not {' or '.join(ACTIVATIONS)}")
+    own = ACTIVATIONS[name]
+    return {} if own == "gelu" else {"act_layer": own}
 
 
 def read_preprocessor(folder: Path) -> Preprocessing | None:

@@ -223,7 +223,7 @@ def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: 
     assert found.num_prefix_tokens == {"registers": 5, "IJepa": 0}.get(kind, 1)
 
 
-@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu_new", "quick_gelu"])
+@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "swish", "quick_gelu"])
 def test_a_named_network_takes_the_activation_of_a_folder_of_transformers(
     tmp_path: Path, activation: str
 ) -> None:
@@ -253,6 +253,10 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
     for read in (load_encoder, load_weights):  # fine-tuning reads the same folders
         with pytest.raises(UserError, match="has the activation relu: give its timm model"):
             read(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text()) | {"hidden_act": ["mish"]}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"has the activation .*mish.*, not gelu or "):
+        load_encoder(tmp_path, architecture="vit_tiny_patch16_224")
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="a hierarchical network, no plain vision transformer"):
         load_encoder(tmp_path / "resnet.safetensors")
