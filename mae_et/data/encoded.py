@@ -24,7 +24,7 @@ from mae_et.data.jpeg_crop import draw_crop, round_box
 from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.data.transforms import draw_resized_crop, seeded
+from mae_et.data.transforms import draw_resized_crop
 from mae_et.errors import RunFailed
 
 MAX_DEVICE_PIXELS = 2**25
@@ -165,7 +165,9 @@ def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | Non
         return None
     size, patches = (header.height, header.width), dataset.transform.patches[index.stage]
     if dataset.crops is None:
-        with seeded(seed, numpy=False):  # as `training_transform` draws them
+        # As `training_transform` draws them; only torch's generator is needed here.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             box, flip = draw_resized_crop(config, *size)
             noise = torch.rand(patches)
     else:
