@@ -16,6 +16,7 @@ from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
 from mae_et.training.plan import curriculum_of
+from slurm.events import events_file
 
 
 def check_root(data: DataConfig) -> None:
@@ -79,19 +80,34 @@ def check_model_name(config: RunConfig) -> None:
 def check_scoring(kind: str, config: ProbeConfig | EvaluateConfig) -> None:
     """Refuse a run that cannot be scored, and a folder of images without labels.
 
-    Other checkpoints are not read, since they may be large, or another job may write them.
+    Other checkpoints are not read, since they may be large, or another job may write them, as it
+    may finish a run.
 
     Raises:
         UserError: the error with which the command would fail.
     """
-    classifier = read_classifier_config(config.checkpoint)
-    if isinstance(config, EvaluateConfig) and config.checkpoint.exists():
-        data_to_evaluate(config, classifier)
-    run: RunConfig | None = classifier or config_of_run(config.checkpoint)
+    folder = config.checkpoint
+    run: RunConfig | None = None
+    if not _is_unfinished(folder):
+        classifier = read_classifier_config(folder)
+        if isinstance(config, EvaluateConfig) and folder.exists():
+            data_to_evaluate(config, classifier)
+        run = classifier or config_of_run(folder)
     data = config.data or (run.data if run else None)
     if data is not None and data.root is not None:
         check_root(data)
         check_classes(data, kind)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Return whether a folder is that of a run that may become a classifier's."""
+    files = (folder / "config.yaml", events_file(folder))
+    if (folder / "results.json").exists() or not any(file.exists() for file in files):
+        return False
+    try:
+        return config_of_run(folder) is None
+    except UserError:  # the config of a classifier
+        return True
 
 
 def check_classes(data: DataConfig, kind: str) -> None:

@@ -121,6 +121,11 @@ def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> 
         assert sentence in capsys.readouterr().err
     later = ["evaluate", "later", "--weights=best", "--executor=slurm", "--dependency=afterok:1"]
     assert main(["submit", *later, "--dry-run"]) == 0  # another job writes this run
+    record_event(place / "later", "submitted", job="1")
+    for name, text in (("config.yaml", "model: {backbone: resnet18}"), ("classes.json", "{}")):
+        assert main(["submit", *later, "--dry-run"]) == 0, name
+        (place / "later" / name).write_text(text)
+    assert main(["submit", *later, "--dry-run"]) == 0  # it has started, and is not finished
 
 
 def test_submit_without_slurm_is_refused(place, monkeypatch, capsys) -> None:
