@@ -20,7 +20,7 @@ from slurm.events import events_file
 
 
 def check_root(data: DataConfig) -> None:
-    """Refuse data without a required data.root; warn if it does not exist on this machine.
+    """Refuse data without a required data.root; warn if this machine lacks it.
 
     Raises:
         UserError: the error with which the run would fail.
@@ -31,6 +31,13 @@ def check_root(data: DataConfig) -> None:
     elif not data.root.exists():
         # Not an error: compute nodes may have disks that the login node lacks.
         say(f"warning: {data.root} does not exist on this machine")
+    elif _is_empty(data.root):
+        say(f"warning: {data.root} is empty on this machine")
+
+
+def _is_empty(root: Path) -> bool:
+    """Return whether a folder is empty, as the mount point of a disk that is not mounted."""
+    return root.is_dir() and not any(root.iterdir())
 
 
 def check_start(start: Path | None) -> None:
@@ -122,7 +129,7 @@ def check_classes(data: DataConfig, kind: str) -> None:
             class folders.
     """
     root = data.root
-    if data.source != "folder" or root is None or not root.is_dir():
+    if data.source != "folder" or root is None or not root.is_dir() or _is_empty(root):
         return
     for split in get_args(Split)[kind == "evaluate" :]:
         # Without split folders, a fifth of each class of the root is held out.

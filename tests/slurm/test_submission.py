@@ -119,6 +119,10 @@ def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> 
     ):
         assert main(["submit", *words]) == 2, words
         assert sentence in capsys.readouterr().err
+    (place / "unmounted").mkdir()
+    assert main(["submit", "supervised", "--model.backbone=resnet18", "--data.root=unmounted",
+                 *model]) == 0  # fmt: skip
+    assert "warning: unmounted is empty on this machine" in capsys.readouterr().err
     later = ["evaluate", "later", "--weights=best", "--executor=slurm", "--dependency=afterok:1"]
     assert main(["submit", *later, "--dry-run"]) == 0  # another job writes this run
     record_event(place / "later", "submitted", job="1")
