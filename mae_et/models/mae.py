@@ -100,12 +100,6 @@ class MaskedAutoencoder(nn.Module):
         require_choice(positions, Positions, "positions")
         require_choice(decoder_attention, Attention, "decoder_attention")
         require(0 < decoder_share <= 1, f"decoder_share must lie in (0, 1], got {decoder_share}")
-        require(
-            not decoder_depth
-            or (decoder_embed_dim % decoder_num_heads == 0 and decoder_embed_dim % 4 == 0),
-            f"the decoder width {decoder_embed_dim} must be a multiple of 4 and of its "
-            f"{decoder_num_heads} heads",
-        )
         overrides = {
             "patch_size": patch_size,
             "embed_dim": encoder_embed_dim,
@@ -129,13 +123,9 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_share = decoder_share
         self.decoder: Decoder | None = None
         if decoder_depth:
+            widths = self.encoder.embed_dim, decoder_embed_dim
             self.decoder = DECODERS[decoder_attention](
-                self.encoder.embed_dim,
-                decoder_embed_dim,
-                decoder_depth,
-                decoder_num_heads,
-                outputs,
-                self.position_grid,
+                *widths, decoder_depth, decoder_num_heads, outputs, self.position_grid
             )
         initialise(self)
 
