@@ -30,6 +30,7 @@ MODEL: Any = small()
         (lambda: open_dataset(DataConfig(), "training"), "split must be one of train, val"),
         (lambda: small(positions="full"), "positions must be one of full_grid, own_grid"),
         (lambda: small(decoder_share=2.0), r"decoder_share must lie in \(0, 1\]"),
+        (lambda: small(decoder_embed_dim=30), "width 30 must be a multiple of 4 and of its"),
         (lambda: small(image_size=(32, 36)), "image_size 32 x 36 is not a multiple of the patch"),
     ],
 )
