@@ -131,7 +131,7 @@ def check_classes(data: DataConfig, kind: str) -> None:
     root = data.root
     if data.source != "folder" or root is None or not root.is_dir() or _is_empty(root):
         return
-    for split in get_args(Split)[kind == "evaluate" :]:
+    for split in ("val",) if kind == "evaluate" else get_args(Split):
         # Without split folders, a fifth of each class of the root is held out.
         top = split_folder(data, split) or root
         cause = ""

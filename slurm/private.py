@@ -30,15 +30,15 @@ def make_private(folder: Path) -> None:
         UserError: the folder or its parent belongs to another user, or the folder is a link.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for place, sticky in ((folder.parent, True), (folder, False)):
-        if not sticky and place.is_symlink():
-            raise UserError(f"{place} is a link; delete it")
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link; delete it")
+    for place in (folder.parent, folder):
         facts = place.stat()
         if facts.st_uid != os.getuid():
             raise UserError(f"{place} belongs to another user, who could change the job in it")
         mode = stat.S_IMODE(facts.st_mode)
         if mode & PRIVATE:
-            shared = sticky and mode & stat.S_IWGRP
+            shared = place != folder and mode & stat.S_IWGRP
             place.chmod(mode & ~stat.S_IWOTH | stat.S_ISVTX if shared else mode & ~PRIVATE)
 
 
@@ -50,7 +50,7 @@ def private_files(folder: Path) -> Iterator[None]:
         UserError: see `make_private`.
     """
     make_private(folder)
-    kept = os.umask(PRIVATE)
+    kept = current_umask()
     os.umask(kept | PRIVATE)
     try:
         yield

@@ -155,7 +155,7 @@ def test_failed_rank_reports_its_reason_at_once_and_its_peer_ends(
 def test_failure_of_what_the_main_rank_does_alone_ends_the_other_rank(
     tmp_path, function: str, flags: list[str]
 ) -> None:
-    """It saves, draws and scores while the other waits, or goes on to the next step."""
+    """It saves, draws and scores while the other waits or runs the next step."""
     fault = f"fail_in:rank=0,function=mae_et.training.{function}"
     pair = start(tmp_path / "run", fault, *QUIET, *flags, processes=2)
     ends = [one.end(60) for one in pair]
