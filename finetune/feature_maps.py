@@ -86,6 +86,7 @@ def feature_colours(features: Tensor, foreground: bool = False) -> Tensor:
     """
     count, height, width, _ = features.shape
     flat = rearrange(features, "b h w d -> (b h w) d").double()
+    flat = flat / flat.abs().max().clamp(min=torch.finfo(flat.dtype).tiny)
     shown = torch.ones(len(flat), dtype=torch.bool)
     if foreground:
         shown = _near_centre(principal_components(flat, 1)[:, 0] > 0, count, height, width)

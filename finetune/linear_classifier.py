@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
-from mae_et.probing.labelled import check_features, check_splits
+from mae_et.probing.labelled import check_features, check_splits, scale_of
 from mae_et.runtime.console import notify
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -66,8 +66,8 @@ def probe_features(
 ) -> ProbeResult:
     """Train a linear classifier on features, and return its top-1 accuracy on others.
 
-    Works on the features' device without copying them: additional memory is three times the heads'
-    6 (D + 1) C floats, and one batch.
+    Works on the features' device without copying them, unless their scale is extreme: additional
+    memory is three times the heads' 6 (D + 1) C floats, and one batch.
 
     Args:
         train: features to train on, float [N D], and their labels, int64 [N] from 0; N of any size.
@@ -95,8 +95,10 @@ def train_probe(train: tuple[Tensor, Tensor], epochs: int = 100, seed: int = 0) 
     check_features(features, labels, "train")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
-    mean, variance = features.mean(dim=0), features.var(dim=0, correction=0)
-    std = (variance + PROBE_EPSILON).sqrt()
+    scale = scale_of(features)
+    scaled = features if scale == 1 else features / scale
+    mean, variance = scaled.mean(dim=0) * scale, scaled.var(dim=0, correction=0)
+    std = (variance + PROBE_EPSILON).sqrt() * scale
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     order = order.to(features.device)
     count = max(1, int(len(order) * HELD_OUT_FRACTION))

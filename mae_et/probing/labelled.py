@@ -1,5 +1,7 @@
 """Features with their labels."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,15 @@ def check_features(features: Tensor, labels: Tensor, name: str) -> None:
         raise ValueError(f"{name} has features that are not finite")
     if int(labels.min()) < 0:
         raise ValueError(f"{name} has an unlabelled image (label {int(labels.min())})")
+
+
+def scale_of(features: Tensor) -> float:
+    """Return the power of two to divide features by, so that their squares are in range.
+
+    It is 1 for features of an ordinary scale, which need no copy then.
+    """
+    limits = torch.finfo(features.dtype)
+    largest = max(abs(value.item()) for value in features.aminmax())
+    if largest == 0 or 2**-10 < largest < limits.max**0.25:
+        return 1.0
+    return 2.0 ** (math.frexp(max(largest, limits.tiny))[1] - 1)

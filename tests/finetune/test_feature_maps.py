@@ -29,6 +29,7 @@ def test_like_patches_have_like_colours_in_all_images() -> None:
     kinds = torch.randint(3, (4, 6, 6), generator=generator)
     features = 10 * torch.eye(8)[kinds] + 0.1 * torch.randn(4, 6, 6, 8, generator=generator)
     colours = feature_colours(features).movedim(1, -1)
+    torch.testing.assert_close(feature_colours(features * 1e-30).movedim(1, -1), colours)
     assert colours.min() >= 0
     assert colours.max() <= 1
     means = torch.stack([colours[kinds == kind].mean(0) for kind in range(3)])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from clouds import clouds, separable
 
-from finetune import knn_accuracy
+from finetune import Features, knn_accuracy, probe_features
+from mae_et.probing.ridge_classifier import ridge_accuracy
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,15 @@ def test_features_that_do_not_fit_their_labels_are_refused(train, sentence: str)
 def test_votes_that_choose_nothing_are_refused(votes) -> None:
     with pytest.raises(ValueError, match="neighbours and temperature must be positive"):
         knn_accuracy(separable(4), separable(4), **votes)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-30])
+def test_accuracies_do_not_depend_on_the_scale_of_the_features(scale: float) -> None:
+    near, far = (clouds(150, seed, spread=3.0) for seed in (1, 2))
+    scaled = [(part.vectors * scale, part.labels) for part in (near, far)]
+    for measure in (knn_accuracy, ridge_accuracy, probe_accuracy):
+        assert measure(*scaled) == pytest.approx(measure(near, far), abs=1)
+
+
+def probe_accuracy(train: Features, val: Features) -> float:
+    return probe_features(train, val, epochs=5).accuracy
