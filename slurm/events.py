@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from mae_et.io.atomic import MACHINE
 from mae_et.io.plain_files import append_line, read_bytes
 
 Event = dict[str, Any]
@@ -26,8 +27,8 @@ def events_file(folder: Path) -> Path:
 
 
 def record_event(folder: Path, event: Kind, **facts: Any) -> None:
-    """Append an event with the time and, inside a job, the job's id and number of restarts."""
-    line = {"time": time.time(), "event": event, **this_job(), **facts}
+    """Append an event with the time, the machine and, inside a job, its id and restarts."""
+    line = {"time": time.time(), "event": event, "machine": MACHINE, **this_job(), **facts}
     path = events_file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     append_line(path, json.dumps(line) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.errors import UserError, listed
-from mae_et.io.atomic import process_exists
+from mae_et.io.atomic import MACHINE, process_exists
 from mae_et.io.lock import writer_has_ended
 from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_mapping
@@ -37,9 +37,10 @@ class RunStatus:
     job: str | None
     """Id of the last job."""
     state: str
-    """pending, running, finished, failed, ...: SLURM's, in lower case, if it knows the job."""
+    """pending, running, finished, failed, ...: SLURM's, in lower case, if it knows the job;
+    unknown if it is a process of another machine."""
     reason: str
-    """Why the job is pending, or the nodes that it runs on."""
+    """Why the job is pending, the nodes that it runs on, or the machine that knows its state."""
     step: int
     steps: int | None
     stage: str
@@ -73,7 +74,7 @@ def status(folders: Sequence[Path]) -> list[RunStatus]:
         notify(f"not shown, as they hold no run: {listed(others)}")
     runs = [run for below in found.values() for run in below]
     events = {run: read_events(run) for run in runs}
-    jobs = {run: _last_job(events[run]) for run in runs}
+    jobs = {run: _submitted(events[run]).get("job") for run in runs}
     known = job_states(job for job in jobs.values() if job)
     return [_status(run, events[run], jobs[run], known) for run in runs]
 
@@ -94,9 +95,9 @@ def _is_run(folder: Path) -> bool:
     return events_file(folder).exists() or (folder / "metrics.jsonl").exists()
 
 
-def _last_job(events: list[Event]) -> str | None:
-    submitted = [event.get("job") for event in events if event["event"] == "submitted"]
-    return submitted[-1] if submitted else None
+def _submitted(events: list[Event]) -> Event:
+    """Return the last submission's event; empty if there is none."""
+    return next((event for event in reversed(events) if event["event"] == "submitted"), {})
 
 
 def _status(
@@ -113,7 +114,7 @@ def _status(
         run=str(run),
         job=job,
         state=state,
-        reason=said.reason if said and state in {"pending", "running"} else "",
+        reason=_reason(events, said, state),
         step=row.get("step", 0),
         steps=plan.steps if plan else None,
         stage=f"{row['stage'] + 1}/{len(plan.stages)}" if row and plan else "",
@@ -166,8 +167,10 @@ def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row
         return said.state.lower()
     if last and last["event"] in STATE_AFTER_EVENT:
         return STATE_AFTER_EVENT[last["event"]]
-    submitted = next((event for event in reversed(events) if event["event"] == "submitted"), {})
+    submitted = _submitted(events)
     if submitted.get("executor") == "local":
+        if submitted.get("machine", MACHINE) != MACHINE:
+            return "unknown"
         process = submitted.get("job") or ""
         if process.isdecimal() and process_exists(process):
             return "running"
@@ -181,6 +184,13 @@ def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row
     seen = max(entry["time"] for entry in (*events[-1:], *rows[-1:]))
     pace = rows[-1].get("window_seconds", 0.0) * SILENCE_ROWS if rows else 0.0
     return "stopped" if time.time() - seen > max(SILENCE_SECONDS, pace) else "running"
+
+
+def _reason(events: list[Event], said: JobState | None, state: str) -> str:
+    if state == "unknown":
+        machine = str(_submitted(events)["machine"]).partition(" ")[0]
+        return f"a process of {machine}: ask there"
+    return said.reason if said and state in {"pending", "running"} else ""
 
 
 def _has_results(run: Path) -> bool:

@@ -242,3 +242,12 @@ def test_status_without_slurm_depends_on_the_last_events_age(place: Path, monkey
     assert status([run])[0].state == "not started"
     record_event(run, "started", job="4999999", restart=0, step=0, lost=0)
     assert status([run])[0].state == "stopped"
+
+
+def test_a_process_of_another_machine_is_not_looked_for_on_this_one(place: Path) -> None:
+    run = place / "elsewhere"
+    facts = {"job": "4999999", "restart": 0, "logs": "slurm"}
+    record_event(run, "submitted", executor="local", machine="node7 pid:[4026531836]", **facts)
+    record_event(run, "started", job="4999999", restart=0, step=0, lost=0)
+    found = status([run])[0]
+    assert (found.state, found.reason) == ("unknown", "a process of node7: ask there")
