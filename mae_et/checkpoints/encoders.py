@@ -15,7 +15,7 @@ from torch import nn
 
 from mae_et.checkpoints.dinov2_head import add_dinov2_head, has_dinov2_head
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.hugging_face_config import activation_of
+from mae_et.checkpoints.hugging_face_config import activation_of, folder_of
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
@@ -223,7 +223,7 @@ def read_weights_of(network: Any, path: Path, key: str | None = None) -> Tensors
         UserError: the weights cannot be read, or their folder records another number of heads.
     """
     tensors = read_state_dict(path, network.state_dict().keys(), key)
-    config = path / "config.json"
+    config = folder_of(path) / "config.json"
     recorded = read_mapping(config).get("num_attention_heads") if config.is_file() else None
     by_timm = timm_arguments(path, network.default_cfg["architecture"])
     recorded = recorded or by_timm.get("num_heads")

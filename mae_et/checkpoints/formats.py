@@ -17,6 +17,7 @@ import timm
 from mae_et.checkpoints.hugging_face import file_of_folder, from_hugging_face, read_tensors
 from mae_et.checkpoints.hugging_face_config import (
     classes_of,
+    folder_of,
     grid_of,
     read_description,
     read_preprocessor,
@@ -102,6 +103,7 @@ def _read(path: Path, key: str | None) -> Weights:
         if timm.is_model(str(path)):
             return _from_hub(path)
         raise no_checkpoint(path)
+    path = folder_of(path)
     if path.is_file() and not path.name.endswith(".index.json"):
         return weights_of_payload(path, read_weight_file(path), key)
     path = path.parent if path.is_file() else path

@@ -24,6 +24,18 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 """Entries of a `config.json` that are used as positive numbers, with their types."""
 
 
+def folder_of(path: Path) -> Path:
+    """Return the folder that transformers saved, of a weight file in it; other paths unchanged.
+
+    Raises:
+        UserError: the `config.json` beside the file cannot be read.
+    """
+    file = path.parent / "config.json"
+    is_weights = path.name.removesuffix(".index.json") in WEIGHT_FILES and path.is_file()
+    is_theirs = is_weights and file.is_file() and "model_type" in read_mapping(file)
+    return path.parent if is_theirs else path
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Return the `config.json` of a folder.
 
@@ -54,7 +66,7 @@ def activation_of(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the activation is not in `ACTIVATIONS`, or `config.json` cannot be read.
     """
-    file = path / "config.json"
+    file = folder_of(path) / "config.json"
     about = read_mapping(file) if file.is_file() else {}
     name = str(about.get("hidden_act", "gelu") if "model_type" in about else "gelu")
     if name not in ACTIVATIONS:
@@ -82,16 +94,16 @@ def grid_of(about: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def classes_of(about: dict[str, Any]) -> list[str] | None:
-    """Return the class names of a `config.json`, in the order of the head; None without them.
-
-    transformers' placeholders `LABEL_0`, `LABEL_1`, ... do not count as names.
-    """
-    classes = numbered_names(about.get("id2label"))
-    return None if all(name.startswith("LABEL_") for name in classes or ()) else classes
+    """Return the class names of a `config.json`, in the order of the head; None without them."""
+    return numbered_names(about.get("id2label"))
 
 
 def numbered_names(names: object) -> list[str] | None:
-    """Return the names of a mapping from "0", "1", ... in order; None for anything else."""
+    """Return the names of a mapping from "0", "1", ... in order; None for anything else.
+
+    transformers' placeholders `LABEL_0`, `LABEL_1`, ... do not count as names.
+    """
     if not isinstance(names, dict) or not all(str(n) in names for n in range(len(names))):
         return None
-    return [str(names[str(number)]) for number in range(len(names))]
+    found = [str(names[str(number)]) for number in range(len(names))]
+    return None if all(name.startswith("LABEL_") for name in found) else found

@@ -31,8 +31,8 @@ def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     """Split a state dict into encoder, decoder and head, under our names.
 
     Supports MAE's pre-trained, fine-tuned (`fc_norm`, `head`) and linear-probe (`head.0`, `head.1`)
-    files, and timm's, which use the same names. The projection head of contrastive learning and a
-    mask token without a decoder are dropped.
+    files, and timm's, which use the same names. Dropped are the projection head of contrastive
+    learning, a mask token without a decoder, and timm's untrained head beside one (lightly).
     """
     encoder, decoder, head = {}, {}, {}
     if not any(name.startswith("decoder_") for name in weights):
@@ -48,7 +48,7 @@ def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         elif name != "decoder_pos_embed":
             encoder[name] = tensor
     head.pop("num_batches_tracked", None)
-    return encoder, decoder, head
+    return encoder, decoder, {} if "embed.weight" in decoder else head
 
 
 def head_entries(head: Tensors) -> Tensors:

@@ -56,6 +56,7 @@ NETWORKS = {
         "OpenMMLab's Swin",
         "its patch merging orders channels otherwise than timm's, and it is not supported",
     ),
+    r"\bpatch_embedding\.patch_embeddings\.": ("a network of MONAI", "it is not supported"),
     r"\bto_patch_embedding\.": ("a network of vit-pytorch", "it is not supported"),
     r"\brelative_position_bias_table$": ("a BEiT or a Swin", BY_NAME),
     r"\b(rope|rope_embed)\.|\bfreqs_(cos|sin)$": ("a ViT with rotary positions", BY_NAME),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mae_et.checkpoints.hugging_face import read_with_timm_names
+from mae_et.checkpoints.hugging_face_config import folder_of
 from mae_et.checkpoints.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError, listed
@@ -48,7 +49,8 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
         raise UserError(f"there is no checkpoint {path}")
     if (path / "plan.json").is_file() and not (path / "classes.json").is_file():
         raise UserError(f"{path} is a run of mae-et pretrain and records its network: name none")
-    payload = read_with_timm_names(path) if path.is_dir() else read_weight_file(path)
+    folder = folder_of(path)
+    payload = read_with_timm_names(folder) if folder.is_dir() else read_weight_file(path)
     return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 

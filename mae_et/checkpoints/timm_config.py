@@ -1,4 +1,4 @@
-"""Read the `config.json` that timm's `save_for_hf` writes beside a model's weights."""
+"""Read the `config.json` that timm, or transformers of a timm model, writes beside weights."""
 
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ TRACELESS = ("act_layer", "attn_layer", "block_fn", "mlp_layer", "norm_layer")
 
 
 def read_timm_config(path: Path) -> dict[str, Any]:
-    """Return the `config.json` in a folder or beside a file, if timm wrote it; empty otherwise.
+    """Return the `config.json` in a folder or beside a file, if of a timm model; empty otherwise.
 
     Raises:
         UserError: it cannot be read.
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
     about = read_mapping(file) if path.exists() and file.is_file() else {}
-    if "model_type" in about or not isinstance(about.get("architecture"), str):
-        about["architecture"] = None  # transformers' file, or damaged
+    by_timm = about.get("model_type", "timm_wrapper") == "timm_wrapper"  # transformers' wrapper
+    if not (by_timm and isinstance(about.get("architecture"), str)):
+        about["architecture"] = None  # transformers' own model, or damaged
     return about if about["architecture"] or "pretrained_cfg" in about else {}
 
 

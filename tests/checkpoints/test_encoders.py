@@ -215,12 +215,26 @@ def test_a_hugging_face_folder_gives_transformers_features(kind: str, tmp_path: 
     more = {"intermediate_size": 100} if kind.startswith("ViT") else {}
     expected = randomised(model(config(**sizes, **more)))
     expected.save_pretrained(tmp_path)
-    found = load_encoder(tmp_path)
-    images = images_for(found)
-    with torch.no_grad():
-        theirs = getattr(expected, "vit", expected)(images).last_hidden_state
-        torch.testing.assert_close(found.forward_features(images), theirs, rtol=0, atol=1e-5)
-    assert found.num_prefix_tokens == {"registers": 5, "IJepa": 0}.get(kind, 1)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = load_encoder(path)
+        images = images_for(found)
+        with torch.no_grad():
+            theirs = getattr(expected, "vit", expected)(images).last_hidden_state
+            torch.testing.assert_close(found.forward_features(images), theirs, rtol=0, atol=1e-5)
+        assert found.num_prefix_tokens == {"registers": 5, "IJepa": 0}.get(kind, 1)
+
+
+def test_a_folder_of_transformers_that_wraps_a_timm_model_is_read(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", model_args=SMALL | {"act_layer": "relu"}, num_labels=5
+    )
+    expected = randomised(transformers.TimmWrapperForImageClassification(config))
+    expected.save_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert_same_features(load_encoder(path), expected.timm_model)
+        assert load_classifier(EvaluateConfig(path), None).classes is None  # LABEL_0, ... are none
 
 
 @pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "swish", "quick_gelu"])
@@ -233,14 +247,15 @@ def test_a_named_network_takes_the_activation_of_a_folder_of_transformers(
     config = transformers.ViTConfig(**sizes, hidden_act=activation, layer_norm_eps=1e-6)
     expected = randomised(transformers.ViTModel(config))
     expected.save_pretrained(tmp_path)
-    found = load_encoder(tmp_path, architecture="vit_tiny_patch16_224")
-    images = images_for(found)
-    with torch.no_grad():
-        theirs = expected(images).last_hidden_state
-        torch.testing.assert_close(found.forward_features(images), theirs, rtol=0, atol=1e-4)
-    network = NetworkConfig(checkpoint=tmp_path, backbone="vit_tiny_patch16_224")
-    with pytest.raises(UserError, match="records act_layer of its network, which only embed"):
-        build_classifier(network, 2)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = load_encoder(path, architecture="vit_tiny_patch16_224")
+        images = images_for(found)
+        with torch.no_grad():
+            theirs = expected(images).last_hidden_state
+            torch.testing.assert_close(found.forward_features(images), theirs, rtol=0, atol=1e-4)
+        network = NetworkConfig(checkpoint=path, backbone="vit_tiny_patch16_224")
+        with pytest.raises(UserError, match="records act_layer of its network, which only embed"):
+            build_classifier(network, 2)
 
 
 def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ def test_a_vit_of_torchvision_gives_its_tokens_and_logits(classes: int, tmp_path
 @pytest.mark.parametrize(
     ("layout", "tensors"),
     [("mmpretrain", mmpretrain_mae()), ("solo-learn", beside("backbone.")),
-     ("lightly", beside("backbone.vit.") | {"backbone.mask_token": torch.zeros(1, 1, 48)}),
+     ("lightly", beside("backbone.vit.") | {"backbone.mask_token": torch.zeros(1, 1, 48),
+                                            "backbone.vit.head.weight": torch.zeros(9, 48),
+                                            "backbone.vit.head.bias": torch.zeros(9)}),
      ("in a Lightning module", {f"model.{n}": t for n, t in beside("encoder.").items()})],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -168,6 +170,7 @@ OTHERS = {
     "a CLIP, ": {"visual.class_embedding": (48,), "visual.positional_embedding": (5, 48)},
     "under transformers' names, .*: give the folder":
         {"vit.embeddings.patch_embeddings.projection.weight": (48, 3, 8, 8)},
+    "of MONAI, ": {"patch_embedding.patch_embeddings.weight": (48, 3, 8, 8, 8)},
     "of vit-pytorch, ": {"to_patch_embedding.2.weight": (48, 192), "cls_token": (1, 1, 48)},
     "a hierarchical network, .*--model.backbone": {"layer1.0.conv1.weight": (4, 4, 3, 3)},
     r"no plain vision transformer: there is no patch_embed\.proj\.weight": {"fc.weight": (2, 2)},
