@@ -218,8 +218,4 @@ def classifier_step(
             logits = run.network(images)
         return F.cross_entropy(logits.float(), targets)
 
-    result = update(run, stage, batches, loss_of)
-    ema: Any = run.state.ema
-    if ema is not None:
-        ema.update(run.state.model, run.state.step)
-    return result
+    return update(run, stage, batches, loss_of)

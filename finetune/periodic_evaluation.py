@@ -31,7 +31,7 @@ class PeriodicEvaluation(Periodic):
             Unreadable: an image cannot be read; a score on fewer images would not be comparable.
         """
         run = self.run
-        ema: Any = run.state.ema
+        ema = run.state.ema
         check_state(run)
         scores = self._score(run.state.model)
         if ema is not None:

@@ -58,6 +58,5 @@ def finish(run: Run, logger: RunLogger | None) -> None:
 
 def write_weights(run: Run, path: Path) -> None:
     """Write the weights (with optim.ema their average) under timm's names."""
-    ema: Any = run.state.ema
-    network: Any = run.state.model if ema is None else ema.module
+    network = run.state.model if run.state.ema is None else run.state.ema.module
     write_safetensors(network.state_dict(), path)

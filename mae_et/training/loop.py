@@ -93,6 +93,8 @@ def take_step(
     set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
     micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
     window.add(*step(run, stage, window.timed(micro_batches)))
+    if state.ema is not None:
+        state.ema.update(state.model, state.step)
     report_compilation(stage.bandwidth)
     state.step += 1
     return stage

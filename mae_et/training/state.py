@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from mae_et.training.fsdp import (
@@ -35,7 +36,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0
     seconds: float = 0.0
-    ema: nn.Module | None = None
+    ema: ModelEmaV3 | None = None
     micro_batch: dict[int, int] | None = None
     sharded: bool = False
 

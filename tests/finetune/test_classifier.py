@@ -35,6 +35,7 @@ from mae_et.io.seals import read_sealed, seal
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.step import update
 
 SMALL = """
 model: {image_size: 32, encoder_num_heads: 2}
@@ -130,6 +131,17 @@ def test_a_probe_does_not_change_the_encoder(small, encoder: Path, probe: str) -
     assert after[head].shape == fresh.shape
     again = evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
     assert again["top1"] == results["top1"]
+
+
+def test_the_moving_average_follows_steps_of_the_users_own(small) -> None:
+    def own_step(run, stage, batches, recipe, classes):
+        def loss_of(batch):
+            return F.cross_entropy(run.network(batch.images), batch.labels)
+
+        return update(run, stage, batches, loss_of)
+
+    results = classify(small("--optim.ema=1e-9"), step=own_step)
+    assert results["loss"] == pytest.approx(results["raw_loss"], rel=1e-5)
 
 
 RESNET = ["--model.backbone=test_resnet", "--model.encoder_num_heads=null",
