@@ -76,7 +76,7 @@ else
   run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=4
     --efficiency.micro_batch=512 --efficiency.compile=true)
   decode=(--efficiency.decode=gpu) # variants do not try which is faster
-  variants=(partition unreplayed) last=(threads mixed priority own connections shared) # the most informative first
+  variants=(priority partition unreplayed) last=(mixed attention shared connections threads) # the most informative first
   checks=() parallel=(-n 8) # the tests start processes and wait for them
   "$python" -c 'import xdist' 2>>"$out/log.txt" || parallel=()
 fi
@@ -141,6 +141,7 @@ if [ ! -e "$out/node.json" ]; then
   goals
 fi
 
+headline memory 120 "${decode[@]}" --data.cache=ram
 for variant in "${variants[@]}"; do headline "$variant" 90 "${decode[@]}"; done
 
 # Longest first.

@@ -107,7 +107,7 @@ def goals(runs: Figures, node: Figures, said: str, outcomes: Figures) -> str:
         ),
     ]  # fmt: skip
     lines = ["| | goal | measured | met |", "|---|---|---|---|", *rows]
-    lines += ["", *re.findall(r"images are decoded by .*", _part(said, "default"))]
+    lines += ["", *re.findall(r"images are (?:decoded|cropped) by .*", _part(said, "default"))]
     lines += ["", "| run | bandwidth | images/s | wait for data | ended |", "|---|---|---|---|---|"]
     for variant, figures in runs.items():
         for bandwidth, (speed, wait) in by_bandwidth(figures).items():
@@ -144,7 +144,7 @@ def _row(
 
 def _loading(said: str) -> dict[int, float]:
     """Return the GPU's images/s by image side, as a run with `efficiency.decode auto` reports."""
-    found = re.findall(r"([\d,]+) images/s at (\d+) px, \d+ loader processes", said)
+    found = re.findall(r"([\d,]+) images/s at (\d+) px(?: \(.*?\))?, \d+ loader processes", said)
     return {int(side): float(speed.replace(",", "")) for speed, side in found}
 
 

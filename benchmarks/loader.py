@@ -99,11 +99,10 @@ def arms(source: DecodedDataset, shards: DecodedDataset, size: int) -> dict[str,
         finally:
             jpeg_crop.simplejpeg = fast
 
-    files = TrainDataset(source, DataConfig(), plan, PATCH, 0)
-    encoded = EncodedDataset(files, files)
-
-    def read_only(index: int) -> object:
-        return encoded.collate([encoded[SampleIndex(index, 0, 0)]])
+    def read_only(of: DecodedDataset) -> Load:
+        images = TrainDataset(of, DataConfig(), plan, PATCH, 0)
+        encoded = EncodedDataset(images, images)
+        return lambda index: encoded.collate([encoded[SampleIndex(index, 0, 0)]])
 
     return {
         "fourier, resize": view(source, "fourier"),
@@ -111,7 +110,8 @@ def arms(source: DecodedDataset, shards: DecodedDataset, size: int) -> dict[str,
         "decode, Pillow": with_pillow,
         "decode": decode,
         "decode, prepared shards": view(shards, "decode"),
-        "efficiency.decode gpu, its loader processes": read_only,
+        "efficiency.decode gpu, its loader processes": read_only(source),
+        "efficiency.decode gpu; data.cache ram, its loader processes": read_only(cached),
     }
 
 

@@ -15,17 +15,19 @@ from PIL import Image
 
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum, Stage
+from mae_et.data.cache import cache_images, memory_for
 from mae_et.data.choose_decoder import choose_decoder
 from mae_et.data.datasets import open_dataset
 from mae_et.data.image_folder import ImageFolder
-from mae_et.data.loader import training_batches
+from mae_et.data.loader import CPU, training_batches
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 from mae_et.runtime.distributed import DistributedContext
 
 SAMPLE, MADE = 512, 64
@@ -63,7 +65,7 @@ def loading_speeds(
 
     A folder is sampled, and read from the page cache; without data, JPEGs of noise are generated.
     Decoding on the GPU is timed during training steps of as many images, because each slows the
-    other.
+    other. Images in memory are measured if all of the plan's fit there.
 
     Returns:
         Rows of `way`, `bandwidth` (None if it does not matter), `images_per_second` of all
@@ -94,12 +96,21 @@ def _ways(config: PretrainConfig) -> Iterator[list[Way]]:
     """Yield the ways of loading that the config's images allow."""
     data = dataclasses.replace(config.data, augment=None, replay=None)
     crop, decode = ["--crop.method=decode"], [GPU_DECODES]
+
+    def in_memory(images: DataConfig) -> list[Way]:
+        kept, flags = dataclasses.replace(images, cache="ram"), ["--data.cache=ram"]
+        return [
+            Way("memory, fourier", kept, "fourier", "cpu", flags, by_bandwidth=False),
+            Way("memory, GPU", kept, "fourier", "gpu", [*flags, *decode]),
+        ]
+
     if data.source not in ("folder", "synthetic"):
         name = data.source
         yield [
             Way(f"{name}, fourier", data, "fourier", "cpu", [], by_bandwidth=False),
             Way(f"{name}, decode", data, "decode", "cpu", crop),
             Way(f"{name}, GPU", data, "fourier", "gpu", decode),
+            *in_memory(data),
         ]
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +136,7 @@ def _ways(config: PretrainConfig) -> Iterator[list[Way]]:
             Way("files, decode", files, "decode", "cpu", crop),
             Way("prepared shards, decode", prepared, "decode", "cpu", from_shards),
             Way("prepared shards, GPU", prepared, "decode", "gpu", [*from_shards, *decode]),
+            *in_memory(files),
         ]  # fmt: skip
 
 
@@ -153,6 +165,13 @@ def _speed(
 ) -> float:  # fmt: skip
     """Return the images/s of a way, once its processes have started."""
     source = open_dataset(way.data, "train", config.model.channels)
+    if way.data.cache == "ram":
+        _, too_large = memory_for(source, plan.dataset_size)
+        require(not too_large, too_large)
+        kept = dataclasses.replace(
+            config, data=way.data, efficiency=EfficiencyConfig(num_workers=workers)
+        )
+        source = cache_images(source, kept, DistributedContext(0, 1, CPU))
     size = min(16 if device.type == "cpu" else SIZE, len(source))
     patch = config.model.patch
     stage = Curriculum((Stage(bandwidth, 1),), plan.base, patch)

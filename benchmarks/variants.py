@@ -1,6 +1,6 @@
 """Run a `mae-et` command with one thing changed, to measure on a GPU what it costs.
 
-    python -m mae_et.benchmarks.variants own pretrain --config ...
+    python -m mae_et.benchmarks.variants priority pretrain --config ...
 
 nvJPEG launches a small kernel for each image and waits for it: on an H200, 512 kernels of 2
 microseconds for 512 images, about as many as a training pass has. They run on dozens of nvJPEG's
@@ -35,15 +35,15 @@ def variant(name: str) -> Iterator[None]:
     """Change one thing for the training in the block, and for the rest of the process.
 
     Args:
-        name: `default` changes nothing. `connections` uses CUDA's default of 8 GPU queues; streams
-            in one queue wait for each other. `priority` trains at a priority other than that of
-            nvJPEG's streams, so that they share no queue. `own` trains on a stream other than
-            CUDA's default one, which libraries may wait for. `partition` leaves some
-            multiprocessors free, so that decoding does not wait for the blocks of other kernels
-            (PyTorch 2.10). `unreplayed` launches each kernel of a pass by itself. `threads` decodes
-            with 6 threads, whose waits overlap. `mixed` leaves a part of the images to the loader
-            processes, whose cores only read files otherwise. `shared` compiles blocks once for all
-            bandwidths.
+        name: `default` changes nothing, nor does `memory`, a run with `data.cache ram`, which needs
+            no nvJPEG. `connections` uses CUDA's default of 8 GPU queues; streams in one queue wait
+            for each other. `priority` trains at a priority other than that of nvJPEG's streams, so
+            that they share no queue. `partition` leaves some multiprocessors free, so that decoding
+            does not wait for the blocks of other kernels (PyTorch 2.10). `unreplayed` launches each
+            kernel of a pass by itself. `threads` decodes with 6 threads, whose waits overlap.
+            `mixed` leaves a part of the images to the loader processes, whose cores only read files
+            otherwise. `shared` compiles blocks once for all bandwidths. `attention` uses the
+            memory-efficient kernel.
     """
     # Read when CUDA is initialised; runs use 32.
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "8" if name == "connections" else "32"
@@ -51,8 +51,6 @@ def variant(name: str) -> Iterator[None]:
     if name == "priority":
         scope = _on(torch.cuda.Stream(priority=-1))
         device_decode.PRIORITY = -2
-    if name == "own":
-        scope = _on(torch.cuda.Stream())
     if name == "partition":
         from torch.cuda.green_contexts import GreenContext
 
@@ -70,6 +68,9 @@ def variant(name: str) -> Iterator[None]:
         )
     if name == "shared":
         SHARING.add("cuda")
+    if name == "attention":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.enable_flash_sdp(False)
     with scope:
         yield
 

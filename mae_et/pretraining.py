@@ -29,7 +29,7 @@ from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.batch import Batch, black_batch
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.device_decode import memory_ahead
+from mae_et.data.memory_ahead import memory_ahead
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder

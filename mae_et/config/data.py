@@ -140,19 +140,14 @@ def check_statistics(data: DataConfig, channels: int) -> None:
     )
 
 
-def check_cache(data: DataConfig, method: str, decode: str) -> None:
+def check_cache(data: DataConfig, method: str) -> None:
     """Refuse a cache of decoded images where files are needed.
 
     Raises:
-        UserError: `data.cache` conflicts with `crop.method` or `efficiency.decode`.
+        UserError: `data.cache` conflicts with `crop.method`.
     """
-    if data.cache != "none":
-        require(
-            method != "decode",
-            "data.cache ram stores whole images, and crop.method decode decodes files at the scale "
-            "of each crop: use crop.method fourier or resize",
-        )
-        require(
-            decode != "gpu",
-            "data.cache ram leaves nothing to decode: set efficiency.decode to auto or cpu",
-        )
+    require(
+        data.cache == "none" or method != "decode",
+        "data.cache ram stores whole images, and crop.method decode decodes files at the scale "
+        "of each crop: use crop.method fourier or resize",
+    )

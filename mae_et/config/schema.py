@@ -180,7 +180,7 @@ class RunConfig:
         stages = tuple(replace(s, bandwidth=s.bandwidth or base) for s in self.curriculum.stages)
         object.__setattr__(self, "curriculum", replace(self.curriculum, stages=stages))
         check_statistics(self.data, self.model.channels)
-        check_cache(self.data, self.crop.method, self.efficiency.decode)
+        check_cache(self.data, self.crop.method)
         require_in(SEEDS, self, "seed")
         require(
             self.data.augment is None or self.model.channels == 3,

@@ -33,8 +33,6 @@ def resize_boxes(
     The images must stay allocated until the current stream has run the kernels, as they do if freed
     to the caching allocator on that stream.
     """
-    # Channels and rows may have any stride: a grey image is expanded to three channels.
-    images = [image if image.stride(2) == 1 else image.contiguous() for image in images]
     groups = list(_groups(boxes, size))
     rows = [_row(images[i], boxes[i], flips[i], i) for group in groups for i in group]
     table = torch.tensor(rows).to(images[0].device, non_blocking=True)
@@ -57,10 +55,11 @@ def resize_boxes(
 
 
 def _row(image: Tensor, box: PixelBox, flip: bool, place: int) -> tuple[int, ...]:
-    """Return the seven numbers that describe an image to the kernels."""
+    """Return the eight numbers that describe an image, of any strides, to the kernels."""
     top, left, height, width = box
-    channel, row, _ = image.stride()
-    return image.data_ptr() + top * row + left, channel, row, height, width, flip, place
+    channel, row, column = image.stride()
+    start = image.data_ptr() + top * row + left * column
+    return start, channel, row, height, width, flip, place, column
 
 
 def _groups(boxes: Sequence[PixelBox], size: int) -> Iterator[list[int]]:
@@ -90,11 +89,12 @@ def _narrow(  # type: ignore[no-untyped-def]
     image = plane // 3
     y = tl.program_id(1) * block_y + tl.arange(0, block_y)
     x = tl.program_id(2) * block_x + tl.arange(0, block_x)
-    entry = table + image * 7
+    entry = table + image * 8
     pixels = tl.load(entry).to(tl.pointer_type(tl.uint8)) + (plane % 3) * tl.load(entry + 1)
     lines = pixels + y * tl.load(entry + 2)
     height = tl.load(entry + 3).to(tl.int32)
     width = tl.load(entry + 4).to(tl.int32)
+    step = tl.load(entry + 7).to(tl.int32)
     place = (2 * image + 1) * size + x
     start = tl.load(first + place, mask=x < size, other=0)
     # Weights beyond the box are zero; blocks below it have no taps.
@@ -106,7 +106,7 @@ def _narrow(  # type: ignore[no-untyped-def]
         inside = (x < size) & (column < width)
         weight = tl.load(weights + place * taps + tap, mask=inside, other=0)
         mask = (y < height)[:, None] & inside[None, :]
-        pixel = tl.load(lines[:, None] + column[None, :], mask=mask, other=0)
+        pixel = tl.load(lines[:, None] + column[None, :] * step, mask=mask, other=0)
         sums += weight[None, :] * pixel.to(tl.int32)
     rounded = (sums + (1 << (shift - 1))) >> shift
     line = plane.to(tl.int64) * rows + y
@@ -124,7 +124,7 @@ def _square(  # type: ignore[no-untyped-def]
     image = plane // 3
     y = tl.program_id(1) * block_y + tl.arange(0, block_y)
     x = tl.program_id(2) * block_x + tl.arange(0, block_x)
-    entry = table + image * 7
+    entry = table + image * 8
     height = tl.load(entry + 3).to(tl.int32)
     place = 2 * image * size + y
     start = tl.load(first + place, mask=y < size, other=0)

@@ -12,7 +12,6 @@ they are trained on.
 import multiprocessing
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +20,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mae_et.config.schema import RunConfig
+from mae_et.data.cached_dataset import (
+    ARRAY,
+    FLOAT_ARRAY,
+    IMAGE,
+    NOT_STORED,
+    CachedDataset,
+    Entry,
+)
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.decoding import Sample
 from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.shared_buffer import SharedBuffer
 from mae_et.runtime import distributed
@@ -42,40 +48,8 @@ ROUND_SECONDS = 1.0
 """Interval at which a decoding rank signals progress to the ranks that wait for it."""
 NO_BUFFER = [-1] * 4
 """Address that a rank without a `SharedBuffer` sends."""
-NOT_STORED, IMAGE, ARRAY, FLOAT_ARRAY = range(4)
 COLUMNS = 6
 """Columns of an entry: kind, three sides, label and offset."""
-DTYPES = {IMAGE: np.uint8, ARRAY: np.uint8, FLOAT_ARRAY: np.float32}
-
-
-class Entry(NamedTuple):
-    """Where the pixels of an image lie in the buffer."""
-
-    kind: int = NOT_STORED
-    """IMAGE [H W C], ARRAY or FLOAT_ARRAY [C H W]; NOT_STORED: read from the dataset."""
-    shape: tuple[int, ...] = (0, 0, 0)
-    label: int = 0
-    offset: int = 0
-
-
-class CachedDataset:
-    """A dataset with images in a buffer, at `entries`, int64 [N 6]; others come from `source`."""
-
-    def __init__(self, source: ImageDataset, buffer: SharedBuffer, entries: np.ndarray):
-        self.source, self.buffer, self.entries = source, buffer, entries
-        self.classes, self.labels, self.name = source.classes, source.labels, source.name
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        kind, *shape, label, offset = self.entries[range(len(self))[index]].tolist()
-        if kind == NOT_STORED:
-            return self.source[index]
-        pixels = self.buffer.read(DTYPES[kind], shape, offset)
-        if kind == IMAGE:
-            return Image.fromarray(pixels[..., 0] if shape[2] == 1 else pixels), label
-        return torch.from_numpy(pixels.copy()), label
 
 
 def cache_images(
@@ -123,14 +97,10 @@ def _decode_all(
 
     Every `ROUND_SECONDS` it signals to the other ranks, which wait, that it is still working.
     """
-    start, limit = time.monotonic(), int((available_host_memory() or 0) * MEMORY_FRACTION)
-    expected = _expected_bytes(source)
-    if expected > limit:
-        say(
-            f"data.cache ram: {len(source)} decoded images need about "
-            f"{expected / 2**30:.3g} GiB, and {limit / 2**30:.3g} GiB of memory are free for them: "
-            "they are read from files"
-        )
+    start = time.monotonic()
+    limit, too_large = memory_for(source, len(source))
+    if too_large:
+        say(f"data.cache ram: {too_large}: they are read from files")
         return None
     writer = _Writer(source, limit)
     entries: list[Tensor] = []
@@ -154,11 +124,19 @@ def _decode_all(
     return CachedDataset(source, writer.buffer, table)
 
 
-def _expected_bytes(source: ImageDataset) -> int:
-    """Estimate the bytes of all images from some, evenly spaced."""
+def memory_for(source: ImageDataset, count: int) -> tuple[int, str]:
+    """Return the bytes that a cache may take, and why `count` images do not fit, if they do not.
+
+    Their size is that of some images of `source`, evenly spaced.
+    """
+    limit = int((available_host_memory() or 0) * MEMORY_FRACTION)
     indices = sorted({n * len(source) // PROBED for n in range(PROBED)})
     sizes = [pixels.nbytes for index in indices if (pixels := _read(source, index)[1]) is not None]
-    return len(source) * sum(sizes) // max(1, len(sizes))
+    expected = count * sum(sizes) // max(1, len(sizes))
+    return limit, "" if expected <= limit else (
+        f"{count} decoded images need about {expected / 2**30:.3g} GiB, and "
+        f"{limit / 2**30:.3g} GiB of memory are free for them"
+    )
 
 
 def _read(source: ImageDataset, index: int) -> tuple[Entry, np.ndarray | None]:

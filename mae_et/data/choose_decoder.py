@@ -1,4 +1,4 @@
-"""Choose where JPEGs are decoded: on the GPU (and by which library) or in loader processes."""
+"""Choose who makes the views of images: the GPU (and by which library) or loader processes."""
 
 import io
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mae_et.config.efficiency import DecodePlace
+from mae_et.data.cached_dataset import CachedDataset
 from mae_et.data.decoder_trial import try_decoder
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.device_checks import Decode, checked_decode, fastest_resize
@@ -18,6 +19,12 @@ from mae_et.errors import UserError, one_line
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext, any_rank
+
+MEMORY = "memory"
+"""Name of the library, where images in memory need no decoder."""
+BESIDE_TRAINING = 0.4
+"""Part of its speed that nvJPEG keeps beside training, which a trial does without: 0.44 and 0.38 at
+96 and 160 pixels on an H200 (docs/scaling.md)."""
 
 
 def choose_decoder(
@@ -48,8 +55,9 @@ def choose_decoder(
     """
     decoder, reasons = None, []
     # Without a choice, `auto` prints nothing.
-    has_files = isinstance(dataset, TrainDataset) and isinstance(dataset.source, DecodedDataset)
-    chooses = has_files and world.device.type == "cuda"
+    source = dataset.source if isinstance(dataset, TrainDataset) else None
+    in_memory = isinstance(source, CachedDataset)
+    chooses = isinstance(source, DecodedDataset | CachedDataset) and world.device.type == "cuda"
     if requested == "gpu" or (requested == "auto" and chooses):
         with fail_together(world):
             decoder, reason = _choose(
@@ -66,12 +74,14 @@ def choose_decoder(
         place, library, exceptions = "GPU", decoder.library, decoder.cpu_sides
     same = before in (place.lower(), library) and exceptions == cpu_sides
     if before is not None and not same:
-        so_far = {"cpu": "the CPU", "gpu": "the GPU"}.get(before, before)
-        reasons.append(f"before by {so_far}{_but(cpu_sides)}: pixels differ by rounding")
+        so_far = {"cpu": "the CPU", "gpu": "the GPU", MEMORY: "the GPU from memory"}
+        reasons.append(
+            f"before by {so_far.get(before, before)}{_but(cpu_sides)}: pixels differ by rounding"
+        )
     if reasons:
         notify(
-            f"images are decoded by the {place}{_but(exceptions)} (efficiency.decode {requested}): "
-            f"{'; '.join(reasons)}"
+            f"images are {'cropped' if in_memory else 'decoded'} by the {place}{_but(exceptions)} "
+            f"(efficiency.decode {requested}): {'; '.join(reasons)}"
         )
     return decoder
 
@@ -100,16 +110,11 @@ def _choose(
     unsuited = _unsuited(dataset, device)
     if unsuited is None and requested == "auto" and before == "cpu":
         return None, "as when the run started; gpu would change it"
-    decode, name = (None, unsuited) if unsuited else _find_decoder(device, before)
-    if decode is None:
+    decoder, name, notes = (None, unsuited, "") if unsuited else _build(dataset, device, before)
+    if decoder is None:
         if requested == "gpu":
             raise UserError(f"efficiency.decode gpu is not possible: {name}")
         return None, name
-    decode, batches = checked_decode(decode, device)
-    resize, resizing = fastest_resize(device)
-    notes = "".join(f"; {note}" for note in (batches, resizing) if note)
-    library = name.partition(" ")[0]  # without the reasons against other libraries
-    decoder = DeviceDecoder(device, dataset.sides, decode, resize, library)
     if requested == "gpu":
         return decoder, name + notes
     last_stages = {side: stage for stage, side in enumerate(dataset.sides)}
@@ -117,17 +122,36 @@ def _choose(
         last_stages = {dataset.sides[-1]: len(dataset.sides) - 1}
     trials = {s: try_decoder(decoder, dataset, num_workers, n) for s, n in last_stages.items()}
     fault = next((trial.fault for trial in trials.values() if trial.fault), None)
+    part = 1 if decoder.library == MEMORY else BESIDE_TRAINING
     speeds = "; ".join(
-        f"{t.device:,.0f} images/s at {side} px, {num_workers} loader processes {t.cpu:,.0f}"
+        f"{t.device:,.0f} images/s at {side} px"
+        + ("" if part == 1 else f" (about {t.device * part:,.0f} beside training)")
+        + f", {num_workers} loader processes {t.cpu:,.0f}"
         for side, t in trials.items()
     )
     if before is None:
-        cpu_sides = tuple(sorted(side for side, t in trials.items() if t.device <= t.cpu))
+        cpu_sides = tuple(sorted(side for side, t in trials.items() if t.device * part <= t.cpu))
     if fault is None and not set(dataset.sides) <= set(cpu_sides):
         decoder.cpu_sides = cpu_sides
         return decoder, f"{name} {speeds}{notes}"
     torch.cuda.empty_cache()  # of the decoder's streams
     return None, fault or f"the GPU with {name} {speeds}{notes}"
+
+
+def _build(
+    dataset: TrainDataset, device: torch.device, preferred: str | None
+) -> tuple[DeviceDecoder | None, str, str]:
+    """Return a decoder, its name and notes on it; without one, why."""
+    decode, name, batches = None, MEMORY, ""
+    if not isinstance(dataset.source, CachedDataset):
+        decode, name = _find_decoder(device, preferred)
+        if decode is None:
+            return None, name, ""
+        decode, batches = checked_decode(decode, device)
+    resize, resizing = fastest_resize(device)
+    notes = "".join(f"; {note}" for note in (batches, resizing) if note)
+    library = name.partition(" ")[0]  # without the reasons against other libraries
+    return DeviceDecoder(device, dataset.sides, decode, resize, library), name, notes
 
 
 def _unsuited(dataset: Any, device: torch.device) -> str | None:
@@ -138,10 +162,14 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
         return "torch sees no CUDA device"
     if not isinstance(dataset, TrainDataset):
         return "it is for pre-training only"
-    if not isinstance(dataset.source, DecodedDataset):
-        return "the images are in memory, not in files"
-    if dataset.source.channels != 3:
-        return f"model.channels is {dataset.source.channels}, not 3"
+    source = dataset.source
+    if isinstance(source, CachedDataset):
+        if not source.is_rgb:
+            return "the images in memory do not have 3 channels of 8 bits"
+    elif not isinstance(source, DecodedDataset):
+        return "the images are not files"
+    elif source.channels != 3:
+        return f"model.channels is {source.channels}, not 3"
     if dataset.config.augment:
         return "RandAugment (data.augment) runs on the CPU"
     if dataset.config.replay:

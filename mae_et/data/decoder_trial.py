@@ -1,4 +1,4 @@
-"""Try a device's decoder on images of a run: check its views and measure its speed."""
+"""Try a device on images of a run: check the views that it makes, and measure its speed."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -45,12 +45,12 @@ def try_decoder(
     indices = _spread(dataset, stage)
     indices = indices[: len(_in_time(encoded.__getitem__, indices))]  # read from disk
     read, reading = _timed(lambda: _in_time(encoded.__getitem__, indices))
-    jpegs = [each for each in read if isinstance(each, EncodedView)]
-    if 2 * len(jpegs) < len(read):
-        return Trial(fault="most images are not baseline JPEGs")
+    for_device = [each for each in read if isinstance(each, EncodedView)]
+    if 2 * len(for_device) < len(read):
+        return Trial(fault="most images are neither in memory nor baseline JPEGs")
     views, cpu = _timed(lambda: _in_time(dataset.__getitem__, indices))
     expected = {i: view.images for i, view in zip(indices, views, strict=False) if view is not None}
-    made = [each for each in jpegs if each.sample_index in expected]
+    made = [each for each in for_device if each.sample_index in expected]
     if not made:
         return Trial(fault="none of the images that were tried can be read")
     repeated = made * max(1, MICRO_BATCH // len(made))
@@ -63,7 +63,7 @@ def try_decoder(
     processes = max(1, num_workers)
     loading = (reading / len(read) + packing / len(repeated)) / processes
     return Trial(
-        1 / max(loading, decoding * len(jpegs) / len(read)),
+        1 / max(loading, decoding * len(for_device) / len(read)),
         len(views) / cpu * processes,
         _difference(
             images[: len(made)], torch.stack([expected[each.sample_index] for each in made])

@@ -1,4 +1,4 @@
-"""Decode the JPEGs of micro-batches on a device, ahead of training.
+"""Decode, crop and resize the images of micro-batches on a device, ahead of training.
 
     loader processes        two threads                              training thread
     bytes, boxes, noise ->  decode -> crop, resize and flip     ->   `Batch` on the device
@@ -7,7 +7,8 @@ The box, flip and mask of an image are those of `TrainDataset`; its pixels diffe
 rounding. `TrainDataset` makes the views that the device refuses to decode, in their places in the
 batch, so that the same images are replaced (`data.on_error`) as without a device.
 
-A micro-batch is decoded while the previous one is resized: each thread has its own stream.
+A micro-batch is decoded while the previous one is resized: each thread has its own stream. Boxes of
+images in memory (`data.cache`) are only resized.
 
 Memory: at most `AHEAD` micro-batches are on their way, each as files on the host or as finished
 images on the device. A thread holds up to `MAX_DECODED_BYTES` of whole images there and, while it
@@ -26,13 +27,11 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mae_et.config.efficiency import DecodePlace
 from mae_et.data.batch import Batch
 from mae_et.data.box_resize import Resize, resize_boxes
 from mae_et.data.device_checks import Decode
@@ -47,8 +46,6 @@ MAX_DECODED_BYTES = 3 * 2**27
 """A micro-batch of 512 ImageNet images takes 0.28 GB, and is decoded by one call."""
 PRIORITY = -1
 """Priority of the streams; lower numbers mean higher priority, and training has 0."""
-DECODER_BYTES = 2**31
-"""GPU memory that both threads take together, without finished images (see above)."""
 
 
 class Decoded(NamedTuple):
@@ -69,7 +66,7 @@ class DeviceDecoder:
     Args:
         device: device to decode on. A CPU runs the same code, for tests.
         sides: side of the images of each stage, in pixels.
-        decode: the library's decoder.
+        decode: the library's decoder; None if contents are pixels (`data.cache`).
         resize: function that crops, resizes and flips.
         library: name of the library, recorded in checkpoints.
         cpu_sides: sides at which loader processes decode instead, because they are faster.
@@ -79,7 +76,7 @@ class DeviceDecoder:
         self,
         device: torch.device,
         sides: Sequence[int],
-        decode: Decode,
+        decode: Decode | None,
         resize: Resize = resize_boxes,
         library: str = "torchvision",
         cpu_sides: tuple[int, ...] = (),
@@ -91,6 +88,8 @@ class DeviceDecoder:
         self.streams = [
             torch.cuda.Stream(device, priority=PRIORITY) if on_gpu else None for _ in range(THREADS)
         ]
+        # A decoder may read files after its call, until its stream is synchronized before the next.
+        self.files_of: dict[Any, Tensor] = {}
 
     def __call__(self, packed: PackedBatch) -> Decoded:
         """Decode a micro-batch; called by at most `THREADS` threads at a time."""
@@ -102,6 +101,7 @@ class DeviceDecoder:
                 decoded = self._batch(packed, stream)
                 return decoded._replace(done=stream.record_event())
         finally:
+            self.files_of[stream] = packed.content
             self.streams.append(stream)
 
     def _batch(self, packed: PackedBatch, stream: Any) -> Decoded:
@@ -112,9 +112,10 @@ class DeviceDecoder:
         if finished:
             images[self._indices(finished)] = packed.views.to(self.device, non_blocking=True)
         refused: list[int] = []
-        contents = iter(packed.content.split([file.length for file in files]))
-        for chunk in _chunks(files):
-            whole = self._decode(list(islice(contents, len(chunk))), chunk, stream)
+        chunks = list(_chunks(files))
+        contents = packed.content.split([sum(each.length for each in chunk) for chunk in chunks])
+        for chunk, content in zip(chunks, contents, strict=True):
+            whole = self._images(content, chunk, stream)
             pairs = list(zip(chunk, whole, strict=True))
             refused += [file.place for file, image in pairs if image is None]
             decoded = [image for image in whole if image is not None]
@@ -127,16 +128,19 @@ class DeviceDecoder:
         batch = Batch(images, noise, packed.stage, packed.replaced)
         return Decoded(batch, refused, packed.indices, None)
 
-    def _decode(
-        self, contents: list[Tensor], files: Sequence[FilePlace], stream: Any
-    ) -> list[Tensor | None]:
-        """Decode files; None for those that the device refuses, found one by one.
+    def _images(
+        self, content: Tensor, files: Sequence[FilePlace], stream: Any
+    ) -> Sequence[Tensor | None]:
+        """Decode adjacent files; None for those that the device refuses, found one by one.
 
         Errors of earlier work on the device, and out-of-memory errors, are raised: no file causes
         them.
         """
         if stream is not None:
             stream.synchronize()  # see the module's docstring
+        if self.decode is None:
+            return _pixels(content.to(self.device, non_blocking=True), files)
+        contents = list(content.split([file.length for file in files]))
         try:
             images = self.decode(contents, self.device)
         except Exception as error:  # decoders raise many types, and return no partial result
@@ -144,8 +148,8 @@ class DeviceDecoder:
                 raise
             if len(contents) == 1:
                 return [None]
-            each = [self._decode([c], [f], stream) for c, f in zip(contents, files, strict=True)]
-            return [image for images in each for image in images]
+            pairs = zip(contents, files, strict=True)
+            return [self._images(content, [file], stream)[0] for content, file in pairs]
         # nvJPEG may decode a grey file to one channel.
         rgb = [image.expand(3, -1, -1) if len(image) == 1 else image for image in images]
         return [
@@ -155,6 +159,15 @@ class DeviceDecoder:
 
     def _indices(self, places: list[int]) -> Tensor:
         return torch.tensor(places).to(self.device, non_blocking=True)
+
+
+def _pixels(content: Tensor, files: Sequence[FilePlace]) -> list[Tensor]:
+    """Return adjacent boxes of images in memory, [H W 3] each, as [3 H W] without a copy."""
+    parts = content.split([file.length for file in files])
+    return [
+        part.view(file.height, file.width, 3).permute(2, 0, 1)  # einops is slower, for each image
+        for part, file in zip(parts, files, strict=True)
+    ]
 
 
 def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:
@@ -227,24 +240,3 @@ def _taken_over(decoded: Decoded, views: Any) -> Batch:
     if decoded.refused:
         notify("the decoder of the device refused JPEGs, which are decoded by the CPU instead")
     return batch
-
-
-@contextlib.contextmanager
-def memory_ahead(
-    requested: DecodePlace, images: Tensor, device: torch.device
-) -> Iterator[list[Tensor]]:
-    """Hold as much memory on a device as loading may, while a micro-batch is trained on.
-
-    The memory of a pass is measured beside it (`efficiency.micro_batch: auto`).
-
-    Args:
-        requested: see `EfficiencyConfig.decode`.
-        images: images of a micro-batch [B C H H].
-        device: the run's device; nothing is allocated on a CPU, where loader processes decode.
-    """
-    held: list[Tensor] = []
-    if device.type != "cpu":  # the batch in use and the next one, decoded there or copied to it
-        held = [torch.empty_like(images, device=device) for _ in range(AHEAD)]
-        if requested != "cpu":
-            held.append(torch.empty(DECODER_BYTES, dtype=torch.uint8, device=device))
-    yield held

@@ -1,11 +1,12 @@
-"""Read JPEGs in loader processes without decoding them, for a decoder on the device.
+"""Read images in loader processes without decoding or resizing them, which a device does.
 
-A sample is a file's bytes with the box, flip and mask noise that `TrainDataset` would apply: they
+A sample is a JPEG's bytes with the box, flip and mask noise that `TrainDataset` would apply: they
 are drawn in the same way from the same (seed, epoch, sample), and need only the size of the image,
-which is in its header. For files that are not JPEGs for a GPU (see `jpeg_header`), and for
-substitutes of unreadable images, the dataset makes finished views.
+which is in its header. Of images in memory (`data.cache`), it is the pixels of the box. For files
+that are not JPEGs for a GPU (see `jpeg_header`), and for substitutes of unreadable images, the
+dataset makes finished views.
 
-A micro-batch leaves its process as a few tensors: all files are in one buffer.
+A micro-batch leaves its process as a few tensors: all contents are in one buffer.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 
 from mae_et.data.batch import NOT_REPLACED
 from mae_et.data.boxes import PixelBox
+from mae_et.data.cached_dataset import CachedDataset
 from mae_et.data.decoding import DecodedDataset
 from mae_et.data.jpeg_crop import draw_crop, round_box
 from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header
@@ -32,11 +34,14 @@ MAX_DEVICE_PIXELS = 2**25
 
 
 class EncodedView(NamedTuple):
-    """A JPEG and the random view to make of it."""
+    """A JPEG, or a box of an image in memory, and the random view to make of it."""
 
-    content: bytes
+    content: np.ndarray
+    """A file, uint8 [bytes], or pixels, uint8 [H W 3]."""
     header: JpegHeader
+    """Of the file, or the size of the pixels."""
     box: PixelBox
+    """In the image, or all of the pixels."""
     flip: bool
     noise: Tensor
     """float32 [N]."""
@@ -56,12 +61,12 @@ class FinishedView(NamedTuple):
 
 
 class FilePlace(NamedTuple):
-    """Where a JPEG lies in a packed batch, and the view to make of it."""
+    """Where an `EncodedView` lies in a packed batch, and the view to make of it."""
 
     place: int
     """Index in the batch."""
     length: int
-    """Size of the file in bytes; the files of `PackedBatch.content` are adjacent."""
+    """Bytes of the content; those of `PackedBatch.content` are adjacent."""
     height: int
     width: int
     """Size of the image in pixels, before EXIF rotation."""
@@ -73,7 +78,7 @@ class PackedBatch(NamedTuple):
     """A micro-batch on its way to a decoder: of its B images, F are files and B - F views."""
 
     content: Tensor
-    """uint8 [bytes]: all files, concatenated."""
+    """uint8 [bytes]: all contents, concatenated."""
     files: Tensor
     """int64 [F 9]: one row per file, the numbers of `FilePlace`."""
     views: Tensor
@@ -132,7 +137,7 @@ class EncodedDataset(Dataset[Any]):
         files = [(i, each) for i, each in enumerate(samples) if isinstance(each, EncodedView)]
         views = [each.image for each in samples if isinstance(each, FinishedView)]
         rows = [
-            (i, len(each.content), each.header.height, each.header.width, *each.box, each.flip)
+            (i, each.content.nbytes, each.header.height, each.header.width, *each.box, each.flip)
             for i, each in files
         ]
         indices = torch.tensor([each.sample_index for each in samples])
@@ -149,10 +154,19 @@ class EncodedDataset(Dataset[Any]):
 
 
 def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | None:
-    """Read a sample's file and draw its view; None if it is not a JPEG for a GPU."""
+    """Read a sample and draw its view; None if the device cannot make it."""
     source, config = dataset.source, dataset.config
-    assert isinstance(source, DecodedDataset)
     seed = sample_seed(dataset.seed, index.epoch, index.sample)
+    if isinstance(source, CachedDataset):
+        pixels = source.pixels(index.sample)
+        if pixels is None or pixels.size > 3 * MAX_DEVICE_PIXELS:
+            return None
+        box, flip, noise = _draw(dataset, index, seed, *pixels.shape[:2])
+        top, left, height, width = box
+        whole = (0, 0, height, width)
+        content = pixels[top : top + height, left : left + width]
+        return EncodedView(content, JpegHeader(height, width, ()), whole, flip, noise, index)
+    assert isinstance(source, DecodedDataset)
     if dataset.crops is None:
         content, _ = source.inner[index.sample]
     else:
@@ -163,26 +177,32 @@ def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | Non
     header = read_header(content) if isinstance(content, bytes) else None
     if header is None or header.height * header.width > MAX_DEVICE_PIXELS:
         return None
-    size, patches = (header.height, header.width), dataset.transform.patches[index.stage]
     if dataset.crops is None:
-        # As `training_transform` draws them; only torch's generator is needed here.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            box, flip = draw_resized_crop(config, *size)
-            noise = torch.rand(patches)
+        box, flip, noise = _draw(dataset, index, seed, header.height, header.width)
     else:
-        box = round_box(sample_box(*size), *size)
-        noise = torch.rand(patches, generator=generator)
-    return EncodedView(content, header, box, flip, noise, index)
+        box = round_box(sample_box(header.height, header.width), header.height, header.width)
+        noise = torch.rand(dataset.transform.patches[index.stage], generator=generator)
+    return EncodedView(np.frombuffer(content, np.uint8), header, box, flip, noise, index)
 
 
-def _joined(files: Sequence[EncodedView]) -> Tensor:
-    """Concatenate files, and hide EXIF segments, because some decoders apply their rotation."""
-    buffer = np.empty(sum(len(file.content) for file in files), np.uint8)
+def _draw(
+    dataset: TrainDataset, index: SampleIndex, seed: int, height: int, width: int
+) -> tuple[PixelBox, bool, Tensor]:
+    """Draw box, flip and noise as `TrainTransform` does; only torch's generator is needed here."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        box, flip = draw_resized_crop(dataset.config, height, width)
+        return box, flip, torch.rand(dataset.transform.patches[index.stage])
+
+
+def _joined(views: Sequence[EncodedView]) -> Tensor:
+    """Concatenate contents, and hide EXIF segments, because some decoders apply their rotation."""
+    buffer = np.empty(sum(view.content.nbytes for view in views), np.uint8)
     start = 0
-    for file in files:
-        buffer[start : start + len(file.content)] = np.frombuffer(file.content, np.uint8)
-        for position in file.header.exif:
+    for view in views:
+        end = start + view.content.nbytes
+        buffer[start:end].reshape(view.content.shape)[...] = view.content
+        for position in view.header.exif:
             buffer[start + position] = APP_UNUSED
-        start += len(file.content)
+        start = end
     return torch.from_numpy(buffer)

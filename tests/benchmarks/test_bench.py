@@ -171,7 +171,6 @@ def test_variants_change_one_thing_of_training(monkeypatch) -> None:
     assert changed("default") == ([], None, "32", -1, set())
     assert changed("connections") == ([], None, "8", -1, set())
     assert changed("priority") == (["own -1"], "own -1", "32", -2, set())
-    assert changed("own") == (["own 0"], "own 0", "32", -1, set())
     assert changed("partition") == (["green"], "green", "32", -1, set())
     assert changed("shared") == ([], None, "32", -1, {"cuda"})
     monkeypatch.setattr(device_decode, "THREADS", 2)
@@ -182,6 +181,11 @@ def test_variants_change_one_thing_of_training(monkeypatch) -> None:
     changed("unreplayed")
     assert not build.should_replay(EfficiencyConfig(), torch.device("cuda"), True)
     assert made == {"num_sms": 132 - FREE_PROCESSORS, "device_id": 0}
+    kernels: list[bool] = []
+    for kernel in ("cudnn", "flash"):
+        monkeypatch.setattr(torch.backends.cuda, f"enable_{kernel}_sdp", kernels.append)
+    changed("attention")
+    assert kernels == [False, False]
 
 
 def test_a_part_of_the_images_is_decoded_by_the_cpu(tmp_path: Path, monkeypatch) -> None:

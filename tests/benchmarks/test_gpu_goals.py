@@ -9,7 +9,7 @@ from mae_et.benchmarks.gpu_goals import by_bandwidth, main
 SAID = """
 == python -m mae_et.benchmarks.variants default pretrain (at most 150 s)
 mae-et: images are decoded by the GPU (efficiency.decode auto): TorchCodec 14,863 images/s at 224
-mae-et: TorchCodec 14,863 images/s at 224 px, 16 loader processes 2,470
+mae-et: 14,863 images/s at 224 px (about 5,945 beside training), 16 loader processes 2,470
 mae-et: compiled for bandwidth 96 in 9.5 s
 mae-et: compiled for bandwidth 160 in 10.5 s
 == python -m mae_et.benchmarks.variants own pretrain (at most 90 s)

@@ -26,6 +26,7 @@ esac
 PARTS = {
     "gpu_goals": "goals",
     "variants default": "default",
+    "variants memory": "memory",
     "variants mixed": "mixed",
     "bench node": "node",
     "-m pytest": "tests",
@@ -55,12 +56,13 @@ def calls(tmp_path: Path) -> list[str]:
 
 def test_parts_run_in_order_and_once(tmp_path: Path, script: list[str]) -> None:
     subprocess.run(script, env=environment(tmp_path), capture_output=True)
-    measured = ["default", "goals", "node", "goals", "mixed", "goals", "tests", "goals", "arms"]
+    variants = ["memory", "goals", "mixed", "goals"]
+    measured = ["default", "goals", "node", "goals", *variants, "tests", "goals", "arms"]
     assert calls(tmp_path) == ["goals", *measured]
     out = tmp_path / "out"
     assert {each.name for each in out.iterdir()} == {"node.json", "quality.json", "log.txt"}
     assert not list((tmp_path / "tmp").iterdir())
-    ended = '{"default": {"ended": true}, "mixed": {"ended": false}}'
+    ended = '{"default": {"ended": true}, "memory": {"ended": true}, "mixed": {"ended": false}}'
     (out / "run.json").write_text(ended)
     (tmp_path / "calls").unlink()
     subprocess.run(script, env=environment(tmp_path), capture_output=True)

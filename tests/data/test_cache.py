@@ -180,7 +180,7 @@ def test_images_that_do_not_fit_are_read_from_files(
     """All of them where it is known before, or those for which no memory is left."""
     monkeypatch.setattr(cache, "available_host_memory", lambda: int(mebibytes * 2**20))
     if mebibytes:
-        monkeypatch.setattr(cache, "_expected_bytes", lambda _: 0)
+        monkeypatch.setattr(cache, "PROBED", 0)  # nothing is known before
     source, images = cached(DataConfig(root=folder, cache="ram"))
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -197,5 +197,3 @@ def test_what_needs_files_is_refused_with_a_cache(config) -> None:
     data = DataConfig(cache="ram")
     with pytest.raises(UserError, match=r"data\.cache ram .* crop\.method fourier or resize"):
         config(data=data, crop=CropConfig("decode"))
-    with pytest.raises(UserError, match=r"set efficiency\.decode to auto or cpu"):
-        config(data=data, efficiency=EfficiencyConfig(decode="gpu"))

@@ -110,7 +110,7 @@ def test_classifiers_decode_on_the_cpu(tmp_path: Path, gpu, capsys) -> None:
         choose_decoder("gpu", dataset, gpu)
 
 
-FASTER, SLOWER = Trial(9000.0, 4000.0), Trial(3000.0, 4000.0)
+FASTER, SLOWER = Trial(12_000.0, 4000.0), Trial(9000.0, 4000.0)  # 0.4 of it beside training
 
 WRONG = Trial(9000.0, 4000.0, "the GPU's views differ")
 
@@ -118,8 +118,8 @@ WRONG = Trial(9000.0, 4000.0, "the GPU's views differ")
 @pytest.mark.parametrize(
     ("requested", "before", "trial", "place", "said"),
     [
-        ("auto", None, FASTER, "gpu", "GPU (efficiency.decode auto): TorchCodec 9,000 images/s"),
-        ("auto", None, SLOWER, "cpu", "(efficiency.decode auto): the GPU with TorchCodec 3,000"),
+        ("auto", None, FASTER, "gpu", "GPU (efficiency.decode auto): TorchCodec 12,000 images/s"),
+        ("auto", None, SLOWER, "cpu", "(efficiency.decode auto): the GPU with TorchCodec 9,000"),
         ("auto", None, WRONG, "cpu", "CPU (efficiency.decode auto): the GPU's views differ"),
         ("auto", "gpu", SLOWER, "gpu", "GPU (efficiency.decode auto)"),
         ("auto", "TorchCodec", SLOWER, "gpu", "GPU (efficiency.decode auto)"),
@@ -153,8 +153,9 @@ def test_images_of_each_size_are_decoded_where_that_is_faster(
     decoder = choose_decoder("auto", dataset, gpu, 16)
     assert decoder is not None
     assert decoder.cpu_sides == (16,)
-    said = "decoded by the GPU, at 16 px by the CPU (efficiency.decode auto): TorchCodec 3,000 "
-    assert f"{said}images/s at 16 px, 16 loader processes 4,000; 9,000" in capsys.readouterr().err
+    said = "decoded by the GPU, at 16 px by the CPU (efficiency.decode auto): TorchCodec 9,000 "
+    said += "images/s at 16 px (about 3,600 beside training), 16 loader processes 4,000; 12,000"
+    assert said in capsys.readouterr().err
     ours, by_gpu = batches(dataset, decoder), batches(dataset, cpu_decoder(dataset))
     for one, gpus, todays in zip(ours, by_gpu, batches(dataset, None), strict=True):
         expected = todays if one.images.shape[-1] == 16 else gpus
@@ -216,7 +217,7 @@ def test_files_other_than_jpegs_are_left_to_the_cpu(tmp_path: Path) -> None:
         path.unlink()
     dataset = opened(DataConfig(root=tmp_path))
     fault = try_decoder(cpu_decoder(dataset), dataset, 2, 2).fault
-    assert fault == "most images are not baseline JPEGs"
+    assert fault == "most images are neither in memory nor baseline JPEGs"
 
 
 @pytest.mark.parametrize(("third", "rate"), [("jpg", 256), ("png", 5 * 10 / 1.2)])

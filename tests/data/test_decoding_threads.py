@@ -165,8 +165,10 @@ def test_the_stream_is_drained_before_each_call_and_memory_marked_as_in_use(
     monkeypatch.setattr(Tensor, "record_stream", lambda *_: calls.append("in use"))
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     decoder = cpu_decoder(dataset, decode)
-    decoder.streams = [MockStream(calls)]  # type: ignore[list-item]
-    device_decode._taken_over(decoder(packed(dataset)), dataset)
+    stream, files = MockStream(calls), packed(dataset)
+    decoder.streams = [stream]  # type: ignore[list-item]
+    device_decode._taken_over(decoder(files), dataset)
+    assert decoder.files_of == {stream: files.content}  # until it is drained again
     handed_over = ["record", "leave", "wait for event", "in use", "in use"]
     assert calls == ["enter", *["drain", "decode"] * 4, *handed_over]
 

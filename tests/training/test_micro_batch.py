@@ -17,7 +17,7 @@ from finetune.plan import make_plan
 from mae_et import RunFailed, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.files import load_config
-from mae_et.data import device_decode
+from mae_et.data import device_decode, memory_ahead
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import build as building
 from mae_et.training import memory, micro_batch
@@ -135,7 +135,7 @@ def test_a_pass_is_measured_beside_what_loading_holds(tiny, monkeypatch) -> None
     for requested, device, expected in (
         ("auto", gpu, 2**31 + ahead), ("cpu", gpu, ahead), ("gpu", WORLD.device, 0),
     ):  # fmt: skip
-        with device_decode.memory_ahead(requested, images, device) as held:
+        with memory_ahead.memory_ahead(requested, images, device) as held:
             assert sum(tensor.nbytes for tensor in held) == expected
     config = tiny()
     run, _ = pretraining.build(config, make_pretraining_plan(config, 40), WORLD, None)
