@@ -11,8 +11,9 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save as safetensors_bytes
@@ -44,21 +45,58 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def seal_archive(path: Path) -> None:
-    """Write the SHA-256 of an archive into its comment, which `torch.save` leaves empty.
+class SealedArchive:
+    """An archive written front to back, with its SHA-256 computed on the way, as its comment.
 
-    Raises:
-        ValueError: the file is not an archive, or has a comment.
+    The last record, which has the length of the comment, is held back until `seal`. Nothing is
+    buffered in Python: a process forked meanwhile (a loader worker) has nothing to write.
+
+    Args:
+        file: a new unbuffered file.
     """
-    with path.open("rb+") as file:
-        if not _ends_without_comment(file):
-            raise ValueError(f"{path} is not an archive without a comment")
-        file.seek(-2, os.SEEK_END)
-        file.write(struct.pack("<H", _COMMENT))
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0, os.SEEK_END)
-        file.write(_TAG + digest.encode("ascii"))
+
+    def __init__(self, file: RawIOBase):
+        self.file = file
+        self._digest = hashlib.sha256()
+        self._end = b""
+
+    def write(self, content: Any) -> int:
+        """Write bytes, and return how many: all of them.
+
+        Raises:
+            OSError: the system cannot write them.
+        """
+        view = memoryview(content).cast("B")
+        length = len(view)
+        if length < _END_LENGTH:
+            view = memoryview(self._end + view.tobytes())
+        else:
+            self._put(self._end)
+        kept = max(0, len(view) - _END_LENGTH)
+        self._put(view[:kept])
+        self._end = view[kept:].tobytes()
+        return length
+
+    def flush(self) -> None:
+        """Do nothing: `torch.save` requires the method."""
+
+    def seal(self) -> None:
+        """Write the last record, with the SHA-256 of the archive as its comment.
+
+        Raises:
+            ValueError: what was written is not an archive, or has a comment.
+            OSError: the system cannot write it.
+        """
+        if not _is_end_without_comment(self._end):
+            raise ValueError("not an archive without a comment")
+        self._put(self._end[:-2] + struct.pack("<H", _COMMENT))
+        self._put(_TAG + self._digest.hexdigest().encode("ascii"))
+
+    def _put(self, content: bytes | memoryview) -> None:
+        self._digest.update(content)
+        left = memoryview(content)
+        while left:  # the system may write a part, as of more than 2 GiB
+            left = left[self.file.write(left) :]
 
 
 def check_archive(path: Path) -> bool:
@@ -100,7 +138,10 @@ def is_cut_short(path: Path) -> bool:
 def _ends_without_comment(file: BinaryIO) -> bool:
     length = file.seek(0, os.SEEK_END)
     file.seek(max(0, length - _END_LENGTH))
-    end = file.read()
+    return _is_end_without_comment(file.read())
+
+
+def _is_end_without_comment(end: bytes) -> bool:
     return len(end) == _END_LENGTH and end.startswith(_END) and end.endswith(b"\0\0")
 
 

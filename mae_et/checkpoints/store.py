@@ -10,11 +10,11 @@ import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from mae_et.checkpoints.checksums import Damaged, check_archive, is_cut_short, seal_archive
+from mae_et.checkpoints.checksums import Damaged, SealedArchive, check_archive, is_cut_short
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
 from mae_et.curriculum.plan import Plan
@@ -47,35 +47,33 @@ def save_checkpoint(
     payload = {"format": FORMAT, "config": config, "plan": plan, "origin": provenance, **state}
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            recorder = _ErrorRecorder(file)
+        with temporary.open("wb", buffering=0) as file:
+            archive = _Archive(file)
             try:
-                torch.save(payload, recorder)  # type: ignore[arg-type]
+                torch.save(payload, archive)  # type: ignore[arg-type]
             except RuntimeError:
-                if recorder.error is None:
+                if archive.error is None:
                     raise
-                raise recorder.error from None
-        seal_archive(temporary)
+                raise archive.error from None
+            archive.seal()
         heartbeat()
 
     write_atomically(path, write)
     return path
 
 
-class _ErrorRecorder:
-    """A file that records why a write failed (a full disk, a quota).
+class _Archive(SealedArchive):
+    """A sealed archive that records why a write failed (a full disk, a quota).
 
     torch.save replaces the system's error by a RuntimeError about file offsets, for paths too.
     """
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.flush = file, file.flush
-        self.error: OSError | None = None
+    error: OSError | None = None
 
     def write(self, content: Any) -> int:
         heartbeat()  # a slow disk is not a hang, as long as it writes one tensor after the other
         try:
-            return self.file.write(content)
+            return super().write(content)
         except OSError as error:
             self.error = error
             raise

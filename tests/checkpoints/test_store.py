@@ -1,13 +1,15 @@
+import hashlib
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from sealing import seal_archive
 from train_state import state
 
 from mae_et import Curriculum, UserError
 from mae_et.checkpoints import store
-from mae_et.checkpoints.checksums import seal_archive
+from mae_et.checkpoints.checksums import check_archive
 from mae_et.checkpoints.store import (
     checkpoint_step,
     list_checkpoints,
@@ -44,6 +46,21 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
         assert expected.keys() == {"step", "exp_avg", "exp_avg_sq"}
         for name, moment in expected.items():
             assert torch.equal(moments[0][index][name], moment), name
+
+
+def test_a_checkpoint_is_the_archive_of_torch_with_its_checksum_as_comment(tmp_path: Path) -> None:
+    """Hashed while it is written: equal to sealing the finished file, byte for byte."""
+    saved = state(3).to_dict()
+    path = save_checkpoint(tmp_path, saved, "seed: 0", {"steps": 9}, {"images": 4})
+    content = path.read_bytes()
+    about = {"format": "mae-et/1", "config": "seed: 0", "plan": {"steps": 9}}
+    with (tmp_path / "archive").open("wb") as plain:  # torch stores a path's name in the archive
+        torch.save(about | {"origin": {"images": 4}} | saved, plain)
+    archive = (tmp_path / "archive").read_bytes()
+    assert content[:-73] == archive[:-2]
+    assert content[-73:-71] == (71).to_bytes(2, "little")
+    assert content[-71:].decode() == "sha256:" + hashlib.sha256(content[:-71]).hexdigest()
+    assert check_archive(path)
 
 
 def test_the_newest_is_found_by_number_and_other_files_are_ignored(tmp_path: Path) -> None:

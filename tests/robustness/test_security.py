@@ -21,10 +21,10 @@ import torch
 from fuzz.targets import classifier, hugging_face, prepared, run_checkpoint
 from fuzz.watch import BAIT, nothing_runs
 from PIL import Image
+from sealing import seal_archive
 
 from finetune.config import ClassifierConfig
 from mae_et import UserError
-from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.encoders import load_encoder
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.run_config import read_only_data

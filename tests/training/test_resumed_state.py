@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from sealing import seal_archive
 from tiny_run import TINY
 
 from mae_et import PretrainConfig, UserError, load_config, pretrain
-from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_checkpoint
 
 

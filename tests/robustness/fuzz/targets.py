@@ -23,10 +23,10 @@ import torch
 from classifiers import vit_of
 from jsonargparse import ArgumentParser
 from safetensors.torch import save as safetensors_bytes
+from sealing import seal_archive
 
 from finetune.config import ClassifierConfig
 from finetune.run_folder import read_classifier_config
-from mae_et.checkpoints.checksums import seal_archive
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.run_config import read_only_data
