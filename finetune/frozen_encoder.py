@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.image_size import Size, check_tiles, height_and_width, patch_side
-from finetune.run_folder import read_classifier_config
+from finetune.run_folder import check_scored_data, no_data, read_classifier_config
 from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
 from mae_et.checkpoints.formats import load_weights
@@ -86,6 +86,8 @@ def open_encoder_and_data(
         UserError: see `open_encoder`; or no data are given, and the checkpoint records none.
     """
     path = config.checkpoint
+    if needs_images:
+        check_scored_data(config)
     encoder = open_encoder(
         path, config.encoder_num_heads, config.architecture, config.checkpoint_key
     )
@@ -94,10 +96,7 @@ def open_encoder_and_data(
         recorded = encoder.preprocessing
         data = DataConfig(**recorded.data_settings()) if recorded else DataConfig()
     if data is None:
-        raise UserError(
-            f"data must be given (--data.root or --data.name): {path} does not record its training "
-            "data"
-        )
+        raise no_data(path)
     report_preprocessing(encoder.preprocessing, data, path)
     return encoder, data
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from finetune.config import ClassifierConfig
 from finetune.image_size import format_size
-from finetune.scoring_config import EvaluateConfig
+from finetune.scoring_config import EvaluateConfig, FrozenNetworkConfig
 from mae_et.checkpoints.run_config import read_only_data
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text
+from mae_et.config.model_names import is_model
 from mae_et.errors import UserError, require
 from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
@@ -30,6 +31,39 @@ def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
     return replace(config, data=read_only_data(config.data))
 
 
+def no_data(origin: object) -> UserError:
+    """Return the error for images that neither the user nor a checkpoint or model names."""
+    return UserError(
+        f"data must be given (--data.root or --data.name): {origin} does not record its training "
+        "data"
+    )
+
+
+def check_scored_data(config: FrozenNetworkConfig) -> None:
+    """Refuse to score a model of timm's hub without data, before it is fetched."""
+    name = config.checkpoint
+    if config.data is None and not name.exists() and is_model(str(name)):
+        raise no_data(name)
+
+
+def check_training_data(config: ClassifierConfig, may_wait: bool = False) -> None:
+    """Refuse to fine-tune without data.
+
+    Args:
+        config: the config, with the data that its checkpoint names.
+        may_wait: whether another job may write a missing checkpoint, which may name data.
+
+    Raises:
+        UserError: neither the config nor its checkpoint names data, or there is no checkpoint.
+    """
+    if config.data.name or config.data.root:
+        return
+    start = config.model.checkpoint
+    if start is None or start.exists() or is_model(str(start)):
+        raise no_data(start or config.model.backbone)
+    require(may_wait, f"there is no checkpoint {start}")
+
+
 def data_to_evaluate(config: EvaluateConfig, run: ClassifierConfig | None) -> DataConfig:
     """Return the data that a checkpoint is scored on: the given ones, or those of its run.
 
@@ -48,7 +82,7 @@ def data_to_evaluate(config: EvaluateConfig, run: ClassifierConfig | None) -> Da
             f"weights best needs a classifier's run folder, not {config.checkpoint}",
         )
         if config.data is None:
-            raise UserError("data must be given (--data.root or --data.name)")
+            raise no_data(config.checkpoint)
         return config.data
     for key in ("architecture", "checkpoint_key", "encoder_num_heads"):
         require(

@@ -4,7 +4,13 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from finetune.run_folder import data_to_evaluate, read_classifier_config
+from finetune.config import ClassifierConfig
+from finetune.run_folder import (
+    check_scored_data,
+    check_training_data,
+    data_to_evaluate,
+    read_classifier_config,
+)
 from finetune.scoring_config import EvaluateConfig, ProbeConfig
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.data import DataConfig
@@ -93,6 +99,7 @@ def check_scoring(kind: str, config: ProbeConfig | EvaluateConfig) -> None:
     Raises:
         UserError: the error with which the command would fail.
     """
+    check_scored_data(config)
     folder = config.checkpoint
     run: RunConfig | None = None
     if not _is_unfinished(folder):
@@ -115,6 +122,17 @@ def _is_unfinished(folder: Path) -> bool:
         return config_of_run(folder) is None
     except UserError:  # the config of a classifier
         return True
+
+
+def check_classifier(kind: str, config: ClassifierConfig) -> None:
+    """Refuse fine-tuning without data, and a folder of images without labels.
+
+    Raises:
+        UserError: the error with which the run would fail.
+    """
+    if kind == "finetune":
+        check_training_data(config, may_wait=True)
+    check_classes(config.data, kind)
 
 
 def check_classes(data: DataConfig, kind: str) -> None:

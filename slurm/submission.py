@@ -240,7 +240,7 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
     if each.kind == "pretrain":
         preflight.check_plan(config)
     else:
-        preflight.check_classes(config.data, each.kind)
+        preflight.check_classifier(each.kind, config)
     written = each.folder / "config.yaml"
     if written.exists():
         saved = {"config": read_text(written)}

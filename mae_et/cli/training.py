@@ -7,6 +7,7 @@ from typing import Any
 import finetune as downstream
 import mae_et
 from finetune.datasets import open_splits
+from finetune.run_folder import check_training_data
 from mae_et.cli.arguments import Arguments, config_of
 from mae_et.cli.output import prints_results, results_of
 from mae_et.config.schema import PretrainConfig
@@ -55,14 +56,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 @prints_results("finetune")
 def finetune(config: downstream.ClassifierConfig) -> dict[str, Any]:
     """Fine-tune or probe a checkpoint on labelled images."""
-    if not (config.data.name or config.data.root):
-        start = config.model.checkpoint
-        if start is not None and not start.exists():
-            raise UserError(f"there is no checkpoint {start}")
-        raise UserError(
-            f"data must be given (--data.root or --data.name): {start or config.model.backbone} "
-            "does not say what it was trained on"
-        )
+    check_training_data(config)
     return _classify("finetune", config)
 
 
