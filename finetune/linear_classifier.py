@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
-from mae_et.probing.labelled import check_features, check_splits, scale_of
+from mae_et.probing.labelled import (
+    at_least_float32,
+    check_features,
+    check_splits,
+    scale_of,
+)
 from mae_et.runtime.console import notify
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -66,8 +71,8 @@ def probe_features(
 ) -> ProbeResult:
     """Train a linear classifier on features, and return its top-1 accuracy on others.
 
-    Works on the features' device without copying them, unless their scale is extreme: additional
-    memory is three times the heads' 6 (D + 1) C floats, and one batch.
+    Works on the features' device without copying them, unless their scale is extreme or their
+    precision half: additional memory is three times the heads' 6 (D + 1) C floats, and one batch.
 
     Args:
         train: features to train on, float [N D], and their labels, int64 [N] from 0; N of any size.
@@ -95,10 +100,8 @@ def train_probe(train: tuple[Tensor, Tensor], epochs: int = 100, seed: int = 0) 
     check_features(features, labels, "train")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
-    scale = scale_of(features)
-    scaled = features if scale == 1 else features / scale
-    mean, variance = scaled.mean(dim=0) * scale, scaled.var(dim=0, correction=0)
-    std = (variance + PROBE_EPSILON).sqrt() * scale
+    features = at_least_float32(features)
+    mean, std = statistics_of(features)
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     order = order.to(features.device)
     count = max(1, int(len(order) * HELD_OUT_FRACTION))
@@ -115,6 +118,19 @@ def train_probe(train: tuple[Tensor, Tensor], epochs: int = 100, seed: int = 0) 
     every = torch.arange(len(features), device=features.device)
     final = train_heads(features, labels, every, mean, std, (rate,), epochs, seed)
     return LinearProbe(mean, std, final, rate, scores[best].item())
+
+
+def statistics_of(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation [D] that features [N D] are standardised with.
+
+    The epsilon of MAE's batch norm is relative to the mean variance: the scale of the features does
+    not change the probe.
+    """
+    scale = scale_of(features)
+    scaled = features if scale == 1 else features / scale
+    variance = scaled.var(dim=0, correction=0)
+    epsilon = PROBE_EPSILON * variance.mean().clamp_min(PROBE_EPSILON)
+    return scaled.mean(dim=0) * scale, (variance + epsilon).sqrt() * scale
 
 
 def train_heads(

@@ -48,6 +48,14 @@ def check_features(features: Tensor, labels: Tensor, name: str) -> None:
         raise ValueError(f"{name} has an unlabelled image (label {int(labels.min())})")
 
 
+def at_least_float32(features: Tensor) -> Tensor:
+    """Return half-precision features in float32, and others as they are.
+
+    Half precision rounds small epsilons to zero, and large norms to infinity.
+    """
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
 def scale_of(features: Tensor) -> float:
     """Return the power of two to divide features by, so that their squares are in range.
 

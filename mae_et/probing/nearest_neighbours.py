@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_et.probing.labelled import check_splits, scale_of
+from mae_et.probing.labelled import at_least_float32, check_splits, scale_of
 
 MAX_SIMILARITIES = 2**28
 """Maximum entries of a block of the similarity matrix: 1 GiB in float32."""
@@ -22,7 +22,8 @@ def knn_accuracy(
     """Classify features by their nearest neighbours, and return the top-1 accuracy.
 
     Runs on the features' device, on blocks of the similarity matrix of at most 1 GiB; further
-    memory, besides the features, is O(N), and a copy of features of an extreme scale.
+    memory, besides the features, is O(N), and a copy of features of an extreme scale or in half
+    precision, which are computed with in float32.
 
     Args:
         train: features that vote, float [N D], and their labels, int64 [N] from 0.
@@ -45,6 +46,7 @@ def knn_accuracy(
         raise ValueError(
             f"neighbours and temperature must be positive, got {neighbours} and {temperature}"
         )
+    bank, queries = map(at_least_float32, (bank, queries))
     bank, queries = (
         part if (scale := scale_of(part)) == 1 else part / scale for part in (bank, queries)
     )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_et.probing.labelled import check_splits, scale_of
+from mae_et.probing.labelled import at_least_float32, check_splits, scale_of
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Candidate penalties for standardised features, relative to the number of images."""
@@ -36,6 +36,7 @@ def ridge_accuracy(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> 
     """
     (features, labels), (queries, truth) = train, val
     check_splits(train, val)
+    features, queries = map(at_least_float32, (features, queries))
     scale = scale_of(features)
     features, queries = features / scale, queries / scale
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp_min(1e-6)

@@ -31,6 +31,16 @@ def test_accuracy_does_not_depend_on_scale_or_offset() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [2.0**-12, 2.0**-10, 2.0**30])
+def test_features_are_standardised_alike_at_every_scale(scale: float) -> None:
+    data = clouds(300, 1)
+    probe = train_probe(data, epochs=1)
+    scaled = train_probe(Features(data.vectors * scale, data.labels), epochs=1)
+    torch.testing.assert_close(scaled.mean / scale, probe.mean)
+    torch.testing.assert_close(scaled.std / scale, probe.std)
+    torch.testing.assert_close(scaled.head, probe.head)
+
+
 def raw_heads(data: Features, rates: tuple[float, ...], epochs: int) -> torch.Tensor:
     """Train heads without standardisation."""
     every = torch.arange(len(data.labels))

@@ -75,5 +75,15 @@ def test_accuracies_do_not_depend_on_the_scale_of_the_features(scale: float) -> 
         assert measure(*scaled) == pytest.approx(measure(near, far), abs=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_with_in_float32(dtype: torch.dtype) -> None:
+    near, far = clouds(150, 1, spread=3.0), clouds(150, 2, spread=3.0)
+    near.vectors[:3] = 0
+    halves = [(part.vectors.to(dtype), part.labels) for part in (near, far)]
+    floats = [(vectors.float(), labels) for vectors, labels in halves]
+    for measure in (knn_accuracy, ridge_accuracy, probe_accuracy):
+        assert measure(*halves) == measure(*floats)
+
+
 def probe_accuracy(train: Features, val: Features) -> float:
     return probe_features(train, val, epochs=5).accuracy
