@@ -211,7 +211,8 @@ def fork_checkpoint(trial: Trial) -> None:
     write_text_atomically(trial.folder / "metrics.jsonl", rows)  # resuming drops the later rows
     state = {key: saved[key] for key in ("model", "optimizer", "scaler", "step", "seconds")}
     state |= {"ema": None, "micro_batch": None}  # micro-batches are fitted to the new bandwidths
-    save_checkpoint(checkpoints, state, to_yaml(trial.config), trial.plan.to_dict())
+    code = {"code": saved["origin"].get("code")}
+    save_checkpoint(checkpoints, state, to_yaml(trial.config), trial.plan.to_dict(), code)
 
 
 def run_here(

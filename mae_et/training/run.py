@@ -31,8 +31,8 @@ class Run:
         network: the model to call: the state's, compiled, and wrapped for several ranks.
         dtype: autocast dtype; None for float32.
         micro_batch: images of one forward pass, by bandwidth.
-        provenance: hashes of the data and of the initial weights, number of ranks, and image
-            decoder (`same_data.provenance_of`).
+        provenance: hashes of the data, the initial weights and the code, number of ranks, and
+            image decoder (`same_data.check_data`).
         stopped: set by a signal to save and stop.
         stop_after_step: save and stop after this many steps; None to run to the plan's end.
         compiled: whether the network, or its transformer blocks, are compiled.

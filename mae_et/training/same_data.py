@@ -9,6 +9,7 @@ from mae_et.errors import UserError
 from mae_et.runtime.agreement import check_ranks_agree
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.watchdog import heartbeat
+from mae_et.training.same_code import code_of, report_other_code
 
 
 def check_data(
@@ -17,17 +18,20 @@ def check_data(
     dataset: ImageDataset,
     world: DistributedContext,
 ) -> dict[str, Any]:
-    """Return the provenance of a run's numbers, compared with the checkpoint's.
+    """Return the provenance of a run's numbers (`provenance_of`, and `code`: see `code_of`).
+
+    It is compared with the checkpoint's; a line reports other code.
 
     Raises:
         UserError: the checkpoint was trained on other data, or a rank sees other data.
     """
     heartbeat()
-    provenance = provenance_of(dataset, world, saved)
+    provenance = provenance_of(dataset, world, saved) | {"code": code_of(config)}
     images = len(dataset)
     facts = {"the number of images": images, "the digest of their names": provenance["data"]}
     check_ranks_agree(facts, world)
     check_same_data(config, saved, images, provenance)
+    report_other_code(saved, provenance["code"])
     return provenance
 
 
