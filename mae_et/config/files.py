@@ -17,9 +17,12 @@ from mae_et.config.refusals import REFUSALS, in_flags, one_sentence
 from mae_et.config.suggestions import describe_unknown_key
 from mae_et.config.words import expand_path, expand_paths, prepare_words, replace_config_names
 from mae_et.errors import UserError
+from mae_et.version import __version__
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+_WRITTEN_BY = "# mae-et "
 
 # The docstrings under a config's fields are its help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -41,8 +44,11 @@ def plain(config: "DataclassInstance") -> dict[str, Any]:
 
 
 def to_yaml(config: "DataclassInstance") -> str:
-    """Return a config as YAML that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(plain(config), sort_keys=False)
+    """Return a config as YAML that `load_config` reads back to an equal object.
+
+    A comment names the version of mae-et, for the errors of other versions.
+    """
+    return f"{_WRITTEN_BY}{__version__}\n{yaml.safe_dump(plain(config), sort_keys=False)}"
 
 
 def shipped_configs() -> Path:
@@ -177,7 +183,7 @@ def _checked(name: str, kind: type[Any]) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {one_sentence(error)}") from None
     if unknown is not None:
-        raise UserError(f"{path}, {unknown}")
+        raise UserError(f"{path}, {unknown}{_other_version(text)}")
     return path
 
 
@@ -185,14 +191,25 @@ def config_from_text(text: str, kind: type[Config]) -> Config:
     """Parse the text that `to_yaml` wrote of a config of a kind.
 
     Raises:
-        UserError: the text is not such a config.
+        UserError: the text is not such a config; the sentence names the version of mae-et that
+            wrote it, if it is another one.
     """
-    check_text(text, kind)
-    unknown = unknown_keys(text, kind)
-    if unknown:
-        raise UserError(f"there is no key {unknown[0]}")
-    parser = _parser_of(kind)
-    return _build(parser, kind, lambda: parser.parse_string(text))
+    try:
+        check_text(text, kind)
+        if unknown := unknown_keys(text, kind):
+            raise UserError(f"there is no key {unknown[0]}")
+        parser = _parser_of(kind)
+        return _build(parser, kind, lambda: parser.parse_string(text))
+    except UserError as error:
+        raise UserError(f"{error}{_other_version(text)}") from None
+
+
+def _other_version(text: str) -> str:
+    """Name the version of mae-et that wrote a config, if it is another one."""
+    written = re.search(rf"^{_WRITTEN_BY}([\w.+-]{{1,40}})$", text, re.MULTILINE)
+    if written is None or written[1] == __version__:
+        return ""
+    return f" (mae-et {written[1]} wrote this config; this is {__version__})"
 
 
 @cache  # building a parser takes longer than using it

@@ -9,6 +9,7 @@ from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.files import load_config, to_yaml
 from mae_et.runtime.console import notify
 from mae_et.training.same_run import check_same_run
+from mae_et.version import __version__
 
 
 def test_config_of_another_command_or_version_is_refused(tmp_path: Path) -> None:
@@ -16,8 +17,16 @@ def test_config_of_another_command_or_version_is_refused(tmp_path: Path) -> None
     config = load_config(PretrainConfig, [], [f"--output.dir={tmp_path}"])
     saved = {"config": to_yaml(config) + "new_key: 3\n"}
     sentence = r"holds a run of another command, or of another version of mae-et: \S.*new_key"
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as same_version:
         check_same_run(config, saved, finished=False)
+    assert "wrote this config" not in str(same_version.value)
+    later = {"config": saved["config"].replace(f"# mae-et {__version__}\n", "# mae-et 9.0.0\n")}
+    sentence += rf" \(mae-et 9\.0\.0 wrote this config; this is {__version__}\); give"
+    with pytest.raises(UserError, match=sentence):
+        check_same_run(config, later, finished=False)
+    (tmp_path / "later.yaml").write_text(later["config"])
+    with pytest.raises(UserError, match=r"no key new_key.*mae-et 9\.0\.0 wrote"):
+        load_config(PretrainConfig, tmp_path / "later.yaml")
     (tmp_path / "config.yaml").write_text(saved["config"])
     with pytest.raises(UserError, match=r"config\.yaml is damaged, or of another version of"):
         config_of_run(tmp_path)
