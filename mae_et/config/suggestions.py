@@ -41,6 +41,15 @@ _CALLED_ELSEWHERE = {
     "warmup_epochs": "optim.warmup_fraction",
 }
 
+# Earlier names of keys, where the rules below would suggest another key or none (CHANGELOG.md).
+_CALLED_BEFORE = {
+    "broken": "data.on_error",
+    "broken_share": "data.max_bad_fraction",
+    "decoder_width": "model.decoder_embed_dim",
+    "encoder_width": "model.encoder_embed_dim",
+    "skip_nonfinite": "optim.max_skipped_updates",
+}
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean ...?` with the closest of the known words, or an empty string."""
@@ -50,10 +59,10 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def suggest_key(key: str, known: Sequence[str]) -> str:
     """Suggest a dotted key or flag: same last name, part of the last name, or similar spelling.
 
-    The names that other trainers use for a key are recognised too.
+    The names that other trainers, or earlier versions, use for a key are recognised too.
     """
     last = key.lstrip("-").rpartition(".")[2].replace("-", "_")
-    elsewhere = _CALLED_ELSEWHERE.get(last)
+    elsewhere = (_CALLED_ELSEWHERE | _CALLED_BEFORE).get(last)
     flags = [name for name in known if name.lstrip("-") == elsewhere]
     if flags:
         return did_you_mean(flags)

@@ -13,6 +13,7 @@ from tiny_run import GOLDEN
 from mae_et import PretrainConfig, pretrain
 from mae_et.checkpoints.store import save_checkpoint
 from mae_et.config.files import config_from_text, to_yaml
+from mae_et.config.suggestions import keys_of, suggest_key
 from mae_et.io.metrics_file import read_metrics
 
 CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
@@ -48,6 +49,12 @@ def windows(rows: list[dict], ends: list[int]) -> list[list]:
             found.append([row["step"], sum(losses) / len(losses)])
             losses = []
     return found
+
+
+def test_old_key_is_answered_with_the_new_one() -> None:
+    known = list(keys_of(PretrainConfig))
+    for old, new in renamed("config key").items():
+        assert suggest_key(old, known).startswith(f"; did you mean {new}")
 
 
 def test_run_started_before_the_renaming_resumes_with_the_same_losses(tmp_path: Path) -> None:
