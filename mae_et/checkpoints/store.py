@@ -22,6 +22,7 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import remove_leftovers, write_atomically
 from mae_et.runtime.console import notify
 from mae_et.runtime.watchdog import heartbeat
+from mae_et.version import __version__
 
 FORMAT = "mae-et/1"
 # Errors that reading an intact file may raise: permissions, memory, an unreachable file server.
@@ -85,7 +86,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     The entry `path` is the file, and `origin` its recorded provenance, empty if there is none.
 
     Raises:
-        ValueError: the file is damaged, or not a checkpoint of this format.
+        UserError: another version of mae-et saved it, in another format.
+        ValueError: the file is damaged, or not a checkpoint.
         OSError: the system cannot read the file at present; its content may be intact.
     """
     try:
@@ -102,7 +104,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if isinstance(error, OSError) and error.errno in _NOT_NOW:
             raise
         raise ValueError(f"{path} is damaged: {summarise_error(error)}") from error
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+    found = payload.get("format") if isinstance(payload, dict) else None
+    if found != FORMAT:
+        if str(found).startswith("mae-et/"):
+            raise UserError(
+                f"{path} was saved by another version of mae-et: its format is {found}, this "
+                f"version ({__version__}) reads {FORMAT}"
+            )
         raise ValueError(f"{path} is not a checkpoint of a mae-et run")
     return payload | {"path": str(path), "origin": payload.get("origin") or {}}
 
@@ -125,10 +133,15 @@ def last_that_loads(paths: Sequence[Path]) -> dict[str, Any] | None:
 
     Args:
         paths: checkpoints, oldest first.
+
+    Raises:
+        UserError: another version of mae-et saved one, in another format.
     """
     for place, path in reversed(list(enumerate(paths))):
         try:
             return load_checkpoint(path)
+        except UserError:
+            raise  # an earlier checkpoint would discard the steps of the other version
         except ValueError as error:
             then = "falling back to the one before it" if place else "there is no earlier one"
             warnings.warn(f"{error}; {then}", stacklevel=2)

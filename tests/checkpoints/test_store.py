@@ -117,6 +117,16 @@ def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def test_checkpoint_in_another_format_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    later = tmp_path / "step-00000002.pt"
+    torch.save({"format": "mae-et/2"}, later)
+    seal_archive(later)
+    sentence = r"00002\.pt was saved by another version of mae-et: its format is mae-et/2"
+    with pytest.raises(UserError, match=sentence):
+        newest_checkpoint(tmp_path)
+
+
 def test_the_last_k_and_every_nth_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.pt").mkdir()  # no checkpoint
     save(tmp_path, 5, 10, 15, 20, 25)
