@@ -80,8 +80,8 @@ def _check_recipe(config: PrepareConfig, folder: Path, dataset: DecodedDataset) 
     keep_settings(
         folder / "recipe.json",
         recipe,
-        f"{folder} was prepared from other data or with other settings ({{key}} differs); give "
-        "another output",
+        f"{folder} was prepared from other data or with other settings: {{key}} was {{before}} and "
+        "is now {now}; give another output",
     )
 
 

@@ -141,8 +141,9 @@ def check_settings(before: dict[str, Any], now: dict[str, Any], sentence: str) -
     """
     for key, value in json.loads(json.dumps(now)).items():
         if before.get(key) != value:
+            unknown = "not recorded (by another version of mae-et)"
             raise UserError(
                 sentence.replace("{key}", key)
-                .replace("{before}", repr(before.get(key)))
+                .replace("{before}", repr(before[key]) if key in before else unknown)
                 .replace("{now}", repr(value))
             )

@@ -164,10 +164,10 @@ def test_an_interrupted_preparation_resumes(root: Path, monkeypatch) -> None:
 
 def test_a_preparation_with_other_settings_is_not_resumed(root: Path) -> None:
     prepare(config(root))
-    with pytest.raises(UserError, match=r"quality differs"):
+    with pytest.raises(UserError, match=r"quality was 95 and is now 90"):
         prepare(config(root, quality=90))
     (root / "train" / "a" / "0.jpg").unlink()
-    with pytest.raises(UserError, match=r"images differs"):
+    with pytest.raises(UserError, match=r"images was \d+ and is now \d+"):
         prepare(config(root))
 
 
@@ -184,7 +184,13 @@ def test_shards_of_other_images_or_labels_are_not_taken_for_finished(root: Path)
     (root / "train" / "aa").mkdir()
     (root / "train" / "aa" / "0.jpg").write_bytes(content)
     shutil.rmtree(shards / "train")
-    with pytest.raises(UserError, match=r"val was prepared .* \(data differs\)"):
+    with pytest.raises(UserError, match=r"val was prepared .*: data was '\w+' and is now"):
+        prepare(config(root))
+    recipe = shards / "val" / "recipe.json"
+    earlier = json.loads(recipe.read_text())
+    del earlier["data"]
+    recipe.write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match=r"data was not recorded \(by another version of mae-et\)"):
         prepare(config(root))
 
 
