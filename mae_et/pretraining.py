@@ -175,8 +175,9 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
 
 def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
     """Run forward and backward on `count` black images at a stage, beside the loader's memory."""
-    batch = black_batch(run.config.model, stage, count)
-    with memory_ahead(run.config.efficiency.decode, batch.images, run.world.device):
+    batch, data = black_batch(run.config.model, stage, count), run.config.data
+    kept = data.replay_images if data.replay else 0
+    with memory_ahead(run.config.efficiency.decode, batch.images, run.world.device, kept):
         reconstruction_loss(run, batch).backward()
 
 

@@ -68,9 +68,10 @@ class DataConfig:
     """Fraction of images that may be unreadable before the run stops. Ten images or a tenth of all,
     whichever is less, always may be, unless this is 0."""
     replay_images: int = 4096
-    """Images that each rank keeps in memory for data.replay: 150 KB each in pre-training at 224,
-    600 KB in classifiers. EfficientTrain++'s release keeps 245,760 at 96 and 65,536 at 160; with
-    fewer, the uses of an image follow each other sooner."""
+    """Images that each rank keeps for data.replay, in its memory or, if the GPU decodes, in the
+    GPU's: 150 KB each in pre-training at 224, 600 KB in classifiers. EfficientTrain++'s release
+    keeps 245,760 at 96 and 65,536 at 160; with fewer, the uses of an image follow each other
+    sooner."""
     cache: Literal["none", "ram"] = "none"
     """ram decodes every training image once, at the start, into memory that the loader processes
     and ranks of a machine share: at full size, 3 bytes a pixel, so numbers stay the same. It is for

@@ -56,11 +56,11 @@ class EfficiencyConfig(ProcessConfig):
     decode: DecodePlace = "auto"
     """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
-    CPU in loader processes. For runs on CUDA whose images are mostly JPEGs, without data.augment
-    and data.replay, auto tries both on 64 images of each size and takes the GPU if its images are
-    right, at the sizes at which it is faster; a resumed run keeps the choice. Images in memory
-    (data.cache ram) are only cropped and resized there. Crops and masks are the same; pixels differ
-    slightly (docs/scaling.md)."""
+    CPU in loader processes. For runs on CUDA whose images are mostly JPEGs, without data.augment,
+    auto tries both on 64 images of each size and takes the GPU if its images are right, at the
+    sizes at which it is faster; a resumed run keeps the choice. Images in memory (data.cache ram)
+    are only cropped and resized there. Crops and masks are the same; pixels differ slightly
+    (docs/scaling.md)."""
 
     def __post_init__(self) -> None:
         requested = self.micro_batch

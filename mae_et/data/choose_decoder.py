@@ -172,8 +172,6 @@ def _unsuited(dataset: Any, device: torch.device) -> str | None:
         return f"model.channels is {source.channels}, not 3"
     if dataset.config.augment:
         return "RandAugment (data.augment) runs on the CPU"
-    if dataset.config.replay:
-        return "data.replay keeps images on the CPU, and is not needed with a fast decoder"
     return None
 
 

@@ -8,6 +8,7 @@ runs them.
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from mae_et.data.batch import AnyBatch
 
@@ -39,3 +40,10 @@ def copied(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBat
         for tensor in moved.values():
             tensor.record_stream(training)
         yield batch._replace(**moved)
+
+
+def beside(tensor: Tensor, other: Tensor) -> Tensor:
+    """Copy a tensor from the CPU to the device of another one, without waiting for it."""
+    if other.device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(other.device, non_blocking=True)

@@ -62,7 +62,7 @@ def training_batches(
         if decoder is not None:
             batches = stack.enter_context(decoded_ahead(batches, decoder, views))
         if sampler.replay:
-            batches = replayed(batches, sampler, dataset, pin_memory)
+            batches = replayed(batches, sampler, dataset, pin_memory and decoder is None)
         if decoder is None:
             batches = copied(batches, device)
         yield batches if bad_images is None else bad_images.track(batches)
@@ -74,7 +74,10 @@ def replayed(
     dataset: AugmentedDataset[AnyBatch],
     pin_memory: bool,
 ) -> Iterator[AnyBatch]:
-    """Yield every micro-batch, completed with recently loaded images, which get new masks."""
+    """Yield every micro-batch, completed with recently loaded images, which get new masks.
+
+    Images that a device has decoded stay there.
+    """
     held: dict[SampleIndex, AnyBatch] = {}
     for step in sampler.steps():
         size = sampler.micro_batch[step.stage.bandwidth]

@@ -15,7 +15,7 @@ DECODER_BYTES = 2**31
 
 @contextlib.contextmanager
 def memory_ahead(
-    requested: DecodePlace, images: Tensor, device: torch.device
+    requested: DecodePlace, images: Tensor, device: torch.device, kept: int = 0
 ) -> Iterator[list[Tensor]]:
     """Hold as much memory on a device as loading may, while a micro-batch is trained on.
 
@@ -24,11 +24,13 @@ def memory_ahead(
     Args:
         requested: see `EfficiencyConfig.decode`.
         images: images of a micro-batch [B C H H].
+        kept: images that a decoder keeps for `data.replay`.
         device: the run's device; nothing is allocated on a CPU, where loader processes decode.
     """
     held: list[Tensor] = []
     if device.type != "cpu":  # the batch in use and the next one, decoded there or copied to it
         held = [torch.empty_like(images, device=device) for _ in range(AHEAD)]
         if requested != "cpu":
-            held.append(torch.empty(DECODER_BYTES, dtype=torch.uint8, device=device))
+            taken = DECODER_BYTES + kept * images[0].nbytes
+            held.append(torch.empty(taken, dtype=torch.uint8, device=device))
     yield held

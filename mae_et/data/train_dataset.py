@@ -20,6 +20,7 @@ from mae_et.data.batch import NOT_REPLACED, AnyBatch, Batch
 from mae_et.data.boxes import Box
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.decoded_crops import DecodedCrops
+from mae_et.data.device_copy import beside
 from mae_et.data.jpeg_crop import draw_crop
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.transforms import (
@@ -193,5 +194,6 @@ class TrainDataset(AugmentedDataset[Batch]):
 
     def redraw(self, batch: Batch, reused: Tensor, generator: Generator) -> Batch:
         """Return the batch with new masks for the reused images."""
-        noise = torch.rand(batch.noise.shape, generator=generator)
-        return batch._replace(noise=torch.where(reused[:, None], noise, batch.noise))
+        noise = beside(torch.rand(batch.noise.shape, generator=generator), batch.noise)
+        marked = beside(reused[:, None], batch.noise)
+        return batch._replace(noise=torch.where(marked, noise, batch.noise))

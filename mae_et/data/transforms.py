@@ -24,6 +24,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from mae_et.config.data import DataConfig, resized_side
 from mae_et.data.boxes import PixelBox
 from mae_et.data.datasets import ImageDataset
+from mae_et.data.device_copy import beside
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.tensor_cache import cache_tensors
 
@@ -86,13 +87,16 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
 def flip_again(images: Tensor, which: Tensor, chance: float, generator: Generator) -> Tensor:
     """Flip the images [B C H W] marked in bool [B] once more, each with probability 1/2.
 
+    Images may be on any device; marks and random numbers are on the CPU.
+
     If the flip probability is not 1/2, a second flip would change it: images are returned
     unchanged.
     """
     coins = torch.rand(len(images), generator=generator) < 0.5
     if chance != 0.5:
         return images
-    return torch.where((which & coins)[:, None, None, None], images.flip(-1), images)
+    chosen = beside(which & coins, images)
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
 def trim_ends(image: Image.Image | Tensor) -> Image.Image | Tensor:

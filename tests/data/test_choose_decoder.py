@@ -81,7 +81,6 @@ def test_gpu_without_cuda_is_refused_before_anything_is_written(
     ("data", "channels", "reason"),
     [
         ({"augment": "rand-mstd0.5-inc1"}, 3, "RandAugment (data.augment) runs on the CPU"),
-        ({"replay": {16: 2}}, 3, "data.replay keeps images on the CPU"),
         ({}, 1, "model.channels is 1, not 3"),
     ],
 )

@@ -40,6 +40,7 @@ from mae_et.data.bad_images import BadImages
 from mae_et.data.choose_decoder import decode_torchvision
 from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.encoded import read_encoded
+from mae_et.data.loader import training_batches
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
 from mae_et.errors import RunFailed, Unreadable
@@ -119,6 +120,20 @@ def test_images_do_not_depend_on_how_many_are_decoded_at_once(tmp_path: Path, mo
     together = [each for each in sizes if len(each) > 1]
     assert together
     assert all(sum(each) <= device_decode.MAX_DECODED_BYTES for each in together)
+
+
+def test_replayed_images_are_flipped_and_masked_as_without_a_device(tmp_path: Path) -> None:
+    dataset = opened(DataConfig(root=write_images(tmp_path)))
+    size = micro_batch_size(3, dataset.plan, 1)
+    replay: Any = {"replay": {16: 2}, "replay_images": 6}
+    sampler = CurriculumBatchSampler(dataset.plan, 0, size, **replay)
+    found = []
+    for decoder in (cpu_decoder(dataset), None):
+        with training_batches(dataset, sampler, decoder=decoder) as loaded:
+            found.append(list(loaded))
+    compare(*found)
+    used = sum(len(batch.images) for batch in found[0])
+    assert sum(map(len, sampler)) < used
 
 
 def mixed(root: Path) -> Path:
