@@ -47,6 +47,7 @@ if [ -n "${SMOKE:-}" ]; then
   flags="[$tiny, --optim.batch_size=8, --efficiency.num_workers=0, --efficiency.device=cpu, --data.cache=ram]"
   node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
     --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
+  replay='--data.replay={32: 2}'
   checks=(-k "crops or targets") parallel=() decode=() variants=(mixed) last=()
   run=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=8
     --efficiency.device=cpu --curriculum.preset=etpp --curriculum.epochs=8)
@@ -75,6 +76,7 @@ else
   node=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --images 1281167)
   run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=4
     --efficiency.micro_batch=512 --efficiency.compile=true)
+  replay='--data.replay={96: 4, 160: 2}'
   decode=(--efficiency.decode=gpu) # variants do not try which is faster
   variants=(priority partition unreplayed) last=(mixed attention shared connections threads) # the most informative first
   checks=() parallel=(-n 8) # the tests start processes and wait for them
@@ -142,6 +144,7 @@ if [ ! -e "$out/node.json" ]; then
 fi
 
 headline memory 120 "${decode[@]}" --data.cache=ram
+headline replay 90 "${decode[@]}" "$replay"
 for variant in "${variants[@]}"; do headline "$variant" 90 "${decode[@]}"; done
 
 # Longest first.

@@ -35,15 +35,15 @@ def variant(name: str) -> Iterator[None]:
     """Change one thing for the training in the block, and for the rest of the process.
 
     Args:
-        name: `default` changes nothing, nor does `memory`, a run with `data.cache ram`, which needs
-            no nvJPEG. `connections` uses CUDA's default of 8 GPU queues; streams in one queue wait
-            for each other. `priority` trains at a priority other than that of nvJPEG's streams, so
-            that they share no queue. `partition` leaves some multiprocessors free, so that decoding
-            does not wait for the blocks of other kernels (PyTorch 2.10). `unreplayed` launches each
-            kernel of a pass by itself. `threads` decodes with 6 threads, whose waits overlap.
-            `mixed` leaves a part of the images to the loader processes, whose cores only read files
-            otherwise. `shared` compiles blocks once for all bandwidths. `attention` uses the
-            memory-efficient kernel.
+        name: `default` changes nothing, nor do `memory` and `replay`, runs with `data.cache ram`
+            and `data.replay`, which need no nvJPEG, or less of it. `connections` uses CUDA's
+            default of 8 GPU queues; streams in one queue wait for each other. `priority` trains at
+            a priority other than that of nvJPEG's streams, so that they share no queue. `partition`
+            leaves some multiprocessors free, so that decoding does not wait for the blocks of other
+            kernels (PyTorch 2.10). `unreplayed` launches each kernel of a pass by itself. `threads`
+            decodes with 6 threads, whose waits overlap. `mixed` leaves a part of the images to the
+            loader processes, whose cores only read files otherwise. `shared` compiles blocks once
+            for all bandwidths. `attention` uses the memory-efficient kernel.
     """
     # Read when CUDA is initialised; runs use 32.
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "8" if name == "connections" else "32"

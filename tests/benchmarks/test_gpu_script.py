@@ -27,6 +27,7 @@ PARTS = {
     "gpu_goals": "goals",
     "variants default": "default",
     "variants memory": "memory",
+    "variants replay": "replay",
     "variants mixed": "mixed",
     "bench node": "node",
     "-m pytest": "tests",
@@ -56,14 +57,14 @@ def calls(tmp_path: Path) -> list[str]:
 
 def test_parts_run_in_order_and_once(tmp_path: Path, script: list[str]) -> None:
     subprocess.run(script, env=environment(tmp_path), capture_output=True)
-    variants = ["memory", "goals", "mixed", "goals"]
+    variants = ["memory", "goals", "replay", "goals", "mixed", "goals"]
     measured = ["default", "goals", "node", "goals", *variants, "tests", "goals", "arms"]
     assert calls(tmp_path) == ["goals", *measured]
     out = tmp_path / "out"
     assert {each.name for each in out.iterdir()} == {"node.json", "quality.json", "log.txt"}
     assert not list((tmp_path / "tmp").iterdir())
-    ended = '{"default": {"ended": true}, "memory": {"ended": true}, "mixed": {"ended": false}}'
-    (out / "run.json").write_text(ended)
+    ended = ", ".join(f'"{name}": {{"ended": true}}' for name in ("default", "memory", "replay"))
+    (out / "run.json").write_text(f'{{{ended}, "mixed": {{"ended": false}}}}')
     (tmp_path / "calls").unlink()
     subprocess.run(script, env=environment(tmp_path), capture_output=True)
     assert calls(tmp_path) == ["goals", "mixed", "goals", "tests", "goals", "arms"]
