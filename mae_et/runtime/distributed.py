@@ -1,30 +1,19 @@
 """Distributed training: start, stop and collectives; one rank without a launcher."""
 
-import atexit
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mae_et.errors import RunFailed, UserError
-from mae_et.runtime.console import say
-from mae_et.runtime.rendezvous import check_launch, meeting_place
+from mae_et.errors import UserError
+from mae_et.runtime.rendezvous import check_launch, join
 from mae_et.runtime.watchdog import heartbeat
-
-PATIENCE_MARGIN = 300
-# A rank that waits longer for its peers reports it, and again after each doubling of the time.
-NOTICE_SECONDS = 60.0
-# PyTorch's default is 30 minutes; parts of it count milliseconds in 32 bits.
-FOREVER = timedelta(days=24)
 
 
 @dataclass(frozen=True)
@@ -90,55 +79,8 @@ def initialize(
     if joins:
         # Flags are reduced on the CPU, so that no rank waits for its GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        _join(backend, patience)
+        join(backend, patience)
     return DistributedContext(dist.get_rank(), dist.get_world_size(), chosen, joins)
-
-
-def _join(backend: str, patience: float | None) -> None:
-    """Join the process group; report a long wait, and which ranks did not join.
-
-    PyTorch waits in C++, where no Python signal handler runs, so another thread joins.
-    """
-    rank, size = os.environ.get("RANK", "0"), os.environ["WORLD_SIZE"]
-    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    timeout = FOREVER if patience is None else timedelta(seconds=patience + PATIENCE_MARGIN)
-    errors: list[Exception] = []
-
-    def join() -> None:
-        try:
-            dist.init_process_group(backend, timeout=timeout, **meeting_place(timeout))
-        except Exception as error:
-            errors.append(error)
-
-    joining = threading.Thread(target=join, name="join", daemon=True)
-    joining.start()
-    began, notice = time.monotonic(), NOTICE_SECONDS
-    while joining.is_alive():
-        joining.join(0.05)
-        waited = time.monotonic() - began
-        if waited > notice:
-            say(f"rank {rank} is waiting for {size} ranks at {address}")
-            notice *= 2
-        if patience is not None and waited > patience:
-            errors.append(TimeoutError(f"timed out after {patience:g} s (step_timeout)"))
-            atexit.register(_end_beside, joining)
-            break
-    if errors and not isinstance(errors[0], (dist.DistError, TimeoutError)):
-        raise errors[0]
-    if errors:
-        reason = str(errors[0]).strip().split("\n")[0]
-        raise RunFailed(f"rank {rank} could not join {size} ranks at {address}: {reason}")
-
-
-def _end_beside(joining: threading.Thread) -> None:
-    """Exit at once after a failure to join, if the joining thread is still waiting in C++.
-
-    If Python finalised meanwhile, the thread would abort the process as soon as its wait ends.
-    """
-    if joining.is_alive():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
 
 
 def shutdown(world: DistributedContext) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mae_et.errors import RunFailed
-from mae_et.runtime import distributed
+from mae_et.runtime import distributed, rendezvous
 from mae_et.runtime.distributed import DistributedContext, run_on_main
 
 
@@ -21,7 +21,7 @@ def two_ranks(monkeypatch) -> int:
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(distributed, "PATIENCE_MARGIN", 0)
+    monkeypatch.setattr(rendezvous, "PATIENCE_MARGIN", 0)
     return port
 
 
@@ -30,7 +30,7 @@ def test_rank_whose_peer_never_joins_reports_the_wait_and_ends(
     two_ranks: int, monkeypatch, capsys, rank: int
 ) -> None:
     monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setattr(distributed, "NOTICE_SECONDS", 0.1)
+    monkeypatch.setattr(rendezvous, "NOTICE_SECONDS", 0.1)
     sentence = rf"^rank {rank} could not join 2 ranks at 127\.0\.0\.1:{two_ranks}: .*(T|t)imed out"
     with pytest.raises(RunFailed, match=sentence):
         distributed.initialize("cpu", patience=1)
@@ -42,8 +42,8 @@ def test_a_thread_that_still_joins_does_not_outlive_its_process(two_ranks, monke
     """Python's end would make torch's C++ abort in it, with status 134."""
     at_exit, statuses, joined = [], [], threading.Event()
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: joined.wait())
-    monkeypatch.setattr(distributed.atexit, "register", lambda *call: at_exit.append(call))
-    monkeypatch.setattr(distributed.os, "_exit", statuses.append)
+    monkeypatch.setattr(rendezvous.atexit, "register", lambda *call: at_exit.append(call))
+    monkeypatch.setattr(rendezvous.os, "_exit", statuses.append)
     with pytest.raises(RunFailed, match=r"timed out after 0\.1 s"):
         distributed.initialize("cpu", patience=0.1)
     ((end, thread),) = at_exit
