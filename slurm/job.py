@@ -2,7 +2,7 @@
 
 submitit's signal handling alone does not suit training: its handler runs on rank 0 only, at any
 moment, and never while the main thread waits in a collective. Here a signal sets the run's flag
-(`mae_et/runtime/signals.py`); at the next step all ranks agree and save once, and rank 0 calls
+(`mae_et/runtime/signals.py`); all ranks agree during the next step and save once, and rank 0 calls
 submitit's handler, which requeues the job. The run folder holds everything needed to resume, so a
 job may be requeued by submitit, by SLURM after a preemption, or by `slurm.retry`.
 """

@@ -147,11 +147,25 @@ def broadcast_buffers(module: nn.Module, world: DistributedContext) -> None:
 
 def any_rank(flag: bool, world: DistributedContext) -> bool:
     """Return whether the flag is set on any rank; a collective that every rank must call."""
+    return any_rank_async(lambda: flag, world)()
+
+
+def any_rank_async(flag: Callable[[], bool], world: DistributedContext) -> Callable[[], bool]:
+    """Start `any_rank`, and return a function that waits for its result.
+
+    Work in between hides the exchange, which takes milliseconds with many ranks. The flag is read
+    at the start; a single rank, which exchanges nothing, reads it at the end.
+    """
     if world.size == 1:
         return flag
-    raised = torch.tensor(float(flag))
-    dist.all_reduce(raised, dist.ReduceOp.MAX)
-    return bool(raised.item())
+    raised = torch.tensor(float(flag()))
+    exchange = dist.all_reduce(raised, dist.ReduceOp.MAX, async_op=True)
+
+    def result() -> bool:
+        exchange.wait()
+        return bool(raised.item())
+
+    return result
 
 
 def all_ranks_equal(value: int, world: DistributedContext) -> bool:

@@ -57,11 +57,12 @@ def train(
     stopped.saves = world.size > 1  # then all ranks stop at the same step
     heartbeat()
     while state.step < end:
+        asked_to_stop = distributed.any_rank_async(lambda: stopped.signal is not None, world)
         stage = take_step(run, batches, step, window)
         stopped.saves = True
         heartbeat()
 
-        stops = distributed.any_rank(stopped.signal is not None, world) and state.step < end
+        stops = asked_to_stop() and state.step < end
         saving = stops or state.step == end or state.step % save_every == 0 or run.keeps(state.step)
         stage_ends = state.step == stage.start + stage.steps
         row_ends = state.step % log_every == 0 or stage_ends or saving

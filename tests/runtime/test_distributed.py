@@ -1,8 +1,10 @@
 """Collectives with a single rank."""
 
+import signal
 import socket
 import threading
 import time
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -61,6 +63,21 @@ def test_port_in_use_is_reported_at_once(two_ranks: int) -> None:
         other.listen()
         with pytest.raises(RunFailed, match=rf"rank 0 could not join .*:{two_ranks}: .*EADDRINUSE"):
             distributed.initialize("cpu", patience=1)
+
+
+def test_a_flag_of_a_rank_is_exchanged_in_the_background(monkeypatch) -> None:
+    """Read at the start; with a single rank, which has no exchange to hide, at the end."""
+    raised: list[int] = []
+    exchange, awaited = MagicMock(), []
+    exchange.wait = lambda: awaited.append(len(raised))
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda *_, async_op: exchange)
+    for ranks in (1, 2):
+        world = DistributedContext(0, ranks, torch.device("cpu"))
+        answer = distributed.any_rank_async(lambda: bool(raised), world)
+        raised.append(signal.SIGTERM)
+        assert answer() is (ranks == 1)
+        raised.clear()
+    assert awaited == [1]
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -165,11 +165,12 @@ def test_failure_of_what_the_main_rank_does_alone_ends_the_other_rank(
 
 
 def test_signal_to_one_rank_stops_all_after_the_same_step(tmp_path) -> None:
+    """The next one, during which they agree: nobody waits for the exchange."""
     pair = start(tmp_path / "run", "stop:rank=1,step=6", *QUIET, processes=2)
     for code, said in (one.end(60) for one in pair):
         assert code == 128 + signal.SIGTERM
-        assert "stopped by SIGTERM after step 7, which is saved" in last_sentence(said)
-    assert newest_checkpoint(tmp_path / "run" / "checkpoints")["step"] == 7
+        assert "stopped by SIGTERM after step 8, which is saved" in last_sentence(said)
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints")["step"] == 8
 
 
 LINGERS = """
