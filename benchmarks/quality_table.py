@@ -17,6 +17,10 @@ Rows = dict[str, list[dict[str, Any]]]
 
 SCORES = {"knn": "kNN", "linear": "linear", "fine_tuned": "fine-tuned"}
 COSTS = {"equivalent_epochs": "compute, equivalent epochs", "seconds": "time, s"}
+STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% quantiles of Student's t by degrees of freedom; more than 9 count as 9."""
+PARTS = 1000
+"""Costs tried between two budgets of a curve."""
 
 
 def table(rows: Rows) -> str:
@@ -42,7 +46,8 @@ def equal_accuracy(rows: Rows) -> str:
 
     Every arm is compared with normalised pixels at constant bandwidth, and arms with HOG also with
     HOG at constant bandwidth, as in the paper. Between two budgets of a curve, accuracy is
-    interpolated linearly in the logarithm of the cost; beyond them only a bound is given.
+    interpolated linearly in the logarithm of the cost; beyond them only a bound is given. With
+    several seeds the 95% interval of the compute (`cost_interval`) follows.
     """
     plain, hog = CURVES
     others = [name for name in rows if name not in (*CURVES[plain], "untrained")]
@@ -72,9 +77,57 @@ def _against(rows: Rows, title: str, others: Sequence[str]) -> str:
                 points = [(mean(rows[each], cost), mean(rows[each], score)) for each in curve]
                 sign, needed = _needed(points, goal)
                 ratios.append(f"{sign}{needed / mean(rows[name], cost):.2f}x")
-            cells.append(f"{ratios[0]} ({ratios[1]})")
+            cells.append(f"{ratios[0]}{_interval(rows, curve, name, score)} ({ratios[1]})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _interval(rows: Rows, curve: Sequence[str], name: str, score: str) -> str:
+    """Return the interval of a factor of compute, after a comma; empty if there is none."""
+    cost = "equivalent_epochs"
+    costs = [mean(rows[each], cost) for each in curve]
+    scores = [[row[score] for row in rows[each]] for each in curve]
+    found = cost_interval(costs, scores, [row[score] for row in rows[name]])
+    if found is None:
+        return ""
+    least, most = (each / mean(rows[name], cost) for each in found)
+    below, above = "< " * (found[0] == costs[0]), "> " * (found[1] == costs[-1])
+    return f", {below}{least:.1f} to {above}{most:.1f}"
+
+
+def cost_interval(
+    costs: Sequence[float], scores: Sequence[Sequence[float]], goal: Sequence[float]
+) -> tuple[float, float] | None:
+    """Return the 95% confidence interval of the cost at which a curve reaches a score.
+
+    It has every cost at which the curve, interpolated in the logarithm of the cost, and the goal do
+    not differ by a t test (Fieller's interval). Seeds of different arms count as independent; the
+    test has the degrees of freedom of the arm with the fewest, which makes it wider than Welch's.
+
+    Args:
+        costs: of each budget of the curve, rising.
+        scores: of each budget's seeds.
+        goal: scores of the other arm's seeds.
+
+    Returns:
+        The least and the greatest cost, which are bounds where they are an end of the curve; None
+        if a score has a single seed or the goal is outside of the curve.
+    """
+    fewest = min(map(len, (goal, *scores)))
+    if fewest < 2:
+        return None
+    quantile = STUDENT[min(fewest, len(STUDENT)) - 1]
+    means = [statistics.mean(seeds) for seeds in (goal, *scores)]
+    errors = [statistics.variance(seeds) / len(seeds) for seeds in (goal, *scores)]
+    budgets = list(zip(costs, means[1:], errors[1:], strict=True))
+    within = [
+        cost * (more / cost) ** part
+        for (cost, score, error), (more, better, its_error) in pairwise(budgets)
+        for part in (number / PARTS for number in range(PARTS + 1))
+        if abs((1 - part) * score + part * better - means[0])
+        <= quantile * math.sqrt((1 - part) ** 2 * error + part**2 * its_error + errors[0])
+    ]
+    return (min(within), max(within)) if within else None
 
 
 def draw(path: Path, rows: Rows) -> None:
