@@ -5,7 +5,6 @@ Seconds on a CPU, on embedded images: python examples/own_loop.py. The losses ar
 (tests/examples/test_own_loop.py); `mae-et pretrain` counts FLOPs by default.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 import mae_et
 from mae_et.data.synthetic import Synthetic
 
-BASE, PATCH, BATCH, PEAK_LR = 64, 8, 64, 1e-3
+BASE, PATCH = 64, 8
+OPTIM = mae_et.OptimConfig(batch_size=64, base_lr=4e-3)
 
 
 class AugmentedImages(Dataset[mae_et.Batch]):
@@ -29,19 +29,12 @@ class AugmentedImages(Dataset[mae_et.Batch]):
         return self.transform(image, index)
 
 
-def learning_rate(progress: float, warmup: float = 0.05) -> float:
-    """Linear warm-up, then half a cosine, as a function of the share of compute done."""
-    if progress < warmup:
-        return PEAK_LR * progress / warmup
-    return PEAK_LR * (0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))))
-
-
 def train(epochs: float = 4, seed: int = 0, device: str = "cpu") -> Iterator[tuple[int, float]]:
     """Train, and yield the bandwidth and the loss of each step."""
     images = Synthetic(512, BASE)
     data = mae_et.DataConfig()  # default statistics and crop scale
     curriculum = mae_et.Curriculum.preset("etpp", BASE, PATCH)
-    plan = curriculum.plan(epochs, dataset_size=len(images), batch_size=BATCH)
+    plan = curriculum.plan(epochs, dataset_size=len(images), batch_size=OPTIM.batch_size)
     loader = DataLoader(
         AugmentedImages(images, plan, seed),
         # Several GPUs: rank=..., world_size=...; to resume: start_step=...
@@ -52,13 +45,9 @@ def train(epochs: float = 4, seed: int = 0, device: str = "cpu") -> Iterator[tup
         "vit_tiny_patch16_224", BASE, PATCH, encoder_embed_dim=64, encoder_depth=2,
         encoder_num_heads=2, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2,
     ).to(device)  # fmt: skip
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    optimizer = mae_et.build_optimizer(model, OPTIM)  # AdamW; any other works as well
     for step, batch in enumerate(loader):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan.progress(step))
+        mae_et.set_schedule(optimizer, plan.progress(step), OPTIM)
         bandwidth = plan.stages[int(batch.stage[0])].bandwidth
         pixels = mae_et.normalise(batch.images.to(device), data.mean, data.std)
         pixels = mae_et.low_frequency_crop(pixels, bandwidth)  # [B C bandwidth bandwidth]

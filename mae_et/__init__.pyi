@@ -31,5 +31,7 @@ from .models.masking import mask_from_noise as mask_from_noise
 from .models.masking import masks as masks
 from .models.targets import hog as hog
 from .pretraining import pretrain as pretrain
+from .training.optim import build_optimizer as build_optimizer
+from .training.optim import set_schedule as set_schedule
 
 __version__: str

@@ -28,7 +28,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW over a model's trainable parameters."""
+    """Return AdamW over a model's trainable parameters, with MAE's parameter groups.
+
+    Args:
+        model: model; its parameters with fewer than two dimensions have no weight decay.
+        config: `lr`, `betas`, `weight_decay` and `scale_lr_by_decoder_share` are read.
+    """
     groups = parameter_groups(model, config.weight_decay)
     if config.scale_lr_by_decoder_share and isinstance(model, MaskedAutoencoder):
         # CrossMAE (arXiv 2401.14391) scales by predicted / masked patches in its release.
@@ -73,7 +78,14 @@ def weight_decay_at(progress: float, config: OptimConfig) -> float:
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, progress: float, config: OptimConfig) -> None:
-    """Set each group's learning rate (times its `lr_scale`, if any) and weight decay."""
+    """Set the learning rate and weight decay of a step.
+
+    Args:
+        optimizer: optimizer that `build_optimizer` returned; a group's learning rate is multiplied
+            by its `lr_scale`, if it has one.
+        progress: fraction of the compute done before the step, in [0, 1] (`Plan.progress(step)`).
+        config: schedules; see `OptimConfig`.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr_at(progress, config) * group.get("lr_scale", 1.0)
         group["weight_decay"] = weight_decay_at(progress, config) if group["decayed"] else 0.0
