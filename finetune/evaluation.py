@@ -1,6 +1,5 @@
 """Evaluate a trained classifier on a labelled split."""
 
-import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +23,7 @@ from mae_et.data.fingerprint import fingerprint
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import WHOLE_ROOT, split_folder
 from mae_et.errors import UserError, listed
-from mae_et.io.atomic import write_text_atomically
+from mae_et.io.score_records import write_record
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.console import notify
 from mae_et.runtime.precision import autocast_dtype
@@ -66,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         results |= {"classes": len(source.classes), "classes_of_checkpoint": task.outputs}
     if config.output is not None and world.is_main:
         write_tables(config.output, scores, list(source.classes))
-        write_text_atomically(config.output / "results.json", json.dumps(results, indent=1))
+        write_record(config.output, results)
     return results
 
 

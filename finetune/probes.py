@@ -1,6 +1,5 @@
 """kNN and linear probe accuracy of a frozen encoder, trained or freshly initialised."""
 
-import json
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from finetune.run_folder import check_scores_folder
 from finetune.scoring_config import ProbeConfig, notify_scoring
 from mae_et.config.data import STATISTICS, DataConfig
 from mae_et.config.typed import typed
-from mae_et.io.atomic import write_text_atomically
+from mae_et.io.score_records import RESULTS, write_record
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
@@ -79,22 +78,22 @@ def _settings(
 
 
 def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:
-    """Write results.json to the output folder, by default inside the folder of a finished run."""
+    """Write a record to the output folder, by default inside the folder of a finished run."""
     folder = config.output
-    if folder is None and (config.checkpoint / "results.json").is_file():
+    if folder is None and (config.checkpoint / RESULTS).is_file():
         folder = config.checkpoint / kind
     if folder is None:
         return
-    path = folder / "results.json"
-    replaced = ", in place of earlier ones" if path.exists() else ""
+    path = folder / RESULTS
     try:
-        write_text_atomically(path, json.dumps(results, indent=1))
+        others = write_record(folder, results)
     except OSError as error:
         if config.output is not None:
             raise
         say(f"scores are only printed, {path} cannot be written: {error.strerror}")
     else:
-        say(f"scores written to {path}{replaced}")
+        kept = f"; {others} of other data, settings or weights are kept beside it" if others else ""
+        say(f"scores written to {path}{kept}")
 
 
 def _score(

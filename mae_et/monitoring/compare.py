@@ -5,19 +5,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import yaml
-
 from mae_et.config.commands import CompareConfig
-from mae_et.config.plain_yaml import parse_yaml
 from mae_et.errors import UserError, listed
 from mae_et.io.atomic import refuse_unwritable, write_text_atomically
-from mae_et.io.plain_files import check_replaceable, read_mapping, read_text
-from mae_et.monitoring.figures import FIGURES, ordered_figures
+from mae_et.io.plain_files import check_replaceable
+from mae_et.monitoring.figures import ordered_figures
+from mae_et.monitoring.run_figures import INNER, figures_of, settings_of
 from mae_et.runtime.console import printable, say
 
-# Folders inside a run folder with results of evaluations and trainings that started from the run.
-PROBES = ("probes", "knn", "linear-probe")
-INNER = (*PROBES, "finetune", "evaluate")
 # Figures of a fine-tuned run that are shown in the row of the run it started from.
 ACCURACIES = ("top1", "top5", "best_top1", "raw_top1")
 
@@ -87,7 +82,7 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
         parent = _parent(run, [other for other in runs if other != folder])
         if parent is None:
             continue
-        if folder.name in INNER and folder.absolute().parent == parent.absolute():
+        if folder.absolute().parent == parent.absolute():
             del runs[folder]  # its figures are already in its parent's row
             continue
         kind = "finetune" if run.settings.get("model.probe", "none") == "none" else "linear-probe"
@@ -136,49 +131,6 @@ def names_of(folders: list[Path]) -> list[str]:
     return names
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Return a run's config by flat keys (`optim.base_lr`), without `output`.
-
-    Raises:
-        UserError: there is no such folder, or its config is damaged.
-    """
-    if not folder.exists():
-        raise UserError(f"there is no run folder {folder}")
-    path = folder / "config.yaml"
-    if not path.exists():
-        return {}
-    text = read_text(path)
-    try:
-        return _flat(parse_yaml(text))
-    except (AttributeError, RecursionError, TypeError, ValueError, yaml.YAMLError):
-        raise UserError(f"{path} is damaged") from None
-
-
-def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a run, and of the results in folders inside it.
-
-    Names of figures on other data or with other settings include these: `cifar10 pool=cls knn`.
-
-    Args:
-        folder: run folder.
-        settings: its config by flat keys.
-    """
-    found = _figures(table_of(folder / "results.json"), "")
-    own = settings.get("data.root") or settings.get("data.name") or "synthetic"
-    for kind in INNER:
-        results = table_of(folder / kind / "results.json")
-        data = str(results.get("data", own))
-        named = "" if data == own else f"{Path(data).name} "
-        named += f"{results['settings']} " if "settings" in results else ""
-        found |= _figures(results, named + ("" if kind in PROBES else f"{kind} "))
-    return found
-
-
-def table_of(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty if there is no file."""
-    return read_mapping(path) if path.exists() else {}
-
-
 def varied_keys(settings: list[dict[str, Any]]) -> list[str]:
     """Return the keys in which configs differ, sorted."""
     keys = sorted({key for each in settings for key in each})
@@ -217,20 +169,6 @@ def _parent(run: ComparedRun, folders: list[Path]) -> Path | None:
         return None
     path = Path(checkpoint).absolute()
     return next((each for each in folders if path.is_relative_to(each.absolute())), None)
-
-
-def _figures(results: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {f"{prefix}{key}": results[key] for key in FIGURES if key in results}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict) and prefix == "":
-            flat |= _flat(value, f"{key}.")
-        elif prefix != "output.":
-            flat[prefix + key] = value
-    return flat
 
 
 def _cell(value: Any) -> str:

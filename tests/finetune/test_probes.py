@@ -20,7 +20,7 @@ from mae_et.curriculum.frequency import low_pass
 from mae_et.data.datasets import open_dataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import EvalDataset, normalise
-from mae_et.monitoring.compare import figures_of, settings_of
+from mae_et.monitoring.run_figures import figures_of, settings_of
 
 
 @pytest.fixture
@@ -79,13 +79,24 @@ def test_scores_of_a_finished_run_are_kept_in_it_for_compare(run, tiny, tmp_path
     assert f"scores written to {path}" in capsys.readouterr().err
     assert json.loads(path.read_text()) == results
     assert figures_of(run, settings_of(run))["knn"] == results["knn"]
-    finetune.knn(probe(run, tiny))
-    assert f"{path}, in place of earlier ones" in capsys.readouterr().err
     path.write_text("")
     finetune.knn(probe(run, tiny, output=tmp_path / "elsewhere"))
     (run / "results.json").unlink()  # an unfinished run has another encoder later
     finetune.knn(probe(run, tiny))
     assert path.read_text() == ""
+
+
+def test_scores_of_other_data_or_settings_are_kept_beside_each_other(run, tiny, capsys) -> None:
+    finetune.knn(probe(run, tiny, untrained=True))
+    before = figures_of(run, settings_of(run))
+    other = dataclasses.replace(tiny().data, synthetic_val=12)
+    finetune.knn(dataclasses.replace(probe(run, tiny, pool="cls"), data=other))
+    assert "1 of other data, settings or weights are kept beside it" in capsys.readouterr().err
+    finetune.knn(probe(run, tiny))  # again: replaces the first, but for what it lacks
+    found = figures_of(run, settings_of(run))
+    assert {key: found[key] for key in before} == before
+    assert len([key for key in found if key.endswith("pool=cls knn")]) == 1
+    assert len(list((run / "knn").glob("results-*.json"))) == 2
 
 
 def test_classes_without_a_training_image_are_reported(run, tiny, monkeypatch, capsys) -> None:

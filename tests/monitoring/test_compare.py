@@ -10,6 +10,7 @@ import yaml
 from mae_et.cli.main import main
 from mae_et.config.commands import CompareConfig
 from mae_et.errors import UserError
+from mae_et.io.score_records import write_record
 from mae_et.monitoring.compare import compare, markdown_table
 from mae_et.monitoring.report.records import read_records
 
@@ -97,6 +98,18 @@ def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> No
     assert average["loss"] == "0.5 ± 0"
     (alone,) = cells(compare(CompareConfig([tuned[0]])))
     assert (alone["run"], alone["top1"]) == ("ft-a", "80")
+
+
+def test_all_records_of_a_run_are_shown_and_the_latest_has_the_plain_name(tmp_path: Path) -> None:
+    run = written(tmp_path / "a", {"data": {"root": "data/own"}}, loss=0.5)
+    for data, weights, knn in (
+        ("data/own", "x", 10.0), ("x/few", "x", 20.0), ("y/few", "x", 30.0), ("data/own", "y", 40.0)
+    ):  # fmt: skip
+        provenance = {"weights": weights, "version": knn}
+        write_record(run / "knn", {"data": data, "knn": knn, "provenance": provenance})
+    (row,) = cells(compare(CompareConfig([run])))
+    expected = {"knn": 40, "few knn": 30, "few data=x/few knn": 20, "weights=x knn": 10}
+    assert {key: float(row[key]) for key in row if key.endswith("knn")} == expected
 
 
 def test_a_classifier_in_the_folder_of_its_run_has_no_row_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""Read the config and the figures of a run, with those of the scores inside its folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mae_et.config.plain_yaml import parse_yaml
+from mae_et.errors import UserError
+from mae_et.io.plain_files import read_mapping, read_text
+from mae_et.io.score_records import RESULTS, Record, deciding, read_records
+from mae_et.monitoring.figures import FIGURES
+
+PROBES = ("probes", "knn", "linear-probe")
+"""Folders inside a run folder with scores of its encoder."""
+INNER = (*PROBES, "finetune", "evaluate")
+"""Folders inside it with results of any kind that started from the run."""
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return a run's config by flat keys (`optim.base_lr`), without `output`.
+
+    Raises:
+        UserError: there is no such folder, or its config is damaged.
+    """
+    if not folder.exists():
+        raise UserError(f"there is no run folder {folder}")
+    path = folder / "config.yaml"
+    if not path.exists():
+        return {}
+    text = read_text(path)
+    try:
+        return _flat(parse_yaml(text))
+    except (AttributeError, RecursionError, TypeError, ValueError, yaml.YAMLError):
+        raise UserError(f"{path} is damaged") from None
+
+
+def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a run, and of the scores and the classifiers in folders inside it.
+
+    Names of figures on other data or with other settings include these: `cifar10 pool=cls knn`. If
+    such a name stands for several scores, it is the latest; names of the earlier ones include in
+    what they differ from it.
+
+    Args:
+        folder: run folder.
+        settings: its config by flat keys.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    found = _figures(table_of(folder / RESULTS), "")
+    own = settings.get("data.root") or settings.get("data.name") or "synthetic"
+    for inner in _inner_folders(folder):
+        records = read_records(inner)
+        kind = "" if inner.name in PROBES else f"{inner.name} "
+        if not kind or "top1" in records[0]:
+            for name, record in _named(records, str(own)):
+                found |= _figures(record, name + kind)
+    return found
+
+
+def _inner_folders(folder: Path) -> list[Path]:
+    """Return the folders with results inside a run folder; those of its encoder's scores first."""
+    others = sorted(path.name for path in folder.glob("*") if path.name not in PROBES)
+    names = [name for name in (*PROBES, *others) if (folder / name / RESULTS).is_file()]
+    return [folder / name for name in names]
+
+
+def _named(records: list[Record], own: str) -> Iterator[tuple[str, Record]]:
+    """Yield each record, from the latest on, with its data and settings as the start of a name."""
+    named: dict[str, Record] = {}
+    for record in records:
+        data = str(record.get("data", own))
+        name = "" if Path(data).absolute() == Path(own).absolute() else f"{Path(data).name} "
+        name += f"{record['settings']} " if "settings" in record else ""
+        if name in named:
+            latest = deciding(named[name])
+            entries = deciding(record).items()
+            changed = [f"{key}={value}" for key, value in entries if value != latest.get(key)]
+            name += ",".join(changed).replace(" ", "") + " " * bool(changed)
+        while name in named:
+            name += "earlier "
+        named[name] = record
+        yield name, record
+
+
+def table_of(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if there is no file."""
+    return read_mapping(path) if path.exists() else {}
+
+
+def _figures(results: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {f"{prefix}{key}": results[key] for key in FIGURES if key in results}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and prefix == "":
+            flat |= _flat(value, f"{key}.")
+        elif prefix != "output.":
+            flat[prefix + key] = value
+    return flat
