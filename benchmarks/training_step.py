@@ -15,6 +15,7 @@ from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.batch import Batch
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.masking import mask_from_noise
 from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.training.compile import compile_network
 from mae_et.training.cuda_graphs import GraphedPasses
@@ -98,7 +99,7 @@ def step_of(
     def work(batch: Batch) -> Tensor:
         images = low_frequency_crop(normalise(batch.images, mean, std), bandwidth)
         with autocast(dtype, device):
-            loss = called(images, model.mask_ratio, batch.noise, every_patch=False).loss
+            loss = called(images, mask_from_noise(batch.noise, model.mask_ratio)).loss
         loss.backward()
         return loss.detach()
 

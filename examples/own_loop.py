@@ -51,7 +51,8 @@ def train(epochs: float = 4, seed: int = 0, device: str = "cpu") -> Iterator[tup
         bandwidth = plan.stages[int(batch.stage[0])].bandwidth
         pixels = mae_et.normalise(batch.images.to(device), data.mean, data.std)
         pixels = mae_et.low_frequency_crop(pixels, bandwidth)  # [B C bandwidth bandwidth]
-        loss = model(pixels, 0.75, batch.noise.to(device), every_patch=False).loss
+        mask = mae_et.mask_from_noise(batch.noise.to(device), model.mask_ratio)
+        loss = model(pixels, mask).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

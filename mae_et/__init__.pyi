@@ -28,7 +28,6 @@ from .models.mae import MaskedAutoencoder as MaskedAutoencoder
 from .models.mae import Reconstruction as Reconstruction
 from .models.masking import Mask as Mask
 from .models.masking import mask_from_noise as mask_from_noise
-from .models.masking import masks as masks
 from .models.targets import hog as hog
 from .pretraining import pretrain as pretrain
 from .training.optim import build_optimizer as build_optimizer

@@ -33,6 +33,7 @@ from mae_et.data.memory_ahead import memory_ahead
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
@@ -165,12 +166,13 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
     stage = run.plan.stages[int(batch.stage[0])]  # the batch carries its stage
     images = batch.images.to(device, non_blocking=True)  # uint8 [B C H H]; [B C S S] with decode
     noise = batch.noise.to(device, non_blocking=True)  # float32 [B N]
+    mask = mask_from_noise(noise, config.model.mask_ratio)
     images = normalise(images, config.data.mean, config.data.std)  # float32 [B C H H]
     images = low_frequency_crop(images, stage.bandwidth, config.crop.method)  # [B C S S]
     with autocast(run.dtype, device):
-        # MaskedAutoencoder.forward: target [B N D] of the images; mask [B N] of the noise; encode
-        # the visible patches [B 1+V W]; decode [B M D]; loss [] over the M predicted patches.
-        return run.network(images, config.model.mask_ratio, noise, every_patch=False).loss
+        # MaskedAutoencoder.forward: encode the visible patches [B 1+V W]; target [B N D] of the
+        # images; decode [B M D]; loss [] over the M predicted patches.
+        return run.network(images, mask).loss
 
 
 def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:

@@ -16,6 +16,7 @@ from mae_et.data.image_folder import open_image_files
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable
+from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.runtime.distributed import choose_device
@@ -63,7 +64,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
     pixels = low_frequency_crop(normalise(pixels, data.mean, data.std), bandwidth, method)
     noise = torch.rand(len(pixels), (bandwidth // model.patch) ** 2, generator=generator).to(device)
     try:
-        panels = reconstruction_panels(model.to(device), pixels, noise, config.mask_ratio, data)
+        mask = mask_from_noise(noise, config.mask_ratio or model.mask_ratio)
+        panels = reconstruction_panels(model.to(device), pixels, mask, data)
     except ValueError as error:
         raise UserError(str(error)) from None
     with refuse_unwritable(f"output {config.output}"):

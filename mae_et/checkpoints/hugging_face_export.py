@@ -44,7 +44,7 @@ def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder 
     if model is None:
         tensors, about = _classifier(weights)
     elif _is_vit_mae(model):
-        tensors, about = vit_mae(model, weights.model.mask_ratio if weights.model else 0.75)
+        tensors, about = vit_mae(model)
     else:
         tensors, about = _vit(model)
     write_safetensors(tensors, folder / "model.safetensors")
@@ -108,7 +108,7 @@ def _is_vit_mae(model: MaskedAutoencoder) -> bool:
     )
 
 
-def vit_mae(model: MaskedAutoencoder, mask_ratio: float) -> tuple[Tensors, dict[str, Any]]:
+def vit_mae(model: MaskedAutoencoder) -> tuple[Tensors, dict[str, Any]]:
     """Return the tensors and the `config.json` of a ViTMAEForPreTraining."""
     decoder: Any = model.decoder
     tensors = to_hugging_face(model.encoder.state_dict(), decoder_with_positions(model))
@@ -120,7 +120,7 @@ def vit_mae(model: MaskedAutoencoder, mask_ratio: float) -> tuple[Tensors, dict[
         "decoder_num_hidden_layers": len(decoder.blocks),
         "decoder_num_attention_heads": decoder.blocks[0].attn.num_heads,
         "decoder_intermediate_size": decoder.blocks[0].mlp.fc1.out_features,
-        "mask_ratio": mask_ratio,
+        "mask_ratio": model.mask_ratio,
         "norm_pix_loss": model.target == "norm_pix",
     }
 

@@ -25,8 +25,8 @@ class ReconstructConfig:
     """PNG to write."""
     count: int = 8
     """Maximum number of images."""
-    mask_ratio: float = 0.75
-    """Fraction of patches to mask, in (0, 1)."""
+    mask_ratio: float | None = None
+    """Fraction of patches to mask, in (0, 1); that of the checkpoint by default."""
     bandwidth: int | None = None
     """Side of the low-frequency crop to reconstruct, in pixels; the base size by default."""
     target: Target | None = None

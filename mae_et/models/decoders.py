@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae_et.config.model import Attention
-from mae_et.errors import require
 from mae_et.models.masking import Mask
 from mae_et.models.pos_embed import Grid, sincos_positions
 
@@ -37,9 +36,6 @@ class Decoder(nn.Module, ABC):
         heads: number of attention heads.
         outputs: D.
         position_grid: grid on which positions are sampled; None: the input's own.
-
-    Raises:
-        UserError: the width is not such a multiple.
     """
 
     attention: Attention
@@ -54,10 +50,6 @@ class Decoder(nn.Module, ABC):
         position_grid: Grid | None,
     ):
         super().__init__()
-        require(
-            width % heads == 0 and width % 4 == 0,
-            f"the decoder width {width} must be a multiple of 4 and of its {heads} heads",
-        )
         self.position_grid = position_grid
         self.embed = nn.Linear(encoder_embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))

@@ -17,7 +17,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from mae_et.config.model import Attention, ModelConfig, Positions, Target, target_width
-from mae_et.errors import require, require_choice
+from mae_et.config.typed import typed
 from mae_et.models.decoders import DECODERS, Decoder, gather
 from mae_et.models.encoder import build_plain_vit
 from mae_et.models.masking import Mask, mask_from_noise
@@ -31,16 +31,11 @@ class Reconstruction(NamedTuple):
     loss: Tensor
     """float32 []: mean squared error over the masked patches, or the predicted ones among them."""
     prediction: Tensor
-    """[B N D] for every patch in raster order, or [B M D] for the patches in the loss only."""
-    masking: Mask
-    """Which patches the encoder saw."""
+    """[B M D] for the patches in the loss, or [B N D] for every patch in raster order."""
+    mask: Mask
+    """Which patches the encoder saw; the M predicted ones are `mask.order[:, V : V + M]`."""
     latent: Tensor
     """[B 1+V width]: class token and visible patches, after the encoder's norm."""
-
-    @property
-    def mask(self) -> Tensor:
-        """float32 [B N]: 1 if a patch is masked, 0 if it is visible."""
-        return self.masking.hidden
 
 
 class MaskedAutoencoder(nn.Module):
@@ -62,12 +57,13 @@ class MaskedAutoencoder(nn.Module):
         decoder_depth: number of decoder blocks; 0 builds the encoder only.
         decoder_num_heads: number of decoder heads.
         decoder_attention: `self` (MAE) or `cross` (after CrossMAE, see `mae_et.models.decoders`).
-        decoder_share: fraction of the masked patches that a training step predicts, in (0, 1].
+        decoder_share: fraction of the masked patches that a pass predicts, in (0, 1].
         positions: `full_grid` samples the positions of a smaller grid on the full one; `own_grid`
             gives each grid its own table, as a plain MAE of that size has (for comparison).
         position_grid: side of the full grid in patches; by default that of `image_size`.
+        mask_ratio: fraction of the patches to mask, in (0, 1), in passes that name no other.
         target: `pixel`, `norm_pix` or `hog`.
-        hog_cell: side of a HOG cell in pixels; must divide the patch.
+        hog_cell: side of a HOG cell in pixels; with target `hog` it must divide the patch.
         hog_bins: number of orientations of a HOG histogram.
 
     Raises:
@@ -91,15 +87,12 @@ class MaskedAutoencoder(nn.Module):
         decoder_share: float = 1.0,
         positions: Positions = "full_grid",
         position_grid: int | None = None,
+        mask_ratio: float = 0.75,
         target: Target = "norm_pix",
         hog_cell: int = 8,
         hog_bins: int = 9,
     ):
         super().__init__()
-        require_choice(target, Target, "target")
-        require_choice(positions, Positions, "positions")
-        require_choice(decoder_attention, Attention, "decoder_attention")
-        require(0 < decoder_share <= 1, f"decoder_share must lie in (0, 1], got {decoder_share}")
         overrides = {
             "patch_size": patch_size,
             "embed_dim": encoder_embed_dim,
@@ -108,11 +101,14 @@ class MaskedAutoencoder(nn.Module):
         }
         self.encoder = build_plain_vit(encoder, image_size, channels, overrides)
         self.patch: int = self.encoder.patch_embed.patch_size[0]
-        sides = self.encoder.patch_embed.img_size
-        require(
-            all(side % self.patch == 0 for side in sides),
-            f"image_size {sides[0]} x {sides[1]} is not a multiple of the patch size {self.patch}",
-        )
+        for side in self.encoder.patch_embed.img_size:
+            settings = ModelConfig(
+                encoder, side, self.patch, channels, encoder_embed_dim, encoder_depth,
+                encoder_num_heads, decoder_embed_dim, decoder_depth or 1, decoder_num_heads,
+                decoder_attention, decoder_share, positions, position_grid, mask_ratio, target,
+                hog_cell, hog_bins,
+            )  # fmt: skip
+            typed(settings, ModelConfig)  # with the above, refuses impossible values
         self.base_grid: Grid = self.encoder.patch_embed.grid_size
         extent = (position_grid, position_grid) if position_grid else self.base_grid
         self.position_grid = extent if positions == "full_grid" else None
@@ -120,7 +116,7 @@ class MaskedAutoencoder(nn.Module):
         self.target: Target = target
         self.hog_cell, self.hog_bins = hog_cell, hog_bins
         outputs = target_width(target, self.patch, channels, hog_cell, hog_bins)
-        self.decoder_share = decoder_share
+        self.mask_ratio, self.decoder_share = mask_ratio, decoder_share
         self.decoder: Decoder | None = None
         if decoder_depth:
             widths = self.encoder.embed_dim, decoder_embed_dim
@@ -132,9 +128,7 @@ class MaskedAutoencoder(nn.Module):
     @classmethod
     def from_config(cls, config: ModelConfig, decoder: bool = True) -> "MaskedAutoencoder":
         """Build the model of a config; without `decoder`, its encoder only."""
-        names = set(ModelConfig.__dataclass_fields__) - {"mask_ratio"}
-        given = {name: getattr(config, name) for name in names}
-        return cls(**given if decoder else given | {"decoder_depth": 0})
+        return cls(**vars(config) | ({} if decoder else {"decoder_depth": 0}))
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute activations in the backward pass to save memory."""
@@ -150,6 +144,9 @@ class MaskedAutoencoder(nn.Module):
         """Encode normalised images [B C H W], or their visible patches only -> [B 1+V width].
 
         Patches are multiplied by the weights of `patch_embed.proj`, whose hooks are not called.
+
+        Raises:
+            ValueError: the images are not tiled by patches, or the mask is of other patches.
         """
         check_tiled(images, self.patch)
         embed = self.encoder.patch_embed.proj
@@ -159,6 +156,11 @@ class MaskedAutoencoder(nn.Module):
         # Masked patches are dropped before the embedding: at 75% this saves three quarters of it.
         pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         if mask is not None:
+            if mask.order.shape != pixels.shape[:2]:  # otherwise, patches would be lost
+                own = list(pixels.shape[:2])
+                raise ValueError(
+                    f"the mask is of {list(mask.order.shape)} patches, the images have {own}"
+                )
             pixels, positions = gather(pixels, mask.keep), positions[mask.keep]
         weight = rearrange(embed.weight, "d c p q -> d (c p q)")
         patches = F.linear(pixels, weight, embed.bias) + positions
@@ -174,36 +176,32 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self,
         images: Tensor,
-        mask_ratio: float = 0.75,
-        noise: Tensor | None = None,
-        every_patch: bool = True,
+        mask: Mask | float | None = None,
+        *,
+        every_patch: bool = False,
     ) -> Reconstruction:
         """Mask patches, reconstruct them, and return the loss with the prediction and mask.
 
         Args:
             images: normalised images [B C H W]; H and W are multiples of the patch.
-            mask_ratio: fraction of patches to mask, in (0, 1).
-            noise: [B N]; the floor(N * (1 - mask_ratio)) patches with the least noise stay visible.
-                Drawn from torch's global generator by default.
-            every_patch: predict every patch, and compute the loss over all masked ones; otherwise
-                predict only the patches in the loss, `decoder_share` of the masked ones.
+            mask: patches to mask (`mask_from_noise`), or the fraction to mask at random, from
+                torch's global generator; by default the model's `mask_ratio`.
+            every_patch: predict every patch, for pictures, and compute the loss over all masked
+                ones; by default only the patches in the loss, `decoder_share` of the masked ones.
 
         Raises:
-            ValueError: the images are not tiled by patches, the noise has another number of
-                patches, or all patches or none would be masked.
+            ValueError: the images are not tiled by patches, the mask is of other patches, or all
+                patches or none would be masked.
             RuntimeError: the model has no decoder (it was loaded from an encoder-only file).
         """
         if self.decoder is None:
             raise RuntimeError("this model has no decoder: it can encode but not reconstruct")
-        target = self.targets(images)
-        if noise is None:
-            noise = torch.rand(target.shape[:2], device=images.device)
-        if noise.shape != target.shape[:2]:  # otherwise, missing patches would never be visible
-            own = list(target.shape[:2])
-            raise ValueError(f"the noise is of {list(noise.shape)} patches, the images have {own}")
-        mask = mask_from_noise(noise, mask_ratio)
-        latent = self.encode(images, mask)
         grid = self.grid(images)
+        if not isinstance(mask, Mask):
+            noise = torch.rand(len(images), grid[0] * grid[1], device=images.device)
+            mask = mask_from_noise(noise, self.mask_ratio if mask is None else mask)
+        latent = self.encode(images, mask)
+        target = self.targets(images)
         if every_patch:
             prediction = self.decoder.predict_all(latent, mask, grid)
             error = (prediction.float() - target).square().mean(dim=-1)

@@ -37,33 +37,10 @@ class Mask(NamedTuple):
         return everywhere.scatter(1, self.keep, 0.0)
 
 
-def masks(
-    batch: int,
-    patches: int,
-    mask_ratio: float = 0.75,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> Mask:
-    """Draw a random mask for each image.
-
-    Args:
-        batch: B.
-        patches: N.
-        mask_ratio: fraction of patches to mask, in (0, 1).
-        generator: source of the noise, on `device`; torch's global one by default.
-        device: device of the mask.
-
-    Raises:
-        ValueError: all patches or none would be masked.
-
-    Source: MAE (He et al., CVPR 2022, arXiv 2111.06377).
-    """
-    noise = torch.rand(batch, patches, generator=generator, device=device)
-    return mask_from_noise(noise, mask_ratio)
-
-
 def mask_from_noise(noise: Tensor, mask_ratio: float) -> Mask:
     """Return the mask that keeps the V smallest entries of each row of noise [B N] visible.
+
+    `mask_from_noise(torch.rand(B, N), 0.75)` is MAE's random mask.
 
     Raises:
         ValueError: no patch or every patch would stay visible.

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from mae_et.config.data import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.masking import Mask
 from mae_et.models.pos_embed import Grid
 from mae_et.models.targets import hog, hog_cells, patch_statistics, patchify, unpatchify
 from mae_et.monitoring.image_grid import image_grid
@@ -30,13 +31,13 @@ STROKE_GAIN = 2.0
 
 @torch.no_grad()
 def reconstruction_panels(
-    model: MaskedAutoencoder, images: Tensor, noise: Tensor, mask_ratio: float, data: DataConfig
+    model: MaskedAutoencoder, images: Tensor, mask: Mask, data: DataConfig
 ) -> Tensor:
-    """Return panels [B P C H W] in [0, 1] for normalised images [B C H W] and noise [B N]."""
-    output = model(images, mask_ratio, noise)
+    """Return panels [B P C H W] in [0, 1] for normalised images [B C H W]."""
+    output = model(images, mask, every_patch=True)
     grid = model.grid(images)
     hidden = repeat(
-        output.mask, "b (h w) -> b 1 (h p) (w q)", h=grid[0], p=model.patch, q=model.patch
+        mask.hidden, "b (h w) -> b 1 (h p) (w q)", h=grid[0], p=model.patch, q=model.patch
     )
     shown = displayable(images, data)
     masked = shown * (1 - hidden) + GREY * hidden

@@ -131,7 +131,7 @@ def image_cost(config: ModelConfig) -> Callable[[int], float]:
     # The budget counts MAE's decoder as published, predicting every patch: skipping patches outside
     # the loss saves time and must not lengthen the run. A decoder share is a user's choice.
     published = config.decoder_attention == "self" and config.decoder_share == 1
-    forward = partial(model, mask_ratio=config.mask_ratio, every_patch=published)
+    forward = partial(model, every_patch=published)
     return training_flops(forward, config.channels)
 
 

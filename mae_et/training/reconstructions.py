@@ -11,6 +11,7 @@ from mae_et.data.datasets import ImageDataset
 from mae_et.data.probe_images import CentreCrops
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.training.fsdp import full_state_dict
@@ -51,8 +52,8 @@ class PeriodicReconstructions(Periodic):
         images = normalise(images, config.data.mean, config.data.std)
         images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
         noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)
-        noise = noise.to(images.device)
-        panels = reconstruction_panels(model, images, noise, config.model.mask_ratio, config.data)
+        mask = mask_from_noise(noise.to(images.device), model.mask_ratio)
+        panels = reconstruction_panels(model, images, mask, config.data)
         return panel_grid(panels, model.target)
 
 

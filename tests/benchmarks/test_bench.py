@@ -17,7 +17,7 @@ from mae_et.benchmarks.rounds import Speed, interleave
 from mae_et.benchmarks.step import _peak, operations
 from mae_et.benchmarks.variants import DECODING_THREADS, FREE_PROCESSORS, variant
 
-from mae_et import MaskedAutoencoder, UserError
+from mae_et import MaskedAutoencoder, UserError, mask_from_noise
 from mae_et.cli.bench import bench
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
@@ -79,7 +79,7 @@ def test_plain_reference_computes_the_same_loss_as_the_model() -> None:
     assert not plain.load_state_dict(decoder, strict=False).unexpected_keys
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 4)
     expected = plain(images, noise, 1)
-    torch.testing.assert_close(ours(images, 0.75, noise, every_patch=False).loss, expected)
+    torch.testing.assert_close(ours(images, mask_from_noise(noise, 0.75)).loss, expected)
 
 
 @pytest.mark.parametrize("what", ["crop", pytest.param("step", marks=pytest.mark.slow)])

@@ -12,7 +12,7 @@ from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Probe
-from mae_et import UserError, export, load_config, load_pretrained
+from mae_et import UserError, export, load_config, load_pretrained, mask_from_noise
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face_export import assumed_preprocessing, image_processor
 from mae_et.checkpoints.weight_files import read_weight_file
@@ -152,10 +152,10 @@ def test_an_exported_hog_run_is_read_back_with_its_target(tmp_path: Path, tiny) 
     hog = run_with(tiny, tmp_path / "hog.pt", "--model.target=hog", "--model.hog_cell=4")
     exported = load_pretrained(export(hog, "mae", tmp_path / "hog.pth"))
     assert (exported.target, exported.hog_cell) == ("hog", 4)
-    noise, images = torch.rand(2, 16), torch.randn(2, 3, 32, 32)
+    mask, images = mask_from_noise(torch.rand(2, 16), 0.75), torch.randn(2, 3, 32, 32)
     ours = load_pretrained(hog)
     with torch.no_grad():
-        assert torch.equal(exported(images, noise=noise).loss, ours(images, noise=noise).loss)
+        assert torch.equal(exported(images, mask).loss, ours(images, mask).loss)
     assert load_pretrained(tmp_path / "hog.pth", decoder=False).decoder is None
 
 

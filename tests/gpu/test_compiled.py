@@ -7,6 +7,7 @@ import torch
 import torch._dynamo.testing
 from small_mae import small
 
+from mae_et.models.masking import mask_from_noise
 from mae_et.runtime.precision import autocast
 from mae_et.training.compile import compile_network, compiler_fault
 
@@ -34,7 +35,7 @@ def test_compiled_blocks_have_the_losses_and_gradients_of_eager_ones(
             images = torch.randn(4, 3, side, side, generator=generator).to(device)
             noise = torch.rand(4, (side // 8) ** 2, generator=generator).to(device)
             with autocast(dtype, device):
-                loss = network(images, 0.75, noise, every_patch=False).loss
+                loss = network(images, mask_from_noise(noise, 0.75)).loss
             model.zero_grad()
             loss.backward()
             every = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
@@ -70,7 +71,8 @@ def test_gradient_checkpointing_compiles_nothing_in_the_backward_pass(device: to
     try:
         for side in SIDES:
             noise = torch.rand(4, (side // 8) ** 2, device=device)
-            loss = network(torch.randn(4, 3, side, side, device=device), 0.75, noise).loss
+            images = torch.randn(4, 3, side, side, device=device)
+            loss = network(images, mask_from_noise(noise, 0.75)).loss
             compiled = backend.frame_count
             loss.backward()
             assert backend.frame_count == compiled

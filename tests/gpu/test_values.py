@@ -14,6 +14,7 @@ from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.device_copy import copied
 from mae_et.data.train_dataset import Batch
 from mae_et.data.transforms import normalise
+from mae_et.models.masking import mask_from_noise
 from mae_et.models.targets import patch_targets
 from mae_et.runtime.precision import autocast
 
@@ -66,7 +67,7 @@ def loss_and_gradients(
     """Return the loss [] and the gradient of each weight, on the CPU."""
     model = small(**MODELS[name]).to(device)
     with autocast(dtype, device):
-        loss = model(views.to(device), 0.75, noise.to(device), every_patch=False).loss
+        loss = model(views.to(device), mask_from_noise(noise.to(device), 0.75)).loss
     loss.backward()
     gradients = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
     return loss.detach().cpu(), gradients

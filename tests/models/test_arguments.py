@@ -28,10 +28,15 @@ MODEL: Any = small()
         (lambda: extract_features(MODEL.encoder, IMAGES, "token"), "pool must be one of mean, cls"),
         (lambda: extract_features(MODEL, IMAGES), "model must be a timm model, got a MaskedAuto"),
         (lambda: open_dataset(DataConfig(), "training"), "split must be one of train, val"),
-        (lambda: small(positions="full"), "positions must be one of full_grid, own_grid"),
+        (lambda: small(positions="full"), "positions must be one of 'full_grid', 'own_grid'"),
         (lambda: small(decoder_share=2.0), r"decoder_share must lie in \(0, 1\]"),
-        (lambda: small(decoder_embed_dim=30), "width 30 must be a multiple of 4 and of its"),
-        (lambda: small(image_size=(32, 36)), "image_size 32 x 36 is not a multiple of the patch"),
+        (lambda: small(mask_ratio=1.0), r"mask_ratio must lie in \(0, 1\)"),
+        (lambda: small(target="hog", hog_cell=5), "hog_cell 5 does not divide the patch size 8"),
+        (lambda: small(hog_cell=0), "hog_cell must be positive"),
+        (lambda: small(decoder_depth=-1), r"decoder_depth must lie in \[1, 1000\]"),
+        (lambda: small(position_grid=-1), "position_grid must be positive"),
+        (lambda: small(decoder_embed_dim=30), "decoder_embed_dim 30 must be a multiple of 4"),
+        (lambda: small(image_size=(32, 36)), "image_size 36 is not a multiple of the patch"),
     ],
 )
 def test_misread_arguments_are_refused(call: Callable[[], object], sentence: str) -> None:

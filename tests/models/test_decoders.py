@@ -9,7 +9,7 @@ from randomised import randomised
 from small_mae import small
 from tiny_run import config_in
 
-from mae_et import MaskedAutoencoder, UserError, pretrain
+from mae_et import MaskedAutoencoder, UserError, mask_from_noise, pretrain
 from mae_et.checkpoints.export import export
 from mae_et.models.decoders import CrossBlock, gather
 from mae_et.models.mae import predicted_patches
@@ -29,16 +29,16 @@ def test_training_step_has_the_loss_and_gradients_of_predicting_every_patch(
     model = small(decoder_attention=attention, decoder_depth=depth)
     torch.nn.init.normal_(model.decoder.norm.weight)
     images, noise = torch.randn(3, 3, 32, 24), torch.rand(3, 12)
-    whole, step = (model(images, 0.7, noise, every_patch=each) for each in (True, False))
+    mask = mask_from_noise(noise, 0.7)
+    whole, step = (model(images, mask, every_patch=each) for each in (True, False))
     hidden = 12 - 3
     assert whole.prediction.shape == (3, 12, 192)
     assert step.prediction.shape == (3, hidden, 192)
     masked = noise.argsort(dim=1)[:, 3:]
     torch.testing.assert_close(gather(whole.prediction, masked), step.prediction)
     torch.testing.assert_close(whole.loss, step.loss)
-    assert torch.equal(whole.mask, step.mask)
     theirs = gradients(model, whole.loss)
-    ours = gradients(model, model(images, 0.7, noise, every_patch=False).loss)
+    ours = gradients(model, model(images, mask).loss)
     assert theirs.keys() == ours.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
@@ -61,11 +61,9 @@ def test_cross_block_is_cross_attention_and_an_mlp_with_norms_before_each() -> N
 
 def test_cross_decoder_predicts_each_patch_independently() -> None:
     """So predicting half of them gives the same predictions as predicting all."""
-    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    images, mask = torch.randn(2, 3, 32, 32), mask_from_noise(torch.rand(2, 16), 0.75)
     whole, part = (
-        small(decoder_attention="cross", decoder_share=share)(
-            images, 0.75, noise, every_patch=False
-        ).prediction
+        small(decoder_attention="cross", decoder_share=share)(images, mask).prediction
         for share in (1.0, 0.5)
     )
     assert part.shape[1] == 6
@@ -76,7 +74,7 @@ def test_decoder_share_limits_the_loss_to_that_fraction_of_the_masked_patches() 
     assert [predicted_patches(12, share) for share in (1.0, 0.34, 0.01)] == [12, 4, 1]
     model = small(decoder_share=0.5)
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    output = model(images, 0.75, noise, every_patch=False)
+    output = model(images, mask_from_noise(noise, 0.75))
     masked = noise.argsort(dim=1)[:, 4:10]
     target = gather(model.targets(images), masked)
     torch.testing.assert_close(output.loss, (output.prediction - target).square().mean())
@@ -88,14 +86,14 @@ def test_gradient_checkpointing_recomputes_each_block_and_changes_no_bit(
     attention: str, every_patch: bool
 ) -> None:
     model = small(decoder_attention=attention, decoder_depth=2)
-    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    images, mask = torch.randn(2, 3, 32, 32), mask_from_noise(torch.rand(2, 16), 0.75)
     passes: Counter[torch.nn.Module] = Counter()
     for block in (*model.encoder.blocks, *model.decoder.blocks):
         block.register_forward_pre_hook(lambda module, _: passes.update([module]))
-    before = gradients(model, model(images, 0.75, noise, every_patch).loss)
+    before = gradients(model, model(images, mask, every_patch=every_patch).loss)
     assert list(passes.values()) == [1] * 4
     model.set_gradient_checkpointing()
-    after = gradients(model, model(images, 0.75, noise, every_patch).loss)
+    after = gradients(model, model(images, mask, every_patch=every_patch).loss)
     assert list(passes.values()) == [3] * 4  # recomputed in the backward pass
     for name, gradient in before.items():
         assert torch.equal(after[name], gradient), name

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from small_mae import small
 from tiny_run import GOLDEN
 
-from mae_et import MaskedAutoencoder, UserError, load_pretrained
+from mae_et import Mask, MaskedAutoencoder, UserError, load_pretrained, mask_from_noise
 from mae_et.config.model import ModelConfig
 from mae_et.models.mae import initialise
 
@@ -26,12 +26,13 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("target", ["pixel", "norm_pix"])
 def test_values_and_gradients_equal_the_golden_files(golden, file: str, target: str) -> None:
     model = load_pretrained(GOLDEN / file, encoder_num_heads=3, decoder_num_heads=4, target=target)
-    output = model(golden["images"], 0.75, golden["noise"])
+    mask = mask_from_noise(golden["noise"], 0.75)
+    output = model(golden["images"], mask, every_patch=True)
     output.loss.backward()
     assert output.loss.item() == pytest.approx(golden[f"{target}.loss"].item(), rel=1e-5)
     assert relative(output.prediction, golden[f"{target}.pred"]) < 1e-5
     assert relative(output.latent, golden["latent"]) < 1e-5
-    assert torch.equal(output.mask, golden[f"{target}.mask"])
+    assert torch.equal(mask.hidden, golden[f"{target}.mask"])
     parameters = dict(model.named_parameters())
     gradients = [name for name in golden if name.startswith(f"{target}.grad.")]
     assert len(gradients) == 4
@@ -54,18 +55,19 @@ def test_loss_equals_a_naive_autoencoder_on_any_grid(size: tuple[int, int]) -> N
     model = small()
     images = torch.randn(2, 3, *size)
     noise = torch.rand(2, size[0] * size[1] // 64)
+    mask = mask_from_noise(noise, 0.6)
     expected = torch.stack(
         [naive_mae(model, *pair, 0.6) for pair in zip(images, noise, strict=True)]
     )
-    torch.testing.assert_close(model(images, 0.6, noise).loss, expected.mean(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(model(images, mask).loss, expected.mean(), rtol=1e-5, atol=0)
 
 
 def test_latent_does_not_depend_on_masked_patches() -> None:
     model = small()
-    images, noise = torch.randn(1, 3, 32, 32), torch.rand(1, 16)
-    before = model(images, 0.75, noise)
-    hidden = before.mask.view(1, 1, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2)
-    after = model(images + hidden * torch.randn_like(images), 0.75, noise)
+    images, mask = torch.randn(1, 3, 32, 32), mask_from_noise(torch.rand(1, 16), 0.75)
+    before = model(images, mask)
+    hidden = mask.hidden.view(1, 1, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    after = model(images + hidden * torch.randn_like(images), mask)
     assert torch.equal(before.latent, after.latent)
     assert before.loss != after.loss
 
@@ -84,17 +86,17 @@ def test_all_bandwidths_share_all_weights() -> None:
 @pytest.mark.parametrize("channels", [1, 4, 13])
 def test_every_target_supports_any_number_of_channels(target: str, channels: int) -> None:
     model = small(channels=channels, target=target)
-    output = model(torch.randn(2, channels, 32, 24))
+    output = model(torch.randn(2, channels, 32, 24), every_patch=True)
     assert output.loss.isfinite()
     assert output.prediction.shape == model.targets(torch.randn(2, channels, 32, 24)).shape
 
 
 def test_target_and_loss_are_float32_under_autocast() -> None:
     model = small(target="hog")
-    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    expected = model(images, 0.75, noise).loss
+    images, mask = torch.randn(2, 3, 32, 32), mask_from_noise(torch.rand(2, 16), 0.75)
+    expected = model(images, mask).loss
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(images, 0.75, noise)
+        output = model(images, mask)
         assert torch.equal(model.targets(images), model.targets(images).float())
     assert output.loss.dtype == torch.float32
     assert output.loss.item() == pytest.approx(expected.item(), rel=0.02)
@@ -106,9 +108,9 @@ def test_weights_in_bfloat16_compute_in_it_without_autocast(
     attention: str, every_patch: bool
 ) -> None:
     model = small(decoder_attention=attention)
-    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    expected = model(images, 0.75, noise, every_patch).loss
-    output = model.bfloat16()(images.bfloat16(), 0.75, noise, every_patch)
+    images, mask = torch.randn(2, 3, 32, 32), mask_from_noise(torch.rand(2, 16), 0.75)
+    expected = model(images, mask, every_patch=every_patch).loss
+    output = model.bfloat16()(images.bfloat16(), mask, every_patch=every_patch)
     assert output.prediction.dtype == torch.bfloat16
     assert output.loss.item() == pytest.approx(expected.item(), rel=0.02)
 
@@ -152,7 +154,7 @@ def test_initial_weights_follow_mae_and_depend_on_the_seed_only() -> None:
 
 def test_defaults_are_those_of_the_config() -> None:
     parameters = inspect.signature(MaskedAutoencoder).parameters
-    assert len(parameters) == 17
+    assert [*parameters] == [*ModelConfig.__dataclass_fields__]
     for name, parameter in parameters.items():
         assert parameter.default == getattr(ModelConfig(), name), name
 
@@ -172,10 +174,10 @@ def test_encoders_other_than_plain_vits_raise(name: str, sentence: str) -> None:
 @pytest.mark.slow  # PyTorch imports sympy
 def test_an_exported_model_takes_batches_of_any_size() -> None:
     model, batch = small().eval(), torch.export.Dim("batch")
-    given = torch.randn(2, 3, 32, 32), 0.75, torch.rand(2, 16)
-    shapes = {0: batch}, None, {0: batch}
+    given = torch.randn(2, 3, 32, 32), mask_from_noise(torch.rand(2, 16), 0.75)
+    shapes = {0: batch}, Mask({0: batch}, None)
     exported = torch.export.export(model, given, dynamic_shapes=shapes, strict=False).module()
-    more = torch.randn(5, 3, 32, 32), 0.75, torch.rand(5, 16)
+    more = torch.randn(5, 3, 32, 32), mask_from_noise(torch.rand(5, 16), 0.75)
     torch.testing.assert_close(exported(*more)[0], model(*more).loss)
 
 
@@ -184,24 +186,29 @@ def test_gradients_per_image_average_to_those_of_the_batch() -> None:
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
     def loss(weights: dict, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(
-            model, weights, (image[None],), {"noise": noise[None]}
-        ).loss
+        mask = mask_from_noise(noise[None], 0.75)
+        return torch.func.functional_call(model, weights, (image[None], mask)).loss
 
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, images, noise)
-    model(images, noise=noise).loss.backward()
+    model(images, mask_from_noise(noise, 0.75)).loss.backward()
     for name, gradient in each.items():
         own = model.get_parameter(name).grad
         torch.testing.assert_close(gradient.mean(0), own, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("every_patch", [True, False])
-def test_noise_of_other_patches_raises(every_patch: bool) -> None:
+@pytest.mark.parametrize("shape", [(2, 9), (2, 36), (1, 16)])
+@pytest.mark.parametrize("method", ["forward", "encode"])
+def test_a_mask_of_other_patches_raises(shape: tuple[int, int], method: str) -> None:
     """As of a loop whose transform has another patch size: patches would never be masked."""
-    with pytest.raises(
-        ValueError, match=r"noise is of \[2, 9\] patches, the images have \[2, 16\]"
-    ):
-        small()(torch.randn(2, 3, 32, 32), 0.75, torch.rand(2, 9), every_patch)
+    mask, images = mask_from_noise(torch.rand(shape), 0.75), torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"mask is of \[.*\] patches, the images have \[2, 16\]"):
+        getattr(small(), method)(images, mask)
+
+
+def test_a_mask_is_drawn_with_the_model_s_ratio_or_the_given_one() -> None:
+    model, images = small(mask_ratio=0.5), torch.randn(2, 3, 32, 32)
+    assert [model(images, ratio).mask.visible for ratio in (None, 0.75)] == [8, 4]
+    assert not torch.equal(*model(images).mask.order)  # one mask for each image
 
 
 def test_images_not_tiled_by_patches_raise() -> None:
@@ -212,12 +219,12 @@ def test_images_not_tiled_by_patches_raise() -> None:
 def test_own_grid_positions_equal_those_of_a_model_of_that_size() -> None:
     """The comparison for full-grid positions: treat a crop as an image of that size."""
     torch.manual_seed(1)
-    crops, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 4)
+    crops, mask = torch.randn(2, 3, 16, 16), mask_from_noise(torch.rand(2, 4), 0.5)
     model, alone = small(positions="own_grid"), small(image_size=16)
     weights = model.state_dict()
     del weights["encoder.pos_embed"]  # the table kept for timm; the model computes its own
     for other in (alone, on_the_full_grid := small()):
         assert other.load_state_dict(weights, strict=False).missing_keys == ["encoder.pos_embed"]
-    expected = alone(crops, 0.5, noise).loss
-    assert torch.equal(model(crops, 0.5, noise).loss, expected)
-    assert not torch.equal(on_the_full_grid(crops, 0.5, noise).loss, expected)
+    expected = alone(crops, mask).loss
+    assert torch.equal(model(crops, mask).loss, expected)
+    assert not torch.equal(on_the_full_grid(crops, mask).loss, expected)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mae_et.config.model import visible_patches
-from mae_et.models.masking import mask_from_noise, masks
+from mae_et.models.masking import mask_from_noise
 
 
 @given(patches=st.integers(2, 256), ratio=st.floats(0.01, 0.99), seed=st.integers(0, 9))
@@ -40,12 +40,3 @@ def test_patches_with_the_least_noise_stay_visible() -> None:
 def test_ratios_that_mask_all_patches_or_none_raise(ratio: float) -> None:
     with pytest.raises(ValueError, match="at least one"):
         mask_from_noise(torch.rand(1, 16), ratio)
-
-
-def test_masks_draws_the_same_mask_from_the_same_generator() -> None:
-    first, again = (masks(4, 49, generator=torch.Generator().manual_seed(1)) for _ in range(2))
-    assert first.keep.shape == (4, 12)
-    assert torch.equal(first.keep, again.keep)
-    assert not torch.equal(first.keep[0], first.keep[1])  # one mask for each image
-    noise = torch.rand(4, 49, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(first.keep, mask_from_noise(noise, 0.75).keep)

@@ -1,12 +1,17 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from mae_et import pretrain
+from mae_et.config.commands import ReconstructConfig
 from mae_et.config.data import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
+from mae_et.models.masking import mask_from_noise
 from mae_et.models.targets import hog
 from mae_et.monitoring.reconstructions import hog_strokes, panel_grid, reconstruction_panels
+from mae_et.reconstruction import reconstruct
 
 DATA = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
@@ -26,7 +31,7 @@ def test_a_perfect_prediction_draws_the_input(target: str) -> None:
     statistics = torch.tensor([DATA.mean, DATA.std])[..., None, None]
     images = (shown - statistics[0]) / statistics[1]
     perfect.decoder.predict_all = lambda *_: perfect.targets(images)  # type: ignore[union-attr]
-    panels = reconstruction_panels(perfect, images, torch.rand(2, 12), 0.75, DATA)
+    panels = reconstruction_panels(perfect, images, mask_from_noise(torch.rand(2, 12), 0.75), DATA)
     assert panels.shape == (2, 4, 3, 32, 24)
     for panel in (0, 2, 3):
         torch.testing.assert_close(panels[:, panel], shown, rtol=0, atol=1e-4)
@@ -34,12 +39,19 @@ def test_a_perfect_prediction_draws_the_input(target: str) -> None:
     assert masked == pytest.approx(0.75, abs=0.01)
 
 
+def test_a_run_is_reconstructed_with_its_own_mask_ratio(tiny, tmp_path: Path) -> None:
+    run = pretrain(tiny("--model.mask_ratio=0.5"), stop_after_step=1)
+    given: dict = {"checkpoint": run, "count": 1, "device": "cpu"}
+    first = reconstruct(ReconstructConfig(**given, output=tmp_path / "a.png"))
+    again = reconstruct(ReconstructConfig(**given, output=tmp_path / "b.png", mask_ratio=0.5))
+    assert first.read_bytes() == again.read_bytes()
+
+
 @pytest.mark.parametrize(("channels", "mean"), [(1, (0.5,)), (5, (0.5,))])
 def test_other_channels_are_shown_as_rgb(channels: int, mean: tuple[float, ...]) -> None:
     data = DataConfig(mean=mean, std=mean)
-    panels = reconstruction_panels(
-        model("hog", channels), torch.randn(1, channels, 32, 32), torch.rand(1, 16), 0.5, data
-    )
+    images, mask = torch.randn(1, channels, 32, 32), mask_from_noise(torch.rand(1, 16), 0.5)
+    panels = reconstruction_panels(model("hog", channels), images, mask, data)
     assert panels.shape == (1, 4, 3, 32, 32)
     assert panels.min() >= 0
     assert panels.max() <= 1

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_et import Curriculum, Stage
+from mae_et import Curriculum, Stage, mask_from_noise
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import compile as compiling
@@ -50,7 +50,7 @@ def losses(model: nn.Module, sides: tuple[int, ...], device: str = "cpu") -> lis
     for side in sides:
         images = torch.randn(6, 3, side, side, generator=generator).to(device)
         noise = torch.rand(6, (side // 8) ** 2, generator=generator).to(device)
-        found.append(model(images, noise=noise, every_patch=False).loss)
+        found.append(model(images, mask_from_noise(noise, 0.75)).loss)
     return found
 
 

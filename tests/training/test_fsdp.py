@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mae_et import UserError, pretrain, pretraining
+from mae_et import UserError, mask_from_noise, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.runtime.console import notify
@@ -164,12 +164,12 @@ def test_weights_are_gathered_in_bf16_and_gradients_summed_in_float32(alone_in_a
         lambda module, _: gathered.append(module.weight.dtype)
     )
     torch.manual_seed(1)
-    images, noise = torch.randn(4, 3, 32, 32), torch.rand(4, 16)
+    images, mask = torch.randn(4, 3, 32, 32), mask_from_noise(torch.rand(4, 16), 0.75)
     losses, gradients = [], []
     for model in models:
         for _ in range(2):  # accumulated
             with autocast(torch.bfloat16, WORLD.device):
-                loss = model(images, 0.75, noise).loss
+                loss = model(images, mask).loss
             loss.backward()
         losses.append(loss)
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
@@ -213,11 +213,11 @@ def test_collectives_of_a_micro_batch_depend_on_the_blocks_only(last_of_many) ->
     """Also where a weight has fewer rows than there are ranks."""
     model = small(encoder_depth=2, decoder_depth=1)
     shard(model, last_of_many, torch.bfloat16)
-    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    images, mask = torch.randn(2, 3, 32, 32), mask_from_noise(torch.rand(2, 16), 0.75)
     for _ in range(2):
         with Collectives() as found:
             with autocast(torch.bfloat16, last_of_many.device):
-                loss = model(images, 0.75, noise).loss
+                loss = model(images, mask).loss
             loss.backward()
         assert found.counts == {
             ("_allgather_base_", torch.float32): 1,  # outside of blocks

@@ -181,7 +181,7 @@ def test_probes_cost_at_most_their_fraction_of_the_run_s_compute(mask_ratio: flo
             "vit_tiny_patch16_224", encoder_depth=4, decoder_embed_dim=64, decoder_depth=1,
             decoder_num_heads=2,
         )  # fmt: skip
-    cost = training_flops(lambda images: model(images, mask_ratio, every_patch=False))
+    cost = training_flops(lambda images: model(images, mask_ratio))
     plan = Curriculum.preset("etpp", 224, 16).plan(100, 10_000, 64, cost)
     images = affordable_images(plan, mask_ratio, 0.02)
     encoding = training_flops(model.encode)(224) / 3

@@ -199,7 +199,7 @@ def run_folder() -> dict[str, bytes]:
 def hugging_face() -> dict[str, bytes]:
     from mae_et.checkpoints.hugging_face_export import vit_mae
 
-    tensors, about = vit_mae(network(), 0.75)
+    tensors, about = vit_mae(network())
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     index = {"weight_map": dict.fromkeys(tensors, "part.safetensors")}
     return {
