@@ -32,6 +32,7 @@ from finetune.features import encode_images
 from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.intermediate_layers import block_indices, encode_layers
 from finetune.projector import show_in_projector
+from finetune.provenance import origin_of
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.config.typed import typed
 from mae_et.data.bad_images import refuse_excess
@@ -62,8 +63,6 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     if config.output.suffix == ".parquet":
         check_parquet()
     encoder, data = open_encoder_and_data(config)
-    if config.image_size is not None:
-        encoder = encoder.at_size(config.image_size)
     check_statistics(data, encoder.channels)
     block_indices(encoder, config.layers)  # refused before the data are opened
     parts = open_parts(data, config.split, encoder.channels)
@@ -123,7 +122,8 @@ def _write(
         else:
             write_csv(folder / "csv", table, labelled)
             (folder / "csv").replace(config.output.with_suffix(".csv"))
-        about = settings | {"shape": [rows.count, *rows.shape], "unreadable": rows.unreadable}
+        about = origin_of(config.checkpoint) | settings
+        about |= {"shape": [rows.count, *rows.shape], "unreadable": rows.unreadable}
         write_text_atomically(description_of(config.output), json.dumps(about, indent=1))
         features.replace(config.output)
         (folder / "progress.json").unlink()

@@ -5,19 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from finetune.feature_config import EmbedConfig
 from finetune.feature_images import Part
 from finetune.frozen_encoder import FrozenEncoder
-from mae_et.checkpoints.checksums import sha256_of_tensors
+from finetune.provenance import digest_of_weights, inputs_of
 from mae_et.config.data import DataConfig
 from mae_et.data.fingerprint import fingerprint_with_contents
 from mae_et.errors import UserError
 from mae_et.io.plain_files import check_settings, read_mapping
 from mae_et.runtime.console import say
-from mae_et.runtime.distributed import choose_device
-from mae_et.runtime.precision import autocast_dtype
 
 DIFFERENCE = "{key} was {before} and is now {now}; give another output, or delete it"
 
@@ -26,24 +22,15 @@ def settings_of(
     config: EmbedConfig, encoder: FrozenEncoder, data: DataConfig, parts: Sequence[Part]
 ) -> dict[str, Any]:
     """Return all settings that determine the bytes of a feature file."""
-    weights = encoder.network.state_dict()
-    device = choose_device(config.device)
-    precision = autocast_dtype(config.precision, device)
+    digest = digest_of_weights(encoder.network)
     return {
         "file": config.output.name,
-        "encoder": sha256_of_tensors(dict(sorted(weights.items())))[:16],
+        **inputs_of(digest, data, encoder.image_size, config),
         "images": {part.split: fingerprint_with_contents(part.source)[:16] for part in parts},
-        "mean": data.mean,
-        "std": data.std,
-        "eval_crop": data.eval_crop,
-        "max_value": data.max_value,
-        "image_size": encoder.image_size,
         "pool": config.pool,
         "layers": config.layers,
         "dtype": config.dtype,
         "batch_size": config.batch_size,
-        "precision": str(precision or torch.float32).removeprefix("torch."),
-        "device": device.type,
     }
 
 

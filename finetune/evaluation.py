@@ -8,6 +8,7 @@ from finetune.class_matching import SelectedClasses, match_classes
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
 from finetune.image_size import Size
+from finetune.provenance import changed_settings, digest_of_weights, inputs_of, origin_of
 from finetune.run_folder import check_scores_folder, data_to_evaluate, read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
@@ -15,7 +16,7 @@ from finetune.trained_classifier import load_classifier
 from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.checkpoints.stored_settings import stored_preprocessing
 from mae_et.checkpoints.timm_hub import require_checkpoint
-from mae_et.config.data import DataConfig, check_statistics
+from mae_et.config.data import STATISTICS, DataConfig, check_statistics
 from mae_et.config.typed import typed
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import open_dataset
@@ -37,9 +38,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     If the classifier was trained on a folder without splits, its held-out images are scored.
 
     Returns:
-        `data`, the name of the data; `top1` and `top5` in percent; `loss`; `images`, their number;
-        and if the data have fewer classes than the checkpoint, `classes` and
-        `classes_of_checkpoint`.
+        `data`, the name of the data; `settings`, if any differ from the defaults; `top1` and `top5`
+        in percent; `loss`; `images`, their number; if the data have fewer classes than the
+        checkpoint, `classes` and `classes_of_checkpoint`; and `provenance`: checkpoint, weights and
+        all settings.
 
     Raises:
         UserError: the checkpoint is not a classifier, or does not fit the data.
@@ -60,9 +62,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )  # fmt: skip
     if math.isnan(scores.loss):
         raise UserError(f"{config.checkpoint} gives logits that are not numbers (NaN)")
-    results = {"data": str(task.data.root or task.data.source)} | scores.summary()
+    results = {"data": str(task.data.root or task.data.source)} | task.changed | scores.summary()
     if len(source.classes) < task.outputs:
         results |= {"classes": len(source.classes), "classes_of_checkpoint": task.outputs}
+    results["provenance"] = {
+        **origin_of(config.checkpoint),
+        "weights_of": config.weights,
+        **inputs_of(task.weights, task.data, size, config),
+        "val_images": len(source),
+    }
     if config.output is not None and world.is_main:
         write_tables(config.output, scores, list(source.classes))
         write_record(config.output, results)
@@ -79,6 +87,10 @@ class _Task:
     image_size: Size
     digest: str
     """Digest of the images' names and labels."""
+    weights: str
+    """Digest of the network's weights."""
+    changed: dict[str, str]
+    """Settings that differ from the defaults, as `settings`."""
     outputs: int
     """Classes of the checkpoint."""
 
@@ -104,13 +116,22 @@ def _open(config: EvaluateConfig) -> _Task:
         empty = [name for name in classifier.classes or () if name not in source.classes] or empty
     if empty:
         raise UserError(f"the validation split has no image of {listed(empty)}")
+    if config.weights == "best" and config.data in (None, run and run.data):
+        notify("weights best were selected on these images: their top-1 is optimistic")
     network = classifier.network.eval()
     outputs = network.num_classes
     indices, match = match_classes(config.checkpoint, outputs, classifier.classes, source.classes)
     notify(f"classes {match}")
     if indices != list(range(outputs)):
         network = SelectedClasses(network, indices)
-    return _Task(network, source, data, classifier.image_size, digest, outputs)
+    weights = digest_of_weights(classifier.network)
+    usual = recorded or data
+    changed = [(key, getattr(data, key), getattr(usual, key)) for key in STATISTICS]
+    changed.append(("weights", config.weights, "last"))
+    return _Task(
+        network, source, data, classifier.image_size, digest, weights, changed_settings(changed),
+        outputs,
+    )  # fmt: skip
 
 
 def _all_images(data: DataConfig, run: ClassifierConfig | None) -> tuple[DataConfig, bool]:

@@ -28,9 +28,6 @@ class EmbedConfig(FrozenNetworkConfig):
     layers: tuple[int, ...] = ()
     """Blocks whose outputs are concatenated to a feature, each after the encoder's final norm:
     counted from 1, or from -1, the last; the last by default."""
-    image_size: Size | None = None
-    """Side of the images in pixels, or [height, width], a multiple of the patch; the encoder's own
-    by default. Positions are resampled."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the numbers in the file."""
     projector: Path | None = None
@@ -44,7 +41,6 @@ class EmbedConfig(FrozenNetworkConfig):
             f"output must end in {', '.join(FILE_TYPES[:-1])} or {FILE_TYPES[-1]}, got "
             f"{self.output}",
         )
-        require_in("(0, inf)", self, "image_size")
         require(
             self.projector is None or self.pool != "none",
             "projector shows one point an image: it cannot be combined with pool none",
@@ -75,5 +71,5 @@ class FeatureMapConfig(FrozenNetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_png(self.save, "save")
-        require_in("(0, inf)", self, "count", "image_size")
+        require_in("(0, inf)", self, "count")
         require_in(SEEDS, self, "seed")

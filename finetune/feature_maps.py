@@ -42,8 +42,6 @@ def draw_feature_maps(config: FeatureMapConfig) -> Path:
         Unreadable: an image cannot be read.
     """
     encoder, data = open_encoder_and_data(config, needs_images=not config.images)
-    if config.image_size is not None:
-        encoder = encoder.at_size(config.image_size)
     check_statistics(data, encoder.channels)
     source: ImageDataset
     if config.images:  # the user's own keep their whole shorter side, as in mae-et reconstruct

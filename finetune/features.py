@@ -61,7 +61,8 @@ def extract_dataset_features(
         split: split to encode.
         device: device of the forward passes.
         indices: images to encode, in this order; all by default.
-        bandwidth: bandwidth of a low-pass filter applied to the images; none by default.
+        bandwidth: bandwidth of a low-pass filter applied to the images, along their shorter side;
+            none by default.
 
     Returns:
         Features on the CPU, float32 [N D], in the order of the split or of `indices`.
@@ -114,7 +115,8 @@ def encode_images(
             ends the process.
         device: device of the forward passes.
         encode: from normalised images [B C H W] to tokens; the encoder's own by default.
-        bandwidth: bandwidth of a low-pass filter applied to the images; none by default.
+        bandwidth: bandwidth of a low-pass filter applied to the images, along their shorter side;
+            none by default.
 
     Yields:
         An iterator of tokens, float32 [B P+N D] on the device, and the rest of each batch of
@@ -134,7 +136,9 @@ def encode_images(
         pixels, *rest = batch
         pixels = normalise(pixels.to(device), data.mean, data.std)
         if bandwidth is not None:
-            pixels = low_pass(pixels, bandwidth)
+            height, width = pixels.shape[-2:]
+            scale = bandwidth / min(height, width)
+            pixels = low_pass(pixels, (round(scale * height), round(scale * width)))
         with autocast(dtype, device):
             tokens = (encode or encoder.encode)(pixels)
         if not torch.isfinite(tokens).all():

@@ -43,6 +43,8 @@ class FrozenEncoder:
     """Data that the encoder was pre-trained on, if the checkpoint records them."""
     takes_any_size: bool = False
     """Whether `encode` accepts images of every size that patches tile."""
+    resized: bool = False
+    """Whether the size is not the encoder's own."""
 
     @property
     def channels(self) -> int:
@@ -55,14 +57,17 @@ class FrozenEncoder:
         """Side of a patch in pixels."""
         return patch_side(self.network.patch_embed)
 
-    def at_size(self, image_size: Size) -> "FrozenEncoder":
+    def at_size(self, image_size: Size | None) -> "FrozenEncoder":
         """Return the encoder for images of another size, with positions resampled if needed.
 
-        The network is shared and resized in place: this object must not be used afterwards.
+        None is its own size. The network is shared and resized in place: this object must not be
+        used afterwards.
 
         Raises:
             UserError: patches do not tile the size, or timm cannot resize the network.
         """
+        if image_size is None:
+            return self
         size = height_and_width(image_size)
         check_tiles(image_size, self.patch, "image_size")
         if size != self.image_size and not self.takes_any_size:
@@ -71,19 +76,22 @@ class FrozenEncoder:
             except (AssertionError, AttributeError):  # hybrids; networks without this method
                 kind = type(self.network).__name__
                 raise UserError(f"image_size: timm cannot resize this {kind}") from None
-        return replace(self, image_size=size)
+        return replace(self, image_size=size, resized=size != self.image_size)
 
 
 def open_encoder_and_data(
     config: FrozenNetworkConfig, needs_images: bool = True
 ) -> tuple[FrozenEncoder, DataConfig]:
-    """Open the encoder of a config, and choose its data: the given ones, else the training data.
+    """Open the encoder of a config at its image size, and choose its data.
+
+    The data are the given ones, else the training data.
 
     Differences from the encoder's training preprocessing are printed. Without `needs_images`, only
     the statistics of the data are used, which default to ImageNet's.
 
     Raises:
-        UserError: see `open_encoder`; or no data are given, and the checkpoint records none.
+        UserError: see `open_encoder` and `FrozenEncoder.at_size`; or no data are given, and the
+            checkpoint records none.
     """
     path = config.checkpoint
     if needs_images:
@@ -98,7 +106,7 @@ def open_encoder_and_data(
     if data is None:
         raise no_data(path)
     report_preprocessing(encoder.preprocessing, data, path)
-    return encoder, data
+    return encoder.at_size(config.image_size), data
 
 
 def open_encoder(

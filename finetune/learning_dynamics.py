@@ -17,6 +17,7 @@ from finetune.frozen_encoder import (
     frozen_encoder_from_weights,
     open_encoder_and_data,
 )
+from finetune.image_size import height_and_width
 from finetune.linear_classifier import train_probe
 from finetune.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig
@@ -66,7 +67,8 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
             f"{config.checkpoint} has only its last {len(paths)} checkpoints: pre-train with "
             "output.keep_every to score earlier ones"
         )
-    config = with_bandwidths(config, run.model.image_size)
+    size = config.image_size or run.model.image_size
+    config = with_bandwidths(config, min(height_and_width(size)))
     folder = config.output or config.checkpoint / "dynamics"
     with sole_writer(folder, "output"):
         check_same_settings(folder, config)
@@ -138,6 +140,7 @@ def score_checkpoint(config: DynamicsConfig, path: Path) -> Row:
         raise UserError(f"{error}; delete it to score the others") from None
     plan, step = Plan.from_dict(saved["plan"]), saved["step"]
     encoder = frozen_encoder_from_weights(weights_of_payload(path, saved))
+    encoder = encoder.at_size(config.image_size)
     del saved
     assert encoder.data is not None  # the checkpoint of a run records them
     accuracies = _accuracies(config, encoder, encoder.data)

@@ -6,7 +6,9 @@ import torch
 
 from finetune.features import extract_dataset_features
 from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
+from finetune.image_size import format_size
 from finetune.linear_classifier import probe_features
+from finetune.provenance import changed_settings, digest_of_weights, inputs_of, origin_of
 from finetune.run_folder import check_scores_folder
 from finetune.scoring_config import ProbeConfig, notify_scoring
 from mae_et.config.data import STATISTICS, DataConfig
@@ -15,6 +17,8 @@ from mae_et.io.score_records import RESULTS, write_record
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
+
+POOLS = {"mean": "mean of the patch tokens", "cls": "class token"}
 
 
 def knn(config: ProbeConfig) -> dict[str, Any]:
@@ -36,8 +40,9 @@ def score_encoder(
 
     Returns:
         `data`, the name of the data; `settings`, if any differ from the defaults; `knn` and
-        `linear`, top-1 in percent; `linear_learning_rate`, the chosen one; and the same with the
-        prefix `untrained_` if the config requests them.
+        `linear`, top-1 in percent; `linear_learning_rate`, the chosen one; the same with the
+        prefix `untrained_` if the config requests them; and `provenance`: checkpoint, weights,
+        numbers of images and all settings.
 
     Raises:
         UserError: the checkpoint or the data cannot be used.
@@ -46,15 +51,24 @@ def score_encoder(
     if config.output is not None:
         check_scores_folder(config.output)
     encoder, data = open_encoder_and_data(config)
-    results = {"data": str(data.root or data.source)}
+    results: dict[str, Any] = {"data": str(data.root or data.source)}
     results |= _settings(config, encoder, data, neighbours, linear)
+    digest = digest_of_weights(encoder.network)
     notify_scoring(config.checkpoint, data)
-    results |= _score(encoder, data, config, neighbours, linear)
+    say(f"features: {POOLS[config.pool]}, images of {format_size(encoder.image_size)} pixels")
+    scores, images = _score(encoder, data, config, neighbours, linear)
+    results |= scores
     if config.untrained:
         torch.manual_seed(config.seed)
         encoder.initialise()
-        fresh = _score(encoder, data, config, neighbours, linear)
+        fresh, _ = _score(encoder, data, config, neighbours, linear)
         results |= {f"untrained_{name}": value for name, value in fresh.items()}
+    results["provenance"] = {
+        **origin_of(config.checkpoint),
+        **inputs_of(digest, data, encoder.image_size, config),
+        **images,
+        **{key: getattr(config, key) for key in [*_keys(neighbours, linear), "seed"]},
+    }
     kind = "probes" if neighbours and linear else "knn" if neighbours else "linear-probe"
     _write(results, config, kind)
     return results
@@ -63,18 +77,20 @@ def score_encoder(
 def _settings(
     config: ProbeConfig, encoder: FrozenEncoder, data: DataConfig, neighbours: bool, linear: bool
 ) -> dict[str, str]:
-    """Name the settings that differ from the defaults, which make scores incomparable."""
-    keys = ["pool"] + ["neighbours", "temperature"] * neighbours + ["epochs"] * linear
-    statistics = STATISTICS if encoder.data is not None else ()
-    changed = [
-        f"{key}={getattr(given, key)}".replace(" ", "")
-        for chosen, given, default in (
-            (keys, config, ProbeConfig(config.checkpoint)), (statistics, data, encoder.data),
-        )
-        for key in chosen
-        if getattr(given, key) != getattr(default, key)
-    ]  # fmt: skip
-    return {"settings": ",".join(changed)} if changed else {}
+    """Name the settings that differ from the defaults, if any."""
+    default, own = ProbeConfig(config.checkpoint), encoder.data or encoder.preprocessing or data
+    sources: list[tuple[str, Any, Any]] = [
+        (key, config, default) for key in _keys(neighbours, linear)
+    ]
+    sources += [(key, data, own) for key in STATISTICS]
+    changed = [(key, getattr(now, key), getattr(usual, key)) for key, now, usual in sources]
+    size = config.image_size if encoder.resized else None
+    return changed_settings([*changed, ("image_size", size, None)])
+
+
+def _keys(neighbours: bool, linear: bool) -> list[str]:
+    """Return the keys of the config that the scores depend on."""
+    return ["pool"] + ["neighbours", "temperature"] * neighbours + ["epochs"] * linear
 
 
 def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:
@@ -98,7 +114,8 @@ def _write(results: dict[str, Any], config: ProbeConfig, kind: str) -> None:
 
 def _score(
     encoder: FrozenEncoder, data: DataConfig, config: ProbeConfig, neighbours: bool, linear: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the scores, and the numbers of images."""
     device = distributed.choose_device(config.device)
     train, val = (
         extract_dataset_features(encoder, data, config, split, device).to(device)
@@ -120,4 +137,4 @@ def _score(
         probe = probe_features(train, val, config.epochs, config.seed)
         results["linear"] = round(probe.accuracy, 2)
         results["linear_learning_rate"] = probe.learning_rate
-    return results
+    return results, {"train_images": len(train.labels), "val_images": len(val.labels)}

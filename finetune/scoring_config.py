@@ -30,9 +30,12 @@ class FrozenNetworkConfig(ProcessConfig):
     """Images per forward pass."""
     checkpoint_key: str | None = None
     """Which of several sets of weights in a file, such as teacher."""
+    image_size: Size | None = None
+    """Side of the images in pixels, or [height, width], a multiple of the patch; the encoder's own
+    by default. Positions are resampled."""
 
     def __post_init__(self) -> None:
-        require_in("(0, inf)", self, "batch_size", "encoder_num_heads")
+        require_in("(0, inf)", self, "batch_size", "encoder_num_heads", "image_size")
         require(
             self.architecture is None or self.encoder_num_heads is None,
             "encoder_num_heads: the network named by architecture has its own",
@@ -95,10 +98,6 @@ class EvaluateConfig(FrozenNetworkConfig):
     output: Path | None = None
     """Folder for results.json, the confusion matrix and the scores of each class (CSV); by default
     scores are only printed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_in("(0, inf)", self, "image_size")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,19 @@ def low_frequency_crop(
         ValueError: the bandwidth is below 1 or above the size, the images are integers, or the
             method is unknown.
     """
+    height, width = _checked_sides(images, bandwidth)
+    require_choice(method, Method, "method")
+    if (height, width) == images.shape[-2:]:
+        return images
+    # The crop prepares data: it must not depend on half precision or TF32.
+    with full_precision(images.device), exact_products():
+        exact = images.to(torch.promote_types(images.dtype, torch.float32))
+        reduce = _fourier if method == "fourier" else _resize
+        return reduce(exact, height, width).to(images.dtype)
+
+
+def _checked_sides(images: Tensor, bandwidth: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width of a bandwidth; see `low_frequency_crop`."""
     sides = bandwidth if isinstance(bandwidth, Sequence) else (bandwidth, bandwidth)
     height, width = map(index, sides)
     full_height, full_width = images.shape[-2:]
@@ -61,14 +74,7 @@ def low_frequency_crop(
         )
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point, got {images.dtype}")
-    require_choice(method, Method, "method")
-    if (height, width) == (full_height, full_width):
-        return images
-    # The crop prepares data: it must not depend on half precision or TF32.
-    with full_precision(images.device), exact_products():
-        exact = images.to(torch.promote_types(images.dtype, torch.float32))
-        reduce = _fourier if method == "fourier" else _resize
-        return reduce(exact, height, width).to(images.dtype)
+    return height, width
 
 
 def _fourier(images: Tensor, height: int, width: int) -> Tensor:
@@ -87,18 +93,30 @@ def _resize(images: Tensor, height: int, width: int) -> Tensor:
     return resized.reshape(*images.shape[:-2], height, width)
 
 
-def low_pass(images: Tensor, bandwidth: int) -> Tensor:
-    """Low-pass filter images [..., H, W] to a bandwidth in pixels, without changing their size.
+def low_pass(images: Tensor, bandwidth: int | tuple[int, int]) -> Tensor:
+    """Low-pass filter images without changing their size.
 
     Cropping the result to the same bandwidth equals cropping the images. Half-precision images are
     computed in float32 and cast back.
+
+    Args:
+        images: floating point, [..., H, W].
+        bandwidth: side B in pixels, which keeps B / 2 cycles along each axis, or (height, width);
+            with the aspect ratio of the images, the filter is isotropic.
+
+    Returns:
+        [..., H, W], with dtype and device of the images.
+
+    Raises:
+        TypeError, ValueError: as `low_frequency_crop`.
     """
+    sides = _checked_sides(images, bandwidth)
     with full_precision(images.device):
         spectrum = torch.fft.fft2(images.to(torch.promote_types(images.dtype, torch.float32)))
-        for axis in (-2, -1):
+        for axis, side in zip((-2, -1), sides, strict=True):
             size = images.shape[axis]
             frequency = (size * torch.fft.fftfreq(size, device=images.device)).round()
-            kept = frequency.abs() <= bandwidth / 2  # both Nyquist lines, to keep the result real
+            kept = frequency.abs() <= side / 2  # both Nyquist lines, to keep the result real
             spectrum = spectrum * (kept[:, None] if axis == -2 else kept)
         return torch.fft.ifft2(spectrum).real.to(images.dtype)
 

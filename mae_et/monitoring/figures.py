@@ -25,11 +25,13 @@ NAMES = {
 }  # fmt: skip
 PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
 NAMED = (
-    "run", "data", "settings", "features", "shape", "projector", "image", "format", "output",
-    "report", "dynamics", "by", "checkpoints", "search", "objective", "bandwidths", "value",
-    "trials", "curriculum",
+    "run", "data", "settings", "provenance", "features", "shape", "projector", "image", "format",
+    "output", "report", "dynamics", "by", "checkpoints", "search", "objective", "bandwidths",
+    "value", "trials", "curriculum",
 )  # fmt: skip
 """Inputs and outputs of a command, rather than figures."""
+PROVENANCE = ("pool", "image_size", "train_images", "val_images", "precision", "weights")
+"""Entries of a score's provenance that a terminal shows; the file has all."""
 POINTS = 5
 """Maximum number of points of a curve in a line of text."""
 # Counts of faults, shown only if there were any.
@@ -49,9 +51,11 @@ def figure_name(key: str) -> str:
 
 
 def format_figure(key: str, value: Any) -> str:
-    """Format a figure with its unit."""
+    """Format a figure with its unit, or what a score was computed from in some words."""
     if value is None:
         return ""
+    if key == "provenance" and isinstance(value, dict):
+        return ", ".join(f"{name} {value[name]}" for name in PROVENANCE if name in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, (int, float)):
@@ -115,7 +119,7 @@ def _nested(results: dict[str, Any], name: str = "") -> Iterator[tuple[str, str]
     """Yield the figures of mappings inside results, such as `train bytes at 112`, by size."""
     for key, value in results.items():
         inner = f"{name} {'at ' * key.isdigit()}{key}".strip()
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in NAMED:
             yield from _nested(value, inner)
         elif name:
             yield inner, format_figure(key, value)

@@ -22,6 +22,7 @@ from finetune import (
     trained_classifier,
 )
 from mae_et import UserError, export, load_config
+from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.config.data import DataConfig
 from mae_et.data.transforms import normalise
 from mae_et.runtime.console import notify
@@ -69,6 +70,24 @@ def test_a_run_s_own_folder_is_scored_on_the_images_held_out(run: Path, capsys) 
     results = evaluate(EvaluateConfig(run, num_workers=0, device="cpu"))
     assert (results["images"], results["top1"]) == (12, 100)
     assert "scoring the 12 of 60 images that were held out in training" in capsys.readouterr().err
+
+
+def test_scores_name_the_weights_that_were_selected_on_the_images(run: Path, capsys) -> None:
+    found = {}
+    for weights in ("last", "best"):
+        results = evaluate(EvaluateConfig(run, num_workers=0, device="cpu", weights=weights))
+        said = "weights best were selected on these images" in capsys.readouterr().err
+        assert said == (weights == "best")
+        found[weights] = results
+        assert results["provenance"]["weights_of"] == weights
+        assert results["provenance"]["image_size"] == [32, 32]
+        assert results["provenance"]["val_images"] == results["images"]
+    assert "settings" not in found["last"]
+    assert found["best"]["settings"] == "weights=best"
+    last, best = (read_weight_file(run / f"{name}.safetensors") for name in ("model", "best"))
+    same = all(torch.equal(last[name], best[name]) for name in last)
+    digests = {results["provenance"]["weights"] for results in found.values()}
+    assert len(digests) == (1 if same else 2)
 
 
 def test_every_image_of_another_folder_without_splits_is_scored(run, tmp_path, capsys) -> None:

@@ -16,6 +16,16 @@ from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_frequency_crop, low_pass
 
 
+def test_a_low_pass_filter_takes_height_and_width() -> None:
+    """With the aspect ratio of the images, it keeps the same frequencies along both axes."""
+    wave = torch.cos(2 * torch.pi * torch.arange(48) / 6)  # 8 cycles of 48 samples, 4 of 24
+    for images in (wave.expand(24, 48), wave[:24, None].expand(24, 48)):
+        torch.testing.assert_close(low_pass(images, (8, 16)), images)
+        assert low_pass(images, (6, 12)).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="between 1 and"):
+        low_pass(torch.zeros(24, 48), 32)
+
+
 @pytest.mark.parametrize(("size", "bandwidth"), [(32, 8), (32, 7), (15, 6), (32, 32)])
 def test_a_low_pass_filter_keeps_the_bandwidth_s_crop_and_nothing_above(
     size: int, bandwidth: int

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import finetune
+import mae_et
 from finetune import ProbeConfig, extract_dataset_features, score_encoder
 from finetune.features import Features
 from finetune.frozen_encoder import open_encoder
@@ -20,6 +21,7 @@ from mae_et.curriculum.frequency import low_pass
 from mae_et.data.datasets import open_dataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import EvalDataset, normalise
+from mae_et.monitoring.figures import results_table
 from mae_et.monitoring.run_figures import figures_of, settings_of
 
 
@@ -63,14 +65,41 @@ def test_untrained_scores_come_beside_the_trained_ones(run, tiny) -> None:
     results = score_encoder(probe(run, tiny, untrained=True))
     assert set(results) == {
         "data", "settings", "knn", "linear", "linear_learning_rate", "untrained_knn",
-        "untrained_linear", "untrained_linear_learning_rate",
+        "untrained_linear", "untrained_linear_learning_rate", "provenance",
     }  # fmt: skip
     assert results.pop("data") == "synthetic"
     assert results.pop("settings") == f"epochs={probe(run, tiny).epochs}"  # the default is 100
+    del results["provenance"]
     assert all(0 <= value <= 100 for value in results.values())
     json.dumps(results)
     assert finetune.knn(probe(run, tiny))["knn"] == results["knn"]
     assert finetune.linear_probe(probe(run, tiny))["linear"] == results["linear"]
+
+
+def test_scores_record_what_they_were_computed_from(run, tiny, capsys) -> None:
+    """Weights have one digest in every file; another size is named, and resamples positions."""
+    results = finetune.knn(probe(run, tiny, pool="cls", image_size=48))
+    said = "features: class token, images of 48 pixels"
+    assert said in capsys.readouterr().err
+    assert results["settings"] == "pool=cls,image_size=48"
+    provenance = results["provenance"]
+    weights = provenance.pop("weights")
+    data = tiny().data
+    assert provenance == {
+        "version": mae_et.__version__, "checkpoint": str(run.resolve()), "image_size": [48, 48],
+        "mean": list(data.mean), "std": list(data.std), "eval_crop": data.eval_crop,
+        "max_value": None, "precision": "float32", "device": "cpu", "train_images": 40,
+        "val_images": 20, "pool": "cls", "neighbours": 20, "temperature": 0.07, "seed": 0,
+    }  # fmt: skip
+    shown = results_table(results)
+    assert "provenance  pool cls, image_size [48, 48], train_images 40, val_images 20" in shown
+    assert len(shown.splitlines()) == 4
+    other = finetune.linear_probe(
+        dataclasses.replace(probe(run, tiny), checkpoint=run / "encoder.safetensors")
+    )
+    assert other["provenance"]["weights"] == weights
+    assert other["provenance"]["epochs"] == 5
+    assert other["settings"] == "epochs=5"
 
 
 def test_scores_of_a_finished_run_are_kept_in_it_for_compare(run, tiny, tmp_path, capsys) -> None:
