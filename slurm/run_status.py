@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from mae_et.io.atomic import MACHINE, process_exists
 from mae_et.io.lock import writer_has_ended
 from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_mapping
+from mae_et.io.score_records import RESULTS
 from mae_et.monitoring.figures import seconds_left
+from mae_et.monitoring.run_figures import figures_of, settings_of
 from mae_et.runtime.console import notify
 from slurm.events import Event, events_file, read_events
 from slurm.history import last_error, restarts
@@ -20,7 +23,7 @@ from slurm.squeue import TERMINAL, JobState, job_states
 # A run without a job counts as stopped after this long without a row of metrics.
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
-SHOWN_SCORES = ("top1", "knn", "ridge", "effective_rank")
+SHOWN_SCORES = ("top1", "knn", "linear", "ridge", "effective_rank")
 ENDED = frozenset({"finished", "damaged", "stopped", *map(str.lower, TERMINAL)})
 # State according to the last event, if SLURM does not know the job.
 STATE_AFTER_EVENT = {
@@ -55,7 +58,9 @@ class RunStatus:
     lost: int
     """Steps that restarts repeated, as far as the metrics show."""
     scores: dict[str, float]
-    """Last accuracies of a probe or an evaluation; the effective rank if there are no labels."""
+    """Accuracies: of a job that scores, its own; of a run, its last ones, and if it is finished
+    those of its encoder on all images (`knn RUN`) instead of a probe's; the effective rank if there
+    are no labels."""
     error: str
     """Last error, marked if the run has restarted since; empty for finished runs."""
 
@@ -144,10 +149,13 @@ def _read(run: Path, name: str) -> list[Row]:
 
 
 def _scores(run: Path) -> dict[str, float]:
-    """Return the plausible values of the last row of scores."""
+    """Return the plausible values of the last row of scores, or of the results if there are any."""
     rows = _read(run, SCORES)
-    given: Row = {key: rows[-1].get(key) for key in SHOWN_SCORES} if rows else {}
-    return {key: value for key, value in given.items() if is_plausible(value)}
+    given: Row = dict(rows[-1]) if rows else {}
+    if (run / RESULTS).exists():
+        with suppress(UserError):
+            given |= figures_of(run, settings_of(run))
+    return {key: given[key] for key in SHOWN_SCORES if is_plausible(given.get(key))}
 
 
 def _is_whole(row: Row) -> bool:
@@ -159,7 +167,7 @@ def _is_whole(row: Row) -> bool:
 
 def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row]) -> str:
     last = events[-1] if events else None
-    if (run / "results.json").exists():
+    if (run / RESULTS).exists() and not _is_scored_again(run, last):
         return "finished" if _has_results(run) else "damaged"
     if last and last["event"] == "finished":
         return "finished"
@@ -186,6 +194,13 @@ def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row
     return "stopped" if time.time() - seen > max(SILENCE_SECONDS, pace) else "running"
 
 
+def _is_scored_again(run: Path, last: Event | None) -> bool:
+    """Return whether a job was submitted to a folder of scores that already has some."""
+    if last is None or (run / "plan.json").exists():
+        return False
+    return last["time"] > (run / RESULTS).stat().st_mtime
+
+
 def _reason(events: list[Event], said: JobState | None, state: str) -> str:
     if state == "unknown":
         machine = str(_submitted(events)["machine"]).partition(" ")[0]
@@ -195,7 +210,7 @@ def _reason(events: list[Event], said: JobState | None, state: str) -> str:
 
 def _has_results(run: Path) -> bool:
     try:
-        read_mapping(run / "results.json")
+        read_mapping(run / RESULTS)
     except UserError:
         return False
     return True

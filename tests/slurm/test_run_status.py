@@ -13,6 +13,7 @@ from mae_et import UserError
 from mae_et.cli.main import main
 from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import SCORES, row_line
+from mae_et.io.score_records import write_record
 from slurm import squeue
 from slurm.events import events_file, record_event
 from slurm.run_status import status
@@ -82,6 +83,34 @@ def test_status_shows_the_last_score(tmp_path: Path) -> None:
     (found,) = status([tmp_path])
     assert found.scores == {"knn": 25.9, "effective_rank": 9.0}
     assert "kNN 25.9 %" in table([found])
+
+
+def test_a_job_that_scores_shows_its_own_and_a_run_its_encoder_s_on_all_images(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / SCORES).write_text(row_line({"step": 5, "knn": 25.9, "ridge": 30.0}, SCORES))
+    for kind, score in (("knn", {"knn": 34.57}), ("linear-probe", {"linear": 37.33})):
+        record_event(tmp_path / kind, "submitted", job="7")
+        write_record(tmp_path / kind, {"data": "few"} | dict.fromkeys(score, 50.0))
+        write_record(tmp_path / kind, {"data": "synthetic"} | score)
+    assert status([tmp_path])[0].scores == {"knn": 25.9, "ridge": 30.0}  # of earlier weights
+    (tmp_path / "results.json").write_text("{}")
+    run, knn, linear = status([tmp_path])
+    assert run.scores == {"knn": 34.57, "linear": 37.33, "ridge": 30.0}
+    assert (knn.scores, linear.scores) == ({"knn": 34.57}, {"linear": 37.33})
+    assert "linear 37.33 %" in table([linear])
+
+
+def test_a_folder_of_scores_is_not_finished_while_its_next_job_waits(tmp_path: Path) -> None:
+    record_event(tmp_path, "started", job="7")
+    write_record(tmp_path, {"data": "a", "knn": 50.0})
+    os.utime(tmp_path / "results.json", (time.time() + 1,) * 2)
+    assert status([tmp_path])[0].state == "finished"
+    os.utime(tmp_path / "results.json", (1, 1))
+    record_event(tmp_path, "started", job="8")
+    (found,) = status([tmp_path])
+    assert (found.state, found.scores) == ("running", {"knn": 50.0})
+    record_event(tmp_path, "finished", job="8")
+    assert status([tmp_path])[0].state == "finished"
 
 
 @pytest.mark.parametrize(
