@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.errors import UserError, listed
@@ -23,6 +24,7 @@ from slurm.squeue import TERMINAL, JobState, job_states
 # A run without a job counts as stopped after this long without a row of metrics.
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
+MAX_WORDS = 160  # characters of a state with its error, in a table
 SHOWN_SCORES = ("top1", "knn", "linear", "ridge", "effective_rank")
 ENDED = frozenset({"finished", "damaged", "stopped", *map(str.lower, TERMINAL)})
 # State according to the last event, if SLURM does not know the job.
@@ -77,7 +79,35 @@ def status(folders: Sequence[Path]) -> list[RunStatus]:
         raise UserError(f"{others[0]} contains no run")
     if others:
         notify(f"not shown, as they hold no run: {listed(others)}")
-    runs = [run for below in found.values() for run in below]
+    return _statuses([run for below in found.values() for run in below])
+
+
+def unfinished(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return for each run without results its state and last error: `failed: reason`.
+
+    A finished run has the first such state of its follow-ups: `knn failed: reason`. Folders of
+    sweeps are no runs.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    runs = {
+        run: folder
+        for folder in folders
+        for run in find_runs(folder)
+        if _is_run(folder) and _submitted(read_events(folder)).get("kind") != "compare"
+    }
+    pending = [run for run in runs if not (run / RESULTS).exists()]
+    found: dict[Path, str] = {}
+    for run, each in zip(pending, _statuses(pending), strict=True):
+        if each.state != "finished":
+            words = each.state if run == runs[run] else f"{run.name} {each.state}"
+            words += f": {each.error}" if each.error else ""
+            found.setdefault(runs[run], shorten(words, MAX_WORDS, placeholder=" ..."))
+    return found
+
+
+def _statuses(runs: Sequence[Path]) -> list[RunStatus]:
     events = {run: read_events(run) for run in runs}
     jobs = {run: _submitted(events[run]).get("job") for run in runs}
     known = job_states(job for job in jobs.values() if job)

@@ -77,9 +77,10 @@ def compare(arguments: Arguments) -> None:
     """Print the results of several runs as one table."""
     config = config_of("compare", arguments)
     from mae_et.monitoring.compare import compare
+    from slurm.run_status import unfinished
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(compare(config, width), flush=True)
+    print(compare(config, width, unfinished(config.runs)), flush=True)
 
 
 @prints_results("report")

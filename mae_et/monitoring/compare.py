@@ -1,5 +1,6 @@
 """Compare runs in one table: keys in which their configs differ, and their results."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,9 +26,13 @@ class ComparedRun:
     settings: dict[str, Any]
     """Config by flat keys."""
     figures: dict[str, Any]
+    state: str = ""
+    """State and last error of a run that is not finished."""
 
 
-def compare(config: CompareConfig, width: int | None = None) -> str:
+def compare(
+    config: CompareConfig, width: int | None = None, unfinished: Mapping[Path, str] | None = None
+) -> str:
     """Return a Markdown table with a row for each run, finished or not.
 
     Runs whose configs differ only in the seed also get a row of means and standard deviations.
@@ -36,25 +41,28 @@ def compare(config: CompareConfig, width: int | None = None) -> str:
     Args:
         config: runs and output file.
         width: characters of a line, beyond which the returned table has a column for each run.
+        unfinished: state of the runs that are not finished, which have a row even without config.
 
     Raises:
         UserError: a run folder is missing or damaged, or the output cannot be written.
     """
     if config.output is not None:
         check_replaceable(config.output, r"\| run +\|", "output")
-    runs = read_runs(config.runs)
-    varied = varied_keys([run.settings for run in runs])
+    runs = read_runs(config.runs, unfinished or {})
+    varied = varied_keys([run.settings for run in runs if run.settings])
     runs += seed_means(runs)
+    states = ["state"] * any(run.state for run in runs)
     figures = ordered_figures({key for run in runs for key in run.figures})
     rows = [
         [
             run.name,
+            *([run.state] * len(states)),
             *(_cell(run.settings.get(key)) for key in varied),
             *(_cell(run.figures.get(key)) for key in figures),
         ]
         for run in runs
     ]
-    head = ["run", *varied, *figures]
+    head = ["run", *states, *varied, *figures]
     table = markdown_table(head, rows)
     if config.output is not None:
         with refuse_unwritable(f"output {config.output}"):
@@ -65,14 +73,16 @@ def compare(config: CompareConfig, width: int | None = None) -> str:
     return table
 
 
-def read_runs(folders: list[Path]) -> list[ComparedRun]:
+def read_runs(folders: list[Path], unfinished: Mapping[Path, str]) -> list[ComparedRun]:
     """Read run folders, adding classifiers' accuracies to the run that they started from."""
     folders = list({folder.resolve(): folder for folder in folders}.values())
     runs = {
-        folder: _read_run(folder, name)
+        folder: _read_run(folder, name, unfinished.get(folder, ""))
         for folder, name in zip(folders, names_of(folders), strict=True)
     }
-    others = [folder for folder, run in runs.items() if not run.settings and not run.figures]
+    others = [
+        folder for folder, run in runs.items() if not (run.settings or run.figures or run.state)
+    ]
     if len(others) == len(runs):
         raise UserError(f"{others[0]} holds no run")
     if others:
@@ -157,9 +167,9 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _read_run(folder: Path, name: str) -> ComparedRun:
+def _read_run(folder: Path, name: str, state: str) -> ComparedRun:
     settings = settings_of(folder)
-    return ComparedRun(name, settings, figures_of(folder, settings))
+    return ComparedRun(name, settings, figures_of(folder, settings), state)
 
 
 def _parent(run: ComparedRun, folders: list[Path]) -> Path | None:

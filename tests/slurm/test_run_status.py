@@ -16,7 +16,7 @@ from mae_et.io.metrics_file import SCORES, row_line
 from mae_et.io.score_records import write_record
 from slurm import squeue
 from slurm.events import events_file, record_event
-from slurm.run_status import status
+from slurm.run_status import status, unfinished
 from slurm.status_table import table, watch
 
 
@@ -98,6 +98,32 @@ def test_a_job_that_scores_shows_its_own_and_a_run_its_encoder_s_on_all_images(t
     assert run.scores == {"knn": 34.57, "linear": 37.33, "ridge": 30.0}
     assert (knn.scores, linear.scores) == ({"knn": 34.57}, {"linear": 37.33})
     assert "linear 37.33 %" in table([linear])
+
+
+def test_the_table_of_a_sweep_has_a_row_for_every_run_with_the_reason_of_its_failure(
+    tmp_path: Path, capsys
+) -> None:
+    record_event(tmp_path, "submitted", job="8", kind="compare")
+    good, bad, unscored = (tmp_path / f"batch_size={size}" for size in (64, 1000, 128))
+    record_event(bad, "failed", sentence="optim.batch_size 1000 is larger than the dataset")
+    record_event(unscored / "knn", "failed", sentence="no classes " + 99 * "long ")
+    for run in (good, unscored):
+        record_event(run, "finished", job="7")
+        (run / "results.json").write_text('{"loss": 0.5}')
+    table = tmp_path / "results.md"
+    assert main(["compare", *map(str, (good, bad, unscored, tmp_path)), f"--output={table}"]) == 0
+    head, _, *rows = (
+        [c.strip() for c in line.split("|")[1:4]] for line in table.read_text().splitlines()
+    )
+    assert head == ["run", "state", "loss"]
+    assert rows[:2] == [
+        ["batch_size=64", "", "0.5"],
+        ["batch_size=1000", "failed: optim.batch_size 1000 is larger than the dataset", ""],
+    ]
+    assert rows[2][1].startswith("knn failed: no classes long")
+    assert rows[2][1].endswith("long ...")
+    assert f"not compared, as they hold no run: {tmp_path}" in capsys.readouterr().err
+    assert set(unfinished([good, bad])) == {bad}
 
 
 def test_a_folder_of_scores_is_not_finished_while_its_next_job_waits(tmp_path: Path) -> None:
