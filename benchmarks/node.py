@@ -21,16 +21,17 @@ from typing import Any
 import torch
 
 from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.gpu_speed import GpuSpeed, speed_of_step
 from mae_et.curriculum.plan import Plan
-from mae_et.curriculum.throughput import throughput_model
+from mae_et.curriculum.throughput import throughput_by_gpus
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext, choose_device
 from mae_et.runtime.placement import own_cores
 from mae_et.training.plan import make_plan
 
-from .node_exchange import exchange_seconds, exchange_speed
+from .node_exchange import exchange_speed
 from .node_loading import GPU_DECODES, loading_speeds
-from .node_training import NOISE, checkpoint_seconds, step_beside, training_speeds
+from .node_training import checkpoint_seconds, step_beside, training_speeds
 
 TRAINING_SHARE, LOADING_SHARE = 0.5, 0.35
 Rows = list[dict[str, Any]]
@@ -107,35 +108,44 @@ def summary(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the best speeds, the hours with each way of loading, and the fastest flags.
 
-    `time_against_constant` assumes that loading keeps up; that of `throughput` does not.
+    `time_against_constant` assumes that loading keeps up; that of `throughput` does not. `passes`,
+    `decoded_images_per_second`, `loader_images_per_second` and `exchange` are what `mae-et plan`
+    computes other numbers of GPUs from.
     """
     training, loading, exchange = (figures[name] for name in ("training", "loading", "exchange"))
     bandwidths = plan.bandwidths
-    share = plan.batch_size // gpus
-    compiled = fastest_compile(training, bandwidths, share)
-    trained = {b: trained_speed(training, b, compiled, share) for b in bandwidths}
-    taken = exchange_seconds(exchange, gpus)
-    if not all(trained.values()):
-        found = {b: with_exchange(s, share, taken) for b, s in trained.items() if s}
-        return {"images_per_second": {str(b): speed for b, speed in found.items()}}
+    compiled = fastest_compile(training, bandwidths, plan.batch_size // gpus)
+    passes = passes_of(training, compiled)
+    if passes.keys() != set(bandwidths):
+        alone = GpuSpeed(passes, exchange=exchange).among(gpus, plan)
+        return {"images_per_second": {str(b): speed for b, speed in alone.items()}}
     models: dict[str, dict[str, Any]] = {}
     flags = {row["way"]: row["flags"] for row in loading}
     for way in flags:
         speeds = loaded_speeds(loading, way, bandwidths)
-        if speeds is not None:
-            by_gpu = GPU_DECODES in flags[way]
-            models[way] = _model(
-                plan, training, exchange, compiled, gpus, speeds, workers, by_gpu, replay
-            )
-    trained_alone = _model(plan, training, exchange, compiled, gpus)
-    against = {"time_against_constant": trained_alone["time_against_constant"]}
+        if speeds is None:
+            continue
+        # Decoding on the GPU shares it with training, so more cores do not help.
+        by_gpu = GPU_DECODES in flags[way]
+        speed = GpuSpeed(passes, speeds if by_gpu else None, exchange)
+        cores = None if by_gpu else {b: each / workers for b, each in speeds.items()}
+        models[way] = _model(plan, speed, gpus, cores, workers, replay) | {
+            "decoded": speeds if by_gpu else None
+        }
+    trained_alone = _model(plan, GpuSpeed(passes, exchange=exchange), gpus)
+    found: dict[str, Any] = {
+        "passes": {str(b): {str(n): s for n, s in sizes.items()} for b, sizes in passes.items()},
+        "time_against_constant": trained_alone["time_against_constant"],
+    }
     if not models:
-        return {**trained_alone["given"], **against, "throughput": trained_alone}
+        return {**trained_alone["given"], **found, "throughput": trained_alone}
     hours = {way: _hours(model, gpus) for way, model in models.items()}
     best = min(hours, key=lambda way: hours[way])
+    decoded = models[best].pop("decoded")
     return {
         **models[best]["given"],
-        **against,
+        **found,
+        "decoded_images_per_second": decoded and {str(b): s for b, s in decoded.items()},
         "hours_by_way": hours,
         "fastest": {
             "way": best,
@@ -147,48 +157,23 @@ def summary(
 
 def fastest_compile(training: Rows, bandwidths: list[int], share: int) -> bool:
     """Return whether compiled blocks are faster over all bandwidths; False if not measured."""
-    eager, compiled = (
-        [trained_speed(training, b, kind, share) for b in bandwidths] for kind in (False, True)
-    )
-    if not all(eager) or not all(compiled):
+    passes = [passes_of(training, kind) for kind in (False, True)]
+    if any(each.keys() != set(bandwidths) for each in passes):
         return False
-    return sum(1 / s for s in compiled if s) < sum(1 / s for s in eager if s)
+    eager, compiled = (
+        sum(1 / speed_of_step(sizes, share) for sizes in each.values()) for each in passes
+    )
+    return compiled < eager
 
 
-def trained_speed(training: Rows, bandwidth: int, compiled: bool, share: int) -> float | None:
-    """Return the images/s at a bandwidth for steps of `share` images; None if unknown.
-
-    The time of a micro-batch is modelled as a constant (launching kernels) plus a time per image,
-    fitted to the two measured sizes. If the small size is noisy, the time is assumed to be
-    proportional to the number of images.
-    """
-    rows = [
-        (row["micro_batch"], row["seconds"])
-        for row in training
-        if row["bandwidth"] == bandwidth
-        and row["compiled"] is compiled
-        and row["seconds"]
-        and not row.get("noisy")
-    ]
-    if not rows:
-        return None
-    (small, less), (large, more) = min(rows), max(rows)
-    if share >= large or small == large:
-        return large / more
-    each = max(0.0, (more - less) / (large - small))
-    fixed = max(0.0, more - each * large)
-    return share / (fixed + each * share) if fixed + each else None
-
-
-def with_exchange(speed: float, share: int, seconds: float) -> float:
-    """Return the images/s of a GPU whose steps exchange gradients after the backward pass.
-
-    Args:
-        speed: images/s without the exchange.
-        share: images of a step.
-        seconds: time of the exchange.
-    """
-    return share / (share / speed + seconds) if speed else 0.0
+def passes_of(training: Rows, compiled: bool) -> dict[int, dict[int, float]]:
+    """Return the images/s that were measured, by bandwidth and micro-batch, without noisy ones."""
+    found: dict[int, dict[int, float]] = {}
+    for row in training:
+        if row["compiled"] is compiled and row["seconds"] and not row.get("noisy"):
+            speed = row["micro_batch"] / row["seconds"]
+            found.setdefault(row["bandwidth"], {})[row["micro_batch"]] = speed
+    return found
 
 
 def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, float] | None:
@@ -201,37 +186,16 @@ def loaded_speeds(loading: Rows, way: str, bandwidths: list[int]) -> dict[int, f
 
 
 def _model(
-    plan: Plan, training: Rows, exchange: Any, compiled: bool, gpus: int,
-    loaded: dict[int, float] | None = None, workers: int = 0, by_gpu: bool = False,
-    replay: Mapping[int, int] | None = None,
+    plan: Plan, speed: GpuSpeed, gpus: int, loader: dict[int, float] | None = None,
+    workers: int = 0, replay: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the throughput model, in which a GPU's speed depends on the images per step.
+    """Return the throughput model of this machine's GPUs, with the totals of other numbers."""
+    cores = None if loader is None else float(workers)
 
-    Decoding on the GPU shares it with training, so more cores do not help.
-    """
-    bandwidths = plan.bandwidths
-    shared = loaded if by_gpu else None
-    loader = None if loaded is None or by_gpu else {b: s / workers for b, s in loaded.items()}
+    def model(numbers: tuple[int, ...]) -> dict[str, Any]:
+        return throughput_by_gpus(plan, speed, numbers, loader, cores, replay)
 
-    def of(count: int) -> dict[str, Any]:
-        share = max(1, plan.batch_size // count)
-        alone = {b: trained_speed(training, b, compiled, share) or 0.0 for b in bandwidths}
-        beside = {b: min(speed, (shared or alone)[b]) for b, speed in alone.items()}
-        taken = exchange_seconds(exchange, count)
-        trained = {b: with_exchange(speed, share, taken) for b, speed in beside.items()}
-        cores = None if loader is None else float(workers)
-        included = "seconds" in (exchange or {})
-        model = throughput_model(plan, trained, (count,), loader, cores, included, replay)
-        for row in model["loading"]:
-            b = row["bandwidth"]
-            if row.get("bottleneck") != "loader" and taken * alone[b] >= share:
-                row["bottleneck"] = "exchange"  # takes as long as the passes
-            elif shared:
-                row["bottleneck"] = "decoding" if NOISE * beside[b] < alone[b] else "gpu"
-        return model
-
-    counts = sorted({1, 2, 4, 8, gpus})
-    return of(gpus) | {"totals": [of(count)["totals"][0] for count in counts]}
+    return model((gpus,)) | {"totals": model(tuple({1, 2, 4, 8, gpus}))["totals"]}
 
 
 def _hours(model: dict[str, Any], gpus: int) -> float:

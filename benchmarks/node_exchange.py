@@ -31,18 +31,6 @@ def exchange_speed(
     return all_reduce_speed(device.type, gpus, numbers)
 
 
-def exchange_seconds(found: dict[str, Any] | None, gpus: int) -> float:
-    """Return the time of an all-reduce at the measured bus speed; 0 if it was not measured.
-
-    Args:
-        found: result of `exchange_speed`.
-        gpus: number of GPUs.
-    """
-    if found is None or "error" in found:
-        return 0.0
-    return 2 * (gpus - 1) / gpus * found["bytes"] / found["bus_bytes_per_second"]
-
-
 def all_reduce_speed(kind: str, ranks: int, numbers: int) -> dict[str, Any]:
     """Time the all-reduce of float32 numbers over ranks, one process per rank."""
     context = torch.multiprocessing.get_context("spawn")

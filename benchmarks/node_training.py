@@ -1,5 +1,6 @@
 """Time a recipe's training steps on this machine's device, and the writing of a checkpoint."""
 
+import dataclasses
 import signal
 import statistics
 import tempfile
@@ -19,6 +20,7 @@ from mae_et.runtime.console import say
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.training.compile import compiler_fault
 from mae_et.training.optim import build_optimizer
+from mae_et.training.plan import micro_batch_size
 from mae_et.training.state import TrainState
 
 from .training_step import network_of, reference_step, step_of, wait
@@ -37,8 +39,9 @@ def training_speeds(
 ) -> list[dict[str, Any]]:
     """Time steps on random images in memory: eager and (on a GPU) compiled, two micro-batches.
 
-    The large micro-batch is a GPU's share of the batch, as far as it fits; the small one is an
-    eighth, as on eight times as many GPUs. The last row is the plain reference of `reference.py` at
+    The large micro-batch is that of a run with this config: `efficiency.micro_batch`, or a GPU's
+    share of the batch, as far as it fits; the small one is an eighth, as on eight times as many
+    GPUs. The last row is the plain reference of `reference.py` at
     the base size, if the encoder is a published one.
 
     Returns:
@@ -46,7 +49,7 @@ def training_speeds(
         ran out), and `noisy` (see `mark_noise`).
     """
     bandwidths = plan.bandwidths[::-1]
-    large = {b: _share(plan, gpus, b) for b in bandwidths}
+    large = micro_batches(config, plan, gpus)
     small = {b: max(1, size // 8) for b, size in large.items()}
     ends = time.monotonic() + seconds
     kinds = (False, True) if _compiles(device) else (False,)
@@ -100,11 +103,11 @@ def mark_noise(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _share(plan: Plan, gpus: int, bandwidth: int) -> int:
-    """Return a GPU's share of the batch, or its largest divisor at constant memory."""
-    share = max(1, plan.batch_size // gpus)
-    limit = MOST * plan.base**2 // bandwidth**2
-    return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
+def micro_batches(config: PretrainConfig, plan: Plan, gpus: int) -> dict[int, int]:
+    """Return a run's micro-batches by bandwidth; at most `MOST` images where they are fitted."""
+    requested = config.efficiency.micro_batch
+    share = dataclasses.replace(plan, batch_size=max(1, plan.batch_size // gpus))
+    return micro_batch_size(MOST if requested in (None, "auto") else requested, share, 1)
 
 
 class OutOfTime(BaseException):

@@ -118,8 +118,9 @@ class PlanConfig(PretrainConfig):
     images: int | None = None
     """Images of an epoch, if the dataset is elsewhere."""
     throughput: str | None = None
-    """Images/s of one GPU at each bandwidth, '{96: 5200, 224: 1200}'; or a finished run's folder;
-    or a file of mae-et bench node."""
+    """Images/s of one GPU at each bandwidth, '{96: 5200, 224: 1200}', or by the images of a step,
+    '{96: {64: 900, 512: 5200}, 224: 1200}'; or a finished run's folder; or a file of mae-et bench
+    node."""
     loader: str | None = None
     """Images/s of one loader core at each bandwidth, or a finished run's folder."""
     gpus: str | None = None

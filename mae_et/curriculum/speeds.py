@@ -2,14 +2,18 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mae_et.config.commands import PlanConfig
+from mae_et.curriculum.gpu_speed import GpuSpeed
 from mae_et.curriculum.plan import Plan
-from mae_et.curriculum.throughput import POWERS, throughput_model
+from mae_et.curriculum.throughput import POWERS, throughput_by_gpus
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_bytes
+
+Parsed = TypeVar("Parsed")
 
 
 def read_node(text: str) -> dict[str, Any] | None:
@@ -18,20 +22,37 @@ def read_node(text: str) -> dict[str, Any] | None:
         found = json.loads(read_bytes(Path(text)))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "images_per_second" in found else None
+    return found if isinstance(found, dict) and "passes" in found else None
 
 
-def _speeds_of_node(node: dict[str, Any], key: str, file: str) -> dict[int, float]:
+def _speeds_of_node(
+    node: dict[str, Any], key: str, file: str, parse: Callable[[Any], Parsed]
+) -> dict[int, Parsed] | None:
+    """Read images/s by bandwidth; None if the file has null."""
+    if node.get(key) is None:
+        return None
     try:
-        return {int(bandwidth): float(speed) for bandwidth, speed in node[key].items()}
+        return {int(bandwidth): parse(speed) for bandwidth, speed in node[key].items()}
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"--throughput: {file} has no images/s by bandwidth in {key!r}") from None
 
 
-def read_speeds(text: str, option: str) -> dict[int, float]:
+def by_images(speed: Any) -> dict[int, float]:
+    """Read images/s by images of a micro-batch; a single speed is that of any number."""
+    if isinstance(speed, dict):
+        return {int(images): float(each) for images, each in speed.items()}
+    return {1: float(speed)}
+
+
+def read_speeds(text: str, option: str, parse: Callable[[Any], Parsed]) -> dict[int, Parsed]:
     """Read images/s by bandwidth from '{96: 5200, 224: 1200}' or a finished run's folder.
 
     A run's speed at a bandwidth is averaged over the time of its stages, for all its GPUs together.
+
+    Args:
+        text: the mapping, or the folder.
+        option: name of the option, for errors.
+        parse: reads the speed of a bandwidth.
 
     Raises:
         UserError: the text is neither of the two.
@@ -44,14 +65,14 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
     seconds: dict[int, float] = {}
     try:
         if text.lstrip().startswith("{"):
-            return {int(bandwidth): float(speed) for bandwidth, speed in parse_yaml(text).items()}
+            return {int(bandwidth): parse(speed) for bandwidth, speed in parse_yaml(text).items()}
         path = Path(text, "results.json") if Path(text).is_dir() else Path(text)
         for stage in json.loads(read_bytes(path))["stages"]:
             bandwidth = stage["bandwidth"]
             images[bandwidth] = images.get(bandwidth, 0) + stage["images"]
             taken = stage["images"] / stage["images_per_second"]
             seconds[bandwidth] = seconds.get(bandwidth, 0) + taken
-        return {bandwidth: images[bandwidth] / seconds[bandwidth] for bandwidth in images}
+        return {bandwidth: parse(images[bandwidth] / seconds[bandwidth]) for bandwidth in images}
     except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, AttributeError,
             ArithmeticError, RecursionError):  # fmt: skip
         raise UserError(
@@ -61,7 +82,7 @@ def read_speeds(text: str, option: str) -> dict[int, float]:
 
 
 def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] | None:
-    """Return `throughput_model` for the options of `mae-et plan`; None if `throughput` is not set.
+    """Return `throughput_by_gpus` for the options of `mae-et plan`; None without `throughput`.
 
     A file of `mae-et bench node` also provides the loader's speeds.
 
@@ -78,18 +99,21 @@ def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] |
         if not re.fullmatch(r"\[?\s*\d+(\s*,\s*\d+)*\s*\]?", options.gpus.strip()):
             raise UserError(f"--gpus must read like 1,8,64, got {options.gpus!r}")
         gpus = tuple(int(count) for count in re.findall(r"\d+", options.gpus))
-    loader = None if options.loader is None else read_speeds(options.loader, "--loader")
+    loader = None if options.loader is None else read_speeds(options.loader, "--loader", float)
     replay = options.data.replay
     if options.loader is not None and not options.loader.lstrip().startswith("{"):
         replay = None  # a run's images/s count each use of an image
-    cores, exchange_included = options.cores_per_gpu, False
-    node = read_node(options.throughput)
+    cores, file = options.cores_per_gpu, options.throughput
+    node = read_node(file)
     if node is None:
-        trained = read_speeds(options.throughput, "--throughput")
+        speed = GpuSpeed(read_speeds(file, "--throughput", by_images))
     else:
-        trained = _speeds_of_node(node, "images_per_second", options.throughput)
-        exchange_included = node.get("exchange_included") is True
-        if loader is None and node.get("loader_images_per_second") is not None:
-            loader = _speeds_of_node(node, "loader_images_per_second", options.throughput)
-            cores = cores or node.get("cores_per_gpu")
-    return throughput_model(plan, trained, gpus, loader, cores, exchange_included, replay)
+        speed = GpuSpeed(
+            _speeds_of_node(node, "passes", file, by_images) or {},
+            _speeds_of_node(node, "decoded_images_per_second", file, float),
+            node.get("exchange"),
+        )
+        if loader is None:
+            loader = _speeds_of_node(node, "loader_images_per_second", file, float)
+            cores = cores or (node.get("cores_per_gpu") if loader else None)
+    return throughput_by_gpus(plan, speed, gpus, loader, cores, replay)

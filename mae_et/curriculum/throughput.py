@@ -1,18 +1,64 @@
 """Compute the hours of a plan on many GPUs from speeds measured on one.
 
-Pure arithmetic: speeds of GPUs and loader cores add up. Checkpointing, disks and (unless the speeds
-include it) the exchange of gradients take no time in this model, so the hours are a lower bound.
+Pure arithmetic: speeds of GPUs and loader cores add up. Checkpointing, disks (beyond what the speed
+of loading includes) and, unless the speeds include it, the exchange of gradients take no time in
+this model, so the hours are a lower bound.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from mae_et.curriculum.gpu_speed import GpuSpeed, exchange_seconds
 from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
 
 POWERS = tuple(2**power for power in range(11))
 """Default numbers of GPUs: 1, 2, 4, ..., 1024."""
+SLOWED = 1.1
+"""Decoding that slows a GPU by more than this factor is its bottleneck."""
+
+
+def throughput_by_gpus(
+    plan: Plan,
+    speed: GpuSpeed,
+    gpus: tuple[int, ...] = POWERS,
+    loader: Mapping[int, float] | None = None,
+    cores_per_gpu: float | None = None,
+    replay: Mapping[int, int] | None = None,
+) -> dict[str, Any]:
+    """Return `throughput_model` of GPUs whose speed depends on the images of their steps.
+
+    All but the totals holds for the least number of GPUs.
+    """
+    _check_counts(gpus, cores_per_gpu, loader is not None)
+    models = [
+        _among(count, plan, speed, loader, cores_per_gpu, replay) for count in sorted(set(gpus))
+    ]
+    return models[0] | {"totals": [row for model in models for row in model["totals"]]}
+
+
+def _among(
+    gpus: int, plan: Plan, speed: GpuSpeed, loader: Mapping[int, float] | None,
+    cores: float | None, replay: Mapping[int, int] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the model of one number of GPUs, and name what slows them."""
+    included = "seconds" in (speed.exchange or {})
+    trained = speed.among(gpus, plan)
+    model = throughput_model(plan, trained, (gpus,), loader, cores, included, replay)
+    images = max(1, plan.batch_size // gpus)
+    alone, decoded = speed.trained(images), speed.decoded
+    for row in model["loading"]:
+        b = row["bandwidth"]
+        if row.get("bottleneck") == "loader":
+            continue
+        if exchange_seconds(speed.exchange, gpus) * alone[b] >= images:
+            row["bottleneck"] = "exchange"  # takes as long as the passes
+        elif decoded:
+            row["bottleneck"] = "decoding" if SLOWED * decoded[b] < alone[b] else "gpu"
+    if speed.depends_on_images:
+        model["given"]["images_per_gpu_and_step"] = images
+    return model
 
 
 def throughput_model(
@@ -105,7 +151,8 @@ def _total(
 def throughput_table(model: dict[str, Any]) -> str:
     """Format the result of `throughput_model` as two tables: by bandwidth, and by GPUs."""
     cores = model["given"]["cores_per_gpu"]
-    given = "given: images/s of one GPU (GPU img/s)"
+    given, images = "given: images/s of one GPU", model["given"].get("images_per_gpu_and_step")
+    given += " (GPU img/s)" if images is None else f" with {images:,} images a step (GPU img/s)"
     if model["given"]["loader_images_per_second"] is not None:
         given += ", of one loader core (core img/s)"
     if cores is not None:

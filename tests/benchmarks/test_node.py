@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 import torch
 from mae_et.benchmarks import node, node_loading, training_step
-from mae_et.benchmarks.node import summary, trained_speed
-from mae_et.benchmarks.node_exchange import all_reduce_speed, exchange_seconds
+from mae_et.benchmarks.node import passes_of, summary
+from mae_et.benchmarks.node_exchange import all_reduce_speed
 from mae_et.benchmarks.node_loading import GPU_DECODES
 from mae_et.benchmarks.node_tables import node_tables
-from mae_et.benchmarks.node_training import SLACK, mark_noise, step_beside, timed
+from mae_et.benchmarks.node_training import (
+    SLACK,
+    mark_noise,
+    micro_batches,
+    step_beside,
+    timed,
+)
 
 from mae_et.cli.main import main
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
+from mae_et.curriculum.gpu_speed import exchange_seconds, speed_of_step
 from mae_et.curriculum.throughput import throughput_table
 from mae_et.training.plan import make_plan
 
@@ -46,11 +53,23 @@ def _trained(bandwidth: int, size: int, seconds: float, compiled: bool = False) 
 def test_speed_of_a_small_share_is_bound_by_launching_kernels() -> None:
     """36 ms whether a step has 256 or 512 images: 64 images take as long."""
     rows = [_trained(96, 256, 0.036), _trained(96, 512, 0.036), _trained(224, 64, 0.1)]
-    assert trained_speed(rows, 96, False, 512) == pytest.approx(512 / 0.036)
-    assert trained_speed(rows, 96, False, 64) == pytest.approx(64 / 0.036)
-    proportional = [_trained(96, 100, 0.1), _trained(96, 200, 0.2)]
-    assert trained_speed(proportional, 96, False, 10) == pytest.approx(1000)
-    assert trained_speed(rows, 96, True, 64) is None
+    measured = passes_of(rows, False)[96]
+    assert speed_of_step(measured, 512) == speed_of_step(measured, 4096) == 512 / 0.036
+    assert speed_of_step(measured, 64) == pytest.approx(64 / 0.036)
+    assert speed_of_step({100: 1000, 200: 1000}, 10) == pytest.approx(1000)
+    assert passes_of(rows, True) == {}
+
+
+def test_training_is_timed_with_the_micro_batches_of_a_run() -> None:
+    """501 images at 160 are rounded down to 256, which divide the 512 of a GPU."""
+    sizes: dict[str, dict[int, int]] = {}
+    for given in ("auto", "256", "{96: 64, 160: 32, 224: 16}"):
+        flags = [f"--efficiency.micro_batch={given}", "--optim.batch_size=4096"]
+        config = load_config(PretrainConfig, [], [*flags, "--curriculum.cost=area"])
+        sizes[given] = micro_batches(config, make_plan(config, 10_000), 8)
+    assert list(sizes.values()) == [
+        {96: 512, 160: 512, 224: 512}, {96: 512, 160: 256, 224: 256}, {96: 64, 160: 32, 224: 16},
+    ]  # fmt: skip
 
 
 def test_small_micro_batch_slower_than_a_large_one_is_marked_and_not_used() -> None:
@@ -60,8 +79,9 @@ def test_small_micro_batch_slower_than_a_large_one_is_marked_and_not_used() -> N
     rows.append(_trained(64, 64, 1.0) | {"seconds": None})
     mark_noise(rows)
     assert [row["noisy"] for row in rows] == [False, True, False, False, False, False]
-    assert trained_speed(rows, 32, False, 8) == pytest.approx(64 / 0.7)
-    assert trained_speed(rows, 48, False, 8) == pytest.approx(8 / 0.7)  # launching kernels
+    passes = passes_of(rows, False)
+    assert speed_of_step(passes[32], 8) == pytest.approx(64 / 0.7)
+    assert speed_of_step(passes[48], 8) == pytest.approx(8 / 0.7)  # launching kernels
     figures = {"machine": {"gpus": 0, "device": "X", "cores": 2, "torch": "2"}, "date": "today",
                "training": rows, "loading": [], "exchange": None,
                "checkpoint": {"bytes": 1, "seconds": 1.0, "folder": "."}}  # fmt: skip
@@ -114,17 +134,17 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     assert totals[0]["hours"] == pytest.approx(figures["hours_by_way"]["GPU"])
     exchange = {"ranks": 2, "bytes": 1, "seconds": 0.1, "bus_bytes_per_second": 1}
     by_files = summary(plan, figures | {"loading": loading[:1], "exchange": exchange}, 1, 4)
-    file.write_text(json.dumps(by_files))
+    file.write_text(json.dumps(figures | {"exchange": exchange} | by_files))
     assert main(planned) == 0
     model = last_json()["throughput"]
     assert model["totals"][0]["hours"] == by_files["hours_by_way"]["files"]
     assert model["given"]["exchange_included"]
-    file.write_text(json.dumps({"images_per_second": [1, 2]}))
+    file.write_text(json.dumps({"passes": [1, 2]}))
     assert main(planned) == 2
-    assert "has no images/s by bandwidth in 'images_per_second'" in capsys.readouterr().err
+    assert "has no images/s by bandwidth in 'passes'" in capsys.readouterr().err
 
 
-def test_exchange_of_gradients_follows_the_passes_of_a_step() -> None:
+def test_exchange_of_gradients_follows_the_passes_of_a_step(tmp_path: Path, last_json) -> None:
     """On two GPUs, 32 images each: at 96 it takes as long as they do, 0.1 s."""
     flags = ["--optim.batch_size=64", "--curriculum.epochs=40", "--curriculum.cost=area"]
     plan = make_plan(load_config(PretrainConfig, [], flags), 10_000)
@@ -142,6 +162,11 @@ def test_exchange_of_gradients_follows_the_passes_of_a_step() -> None:
     assert exchange_seconds(found, 8) == pytest.approx(0.175)
     hours = [row["hours"] for row in model["totals"]]
     assert hours[2] < hours[0]
+    # `plan` computes the same for any number of GPUs.
+    (tmp_path / "node.json").write_text(json.dumps(figures))
+    words = ["plan", *flags, "--images=10000", f"--throughput={tmp_path / 'node.json'}"]
+    assert main([*words, "--gpus=1,2,4,8", "--json"]) == 0
+    assert [row["hours"] for row in last_json()["throughput"]["totals"]] == hours
     assert exchange_seconds({"ranks": 2, "error": "no sum"}, 8) == exchange_seconds(None, 8) == 0
 
 

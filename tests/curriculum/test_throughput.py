@@ -74,6 +74,25 @@ def test_replay_makes_a_core_as_fast_as_its_images_are_used_often(capsys) -> Non
     assert [row["cores_needed_per_gpu"] for row in rows] == [4.5, 9, 9]
 
 
+def test_few_images_per_gpu_train_at_the_speed_measured_with_them(capsys) -> None:
+    """16 and 64 images take 1 and 2 s: 32 take 4/3 s, and more than 64 are several passes."""
+    given = "{96: {16: 16, 64: 32}, 160: 20, 224: 10}"
+    flags = ["plan", "--images=100000", "--optim.batch_size=1024", "--curriculum.cost=area"]
+    hours = []
+    for speeds in (given, given.replace("{16: 16, 64: 32}", "24"), given.replace("16: 16, ", "")):
+        assert main([*flags, f"--throughput={speeds}", "--gpus=8,16,32", "--json"]) == 0
+        hours.append(
+            [
+                row["gpu_hours"]
+                for row in json.loads(capsys.readouterr().out)["throughput"]["totals"]
+            ]
+        )
+    fitted, slow, fast = hours
+    assert fitted == pytest.approx([fast[0], fast[1], slow[2]])
+    assert main([*flags, f"--throughput={given}", "--gpus=32"]) == 0
+    assert "images/s of one GPU with 32 images a step" in capsys.readouterr().out
+
+
 def test_gpu_count_that_does_not_divide_the_batch_has_no_hours() -> None:
     found = throughput_model(PLAN, {96: 3, 160: 2, 224: 1}, (3, 8))
     three, eight = found["totals"]
@@ -88,14 +107,14 @@ def test_speeds_of_a_run_are_averaged_over_its_time(tmp_path) -> None:
     names = ("bandwidth", "images", "images_per_second")
     results = {"stages": [dict(zip(names, stage, strict=True)) for stage in stages]}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert read_speeds(str(tmp_path), "--throughput") == {96: 20.0, 224: 1.0}
+    assert read_speeds(str(tmp_path), "--throughput", float) == {96: 20.0, 224: 1.0}
     results["stages"][1]["images_per_second"] = 10.0
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert read_speeds(str(tmp_path), "--throughput")[96] == pytest.approx(300 / 20)
+    assert read_speeds(str(tmp_path), "--throughput", float)[96] == pytest.approx(300 / 20)
     results["stages"][2]["images_per_second"] = math.inf
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(UserError, match="must read like"):
-        read_speeds(str(tmp_path), "--throughput")
+        read_speeds(str(tmp_path), "--throughput", float)
 
 
 def test_command_prints_tables_or_json(capsys) -> None:
@@ -121,6 +140,10 @@ def test_command_prints_tables_or_json(capsys) -> None:
         ("--throughput has no speed for bandwidths [96, 160]", ["--throughput={224: 3}"]),
         ("--throughput must be positive", ["--throughput={96: 1, 160: 0, 224: 3}"]),
         ("--throughput must be positive", ["--throughput={96: 1, 160: .inf, 224: 3}"]),
+        ("--throughput must be positive", ["--throughput={96: {0: 1}, 160: 1, 224: 3}"]),
+        ("--throughput must be positive", ["--throughput={96: {}, 160: 1, 224: 3}"]),
+        ("--throughput must read like", ["--throughput={96: {64: {}}, 160: 1, 224: 3}"]),
+        ("--loader must read like", [FLAT, "--loader={96: {64: 1}, 160: 1, 224: 3}"]),
         ("--throughput must read like", ["--throughput={96: fast}"]),
         ("--throughput must read like", ["--throughput=runs/none"]),
         ("--throughput must read like", [f"--throughput={'long' * 99}"]),

@@ -359,7 +359,7 @@ def read_run(data: bytes, folder: Path) -> None:
     with suppress(UserError):
         compare(CompareConfig([folder]))
     with suppress(UserError):
-        read_speeds(str(folder), "--throughput")
+        read_speeds(str(folder), "--throughput", float)
 
 
 FLAGS = [
