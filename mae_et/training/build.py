@@ -19,6 +19,7 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import allow_tf32, autocast_dtype
 from mae_et.training.compile import compile_network, should_compile
 from mae_et.training.cuda_graphs import GraphedPasses, should_replay
+from mae_et.training.flat_gradients import FlatGradients
 from mae_et.training.fsdp import shard
 from mae_et.training.micro_batch import fit_micro_batch
 from mae_et.training.plan import micro_batch_size
@@ -82,6 +83,7 @@ def build_run(
         raise UserError(f"{saved['path']} does not fit the model: {mismatch}")
     micro_batch = micro_batch_size(requested, plan, world.size)
     run = Run(config, plan, world, state, model, dtype, micro_batch)  # not wrapped yet
+    run.replays = should_replay(efficiency, world.device, static)
     if fitting:
         fit_micro_batch(run, saved, partial(dry_pass, run), multiple)
     if shards:
@@ -93,11 +95,11 @@ def build_run(
             optimizer = broadcast_tensors(saved["optimizer"], world, world.device)
             saved = saved | {"optimizer": optimizer}
         state.restore(saved)
-    run.network = wrap(run, static)
+    run.network = wrap(run)
     return run
 
 
-def wrap(run: Run, static: bool = False) -> nn.Module:
+def wrap(run: Run) -> nn.Module:
     """Compile a run's model, and replay its passes or wrap it in DistributedDataParallel.
 
     Each only if the config and the number of ranks require it.
@@ -106,8 +108,9 @@ def wrap(run: Run, static: bool = False) -> nn.Module:
     run.compiled = should_compile(efficiency.compile, plan, world)
     if run.compiled:
         network = compile_network(network, len(plan.bandwidths))
-    if should_replay(efficiency, world.device, static):
+    if run.replays:
         run.graphs = GraphedPasses(run.trained, required=efficiency.cuda_graphs is True)
+        run.flat_gradients = FlatGradients(run.trained, world)
     elif world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None
         # Gradients live in the buckets that are exchanged, rather than beside them. A static graph

@@ -6,8 +6,8 @@ memory: each micro-batch is copied to the memory of the first one, and its gradi
 the memory of the first one's. Each bandwidth has its own graph, or two if a step has several
 micro-batches: one writes the gradients, the other adds to them.
 
-Ranks exchange gradients after the passes of a step (`average_gradients`), in one piece, not during
-the backward pass as DistributedDataParallel does.
+Ranks exchange gradients after the passes of a step (`flat_gradients.py`), not during the backward
+pass as DistributedDataParallel does.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ from mae_et.data.batch import AnyBatch
 from mae_et.data.device_copy import ON_CPU
 from mae_et.errors import RunFailed, one_line, require
 from mae_et.runtime.console import say
-from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.runtime.watchdog import heartbeat
 
@@ -222,18 +221,3 @@ def record(work: Pass, batch: AnyBatch, pool: Any) -> _Graph:
     with Capture(graph, pool, capture_error_mode="thread_local"):
         loss = work(batch)
     return _Graph(graph.replay, loss, pool)
-
-
-def average_gradients(gradients: Sequence[Tensor], world: DistributedContext) -> None:
-    """Average gradients over all ranks, in place and in one exchange.
-
-    They are divided before they are added, as DistributedDataParallel does.
-    """
-    if world.size == 1:
-        return
-    joined = torch.cat([gradient.flatten() for gradient in gradients]).div_(world.size)
-    dist.all_reduce(joined)
-    parts = joined.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(
-        list(gradients), [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
-    )

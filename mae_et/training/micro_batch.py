@@ -120,12 +120,11 @@ def _peak(run: Run, attempt: Attempt, bandwidth: int, size: int) -> int | None:
 def optimizer_bytes(run: Run) -> int:
     """Return the bytes that training takes besides a pass: gradients and AdamW's two moments.
 
-    Several ranks need gradients twice: replayed passes exchange a copy (`average_gradients`), and
-    DistributedDataParallel, whose buckets hold them, once allocates new buckets beside the old
-    ones.
+    DistributedDataParallel, whose buckets hold the gradients, once allocates new buckets beside the
+    old ones.
     """
     trained = sum(p.numel() * p.element_size() for p in run.network.parameters() if p.requires_grad)
-    copied = int(run.world.size > 1)
+    copied = int(run.world.size > 1 and not run.replays)
     return trained * (copied + (1 if run.state.optimizer.state else 3))
 
 

@@ -4,7 +4,7 @@ The decision is made on the device, from all ranks' numbers, so that no rank wai
 and all decide alike. Steps are counted on the host, when a row of metrics is read anyway.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,25 +13,20 @@ from torch.distributed.tensor import DTensor
 
 from mae_et.errors import Diverged
 from mae_et.runtime import distributed
-from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.run import Run
 
 SCALER_PATIENCE = 50
 """Updates in a row that the fp16 scaler may skip while its scale falls from 2^16 to 2^-34."""
 
 
-def propagate_nonfinite_loss(
-    gradients: Sequence[Tensor], loss: Tensor, world: DistributedContext
-) -> None:
-    """Make the first gradient NaN on every rank if the loss of any rank is not finite.
+def nonfinite_with(scaled: Tensor, loss: Tensor) -> Tensor:
+    """Return a scaled loss [] whose gradients are all NaN if the loss is not finite.
 
-    A gradient can be finite although the loss is not, and each rank has its own loss. Later checks
-    of gradients, such as the fp16 scaler's, then decide alike on all ranks.
+    Otherwise a gradient can be finite although the loss is not, and each rank has its own loss.
+    Ranks exchange the NaN with the gradients, so later checks of these, such as the fp16 scaler's,
+    decide alike on all ranks. Finite losses and their gradients stay the same, bit for bit.
     """
-    zero = distributed.all_reduce_sum(loss * 0, world)  # NaN if any loss is not finite
-    first = gradients[0]
-    local = first.to_local() if isinstance(first, DTensor) else first
-    local.mul_(1 + zero)
+    return scaled * (1 + loss.detach() * 0)
 
 
 def skip_update_unless_finite(optimizer: Any, norm: Tensor) -> None:

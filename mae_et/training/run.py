@@ -15,6 +15,7 @@ from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag
 from mae_et.training.cuda_graphs import GraphedPasses
+from mae_et.training.flat_gradients import FlatGradients
 from mae_et.training.optim import decay_start
 from mae_et.training.state import TrainState
 
@@ -36,7 +37,9 @@ class Run:
         stopped: set by a signal to save and stop.
         stop_after_step: save and stop after this many steps; None to run to the plan's end.
         compiled: whether the network, or its transformer blocks, are compiled.
-        graphs: replays passes as CUDA graphs; None to run them eagerly.
+        replays: whether forward and backward passes are replayed as CUDA graphs.
+        graphs: replays passes; None to run them eagerly.
+        flat_gradients: exchanges the gradients of replayed passes; None if the network does.
         bad_images: images that could not be read; None if the first one stops the run.
     """
 
@@ -51,7 +54,9 @@ class Run:
     stopped: StopFlag = field(default_factory=StopFlag)
     stop_after_step: int | None = None
     compiled: bool = False
+    replays: bool = False
     graphs: GraphedPasses | None = None
+    flat_gradients: FlatGradients | None = None
     bad_images: BadImages | None = None
 
     def accumulation(self, stage: PlannedStage) -> int:

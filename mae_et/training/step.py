@@ -12,8 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mae_et.curriculum.plan import PlannedStage
 from mae_et.data.batch import AnyBatch
-from mae_et.training.cuda_graphs import average_gradients
-from mae_et.training.nonfinite import propagate_nonfinite_loss, skip_update_unless_finite
+from mae_et.training.nonfinite import nonfinite_with, skip_update_unless_finite
 from mae_et.training.run import Run
 
 
@@ -33,7 +32,8 @@ def update(
         The loss [] and the gradient norm [] before clipping, on the device.
     """
     state, accumulation = run.state, run.accumulation(stage)
-    work = partial(_pass, loss_of, accumulation, state.scaler)
+    skips = run.config.optim.max_skipped_updates > 0
+    work = partial(_pass, loss_of, accumulation, state.scaler, skips)
     losses: list[Tensor] = []
     for number, batch in enumerate(batches, start=1):
         # Ranks exchange gradients once per step, with the last micro-batch. Sharded models exchange
@@ -44,14 +44,10 @@ def update(
             else:
                 losses.append(run.graphs(work, batch, stage.bandwidth, first=number == 1))
     loss = reduce(torch.add, losses)
-    gradients = [p.grad for p in run.trained if p.grad is not None]
-    if run.graphs is not None:
-        average_gradients(gradients, run.world)
-    skips = run.config.optim.max_skipped_updates > 0
-    if skips:
-        propagate_nonfinite_loss(gradients, loss, run.world)
+    if run.flat_gradients is not None:
+        run.flat_gradients.average()
     state.scaler.unscale_(state.optimizer)
-    norm = get_total_norm(gradients)
+    norm = get_total_norm([p.grad for p in run.trained if p.grad is not None])
     if isinstance(norm, DTensor):  # sharded: each rank has a part of the sum
         norm = norm.full_tensor()
     if skips and not state.scaler.is_enabled():  # the fp16 scaler skips updates itself
@@ -68,13 +64,15 @@ def _pass(
     loss_of: Callable[[AnyBatch], Tensor],
     accumulation: int,
     scaler: torch.amp.GradScaler,
+    skips: bool,
     batch: AnyBatch,
 ) -> Tensor:
     """Run forward and backward on a micro-batch; return its part of the step's loss []."""
     loss = loss_of(batch)
     if accumulation > 1:
         loss = loss / accumulation
-    scaler.scale(loss).backward()
+    scaled = scaler.scale(loss)
+    (nonfinite_with(scaled, loss) if skips else scaled).backward()
     return loss.detach()
 
 

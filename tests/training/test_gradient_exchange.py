@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_et.config.efficiency import EfficiencyConfig
@@ -50,6 +50,28 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
     for _ in range(2):
         update(run, PLAN.stages[0], range(1, parts + 1), loss_of)
     assert exchanged == [parts, parts]
+
+
+def test_a_non_finite_loss_reaches_the_other_ranks_with_the_gradients(alone_in_a_group) -> None:
+    """Though its gradients are finite, and without an exchange of its own."""
+    model = nn.Linear(3, 1)
+    network = DistributedDataParallel(model)
+    exchanged: list[Tensor] = []
+
+    def keep(_, bucket):
+        exchanged.append(bucket.buffer())
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    network.register_comm_hook(None, keep)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    optim = SimpleNamespace(clip_grad=None, max_skipped_updates=1)
+    config = SimpleNamespace(optim=optim, efficiency=EfficiencyConfig())
+    run = Run(config, PLAN, WORLD, state, network, None, dict.fromkeys((16, 32), 12))
+    update(run, PLAN.stages[0], [0], lambda _: network(torch.ones(2, 3)).mean() + torch.inf)
+    assert exchanged[0].isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from mae_et import RunFailed, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.data import device_decode, memory_ahead
+from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import build as building
 from mae_et.training import memory, micro_batch
@@ -128,6 +129,15 @@ def test_kept_micro_batches_leave_half_the_margin_of_new_ones(tiny, monkeypatch)
         assert (run.state.micro_batch == kept) is fits
 
 
+def test_only_buckets_of_several_ranks_take_memory_beside_the_gradients(tiny) -> None:
+    run = built(tiny)
+    alone = micro_batch.optimizer_bytes(run)
+    run.world = DistributedContext(0, 2, WORLD.device)
+    assert micro_batch.optimizer_bytes(run) == alone / 3 * 4
+    run.replays = True
+    assert micro_batch.optimizer_bytes(run) == alone
+
+
 def test_a_pass_is_measured_beside_what_loading_holds(tiny, monkeypatch) -> None:
     """On a device other than the CPU, where the next micro-batches are copied or decoded."""
     images, gpu = torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.device("meta")
@@ -181,9 +191,10 @@ def test_fitted_micro_batches_of_batch_norm_classifiers_are_even(tmp_path, monke
 def test_ranks_agree_on_the_smallest_micro_batch(tiny, monkeypatch) -> None:
     config = tiny("--efficiency.micro_batch=auto")
     two = DistributedContext(0, 2, torch.device("cpu"))
+    monkeypatch.setattr(distributed, "any_rank", lambda flag, _: flag)
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
     monkeypatch.setattr(building, "check_same_start", lambda *_: None)
-    monkeypatch.setattr(building, "wrap", lambda run, static: run.network)
+    monkeypatch.setattr(building, "wrap", lambda run: run.network)
     run, _ = pretraining.build(config, make_pretraining_plan(config, 40), two, None)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
     assert run.micro_batch[32] == 3
