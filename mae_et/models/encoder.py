@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from typing import Any
 
 import timm
@@ -9,9 +10,11 @@ import torch
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, listed, one_line
+from mae_et.models.pos_embed import Grid, sincos_positions
 
 LOADING = set(inspect.signature(timm.create_model).parameters)
 """Arguments by which timm chooses, finds or compiles a model, rather than the model's own."""
@@ -95,6 +98,25 @@ def heads_of_vit(name: str, width: int, settings: dict[str, Any]) -> int | None:
         network = create_vit(name, **settings)
     plain = isinstance(network, VisionTransformer) and network.embed_dim == width
     return int(network.blocks[0].attn.num_heads) if plain else None
+
+
+def warn_of_other_positions(
+    grid: Grid, extent: Grid, encoder: Any, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Warn before a masked autoencoder's encoder loads positions that `encode` would not use.
+
+    A hook for `register_load_state_dict_pre_hook`; `grid` is laid over `extent`.
+    """
+    given = state_dict.get(f"{prefix}pos_embed")
+    if given is None or given.shape != encoder.pos_embed.shape or isinstance(given, DTensor):
+        return  # missing, refused by PyTorch, or sharded: a run's own
+    table = sincos_positions(grid, extent, given.shape[-1], given.device)
+    if not given.is_meta and (given[0, 1:] - table).abs().max() > 0.01:  # more than of rounding
+        warnings.warn(
+            "the positions loaded (pos_embed) are not MAE's fixed sine-cosine table, which "
+            "MaskedAutoencoder.encode computes whatever is loaded; forward_features uses them",
+            stacklevel=1,
+        )
 
 
 def _is_plain(encoder: VisionTransformer) -> bool:

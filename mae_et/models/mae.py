@@ -8,6 +8,7 @@ stages of different bandwidths share all weights. Changes to the layers must be 
 `mae_et/curriculum/mae_cost.py`, which counts their FLOPs.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from mae_et.config.model import Attention, ModelConfig, Positions, Target, target_width
 from mae_et.config.typed import typed
 from mae_et.models.decoders import DECODERS, Decoder, gather
-from mae_et.models.encoder import build_plain_vit
+from mae_et.models.encoder import build_plain_vit, warn_of_other_positions
 from mae_et.models.masking import Mask, mask_from_noise
 from mae_et.models.pos_embed import Grid, sincos_positions
 from mae_et.models.targets import check_tiled, patch_targets
@@ -112,6 +113,8 @@ class MaskedAutoencoder(nn.Module):
         self.base_grid: Grid = self.encoder.patch_embed.grid_size
         extent = (position_grid, position_grid) if position_grid else self.base_grid
         self.position_grid = extent if positions == "full_grid" else None
+        check = partial(warn_of_other_positions, self.base_grid, extent)
+        self.encoder.register_load_state_dict_pre_hook(check)
         self.channels = channels
         self.target: Target = target
         self.hog_cell, self.hog_bins = hog_cell, hog_bins
@@ -157,10 +160,8 @@ class MaskedAutoencoder(nn.Module):
         pixels = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         if mask is not None:
             if mask.order.shape != pixels.shape[:2]:  # otherwise, patches would be lost
-                own = list(pixels.shape[:2])
-                raise ValueError(
-                    f"the mask is of {list(mask.order.shape)} patches, the images have {own}"
-                )
+                found, own = list(mask.order.shape), list(pixels.shape[:2])
+                raise ValueError(f"the mask is of {found} patches, the images have {own}")
             pixels, positions = gather(pixels, mask.keep), positions[mask.keep]
         weight = rearrange(embed.weight, "d c p q -> d (c p q)")
         patches = F.linear(pixels, weight, embed.bias) + positions

@@ -1,4 +1,7 @@
+import copy
 import inspect
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -203,6 +206,17 @@ def test_a_mask_of_other_patches_raises(shape: tuple[int, int], method: str) -> 
     mask, images = mask_from_noise(torch.rand(shape), 0.75), torch.randn(2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"mask is of \[.*\] patches, the images have \[2, 16\]"):
         getattr(small(), method)(images, mask)
+
+
+def test_loading_positions_that_encode_does_not_use_warns() -> None:
+    model = small()
+    own = model.encoder.state_dict()
+    with warnings.catch_warnings(action="error"):
+        model.load_state_dict(small().bfloat16().state_dict())
+        small(position_grid=6).load_state_dict(small(position_grid=6).state_dict())
+    with pytest.warns(UserWarning, match="encode computes whatever is loaded"):
+        model.encoder.load_state_dict(own | {"pos_embed": torch.randn_like(own["pos_embed"])})
+    copy.deepcopy(pickle.loads(pickle.dumps(model)))
 
 
 def test_a_mask_is_drawn_with_the_model_s_ratio_or_the_given_one() -> None:
