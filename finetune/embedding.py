@@ -38,7 +38,7 @@ from mae_et.config.typed import typed
 from mae_et.data.bad_images import refuse_excess
 from mae_et.errors import listed
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
-from mae_et.io.lock import sole_writer
+from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import keep_settings, read_mapping
 from mae_et.models.features import pool_tokens
 from mae_et.runtime.console import say
@@ -70,6 +70,8 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     counted = ", ".join(f"{len(part.source)} {part.split}" for part in parts)
     say(f"images to encode: {counted}")
     settings = settings_of(config, encoder, data, parts)
+    if config.projector is not None:
+        check_writable(config.projector)
     if not is_finished(config.output, settings):
         _write(config, encoder, data, parts, settings)
     about = read_mapping(description_of(config.output))

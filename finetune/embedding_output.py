@@ -12,6 +12,7 @@ from finetune.provenance import digest_of_weights, inputs_of
 from mae_et.config.data import DataConfig
 from mae_et.data.fingerprint import fingerprint_with_contents
 from mae_et.errors import UserError
+from mae_et.io.atomic import refuse_unwritable
 from mae_et.io.plain_files import check_settings, read_mapping
 from mae_et.runtime.console import say
 
@@ -60,7 +61,9 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
 
 def _check_companions(output: Path) -> None:
     """Refuse to overwrite files of the same name that another program or output wrote."""
-    about, resumes = description_of(output), (partial_folder(output) / "progress.json").exists()
+    about = description_of(output)
+    with refuse_unwritable(f"output {output}"):
+        resumes = (partial_folder(output) / "progress.json").exists()
     mine = about.exists() and read_mapping(about).get("file") == output.name
     for path in (about, output.with_suffix(".csv")):
         if path.exists() and not mine and not resumes:

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mae_et.config.files import HelpFormatter, find_config, load_config, shipped_configs
 from mae_et.config.refusals import one_sentence
 from mae_et.config.suggestions import suggest_key
+from mae_et.config.words import expand_path
 from mae_et.errors import UserError, require_in
 from mae_et.runtime.console import say
 from slurm.command import KINDS, CommandLine
@@ -88,7 +89,7 @@ def status_command(arguments: list[str]) -> None:
         config = parser.parse_args(arguments)
     except ArgumentError as error:
         raise UserError(one_sentence(error)) from None
-    paths = config.runs
+    paths = [expand_path(path, "run") for path in config.runs]
     require_in("(0, 1e6]", config, "watch")
     if config.watch is not None:
         watch(paths, config.watch)

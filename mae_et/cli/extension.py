@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mae_et.checkpoints.run_config import config_of_run
+from mae_et.config.words import expand_path
 from mae_et.errors import UserError
 
 
@@ -23,7 +24,7 @@ def flags_of_extension(arguments: list[str]) -> list[str]:
         return arguments
     if not rest or rest[0].startswith("-"):
         raise UserError("--extend-to needs the run to extend: mae-et pretrain RUN --extend-to E")
-    run = Path(rest[0])
+    run = expand_path(Path(rest[0]), "run")
     before = config_of_run(run)
     if before is None:
         raise UserError(f"--extend-to extends a run folder of mae-et pretrain, which {run} is not")

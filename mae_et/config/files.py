@@ -66,13 +66,15 @@ def find_config(name: str) -> Path:
         UserError: there is no such config; the sentence lists the shipped ones.
     """
     shipped = shipped_configs()
-    for path in (expand_path(Path(name), "config"), shipped / name, shipped / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    # A name may omit its budget if there is only one: vit_b16_etpp is vit_b16_etpp_400ep.
+    path = expand_path(Path(name), "config")
+    if path.is_file():
+        return path
     known = sorted(
         path.relative_to(shipped).with_suffix("").as_posix() for path in shipped.rglob("*.yaml")
     )
+    if name.removesuffix(".yaml") in known:
+        return shipped / f"{name.removesuffix('.yaml')}.yaml"
+    # A name may omit its budget if there is only one: vit_b16_etpp is vit_b16_etpp_400ep.
     of_any_budget = [full for full in known if re.fullmatch(re.escape(name) + r"_\d+ep", full)]
     if len(of_any_budget) == 1:
         return shipped / f"{of_any_budget[0]}.yaml"

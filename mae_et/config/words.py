@@ -1,6 +1,7 @@
 """Prepare the words of a command line for the parser: spelling, switches, paths."""
 
 import dataclasses
+import errno
 import glob
 import json
 import os
@@ -13,6 +14,9 @@ from jsonargparse import ArgumentParser
 
 from mae_et.config.key_checks import type_of
 from mae_et.errors import UserError
+
+IMPOSSIBLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM})
+"""Errors of a path that is wrong, unlike those of a file that is missing or a disk that fails."""
 
 
 def prepare_words(words: list[str], parser: ArgumentParser, kind: type[Any]) -> list[str]:
@@ -50,7 +54,7 @@ def expand_paths(value: Any, key: str = "") -> Any:
     """Expand `~` and environment variables in every path of a config.
 
     Raises:
-        UserError: a variable is not set, or there is no such user; the sentence names the key.
+        UserError: see `expand_path`; the sentence names the key.
     """
     if isinstance(value, Path):
         return expand_path(value, key)
@@ -68,11 +72,22 @@ def expand_paths(value: Any, key: str = "") -> Any:
 
 
 def expand_path(path: Path, key: str) -> Path:
-    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path."""
+    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path.
+
+    Raises:
+        UserError: a variable is not set, there is no such user, or no file can have this path.
+    """
     try:
         expanded = os.path.expandvars(path.expanduser())
     except RuntimeError:
         raise UserError(f"{key} {path}: there is no such user") from None
+    try:
+        os.stat(expanded)  # noqa: PTH116
+    except ValueError as error:
+        raise UserError(f"{key} {path}: {error}") from None
+    except OSError as error:
+        if error.errno in IMPOSSIBLE:
+            raise UserError(f"{key} {path}: {error.strerror}") from None
     unset = re.search(r"\$(?:\{(\w+)\}|(\w+))", expanded)
     if unset and not path.exists():
         name = unset[1] or unset[2]

@@ -15,6 +15,7 @@ from mae_et.data.array_files import read_array, write_array
 from mae_et.data.layout import EXTENSIONS, is_folder
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
+from mae_et.io.lock import check_writable
 from mae_et.runtime.console import notify
 from mae_et.runtime.watchdog import heartbeat
 
@@ -71,7 +72,8 @@ def cached_listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]
     """List a folder, or read the listing of an earlier run from `data.listing`.
 
     Raises:
-        UserError: a folder cannot be listed, or the cached listing is damaged.
+        UserError: a folder cannot be listed, the cached listing is damaged, or `data.listing` is
+            not writable.
     """
     if config.listing is None:
         return list_folder(folder, extensions)
@@ -82,6 +84,7 @@ def cached_listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]
         when = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         notify(f"{folder}: {len(names)} files as listed at {when} (delete {path} to list anew)")
         return Listing(names, Counter())
+    check_writable(config.listing)  # before hours of listing
     listing = list_folder(folder, extensions)
     array = np.array([os.fsencode(name) for name in listing.names], dtype=np.bytes_)
     write_atomically(path, lambda temporary: write_array(temporary, array))

@@ -51,8 +51,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Temporary files that killed processes of this machine left for the same path are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{_MACHINE}.tmp")
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.{_MACHINE}.tmp"):
+    if path.parent == Path("/dev") or not (path.is_file() or path.is_dir() or not path.exists()):
+        raise OSError(errno.EINVAL, "it is a device or a pipe", str(path))  # not to be replaced
+    start = f".{path.name[:50]}"  # a name of the longest kind leaves no room for more
+    temporary = path.with_name(f"{start}.{os.getpid()}.{_MACHINE}.tmp")
+    for leftover in path.parent.glob(f"{glob.escape(start)}.[0-9]*.{_MACHINE}.tmp"):
         if not process_exists(leftover.name.split(".")[-3]):
             leftover.unlink(missing_ok=True)
     try:

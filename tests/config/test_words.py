@@ -8,6 +8,7 @@ import pytest
 from finetune import ClassifierConfig, ProbeConfig
 from mae_et import PretrainConfig, UserError, load_config
 from mae_et.cli.arguments import config_of
+from mae_et.cli.main import main
 from mae_et.config.commands import ExportConfig
 from mae_et.config.files import find_config
 from mae_et.config.suggestions import _CALLED_ELSEWHERE, keys_of
@@ -69,6 +70,30 @@ def test_a_path_that_cannot_expand_is_refused(home: Path, written: str, sentence
         load_config(PretrainConfig, [], [f"--output.dir={written}"])
     assert sentence in str(refused.value)
     assert not list(home.parent.joinpath("here").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("x" * 256, "File name too long"),
+        ("loop/x", "Too many levels of symbolic links"),
+        ("mine.yaml/x", "Not a directory"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_refused(home: Path, path: str, reason: str) -> None:
+    (home / "loop").symlink_to("loop")
+    (home / "mine.yaml").touch()
+    impossible = str(home / path)
+    for command, flag in (
+        ("pretrain", "output.dir"), ("plan", "data.root"), ("knn", "checkpoint"),
+        ("compare", "runs"), ("pretrain", "probe.data.root"),
+    ):  # fmt: skip
+        words = [impossible, impossible] if flag == "runs" else [f"--{flag}={impossible}"]
+        with pytest.raises(UserError, match=rf"{flag} .*{reason}$"):
+            config_of(command, words)
+    for words in (["pretrain", f"--config={impossible}"], ["status", impossible]):
+        assert main(words) == 2
 
 
 @pytest.mark.parametrize(

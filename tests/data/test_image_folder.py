@@ -1,6 +1,7 @@
 """Image folders: splits, classes, held-out images, listings."""
 
 import os
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -184,6 +185,8 @@ def test_a_kept_listing_is_read_without_a_walk(tmp_path: Path, monkeypatch, caps
     assert values(open_dataset(config, "train")) == first
     assert f"6 files as listed at {date.today().year}" in capsys.readouterr().err
     assert len(first) == 6
+    with pytest.raises(UserError, match="cannot be written to: File exists"):  # before the walk
+        open_dataset(replace(config, listing=kept), "train")
     content = kept.read_bytes()
     for damaged in (content[:50], *(flipped(content, bit) for bit in range(7, 8 * 200, 97))):
         kept.write_bytes(damaged)

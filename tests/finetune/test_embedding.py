@@ -268,6 +268,9 @@ def test_the_projector_shows_each_image_with_its_class(place, tmp_path) -> None:
     vectors = np.loadtxt(folder / "tensors.tsv")
     np.testing.assert_allclose(vectors, read(settings.output)[0], rtol=1e-5)
     assert Image.open(folder / "sprite.png").size == (4 * 32, 4 * 32)
+    with pytest.raises(UserError, match="cannot be written to: File exists"):
+        embed(config(place, tmp_path / "g.npy", projector=settings.output))
+    assert not (tmp_path / "g.npy").exists()  # refused before the images are encoded
 
 
 def test_parquet_without_pyarrow_is_refused(place, tmp_path, monkeypatch) -> None:

@@ -44,6 +44,17 @@ def test_what_a_killed_writer_left_is_deleted_by_the_next_writer_of_the_file(
     assert all(kept.exists() for kept in (running, elsewhere, other))
 
 
+def test_a_name_of_the_longest_kind_is_written_and_no_pipe_or_device_replaced(
+    tmp_path: Path,
+) -> None:
+    write_text_atomically(tmp_path / ("x" * 255), "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["x" * 255]
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/of-no-driver")):
+        with pytest.raises(OSError, match="it is a device or a pipe"):
+            write_text_atomically(path, "text")
+
+
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_text_atomically(path, "old")
