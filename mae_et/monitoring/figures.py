@@ -50,8 +50,14 @@ def figure_name(key: str) -> str:
     return " ".join([*inner, NAMES.get(name, name.replace("_", " "))])
 
 
-def format_figure(key: str, value: Any) -> str:
-    """Format a figure with its unit, or what a score was computed from in some words."""
+def format_figure(key: str, value: Any, images: int | None = None) -> str:
+    """Format a figure with its unit, or what a score was computed from in some words.
+
+    Args:
+        key: name of the figure.
+        value: the figure.
+        images: number of images that an accuracy was measured on: its standard error is added.
+    """
     if value is None:
         return ""
     if key == "provenance" and isinstance(value, dict):
@@ -71,10 +77,17 @@ def format_figure(key: str, value: Any) -> str:
     if key.endswith("fraction"):
         return f"{number:.2%}"
     if key.endswith(PERCENTAGES):
-        return f"{number:.4g} %"
+        error = f" ± {standard_error(number, images):.2g}" if images else ""
+        return f"{number:.4g}{error} %"
     if isinstance(value, int):
         return f"{value:,}"
     return short(number) if abs(number) >= 1e6 else f"{number:.5g}"
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Return the binomial standard error, in points, of an accuracy in percent."""
+    share = min(1.0, max(0.0, accuracy / 100))
+    return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def short(value: float, unit: str = "") -> str:
@@ -102,7 +115,7 @@ def results_table(results: dict[str, Any]) -> str:
     shown = [key for key in results if key in NAMED]
     shown += ordered_figures(results.keys() & set(FIGURES))
     shown += [key for key in ("probe_time_fraction", *FAULTS) if results.get(key)]
-    rows = {figure_name(key): format_figure(key, results[key]) for key in shown}
+    rows = {figure_name(k): format_figure(k, results[k], _images(k, results)) for k in shown}
     rows |= dict(_nested(results))
     width = max(map(len, rows), default=0)
     lines = [f"{name:<{width}}  {figure}" for name, figure in rows.items()]
@@ -113,6 +126,15 @@ def results_table(results: dict[str, Any]) -> str:
     if isinstance(probes, list) and probes:
         lines += ["", probe_curve(probes)]
     return "\n".join(lines)
+
+
+def _images(key: str, results: dict[str, Any]) -> int | None:
+    """Return the number of images that an accuracy was measured on, if it is recorded."""
+    if key.startswith("probe_"):
+        return results.get("probe_val_images")
+    provenance = results.get("provenance")
+    found = provenance.get("val_images") if isinstance(provenance, dict) else None
+    return found if found is not None or "top" not in key else results.get("images")
 
 
 def _nested(results: dict[str, Any], name: str = "") -> Iterator[tuple[str, str]]:

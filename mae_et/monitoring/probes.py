@@ -7,6 +7,8 @@ from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 
 MEASURES = ("knn", "ridge", "effective_rank")
+PROBED_IMAGES = ("train_images", "val_images")
+"""Numbers of images that vote or are fitted, and of those that are classified."""
 
 
 def summarise_probes(rows: Sequence[Row], plan: Plan, training_seconds: float) -> dict[str, Any]:
@@ -18,8 +20,9 @@ def summarise_probes(rows: Sequence[Row], plan: Plan, training_seconds: float) -
         training_seconds: time of the run, excluding pauses.
 
     Returns:
-        `probe_MEASURE`: each measure of the last probe; `probe_time_fraction`: fraction of the
-        run's time spent on probes; `probes`: step, compute done and measures of each.
+        `probe_MEASURE`: each measure of the last probe; `probe_train_images` and
+        `probe_val_images`: its numbers of images; `probe_time_fraction`: fraction of the run's time
+        spent on probes; `probes`: step, compute done and measures of each.
     """
     if not rows:
         return {}
@@ -29,7 +32,7 @@ def summarise_probes(rows: Sequence[Row], plan: Plan, training_seconds: float) -
     ]
     seconds = sum(row.get("probe_seconds") or 0.0 for row in rows)
     return {
-        **{f"probe_{key}": value for key, value in _measures(rows[-1]).items()},
+        **{f"probe_{key}": rows[-1][key] for key in (*MEASURES, *PROBED_IMAGES) if key in rows[-1]},
         "probe_time_fraction": seconds / (seconds + training_seconds),
         "probes": curve,
     }

@@ -23,6 +23,7 @@ from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.io.plain_files import no_follow
 from mae_et.monitoring.figures import FIGURES
+from mae_et.monitoring.probes import PROBED_IMAGES
 from mae_et.monitoring.saved_images import saved_images
 
 TAGS = {
@@ -99,7 +100,7 @@ class TensorBoardWriter:
         step, when = row["step"], row["time"]
         compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
         for key, value in row.items():
-            if key in {"step", "time", "images"}:  # the number of images is constant
+            if key in {"step", "time", "images", *PROBED_IMAGES}:  # numbers of images are constant
                 continue
             tag = SCORE_TAGS.get(key, f"accuracy/{key}")
             if key.endswith("loss"):

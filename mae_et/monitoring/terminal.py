@@ -9,6 +9,7 @@ from tqdm import tqdm
 from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
+from mae_et.monitoring.probes import PROBED_IMAGES
 from mae_et.runtime.console import write_line
 
 # tqdm's own estimate assumes steps of equal cost, so the bar shows ours, and only ours.
@@ -43,13 +44,15 @@ class Terminal:
             self.advance(row["step"])
             self.bar.set_description_str(summary(row) + spike.replace(" |", ","))
 
-    def show_scores(self, step: int, scores: dict[str, float | None]) -> None:
-        """Show validation or probe scores."""
+    def show_scores(self, step: int, scores: dict[str, Any]) -> None:
+        """Show validation or probe scores, accuracies with their standard errors."""
+        images = scores.get("val_images", scores.get("images"))
         shown = " | ".join(
             f"{figure_name(key)} {value:.1f} s"
             if key == "probe_seconds"
-            else f"{figure_name(key)} {format_figure(key, value) or 'non-finite'}"
+            else f"{figure_name(key)} {format_figure(key, value, images) or 'non-finite'}"
             for key, value in scores.items()
+            if key not in PROBED_IMAGES
         )
         write_line(f"step {step}/{self.plan.steps} | {shown}")
 

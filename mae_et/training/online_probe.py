@@ -23,6 +23,7 @@ from mae_et.data.transforms import normalise, seeded
 from mae_et.models.features import pool_tokens
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
+from mae_et.monitoring.probes import PROBED_IMAGES
 from mae_et.probing.effective_rank import effective_rank
 from mae_et.probing.labelled import Labelled
 from mae_et.probing.nearest_neighbours import knn_accuracy
@@ -92,6 +93,7 @@ class OnlineProbe(Periodic):
         if logger is not None:
             self._report_unreadable(len(train[0]), len(val[0]))
             scores = measure(*((x.to(world.device), y.to(world.device)) for x, y in (train, val)))
+            scores |= dict(zip(PROBED_IMAGES, (len(train[0]), len(val[0])), strict=True))
             scores["probe_seconds"] = time.perf_counter() - started
             logger.log_scores(state.step, scores)
 

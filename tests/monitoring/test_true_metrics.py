@@ -203,7 +203,8 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
         if row.get("spike"):
             expect("training/loss_spikes", at, "loss", [row])
         expect(f"stages/loss_{row['stage'] + 1}_B{row['bandwidth']}", at, "loss", [row])
-    for key in set(scores[0]) - {"step", "time", "images"} if scores else ():
+    constant = {"step", "time", "images", "train_images", "val_images"}
+    for key in set(scores[0]) - constant if scores else ():
         name = "validation_loss" if key == "loss" else key
         expect("loss/validation" if key == "loss" else tag_of(key), at, key, scores)
         if key == "probe_seconds":

@@ -21,7 +21,9 @@ from mae_et.data.probe_images import open_probe_images
 from mae_et.data.synthetic import render
 from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.monitoring.probes import MEASURES
+from mae_et.monitoring.figures import results_table, standard_error
+from mae_et.monitoring.probes import MEASURES, PROBED_IMAGES
+from mae_et.monitoring.terminal import Terminal
 from mae_et.pretraining import train_step
 from mae_et.training import online_probe
 from mae_et.training.online_probe import affordable_images, measure
@@ -79,6 +81,21 @@ def test_curve_runs_from_the_untrained_encoder_to_the_trained_one(run: Path) -> 
     seconds = sum(row["probe_seconds"] for row in rows)
     share = seconds / (seconds + results["training_seconds"])
     assert results["probe_time_fraction"] == pytest.approx(share)
+    counts = [tuple(row[key] for key in PROBED_IMAGES) for row in rows]
+    assert {*counts} == {tuple(results[f"probe_{key}"] for key in PROBED_IMAGES)}
+    assert all(count > 1 for count in counts[0])
+
+
+def test_accuracies_are_shown_with_their_standard_error(capsys) -> None:
+    """Of 100 images, 20 % of which are classified correctly: sqrt(0.2 * 0.8 / 100) = 4 points."""
+    assert standard_error(20.0, 100) == pytest.approx(4.0)
+    plan = Curriculum.preset("etpp", 32, 8).plan(20, 64, 8)
+    scores = {"knn": 20.0, "effective_rank": 3.5, "train_images": 50, "val_images": 100}
+    Terminal(plan, 0).show_scores(1, scores)
+    assert "| kNN 20 ± 4 % | effective rank 3.5\n" in capsys.readouterr().err
+    shown = results_table({"probe_knn": 20.0, "probe_val_images": 100})
+    assert shown == "kNN of the last probe  20 ± 4 %"
+    assert results_table({"top1": 20.0, "images": 100}).splitlines()[0] == "top-1   20 ± 4 %"
 
 
 def test_interrupted_runs_repeat_no_probe_and_miss_none(
@@ -120,9 +137,10 @@ def test_unlabelled_images_have_an_effective_rank(tmp_path: Path, capsys) -> Non
     folder = pretrain(config_in(tmp_path, *PROBED, *flags))
     rows = read_metrics(folder, SCORES)
     assert [set(row) for row in rows] == [
-        {"step", "time", "effective_rank", "probe_seconds"}
+        {"step", "time", "effective_rank", "probe_seconds", *PROBED_IMAGES}
     ] * len(rows)
     assert all(1 < row["effective_rank"] < 29 for row in rows)
+    assert {(row["train_images"], row["val_images"]) for row in rows} == {(23, 0)}
     said = capsys.readouterr().err
     assert "effective rank of 24 images, no accuracy: no classes" in said
     assert said.count("probe: 1 of 24 training images unreadable, skipped") == 1
