@@ -129,9 +129,7 @@ def summary(
         by_gpu = GPU_DECODES in flags[way]
         speed = GpuSpeed(passes, speeds if by_gpu else None, exchange)
         cores = None if by_gpu else {b: each / workers for b, each in speeds.items()}
-        models[way] = _model(plan, speed, gpus, cores, workers, replay) | {
-            "decoded": speeds if by_gpu else None
-        }
+        models[way] = _model(plan, speed, gpus, cores, workers, replay)
     trained_alone = _model(plan, GpuSpeed(passes, exchange=exchange), gpus)
     found: dict[str, Any] = {
         "passes": {str(b): {str(n): s for n, s in sizes.items()} for b, sizes in passes.items()},
@@ -141,11 +139,9 @@ def summary(
         return {**trained_alone["given"], **found, "throughput": trained_alone}
     hours = {way: _hours(model, gpus) for way, model in models.items()}
     best = min(hours, key=lambda way: hours[way])
-    decoded = models[best].pop("decoded")
     return {
         **models[best]["given"],
         **found,
-        "decoded_images_per_second": decoded and {str(b): s for b, s in decoded.items()},
         "hours_by_way": hours,
         "fastest": {
             "way": best,

@@ -56,6 +56,8 @@ def _among(
             row["bottleneck"] = "exchange"  # takes as long as the passes
         elif decoded:
             row["bottleneck"] = "decoding" if SLOWED * decoded[b] < alone[b] else "gpu"
+    if decoded:
+        model["given"]["decoded_images_per_second"] = {str(b): s for b, s in decoded.items()}
     if speed.depends_on_images:
         model["given"]["images_per_gpu_and_step"] = images
     return model
@@ -152,9 +154,9 @@ def throughput_table(model: dict[str, Any]) -> str:
     """Format the result of `throughput_model` as two tables: by bandwidth, and by GPUs."""
     cores = model["given"]["cores_per_gpu"]
     given, images = "given: images/s of one GPU", model["given"].get("images_per_gpu_and_step")
-    given += " (GPU img/s)" if images is None else f" with {images:,} images a step (GPU img/s)"
+    given += "" if images is None else f" with {images:,} images a step"
     if model["given"]["loader_images_per_second"] is not None:
-        given += ", of one loader core (core img/s)"
+        given += ", of one loader core"
     if cores is not None:
         given += f", {cores:g} loader cores per GPU"
     if replay := model["given"].get("replay"):
@@ -185,12 +187,21 @@ def throughput_table(model: dict[str, Any]) -> str:
             f"{row['gpu_hours']:>10,.1f} {against:>16}"
         )
     if model["time_against_constant"] is not None:
-        exchange = "" if model["given"]["exchange_included"] else "gradient exchange, "
         lines.append(
             f"\n{model['time_against_constant']:.2f}x the time of the same compute at constant "
-            f"bandwidth; hours exclude {exchange}checkpointing and start-up"
+            f"bandwidth\nhours exclude {_excluded(model['given'])}"
         )
     return "\n".join(lines)
+
+
+def _excluded(given: dict[str, Any]) -> str:
+    """Return what takes no time in a model."""
+    exchange = [] if given["exchange_included"] else ["gradient exchange"]
+    loads = given["loader_images_per_second"] or given.get("decoded_images_per_second")
+    # Loading is measured from the page cache; a run's own speed includes its storage.
+    storage = ["storage slower than the page cache"] if loads else []
+    names = [*exchange, "checkpointing", "start-up", *storage]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _check_speeds(option: str, speeds: Mapping[int, float], bandwidths: list[int]) -> None:
