@@ -38,10 +38,10 @@ def low_frequency_crop(
         images: floating point, [..., H, W], in any range.
         bandwidth: side B of the result in pixels, or (height, width); 1 <= B <= H, W.
         method: `fourier` is the exact crop (EfficientTrain, section 3.1). `resize` is antialiased
-            bicubic interpolation, 28 to 39 dB from the exact crop; the paper's released code
-            instead resizes 8-bit images with Pillow's Lanczos filter in its loader, more than 40 dB
-            from this. `decode`: the loader has already resized the training images; other images
-            are treated as with `resize`.
+            bicubic interpolation, 24 to 44 dB from the exact crop (least for textures; see
+            docs/compared.md); the paper's released code instead resizes 8-bit images with Pillow's
+            Lanczos filter in its loader, 39 to 51 dB from this. `decode`: the loader has already
+            resized the training images; other images are treated as with `resize`.
 
     Returns:
         [..., B, B], with dtype and device of the images; the images themselves at full bandwidth.

@@ -280,19 +280,22 @@ def dinov2_features() -> Row:
     return tensors("tokens of a DINOv2 encoder", "transformers, Dinov2", features, expected, 1e-5)
 
 
-def headline_compute() -> Row:
+def released_stages() -> Row:
+    """FLOPs of the stages of EfficientTrain++'s release, whose epochs share the compute by area."""
     with torch.device("meta"):
         model = MaskedAutoencoder("vit_base_patch16_224", target="hog")
-        cost = training_flops(partial(model, every_patch=True))
-    plan = Curriculum.preset("etpp", 224, 16).plan(400, 1_281_167, 4096, cost)
-    name = "compute saved by the headline recipe"
-    return numbers(name, "EfficientTrain++, table 15", plan.speedup(1600), 3.98, 0.03)
+        flops = training_flops(partial(model, every_patch=True))
+    stages = Curriculum.preset("etpp", 224, 16).plan(400, 1_281_167, 4096).stages
+    epochs = [(stage.bandwidth, stage.steps * 4096 / 1_281_167) for stage in stages]
+    saved = 1600 * flops(224) / sum(each * flops(bandwidth) for bandwidth, each in epochs)
+    name = "times fewer FLOPs by the released stages than in 1600 epochs"
+    return numbers(name, "EfficientTrain++, table 15", saved, 3.98, 0.03)
 
 
 ROWS: tuple[Callable[[], Row], ...] = (
     crop_fourier, crop_resize, hog_sobel, mae_loss, mae_training, hugging_face, timm_features,
     dinov2_features, knn, linear_probe, random_resized_crop, learning_rate, layer_decay, parameters,
-    flops, swin_flops, headline_compute,
+    flops, swin_flops, released_stages,
 )  # fmt: skip
 
 
