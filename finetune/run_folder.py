@@ -6,9 +6,8 @@ from pathlib import Path
 from finetune.config import ClassifierConfig
 from finetune.image_size import format_size
 from finetune.scoring_config import EvaluateConfig, FrozenNetworkConfig
-from mae_et.checkpoints.run_config import read_only_data
+from mae_et.checkpoints.run_config import read_only_data, recorded_config
 from mae_et.config.data import DataConfig
-from mae_et.config.files import config_from_text
 from mae_et.config.model_names import is_model
 from mae_et.errors import UserError, require
 from mae_et.io.lock import check_writable
@@ -27,7 +26,7 @@ def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
         return None
     if not (path / "model.safetensors").is_file():
         raise UserError(f"{path} is the folder of a classifier's run that is not finished")
-    config = config_from_text(read_text(written), ClassifierConfig)
+    config = recorded_config(read_text(written), ClassifierConfig, written)
     return replace(config, data=read_only_data(config.data))
 
 

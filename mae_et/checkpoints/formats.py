@@ -137,7 +137,7 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
 
 def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
     """Split one of our pre-training checkpoints into encoder and decoder."""
-    config = config_from_checkpoint(payload["config"])
+    config = config_from_checkpoint(payload["config"], path)
     parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
     for name, tensor in payload["model"].items():
         part, _, own = name.partition(".")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from mae_et.checkpoints.preprocessing import Preprocessing
@@ -22,6 +22,7 @@ from mae_et.checkpoints.weight_files import (
 )
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.model import ModelConfig
+from mae_et.errors import listed, require
 
 
 def with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:
@@ -65,7 +66,14 @@ def with_our_entries(weights: Weights, payload: dict[str, Any]) -> Weights:
         description = json.loads(payload[CLASSIFIER_KEY])
         weights = with_classifier(weights, check_classifier_description(description, weights.path))
     if MODEL_KEY in payload:
-        model = ModelConfig(**json.loads(payload[MODEL_KEY]))
+        entries = json.loads(payload[MODEL_KEY])
+        unknown = sorted(entries.keys() - {field.name for field in fields(ModelConfig)})
+        require(
+            not unknown,
+            f"{weights.path} was written by another version of mae-et: there is no key "
+            f"{listed([f'model.{key}' for key in unknown], 3)}",
+        )
+        model = ModelConfig(**entries)
         weights = replace(weights, model=model, architecture=model.encoder)
     return weights
 

@@ -1,28 +1,77 @@
-"""Read a run folder's config and classes (untrusted, read-only)."""
+"""Read the config and classes that a run recorded (untrusted, read-only, of any version)."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
 
 from mae_et.config.data import DataConfig
-from mae_et.config.files import config_from_text
+from mae_et.config.files import OTHER_SECTIONS, config_from_text
 from mae_et.config.model_names import is_model
+from mae_et.config.plain_yaml import parse_yaml
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.io.seals import read_sealed
+from mae_et.runtime.console import notify
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+REFUSAL = "is damaged, or of another version of mae-et"
 # Architecture of encoders whose files record none; sizes are read from the tensors.
 DEFAULT_ENCODER = "vit_base_patch16_224"
 
 
-def config_from_checkpoint(text: str) -> PretrainConfig:
-    """Return the config in a checkpoint, with read-only data.
+def recorded_config(text: str, kind: type[Config], path: Path, refusal: str = REFUSAL) -> Config:
+    """Return the config that a run recorded.
+
+    Versions differ mostly in `OTHER_SECTIONS`, which decide no numbers: if this version refuses
+    keys of these, the defaults stand for them, and a line says so.
+
+    Args:
+        text: the YAML text.
+        kind: type of the config.
+        path: its file or run folder, for errors.
+        refusal: what the error says of the path before the reason.
 
     Raises:
-        UserError: the text is not a pre-training config.
+        UserError: a key that decides numbers is unknown or invalid.
     """
-    config = config_from_text(text, PretrainConfig)
+    try:
+        return config_from_text(text, kind)
+    except UserError as error:
+        reason = error
+    try:
+        config = config_from_text(_without_others(text), kind)
+    except UserError as error:
+        raise UserError(f"{path} {refusal}: {error}") from None
+    notify(f"{path}: sections {', '.join(OTHER_SECTIONS)} are not read, as {reason}")
+    return config
+
+
+def _without_others(text: str) -> str:
+    """Return a config's text, and its comment on the version, without `OTHER_SECTIONS`."""
+    try:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if not isinstance(value, dict):
+        return text
+    kept = {key: item for key, item in value.items() if key not in OTHER_SECTIONS}
+    head = text[: text.find("\n") + 1] if text.startswith("#") else ""
+    return head + yaml.safe_dump(kept, sort_keys=False)
+
+
+def config_from_checkpoint(text: str, path: Path) -> PretrainConfig:
+    """Return the config in a checkpoint or run folder, with read-only data.
+
+    Raises:
+        UserError: the text is not a pre-training config; the sentence names the path.
+    """
+    config = recorded_config(text, PretrainConfig, path)
     return replace(config, data=read_only_data(config.data))
 
 
@@ -35,11 +84,7 @@ def config_of_run(folder: Path) -> PretrainConfig | None:
     path = folder / "config.yaml"
     if (folder / "classes.json").is_file() or not path.is_file():
         return None  # a classifier's run has a config of another type
-    text = read_text(path)
-    try:
-        return config_from_checkpoint(text)
-    except UserError as error:
-        raise UserError(f"{path} is damaged, or of another version of mae-et: {error}") from None
+    return config_from_checkpoint(read_text(path), path)
 
 
 def read_only_data(data: DataConfig) -> DataConfig:

@@ -5,9 +5,9 @@ from typing import Any
 
 from finetune.config import ClassifierConfig
 from finetune.scoring_config import FrozenNetworkConfig
-from mae_et.checkpoints.run_config import config_of_run
+from mae_et.checkpoints.run_config import config_of_run, recorded_config
 from mae_et.config.data import SOURCE_KEYS, STATISTICS, DataConfig
-from mae_et.config.files import config_from_text, plain
+from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.layout import ROOTED
 from mae_et.errors import UserError
@@ -94,7 +94,7 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
 
 def _inherited_before(path: Path) -> dict[str, Any]:
     """Return the same keys from a run to resume whose initial weights are gone."""
-    before = config_from_text(read_text(path), ClassifierConfig)
+    before = recorded_config(read_text(path), ClassifierConfig, path)
     data = plain(before.data)
     keys = {f"data.{key}": data[key] for key in (*SOURCE_KEYS, "eval_crop")}
     return keys | {

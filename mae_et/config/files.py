@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _WRITTEN_BY = "# mae-et "
+OTHER_SECTIONS = ("efficiency", "probe", "output")
+"""Sections whose keys do not decide a run's numbers."""
 
 # The docstrings under a config's fields are its help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -222,8 +224,8 @@ def _parser_of(kind: type[Any]) -> ArgumentParser:
 
 
 def numeric_keys(config: "DataclassInstance") -> dict[str, Any]:
-    """Return the keys that decide a run's numbers: all but `efficiency`, `probe` and `output`."""
-    others = ("efficiency.", "probe.", "output.")
+    """Return the keys that decide a run's numbers: all outside `OTHER_SECTIONS`."""
+    others = tuple(f"{section}." for section in OTHER_SECTIONS)
     return {key: value for key, value in flat_keys(config).items() if not key.startswith(others)}
 
 

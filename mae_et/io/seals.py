@@ -15,6 +15,7 @@ from mae_et.io.plain_files import read_mapping
 
 KEY = "sha256"
 _TAG = b"\nsha256:"
+_UNSEALED = "it has no checksum, as files of early versions of mae-et"
 TRAILER_BYTES = len(_TAG) + 64
 """Length of the checksum at the end of a file."""
 
@@ -32,7 +33,7 @@ def unseal(content: dict[str, Any]) -> dict[str, Any]:
     """
     plain = {key: value for key, value in content.items() if key != KEY}
     if KEY not in content:
-        raise ValueError("it has no checksum")
+        raise ValueError(_UNSEALED)
     if content[KEY] != _digest(plain):
         raise ValueError("it does not match its checksum")
     return plain
@@ -64,7 +65,7 @@ def check_sealed(path: Path) -> None:
         OSError: the file cannot be read.
     """
     if not check_digest(path, _TAG):
-        raise ValueError("it has no checksum")
+        raise ValueError(_UNSEALED)
 
 
 def check_digest(path: Path, tag: bytes) -> bool:

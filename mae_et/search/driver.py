@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from mae_et.config.files import config_from_text, numeric_keys, to_yaml
+from mae_et.checkpoints.run_config import recorded_config
+from mae_et.config.files import numeric_keys, to_yaml
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
@@ -97,8 +98,8 @@ def check_same_search(config: SearchConfig) -> None:
     written = folder / "config.yaml"
     if not written.exists():
         return
-    text = read_text(written)
-    before, now = numeric_keys(config_from_text(text, SearchConfig)), numeric_keys(config)
+    recorded = recorded_config(read_text(written), SearchConfig, written)
+    before, now = numeric_keys(recorded), numeric_keys(config)
     # search.epochs defaults to curriculum.epochs.
     for settings in (before, now):
         settings["search.epochs"] = settings["search.epochs"] or settings["curriculum.epochs"]

@@ -3,7 +3,8 @@
 from collections.abc import Set
 from typing import Any
 
-from mae_et.config.files import config_from_text, numeric_keys
+from mae_et.checkpoints.run_config import recorded_config
+from mae_et.config.files import numeric_keys
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.errors import UserError
@@ -35,13 +36,11 @@ def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bo
         text = read_text(written)
     else:
         return
+    refusal = "holds a run of another command, or of another version of mae-et"
     try:
-        written_config = config_from_text(text, type(config))
+        written_config = recorded_config(text, type(config), folder, refusal)
     except UserError as error:
-        raise UserError(
-            f"{folder} holds a run of another command, or of another version of mae-et: {error}; "
-            "give another output.dir"
-        ) from None
+        raise UserError(f"{error}; give another output.dir") from None
     before, now = numeric_keys(written_config), numeric_keys(config)
     may_differ = MAY_CHANGE if finished else MAY_CHANGE | {"data.root"}
     check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)

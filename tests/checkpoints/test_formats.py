@@ -62,6 +62,16 @@ def test_our_checkpoint_without_the_tensors_of_an_encoder_is_refused(tiny, tmp_p
                 weights_of_payload(tmp_path, payload | {"model": lacking})
 
 
+def test_unknown_key_of_another_version_is_named_with_the_file(tiny, tmp_path: Path) -> None:
+    path, model = tmp_path / "a.pth", MaskedAutoencoder.from_config(tiny().model)
+    later = to_yaml(tiny()).replace("model:\n", "model:\n  later: 1\n", 1)
+    run = {"config": later, "plan": {}, "model": model.state_dict()}
+    export = {"model": model.encoder.state_dict(), "mae_et.model": '{"later": 1}'}
+    for payload in (run, export):
+        with pytest.raises(UserError, match=r"a\.pth .*another version of .* no key model\.later"):
+            weights_of_payload(path, payload)
+
+
 def test_weights_read_ahead_are_handed_over_once_and_never_stale(tmp_path: Path, reads) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(TINY.read_bytes())

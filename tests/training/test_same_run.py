@@ -1,11 +1,14 @@
 """Which runs may resume from a folder."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mae_et import PretrainConfig, UserError
 from mae_et.checkpoints.run_config import config_of_run
+from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.files import load_config, to_yaml
 from mae_et.runtime.console import notify
 from mae_et.training.same_run import check_same_run
@@ -33,6 +36,25 @@ def test_config_of_another_command_or_version_is_refused(tmp_path: Path) -> None
     (tmp_path / "config.yaml").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         check_same_run(config, None, finished=True)
+
+
+@pytest.mark.parametrize("line", ["  new_key: 3", "  precision: fp4"])
+def test_keys_of_another_version_that_decide_no_numbers_are_skipped(
+    tmp_path: Path, capsys, line: str
+) -> None:
+    config = load_config(PretrainConfig, [], [f"--output.dir={tmp_path}", "--seed=3"])
+    text = to_yaml(config).replace("efficiency:\n", f"efficiency:\n{line}\n")
+    text = text.replace("  precision: auto\n", "") if "precision" in line else text
+    check_same_run(config, {"config": text}, finished=False)
+    key = line.split(":")[0].strip()
+    sentence = rf"{tmp_path}: sections efficiency, .* are not read, as .*efficiency\.{key}"
+    assert re.search(sentence, capsys.readouterr().err)
+    with pytest.raises(UserError, match="seed was 3 and is now 4"):
+        check_same_run(replace(config, seed=4), {"config": text}, finished=False)
+    (tmp_path / "config.yaml").write_text(text)
+    found = config_of_run(tmp_path)
+    assert found is not None
+    assert (found.seed, found.efficiency) == (3, EfficiencyConfig())
 
 
 def test_changed_probe_is_announced(tmp_path: Path, capsys) -> None:
