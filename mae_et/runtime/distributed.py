@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_et.errors import UserError
+from mae_et.runtime.flight_recorder import record_collectives
 from mae_et.runtime.rendezvous import check_launch, join
 from mae_et.runtime.watchdog import heartbeat
 
@@ -55,7 +57,9 @@ def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.devi
 
 
 def initialize(
-    device: Literal["auto", "cpu", "cuda"] = "auto", patience: float | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    patience: float | None = None,
+    traces: Path | None = None,
 ) -> DistributedContext:
     """Join the ranks started by torchrun, or by any launcher that sets RANK and WORLD_SIZE.
 
@@ -63,6 +67,7 @@ def initialize(
         device: see `choose_device`.
         patience: seconds to wait for the other ranks to join, and the timeout of collectives plus
             a margin in which the watchdog reports first; None waits forever.
+        traces: folder to which ranks on GPUs that hang dump their last collectives.
 
     Raises:
         UserError: CUDA is requested but not available, or the launcher's variables are incomplete.
@@ -79,6 +84,8 @@ def initialize(
     if joins:
         # Flags are reduced on the CPU, so that no rank waits for its GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        if chosen.type == "cuda" and traces is not None:
+            record_collectives(traces)
         join(backend, patience)
     return DistributedContext(dist.get_rank(), dist.get_world_size(), chosen, joins)
 

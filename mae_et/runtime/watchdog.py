@@ -13,8 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
 PEERS_SECONDS = 10.0
@@ -31,6 +31,7 @@ class _Watch:
         self.beaten = False
         self.quiet: float | None = None  # None until the first heartbeat: opening data may be slow
         self.over = threading.Event()
+        self.save: Callable[[], None] | None = None
 
     def look(self) -> None:
         slice_ = min(1.0, self.seconds / LOOKS)
@@ -56,6 +57,10 @@ class _Watch:
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
+        if self.save is not None:
+            signal.alarm(EXIT_SECONDS)  # kills this process if saving hangs too
+            with suppress(Exception):
+                self.save()
         time.sleep(PEERS_SECONDS)
         # Loader workers may hang too. Their end wakes the main thread, so they are killed last.
         for child in multiprocessing.active_children():
@@ -86,6 +91,12 @@ def hang_watchdog(seconds: float | None) -> Iterator[None]:
     finally:
         watch.over.set()
         _watch = None
+
+
+def on_hang(save: Callable[[], None]) -> None:
+    """Have the watchdog, if there is one, save evidence before it exits."""
+    if _watch is not None:
+        _watch.save = save
 
 
 def heartbeat() -> None:

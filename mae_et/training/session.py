@@ -56,7 +56,8 @@ def distributed_session(
     is_run = isinstance(config, RunConfig)  # its opening reports the threads
     patience = process.step_timeout
     with explain_system_errors(), hang_watchdog(patience), stop_signals() as stopped:
-        world = distributed.initialize(process.device, patience)
+        traces = config.output.dir if isinstance(config, RunConfig) else None
+        world = distributed.initialize(process.device, patience, traces)
         try:
             check_same_command(config, world)
             check_own_gpus(world)
