@@ -129,7 +129,9 @@ class ClassifierOutputConfig(OutputConfig):
     """Outputs of a classifier's run."""
 
     dir: Path = Path("runs/finetune")
-    """Run folder; a run resumes automatically from the checkpoints in it."""
+    """Run folder; a run resumes automatically from the checkpoints in it. mae-et finetune RUN
+    defaults to RUN/finetune (a probe to RUN/finetune-linear or -attentive), and from other weights
+    to runs/finetune-NAME."""
     evaluate_every: Duration | None = "10%"
     """Interval between evaluations on the validation split; null turns them off."""
 

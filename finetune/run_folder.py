@@ -3,15 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.config import ClassifierConfig
+from finetune.config import ClassifierConfig, Probe
 from finetune.image_size import format_size
 from finetune.scoring_config import EvaluateConfig, FrozenNetworkConfig
+from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.run_config import read_only_data, recorded_config
 from mae_et.config.data import DataConfig
 from mae_et.config.model_names import is_model
 from mae_et.errors import UserError, require
 from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
+
+WEIGHT_FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz")
 
 
 def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
@@ -28,6 +31,26 @@ def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
         raise UserError(f"{path} is the folder of a classifier's run that is not finished")
     config = recorded_config(read_text(written), ClassifierConfig, written)
     return replace(config, data=read_only_data(config.data))
+
+
+def default_output(start: Path, probe: Probe) -> Path:
+    """Return the run folder of a fine-tuning that names none: a folder of its own for each start.
+
+    Args:
+        start: checkpoint; a run folder, also of a job that waits, gets a subfolder.
+        probe: what is trained.
+    """
+    kind = "finetune" if probe == "none" else f"finetune-{probe}"
+    if (start / "config.yaml").is_file() or (start / "slurm").is_dir():
+        return start / kind
+    name = start.stem if start.suffix in WEIGHT_FILES else start.name
+    return Path("runs") / f"{kind}-{name}"
+
+
+def is_unsaved(start: Path) -> bool:
+    """Return whether a checkpoint is the folder of a job that has not saved anything yet."""
+    saved = list_checkpoints(start / "checkpoints") or any(start.glob("*.safetensors"))
+    return (start / "slurm").is_dir() and not saved
 
 
 def no_data(origin: object) -> UserError:
@@ -58,7 +81,8 @@ def check_training_data(config: ClassifierConfig, may_wait: bool = False) -> Non
     if config.data.name or config.data.root:
         return
     start = config.model.checkpoint
-    if start is None or start.exists() or is_model(str(start)):
+    exists = start is None or is_model(str(start)) or (start.exists() and not is_unsaved(start))
+    if exists:
         raise no_data(start or config.model.backbone)
     require(may_wait, f"there is no checkpoint {start}")
 

@@ -90,6 +90,9 @@ def parse_task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -
     given = list(arguments)
     config = command_line.parse(kind, given)
     if kind in TRAININGS:
+        # The default may depend on the checkpoint, which may not exist before the job starts.
+        if not any(re.match(r"--output\.dir(=|$)", word) for word in given):
+            given.append(f"--output.dir={config.output.dir}")
         return Task(command_line, kind, given, config.output.dir, config)
     if kind == BENCH:
         folder = config.output.dir
@@ -126,6 +129,9 @@ def follow_up(first: Task, words: str) -> Task:
     recipe = recipe or _recipe_of(first)
     given = [f"--config={recipe}", *start, f"--output.dir={folder}"]
     found = parse_task(first.command_line, kind, given)
+    if found.config.model.probe != "none":
+        given[-1] += f"-{found.config.model.probe}"  # as without submit
+        found = parse_task(first.command_line, kind, given)
     own = found.config.data
     if own.root is None and own.name in {None, *ROOTED}:  # the recipe does not name images
         data = first.config.data

@@ -68,7 +68,7 @@ class RunStatus:
 
 
 def status(folders: Sequence[Path]) -> list[RunStatus]:
-    """Return the status of runs, and of the runs in their subfolders (follow-ups and sweeps).
+    """Return the status of runs, and of the runs in their folders (follow-ups and sweeps).
 
     Raises:
         UserError: a folder does not exist, or none contains a run.
@@ -114,16 +114,22 @@ def _statuses(runs: Sequence[Path]) -> list[RunStatus]:
     return [_status(run, events[run], jobs[run], known) for run in runs]
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """Return the run folders among a folder and its direct subfolders.
+def find_runs(folder: Path, depth: int = 3) -> list[Path]:
+    """Return the run folders among a folder, its subfolders, and those of runs and sweeps in it.
+
+    Args:
+        folder: folder of a run or of runs.
+        depth: levels of subfolders, at most.
 
     Raises:
         UserError: there is no such folder.
     """
     if not folder.exists():
         raise UserError(f"there is no run folder {folder}")
-    below = sorted(path for path in folder.glob("*") if path.is_dir())
-    return [path for path in (folder, *below) if _is_run(path)]
+    found = [folder] if _is_run(folder) else []
+    for path in sorted(path for path in folder.glob("*") if depth and path.is_dir()):
+        found += find_runs(path, depth - 1) if _is_run(path) or (path / "slurm").is_dir() else []
+    return found
 
 
 def _is_run(folder: Path) -> bool:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from finetune.config import ClassifierConfig
+from finetune.config import ClassifierConfig, ClassifierOutputConfig
+from finetune.run_folder import default_output, is_unsaved
 from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.checkpoints.run_config import config_of_run, recorded_config
 from mae_et.config.data import SOURCE_KEYS, STATISTICS, DataConfig
@@ -60,25 +61,30 @@ def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
-    """Return image statistics and sizes and, if fine-tuning names no dataset, the data."""
+    """Return image statistics and sizes and, of fine-tuning, the data and the run folder."""
     start, backbone = config.model.checkpoint, config.model.backbone
-    before = config.output.dir / "config.yaml"
+    keys: dict[str, Any] = {}
+    folder = config.output.dir
+    if start is not None and command == "finetune":
+        inherited = default_output(start, config.model.probe)
+        keys["output.dir"] = str(inherited)
+        folder = inherited if folder == ClassifierOutputConfig.dir else folder
+    before = folder / "config.yaml"
     if start is not None and not start.exists() and before.is_file():
-        return _inherited_before(before)
+        return keys | _inherited_before(before)
     if start is None and not config.model.pretrained:
-        return {}
-    if start is not None and _is_missing_file(start):
-        return {}
+        return keys
+    if start is not None and (_is_missing_file(start) or is_unsaved(start)):
+        return keys
     from finetune.preprocessing import preprocessing_of_start
     from mae_et.checkpoints.stored_settings import stored_channels, stored_config
 
-    keys: dict[str, Any] = {}
     name = config.data.name  # recipes set folder, which without a root is no dataset
     given = config.data.root or name not in {None, *ROOTED} or backbone
     run = None if given or start is None or command != "finetune" else stored_config(start)
     if run is not None and name in {None, run.data.source}:
         data = plain(run.data) | {"name": run.data.source}
-        keys = {f"data.{key}": data[key] for key in SOURCE_KEYS}
+        keys |= {f"data.{key}": data[key] for key in SOURCE_KEYS}
     channels = (
         None if start is None or backbone else stored_channels(start, config.model.checkpoint_key)
     )

@@ -95,7 +95,8 @@ def read_runs(folders: list[Path], unfinished: Mapping[Path, str]) -> list[Compa
         if folder.absolute().parent == parent.absolute():
             del runs[folder]  # its figures are already in its parent's row
             continue
-        kind = "finetune" if run.settings.get("model.probe", "none") == "none" else "linear-probe"
+        probe = run.settings.get("model.probe", "none")
+        kind = "finetune" if probe == "none" else f"finetune-{probe}"
         found = {f"{kind} {key}": run.figures[key] for key in ACCURACIES if key in run.figures}
         if not found.keys() & runs[parent].figures.keys():  # otherwise it keeps its own row
             runs[parent].figures.update(found)

@@ -14,8 +14,8 @@ from mae_et.monitoring.figures import FIGURES
 
 PROBES = ("probes", "knn", "linear-probe")
 """Folders inside a run folder with scores of its encoder."""
-INNER = (*PROBES, "finetune", "evaluate")
-"""Folders inside it with results of any kind that started from the run."""
+INNER = (*PROBES, "finetune", "finetune-linear", "finetune-attentive", "evaluate")
+"""Usual folders inside it with results that started from the run."""
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

@@ -120,6 +120,22 @@ def test_fine_tuning_inherits_the_data_of_its_checkpoint_or_requires_them(
     assert "data must be given (--data.root or --data.name)" in said
 
 
+def test_fine_tuning_has_a_folder_of_its_own_for_each_start(place: Path, tiny, capsys) -> None:
+    """In the folder of the run, where status and compare find it."""
+    run = pretrain(tiny())
+    small = ["--model.image_size=32", "--data.name=synthetic"]
+    (place / "given.yaml").write_text("output: {dir: given}")
+    for words, folder in (
+        ([str(run)], run / "finetune"),
+        ([str(run), "--config=finetune/vit_b16_linear"], run / "finetune-linear"),
+        ([str(run), "--config=given.yaml"], Path("given")),
+        ([str(run), "--output.dir=runs/finetune"], Path("runs/finetune")),
+        ([str(GOLDEN / "mae_tiny_released_format.pth"), "--model.encoder_num_heads=2"],
+         Path("runs/finetune-mae_tiny_released_format")),
+    ):  # fmt: skip
+        assert config_of("finetune", [*words, *small]).output.dir == folder
+
+
 def test_batch_larger_than_the_default_synthetic_data_is_refused(place: Path, capsys) -> None:
     said = refusal(capsys, "plan", "--config=tiny.yaml", "--optim.batch_size=64")
     assert (

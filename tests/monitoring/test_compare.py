@@ -93,7 +93,7 @@ def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> No
     first, second, average = cells(compare(CompareConfig([one, two, *tuned])))
     assert (first["run"], first["knn"], first["finetune top1"]) == ("a", "31.5", "80")
     assert first["cifar10 linear"] == "40.5"  # on other data than the run's
-    assert (second["run"], second["linear-probe top1"]) == ("b", "60")
+    assert (second["run"], second["finetune-linear top1"]) == ("b", "60")
     assert (second["knn"], second["pool=cls knn"], average["knn"]) == ("", "29.5", "")
     assert average["loss"] == "0.5 ± 0"
     (alone,) = cells(compare(CompareConfig([tuned[0]])))

@@ -94,6 +94,11 @@ def test_a_missing_checkpoint_is_reported_and_may_be_another_job_s(place, capsys
     shown = capsys.readouterr()
     assert shown.err.count("warning: runs/a does not exist on this machine") == 3
     assert shown.out.count("#SBATCH --dependency=afterok:7") == 3
+    tuned = parse_task(COMMAND_LINE, "finetune", ["runs/a", "--data.name=synthetic"])
+    (place / "runs" / "a" / "slurm").mkdir(parents=True)  # the job that it waits for
+    assert COMMAND_LINE.parse("finetune", tuned.arguments).output.dir == tuned.folder
+    assert parse_task(COMMAND_LINE, "finetune", ["runs/a"]).folder == Path("runs/a/finetune")
+    assert main(["submit", "finetune", "runs/a", folder, *wait]) == 0
     assert main(["submit", "pretrain", *RUN, "--executor=local", *wait]) == 2
     assert "--dependency need SLURM" in capsys.readouterr().err
 
@@ -206,6 +211,8 @@ def test_follow_up_starts_from_the_run_and_its_data(place: Path) -> None:
     assert tuned.config.model.checkpoint == Path("run")
     assert tuned.config.data.synthetic_train == 41
     assert tuned.folder == Path("run/finetune")
+    probed = follow_up(first, "finetune=finetune/vit_b16_linear")
+    assert probed.folder == probed.config.output.dir == Path("run/finetune-linear")
     (place / "recipe.yaml").write_text("model: {image_size: 32}\ndata: {name: cifar10}")
     assert follow_up(first, "finetune=recipe.yaml").config.data.source == "cifar10"
     large = parse_task(
