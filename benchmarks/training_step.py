@@ -97,7 +97,7 @@ def step_of(
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if model.channels == 3 else ((0.5,), (0.25,))
 
     def work(batch: Batch) -> Tensor:
-        images = low_frequency_crop(normalise(batch.images, mean, std), bandwidth)
+        images = normalise(low_frequency_crop(batch.images, bandwidth), mean, std)
         with autocast(dtype, device):
             loss = called(images, mask_from_noise(batch.noise, model.mask_ratio)).loss
         loss.backward()

@@ -49,8 +49,8 @@ def train(epochs: float = 4, seed: int = 0, device: str = "cpu") -> Iterator[tup
     for step, batch in enumerate(loader):
         mae_et.set_schedule(optimizer, plan.progress(step), OPTIM)
         bandwidth = plan.stages[int(batch.stage[0])].bandwidth
-        pixels = mae_et.normalise(batch.images.to(device), data.mean, data.std)
-        pixels = mae_et.low_frequency_crop(pixels, bandwidth)  # [B C bandwidth bandwidth]
+        pixels = mae_et.low_frequency_crop(batch.images.to(device), bandwidth)
+        pixels = mae_et.normalise(pixels, data.mean, data.std)  # [B C bandwidth bandwidth]
         mask = mae_et.mask_from_noise(batch.noise.to(device), model.mask_ratio)
         loss = model(pixels, mask).loss
         loss.backward()

@@ -72,9 +72,9 @@ class LabelledTrainDataset(AugmentedDataset[LabelledBatch]):
     def finish(
         self, view: Tensor, label: int, stage: int, generator: Generator | None = None
     ) -> LabelledBatch:
-        """Normalise, reduce to the bandwidth, and erase with noise of unit variance."""
-        pixels = normalise(view[None], self.config.mean, self.config.std)[0]
-        pixels = low_frequency_crop(pixels, self.sizes[stage], self.method)
+        """Reduce to the bandwidth, normalise, and erase with noise of unit variance."""
+        pixels = low_frequency_crop(view, self.sizes[stage], self.method)
+        pixels = normalise(pixels, self.config.mean, self.config.std)
         return LabelledBatch(self.erase(pixels), torch.tensor(label), torch.tensor(stage))
 
 

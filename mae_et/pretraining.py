@@ -1,6 +1,6 @@
 """Pre-train a masked autoencoder under a frequency curriculum: the method, top to bottom.
 
-    config -> plan -> batch -> device -> normalise -> crop(S) -> target -> mask -> encode
+    config -> plan -> batch -> device -> mask -> crop(S) -> normalise -> encode -> target
            -> decode -> loss -> step -> checkpoint -> encoder
 
 A `Plan` fixes the bandwidth S of each step before training. Only the `TrainState` changes while
@@ -167,8 +167,8 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
     images = batch.images.to(device, non_blocking=True)  # uint8 [B C H H]; [B C S S] with decode
     noise = batch.noise.to(device, non_blocking=True)  # float32 [B N]
     mask = mask_from_noise(noise, config.model.mask_ratio)
-    images = normalise(images, config.data.mean, config.data.std)  # float32 [B C H H]
-    images = low_frequency_crop(images, stage.bandwidth, config.crop.method)  # [B C S S]
+    images = low_frequency_crop(images, stage.bandwidth, config.crop.method)  # float32 [B C S S]
+    images = normalise(images, config.data.mean, config.data.std)
     with autocast(run.dtype, device):
         # MaskedAutoencoder.forward: encode the visible patches [B 1+V W]; target [B N D] of the
         # images; decode [B M D]; loss [] over the M predicted patches.

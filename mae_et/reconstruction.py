@@ -61,7 +61,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
     chosen = torch.randperm(len(view), generator=generator)[: config.count].tolist()
     pixels = torch.stack(in_one_dtype([view[place][0] for place in sorted(chosen)])).to(device)
     method = run.crop.method if run else "fourier"
-    pixels = low_frequency_crop(normalise(pixels, data.mean, data.std), bandwidth, method)
+    pixels = normalise(low_frequency_crop(pixels, bandwidth, method), data.mean, data.std)
     noise = torch.rand(len(pixels), (bandwidth // model.patch) ** 2, generator=generator).to(device)
     try:
         mask = mask_from_noise(noise, config.mask_ratio or model.mask_ratio)

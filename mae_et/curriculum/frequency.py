@@ -32,10 +32,11 @@ def low_frequency_crop(
 ) -> Tensor:
     """Crop the spectrum of images to its low frequencies.
 
-    Half-precision images are computed in float32 and cast back, also under autocast.
+    Half-precision images are computed in float32 and cast back, also under autocast. The crop keeps
+    constants: normalise its result, which has fewer pixels than the images.
 
     Args:
-        images: floating point, [..., H, W], in any range.
+        images: [..., H, W]; uint8 is scaled from [0, 255] to [0, 1], floating point is not.
         bandwidth: side B of the result in pixels, or (height, width); 1 <= B <= H, W.
         method: `fourier` is the exact crop (EfficientTrain, section 3.1). `resize` is antialiased
             bicubic interpolation, 24 to 44 dB from the exact crop (least for textures; see
@@ -44,13 +45,15 @@ def low_frequency_crop(
             resized the training images; other images are treated as with `resize`.
 
     Returns:
-        [..., B, B], with dtype and device of the images; the images themselves at full bandwidth.
+        [..., B, B], on the images' device, float32 of uint8 and otherwise with the images' dtype;
+        at full bandwidth, floating-point images themselves.
 
     Raises:
         TypeError: the bandwidth is not a whole number.
-        ValueError: the bandwidth is below 1 or above the size, the images are integers, or the
-            method is unknown.
+        ValueError: the bandwidth is below 1 or above the size, the images are other integers, or
+            the method is unknown.
     """
+    images = images / 255 if images.dtype == torch.uint8 else images
     height, width = _checked_sides(images, bandwidth)
     require_choice(method, Method, "method")
     if (height, width) == images.shape[-2:]:
@@ -73,7 +76,7 @@ def _checked_sides(images: Tensor, bandwidth: int | tuple[int, int]) -> tuple[in
             f"{full_height} x {full_width}"
         )
     if not images.is_floating_point():
-        raise ValueError(f"images must be floating point, got {images.dtype}")
+        raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
     return height, width
 
 

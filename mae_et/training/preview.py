@@ -67,8 +67,8 @@ def _views_of(
             batch, original = dataset[index], as_tensor(dataset.source[index.sample][0])
         except Unreadable:
             continue
-        images = normalise(batch.images[None], config.data.mean, config.data.std)
-        images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
+        images = low_frequency_crop(batch.images[None], stage.bandwidth, config.crop.method)
+        images = normalise(images, config.data.mean, config.data.std)
         mask = mask_from_noise(batch.noise[None], config.model.mask_ratio)
         box, flipped = dataset.draw_box(index, *original.shape[-2:])
         yield TrainingView(stage, original, box, flipped, images, mask.hidden[0])

@@ -49,8 +49,8 @@ class PeriodicReconstructions(Periodic):
         found = [image for image, _ in islice(readable, config.output.reconstruct_images)]
         # On the model's device: a gathered model is on the CPU.
         images = torch.stack(in_one_dtype(found)).to(next(model.parameters()).device)
-        images = normalise(images, config.data.mean, config.data.std)
         images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
+        images = normalise(images, config.data.mean, config.data.std)
         noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)
         mask = mask_from_noise(noise.to(images.device), model.mask_ratio)
         panels = reconstruction_panels(model, images, mask, config.data)

@@ -7,6 +7,7 @@ from tiny_run import GOLDEN
 
 from mae_et import low_frequency_crop
 from mae_et.curriculum.frequency import crop_matrix, low_pass
+from mae_et.data.transforms import normalise
 
 
 def images(
@@ -121,9 +122,21 @@ def test_impossible_bandwidths_raise(bandwidth: int, sentence: str) -> None:
         low_frequency_crop(images(32), bandwidth)
 
 
+@pytest.mark.parametrize("method", ["fourier", "resize", "decode"])
+@pytest.mark.parametrize("bandwidth", [16, 32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalising_the_crop_crops_the_normalised_images(method, bandwidth, dtype) -> None:
+    x = (255 * images(32)).to(dtype)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    expected = low_frequency_crop(normalise(x, mean, std), bandwidth, method)
+    found = normalise(low_frequency_crop(x, bandwidth, method), mean, std)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert bandwidth < 32 or torch.equal(found, expected)
+
+
 def test_integer_images_and_unknown_methods_raise() -> None:
-    with pytest.raises(ValueError, match="floating point"):
-        low_frequency_crop(torch.zeros(3, 32, 32, dtype=torch.uint8), 16)
+    with pytest.raises(ValueError, match="uint8 or floating point"):
+        low_frequency_crop(torch.zeros(3, 32, 32, dtype=torch.int16), 16)
     with pytest.raises(ValueError, match="fourier, resize, decode"):
         low_frequency_crop(images(32), 16, "lanczos")  # type: ignore[arg-type]
 

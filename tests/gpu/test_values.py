@@ -36,7 +36,7 @@ def images() -> Tensor:
 
 
 def cropped(images: Tensor, bandwidth: int, method: str = "fourier") -> Tensor:
-    return low_frequency_crop(normalise(images, MEAN, STD), bandwidth, method)  # type: ignore[arg-type]
+    return normalise(low_frequency_crop(images, bandwidth, method), MEAN, STD)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["fourier", "resize"])
