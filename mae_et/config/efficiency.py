@@ -49,10 +49,11 @@ class EfficiencyConfig(ProcessConfig):
     for a stage of bandwidth B, at constant memory; a mapping gives it for each bandwidth; auto
     takes the largest equal parts that fit in memory. The default is auto when pre-training on a
     GPU without sharding, else a rank's share of the batch at once."""
-    sharding: Literal["none", "full"] = "none"
+    sharding: Literal["none", "full", "hybrid"] = "none"
     """full shards weights, gradients and optimizer states over all ranks (FSDP2), for pre-training
-    models that do not fit on one GPU; files stay the same. efficiency.micro_batch auto then
-    tries the whole, unsharded model first; set a number if that does not fit."""
+    models that do not fit on one GPU; hybrid shards them over the ranks of each node and keeps a
+    copy on every node. Files stay the same. efficiency.micro_batch auto then tries the whole,
+    unsharded model first; set a number if that does not fit."""
     decode: DecodePlace = "auto"
     """Where JPEGs are decoded, cropped and resized in pre-training: by the GPU (nvJPEG, through
     TorchCodec, the extra gpu, or torchvision), while loader processes only read files, or by the
@@ -71,7 +72,7 @@ class EfficiencyConfig(ProcessConfig):
         )
         excluded = {
             "efficiency.device cpu": self.device == "cpu",
-            "efficiency.sharding full": self.sharding == "full",
+            "efficiency.sharding": self.sharding != "none",
             "efficiency.gradient_checkpointing": self.gradient_checkpointing,
         }
         for key, given in excluded.items():

@@ -66,11 +66,11 @@ def build_run(
     allow_tf32(efficiency.tf32, world.device)
     dtype = autocast_dtype(efficiency.precision, world.device)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
-    shards = efficiency.sharding == "full" and world.size > 1
-    if efficiency.sharding == "full" and not shards:
-        notify("efficiency.sharding full: nothing is sharded on one rank")
+    shards = efficiency.sharding != "none" and world.size > 1
+    if efficiency.sharding != "none" and not shards:
+        notify(f"efficiency.sharding {efficiency.sharding}: nothing is sharded on one rank")
     if shards and scaler.is_enabled():
-        raise UserError("efficiency.sharding full needs efficiency.precision bf16 or fp32")
+        raise UserError("efficiency.sharding needs efficiency.precision bf16 or fp32")
     requested = efficiency.micro_batch
     if requested is None and fit_by_default and world.device.type == "cuda" and not shards:
         requested = "auto"
@@ -88,7 +88,7 @@ def build_run(
         fit_micro_batch(run, saved, partial(dry_pass, run), multiple)
     if shards:
         # FSDP replaces the parameters, so the optimizer is built again.
-        shard(model, world, dtype)
+        shard(model, world, dtype, within_nodes=efficiency.sharding == "hybrid")
         state.optimizer, state.sharded = optimizer_of(model), True
     if saved is not None:
         if saved.get("optimizer_on_main") and not shards:

@@ -1,7 +1,10 @@
-"""Shard weights, gradients and optimizer states over all ranks (FSDP2), for large models.
+"""Shard weights, gradients and optimizer states over ranks (FSDP2), for large models.
 
 Each transformer block is gathered when needed and freed afterwards. Checkpoints hold full tensors,
 as written without sharding, so a run can resume with or without it.
+
+They are sharded over all ranks, or over those of a node (HSDP): then gathering a block stays within
+a node, and nodes exchange the sums of their gradients once per step.
 
 Under bf16 autocast, blocks are gathered in bf16, which halves the traffic, and gradients are summed
 over ranks in float32. Autocast also uses their matrices in bf16 without sharding; here the weights
@@ -9,6 +12,7 @@ of their norms are rounded as well. Master weights, activations between blocks a
 outside blocks stay in float32.
 """
 
+import os
 import warnings
 from functools import partial
 from typing import Any
@@ -23,11 +27,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from mae_et.errors import UserError
-from mae_et.runtime.distributed import DistributedContext
+from mae_et.errors import UserError, require
+from mae_et.runtime.distributed import DistributedContext, all_ranks_equal
 from mae_et.training.compile import transformer_blocks
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -35,14 +39,25 @@ _GIVEN = StateDictOptions(full_state_dict=True)
 _SENT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
-def shard(model: nn.Module, world: DistributedContext, dtype: torch.dtype | None = None) -> None:
+def shard(
+    model: nn.Module,
+    world: DistributedContext,
+    dtype: torch.dtype | None = None,
+    within_nodes: bool = False,
+) -> None:
     """Shard a model in place, block by block, then the rest.
 
     A model on the CPU moves to the device block by block, never all at once. Build the optimizer
-    afterwards. Weights are gathered in `dtype`, the autocast dtype.
+    afterwards.
+
+    Args:
+        model: the model.
+        world: ranks.
+        dtype: dtype in which weights are gathered: the autocast dtype.
+        within_nodes: shard over the ranks of each node, and keep a copy on every node.
 
     Raises:
-        UserError: the model has no transformer blocks.
+        UserError: the model has no transformer blocks, or nodes have different numbers of ranks.
     """
     blocks = transformer_blocks(model)
     if not blocks:
@@ -50,7 +65,7 @@ def shard(model: nn.Module, world: DistributedContext, dtype: torch.dtype | None
     # The prediction is a view of the decoder's output. torch warns against in-place changes to such
     # a view; there are none, and only the loss is differentiated.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = _mesh(world, ranks_per_node(world) if within_nodes else world.size)
     # Autocast casts as needed; casting the inputs of blocks would round the residual stream.
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for block in blocks:
@@ -59,6 +74,29 @@ def shard(model: nn.Module, world: DistributedContext, dtype: torch.dtype | None
             if isinstance(norm, nn.LayerNorm):
                 norm.forward = partial(_float32_layer_norm, norm)  # type: ignore[method-assign]
     fully_shard(model, mesh=mesh)
+
+
+def ranks_per_node(world: DistributedContext) -> int:
+    """Return the number of ranks on each node, from LOCAL_WORLD_SIZE; every rank must call this.
+
+    Raises:
+        UserError: it differs between nodes.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    require(
+        all_ranks_equal(here, world) and world.size % here == 0,
+        f"efficiency.sharding hybrid needs as many ranks on every node; LOCAL_WORLD_SIZE is {here} "
+        f"here, of {world.size} ranks",
+    )
+    return here
+
+
+def _mesh(world: DistributedContext, shards: int) -> DeviceMesh:
+    """Return the mesh of all ranks; where they exceed the number of shards, [copies, shards]."""
+    if shards == world.size:
+        return init_device_mesh(world.device.type, (shards,))
+    shape, names = (world.size // shards, shards), ("copy", "shard")
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=names)
 
 
 def _float32_layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -37,7 +38,7 @@ def update(
     losses: list[Tensor] = []
     for number, batch in enumerate(batches, start=1):
         # Ranks exchange gradients once per step, with the last micro-batch. Sharded models exchange
-        # them with each micro-batch, to keep gradients sharded.
+        # them with each micro-batch, to keep gradients sharded; copies of them, once per step.
         with _exchange(run.network, number == accumulation):
             if run.graphs is None:
                 losses.append(work(batch))
@@ -79,4 +80,6 @@ def _pass(
 def _exchange(network: nn.Module, wanted: bool) -> AbstractContextManager[None]:
     if isinstance(network, DistributedDataParallel) and not wanted:
         return network.no_sync()
+    if isinstance(network, FSDPModule):
+        network.set_requires_all_reduce(wanted)
     return nullcontext()

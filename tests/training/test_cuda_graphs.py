@@ -244,7 +244,9 @@ def test_passes_are_replayed_where_each_does_the_same_work_on_a_gpu() -> None:
     assert not should_replay(EfficiencyConfig(), torch.device("cpu"), static=True)
     assert not should_replay(EfficiencyConfig(), GPU, static=False)
     assert not should_replay(EfficiencyConfig(cuda_graphs=False), GPU, static=True)
-    excluding: list[dict[str, Any]] = [{"sharding": "full"}, {"gradient_checkpointing": True}]
+    excluding: list[dict[str, Any]] = [
+        {"sharding": "full"}, {"sharding": "hybrid"}, {"gradient_checkpointing": True}
+    ]  # fmt: skip
     for other in excluding:
         assert not should_replay(EfficiencyConfig(**other), GPU, static=True)
         with pytest.raises(UserError, match=f"cuda_graphs excludes efficiency.{next(iter(other))}"):

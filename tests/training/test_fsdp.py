@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +23,13 @@ from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.training import build as building
-from mae_et.training import reconstructions
+from mae_et.training import fsdp, reconstructions
 from mae_et.training.fsdp import (
     full_optimizer_state_dict,
     full_state_dict,
     load_full_optimizer_state_dict,
     load_full_state_dict,
+    ranks_per_node,
     shard,
 )
 from mae_et.training.plan import make_plan
@@ -97,17 +99,28 @@ def test_sharded_state_dicts_equal_unsharded_ones(alone_in_a_group) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["self", "cross"])
+@pytest.mark.parametrize(
+    ("decoder", "ranks", "sharding"),
+    [
+        ("self", 2, [SHARDED]),
+        ("cross", 2, [SHARDED]),
+        ("self", 4, ["--efficiency.sharding=hybrid", "--efficiency.micro_batch=1"]),
+    ],
+)
 def test_sharded_and_unsharded_training_agree_and_resume_from_each_other(
-    tmp_path, decoder: str
+    tmp_path, monkeypatch, decoder: str, ranks: int, sharding: list[str]
 ) -> None:
-    """Losses, norms, clipping and files are those of one process, also where the run changes."""
+    """Losses, norms, clipping and files are those of one process, also where the run changes.
+
+    Hybrid sharding takes the four ranks for two nodes.
+    """
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     probe = ["--probe.every=50%", "--probe.max_fraction=1"]
     common = [*FLAGS, *probe, f"--model.decoder_attention={decoder}"]
-    for processes, flags in ((1, []), (2, [SHARDED])):
+    for processes, flags in ((1, []), (ranks, sharding)):
         done = run(tmp_path, processes, *common, "--output.keep_last=9", *flags)
         assert done.returncode == 0, done.stderr
-    one, two = (tmp_path / "1", tmp_path / "2")
+    one, two = (tmp_path / "1", tmp_path / str(ranks))
     rows = [read_metrics(folder) for folder in (one, two)]
     for key in ("loss", "grad_norm"):
         expected, found = ([row[key] for row in mine] for mine in rows)
@@ -123,7 +136,7 @@ def test_sharded_and_unsharded_training_agree_and_resume_from_each_other(
     assert found_names == names
 
     # From the middle on, shards go on in one process, and one process in shards.
-    for folder, processes, flags in ((two, 1, []), (one, 2, [SHARDED])):
+    for folder, processes, flags in ((two, 1, []), (one, ranks, sharding)):
         (folder / "results.json").unlink()
         for path in sorted((folder / "checkpoints").iterdir())[2:]:
             path.unlink()
@@ -209,12 +222,18 @@ def last_of_many(request) -> Iterator[DistributedContext]:
     dist.destroy_process_group()
 
 
-def test_collectives_of_a_micro_batch_depend_on_the_blocks_only(last_of_many) -> None:
-    """Also where a weight has fewer rows than there are ranks."""
-    model = small(encoder_depth=2, decoder_depth=1)
-    shard(model, last_of_many, torch.bfloat16)
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_collectives_of_a_micro_batch_depend_on_the_blocks_only(
+    last_of_many, monkeypatch, hybrid: bool
+) -> None:
+    """Also where a weight has fewer rows than there are ranks; nodes exchange once per step."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(fsdp, "all_ranks_equal", lambda *_: True)
+    model: Any = small(encoder_depth=2, decoder_depth=1)
+    shard(model, last_of_many, torch.bfloat16, within_nodes=hybrid)
     images, mask = torch.randn(2, 3, 32, 32), mask_from_noise(torch.rand(2, 16), 0.75)
-    for _ in range(2):
+    for last in (False, True):
+        model.set_requires_all_reduce(last)
         with Collectives() as found:
             with autocast(torch.bfloat16, last_of_many.device):
                 loss = model(images, mask).loss
@@ -223,7 +242,16 @@ def test_collectives_of_a_micro_batch_depend_on_the_blocks_only(last_of_many) ->
             ("_allgather_base_", torch.float32): 1,  # outside of blocks
             ("_allgather_base_", torch.bfloat16): 2 * 3,  # forward and backward
             ("_reduce_scatter_base_", torch.float32): 3 + 1,
+            **({("allreduce_", torch.float32): 3 + 1} if hybrid and last else {}),
         }
+
+
+@pytest.mark.parametrize(("here", "equal"), [("3", True), ("4", False)])
+def test_nodes_of_different_sizes_are_refused(monkeypatch, here: str, equal: bool) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    monkeypatch.setattr(fsdp, "all_ranks_equal", lambda *_: equal)
+    with pytest.raises(UserError, match=f"on every node; LOCAL_WORLD_SIZE is {here} here, of 8"):
+        ranks_per_node(DistributedContext(0, 8, WORLD.device))
 
 
 def test_a_sharded_model_is_gathered_on_the_cpu(tiny, monkeypatch) -> None:
@@ -232,7 +260,7 @@ def test_a_sharded_model_is_gathered_on_the_cpu(tiny, monkeypatch) -> None:
     monkeypatch.setattr(building, "check_same_start", lambda *_: None)
     monkeypatch.setattr(building, "fit_micro_batch", lambda *_: None)
     device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
-    monkeypatch.setattr(building, "shard", lambda model, *_: seen.append(device_of(model)))
+    monkeypatch.setattr(building, "shard", lambda model, *_, **__: seen.append(device_of(model)))
     for flags in ([], ["--efficiency.micro_batch=auto"]):
         config = tiny(SHARDED, *flags)
         run, model = pretraining.build(config, make_plan(config, 40), two, None)
