@@ -2,12 +2,12 @@
 
     mae-et bench node --config pretrain/vit_b16_etpp_hog_400ep --data.root FOLDER [--seconds 180]
 
-Measured in turn, each within its share of the time: training at each bandwidth (eager and compiled,
-two micro-batches), every way of loading, the exchange of gradients between the GPUs, and a
-checkpoint. Hours are computed from these (`mae_et/curriculum/throughput.py`), assuming that a run
-proceeds at the slower speed of training and loading. The two are measured separately, except that
-decoding on the GPU is timed during training. On a GPU, passes are replayed as CUDA graphs, after
-which gradients are exchanged.
+Measured in turn, each within its share of the time: training at each bandwidth on one GPU (eager
+and compiled, two micro-batches), every way of loading on all GPUs at once, the exchange of
+gradients between them, and a checkpoint. Hours are computed from these
+(`mae_et/curriculum/throughput.py`), assuming that a run proceeds at the slower speed of training
+and loading. The two are measured separately, except that decoding on the GPU is timed during
+training. On a GPU, passes are replayed as CUDA graphs, after which gradients are exchanged.
 """
 
 import os
@@ -24,6 +24,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.gpu_speed import GpuSpeed, speed_of_step
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.throughput import throughput_by_gpus
+from mae_et.data.cores import MAX_WORKERS
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext, choose_device
 from mae_et.runtime.placement import own_cores
@@ -31,7 +32,7 @@ from mae_et.training.plan import make_plan
 
 from .node_exchange import exchange_speed
 from .node_loading import GPU_DECODES, loading_speeds
-from .node_training import checkpoint_seconds, step_beside, training_speeds
+from .node_training import checkpoint_seconds, training_speeds
 
 TRAINING_SHARE, LOADING_SHARE = 0.5, 0.35
 Rows = list[dict[str, Any]]
@@ -58,7 +59,8 @@ def bench_node(
     device = choose_device(config.efficiency.device)
     gpus = torch.cuda.device_count() if device.type == "cuda" else 1
     plan = make_plan(config, images)
-    workers = max(1, own_cores(DistributedContext(0, 1, device)) // gpus)
+    cores = own_cores(DistributedContext(0, 1, device))
+    workers = config.efficiency.num_workers or max(1, cores // gpus)
     figures: dict[str, Any] = {"machine": machine(device, gpus, workers), "date": f"{date.today()}"}
 
     def part(name: str, measure: Callable[[], Any]) -> None:
@@ -71,10 +73,9 @@ def bench_node(
     part("checkpoint", lambda: checkpoint_seconds(config, device))
     left = max(0.0, seconds - (time.monotonic() - started))
     part("training", lambda: training_speeds(config, plan, device, gpus, left * TRAINING_SHARE))
-    beside = step_beside(config, device) if device.type == "cuda" else None
     part(
         "loading",
-        lambda: loading_speeds(config, plan, device, workers, left * LOADING_SHARE, beside),
+        lambda: loading_speeds(config, plan, device, workers, left * LOADING_SHARE, gpus),
     )
     figures |= summary(plan, figures, gpus, workers, config.data.replay)
     figures["seconds"] = round(time.monotonic() - started, 1)
@@ -139,13 +140,14 @@ def summary(
         return {**trained_alone["given"], **found, "throughput": trained_alone}
     hours = {way: _hours(model, gpus) for way, model in models.items()}
     best = min(hours, key=lambda way: hours[way])
+    more = [f"--efficiency.num_workers={workers}"] if workers > MAX_WORKERS else []
     return {
         **models[best]["given"],
         **found,
         "hours_by_way": hours,
         "fastest": {
             "way": best,
-            "flags": [f"--efficiency.compile={str(compiled).lower()}", *flags[best]],
+            "flags": [f"--efficiency.compile={str(compiled).lower()}", *flags[best], *more],
         },
         "throughput": models[best],
     }

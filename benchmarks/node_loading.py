@@ -6,6 +6,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +34,14 @@ from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError, require
 from mae_et.runtime.distributed import DistributedContext
 
+from .node_training import step_beside
+
 SAMPLE, MADE = 512, 64
 SIZE = 256
 """Images of a micro-batch loaded for a GPU; the sample has more."""
 GPU_DECODES = "--efficiency.decode=gpu"
+PATIENCE = 90.0
+"""Seconds in which the processes of all GPUs must have started."""
 
 
 class Way(NamedTuple):
@@ -59,33 +67,44 @@ def loading_speeds(
     device: torch.device,
     workers: int,
     seconds: float,
-    beside: Beside | None = None,
+    gpus: int = 1,
 ) -> list[dict[str, Any]]:
-    """Time each way of loading with the loader processes of one GPU, at each bandwidth.
+    """Time each way of loading on all GPUs at once, at each bandwidth.
 
-    A folder is sampled, and read from the page cache; without data, JPEGs of noise are generated.
-    Decoding on the GPU is timed during training steps of as many images, because each slows the
-    other. Images in memory are measured if all of the plan's fit there.
+    GPUs share the cores, their clocks, the memory and the storage of a machine. The speed is that
+    of the slowest one, which all others wait for in a run. A folder is sampled, and read from the
+    page cache; without data, JPEGs of noise are generated. Decoding on the GPU is timed during
+    training steps of as many images, because each slows the other. Images in memory are measured if
+    all of the plan's fit there.
+
+    Args:
+        config: the recipe.
+        plan: its plan.
+        device: device to load for; with several GPUs, all of them.
+        workers: loader processes of a GPU.
+        seconds: total time limit.
+        gpus: number of GPUs.
 
     Returns:
-        Rows of `way`, `bandwidth` (None if it does not matter), `images_per_second` of all
-        processes (None if not measured, with the `reason`), and the `flags` of a run that loads so.
+        Rows of `way`, `bandwidth` (None if it does not matter), `images_per_second` of a GPU (None
+        if not measured, with the `reason`), and the `flags` of a run that loads so.
     """
     bandwidths = plan.bandwidths
     rows: list[dict[str, Any]] = []
-    with _ways(config) as ways:
+    with _ways(config) as ways, _measuring(config, device, gpus) as measure:
         ends = time.monotonic() + seconds
         each = [(way, b) for way in ways for b in (bandwidths if way.by_bandwidth else [None])]
         for number, (way, bandwidth) in enumerate(each):
             left = (ends - time.monotonic()) / (len(each) - number)
-            steps = beside if way.decode == "gpu" else None
             speed, reason = None, "no time"
             try:
                 if left > 0:
                     b = bandwidth or plan.base
-                    speed = _speed(config, way, plan, b, device, workers, left, steps)
+                    speed = measure(config, way, plan, b, workers, left)
             except UserError as error:
                 reason = str(error)
+            except BrokenProcessPool:
+                reason = "a process of one of the GPUs died; see the lines above"
             row = {"way": way.name, "bandwidth": bandwidth, "images_per_second": speed}
             rows.append(row | ({} if speed else {"reason": reason}) | {"flags": way.flags})
     return rows
@@ -159,9 +178,56 @@ def _make(folder: Path) -> None:
         Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{number:03}.jpg", quality=95)
 
 
+@contextlib.contextmanager
+def _measuring(
+    config: PretrainConfig, device: torch.device, gpus: int
+) -> Iterator[Callable[..., float]]:
+    """Yield a function that measures a way on all GPUs at once, in one process each."""
+    if gpus == 1:
+        yield partial(_speed, device, _steps(config, device))
+        return
+    context = get_context("spawn")
+    numbers, ready = context.SimpleQueue(), context.Barrier(gpus)
+    for number in range(gpus):
+        numbers.put(number)
+    started = (config, device.type, numbers, ready)
+    with ProcessPoolExecutor(gpus, context, _start, started) as pool:
+
+        def slowest(*arguments: Any) -> float:
+            found = [pool.submit(_speed_here, *arguments) for _ in range(gpus)]
+            wait(found)
+            return min(each.result() for each in found)
+
+        yield slowest
+
+
+_here: tuple[torch.device, Beside | None]
+"""The GPU of this process, and its training steps."""
+
+
+def _start(config: PretrainConfig, kind: str, numbers: Any, ready: Any) -> None:
+    """Give this process a GPU, and wait for the others; only the first prints."""
+    global _here
+    number = numbers.get()
+    device = torch.device(kind, number) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    os.environ["RANK"] = str(number)  # read by `notify`
+    _here = device, _steps(config, device)
+    ready.wait(PATIENCE)
+
+
+def _speed_here(*arguments: Any) -> float:
+    return _speed(*_here, *arguments)
+
+
+def _steps(config: PretrainConfig, device: torch.device) -> Beside | None:
+    return step_beside(config, device) if device.type == "cuda" else None
+
+
 def _speed(
-    config: PretrainConfig, way: Way, plan: Plan, bandwidth: int, device: torch.device,
-    workers: int, seconds: float, beside: Beside | None,
+    device: torch.device, beside: Beside | None, config: PretrainConfig, way: Way, plan: Plan,
+    bandwidth: int, workers: int, seconds: float,
 ) -> float:  # fmt: skip
     """Return the images/s of a way, once its processes have started."""
     source = open_dataset(way.data, "train", config.model.channels)
@@ -180,7 +246,7 @@ def _speed(
     dataset = TrainDataset(source, way.data, endless, patch, config.seed, crop)
     decode: Any = way.decode
     decoder = choose_decoder(decode, dataset, DistributedContext(0, 1, device))
-    step = beside(bandwidth, size) if beside else lambda: None
+    step = beside(bandwidth, size) if beside and way.decode == "gpu" else lambda: None
     step()  # the first step allocates memory and captures its passes
     sampler = CurriculumBatchSampler(endless, config.seed, size)
     with training_batches(dataset, sampler, workers, device, decoder=decoder) as batches:

@@ -11,7 +11,7 @@ def node_tables(figures: dict[str, Any]) -> str:
     gpus = f"{machine['gpus']} x " if machine["gpus"] else ""
     title = f"{gpus}{machine['device']}, {machine['cores']} cores, torch {machine['torch']}"
     head = f"{'B':>5} {'micro-batch':>12} {'training':>10} {'images/s':>10} {'ms a step':>10}"
-    lines = [f"{title}, {figures['date']}", "", head]
+    lines = [f"{title}, {figures['date']}", "", *_how(machine), "", head]
     lines += [_training(row) for row in figures["training"]]
     lines += ["", f"{'loading':<26} {'B':>5} {'images/s':>10}"]
     lines += [_loading(row) for row in figures["loading"]]
@@ -25,6 +25,17 @@ def node_tables(figures: dict[str, Any]) -> str:
             f"fastest: {' '.join(figures['fastest']['flags'])}",
         ]
     return "\n".join(lines)
+
+
+def _how(machine: dict[str, Any]) -> list[str]:
+    """Return how training and loading were measured."""
+    gpus = machine["gpus"] > 1
+    processes = f"{machine['loader_processes_per_gpu']} loader processes"
+    return [
+        "training: " + ("one GPU, while the others are idle" if gpus else "without loading"),
+        f"loading: from the page cache, images/s of {processes}"
+        + (", of each GPU while all load: the slowest" if gpus else ""),
+    ]
 
 
 def _training(row: dict[str, Any]) -> str:

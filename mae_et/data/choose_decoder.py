@@ -129,6 +129,7 @@ def _choose(
         + f", {num_workers} loader processes {t.cpu:,.0f}"
         for side, t in trials.items()
     )
+    speeds += "" if part == 1 else " (files read before: storage may be slower)"
     if before is None:
         cpu_sides = tuple(sorted(side for side, t in trials.items() if t.device * part <= t.cpu))
     if fault is None and not set(dataset.sides) <= set(cpu_sides):

@@ -1,8 +1,10 @@
 """The benchmark of a node: what it measures, marks, sums up and submits."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -82,10 +84,14 @@ def test_small_micro_batch_slower_than_a_large_one_is_marked_and_not_used() -> N
     passes = passes_of(rows, False)
     assert speed_of_step(passes[32], 8) == pytest.approx(64 / 0.7)
     assert speed_of_step(passes[48], 8) == pytest.approx(8 / 0.7)  # launching kernels
-    figures = {"machine": {"gpus": 0, "device": "X", "cores": 2, "torch": "2"}, "date": "today",
-               "training": rows, "loading": [], "exchange": None,
+    machine = {"gpus": 8, "device": "X", "cores": 2, "torch": "2", "loader_processes_per_gpu": 2}
+    figures = {"machine": machine, "date": "today", "training": rows, "loading": [],
+               "exchange": None,
                "checkpoint": {"bytes": 1, "seconds": 1.0, "folder": "."}}  # fmt: skip
     assert node_tables(figures).count("noisy") == 1
+    assert "training: one GPU, while the others are idle\nloading: from the page cache" in (
+        node_tables(figures)
+    )
 
 
 def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
@@ -105,7 +111,7 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
           for b, s in ((96, 64.0), (160, 42.0), (224, 900.0))),
         {"way": "shards", "bandwidth": 96, "images_per_second": None, "flags": ["--shards"]},
     ]  # fmt: skip
-    machine = {"device": "X", "gpus": 1, "cores": 4, "torch": "2"}
+    machine = {"device": "X", "gpus": 1, "cores": 4, "torch": "2", "loader_processes_per_gpu": 4}
     figures: dict[str, Any] = {
         "machine": machine, "date": "today", "exchange": None, "training": training,
         "loading": [row | {"reason": "no time"} for row in loading],
@@ -123,6 +129,8 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     assert figures["time_against_constant"] < figures["throughput"]["time_against_constant"]
     assert figures["hours_by_way"]["files"] > figures["hours_by_way"]["GPU"]
     assert f"fastest: --efficiency.compile=true {GPU_DECODES}" in node_tables(figures)
+    many = summary(plan, figures, 1, 24)["fastest"]["flags"]  # a run starts 16 by default
+    assert many[2:] == ["--efficiency.num_workers=24"]
 
     said = (
         "exclude gradient exchange, checkpointing, start-up and storage slower than the page cache"
@@ -258,14 +266,15 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
     monkeypatch.setattr(node_loading, "time", clock)
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways))
     monkeypatch.setattr(node_loading, "choose_decoder", lambda *_: None)
+    monkeypatch.setattr(node_loading, "_steps", lambda *_: beside)
     plan = make_plan(config, 10_000)
-    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 120, beside)
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 120)
     assert all(row["images_per_second"] for row in rows)
     assert {bandwidth for bandwidth, _ in steps} == set(plan.bandwidths)
     assert {size for _, size in steps} == {8}
     steps.clear()
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[:1]))
-    node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 20, beside)
+    node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 20)
     assert not steps
 
     def slow_at_first(bandwidth: int, size: int) -> Callable[[], object]:
@@ -279,5 +288,40 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
 
     tick = 0
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways[1:]))
-    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 600, slow_at_first)
+    monkeypatch.setattr(node_loading, "_steps", lambda *_: slow_at_first)
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 600)
     assert [row["images_per_second"] for row in rows] == [8 / 20] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("died", [False, True])
+def test_loading_is_timed_on_all_gpus_at_once(monkeypatch, died: bool) -> None:
+    config = load_config(PretrainConfig, [], ["--optim.batch_size=64", "--efficiency.device=cpu"])
+    data = replace(config.data, synthetic_size=32, synthetic_train=8)
+    ways = [node_loading.Way("cpu", data, "fourier", "cpu", [], by_bandwidth=False)]
+    monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways))
+    if died:
+        monkeypatch.setattr(node_loading, "_start", sys.exit)
+    plan = make_plan(config, 10_000)
+    (row,) = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 4, gpus=2)
+    assert (row["images_per_second"] is None) == died
+    assert row.get("reason", "").startswith("a process of one of the GPUs died") == died
+
+
+def test_speed_of_loading_is_that_of_the_slowest_gpu(monkeypatch) -> None:
+    speeds = iter([30.0, 10.0, 20.0])
+
+    class Pool(nullcontext):
+        def __init__(self, *_: object) -> None:
+            super().__init__(self)
+
+        def submit(self, *_: object) -> Future:
+            done: Future = Future()
+            done.set_result(next(speeds))
+            return done
+
+    monkeypatch.setattr(node_loading, "ProcessPoolExecutor", Pool)
+    config = load_config(PretrainConfig, [])
+    with node_loading._measuring(config, torch.device("cpu"), 3) as measure:
+        assert measure() == 10
+    assert next(speeds, None) is None

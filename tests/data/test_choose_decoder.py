@@ -154,7 +154,9 @@ def test_images_of_each_size_are_decoded_where_that_is_faster(
     assert decoder.cpu_sides == (16,)
     said = "decoded by the GPU, at 16 px by the CPU (efficiency.decode auto): TorchCodec 9,000 "
     said += "images/s at 16 px (about 3,600 beside training), 16 loader processes 4,000; 12,000"
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err
+    assert "16 loader processes 4,000 (files read before: storage may be slower)" in err
     ours, by_gpu = batches(dataset, decoder), batches(dataset, cpu_decoder(dataset))
     for one, gpus, todays in zip(ours, by_gpu, batches(dataset, None), strict=True):
         expected = todays if one.images.shape[-1] == 16 else gpus
