@@ -49,7 +49,8 @@ class CurriculumConfig:
     """Budget: compute, in epochs at the base size (equivalent epochs); plain epochs for et, and if
     shares are of images."""
     cost: Literal["flops", "area"] = "flops"
-    """How an image's cost at a bandwidth is counted: measured FLOPs, or its area."""
+    """How an image's cost at a bandwidth is counted: FLOPs (for MAE, with the published decoder,
+    which predicts every patch), or its area."""
 
     def __post_init__(self) -> None:
         require_in("(0, inf)", self, "curriculum.epochs")

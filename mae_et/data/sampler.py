@@ -80,7 +80,8 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         plan: stages in whole steps, from `Curriculum.plan`.
         seed: seed of the order.
         micro_batch: images of one forward pass of this rank: a number, or one by bandwidth; by
-            default a rank's whole share of the batch.
+            default, and at most, a rank's whole share of the batch, which it divides: the mean over
+            a step's lists then weights all images alike.
         rank: index of this rank.
         world_size: number of ranks.
         start_step: first step.
@@ -88,9 +89,9 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         replay_images: samples that a rank keeps to draw from.
 
     Raises:
-        UserError: there is no such rank or step, `micro_batch` is not positive or lacks a bandwidth
-            of the plan, `replay` names one that is not in the plan, or the batch is not divisible
-            by the ranks and the uses of an image.
+        UserError: there is no such rank or step; `micro_batch` is not positive, does not divide a
+            rank's share of the batch or lacks a bandwidth of the plan; `replay` names one that is
+            not in the plan; or the batch is not divisible by the ranks and the uses of an image.
     """
 
     def __init__(
@@ -112,13 +113,18 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             )
         if not 0 <= start_step <= plan.steps:
             raise UserError(f"start_step {start_step} is outside the plan's {plan.steps} steps")
+        share = plan.batch_size // world_size
         if not isinstance(micro_batch, Mapping):
-            size = plan.batch_size // world_size if micro_batch is None else micro_batch
+            size = share if micro_batch is None else micro_batch
             micro_batch = dict.fromkeys(plan.bandwidths, size)
         lacking = sorted(set(plan.bandwidths) - micro_batch.keys())
         require(not lacking, f"micro_batch lacks the bandwidths {lacking}")
         smallest = min(micro_batch.values())
         require(smallest > 0, f"micro_batch must be positive, got {smallest}")
+        uneven = next((size for size in micro_batch.values() if share % min(size, share)), None)
+        require(
+            uneven is None, f"micro_batch {uneven} does not divide the {share} images of a rank"
+        )
         self.micro_batch = micro_batch
         self.plan, self.seed = plan, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step

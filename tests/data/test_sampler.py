@@ -171,6 +171,8 @@ def test_the_sampler_yields_what_the_steps_load() -> None:
         ({"rank": -1, "world_size": 2}, "rank -1 is not one of the 2 ranks from 0"),
         ({"rank": 2, "world_size": 2}, "rank 2 is not one of the 2 ranks from 0"),
         ({"micro_batch": 0}, "micro_batch must be positive, got 0"),
+        ({"micro_batch": 5}, "micro_batch 5 does not divide the 12 images of a rank"),
+        ({"micro_batch": {16: 6, 32: 4}, "world_size": 2}, "micro_batch 4 does not divide the 6"),
         ({"micro_batch": {16: 4}}, r"micro_batch lacks the bandwidths \[32\]"),
         ({"start_step": -1}, "start_step -1 is outside the plan's 31 steps"),
         ({"start_step": 32}, "start_step 32 is outside the plan's 31 steps"),
